@@ -1,7 +1,7 @@
 """Golden frames: frames with known outputs, to check that an engine computes the exported network.
 
 They find errors that matter to the outputs, such as a wrong sign of the largest weight of any convolution
-(tests/test_golden_sensitivity.py). They cannot find a wrong weight that no golden frame uses, such as one of a heatmap
+(tests/deploy/test_golden.py). They cannot find a wrong weight that no golden frame uses, such as one of a heatmap
 of a class or subcell without detections, or an error that changes no output by more than its tolerance; hashes and
 signatures of the files find those.
 """

@@ -5,7 +5,7 @@
     python tools/figures.py --write    # measure nothing: write page and README again from docs/figures.json
 
 docs/figures.json stores each section with its command, commit, date and machine. docs/figures.md and the block in
-README.md between the two `figures` comments are written from it; tests/test_figures.py checks that they agree.
+README.md between the two `figures` comments are written from it; tools/check_repository.py checks that they agree.
 """
 
 from __future__ import annotations
