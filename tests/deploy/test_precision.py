@@ -1,8 +1,10 @@
-"""Graphs in FP16 and INT8: what is rounded and what is not, against FP32 torch; NVIDIA's compiler takes them all."""
+"""FP16 and INT8: what is rounded and what is not, against FP32 torch; bundles say how exact they are."""
 
 import copy
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import lowered
@@ -11,29 +13,48 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from damaged import damaged
-from exported import without
+from commands import refuses
+from exported import checkpoint_of, without
 from graphs import onnx_model
 from networks import config, tasks, uniform_tolerances
+from once import once
 from onnx import TensorProto, helper, numpy_helper
+from tiny import write_tiny
 from torch import nn
+from vocabulary import RIG
 
+from deploy.build import build
+from deploy.bundle import Bundle
+from deploy.engines import open_engine
 from deploy.engines.tensorrt import build_engine
-from deploy.golden import Arrays, GoldenFrame, differences
+from deploy.golden import Arrays, differences, synthetic_frame
 from deploy.golden_detections import clear_detections, match_detections
+from deploy.manifest import Calibration
+from deploy.precision import frames
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.half import to_half
 from deploy.precision.measure import MARGIN, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
+from deploy.runtime import Runtime
 from deploy.targets import find_target
-from deploy.tolerances import BOUNDS, Precision, Ranked, Spread, Tolerances
+from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
+from deploy.verify import verify
+from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of
+
+
+def single() -> onnx.ModelProto:
+    return lowered.single("folded")
+
+
+def at(precision: str) -> onnx.ModelProto:
+    return lowered.graph(precision, "folded")
 
 
 def typed(graph: onnx.ModelProto) -> dict[str, int]:
@@ -50,26 +71,7 @@ def giving(graph: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     return copy
 
 
-# ---- every precision, against torch and the compiler
-
-
-@pytest.mark.parametrize("target", ["rtx-ampere", "rtx-ada"])
-@pytest.mark.parametrize("kind", ["folded", "banked"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_every_precision_compiles(precision: str, kind: str, target: str) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    graph = lowered.graph(precision, kind)
-    onnx.checker.check_model(graph, full_check=True)
-    shapes = {name: array.shape for name, array in lowered.frame(0, kind).items()}
-    assert build_engine(graph.SerializeToString(), find_target(target), inputs=shapes).layers > 0
-
-
-def test_tensorrt_refuses_the_layout_of_the_cpu() -> None:
-    """Which is why there are two."""
-    pytest.importorskip("tensorrt_rtx")
-    shapes = {name: array.shape for name, array in lowered.frame(0).items()}
-    with pytest.raises(InputError, match=r"rtx-ada: tensorrt_rtx .* refuses"):
-        build_engine(lowered.graph("int8.cpu").SerializeToString(), find_target("rtx-ada"), inputs=shapes)
+# ---- against torch
 
 
 def rounded(values: torch.Tensor, precision: str, channels: int | None = None) -> torch.Tensor:
@@ -87,7 +89,7 @@ def rounded(values: torch.Tensor, precision: str, channels: int | None = None) -
 
 def emulated(inputs: dict[str, torch.Tensor], precision: str) -> dict[str, np.ndarray]:
     """What torch gives where every convolution's weights and inputs are rounded, the last layers' too."""
-    network = copy.deepcopy(lowered.network())
+    network = copy.deepcopy(lowered.network("folded"))
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data = rounded(layer.weight.data, precision, int(isinstance(layer, nn.ConvTranspose2d)))
@@ -119,7 +121,7 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> None:
     inputs = prepare(frame, InputSpec.of(config()))
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.no_grad():
-        expected = {name: value.numpy() for name, value in lowered.network().predict(tensors).items()}
+        expected = {name: value.numpy() for name, value in lowered.network("folded").predict(tensors).items()}
     actual, rough = lowered.run(graph, inputs), emulated(tensors, precision)
     for error in (score_error, map_error):
         assert 0 < error(expected, actual) <= FURTHER * error(expected, rough)
@@ -132,59 +134,46 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> None:
         assert lost <= FURTHER * max(1, allowed)
 
 
-def calibrated(tables: NuScenesTables, selectors: list[str], precision: str) -> onnx.ModelProto:
-    """The graph at this precision, INT8 from these keyframes."""
-    whole = lowered.single()
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8.cpu"])
+def test_frames_equal_torch_within_rounding(keyframes: tuple[Path, str], precision: str) -> None:
+    """INT8 is calibrated on the keyframes before and after."""
+    tables, spec, graph = NuScenesTables(*keyframes), InputSpec.of(config()), single()
+    scenes = tables.scenes() if keyframes[1] == "v1.0-sim" else ["scene-0103"]
     if precision == "fp16":
-        return lowered.graph("fp16")
-    spec = InputSpec.of(config())
-    frames = [prepare(tables.frame(t, sweeps=2), spec) for t in tables.samples(selectors=selectors)]
-    measured = ranges(whole, activations(whole.graph), frames)
-    return quantise(whole, [*quantisable(whole.graph)], measured, TENSORRT if precision == "int8" else CPU)
+        graph = at("fp16")
+    else:
+        others = tables.samples(selectors=[f"{scene}:{part}" for scene in scenes for part in ("0-1", "2-3")])
+        drives = [prepare(tables.frame(token, sweeps=2), spec) for token in others]
+        measured = ranges(graph, activations(graph.graph), drives)
+        layout = TENSORRT if precision == "int8" else CPU
+        graph = quantise(graph, [*quantisable(graph.graph)], measured, layout)
+    for scene in scenes:
+        frame = tables.frame(tables.samples(selectors=[f"{scene}:1-2"])[0], sweeps=2)
+        for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
+            assert_close(seen, graph, precision)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int8.cpu"])
-def test_real_frames_equal_torch_within_rounding(nuscenes_root: Path, precision: str) -> None:
-    tables = NuScenesTables(nuscenes_root, "v1.0-mini")
-    graph = calibrated(tables, ["scene-0103:0-1", "scene-0103:2-4"], precision)
-    frame = tables.frame(tables.samples(selectors=["scene-0103:1-2"])[0], sweeps=2)
-    for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
-        assert_close(seen, graph, precision)
-
-
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int8.cpu"])
-def test_simulated_frames_equal_torch_within_rounding(tables: NuScenesTables, precision: str) -> None:
-    others = [f"{scene}:{i}-{i + 1}" for scene in tables.scenes() for i in (0, 2)]
-    graph = calibrated(tables, others, precision)
-    for scene in tables.scenes():
-        assert_close(tables.frame(tables.samples(selectors=[f"{scene}:1-2"])[0], sweeps=2), graph, precision)
-
-
-def proved(precision: Precision, kind: str) -> tuple[dict[str, onnx.ModelProto], tuple[GoldenFrame, ...], Tolerances]:
-    """The graphs at this precision by file, their golden frames and tolerances."""
-    names = {"model.onnx": precision} | ({"model.cpu.onnx": "int8.cpu"} if precision == "int8" else {})
-    graphs = {file: lowered.graph(name, kind) for file, name in names.items()}
-    frames = {str(seed): lowered.frame(seed, kind) for seed in range(3)}
-    expected = {name: (inputs, lowered.run(lowered.single(kind), inputs)) for name, inputs in frames.items()}
-    return graphs, *make_golden_frames(graphs, precision, expected, tasks())
-
-
-@pytest.mark.parametrize("kind", ["folded", "banked"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("fp32", "banked"), ("fp16", "folded"), ("int8", "folded"), ("int8", "banked")]
+)
 def test_the_tolerance_passes_the_graph_and_no_other(precision: Precision, kind: str) -> None:
     """Others: cameras in another order, no LiDAR, the weights of one layer upside down, no modules instead of some."""
-    graphs, frames, allowed = proved(precision, kind)
+    names = {"model.onnx": precision} | ({"model.cpu.onnx": "int8.cpu"} if precision == "int8" else {})
+    graphs = {file: lowered.graph(name, kind) for file, name in names.items()}
+    inputs = {str(seed): lowered.frame(seed, kind) for seed in range(3)}
+    expected = {name: (each, lowered.run(lowered.single(kind), each)) for name, each in inputs.items()}
+    golden, allowed = make_golden_frames(graphs, precision, expected, tasks())
 
     def found(graph: onnx.ModelProto, file: str, change: Callable[[lowered.Arrays], lowered.Arrays]) -> bool:
         return any(
             differences(f.outputs, lowered.run(graph, change(dict(f.inputs))), allowed, f.compared)
-            for f in frames
+            for f in golden
             if f.graph == file
         )
 
     for file, graph in graphs.items():
         assert not found(graph, file, lambda inputs: inputs)
-        assert found(damaged(graph), file, lambda inputs: inputs)
+        assert found(lowered.damaged(graph), file, lambda inputs: inputs)
         if kind == "folded":
             assert found(graph, file, lambda inputs: inputs | {"images": inputs["images"][:, ::-1]})
             assert found(graph, file, lambda inputs: inputs | {"pillar_counts": 0 * inputs["pillar_counts"]})
@@ -194,54 +183,44 @@ def test_the_tolerance_passes_the_graph_and_no_other(precision: Precision, kind:
 
 def test_a_graph_that_is_too_far_off_gets_no_tolerance() -> None:
     inputs = lowered.frame(0)
-    graphs = {"model.onnx": damaged(lowered.graph("fp16"))}
+    graphs = {"model.onnx": lowered.damaged(at("fp16"))}
     with pytest.raises(InputError, match=r"the graph in fp16 does not compute the network: .* at a higher precision$"):
-        make_golden_frames(graphs, "fp16", {"first": (inputs, lowered.run(lowered.single(), inputs))}, tasks())
+        make_golden_frames(graphs, "fp16", {"first": (inputs, lowered.run(single(), inputs))}, tasks())
 
 
 # ---- FP16
 
 
 def test_half_is_what_lies_between_the_sensors_and_the_last_layers() -> None:
-    graph = lowered.graph("fp16")
-    types = typed(graph)
+    """And a cast stands only where the precision changes."""
+    graph = at("fp16")
+    types, made = typed(graph), {node.output[0]: node for node in graph.graph.node}
     by_type = {t: Counter(n.op_type for n in graph.graph.node if types[n.output[0]] == t) for t in set(types.values())}
     half, whole = by_type[TensorProto.FLOAT16], by_type[TensorProto.FLOAT]
     # Heat map, what is regressed at its peaks, map, and the cameras' context and depth are last layers.
     assert (half["Conv"], whole["Conv"], half["ConvTranspose"]) == (31, 4, 2)
-    single = {"Gemm", "ScatterND", "GridSample", "Softmax", "ReduceSum", "TopK", "Sigmoid", "Exp"}
-    assert single.isdisjoint(half)
-    assert single <= {*whole} | {"TopK"}
+    exact = {"Gemm", "ScatterND", "GridSample", "Softmax", "ReduceSum", "TopK", "Sigmoid", "Exp"}
+    assert exact.isdisjoint(half)
+    assert exact <= {*whole} | {"TopK"}
     for name in ("input", "output"):
-        assert [v.type for v in getattr(graph.graph, name)] == [v.type for v in getattr(lowered.single().graph, name)]
+        assert [v.type for v in getattr(graph.graph, name)] == [v.type for v in getattr(single().graph, name)]
+    casts = [n for n in graph.graph.node if n.op_type == "Cast" and n.output[0].endswith((".half", ".single"))]
+    for node in casts:
+        assert types[node.input[0]] != types[node.output[0]]
+        assert made[node.input[0]].op_type != "Cast" or not node.input[0].endswith((".half", ".single"))
 
 
 def test_geometry_and_pillars_keep_every_bit() -> None:
-    graph = lowered.single()
-    grids = [node.input[1] for node in graph.graph.node if node.op_type == "GridSample"]
-    canvas = [node.output[0] for node in graph.graph.node if node.op_type == "ScatterND"]
+    grids = [node.input[1] for node in single().graph.node if node.op_type == "GridSample"]
+    canvas = [node.output[0] for node in single().graph.node if node.op_type == "ScatterND"]
     assert (len(grids), len(canvas)) == (2, 1)
-    inputs = lowered.frame(0)
-    expected, actual = (lowered.run(giving(g, grids + canvas), inputs) for g in (graph, lowered.graph("fp16")))
+    expected, actual = (lowered.run(giving(g, grids + canvas), lowered.frame(0)) for g in (single(), at("fp16")))
     for name, values in expected.items():
         np.testing.assert_array_equal(actual[name], values)
 
 
-def test_a_cast_stands_only_where_the_precision_changes() -> None:
-    graph = lowered.graph("fp16")
-    types = typed(graph)
-    made = {node.output[0]: node for node in graph.graph.node}
-    for node in graph.graph.node:
-        if node.op_type == "Cast" and node.output[0].endswith((".half", ".single")):
-            assert types[node.input[0]] != types[node.output[0]]
-            assert made[node.input[0]].op_type != "Cast" or not node.input[0].endswith((".half", ".single"))
-
-
 def test_weights_beyond_half_are_refused() -> None:
-    graph = onnx.ModelProto()
-    graph.CopyFrom(lowered.single())
-    tensor = next(t for t in graph.graph.initializer if t.name.endswith("trunk.stages.1.1.conv.layer.weight"))
-    tensor.CopyFrom(numpy_helper.from_array(1e6 * numpy_helper.to_array(tensor), tensor.name))
+    graph = lowered.changed(single(), {"model.trunk.stages.1.1.conv.layer.weight": lambda weight: 1e6 * weight})
     with pytest.raises(InputError, match=r"model\.trunk\.stages\.1\.1.*beyond FP16; export with another precision"):
         to_half(graph)
 
@@ -249,26 +228,22 @@ def test_weights_beyond_half_are_refused() -> None:
 # ---- INT8
 
 
-def small_graph(weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
-    """x (1, I, 1, N) -> 1x1 convolution -> ReLU -> y."""
-    nodes = [
-        helper.make_node("Identity", ["x"], ["a"]),
-        helper.make_node("Conv", ["a", "w", "b"], ["c"]),
-        helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Identity", ["r"], ["y"]),
-    ]
-    return onnx_model(
-        nodes, {"x": [1, weight.shape[1], 1, 50]}, {"y": None}, {"w": weight[:, :, None, None], "b": bias}
-    )
-
-
 @pytest.mark.parametrize("layout", [TENSORRT, CPU], ids=["tensorrt", "cpu"])
 def test_a_quantised_layer_by_hand(layout: object) -> None:
+    """x (1, I, 1, N) -> 1x1 convolution -> ReLU -> y."""
     rng = np.random.default_rng(0)
     weight = rng.normal(0, [[1.0], [0.01], [0.0]], (3, 5)).astype(np.float32)
     bias, x = np.array([0.5, -0.01, 3.0], np.float32), rng.uniform(-1, 3, (5, 50)).astype(np.float32)
+    nodes = [
+        helper.make_node(*each)
+        for each in (("Identity", ["x"], ["a"]), ("Conv", ["a", "w", "b"], ["c"]), ("Relu", ["c"], ["r"]))
+    ]
+    constants = {"w": weight[:, :, None, None], "b": bias}
+    graph = onnx_model(
+        [*nodes, helper.make_node("Identity", ["r"], ["y"])], {"x": [1, 5, 1, 50]}, {"y": None}, constants
+    )
     between = {"a": (-1.0, 2.0), "r": (0.0, 4.0)}  # some are clipped
-    actual = lowered.run(quantise(small_graph(weight, bias), ["c"], between, layout), {"x": x[None, :, None]})["y"]
+    actual = lowered.run(quantise(graph, ["c"], between, layout), {"x": x[None, :, None]})["y"]
     scale = np.abs(weight).max(axis=1, keepdims=True) / 127
     whole = np.rint(np.divide(weight, scale, out=np.zeros_like(weight), where=scale > 0))
     if layout is TENSORRT:
@@ -296,11 +271,11 @@ def test_ranges_are_percentiles_of_all_frames() -> None:
 
 
 def test_last_layers_and_view_transform_are_never_quantised() -> None:
-    graph = lowered.graph("int8").graph
+    graph = at("int8").graph
     rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     convolutions = [node for node in graph.node if node.op_type in CONVOLUTIONS]
     plain = {node.output[0] for node in convolutions if not {node.input[0], node.input[1]} <= rounded}
-    where = places(lowered.single().graph)
+    where = places(single().graph)
     assert plain == where.heads | where.view_transform
     assert (len(where.heads), len(where.view_transform), len(convolutions)) == (3, 1, 37)
     for node in graph.node:
@@ -308,24 +283,26 @@ def test_last_layers_and_view_transform_are_never_quantised() -> None:
             assert rounded.isdisjoint(node.input), node.op_type
 
 
-def test_the_cpu_layout_runs_on_integer_kernels(tmp_path: Path) -> None:
-    """All of its convolutions but the last layers and the two transposed ones, by what ONNX Runtime makes of it."""
+def test_each_layout_is_for_its_engine(tmp_path: Path) -> None:
+    """ONNX Runtime has integer kernels for all convolutions of its own but the last layers and two transposed ones."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    content = lowered.graph("int8.cpu").SerializeToString()
+    content = at("int8.cpu").SerializeToString()
     onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     made = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    assert made["QLinearConv"] == 31
-    assert made["Conv"] + made["FusedConv"] == 4
+    assert (made["QLinearConv"], made["Conv"] + made["FusedConv"]) == (31, 4)
+    pytest.importorskip("tensorrt_rtx")
+    shapes = {name: array.shape for name, array in lowered.frame(0).items()}
+    with pytest.raises(InputError, match=r"rtx-ada: tensorrt_rtx .* refuses"):
+        build_engine(content, find_target("rtx-ada"), inputs=shapes)
 
 
 def test_blocks_are_the_parts_of_the_model() -> None:
-    found = blocks(lowered.single().graph)
-    assert {"camera.backbone", "fuse.mix", "trunk.stages.0", "trunk.lifts.2", "heads.detection", "heads.map"} <= {
-        *found
-    }
-    assert sorted(layer for layers in found.values() for layer in layers) == sorted(quantisable(lowered.single().graph))
+    found = blocks(single().graph)
+    parts = {"camera.backbone", "fuse.mix", "trunk.stages.0", "trunk.lifts.2", "heads.detection", "heads.map"}
+    assert parts <= {*found}
+    assert sorted(layer for layers in found.values() for layer in layers) == sorted(quantisable(single().graph))
     banked = blocks(lowered.single("banked").graph)
     assert {*banked} == {*found}  # modules belong to the block of their slot
     assert len(banked["trunk.stages.1"]) == 3 * len(found["trunk.stages.1"])
@@ -333,23 +310,149 @@ def test_blocks_are_the_parts_of_the_model() -> None:
 
 def test_a_block_that_hurts_stays_in_fp32() -> None:
     """One channel between two layers of a block a thousand times the size, and back: FP32 computes the same."""
-    graph = onnx.ModelProto()
-    graph.CopyFrom(lowered.single())
-    frames = [lowered.frame(1)]
-    before = {b.name: b for b in sensitivity(graph, lowered.measured(), frames)}
-    weights = {t.name: t for t in graph.graph.initializer}
-    first, second = (weights[f"model.trunk.stages.2.{i}.conv.layer.weight"] for i in (1, 2))
-    bias = weights[f"{first.name}_bias"]
-    for tensor, index, factor in ((first, 0, 1e3), (bias, 0, 1e3), (second, (slice(None), 0), 1e-3)):
-        values = numpy_helper.to_array(tensor).copy()
-        values[index] *= factor
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    same = differences(
-        lowered.run(lowered.single(), frames[0]), lowered.run(graph, frames[0]), uniform_tolerances(1e-2, tasks())
-    )
-    assert same == []
-    spoilt = ranges(graph, lowered.measured(), frames)
-    after = {b.name: b for b in sensitivity(graph, spoilt, frames)}
+    frames, measured = [lowered.frame(1)], lowered.measured("folded")
+    before = {b.name: b for b in sensitivity(single(), measured, frames)}
+    first, second = (f"model.trunk.stages.2.{i}.conv.layer.weight" for i in (1, 2))
+
+    def grown(values: np.ndarray) -> np.ndarray:
+        values[0] *= 1e3
+        return values
+
+    def shrunk(values: np.ndarray) -> np.ndarray:
+        values[:, 0] *= 1e-3
+        return values
+
+    graph = lowered.changed(single(), {first: grown, f"{first}_bias": grown, second: shrunk})
+    same = (lowered.run(each, frames[0]) for each in (single(), graph))
+    assert differences(*same, uniform_tolerances(1e-2, tasks())) == []
+    after = {b.name: b for b in sensitivity(graph, ranges(graph, measured, frames), frames)}
     assert before["trunk.stages.2"].error < LARGEST_ERROR < after["trunk.stages.2"].error
     assert (before["trunk.stages.2"].precision, after["trunk.stages.2"].precision) == ("int8", "fp32")
     assert after["heads.map"].precision == "int8"
+
+
+# ---- bundles
+
+
+@cache
+def run() -> Path:
+    return checkpoint_of(
+        parse_config(config().model_dump(mode="json") | {"name": "small", "modules": lowered.MODULES}, "small")
+    )
+
+
+@cache
+def exported(precision: Precision) -> Bundle:
+    """With modules that an input switches; the drive that INT8 was calibrated on lies beside it."""
+
+    def make(out: Path) -> None:
+        write_tiny(out / "drives")
+        routes, drives = [[], ["rain"], ["night"]], frames.Drives(out / "drives", "v1.0-tiny")
+        lowered.bundles_of(run(), out, ("fp16", "int8"), drives, routes)
+
+    return Bundle.load(once("lowered", make) / precision)
+
+
+def drives() -> Path:
+    """Three keyframes with all sensors."""
+    return exported("int8").path.parent / "drives"
+
+
+@pytest.mark.slow("traces a network with modules, and measures INT8 block by block")
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision: Precision, tmp_path: Path) -> None:
+    manifest = exported(precision).manifest
+    assert manifest.precision == precision
+    found, bounds = manifest.tolerances, BOUNDS[precision]
+    spreads = [(each, bounds.cells) for each in found.dense["map/probabilities"].values()]
+    spreads += [(each, getattr(bounds.ranked, name)) for name, each in found.ranked["detection"].spreads()]
+    assert all(0 <= each.each <= bound.each and 0 <= each.mean <= bound.mean for each, bound in spreads)
+    assert found.ranked["detection"].lost == bounds.ranked.lost
+    assert found.ranked["detection"].score.each > BOUNDS["fp32"].ranked.score.each  # it is lowered
+    assert [module.name for module in manifest.banked] == ["rain", "night"]
+    runtime = Runtime(exported(precision).path)  # it runs the golden frame
+    scores = runtime(synthetic_frame("ego", RIG, 3)).results["detection"].scores
+    assert len(scores) > 0
+    assert (scores > config().tasks["detection"].suppression.threshold).all()
+    copied = shutil.copytree(exported(precision).path, tmp_path / "bundle")
+    assert build(copied, "cpu").layers == sum(manifest.operators.values())
+
+
+def test_what_is_known_of_the_blocks_is_in_the_manifest() -> None:
+    manifest = exported("int8").manifest
+    found = {block.name: block for block in manifest.blocks}
+    assert {"camera.backbone", "fuse.mix", "trunk.stages.2", "heads.detection"} <= {*found}
+    for block in found.values():
+        assert block.precision == ("int8" if block.error <= LARGEST_ERROR else "fp32")
+    assert sum(block.precision == "int8" for block in found.values()) > len(found) / 2
+    assert manifest.operators["QuantizeLinear"] > 10
+    assert exported("fp16").manifest.blocks == ()
+
+
+def test_each_engine_gets_its_layout(tmp_path: Path) -> None:
+    bundle, types = exported("int8"), {}
+    for name in (name for name in bundle.manifest.files if name.endswith(".onnx")):
+        graph = onnx.load(bundle.path / name).graph
+        zeros = {n.input[2] for n in graph.node if n.op_type == "QuantizeLinear"}
+        types[name] = {t.data_type for t in graph.initializer if t.name in zeros}
+    assert types == {bundle.onnx.name: {TensorProto.INT8}, bundle.cpu_onnx.name: {TensorProto.UINT8}}
+    assert exported("fp16").cpu_onnx.name == "model.onnx"
+    engine, allowed = open_engine(bundle), bundle.manifest.tolerances
+    for frame in bundle.golden_frames("model.cpu.onnx"):
+        assert differences(frame.outputs, engine.run(frame.inputs), allowed, frame.compared) == []
+    pytest.importorskip("tensorrt_rtx")
+    copied = shutil.copytree(bundle.path, tmp_path / "bundle")
+    assert build(copied, "rtx-ada").onnx_sha256 == bundle.manifest.files["model.onnx"]
+
+
+def test_the_bundle_tells_what_it_was_calibrated_on() -> None:
+    """The scales in the graph are those of the ranges, and the keyframes those of the drives."""
+    bundle = exported("int8")
+    calibration = Calibration.model_validate_json((bundle.path / "calibration.json").read_bytes())
+    assert calibration.data == "v1.0-tiny"
+    assert list(calibration.frames) == NuScenesTables(drives(), "v1.0-tiny").samples()
+    graph = onnx.load(bundle.onnx).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    rounded = {n.input[0]: constants[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"}
+    assert len(rounded) > 20
+    for name, scale in rounded.items():
+        np.testing.assert_allclose(scale, max(map(abs, calibration.ranges[name])) / 127, rtol=1e-6)
+    assert verify(bundle.path)["calibration"] == f"{len(calibration.ranges)} ranges on 3 keyframes of v1.0-tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int8"], "int8: needs --calibrate"),
+        (["--precision", "fp16", "--calibrate", "DRIVES"], "fp16: does not use --calibrate"),
+        (["--scenes", "scene-0001"], "name their dataroot with --calibrate"),
+        (["--precision", "int8", "--calibrate", "nowhere"], "nowhere"),
+        (["--precision", "int8", "--calibrate", "DRIVES", "--scenes", "scene-9"], "scene-9"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = [drives() if each == "DRIVES" else each for each in arguments]
+    assert message in refuses("export", run(), "--out", tmp_path / "bundle", *given)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "drives")
+    shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
+    spec = InputSpec.of(config())
+    assert len(frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)) == 3  # five are enough
+    for camera in (tmp_path / "drives" / "samples").glob("CAM_*"):
+        shutil.rmtree(camera)
+    with pytest.raises(InputError, match="no keyframe of these scenes has all sensors"):
+        frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
+
+
+def test_frames_are_spread_over_the_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MOST", 2)
+    every, first, last = (
+        frames.Drives(drives(), "v1.0-tiny", [scenes]).inputs(InputSpec.of(config()))
+        for scenes in ("scene-0001:0-3", "scene-0001:0-1", "scene-0001:2-3")
+    )
+    assert list(every) == [*first, *last]
+    for actual, expected in zip(every.values(), (first | last).values(), strict=True):
+        np.testing.assert_array_equal(actual["pillar_points"], expected["pillar_points"])

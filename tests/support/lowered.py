@@ -1,19 +1,29 @@
-"""Small networks at every precision, made once for all the tests of this process."""
+"""Networks at every precision, each traced once: for all the tests of this process, or of all processes."""
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from networks import config, model
+from once import once
+from onnx import numpy_helper
+from rich.console import Console
 from vocabulary import RIG
 
+from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
 from deploy.precision.convert import convert
+from deploy.precision.frames import Drives
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
+from deploy.tolerances import Precision
 from perception.config import parse_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -27,10 +37,11 @@ MODULES = [
 ]
 
 Arrays = dict[str, np.ndarray]
+QUIET = Console(quiet=True)
 
 
 @cache
-def network(kind: str = "folded") -> PerceptionModel:
+def network(kind: str) -> PerceptionModel:
     """Random weights, `folded`: no modules; `banked`: those of `MODULES`, switched by an input."""
     if kind == "folded":
         return model().deployed()
@@ -45,24 +56,33 @@ def network(kind: str = "folded") -> PerceptionModel:
     return modular.deployed(*ROUTES)
 
 
+@cache
+def _frame(seed: int) -> Arrays:
+    return prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config()))
+
+
 def frame(seed: int, kind: str = "folded") -> Arrays:
-    inputs = prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config()))
-    return inputs | ({"route": np.array([[0.5, 1]], np.float32)} if kind == "banked" else {})
+    return _frame(seed) | ({"route": np.array([[0.5, 1]], np.float32)} if kind == "banked" else {})
 
 
 @cache
-def single(kind: str = "folded") -> onnx.ModelProto:
-    """The graph in FP32."""
-    return to_onnx(network(kind), frame(0, kind), OUTPUTS)
+def single(kind: str) -> onnx.ModelProto:
+    """The graph in FP32; all processes of the tests share the trace."""
+
+    def trace(out: Path) -> None:
+        out.mkdir()
+        onnx.save(to_onnx(network(kind), frame(0, kind), OUTPUTS), out / "model.onnx")
+
+    return onnx.load(once(f"traced-{kind}", trace) / "model.onnx")
 
 
 @cache
-def measured(kind: str = "folded") -> Ranges:
+def measured(kind: str) -> Ranges:
     return ranges(single(kind), activations(single(kind).graph), [frame(seed, kind) for seed in (1, 2)])
 
 
 @cache
-def graph(precision: str, kind: str = "folded") -> onnx.ModelProto:
+def graph(precision: str, kind: str) -> onnx.ModelProto:
     """fp32, fp16; or all of INT8 in the layout `int8` of TensorRT or `int8.cpu`."""
     if precision == "fp16":
         return convert(single(kind), "fp16", (), network(kind).tasks).graphs["model.onnx"]
@@ -71,5 +91,54 @@ def graph(precision: str, kind: str = "folded") -> onnx.ModelProto:
     return quantise(whole, [*quantisable(whole.graph)], measured(kind), layout) if layout else whole
 
 
-def run(graph: onnx.ModelProto, inputs: Arrays) -> Arrays:
+def run(graph: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> Arrays:
     return OnnxRuntimeEngine(graph.SerializeToString()).run(inputs)
+
+
+def bundles_of(
+    checkpoint: Path,
+    out: Path,
+    precisions: Sequence[Precision],
+    drives: Drives,
+    routes: Sequence[Sequence[str]] = ((),),
+) -> dict[Precision, Bundle]:
+    """A bundle of the checkpoint in the folder `out` for each precision, all of one trace.
+
+    `export` makes FP16 and INT8 of the graph in FP32, and compares that with torch each time.
+
+    Args:
+        drives: to calibrate INT8 on.
+    """
+    traced: list[onnx.ModelProto] = []
+
+    def trace(*given: object) -> onnx.ModelProto:
+        traced[:] = traced or [to_onnx(*given)]
+        copy = onnx.ModelProto()
+        copy.CopyFrom(traced[0])
+        return copy
+
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deploy.network.to_onnx", trace)
+        for precision in precisions:
+            calibration = drives if precision == "int8" else None
+            made[precision] = export(
+                checkpoint, out / precision, routes, QUIET, precision=precision, calibration=calibration
+            )
+    return made
+
+
+def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> onnx.ModelProto:
+    """A copy with other weights, each by its name or, of a matrix, by a part of it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for part, change in changes.items():
+        tensor = next(t for t in copy.graph.initializer if t.name == part or (part in t.name and len(t.dims) > 1))
+        values = change(numpy_helper.to_array(tensor).copy())
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+    return copy
+
+
+def damaged(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the weights of one convolution in the trunk upside down."""
+    return changed(graph, {"trunk.stages.1.1.conv.layer.weight": lambda weight: weight[::-1]})

@@ -1,32 +1,43 @@
-"""Golden frames find an engine that is wrong in any quantity, at every precision, and pass the one that is right."""
+"""Golden frames find whatever computes another network, at every precision, and pass the one that is right.
+
+One changed weight is found in every layer, where all hashes hold, and so is a wrong quantity of any output.
+"""
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from exported import bundle, rewritten
-from golden_networks import PRECISIONS, engine, flipped, small, weights
+from exported import bundle, checkpoint_of, rewritten
 from golden_table import count_found
 from hypothesis import given
 from hypothesis import strategies as st
+from lowered import bundles_of
 from networks import tasks, uniform_tolerances
-from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
+from once import once
+from tiny import write_tiny
+from vocabulary import ATTRIBUTES, CLASSES, NUSCENES, RIG
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
-from deploy.golden import Arrays, GoldenFrame, WrongEngine, differences, synthetic_frame
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import Arrays, GoldenFrame, WrongEngine, differences, require_golden, synthetic_frame
 from deploy.golden_detections import clear_detections, match_detections, score_spread
+from deploy.precision.frames import Drives
 from deploy.runtime import CHECK_EVERY, Runtime
-from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded
+from deploy.tolerances import BOUNDS, Precision, Tolerances, require_bounded
 from deploy.verify import verify
+from perception.config import Config, Image, find_config, load_config
 from perception.errors import InputError
 from perception.grid import BevGrid
 from perception.tasks import TASKS, configured, tasks_of
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 WRONG = (
     "boxes +0.3 m", "boxes +1 m", "boxes +10 m", "sizes x 1.3", "headings +20 deg", "velocities +1 m/s",
     "scores x 0.8", "one label", "all labels", "all attributes", "no drivable_area", "no ped_crossing", "no walkway",
@@ -34,19 +45,103 @@ WRONG = (
 )  # fmt: skip
 EVERY = tasks_of(configured({name: {} for name in TASKS}), BevGrid(), NUSCENES)
 
+# ---- a network at every precision
 
-def widest(precision: Precision) -> Tolerances:
-    """Of detection and map."""
-    bounds = BOUNDS[precision]
-    return Tolerances(
-        ranked={"detection": bounds.ranked}, dense={"map/probabilities": dict.fromkeys(MAP_CLASSES, bounds.cells)}
+
+def small_config() -> Config:
+    """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels.
+
+    Without subcells: a weight of one subcell of a class shows only in detections at such subcells.
+    """
+    tiny = load_config(find_config("tiny"))
+    lidar = tiny.model.lidar.model_copy(update={"max_pillars": 3000})
+    camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
+    grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-5.0, 3.0)})
+    model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
+    own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
+    voxels = {"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-1.0, 2.2), "cell": 0.8}
+    others = {name: voxels if name == "occupancy" else {} for name in TASKS.keys() - tiny.tasks}
+    tasks = configured({**own, **others})
+    return tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
+
+
+@cache
+def small(precision: Precision) -> Bundle:
+    def make(out: Path) -> None:
+        write_tiny(out / "drives")
+        bundles_of(checkpoint_of(small_config()), out, PRECISIONS, Drives(out / "drives", "v1.0-tiny"))
+
+    return Bundle.load(once("golden", make) / precision)
+
+
+@cache
+def weights(precision: Precision) -> dict[str, np.ndarray]:
+    """Of the convolutions, by name; in INT8 the whole numbers that are dequantised to them."""
+    graph = onnx.load(small(precision).onnx).graph
+    made = {node.output[0]: node for node in graph.node}
+    found = {node.input[1] for node in graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    found = {made[name].input[0] if name in made else name for name in found}
+    return {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in found}
+
+
+@cache
+def engine(precision: Precision) -> OnnxRuntimeEngine:
+    """The small network, with an input for the weights of every convolution; without it they are as exported."""
+    model = onnx.load(small(precision).onnx)
+    for name, weight in weights(precision).items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, weight.shape))
+    return OnnxRuntimeEngine(model.SerializeToString())
+
+
+def flipped(weight: np.ndarray, precision: Precision) -> np.ndarray:
+    """With the sign of the weight of the largest magnitude turned over; in a graph in INT8 of all.
+
+    One of thousands of weights moves the outputs of INT8 no further than two engines are apart.
+    """
+    if precision == "int8":
+        return -weight
+    changed = weight.copy()
+    changed.reshape(-1)[np.abs(weight).argmax()] *= -1
+    return changed
+
+
+# ---- one weight, in every layer
+
+
+@cache
+def frames(precision: Precision) -> tuple[GoldenFrame, ...]:
+    """The golden frames with the outputs of `engine`, whose kernels round in other places than those of the graph."""
+    run = engine(precision).run
+    return tuple(replace(frame, outputs=run(frame.inputs)) for frame in small(precision).golden_frames())
+
+
+def caught(precision: Precision, changed: Mapping[str, np.ndarray]) -> bool:
+    """By any golden frame, with the tolerances that the exporter wrote."""
+    allowed = small(precision).manifest.tolerances
+    return any(
+        differences(frame.outputs, engine(precision).run({**frame.inputs, **changed}), allowed, frame.compared)
+        for frame in frames(precision)
     )
 
 
-def losing(tolerances: Tolerances, share: float) -> Tolerances:
-    """With another share of the detections that may be lost."""
-    ranked = {task: each.model_copy(update={"lost": share}) for task, each in tolerances.ranked.items()}
-    return tolerances.model_copy(update={"ranked": ranked})
+@pytest.mark.slow("four tasks at three precisions, of one trace that other tests use too")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_weight_is_caught_in_every_convolution(precision: Precision) -> None:
+    """And as exported it passes."""
+    exported, operators = small(precision), small(precision).manifest.operators
+    require_golden(
+        exported.golden_frames(), OnnxRuntimeEngine(exported.onnx).run, "the graph", exported.manifest.tolerances
+    )
+    assert len(weights(precision)) == operators["Conv"] + operators["ConvTranspose"]
+    assert {name.split(".")[1] for name in weights(precision)} == {"camera", "fuse", "trunk", "heads"}
+    missed = [
+        name for name, each in weights(precision).items() if not caught(precision, {name: flipped(each, precision)})
+    ]
+    assert missed == []
+
+
+# ---- any quantity
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -113,24 +208,21 @@ def wrong(precision: Precision, task: str, output: str, frame: GoldenFrame, valu
     return changes
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("task", "output"), [(name, each.name) for name, task in EVERY.items() for each in task.outputs]
 )
-@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_changed_value_of_any_output_is_found(precision: Precision, task: str, output: str) -> None:
     """With the tolerances that the exporter wrote, on what this machine's engine computes; what is right passes."""
     name, allowed = f"{task}/{output}", small(precision).manifest.tolerances
     for frame, outputs in computed(precision):
-        changes = wrong(precision, task, output, frame, outputs[name])
-        found = {
-            each: bool(differences(frame.outputs, {**outputs, name: values}, allowed, frame.compared))
-            for each, values in changes.items()
-        }
-        assert found == {each: each != "" for each in changes}, frame.name
+        for each, values in wrong(precision, task, output, frame, outputs[name]).items():
+            found = differences(frame.outputs, {**outputs, name: values}, allowed, frame.compared)
+            assert bool(found) == (each != ""), (frame.name, each)
 
 
 def test_there_is_a_street_and_one_with_sensors_missing() -> None:
-    first, street, partial = small().golden_frames()
+    first, street, partial = small("fp32").golden_frames()
     assert [frame.name for frame in (first, street, partial)] == ["first", "street", "street-partial"]
     pillars = [int((frame.inputs["pillar_counts"] > 0).sum()) for frame in (first, street, partial)]
     assert 0 < pillars[2] < pillars[1]
@@ -138,40 +230,34 @@ def test_there_is_a_street_and_one_with_sensors_missing() -> None:
 
 
 def test_pillars_are_stored_without_their_padding() -> None:
-    file = small().path / "golden.safetensors"
-    frames = small().golden_frames()
+    file = small("fp32").path / "golden.safetensors"
+    frames = small("fp32").golden_frames()
     padded = sum(array.nbytes for frame in frames for array in frame.inputs.values())
     used = sum(int((frame.inputs["pillar_counts"] > 0).sum()) for frame in frames)
-    spec = small().spec.lidar
+    spec = small("fp32").spec.lidar
     saved = (len(frames) * spec.max_pillars - used) * spec.points_per_pillar * 5 * 4
     outputs = sum(array.nbytes for frame in frames for array in frame.outputs.values())
     assert file.stat().st_size < padded + outputs - 0.9 * saved
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(
-    "quantity",
-    [
-        *(f"detection.{name}" for name in ("score", "center", "size", "heading", "velocity")),
-        *(f"map/probabilities.{name}" for name in MAP_CLASSES),
-    ],
-)
-def test_tolerances_beyond_the_precision_are_refused(tmp_path: Path, precision: Precision, quantity: str) -> None:
+def test_tolerances_beyond_the_precision_are_refused(tmp_path: Path, precision: Precision) -> None:
+    """And as large as the precision may need they are accepted."""
+    widest = BOUNDS[precision].all(tasks())
+    require_bounded(widest, precision, tasks(), "here")
+    for quantity, largest in widest.numbers():
+        content = widest.model_dump()
+        *keys, last = quantity.split(".")
+        part = content["dense" if "/" in quantity else "ranked"]
+        for key in keys:
+            part = part[key]
+        part[last] = 1.01 * largest + 1e-6
+        beyond = Tolerances.model_validate(content)
+        with pytest.raises(InputError, match=rf"^here: tolerance {quantity} is .*, in {precision} at most"):
+            require_bounded(beyond, precision, tasks(), "here")
     path = shutil.copytree(bundle().path, tmp_path / "bundle")
-    (part, name), largest = quantity.rsplit(".", 1), dict(widest(precision).numbers())[f"{quantity}.each"]
-    for number in (1.01 * largest, 1e9):
-        tolerances = widest(precision).model_dump()
-        spreads = tolerances["dense" if "/" in part else "ranked"][part]
-        spreads[name] = Spread(each=number, mean=0)
-        with pytest.raises(
-            InputError, match=rf"manifest\.json: tolerance {quantity}\.each is .*, in {precision} at most"
-        ):
-            rewritten(path, tolerances=Tolerances.model_validate(tolerances), precision=precision)
-
-
-def test_as_large_as_the_precision_may_need_is_accepted() -> None:
-    for precision in PRECISIONS:
-        require_bounded(widest(precision), precision, tasks(), "here")
+    with pytest.raises(InputError, match=r"manifest\.json: tolerance "):
+        rewritten(path, tolerances=beyond, precision=precision)
 
 
 def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
@@ -187,11 +273,11 @@ def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() -> None:
     """It begins to run with other weights in one layer, as after a flipped bit; until then it is right."""
-    runtime, frame = Runtime(small().path), synthetic_frame("ego", RIG, 3)
+    runtime, frame = Runtime(small("fp32").path), synthetic_frame("ego", RIG, 3)
     network = runtime._networks[0]
     right, wrong = network.engine, engine("fp32")
     name = "model.trunk.stages.1.1.conv.layer.weight"
-    changed = {name: flipped(weights("fp32")[name])}
+    changed = {name: flipped(weights("fp32")[name], "fp32")}
 
     class Failing:
         runs = 0
@@ -211,7 +297,7 @@ def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() 
 
 def test_a_check_changes_nothing_of_the_drive() -> None:
     frames = [synthetic_frame("ego", RIG, seed) for seed in range(4)]
-    plain, checked = Runtime(small().path), Runtime(small().path)
+    plain, checked = Runtime(small("fp32").path), Runtime(small("fp32").path)
     for i, frame in enumerate(frames):
         frame = replace(frame, timestamp=500_000 * i)
         expected = plain.step(frame)
@@ -219,10 +305,18 @@ def test_a_check_changes_nothing_of_the_drive() -> None:
         actual = checked.step(frame)
         assert actual.seconds.keys() == expected.seconds.keys()
         assert actual.conditions == expected.conditions
-        np.testing.assert_array_equal(
-            actual.states["detection"].boxes.centers, expected.states["detection"].boxes.centers
-        )
+        boxes, others = (step.states["detection"].boxes for step in (actual, expected))
+        np.testing.assert_array_equal(boxes.centers, others.centers)
         np.testing.assert_array_equal(actual.states["map"], expected.states["map"])
+
+
+# ---- the comparison that all of this rests on
+
+
+def losing(tolerances: Tolerances, share: float) -> Tolerances:
+    """With another share of the detections that may be lost."""
+    ranked = {task: each.model_copy(update={"lost": share}) for task, each in tolerances.ranked.items()}
+    return tolerances.model_copy(update={"ranked": ranked})
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60))
@@ -258,12 +352,12 @@ def test_scores_below_a_networks_threshold_are_no_further_off_than_rounding(seed
 
 def test_a_label_that_changes_is_no_lost_detection() -> None:
     """Though a tenth may be lost: rounding moves peaks, and never makes a car of a truck."""
-    frame: GoldenFrame = small().golden_frames()[1]
+    frame: GoldenFrame = small("fp32").golden_frames()[1]
     actual = {name: array.copy() for name, array in frame.outputs.items()}
     rank = int(np.flatnonzero(frame.compared["detection"][0])[0])
     labels = actual["detection/labels"]
     labels[0, rank] = (labels[0, rank] + 1) % 10
-    allowed = losing(small().manifest.tolerances, 0.1)
+    allowed = losing(small("fp32").manifest.tolerances, 0.1)
     assert [text for text in differences(frame.outputs, actual, allowed, frame.compared) if "label" in text]
 
 
