@@ -48,7 +48,11 @@ DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
     (table("ego_pose"), delete, "ego_pose.json: the table is missing"),
     (table("sample_annotation"), delete, "sample_annotation.json: the table is missing"),
     (table("sample"), cut(200), "sample.json: not valid JSON"),
-    (table("log"), write('[{"token": "a"} oops]'), r"log.json: not valid JSON \(expecting value at 'oops\]'\)"),
+    (
+        table("log"),
+        write('[{"token": "a", "location": "b"} oops]'),
+        r"log.json: not valid JSON \(expecting value at 'oops\]'\)",
+    ),
     (table("log"), write("{}"), "log.json: not a table"),
     (table("log"), write(""), "log.json: not a table"),
     (table("log"), write("[1]"), "log.json: a row is int"),
