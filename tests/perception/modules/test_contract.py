@@ -476,6 +476,7 @@ def assert_exported(name: str, network: Network) -> None:
         np.testing.assert_allclose(exported()[0][name], network(X).numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow("exports one graph with all kinds, beside their layers and folded")
 @every_kind
 def test_modules_beside_their_layers_export(case):
     assert_exported(case, with_modules(case))

@@ -419,6 +419,7 @@ def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in tensors.items()}
 
 
+@pytest.mark.slow("exports a whole model with a chooser")
 def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> None:
     modules = [module("rain", "rain", slots=("trunk.*",)), module("blind", "no-lidar", slots=("trunk.*",))]
     routing = {"kind": "learned", "choose": "top_k", "k": 2, "level": "slot"}
