@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -63,40 +64,34 @@ def random_dense(config: Settings, frames: int = 2) -> dict[str, Tensor]:
 
 def decoded_by_loop(config: Settings, dense: dict[str, Tensor], frame: int) -> np.ndarray:
     """(K, 20) box and class scores of every chosen anchor of the frame, level by level, best class first."""
-    rows_ = []
+    chosen = []
     for level, scale in enumerate(config.scales):
         classes, codes, directions = (
             dense[f"{name}.{level}"][frame].double().numpy() for name in ("classes", "boxes", "directions")
         )
         _, rows, columns = classes.shape
-        found = []
-        for row in range(rows):
-            for column in range(columns):
-                a = 0
-                for anchor in config.anchors:
-                    for rotation in config.rotations:
-                        w, l, h = (scale * side for side in anchor.size)  # noqa: E741
-                        x = anchor.x[0] + (column + 0.5) * (anchor.x[1] - anchor.x[0]) / columns
-                        y = anchor.y[0] + (row + 0.5) * (anchor.y[1] - anchor.y[0]) / rows
-                        code = codes[9 * a : 9 * a + 9, row, column]
-                        yaw = rotation + code[6]
-                        while yaw < config.direction_offset:
-                            yaw += math.pi
-                        while yaw >= config.direction_offset + math.pi:
-                            yaw -= math.pi
-                        first, second = directions[2 * a : 2 * a + 2, row, column]
-                        yaw += math.pi * (second > first)
-                        diagonal = math.hypot(w, l)
-                        box = [
-                            x + code[0] * diagonal, y + code[1] * diagonal, anchor.bottom + h / 2 + code[2] * h,
-                            w * math.exp(code[3]), l * math.exp(code[4]), h * math.exp(code[5]),
-                            math.sin(yaw), math.cos(yaw), code[7], code[8],
-                        ]  # fmt: skip
-                        logits = classes[10 * a : 10 * a + 10, row, column]
-                        found.append([*box, *(1 / (1 + np.exp(-logits)))])
-                        a += 1
-        rows_ += sorted(found, key=lambda each: -max(each[10:]))[: config.candidates]
-    return np.array(sorted(rows_, key=lambda each: -max(each[10:])))
+        found, kinds = [], [*enumerate(product(config.anchors, config.rotations))]
+        for row, column, (a, (anchor, rotation)) in product(range(rows), range(columns), kinds):
+            w, l, h = (scale * side for side in anchor.size)  # noqa: E741
+            x = anchor.x[0] + (column + 0.5) * (anchor.x[1] - anchor.x[0]) / columns
+            y = anchor.y[0] + (row + 0.5) * (anchor.y[1] - anchor.y[0]) / rows
+            code = codes[9 * a : 9 * a + 9, row, column]
+            yaw = rotation + code[6]
+            while yaw < config.direction_offset:
+                yaw += math.pi
+            while yaw >= config.direction_offset + math.pi:
+                yaw -= math.pi
+            first, second = directions[2 * a : 2 * a + 2, row, column]
+            yaw += math.pi * (second > first)
+            diagonal = math.hypot(w, l)
+            box = [
+                x + code[0] * diagonal, y + code[1] * diagonal, anchor.bottom + h / 2 + code[2] * h,
+                w * math.exp(code[3]), l * math.exp(code[4]), h * math.exp(code[5]),
+                math.sin(yaw), math.cos(yaw), code[7], code[8],
+            ]  # fmt: skip
+            found.append([*box, *(1 / (1 + np.exp(-classes[10 * a : 10 * a + 10, row, column])))])
+        chosen += sorted(found, key=lambda each: -max(each[10:]))[: config.candidates]
+    return np.array(sorted(chosen, key=lambda each: -max(each[10:])))
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
@@ -294,8 +289,8 @@ def test_unknown_velocities_unseen_objects_and_other_headings() -> None:
         for name, n in {"classes": 10, "boxes": 9, "directions": 2}.items()
     }
     losses = losses_of("joined", dense, boxes)
-    sum(losses.values()).backward()  # type: ignore[union-attr]
-    gradient = dense["boxes.0"].grad.unflatten(1, (6, 9))  # type: ignore[union-attr]
+    sum(losses.values()).backward()
+    gradient = dense["boxes.0"].grad.unflatten(1, (6, 9))
     assert gradient[:, :, :7].any()
     assert not gradient[:, :, 7:].any()
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from exported import checkpoint_of
+from lowered import MODULES
 from refusals import one_line_error
 from routed import CAMERA, LITTLE, module
 from slotted import randomised
@@ -30,6 +31,7 @@ from deploy.precision.graph import places
 from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
 from deploy.precision.sensitivity import blocks, with_measured_outputs
+from deploy.street import street_frames
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
@@ -58,6 +60,17 @@ SEEN = (
 )
 
 
+class EachItsOwnDrive:
+    def __init__(self, tables: NuScenesTables) -> None:
+        self._tables = tables
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tables, name)
+
+    def scene(self, token: str) -> str:
+        return token
+
+
 @pytest.fixture(scope="module")
 def recognising(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fitted to six keyframes of two drives, each of which counts as a drive of its own."""
@@ -67,8 +80,7 @@ def recognising(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory
     config = parse_config(content, "little")
     torch.manual_seed(0)
     save_model(folder / "base", config, randomised(PerceptionModel(config), 0.1))
-    apart = copy.copy(tables)
-    apart.scene = lambda token: token  # type: ignore[method-assign]
+    apart: Any = EachItsOwnDrive(tables)
     add_task(folder / "base", "conditions", IMAGENET, apart, "all", (), folder / "run")
     return folder / "run"
 
@@ -334,7 +346,7 @@ def test_what_cannot_be_fitted(
 @pytest.fixture(scope="module")
 def fused() -> PerceptionModel:
     """Random weights, the recogniser's too: it wavers on the golden frame, where rounding throws it far."""
-    content = small().model_dump(mode="json") | {"name": "recognising", "modules": []}
+    content = small().model_dump(mode="json") | {"name": "recognising", "modules": MODULES}
     content["tasks"]["conditions"] = {}
     run = checkpoint_of(parse_config(content, "recognising"), seed=1)  # that of seed 0 is beyond INT8
     return load_model(run)[0]
@@ -359,13 +371,20 @@ def test_int8_is_held_to_its_golden_frame(
     fused: PerceptionModel, single: onnx.ModelProto, golden: Arrays, frames: list[Arrays]
 ) -> None:
     """What the recogniser needs does not loosen the rest."""
-    converted, trained = convert(single, "int8", frames, fused.tasks), run_torch(fused.deployed(), golden)[0]
-    proofs, allowed = make_golden_frames(converted.graphs, "int8", {"first": (golden, trained)}, fused.tasks)
-    frame = next(each for each in proofs if each.graph == "model.cpu.onnx")
-    actual = OnnxRuntimeEngine(converted.graphs["model.cpu.onnx"].SerializeToString()).run(golden)
-    assert differences(frame.outputs, actual, allowed, frame.compared) == []
-    wrong = {**actual, "map/probabilities": 1 - actual["map/probabilities"]}
-    assert differences(frame.outputs, wrong, allowed, frame.compared) != []
+    converted, deployed, spec = (
+        convert(single, "int8", frames, fused.tasks),
+        fused.deployed(),
+        InputSpec.of(fused.config),
+    )
+    given = {"first": golden} | {name: prepare(frame, spec) for name, frame in street_frames(spec).items()}
+    recorded = {name: (inputs, run_torch(deployed, inputs)[0]) for name, inputs in given.items()}
+    proofs, allowed = make_golden_frames(converted.graphs, "int8", recorded, fused.tasks)
+    engine = OnnxRuntimeEngine(converted.graphs["model.cpu.onnx"].SerializeToString())
+    for frame in (each for each in proofs if each.graph == "model.cpu.onnx"):
+        actual = engine.run(frame.inputs)
+        assert differences(frame.outputs, actual, allowed, frame.compared) == []
+        wrong = {**actual, "map/probabilities": 1 - actual["map/probabilities"]}
+        assert differences(frame.outputs, wrong, allowed, frame.compared) != []
 
 
 def test_the_fused_map_is_no_last_layer_where_conditions_are_recognised_from_it(single: onnx.ModelProto) -> None:

@@ -350,7 +350,7 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
     for detected in (True, False):
         tasks = tasks_of(heads, TINY.head_grid, NUSCENES)
         task: Task[OccupancyResult] = tasks["occupancy"]
-        grid, scene = task.voxels, Scene(sensors(), tasks, CONDITIONS)  # type: ignore[attr-defined]
+        grid, scene = task.voxels, Scene(sensors(), tasks, CONDITIONS)
         writer = task.writer(tmp_path, ("lidar",))
         assert writer is not None
         with writer as file:

@@ -14,7 +14,7 @@ from vocabulary import NUSCENES, RIG
 from deploy.golden import GoldenFrame, differences
 from deploy.precision.measure import measure_tolerances
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
-from perception.config import Config, Lidar, parse_config
+from perception.config import Lidar, parse_config
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.grid import BevGrid
@@ -86,18 +86,13 @@ def test_labels_belong_to_the_points_that_the_network_gets() -> None:
         assert (task.labels(replace(frame, class_of_point=None))["classes"] == -1).all()
 
 
-def config(points: dict[str, Any], **changes: Any) -> Config:
-    """With a trunk at a stride of two."""
-    content: dict[str, Any] = copy.deepcopy(LITTLE) | changes
-    content["model"].setdefault("trunk", {}).update(stride=2, strides=[2, 1])
-    content["tasks"]["points"] = points
-    return parse_config(content, "little")
-
-
 def test_each_point_sees_the_features_around_it_at_the_trunks_stride() -> None:
     """Against a computation point by point in float64, in a batch of two; padding and points outside see nothing."""
     torch.manual_seed(0)
-    model = PerceptionModel(config({"max_points": PLACES, "channels": 8})).eval()
+    content: dict[str, Any] = copy.deepcopy(LITTLE)
+    content["model"]["trunk"] |= {"stride": 2, "strides": [2, 1]}
+    content["tasks"]["points"] = {"max_points": PLACES, "channels": 8}
+    model = PerceptionModel(parse_config(content, "little")).eval()
     frames = [prepare(street(seed), InputSpec.of(model.config)) for seed in (1, 2)]
     head: Any = model.heads["points"]
     torch.nn.init.normal_(head.cell.layer.weight, std=1000)  # so that the cells differ
@@ -194,7 +189,7 @@ BLIND = {"lidar": None, "camera": {"backbone": "resnet10t"}, "fused_channels": 8
 )
 def test_a_head_that_does_not_fit_is_refused(points: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        config(points, **copy.deepcopy(changes))
+        parse_config(copy.deepcopy(LITTLE) | changes | {"tasks": {"points": points}}, "x")
 
 
 def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:

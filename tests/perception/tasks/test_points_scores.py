@@ -186,7 +186,7 @@ def test_classes_are_found_by_the_place_of_a_point() -> None:
 def test_annotations_come_from_the_source_whatever_the_order_of_the_frames_points(tables: NuScenesTables) -> None:
     """The class is that of the height; frames are read without annotations, with another sweep, and with faults."""
     source, token = Heights(tables), tables.samples()[0]
-    metric = PointsMetric(source, BevGrid())  # type: ignore[arg-type]
+    metric = PointsMetric(source, BevGrid())
     frame = tables.frame(token, sweeps=1, annotations=False, cameras=False)
     assert len(frame.keyframe_points) < len(frame.points)
     for points in (frame.points, frame.points[::-1], frame.points[::3]):

@@ -30,10 +30,8 @@ def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, (rng.permutation(n) / n).astype(np.float32)  # no two alike
 
 
-def polygon(numbers: np.ndarray) -> Polygon:
-    one = numbers[None]
-    boxes = Boxes.from_headings(one[:, :3], one[:, 3:6], one[:, 6:8], one[:, 8:], [0], [0], [0])
-    return Polygon(boxes.corners()[0][[0, 1, 5, 4], :2])
+def polygon(box: np.ndarray) -> Polygon:
+    return rectangle(np.array([*box[[0, 1, 3, 4]], *box[6:8] / np.hypot(*box[6:8])], np.float64))
 
 
 def one_by_one(boxes: np.ndarray, scores: np.ndarray, rules: Suppression, group: int) -> tuple[list[int], bool]:
