@@ -129,10 +129,13 @@ def transform(stamp: int, parent: str, child: str, place: Any = (1, 1, 1), turn:
     return Transform(stamp, parent, child, np.asarray(place, float), np.array([w, x, y, z]))
 
 
-def test_interpolation_is_scipys() -> None:
-    turns, places = Rotation.random(2, random_state=1), np.random.default_rng(0).normal(size=(2, 3))
+@pytest.mark.parametrize("seed", range(4))
+def test_interpolation_is_scipys(seed: int) -> None:
+    """Also where the quaternions point away from each other: q and -q are one rotation."""
+    turns, places = Rotation.random(2, random_state=seed), np.random.default_rng(0).normal(size=(2, 3))
+    away = Rotation.from_quat(-turns[1].as_quat() * np.sign(turns[0].as_quat() @ turns[1].as_quat()))
     transforms = Transforms()
-    for stamp, place, turn in zip((1_000_000, 1_800_000), places, turns, strict=True):
+    for stamp, place, turn in zip((1_000_000, 1_800_000), places, (turns[0], away), strict=True):
         assert transforms.add(transform(stamp, "odom", "base", place, turn), static=False)
     transforms.add(transform(0, "map", "odom", (1, 2, 3)), static=True)
     for share in (0.0, 0.1, 0.5, 0.99, 1.0):

@@ -17,8 +17,10 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.modules.route import Route
+from perception.modules.routing import load_balance
 from perception.modules.routing.learned import supervision
-from perception.modules.spec import LowRank
+from perception.modules.spec import LearnedRouting, LowRank
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 LEVELS = ("global", "slot", "cell")
@@ -255,3 +257,59 @@ def test_onnx_equals_torch_with_and_without_the_sensor():
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
             distinct[name].add(tuple(float(w.sum()) for w in weights_at(network, "trunk.one").values()))
     assert all(len(routes) > 1 for routes in distinct.values())  # the inputs do change the route
+
+
+# ---- learning
+
+
+def domains(n: int, seed: int) -> tuple[Tensor, Tensor, list[Conditions]]:
+    """Maps of three kinds, that differ in the mean of a channel, in equal shares; their kind; their tags."""
+    torch.manual_seed(seed)
+    kind = torch.arange(n) % 3
+    x = torch.randn(n, 4, 6, 8)
+    x[torch.arange(n), kind] += 1.0
+    return (
+        x,
+        kind,
+        [(Conditions(weather="clear"), Conditions(weather="rain"), Conditions(weather="fog"))[k] for k in kind],
+    )
+
+
+def specialists(routing: LearnedRouting) -> Net:
+    """A frozen network with the modules rain and fog, each of which changes its output a lot."""
+    weathers = [LowRank(name=name, slots=("heads.*",), rank=3, when=(name,)) for name in ("rain", "fog")]
+    network = Net(weathers, routing)
+    torch.manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if not name.startswith("chooser"):
+            nn.init.normal_(parameter, 0, 0.5).requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize("chooser", ["soft", "reinforce", "supervised"])
+def test_a_router_finds_the_right_module(chooser: str) -> None:
+    """Right is the module that the output was made with. `supervised` is told by tags and never sees the output."""
+    supervised = chooser == "supervised"
+    options = {"supervise": 1.0} if supervised else {"k": 2}
+    network = specialists(learned("soft" if supervised else chooser, **options))
+    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.01)
+    for step in range(300):
+        x, kind, tags = domains(48, step)
+        sensors = {"lidar": torch.ones(48, dtype=torch.bool)}
+        y = network(x, sensors, tags if supervised else None)
+        route = network.route
+        network.bank.apply(Route({"rain": (kind == 1).float(), "fog": (kind == 2).float()}))
+        costs = (y - network.two(network.one(x))).square().mean(dim=(1, 2, 3))
+        terms = network.chooser.losses([route], costs.detach())
+        loss = sum(terms.values()) if supervised else costs.mean() + sum(terms.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, kind, _ = domains(300, 10_000)
+    network.eval()(x, {"lidar": torch.ones(300, dtype=torch.bool)})
+    accuracy = (network.route.chosen[..., 0].argmax(dim=1) == kind).float().mean()
+    report = load_balance.report(network.route.logits, network.route.chosen)
+    # All the options as often is 1 and 0, one of three alone 3 and 2: what was learned is nearer to the former.
+    assert accuracy > (1 + 1 / 3) / 2, report
+    assert report["gshard"] < 2
+    assert report["importance_cv2"] < 1

@@ -1,0 +1,119 @@
+"""Plans on a GPU, compiled for it. None of this has run yet: where it was written, there is none."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from exported import QUIET, bundle, copied, rewritten
+from networks import uniform_tolerances
+from refits import has_gpu, trained_further
+
+from deploy.build import build, refit
+from deploy.bundle import ONNX, Bundle
+from deploy.engines import cuda, open_engine
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.engines.tensorrt_plan import TensorRtEngine
+from deploy.golden import differences
+from deploy.runtime import Runtime
+from deploy.targets import TARGETS, Target
+from perception.errors import InputError
+
+on_gpu = pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU on this machine")
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Target]:
+    """A target for this GPU; one without a name, such as a server's, is compiled for as if it were an RTX GPU."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    capability = cuda.compute_capability()
+    for each in TARGETS.values():
+        if each.compiler == "tensorrt_rtx" and capability in each.compute_capabilities:
+            yield each
+            return
+    if not hasattr(trt.ComputeCapability, f"SM{capability}"):
+        pytest.skip(f"tensorrt_rtx {trt.__version__} does not compile for compute capability {capability / 10}")
+    here = replace(TARGETS["rtx-ampere"], name="here", compute_capabilities=(capability,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "here", here)
+        yield here
+
+
+@pytest.fixture(scope="module")
+def compiled(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = copied(tmp_path_factory.mktemp("compiled") / "bundle")
+    build(path, target.name, QUIET)
+    return path
+
+
+def retrained(path: Path) -> Path:
+    """A copy of the bundle with other weights, and with what ONNX Runtime computes with them as its golden frame."""
+    onnx_bytes = trained_further(onnx.load(bundle().onnx)).SerializeToString(deterministic=True)
+    inputs, _ = bundle().golden()
+    return rewritten(copied(path), onnx_bytes, golden=(inputs, OnnxRuntimeEngine(onnx_bytes).run(inputs)))
+
+
+def engine_of(path: Path, target: Target) -> TensorRtEngine:
+    engine = open_engine(Bundle.load(path), target.name)
+    assert isinstance(engine, TensorRtEngine)
+    return engine
+
+
+@on_gpu
+def test_the_plan_computes_the_network_and_a_recorded_frame_is_the_frame(target: Target, compiled: Path) -> None:
+    Runtime(compiled, target.name)  # runs the golden frame
+    engine = engine_of(compiled, target)
+    assert engine.graph is not None
+    inputs, _ = bundle().golden()
+    dark = inputs | {"images": np.zeros_like(inputs["images"])}
+    recorded = [engine.run(each) for each in (inputs, dark, inputs)]
+    engine.graph = None
+    for outputs, plain in zip(recorded, [engine.run(each) for each in (inputs, dark, inputs)], strict=True):
+        assert differences(plain, outputs, uniform_tolerances(1e-5, bundle().manifest.heads)) == []
+    assert differences(recorded[0], recorded[1], bundle().manifest.tolerances)  # each frame is its own
+
+
+@on_gpu
+def test_a_refitted_plan_is_the_one_compiled_anew(target: Target, tmp_path: Path) -> None:
+    old, new, anew = copied(tmp_path / "old"), retrained(tmp_path / "new"), retrained(tmp_path / "anew")
+    build(old, target.name, QUIET, refittable=True)
+    refit(new, old, target.name, QUIET)
+    build(anew, target.name, QUIET)
+    inputs, _ = bundle().golden()
+    tolerance = bundle().manifest.tolerances
+    outputs = engine_of(new, target).run(inputs)
+    assert differences(engine_of(anew, target).run(inputs), outputs, tolerance) == []
+    assert differences(engine_of(old, target).run(inputs), outputs, tolerance)  # the weights matter
+    Runtime(new, target.name)
+
+
+@on_gpu
+def test_a_plan_that_was_not_compiled_for_it_takes_no_weights(target: Target, compiled: Path) -> None:
+    with pytest.raises(InputError, match="was not compiled to be refitted"):
+        TensorRtEngine(Bundle.load(compiled).plan(target.name), target, bundle().read(ONNX))
+
+
+@on_gpu
+@pytest.mark.parametrize("change", [lambda a: a[:, :0], lambda a: a.astype(np.float64), lambda a: None])
+def test_inputs_of_another_shape_or_type_are_one_line(
+    target: Target, compiled: Path, change: Callable[[np.ndarray], np.ndarray | None]
+) -> None:
+    inputs, _ = bundle().golden()
+    wrong = {name: change(array) if name == "images" else array for name, array in inputs.items()}
+    with pytest.raises(InputError, match="TensorRT cannot run the network: images is "):
+        engine_of(compiled, target).run({name: array for name, array in wrong.items() if array is not None})
+
+
+@on_gpu
+def test_memory_does_not_grow_in_100_runs(target: Target, compiled: Path) -> None:
+    from cuda.bindings import driver
+
+    engine = engine_of(compiled, target)
+    inputs, _ = bundle().golden()
+    engine.run(inputs)
+    before = driver.cuMemGetInfo()
+    for _ in range(100):
+        engine.run(inputs)
+    assert driver.cuMemGetInfo() == before
