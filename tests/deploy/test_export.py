@@ -83,6 +83,7 @@ def test_onnx_equals_torch_on_real_frames(nuscenes_root: Path, missing: str | No
     assert (scores > scores[:, -1:] + 2e-4).sum() > 100  # that many boxes compared
 
 
+@pytest.mark.slow("exports `tiny` in full size")
 @pytest.mark.parametrize("route", [(), ("rain",)])
 def test_onnx_equals_torch_on_simulated_frames_and_with_nothing_to_see(
     tables: NuScenesTables, route: tuple[str, ...]
@@ -112,6 +113,7 @@ def test_graph_keeps_to_the_standard_and_tells_nothing_of_the_machine_that_made_
     assert b"stack_trace" not in content
 
 
+@pytest.mark.slow("exports twice")
 def test_export_is_reproducible(tmp_path: Path) -> None:
     again = export(checkpoint(), tmp_path / "again", console=QUIET)
     assert again.manifest == bundle().manifest
@@ -187,6 +189,7 @@ def test_conditions() -> None:
 DATA = ("v1.0-sim: 6 keyframes of 2 scenes", "v1.0-fog: 3 keyframes of 1 scenes")
 
 
+@pytest.mark.slow("traces a network with modules of every affine kind")
 def test_affine_modules_of_every_kind_cost_nothing_but_a_prompt_a_constant(tmp_path: Path) -> None:
     modules = [*AFFINE, PROMPT]
     # So many modules of 0.05 make depths' logits of 7,000, whose softmax is not the same on all processors in float32.
@@ -219,6 +222,7 @@ def bent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow("exports a network with modules")
 def test_a_bundle_says_what_is_folded_where_it_comes_from_and_brings_its_modules(bent: Path, tmp_path: Path) -> None:
     """As the plan said before; the cost of what does not fold is counted."""
     key, public = keys(tmp_path)
@@ -297,6 +301,7 @@ def prove(factor: float) -> tuple[tuple[GoldenFrame, ...], Tolerances]:
     return make_golden_frames({ONNX: scaled(factor)[1]}, "fp32", frames(factor), tasks())
 
 
+@pytest.mark.slow("computes a network in float64")
 @pytest.mark.parametrize("factor", [1, 30])
 def test_tolerances_cover_the_rounding_errors_of_float32(factor: float) -> None:
     (golden, allowed), (network, graph) = prove(factor), scaled(factor)

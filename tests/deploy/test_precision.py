@@ -153,6 +153,7 @@ def test_frames_equal_torch_within_rounding(keyframes: tuple[Path, str], precisi
             assert_close(seen, graph, precision)
 
 
+@pytest.mark.slow("traces a network for all tests of the file")
 @pytest.mark.parametrize(
     ("precision", "kind"), [("fp32", "banked"), ("fp16", "folded"), ("int8", "folded"), ("int8", "banked")]
 )
@@ -308,6 +309,7 @@ def test_blocks_are_the_parts_of_the_model() -> None:
     assert len(banked["trunk.stages.1"]) == 3 * len(found["trunk.stages.1"])
 
 
+@pytest.mark.slow("measures each block in INT8")
 def test_a_block_that_hurts_stays_in_fp32() -> None:
     """One channel between two layers of a block a thousand times the size, and back: FP32 computes the same."""
     frames, measured = [lowered.frame(1)], lowered.measured("folded")

@@ -159,6 +159,7 @@ def test_verify_looks_into_every_network_each_with_the_operators_of_the_base_alo
         Bundle.load(path)
 
 
+@pytest.mark.slow("compiles three networks")
 def test_every_network_is_compiled_and_a_signature_holds_for_all(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     path, (_, private, _), public = copytree(exported().path, tmp_path / "bundle"), apart(), tmp_path / "mine.pem"

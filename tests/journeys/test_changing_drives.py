@@ -110,6 +110,7 @@ def test_the_route_follows_what_is_recognised_and_no_wiper_stroke(untagged: Path
     assert spans(untagged, "tags", "light") == [("day", 0.0), ("night", 6.0)]
 
 
+@pytest.mark.slow("replays by commands")
 def test_the_route_follows_the_tags_unless_the_vehicle_is_told_others(changing: Changing, tmp_path: Path) -> None:
     require_following(replayed(changing, tmp_path / "tagged"))
     told = Conditions(weather="clear", light="day", city="boston")
@@ -235,6 +236,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return Recorded(recording, bundle, folder / "out")
 
 
+@pytest.mark.slow("exports a network with two routes")
 def test_belief_and_route_follow_time_position_and_wipers(recorded: Recorded) -> None:
     """Within 2 s, but not when the wipers flap; and the report says why."""
     page = page_data(recorded.out / "report.html")

@@ -399,6 +399,7 @@ def test_no_sensor_is_read_again(drive: Path, undisturbed: Any, tmp_path: Path) 
     assert_same(tmp_path, expected)
 
 
+@pytest.mark.slow("records a drive and replays it twice")
 def test_no_picture_of_a_recording_is_decoded_again(
     recording: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +425,7 @@ def test_frames_are_read_again_if_what_they_are_drawn_from_is_damaged(
     assert_same(tmp_path, undisturbed(drive))
 
 
+@pytest.mark.slow("replays a drive that stops at five places")
 @pytest.mark.parametrize("kind", ["drive", "recording"])
 def test_stopped_again_and_again_it_ends_with_the_same(
     kind: str, undisturbed: Any, tmp_path: Path, request: pytest.FixtureRequest
@@ -435,6 +437,7 @@ def test_stopped_again_and_again_it_ends_with_the_same(
     assert_same(tmp_path, undisturbed(path))
 
 
+@pytest.mark.slow("replays a drive three times")
 def test_with_faults_frames_are_read_again(drive: Path, undisturbed: Any, tmp_path: Path) -> None:
     """They are put into the data, which is to be there."""
     faults = ("noise:cameras", "freeze:lidar@5-9", "drop:CAM_BACK@6-12")

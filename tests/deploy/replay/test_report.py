@@ -289,6 +289,7 @@ def page(tables: NuScenesTables) -> str:
     return with_verdict(report.html(latency.summary()), VERDICT.as_dict())
 
 
+@pytest.mark.slow("a report of a long drive")
 def test_page_of_a_long_drive_is_small(page: str) -> None:
     assert len(page) < 8e6
     assert len(re.findall(r'"token":"', page)) > 28

@@ -242,6 +242,7 @@ def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(steps: Ste
         FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks, "LIDAR_TOP").__enter__()
 
 
+@pytest.mark.slow("replays with a viewer")
 def test_boxes_points_and_words_are_those_of_the_replay(sim_root: Path, steps: Steps, tmp_path: Path) -> None:
     """As Rerun itself reads them."""
     pytest.importorskip("rerun", reason="rerun-sdk is not installed")

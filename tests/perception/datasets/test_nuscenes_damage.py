@@ -315,6 +315,7 @@ def unread(*_: object) -> None:
     raise AssertionError("the tables are read again")
 
 
+@pytest.mark.slow("simulates the drives that other tests share")
 def test_stored_tables_give_the_same_frames(
     keyframes: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

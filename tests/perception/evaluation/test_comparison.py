@@ -106,6 +106,7 @@ def runs(drives: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> tu
     return evaluated(good, drives, folder / "good"), evaluated(worse, drives, folder / "worse")
 
 
+@pytest.mark.slow("the devkit's scores without each scene")
 def test_differences_are_those_of_the_devkit_without_each_scene(drives: NuScenesTables, tmp_path: Path) -> None:
     scenes = [f"scene-{i:04}:0-2" for i in (0, 2, 4, 6, 8)]
     networks = network(drives, 0.8, 0.4), network(drives, 0.6, 0.7)

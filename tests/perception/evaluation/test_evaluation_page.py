@@ -130,6 +130,7 @@ def shown(value: float | None) -> str:
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
+@pytest.mark.slow("evaluates corrupted frames and opens a browser")
 @needs_chromium
 def test_the_page_shows_the_numbers_of_the_evaluation(run: Path, opened: Visit) -> None:
     found, scores = opened.found, json.loads((run / "metrics.json").read_text())

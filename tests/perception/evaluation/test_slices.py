@@ -164,6 +164,7 @@ def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow("evaluates each level of four corruptions twice")
 def test_every_level_of_corruption_scores_as_its_frames_do(
     tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,7 @@ class Side(nn.ModuleDict):
         return {name: network.predict(inputs)["y"] for name, network in self.items()}
 
 
+@pytest.mark.slow("traces all choosers")
 def test_onnx_equals_torch_with_and_without_the_sensor():
     routings = itertools.product(("soft", "top_k", "gumbel"), LEVELS)
     side = Side({f"{c}-{level}": randomised(Net(ROUTED, learned(c, level, k=2))) for c, level in routings}).eval()

@@ -95,6 +95,7 @@ def said(frames: Sequence[Frame], texts: Sequence[str], watched: Sensors) -> lis
     return found
 
 
+@pytest.mark.slow("simulates the drives of the file")
 def test_healthy_drives_are_healthy(drives: list[list[Frame]], long_drive: list[Frame]) -> None:
     for frames in (long_drive, drives[1]):
         assert said(frames, [], SENSORS) == [{}] * len(frames)

@@ -219,6 +219,7 @@ def test_wrong_use_is_refused() -> None:
             scene.update(other, prediction_of(frame), weights)
 
 
+@pytest.mark.slow("a drive of 240 frames")
 def test_memory_does_not_grow_with_the_drive() -> None:
     """Of 240 frames, in rounds of 40 with faults and changes of the weather, tracker, map, beliefs and health hold as
     many objects, and when stored as many bytes, as of the first two rounds.

@@ -205,6 +205,7 @@ def _boxes(sample: str, boxes: Boxes, ids: np.ndarray) -> list[TrackingBox]:
     ]
 
 
+@pytest.mark.slow("the devkit's AMOTA of several trackers")
 def test_on_recorded_objects_the_tracker_is_near_the_best_and_better_than_one_without_motion(
     nuscenes_root: Path,
 ) -> None:

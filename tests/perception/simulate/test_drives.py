@@ -234,6 +234,7 @@ def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]], first_
     assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
 
 
+@pytest.mark.slow("simulates a drive four times")
 def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(
     tmp_path: Path, first_scenario: None
 ) -> None:

@@ -366,6 +366,7 @@ def frames(sim_root: Path, fused: PerceptionModel) -> list[Arrays]:
     return [*Drives(sim_root, "v1.0-sim").inputs(InputSpec.of(fused.config)).values()]
 
 
+@pytest.mark.slow("traces and quantises a network")
 def test_int8_is_held_to_its_golden_frame(
     fused: PerceptionModel, single: onnx.ModelProto, golden: Arrays, frames: list[Arrays]
 ) -> None:

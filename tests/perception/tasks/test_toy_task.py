@@ -73,6 +73,7 @@ def way(_toy: object, tmp_path_factory: pytest.TempPathFactory, sim_root: Path) 
     return Way(run, out, folder / "replay", manifest.head_grid.build(), frames, steps)
 
 
+@pytest.mark.slow("simulates and trains for all tests of the file")
 def test_it_learns_and_is_scored_as_a_whole_and_in_parts(way: Way, sim_root: Path, tmp_path: Path) -> None:
     command("evaluate", way.run, "--data", sim_root, "--split", "all", "--by", "condition", "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -187,6 +187,7 @@ def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(record
         assert same == (name.endswith("num_batches_tracked")), name
 
 
+@pytest.mark.slow("trains twice")
 def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tables, tmp_path: Path) -> None:
     paste = c.Paste(classes={"car": 30}, until=0.7, pictures="paste")  # in four of the six steps
     data = Data(augment=c.Augment(shuffle=True, image_rotation=5.4), paste=paste)
