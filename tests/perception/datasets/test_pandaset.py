@@ -399,7 +399,6 @@ def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Cal
         (write(gzip.compress(bytes((1 << 28) + 1), 1)), "more than 256 MiB"),
         (lambda path: (path.unlink(), path.mkdir()), "cannot read the file"),
     ],
-    ids=str,
 )
 def test_damaged_files(tmp_path: Path, damage: Damage, says: str) -> None:
     path = tmp_path / "00.pkl.gz"
