@@ -1,7 +1,6 @@
 """Damage to a file that a reader must refuse: each function makes a call that damages the file at a path."""
 
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,16 +92,5 @@ def in_npz(change: Change) -> Damage:
             arrays = dict(file)
         change(arrays)
         np.savez(path, **arrays)
-
-    return damage
-
-
-def in_pickle(change: Change) -> Damage:
-    """The content of a pickle of protocol 2 after a change."""
-
-    def damage(path: Path) -> None:
-        content = pickle.loads(path.read_bytes())
-        change(content)
-        path.write_bytes(pickle.dumps(content, 2))
 
     return damage

@@ -232,6 +232,7 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("new", put("data_list.0.ego2global", SKEWED), FIRST + "ego2global is no rotation and translation"),
     ("new", put("data_list.0.ego2global.0.3", np.nan), FIRST + "ego2global holds NaN, infinity"),
     ("new", put("data_list.0.instances.0.bbox_3d.2", "a"), "bbox_3d is not 7 numbers"),
+    ("new", put("data_list.0.instances.0.bbox_3d.0", 10**400), "bbox_3d holds NaN, infinity"),
     ("new", put("data_list.0.instances.1.bbox_3d.4", 0.0), r"instances\[1\].bbox_3d has a size that is not posit"),
     ("new", put("data_list.0.instances.0.bbox_label_3d", 12), "is 12, which is no category"),
     ("new", put("data_list.2.lidar_points.num_pts_feats", 4), "num_pts_feats is not 5"),
