@@ -2,8 +2,8 @@
 
 See NVIDIA's documentation: "Performing Inference", "CUDA Graphs" and "Refitting an Engine". The code uses the API that
 `tensorrt` and `tensorrt_rtx` share. It has not run on a GPU yet: it is tested with stand-ins for TensorRT and the
-driver, and by tests/deploy/test_gpu.py where there is a GPU. `Runtime` runs the golden frames first, which shows whether a
-plan computes the network, refitted or not.
+driver, and by tests/deploy/test_gpu.py where there is a GPU. `Runtime` runs the golden frames first, which shows
+whether a plan computes the network, refitted or not.
 """
 
 from __future__ import annotations

@@ -275,6 +275,7 @@ def recorded(model: PerceptionModel, seen: list[Frame]) -> list[tuple[Arrays, Ar
     return [(each, run_torch(deployed, each)[0]) for each in inputs]
 
 
+@pytest.mark.slow("exports a pretrained network, and measures INT8 block by block")
 @pytest.mark.parametrize(("precision", "off"), [("fp32", 1e-4), ("fp16", 0.02), ("int8", 0.02)])
 def test_onnx_runtime_says_what_torch_says(
     model: PerceptionModel, graph: onnx.ModelProto, recorded: list[tuple[Arrays, Arrays]], precision: Any, off: float
@@ -366,7 +367,7 @@ def frames(sim_root: Path, fused: PerceptionModel) -> list[Arrays]:
     return [*Drives(sim_root, "v1.0-sim").inputs(InputSpec.of(fused.config)).values()]
 
 
-@pytest.mark.slow("traces and quantises a network")
+@pytest.mark.slow("exports a network, and measures INT8 block by block")
 def test_int8_is_held_to_its_golden_frame(
     fused: PerceptionModel, single: onnx.ModelProto, golden: Arrays, frames: list[Arrays]
 ) -> None:

@@ -490,7 +490,7 @@ def test_a_module_for_a_task_in_rain_changes_nothing_else(
             assert same == old.keys() - ({f"{name}/logits"} if conditions is RAIN else set())
 
 
-@pytest.mark.slow("traces and compiles all tasks")
+@pytest.mark.slow("exports a network with all heads, and compiles it")
 @torch.no_grad()
 def test_the_graph_of_all_has_the_same_outputs_and_compiles(runs: dict[str, Path]) -> None:
     """Without a plugin; ONNX Runtime finds what torch finds, for any number of pillars, with and without points."""

@@ -33,6 +33,8 @@ from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 from perception.tasks import TASKS
 
+pytestmark = pytest.mark.slow("trains a network, exports it at two precisions and replays it")
+
 
 class Way(NamedTuple):
     """What the task leaves behind on its way."""
