@@ -272,8 +272,9 @@ def test_infos_files_go_from_training_to_an_int8_bundle(sim_root: Path, tmp_path
     train = write_infos(tmp_path / "nuscenes_infos_train.pkl", old())
     val = write_infos(tmp_path / "nuscenes_infos_val.pkl", new_infos(old(old_boxes=False)))
     config, base, night, bundle = (tmp_path / name for name in ("small.yaml", "base", "night", "bundle"))
-    config.write_text(yaml.safe_dump(small(steps=2, checkpoint_every=2).model_dump(mode="json")))
-    succeeds("train", config, "--data", train, "--out", base)
+    config.write_text(yaml.safe_dump(small(steps=9, checkpoint_every=2).model_dump(mode="json")))
+    succeeds("train", config, "--data", train, "--steps", 2, "--out", base)
+    assert [step.name for step in (base / "checkpoints").iterdir()] == ["step-000002"]
     assert provenance(base).data == ("nuscenes_infos_train.pkl: 6 keyframes of 2 scenes",)
 
     succeeds("evaluate", base, "--data", val, "--scenes", "drive-0002:0-2", "--out", tmp_path / "e")
