@@ -268,25 +268,26 @@ class Selection:
         self.by_line = recorded.by_line()
         self._trees: dict[str, ast.Module] = {}
 
-    def tests_of(self, mutant: Mutant) -> list[str]:
-        """At most `most` of the tests that execute the mutant, the fastest first.
+    def tests_of(self, mutant: Mutant, times: int = 1) -> list[str]:
+        """At most `most` of the tests that execute the mutant, or so many times that, the fastest first.
 
         A third are the fastest of all, a third those of whose lines most are in the mutant's file, and the others those
         that execute most of the rarely executed lines of its function, such as the one that raises the error. One case
         of each function comes before a second one of any.
         """
+        most = times * self._most
         last = mutant.line + mutant.before.count("\n")
         tests = [test for line in range(mutant.line, last + 1) for test in self.by_line.get((mutant.file, line), ())]
         if not tests:  # what runs when the file is imported: the tests that execute most of the file
             every = (names for (file, _), names in self.by_line.items() if file == mutant.file)
             share = Counter(test for names in every for test in names)
-            tests = [test for test, _ in share.most_common(3 * self._most)]
+            tests = [test for test, _ in share.most_common(3 * most)]
         fastest = _cases_apart(sorted(dict.fromkeys(tests), key=self._recorded.seconds))
         rarity = self._rarity(mutant)
         rarest = _cases_apart(sorted(fastest, key=lambda test: -rarity[test]))
         nearest = _cases_apart(sorted(fastest, key=lambda test: -self._share(test, mutant.file)))
-        third = self._most // 3
-        chosen = list(dict.fromkeys([*fastest[:third], *nearest[:third], *rarest]))[: self._most]
+        third = most // 3
+        chosen = list(dict.fromkeys([*fastest[:third], *nearest[:third], *rarest]))[:most]
         return sorted(chosen, key=self._recorded.seconds)
 
     def _share(self, test: str, file: str) -> float:
@@ -475,12 +476,22 @@ def main() -> int:
     for name in filter(None, arguments.preload.split(",")):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    outcomes = _tested(root, jobs, arguments.workers)
+    if arguments.against is not None:  # the tests are others, so the one that found it may not be among the ten
+        found = {row["mutant"]["name"] for row in _rows(arguments.against) if row["found_by"]}
+        lost = [each.mutant for each in outcomes if not each.found_by and each.mutant.name in found]
+        outcomes = [each for each in outcomes if each.mutant not in lost]
+        outcomes += _tested(root, [(mutant, selection.tests_of(mutant, 6)) for mutant in lost], arguments.workers)
+    return _report(outcomes, arguments.out, arguments.against)
+
+
+def _tested(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> list[Outcome]:
     outcomes = []
-    for outcome in run_all(root, jobs, arguments.workers):
+    for outcome in run_all(root, jobs, workers):
         outcomes.append(outcome)
         state = "found    " if outcome.found_by else "NOT FOUND"
         print(f"{len(outcomes):3}/{len(jobs)} {state} {outcome.mutant.name} ({outcome.seconds:.0f} s)", flush=True)
-    return _report(outcomes, arguments.out, arguments.against)
+    return outcomes
 
 
 def _rows(result: Path) -> list[dict[str, Any]]:
