@@ -3,6 +3,8 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import bench_runtime
 import numpy as np
@@ -19,6 +21,7 @@ from tiny import token, write_tiny
 from vocabulary import NUSCENES, RIG
 
 from deploy.bundle import Bundle
+from deploy.engines import open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
 from deploy.replay.journal import JOURNAL
@@ -184,3 +187,23 @@ def test_what_is_finite_stays_as_it_is(data: st.DataObject) -> None:
     numbers = (len(wrong), len(cells), int(unknown))
     counts = dict(zip((*BLINDED, "conditions/probabilities"), numbers, strict=True))
     assert found.not_finite == {name: count for name, count in counts.items() if count}
+
+
+def test_a_frame_is_prepared_in_the_memory_of_the_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: list[dict[str, int]] = []
+
+    def recorded(bundle: Bundle, target: str) -> Any:
+        engine = open_engine(bundle, target)
+
+        def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            addresses.append({name: array.ctypes.data for name, array in inputs.items()})
+            return engine.run(inputs)
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr("deploy.runtime.open_engine", recorded)
+    runtime = Runtime(bundle().path)
+    addresses.clear()
+    for seed in (1, 2):
+        runtime.step(synthetic_frame("ego", RIG, seed))
+    assert addresses[0] == addresses[1]
