@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ IMPORTED = (
     *("rosbags.typesys", "matplotlib.pyplot", "nuscenes.eval.detection.evaluate", "accelerate", "orjson", "pandas"),
 )
 TESTS = 10  # per mutant
+LEAD = 80  # characters
+NO_SUCH_TEST = -1  # instead of a number of tests
 SECONDS = 300.0  # a mutant whose tests take longer hangs, and counts as found
 COPIED = ("perception", "deploy", "tests", "tools", "configs", "docs", "requirements", "docker", ".ci")
 
@@ -71,6 +74,7 @@ class Mutant:
     start: int  # of the replaced text in the file, in characters
     before: str
     after: str
+    lead: str  # characters before it, by which it is found again after the file has changed elsewhere
     function: str = ""
 
 
@@ -190,7 +194,8 @@ class _Places(ast.NodeVisitor):
     def _add(self, kind: str, line: int, start: int, before: str, after: str) -> None:
         if self._functions:
             name = f"{self.file}:{line} {kind} {' '.join(before.split())[:60]} -> {after}"
-            self.found.append(Mutant(name, self.file, line, start, before, after, ".".join(self._functions)))
+            lead = self.source[max(0, start - LEAD) : start]
+            self.found.append(Mutant(name, self.file, line, start, before, after, lead, ".".join(self._functions)))
 
 
 def places(root: Path, file: str) -> list[Mutant]:
@@ -248,12 +253,31 @@ def written(root: Path, path: Path) -> list[Mutant]:
         if source.count(row["before"]) != 1:
             sys.exit(f"{path}: {row['file']} has `{row['before']}` {source.count(row['before'])} times, not once")
         start = source.index(row["before"])
-        # The line of the first character that differs, which may not be the first line of the text.
-        pairs = zip(row["before"], row["after"], strict=False)
-        same = next((i for i, (old, new) in enumerate(pairs) if old != new), len(row["after"]))
-        line = source.count("\n", 0, start + min(same, len(row["before"]) - 1)) + 1
+        line, lead = _line(source, start, row["before"], row["after"]), source[max(0, start - LEAD) : start]
         name = f"{row['file']} by hand: {row['why']}"
-        mutants.append(Mutant(name, row["file"], line, start, row["before"], row["after"]))
+        mutants.append(Mutant(name, row["file"], line, start, row["before"], row["after"], lead))
+    return mutants
+
+
+def _line(source: str, start: int, before: str, after: str) -> int:
+    """The line of the first character that differs, which may not be the first line of the replaced text."""
+    pairs = zip(before, after, strict=False)
+    same = next((i for i, (old, new) in enumerate(pairs) if old != new), len(after))
+    return source.count("\n", 0, start + min(same, len(before) - 1)) + 1
+
+
+def earlier(root: Path, result: Path, found: bool) -> list[Mutant]:
+    """The mutants of an earlier result, where they are now: all of them, or those that were not found."""
+    mutants = []
+    for row in _rows(result):
+        mutant = Mutant(**row["mutant"])
+        source, text = (root / mutant.file).read_text(), mutant.lead + mutant.before
+        places = [match.start() for match in re.finditer(re.escape(text), source)]
+        if not places:
+            sys.exit(f"{result}: {mutant.name}: the place has changed; make mutants of these files anew")
+        start = min(places, key=lambda place: abs(place + len(mutant.lead) - mutant.start)) + len(mutant.lead)
+        if found or not row["found_by"]:
+            mutants.append(replace(mutant, start=start, line=_line(source, start, mutant.before, mutant.after)))
     return mutants
 
 
@@ -360,7 +384,9 @@ def _test(folder: Path, tests: list[str], answer: int) -> None:
     try:
         options = ["-x", "-p", "no:cacheprovider", "--basetemp", f"{folder}.tmp"]
         code = int(pytest.main([*options, *tests], plugins=[result]))
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        if code == pytest.ExitCode.USAGE_ERROR:
+            result.ran = NO_SUCH_TEST
+        elif code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             result.failed = result.failed or f"pytest's exit code {code}"
     except BaseException as error:
         result.failed = result.failed or f"{type(error).__name__} in {tests[0]}"
@@ -396,6 +422,8 @@ class Attempt:
             answer = b""
         failed, ran = json.loads(answer) if answer else ("a crash, or no end", 0)
         self._clean()
+        if ran == NO_SUCH_TEST:
+            sys.exit("the line map names tests that are not there; record it anew (tools/line_map.py)")
         return Outcome(self.mutant, failed, ran, seconds)
 
     def _clean(self) -> None:
@@ -411,7 +439,7 @@ class Attempt:
 
 def run_all(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> Iterator[Outcome]:
     """Each job in one of `workers` copies of the repository."""
-    with tempfile.TemporaryDirectory(prefix="mutants-") as where:
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as where:
         free = [_copied(root, Path(where) / f"copy{i}" / "main") for i in range(workers)]
         waiting, running, stamp = list(reversed(jobs)), list[Attempt](), 0
         while waiting or running:
@@ -464,12 +492,12 @@ def main() -> int:
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     selection = Selection(root, LineMap(arguments.map), arguments.tests)
-    earlier = arguments.against or arguments.again
-    if earlier is None:
+    result = arguments.against or arguments.again
+    if result is None:
         executed = set(selection.by_line)
         mutants = [*written(root, arguments.written), *drawn(root, executed, arguments.count, arguments.seed)]
     else:
-        mutants = [Mutant(**row["mutant"]) for row in _rows(earlier) if arguments.against or not row["found_by"]]
+        mutants = earlier(root, result, found=arguments.against is not None)
     mutants = [mutant for mutant in mutants if arguments.only in mutant.name]
     jobs = [(mutant, selection.tests_of(mutant)) for mutant in mutants]
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -509,8 +537,8 @@ def _report(outcomes: list[Outcome], out: Path, against: Path | None) -> int:
     print("\n".join(f"not found: {mutant.name} in {mutant.function}" for mutant in survivors))
     if against is None:
         return 0
-    earlier = {row["mutant"]["name"] for row in _rows(against) if row["found_by"]}
-    lost = [mutant.name for mutant in survivors if mutant.name in earlier]
+    found_before = {row["mutant"]["name"] for row in _rows(against) if row["found_by"]}
+    lost = [mutant.name for mutant in survivors if mutant.name in found_before]
     print("\n".join(f"no longer found: {name}" for name in lost) or "every mutant that was found before is found")
     return int(bool(lost))
 
