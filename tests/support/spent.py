@@ -27,6 +27,12 @@ def processor_seconds() -> float:
     return own + (commands.spent.seconds if commands else 0.0)
 
 
+def pytest_collection_finish() -> None:
+    """What came before is of no test."""
+    global _start  # noqa: PLW0603 - processor time has one clock for the process
+    _start = processor_seconds()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
     """Runs after each phase of a test; what passed since the last phase, of any test, is this phase's."""
