@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from repository import ROOT
 from spent import (  # noqa: F401 - hooks of pytest
+    pytest_collection_finish,
     pytest_runtest_logreport,
     pytest_runtest_makereport,
     pytest_terminal_summary,

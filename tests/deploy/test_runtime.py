@@ -85,6 +85,7 @@ def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
             Runtime(path)
 
 
+@pytest.mark.slow("40 frames, and the bundle that the tests of the file share")
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tools/bench.py runtime` drives 10,000 frames, through its own network."""
     frames, vehicles = 40, bundle("rain")

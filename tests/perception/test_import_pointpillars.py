@@ -114,6 +114,7 @@ def test_random_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(dense["detection/classes.0"][0], theirs.classes, rtol=0, atol=float(1e-5 * scale))
 
 
+@pytest.mark.slow("a network of full size")
 def test_trained_weights_on_a_recorded_drive(tmp_path: Path, pandaset_root: Path) -> None:
     out = tmp_path / "run"
     import_pointpillars(CONFIG, kitti.weights_file(), out)

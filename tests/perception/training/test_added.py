@@ -60,6 +60,7 @@ def mapped(finished: Path, tables: NuScenesTables) -> Path:
     return run
 
 
+@pytest.mark.slow("trains heads of three tasks")
 def test_an_added_task_leaves_every_bit_and_every_output(
     finished: Path, mapped: Path, tables: NuScenesTables, tmp_path: Path
 ) -> None:
