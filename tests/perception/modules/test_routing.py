@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import model, spec
 from rich.console import Console
 from routed import assert_same, frame_inputs, little, module
 from slotted import ROUTED, Net, softmax
@@ -437,3 +438,13 @@ def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> No
     expected = predicted(folded, inputs)
     assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
     assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), LEAST.all(model.tasks)) == []
+
+
+@pytest.mark.parametrize(
+    ("slots", "sensors"),
+    [(["lidar.*"], {"lidar"}), (["camera.*"], {"cameras"}), (["lidar.*", "camera.*"], set()), (["trunk.*"], set())],
+)
+def test_a_module_in_one_sensors_branch_runs_only_with_the_sensor(slots: list[str], sensors: set[str]) -> None:
+    network = copy.deepcopy(model())
+    network.bank.add(spec("own", "low_rank", *slots))
+    assert network.bank.requirements("own") == {"fog"} | sensors
