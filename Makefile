@@ -1,4 +1,4 @@
-.PHONY: environment demo test test-newest test-scale lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants check
+.PHONY: environment demo test test-newest test-scale lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -107,6 +107,8 @@ def _by_file(lines: set[tuple[str, int]]) -> dict[str, list[int]]:
 
 def record(out: Path, root: Path, options: list[str]) -> int:
     """Run pytest at `root` with these options; `out`/map.json is the result. The exit code is pytest's."""
+    if sys.version_info < (3, 12):
+        sys.exit("the line map needs Python 3.12 or newer: make line-map PYTHON=python3.13 VENV=.venv-3.13")
     parts = out.resolve() / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     for old in parts.iterdir():
