@@ -1,19 +1,16 @@
 """Drives whose conditions change: belief and route follow tags, pictures, or time, position and wipers alone."""
 
 import json
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from browser import needs_chromium, visit
-from commands import refuses, succeeds
+from commands import succeeds
 from exported import QUIET, checkpoint_of
 from fixes import fix, message
-from foxglove_schemas_protobuf.LocationFix_pb2 import LocationFix
 from geofences import box, feature, polygon, written
 from make_log import make, transform
 from pages import page_data
@@ -25,8 +22,6 @@ from vehicles import small_pictures
 from deploy.export import export
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
-from deploy.replay.sources import foxglove
-from deploy.replay.sources.messages import CorruptMessage, Fix
 from deploy.runtime import Runtime
 from perception.config import Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -54,8 +49,7 @@ ROUTES: list[list[str]] = [[], ["rain"], ["night"], ["rain", "night"]]
 OUTLIERS = ("blackout:cameras@1.4-1.6", "noise:cameras,levels=90@5.0-5.1", "blur:cameras,pixels=40@8.4-8.6")
 
 
-@dataclass(frozen=True)
-class Changing:
+class Changing(NamedTuple):
     tables: NuScenesTables
     finished: Path  # a base and modules with random weights
     recognising: Path  # with a recogniser that learned on this very drive: how well it generalises is not asked here
@@ -86,12 +80,6 @@ def replayed(changing: Changing, out: Path, **settings: Any) -> Path:
     return out / "report.html"
 
 
-@pytest.fixture(scope="module")
-def untagged(changing: Changing, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a replay whose vehicle is told nothing."""
-    return replayed(changing, tmp_path_factory.mktemp("untagged"), faults=OUTLIERS, conditions=Conditions())
-
-
 def require_following(report: Path) -> None:
     """The route, and what is believed: once per change, within 2 s."""
     for kind, module, values in (("weather", "wet_road", ["clear", "rain"]), ("light", "dark", ["day", "night"])):
@@ -103,54 +91,34 @@ def require_following(report: Path) -> None:
         assert 0 < route[1][1] - CHANGES[values[1]] <= 2, route
 
 
+TAGGED = {"weather": [("clear", 0.0), ("rain", 3.0)], "light": [("day", 0.0), ("night", 6.0)]}
+
+
 @pytest.mark.slow("simulates 18 keyframes, trains a recogniser on them and exports it with four routes")
-def test_the_route_follows_what_is_recognised_and_no_wiper_stroke(untagged: Path) -> None:
-    require_following(untagged)
-    assert spans(untagged, "tags", "weather") == [("clear", 0.0), ("rain", 3.0)]
-    assert spans(untagged, "tags", "light") == [("day", 0.0), ("night", 6.0)]
+def test_the_route_follows_what_is_recognised_and_no_wiper_stroke(changing: Changing, tmp_path: Path) -> None:
+    """The vehicle is told nothing."""
+    report = replayed(changing, tmp_path, faults=OUTLIERS, conditions=Conditions())
+    require_following(report)
+    assert {kind: spans(report, "tags", kind) for kind in TAGGED} == TAGGED
+    with pytest.raises(InputError, match="holds a trained run already"):
+        add_task(changing.finished, "conditions", {}, changing.tables, "all", (), changing.recognising)
 
 
 @pytest.mark.slow("replays by commands")
 def test_the_route_follows_the_tags_unless_the_vehicle_is_told_others(changing: Changing, tmp_path: Path) -> None:
-    require_following(replayed(changing, tmp_path / "tagged"))
+    """By tags three frames of another condition are believed; the third comes 1 s after the first."""
     told = Conditions(weather="clear", light="day", city="boston")
+    require_following(replayed(changing, tmp_path / "tagged"))
     report = replayed(changing, tmp_path / "told", conditions=told)
     assert spans(report, "route", "wet_road") == spans(report, "route", "dark") == [("0", 0.0)]
-    assert spans(report, "tags", "weather") == [("clear", 0.0), ("rain", 3.0)]
-
-
-def test_the_table_tells_how_the_belief_followed(changing: Changing) -> None:
-    """By tags three frames of another condition are believed; the third comes 1 s after the first."""
+    assert spans(report, "tags", "weather") == TAGGED["weather"]
     followed = {"as tagged": 14 / 18, "delay, s": 1.0, "switches": 2, "changes": 2}
     stayed = {"as tagged": 6 / 18, "delay, s": None, "switches": 0, "changes": 2}
-    for told, expected in ((None, followed), (Conditions(weather="clear", light="day"), stayed)):
-        driven = Driven(Runtime(changing.bundle), told)
+    for given, expected in ((None, followed), (told, stayed)):
+        driven = Driven(Runtime(changing.bundle), given)
         for token in changing.tables.samples():
             driven(changing.tables.frame(token, annotations=False))
         assert driven.summary() == expected
-
-
-@needs_chromium
-def test_the_page_shows_belief_route_and_switches(untagged: Path, tmp_path: Path) -> None:
-    shown = visit(
-        untagged.read_text(),
-        tmp_path,
-        """report({
-          names: [...document.querySelectorAll("#lanes text.name")].map(name => name.textContent),
-          why: [...document.querySelectorAll("#lanes title")].map(title => title.textContent),
-        });""",
-    )
-    assert shown.console == []
-    names, why = shown.found["names"], shown.found["why"]
-    assert {"weather by tags", "weather", "wet road, 1 switch", "dark, 1 switch"} <= set(names)
-    assert {"weather by tags: clear", "weather by tags: rain", "light by tags: night"} <= set(why)
-    rain = next(each for each in why if each.startswith("wet road: 1\nrain since "))
-    assert any(each == rain.replace("wet road: 1", "weather: rain") for each in why)
-
-
-def test_a_trained_run_is_not_overwritten(changing: Changing) -> None:
-    with pytest.raises(InputError, match="holds a trained run already"):
-        add_task(changing.finished, "conditions", {}, changing.tables, "all", (), changing.recognising)
 
 
 # ---- a recording of time, position and wipers alone: across a border, a sunset and a shower
@@ -183,63 +151,50 @@ def begin() -> int:
 
 def wipers() -> list[Sent]:
     """At 10 Hz: off, flapping, off, and on from WIPED_AT."""
-    moments = [0.1 * i for i in range(5 * FRAMES)]
-    states = [(4 <= moment < 6.5 and i % 2 == 0) or moment > WIPED_AT for i, moment in enumerate(moments)]
-    made = [make("std_msgs/msg/UInt8", data=2 * state) for state in states]
-    return [message("/vehicle/wipers", begin() + round(1e6 * at), each) for at, each in zip(moments, made, strict=True)]
-
-
-def log() -> list[Sent]:
-    """Poses, keyframes without tags, and fixes 0.1 s after them."""
     sent = []
-    for i in range(FRAMES):
-        stamp = begin() + 500_000 * i
-        pose = np.array([10.0 * i, 0, 0, 1, 0, 0, 0])
-        moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(stamp, "map", "base_link", pose)])
-        known = {"stamp": stamp, "token": f"frame-{i}", "scene": "drive", "sweeps": []}
-        # The sun of the border's meridian: 0.001 degrees are a quarter of a second.
-        longitude = BORDER + 1e-5 * (0.5 * i - BORDER_AT)
-        sent += [
-            message("/tf", stamp, moved),
-            message("/keyframe", stamp, make("std_msgs/msg/String", data=json.dumps(known))),
-            fix(stamp + 100_000, LATITUDE, longitude),
-        ]
+    for i, at in enumerate(0.1 * np.arange(5 * FRAMES)):
+        on = (4 <= at < 6.5 and i % 2 == 0) or at > WIPED_AT
+        sent.append(message("/vehicle/wipers", begin() + round(1e6 * at), make("std_msgs/msg/UInt8", data=2 * int(on))))
     return sent
 
 
-@dataclass(frozen=True)
-class Recorded:
-    recording: Path
-    bundle: Path
-    out: Path
+def keyframe(number: int, **more: str) -> list[Sent]:
+    """A pose and a keyframe without tags."""
+    stamp = begin() + 500_000 * number
+    pose = np.array([10.0 * number, 0, 0, 1, 0, 0, 0])
+    moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(stamp, "map", "base_link", pose)])
+    known = json.dumps({"stamp": stamp, "token": f"frame-{number}", "scene": "drive", "sweeps": [], **more})
+    return [message("/tf", stamp, moved), message("/keyframe", stamp, make("std_msgs/msg/String", data=known))]
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """By the command, through a bundle with a route for the night and for one of the cities."""
+def log(fixes: int = FRAMES) -> list[Sent]:
+    """Keyframes, and 0.1 s after the first of them fixes."""
+    sent = []
+    for i in range(FRAMES):
+        # The sun of the border's meridian: 0.001 degrees are a quarter of a second.
+        place = fix(begin() + 500_000 * i + 100_000, LATITUDE, BORDER + 1e-5 * (0.5 * i - BORDER_AT))
+        sent += [*keyframe(i), *([place] if i < fixes else [])]
+    return sent
+
+
+@pytest.mark.slow("exports a network with four routes, and replays by a command")
+def test_belief_and_route_follow_time_position_and_wipers(tmp_path: Path) -> None:
+    """Within 2 s, but not when the wipers flap; and the report says why."""
     modules = tuple(
         LowRank(name=name, rank=2, slots=("trunk.*",), when=(condition,))
         for name, condition in (("dark", "night"), ("left", "singapore"), ("wet", "rain"))
     )
     model = small().model.model_copy(update={"camera": None})
     own = {"name": "position", "modules": modules, "model": model, "data": Data(augment=None)}
-    run = checkpoint_of(small().model_copy(update=own))
-    folder = tmp_path_factory.mktemp("position")
     routes = [[], ["night"], ["night", "singapore"], ["night", "singapore", "rain"]]
-    bundle = export(run, folder / "bundle", routes, console=QUIET).path
+    bundle = export(checkpoint_of(small().model_copy(update=own)), tmp_path / "bundle", routes, console=QUIET).path
     west, east = polygon(box(11, 48, BORDER, 49)), polygon(box(BORDER, 48, 12, 49))
-    written(folder, feature(west, city="boston"), feature(east, city="singapore"))
-    (folder / "evidence.yaml").write_text(EVIDENCE)
-    recording = write_raw_mcap(folder / "drive.mcap", sorted(log() + wipers(), key=lambda each: each.time))
-    evidence = folder / "evidence.yaml"
-    succeeds("replay", recording, "--bundle", bundle, "--evidence", evidence, "--out", folder / "out", "--json")
-    return Recorded(recording, bundle, folder / "out")
-
-
-@pytest.mark.slow("exports a network with two routes")
-def test_belief_and_route_follow_time_position_and_wipers(recorded: Recorded) -> None:
-    """Within 2 s, but not when the wipers flap; and the report says why."""
-    page = page_data(recorded.out / "report.html")
+    written(tmp_path, feature(west, city="boston"), feature(east, city="singapore"))
+    evidence, out = tmp_path / "evidence.yaml", tmp_path / "out"
+    evidence.write_text(EVIDENCE)
+    recording = write_raw_mcap(tmp_path / "drive.mcap", sorted(log() + wipers(), key=lambda each: each.time))
+    succeeds("replay", recording, "--bundle", bundle, "--evidence", evidence, "--out", out, "--json")
+    page = page_data(out / "report.html")
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in page["lanes"]}
     for kind, values, at, source, module in (
         ("light", ["day", "night"], SUNSET_AT, "sun", "dark"),
@@ -256,67 +211,32 @@ def test_belief_and_route_follow_time_position_and_wipers(recorded: Recorded) ->
             assert f" by {source}: 3 of 4 frames" in believed[1]["why"]
         assert [(span["value"], span["from"]) for span in route] == [("0", 0), ("1", believed[-1]["from"])]
         assert f" by {source}: " in route[1]["why"]
-    used = json.loads((recorded.out / "replay.json").read_text())["evidence"]
+    used = json.loads((out / "replay.json").read_text())["evidence"]
     assert used[:2] == ["tags", "sun (light: day -0.8333, night -90)"]
     assert used[2].startswith("geofences (areas.geojson ")
     assert used[3].startswith("signals (wipers < 1; wipers >= 1 ")
     assert page["bundle"]["evidence"] == ", ".join(used)
-    counts = json.loads((recorded.out / "sources.json").read_text())[0]
+    counts = json.loads((out / "sources.json").read_text())[0]
     assert (counts["messages"]["/gps"], counts["messages"]["/vehicle/wipers"]) == (FRAMES, len(wipers()))
     assert not {"corrupt", "late", "duplicated"} & counts.keys()
 
 
-def test_another_evidence_is_another_replay(recorded: Recorded, tmp_path: Path) -> None:
-    given = ("replay", recorded.recording, "--bundle", recorded.bundle, "--out", tmp_path / "out")
-    assert "was replayed with evidence tags, sun" in refuses(*given, "--baseline", recorded.out)
-    for text, says in (
-        ("{source: moon}", "evidence.yaml: sources.1: "),
-        (
-            "{source: signals, signals: {fog_lamp: {timeout: 5}}, rules: [{when: fog_lamps, says: {rain: 0.9}}]}",
-            "evidence.yaml: sources.1: rules.0.when: fog_lamps is none of the signals fog_lamp",
-        ),
-    ):
-        (tmp_path / "evidence.yaml").write_text(f"sources: [{{source: sun}}, {text}]")
-        assert says in refuses(*given, "--evidence", tmp_path / "evidence.yaml")
-
-
-def test_a_fix_is_used_for_two_seconds() -> None:
-    sent = [each for i, each in enumerate(log()) if each.topic != "/gps" or i // 3 < 4]
-    frames, counts = assembled(sent)
+def test_a_frame_has_the_position_of_a_fix_within_two_seconds_or_on_a_map_of_nuscenes() -> None:
+    frames, counts = assembled(log(fixes=4))
     assert [frame.position is not None for frame in frames] == [i <= 7 for i in range(FRAMES)]
     assert frames[0].position == pytest.approx((LATITUDE, BORDER - 1e-5 * BORDER_AT))
     assert frames[2].position != frames[1].position
     assert "corrupt" not in counts.summary()
-
-
-def test_a_receiver_without_a_fix_and_a_position_that_is_none() -> None:
-    first = log()[:2]
-    stamp = first[0].time
-    nowhere, old = fix(stamp, float("nan"), float("nan"), status=-1), edited(fix(stamp, 1, 2), stamp=stamp - 3_000_000)
-    for without in (nowhere, old):
-        (frame,), counts = assembled([without, *first])
+    stamp, nan, nowhere = begin(), float("nan"), "a position that is not on earth"
+    for given, reasons in (
+        (fix(stamp, nan, nan, status=-1), {}),  # the receiver has none
+        (edited(fix(stamp, 1, 2), stamp=stamp - 3_000_000), {}),
+        (fix(stamp, nan, 11), {"/gps": {nowhere: 1}}),
+        (fix(stamp, 91, 11), {"/gps": {nowhere: 1}}),
+        (fix(stamp, 48, 181), {"/gps": {nowhere: 1}}),
+    ):
+        (frame,), counts = assembled([given, *keyframe(0)])
         assert frame.position is None
-        assert "corrupt" not in counts.summary()
-    for latitude, longitude in ((float("nan"), 11.0), (91.0, 11.0), (48.0, 181.0)):
-        (frame,), counts = assembled([fix(stamp, latitude, longitude), *first])
-        assert frame.position is None
-        assert counts.summary()["reasons"] == {"/gps": {"a position that is not on earth": 1}}
-
-
-def test_a_recorded_map_of_nuscenes_has_its_position() -> None:
-    stamp, frames = begin(), log()[:1]
-    known = {"stamp": stamp, "token": "a", "scene": "drive", "location": "boston-seaport", "sweeps": []}
-    keyframe = message("/keyframe", stamp, make("std_msgs/msg/String", data=json.dumps(known)))
-    (frame,), _ = assembled([*frames, keyframe])
+        assert counts.summary().get("reasons", {}) == reasons
+    (frame,), _ = assembled(keyframe(0, location="boston-seaport"))
     assert frame.position == pytest.approx((42.336849169438615, -71.05785369873047))
-
-
-@pytest.mark.parametrize("stamped", [True, False])
-def test_a_fix_in_foxgloves_schema(stamped: bool) -> None:
-    message = LocationFix(latitude=1.5, longitude=103.8)
-    if stamped:
-        message.timestamp.FromMicroseconds(1_700_000_000_000_000)
-    assert foxglove.CONVERTERS["foxglove.LocationFix"](message) == [Fix(stamped * 1_700_000_000_000_000, 1.5, 103.8)]
-    message.latitude = 95
-    with pytest.raises(CorruptMessage, match="a position that is not on earth"):
-        foxglove.CONVERTERS["foxglove.LocationFix"](message)

@@ -59,10 +59,8 @@ def test_results_are_the_predictors_and_the_report_shows_missing_sensors(nuscene
     for each, frame in zip(shown, frames, strict=True):
         near = (np.abs(frame.boxes.centers[:, :2]) < 51.2).all(axis=1)
         assert len(each["layers"]["annotations"]) == ((frame.boxes.num_points > 0) & near).sum()
-    stages = {
-        name: each["mean"] for name, each in json.loads((tmp_path / "latency.json").read_text())["stages"].items()
-    }
-    assert stages.pop("total") == pytest.approx(sum(stages.values()), abs=0.01)
+    *stages, total = (each["mean"] for each in json.loads((tmp_path / "latency.json").read_text())["stages"].values())
+    assert total == pytest.approx(sum(stages), abs=0.01)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):
         replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path / "file" / "out", console=QUIET)
@@ -77,13 +75,10 @@ def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
     return Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes, scene=scene)
 
 
-def reported(
-    given: Iterable[tuple[Frame, Boxes, dict[str, float]]], names: tuple[str, ...] = (), share: Share | None = None
-) -> Report:
+def reported(given: Iterable[tuple[Frame, Boxes, dict[str, float]]], names: tuple[str, ...] = ()) -> Report:
     """The report of frames, detections in them and latencies."""
-    given, heads = list(given), bundle().manifest.heads
-    report = Report(bundle().manifest, "cpu", len(given), *([] if share is None else [share]))
-    scene = Scene(sensors(*names), heads, CONDITIONS)
+    given, manifest = list(given), bundle().manifest
+    report, scene = Report(manifest, "cpu", len(given)), Scene(sensors(*names), manifest.heads, CONDITIONS)
     for frame, boxes, seconds in given:
         report.add(frame, replace(seen(scene, frame, boxes), seconds=USUAL | seconds))
     return report
@@ -96,9 +91,7 @@ def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
         latency.add(frame, USUAL | seconds)
     (tmp_path / "report.html").write_text(reported(given).html(latency.summary()))
     data = page_data(tmp_path / "report.html")
-    assert [(each["measure"], each["number"]) for each in data["worst"]] == [
-        ("slowest", 7), ("slowest", 40), ("slowest", 41), ("slowest", 99)
-    ]  # fmt: skip
+    assert [(each["measure"], each["number"]) for each in data["worst"]] == [("slowest", i) for i in (7, 40, 41, 99)]
     numbers = [frame["number"] for frame in data["frames"]]
     spread = [number for number in numbers if number not in slow]
     assert {7, 40, 41, 99} <= set(numbers)
@@ -283,7 +276,7 @@ def page(tables: NuScenesTables) -> str:
     for i in range(FRAMES):
         seconds = USUAL | {"engine": 3.0 if i == SLOWEST else 0.05 + 1e-4 * i}
         which = i * len(frames) // FRAMES
-        routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 3 else Routed(0.0, "clear")
+        routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 4 else Routed(0.0, "clear")
         report.add(frames[which], replace(seen[which], route={"wet_road": routed}, seconds=seconds))
         latency.add(frames[which], seconds)
     return with_verdict(report.html(latency.summary()), VERDICT.as_dict())
@@ -320,6 +313,7 @@ def test_link_of_a_worst_frame_shows_it(page: str, tmp_path: Path) -> None:
           top: document.getElementById("verdict").getBoundingClientRect().top,
           loaded: performance.getEntriesByType("resource").filter(each => !each.name.startsWith("data:")).length,
           bars: document.querySelectorAll("#histogram rect").length,
+          names: [...document.querySelectorAll("#lanes text.name")].map(name => name.textContent),
           why: [...document.querySelectorAll("#lanes title")].map(title => title.textContent),
           lanes: document.querySelectorAll("#lanes rect").length,
         }};
@@ -333,6 +327,8 @@ def test_link_of_a_worst_frame_shows_it(page: str, tmp_path: Path) -> None:
     assert found["first"][3:5] == reasons
     assert found["top"] < 50
     assert (found["loaded"], found["bars"] >= 8, found["lanes"] > 10) == (0, True, True)
+    assert {"weather by tags", "weather", "wet road, 1 switch"} <= {*found["names"]}
+    assert {"weather by tags: clear", "weather by tags: rain", "light by tags: night"} <= {*found["why"]}
     route = {why for why in found["why"] if why.startswith("wet road")}
     assert route == {"wet road: 0\nclear", "wet road: 1\nrain since 0.0 s: 1 of 1 frames"}
     assert (before["counter"], after["counter"]) == (f"frame 1 of {FRAMES}", f"frame {SLOWEST + 1} of {FRAMES}")

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
-from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
-from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
+from fixes import message
 from hypothesis import given
 from hypothesis import strategies as st
 from make_log import header, make
@@ -20,9 +19,7 @@ from refusals import one_line_error
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
-from deploy.replay.sources import foxglove
-from deploy.replay.sources.messages import Cloud, Transform
-from deploy.replay.sources.point_times import point_times
+from deploy.replay.sources.messages import Transform
 from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
@@ -47,13 +44,17 @@ def numbers(log: list[Sent], topic: str) -> list[int]:
     return [i for i, each in enumerate(log) if each.topic == topic]
 
 
-def test_repeated_messages_are_counted_and_change_nothing(log: list[Sent], expected: list[Frame]) -> None:
-    frames, counts = assembled([each for each in log for _ in range(2)])
+def assert_equal(frames: list[Frame], expected: list[Frame]) -> None:
     for a, b in zip(frames, expected, strict=True):
         assert_equal_frames(a, b)
+
+
+def test_repeated_messages_are_counted_and_change_nothing(log: list[Sent], expected: list[Frame]) -> None:
+    frames, counts = assembled([each for each in log for _ in range(2)])
+    assert_equal(frames, expected)
     duplicated = counts.summary()["duplicated"]
     assert (duplicated[LIDAR], duplicated[FRONT], duplicated["/keyframe"]) == (6, 3, 3)
-    assert duplicated["/tf"] == sum(each.topic == "/tf" for each in log)
+    assert duplicated["/tf"] == len(numbers(log, "/tf"))
 
 
 def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], expected: list[Frame]) -> None:
@@ -62,8 +63,7 @@ def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], e
     for i in range(1, len(spare) - 1, 2):
         spare[i], spare[i + 1] = spare[i + 1], spare[i]
     frames, counts = assembled(spare, nuscenes_topics(wait=0.4))
-    for a, b in zip(frames, expected, strict=True):
-        assert_equal_frames(a, b)
+    assert_equal(frames, expected)
     assert "late" not in counts.summary()
     a, b = numbers(log, LIDAR)[:2]  # a sweep and its keyframe
     spare = [*log]
@@ -74,24 +74,21 @@ def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], e
 
 
 def test_a_message_that_is_late_is_counted_and_missing(log: list[Sent], expected: list[Frame]) -> None:
-    """The keyframe's wait is over when a later message comes."""
-    late = [*log]
-    message = late.pop(numbers(log, FRONT)[0])
-    late.insert(numbers(late, LIDAR)[2] + 1, message._replace(time=log[numbers(log, LIDAR)[2]].time + 1))
-    frames, counts = assembled(late)
-    assert "CAM_FRONT" not in frames[0].cameras
-    assert_equal_frames(replace(expected[0], cameras=frames[0].cameras), frames[0])
-    assert_equal_frames(frames[1], expected[1])
-    assert (counts.summary()["late"], counts.summary()["missing"]) == ({FRONT: 1}, {"CAM_FRONT": 1})
-
-
-@pytest.mark.parametrize("channel", ["LIDAR_TOP", *CAMERAS])
-def test_a_sensor_that_is_silent_is_missing(log: list[Sent], expected: list[Frame], channel: str) -> None:
-    frames, counts = assembled([each for each in log if not f"{each.topic}/".startswith(f"/{channel.lower()}/")])
-    assert counts.summary()["missing"] == {channel: 3}
-    for a, b in zip(frames, expected, strict=True):
-        cameras = {name: camera for name, camera in b.cameras.items() if name != channel}
-        assert_equal_frames(a, replace(b, cameras=cameras, points=None if channel == "LIDAR_TOP" else b.points))
+    """The keyframe's wait is over when the next sweep comes. A sweep before the first pose is dropped."""
+    first, after = expected[0], numbers(log, LIDAR)[2] + 1
+    others = {name: camera for name, camera in first.cameras.items() if name != "CAM_FRONT"}
+    for number, sensor, seen in (
+        (numbers(log, FRONT)[0], "CAM_FRONT", replace(first, cameras=others)),
+        (numbers(log, LIDAR)[1], "LIDAR_TOP", replace(first, points=None)),
+    ):
+        late = log[number]._replace(time=log[after - 1].time + 1)
+        frames, counts = assembled([*log[:number], *log[number + 1 : after], late, *log[after:]])
+        assert_equal(frames, [seen, *expected[1:]])
+        assert (counts.summary()["late"], counts.summary()["missing"]) == ({late.topic: 1}, {sensor: 1})
+    start = log[numbers(log, LIDAR)[0]].time
+    frames, counts = assembled([each for each in log if each.topic != "/tf" or each.time > start])
+    assert counts.summary()["unposed"] == {LIDAR: 1}
+    assert set(frames[0].points[:, 4]) == {0.0}
 
 
 def test_the_tolerance_decides_which_picture_belongs_to_a_frame(log: list[Sent]) -> None:
@@ -110,18 +107,6 @@ def test_the_tolerance_decides_which_picture_belongs_to_a_frame(log: list[Sent])
         frames, _ = assembled([*others[:cut], *pictures, *others[cut:]], nuscenes_topics(tolerance=tolerance))
         camera = frames[1].cameras.get("CAM_FRONT")
         assert (camera and camera.timestamp - keyframe) == chosen
-
-
-def test_poses_between_are_interpolated(log: list[Sent], expected: list[Frame]) -> None:
-    """Every second pose is dropped; the vehicle drives straight at a constant speed, so that nothing is lost."""
-    dropped = set(numbers(log, "/tf")[1:-1:2])
-    frames, counts = assembled([each for i, each in enumerate(log) if i not in dropped], nuscenes_topics(wait=0.4))
-    assert counts.unposed_frames == 0
-    for a, b in zip(frames, expected, strict=True):
-        np.testing.assert_allclose(a.global_from_ego, b.global_from_ego, atol=1e-9)
-        assert a.cameras.keys() == b.cameras.keys()
-        for name in a.cameras:
-            np.testing.assert_allclose(a.cameras[name].global_from_ego, b.cameras[name].global_from_ego, atol=1e-9)
 
 
 def transform(stamp: int, parent: str, child: str, place: Any = (1, 1, 1), turn: Rotation | None = None) -> Transform:
@@ -145,6 +130,7 @@ def test_interpolation_is_scipys(seed: int) -> None:
 
 
 def test_a_pose_that_is_not_known_is_not_made_up() -> None:
+    """And a ring of frames has no root."""
     transforms = Transforms()
     for stamp in (1_000_000, 3_000_000):
         transforms.add(transform(stamp, "map", "base"), static=False)
@@ -154,10 +140,6 @@ def test_a_pose_that_is_not_known_is_not_made_up() -> None:
     ):
         assert [transforms.pose("map", "base", stamp) is not None for stamp in stamps] == [known] * 5
     assert transforms.pose("map", "other", 1_000_000) is None
-
-
-def test_a_ring_of_frames_has_no_root() -> None:
-    transforms = Transforms()
     for parent, child in (("a", "b"), ("b", "c"), ("c", "a")):
         transforms.add(transform(0, parent, child), static=True)
     assert transforms.mounting("root", "a") is None
@@ -203,13 +185,14 @@ def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
     def header_of(message: Sent) -> Any:
         return replace(TYPES.deserialize_cdr(message.data, message.type_name).header, frame_id="nowhere")
 
-    named = {name: nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame=name)})
-             for name in ("lidar_top", "elsewhere", None)}  # fmt: skip
-    for topics in named.values():
-        assert_equal_frames(assembled(log, topics)[0][0], expected[0])
+    def named(frame: str | None) -> Topics:
+        return nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame=frame)})
+
+    for frame in ("lidar_top", "elsewhere", None):
+        assert_equal_frames(assembled(log, named(frame))[0][0], expected[0])
     other = [edited(each, header=header_of(each)) if each.topic == LIDAR else each for each in log]
-    assert_equal_frames(assembled(other, named["lidar_top"])[0][0], expected[0])
-    frames, counts = assembled(other, named[None])
+    assert_equal_frames(assembled(other, named("lidar_top"))[0][0], expected[0])
+    frames, counts = assembled(other, named(None))
     assert [frame.points for frame in frames] == [None] * 3
     assert counts.summary()["reasons"] == {LIDAR: {"no transform from the sensor to the vehicle": 3}}
 
@@ -225,31 +208,24 @@ def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
     assert [("#1" in token) for token in tokens] == [False] * 3 + [True] * 3
 
 
-def test_a_map_of_topics(tmp_path: Path) -> None:
-    front = {"image": "/front/image", "info": "/front/info", "frame": "front"}
+def test_a_map_of_topics_or_what_is_wrong_with_it(tmp_path: Path) -> None:
+    path, front = tmp_path / "topics.yaml", {"image": "/front/image", "info": "/front/info", "frame": "front"}
     changes = {"global_frame": "odom", "lidars": {"LIDAR_TOP": {"topic": "/top"}}, "cameras": {"CAM_FRONT": front}}
     for text, expected in ((json.dumps(changes), changes), ("", {})):
-        (tmp_path / "topics.yaml").write_text(text)
-        assert load_topics(tmp_path / "topics.yaml", RIG) == nuscenes_topics(**expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+        path.write_text(text)
+        assert load_topics(path, RIG) == nuscenes_topics(**expected)
+    for text, says in (
         ("- a", "(top level): input should be a valid dictionary"),
-        ("speed: 3", "speed: is not a known key"),
         ("tolerance: -1.0", "tolerance: input should be greater than 0, got -1.0"),
         ("lidars: {LIDAR_TOP: {topic: /top, time_unit: minutes}}", "lidars.LIDAR_TOP.time_unit: "),
         ("cameras: {CAM_FRONT: {image: /a, info: /b, offset: 35}}", "input should be less than or equal to "),
         ("cameras: {FRONT: {image: /a, info: /b}}", "cameras: FRONT is none of the rig nuscenes; it has CAM_FRONT"),
         ("cameras: {CAM_FRONT: {image: /a, info: /a}}", "(top level): /a is named twice; a topic has one meaning"),
         ("{lidars: {}, cameras: {}}", "(top level): neither a LiDAR nor a camera; name at least one"),
-    ],
-)
-def test_a_wrong_map_of_topics_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "topics.yaml").write_text(text)
-    with one_line_error(at=f"{tmp_path / 'topics.yaml'}: ", says=message):
-        load_topics(tmp_path / "topics.yaml", RIG)
+    ):
+        path.write_text(text)
+        with one_line_error(at=f"{path}: ", says=says):
+            load_topics(path, RIG)
 
 
 # Sweeps whose points have times, of a vehicle that drives and turns: points lie where they are.
@@ -346,10 +322,6 @@ def packed(points: np.ndarray, times: np.ndarray, stamp: int, how: Times | None)
     return rows
 
 
-def message(topic: str, stamp: int, content: Any) -> Sent:
-    return Sent(topic, content.__msgtype__, stamp, bytes(TYPES.serialize_cdr(content, content.__msgtype__)))
-
-
 def moved(stamp: int, pose: np.ndarray) -> Sent:
     seven = np.array([*pose[:3, 3], *quaternion(pose[:3, :3])])
     transforms = [transform_message(stamp, "map", "base_link", seven)]
@@ -379,7 +351,7 @@ def scan(name: str, stamp: int, how: Times | None, span: tuple[float, float] = (
     rows = packed(points, times, stamp, how)
     fields = [
         make("sensor_msgs/msg/PointField", name=name, offset=offset, datatype=DATATYPES.get(kind.str, 0), count=1)
-        for name, (kind, offset) in (rows.dtype.fields or {}).items()
+        for name, (kind, offset) in rows.dtype.fields.items()
     ]
     data, stamp = rows.view(np.uint8).ravel(), stamp + late
     content = make(
@@ -439,26 +411,17 @@ def test_times_that_cannot_be_used_are_counted(
     np.testing.assert_array_equal(told.points, plain.points)
 
 
-def test_times_in_foxgloves_schema() -> None:
-    times = np.array([-0.1, -0.05, 0.0])
-    rows = packed(np.ones((3, 3)), times, START, VELODYNE)
-    cloud = PointCloud(frame_id="top", point_stride=rows.itemsize, data=rows.tobytes())
-    cloud.timestamp.FromMicroseconds(START)
-    for name, (_, offset) in (rows.dtype.fields or {}).items():
-        cloud.fields.append(PackedElementField(name=name, offset=offset, type=PackedElementField.FLOAT32))
-    (content,) = foxglove.CONVERTERS["foxglove.PointCloud"](cloud)
-    assert isinstance(content, Cloud)
-    np.testing.assert_allclose(point_times(content, LidarTopic(topic="/top")), times, atol=1e-8)
-
-
 def picture(stamp: int, grey: int) -> Sent:
     data = cv2.imencode(".png", np.full((10, 16, 3), grey, np.uint8))[1].ravel()
     content = make("sensor_msgs/msg/CompressedImage", header=header(stamp, "eye"), format="png", data=data)
     return message("/eye", stamp, content)
 
 
-def test_a_camera_that_is_stamped_late_has_the_pose_of_its_exposure(tmp_path: Path) -> None:
-    """Stamped 80 ms after the exposure, which is at the time of the sweep; the one before is stamped nearer to it."""
+def test_a_sensor_that_is_stamped_late_has_the_pose_of_its_exposure(tmp_path: Path) -> None:
+    """Pictures 80 ms after the exposure, which is at the time of the sweep; the one before is stamped nearer to it.
+
+    Of a sweep times after the stamp go with it; those since 1970 stay as they are.
+    """
     sweeps = [scan("top", START + 100_000 * i, OUSTER, (0.0, 0.05)) for i in (-1, 0, 1)]
     pictures = [picture(START + 100_000 * i + 80_000, 100 + i) for i in range(-2, 2)]
     for offset, grey, exposed in ((-0.08, 100, 0.0), (0.0, 99, -0.02)):
@@ -467,10 +430,6 @@ def test_a_camera_that_is_stamped_late_has_the_pose_of_its_exposure(tmp_path: Pa
         camera = frames[1].cameras["eye"]
         assert (camera.image.max(), camera.timestamp) == (grey, START + round(1e6 * exposed))
         np.testing.assert_allclose(camera.global_from_ego, DRIVE(exposed), atol=1e-9)
-
-
-def test_a_lidar_that_is_stamped_late_has_the_pose_of_its_sweep(tmp_path: Path) -> None:
-    """Times after the stamp go with it; those since 1970 stay as they are."""
     for how in (OUSTER, HESAI, None):
         late = scan("top", START, how, (0.0, 0.0 if how is None else 0.1), late=70_000)
         (frame,), _ = frames_of(tmp_path / "a.mcap", [*POSES, late], lidars={"top": {"topic": "/top", "offset": -0.07}})
