@@ -351,6 +351,7 @@ def test_two_replays_do_not_write_one_journal(killed: Killed, tmp_path: Path) ->
     assert killed.assert_a_beginning(tmp_path / JOURNAL) == 0
 
 
+@pytest.mark.slow("replays a drive that stops, twice")
 def test_no_sensor_is_read_again_unless_what_is_drawn_is_damaged(drive: Path, undisturbed: Any, tmp_path: Path) -> None:
     expected = undisturbed(drive)
     stop(drive, tmp_path, FRAMES - 4)
