@@ -169,13 +169,19 @@ def write_ahead(journal: Path) -> Path:
     return journal.with_name(f"{journal.name}-wal")
 
 
-@pytest.mark.parametrize(("damage", "resumed"), [("none", FRAMES - 1), ("flipped", 20), ("lost", 20), ("torn", 0)])
+@pytest.mark.parametrize(
+    ("damage", "resumed"), [("none", FRAMES - 1), ("flipped", 20), ("lost", 20), ("torn", 0), ("garbage", 0)]
+)
 def test_a_damaged_journal_is_used_up_to_the_damage(
     drive: Path, undisturbed: Any, stopped: bytes, tmp_path: Path, damage: str, resumed: int
 ) -> None:
     """Up to a record that is damaged or lost; not at all where the database is."""
-    path = tmp_path / JOURNAL
-    path.write_bytes(stopped[: len(stopped) // 2] if damage == "torn" else stopped)
+    content, path = bytearray(stopped), tmp_path / JOURNAL
+    if damage == "torn":
+        del content[len(content) // 2 :]
+    elif damage == "garbage":
+        content[: len(content) // 2] = b"\xff" * (len(content) // 2)
+    path.write_bytes(content)
     if damage == "flipped":
         record = bytearray(record_of(path, 21))  # of frame 20: record 0 is no frame's
         record[len(record) // 2] ^= 1
