@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from refusals import one_line_error
 from shapely.affinity import rotate, translate
@@ -30,9 +30,6 @@ from perception.tasks.detection.config import DetectionHead, IouScore
 from perception.tasks.detection.iou_score import iou_3d, iou_loss
 from perception.tasks.detection.targets import center_labels
 
-FRAME = synthetic_frame("lidar", RIG, seed=3)
-
-
 SMALL = {
     "name": "small",
     "grid": {"x": [-3.2, 3.2], "y": [-3.2, 3.2], "cell": 0.4, "reference": "lidar"},
@@ -54,12 +51,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def small(**more: Any) -> Config:
-    return parse_config({**SMALL, **more}, "small")
-
-
-def small_inputs(config: Config) -> dict[str, np.ndarray]:
-    return prepare(FRAME, InputSpec.of(config))
+CONFIG = parse_config(SMALL, "small")
+INPUTS = prepare(synthetic_frame("lidar", RIG, seed=3), InputSpec.of(CONFIG))
 
 
 @torch.no_grad()
@@ -76,8 +69,7 @@ def shaken(config: Config) -> PerceptionModel:
 @pytest.mark.slow("traces a network, calibrates and runs it at three precisions, and compiles it for each")
 @torch.no_grad()
 def test_the_trunk_exports_at_every_precision_and_compiles() -> None:
-    config = small()
-    model, inputs = shaken(config).deployed(Conditions()), small_inputs(config)
+    model, inputs = shaken(CONFIG).deployed(Conditions()), INPUTS
     heatmap = model.heads["detection"].head.branches["heatmap"][1].layer
     heatmap.weight.mul_(10)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -113,16 +105,15 @@ def test_modules_at_its_slots_fold() -> None:
         {"name": "rank", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2},
         {"name": "scaled", "kind": "scale_shift", "slots": ["trunk.stage*"]},
     ]
-    config = small(modules=parts)
-    model = shaken(config).double()
+    model = shaken(parse_config(SMALL | {"modules": parts}, "small")).double()
     held = {name for name, slot in model.bank.slots.items() if "scaled" in slot.computations}
     parts_of_block = {f"trunk.stage1.0.{part}" for part in ("depthwise", "norm", "expand", "project")}
     assert parts_of_block | {"trunk.stage1.down", "trunk.stage1.down.norm", "trunk.stage1.norm"} <= held
-    inputs = {n: torch.from_numpy(a) for n, a in small_inputs(config).items()}
+    inputs = {name: torch.from_numpy(array) for name, array in INPUTS.items()}
     inputs["pillar_points"] = inputs["pillar_points"].double()
     folded = model.folded(Conditions())
     assert not any(slot.computations for slot in folded.bank.slots.values())
-    plain = PerceptionModel(small()).double()
+    plain = PerceptionModel(CONFIG).double()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "computations" not in k})
     with_modules, found, without = (each.eval()(inputs)["detection/heatmap"] for each in (model, folded, plain))
     torch.testing.assert_close(found, with_modules, rtol=1e-9, atol=1e-9)
@@ -157,16 +148,10 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
             parse_config({"name": "a", "model": {"trunk": trunk}}, "a")
 
 
-number = st.floats(-3, 3)
-
-
-size = st.floats(0.2, 5)
-
-
+number, size = st.floats(-3, 3), st.floats(0.2, 5)
 box = st.tuples(number, number, st.floats(-1, 1), size, size, size, st.floats(-7, 7))
 
 
-@settings(max_examples=100, deadline=None)
 @given(box, box)
 def test_the_iou_is_that_of_polygons_times_heights(one: tuple[float, ...], other: tuple[float, ...]) -> None:
     def footprint(values: tuple[float, ...]) -> Any:

@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 from collections import Counter
-from functools import cache
 
 import numpy as np
 import onnx
@@ -55,11 +54,6 @@ def attached(case):
     return [fixed(kind) for kind in KINDS[CASES[case][0]].layers]
 
 
-def test_every_kind_is_tested():
-    assert {kind for kind, _ in CASES.values()} == set(KINDS)
-    assert all(kind == KINDS[kind].kind for kind in KINDS)
-
-
 @every_kind
 @few
 @given(st.data(), st.sampled_from([torch.float32, torch.float64]), weights)
@@ -71,12 +65,16 @@ def test_a_new_module_is_the_identity_bit_for_bit(case, data, dtype, weight):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_tensors_have_the_type_of_the_layers(case, dtype):
-    for layer, *_ in attached(case):
-        module = make(case, layer.to(dtype))
-        assert {t.dtype for t in module.state_dict().values() if t.is_floating_point()} == {dtype}
-        assert all(p.requires_grad for p in module.parameters())
+def test_a_module_has_the_type_and_the_device_of_its_layer(case):
+    """Also where the weights of a route are on the CPU; the device `meta` has shapes without numbers."""
+    route = Route({"m": torch.tensor([0.0, 1.0])}, z=torch.randn(2, Z))
+    for layer, x, _ in attached(case):
+        slot = slot_with(layer, route, m=make(case, layer)).to("meta")
+        assert slot(x.to("meta")).shape == layer(x).shape
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            module = make(case, layer.to(dtype))
+            assert {t.dtype for t in module.state_dict().values() if t.is_floating_point()} == {dtype}
+            assert all(p.requires_grad for p in module.parameters())
 
 
 @every_affine_kind
@@ -225,7 +223,9 @@ def test_task_vectors_add_as_their_deltas_do(case, data, share):
 
 
 def test_a_kind_attaches_to_the_layers_that_it_can_change():
-    for kind in KINDS.values():
+    assert {kind for kind, _ in CASES.values()} == set(KINDS), "a kind that these tests leave out"
+    for name, kind in KINDS.items():
+        assert kind.kind == name
         assert {layer for layer in CHANNELWISE if kind.attaches_to(fixed(layer).layer)} == set(kind.layers)
         others = (nn.ReLU(), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.Sequential())
         assert not any(kind.attaches_to(layer) for layer in others)
@@ -236,14 +236,6 @@ def test_a_kind_attaches_to_the_layers_that_it_can_change():
     assert not hyper(nn.Conv2d(2, 2, 1, groups=2))
     assert not KINDS["rescale"].attaches_to(nn.BatchNorm2d(2, affine=False))  # nothing to fold into
     assert not KINDS["batch_norm"].attaches_to(nn.BatchNorm2d(2, track_running_stats=False))
-
-
-def test_a_new_series_adapter_keeps_unit_statistics_without_a_call_of_train():
-    layer, x, _ = fixed(nn.Conv2d)
-    slot = Slot("s", layer)
-    slot.computations["m"] = make("series_adapter", layer)
-    slot.route = Route({"m": 1.0})
-    assert torch.equal(slot(x), layer(x))
 
 
 # Outside of convolutions and matrix products, which torch's counter passes over: at each cell the normalisations of
@@ -270,16 +262,6 @@ def test_the_stated_multiplications_are_those_that_torch_counts(case):
         cells = math.prod((x if at_inputs else site.y).shape[2:])
         stated = cells * (module.multiply_adds(layer) - UNCOUNTED.get(case, 0)) + PER_FRAME.get(case, 0)
         assert counter.get_total_flops() == 2 * stated
-
-
-def frame_by_frame(module: nn.Module, place: Place, weights: list[float]) -> torch.Tensor:
-    """The layer's output with the module run on one frame after the other."""
-    out = place.layer(place.x).clone()
-    for i, weight in enumerate(weights):
-        rows = slice(i * ROWS, (i + 1) * ROWS)
-        z = None if place.z is None else place.z[i : i + 1]
-        out[rows] += weight * delta_of(module, Place(place.layer, place.x[rows], z))
-    return out
 
 
 def test_a_slot_runs_the_modules_of_its_route_and_no_others():
@@ -310,7 +292,12 @@ def test_each_frame_has_its_weight_and_its_condition(case, data, weights, learne
     module = trained(case, place.layer)
     weight = torch.tensor(weights, dtype=torch.float64, requires_grad=learned)
     out = slot_with(place.layer, Route({"m": weight}, z=z), m=module)(place.x)
-    assert_near(out, frame_by_frame(module, place, weights))
+    expected = place.layer(place.x).clone()
+    for i, one in enumerate(weights):
+        rows = slice(i * ROWS, (i + 1) * ROWS)
+        own = None if z is None else z[i : i + 1]
+        expected[rows] += one * delta_of(module, Place(place.layer, place.x[rows], own))
+    assert_near(out, expected)
     if not learned:
         without = torch.tensor([w == 0 for w in weights]).repeat_interleave(ROWS)
         assert torch.equal(out[without], place.layer(place.x)[without])
@@ -326,14 +313,6 @@ def test_the_gradient_of_a_weight_is_the_products_sum_of_gradient_and_delta(case
         out.backward(toward)
         products = (toward * delta_of(module, place)).unflatten(0, (2, ROWS)).flatten(1).sum(dim=1)
         assert_near(weight.grad, products.detach())
-
-
-@every_kind
-def test_weights_on_the_cpu_serve_a_network_on_another_device(case):
-    for place in attached(case):
-        route = Route({"m": torch.tensor([0.0, 1.0])}, z=torch.randn(2, Z))
-        slot = slot_with(place.layer, route, m=make(case, place.layer)).to("meta")  # a device of shapes without numbers
-        assert slot(place.x.to("meta")).shape == place.layer(place.x).shape
 
 
 @every_kind
@@ -394,68 +373,11 @@ class Network(nn.Module):
         return self.norm1d(self.mix(x.mean((2, 3))))
 
 
-class Side(nn.Module):
+class Side(nn.ModuleDict):
     """Networks side by side in one graph, which exports in a fraction of the time of as many graphs."""
 
-    def __init__(self, networks: dict[str, Network]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleDict(networks)
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {name: network(x) for name, network in self.networks.items()}
-
-
-X = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(1))
-
-
-@cache
-def base() -> Network:
-    torch.manual_seed(0)
-    network = Network().eval()
-    randomize(network)
-    return network
-
-
-@cache
-def with_modules(case: str) -> Network:
-    """The network with a module of this kind wherever one attaches, after one pass."""
-    network = copy.deepcopy(base())
-    torch.manual_seed(2)
-    for slot in network.children():
-        if KINDS[CASES[case][0]].attaches_to(slot.layer):
-            slot.computations["m"] = trained(case, slot.layer)
-        slot.route = Route({"m": 1.0}, z=torch.ones(1, Z))
-    assert (network(X) - base()(X)).abs().max() > 1e-3
-    return network
-
-
-def folded(case: str) -> Network:
-    network = copy.deepcopy(with_modules(case))
-    for slot in network.children():
-        slot.fold()
-    return network
-
-
-def with_weights_by_frame() -> Network:
-    """Modules with weights and condition vectors of their own for each frame."""
-    network = copy.deepcopy(with_modules("film"))
-    for slot in network.children():
-        slot.route = Route({"m": torch.tensor([0.0, 0.5])}, z=torch.eye(Z)[:2])
-    return network
-
-
-@cache
-def exported() -> tuple[dict[str, np.ndarray], dict[str, Counter[str]]]:
-    """What ONNX Runtime computes for each network, and the operators that it takes."""
-    networks = {"base": base(), "frames": with_weights_by_frame(), **{case: with_modules(case) for case in CASES}}
-    networks |= {f"folded {case}": folded(case) for case in AFFINE}
-    with contextlib.redirect_stdout(io.StringIO()):
-        graph = torch.onnx.export(
-            Side(networks).eval(), (X,), dynamo=True, opset_version=18, output_names=list(networks), verbose=False
-        ).model_proto
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    outputs = session.run(list(networks), {session.get_inputs()[0].name: X.numpy()})
-    return dict(zip(networks, outputs, strict=True)), {name: operators(graph, name) for name in networks}
+        return {name: network(x) for name, network in self.items()}
 
 
 def operators(graph: onnx.ModelProto, output: str) -> Counter[str]:
@@ -471,27 +393,40 @@ def operators(graph: onnx.ModelProto, output: str) -> Counter[str]:
     return Counter(found.values())
 
 
-def assert_exported(name: str, network: Network) -> None:
-    with torch.no_grad():
-        np.testing.assert_allclose(exported()[0][name], network(X).numpy(), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.slow("exports one graph with all kinds, beside their layers and folded")
-@every_kind
-def test_modules_beside_their_layers_export(case):
-    assert_exported(case, with_modules(case))
+def test_all_kinds_export_and_folded_modules_leave_no_operator():
+    torch.manual_seed(0)
+    base, x = Network().eval(), torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+    randomize(base)
+    networks = {"base": base}
+    for case in CASES:
+        networks[case] = copy.deepcopy(base)
+        for slot in networks[case].children():
+            if KINDS[CASES[case][0]].attaches_to(slot.layer):
+                slot.computations["m"] = trained(case, slot.layer)
+            slot.route = Route({"m": 1.0}, z=torch.ones(1, Z))
+        assert (networks[case](x) - base(x)).abs().max() > 1e-3
+        if case in AFFINE:
+            networks[f"folded {case}"] = copy.deepcopy(networks[case])
+            for slot in networks[f"folded {case}"].children():
+                slot.fold()
+    networks["by frame"] = copy.deepcopy(networks["film"])
+    for slot in networks["by frame"].children():
+        slot.route = Route({"m": torch.tensor([0.0, 0.5])}, z=torch.eye(Z)[:2])
+    with contextlib.redirect_stdout(io.StringIO()):
+        graph = torch.onnx.export(
+            Side(networks).eval(), (x,), dynamo=True, opset_version=18, output_names=list(networks), verbose=False
+        ).model_proto
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = session.run(list(networks), {session.get_inputs()[0].name: x.numpy()})
+    for name, output in zip(networks, outputs, strict=True):
+        expected = networks[name.removeprefix("folded ")](x).detach().numpy()
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
-
-def test_weights_and_conditions_of_single_frames_export():
-    assert_exported("frames", with_weights_by_frame())
-
-
-@every_affine_kind
-def test_folded_modules_leave_no_operator(case):
-    assert_exported(f"folded {case}", with_modules(case))
-    found = exported()[1]
-    # A prompt becomes a map that is added, and the normalisation after it no longer merges with the convolution.
-    more = {"Add": 1, "BatchNormalization": 1} if KINDS[CASES[case][0]].kind == "prompt" else {}
-    assert found[f"folded {case}"] == found["base"] + Counter(more)
-    alone, plain = found[case].total(), found["base"].total()
-    assert alone == plain if case == "batch_norm" else alone > plain
+    found = {name: operators(graph, name) for name in networks}
+    for case in AFFINE:
+        # A prompt becomes a map that is added, and the normalisation after it no longer merges with the convolution.
+        more = {"Add": 1, "BatchNormalization": 1} if KINDS[CASES[case][0]].kind == "prompt" else {}
+        assert found[f"folded {case}"] == found["base"] + Counter(more), case
+        alone, plain = found[case].total(), found["base"].total()
+        assert alone == plain if case == "batch_norm" else alone > plain, case

@@ -5,6 +5,7 @@ import json
 import math
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from perception.training.combine import combine
 
 
 def tensors(network: nn.Module, module: str) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in network.state_dict().items() if f".computations.{module}." in k}
+    of_module = f".computations.{module}."
+    return {k.replace(of_module, "."): v.clone() for k, v in network.state_dict().items() if of_module in k}
 
 
-def layers(seed: int = 0) -> tuple[Layers, Bank]:
-    torch.manual_seed(seed)
+def layers() -> tuple[Layers, Bank]:
+    torch.manual_seed(0)
     network = Layers()
     return network, Bank(network, CONDITIONS)
 
@@ -47,15 +49,24 @@ def saved(folder: Path, kind: str = "low_rank", name: str = "m", **options: Any)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("suffix", ["", ".json", ".safetensors"])
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, kind, suffix):
+def test_what_is_saved_comes_back_bit_for_bit_by_any_path_and_under_any_name(tmp_path, kind, monkeypatch):
+    """With one fingerprint of the base, which takes long."""
     network, _ = saved(tmp_path, kind)
     other, bank = layers()
-    assert bank.load(tmp_path / f"m{suffix}") == ["m"]
+    taken = []
+    monkeypatch.setattr(Bank, "base_hash", lambda bank, take=Bank.base_hash: taken.append(take(bank)) or taken[-1])
+    paths = [tmp_path / name for name in ("m", "m.json", "m.safetensors")]
+    assert bank.load(*paths, rename=dict(zip(paths[1:], "no", strict=True))) == [*bank.modules] == ["m", "n", "o"]
+    assert len(taken) == 1
     assert tensors(network, "m")
-    assert_same(tensors(network, "m"), tensors(other, "m"))
-    assert bank.modules["m"].options() == spec("m", kind).options()
-    assert bank.modules["m"].when == ("fog",)
+    for name, module in bank.modules.items():
+        assert_same(tensors(other, name), tensors(network, "m"))
+        assert (module.options(), module.when) == (spec("m", kind).options(), ("fog",))
+    for again, message in ((None, "a module called 'm' is there already"), ("4x", "'4x' is no name for a module")):
+        with pytest.raises(InputError, match=f"m.json: {message}"):
+            bank.load(paths[1], rename={paths[1]: again} if again else {})
+    with pytest.raises(InputError, match=r"m.json: a module called 'm' is there already"):
+        layers()[1].load(paths[1], paths[1])
 
 
 def test_the_record_says_what_the_module_is(tmp_path):
@@ -72,101 +83,70 @@ def test_the_record_says_what_the_module_is(tmp_path):
         "base": Bank(network, CONDITIONS).base_hash(),
         "sha256": hashlib.sha256(words.with_suffix(".safetensors").read_bytes()).hexdigest(),
     }
-    assert set(load_file(words.with_suffix(".safetensors"))) == {
-        f"{slot}/{ab}.weight" for slot in layer_of for ab in "ab"
-    }
+    files = load_file(words.with_suffix(".safetensors"))
+    assert set(files) == {f"{slot}/{ab}.weight" for slot in layer_of for ab in "ab"}
 
 
-def test_a_module_loads_under_another_name_and_not_under_one_that_is_taken(tmp_path):
-    network, words = saved(tmp_path)
-    bank = Bank(network, CONDITIONS)
-    bank.modules["m"] = spec("m", "low_rank", "*")
-    with pytest.raises(InputError, match=r"m.json: a module called 'm' is there already"):
-        bank.load(words)
-    assert bank.load(words, rename={words: "n"}) == ["n"]
-    assert [key.replace(".n.", ".m.") for key in tensors(network, "n")] == list(tensors(network, "m"))
-    with pytest.raises(InputError, match=r"m.json: '4x' is no name for a module"):
-        bank.load(words, rename={words: "4x"})
-    with pytest.raises(InputError, match=r"m.json: a module called 'm' is there already"):
-        layers()[1].load(words, words)
-
-
-def record(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """The record after this change."""
-
-    def edit(words: Path) -> None:
-        content = json.loads(words.read_text())
-        change(content)
-        words.write_text(json.dumps(content))
-
-    return edit
+def edit(words: Path, **changes: Any) -> None:
+    """Change fields of the record; None takes one away."""
+    content = json.loads(words.read_text()) | changes
+    words.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def edited(**changes: Any) -> Callable[[Path], None]:
-    return record(lambda content: content.update(changes))
-
-
-def with_slot(**changes: Any) -> Callable[[Path], None]:
-    return record(lambda content: content["slots"][0].update(changes))
+    return partial(edit, **changes)
 
 
 def with_weights(change: Callable[[bytes], bytes], told: bool = True) -> Callable[[Path], None]:
     """Other bytes in the safetensors file; `told`: the record has their sha256."""
 
-    def edit(words: Path) -> None:
+    def damage(words: Path) -> None:
         file = words.with_suffix(".safetensors")
         file.write_bytes(change(file.read_bytes()))
         if told:
-            edited(sha256=hashlib.sha256(file.read_bytes()).hexdigest())(words)
+            edit(words, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
 
-    return edit
+    return damage
 
 
 def with_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
     return lambda words: with_weights(lambda _: save(change(load_file(words.with_suffix(".safetensors")))))(words)
 
 
+CONV = {"name": "conv", "layer": "Conv2d", "shape": [4, 2, 3, 3]}
+NORM = {"name": "conv.norm", "layer": "BatchNorm2d", "shape": [4]}
 NOT_READABLE = "m.json: not readable as a module"
-REFUSALS = {
-    "another base": (edited(base="0" * 64), r"m.json: was trained on another base \(000000000000"),
-    "unknown slot": (with_slot(name="trunk.9"), r"m.json: the network has no slot 'trunk.9'"),
-    "other layer": (with_slot(layer="Linear"), r"m.json: slot 'conv' was a Linear \(4, 2, 3, 3\), here it is a Conv2d"),
-    "other shape": (with_slot(shape=[4, 2, 1, 1]), r"m.json: slot 'conv' was a Conv2d \(4, 2, 1, 1\), here it is"),
-    "a slot that the kind does not fit": (
-        with_slot(name="conv.norm", layer="BatchNorm2d", shape=[4]),
-        r"m.json: low_rank does not attach to slot 'conv.norm', a BatchNorm2d",
+NOT_THOSE = r"m.safetensors: 1 tensors are not those .* such as "
+REFUSALS = [
+    (edited(base="0" * 64), r"m.json: was trained on another base \(000000000000"),
+    (edited(slots=[CONV | {"name": "trunk.9"}]), r"m.json: the network has no slot 'trunk.9'"),
+    (
+        edited(slots=[CONV | {"layer": "Linear"}]),
+        r"m.json: slot 'conv' was a Linear \(4, 2, 3, 3\), here it is a Conv2",
     ),
-    "later format": (edited(format=2, news={}), r"m.json: has format 2, this program reads 1"),
-    "format of a wrong type": (edited(format="1"), r"m.json: format:"),
-    "no format": (record(lambda content: content.pop("format")), NOT_READABLE),
-    "no base": (record(lambda content: content.pop("base")), r"m.json: base: field required"),
-    "unknown kind": (edited(kind="magic"), r"m.json: .*'magic'"),
-    "unknown option": (edited(options={"rank": 2, "depth": 3}), r"m.json: low_rank.depth: extra inputs"),
-    "unknown key": (edited(colour="red"), r"m.json: colour: extra inputs"),
-    "no slots": (edited(slots=[]), r"m.json: slots: "),
-    "unknown fact": (edited(when=["snow"]), r"m.json: when: 'snow' is none of"),
-    "a list": (lambda words: words.write_text("[]"), NOT_READABLE),
-    "half a JSON": (lambda words: words.write_text(words.read_text()[:99]), NOT_READABLE),
-    "no text": (lambda words: words.write_bytes(b"\xff\xfe\x00"), NOT_READABLE),
-    "no JSON": (lambda words: words.unlink(), NOT_READABLE),
-    "no weights": (lambda words: words.with_suffix(".safetensors").unlink(), r"m.safetensors: cannot be read"),
-    "a flipped bit": (with_weights(lambda b: b[:-1] + bytes([b[-1] ^ 1]), told=False), r"m.safetensors: damaged"),
-    "truncated": (with_weights(lambda b: b[:-9], told=False), r"m.safetensors: damaged"),
-    "truncated, and the record says so": (with_weights(lambda b: b[:-9]), r"m.safetensors: not a safetensors file"),
-    "empty weights": (with_weights(lambda _: b""), r"m.safetensors: not a safetensors file"),
-    "another rank": (edited(options={"rank": 3, "alpha": None}), r"m.safetensors: 6 tensors are not those"),
-} | {
-    f"a tensor {what}": (with_tensors(change), rf"m.safetensors: 1 tensors are not those .* such as '{key}'")
-    for what, key, change in (
-        ("missing", "up/a.weight", lambda t: {k: v for k, v in t.items() if k != "up/a.weight"}),
-        ("too many", "up/c", lambda t: t | {"up/c": torch.zeros(1)}),
-        ("of another shape", "conv/a.weight", lambda t: t | {"conv/a.weight": t["conv/a.weight"][:1].clone()}),
-        ("of another type", "conv/a.weight", lambda t: t | {"conv/a.weight": t["conv/a.weight"].float()}),
-    )
-}
+    (edited(slots=[CONV | {"shape": [4, 2, 1, 1]}]), r"m.json: slot 'conv' was a Conv2d \(4, 2, 1, 1\), here it is"),
+    (edited(slots=[NORM]), r"m.json: low_rank does not attach to slot 'conv.norm', a BatchNorm2d"),
+    (edited(slots=[]), r"m.json: slots: "),
+    (edited(format=2, news={}), r"m.json: has format 2, this program reads 1"),
+    (edited(format="1"), r"m.json: format:"),
+    (edited(format=None), NOT_READABLE),
+    (edited(base=None), r"m.json: base: field required"),
+    (edited(options={"rank": 2, "depth": 3}), r"m.json: low_rank.depth: extra inputs"),
+    (edited(when=["snow"]), r"m.json: when: 'snow' is none of"),
+    (lambda words: words.write_text("[]"), NOT_READABLE),
+    (lambda words: words.write_text(words.read_text()[:99]), NOT_READABLE),
+    (lambda words: words.unlink(), NOT_READABLE),
+    (lambda words: words.with_suffix(".safetensors").unlink(), r"m.safetensors: cannot be read"),
+    (with_weights(lambda b: b[:-1] + bytes([b[-1] ^ 1]), told=False), r"m.safetensors: damaged"),
+    (with_weights(lambda b: b[:-9]), r"m.safetensors: not a safetensors file"),
+    (with_tensors(lambda t: {k: v for k, v in t.items() if k != "up/a.weight"}), NOT_THOSE + "'up/a.weight'"),
+    (with_tensors(lambda t: t | {"up/c": torch.zeros(1)}), NOT_THOSE + "'up/c'"),
+    (with_tensors(lambda t: t | {"up/a.weight": t["up/a.weight"][:1].clone()}), NOT_THOSE + "'up/a.weight'"),
+    (with_tensors(lambda t: t | {"up/a.weight": t["up/a.weight"].float()}), NOT_THOSE + "'up/a.weight'"),
+]
 
 
-@pytest.mark.parametrize(("damage", "message"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(("damage", "message"), REFUSALS)
 def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(tmp_path, damage, message):
     _, good = saved(tmp_path, "rescale", "good")
     _, bad = saved(tmp_path)
@@ -181,7 +161,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(tmp_path, 
     assert_same(network.state_dict(), before)
 
 
-@pytest.mark.parametrize("too_large", ["the tensors", "the words"])
+@pytest.mark.parametrize("too_large", ["safetensors", "json"])
 def test_a_full_disk_leaves_the_old_pair(tmp_path, too_large):
     """The operating system lets no file grow past a limit, as a full disk does."""
     network, bank = layers()
@@ -189,11 +169,10 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path, too_large):
     bank.save("m", tmp_path / "m")
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     disturb(network, "m")
-    tensors_size, words_size = ((tmp_path / f"m.{suffix}").stat().st_size for suffix in ("safetensors", "json"))
-    assert tensors_size < words_size - 1
-    limit = tensors_size - 1 if too_large == "the tensors" else words_size - 1
+    size = {suffix: (tmp_path / f"m.{suffix}").stat().st_size for suffix in ("safetensors", "json")}
+    assert size["safetensors"] < size["json"] - 1
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size[too_large] - 1, hard))
     try:
         with pytest.raises(InputError, match=r"m\.(safetensors|json): cannot write"):
             bank.save("m", tmp_path / "m")
@@ -204,15 +183,6 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path, too_large):
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} != before
     with pytest.raises(InputError, match=r"m.json/modules: cannot make the folder"):
         bank.save("m", tmp_path / "m.json" / "modules" / "m")
-
-
-def test_ten_modules_load_with_one_fingerprint_of_the_base(tmp_path, monkeypatch):
-    """It is what takes long, and need not be taken for each."""
-    paths = [saved(tmp_path / f"{i}")[1] for i in range(10)]
-    bank, taken = layers()[1], []
-    monkeypatch.setattr(Bank, "base_hash", lambda bank, take=Bank.base_hash: taken.append(take(bank)) or taken[-1])
-    bank.load(*paths, rename={path: f"m{i}" for i, path in enumerate(paths)})
-    assert (len(taken), len(bank.modules)) == (1, 10)
 
 
 @pytest.fixture
@@ -235,17 +205,22 @@ def active(network: PerceptionModel, module: str) -> dict[str, torch.Tensor]:
         return network(inputs(1), [FOG])
 
 
-def test_modules_trained_apart_come_together_in_a_checkpoint(apart, tmp_path):
+def test_modules_trained_apart_come_together_in_a_checkpoint_and_are_listed(apart, tmp_path):
     run, night, rain = apart
-    combine(run, [str(night), f"storm={rain}"], tmp_path / "both")
-    network, told = load_model(tmp_path / "both")
-    assert [module.name for module in told.modules] == list(network.bank.modules) == ["fog", "night", "storm"]
+    both = tmp_path / "both"
+    told = json.loads(succeeds("modules", run, "--load", f"{night},storm={rain}", "--out", both, "--json"))
+    rows = [(row["name"], row["domain"], row["where"], row["metrics"]) for row in told["modules"]]
+    assert rows[0] == ("fog", "", ["trunk.*"], {})
+    assert rows[1] == ("night", "drives at night", ["heads.*"], {"mAP": 0.5})
+    assert rows[2][:2] == ("storm", "drives at rain")
+    network, config = load_model(both)
+    assert [module.name for module in config.modules] == list(network.bank.modules) == ["fog", "night", "storm"]
     alone, _ = load_model(run)
     alone.bank.load(rain, night)
     for there, here in (("fog", "fog"), ("night", "night"), ("rain", "storm")):
         assert_same(active(alone, there), active(network, here))
-    assert network.bank.base_hash() == alone.bank.base_hash()
-    record = read_record(tmp_path / "both" / "modules" / "storm")
+    assert network.bank.base_hash() == alone.bank.base_hash() == told["base"]
+    record = read_record(both / "modules" / "storm")
     assert (record.name, record.domain, record.metrics) == ("storm", "drives at rain", {"mAP": 0.5})
 
 
@@ -264,12 +239,3 @@ def test_a_checkpoint_without_training_state_is_not_overwritten_nor_resumed(apar
     with pytest.raises(InputError, match=r"fog.json: not readable as a module"):
         combine(run, [str(night)], tmp_path / "both")
     assert not (tmp_path / "both").exists()
-
-
-def test_the_command_lists_modules_with_what_is_known_of_them(apart, tmp_path):
-    run, night, _ = apart
-    told = json.loads(succeeds("modules", run, "--load", night, "--out", tmp_path / "both", "--json"))
-    assert told["base"] == model().bank.base_hash()
-    fog, dark = told["modules"]
-    assert (fog["name"], fog["domain"], fog["where"]) == ("fog", "", ["trunk.*"])
-    assert (dark["name"], dark["domain"], dark["metrics"]) == ("night", "drives at night", {"mAP": 0.5})

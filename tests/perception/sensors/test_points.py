@@ -1,6 +1,7 @@
 """From points to pillars, inputs and features, each against a loop over points or the definition."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,11 @@ from painted import _pixel, painted_frame, spot_of
 from pydantic import TypeAdapter
 from repository import ROOT
 from torch import Tensor, nn
-from torch.nn import functional as F
 from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
-from perception.bev.pyramid import PyramidTrunk
-from perception.config import CameraBranch, Image, Lidar, Trunk, load_config
+from perception.config import CameraBranch, Image, Lidar, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.grid import BevGrid
 from perception.modules.bank import Bank
@@ -31,7 +30,6 @@ from perception.modules.spec import Module
 from perception.sensors.inputs import PILLARS, InputSpec, fit_width, prepare, warp, without_padding
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.pillars import group
-from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
 from perception.tasks import tasks_of
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.map.config import MapHead
@@ -61,92 +59,68 @@ def _grouped_one_by_one(points, grid, max_pillars, points_per_pillar):
     return {cell: cells[cell][:points_per_pillar] for cell in sorted(fullest)}
 
 
-def _grouped(points, grid, max_pillars, points_per_pillar):
-    """What `group` leaves of pillars, counts and cells that held something else before; the padding is checked."""
+def _check_grouping(points, grid, max_pillars, points_per_pillar):
+    """`group` leaves of pillars, counts and cells that held something else before what the loop does, and padding."""
     pillars = np.full((max_pillars, points_per_pillar, 5), np.nan, np.float32)
     counts, cells = np.full(max_pillars, -7, np.int32), np.full(max_pillars, -7, np.int32)
     found = group(points, grid, pillars, counts, cells)
-    assert not pillars[found:].any()
-    assert not counts[found:].any()
-    assert (cells[found:] == grid.cells).all()
-    return pillars[:found], counts[:found], cells[:found]
-
-
-def _check(grouped, expected, points_per_pillar):
-    """The pillars, counts and cells of `group` are those of the loop."""
-    pillar_points, counts, cells = grouped
-    assert cells.tolist() == list(expected)
-    assert counts.tolist() == [len(kept) for kept in expected.values()]
-    padded = np.zeros((len(expected), points_per_pillar, 5), np.float32)
-    for pillar, kept in zip(padded, expected.values(), strict=True):
+    expected = _grouped_one_by_one(points, grid, max_pillars, points_per_pillar)
+    padded = np.zeros_like(pillars)
+    for pillar, kept in zip(padded, expected.values(), strict=False):
         pillar[: len(kept)] = kept
-    np.testing.assert_array_equal(pillar_points, padded)
+    rest = max_pillars - len(expected)
+    assert found == len(expected)
+    assert cells.tolist() == [*expected, *[grid.cells] * rest]
+    assert counts.tolist() == [*map(len, expected.values()), *[0] * rest]
+    np.testing.assert_array_equal(pillars, padded)
+    return cells, counts
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    number=st.integers(0, 200),
-    spread=st.floats(0.1, 8),
-    grid=st.sampled_from(
-        [
-            BevGrid(x=(-4.0, 4.0), y=(-3.0, 3.0), cell=1.0),
-            BevGrid(x=(-4.0, 4.2), y=(-1.1, 3.0), z=(-1.0, 1.0), cell=0.7),
-            BevGrid(x=(-4.0, 4.5), y=(-1.1, 2.7), cell=0.7),  # reaches beyond its last cells
-            BevGrid(x=(-60.0, 60.0), y=(-50.0, 50.0), cell=0.1),  # more cells than 16 bits count
-        ]
-    ),
-    max_pillars=st.integers(1, 60),
-    points_per_pillar=st.integers(1, 6),
-)
-def test_grouping_equals_a_loop_over_points(seed, number, spread, grid, max_pillars, points_per_pillar):
+GRIDS = [
+    BevGrid(x=(-4.0, 4.0), y=(-3.0, 3.0), cell=1.0),
+    BevGrid(x=(-4.0, 4.2), y=(-1.1, 3.0), z=(-1.0, 1.0), cell=0.7),
+    BevGrid(x=(-4.0, 4.5), y=(-1.1, 2.7), cell=0.7),  # reaches beyond its last cells
+    BevGrid(x=(-60.0, 60.0), y=(-50.0, 50.0), cell=0.1),  # more cells than 16 bits count
+]
+numbers = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 200), st.floats(0.1, 8))
+
+
+@settings(max_examples=150)
+@given(numbers, st.sampled_from(GRIDS), st.integers(1, 60), st.integers(1, 6))
+def test_grouping_equals_a_loop_over_points(drawn, grid, max_pillars, points_per_pillar):
+    seed, number, spread = drawn
     rng = np.random.default_rng(seed)
     points = (rng.normal(size=(number, 5)) * spread).astype(np.float32)
     points[rng.random(number) < 0.2, 0] = grid.x[0]  # on the edge
     points[rng.random(number) < 0.2, 1] = grid.y[1]
-    expected = _grouped_one_by_one(points, grid, max_pillars, points_per_pillar)
-    _check(_grouped(points, grid, max_pillars, points_per_pillar), expected, points_per_pillar)
+    _check_grouping(points, grid, max_pillars, points_per_pillar)
 
 
-def test_grouping_of_ten_sweeps_equals_a_loop_over_points():
+def test_grouping_of_ten_sweeps_equals_a_loop_over_points_and_is_timed():
     """The cloud of tools/bench.py: many chunks, more pillars than fit, and pillars with more points than fit."""
-    grid, points = BevGrid(cell=0.2), street()
-    grouped = _grouped(points, grid, 30_000, 20)
-    assert (len(grouped[2]), grouped[1].max()) == (30_000, 20)
-    _check(grouped, _grouped_one_by_one(points, grid, 30_000, 20), 20)
-
-
-def test_more_pillars_than_16_bits_count() -> None:
-    """Every cell twice, in random order: the first of both, at the first place of its pillar."""
-    grid = BevGrid(x=(0.0, 300.0), y=(0.0, 300.0), cell=1.0)
-    cell_of_point = np.random.default_rng(0).permutation(np.repeat(np.arange(grid.cells), 2))
-    points = np.zeros((len(cell_of_point), 5), np.float32)
-    points[:, 0], points[:, 1] = cell_of_point % 300 + 0.5, cell_of_point // 300 + 0.5
-    points[:, 4] = np.arange(len(points))
-    pillar_points, counts, cells = _grouped(points, grid, grid.cells, 1)
-    np.testing.assert_array_equal(cells, np.arange(grid.cells))
-    assert (counts == 1).all()
-    np.testing.assert_array_equal(pillar_points[:, 0, 4], np.unique(cell_of_point, return_index=True)[1])
-
-
-def test_benchmark_of_the_grouping() -> None:
+    cells, counts = _check_grouping(street(), BevGrid(cell=0.2), 30_000, 20)
+    assert (len(cells), np.count_nonzero(counts), counts.max()) == (30_000, 30_000, 20)
     figures = pillars(argparse.Namespace(config="nuscenes/fusion", rounds=1))
     assert figures.keys() == {"points", "ms"}
     assert 290_000 < figures["points"] < 310_000
     assert figures["ms"] > 0
 
 
-def test_points_at_the_far_edge_stay_on_the_grid() -> None:
-    grid = BevGrid()
+def test_more_pillars_than_16_bits_count_and_a_point_at_the_far_edge() -> None:
+    """Every cell twice, in random order: the first of both, at the first place of its pillar."""
+    grid = BevGrid(x=(0.0, 300.0), y=(0.0, 300.0), cell=1.0)
+    cell_of_point = np.random.default_rng(0).permutation(np.repeat(np.arange(grid.cells), 2))
+    points = np.zeros((len(cell_of_point), 5), np.float32)
+    points[:, 0], points[:, 1] = cell_of_point % 300 + 0.5, cell_of_point // 300 + 0.5
+    points[:, 4] = np.arange(len(points))
+    assert _check_grouping(points, grid, grid.cells, 1)[0].tolist() == list(range(grid.cells))
     edge = np.nextafter(np.float32(51.2), np.float32(0))
-    cells = _grouped(np.array([[edge, edge, 0, 0, 0]], np.float32), grid, 1, 1)[2]
-    assert cells.tolist() == [grid.cells - 1]
+    cells, _ = _check_grouping(np.array([[edge, edge, 0, 0, 0]], np.float32), BevGrid(), 1, 1)
+    assert cells.tolist() == [BevGrid().cells - 1]
 
 
 @pytest.mark.parametrize("size", [(900, 1600), (450, 800), (1080, 1920)])
-@pytest.mark.parametrize(
-    "image", [Image(height=256, width=704), Image(height=128, width=352), Image(height=448, width=800)]
-)
+@pytest.mark.parametrize("image", [Image(height=h, width=w) for h, w in ((256, 704), (128, 352), (448, 800))])
 def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
     point = np.array([20.0, 2.5, 0.4])
     spec = InputSpec(BevGrid(), None, CameraBranch(image=image), RIG)
@@ -201,46 +175,36 @@ def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
     assert inputs["images"][0].any(axis=(1, 2, 3)).tolist() == seen
     assert inputs["image_from_reference"][0].any(axis=(1, 2)).tolist() == seen
 
-
-def test_a_model_without_a_sensor_lacks_its_inputs(recorded_root):
-    tables = NuScenesTables(recorded_root, "v1.0-tiny")
-    frame = tables.frame(tables.samples()[0])
-    lidar_only = prepare(frame, InputSpec(BevGrid(), Lidar(), None, RIG))
-    camera_only = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(), RIG))
-    assert set(lidar_only) == {"pillar_points", "pillar_counts", "pillar_cells"}
-    assert set(camera_only) == {"images", "image_from_reference"}
+    assert set(prepare(frame, InputSpec(BevGrid(), Lidar(), None, RIG))) == set(PILLARS)  # a model without a camera
+    assert set(prepare(frame, InputSpec(BevGrid(), None, CameraBranch(), RIG))) == set(inputs) - set(PILLARS)
     with pytest.raises(ValueError, match="the frame is in 'ego'"):
         prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None, RIG))
 
 
 def test_outputs_become_a_prediction() -> None:
     yaws = np.array([0.3, -3.0, 1.2])
-    boxes = np.zeros((2, 3, 10), np.float32)
-    boxes[1, :, :3] = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    boxes[1, :, 3:6] = [2, 4, 1.5]
-    boxes[1, :, 6], boxes[1, :, 7] = 0.5 * np.sin(yaws), 0.5 * np.cos(yaws)  # a network's are not of length one
-    boxes[1, :, 8:] = [3, -1]
+    turned = 0.5 * np.column_stack([np.sin(yaws), np.cos(yaws)])  # a network's are not of length one
+    places, others = np.arange(1.0, 10).reshape(3, 3), np.tile([2, 4, 1.5, 3, -1], (3, 1))
     outputs = {
-        "detection/boxes": boxes,
-        "detection/scores": np.array([[1, 1, 1], [0.9, 0.5, 0.1]], np.float32),
-        "detection/labels": np.array([[0, 0, 0], [3, 1, 8]]),
-        "detection/attributes": np.array([[0, 0, 0], [5, 6, 2]]),
+        "detection/boxes": np.column_stack([places, others[:, :3], turned, others[:, 3:]]).astype(np.float32)[None],
+        "detection/scores": np.array([[0.9, 0.5, 0.1]], np.float32),
+        "detection/labels": np.array([[3, 1, 8]]),
+        "detection/attributes": np.array([[5, 6, 2]]),
     }
     rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
     tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid(), NUSCENES)
-    second = {name: values[1:] for name, values in outputs.items()}
-    prediction = to_prediction({"detection": tasks["detection"]}, second)
+    prediction = to_prediction({"detection": tasks["detection"]}, outputs)
     assert "map" not in prediction.results
     found = prediction.results["detection"]
-    assert found.labels.tolist() == [3, 1]
-    assert found.attributes.tolist() == [5, 6]
+    assert (found.labels.tolist(), found.attributes.tolist()) == ([3, 1], [5, 6])
     np.testing.assert_allclose(found.scores, [0.9, 0.5], atol=1e-7)
     np.testing.assert_allclose(found.yaws, yaws[:2], atol=1e-6)
-    np.testing.assert_allclose(found.centers, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(found.centers, places[:2])
+    np.testing.assert_allclose(found.sizes, others[:2, :3])
     np.testing.assert_allclose(found.velocities, [[3, -1, 0]] * 2)
     np.testing.assert_allclose(np.linalg.det(found.rotations), 1)
     maps = np.random.default_rng(0).random((1, 6, 4, 5))
-    probabilities = to_prediction(tasks, {**second, "map/probabilities": maps}).results["map"]
+    probabilities = to_prediction(tasks, {**outputs, "map/probabilities": maps}).results["map"]
     np.testing.assert_array_equal(probabilities, maps[0])
 
 
@@ -313,24 +277,27 @@ class Net(nn.Module):
         return features
 
 
+def _pillars(points: Tensor) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Frame, row and column of each pillar with points, and these."""
+    for frame, pillar in np.ndindex(2, 4):
+        if count := int(COUNTS[frame, pillar]):
+            yield frame, *divmod(int(CELLS[frame, pillar]), 8), points[frame, pillar, :count]
+
+
 def _points() -> Tensor:
     """(2, 4, 3, 5) inside their cells."""
     points = torch.zeros(2, 4, 3, 5, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
-    for frame, pillar in ((f, p) for f in range(2) for p in range(4)):
-        row, column = divmod(int(CELLS[frame, pillar]), 8)
-        for point in points[frame, pillar, : COUNTS[frame, pillar]]:
-            point[:] = torch.rand(5, generator=generator, dtype=torch.float64)
-            point[:2] += torch.tensor([GRID.x[0] + column, GRID.y[0] + row])
+    for _, row, column, real in _pillars(points):
+        real[:] = torch.rand(real.shape, generator=generator, dtype=torch.float64)
+        real[:, :2] += torch.tensor([GRID.x[0] + column, GRID.y[0] + row])
     return points
 
 
 def _ten_features(points: Tensor) -> Tensor:
     """(9, 10) of the real points, one by one."""
     found = []
-    for frame, pillar in ((f, p) for f in range(2) for p in range(4)):
-        row, column = divmod(int(CELLS[frame, pillar]), 8)
-        real = points[frame, pillar, : COUNTS[frame, pillar]]
+    for _, row, column, real in _pillars(points):
         center = torch.tensor([GRID.x[0] + column + 0.5, GRID.y[0] + row + 0.5])
         found += [torch.cat([point, point[:3] - real[:, :3].mean(0), point[:2] - center]) for point in real]
     return torch.stack(found) * SCALE
@@ -340,13 +307,11 @@ def _expected(y: Tensor, network: Net, mean: Tensor | None = None, variance: Ten
     """The feature map for outputs y (9, 5) of the linear layer, normalised by hand, by default with y's statistics."""
     norm = network.lidar.norm.layer
     mean, variance = (y.mean(0), y.var(0, unbiased=False)) if mean is None else (mean, variance)
-    y = (y - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
-    canvas, start = torch.zeros(2, 5, 4, 8, dtype=torch.float64), 0
-    for frame, pillar in np.ndindex(2, 4):
-        if count := int(COUNTS[frame, pillar]):
-            row, column = divmod(int(CELLS[frame, pillar]), 8)
-            canvas[frame, :, row, column] = y[start : start + count].amax(0).clamp(min=0)
-            start += count
+    left = ((y - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias).clamp(min=0)
+    canvas = torch.zeros(2, 5, 4, 8, dtype=torch.float64)
+    for frame, row, column, real in _pillars(_points()):
+        canvas[frame, :, row, column] = left[: len(real)].amax(0)
+        left = left[len(real) :]
     return canvas
 
 
@@ -435,57 +400,3 @@ def test_without_points_there_are_no_statistics(points: int) -> None:
     assert (features[0, :, 0, 3] > 0).any() == bool(points)
     assert all(parameter.grad is not None for parameter in network.parameters())  # as distributed training wants it
     assert network.lidar.norm.layer.training
-
-
-def test_encoding_is_what_the_definition_gives_for_each_pillar() -> None:
-    """Two layers; a linear layer of the points beside the pillar's greatest, rows without a point taking part."""
-    torch.manual_seed(0)
-    grid = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-3.0, 1.0), cell=0.5)
-    encoder = VoxelFeatureEncoder(
-        Lidar(max_pillars=60, points_per_pillar=4, channels=5, encoder="padded", hidden=(6,)), grid
-    ).eval()
-    for layer in encoder.layers:
-        for values in (layer.norm.layer.running_mean, layer.norm.layer.bias.data):
-            values.normal_()
-        layer.norm.layer.running_var.uniform_(0.5, 2)
-    points = torch.rand(150, 5) * torch.tensor([7.8, 3.8, 3.8, 255, 0.5]) - torch.tensor([3.9, 1.9, 2.9, 0, 0])
-    pillars, counts, cells = torch.zeros(60, 4, 5), torch.zeros(60, dtype=torch.int), torch.zeros(60, dtype=torch.int)
-    found = group(points.numpy(), grid, pillars.numpy(), counts.numpy(), cells.numpy())
-    assert 0 < found <= 60
-    assert len(counts.unique()) > 3  # full pillars, others, and padding
-    canvas = encoder(pillars[None], counts[None], cells[None])[0].detach()
-
-    expected = torch.zeros_like(canvas).flatten(1)
-    first, second = encoder.layers
-    linear = torch.cat([second.points.layer.weight, second.pillar.layer.weight], dim=1)  # of points, of the pillar
-    for pillar, count, cell in zip(pillars[:found], counts, cells, strict=False):
-        real = pillar[:count]
-        row, column = divmod(int(cell), 16)
-        middle = torch.tensor([-4 + (column + 0.5) * 0.5, -2 + (row + 0.5) * 0.5, -1.0])
-        described = torch.zeros(4, 11)
-        described[:count] = torch.cat([real, real[:, :3] - real[:, :3].mean(0), real[:, :3] - middle], dim=1)
-        x = torch.relu(first.norm.layer(described * encoder.scale @ first.points.layer.weight.T))
-        x = torch.cat([x, x.amax(0).expand(4, -1)], dim=1)
-        expected[:, cell] = torch.relu(second.norm.layer(x @ linear.T)).amax(0).detach()
-    torch.testing.assert_close(canvas.flatten(1), expected, rtol=1e-5, atol=1e-5)
-    assert (canvas != 0).any(dim=0).sum() > found / 2
-
-
-def test_pyramid_adds_the_coarser_levels_to_the_finer_ones() -> None:
-    torch.manual_seed(0)
-    config = Trunk(channels=(4, 6, 8), blocks=(1, 1, 2), strides=(2, 2, 2), up_channels=5)
-    trunk = PyramidTrunk(config, 3).eval()
-    x, stages = torch.randn(1, 3, 16, 24), []
-    for stage in trunk.stages:
-        stages.append(stage(x if not stages else stages[-1]))
-    own = [lateral(stage) for lateral, stage in zip(trunk.laterals, stages, strict=True)]
-    third = own[2]
-    second = own[1] + third.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    first = own[0] + second.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    for smooth, level, got in zip(trunk.smooths, (first, second, third), trunk(x), strict=True):
-        layer, norm = smooth.conv.layer, smooth.norm.layer
-        assert layer.weight.shape == (5, 5, 3, 3)
-        expected = torch.relu(norm(F.conv2d(level, layer.weight, padding=1)))
-        torch.testing.assert_close(got, expected)
-    assert [tuple(level.shape) for level in trunk(x)] == [(1, 5, 8, 12), (1, 5, 4, 6), (1, 5, 2, 3)]
-    assert {"trunk.stage2.0", "trunk.lateral1", "trunk.smooth0.norm"} <= {*Bank(trunk, CONDITIONS).slots}
