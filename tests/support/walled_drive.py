@@ -49,17 +49,9 @@ class WalledDrive(ListedKeyframes):
 
     def boxes(self, sample: str) -> Boxes:
         x = car_at(PERIOD * int(sample))
-        one = np.ones(1)
-        boxes = Boxes.from_yaws(
-            np.array([[x, CAR_Y, SIZE[2] / 2]]),
-            np.array([SIZE]),
-            0 * one,
-            np.array([[CAR_SPEED, 0]]),
-            0 * one,
-            -one,
-            one,
-        )
-        return Boxes(**{**vars(boxes), "instances": np.array([self.instance])})
+        none, center, velocity = np.zeros(1), np.array([[x, CAR_Y, SIZE[2] / 2]]), np.array([[CAR_SPEED, 0]])
+        boxes = Boxes.from_yaws(center, np.array([SIZE]), none, velocity, none, none - 1, none + 1)
+        return replace(boxes, instances=np.array([self.instance]))
 
     def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
         seconds = PERIOD * int(sample) - 0.1 * np.arange(sweeps, -1, -1)

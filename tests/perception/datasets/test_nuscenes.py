@@ -86,6 +86,12 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
         others = [oracle.row(a) for a in oracle.devkit.get("sample", sample)["anns"] if a not in {*annotations}]
         assert oracle.tables.obstacles(sample).instances.tolist() == [row["instance_token"] for row in others]
     assert seen > 20
+    for record in oracle.devkit.scene:  # samples are in order of time
+        expected, sample = [], record["first_sample_token"]
+        while sample:
+            expected.append(sample)
+            sample = oracle.devkit.get("sample", sample)["next"]
+        assert oracle.tables.samples(None, [record["name"]]) == expected
 
 
 @pytest.mark.parametrize("reference", ["ego", "lidar"])
@@ -106,36 +112,27 @@ def test_projected_boxes_equal_the_devkits(oracle: Oracle, reference: Any) -> No
     assert seen > 100
 
 
-def test_lidar_boxes_equal_the_devkits(oracle: Oracle) -> None:
-    for sample in oracle.complete:
-        boxes = oracle.tables.frame(sample, "lidar", cameras=False).boxes
-        theirs = oracle.boxes(sample, "LIDAR_TOP")
-        np.testing.assert_allclose(boxes.corners(), [box.corners().T for box in theirs], atol=1e-9)
-
-
-def test_sweeps_equal_the_devkits(oracle: Oracle) -> None:
+def test_sweeps_and_boxes_equal_the_devkits(oracle: Oracle) -> None:
+    """In the LiDAR's frame; in the vehicle's they are at the same places."""
     lags = set()
     for sample in oracle.complete:
-        ours = oracle.tables.frame(sample, "lidar", sweeps=10, cameras=False).points
-        record = oracle.devkit.get("sample", sample)
+        frame = oracle.tables.frame(sample, "lidar", sweeps=10, cameras=False)
+        theirs = oracle.boxes(sample, "LIDAR_TOP")
+        np.testing.assert_allclose(frame.boxes.corners(), [box.corners().T for box in theirs], atol=1e-9)
+        record, ours = oracle.devkit.get("sample", sample), frame.points
         cloud, times = LidarPointCloud.from_file_multisweep(oracle.devkit, record, "LIDAR_TOP", "LIDAR_TOP", nsweeps=11)
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours[:, :3], cloud.points[:3].T, atol=1e-4)
         np.testing.assert_array_equal(ours[:, 3], cloud.points[3])
         np.testing.assert_allclose(ours[:, 4], times[0], atol=1e-6)
         lags.update(np.unique(ours[:, 4]))
-    assert min(lags) == 0
-    assert len(lags) >= 3
-
-
-def test_both_references_place_points_and_boxes_alike(oracle: Oracle) -> None:
-    for sample in oracle.complete[:2]:
-        ego = oracle.tables.frame(sample, "ego", sweeps=2, cameras=False)
-        lidar = oracle.tables.frame(sample, "lidar", sweeps=2, cameras=False)
-        ego_from_lidar = np.linalg.inv(ego.global_from_reference) @ lidar.global_from_reference
-        moved = lidar.points[:, :3] @ ego_from_lidar[:3, :3].T + ego_from_lidar[:3, 3]
+        ego = oracle.tables.frame(sample, "ego", sweeps=10, cameras=False)
+        ego_from_lidar = np.linalg.inv(ego.global_from_reference) @ frame.global_from_reference
+        moved = ours[:, :3] @ ego_from_lidar[:3, :3].T + ego_from_lidar[:3, 3]
         np.testing.assert_allclose(ego.points[:, :3], moved, atol=1e-4)
         np.testing.assert_array_equal(ego.global_from_ego, ego.global_from_reference)
+    assert min(lags) == 0
+    assert len(lags) >= 3
 
 
 def test_splits_and_selectors_are_the_devkits(nuscenes_root: Path) -> None:
@@ -149,17 +146,7 @@ def test_splits_and_selectors_are_the_devkits(nuscenes_root: Path) -> None:
         tables.samples("mini_train")
 
 
-def test_samples_are_in_order_of_time(oracle: Oracle) -> None:
-    for record in oracle.devkit.scene:
-        expected, sample = [], record["first_sample_token"]
-        while sample:
-            expected.append(sample)
-            sample = oracle.devkit.get("sample", sample)["next"]
-        assert oracle.tables.samples(None, [record["name"]]) == expected
-
-
 def test_a_keyframe_has_ten_real_clouds(nuscenes_root: Path, tmp_path: Path) -> None:
-    """The drive on which tools/bench.py measures the loader: real keyframes with nine sweeps before each."""
     tables, tokens = drive(nuscenes_root, tmp_path)
     assert len(tokens) == 4
     for sample in tokens:
@@ -168,9 +155,7 @@ def test_a_keyframe_has_ten_real_clouds(nuscenes_root: Path, tmp_path: Path) -> 
         ages, counts = np.unique(frame.points[:, 4], return_counts=True)
         np.testing.assert_allclose(ages, 0.05 * np.arange(10), atol=1e-6)
         chain = [each.file for each in tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 10)]
-        assert len({(tmp_path / file).resolve() for file in chain}) >= 9
         assert counts.tolist() == [int(outside_roof(read_points(tmp_path / file)).sum()) for file in chain]
-        assert len(tables.boxes(sample)) > 20
 
 
 def test_a_frame_of_the_tiny_drive(tiny_root: Path) -> None:
@@ -231,28 +216,44 @@ def test_conditions(description: str, location: str, expected: tuple[str | None,
     )
 
 
-@pytest.fixture
-def annotated_root(tmp_path: Path) -> Path:
-    return write_annotated(tmp_path / "tiny")
-
-
 def opened(root: Path, joined: bool) -> NuScenesTables | JoinedTables:
     """The tables, alone or as one of the drives of a folder."""
     return JoinedTables(root.parent, VERSION, RIG, NUSCENES) if joined else NuScenesTables(root, VERSION)
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_points_have_the_classes_of_the_devkits_file(annotated_root: Path, joined: bool) -> None:
-    """Those that the frame keeps, in its order; points of an earlier sweep have none."""
-    own, tables = NuScenesTables(annotated_root, VERSION), opened(annotated_root, joined)
+def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined: bool) -> None:
+    """Obstacles, of no class; voxels by z y x; classes of the points that the frame keeps, in its order, where those of
+    an earlier sweep have none."""
+    root = write_annotated(tmp_path / "tiny")
+    own, tables = NuScenesTables(root, VERSION), opened(root, joined)
+    for sample in tables.samples():
+        rack = tables.obstacles(sample)
+        assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
+        np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
+        np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
+        assert tables.boxes(sample).instances.tolist() == [token("instance", "car"), token("instance", "walker")]
+
+    first, second, third = tables.samples()
+    assert [tables.has_occupancy(sample) for sample in tables.samples()] == [True, False, False]
+    assert tables.occupancy(second) is None
+    found = tables.occupancy(first)
+    assert found.grid == VoxelGrid()
+    assert occupancy_classes(NUSCENES)[17] == "free"
+    with np.load(voxels_of(root)) as file:
+        np.testing.assert_array_equal(found.classes, file["semantics"].transpose(2, 1, 0))
+        np.testing.assert_array_equal(found.seen_by_lidar, file["mask_lidar"].transpose(2, 1, 0) == 1)
+        np.testing.assert_array_equal(found.seen_by_cameras, file["mask_camera"].transpose(2, 1, 0) == 1)
+    assert (found.seen_by_lidar.dtype, found.classes.dtype) == (np.dtype(bool), np.dtype(np.uint8))
+
     names = [each.name for each in NUSCENES.point_classes]
     expected = {0: -1, 17: names.index("car"), 2: names.index("pedestrian"), 13: -1}
     assert [tables.has_point_classes(sample) for sample in tables.samples()] == [True, True, False]
-    for k, sample in enumerate(tables.samples()[:2]):
+    for k, sample in enumerate((first, second)):
         frame = tables.frame(sample, "lidar", sweeps=2, cameras=False)
         file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
-        intensities = np.fromfile(annotated_root / file, np.float32).reshape(-1, 5)[:, 3]  # no two are the same
-        numbers = load_bin_file(str(labels_of(annotated_root, k)))
+        intensities = np.fromfile(root / file, np.float32).reshape(-1, 5)[:, 3]  # no two are the same
+        numbers = load_bin_file(str(labels_of(root, k)))
         class_of = {i: expected[n] for i, n in zip(intensities.tolist(), numbers.tolist(), strict=True)}
         assert frame.class_of_point.dtype == np.int16
         at_once = frame.points[:, 4] == 0
@@ -261,47 +262,21 @@ def test_points_have_the_classes_of_the_devkits_file(annotated_root: Path, joine
         assert labels == [class_of[intensity] for intensity in frame.points[at_once, 3].tolist()]
         assert {*labels} == {-1, names.index("car"), names.index("pedestrian")}
         assert (frame.class_of_point[~at_once] == -1).all()
-    assert tables.frame(tables.samples()[2]).class_of_point is None
-    assert tables.frame(tables.samples()[0], annotations=False).class_of_point is None
+    assert tables.frame(third).class_of_point is None
+    assert tables.frame(first, annotations=False).class_of_point is None
 
 
-@pytest.mark.parametrize("joined", [False, True])
-def test_voxels_are_those_of_the_file_by_z_y_x(annotated_root: Path, joined: bool) -> None:
-    tables = opened(annotated_root, joined)
-    first, second, _ = tables.samples()
-    assert (tables.has_occupancy(first), tables.has_occupancy(second)) == (True, False)
-    assert tables.occupancy(second) is None
-    found = tables.occupancy(first)
-    assert found.grid == VoxelGrid()
-    assert occupancy_classes(NUSCENES)[17] == "free"
-    with np.load(voxels_of(annotated_root)) as file:
-        np.testing.assert_array_equal(found.classes, file["semantics"].transpose(2, 1, 0))
-        np.testing.assert_array_equal(found.seen_by_lidar, file["mask_lidar"].transpose(2, 1, 0) == 1)
-        np.testing.assert_array_equal(found.seen_by_cameras, file["mask_camera"].transpose(2, 1, 0) == 1)
-    assert (found.seen_by_lidar.dtype, found.classes.dtype) == (np.dtype(bool), np.dtype(np.uint8))
-
-
-@pytest.mark.parametrize("joined", [False, True])
-def test_obstacles_are_the_annotations_of_no_class(tiny_root: Path, joined: bool) -> None:
-    tables = opened(tiny_root, joined)
-    for sample in tables.samples():
-        rack = tables.obstacles(sample)
-        assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
-        np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
-        np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
-        assert tables.boxes(sample).instances.tolist() == [token("instance", "car"), token("instance", "walker")]
-
-
-def test_a_dataroot_without_these_annotations(annotated_root: Path) -> None:
+def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
     """Without the table of the classes of points, the folder that is left does not matter."""
-    (annotated_root / VERSION / "lidarseg.json").unlink()
-    shutil.rmtree(annotated_root / "gts")
-    tables, first = NuScenesTables(annotated_root, VERSION), token("sample", 0)
+    root = write_annotated(tmp_path / "tiny")
+    (root / VERSION / "lidarseg.json").unlink()
+    shutil.rmtree(root / "gts")
+    tables, first = NuScenesTables(root, VERSION), token("sample", 0)
     assert not tables.has_point_classes(first)
     assert not tables.has_occupancy(first)
     assert tables.frame(first).class_of_point is None
-    (annotated_root / VERSION / "sample_annotation.json").write_text("[]")
-    assert NuScenesTables(annotated_root, VERSION).obstacles(first) is None
+    (root / VERSION / "sample_annotation.json").write_text("[]")
+    assert NuScenesTables(root, VERSION).obstacles(first) is None
 
 
 def test_classes_stay_with_the_points_of_joined_lidars() -> None:
@@ -316,9 +291,6 @@ def test_classes_stay_with_the_points_of_joined_lidars() -> None:
 
     sweeps = {0: [swept(1000, True), swept(500, False)], 1: [swept(1010, True)], 2: [swept(990, False)]}
     points, lidars, classes = join_lidars(sweeps, 1000, np.eye(4), own)
-    assert points is not None
-    assert classes is not None
-    assert lidars is not None
     with_classes = (lidars == 1) | ((lidars == 0) & (points[:, 4] < 1e-5))
     assert 300 < with_classes.sum() < 600
     np.testing.assert_array_equal(classes, np.where(with_classes, points[:, 3], -1))

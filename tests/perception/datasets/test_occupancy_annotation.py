@@ -80,12 +80,6 @@ def test_voxels_of_a_known_world(sample: int) -> None:
     assert not (met("car", sample, "0123")[:, 1] > 0).any()
 
 
-def test_an_object_without_an_id_is_as_it_is_seen_in_the_keyframe() -> None:
-    made, alone = annotated(WalledDrive(instance=""), "1"), annotated(WalledDrive(), "1", "1")
-    off_the_ground = (GRID.centers()[..., 2] > 0.4) & (GRID.centers()[..., 1] < -2)
-    np.testing.assert_array_equal((made.classes == CAR)[off_the_ground], (alone.classes == CAR)[off_the_ground])
-
-
 def test_free_is_what_rays_cross() -> None:
     made = annotated(WalledDrive(), "1")
     centers, free = GRID.centers(), made.seen_by_lidar & (made.classes == FREE)
@@ -107,17 +101,14 @@ def test_free_is_what_rays_cross() -> None:
     assert made.seen_by_lidar[voxels_of(march.reshape(-1, 3))].all()  # by rays of the keyframe itself, boxes or not
 
 
-class UnknownVelocity(WalledDrive):
-    """The velocity is not annotated in keyframe 2."""
-
-    def boxes(self, sample: str) -> Boxes:
-        boxes = super().boxes(sample)
-        return replace(boxes, velocities=boxes.velocities * (np.nan if sample == "2" else 1))
-
-
 def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
-    made = annotated(UnknownVelocity(labelled=False), "2", "12", sweeps=4)
-    box = WalledDrive().boxes("2").centers[0] - [2 * walled.SPEED * walled.PERIOD, 0, 0]
+    """Also if a keyframe lacks its velocity; without an id it is as it is seen in the keyframe."""
+    source = WalledDrive(labelled=False)
+    boxes = {k: source.boxes(k) for k in "0123"}
+    boxes["2"] = replace(boxes["2"], velocities=boxes["2"].velocities * np.nan)
+    source.boxes = boxes.__getitem__
+    made = annotated(source, "2", "12", sweeps=4)
+    box = boxes["2"].centers[0] - [2 * walled.SPEED * walled.PERIOD, 0, 0]
     off = np.abs(GRID.centers() - box)[..., 0]
     assert {*made.classes.ravel().tolist()} == {0, CAR, FREE}  # without any labels only boxes tell
     assert not (made.classes == CAR)[off > 2.0 + 0.4].any()
@@ -125,6 +116,8 @@ def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
     assert not (made.classes != FREE)[above & (off > 2.0 + 0.4)].any()
     few = annotated(WalledDrive(labelled=False), "2", "12")
     assert (made.classes != FREE).sum() > (few.classes != FREE).sum()
+    unnamed, alone = annotated(WalledDrive(instance=""), "1"), annotated(WalledDrive(), "1", "1")
+    np.testing.assert_array_equal((unnamed.classes == CAR)[above], (alone.classes == CAR)[above])
 
 
 def test_rays_begin_where_the_lidar_was_then() -> None:
@@ -248,10 +241,7 @@ def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None
     assert (found.classes.reshape(-1)[flat[inside]] < len(occupancy_classes(source.taxonomy)) - 1).all()
     assert open_source(root, None).occupancy("007-01") is None
     link_dataroot(root, out)  # as when more keyframes are annotated into the same folder
-
-
-def test_a_dataroot_may_hold_its_own_voxels(root: Path, tmp_path: Path) -> None:
-    annotate_drives(PandaSet(root), ["007:1-2"], 0, root)
+    annotate_drives(PandaSet(root), ["007:1-2"], 0, root)  # a dataroot may hold its own voxels
     assert [PandaSet(root).has_occupancy(f"007-0{i}") for i in (0, 1)] == [False, True]
     link_dataroot(root, made(tmp_path / "other"))  # with voxels of its own, not with links to these
     assert not PandaSet(tmp_path / "other").has_occupancy("007-01")

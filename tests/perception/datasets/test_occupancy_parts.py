@@ -29,9 +29,8 @@ from perception.voxels import OTHERS, VoxelGrid
 
 def boxes_of(centers: np.ndarray, rotations: np.ndarray, names: list[str], velocity: float = np.nan) -> Boxes:
     n = len(centers)
-    upright = Boxes.from_yaws(
-        centers, np.tile([2.0, 5.0, 1.5], (n, 1)), np.zeros(n), np.full((n, 2), velocity), *np.zeros((3, n))
-    )
+    sizes, velocities = np.tile([2.0, 5.0, 1.5], (n, 1)), np.full((n, 2), velocity)
+    upright = Boxes.from_yaws(centers, sizes, np.zeros(n), velocities, *np.zeros((3, n)))
     return replace(upright, rotations=rotations, instances=np.array(names, "U8"))
 
 
@@ -47,25 +46,19 @@ def test_points_of_a_box_that_moves_and_turns() -> None:
     points, beyond = np.zeros((2, 500, 3))
     for n, share in enumerate(shares):
         b = box[n]
-        slerp = Slerp([-1, 0, 1, 2], _extrapolated(turns[0][b], turns[1][b]))(share)
+        step = turns[0][b].inv() * turns[1][b]
+        keys = Rotation.concatenate([turns[0][b] * step.inv(), turns[0][b], turns[1][b], turns[1][b] * step])
+        slerp = Slerp([-1, 0, 1, 2], keys)(share)
         middle = centers[0][b] + share * (centers[1][b] - centers[0][b])
         points[n], beyond[n] = (slerp.apply(each[n]) + middle for each in (local, outside))
     owner, found = owners(points, shares, motion, 0.1)
     np.testing.assert_array_equal(owner, box)
     np.testing.assert_allclose(found, local, atol=1e-9)
     assert (owners(beyond, shares, motion, 0.1)[0] == -1).all()
-
-
-def test_a_point_in_two_boxes_is_of_the_first() -> None:
-    boxes = boxes_of(np.array([[0.0, 0, 0], [2, 0, 0]]), np.tile(np.eye(3), (2, 1, 1)), ["a", "b"])
-    owner, local = owners(np.array([[1.0, 0, 0], [3, 0, 0]]), np.ones(2), Motion(boxes, boxes), 0)
-    assert owner.tolist() == [0, 1]
-    np.testing.assert_allclose(local, [[1, 0, 0], [1, 0, 0]])
-
-
-def _extrapolated(start: Rotation, end: Rotation) -> Rotation:
-    step = start.inv() * end
-    return Rotation.concatenate([start * step.inv(), start, end, end * step])
+    both = boxes_of(np.array([[0.0, 0, 0], [2, 0, 0]]), np.tile(np.eye(3), (2, 1, 1)), ["a", "b"])
+    owner, found = owners(np.array([[1.0, 0, 0], [3, 0, 0]]), np.ones(2), Motion(both, both), 0)
+    assert owner.tolist() == [0, 1]  # in two boxes it is of the first
+    np.testing.assert_allclose(found, [[1, 0, 0], [1, 0, 0]])
 
 
 def test_boxes_of_one_keyframe_move_on_by_their_velocity() -> None:
@@ -167,11 +160,6 @@ def test_cameras_see_what_nothing_hides() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def returns_at(points: np.ndarray) -> Returns:
-    n = len(points)
-    return Returns(points, np.zeros((n, 3)), np.zeros(n, np.int16), np.zeros(n), np.ones(n, bool))
-
-
 def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
     rng, levels = np.random.default_rng(5), Levels()
     ground = np.column_stack([rng.uniform(-30, 30, (20_000, 2)), np.zeros(20_000)])
@@ -180,7 +168,9 @@ def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
     for n, x in enumerate([0.0, 5.0, 9.0, 500.0, 503.0]):
         pose = np.eye(4)
         pose[:3, 3] = x, 0, -0.2 * n
-        heights.append(levels.next(returns_at(ground + np.array([500 if x > 100 else 0, 0, -0.2 * n])), pose))
+        points, none = ground + np.array([500 if x > 100 else 0, 0, -0.2 * n]), np.zeros(len(ground))
+        returns = Returns(points, np.zeros((len(ground), 3)), none.astype(np.int16), none, none == 0)
+        heights.append(levels.next(returns, pose))
     np.testing.assert_allclose(heights, [0, 0.2, 0.4, 0.4, 0.6], atol=1e-9)
 
 
