@@ -57,19 +57,14 @@ def test_nuscenes_is_as_the_devkit_has_it() -> None:
         assert {attribute for attribute, there in possible if there} == {*detection_name_to_rel_attributes(name)}
 
 
-def written(folder: Path, **changed: object) -> Path:
-    path = folder / "taxonomy.yaml"
-    path.write_text(yaml.safe_dump({"name": "own", "classes": [{"name": "car"}]} | changed))
-    return path
-
-
 CAR, VAN, ROAD = {"name": "car"}, {"name": "van", "categories": ["car"]}, {"name": "road"}
 WAY = {"name": "way", "categories": ["road"]}
 
 
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
+TOP, FRONT = {"name": "top"}, {"name": "front"}
+MINIMAL = {load_taxonomy: {"name": "own", "classes": [CAR]}, load_rig: {"name": "mine", "lidars": [TOP]}}
+WRONG: dict[Any, list[tuple[dict[str, Any], str]]] = {
+    load_taxonomy: [
         ({"classes": [CAR, CAR]}, "classes: 'car' is there twice"),
         ({"classes": [CAR, VAN]}, "category 'car' is of two classes"),
         ({"classes": []}, "classes: tuple should have at least 1 item"),
@@ -84,15 +79,33 @@ WAY = {"name": "way", "categories": ["road"]}
         ({"conditions": {"weather": []}}, "conditions.weather: tuple should have at least 1"),
         ({"conditions": {"weather": ["dry"]}, "simulated": {"always": ["snow"]}}, "simulated: 'snow' is not among"),
     ],
-)
-def test_a_wrong_taxonomy_is_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
-    path = written(tmp_path, **changed)
-    with one_line_error(at=path, says=says):
-        load_taxonomy(path)
+    load_rig: [
+        ({"lidars": []}, "(top level): `lidars` is empty; a rig has at least one LiDAR, whose time is the frame's"),
+        ({"lidars": [TOP, {"name": "Top"}]}, "(top level): two sensors are called 'top'"),
+        ({"cameras": [TOP], "lidars": [TOP]}, "(top level): two sensors are called 'top'"),
+        ({"lidars": [{"name": "lidar"}]}, "(top level): a sensor is called 'lidar', which stands for several"),
+        ({"lidars": [{"name": "my lidar"}]}, "lidars.0.name: string should match pattern"),
+        ({"cameras": [FRONT | {"size": [0, 10]}]}, "cameras.0.size.0: input should be greater than 0, got 0"),
+        (
+            {"cameras": [FRONT | {"lens": {"focal": 9.0, "distortion": [1.0]}}]},
+            "cameras.0.lens.distortion: has 1 coefficients; OpenCV's models have 4, 5 or 8",
+        ),
+        ({"own": {"center": [0, 0, 0], "size": [1, 1, -1]}}, "own.size.2: input should be greater than 0, got -1"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("load", "change", "says"), [(load, *row) for load in WRONG for row in WRONG[load]])
+def test_a_wrong_taxonomy_or_rig_is_told_in_one_line(tmp_path: Path, load: Any, change: Any, says: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL[load] | change))
+    with one_line_error(at=f"{file}: ", says=says):
+        load(file)
 
 
 def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
-    path = written(tmp_path, conditions={"weather": ["dry", "snow"]})
+    path = tmp_path / "taxonomy.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL[load_taxonomy] | {"conditions": {"weather": ["dry", "snow"]}}))
     content = {"name": "a", "taxonomy": str(path), "tasks": {"detection": {}, "conditions": {}}}
     config = parse_config(content, "a.yaml")
     assert config.taxonomy == load_taxonomy(path)
@@ -167,32 +180,6 @@ def test_rigs_that_come_with_the_package(name: str, tmp_path: Path) -> None:
     for given_as in (name, str(file), rig.model_dump(mode="json")):
         config = parse_config({"name": "a", "rig": given_as}, "a.yaml")
         assert config.rig == parse_config(config.model_dump(mode="json"), "checkpoint.json").rig == rig
-
-
-TOP, FRONT = {"name": "top"}, {"name": "front"}
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"lidars": []}, "(top level): `lidars` is empty; a rig has at least one LiDAR, whose time is the frame's"),
-        ({"lidars": [TOP, {"name": "Top"}]}, "(top level): two sensors are called 'top'"),
-        ({"cameras": [TOP], "lidars": [TOP]}, "(top level): two sensors are called 'top'"),
-        ({"lidars": [{"name": "lidar"}]}, "(top level): a sensor is called 'lidar', which stands for several"),
-        ({"lidars": [{"name": "my lidar"}]}, "lidars.0.name: string should match pattern"),
-        ({"cameras": [FRONT | {"size": [0, 10]}]}, "cameras.0.size.0: input should be greater than 0, got 0"),
-        (
-            {"cameras": [FRONT | {"lens": {"focal": 9.0, "distortion": [1.0]}}]},
-            "cameras.0.lens.distortion: has 1 coefficients; OpenCV's models have 4, 5 or 8",
-        ),
-        ({"own": {"center": [0, 0, 0], "size": [1, 1, -1]}}, "own.size.2: input should be greater than 0, got -1"),
-    ],
-)
-def test_a_wrong_rig_is_told_in_one_line(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    file = tmp_path / "rig.yaml"
-    file.write_text(yaml.safe_dump({"name": "mine", "lidars": [TOP]} | change))
-    with one_line_error(at=f"{file}: ", says=says):
-        load_rig(file)
 
 
 def test_an_unknown_rig_and_one_without_what_is_needed(tmp_path: Path) -> None:

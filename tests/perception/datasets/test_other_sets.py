@@ -1,7 +1,5 @@
 """T4 and MAN TruckScenes, near to nuScenes' layout: vocabulary, tables, clouds and scores are their devkits'."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -142,8 +140,8 @@ def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
     assert found > 10
 
 
-def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables) -> None:
-    """With splits that list scenes or folders."""
+def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp_path: Path) -> None:
+    """With splits that list scenes or folders; some cannot be joined."""
     joined = open_source(t4_root, None, T4_RIG, T4)
     assert (type(joined), joined.version) == (JoinedTables, "annotation")
     assert (joined.scenes(), joined.samples()) == (tables.scenes(), tables.samples())
@@ -158,9 +156,6 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables) -> 
     assert joined.map("") is None
     with one_line_error(at=t4_root, says="has no split test; known are train, val, all"):
         joined.scenes("test")
-
-
-def test_drives_that_cannot_be_joined_are_told(t4_root: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).symlink_to(t4_root / "drive0")
     with one_line_error(at=tmp_path, says="both have a scene scene-0001; remove one"):

@@ -12,6 +12,7 @@ from infos import new_infos, old_infos, opened_tiny, write_infos
 from loaders import _config
 from recordings import Sent, assembled, edited, nuscenes_topics
 from scipy.ndimage import map_coordinates
+from vocabulary import NUSCENES, RIG
 
 from deploy.replay.sources.topics import CameraTopics, Topics
 from perception.datasets.files import jpeg_size, read_image
@@ -21,8 +22,6 @@ from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Frame
 from perception.mmdet3d.infos import Infos
-from perception.rig import load_rig
-from perception.taxonomy import load_taxonomy
 from perception.training.loader import FrameDataset
 
 
@@ -81,12 +80,9 @@ def test_a_file_is_kept_if_all_programs_show_the_same(tmp_path: Path, segment: b
     assert (file is not None) == kept
 
 
-def _nuscenes(root: Path) -> Keyframes:
-    return NuScenesTables(root, "v1.0-tiny")
-
-
-def _joined(root: Path) -> Keyframes:
-    return JoinedTables(root.parent, "v1.0-tiny", load_rig("nuscenes"), load_taxonomy("nuscenes"))
+def _pandaset(root: Path) -> Keyframes:
+    written.write_drive(root / "drives", [], {0: np.zeros((4, 6))})
+    return PandaSet(root / "drives")
 
 
 def _infos(root: Path) -> Keyframes:
@@ -94,12 +90,15 @@ def _infos(root: Path) -> Keyframes:
     return Infos(write_infos(root / "nuscenes_infos_val.pkl", content))
 
 
-def _pandaset(root: Path) -> Keyframes:
-    written.write_drive(root / "drives", [], {0: np.zeros((4, 6))})
-    return PandaSet(root / "drives")
+SOURCES: list[Callable[[Path], Keyframes]] = [
+    lambda root: NuScenesTables(root, "v1.0-tiny"),
+    lambda root: JoinedTables(root.parent, "v1.0-tiny", RIG, NUSCENES),
+    _infos,
+    _pandaset,
+]
 
 
-@pytest.mark.parametrize("source", [_nuscenes, _joined, _infos, _pandaset])
+@pytest.mark.parametrize("source", SOURCES)
 def test_frames_project_to_the_reduced_pixels(tiny_root: Path, source: Callable[[Path], Keyframes]) -> None:
     tables = source(tiny_root)
     sample = tables.samples()[0]

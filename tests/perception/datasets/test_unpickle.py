@@ -1,7 +1,5 @@
 """Pickles are read without running anything: hostile ones leave no trace, and what is not whole is refused."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import os
@@ -119,14 +117,11 @@ ENCODED = (
     b"\x80\x04X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x010(" + 99 * b"c_codecs\nencode\nh\x01\x8c\x06latin1\x86R" + b"t."
 )
 REPLACED = b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R."  # a place in the memo
-RUNNING: list[tuple[Callable[[], bytes], str]] = [
+HOSTILE: list[tuple[Callable[[], bytes], str]] = [
     (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
     (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
     (lambda: pickle.dumps(Stateful(), 2), "asks for '.*Stateful'|'copy_reg._recon"),
     (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
-]
-HOSTILE = [
-    *RUNNING,
     (lambda: b"\x80\x02cbuiltins\ngetattr\n.", "asks for 'builtins.getattr'"),
     (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
     (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
@@ -190,16 +185,6 @@ HOSTILE += [
 def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes], says: str) -> None:
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
     assert_refused(read, make(), tmp_path, says)
-
-
-def test_pythons_unpickler_would_have_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The canary is one."""
-    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
-    for make, _ in RUNNING:
-        content = make()
-        (tmp_path / "canary").unlink(missing_ok=True)
-        pickle.loads(content)
-        assert (tmp_path / "canary").exists()
 
 
 def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What simulated drives tell of every point, voxel and unknown obstacle."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The simulated world without sensors: its map is the devkit's, its agents behave; what world files change in it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -219,7 +217,7 @@ def drawn(course: Course, phase: int = 0, seed: int = 0) -> Weather:
 
 
 def test_earlier_kinds_override_later_ones(own: Path) -> None:
-    """And what no file has stays as it is in a plain town on a clear day."""
+    """And what no file has stays as it is in a plain town on a clear day; seasons of a city share its map."""
     names = ["clear-summer-munich", "clear-winter-munich", "sleet-winter-munich", "rain-frost-munich"]
     clear, winter, sleet, rain = parse(names, taxonomy_of(KINDS), Worlds(own))
     assert drawn(clear) == Weather()
@@ -235,26 +233,19 @@ def test_earlier_kinds_override_later_ones(own: Path) -> None:
     assert (clear.place.name, clear.place.location) == ("munich", "munich-west")
     assert winter.place.vegetation.leaves == ("#6b5c4a",)
     assert winter.place.streets == clear.place.streets
+    green, bare = build_city(clear.place), build_city(winter.place)
+    assert map_expansion(green) == map_expansion(bare)
+    assert not np.array_equal(green.static_objects.colours, bare.static_objects.colours)
 
 
 def test_what_is_drawn_for_one_does_not_depend_on_another() -> None:
     """Rain first, then visibility: the draws of drives that exist."""
+    nights = courses(*(f"{weather}-night-boston" for weather in ("rain", "fog", "clear")))
     for seed in range(5):
         rng = np.random.default_rng(seed)
         rain, fog = rng.uniform(5, 40), rng.uniform(40, 150)
-        wet, misty, clear = (
-            drawn(course, 0, seed) for course in courses(*(f"{w}-night-boston" for w in ("rain", "fog", "clear")))
-        )
-        assert wet == Weather(rain=rain, night=True)
-        assert misty == Weather(visibility=fog, night=True)
-        assert clear == Weather(night=True)
-
-
-def test_seasons_of_a_city_share_its_map(own: Path) -> None:
-    summer, winter = parse(["clear-summer-munich", "clear-winter-munich"], taxonomy_of(KINDS), Worlds(own))
-    green, bare = build_city(summer.place), build_city(winter.place)
-    assert map_expansion(green) == map_expansion(bare)
-    assert not np.array_equal(green.static_objects.colours, bare.static_objects.colours)
+        expected = [Weather(rain=rain, night=True), Weather(visibility=fog, night=True), Weather(night=True)]
+        assert [drawn(course, 0, seed) for course in nights] == expected
 
 
 def test_the_world_files_of_the_package_and_of_the_page_are_right(tmp_path: Path) -> None:
@@ -278,6 +269,10 @@ def test_all_is_every_combination_once(sizes: list[int]) -> None:
     found = every(taxonomy_of(conditions))
     assert len({*found}) == len(found) == np.prod(sizes, dtype=int)
     assert all([*each] == [*conditions] for each in found)
+    found = every(NUSCENES)
+    assert [phase.conditions for course in courses("all") for phase in course.phases] == found
+    for kind in NUSCENES.conditions:  # and they are mixed
+        assert {each[kind] for each in found[:6]} == {each[kind] for each in found}
 
 
 SCENERY = ["turn left", "construction site", "bus", "truck with trailer", "motorcycle", "parked cars", "many peds"]
