@@ -290,33 +290,27 @@ def test_without_a_cache_that_can_be_written(cache: Path) -> None:
         assert compute.call_count == calls
 
 
-@pytest.mark.slow("simulates the drives that other tests share")
-def test_stored_tables_give_the_same_frames(
-    keyframes: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_classes(
+    tiny_root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = NuScenesTables(*keyframes)
-    samples = first.samples()[:12]
+    first = NuScenesTables(tiny_root, VERSION)
+    samples = first.samples()
     whole = [first.frame(sample, sweeps=2, cameras=False) for sample in samples]
     assert len(list(cache.iterdir())) == 2
-    for module in (annotations, recordings):
-        monkeypatch.setattr(module, "_read", None)  # they are not read again
-    second = NuScenesTables(*keyframes)
-    assert {**second.recordings} == {**first.recordings}
-    assert second.recordings.sweep_files() == first.recordings.sweep_files()
-    for sample, before in zip(samples, whole, strict=True):
-        frame = second.frame(sample, sweeps=2, cameras=False)
-        assert (frame.timestamp, frame.scene) == (before.timestamp, before.scene)
-        for name in ("global_from_ego", "points"):
-            np.testing.assert_array_equal(getattr(frame, name), getattr(before, name))
-        for name, value in vars(before.boxes).items():
-            np.testing.assert_array_equal(getattr(frame.boxes, name), value)
-
-
-def test_a_changed_table_another_rig_and_other_classes_are_read(tiny_root: Path, cache: Path) -> None:
-    source = NuScenesTables(tiny_root, VERSION)
-    sample = source.samples()[0]
-    frame = source.frame(sample, cameras=False)
-    path = tiny_root / table("ego_pose")
+    with monkeypatch.context() as patch:
+        for module in (annotations, recordings):
+            patch.setattr(module, "_read", None)  # not called again
+        second = NuScenesTables(tiny_root, VERSION)
+        assert {**second.recordings} == {**first.recordings}
+        assert second.recordings.sweep_files() == first.recordings.sweep_files()
+        for sample, before in zip(samples, whole, strict=True):
+            frame = second.frame(sample, sweeps=2, cameras=False)
+            assert (frame.timestamp, frame.scene) == (before.timestamp, before.scene)
+            for name in ("global_from_ego", "points"):
+                np.testing.assert_array_equal(getattr(frame, name), getattr(before, name))
+            for name, value in vars(before.boxes).items():
+                np.testing.assert_array_equal(getattr(frame.boxes, name), value)
+    path, (sample, *_), (frame, *_) = tiny_root / table("ego_pose"), samples, whole
     rows = json.loads(text := path.read_text())
     for row in rows:
         row["translation"][2] += 4.0

@@ -1,7 +1,6 @@
 """T4 and MAN TruckScenes, near to nuScenes' layout: vocabulary, tables, clouds and scores are their devkits'."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -57,7 +56,15 @@ def t4_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, scene in enumerate(tables["scene"]):
         folder = root / f"drive{number}" / "0"
         (folder / "annotation").mkdir(parents=True)
-        content = of_scene(tables, scene["token"])
+        kept = {scene["token"]} | {row["token"] for row in tables["sample"] if row["scene_token"] == scene["token"]}
+        kept |= {row["instance_token"] for row in tables["sample_annotation"] if row["sample_token"] in kept}
+        keys = {"sample_data": "sample_token", "sample_annotation": "sample_token"}
+        keys |= dict.fromkeys(("scene", "sample", "instance"), "token")
+        content = {
+            name: [dict(row) for row in rows if name not in keys or row[keys[name]] in kept]
+            for name, rows in tables.items()
+            if name not in {"splits", "lidarseg"}
+        }
         channels = as_t4(content)
         for i, row in enumerate(content["sample_data"]):
             channel = channels[row["calibrated_sensor_token"]]
@@ -72,19 +79,6 @@ def t4_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "annotation" / f"{name}.json").write_text(json.dumps(rows))
     (root / "splits.json").write_text(json.dumps({"train": ["drive0"], "val": ["scene-0002"]}))
     return root
-
-
-def of_scene(tables: dict[str, Rows], scene: str) -> dict[str, Rows]:
-    """The rows of one drive."""
-    kept = {scene} | {row["token"] for row in tables["sample"] if row["scene_token"] == scene}
-    kept |= {row["instance_token"] for row in tables["sample_annotation"] if row["sample_token"] in kept}
-    keys = {"sample_data": "sample_token", "sample_annotation": "sample_token"}
-    keys |= dict.fromkeys(("scene", "sample", "instance"), "token")
-    return {
-        name: [dict(row) for row in rows if name not in keys or row[keys[name]] in kept]
-        for name, rows in tables.items()
-        if name not in {"splits", "lidarseg"}
-    }
 
 
 def as_t4(content: dict[str, Rows]) -> dict[str, str]:
@@ -168,7 +162,6 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp
 
 TRUCKSCENES, RIG, DEVKIT = load_taxonomy("truckscenes"), load_rig("truck"), DEVKITS["truckscenes"]
 VERSION, MINI = "v1.0-sim", "v1.0-mini"
-SPEC = InputSpec(BevGrid(), lidar=None, camera=None, rig=RIG)
 CONFIG = config_factory("detection_cvpr_2024")
 
 
@@ -295,12 +288,14 @@ def mini(truck_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NuScenes
     return NuScenesTables(root, MINI, RIG, TRUCKSCENES)
 
 
-def perturbed(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
-    """Most of the annotations, moved, resized, turned, sped up and renamed by chance, and false ones of all classes."""
-    rng = np.random.default_rng(0)
+def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
+    """Its evaluation as it is, on its own split; and those of a tag are our slice."""
+    require_official(mini)
+    rng, console, slices = np.random.default_rng(0), Console(quiet=True), Breakdown(by=("weather",))
 
-    def predict(frame: Frame) -> Prediction:
-        boxes = tables.boxes(frame.token)
+    def perturbed(frame: Frame) -> Prediction:
+        """Most annotations, moved, resized, turned, sped up and renamed by chance, and false ones of all classes."""
+        boxes = mini.boxes(frame.token)
         found = boxes.select(rng.permutation(np.repeat(np.arange(len(boxes)), 3))[: 2 * len(boxes)])
         count = len(found)
         other = rng.random(count) < 0.1
@@ -315,15 +310,9 @@ def perturbed(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
         )
         return Prediction({"detection": moved.transformed(np.linalg.inv(frame.global_from_reference))})
 
-    return predict
-
-
-def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
-    """Its evaluation as it is, on its own split; and those of a tag are our slice."""
-    require_official(mini)
-    console = Console(quiet=True)
-    slices = Breakdown(by=("weather",))
-    metrics = evaluate(perturbed(mini), mini, "mini_val", [], tmp_path, SPEC, console, slices)
+    metrics = evaluate(
+        perturbed, mini, "mini_val", [], tmp_path, InputSpec(BevGrid(), None, None, RIG), console, slices
+    )
     assert all(metrics["ground_truth"].values()), metrics["ground_truth"]
     path = str(tmp_path / "results_nusc.json")
     official = open_devkit(mini.dataroot, MINI, DEVKIT)
