@@ -203,16 +203,13 @@ def test_an_unknown_rig_and_one_without_what_is_needed(tmp_path: Path) -> None:
         spread.require_calibration()
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix", "ahead", "behind"),
-    [
-        ("nuscenes", "CAM_", ["FRONT_LEFT", "FRONT", "FRONT_RIGHT"], ["BACK_LEFT", "BACK", "BACK_RIGHT"]),
-        ("truck", "CAMERA_", ["LEFT_FRONT", "RIGHT_FRONT"], ["LEFT_BACK", "RIGHT_BACK"]),
-    ],
-)
-def test_the_order_by_view(name: str, prefix: str, ahead: list[str], behind: list[str]) -> None:
-    yaws = {each.name.removeprefix(prefix): np.radians(each.mount.yaw) for each in load_rig(name).cameras}
-    assert ordered_by_view(yaws) == (ahead, behind)
+def test_the_order_by_view() -> None:
+    for name, prefix, ahead, behind in (
+        ("nuscenes", "CAM_", "FRONT_LEFT FRONT FRONT_RIGHT", "BACK_LEFT BACK BACK_RIGHT"),
+        ("truck", "CAMERA_", "LEFT_FRONT RIGHT_FRONT", "LEFT_BACK RIGHT_BACK"),
+    ):
+        yaws = {each.name.removeprefix(prefix): np.radians(each.mount.yaw) for each in load_rig(name).cameras}
+        assert ordered_by_view(yaws) == (ahead.split(), behind.split())
 
 
 def sweep(places: np.ndarray, mount: Mount, time: float = 0.0, speed: float = 0.0) -> Sweep:
@@ -375,19 +372,16 @@ halves = [(0, *axis) for axis in [*np.eye(3).tolist(), (1, 1, 0), (1, -1, 1)]]  
 some = st.sampled_from(halves) | st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 1e-3)
 
 
-@given(some)
-def test_quaternion_is_pyquaternions(elements: tuple[float, ...]) -> None:
-    expected = Quaternion(elements).unit
-    for found in (quaternions(expected.rotation_matrix[None])[0], quaternion(expected.rotation_matrix)):
-        assert found[0] >= 0
-        assert Quaternion.absolute_distance(expected, Quaternion(found)) < 1e-12
-        np.testing.assert_allclose(Quaternion(found).rotation_matrix, expected.rotation_matrix, atol=1e-14)
-
-
 @given(st.lists(some, min_size=1, max_size=4))
-def test_matrices_are_pyquaternions(elements: list[tuple[float, ...]]) -> None:
-    expected = [Quaternion(each).unit.rotation_matrix for each in elements]
-    np.testing.assert_allclose(rotation_matrices(np.array(elements)), expected, atol=1e-14)
+def test_quaternions_and_matrices_are_pyquaternions(elements: list[tuple[float, ...]]) -> None:
+    units = [Quaternion(each).unit for each in elements]
+    matrices = np.array([unit.rotation_matrix for unit in units])
+    np.testing.assert_allclose(rotation_matrices(np.array(elements)), matrices, atol=1e-14)
+    for expected, *found in zip(units, quaternions(matrices), map(quaternion, matrices), strict=True):
+        for each in found:
+            assert each[0] >= 0
+            assert Quaternion.absolute_distance(expected, Quaternion(each)) < 1e-12
+            np.testing.assert_allclose(Quaternion(each).rotation_matrix, expected.rotation_matrix, atol=1e-14)
     assert quaternions(np.zeros((0, 3, 3))).shape == (0, 4)
 
 

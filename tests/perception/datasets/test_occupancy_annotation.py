@@ -374,7 +374,7 @@ def test_thinned_cloud_keeps_one_point_a_cell_and_class_and_counts_all() -> None
     np.testing.assert_allclose(kept, points[sorted(first.values())], atol=1e-6)
 
 
-def test_class_of_a_voxel_is_that_of_most_points() -> None:
+def test_class_of_a_voxel_is_that_of_most_points_or_of_the_nearest_annotated_ones() -> None:
     rng, grid = np.random.default_rng(3), VoxelGrid((0, 2), (0, 2), (0, 2), 0.5)
     points, classes, counts = rng.uniform(-0.3, 2.3, (400, 3)), rng.integers(-1, 3, 400), rng.integers(1, 4, 400)
     occupied, found = voxel_classes(points, classes, counts, grid, 3)
@@ -385,18 +385,13 @@ def test_class_of_a_voxel_is_that_of_most_points() -> None:
         assert occupied.reshape(-1)[voxel] == mine.any()
         assert found.reshape(-1)[voxel] == int(np.argmax(votes))  # OTHERS, which is 0, without a point
 
-
-def test_voxels_without_annotated_points_take_the_nearest_class() -> None:
-    grid = VoxelGrid((0, 8), (0, 0.4), (0, 0.4))
-    x = np.array([0.2, 0.6, 1.0, 1.4, 3.0, 7.8])
-    points = np.column_stack([x, np.full((6, 2), 0.2)])
+    grid, x = VoxelGrid((0, 8), (0, 0.4), (0, 0.4)), np.array([0.2, 0.6, 1.0, 1.4, 3.0, 7.8])
+    points, voxels = np.column_stack([x, np.full((6, 2), 0.2)]), (x / 0.4).astype(int)
     classes = np.array([1, UNKNOWN, UNKNOWN, 0, UNKNOWN, NONE])
     occupied, found = voxel_classes(points, classes, np.ones(6, int), grid, 2)
-    voxels = (x / 0.4).astype(int)
     assert np.flatnonzero(occupied).tolist() == voxels.tolist()
     assert found[0, 0, voxels].tolist() == [2, 2, 1, 1, 1, OTHERS]
-    nothing = voxel_classes(points, np.full(6, UNKNOWN), np.ones(6, int), grid, 2)
-    assert (nothing[1] == OTHERS).all()
+    assert (voxel_classes(points, np.full(6, UNKNOWN), np.ones(6, int), grid, 2)[1] == OTHERS).all()
 
 
 def test_cameras_see_what_nothing_hides() -> None:

@@ -3,6 +3,7 @@ are, against ramps of brightness and rays through the published lens models."""
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -228,18 +229,17 @@ def test_an_unusable_lens_is_counted(log: list[Sent], model: str, d: list[float]
     assert reason in str(counts.summary())
 
 
-def test_without_a_projection_the_pinhole_is_the_camera_as_taken(log: list[Sent]) -> None:
+def test_without_a_projection_the_pinhole_is_the_camera_as_taken(
+    log: list[Sent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the maps are made once."""
+    made = Mock(side_effect=cv2.initUndistortRectifyMap)
+    monkeypatch.setattr(cv2, "initUndistortRectifyMap", made)
     lens = with_lens(log, "plumb_bob", LENSES["plumb_bob"], np.eye(3), p=np.zeros((3, 3)))
-    camera = front(lens, as_taken(False)).cameras["CAM_FRONT"]
+    frames, _ = assembled(lens, as_taken(False))
+    assert (len(frames), made.call_count) == (3, 1)
+    camera = frames[0].cameras["CAM_FRONT"]
     np.testing.assert_array_equal(camera.intrinsics, TAKEN)
     taken = front(log, nuscenes_topics()).cameras["CAM_FRONT"].image
     expected = cv2.undistort(taken, TAKEN, np.array(LENSES["plumb_bob"]), newCameraMatrix=TAKEN)
     assert np.abs(camera.image.astype(int) - expected).max() <= 1
-
-
-def test_the_maps_are_made_once(log: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
-    made, original = [], cv2.initUndistortRectifyMap
-    monkeypatch.setattr(cv2, "initUndistortRectifyMap", lambda *a: made.append(1) or original(*a))
-    frames, _ = assembled(with_lens(log, "plumb_bob", LENSES["plumb_bob"], np.eye(3)), as_taken(False))
-    assert len(frames) == 3
-    assert len(made) == 1
