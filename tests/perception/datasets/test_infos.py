@@ -67,9 +67,8 @@ def test_frames_equal_the_tables(sources: Sources, reference: Any) -> None:
     seen = 0
     assert {*sources.infos.samples()} == {*sources.tables.samples()}
     for token in sources.tables.samples():
-        ours, theirs = (
-            each.frame(token, reference, sweeps=3, least_width=400) for each in (sources.infos, sources.tables)
-        )
+        both = (sources.infos, sources.tables)
+        ours, theirs = (each.frame(token, reference, sweeps=3, least_width=400) for each in both)
         assert (ours.token, ours.timestamp, ours.reference) == (theirs.token, theirs.timestamp, theirs.reference)
         np.testing.assert_allclose(ours.global_from_ego, theirs.global_from_ego, atol=places)
         np.testing.assert_allclose(ours.global_from_reference, theirs.global_from_reference, atol=places)
@@ -139,10 +138,8 @@ class Detector:
 def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> None:
     """By the devkit there, by our own numpy here; only attributes are not known, and their error counts as 1."""
     spec = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
-    tables, infos = (
-        evaluate(Detector(sources.tables), source, None, [], tmp_path / source.version, spec, Console(quiet=True))
-        for source in (sources.tables, sources.infos)
-    )
+    both, quiet, find = (sources.tables, sources.infos), Console(quiet=True), Detector(sources.tables)
+    tables, infos = (evaluate(find, each, None, [], tmp_path / each.version, spec, quiet) for each in both)
     assert tables["mAP"] > 0.02
     np.testing.assert_allclose(infos["mAP"], tables["mAP"], atol=1e-6)
     assert infos["ground_truth"] == tables["ground_truth"]
@@ -233,9 +230,7 @@ DAMAGE: list[tuple[str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("layout", "damage", "says"), DAMAGE)
-def test_damage_is_told_in_one_line(
-    root: Path, contents: dict[str, Any], layout: str, damage: Change, says: str
-) -> None:
+def test_damage_is_told_in_one_line(root: Path, contents: Any, layout: str, damage: Change, says: str) -> None:
     damage(content := copy.deepcopy(contents[layout]))
     path = write_infos(root / "nuscenes_infos_val.pkl", content)
     with one_line_error(says, at=f"{path}: "):

@@ -184,9 +184,8 @@ def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:
     ],
 )
 def test_conditions(description: str, location: str, expected: tuple[str | None, ...]) -> None:
-    assert conditions_of(description, location, NUSCENES) == Conditions(
-        **dict(zip(("weather", "light", "city"), expected, strict=True))
-    )
+    known = dict(zip(("weather", "light", "city"), expected, strict=True))
+    assert conditions_of(description, location, NUSCENES) == Conditions(**known)
 
 
 def opened(root: Path, joined: bool) -> NuScenesTables | JoinedTables:

@@ -126,10 +126,8 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
     expected = [{7: 0, 13: 1, 14: 1}.get(kind, -1) for kind in POINT_KINDS[chosen]]
     assert frame.class_of_point.tolist() == expected
     for i in range(len(lidars)):
-        own = frame.of_lidar(i)
-        assert own.class_of_point.tolist() == [
-            kind for kind, lidar in zip(expected, POINTS[chosen, 5], strict=True) if lidar == lidars[i]
-        ]
+        of_this = POINTS[chosen, 5] == lidars[i]
+        assert frame.of_lidar(i).class_of_point.tolist() == np.array(expected)[of_this].tolist()
     # Not annotated, not asked for, or of an earlier sweep that is not annotated: unknown.
     assert drives.frame("007-00").class_of_point is None
     assert drives.frame("007-01", annotations=False).class_of_point is None

@@ -51,14 +51,11 @@ def test_a_pixel_stands_for_the_middle_of_a_square(tmp_path: Path, reduction: in
 @pytest.mark.parametrize(
     ("suffix", "least", "reduction"),
     [
-        *((".jpg", *each) for each in ((0, 1), (704, 2), (256, 2), (352, 4), (200, 8), (534, 2), (533, 1))),
-        *((".jpg", *each) for each in ((801, 1), (2000, 1))),
+        *((".jpg", *each) for each in ((0, 1), (704, 2), (256, 2), (352, 4), (200, 8), (534, 2), (533, 1), (801, 1))),
         (".png", 200, 1),
     ],
 )
-def test_the_reduction_divides_how_many_times_a_picture_is_wider(
-    tmp_path: Path, suffix: str, least: int, reduction: int
-) -> None:
+def test_a_reduction_divides_a_pictures_width(tmp_path: Path, suffix: str, least: int, reduction: int) -> None:
     image, found, _ = read_image(_written(tmp_path / f"picture{suffix}", np.zeros((8, 1600), np.uint8)), least)
     assert (found, image.shape[1]) == (reduction, 1600 // reduction)
 
@@ -229,9 +226,7 @@ def test_an_unusable_lens_is_counted(log: list[Sent], model: str, d: list[float]
     assert reason in str(counts.summary())
 
 
-def test_without_a_projection_the_pinhole_is_the_camera_as_taken(
-    log: list[Sent], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_projection_the_pinhole_is_as_taken(log: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
     """And the maps are made once."""
     made = Mock(side_effect=cv2.initUndistortRectifyMap)
     monkeypatch.setattr(cv2, "initUndistortRectifyMap", made)

@@ -40,6 +40,7 @@ MOUNTED = {each.name: each.ego_from_sensor for each in (*RIG.lidars, *RIG.camera
 RECORDED = courses("clear-day-boston", "rain-night-singapore")  # of the fixture sim_root
 EVERY = courses("all")
 SMALL = with_pictures(10, cameras=2)
+Drives = list[tuple[Drive, World]]
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def nusc(sim_root: Path) -> NuScenes:
 
 
 @pytest.fixture(scope="module")
-def drives() -> list[tuple[Drive, World]]:
+def drives() -> Drives:
     """What the fixture sim_root recorded, built again."""
     built = []
     for number, course in enumerate(RECORDED):
@@ -65,9 +66,7 @@ def drives() -> list[tuple[Drive, World]]:
     return built
 
 
-def test_every_sample_has_its_sensors_in_time_and_place_and_sweeps_at_20_hz(
-    nusc: NuScenes, drives: list[tuple[Drive, World]]
-) -> None:
+def test_samples_have_their_sensors_in_time_and_place_and_sweeps_at_20_hz(nusc: NuScenes, drives: Drives) -> None:
     for scene, (_, world) in zip(nusc.scene, drives, strict=True):
         sample = nusc.get("sample", scene["first_sample_token"])
         start, chain = sample["timestamp"], [nusc.get("sample_data", sample["data"]["LIDAR_TOP"])]
@@ -114,9 +113,7 @@ def test_descriptions_tell_conditions_and_masks_the_ground(nusc: NuScenes) -> No
     assert [log["location"] for log in nusc.log] == ["boston-seaport", "singapore-onenorth"]
 
 
-def test_annotations_are_the_agents_boxes_motion_behaviour_and_points(
-    nusc: NuScenes, drives: list[tuple[Drive, World]]
-) -> None:
+def test_annotations_are_the_agents_boxes_motion_behaviour_and_points(nusc: NuScenes, drives: Drives) -> None:
     moving, points, seen = 0, 0, set[str]()
     for drive, world in drives:
         agents = {token(drive.token(), "instance", n): n for n in range(len(world.agents))}
@@ -189,23 +186,19 @@ def test_same_seed_same_bytes_whatever_runs_beside(tmp_path: Path) -> None:
     alone, together = (hashes(tmp_path / name, "s*/**/*") for name in ("alone", "together"))
     assert len(alone) == 2 * (1 + 2) + 2
     assert alone == {name: value for name, value in together.items() if "boston" in name}
-    own, rows = (
-        {row["token"]: row for row in json.loads((tmp_path / name / VERSION / "sample_annotation.json").read_text())}
-        for name in ("alone", "together")
-    )
+    files = (tmp_path / name / VERSION / "sample_annotation.json" for name in ("alone", "together"))
+    own, rows = ({row["token"]: row for row in json.loads(file.read_text())} for file in files)
     assert own.items() <= rows.items()
 
 
-def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]], first_scenario: None) -> None:
+def test_another_seed_is_another_drive(drives: Drives, first_scenario: None) -> None:
     drive, world = drives[0]
     other = build_world(drive.course.place, world.weather, 0.5, replace(drive, seed=1).rng(1))
     assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
 
 
 @pytest.mark.slow("simulates a drive four times")
-def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(
-    tmp_path: Path, first_scenario: None
-) -> None:
+def test_under_each_part_a_changing_drive_is_that_of_the_part_alone(tmp_path: Path, first_scenario: None) -> None:
     """The same streets and traffic, bit for bit; and the devkit reads it."""
     names = ["clear-day-boston", "rain-day-boston", "rain-night-boston"]
     folders = [tmp_path / str(i) for i in range(4)]
