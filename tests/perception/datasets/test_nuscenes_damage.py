@@ -2,9 +2,7 @@
 in blocks as the standard library reads them whole; what is computed from tables once is as if computed anew."""
 
 import json
-import os
 import re
-import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -191,15 +189,6 @@ def test_a_submission_that_was_cut_is_one_line(tmp_path: Path, results: dict[str
     path.write_bytes(text[: data.draw(st.integers(0, len(text) - 1))])
     with pytest.raises(InputError, match="not a nuScenes submission"):
         list(read_samples(path, set(results)))
-
-
-def test_a_submission_from_a_pipe(tmp_path: Path) -> None:
-    """Which cannot be mapped into memory."""
-    os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"results": {"a": [{"b": 1}]}}',))
-    writer.start()
-    assert list(read_samples(tmp_path / "pipe", {"a"})) == [("a", [{"b": 1}])]
-    writer.join()
 
 
 @pytest.mark.parametrize("between", ["},{", "}, {", "}\n,{", "} ,\n {"])
