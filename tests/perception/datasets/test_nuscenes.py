@@ -1,5 +1,5 @@
-"""nuScenes: frames, boxes, classes of points and voxels of its tables, and its maps, as the devkit and Occ3D have them or
-by hand; positions are the devkit's."""
+"""nuScenes: frames, boxes, classes of points and voxels of its tables, and its maps, as the devkit and Occ3D have them
+or by hand; positions are the devkit's."""
 
 import json
 import os
