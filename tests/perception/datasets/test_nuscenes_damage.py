@@ -42,7 +42,7 @@ DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
     (FRONT, cut(0), r"CAM_FRONT/\d+\.jpg: not a picture that can be decoded \(0 bytes\)"),
     (table("ego_pose"), delete, "ego_pose.json: the table is missing"),
     (table("sample"), cut(200), "sample.json: not valid JSON"),
-    (table("log"), write('[{"a": "b"} oops]'), r"log.json: not valid JSON \(expecting value at 'oops\]'\)"),
+    (table("log"), write('[{"token": "a", "location": "b"} oops]'), r"not valid JSON \(expecting value at 'oops\]'\)"),
     (table("log"), write("{}"), "log.json: not a table"),
     (table("log"), write(""), "log.json: not a table"),
     (table("log"), write("[1]"), "log.json: a row is int"),
