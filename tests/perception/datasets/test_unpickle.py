@@ -117,6 +117,8 @@ HOSTILE: list[tuple[Callable[[], bytes], str]] = [
     (lambda: b"\x80\x04]]\x93.", "damaged"),
     # Types.
     (lambda: changed(np.arange(4.0), b"f8", b"O8"), "type 'O8'"),
+    (lambda: pickle.dumps(kind("f8", "<", None, ("a",), {"a": (F8, 0)})), "has fields"),
+    (lambda: pickle.dumps(kind("f8", "<", None, None, {"a": (F8, 0)})), "has fields"),
     (lambda: pickle.dumps(kind("f8", "|", (F8, (9,)), None, None)), "has fields"),
     (lambda: pickle.dumps(kind("f8", "?", None, None, None)), "fields"),
     (lambda: changed(np.arange(2.0), b"f8", b"f\x00"), "numbers and text"),
