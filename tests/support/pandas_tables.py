@@ -1,7 +1,5 @@
 """Writes tables as pandas did before 1.3, opcode by opcode, since newer ones write them otherwise."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import pickle

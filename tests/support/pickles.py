@@ -1,7 +1,5 @@
 """Hostile pickles, and how they must be refused."""
 
-from __future__ import annotations
-
 import os
 import tracemalloc
 from collections.abc import Callable

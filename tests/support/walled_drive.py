@@ -1,7 +1,5 @@
 """A drive whose every return is known: a vehicle passes a wall, and a car passes it on the other side."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,17 +47,9 @@ class WalledDrive(ListedKeyframes):
 
     def boxes(self, sample: str) -> Boxes:
         x = car_at(PERIOD * int(sample))
-        one = np.ones(1)
-        boxes = Boxes.from_yaws(
-            np.array([[x, CAR_Y, SIZE[2] / 2]]),
-            np.array([SIZE]),
-            0 * one,
-            np.array([[CAR_SPEED, 0]]),
-            0 * one,
-            -one,
-            one,
-        )
-        return Boxes(**{**vars(boxes), "instances": np.array([self.instance])})
+        none, center, velocity = np.zeros(1), np.array([[x, CAR_Y, SIZE[2] / 2]]), np.array([[CAR_SPEED, 0]])
+        boxes = Boxes.from_yaws(center, np.array([SIZE]), none, velocity, none, none - 1, none + 1)
+        return replace(boxes, instances=np.array([self.instance]))
 
     def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
         seconds = PERIOD * int(sample) - 0.1 * np.arange(sweeps, -1, -1)
@@ -120,18 +110,11 @@ def car_at(time: float) -> float:
     return -5.0 + CAR_SPEED * time
 
 
-def directions() -> np.ndarray:
-    """(N, 3) of the rays."""
-    azimuth, elevation = (
-        each.ravel() for each in np.meshgrid(np.radians(np.arange(0, 360, 2.1)), np.radians(range(-40, 12, 3)))
-    )
-    flat = np.cos(elevation)
-    return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], axis=1)
-
-
 def cast(x: float, car: float) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3) where the rays from the LiDAR at x end, global, and (N,) what they meet."""
-    origin, rays = np.array([x, 0, 0]) + LIDAR, directions()
+    around, up = (each.ravel() for each in np.meshgrid(np.arange(0, 360, 2.1), range(-40, 12, 3)))
+    origin, flat = np.array([x, 0, 0]) + LIDAR, np.cos(np.radians(up))
+    rays = np.stack([flat * np.cos(np.radians(around)), flat * np.sin(np.radians(around)), np.sin(np.radians(up))], 1)
     low = np.array([car - SIZE[1] / 2, CAR_Y - SIZE[0] / 2, 0.0])
     high = low + np.array([SIZE[1], SIZE[0], SIZE[2]])
     with np.errstate(divide="ignore"):

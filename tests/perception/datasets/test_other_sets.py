@@ -1,9 +1,6 @@
 """T4 and MAN TruckScenes, near to nuScenes' layout: vocabulary, tables, clouds and scores are their devkits'."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -59,7 +56,15 @@ def t4_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, scene in enumerate(tables["scene"]):
         folder = root / f"drive{number}" / "0"
         (folder / "annotation").mkdir(parents=True)
-        content = of_scene(tables, scene["token"])
+        kept = {scene["token"]} | {row["token"] for row in tables["sample"] if row["scene_token"] == scene["token"]}
+        kept |= {row["instance_token"] for row in tables["sample_annotation"] if row["sample_token"] in kept}
+        keys = {"sample_data": "sample_token", "sample_annotation": "sample_token"}
+        keys |= dict.fromkeys(("scene", "sample", "instance"), "token")
+        content = {
+            name: [dict(row) for row in rows if name not in keys or row[keys[name]] in kept]
+            for name, rows in tables.items()
+            if name not in {"splits", "lidarseg"}
+        }
         channels = as_t4(content)
         for i, row in enumerate(content["sample_data"]):
             channel = channels[row["calibrated_sensor_token"]]
@@ -74,21 +79,6 @@ def t4_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "annotation" / f"{name}.json").write_text(json.dumps(rows))
     (root / "splits.json").write_text(json.dumps({"train": ["drive0"], "val": ["scene-0002"]}))
     return root
-
-
-def of_scene(tables: dict[str, Rows], scene: str) -> dict[str, Rows]:
-    """The rows of one drive."""
-    kept = {row["token"] for row in tables["sample"] if row["scene_token"] == scene}
-    content = {
-        name: json.loads(json.dumps(rows)) for name, rows in tables.items() if name not in {"splits", "lidarseg"}
-    }
-    content["scene"] = [row for row in content["scene"] if row["token"] == scene]
-    content["sample"] = [row for row in content["sample"] if row["token"] in kept]
-    for name in ("sample_data", "sample_annotation"):
-        content[name] = [row for row in content[name] if row["sample_token"] in kept]
-    instances = {row["instance_token"] for row in content["sample_annotation"]}
-    content["instance"] = [row for row in content["instance"] if row["token"] in instances]
-    return content
 
 
 def as_t4(content: dict[str, Rows]) -> dict[str, str]:
@@ -108,7 +98,7 @@ def as_t4(content: dict[str, Rows]) -> dict[str, str]:
         row["name"] = ATTRIBUTES.get(row["name"], row["name"])
     content["attribute"].append({"token": "seen", "name": "occlusion_state.none", "description": ""})
     for row in content["sample_annotation"]:
-        row["attribute_tokens"].insert(0, "seen")
+        row["attribute_tokens"] = ["seen", *row["attribute_tokens"]]
     for row in content["instance"]:
         row["instance_name"] = "a"
     return {row["token"]: channel[row["sensor_token"]] for row in content["calibrated_sensor"]}
@@ -144,8 +134,8 @@ def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
     assert found > 10
 
 
-def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables) -> None:
-    """With splits that list scenes or folders."""
+def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp_path: Path) -> None:
+    """With splits that list scenes or folders; some cannot be joined."""
     joined = open_source(t4_root, None, T4_RIG, T4)
     assert (type(joined), joined.version) == (JoinedTables, "annotation")
     assert (joined.scenes(), joined.samples()) == (tables.scenes(), tables.samples())
@@ -160,9 +150,6 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables) -> 
     assert joined.map("") is None
     with one_line_error(at=t4_root, says="has no split test; known are train, val, all"):
         joined.scenes("test")
-
-
-def test_drives_that_cannot_be_joined_are_told(t4_root: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).symlink_to(t4_root / "drive0")
     with one_line_error(at=tmp_path, says="both have a scene scene-0001; remove one"):
@@ -175,15 +162,12 @@ def test_drives_that_cannot_be_joined_are_told(t4_root: Path, tmp_path: Path) ->
 
 TRUCKSCENES, RIG, DEVKIT = load_taxonomy("truckscenes"), load_rig("truck"), DEVKITS["truckscenes"]
 VERSION, MINI = "v1.0-sim", "v1.0-mini"
-SPEC = InputSpec(BevGrid(), lidar=None, camera=None, rig=RIG)
 CONFIG = config_factory("detection_cvpr_2024")
 
 
 def test_the_vocabulary_is_the_devkits() -> None:
     ours = TRUCKSCENES.labels_of_categories()
-    assert {name: TRUCKSCENES.class_names[label] for name, label in ours.items()} == {
-        name: category_to_detection_name(name) for name in ours
-    }
+    assert [TRUCKSCENES.class_names[i] for i in ours.values()] == [category_to_detection_name(n) for n in ours]
     assert {each.name: each.range for each in TRUCKSCENES.classes} == CONFIG.class_range
     assert {*TRUCKSCENES.attributes} == {*ATTRIBUTE_NAMES}
     for label, name in enumerate(TRUCKSCENES.class_names):
@@ -213,15 +197,13 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
         assert {*row["data"]} == {*RIG.sensors.names} == {*frame.cameras, *RIG.sensors.lidars}
         for i, name in enumerate(RIG.sensors.lidars):
             cloud, lags = LidarPointCloud.from_file_multisweep(devkit, row, name, "LIDAR_LEFT", 3, min_distance=0.0)
-            outside = np.concatenate([off_the_truck(devkit, i, sweep) for sweep in chain(devkit, row["data"][name])])
+            outside = off_the_truck(devkit, i, row["data"][name])
             own = frame.of_lidar(i).points
             np.testing.assert_allclose(own[:, :3], cloud.points[:3, outside].T, atol=1e-3)
             np.testing.assert_array_equal(own[:, 3], cloud.points[3, outside])
             np.testing.assert_allclose(own[:, 4], lags[0, outside], atol=1e-5)
         boxes = trucks.boxes(token)
-        kept = [
-            a for a in row["anns"] if category_to_detection_name(devkit.get("sample_annotation", a)["category_name"])
-        ]
+        kept = [a for a in row["anns"] if category_to_detection_name(devkit.get_box(a).name)]
         theirs = [devkit.get_box(a) for a in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
         np.testing.assert_array_equal(boxes.velocities, [devkit.box_velocity(a) for a in kept])
@@ -231,8 +213,7 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
         counted += boxes.num_points.sum()
         path, seen, _ = devkit.get_sample_data(row["data"]["LIDAR_LEFT"])
         points = LidarPointCloud.from_file(path).points[:3]
-        inside = sum(int(points_in_box(box, points).sum()) for box in seen)
-        assert 0 < inside <= boxes.num_points.sum()
+        assert 0 < sum(points_in_box(box, points).sum() for box in seen) <= boxes.num_points.sum()
     assert counted > 1000
     poses = [row for row in devkit.sample_data if row["channel"] == "LIDAR_LEFT"]
     for before, after in pairwise(poses):
@@ -243,19 +224,15 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
             assert np.hypot(moving["vx"], moving["vy"]) == pytest.approx(np.linalg.norm(end - start) / seconds, abs=0.5)
 
 
-def chain(devkit: Any, token: str) -> list[dict[str, Any]]:
-    """A keyframe's sweep and the two before it."""
-    rows = [devkit.get("sample_data", token)]
-    while len(rows) < 3 and rows[-1]["prev"]:
-        rows.append(devkit.get("sample_data", rows[-1]["prev"]))
-    return rows
-
-
-def off_the_truck(devkit: Any, lidar: int, sweep: dict[str, Any]) -> np.ndarray:
-    """(N,) bool: points of a sweep that are not on the truck itself."""
-    points = LidarPointCloud.from_file(str(Path(devkit.dataroot) / sweep["filename"])).points[:3].T.astype(np.float32)
-    mount = RIG.lidars[lidar].ego_from_sensor.astype(np.float32)
-    return ~RIG.own.contains(points @ mount[:3, :3].T + mount[:3, 3])
+def off_the_truck(devkit: Any, lidar: int, token: str) -> np.ndarray:
+    """(N,) bool: points of a keyframe's sweep and the two before it that are not on the truck itself."""
+    mount, found = RIG.lidars[lidar].ego_from_sensor.astype(np.float32), []
+    while token and len(found) < 3:
+        row = devkit.get("sample_data", token)
+        points = LidarPointCloud.from_file(str(Path(devkit.dataroot) / row["filename"])).points[:3].T.astype(np.float32)
+        found.append(~RIG.own.contains(points @ mount[:3, :3].T + mount[:3, 3]))
+        token = row["prev"]
+    return np.concatenate(found)
 
 
 def test_descriptions_are_tags_also_where_a_drive_changes(trucks: NuScenesTables, devkit: Any) -> None:
@@ -300,24 +277,23 @@ def mini(truck_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NuScenes
             family = {"vehicle.bicycle": "cycle.with_rider", "static_object.traffic_sign": "traffic_sign.overhanging"}
             row["attribute_tokens"] = [attribute[family.get(name, "vehicle.moving")]] if name not in bare else []
     parked = rows["vehicle.bicycle"][0]
-    content["instance"].append(
-        {"token": "rack", "category_token": "rack", "nbr_annotations": 1, "first_annotation_token": "rack",
-         "last_annotation_token": "rack"}
-    )  # fmt: skip
-    content["sample_annotation"].append(
-        {**parked, "token": "rack", "instance_token": "rack", "size": [9.0, 9.0, 9.0], "prev": "", "next": ""}
-    )
+    first_and_last = dict.fromkeys(("first_annotation_token", "last_annotation_token"), "rack")
+    content["instance"].append({"token": "rack", "category_token": "rack", "nbr_annotations": 1, **first_and_last})
+    rack = {"token": "rack", "instance_token": "rack", "size": [9.0, 9.0, 9.0], "prev": "", "next": ""}
+    content["sample_annotation"].append(parked | rack)
     for name, table in content.items():
         (root / MINI / f"{name}.json").write_text(json.dumps(table))
     return NuScenesTables(root, MINI, RIG, TRUCKSCENES)
 
 
-def perturbed(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
-    """Most of the annotations, moved, resized, turned, sped up and renamed by chance, and false ones of all classes."""
-    rng = np.random.default_rng(0)
+def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
+    """Its evaluation as it is, on its own split; and those of a tag are our slice."""
+    require_official(mini)
+    rng, console, slices = np.random.default_rng(0), Console(quiet=True), Breakdown(by=("weather",))
 
-    def predict(frame: Frame) -> Prediction:
-        boxes = tables.boxes(frame.token)
+    def perturbed(frame: Frame) -> Prediction:
+        """Most annotations, moved, resized, turned, sped up and renamed by chance, and false ones of all classes."""
+        boxes = mini.boxes(frame.token)
         found = boxes.select(rng.permutation(np.repeat(np.arange(len(boxes)), 3))[: 2 * len(boxes)])
         count = len(found)
         other = rng.random(count) < 0.1
@@ -332,24 +308,18 @@ def perturbed(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
         )
         return Prediction({"detection": moved.transformed(np.linalg.inv(frame.global_from_reference))})
 
-    return predict
-
-
-def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
-    """Its evaluation as it is, on its own split; and those of a tag are our slice."""
-    require_official(mini)
-    console = Console(quiet=True)
-    slices = Breakdown(by=("weather",))
-    metrics = evaluate(perturbed(mini), mini, "mini_val", [], tmp_path, SPEC, console, slices)
+    spec = InputSpec(BevGrid(), lidar=None, camera=None, rig=RIG)
+    metrics = evaluate(perturbed, mini, "mini_val", [], tmp_path, spec, console, slices)
     assert all(metrics["ground_truth"].values()), metrics["ground_truth"]
     path = str(tmp_path / "results_nusc.json")
     official = open_devkit(mini.dataroot, MINI, DEVKIT)
     judge = DetectionEval(official, CONFIG, path, "mini_val", str(tmp_path / "devkit"), verbose=False)
     scored = judge.evaluate(evaluate_tags=True)[0]
-    assert_equal(metrics, scored["all"].serialize())
-    part, theirs = metrics["slices"]["weather"]["clear"], scored["weather.clear"].serialize()
-    assert part["mAP"] == pytest.approx(theirs["mean_ap"], abs=1e-9)
-    assert part["NDS"] == pytest.approx(theirs["nd_score"], abs=1e-9)
+    names = ("label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
+    theirs, of_part = (scored[tag].serialize() for tag in ("all", "weather.clear"))
+    assert_equal({name: metrics[name] for name in names}, {name: theirs[name] for name in names})
+    for ours, their in ((metrics, theirs), (metrics["slices"]["weather"]["clear"], of_part)):
+        assert_equal([ours["mAP"], ours["NDS"]], [their["mean_ap"], their["nd_score"]])
     compared = compare(tmp_path, mini, metrics, console)["official"]
     assert compared["largest_difference"] <= 1e-9
     assert compared["ground_truth"] == metrics["ground_truth"]
@@ -364,19 +334,13 @@ def test_without_a_devkit_there_are_no_official_scores(truck_root: Path, tmp_pat
         open_devkit(tmp_path, "v1.0-none", DEVKIT)
 
 
-def assert_equal(ours: Any, theirs: dict[str, Any]) -> None:
-    names = {"mean_ap": "mAP", "nd_score": "NDS"}
-    for key in ("mean_ap", "nd_score", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores"):
-        pairs = _pairs(ours[names.get(key, key)], theirs[key])
-        assert pairs
-        for mine, their in pairs:
-            np.testing.assert_allclose(np.nan if mine is None else mine, their, rtol=0, atol=1e-9)
-
-
-def _pairs(ours: Any, theirs: Any) -> list[tuple[Any, float]]:
-    if not isinstance(theirs, dict):
-        return [(ours, theirs)]
-    return [pair for key in theirs for pair in _pairs(ours[str(key)], theirs[key])]
+def assert_equal(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert theirs
+        for key, value in theirs.items():
+            assert_equal(ours[str(key)], value)
+    else:
+        np.testing.assert_allclose(np.nan if ours is None else ours, theirs, rtol=0, atol=1e-9)
 
 
 FIELDS = (("x", "F", 4), ("y", "F", 4), ("z", "F", 4), ("intensity", "F", 4), ("timestamp", "U", 8), ("ring", "U", 2))

@@ -1,12 +1,9 @@
 """PandaSet: a written drive with known answers, a recorded one against its class of every point; and its tables as
 pandas reads them, without running anything."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -25,14 +22,13 @@ from pandas_tables import a_dict, a_list, a_tuple, call, index, plain, rows, tab
 from pandas_tables import name as named
 from pandaset_drive import Object
 from pandaset_rigs import SPINNING, rig_of
-from pickles import DEEP, assert_refused, system
+from pickles import DEEP, assert_refused
 from refusals import one_line_error
 from vocabulary import taxonomy_of
 
 from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
-from perception.frame import Frame
 from perception.rig import load_rig
 from perception.scene.health.monitor import HealthMonitor
 from perception.taxonomy import Taxonomy, load_taxonomy
@@ -51,13 +47,13 @@ OBJECTS = [
 ]
 
 
-def points_of(rng: np.random.Generator) -> np.ndarray:
-    """(N, 6) in and around the parked car, of both LiDARs."""
-    xyz = rng.uniform([0, 17, -1], [6, 23, 2], (400, 3))
-    return np.column_stack([xyz, rng.uniform(0, 255, 400), rng.uniform(-0.1, 0.02, 400), rng.integers(0, 2, 400)])
-
-
-POINTS = points_of(np.random.default_rng(0))
+RNG = np.random.default_rng(0)
+POINTS = np.column_stack(  # in and around the parked car, of both LiDARs
+    [
+        RNG.uniform([0, 17, -1], [6, 23, 2], (400, 3)), RNG.uniform(0, 255, 400), RNG.uniform(-0.1, 0.02, 400),
+        RNG.integers(0, 2, 400),
+    ]
+)  # fmt: skip
 POINT_KINDS = np.random.default_rng(1).choice([*written.CLASSES], len(POINTS))
 POINT_CLASSES = {"way": ["Road"], "car": ["Pickup Truck", "Car"], "sky": ["Bird"]}  # smoke and walkers are none
 
@@ -78,7 +74,7 @@ def opened(root: Path) -> PandaSet:
     return PandaSet(root, None, taxonomy_of(LABELS))
 
 
-def test_drives_frames_and_what_is_unknown(root: Path) -> None:
+def test_drives_frames_and_what_is_unknown_or_not_there(root: Path, tmp_path: Path) -> None:
     drives = opened(root)
     assert drives.scenes() == ["007"]
     assert drives.samples() == ["007-00", "007-01", "007-02", "007-03"]
@@ -87,12 +83,20 @@ def test_drives_frames_and_what_is_unknown(root: Path) -> None:
     assert drives.timestamp("007-02") == 1_557_539_956_700_000
     assert drives.conditions("007-02").known() == ()
     assert (drives.map(""), drives.bicycle_racks()) == (None, {})
+    with one_line_error("has no split val"):
+        drives.samples("val")
+    with one_line_error("no frame 007-09"):
+        drives.frame("007-09")
+    shutil.copy(root / "static_extrinsic_calibration.yaml", tmp_path)
+    with one_line_error("has no drive of PandaSet"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("reference", ["ego", "lidar"])
 @pytest.mark.parametrize("lidars", [(0, 1), (0,), (1,)])
-def test_points_are_in_the_vehicles_frame(root: Path, reference: str, lidars: tuple[int, ...]) -> None:
-    frame = PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).frame("007-01", reference)
+def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: str, lidars: tuple[int, ...]) -> None:
+    drives = PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS))
+    frame = drives.frame("007-01", reference)
     chosen = POINTS[np.isin(POINTS[:, 5], lidars)]
     in_lidar = (chosen[:, :3] - written.world_from_lidar(0.1)[:3, 3]) @ written.world_from_lidar(0.1)[:3, :3]
     height = in_lidar[:, 2] - (written.GROUND if reference == "ego" else 0)
@@ -101,6 +105,9 @@ def test_points_are_in_the_vehicles_frame(root: Path, reference: str, lidars: tu
     np.testing.assert_allclose(frame.points[:, 3], chosen[:, 3], rtol=1e-6)
     np.testing.assert_allclose(frame.points[:, 4], np.maximum(-chosen[:, 4], 0), atol=1e-6)
     assert frame.points.dtype == np.float32
+    away, turn = chosen[:, :3] - [3.0, 20.0, 0.3], [[-np.sin(0.4), np.cos(0.4), 0], [np.cos(0.4), np.sin(0.4), 0]]
+    inside = (np.abs(away @ np.array([*turn, [0, 0, 1]]).T) <= [2, 1, 0.75]).all(axis=1)  # of the parked car
+    assert drives.boxes("007-00").num_points[0] == inside.sum() > 0
 
 
 def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
@@ -119,10 +126,8 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
     expected = [{7: 0, 13: 1, 14: 1}.get(kind, -1) for kind in POINT_KINDS[chosen]]
     assert frame.class_of_point.tolist() == expected
     for i in range(len(lidars)):
-        own = frame.of_lidar(i)
-        assert own.class_of_point.tolist() == [
-            kind for kind, lidar in zip(expected, POINTS[chosen, 5], strict=True) if lidar == lidars[i]
-        ]
+        of_this = POINTS[chosen, 5] == lidars[i]
+        assert frame.of_lidar(i).class_of_point.tolist() == np.array(expected)[of_this].tolist()
     # Not annotated, not asked for, or of an earlier sweep that is not annotated: unknown.
     assert drives.frame("007-00").class_of_point is None
     assert drives.frame("007-01", annotations=False).class_of_point is None
@@ -131,7 +136,7 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
     assert PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).frame("007-01").class_of_point is None
 
 
-def test_boxes_are_merged_named_and_measured(root: Path) -> None:
+def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None:
     drives = opened(root)
     boxes = drives.boxes("007-02")
     assert boxes.instances.tolist() == ["parked", "walker", "ahead", "one-way", "far", "lost-gt"]
@@ -149,25 +154,11 @@ def test_boxes_are_merged_named_and_measured(root: Path) -> None:
     cone = drives.obstacles("007-02")
     assert (cone.instances.tolist(), cone.labels.tolist()) == (["cone"], [-1])
     np.testing.assert_allclose(cone.centers, [[0, 12, 0]])
-
-
-@pytest.mark.parametrize("lidars", [(0, 1), (0,), (1,)])
-def test_points_in_boxes_are_counted(root: Path, lidars: tuple[int, ...]) -> None:
-    boxes = PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).boxes("007-00")
-    away = POINTS[:, :3] - [3.0, 20.0, 0.3]
-    along = away[:, :2] @ [-np.sin(0.4), np.cos(0.4)]
-    across = away[:, :2] @ [np.cos(0.4), np.sin(0.4)]
-    inside = (np.abs(along) <= 2) & (np.abs(across) <= 1) & (np.abs(away[:, 2]) <= 0.75)
-    assert boxes.num_points[0] == (inside & np.isin(POINTS[:, 5], lidars)).sum() > 0
-
-
-def test_a_frames_boxes_turn_with_its_reference(root: Path) -> None:
-    drives = opened(root)
-    frame, boxes = drives.frame("007-02"), drives.boxes("007-02")
+    frame = drives.frame("007-02")  # whose boxes turn with its reference
     np.testing.assert_allclose(frame.boxes.transformed(frame.global_from_reference).centers, boxes.centers, atol=1e-9)
     assert drives.frame("007-02", annotations=False, lidar=False, cameras=False).points is None
-    shutil.copytree(root, root.parent / "unlabelled", ignore=shutil.ignore_patterns("annotations"))
-    assert opened(root.parent / "unlabelled").boxes("007-02") is None
+    shutil.copytree(root, tmp_path / "unlabelled", ignore=shutil.ignore_patterns("annotations"))
+    assert opened(tmp_path / "unlabelled").boxes("007-02") is None
 
 
 def test_pictures_are_rectified(root: Path) -> None:
@@ -200,67 +191,31 @@ NO_CALIBRATION = "not the calibration of PandaSet's cameras"
     ("file", "damage", "says"),
     [
         ("lidar/01.pkl.gz", cut(0), "truncated"),
-        ("lidar/01.pkl.gz", lambda path: path.write_bytes(gzip.compress(pickle.dumps(system(), 3))), "'posix.system'"),
-        ("annotations/cuboids/01.pkl.gz", write(gzip.compress(b"\x80\x03}.", mtime=0)), "this is no table"),
-        ("annotations/semseg/01.pkl.gz", cut(0), "truncated"),
         ("annotations/semseg/classes.json", write("[7]"), "not the classes of PandaSet's points"),
         ("annotations/semseg/classes.json", write('{"7": "Road"}'), "the class 1 is not in classes.json"),
         ("lidar/poses.json", write("[{}]"), "do not fit PandaSet's layout"),
         ("lidar/timestamps.json", write("[3, 2, 1, 0]"), "do not fit PandaSet's layout"),
-        ("lidar/timestamps.json", write("[3"), "no JSON file"),
         ("camera/front_camera/intrinsics.json", write("{}"), "not the intrinsics of a camera"),
         ("camera/front_camera/01.jpg", write("a"), "not a picture"),
         ("camera/front_camera/poses.json", delete, "no JSON file"),
         (CALIBRATION, write("front_camera: 3"), NO_CALIBRATION),
-        (CALIBRATION, write("a: ["), NO_CALIBRATION),
         (CALIBRATION, delete, NO_CALIBRATION),
     ],
 )
-def test_damaged_files_are_named_in_one_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, damage: Damage, says: str
-) -> None:
-    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+def test_damaged_files_are_named_in_one_line(root: Path, tmp_path: Path, file: str, damage: Damage, says: str) -> None:
     path = (shutil.copytree(root, tmp_path / "drives") / "007" / file).resolve()
     damage(path)
     with one_line_error(re.escape(path.name), says=says):
         PandaSet(tmp_path / "drives", None, with_points(LABELS)).frame("007-01")
-    assert not (tmp_path / "canary").exists()
-
-
-def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
-    with one_line_error("has no split val"):
-        opened(root).samples("val")
-    with one_line_error("no frame 007-09"):
-        opened(root).frame("007-09")
-    shutil.copy(root / "static_extrinsic_calibration.yaml", tmp_path)
-    with one_line_error("has no drive of PandaSet"):
-        opened(tmp_path)
-
-
-# The recorded drive.
-
-
-def classes(root: Path, token: str) -> np.ndarray:
-    """(N,) class of each point of the spinning LiDAR."""
-    scene, frame = token.split("-")
-    found = read_table(root / scene / "annotations" / "semseg" / f"{frame}.pkl.gz", {"class": "iu"})["class"]
-    return found[read_table(root / scene / "lidar" / f"{frame}.pkl.gz", {"d": "iu"})["d"] == 0]
-
-
-def inside(frame: Frame, margin: float) -> np.ndarray:
-    """(N,) bool: points in any box, which is larger by a margin (m)."""
-    found = np.zeros(len(frame.points), bool)
-    for center, size, rotation in zip(frame.boxes.centers, frame.boxes.sizes, frame.boxes.rotations, strict=True):
-        local = (frame.points[:, :3] - center) @ rotation
-        found |= (np.abs(local) <= size[[1, 0, 2]] / 2 + margin).all(axis=1)
-    return found
 
 
 @pytest.mark.parametrize("token", ["002-00", "002-20"])
 def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_root: Path, token: str) -> None:
     """Points have the classes that PandaSet's taxonomy names; 99.9 % of those of cars are in boxes of cars, which are
     within 0.2 m of what they hold; the road is the ground; the vehicle and those that move drive forward."""
-    names, kinds = load_taxonomy("pandaset"), classes(pandaset_root, token)
+    names, file = load_taxonomy("pandaset"), f"{token[-2:]}.pkl.gz"
+    of_spinning = read_table(pandaset_root / "002" / "lidar" / file, {"d": "iu"})["d"] == 0
+    kinds = read_table(pandaset_root / "002/annotations/semseg" / file, {"class": "iu"})["class"][of_spinning]
     drives = PandaSet(pandaset_root, SPINNING, names)
     frame, last = drives.frame(token), drives.frame("002-31", lidar=False, cameras=False)
     known = json.loads((pandaset_root / "002/annotations/semseg/classes.json").read_text())
@@ -269,7 +224,10 @@ def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_roo
         expected = [i for i, each in enumerate(names.point_classes) if known[str(number)] in each.categories] or [-1]
         assert np.unique(frame.class_of_point[kinds == number]).tolist() == expected
     only_cars = PandaSet(pandaset_root, SPINNING, taxonomy_of({"Car": 0})).frame(token, cameras=False)
-    cars, held = kinds == 13, inside(only_cars, 0.2)
+    cars, held = kinds == 13, np.zeros(len(kinds), bool)
+    for box in map(only_cars.boxes.select, np.arange(len(only_cars.boxes))[:, None]):
+        local = (only_cars.points[:, :3] - box.centers) @ box.rotations[0]
+        held |= (np.abs(local) <= box.sizes[0, [1, 0, 2]] / 2 + 0.2).all(axis=1)
     assert held[cars].mean() >= 0.999
     assert cars[held].mean() >= 0.88
     near = (kinds == 7) & (np.hypot(*frame.points[:, :2].T) < 10)
@@ -327,17 +285,6 @@ def test_columns_are_those_of_pandas(tmp_path: Path) -> None:
     assert {len(values) for values in empty.values()} == {0}
 
 
-def test_tables_of_recorded_drives_are_those_of_pandas(pandaset_root: Path) -> None:
-    for path, kinds in (
-        ("annotations/cuboids/07.pkl.gz", {"uuid": "O", "yaw": "f", "cuboids.sensor_id": "iu", "stationary": "b"}),
-        ("annotations/semseg/07.pkl.gz", {"class": "iu"}),
-        ("lidar/07.pkl.gz", {"x": "f", "i": "f", "t": "f", "d": "iu"}),
-    ):
-        theirs = pandas.read_pickle(pandaset_root / "002" / path)
-        for column, values in read_table(pandaset_root / "002" / path, kinds).items():
-            np.testing.assert_array_equal(values, theirs[column].to_numpy())
-
-
 FRAME, PLACE = named("pandas.core.frame DataFrame"), plain(np.array([0]))
 X, SYSTEM = plain(np.zeros((1, 1))), call("posix system", plain("touch canary"))
 
@@ -353,23 +300,16 @@ def having(**columns: np.ndarray) -> bytes:
     return table(COLUMNS | columns)
 
 
-def newer() -> bytes:
-    return pickle.dumps(pandas.DataFrame(COLUMNS), 5)
-
-
 HOSTILE: list[tuple[Callable[[], bytes], str]] = [
     (lambda: whole(SYSTEM), "asks for 'posix.system'"),
     (lambda: having().replace(plain("Cones"), SYSTEM), "asks for 'posix.system'"),
     (lambda: having().replace(plain("Cones"), plain([1])), "more than text and numbers"),
     (lambda: b"\x80\x03" + named("collections OrderedDict") + b")\x81.", "an object that no table needs"),
     (lambda: b"\x80\x03" + FRAME + plain((1,)) + b"\x81.", "that no table needs"),
-    (lambda: b"\x80\x03" + named("pandas.core.series Series") + b".", "asks for 'pandas.co"),
-    (newer, "asks for"),
     (lambda: b"\x80\x03" + plain({"x": 1}) + b".", "this is no table"),
     (lambda: b"\x80\x03" + FRAME + b")\x81.", "damaged"),
     (lambda: b"\x80\x03" + FRAME + b")\x81" + a_dict(_data=b"}") + b"b.", "no table"),
     (lambda: with_blocks((X, DEEP)), "a block of its columns is none"),
-    (lambda: with_blocks((X, call("builtins slice", plain("a")))), "dam"),
     (lambda: with_blocks((X, plain(np.array([7])))), "damaged"),
     (lambda: with_blocks(*[(X, PLACE)] * 99), "two values, or none"),
     (lambda: with_blocks((X, PLACE)), "not all there"),
@@ -393,9 +333,7 @@ def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Cal
     ("damage", "says"),
     [
         (cut(-20), "truncated"),
-        (cut(0), "truncated"),
         (write(table(COLUMNS)), "not gzip, or damaged"),
-        (lambda path: path.write_bytes(path.read_bytes()[:30] + b"\xff\xff" + path.read_bytes()[32:]), "not gzip, or"),
         (write(gzip.compress(bytes((1 << 28) + 1), 1)), "more than 256 MiB"),
         (lambda path: (path.unlink(), path.mkdir()), "cannot read the file"),
     ],

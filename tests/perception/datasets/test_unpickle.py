@@ -1,10 +1,7 @@
 """Pickles are read without running anything: hostile ones leave no trace, and what is not whole is refused."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
-import os
 import pickle
 import pickletools
 import struct
@@ -16,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickles import DEEP, Hostile, assert_refused, system
@@ -26,6 +22,7 @@ from deploy.precision.frames import Drives
 from perception.config import find_config, load_config
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
+from perception.sources import open_source
 from perception.unpickle import read_plain
 
 PLAIN = {
@@ -73,41 +70,12 @@ def test_data_and_arrays_are_those_of_pythons_unpickler(tmp_path: Path, protocol
     assert {type(value) for value in ours["scalars"].values()} == {float, bool, int, str}
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_the_other_numpy_names_its_modules_otherwise(tmp_path: Path, protocol: int) -> None:
+def test_the_other_numpy_names_its_modules_otherwise(tmp_path: Path) -> None:
     """Written by the numpy at hand, then under the names of numpy 2 or 1, which differ in nothing else."""
-    content = pickle.dumps(ARRAYS["names"], protocol)
+    content = pickle.dumps(ARRAYS["names"], 2)
     ours, theirs = (b"numpy._core.", b"numpy.core.") if np.__version__ >= "2" else (b"numpy.core.", b"numpy._core.")
-    renamed = content
-    for name in (b"multiarray", b"numeric"):
-        old, new = ours + name, theirs + name
-        if protocol >= 4:
-            renamed = renamed.replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
-        else:
-            renamed = renamed.replace(old, new)
-    assert renamed != content
-    if protocol >= 4:  # each name changes the frame's length by a byte
-        start = renamed.index(b"\x95") + 1
-        length = struct.unpack("<Q", renamed[start : start + 8])[0] + len(renamed) - len(content)
-        renamed = renamed[:start] + struct.pack("<Q", length) + renamed[start + 8 :]
-    np.testing.assert_array_equal(read(renamed, tmp_path), ARRAYS["names"])
-
-
-class Stateful:
-    def __getstate__(self) -> dict[str, str]:
-        return {"a": "b"}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        Path(os.environ["CANARY"]).touch()
-
-
-class Constructed(str):
-    def __new__(cls, text: str) -> Constructed:
-        Path(os.environ.get("CANARY", os.devnull)).touch()
-        return str.__new__(cls, text)
-
-    def __getnewargs__(self) -> tuple[str]:
-        return (str(self),)
+    assert ours in content
+    np.testing.assert_array_equal(read(content.replace(ours, theirs), tmp_path), ARRAYS["names"])
 
 
 def array(kind: type, state: Any = None) -> bytes:
@@ -132,7 +100,7 @@ def changed(value: Any, old: bytes, new: bytes, protocol: int = 2) -> bytes:
     return content.replace(old, new)
 
 
-F8, U = np.dtype("f8"), b"X\x02\x00\x00\x00"
+F8 = np.dtype("f8")
 SHARED = b"\x80\x04B\x00\x10\x00\x00" + b"\xff" * 4096 + b"q\x010"  # a page of bytes, at 1 in the memo
 VIEW = b"cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02M\x00\x10\x85\x8c\x01CtR"  # of it
 VIEWS = SHARED + b"cnumpy\ndtype\n\x8c\x02i1\x89\x88\x87Rq\x02(" + 99 * VIEW + b"t."
@@ -140,33 +108,22 @@ ENCODED = (
     b"\x80\x04X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x010(" + 99 * b"c_codecs\nencode\nh\x01\x8c\x06latin1\x86R" + b"t."
 )
 REPLACED = b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R."  # a place in the memo
-RUNNING: list[tuple[Callable[[], bytes], str]] = [
+HOSTILE: list[tuple[Callable[[], bytes], str]] = [
     (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
     (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
-    (lambda: pickle.dumps([[{"a": (system(),)}]], 5), "asks for 'posix.system'"),
-    (lambda: pickle.dumps(Stateful(), 2), "asks for '.*Stateful'|'copy_reg._recon"),
     (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
-]
-HOSTILE = [
-    *RUNNING,
-    (lambda: pickle.dumps(Hostile(eval, ("1",)), 2), "asks for '__builtin__.eval'"),
-    (lambda: b"\x80\x02cbuiltins\ngetattr\n.", "asks for 'builtins.getattr'"),
-    (lambda: b"\x80\x02cnumpy\nload\n.", "asks for 'numpy.load'"),
     (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
     (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
     (lambda: b"\x80\x04]]\x93.", "damaged"),
-    (lambda: pickle.dumps(Constructed("a"), 2), "asks for"),
     # Types.
-    (lambda: changed(np.arange(4.0), U + b"f8", U + b"O8"), "type 'O8'"),
-    (lambda: pickle.dumps(np.zeros(2, [("a", "f8"), ("b", "O")]), 2), "of type 'V16'"),
+    (lambda: changed(np.arange(4.0), b"f8", b"O8"), "type 'O8'"),
     (lambda: pickle.dumps(kind("f8", "<", None, ("a",), {"a": (F8, 0)})), "has fields"),
+    (lambda: pickle.dumps(kind("f8", "<", None, None, {"a": (F8, 0)})), "has fields"),
     (lambda: pickle.dumps(kind("f8", "|", (F8, (9,)), None, None)), "has fields"),
     (lambda: pickle.dumps(kind("f8", "?", None, None, None)), "fields"),
     (lambda: changed(np.arange(2.0), b"f8", b"f\x00"), "numbers and text"),
-    (lambda: pickle.dumps(np.zeros(1, "M8[s]")), "of type 'M8'"),
     # Arrays.
     (lambda: array(np.matrix), "asks for 'numpy.*matrix'"),
-    (lambda: array(np.float64), "asks for 'numpy.float64'"),
     (lambda: array(np.ndarray, (1, (0,))), "damaged"),
     (lambda: shaped((2,), [1, 2]), "without type or content"),
     (lambda: shaped((-2, -1), b"a" * 16), "shape"),
@@ -174,21 +131,17 @@ HOSTILE = [
     (lambda: shaped((1,) * 99, b"a" * 8), "shape"),
     (lambda: shaped((2**64, 2), b"a" * 8), "8 bytes: truncated"),
     (lambda: shaped((1 << 40,), b"", "U0"), "0 bytes: truncated"),
-    (lambda: changed(np.zeros(3), b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"), "24 bytes: truncated"),
     (lambda: changed(np.array(["ab"]), b"a\0\0\0", b"a\0\xff\0", 4), "text is none"),
     (lambda: pickle.dumps(np.arange(2), 2)[:-1] + b"X\x01\x00\x00\x00aK\x01s.", "a dict should be on the stack"),
     # States, calls and the memo.
     (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
     (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
-    (lambda: b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aNsb.", "gives a state to what has"),
     (lambda: b"\x80\x02])R.", "damaged"),
-    (lambda: b"\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.", "damaged"),
     (lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding"),
     (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "damaged"),
     (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
     (lambda: REPLACED, "'posix.system'"),
     # Sizes, and what takes for ever.
-    (lambda: b"\x80\x02X\xff\xff\xff\xffa.", "truncated"),
     (lambda: b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"a.", "truncated"),
     (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "truncated"),
     (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN", "truncated"),
@@ -200,8 +153,6 @@ HOSTILE = [
     (lambda: b"\x80\x04" + DEEP + b"q\x00h\x00\x93.", "damaged"),  # to print
     (lambda: b"\x80\x02" + DEEP + b"q\x00cnumpy\ndtype\nh\x00\x85R.", "type a tuple"),
     (lambda: pickle.dumps(system(), 0), "no pickle of protocol 2 to 5"),
-    (lambda: b"PK\x03\x04 a zip file", "no pickle of protocol 2 to 5"),
-    (lambda: b"", "no pickle of protocol 2 to 5"),
     (lambda: pickle.dumps(1) + pickle.dumps(2), "ends too early"),
     (lambda: b"\x80\x02(N.", "ends too early"),
 ]
@@ -220,16 +171,6 @@ def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Cal
     assert_refused(read, make(), tmp_path, says)
 
 
-def test_pythons_unpickler_would_have_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The canary is one."""
-    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
-    for make, _ in RUNNING:
-        content = make()
-        (tmp_path / "canary").unlink(missing_ok=True)
-        pickle.loads(content)
-        assert (tmp_path / "canary").exists()
-
-
 def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_nothing(tmp_path: Path) -> None:
     tracemalloc.start()
     assert read(b"\x80\x02]r\xff\xff\xff\xff.", tmp_path) == []
@@ -241,15 +182,14 @@ def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_noth
     assert (np.dtype("f8").isnative, swapped.tolist()) == (True, [0, 1, 2])
 
 
-def test_a_command_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_and_calibration_read_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary, infos = tmp_path / "canary", tmp_path / "nuscenes_infos_val.pkl"
     monkeypatch.setenv("CANARY", str(canary))
     infos.write_bytes(pickle.dumps({"infos": system()}, 2))
-    line = refuses("train", find_config("tiny"), "--data", infos, "--out", tmp_path / "run")
-    assert "asks for 'posix.system'" in line
-    assert list(tmp_path.iterdir()) == [infos]
-    with one_line_error(r"asks for 'posix\.system'"):
-        Drives(infos).inputs(InputSpec.of(load_config(find_config("tiny"))))
+    spec = InputSpec.of(load_config(find_config("tiny")))
+    for read_infos in (lambda: open_source(infos, None), lambda: Drives(infos).inputs(spec)):
+        with one_line_error(r"asks for 'posix\.system'"):
+            read_infos()
     assert not canary.exists()
 
 
