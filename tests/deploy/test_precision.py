@@ -357,35 +357,29 @@ def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision:
     assert build(copied, "cpu").layers == sum(manifest.operators.values())
 
 
-def test_each_engine_gets_its_layout(tmp_path: Path) -> None:
-    bundle, types = exported("int8"), {}
-    for name in (name for name in bundle.manifest.files if name.endswith(".onnx")):
+def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Path) -> None:
+    bundle, types, rounded = exported("int8"), {}, {}
+    for name in (bundle.cpu_onnx.name, bundle.onnx.name):
         graph = onnx.load(bundle.path / name).graph
-        zeros = {n.input[2] for n in graph.node if n.op_type == "QuantizeLinear"}
-        types[name] = {t.data_type for t in graph.initializer if t.name in zeros}
-    assert types == {bundle.onnx.name: {TensorProto.INT8}, bundle.cpu_onnx.name: {TensorProto.UINT8}}
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+        types[name] = {constants[node.input[2]].dtype.name for node in nodes}
+        rounded = {node.input[0]: constants[node.input[1]] for node in nodes}
+    assert types == {"model.cpu.onnx": {"uint8"}, "model.onnx": {"int8"}}
     assert exported("fp16").cpu_onnx.name == "model.onnx"
+    calibration = Calibration.model_validate_json((bundle.path / "calibration.json").read_bytes())
+    assert calibration.data == "v1.0-tiny"
+    assert list(calibration.frames) == NuScenesTables(drives(), "v1.0-tiny").samples()
+    assert len(rounded) > 20
+    for name, scale in rounded.items():  # of model.onnx
+        np.testing.assert_allclose(scale, max(map(abs, calibration.ranges[name])) / 127, rtol=1e-6)
+    assert verify(bundle.path)["calibration"] == f"{len(calibration.ranges)} ranges on 3 keyframes of v1.0-tiny"
     engine, allowed = open_engine(bundle), bundle.manifest.tolerances
     for frame in bundle.golden_frames("model.cpu.onnx"):
         assert differences(frame.outputs, engine.run(frame.inputs), allowed, frame.compared) == []
     pytest.importorskip("tensorrt_rtx")
     copied = shutil.copytree(bundle.path, tmp_path / "bundle")
     assert build(copied, "rtx-ada").onnx_sha256 == bundle.manifest.files["model.onnx"]
-
-
-def test_the_bundle_tells_what_it_was_calibrated_on() -> None:
-    """The scales in the graph are those of the ranges, and the keyframes those of the drives."""
-    bundle = exported("int8")
-    calibration = Calibration.model_validate_json((bundle.path / "calibration.json").read_bytes())
-    assert calibration.data == "v1.0-tiny"
-    assert list(calibration.frames) == NuScenesTables(drives(), "v1.0-tiny").samples()
-    graph = onnx.load(bundle.onnx).graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    rounded = {n.input[0]: constants[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"}
-    assert len(rounded) > 20
-    for name, scale in rounded.items():
-        np.testing.assert_allclose(scale, max(map(abs, calibration.ranges[name])) / 127, rtol=1e-6)
-    assert verify(bundle.path)["calibration"] == f"{len(calibration.ranges)} ranges on 3 keyframes of v1.0-tiny"
 
 
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:

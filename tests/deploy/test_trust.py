@@ -1,7 +1,6 @@
 """Whom a vehicle trusts: signatures, what a device may compile itself, and no way back to an older release.
 
-build.sh runs for real, with a stand-in for trtexec. TensorRT itself is only on the device: here a module of its name
-tells a version, and the engine of its "plan" is ONNX Runtime.
+build.sh runs for real, with a stand-in for trtexec; TensorRT in Python is a stand-in, too.
 """
 
 import hashlib
@@ -10,10 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -203,30 +202,18 @@ def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: Keys) -> Non
         Bundle.load(path, trusting(public))
 
 
-class OfOnnxRuntime(OnnxRuntimeEngine):
-    """In the place of TensorRtEngine."""
-
-    network = b""
-
-    def __init__(self, *_: object) -> None:
-        super().__init__(self.network)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Device:
-    """A Jetson Orin with the trtexec of TensorRT 10.3.0."""
-    return Device(tmp_path / "device", 100300)
-
-
 def drive(path: Path, public: Path, network: bytes | None = None) -> Runtime:
     """On a device whose TensorRT calls itself 10.3.0.30 in Python, and runs this network for every plan."""
-    trt = types.ModuleType("tensorrt")
-    trt.__version__ = "10.3.0.30"  # type: ignore[attr-defined]
+    engine = OnnxRuntimeEngine(network or bundle().onnx)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "tensorrt", trt)
-        patch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", OfOnnxRuntime)
-        patch.setattr(OfOnnxRuntime, "network", network or bundle().onnx.read_bytes())
+        patch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="10.3.0.30"))
+        patch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", lambda *_: engine)
         return Runtime(path, "orin", trusting(public))
+
+
+def device(folder: Path) -> Device:
+    """A Jetson Orin with the trtexec of TensorRT 10.3.0."""
+    return Device(folder / "device", 100300)
 
 
 def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
@@ -235,15 +222,15 @@ def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
     return build(path, "orin", QUIET, out=folder / "package", sign=key)
 
 
-def test_a_plan_of_the_device_runs_under_a_key_that_is_not_there(tmp_path: Path, device: Device, owner: Keys) -> None:
+def test_a_plan_of_the_device_runs_under_a_key_that_is_not_there(tmp_path: Path, owner: Keys) -> None:
     """The public key is given by a path relative to where the script is called. Another network is still refused."""
-    key, public = owner
+    (key, public), orin = owner, device(tmp_path)
     package = delivered(tmp_path, key, release=4)
     key.unlink()
     found = verify(Path(package.package), trusting(public))
     assert found["package"].startswith("6 files as in SHA256SUMS, signature: by ")
-    (device.bin.parent / "trusted.pem").write_bytes(public.read_bytes())
-    done = device.builds(package, "trusted.pem")
+    (orin.bin.parent / "trusted.pem").write_bytes(public.read_bytes())
+    done = orin.builds(package, "trusted.pem")
     assert (done.returncode, done.stderr) == (0, "")
     path = Path(package.package) / "bundle"
     assert not list((path / "engines").glob("*.sig"))
@@ -254,10 +241,10 @@ def test_a_plan_of_the_device_runs_under_a_key_that_is_not_there(tmp_path: Path,
     assert "orin by tensorrt 10.3.0, not signed" in verify(Path(package.package), trusting(public))["engines"]
 
 
-def test_a_bundle_may_demand_signed_plans(tmp_path: Path, device: Device, owner: Keys, stranger: Keys) -> None:
+def test_a_bundle_may_demand_signed_plans(tmp_path: Path, owner: Keys, stranger: Keys) -> None:
     key, public = owner
     package = delivered(tmp_path, key, builds=())
-    device.builds(package)
+    device(tmp_path).builds(package)
     path = Path(package.package) / "bundle"
     why = "is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for orin without"
     remedy = f"sign it with `perception sign {path} --target orin --key PRIVATE`"
@@ -314,9 +301,9 @@ def test_what_is_no_permit() -> None:
     assert not any(orin.covers("orin", said) for said in ("", "tensorrt", "tensorrt of mine", "10.3.0"))
 
 
-def test_the_script_checks_the_signature_first(tmp_path: Path, device: Device, owner: Keys, stranger: Keys) -> None:
+def test_the_script_checks_the_signature_first(tmp_path: Path, owner: Keys, stranger: Keys) -> None:
     """A package whose maker made all sums anew is whole, and still not the owner's."""
-    (key, public), (_, other) = owner, stranger
+    (key, public), (_, other), orin = owner, stranger, device(tmp_path)
     package = delivered(tmp_path, key)
     folder = Path(package.package)
     inside, graph, sums = folder / "public.pem", folder / "bundle" / "model.onnx", folder / "SHA256SUMS"
@@ -326,19 +313,19 @@ def test_the_script_checks_the_signature_first(tmp_path: Path, device: Device, o
         (tmp_path / "none.pem", "none.pem: no such key"),
         (inside, "the key lies in the package, whose maker could be any"),
     ):
-        refused(device.builds(package, str(trusted)), message)
+        refused(orin.builds(package, str(trusted)), message)
     inside.unlink()
     whole, signed = graph.read_bytes(), sums.read_bytes()
     graph.write_bytes(whole + b"\0")
     sums.write_bytes(signed.replace(*(hashlib.sha256(b).hexdigest().encode() for b in (whole, graph.read_bytes()))))
-    assert device.builds(package).returncode == 0  # which is why there is a key
-    refused(device.builds(package, str(public)), f"SHA256SUMS was not signed by {public}, or was changed since")
+    assert orin.builds(package).returncode == 0  # which is why there is a key
+    refused(orin.builds(package, str(public)), f"SHA256SUMS was not signed by {public}, or was changed since")
     with pytest.raises(InputError, match=r"SHA256SUMS\.sig: not the signature of SHA256SUMS"):
         verify(folder, trusting(public))
     graph.write_bytes(whole)
     sums.write_bytes(signed)
     (folder / "SHA256SUMS.sig").unlink()
-    refused(device.builds(package, str(public)), "this package is not signed (SHA256SUMS.sig is missing)")
+    refused(orin.builds(package, str(public)), "this package is not signed (SHA256SUMS.sig is missing)")
     with pytest.raises(InputError, match=r"SHA256SUMS: is not signed \(SHA256SUMS\.sig is missing\)"):
         verify(folder, trusting(public))
 
@@ -434,14 +421,11 @@ def test_what_runs_never_falls_below_what_ran(
         assert Trust((), state).highest() == max(ran)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "7", '{"release": "7"}', '{"release": true}', '{"release": 1.5}'])
-def test_a_memory_that_is_damaged_is_no_way_back(tmp_path: Path, content: str) -> None:
-    (tmp_path / "release.json").write_text(content)
-    with pytest.raises(InputError, match=r"release\.json: does not say the highest release that ran"):
-        Trust((), tmp_path).require_current(Path("manifest.json"), 8, None)
-
-
-def test_what_cannot_be_remembered_does_not_run(path: Path, owner: Keys) -> None:
+def test_a_memory_that_is_damaged_or_cannot_be_written_is_no_way_back(path: Path, owner: Keys, tmp_path: Path) -> None:
+    for content in ("", "{}", "7", '{"release": "7"}', '{"release": true}', '{"release": 1.5}'):
+        (tmp_path / "release.json").write_text(content)
+        with pytest.raises(InputError, match=r"release\.json: does not say the highest release that ran"):
+            Trust((), tmp_path).require_current(Path("manifest.json"), 8, None)
     (owner[1].parent / "state").write_text("in the way")
     with pytest.raises(InputError, match=r"state(/release\.json)?: (cannot keep the release|does not say)"):
         Runtime(released(path, owner[0], 2), trust=trusting(owner[1]))
