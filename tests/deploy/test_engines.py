@@ -109,15 +109,12 @@ calls = []
 trt = types.ModuleType("tensorrt")
 trt.__version__ = "10.3.0"
 trt.nptype = lambda dtype: dtype
-
 class ILogger:
     ERROR = 1
 trt.ILogger = ILogger
-
 class TensorIOMode:
     INPUT, OUTPUT = "input", "output"
 trt.TensorIOMode = TensorIOMode
-
 class Context:
     def __init__(self, content):
         self.content, self.addresses = content, {}
@@ -133,7 +130,6 @@ class Context:
             return False
         code, = driver.cuMemcpyHtoDAsync(self.addresses["y"], self.addresses["x"], 24, handle)
         return not int(code)
-
 class Engine:
     num_io_tensors = 2
     def __init__(self, content):
@@ -151,7 +147,6 @@ class Engine:
     def create_execution_context(self):
         calls.append("context")
         return Context(self.content)
-
 class Runtime:
     def __init__(self, log):
         self.log = log
@@ -161,7 +156,6 @@ class Runtime:
             return None
         return Engine(content)
 trt.Runtime = Runtime
-
 class Refitter:
     def __init__(self, engine, log):
         self.engine = engine
@@ -171,7 +165,6 @@ class Refitter:
         calls.append("refit")
         return True
 trt.Refitter = Refitter
-
 class OnnxParserRefitter:
     num_errors = 1
     def __init__(self, refitter, log):
@@ -181,7 +174,6 @@ class OnnxParserRefitter:
     def get_error(self, i):
         return types.SimpleNamespace(desc=lambda: "no such node")
 trt.OnnxParserRefitter = OnnxParserRefitter
-
 sys.modules["tensorrt"] = trt
 from deploy.engines.tensorrt_plan import TensorRtEngine
 
@@ -252,31 +244,27 @@ assert calls == ["context", "execute", "execute"]  # the first run, and the one 
 copies(engine)
 assert calls.count("execute") == 2
 """,
-    "what cannot be recorded is queued anew": """
-engine = opened(b"waits")
-assert engine.graph is None
-copies(engine)
-assert calls.count("execute") == 5
-""",
-    "what says so is not recorded": """
-engine = opened(b"rtx")
-assert engine.graph is None
-copies(engine)
-assert calls.count("execute") == 4
+    "what cannot be recorded, or says so, is queued anew": """
+for content, executed in ((b"waits", 5), (b"rtx", 4)):
+    calls.clear()
+    engine = opened(content)
+    assert engine.graph is None
+    copies(engine)
+    assert calls.count("execute") == executed
 """,
     "weights are replaced before anything runs": """
 copies(opened(b"refittable", b"weights"))
 assert calls[:3] == ["refit", "context", "execute"]
 """,
-    "a plan that is not made for it takes no weights": """
-with pytest.raises(InputError, match="^a.plan: was not compiled to be refitted, so it cannot take .* of model.onnx$"):
-    opened(b"plain", b"weights")
-""",
-    "weights that do not fit": """
-with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 cannot give it .* model.onnx: .*no such node$"):
-    opened(b"refittable", b"another graph")
-with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 cannot give it .*: it lacks conv.bias"):
-    opened(b"refittable lacks", b"weights")
+    "a plan or weights that do not fit": """
+for content, weights, said in (
+    (b"bad", None, "tensorrt 10.3.0 refuses it: wrong magic number$"),
+    (b"plain", b"weights", "was not compiled to be refitted, so it cannot take .* of model.onnx$"),
+    (b"refittable", b"another graph", "tensorrt 10.3.0 cannot give it .* model.onnx: .*no such node$"),
+    (b"refittable lacks", b"weights", "tensorrt 10.3.0 cannot give it .*: it lacks conv.bias"),
+):
+    with pytest.raises(InputError, match="^a.plan: " + said):
+        opened(content, weights)
 assert calls == []
 """,
     "an input that the plan leaves open has the size it was compiled for": """
@@ -285,10 +273,6 @@ assert calls[:2] == ["context", ("x", (2, 3))]
 copies(engine)
 with pytest.raises(InputError, match="x is float32 .1, 3., the plan takes float32 .2, 3.$"):
     engine.run({"x": np.zeros((1, 3), "f4")})
-""",
-    "a plan of another version": """
-with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 refuses it: wrong magic number$"):
-    opened(b"bad")
 """,
     "inputs that are not the network's": """
 engine = opened(b"plain")

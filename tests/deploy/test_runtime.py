@@ -1,16 +1,25 @@
-"""The runtime verifies before it drives, is the predictor that the network is, and leaves out what is not finite."""
+"""The runtime is the predictor that the network is, leaves out what is not finite, and serves several routes.
+
+With one graph that an input switches, with a network for each route, or with one folded.
+"""
 
 import argparse
 import json
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
-from typing import Any
 
 import bench_runtime
+import exported
 import numpy as np
 import onnx
 import pytest
-from exported import assert_equal, bundle, checkpoint, copied, rewritten, without
+import torch
+from anchored_model import run as anchored
+from exported import QUIET, apart, assert_equal, bundle, checkpoint_of, copied, modular, rewritten, trusting, without
 from hypothesis import given
 from hypothesis import strategies as st
 from judged import gates
@@ -18,53 +27,45 @@ from onnx import helper
 from refusals import one_line_error
 from replays import replayed
 from tiny import token, write_tiny
-from vocabulary import NUSCENES, RIG
+from vocabulary import CONDITION_VALUES, NUSCENES, RIG
 
+from deploy.build import build
 from deploy.bundle import Bundle
-from deploy.engines import open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import synthetic_frame
+from deploy.export import export
+from deploy.golden import differences, synthetic_frame
+from deploy.plan import plan, table
 from deploy.replay.journal import JOURNAL
 from deploy.replay.results import Finished
+from deploy.route import steering_inputs
 from deploy.runtime import Runtime
+from deploy.verify import verify
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Frame, Prediction
+from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
+from perception.modules.spec import Prompt
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import no_sensors, prepare
-from perception.tasks import tasks_of
-from perception.tasks.conditions.task import ConditionsConfig
-from perception.tasks.detection.config import DetectionHead
-from perception.tasks.map.config import MapHead
+from perception.sensors.inputs import InputSpec, no_sensors, prepare
+from perception.tasks import configured, tasks_of
 from perception.tasks.result import to_prediction
 from perception.tasks.task import part_of
+from perception.training.checkpoint import load_model
 
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")
-TASKS = tasks_of(
-    {"detection": DetectionHead(), "map": MapHead(), "conditions": ConditionsConfig()}, BevGrid(), NUSCENES
-)
+TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), BevGrid(), NUSCENES)
 
 
 def test_step_is_prepare_engine_and_postprocess() -> None:
     runtime, frame = Runtime(bundle().path), synthetic_frame("ego", RIG, seed=3)
-    expected = to_prediction(
-        bundle().manifest.heads, OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec))
-    )
+    outputs = OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec))
+    expected = to_prediction(bundle().manifest.heads, outputs)
     seen = runtime.step(frame)
     assert_equal(seen.prediction, expected)
     assert_equal(runtime(frame), expected)
     assert set(seen.seconds) == {"preprocess", "engine", "postprocess", "health", "belief", "memory"}
     assert all(seconds > 0 for seconds in seen.seconds.values())
-
-
-@pytest.mark.parametrize("missing", [None, "camera", "lidar"])
-def test_runtime_agrees_with_the_torch_predictor(missing: str | None) -> None:
-    frame = synthetic_frame("ego", RIG, seed=5)
-    frame = without(frame, missing) if missing else frame
-    expected, actual = TorchPredictor.load(checkpoint())(frame), Runtime(bundle().path)(frame)
-    np.testing.assert_allclose(actual.results["detection"].scores, expected.results["detection"].scores, atol=1e-4)
-    np.testing.assert_allclose(actual.results["map"], expected.results["map"], atol=1e-4)
 
 
 def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
@@ -78,10 +79,7 @@ def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
         drifted = {name: array.copy() for name, array in outputs.items()}
         drifted["detection/scores"][:, :first] += np.float32(offset)
         rewritten(path, golden=(inputs, drifted))
-        if said is None:
-            Runtime(path)
-            continue
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=said) if said else nullcontext():
             Runtime(path)
 
 
@@ -106,9 +104,17 @@ def test_inputs_are_written_to_the_same_memory_and_hold_nothing_of_the_frame_bef
         for name, fresh in prepare(frame, spec).items():
             np.testing.assert_array_equal(found[name], fresh)
         assert {name: array.ctypes.data for name, array in found.items()} == addresses
+    runtime, seen = Runtime(bundle().path), []
+    network = runtime._networks[0]
 
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append({name: array.ctypes.data for name, array in inputs.items()})
+        return network.engine.run(inputs)
 
-# ----- NaN and infinity out of an engine: left out, counted, and a gate that fails -----
+    runtime._networks = [replace(network, engine=SimpleNamespace(run=run))]
+    for frame in frames[:2]:
+        runtime.step(frame)
+    assert seen[0] == seen[1]
 
 
 def blinded(path: Path) -> Path:
@@ -190,21 +196,169 @@ def test_what_is_finite_stays_as_it_is(data: st.DataObject) -> None:
     assert found.not_finite == {name: count for name, count in counts.items() if count}
 
 
-def test_a_frame_is_prepared_in_the_memory_of_the_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses: list[dict[str, int]] = []
+@cache
+def banked() -> Path:
+    return checkpoint_of(modular("banked", exported.BANK))
 
-    def recorded(bundle: Bundle, target: str) -> Any:
-        engine = open_engine(bundle, target)
 
-        def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            addresses.append({name: array.ctypes.data for name, array in inputs.items()})
-            return engine.run(inputs)
+@pytest.mark.slow("traces a network with modules of six kinds of facts")
+def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path) -> None:
+    made = export(banked(), tmp_path / "bundle", exported.ROUTES, console=QUIET)
+    manifest = made.manifest
+    assert manifest.routes == ("boston", "boston+rain", "boston+night")
+    asked = {"rain": ("rain",), "night": ("night",), "blind": ("no-cameras",)}
+    assert {m.name: m.asks for m in manifest.banked} == asked
+    assert (manifest.folded, manifest.inline) == ((), ("city", "film"))
+    assert manifest.condition_values == CONDITION_VALUES
+    model, _ = load_model(banked())
+    runtime, engine = Runtime(tmp_path / "bundle"), OnnxRuntimeEngine(made.onnx)
+    frame = synthetic_frame("ego", RIG, 3)
+    for known in ({}, {"weather": "rain"}, {"light": "night"}, {"weather": "rain", "light": "night"}):
+        conditions = Conditions(city="boston", **known)
+        for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
+            inputs = prepare(seen, made.spec)
+            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.condition_values)
+            actual = engine.run(inputs | steer)
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            with torch.no_grad():
+                expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}
+            assert differences(expected, actual, manifest.tolerances) == [], (conditions, seen.cameras.keys())
+            if seen is frame:
+                step = runtime(replace(frame, conditions=conditions))
+                np.testing.assert_array_equal(step.results["map"], to_prediction(manifest.heads, actual).results["map"])
 
-        return SimpleNamespace(run=run)
 
-    monkeypatch.setattr("deploy.runtime.open_engine", recorded)
-    runtime = Runtime(bundle().path)
-    addresses.clear()
-    for seed in (1, 2):
-        runtime.step(synthetic_frame("ego", RIG, seed))
-    assert addresses[0] == addresses[1]
+def test_the_plan_says_what_is_banked_where_and_sums_up() -> None:
+    planned = plan(banked(), exported.ROUTES)
+    steps = {step.slot: step for step in planned.steps}
+    assert (steps["trunk.stage0.0"].what, steps["trunk.stage0.0"].modules) == ("folded", ("city",))
+    stage = steps["trunk.stage1.0"]
+    assert (stage.what, stage.modules, stage.why) == ("banked", ("city", "rain"), "rain: not on all routes")
+    assert steps["camera.backbone.bn1"].modules == ("night",)
+    assert steps["fused"].why == "blind: not on all routes"
+    shown = table(planned)
+    assert shown.row_count == len(planned.steps) + 1
+    assert shown.caption == "on no route, not exported: dry"
+    with pytest.raises(InputError, match="hail: unknown condition"):
+        plan(banked(), [["hail"]])
+
+
+def test_slots_of_a_router_in_the_graph_are_said_to_be() -> None:
+    module = exported.AFFINE[0] | {"slots": ["trunk.*", "lidar.*"]}
+    run = checkpoint_of(modular("chosen", [module], routing={"kind": "learned", "choose": "soft"}))
+    steps = {step.slot: step for step in plan(run).steps}
+    chosen = steps["trunk.stage0.0"]
+    assert (chosen.what, chosen.why) == ("banked", "selected by the router in the graph")
+    assert steps["lidar.pillar"].what == "folded"
+
+
+@pytest.mark.slow("exports three networks, which other tests use too")
+def test_each_frame_gets_the_network_that_asks_for_most() -> None:
+    """There is none for night alone, so that night gets the one that asks for nothing."""
+    made, network = apart()[0], load_model(exported.apart_checkpoint())[0]
+    rain, night = {"weather": "rain"}, {"light": "night"}
+    for known, served in (({}, {}), ({**rain, "city": "boston"}, rain), (rain | night, rain | night), (night, {})):
+        frame = replace(synthetic_frame("ego", RIG, 3), conditions=Conditions(**known))
+        inputs = {name: torch.from_numpy(a) for name, a in prepare(frame, made.spec).items()}
+        with torch.no_grad():
+            outputs = {k: v.numpy() for k, v in network.predict(inputs, [Conditions(**served)]).items()}
+        expected = to_prediction(made.manifest.heads, outputs).results
+        found = Runtime(made.path).step(frame).prediction.results
+        np.testing.assert_allclose(found["detection"].scores, expected["detection"].scores, atol=1e-4)
+        np.testing.assert_allclose(found["map"], expected["map"], atol=1e-4)
+
+
+def test_verify_looks_into_every_network_each_with_the_operators_of_the_base_alone(tmp_path: Path) -> None:
+    made, base = apart()[0], bundle().manifest
+    assert verify(made.path)["routes"] == "base, rain with its own network, rain+night with its own network"
+    for part in (made.manifest, *(route.manifest for route in made.routes.values())):
+        assert (part.operators, part.parameters, part.flops) == (base.operators, base.parameters, base.flops)
+        assert part.banked == ()
+    assert [part.manifest.folded for part in made.routes.values()] == [("rain",), ("rain", "night")]
+    for file, message in (
+        ("routes/rain/model.onnx", "was changed"),
+        ("routes/rain/manifest.json", "was changed"),
+        ("routes/rain/more", "does not name this file"),
+        ("routes/fog/manifest.json", "does not name this file"),
+    ):
+        path = copytree(made.path, tmp_path / file.replace("/", "-"))
+        (path / file).parent.mkdir(exist_ok=True)
+        with (path / file).open("ab") as opened:
+            opened.write(b" ")
+        with pytest.raises(InputError, match=f"{file.split('/')[-1]}: .*{message}"):
+            Bundle.load(path)
+    forged = made.manifest.model_copy(update={"apart": ("../elsewhere",)})
+    (path / "manifest.json").write_bytes(forged.hashed_json())
+    with pytest.raises(InputError, match=r"apart: '\.\./elsewhere' is none of clear"):
+        Bundle.load(path)
+
+
+@pytest.mark.slow("compiles three networks")
+def test_every_network_is_compiled_and_a_signature_holds_for_all(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    (made, private, key), public = apart(), tmp_path / "mine.pem"
+    public.write_bytes(key.read_bytes())  # a vehicle keeps its state beside it
+    path = copytree(made.path, tmp_path / "bundle")
+    _, another = exported.keys(tmp_path / "another")
+    build(path, "rtx-ampere", QUIET)  # plans that nobody signed
+    assert set(Bundle.load(path, trusting(public)).routes) == {"rain", "rain+night"}
+    with pytest.raises(InputError, match="not the signature"):
+        Bundle.load(path, trusting(another))
+    with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere\..*sign"):
+        Bundle.load(path, trusting(public)).routes["rain"].plan("rtx-ampere")
+    build(path, "rtx-ampere", QUIET, sign=private)
+    found = Bundle.load(path, trusting(public))
+    plans = [part.plan("rtx-ampere") for part in (found, *found.routes.values())]
+    assert len({plan.data for plan in plans}) == 3
+    assert "rtx-ampere by tensorrt_rtx" in verify(path)["engines"]
+    plans[1].path.write_bytes(plans[0].data)
+    with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere.plan: was changed"):
+        verify(path)
+
+
+def assert_close(a: Prediction, b: Prediction) -> None:
+    """The same boxes one to one, up to the rounding of engines, which may swap neighbours in the order."""
+    numbers, others = (
+        np.column_stack([x.centers, x.sizes, x.rotations[:, :2, 0], x.velocities[:, :2], x.scores, 9.0 * x.labels])
+        for x in (a.results["detection"], b.results["detection"])
+    )
+    assert len(numbers) == len(others)
+    off = np.abs(numbers[:, None] - others).max(axis=2)
+    np.testing.assert_array_equal(np.sort(off.argmin(axis=1)), np.arange(len(others)))
+    assert off.min(axis=1).max() < 1e-3
+
+
+@pytest.mark.slow("exports networks with two kinds of neck")
+@pytest.mark.parametrize("neck", ["joined", "pyramid"])
+def test_anchors_perceive_what_torch_does(neck: str, tables: NuScenesTables, tmp_path: Path) -> None:
+    """With a module at every slot, folded or switched."""
+    routes = {"joined": [["rain"]], "pyramid": [[], ["rain"]]}[neck]
+    predictor = TorchPredictor.load(anchored(neck, modular=True))
+    made = export(anchored(neck, modular=True), tmp_path / "bundle", routes, console=QUIET)
+    runtime, manifest = Runtime(made.path), made.manifest
+    known = (Conditions(weather="rain"), *([] if manifest.folded else [Conditions(weather="clear")]))
+    found = manifest.folded, [each.name for each in manifest.banked]
+    assert found == {"joined": (("rain",), []), "pyramid": ((), ["rain"])}[neck]
+    frames = [tables.frame(token, "lidar", 2, cameras=False) for token in tables.samples()[:2]]
+    for frame in (*frames, synthetic_frame("lidar", RIG, 3)):
+        for conditions in known:
+            seen = replace(frame, conditions=conditions)
+            expected, found = predictor(seen), runtime(seen)
+            assert 20 < len(expected.results["detection"]) < 4000
+            assert len(np.unique(expected.results["detection"].labels)) > 2
+            assert_close(expected, found)
+            assert_equal(found, runtime(seen))
+    shape = {tensor.name: tensor.shape for tensor in manifest.outputs}["detection/boxes"]
+    assert shape == (1, 10, {"joined": 200, "pyramid": 600}[neck], 10)
+    assert manifest.tasks == predictor.model.config.tasks
+
+
+def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
+    model, config = load_model(anchored("pyramid"))
+    model.bank.add(Prompt(name="dry", slots=("heads.detection.classes",), size=4))
+    inputs = prepare(synthetic_frame("lidar", RIG), InputSpec.of(config))
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    with torch.no_grad():
+        model.predict(tensors)  # without a fold each map has its own
+        with one_line_error(r"heads\.detection\.classes: a prompt folds for one size of input, this"):
+            model.folded().predict(tensors)

@@ -1,17 +1,18 @@
 """Whom a vehicle trusts: signatures, what a device may compile itself, and no way back to an older release.
 
-build.sh runs for real, with a stand-in for trtexec. TensorRT itself is only on the device: here a module of its name
-tells a version, and the engine of its "plan" is ONNX Runtime.
+build.sh runs for real, with a stand-in for trtexec; TensorRT in Python is a stand-in, too.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
-import types
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -22,7 +23,6 @@ from devices import Device, refused
 from exported import QUIET, bundle, checkpoint, copied, keys, plan_record, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
 from refits import trained_further
 from refusals import one_line_error
 from typer.testing import CliRunner
@@ -44,22 +44,22 @@ from deploy.trust import Trust
 from deploy.verify import verify
 from perception.errors import InputError
 
+Keys = tuple[Path, Path]  # private and public
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
 
 
 @pytest.fixture
-def owner(tmp_path: Path) -> tuple[Path, Path]:
-    """The private and the public key."""
+def owner(tmp_path: Path) -> Keys:
     return keys(tmp_path / "owner")
 
 
 @pytest.fixture
-def stranger(tmp_path: Path) -> tuple[Path, Path]:
+def stranger(tmp_path: Path) -> Keys:
     return keys(tmp_path / "stranger")
 
 
 @pytest.fixture
-def path(tmp_path: Path, owner: tuple[Path, Path]) -> Path:
+def path(tmp_path: Path, owner: Keys) -> Path:
     """A bundle that the owner signed."""
     return rewritten(copied(tmp_path / "bundle"), sign=owner[0])
 
@@ -68,20 +68,22 @@ def retrained() -> bytes:
     return trained_further(onnx.load(bundle().onnx)).SerializeToString()
 
 
-# ----- signatures: with a key only what its owner made is accepted, whoever can compute hashes -----
-
-
-def test_what_the_owner_of_the_key_signed_runs(path: Path, owner: tuple[Path, Path]) -> None:
-    assert (path / "manifest.sig").stat().st_size == 64
+def test_what_the_owner_of_the_key_signed_runs_and_what_a_forger_made_whole_does_not(path: Path, owner: Keys) -> None:
+    signature = (path / "manifest.sig").read_bytes()
+    assert len(signature) == 64
     manifest = Runtime(path, trust=trusting(owner[1])).bundle.manifest
     assert manifest.signer == signer(owner[0]).id
     assert manifest == bundle().manifest.model_copy(update={"signer": manifest.signer, "sha256": manifest.sha256})
+    graph = onnx.load(path / "model.onnx")
+    graph.doc_string = "mine"
+    rewritten(path, onnx=graph.SerializeToString())
+    (path / "manifest.sig").write_bytes(signature)
     Runtime(path)  # who has no key cannot tell, and looks at hashes only
+    with one_line_error(says="manifest.sig: not the signature"):
+        Bundle.load(path, trusting(owner[1]))
 
 
-def test_another_key_or_no_signature_is_refused(
-    path: Path, owner: tuple[Path, Path], stranger: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_another_key_or_no_signature_is_refused(path: Path, owner: Keys, stranger: Keys, tmp_path: Path) -> None:
     (key, public), (other, other_public) = owner, stranger
     who = f"{other_public} ({signer(other).id}): one of them was changed, or it is another's"
     named = f"it names the key {signer(key).id}"
@@ -102,50 +104,20 @@ def test_another_key_or_no_signature_is_refused(
             use()
 
 
-def test_while_one_key_replaces_another_both_are_trusted(
-    path: Path, owner: tuple[Path, Path], stranger: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_while_one_key_replaces_another_both_are_trusted(path: Path, owner: Keys, stranger: Keys) -> None:
     """And each tells its own bundles from those of the other."""
-    (key, public), (new, new_public) = owner, keys(tmp_path / "new")
+    (key, public), (new, new_public) = owner, keys(path.parent / "new")
     vehicle = trusting(public, new_public)
     assert verify(path, vehicle)["signature"] == f"by the key {signer(key).id}"
     rewritten(path, sign=new)
     assert verify(path, vehicle)["signature"] == f"by the key {signer(new).id}" != f"by the key {signer(key).id}"
     rewritten(path, sign=stranger[0])
-    with one_line_error(says=f"by the key {public} ({signer(key).id}) or {new_public} ({signer(new).id})"):
+    who = f"{public} ({signer(key).id}) or {new_public} ({signer(new).id})"
+    with one_line_error(rf"by the key {re.escape(who)}.* \(it names the key {signer(stranger[0]).id}\)"):
         Bundle.load(path, vehicle)
-    with one_line_error(says=f"it names the key {signer(stranger[0]).id}"):
-        Bundle.load(path, vehicle)
 
 
-def test_a_forger_who_makes_all_hashes_anew_is_refused(path: Path, owner: tuple[Path, Path]) -> None:
-    """A network that computes something else, and a golden frame to match: all is whole, and nothing is the owner's."""
-    signature, graph = (path / "manifest.sig").read_bytes(), onnx.load(path / "model.onnx")
-    graph.doc_string = "mine"
-    rewritten(path, onnx=graph.SerializeToString())
-    (path / "manifest.sig").write_bytes(signature)
-    Runtime(path)
-    with one_line_error(says="manifest.sig: not the signature"):
-        Bundle.load(path, trusting(owner[1]))
-
-
-def test_an_engine_is_signed_on_its_own(path: Path, owner: tuple[Path, Path], stranger: tuple[Path, Path]) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    key, public = owner
-    build(path, "rtx-ampere", QUIET)
-    Bundle.load(path).plan("rtx-ampere")
-    with pytest.raises(InputError, match=r"engines/rtx-ampere\.json: is not signed"):
-        Bundle.load(path, trusting(public)).plan("rtx-ampere")
-    build(path, "rtx-ampere", QUIET, sign=key)
-    plan = Bundle.load(path, trusting(public)).plan("rtx-ampere")
-    build(path, "rtx-ampere", QUIET)  # the old signature goes with the old plan
-    assert not plan.path.with_suffix(".sig").exists()
-    Bundle.load(path).add_plan(b"of a stranger", plan.record, signer(stranger[0]))
-    with pytest.raises(InputError, match=r"rtx-ampere\.sig: not the signature of rtx-ampere\.json"):
-        Bundle.load(path, trusting(public)).plan("rtx-ampere")
-
-
-def test_what_cannot_be_signed(path: Path, owner: tuple[Path, Path], stranger: tuple[Path, Path]) -> None:
+def test_what_cannot_be_signed(path: Path, owner: Keys, stranger: Keys) -> None:
     for target in ("rtx-ampere", "orin"):
         with pytest.raises(InputError, match=r"manifest\.json: is not signed by the key [0-9a-f]{16}, which"):
             build(path, target, QUIET, sign=stranger[0])
@@ -159,6 +131,13 @@ def test_what_cannot_be_signed(path: Path, owner: tuple[Path, Path], stranger: t
     ):
         with pytest.raises(InputError, match=message):
             sign(path, key, target or None)
+    rewritten(path, onnx=retrained())
+    with pytest.raises(InputError, match="does not compute the exported network"):
+        sign(path, owner[0])
+    (path / "model.onnx").write_bytes(retrained()[:-1])
+    with pytest.raises(InputError, match="was changed"):
+        sign(path, owner[0])
+    assert not (path / "manifest.sig").exists()
 
 
 def test_keys_that_are_none(tmp_path: Path) -> None:
@@ -171,22 +150,21 @@ def test_keys_that_are_none(tmp_path: Path) -> None:
         pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
         (tmp_path / f"{name}.pem").write_bytes(pem)
     (tmp_path / "text.pem").write_bytes(b"-----BEGIN PRIVATE KEY-----\nnot base64\n-----END PRIVATE KEY-----\n")
-    for file, message in (
-        ("none.pem", "cannot read the key"),
-        ("text.pem", "not a private key in PEM; make one with `openssl genpkey"),
-        (public.name, "not a private key in PEM"),
-        ("encrypted.pem", "the key is encrypted"),
-        ("curve.pem", "not an Ed25519 key"),
+
+    def check(file: Path) -> str:
+        return require_signed(tmp_path / "manifest.json", b"", file)
+
+    for use, file, message in (
+        (signer, "none.pem", "cannot read the key"),
+        (signer, "text.pem", "not a private key in PEM; make one with `openssl genpkey"),
+        (signer, public.name, "not a private key in PEM"),
+        (signer, "encrypted.pem", "the key is encrypted"),
+        (signer, "curve.pem", "not an Ed25519 key"),
+        (check, "none.pem", "cannot read the key"),
+        (check, key.name, "not a public key in PEM; make it with `openssl pkey"),
     ):
         with one_line_error(at=f"{tmp_path / file}: {message}"):
-            signer(tmp_path / file)
-    for file, message in (
-        ("none.pem", "cannot read the key"),
-        ("text.pem", "not a public key in PEM; make it with `openssl pkey"),
-        (key.name, "not a public key in PEM"),
-    ):
-        with one_line_error(at=f"{tmp_path / file}: {message}"):
-            require_signed(tmp_path / "manifest.json", b"", tmp_path / file)
+            use(tmp_path / file)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
@@ -198,19 +176,20 @@ def test_openssl_makes_the_keys_and_agrees_on_the_signature(tmp_path: Path) -> N
 
     shell("openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem")
     rewritten(copied(tmp_path / "bundle"), sign=tmp_path / "key.pem")
-    check = "-rawin -in bundle/manifest.json -sigfile {} -pubin -inkey public.pem"
-    shell(f"openssl pkeyutl -verify {check.format('bundle/manifest.sig')}")
+    check = (
+        "openssl pkeyutl -verify -rawin -in bundle/manifest.json -sigfile bundle/manifest.sig -pubin -inkey public.pem"
+    )
+    shell(check)
     found = shell("openssl pkey -pubin -in public.pem -outform DER | sha256sum | cut -c 1-16")
     assert found.strip() == signer(tmp_path / "key.pem").id == Bundle.load(tmp_path / "bundle").manifest.signer
-    shell("openssl pkeyutl -sign -rawin -in bundle/manifest.json -inkey key.pem -out theirs.sig")
-    (tmp_path / "bundle" / "manifest.sig").write_bytes((tmp_path / "theirs.sig").read_bytes())
+    shell("openssl pkeyutl -sign -rawin -in bundle/manifest.json -inkey key.pem -out bundle/manifest.sig")
     Bundle.load(tmp_path / "bundle", trusting(tmp_path / "public.pem"))
-    (tmp_path / "theirs.sig").write_bytes(bytes(64))
+    (tmp_path / "bundle" / "manifest.sig").write_bytes(bytes(64))
     with pytest.raises(subprocess.CalledProcessError):
-        shell(f"openssl pkeyutl -verify {check.format('theirs.sig')}")
+        shell(check)
 
 
-def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: tuple[Path, Path]) -> None:
+def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: Keys) -> None:
     key, public = owner
     path = copied(tmp_path / "bundle", "rain")
     done = CliRunner().invoke(app, ["sign", str(path), "--key", str(key), "--json"])
@@ -223,45 +202,18 @@ def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: tuple[Path, 
         Bundle.load(path, trusting(public))
 
 
-def test_a_bundle_that_is_not_whole_is_not_signed(tmp_path: Path, owner: tuple[Path, Path]) -> None:
-    path, graph = copied(tmp_path / "bundle"), retrained()
-    for damage, message in (
-        (lambda: rewritten(path, onnx=graph), "does not compute the exported network"),
-        (lambda: (path / "model.onnx").write_bytes(graph[:-1]), "was changed"),
-    ):
-        damage()
-        with pytest.raises(InputError, match=message):
-            sign(path, owner[0])
-        assert not (path / "manifest.sig").exists()
-
-
-# ----- plans that the device compiled: the whole way of a bundle to a device that has no private key -----
-
-
-class OfOnnxRuntime(OnnxRuntimeEngine):
-    """In the place of TensorRtEngine."""
-
-    network = b""
-
-    def __init__(self, *_: object) -> None:
-        super().__init__(self.network)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Device:
-    """A Jetson Orin with the trtexec of TensorRT 10.3.0."""
-    return Device(tmp_path / "device", 100300)
-
-
 def drive(path: Path, public: Path, network: bytes | None = None) -> Runtime:
     """On a device whose TensorRT calls itself 10.3.0.30 in Python, and runs this network for every plan."""
-    trt = types.ModuleType("tensorrt")
-    trt.__version__ = "10.3.0.30"  # type: ignore[attr-defined]
+    engine = OnnxRuntimeEngine(network or bundle().onnx)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "tensorrt", trt)
-        patch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", OfOnnxRuntime)
-        patch.setattr(OfOnnxRuntime, "network", network or bundle().onnx.read_bytes())
+        patch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="10.3.0.30"))
+        patch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", lambda *_: engine)
         return Runtime(path, "orin", trusting(public))
+
+
+def device(folder: Path) -> Device:
+    """A Jetson Orin with the trtexec of TensorRT 10.3.0."""
+    return Device(folder / "device", 100300)
 
 
 def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
@@ -270,17 +222,15 @@ def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
     return build(path, "orin", QUIET, out=folder / "package", sign=key)
 
 
-def test_a_plan_that_the_device_compiled_runs_under_a_key_that_is_not_there(
-    tmp_path: Path, device: Device, owner: tuple[Path, Path]
-) -> None:
+def test_a_plan_of_the_device_runs_under_a_key_that_is_not_there(tmp_path: Path, owner: Keys) -> None:
     """The public key is given by a path relative to where the script is called. Another network is still refused."""
-    key, public = owner
+    (key, public), orin = owner, device(tmp_path)
     package = delivered(tmp_path, key, release=4)
     key.unlink()
     found = verify(Path(package.package), trusting(public))
     assert found["package"].startswith("6 files as in SHA256SUMS, signature: by ")
-    (device.bin.parent / "trusted.pem").write_bytes(public.read_bytes())
-    done = device.builds(package, "trusted.pem")
+    (orin.bin.parent / "trusted.pem").write_bytes(public.read_bytes())
+    done = orin.builds(package, "trusted.pem")
     assert (done.returncode, done.stderr) == (0, "")
     path = Path(package.package) / "bundle"
     assert not list((path / "engines").glob("*.sig"))
@@ -291,12 +241,10 @@ def test_a_plan_that_the_device_compiled_runs_under_a_key_that_is_not_there(
     assert "orin by tensorrt 10.3.0, not signed" in verify(Path(package.package), trusting(public))["engines"]
 
 
-def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
-    tmp_path: Path, device: Device, owner: tuple[Path, Path], stranger: tuple[Path, Path]
-) -> None:
+def test_a_bundle_may_demand_signed_plans(tmp_path: Path, owner: Keys, stranger: Keys) -> None:
     key, public = owner
     package = delivered(tmp_path, key, builds=())
-    device.builds(package)
+    device(tmp_path).builds(package)
     path = Path(package.package) / "bundle"
     why = "is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for orin without"
     remedy = f"sign it with `perception sign {path} --target orin --key PRIVATE`"
@@ -307,55 +255,41 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
     sign(path, key, "orin")
     drive(path, public)
     assert "orin by tensorrt 10.3.0, signed" in verify(path, trusting(public))["engines"]
-    (path / "engines" / "orin.sig").write_bytes(bytes(64))  # a bad signature is not taken for none
+    loaded = Bundle.load(path, trusting(public))
+    plan = loaded.plan("orin")
+    loaded.add_plan(plan.data, plan.record, signer(stranger[0]))  # another's signature is not taken for none
     with pytest.raises(InputError, match=r"orin\.sig: not the signature of orin\.json"):
-        Bundle.load(path, trusting(public)).plan("orin")
+        loaded.plan("orin")
+    loaded.add_plan(plan.data, plan.record)  # the old signature goes with the old plan
+    assert not plan.path.with_suffix(".sig").exists()
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({}, None),
-        ({"compiler": "tensorrt 10.9.0"}, None),
-        ({"compiler": "tensorrt 10.3.0 with DLA 0"}, None),
+def test_only_what_is_permitted_runs_unsigned(path: Path, owner: Keys) -> None:
+    """Refitted plans (`onnx_sha256` of another bundle) need a signature."""
+    plan, loaded = b"compiled\n", Bundle.load(path, trusting(owner[1]))
+    for changed, message in (
+        ({}, ""),
+        ({"compiler": "tensorrt 10.3.0 with DLA 0"}, ""),
         ({"compiler": "tensorrt 10.9.0 with DLA 0"}, "does not permit tensorrt 10.9.0 with DLA 0 to compile for orin"),
-        ({"compiler": "tensorrt 10.2.0"}, "does not permit tensorrt 10.2.0 to compile for orin without"),
-        ({"compiler": "tensorrt 11.0.0"}, "does not permit tensorrt 11.0.0 to compile for orin without"),
         ({"compiler": "tensorrt_rtx 10.3.0"}, "does not permit tensorrt_rtx 10.3.0 to compile for orin without"),
         ({"onnx_sha256": "0" * 64}, "the manifest cannot permit a plan of another bundle's network"),
         ({"weights_sha256": "0" * 64}, "compiled from another network"),
-        ({"plan_sha256": "0" * 64}, r"orin\.plan: was changed"),
-    ],
-)
-def test_only_what_the_manifest_permits_runs_unsigned(
-    path: Path, owner: tuple[Path, Path], changed: dict[str, object], message: str | None
-) -> None:
-    """Refitted plans (`onnx_sha256` of another bundle) need a signature."""
-    plan = b"compiled\n"
-    Bundle.load(path).add_plan(plan, plan_record(path, plan, refittable=True, **changed))
-    if message is None:
-        assert Bundle.load(path, trusting(owner[1])).plan("orin").data == plan
-        return
-    with pytest.raises(InputError, match=message):
-        Bundle.load(path, trusting(owner[1])).plan("orin")
+    ):
+        loaded.add_plan(plan, plan_record(path, plan, refittable=True, **changed))
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            assert loaded.plan("orin").data == plan
 
 
 @given(
     st.sampled_from([*TARGETS, "toaster"]), st.sampled_from(["tensorrt", "tensorrt_rtx", "onnxruntime"]),
     st.tuples(st.integers(0, 13), st.integers(0, 20), st.integers(0, 9)), st.booleans(),
 )  # fmt: skip
-def test_a_permit_is_for_what_the_table_of_targets_allows(
-    target: str, compiler: str, version: tuple[int, int, int], dla: bool
-) -> None:
+def test_permits_are_the_table_of_targets(target: str, compiler: str, version: tuple[int, int, int], dla: bool) -> None:
     said = f"{compiler} {'.'.join(map(str, version))}{' with DLA 0' if dla else ''}"
-    known = TARGETS.get(target)
-    of_table = None if known is None else (known.dla_versions if dla else known.versions)
-    expected = (
-        known is not None
-        and known.compiler == compiler == "tensorrt"
-        and of_table is not None
-        and of_table.first <= version[:2] < of_table.end
-    )
+    expected = False
+    if target in TARGETS and TARGETS[target].compiler == compiler == "tensorrt":
+        of_table = TARGETS[target].dla_versions if dla else TARGETS[target].versions
+        expected = of_table is not None and of_table.first <= version[:2] < of_table.end
     assert any(permit.covers(target, said) for permit in default_permits("fp32", 18)) is expected
 
 
@@ -367,40 +301,36 @@ def test_what_is_no_permit() -> None:
     assert not any(orin.covers("orin", said) for said in ("", "tensorrt", "tensorrt of mine", "10.3.0"))
 
 
-def test_the_script_checks_the_signature_before_all_else(
-    tmp_path: Path, device: Device, owner: tuple[Path, Path], stranger: tuple[Path, Path]
-) -> None:
+def test_the_script_checks_the_signature_first(tmp_path: Path, owner: Keys, stranger: Keys) -> None:
     """A package whose maker made all sums anew is whole, and still not the owner's."""
-    (key, public), (_, other) = owner, stranger
+    (key, public), (_, other), orin = owner, stranger, device(tmp_path)
     package = delivered(tmp_path, key)
     folder = Path(package.package)
-    inside = folder / "public.pem"
+    inside, graph, sums = folder / "public.pem", folder / "bundle" / "model.onnx", folder / "SHA256SUMS"
     inside.write_bytes(other.read_bytes())
     for trusted, message in (
         (other, f"SHA256SUMS was not signed by {other}, or was changed since"),
         (tmp_path / "none.pem", "none.pem: no such key"),
         (inside, "the key lies in the package, whose maker could be any"),
     ):
-        refused(device.builds(package, str(trusted)), message)
+        refused(orin.builds(package, str(trusted)), message)
     inside.unlink()
-    graph, sums = folder / "bundle" / "model.onnx", folder / "SHA256SUMS"
     whole, signed = graph.read_bytes(), sums.read_bytes()
     graph.write_bytes(whole + b"\0")
-    forged = signed.replace(*(hashlib.sha256(each).hexdigest().encode() for each in (whole, graph.read_bytes())))
-    sums.write_bytes(forged)
-    assert device.builds(package).returncode == 0  # which is why there is a key
-    refused(device.builds(package, str(public)), f"SHA256SUMS was not signed by {public}, or was changed since")
+    sums.write_bytes(signed.replace(*(hashlib.sha256(b).hexdigest().encode() for b in (whole, graph.read_bytes()))))
+    assert orin.builds(package).returncode == 0  # which is why there is a key
+    refused(orin.builds(package, str(public)), f"SHA256SUMS was not signed by {public}, or was changed since")
     with pytest.raises(InputError, match=r"SHA256SUMS\.sig: not the signature of SHA256SUMS"):
         verify(folder, trusting(public))
     graph.write_bytes(whole)
     sums.write_bytes(signed)
     (folder / "SHA256SUMS.sig").unlink()
-    refused(device.builds(package, str(public)), "this package is not signed (SHA256SUMS.sig is missing)")
+    refused(orin.builds(package, str(public)), "this package is not signed (SHA256SUMS.sig is missing)")
     with pytest.raises(InputError, match=r"SHA256SUMS: is not signed \(SHA256SUMS\.sig is missing\)"):
         verify(folder, trusting(public))
 
 
-def test_the_readme_has_the_commands_that_check_the_package(tmp_path: Path, owner: tuple[Path, Path]) -> None:
+def test_the_readme_has_the_commands_that_check_the_package(tmp_path: Path, owner: Keys) -> None:
     """By openssl and sha256sum alone, without running anything of the package."""
     key, public = owner
     folder = Path(delivered(tmp_path, key).package)
@@ -425,14 +355,11 @@ def test_the_readme_has_the_commands_that_check_the_package(tmp_path: Path, owne
         verify(folder)
 
 
-# ----- no going back: releases, expiry, and what a vehicle remembers outside its bundles -----
-
-
 def released(path: Path, key: Path, release: int, expires: datetime | None = None) -> Path:
     return rewritten(path if path.exists() else copied(path), sign=key, release=release, expires=expires)
 
 
-def test_an_older_release_is_refused_unless_told(tmp_path: Path, owner: tuple[Path, Path]) -> None:
+def test_an_older_release_is_refused_unless_told(tmp_path: Path, owner: Keys) -> None:
     key, public = owner
     old, new = (released(tmp_path / f"release-{n}", key, n) for n in (3, 7))
     for path, highest in ((old, 3), (new, 7), (new, 7)):
@@ -445,20 +372,12 @@ def test_an_older_release_is_refused_unless_told(tmp_path: Path, owner: tuple[Pa
     Runtime(old, trust=trusting(public, allow_older=True))
     Runtime(old)  # without a key a bundle of any age is taken
     assert trusting(public).highest() == 7
-    rewritten(old, sign=key, release=6, name="another")  # another name is no way back
-    with pytest.raises(InputError, match="is release 6, but release 7 ran here before"):
-        Runtime(old, trust=trusting(public))
 
 
-def test_a_release_that_does_not_compute_its_golden_frame_is_not_remembered(
-    tmp_path: Path, owner: tuple[Path, Path]
-) -> None:
+def test_a_release_that_does_not_compute_its_golden_frame_is_not_remembered(tmp_path: Path, owner: Keys) -> None:
     """Else a broken bundle would keep the vehicle from going on with the one that it has."""
     key, public = owner
-    model = onnx.load(bundle().onnx)
-    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), weights.name))
-    broken = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString(), sign=key, release=9)
+    broken = rewritten(copied(tmp_path / "bundle"), onnx=retrained(), sign=key, release=9)
     Bundle.load(broken, trusting(public))
     with pytest.raises(InputError, match="does not compute the exported network"):
         Runtime(broken, trust=trusting(public))
@@ -466,7 +385,7 @@ def test_a_release_that_does_not_compute_its_golden_frame_is_not_remembered(
     assert not (public.parent / "state").exists()
 
 
-def test_a_bundle_expires(tmp_path: Path, owner: tuple[Path, Path]) -> None:
+def test_a_bundle_expires(tmp_path: Path, owner: Keys) -> None:
     key, public = owner
     path = released(tmp_path / "bundle", key, 1, NOW + timedelta(hours=1))
     Bundle.load(path, trusting(public))
@@ -499,22 +418,17 @@ def test_what_runs_never_falls_below_what_ran(
         assert Trust((), state).highest() == max(ran)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "7", '{"release": "7"}', '{"release": true}', '{"release": 1.5}'])
-def test_a_memory_that_is_damaged_is_no_way_back(tmp_path: Path, content: str) -> None:
-    (tmp_path / "release.json").write_text(content)
-    with pytest.raises(InputError, match=r"release\.json: does not say the highest release that ran"):
-        Trust((), tmp_path).require_current(Path("manifest.json"), 8, None)
-
-
-def test_what_cannot_be_remembered_does_not_run(path: Path, owner: tuple[Path, Path]) -> None:
+def test_a_memory_that_is_damaged_or_cannot_be_written_is_no_way_back(path: Path, owner: Keys, tmp_path: Path) -> None:
+    for content in ("", "{}", "7", '{"release": "7"}', '{"release": true}', '{"release": 1.5}'):
+        (tmp_path / "release.json").write_text(content)
+        with pytest.raises(InputError, match=r"release\.json: does not say the highest release that ran"):
+            Trust((), tmp_path).require_current(Path("manifest.json"), 8, None)
     (owner[1].parent / "state").write_text("in the way")
     with pytest.raises(InputError, match=r"state(/release\.json)?: (cannot keep the release|does not say)"):
         Runtime(released(path, owner[0], 2), trust=trusting(owner[1]))
 
 
-def test_an_export_states_its_release(
-    tmp_path: Path, owner: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_states_its_release(tmp_path: Path, owner: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = onnx.load(bundle().onnx)
     monkeypatch.setattr("deploy.network.to_onnx", lambda *arguments: graph)  # the slow part
     stated = ["--release", "5", "--expires", "2999-06-30T12:00+02:00", "--signed-plans", "--sign", str(owner[0])]

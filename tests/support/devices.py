@@ -14,13 +14,9 @@ printf '%s\\n' "$@" > "{arguments}"
 echo "[11/25/2026-02:00:00] [I] Compute Capability: {capability}"
 {end}
 """
-
-
 WRITES = (
     """for each in "$@"; do case "$each" in --saveEngine=*) echo compiled > "${each#--saveEngine=}" ;; esac; done"""
 )
-
-
 TOOLS = (
     "basename", "cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "openssl", "rm", "sed", "sh",
     "sha256sum", "tail", "wc",
