@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,8 @@ from perception.tasks.detection.scores import RECALLS, THRESHOLDS
 from perception.tasks.map.iou import MapIou
 
 HOSTILE = "</script><img src=x onerror=\"window.broken='yes'\">'&lt;"
-
-
 BY = ("condition", "scene", "range")
-
-
 CORRUPTIONS = ("lidar_noise", "lidar_missing")
-
-
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 BARE = {"annotations": False, "lidar": False, "cameras": False}
 SEEN = """
@@ -66,7 +61,6 @@ SEEN = """
       missed: each.querySelectorAll("polygon.missed").length, extra: each.querySelectorAll("polygon.extra").length,
       text: each.innerText,
     })),
-    tables: texts(document, "#tables h2"),
     comparison: document.getElementById("comparison") === null ? null : {
       outcomes: [...document.querySelectorAll(".change")].map(cell => [cell.className, ...texts(cell, "b, span")]),
       rows: [...document.querySelectorAll("#comparison tr")].map(row => texts(row, "td")).filter(row => row.length > 1)
@@ -78,22 +72,20 @@ SEEN = """
 
 
 def evaluated(drives: NuScenesTables, predict: Any, out: Path, *scenes: str, **wanted: Any) -> dict[str, Any]:
-    """Scores."""
-    console = Console(file=io.StringIO())
-    return evaluate(predict, drives, "all", scenes, out, SPEC, console, Breakdown(**wanted, report=True))
+    breakdown = Breakdown(**wanted, report=True)
+    return evaluate(predict, drives, "all", scenes, out, SPEC, Console(file=io.StringIO()), breakdown)
 
 
 @pytest.fixture(scope="module")
 def drives(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NuScenesTables:
     """The simulated drives, one of them with a name that breaks out of HTML that does not escape it."""
     root, version = tmp_path_factory.mktemp("hostile"), "v1.0-sim"
-    (root / version).mkdir()
-    for path in (*sim_root.iterdir(), *(sim_root / version).iterdir()):
+    shutil.copytree(sim_root / version, root / version)
+    for path in sim_root.iterdir():
         if path.name != version:
-            (root / path.relative_to(sim_root)).symlink_to(path)
-    scenes = json.loads((sim_root / version / "scene.json").read_text())
+            (root / path.name).symlink_to(path)
+    scenes = json.loads((root / version / "scene.json").read_text())
     scenes[0]["name"] = HOSTILE
-    (root / version / "scene.json").unlink()
     (root / version / "scene.json").write_text(json.dumps(scenes))
     return NuScenesTables(root, version)
 

@@ -25,17 +25,14 @@ ROWS = [
 ]
 
 
-def entry(way: str) -> dict[str, object]:
-    return next(e for e in summarise(ROWS) if (e["domain"], e["way"]) == ("fog", way))
-
-
 def test_gains_what_is_recovered_of_them_and_what_is_forgotten():
     """Gains are over zero-shot, recovered is a share of the same seed's fine-tune."""
-    full, module = entry("full fine-tune"), entry("low_rank")
+    fog = {each["way"]: each for each in summarise(ROWS) if each["domain"] == "fog"}
+    full, module = fog["full fine-tune"], fog["low_rank"]
     assert full["gain"] == pytest.approx([0.15, 0.05 * 2**0.5])
     assert module["gain"] == pytest.approx([(0.075 + 0.2) / 2, 0.125 / 2**0.5])
     assert module["recovered"] == pytest.approx([(0.75 + 1.0) / 2, 0.25 / 2**0.5])
-    assert entry("zero-shot")["gain"] == [0.0]
+    assert fog["zero-shot"]["gain"] == [0.0]
     assert full["forgetting"] == pytest.approx([0.15, 0.1 / 2**0.5])
     assert module["forgetting"] == [0.0, 0.0]
     assert module["source NDS"] == pytest.approx([0.6, 0.0])

@@ -51,17 +51,15 @@ def drive(frames: int = 6, scene: str = "a") -> list[Frame]:
     """Two keyframes a second; every frame has points and small pictures of its own."""
     made = []
     for i in range(frames):
-        frame, place = recorded(i), pose(4.0 * i)
+        frame, place, now = recorded(i), pose(4.0 * i), i * 500_000
         cameras = {
-            name: replace(camera, image=camera.image[:96, :160], timestamp=i * 500_000, global_from_ego=place)
+            name: replace(camera, image=camera.image[:96, :160], timestamp=now, global_from_ego=place)
             for name, camera in frame.cameras.items()
         }
+        where = {"global_from_reference": place, "global_from_ego": place}
         made.append(
-            replace(
-                frame, token=f"{scene}{i}", scene=scene, timestamp=7_000_000 + i * 500_000, cameras=cameras,
-                global_from_reference=place, global_from_ego=place,
-            )
-        )  # fmt: skip
+            replace(frame, token=f"{scene}{i}", scene=scene, timestamp=7_000_000 + now, cameras=cameras, **where)
+        )
     return made
 
 
@@ -71,15 +69,11 @@ def faulty(frames: Sequence[Frame], *texts: str) -> list[Frame]:
 
 def equal(a: Frame, b: Frame, sensor: str) -> bool:
     if sensor == LIDAR:
-        return a.points is b.points or (
-            a.points is not None and b.points is not None and np.array_equal(a.points, b.points)
-        )
-    if (sensor in a.cameras) != (sensor in b.cameras):
-        return False
-    return sensor not in a.cameras or all(
-        np.array_equal(getattr(a.cameras[sensor], part), getattr(b.cameras[sensor], part))
-        for part in ("image", "ego_from_camera", "global_from_ego", "timestamp")
-    )
+        return np.array_equal(a.points, b.points)  # type: ignore[arg-type] - None as well
+    if sensor not in a.cameras or sensor not in b.cameras:
+        return (sensor in a.cameras) == (sensor in b.cameras)
+    parts = ("image", "ego_from_camera", "global_from_ego", "timestamp")
+    return all(np.array_equal(getattr(a.cameras[sensor], part), getattr(b.cameras[sensor], part)) for part in parts)
 
 
 @pytest.mark.parametrize("text", EVERY)
@@ -151,9 +145,8 @@ def test_memory_of_a_delay_ends() -> None:
             alive.append(weakref.ref(frame))
             yield frame
 
-    for _ in inject(
-        endless(), [Fault.parse("delay:all,seconds=2", SENSORS), Fault.parse("freeze:cameras@3-99", SENSORS)]
-    ):
+    faults = [Fault.parse(text, SENSORS) for text in ("delay:all,seconds=2", "freeze:cameras@3-99")]
+    for _ in inject(endless(), faults):
         assert sum(ref() is not None for ref in alive) <= 8
 
 
@@ -169,18 +162,13 @@ def test_a_displacement_turns_and_shifts_by_what_was_asked(degrees: float, metre
 def test_a_miscalibration_stays_and_is_that_of_one_camera() -> None:
     frames = drive(3)
     changed = faulty(frames, "miscalibration:cameras,degrees=3,metres=0.2")
-    moves = {
-        name: [
-            np.linalg.inv(a.cameras[name].ego_from_camera) @ b.cameras[name].ego_from_camera
-            for a, b in zip(frames, changed, strict=True)
-        ]
-        for name in CAMERAS
-    }
-    for each in moves.values():
-        np.testing.assert_allclose(each, [each[0]] * 3, atol=1e-12)
-        np.testing.assert_allclose(np.degrees(np.arccos((np.trace(each[0][:3, :3]) - 1) / 2)), 3, atol=1e-6)
-        np.testing.assert_allclose(np.linalg.norm(each[0][:3, 3]), 0.2)
-    assert not np.allclose(moves["CAM_FRONT"][0], moves["CAM_BACK"][0])
+    poses = [[[f.cameras[name].ego_from_camera for f in each] for name in CAMERAS] for each in (frames, changed)]
+    moves = np.linalg.inv(poses[0]) @ poses[1]  # (cameras, frames, 4, 4)
+    np.testing.assert_allclose(moves, np.repeat(moves[:, :1], 3, axis=1), atol=1e-12)
+    cosines = (np.trace(moves[..., :3, :3], axis1=2, axis2=3) - 1) / 2
+    np.testing.assert_allclose(np.degrees(np.arccos(cosines)), 3, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(moves[..., :3, 3], axis=2), 0.2)
+    assert not np.allclose(moves[0, 0], moves[1, 0])
 
 
 def test_amounts_are_those_that_were_asked() -> None:
@@ -238,8 +226,6 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
     [
         ("hidden:cat", "no class 'cat'; one of car, truck"),
         ("hidden:car@2", "write hidden:CLASS@START-END"),
-        ("hidden:car@4-2", "the window is @START-END"),
-        ("drop", "write KIND:SENSOR"),
         ("drop:CAM_FRONT@2", "write KIND:SENSOR"),
         ("melt:lidar", "no kind 'melt'; one of drop, freeze"),
         ("drop:CAM_FRNT", "no sensor 'CAM_FRNT'; one of lidar, cameras, all, LIDAR_TOP, CAM_FRONT"),
@@ -250,13 +236,11 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
         ("blur:all", r"all cannot have blur \(LIDAR_TOP\)"),
         ("points:CAM_FRONT", "CAM_FRONT cannot have points"),
         ("noise:lidar,0.5", "'0.5': write NAME=NUMBER; options: levels, metres"),
-        ("noise:lidar,metres=much", "'metres=much': write NAME=NUMBER"),
         ("noise:lidar,meters=1", "meters: is no option; options: levels, metres"),
         ("noise:lidar,metres=nan", "metres: input should be a finite number"),
         ("points:lidar,share=1.5", "share: input should be less than or equal to 1"),
         ("delay:lidar,seconds=60", "seconds: input should be less than or equal to 10"),
         ("drop:lidar,share=1", "share: is no option; options: none"),
-        ("", "write KIND:SENSOR"),
     ],
 )
 def test_what_is_no_fault_is_named_in_one_line(text: str, message: str) -> None:
