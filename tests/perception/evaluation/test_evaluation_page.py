@@ -114,7 +114,6 @@ def run(drives: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def opened(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    """The report in the browser."""
     return visit((run / REPORT).read_text(), tmp_path_factory.mktemp("opened"), SEEN)
 
 
@@ -124,7 +123,7 @@ def shown(value: float | None) -> str:
 
 @pytest.mark.slow("evaluates corrupted frames and opens a browser")
 @needs_chromium
-def test_the_page_shows_the_numbers_of_the_evaluation(run: Path, opened: Visit) -> None:
+def test_the_page_shows_the_numbers_of_the_evaluation_and_curves_of_all_points(run: Path, opened: Visit) -> None:
     found, scores = opened.found, json.loads((run / "metrics.json").read_text())
     assert opened.console == []
     assert (found["loaded"], found["broken"], found["images"]) == (0, None, 0)
@@ -140,10 +139,24 @@ def test_the_page_shows_the_numbers_of_the_evaluation(run: Path, opened: Visit) 
     assert found["tiles"] == [*map(shown, (6, boxes, scores["mAP"], scores["NDS"], scores["mAP_present"], iou))]
     assert rows == {name: [shown(part[column]) for column in columns] for name, part in parts.items()}
     for row, colours in zip(found["rows"][1:], found["coloured"][1:], strict=True):
-        for name in ("mAP", "NDS"):
-            sign = np.sign(parts[row[0]][name] - scores[name])
-            assert colours[columns.index(name)] == sign
+        signs = {name: np.sign(parts[row[0]][name] - scores[name]) for name in ("mAP", "NDS")}
+        assert {name: colours[columns.index(name)] for name in signs} == signs
         assert colours[:2] == [0, 0]  # amounts
+
+    classes = [name for name, boxes in scores["ground_truth"].items() if boxes]
+    assert [each["title"] for each in found["curves"]] == [f"precision by recall: {name}" for name in classes]
+    for diagram in found["curves"]:
+        assert [len(line) for line in diagram["lines"]] == [len(RECALLS)] * len(THRESHOLDS)
+        assert diagram["inside"]
+    corruptions = scores["robustness"]["corruptions"]
+    assert [each["title"] for each in found["corruptions"]] == [name.replace("_", " ") for name in corruptions]
+    for diagram, corruption in zip(found["corruptions"], corruptions.values(), strict=True):
+        nds, iou = diagram["lines"]
+        assert len(nds) == len(iou) == 1 + len(corruption["levels"])
+        values = [scores["NDS"], *(level["NDS"] for level in corruption["levels"])]
+        # One straight scale from scores to the picture, upwards.
+        heights = [float(point.split(",")[1]) for point in nds]
+        np.testing.assert_allclose(heights, 180 - 172 * np.array(values), atol=0.06)
 
 
 @needs_chromium
@@ -171,25 +184,6 @@ def test_in_the_dark_less_of_what_should_be_less_is_green(run: Path, opened: Vis
     for found, sign in zip(pages, (1, -1), strict=True):
         ground, ink = (np.mean([float(n) for n in found[name][4:-1].split(",")]) for name in ("ground", "ink"))
         assert sign * (ground - ink) > 150
-
-
-@needs_chromium
-def test_curves_have_as_many_points_as_the_data(run: Path, opened: Visit) -> None:
-    found, scores = opened.found, json.loads((run / "metrics.json").read_text())
-    classes = [name for name, boxes in scores["ground_truth"].items() if boxes]
-    assert [each["title"] for each in found["curves"]] == [f"precision by recall: {name}" for name in classes]
-    for diagram in found["curves"]:
-        assert [len(line) for line in diagram["lines"]] == [len(RECALLS)] * len(THRESHOLDS)
-        assert diagram["inside"]
-    corruptions = scores["robustness"]["corruptions"]
-    assert [each["title"] for each in found["corruptions"]] == [name.replace("_", " ") for name in corruptions]
-    for diagram, corruption in zip(found["corruptions"], corruptions.values(), strict=True):
-        nds, iou = diagram["lines"]
-        assert len(nds) == len(iou) == 1 + len(corruption["levels"])
-        heights = [float(point.split(",")[1]) for point in nds]
-        values = [scores["NDS"], *(level["NDS"] for level in corruption["levels"])]
-        # One straight scale from scores to the picture, upwards.
-        np.testing.assert_allclose(heights, 180 - 172 * np.array(values), atol=0.06)
 
 
 @needs_chromium

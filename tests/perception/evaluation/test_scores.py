@@ -31,7 +31,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Boxes, Frame, Prediction
-from perception.grid import BevGrid
+from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
@@ -94,6 +94,7 @@ def perfect(tables: NuScenesTables, keep: Callable[[Boxes], np.ndarray]) -> Call
 
     def predict(frame: Frame) -> Prediction:
         assert frame.boxes is None  # an evaluated model must not see them
+        assert not frame.cameras  # a model without cameras does not have them read
         boxes = tables.boxes(frame.token)
         boxes = boxes.select((boxes.num_points > 0) & keep(boxes))  # the devkit drops annotations without points
         return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
@@ -128,44 +129,22 @@ def test_the_published_numbers_are_reproduced_and_those_of_custom_splits(
     assert scores["mAP_present"] == pytest.approx(np.mean(present), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    # A custom split without any sensor file for one reference, official keyframes with LiDAR for the other.
-    ("reference", "split", "selectors", "samples", "seen"),
-    [("ego", "singapore", [], 41, 0), ("lidar", None, ["scene-0103:2-12"], 10, 5)],
-)
-def test_perfect_predictions_score_perfectly(
-    tables: NuScenesTables, tmp_path: Path, reference: str, split: str, selectors: list[str], samples: int, seen: int
-) -> None:
-    predictor, with_points = perfect(tables, keep=lambda boxes: np.ones(len(boxes), bool)), []
-
-    def watched(frame: Frame) -> Prediction:
-        with_points.append(frame.points is not None)
-        assert frame.reference == reference
-        assert not frame.cameras  # a model without cameras does not have them read
-        return predictor(frame)
-
-    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None, rig=RIG)
-    metrics = evaluate(watched, tables, split, selectors, tmp_path, spec, Console(file=io.StringIO()))
-    assert metrics["split"] == (split or "all")
-    assert [metrics["samples"], len(with_points), sum(with_points)] == [samples, samples, seen]
-    present = {name for name, count in metrics["ground_truth"].items() if count}
-    assert {"car", "pedestrian"} < present
-    assert metrics["mAP_present"] == pytest.approx(1, abs=1e-12)
-    for name in CLASSES:
-        assert metrics["mean_dist_aps"][name] == pytest.approx(float(name in present), abs=1e-12)
-        if name in present:
-            errors = metrics["label_tp_errors"][name]
-            assert {e: v for e, v in errors.items() if v is not None and abs(v) > 1e-6} == {}
-
-
+@pytest.mark.parametrize("reference", ["ego", "lidar"])
 def test_evaluate_writes_and_shows_what_it_returns_and_official_scores_stand_beside(
-    tables: NuScenesTables, tmp_path: Path
+    tables: NuScenesTables, tmp_path: Path, reference: Reference
 ) -> None:
     """The devkit judges the same submission; a score that was changed shows as a difference of just that size."""
     out, console = tmp_path / "new" / "folder", Console(file=io.StringIO(), width=120)
     cars = perfect(tables, keep=lambda boxes: boxes.labels == CLASSES.index("car"))
-    metrics = evaluate(cars, tables, "mini_val", ["scene-0103:0-4"], out, SPEC, console)
+
+    def watched(frame: Frame) -> Prediction:
+        assert frame.reference == reference
+        return cars(frame)
+
+    spec = replace(SPEC, grid=BevGrid(reference=reference))
+    metrics = evaluate(watched, tables, "boston", ["scene-0103:0-4"], out, spec, console)
     assert metrics == json.loads((out / "metrics.json").read_text())
+    assert (metrics["split"], metrics["samples"]) == ("boston", 4)
     results = json.loads((out / "results_nusc.json").read_text())
     assert results["meta"]["use_lidar"]
     assert not results["meta"]["use_camera"]
@@ -174,6 +153,7 @@ def test_evaluate_writes_and_shows_what_it_returns_and_official_scores_stand_bes
     present = [name for name, count in metrics["ground_truth"].items() if count]
     assert metrics["mAP"] == pytest.approx(1 / 10)
     assert metrics["mAP_present"] == pytest.approx(1 / len(present))
+    assert {error: value for error, value in metrics["label_tp_errors"]["car"].items() if abs(value) > 1e-6} == {}
     assert "map" not in metrics  # no map was predicted
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for expected in ("mAP 0.100", f"NDS {metrics['NDS']:.3f}", f"mAP_present {metrics['mAP_present']:.3f}", *CLASSES):
@@ -210,7 +190,8 @@ def test_the_map_is_scored_where_there_is_one(tables: NuScenesTables, tmp_path: 
         "iou_0.5": absent | {"drivable_area": 0.0, "mean": 0.0},
     }
     assert "IoU max" in console.file.getvalue()
-    assert evaluate(unsure, tables, "mini_val", scenes[1:], tmp_path, SPEC, console)["map"] is None
+    elsewhere = evaluate(unsure, tables, None, scenes[1:], tmp_path, SPEC, console)
+    assert (elsewhere["split"], elsewhere["map"]) == ("all", None)
 
 
 @given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 3), density=st.floats(0, 1))

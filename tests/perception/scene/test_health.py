@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import cv2
@@ -17,10 +16,10 @@ from courses import in_town, with_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from vocabulary import CAMERAS, SENSORS, sensors
+from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.corrupt import moved
+from perception.evaluation.corrupt import blurred, moved, thinned
 from perception.frame import Camera, Frame
 from perception.rig import Rig, RigLidar
 from perception.scene.health.alignment import Alignment
@@ -83,10 +82,6 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
             assert health["LIDAR_TOP"].status == expected
 
 
-def thinned(points: np.ndarray, share: float) -> np.ndarray:
-    return points[np.random.default_rng(2).random(len(points)) < share]
-
-
 def corrupted(points: np.ndarray) -> np.ndarray:
     points, rng = np.array(points), np.random.default_rng(2)
     hit = rng.choice(len(points), len(points) // 20, replace=False)  # every 20th packet
@@ -96,58 +91,52 @@ def corrupted(points: np.ndarray) -> np.ndarray:
     return points
 
 
-Fault = tuple[Callable[[Frame, Frame], Camera | np.ndarray | None], str, str]
 C, LATE = "CAM_BACK", np.array([0, 0, 0, 0, 0.3], np.float32)
 
 
-def pictured(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Frame, Frame], Camera]:
-    return lambda now, before: replace(now.cameras[C], image=change(now.cameras[C].image))
-
-
-def stamped(off: int) -> Callable[[Frame, Frame], Camera]:
-    return lambda now, before: replace(now.cameras[C], timestamp=now.timestamp + off)
-
-
-def same(name: str) -> Callable[[Frame, Frame], Camera]:
-    """The camera's picture with this of the frame before."""
-    return lambda now, before: replace(now.cameras[C], **{name: getattr(before.cameras[C], name)})
-
-
 # What the frame has instead, from the frame and the one before; the status, and words of the reason.
-CAMERA_FAULTS: dict[str, Fault] = {
-    "gone": (lambda now, before: None, "missing", "no picture"),
-    "almost black": (pictured(lambda image: image // 32), "dark", "nearly all pixels are below 10 of 255"),
-    "white": (pictured(lambda image: np.full_like(image, 255)), "saturated", "nearly all pixels are above 245 of 255"),
-    "grey": (pictured(lambda image: np.full_like(image, 128)), "blurred", "no fine texture"),
-    "blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 3)), "blurred", "no fine texture"),
-    "the same message again": (lambda now, before: before.cameras[C], "frozen", "the same picture for 0.5"),
-    "the same picture, stamped anew": (same("image"), "frozen", "the same picture for 0.5"),
-    "another picture, stamped as before": (same("timestamp"), "frozen", "the same picture for 0.5"),
-    "delay": (stamped(-300_000), "late", "taken 0.30 s before the frame"),
-    "clock ahead": (stamped(200_000), "late", "taken 0.20 s after the frame"),
-}
-LIDAR_FAULTS: dict[str, Fault] = {
-    "gone": (lambda now, before: None, "missing", "no points"),
-    "empty": (lambda now, before: now.points[:0], "missing", "a sweep without a return"),
-    "frozen": (lambda now, before: before.points, "frozen", "the same points for 0.5"),
-    "delay": (lambda now, before: now.points + LATE, "late", "the newest point is 0.30 s older than the frame"),
-    "two in three dropped": (lambda now, before: thinned(now.points, 1 / 3), "thinned", "were usual"),
-    "almost all dropped": (lambda now, before: thinned(now.points, 0.02), "thinned", " points"),
-    "corrupt": (lambda now, before: corrupted(now.points), "corrupt", "% of the points are not finite or beyond 500 m"),
-}
+def other(frame: Frame, **changes: object) -> Frame:
+    """With changes of a camera."""
+    return replace(frame, cameras={**frame.cameras, C: replace(frame.cameras[C], **changes)})
 
 
-@pytest.mark.parametrize(("name", "fault"), [*product((C,), CAMERA_FAULTS), *product(("LIDAR_TOP",), LIDAR_FAULTS)])
-def test_a_fault_is_told_at_once_of_its_sensor_alone(real: list[Frame], name: str, fault: str) -> None:
+def fewer(frame: Frame, lost: float) -> Frame:
+    return replace(frame, points=thinned(frame.points, lost, np.random.default_rng(2)))
+
+
+DARK, BRIGHT = "nearly all pixels are below 10 of 255", "nearly all pixels are above 245 of 255"
+# Frames instead of the last of two; the status, and words of the reason.
+FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
+    (C, lambda _, now: replace(now, cameras={n: c for n, c in now.cameras.items() if n != C}), "missing", "no picture"),
+    (C, lambda _, now: other(now, image=now.cameras[C].image // 32), "dark", DARK),
+    (C, lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 255)), "saturated", BRIGHT),
+    (C, lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 128)), "blurred", "no fine texture"),
+    (C, lambda _, now: other(now, image=blurred(now.cameras[C].image, 3)), "blurred", "no fine texture"),
+    # The same message again, or the same picture, or another one that is stamped as before.
+    (C, lambda last, now: other(now, **vars(last.cameras[C])), "frozen", "the same picture for 0.5"),
+    (C, lambda last, now: other(now, image=last.cameras[C].image), "frozen", "the same picture for 0.5"),
+    (C, lambda last, now: other(now, timestamp=last.cameras[C].timestamp), "frozen", "the same picture for 0.5"),
+    (C, lambda _, now: other(now, timestamp=now.timestamp - 300_000), "late", "taken 0.30 s before the frame"),
+    (C, lambda _, now: other(now, timestamp=now.timestamp + 200_000), "late", "taken 0.20 s after the frame"),
+    (LIDAR, lambda _, now: replace(now, points=None), "missing", "no points"),
+    (LIDAR, lambda _, now: replace(now, points=now.points[:0]), "missing", "a sweep without a return"),
+    (LIDAR, lambda last, now: replace(now, points=last.points), "frozen", "the same points for 0.5"),
+    (LIDAR, lambda _, now: replace(now, points=now.points + LATE), "late", "the newest point is 0.30 s older than"),
+    (LIDAR, lambda _, now: fewer(now, 2 / 3), "thinned", "were usual"),
+    (LIDAR, lambda _, now: fewer(now, 0.98), "thinned", " points"),
+    (LIDAR, lambda _, now: replace(now, points=corrupted(now.points)), "corrupt", "% of the points are not finite or"),
+]
+
+
+@pytest.mark.parametrize(("name", "instead", "status", "reason"), FAULTS)
+def test_a_fault_is_told_at_once_of_its_sensor_alone(
+    real: list[Frame], name: str, instead: Callable[[Frame, Frame], Frame], status: str, reason: str
+) -> None:
     """At the third frame, and its end within a second."""
-    instead, status, reason = (CAMERA_FAULTS if name == C else LIDAR_FAULTS)[fault]
     monitor, (_, before, now) = HealthMonitor(SENSORS), real[:3]
     for frame in real[:2]:
         monitor.update(frame)
-    given = instead(now, before)
-    others = {n: camera for n, camera in now.cameras.items() if n != name}
-    changed = {"cameras": others | ({C: given} if given else {})} if name == C else {"points": given}
-    health = monitor.update(replace(now, **changed))
+    health = monitor.update(instead(before, now))
     assert (health[name].status, health[name].since) == (status, now.timestamp)
     assert reason in health[name].reason
     assert {health[other].status for other in SENSORS.names if other != name} == {"ok"}
@@ -183,14 +172,13 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
     assert told[10].reason == "8000 points, where 19900 were usual"
 
 
+clouds = arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=st.floats(width=32))
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
-    clouds=st.lists(
-        arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=st.floats(width=32)),
-        min_size=1,
-        max_size=4,
-    ),
+    clouds=st.lists(clouds, min_size=1, max_size=4),
     times=st.lists(st.integers(0, 2**53), min_size=1, max_size=12),
 )
 def test_no_picture_points_or_time_is_too_much(
@@ -222,7 +210,7 @@ def test_points_lost_from_the_first_frame_on_are_told_at_once(
     monitors: dict[str, HealthMonitor] = {}
     for frame in given:
         monitor = monitors.setdefault(frame.scene, HealthMonitor(sensors("LIDAR_TOP")))
-        told = monitor.update(replace(frame, points=thinned(frame.points, 1 - share)))["LIDAR_TOP"]
+        told = monitor.update(fewer(frame, share))["LIDAR_TOP"]
         assert (told.words, told.reason) == ("thinned", "gaps between the points on the ground")
     restored = monitors[given[0].scene].update(replace(given[0], timestamp=given[-1].timestamp + 2 * HALF_SECOND))
     assert restored["LIDAR_TOP"].status == "ok"

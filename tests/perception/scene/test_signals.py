@@ -3,7 +3,6 @@
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -89,11 +88,9 @@ def signals_of(timeout: float, hold: float, **more: Any) -> Signals:
 def readings_of(values: Sequence[float]) -> st.SearchStrategy[list[Reading]]:
     """At 1 to 6 tenths of a second after each other."""
     steps = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(values)), min_size=10, max_size=30)
+    times = lambda each: np.cumsum([step for step, _ in each]).tolist()  # noqa: E731
     return steps.map(
-        lambda each: [
-            Reading(int(at) * SECOND // 10, value)
-            for at, (_, value) in zip(np.cumsum([step for step, _ in each]), each, strict=True)
-        ]
+        lambda each: [Reading(at * SECOND // 10, value) for at, (_, value) in zip(times(each), each, strict=True)]
     )
 
 
@@ -209,6 +206,7 @@ MSG: builtin_interfaces/Time
 int32 sec
 uint32 nanosec
 """
+AIR = {"header": header(7 * SECOND, ""), "temperature": -4.5, "variance": 0.0}
 SENT = {
     "/bool": ("std_msgs/msg/Bool", {"data": True}, 1.0),
     "/float32": ("std_msgs/msg/Float32", {"data": 0.25}, 0.25),
@@ -216,18 +214,13 @@ SENT = {
     "/int8": ("std_msgs/msg/Int8", {"data": -3}, -3.0),
     "/uint64": ("std_msgs/msg/UInt64", {"data": 1 << 40}, float(1 << 40)),
     "/text": ("std_msgs/msg/String", {"data": "heavy"}, "heavy"),
-    "/air": (
-        "sensor_msgs/msg/Temperature",
-        {"header": header(7 * SECOND, ""), "temperature": -4.5, "variance": 0.0},
-        -4.5,
-    ),
+    "/air": ("sensor_msgs/msg/Temperature", AIR, -4.5),
 }
 WANTED = {name.strip("/"): SignalConfig(topic=name, timeout=5.0) for name in SENT}
-BODY_SIGNALS = {
-    "beam": SignalConfig(topic="/body", field="lamps.1.low_beam", timeout=5.0),
-    "watts": SignalConfig(topic="/body", field="main.watts.2", timeout=5.0),
-    "gear": SignalConfig(topic="/body", field="gear", timeout=5.0),
-}
+BODY_FIELDS = {"beam": "lamps.1.low_beam", "watts": "main.watts.2", "gear": "gear"}
+BODY_SIGNALS = {name: SignalConfig(topic="/body", field=field, timeout=5.0) for name, field in BODY_FIELDS.items()}
+CAR = get_typestore(Stores.EMPTY)
+CAR.register(get_types_from_msg(BODY, "car/msg/Body"))
 
 
 def read(path: Path, wanted: Mapping[str, SignalConfig]) -> dict[str, Reading]:
@@ -253,20 +246,12 @@ def test_standard_messages_are_read(tmp_path: Path, storage: str) -> None:
         assert reading.timestamp == (7 if topic == "/air" else 9) * SECOND
 
 
-@cache
-def car_types() -> Any:
-    types = get_typestore(Stores.EMPTY)
-    types.register(get_types_from_msg(BODY, "car/msg/Body"))
-    return types
-
-
 def body_of_a_car() -> bytes:
-    types = car_types()
-    lamps = [types.types["car/msg/Lamp"](low_beam=bool(i), watts=np.arange(3.0) + i) for i in range(3)]
-    stamp = types.types["builtin_interfaces/msg/Time"](sec=8, nanosec=500_000_000)
-    head = types.types["std_msgs/msg/Header"](stamp=stamp, frame_id="")
-    body = types.types["car/msg/Body"](header=head, lamps=lamps[:2], main=lamps[2], gear="R")
-    return bytes(types.serialize_cdr(body, "car/msg/Body"))
+    lamps = [CAR.types["car/msg/Lamp"](low_beam=bool(i), watts=np.arange(3.0) + i) for i in range(3)]
+    stamp = CAR.types["builtin_interfaces/msg/Time"](sec=8, nanosec=500_000_000)
+    head = CAR.types["std_msgs/msg/Header"](stamp=stamp, frame_id="")
+    body = CAR.types["car/msg/Body"](header=head, lamps=lamps[:2], main=lamps[2], gear="R")
+    return bytes(CAR.serialize_cdr(body, "car/msg/Body"))
 
 
 def one_message(path: Path, topic: str, encoding: str, schema: tuple[str, str, bytes], data: bytes) -> Path:
@@ -284,7 +269,7 @@ def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries
     data, bag = body_of_a_car(), tmp_path / "drive"
     mcap = one_message(tmp_path / "drive.mcap", "/body", "cdr", ("car/msg/Body", "ros2msg", BODY.encode()), data)
     with RosbagWriter(bag, version=9) as writer:
-        writer.write(writer.add_connection("/body", "car/msg/Body", typestore=car_types()), 9000 * SECOND, data)
+        writer.write(writer.add_connection("/body", "car/msg/Body", typestore=CAR), 9000 * SECOND, data)
     with Reader(bag) as reader:
         assert "Lamp" in reader.connections[0].msgdef.data
     for path in (mcap, bag):
@@ -293,14 +278,10 @@ def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries
 
 
 def test_fields_in_json_and_protobuf_are_read(tmp_path: Path) -> None:
-    described = build_file_descriptor_set(DoubleValue).SerializeToString()
+    described, rain = build_file_descriptor_set(DoubleValue).SerializeToString(), DoubleValue(value=2.5)
     for encoding, schema, data in (
         ("json", ("car.Rain", "jsonschema", b"{}"), b'{"value": 2.5}'),
-        (
-            "protobuf",
-            ("google.protobuf.DoubleValue", "protobuf", described),
-            DoubleValue(value=2.5).SerializeToString(),
-        ),
+        ("protobuf", ("google.protobuf.DoubleValue", "protobuf", described), rain.SerializeToString()),
     ):
         path = one_message(tmp_path / "drive.mcap", "/rain", encoding, schema, data)
         wanted = {"rain": SignalConfig(topic="/rain", field="value", timeout=5.0)}
@@ -310,15 +291,10 @@ def test_fields_in_json_and_protobuf_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "schema",
     [
-        "this is no schema",
-        "car/Other other",
-        "Body inner",
-        "float32 data\n" * 50,
-        "float32 __class__",
-        "Lamp[900000] lamps\n" + "=" * 80 + "\nMSG: car/Lamp\nbool on",
-        "float32 data" + " " * (1 << 20),
+        "this is no schema", "car/Other other", "Body inner", "float32 data\n" * 50, "float32 __class__",
+        "Lamp[900000] lamps\n" + "=" * 80 + "\nMSG: car/Lamp\nbool on", "float32 data" + " " * (1 << 20),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_schema_makes_its_messages_corrupt(schema: str) -> None:
     with pytest.raises(CorruptMessage):
         cdr_parser("car/msg/Body", schema, "msg")(b"\x00\x01\x00\x00" + bytes(8))
@@ -358,15 +334,10 @@ def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
         known = {"stamp": stamp, "token": f"frame-{i}", "scene": "drive", "sweeps": []}
         keyframe = make("std_msgs/msg/String", data=json.dumps(known))
         log += [message("/tf", stamp, moved), message("/keyframe", stamp, keyframe), fix(stamp + 9, 48.1, 11 + i)]
-    path = write_raw_mcap(tmp_path / "drive.mcap", log)
-    wanted = {
-        "east": SignalConfig(topic="/gps", field="longitude", timeout=5.0),
-        "level": SignalConfig(topic="/tf", field="level", timeout=5.0),
-        "elsewhere": SignalConfig(topic="/not/there", timeout=5.0),
-        "place": SignalConfig(topic="/tf", field="transforms.0.transform.translation.x", timeout=5.0),
-        "none": SignalConfig(timeout=5.0),
-    }
-    drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {k: v for k, v in wanted.items() if k != "level"})
+    path, place = write_raw_mcap(tmp_path / "drive.mcap", log), "transforms.0.transform.translation.x"
+    topics = {"east": ("/gps", "longitude"), "elsewhere": ("/not/there", None), "place": ("/tf", place)}
+    wanted = {name: SignalConfig(topic=topic, field=field, timeout=5.0) for name, (topic, field) in topics.items()}
+    drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, wanted | {"none": SignalConfig(timeout=5.0)})
     frames = list(drive.frames())
     assert all(frame.signals["place"][-1].value == 10.0 * i for i, frame in enumerate(frames))
     assert [frame.signals["east"][-1].value for frame in frames[1:]] == [11 + i for i in range(5)]
@@ -374,6 +345,7 @@ def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
     assert "none" not in frames[-1].signals
     assert "corrupt" not in drive.counts.summary()
     assert drive.counts.summary()["messages"]["/not/there"] == 0
-    drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {"level": wanted["level"]})
+    level = SignalConfig(topic="/tf", field="level", timeout=5.0)
+    drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {"level": level})
     assert len(list(drive.frames())) == len(frames)
     assert drive.counts.summary()["reasons"] == {"/tf": {"a message without the signal's field": len(frames)}}
