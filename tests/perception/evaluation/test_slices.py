@@ -160,7 +160,7 @@ def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> No
 
 
 @pytest.mark.slow("evaluates each level of four corruptions twice")
-def test_every_level_of_corruption_scores_as_its_frames_do(
+def test_every_level_scores_as_its_frames_do(
     tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown, applied = console(), {}

@@ -37,6 +37,7 @@ from perception.simulate.simulate import simulate
 
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
 BEGIN, END = 2, 5  # the frames with the fault, and the first without
+Drives = list[list[Frame]]
 WATCHED = (LIDAR, "CAM_FRONT", "CAM_BACK")  # one camera is as another
 SUFFERED = [
     (kind, sensor)
@@ -67,7 +68,7 @@ def long_drive(root: Path) -> list[Frame]:
 
 
 @pytest.fixture(scope="module")
-def drives(root: Path, long_drive: list[Frame]) -> list[list[Frame]]:
+def drives(root: Path, long_drive: list[Frame]) -> Drives:
     """The same, as long as a fault's window and what follows it, and a night in the rain."""
     return [long_drive[:FRAMES], simulated(root / "night", FRAMES, in_town("rain-night-singapore")[0])]
 
@@ -130,9 +131,7 @@ def loads(frames: Sequence[Frame]) -> dict[tuple[str, str], np.ndarray]:
 
 @pytest.mark.slow("simulates the drives of the file")
 @pytest.mark.parametrize("how", OTHERWISE)
-def test_limits_are_farther_from_healthy_pictures_than_implementations_are_apart(
-    drives: list[list[Frame]], how: str
-) -> None:
+def test_limits_are_far_from_healthy_pictures_of_any_decoder(drives: Drives, how: str) -> None:
     """At least twice as far as a sign comes nearer when another implementation decodes the same drive.
 
     And faults are told of the pictures of the other implementation as well.
@@ -157,7 +156,7 @@ def test_limits_are_farther_from_healthy_pictures_than_implementations_are_apart
 
 
 @pytest.mark.parametrize(("kind", "sensor"), SUFFERED)
-def test_a_fault_is_told_from_its_first_frame_to_its_end(drives: list[list[Frame]], kind: str, sensor: str) -> None:
+def test_a_fault_is_told_from_its_first_frame_to_its_end(drives: Drives, kind: str, sensor: str) -> None:
     """By its name, of its sensor and of no other; a tilt one frame later."""
     name, first, last = named(kind, sensor), BEGIN + (kind == "miscalibration"), END + LATER.get(kind, 0)
     for frames in drives:
@@ -203,7 +202,7 @@ def hidden(first: str, second: str, sensor: str) -> set[str]:
 
 
 @pytest.mark.parametrize("sensor", WATCHED)
-def test_two_faults_of_one_sensor_are_both_told_but_for_what_one_hides(drives: list[list[Frame]], sensor: str) -> None:
+def test_two_faults_of_one_sensor_are_both_told_but_for_what_one_hides(drives: Drives, sensor: str) -> None:
     kinds = [kind for kind, suffering in SUFFERED if suffering == sensor]
     wrong = []
     for frames, (first, second) in product(drives, permutations(kinds, 2)):
@@ -224,9 +223,7 @@ def test_two_faults_of_one_sensor_are_both_told_but_for_what_one_hides(drives: l
 
 
 @pytest.mark.parametrize(("degrees", "metres"), [(0.5, 0.02), (1.0, 0.1), (3.0, 0.1), (5.0, 0.3), (0.0, 0.6)])
-def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
-    drives: list[list[Frame]], degrees: float, metres: float
-) -> None:
+def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted(drives: Drives, degrees: float, metres: float) -> None:
     """The limits are those of the closed form: the plane z = 0 under the very displacement that was injected."""
     ground = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [0, 10, 0, 0, 0]], np.float32)  # here, ahead, to the left
     limits = LidarLimits()
@@ -293,7 +290,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, long_drive:
     assert lanes[LIDAR] == [(0, 1, "ok"), (2, 5, "noisy"), (6, 7, "ok")]
 
 
-def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -> None:
+def test_of_several_drives_the_longest_delay_counts(drives: Drives) -> None:
     """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
     detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR), SENSORS)])
     for frames in drives:

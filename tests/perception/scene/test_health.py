@@ -181,9 +181,7 @@ clouds = arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=
     clouds=st.lists(clouds, min_size=1, max_size=4),
     times=st.lists(st.integers(0, 2**53), min_size=1, max_size=12),
 )
-def test_no_picture_points_or_time_is_too_much(
-    shapes: list[tuple[int, int]], clouds: list[np.ndarray], times: list[int]
-) -> None:
+def test_no_input_is_too_much(shapes: list[tuple[int, int]], clouds: list[np.ndarray], times: list[int]) -> None:
     """Any sizes, NaN and infinity, times to and fro: a word for each sensor, and no more memory than at first."""
     monitor, rng = HealthMonitor(sensors("LIDAR_TOP", "CAM_FRONT")), np.random.default_rng(0)
     for i, now in enumerate(times):
@@ -201,9 +199,7 @@ def test_no_picture_points_or_time_is_too_much(
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
 @pytest.mark.parametrize("drive", ["real", "sim_root", "foggy_root"])
-def test_points_lost_from_the_first_frame_on_are_told_at_once(
-    drive: str, share: float, request: pytest.FixtureRequest
-) -> None:
+def test_points_lost_from_the_first_frame_on_are_told(drive: str, share: float, request: pytest.FixtureRequest) -> None:
     """Where no usual count is known yet, by the gaps in the scan; and no more when all are there again."""
     given = request.getfixturevalue(drive)
     given = given[:3] if drive == "real" else frames(given, "v1.0-sim")
@@ -362,7 +358,7 @@ def told(frames: Sequence[Frame], alignment: Alignment | None = None) -> Alignme
     along=st.floats(-0.18, 0.18),
     down=st.floats(-0.15, 0.15),
 )
-def test_a_picture_is_unrolled_as_the_pinhole_says(
+def test_a_picture_is_unrolled_as_by_a_pinhole(
     width: int, height: int, focal: float, along: float, down: float
 ) -> None:
     """A ramp of grey, which interpolation keeps: each pixel of the cylinder has the grey where its ray meets it."""

@@ -51,9 +51,7 @@ TEXTS = st.lists(st.sampled_from(TERMS), min_size=1, max_size=3).flatmap(
 
 
 @given(TEXTS, st.fixed_dictionaries({name: st.sampled_from([None, 0.0, 1.0, 2.0]) for name in "abc"}))
-def test_an_expression_is_true_where_python_says_so_and_unknown_only_where_values_matter(
-    text: str, values: dict[str, float | None]
-) -> None:
+def test_an_expression_is_true_where_python_says_so(text: str, values: dict[str, float | None]) -> None:
     """What is told with unknown values holds whatever they are."""
     known: Mapping[str, Any] = {**values, "t": "R"}
     expression, told = Expression(text), Expression(text).holds(known)

@@ -43,6 +43,7 @@ from perception.tasks.detection.submission import global_boxes
 from perception.tasks.detection.tracker import Tracks
 from perception.tasks.detection.tracking import PROTOCOL, TrackWriter, score_tracks
 
+Simulated = tuple[list[Scene], NuScenes]
 START = 1_500_000_000_000_000  # us
 CATEGORIES = {"vehicle.bus.rigid": "bus", "vehicle.construction": "construction_vehicle"}
 
@@ -71,7 +72,7 @@ def tracks_of(scenes: list[Scene], tracker: Callable) -> list[tuple[str, Tracks]
 
 
 @pytest.fixture(scope="module")
-def simulated(sim_root: Path) -> tuple[list[Scene], NuScenes]:
+def simulated(sim_root: Path) -> Simulated:
     tables = NuScenesTables(sim_root, "v1.0-sim")
     return [annotated_scene(tables, name) for name in tables.scenes("sim_val")], open_devkit(sim_root, "v1.0-sim")
 
@@ -88,9 +89,7 @@ def some_tracks(n: int) -> Tracks:
     return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n), np.arange(n) % 2 == 0)
 
 
-def test_the_scores_are_the_official_evaluations(
-    simulated: tuple[list[Scene], NuScenes], sim_root: Path, tmp_path: Path
-) -> None:
+def test_the_scores_are_the_official_ones(simulated: Simulated, sim_root: Path, tmp_path: Path) -> None:
     scenes, nusc = simulated
     rng, tracks = np.random.default_rng(0), []
     for sample, perfect in tracks_of(scenes, nuscenes_tracker):
@@ -116,7 +115,7 @@ def test_the_scores_are_the_official_evaluations(
         assert value == pytest.approx(summary[name], abs=1e-12)
 
 
-def test_every_change_of_an_id_is_counted(simulated: tuple[list[Scene], NuScenes], tmp_path: Path) -> None:
+def test_every_change_of_an_id_is_counted(simulated: Simulated, tmp_path: Path) -> None:
     """Also where only some keyframes of a scene are scored."""
     scenes, nusc = simulated
     *tracks, (sample, last) = tracks_of(scenes[:1], nuscenes_tracker)
@@ -131,9 +130,7 @@ def test_every_change_of_an_id_is_counted(simulated: tuple[list[Scene], NuScenes
         assert scores["label_metrics"]["gt"]["car"] == sum(map(len, cars))
 
 
-def test_no_tracks_score_nothing_and_no_samples_are_refused(
-    simulated: tuple[list[Scene], NuScenes], tmp_path: Path
-) -> None:
+def test_no_tracks_score_nothing_and_no_samples_are_refused(simulated: Simulated, tmp_path: Path) -> None:
     scenes, nusc = simulated
     path = write(tmp_path / "tracks.json", ((sample, some_tracks(0)) for sample in samples_of(scenes)))
     scores = score_tracks(path, nusc, samples_of(scenes))
@@ -142,9 +139,7 @@ def test_no_tracks_score_nothing_and_no_samples_are_refused(
         score_tracks(write(path, []), nusc, samples_of(scenes))
 
 
-def test_only_seen_tracks_of_the_seven_classes_are_written_best_first_and_no_more_than_the_devkit_takes(
-    tmp_path: Path,
-) -> None:
+def test_seen_tracks_of_the_seven_classes_are_written_best_first(tmp_path: Path) -> None:
     tracks, path = some_tracks(20), tmp_path / "tracks.json"
     tracks.unseen[1] = 0.5
     content = json.loads(write(path, [("a", tracks), ("b", some_tracks(0)), ("c", some_tracks(900))]).read_text())
@@ -189,9 +184,7 @@ def _boxes(sample: str, boxes: Boxes, ids: np.ndarray) -> list[TrackingBox]:
 
 
 @pytest.mark.slow("the devkit's AMOTA of several trackers")
-def test_on_recorded_objects_the_tracker_is_near_the_best_and_better_than_one_without_motion(
-    nuscenes_root: Path,
-) -> None:
+def test_on_recorded_objects_the_tracker_is_near_the_best(nuscenes_root: Path) -> None:
     scene, classes = annotated_scene(NuScenesTables(nuscenes_root, "v1.0-mini"), "scene-0103"), ["car", "pedestrian"]
     best, ours, naive = (devkit_scores(scene, each, classes) for each in (KnownIds, nuscenes_tracker, NaiveTracker))
     assert (best["amota"], best["ids"]) == (1, 0)

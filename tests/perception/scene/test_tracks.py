@@ -89,7 +89,7 @@ def test_association_is_the_best_of_all(old: list, new: list, gate: float, reach
 @given(
     st.lists(coordinates, max_size=6), st.lists(coordinates, max_size=6), st.lists(coordinates, max_size=6), st.data()
 )
-def test_detections_that_are_not_sure_change_nothing_of_what_the_sure_ones_get(
+def test_unsure_detections_change_nothing_of_what_sure_ones_get(
     old: list, sure: list, unsure: list, data: st.DataObject
 ) -> None:
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(sure + unsure, (-1, 2))
