@@ -56,14 +56,11 @@ def claimed(share: float, third: float, seconds: float) -> str:
     """The line on a module that recovers all of the gain on two targets and `third` of it on one more."""
     rows = []
     for target, recovered in (("rain", 1.0), ("fog", 1.0), ("singapore", third)):
-        rows += [
-            row(0, target, "zero-shot", scores(0.4, 0.2)),
-            row(0, target, "full fine-tune", scores(0.5, 0.3), share=1.0),
-            row(0, target, UNION, scores(0.4 + 0.1 * recovered, 0.2 + 0.1 * recovered), share=share),
-        ]
-    entries = summarise(rows)
-    for each in entries:
-        each["seconds_per_step"] = {"full fine-tune": 1.0, UNION: seconds}.get(each["way"])
+        own = scores(0.4 + 0.1 * recovered, 0.2 + 0.1 * recovered)
+        rows += [row(0, target, "zero-shot", scores(0.4, 0.2)), row(0, target, UNION, own, share=share)]
+        rows.append(row(0, target, "full fine-tune", scores(0.5, 0.3), share=1.0))
+    times = {"full fine-tune": 1.0, UNION: seconds}
+    entries = [each | {"seconds_per_step": times.get(each["way"])} for each in summarise(rows)]
     return next(line for line in claims(entries) if line.startswith(f"- {UNION}:"))
 
 

@@ -160,30 +160,19 @@ def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> No
 
 
 @pytest.mark.slow("evaluates each level of four corruptions twice")
-def test_every_level_scores_as_its_frames_do(
-    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown, applied = console(), {}
-    names = ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
-    predictor, scenes = detector(tables), ["scene-0001"]
-    for name in names:  # remember what each corruption made, to score it again below
-        whole = CORRUPTIONS[name]
-
-        def remember(frame, level, rng, cameras, name=name, apply=whole.apply):
-            made = applied[name, level, frame.token] = apply(frame, level, rng, cameras)
-            return made
-
-        monkeypatch.setitem(CORRUPTIONS, name, replace(whole, apply=remember))
-    every = Breakdown(corruptions=names)
+def test_every_level_scores_as_its_frames_do(tables: NuScenesTables, tmp_path: Path) -> None:
+    shown, names = console(), ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
+    predictor, scenes, every = detector(tables), ["scene-0001"], Breakdown(corruptions=names)
     metrics = evaluate(predictor, tables, "all", scenes, tmp_path, BOTH, shown, every)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["robustness"]["corruptions"]
     assert list(found) == names
     for name in names:
+        assert [level["level"] for level in found[name]["levels"]] == list(CORRUPTIONS[name].levels)
         for level in found[name]["levels"]:
 
-            def beforehand(frame, at=(name, level["level"])):
-                return predictor(applied[(*at, frame.token)])
+            def beforehand(frame, name=name, level=level["level"]):
+                return predictor(corrupted(frame, name, level, CAMERAS))
 
             alone = evaluate(beforehand, tables, "all", scenes, tmp_path / "b", BOTH, console())
             assert level["NDS"] == pytest.approx(alone["NDS"], abs=1e-9)
@@ -198,17 +187,14 @@ def test_every_level_scores_as_its_frames_do(
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_corruption_touches_its_sensor_alone_and_more_at_each_level(tables: NuScenesTables, name: str) -> None:
-    frame = tables.frame(tables.samples()[0])
-    change = []
-    for level in CORRUPTIONS[name].levels:
-        made = [CORRUPTIONS[name].apply(frame, level, np.random.default_rng(0), CAMERAS) for _ in range(2)]
-        change.append(difference(frame, made[0], CORRUPTIONS[name].sensor))
+    frame, corruption, change = tables.frame(tables.samples()[0]), CORRUPTIONS[name], []
+    for level in corruption.levels:
+        made = [corruption.apply(frame, level, np.random.default_rng(0), CAMERAS) for _ in range(2)]
+        change.append(difference(frame, made[0], corruption.sensor))
         assert difference(made[0], made[1], "lidar") == difference(made[0], made[1], "camera") == 0
-        other = "camera" if CORRUPTIONS[name].sensor == "lidar" else "lidar"
-        assert difference(frame, made[0], other) == 0
+        assert difference(frame, made[0], "camera" if corruption.sensor == "lidar" else "lidar") == 0
     assert change[0] > 0
-    assert change == sorted(change)
-    assert len(set(change)) == len(change)
+    assert change == sorted(set(change))
 
 
 def difference(a: Frame, b: Frame, sensor: str) -> float:
@@ -242,15 +228,12 @@ def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Pat
 
 
 def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuScenesTables) -> None:
-    whole = tables.frame(tables.samples()[0])
-    partial = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
-    displaced = [
-        CORRUPTIONS["camera_miscalibrated"].apply(frame, 1.0, np.random.default_rng(5), CAMERAS)
-        for frame in (whole, partial)
-    ]
-    assert len(displaced[1].cameras) == 5
-    for name, camera in displaced[1].cameras.items():
-        np.testing.assert_array_equal(camera.ego_from_camera, displaced[0].cameras[name].ego_from_camera)
+    whole, apply = tables.frame(tables.samples()[0]), CORRUPTIONS["camera_miscalibrated"].apply
+    fewer = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
+    every, others = (apply(each, 1.0, np.random.default_rng(5), CAMERAS).cameras for each in (whole, fewer))
+    assert len(others) == 5
+    for name, camera in others.items():
+        np.testing.assert_array_equal(camera.ego_from_camera, every[name].ego_from_camera)
 
 
 def test_which_corruptions() -> None:

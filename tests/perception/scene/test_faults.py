@@ -120,16 +120,16 @@ def test_each_drive_has_its_own_clock_and_past() -> None:
 
 
 def test_delayed_points_and_pictures_are_where_they_were_in_the_world() -> None:
+    def in_world(frame: Frame) -> np.ndarray:
+        pose = frame.global_from_reference
+        return frame.points[:, :3] @ pose[:3, :3].T + pose[:3, 3]
+
     frames = drive()
-    changed = faulty(frames, "delay:all,seconds=0.9@1.0-9")
-    for i in range(2, 6):  # 0.9 s late: what was recorded 1.0 s ago
-        old = frames[i - 2]
-        points = changed[i].points
-        world = points[:, :3] @ frames[i].global_from_reference[:3, :3].T + frames[i].global_from_reference[:3, 3]
-        then = old.points[:, :3] @ old.global_from_reference[:3, :3].T + old.global_from_reference[:3, 3]
-        np.testing.assert_allclose(world, then, atol=1e-4)
-        np.testing.assert_allclose(points[:, 4], old.points[:, 4] + 1.0, atol=1e-6)
-        assert changed[i].cameras["CAM_FRONT"] is old.cameras["CAM_FRONT"]
+    for now, old in zip(faulty(frames, "delay:all,seconds=0.9@1.0-9")[2:], frames, strict=False):
+        # 0.9 s late: what was recorded 1.0 s ago.
+        np.testing.assert_allclose(in_world(now), in_world(old), atol=1e-4)
+        np.testing.assert_allclose(now.points[:, 4], old.points[:, 4] + 1.0, atol=1e-6)
+        assert now.cameras["CAM_FRONT"] is old.cameras["CAM_FRONT"]
     early = faulty(frames, "delay:all,seconds=0.9")
     assert [frame.points is None for frame in early] == [True, True, False, False, False, False]
     assert [len(frame.cameras) for frame in early] == [0, 0, 6, 6, 6, 6]
@@ -141,12 +141,11 @@ def test_memory_of_a_delay_ends() -> None:
 
     def endless():
         for frame in drive(1) * 40:
-            frame = replace(frame, timestamp=len(alive) * 500_000)
-            alive.append(weakref.ref(frame))
-            yield frame
+            later = replace(frame, timestamp=len(alive) * 500_000)
+            alive.append(weakref.ref(later))
+            yield later
 
-    faults = [Fault.parse(text, SENSORS) for text in ("delay:all,seconds=2", "freeze:cameras@3-99")]
-    for _ in inject(endless(), faults):
+    for _ in inject(endless(), [Fault.parse(t, SENSORS) for t in ("delay:all,seconds=2", "freeze:cameras@3-99")]):
         assert sum(ref() is not None for ref in alive) <= 8
 
 
