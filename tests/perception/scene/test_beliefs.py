@@ -184,7 +184,8 @@ def test_reasons() -> None:
         (11, 15, "rain", "rain since 6.5 s: 3 of 4 frames"),
     ):
         for i in range(begin, end):
-            belief.update(i * 500_000, [tags(weather=value)])
+            for observed in (value, "fog"):  # the second one is not later and tells nothing
+                belief.update(i * 500_000, [tags(weather=observed)])
         assert belief.beliefs["weather"].why == why
     assert belief.conditions == Conditions(weather="rain")
 
