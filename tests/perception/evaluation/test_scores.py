@@ -138,9 +138,9 @@ def test_evaluate_writes_and_shows_what_it_returns(
         return cars(frame)
 
     spec = replace(SPEC, grid=BevGrid(reference=reference))
-    metrics = evaluate(watched, tables, "boston", ["scene-0103:0-4"], out, spec, console)
+    metrics = evaluate(watched, tables, "mini_val", ["scene-0103:0-4"], out, spec, console)
     assert metrics == json.loads((out / "metrics.json").read_text())
-    assert (metrics["split"], metrics["samples"]) == ("boston", 4)
+    assert (metrics["split"], metrics["samples"]) == ("mini_val", 4)
     results = json.loads((out / "results_nusc.json").read_text())
     assert results["meta"]["use_lidar"]
     assert not results["meta"]["use_camera"]
