@@ -155,6 +155,9 @@ def test_seen_tracks_of_the_seven_classes_are_written_best_first(tmp_path: Path)
 
 def devkit_scores(scene: Scene, tracker: Callable, classes: Sequence[str]) -> dict[str, Any]:
     """The devkit's summary of what a tracker makes of a scene that is in no dataroot, for some of the classes."""
+    evaluation = object.__new__(TrackingEval)
+    evaluation.cfg = config_factory(PROTOCOL)  # its boxes take the names of the latest configuration
+    evaluation.cfg.class_names = list(classes)
     truth = {m.timestamp: _boxes(m.sample, m.truth, m.truth.instances) for m in scene}
     found, scores = {}, defaultdict(list)
     for moment, tracks in zip(scene, tracked(tracker(), scene), strict=True):
@@ -165,9 +168,6 @@ def devkit_scores(scene: Scene, tracker: Callable, classes: Sequence[str]) -> di
     for box in itertools.chain(*found.values()):
         # The mean score of its track, as in the devkit's `create_tracks`, to a tenth, as each score takes it long.
         box.tracking_score = round(float(np.mean(scores[box.tracking_id])), 1)
-    evaluation = object.__new__(TrackingEval)
-    evaluation.cfg = config_factory(PROTOCOL)
-    evaluation.cfg.class_names = list(classes)
     evaluation.output_dir, evaluation.verbose, evaluation.render_classes = "", False, None
     evaluation.tracks_gt, evaluation.tracks_pred = {"0": interpolate_tracks(truth)}, {"0": interpolate_tracks(found)}
     with contextlib.redirect_stdout(io.StringIO()):
