@@ -25,17 +25,14 @@ ROWS = [
 ]
 
 
-def entry(way: str) -> dict[str, object]:
-    return next(e for e in summarise(ROWS) if (e["domain"], e["way"]) == ("fog", way))
-
-
 def test_gains_what_is_recovered_of_them_and_what_is_forgotten():
     """Gains are over zero-shot, recovered is a share of the same seed's fine-tune."""
-    full, module = entry("full fine-tune"), entry("low_rank")
+    fog = {each["way"]: each for each in summarise(ROWS) if each["domain"] == "fog"}
+    full, module = fog["full fine-tune"], fog["low_rank"]
     assert full["gain"] == pytest.approx([0.15, 0.05 * 2**0.5])
     assert module["gain"] == pytest.approx([(0.075 + 0.2) / 2, 0.125 / 2**0.5])
     assert module["recovered"] == pytest.approx([(0.75 + 1.0) / 2, 0.25 / 2**0.5])
-    assert entry("zero-shot")["gain"] == [0.0]
+    assert fog["zero-shot"]["gain"] == [0.0]
     assert full["forgetting"] == pytest.approx([0.15, 0.1 / 2**0.5])
     assert module["forgetting"] == [0.0, 0.0]
     assert module["source NDS"] == pytest.approx([0.6, 0.0])
@@ -59,14 +56,11 @@ def claimed(share: float, third: float, seconds: float) -> str:
     """The line on a module that recovers all of the gain on two targets and `third` of it on one more."""
     rows = []
     for target, recovered in (("rain", 1.0), ("fog", 1.0), ("singapore", third)):
-        rows += [
-            row(0, target, "zero-shot", scores(0.4, 0.2)),
-            row(0, target, "full fine-tune", scores(0.5, 0.3), share=1.0),
-            row(0, target, UNION, scores(0.4 + 0.1 * recovered, 0.2 + 0.1 * recovered), share=share),
-        ]
-    entries = summarise(rows)
-    for each in entries:
-        each["seconds_per_step"] = {"full fine-tune": 1.0, UNION: seconds}.get(each["way"])
+        own = scores(0.4 + 0.1 * recovered, 0.2 + 0.1 * recovered)
+        rows += [row(0, target, "zero-shot", scores(0.4, 0.2)), row(0, target, UNION, own, share=share)]
+        rows.append(row(0, target, "full fine-tune", scores(0.5, 0.3), share=1.0))
+    times = {"full fine-tune": 1.0, UNION: seconds}
+    entries = [each | {"seconds_per_step": times.get(each["way"])} for each in summarise(rows)]
     return next(line for line in claims(entries) if line.startswith(f"- {UNION}:"))
 
 

@@ -19,7 +19,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from refusals import one_line_error
 from rich.console import Console
 from tiny import write_tiny
-from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
+from vocabulary import CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from perception.config import CameraBranch, Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -32,6 +32,7 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.columns import read_submission
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
 
@@ -44,21 +45,14 @@ def console() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
-def published(path: Path) -> Any:
+def published(path: Path, tokens: list[str]) -> Callable[[Frame], Prediction]:
     """A predictor that repeats a submission."""
-    results = json.loads(path.read_text())["results"]
+    every = read_submission(path, {token: i for i, token in enumerate(tokens)}, NUSCENES)
 
     def predict(frame: Frame) -> Prediction:
-        rows = results[frame.token]
-        of = lambda name, n: np.array([row[name] for row in rows], float).reshape(-1, n)  # noqa: E731
+        own = every.select(every.frames == tokens.index(frame.token))
         boxes = Boxes.from_yaws(
-            centers=of("translation", 3),
-            sizes=of("size", 3),
-            yaws=2 * np.arctan2(of("rotation", 4)[:, 3], of("rotation", 4)[:, 0]),
-            velocities=of("velocity", 2),
-            labels=np.array([CLASSES.index(row["detection_name"]) for row in rows], np.int64),
-            attributes=np.array([[*ATTRIBUTES, ""].index(row["attribute_name"]) for row in rows], np.int64),
-            scores=of("detection_score", 1)[:, 0],
+            own.centers, own.sizes, own.yaws, own.velocities, own.labels, own.attributes, own.scores
         )
         return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 
@@ -67,7 +61,8 @@ def published(path: Path) -> Any:
 
 def test_parts_score_as_the_devkit_scores_them_alone(nuscenes_root: Path, tmp_path: Path) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
-    predictor = published(nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json")
+    submission = nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json"
+    predictor = published(submission, tables.samples("mini_val"))
     shown, by = console(), Breakdown(["condition", "city", "scene", "range"])
     metrics = evaluate(predictor, tables, "mini_val", [], tmp_path, LIDAR, shown, by)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
@@ -165,30 +160,19 @@ def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> No
 
 
 @pytest.mark.slow("evaluates each level of four corruptions twice")
-def test_every_level_of_corruption_scores_as_its_frames_do(
-    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown, applied = console(), {}
-    names = ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
-    predictor, scenes = detector(tables), ["scene-0001"]
-    for name in names:  # remember what each corruption made, to score it again below
-        whole = CORRUPTIONS[name]
-
-        def remember(frame, level, rng, cameras, name=name, apply=whole.apply):
-            made = applied[name, level, frame.token] = apply(frame, level, rng, cameras)
-            return made
-
-        monkeypatch.setitem(CORRUPTIONS, name, replace(whole, apply=remember))
-    every = Breakdown(corruptions=names)
+def test_every_level_scores_as_its_frames_do(tables: NuScenesTables, tmp_path: Path) -> None:
+    shown, names = console(), ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
+    predictor, scenes, every = detector(tables), ["scene-0001"], Breakdown(corruptions=names)
     metrics = evaluate(predictor, tables, "all", scenes, tmp_path, BOTH, shown, every)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["robustness"]["corruptions"]
     assert list(found) == names
     for name in names:
+        assert [level["level"] for level in found[name]["levels"]] == list(CORRUPTIONS[name].levels)
         for level in found[name]["levels"]:
 
-            def beforehand(frame, at=(name, level["level"])):
-                return predictor(applied[(*at, frame.token)])
+            def beforehand(frame, name=name, level=level["level"]):
+                return predictor(corrupted(frame, name, level, CAMERAS))
 
             alone = evaluate(beforehand, tables, "all", scenes, tmp_path / "b", BOTH, console())
             assert level["NDS"] == pytest.approx(alone["NDS"], abs=1e-9)
@@ -203,17 +187,14 @@ def test_every_level_of_corruption_scores_as_its_frames_do(
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_corruption_touches_its_sensor_alone_and_more_at_each_level(tables: NuScenesTables, name: str) -> None:
-    frame = tables.frame(tables.samples()[0])
-    change = []
-    for level in CORRUPTIONS[name].levels:
-        made = [CORRUPTIONS[name].apply(frame, level, np.random.default_rng(0), CAMERAS) for _ in range(2)]
-        change.append(difference(frame, made[0], CORRUPTIONS[name].sensor))
+    frame, corruption, change = tables.frame(tables.samples()[0]), CORRUPTIONS[name], []
+    for level in corruption.levels:
+        made = [corruption.apply(frame, level, np.random.default_rng(0), CAMERAS) for _ in range(2)]
+        change.append(difference(frame, made[0], corruption.sensor))
         assert difference(made[0], made[1], "lidar") == difference(made[0], made[1], "camera") == 0
-        other = "camera" if CORRUPTIONS[name].sensor == "lidar" else "lidar"
-        assert difference(frame, made[0], other) == 0
+        assert difference(frame, made[0], "camera" if corruption.sensor == "lidar" else "lidar") == 0
     assert change[0] > 0
-    assert change == sorted(change)
-    assert len(set(change)) == len(change)
+    assert change == sorted(set(change))
 
 
 def difference(a: Frame, b: Frame, sensor: str) -> float:
@@ -231,32 +212,28 @@ def difference(a: Frame, b: Frame, sensor: str) -> float:
 
 
 def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Path) -> None:
-    def watching(seen: list) -> Callable[[Frame], Prediction]:
-        def predict(frame: Frame) -> Prediction:
-            seen.append(frame.points.tobytes())
-            return Prediction({"detection": Boxes.none()})
+    seen: list[list[bytes]] = []
 
-        return predict
+    def predict(frame: Frame) -> Prediction:
+        seen[-1].append(frame.points.tobytes())  # type: ignore[union-attr]
+        return Prediction({"detection": Boxes.none()})
 
-    seen: tuple[list, list] = ([], [])
     both = Breakdown(corruptions=["lidar_noise", "lidar_miscalibrated"])
-    for each, scenes in zip(seen, ([], ["scene-0001"]), strict=True):
-        metrics = evaluate(watching(each), tables, "all", scenes, tmp_path, LIDAR, console(), both)
+    for scenes in ([], ["scene-0001"]):
+        seen.append([])
+        metrics = evaluate(predict, tables, "all", scenes, tmp_path, LIDAR, console(), both)
         assert metrics["robustness"]["mRA"] is None  # nothing is left of nothing
     assert set(seen[1]) <= set(seen[0])
     assert len(set(seen[0])) == len(seen[0]) == 6 * 7
 
 
 def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuScenesTables) -> None:
-    whole = tables.frame(tables.samples()[0])
-    partial = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
-    displaced = [
-        CORRUPTIONS["camera_miscalibrated"].apply(frame, 1.0, np.random.default_rng(5), CAMERAS)
-        for frame in (whole, partial)
-    ]
-    assert len(displaced[1].cameras) == 5
-    for name, camera in displaced[1].cameras.items():
-        np.testing.assert_array_equal(camera.ego_from_camera, displaced[0].cameras[name].ego_from_camera)
+    whole, apply = tables.frame(tables.samples()[0]), CORRUPTIONS["camera_miscalibrated"].apply
+    fewer = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
+    every, others = (apply(each, 1.0, np.random.default_rng(5), CAMERAS).cameras for each in (whole, fewer))
+    assert len(others) == 5
+    for name, camera in others.items():
+        np.testing.assert_array_equal(camera.ego_from_camera, every[name].ego_from_camera)
 
 
 def test_which_corruptions() -> None:

@@ -51,17 +51,15 @@ def drive(frames: int = 6, scene: str = "a") -> list[Frame]:
     """Two keyframes a second; every frame has points and small pictures of its own."""
     made = []
     for i in range(frames):
-        frame, place = recorded(i), pose(4.0 * i)
+        frame, place, now = recorded(i), pose(4.0 * i), i * 500_000
         cameras = {
-            name: replace(camera, image=camera.image[:96, :160], timestamp=i * 500_000, global_from_ego=place)
+            name: replace(camera, image=camera.image[:96, :160], timestamp=now, global_from_ego=place)
             for name, camera in frame.cameras.items()
         }
+        where = {"global_from_reference": place, "global_from_ego": place}
         made.append(
-            replace(
-                frame, token=f"{scene}{i}", scene=scene, timestamp=7_000_000 + i * 500_000, cameras=cameras,
-                global_from_reference=place, global_from_ego=place,
-            )
-        )  # fmt: skip
+            replace(frame, token=f"{scene}{i}", scene=scene, timestamp=7_000_000 + now, cameras=cameras, **where)
+        )
     return made
 
 
@@ -71,15 +69,11 @@ def faulty(frames: Sequence[Frame], *texts: str) -> list[Frame]:
 
 def equal(a: Frame, b: Frame, sensor: str) -> bool:
     if sensor == LIDAR:
-        return a.points is b.points or (
-            a.points is not None and b.points is not None and np.array_equal(a.points, b.points)
-        )
-    if (sensor in a.cameras) != (sensor in b.cameras):
-        return False
-    return sensor not in a.cameras or all(
-        np.array_equal(getattr(a.cameras[sensor], part), getattr(b.cameras[sensor], part))
-        for part in ("image", "ego_from_camera", "global_from_ego", "timestamp")
-    )
+        return np.array_equal(a.points, b.points)  # type: ignore[arg-type] - None as well
+    if sensor not in a.cameras or sensor not in b.cameras:
+        return (sensor in a.cameras) == (sensor in b.cameras)
+    parts = ("image", "ego_from_camera", "global_from_ego", "timestamp")
+    return all(np.array_equal(getattr(a.cameras[sensor], part), getattr(b.cameras[sensor], part)) for part in parts)
 
 
 @pytest.mark.parametrize("text", EVERY)
@@ -126,16 +120,16 @@ def test_each_drive_has_its_own_clock_and_past() -> None:
 
 
 def test_delayed_points_and_pictures_are_where_they_were_in_the_world() -> None:
+    def in_world(frame: Frame) -> np.ndarray:
+        pose = frame.global_from_reference
+        return frame.points[:, :3] @ pose[:3, :3].T + pose[:3, 3]
+
     frames = drive()
-    changed = faulty(frames, "delay:all,seconds=0.9@1.0-9")
-    for i in range(2, 6):  # 0.9 s late: what was recorded 1.0 s ago
-        old = frames[i - 2]
-        points = changed[i].points
-        world = points[:, :3] @ frames[i].global_from_reference[:3, :3].T + frames[i].global_from_reference[:3, 3]
-        then = old.points[:, :3] @ old.global_from_reference[:3, :3].T + old.global_from_reference[:3, 3]
-        np.testing.assert_allclose(world, then, atol=1e-4)
-        np.testing.assert_allclose(points[:, 4], old.points[:, 4] + 1.0, atol=1e-6)
-        assert changed[i].cameras["CAM_FRONT"] is old.cameras["CAM_FRONT"]
+    for now, old in zip(faulty(frames, "delay:all,seconds=0.9@1.0-9")[2:], frames, strict=False):
+        # 0.9 s late: what was recorded 1.0 s ago.
+        np.testing.assert_allclose(in_world(now), in_world(old), atol=1e-4)
+        np.testing.assert_allclose(now.points[:, 4], old.points[:, 4] + 1.0, atol=1e-6)
+        assert now.cameras["CAM_FRONT"] is old.cameras["CAM_FRONT"]
     early = faulty(frames, "delay:all,seconds=0.9")
     assert [frame.points is None for frame in early] == [True, True, False, False, False, False]
     assert [len(frame.cameras) for frame in early] == [0, 0, 6, 6, 6, 6]
@@ -147,13 +141,11 @@ def test_memory_of_a_delay_ends() -> None:
 
     def endless():
         for frame in drive(1) * 40:
-            frame = replace(frame, timestamp=len(alive) * 500_000)
-            alive.append(weakref.ref(frame))
-            yield frame
+            later = replace(frame, timestamp=len(alive) * 500_000)
+            alive.append(weakref.ref(later))
+            yield later
 
-    for _ in inject(
-        endless(), [Fault.parse("delay:all,seconds=2", SENSORS), Fault.parse("freeze:cameras@3-99", SENSORS)]
-    ):
+    for _ in inject(endless(), [Fault.parse(t, SENSORS) for t in ("delay:all,seconds=2", "freeze:cameras@3-99")]):
         assert sum(ref() is not None for ref in alive) <= 8
 
 
@@ -169,18 +161,13 @@ def test_a_displacement_turns_and_shifts_by_what_was_asked(degrees: float, metre
 def test_a_miscalibration_stays_and_is_that_of_one_camera() -> None:
     frames = drive(3)
     changed = faulty(frames, "miscalibration:cameras,degrees=3,metres=0.2")
-    moves = {
-        name: [
-            np.linalg.inv(a.cameras[name].ego_from_camera) @ b.cameras[name].ego_from_camera
-            for a, b in zip(frames, changed, strict=True)
-        ]
-        for name in CAMERAS
-    }
-    for each in moves.values():
-        np.testing.assert_allclose(each, [each[0]] * 3, atol=1e-12)
-        np.testing.assert_allclose(np.degrees(np.arccos((np.trace(each[0][:3, :3]) - 1) / 2)), 3, atol=1e-6)
-        np.testing.assert_allclose(np.linalg.norm(each[0][:3, 3]), 0.2)
-    assert not np.allclose(moves["CAM_FRONT"][0], moves["CAM_BACK"][0])
+    poses = [[[f.cameras[name].ego_from_camera for f in each] for name in CAMERAS] for each in (frames, changed)]
+    moves = np.linalg.inv(poses[0]) @ poses[1]  # (cameras, frames, 4, 4)
+    np.testing.assert_allclose(moves, np.repeat(moves[:, :1], 3, axis=1), atol=1e-12)
+    cosines = (np.trace(moves[:, 0, :3, :3], axis1=1, axis2=2) - 1) / 2
+    np.testing.assert_allclose(np.degrees(np.arccos(cosines)), 3, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(moves[:, 0, :3, 3], axis=1), 0.2)
+    assert not np.allclose(moves[0, 0], moves[1, 0])
 
 
 def test_amounts_are_those_that_were_asked() -> None:
@@ -238,8 +225,6 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
     [
         ("hidden:cat", "no class 'cat'; one of car, truck"),
         ("hidden:car@2", "write hidden:CLASS@START-END"),
-        ("hidden:car@4-2", "the window is @START-END"),
-        ("drop", "write KIND:SENSOR"),
         ("drop:CAM_FRONT@2", "write KIND:SENSOR"),
         ("melt:lidar", "no kind 'melt'; one of drop, freeze"),
         ("drop:CAM_FRNT", "no sensor 'CAM_FRNT'; one of lidar, cameras, all, LIDAR_TOP, CAM_FRONT"),
@@ -250,13 +235,11 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
         ("blur:all", r"all cannot have blur \(LIDAR_TOP\)"),
         ("points:CAM_FRONT", "CAM_FRONT cannot have points"),
         ("noise:lidar,0.5", "'0.5': write NAME=NUMBER; options: levels, metres"),
-        ("noise:lidar,metres=much", "'metres=much': write NAME=NUMBER"),
         ("noise:lidar,meters=1", "meters: is no option; options: levels, metres"),
         ("noise:lidar,metres=nan", "metres: input should be a finite number"),
         ("points:lidar,share=1.5", "share: input should be less than or equal to 1"),
         ("delay:lidar,seconds=60", "seconds: input should be less than or equal to 10"),
         ("drop:lidar,share=1", "share: is no option; options: none"),
-        ("", "write KIND:SENSOR"),
     ],
 )
 def test_what_is_no_fault_is_named_in_one_line(text: str, message: str) -> None:
