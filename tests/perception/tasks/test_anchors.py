@@ -130,23 +130,20 @@ def test_dense_outputs_are_the_layers_on_every_level() -> None:
             torch.testing.assert_close(dense[f"{name}.{i}"], expected)
 
 
-@pytest.mark.parametrize(
-    ("part", "changes", "message"),
-    [
+def test_parts_that_do_not_fit_each_other_are_refused() -> None:
+    for part, changes, message in (
         ("model.trunk", {"pyramid": False}, "detection: anchors.scales must have one for each .* feature maps, 1"),
         ("tasks.detection.anchors", {"scales": [1, 2]}, "one for each of the trunk's feature maps, 3"),
         ("tasks.map", {}, "tasks.map: reads one feature map, a trunk with `pyramid` gives one for each stage"),
         ("tasks.detection.anchors", {"candidates": 1280}, "candidates of all maps together must be fewer than 3840"),
         ("model.lidar", {"encoder": "masked"}, "`hidden` layers are for the encoder `padded`"),
-    ],
-)
-def test_parts_that_do_not_fit_each_other_are_refused(part: str, changes: dict[str, object], message: str) -> None:
-    content = model_config("pyramid").model_dump(mode="json")
-    *path, last = part.split(".")
-    section = functools.reduce(dict.__getitem__, path, content)
-    section[last] = section.get(last, {}) | changes
-    with pytest.raises(InputError, match=message):
-        parse_config(content, "test")
+    ):
+        content = model_config("pyramid").model_dump(mode="json")
+        *path, last = part.split(".")
+        section = functools.reduce(dict.__getitem__, path, content)
+        section[last] = section.get(last, {}) | changes
+        with pytest.raises(InputError, match=message):
+            parse_config(content, "test")
 
 
 # ---- targets and losses

@@ -192,18 +192,15 @@ def test_drawn_points_are_those_with_a_class() -> None:
 BLIND = {"lidar": None, "camera": {"backbone": "resnet10t"}, "fused_channels": 8}
 
 
-@pytest.mark.parametrize(
-    ("points", "changes", "message"),
-    [
+def test_a_head_that_does_not_fit_is_refused() -> None:
+    for points, changes, message in (
         ({"class_weights": {"tree": 2.0}}, {}, "tasks.points: class_weights: tree is no point class"),
         ({}, {"taxonomy": "kitti"}, "tasks.points: the taxonomy kitti has no classes of points"),
         ({"max_points": 0}, {}, "max_points"),
         ({}, {"model": BLIND}, r"tasks\.points: reads points, the model has no `lidar`"),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused(points: dict[str, Any], changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_config(copy.deepcopy(LITTLE) | changes | {"tasks": {"points": points}}, "x")
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_config(copy.deepcopy(LITTLE) | changes | {"tasks": {"points": points}}, "x")
 
 
 def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from networks import model
 from painted import painted_frame, spot_of
 from training_runs import small
-from vocabulary import RIG
+from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
 from perception.config import Augment, CameraBranch, Image
@@ -26,7 +26,6 @@ from perception.sensors.inputs import InputSpec, fit_width, prepare
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import Axis
-from perception.taxonomy import load_taxonomy
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 
 STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
@@ -84,12 +83,6 @@ def test_boxes_points_and_projections_move_with_the_similarity(seed: int) -> Non
     np.testing.assert_allclose(pixels[1], pixels[0], atol=1e-5)
 
 
-def _prepared(frame: Frame, affine: np.ndarray, size: Image) -> tuple[np.ndarray, np.ndarray]:
-    """The projection (3, 4) of the only camera, and where the bright spot of its prepared picture is."""
-    inputs = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(image=size), RIG), {"CAM_FRONT": affine})
-    return inputs["image_from_reference"][0, 0].astype(np.float64), spot_of(inputs["images"][0, 0])
-
-
 @settings(max_examples=25, deadline=None)
 @given(seeds)
 def test_pixels_move_with_the_projected_point(seed: int) -> None:
@@ -98,7 +91,9 @@ def test_pixels_move_with_the_projected_point(seed: int) -> None:
     frame, similarity = painted_frame(point), draw_similarity(rng, STRONG)
     size = Image(height=256, width=704)
     affine = draw_image_affine(rng, STRONG.model_copy(update={"image_rotation": 5.4}), FULL, size)
-    projection, spot = _prepared(transformed(frame, similarity), affine, size)
+    spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
+    inputs = prepare(transformed(frame, similarity), spec, {"CAM_FRONT": affine})
+    projection, spot = inputs["image_from_reference"][0, 0].astype(np.float64), spot_of(inputs["images"][0, 0])
     np.testing.assert_allclose(spot, _pixels(projection, _apply(similarity, point[None]))[0], atol=0.08)
 
 
@@ -207,21 +202,17 @@ def test_shuffled_points_keep_their_lidar_and_class() -> None:
 SIGNS = {"x": np.diag([-1.0, 1, 1, 1]), "y": np.diag([1.0, -1, 1, 1])}
 
 
-def scene() -> Frame:
-    """Objects in cells of their own."""
-    rng, count = np.random.default_rng(0), 12
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_labels_of_the_mirror_image_become_those_of_the_scene(axis: Axis) -> None:
+    """Of objects in cells of their own."""
+    grid, rng, count = BevGrid(), np.random.default_rng(0), 12
     places = [np.linspace(-11.03, 10.61, count), rng.uniform(-12, 12, count), rng.normal(size=count)]
     boxes = Boxes.from_yaws(
         np.stack(places, axis=1), rng.uniform(0.5, 4, (count, 3)), rng.uniform(-np.pi, np.pi, count),
         rng.normal(size=(count, 2)), np.arange(count) % 10, np.full(count, -1), np.ones(count),
     )  # fmt: skip
-    return replace(synthetic_frame("ego", RIG, 0), boxes=boxes)
-
-
-@pytest.mark.parametrize("axis", ["x", "y"])
-def test_labels_of_the_mirror_image_become_those_of_the_scene(axis: Axis) -> None:
-    grid, taxonomy, frame = BevGrid(), load_taxonomy("nuscenes"), scene()
-    task = DetectionTask(DetectionHead(axis=True), grid, taxonomy)
+    frame = replace(synthetic_frame("ego", RIG, 0), boxes=boxes)
+    task = DetectionTask(DetectionHead(axis=True), grid, NUSCENES)
     network = task.network(4)
     dense, wanted = [], task.labels(frame)
     for each in (frame, transformed(frame, SIGNS[axis])):
