@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from refusals import one_line_error
 from routed import assert_same
 from torch import Tensor
-from vocabulary import ATTRIBUTES, CLASSES, NUSCENES, RIG
+from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
 from perception.config import parse_config
@@ -32,11 +32,10 @@ from perception.sensors.inputs import prepare
 from perception.tasks.detection.anchor_head import AnchorHead
 from perception.tasks.detection.anchor_losses import NOTHING, UNSURE, anchor_losses, anchor_targets, focal
 from perception.tasks.detection.anchors import all_anchors
-from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import AnchorHead as Settings
 from perception.tasks.detection.config import FurtherClasses, Suppression
 from perception.tasks.detection.task import DetectionTask
-from perception.training.adapt import adapt, add_task, task_taxonomy
+from perception.training.adapt import add_task, task_taxonomy
 from perception.training.checkpoint import load_model
 from perception.training.loader import batch_labels
 
@@ -129,52 +128,27 @@ def test_dense_outputs_are_the_layers_on_every_level() -> None:
             assert dense[f"{name}.{i}"].shape == (1, outputs, *LEVELS[i])
             expected = torch.einsum("oi,birc->borc", layer.weight[:, :, 0, 0], level) + layer.bias[:, None, None]
             torch.testing.assert_close(dense[f"{name}.{i}"], expected)
-    one = AnchorHead(configured(scales=[1]), 8, NUSCENES)
-    assert set(one(levels[0])) == {"classes.0", "boxes.0", "directions.0"}
 
 
-def test_candidates_beyond_what_a_graph_can_sort_are_refused() -> None:
-    with one_line_error(says="candidates of all maps together must be fewer than 3840"):
-        configured(candidates=1920)
-
-
-@pytest.mark.parametrize(
-    ("part", "changes", "message"),
-    [
+def test_parts_that_do_not_fit_each_other_are_refused() -> None:
+    for part, changes, message in (
         ("model.trunk", {"pyramid": False}, "detection: anchors.scales must have one for each .* feature maps, 1"),
         ("tasks.detection.anchors", {"scales": [1, 2]}, "one for each of the trunk's feature maps, 3"),
         ("tasks.map", {}, "tasks.map: reads one feature map, a trunk with `pyramid` gives one for each stage"),
+        ("tasks.detection.anchors", {"candidates": 1280}, "candidates of all maps together must be fewer than 3840"),
         ("model.lidar", {"encoder": "masked"}, "`hidden` layers are for the encoder `padded`"),
-    ],
-)
-def test_parts_that_do_not_fit_each_other_are_refused(part: str, changes: dict[str, object], message: str) -> None:
-    content = model_config("pyramid").model_dump(mode="json")
-    *path, last = part.split(".")
-    section = functools.reduce(dict.__getitem__, path, content)
-    section[last] = section.get(last, {}) | changes
-    with pytest.raises(InputError, match=message):
-        parse_config(content, "test")
-
-
-def test_attributes_go_by_the_speed() -> None:
-    labels = torch.arange(10).repeat_interleave(2)
-    velocities = torch.tensor([[0.1, 0.1], [0.3, -0.3]]).repeat(10, 1)
-    names = [(*ATTRIBUTES, "")[i] for i in by_speed(labels, velocities, NUSCENES).tolist()]
-    vehicle, cycle = ("vehicle.parked", "vehicle.moving"), ("cycle.without_rider", "cycle.with_rider")
-    own = {
-        "bus": ("vehicle.stopped", "vehicle.moving"), "motorcycle": cycle, "bicycle": cycle,
-        "pedestrian": ("pedestrian.standing", "pedestrian.moving"), "barrier": ("", ""), "traffic_cone": ("", ""),
-    }  # fmt: skip
-    assert names == [name for c in CLASSES for name in own.get(c, vehicle)]
+    ):
+        content = model_config("pyramid").model_dump(mode="json")
+        *path, last = part.split(".")
+        section = functools.reduce(dict.__getitem__, path, content)
+        section[last] = section.get(last, {}) | changes
+        with pytest.raises(InputError, match=message):
+            parse_config(content, "test")
 
 
 # ---- targets and losses
 
 SHAPES = [(32, 32), (16, 16), (8, 8)]
-
-
-def anchors_of(neck: str) -> Settings:
-    return model_config(neck).tasks["detection"].anchors
 
 
 def task_of(neck: str) -> DetectionTask:
@@ -185,8 +159,9 @@ def task_of(neck: str) -> DetectionTask:
 def losses_of(neck: str, dense: dict[str, Tensor], boxes: Boxes) -> dict[str, Tensor]:
     """Means of one frame's losses."""
     frame = Frame("", 0, "lidar", np.eye(4), np.eye(4), None, {}, boxes=boxes)
-    labels = batch_labels([{"detection": task_of(neck).labels(frame)}])["detection"]
-    return {name: loss.mean() for name, loss in anchor_losses(anchors_of(neck), dense, labels).items()}
+    task = task_of(neck)
+    labels = batch_labels([{"detection": task.labels(frame)}])["detection"]
+    return {name: loss.mean() for name, loss in anchor_losses(task.config.anchors, dense, labels).items()}
 
 
 def as_numbers(boxes: Boxes) -> tuple[Tensor, Tensor]:
@@ -209,13 +184,12 @@ def overlap(a: list[float], b: list[float]) -> float:
 @settings(deadline=None, max_examples=5)
 @given(st.integers(0, 10**6), st.integers(0, 6))
 def test_targets_are_what_a_loop_over_objects_and_anchors_gives(seed: int, n: int) -> None:
-    config, boxes = anchors_of("pyramid"), objects(seed, n)
+    config, boxes = task_of("pyramid").config.anchors, objects(seed, n)
     anchors = all_anchors(config, SHAPES[1:])
     targets = anchor_targets(config, *as_numbers(boxes), anchors)
     numbers = np.concatenate([boxes.centers, boxes.sizes, boxes.yaws[:, None]], axis=1).tolist()
-    table = np.array([[overlap(box, anchor) for anchor in anchors.tolist()] for box in numbers]).reshape(
-        n, len(anchors)
-    )
+    overlaps = [[overlap(box, anchor) for anchor in anchors.tolist()] for box in numbers]
+    table = np.array(overlaps).reshape(n, len(anchors))
     expected = np.full(len(anchors), NOTHING)
     close: np.ndarray = np.zeros(len(anchors), bool)  # to a limit, or to another object's overlap: rounding decides
     if n:
@@ -234,7 +208,7 @@ def test_targets_are_what_a_loop_over_objects_and_anchors_gives(seed: int, n: in
 
 @pytest.mark.parametrize("neck", ["pyramid", "joined"])
 def test_perfect_outputs_lose_nothing_and_decode_to_the_objects(neck: str) -> None:
-    config, boxes = anchors_of(neck), objects(3, 8)
+    config, boxes = task_of(neck).config.anchors, objects(3, 8)
     shapes = SHAPES[: len(config.scales)]
     anchors = all_anchors(config, shapes)
     targets = anchor_targets(config, *as_numbers(boxes), anchors)
@@ -306,16 +280,6 @@ def test_unknown_velocities_unseen_objects_and_other_headings() -> None:
     assert nothing["boxes"].item() == nothing["directions"].item() == 0
 
 
-def test_a_module_trains_on_a_frozen_base_with_anchors(tables: NuScenesTables, tmp_path: Path) -> None:
-    module = {"name": "wet", "kind": "low_rank", "slots": ["trunk.*"]}
-    last = adapt(run("pyramid"), module, tables, None, [], tmp_path / "wet", steps=2, batch=1, learning_rate=1e-3)
-    (base, _), (adapted, config) = load_model(run("pyramid")), load_model(last)
-    assert base_hash(adapted) == base_hash(base)
-    assert [each.name for each in config.modules] == ["wet"]
-    moved = [p for name, p in adapted.named_parameters() if ".computations.wet." in name and name.endswith("up")]
-    assert all(p.any() for p in moved)
-
-
 # ---- classes that a trained head learns later: all else keeps every bit, and they go where the others go
 
 FURTHER = {
@@ -344,9 +308,8 @@ def test_the_base_and_its_boxes_keep_every_bit(both: Path) -> None:
     state = after.state_dict()
     assert_same(before.state_dict(), {name: state[name] for name in before.state_dict()})
     assert base_hash(before) == base_hash(after)
-    assert {name.rsplit(".", 3)[0] for name in state.keys() - before.state_dict().keys()} == {
-        "added.detection.branches"
-    }
+    added = {name.rsplit(".", 3)[0] for name in state.keys() - before.state_dict().keys()}
+    assert added == {"added.detection.branches"}
     assert after.config.taxonomy.class_names == (*NUSCENES.class_names, "rack", "debris")
     assert before.config.taxonomy.class_names == NUSCENES.class_names
     inputs = prepare(synthetic_frame("lidar", RIG, 7), TorchPredictor(after).spec)
@@ -375,15 +338,14 @@ def test_each_head_learns_from_its_own_classes_alone(both: Path) -> None:
     first, further = model.heads["detection"], model.added["detection"]
     features = torch.randn(2, 24, 32, 32, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[[1.0, 2, -1, 1.9, 4.6, 1.7, 0.1, 0, 0], [5, -4, -1, 1.0, 4.0, 1.2, 0.2, 0, 0]]] * 2)
-    labels = {
-        "boxes": boxes,
-        "classes": torch.tensor([[0, OWN]] * 2),
-        "real": torch.tensor([[True, True], [True, False]]),
-    }
+    real = torch.tensor([[True, True], [True, False]])
+    labels = {"boxes": boxes, "classes": torch.tensor([[0, OWN]] * 2), "real": real}
     head = model.head("detection")
     found = head.losses(head(features), labels)
-    alone = {**labels, "boxes": boxes[:, :1], "classes": labels["classes"][:, :1], "real": labels["real"][:, :1]}
-    other = {**labels, "boxes": boxes[:, 1:], "classes": torch.tensor([[0]] * 2), "real": labels["real"][:, 1:]}
+    alone, other = (
+        {"boxes": boxes[:, part], "classes": torch.tensor([[0]] * 2), "real": real[:, part]}
+        for part in (slice(0, 1), slice(1, 2))
+    )
     expected = first.losses(first(features), alone)
     expected |= {f"further/{name}": loss for name, loss in further.losses(further(features), other).items()}
     assert found.keys() == expected.keys()

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, cluster_boxes
-from perception.tasks.task import Memory, Task
+from perception.tasks.task import Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")
@@ -119,82 +119,21 @@ def test_an_unlikely_object_explains_no_obstacle() -> None:
         assert len(seen.ids) == found
 
 
-@dataclass(frozen=True)
-class Space:
-    """State of a memory: with the fields that obstacles.json needs, and the classes whose objects seem to be missed."""
-
-    obstacles: Obstacles
-    unexplained: np.ndarray
-    doubts: Mapping[str, str]
+HEADS = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.tasks["detection"]}
 
 
-class SpaceMemory(Memory[Any]):
-    def __init__(self) -> None:
-        self.tracker, self.doubts = ObstacleTracker(), Doubts(NUSCENES.class_names)
-
-    def update(self, frame: Frame, result: Any) -> Any:
-        return result
-
-    def explain(self, frame: Frame, state: tuple[Boxes, np.ndarray], objects: Boxes) -> Space:
-        found, classes = state
-        obstacles = self.tracker.update(found.transformed(frame.global_from_reference), objects)
-        here = objects.transformed(np.linalg.inv(frame.global_from_reference))
-        voxels = unexplained_voxels(classes, GRID, here, NUSCENES)
-        return Space(obstacles, voxels, self.doubts.update(voxels))
+def standing(frames: int) -> list[Frame]:
+    return [Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, scene="a") for i in range(frames)]
 
 
-class SpaceTask(Task[Any]):
-    """Its result is clusters in the reference frame, and classes of voxels."""
-
-    def memory(self) -> SpaceMemory:
-        return SpaceMemory()
-
-    def doubts(self, state: Space) -> Mapping[str, str]:
-        return state.doubts
-
-
-SpaceTask.__abstractmethods__ = frozenset()  # a network is not needed here
-
-
-def both_tasks() -> dict[str, Task[Any]]:
-    detection = tasks_of(TINY.tasks, TINY.head_grid, NUSCENES)["detection"]
-    return {"space": SpaceTask(None, detection.grid, NUSCENES), "detection": detection}
-
-
-def drive(frames: int) -> list[Frame]:
-    """The vehicle drives 4 m a frame along x, and turns."""
-    found = []
-    for i in range(frames):
-        pose = np.eye(4)
-        pose[:2, :2] = [[math.cos(0.2 * i), -math.sin(0.2 * i)], [math.sin(0.2 * i), math.cos(0.2 * i)]]
-        pose[0, 3] = 4.0 * i
-        found.append(Frame(f"s{i}", i * 500_000, "ego", pose, pose, None, {}, scene="a"))
-    return found
-
-
-def test_the_scene_gives_obstacles_ids_and_leaves_out_what_tracks_explain(tmp_path: Path) -> None:
-    """A car and a pallet at rest; the occupancy sees both, and the detector the car."""
-    tasks = both_tasks()
-    for names, expected in ((["space", "detection"], [[], [2], [2], [2]]), (["space"], [[], [1, 2], [1, 2], [1, 2]])):
-        scene = Scene(sensors(), {name: tasks[name] for name in names}, CONDITIONS)
-        with ObstacleWriter.open(tmp_path, NUSCENES) as writer:
-            for frame in drive(4):
-                from_global = np.linalg.inv(frame.global_from_reference)
-                places = clusters([(30.0, 4.0), (24.0, -3.0)]).transformed(from_global)
-                cars = objects([(30.0, 4.0)]).transformed(from_global)
-                scene.observe(frame)
-                seen = scene.update(frame, Prediction({"space": (places, EMPTY), "detection": cars}))
-                writer.add(frame, None, seen.states["space"])
-            assert not (tmp_path / OBSTACLES).exists()
-        written = json.loads((tmp_path / OBSTACLES).read_text())["frames"]
-        obstacles = [written[f"s{i}"]["obstacles"] for i in range(4)]
-        # The car is tracked from the second frame on, when its cluster has been seen as often.
-        assert [[each["id"] for each in entry] for entry in obstacles] == expected
-        for entry in obstacles[1:]:
-            np.testing.assert_allclose(entry[-1]["translation"], [24, -3, 0.5], atol=1e-9)
-            np.testing.assert_allclose(entry[-1]["size"], [0.8, 0.4, 1.2], atol=1e-9)
-            assert entry[-1]["probability"] == pytest.approx(0.9)
-        (tmp_path / OBSTACLES).unlink()
+def street(grid: VoxelGrid, frame: Frame) -> OccupancyResult:
+    """A pallet, and a car, which is unknown too."""
+    centers = grid.centers() + frame.global_from_reference[:3, 3]
+    pallet = (np.abs(centers - [30, 1, 0.4]) < [1.6, 0.8, 0.8]).all(axis=3)
+    car = (np.abs(centers - [24, -8, 0.8]) < [2.2, 0.9, 0.9]).all(axis=3)
+    classes = np.where(pallet, 0, np.where(car, NAMES.index("car"), len(NAMES) - 1)).astype(np.uint8)
+    occupied = (pallet | car).astype(np.float32)
+    return OccupancyResult(classes, occupied, occupied, np.zeros(360, np.float32), grid)
 
 
 @settings(max_examples=25)
@@ -215,17 +154,6 @@ def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
     np.testing.assert_array_equal(unexplained_voxels(classes, GRID, boxes, NUSCENES), expected)
 
 
-def test_a_hidden_class_leaves_its_voxels_unexplained() -> None:
-    classes, boxes = PARKED.copy(), Boxes.joined(objects([(-2, 2)]), objects([(2, -2)], label=PEDESTRIAN))
-    classes[1, 4:6, 14:17] = NAMES.index("pedestrian")
-    classes[0] = NAMES.index("driveable_surface")  # no class of objects
-    classes[3, 0, 0] = 0  # neither are others
-    for hidden in ({}, {CAR: 24}, {PEDESTRIAN: 6}):
-        left = boxes.select(~np.isin(boxes.labels, [*hidden]))
-        lost = unexplained_voxels(classes, GRID, left, NUSCENES)[1]
-        assert {i: lost[i] for i in lost.nonzero()[0].tolist()} == hidden
-
-
 @pytest.mark.parametrize(
     ("label", "score", "explained"),
     [(CAR, 0.01, True), (PEDESTRIAN, COUNTED_SCORE, True), (PEDESTRIAN, COUNTED_SCORE - 0.01, False)],
@@ -238,24 +166,25 @@ def test_an_unlikely_box_explains_voxels_of_its_class_alone(label: int, score: f
 
 def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_path: Path) -> None:
     """A parked car beside a vehicle that stands: its voxels stay, its detections go, its track ends 3 s later."""
-    frames = [replace(frame, global_from_reference=np.eye(4), global_from_ego=np.eye(4)) for frame in drive(16)]
-    explained = {}
+    tasks = tasks_of(HEADS, TINY.head_grid, NUSCENES)
+    task: Task[OccupancyResult] = tasks["occupancy"]
+    frames, explained = standing(16), {}
     for text, doubted, delays in (
         ("hidden:car@2-99", range(4 + 6 + 2, 16), {"objects missed": 4.0}),
         ("hidden:car", range(2, 16), {"objects missed": 1.0}),  # as a bundle without this class
         ("hidden:bus", (), {}),
     ):
-        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors(), both_tasks(), CONDITIONS)
+        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors(), tasks, CONDITIONS)
         detections = FaultDetections([], [fault])
         folder = tmp_path / text
         folder.mkdir()
         with ObstacleWriter.open(folder, NUSCENES) as writer:
             for i, frame in enumerate(detections.record_starts(frames)):
-                given = Prediction({"space": (clusters([]), PARKED), "detection": objects([(-2, 2)])})
+                given = Prediction({"occupancy": street(task.voxels, frame), "detection": objects([(24, -8)])})
                 scene.observe(frame)
                 seen = scene.update(frame, hide(given, [fault], detections.seconds(frame)))
                 assert list(seen.doubts) == (["car"] if i in doubted else [])
-                writer.add(frame, None, seen.states["space"])
+                writer.add(frame, None, seen.states["occupancy"])
                 detections.add(frame, seen.health, seen.doubts)
         [found] = detections.listed()
         assert (found["detected"], found["delays"]) == (len(doubted), delays)
@@ -281,13 +210,6 @@ def replayed(folder: Path, truths: list[Any]) -> ReplayedFrames:
     )  # fmt: skip
 
 
-def write_obstacles(folder: Path, frames: list[dict[int, tuple[float, float]]], voxels: list[np.ndarray]) -> None:
-    with ObstacleWriter.open(folder, NUSCENES) as writer:
-        for frame, places, counts in zip(drive(len(frames)), frames, voxels, strict=True):
-            boxes, ones = clusters(list(places.values())), np.ones(len(places), int)
-            writer.add(frame, None, Space(Obstacles(np.array([*places], int), boxes, ones, 0 * ones), counts, {}))
-
-
 def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     """Counted by hand: rows of truth are x, y, width, length, yaw, points."""
     near, far = [10, 0, 1, 2, 0, 5], [0, 40, 1, 2, math.pi / 2, 3]  # the far one is long along y
@@ -302,7 +224,11 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     voxels = [np.zeros((2, len(NUSCENES.classes)), int) for _ in places]
     for i, counts in enumerate(voxels):
         counts[:, CAR], counts[:, PEDESTRIAN] = (100, 10 * i), (20, 20)
-    write_obstacles(tmp_path, places, voxels)
+    with ObstacleWriter.open(tmp_path, NUSCENES) as writer:
+        for frame, own, counts in zip(standing(4), places, voxels, strict=True):
+            boxes, ones = clusters(list(own.values())), np.ones(len(own), int)
+            followed = Obstacles(np.array([*own], int), boxes, ones, 0 * ones)
+            writer.add(frame, None, SimpleNamespace(obstacles=followed, unexplained=counts))
     judge = ObstacleJudge(replayed(tmp_path, [truth, truth, truth, None]))
     assert judge.counts(Subject("scene_obstacle_recall")).tolist() == [[2, 4], [1, 2]]
     assert judge.score(Subject("scene_obstacle_recall")).tolist() == [0.5]
@@ -345,10 +271,16 @@ def test_an_obstacle_and_a_false_alarm_count_once_in_a_drive() -> None:
 
 
 def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
-    """The vehicle drives 2 m a frame towards a pallet; a car stands beside it, and is lost by the detector or not."""
-    heads = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.tasks["detection"]}
-    for detected in (True, False):
-        tasks = tasks_of(heads, TINY.head_grid, NUSCENES)
+    """The vehicle drives 2 m a frame towards a pallet; beside it stands a car, which the occupancy finds unknown too.
+
+    The car is detected, or lost by the detector, or there is no detector.
+    """
+    for names, detected, ids in (
+        (["occupancy", "detection"], True, [2]),
+        (["occupancy", "detection"], False, [1, 2]),
+        (["occupancy"], False, [1, 2]),
+    ):
+        tasks = tasks_of({name: HEADS[name] for name in names}, TINY.head_grid, NUSCENES)
         task: Task[OccupancyResult] = tasks["occupancy"]
         grid, scene = task.voxels, Scene(sensors(), tasks, CONDITIONS)
         writer = task.writer(tmp_path, ("lidar",))
@@ -358,14 +290,8 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
                 pose = np.eye(4)
                 pose[0, 3] = 2.0 * i
                 frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, None, {}, scene="a")
-                centers = grid.centers() + pose[:3, 3]
-                pallet = (np.abs(centers - [30, 1, 0.4]) < [0.8, 0.8, 0.8]).all(axis=3)
-                car = (np.abs(centers - [24, -8, 0.8]) < [2.2, 0.9, 0.9]).all(axis=3)
-                classes = np.where(pallet, 0, np.where(car, NAMES.index("car"), len(NAMES) - 1)).astype(np.uint8)
-                occupied = np.where(pallet | car, 1.0, 0.0).astype(np.float32)
+                result = street(grid, frame)
                 boxes = objects([(24 - 2.0 * i, -8)] if detected else [])
-                others = np.where(pallet, 1.0, 0.0).astype(np.float32)
-                result = OccupancyResult(classes, occupied, others, np.zeros(360, np.float32), grid)
                 scene.observe(frame)
                 seen = scene.update(frame, Prediction({"occupancy": result, "detection": boxes}))
                 file.add(frame, result, seen.states["occupancy"])
@@ -373,12 +299,16 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
                 assert isinstance(voxels, VoxelLayer)
                 assert isinstance(obstacles, BoxLayer)
                 assert list(seen.doubts) == (["car"] if i >= 2 and not detected else [])
+            assert not (tmp_path / OBSTACLES).exists()
         written = json.loads((tmp_path / OBSTACLES).read_text())["frames"]
         for i in range(8):
             entry = written[f"s{i}"]
-            assert [each["id"] for each in entry["obstacles"]] == ([] if i < 1 else [1])
-            for each in entry["obstacles"]:
+            # The car is tracked from the second frame on, when its cluster has been seen as often.
+            assert [each["id"] for each in entry["obstacles"]] == (ids if i else [])
+            for each in entry["obstacles"][-1:]:
                 np.testing.assert_allclose(each["translation"], [30, 1, 0.4], atol=0.8)
+                np.testing.assert_allclose(each["size"], [1.6, 3.2, 1.6], atol=1.2)
+                assert each["probability"] == pytest.approx(0.95, abs=0.05)
             occupied, lost = (row[CAR] for row in entry["voxels"])
             assert occupied >= 20
             assert (lost == 0) == (detected and i > 0)

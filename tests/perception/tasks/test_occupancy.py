@@ -13,7 +13,6 @@ from torch import Tensor
 from training_runs import small
 from vocabulary import NUSCENES
 
-from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import BevGrid
@@ -35,21 +34,18 @@ COARSE = BevGrid((-25.6, 25.6), (-25.6, 25.6), cell=1.6)
 GRID = BevGrid((-51.2, 51.2), (-51.2, 51.2), cell=0.8)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_voxels_that_do_not_fit_are_refused() -> None:
+    content = small().model_dump(mode="json")
+    content["grid"] |= {"x": GRID.x, "y": GRID.y, "cell": 0.8}
+    for changes, message in (
         ({"x": (56.0, 64.0)}, "x: 56 to 64 m is outside the grid"),
         ({"z": (-1.0, 5.3)}, "z: -1 to 5.3 m is not a whole number of voxels"),
         ({"body": (6.0, 7.0)}, "no voxel is 6 to 7 m high"),
         ({"losses": {"classes": {"cars": 1.0}}}, "losses.classes: 'cars' is none of others, barrier"),
-    ],
-)
-def test_voxels_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
-    content = small().model_dump(mode="json")
-    content["grid"] |= {"x": GRID.x, "y": GRID.y, "cell": 0.8}
-    content["tasks"] = {"occupancy": {"flat": []} | changes}
-    with pytest.raises(ValidationError, match=message):
-        type(small()).model_validate(content)
+    ):
+        content["tasks"] = {"occupancy": {"flat": []} | changes}
+        with pytest.raises(ValidationError, match=message):
+            type(small()).model_validate(content)
 
 
 def placed(voxels: VoxelGrid) -> tuple[Tensor, Tensor]:
@@ -160,10 +156,10 @@ def test_what_lies_on_the_ground_is_in_a_large_voxel_of_it() -> None:
     classes[:, :, :2], classes[0, 0, 0] = road, box
     seen = np.ones(fine.shape, bool)
     source = Occupied(None, lambda _: Occupancy(fine, classes, seen, seen))
-    labels = task().labels(posed(1), source)["classes"]
-    assert labels[0, 0, 0] == box
-    assert (labels[0, 1:, 0] == road).all()
-    assert task(flat=[]).labels(posed(1), source)["classes"][0, 0, 0] == road
+    for options, first in (({}, box), ({"flat": []}, road)):
+        labels = task(**options).labels(posed(1), source)["classes"]
+        assert labels[0, 0, 0] == first
+        assert (labels[0, 1:, 0] == road).all()
 
 
 def looked_up(
@@ -255,20 +251,9 @@ def test_lovasz_is_the_extension_of_the_jaccard_loss(seed: int) -> None:
     labels = rng.integers(0, 3, 30)  # one class does not occur
     loss = lovasz_softmax(torch.from_numpy(probabilities), torch.from_numpy(labels))
     assert loss.item() == pytest.approx(by_definition(probabilities, labels), abs=1e-12)
-
-
-def test_lovasz_of_hard_predictions_is_one_minus_iou() -> None:
-    labels = torch.tensor([0, 0, 0, 1, 1])
-    predicted = torch.tensor([0, 0, 1, 1, 1])
-    loss = lovasz_softmax(torch.nn.functional.one_hot(predicted, 2).double(), labels)
-    assert loss.item() == pytest.approx(1 - np.mean([2 / 3, 2 / 3]))
-
-
-def test_lovasz_without_elements_is_zero_and_has_a_gradient() -> None:
-    probabilities = torch.zeros(0, 3, requires_grad=True)
-    loss = lovasz_softmax(probabilities, torch.zeros(0, dtype=torch.int64))
-    loss.backward()
-    assert loss.item() == 0
+    nothing = lovasz_softmax(torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64))
+    nothing.backward()
+    assert nothing.item() == 0
 
 
 def problem(seed: int, count: int = 200, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -277,17 +262,9 @@ def problem(seed: int, count: int = 200, classes: int = 5) -> tuple[Tensor, Tens
     return 2 * torch.randn(count, classes, dtype=torch.float64), torch.randint(1, classes, (count,))
 
 
-def test_the_cross_entropy_is_torchs_weighted_one() -> None:
-    logits, labels = problem(0)
-    weights = torch.tensor([1.0, 0.1, 2.0, 0.0, 3.0], dtype=torch.float64)
-    expected = torch.nn.functional.cross_entropy(logits, labels, weights)
-    torch.testing.assert_close(cross_entropy(logits, labels, weights), expected)
-    assert cross_entropy(logits, labels, torch.zeros(5)) == 0
-
-
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_the_scale_loss_is_monoscenes(everywhere: bool) -> None:
-    """Precision, recall and specificity of each class that occurs, one after the other."""
+def test_the_scale_loss_is_monoscenes_and_the_cross_entropy_torchs(everywhere: bool) -> None:
+    """Precision, recall and specificity of each class that occurs, one after the other; classes have weights."""
     logits, labels = problem(1)
     if everywhere:
         labels = torch.full_like(labels, 2)  # then there is no specificity
@@ -304,6 +281,10 @@ def test_the_scale_loss_is_monoscenes(everywhere: bool) -> None:
     assert len(losses) == (1 if everywhere else 4)
     assert scale_loss(torch.from_numpy(p), truth).item() == pytest.approx(np.mean(losses), rel=1e-12)
     assert scale_loss(truth.double(), truth) == 0
+    weights = torch.tensor([1.0, 0.1, 2.0, 0.0, 3.0], dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(logits, labels, weights)
+    torch.testing.assert_close(cross_entropy(logits, labels, weights), expected)
+    assert cross_entropy(logits, labels, torch.zeros(5)) == 0
 
 
 def test_lovasz_takes_all_that_is_occupied_and_as_much_free_space_that_looks_occupied() -> None:
@@ -369,33 +350,6 @@ def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) ->
     np.testing.assert_array_equal(outputs["free"][0], free_rays(task.voxels).free(blocked))
     assert (blocked != solid.any(axis=0)).any()  # heights count
     assert 10 < len(np.unique(outputs["free"])) < 360
-
-
-def test_the_head_is_the_same_in_onnx_runtime() -> None:
-    task, network = head()
-    network.eval()
-    features = 3 * torch.randn(1, 4, *COARSE.shape)
-
-    class Graph(torch.nn.Sequential):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self[0].decode(self[0](x)).values())
-
-    names, whole = [output.name for output in task.outputs], Graph(network).eval()
-    program = torch.onnx.export(
-        whole, (features,), dynamo=True, opset_version=18, input_names=["x"], output_names=names, verbose=False
-    )
-    assert program is not None
-    graph = program.model_proto
-    assert not {node.op_type for node in graph.graph.node} & {"NonZero", "Loop", "If", "Scan", "ScatterND"}
-    found = OnnxRuntimeEngine(graph.SerializeToString()).run({"x": features.numpy()})
-    with torch.no_grad():
-        expected = network.decode(network(features))
-    assert [*found] == names
-    for name in ("occupied", "others"):
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
-    assert found["classes"].dtype == np.uint8
-    assert (found["classes"] == expected["classes"].numpy()).mean() > 0.999
-    assert (found["free"] == expected["free"].numpy()).mean() > 0.98
 
 
 # ---- over a drive

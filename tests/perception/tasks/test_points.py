@@ -1,13 +1,22 @@
-"""Points of the keyframe as inputs of a network, and the task that classifies them."""
+"""Points of the keyframe as inputs, the task that classifies them, and its scores against the official devkit."""
 
+import base64
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from heights import heights
+from heights import Heights, heights
+from nuscenes.eval.lidarseg import utils
+from nuscenes.eval.panoptic.panoptic_seg_evaluator import PanopticEval
+from nuscenes.utils.data_classes import Box
+from nuscenes.utils.geometry_utils import points_in_box
+from pyquaternion import Quaternion
 from routed import LITTLE
 from vocabulary import NUSCENES, RIG
 
@@ -15,16 +24,21 @@ from deploy.golden import GoldenFrame, differences
 from deploy.precision.measure import measure_tolerances
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from perception.config import Lidar, parse_config
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
+from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead
-from perception.tasks.points.iou import NONE
+from perception.tasks.points.iou import NONE, ious
+from perception.tasks.points.metric import PointsMetric
 from perception.tasks.points.network import PointSegmentationHead
+from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.tasks.points.task import PointsTask
+from perception.tasks.points.truth import classes_at
 
 PLACES = 2500
 GRID = BevGrid((-12.8, 12.8), (-12.8, 12.8))
@@ -178,18 +192,15 @@ def test_drawn_points_are_those_with_a_class() -> None:
 BLIND = {"lidar": None, "camera": {"backbone": "resnet10t"}, "fused_channels": 8}
 
 
-@pytest.mark.parametrize(
-    ("points", "changes", "message"),
-    [
+def test_a_head_that_does_not_fit_is_refused() -> None:
+    for points, changes, message in (
         ({"class_weights": {"tree": 2.0}}, {}, "tasks.points: class_weights: tree is no point class"),
         ({}, {"taxonomy": "kitti"}, "tasks.points: the taxonomy kitti has no classes of points"),
         ({"max_points": 0}, {}, "max_points"),
         ({}, {"model": BLIND}, r"tasks\.points: reads points, the model has no `lidar`"),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused(points: dict[str, Any], changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_config(copy.deepcopy(LITTLE) | changes | {"tasks": {"points": points}}, "x")
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_config(copy.deepcopy(LITTLE) | changes | {"tasks": {"points": points}}, "x")
 
 
 def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:
@@ -209,6 +220,8 @@ def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:
     assert allowed.labels == {"points/classes": pytest.approx(2 * 100 / 40_000)}
     assert measure_tolerances([(frame, [expected])], "fp32", tasks).labels == {"points/classes": LEAST.labels}
     assert differences(expected, changed(200), allowed, {}) == []
+    assert dict(Tolerances.model_validate_json(allowed.model_dump_json()).numbers()) == allowed.labels
+    assert Tolerances(ranked={}, dense={}).model_dump_json() == '{"ranked":{},"dense":{}}'  # as it was without them
     (problem,) = differences(expected, changed(205), allowed, {})
     assert problem == "points/classes differs in 0.51% of its elements"
     too_many = int(40_000 * BOUNDS["int8"].labels)
@@ -216,9 +229,235 @@ def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:
         measure_tolerances([(frame, [changed(too_many)])], "int8", tasks)
 
 
-def test_manifests_of_networks_without_class_indices_are_as_before() -> None:
-    none = Tolerances(ranked={}, dense={})
-    assert none.model_dump_json() == '{"ranked":{},"dense":{}}'
-    some = Tolerances(ranked={}, dense={}, labels={"a/b": 0.5})
-    assert Tolerances.model_validate_json(some.model_dump_json()) == some
-    assert dict(some.numbers()) == {"a/b": 0.5}
+# ---- scores, against the official devkit
+
+
+NAMES = NUSCENES.point_names
+
+
+def frame_of(points: np.ndarray, classes: np.ndarray | None) -> Frame:
+    return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes)
+
+
+def cloud(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Points up to 250 m away, some of them of an earlier sweep."""
+    xyz = rng.normal(0, 60, (count, 3))
+    return np.column_stack([xyz, rng.uniform(0, 255, count), rng.choice([0, 0, 0.05], count)]).astype(np.float32)
+
+
+def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
+    """Classes of which 60 % are those of the truth; only the first 12 occur."""
+    right, others = (rng.random(len(truth)) < 0.6) & (truth >= 0), rng.integers(0, 12, len(truth))
+    return np.where(right, truth, others).astype(np.uint8)
+
+
+def nothing_but_frames() -> PointsMetric:
+    """Of a source without annotations, for frames that have theirs."""
+    source: Any = SimpleNamespace(taxonomy=NUSCENES, has_point_classes=lambda token: False)
+    return PointsMetric(source, BevGrid())
+
+
+def test_unions_beyond_the_integers_of_float32_are_rounded_as_in_the_devkit() -> None:
+    matrix = utils.ConfusionMatrix(3, ignore_idx=0)
+    matrix.global_cm = np.array([[0, 0, 0], [0, 2**25 + 1, 2], [0, 4, 2**24 + 7]])
+    counts = np.array([[2**25 + 1, 2**24 + 7], [2**25 + 5, 2**24 + 9], [2**25 + 3, 2**24 + 11]])
+    np.testing.assert_allclose(ious(counts), matrix.get_per_class_iou()[1:], rtol=1e-12, atol=0)
+
+
+def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
+    """Over points of the keyframe with a class; parts are some frames, in a range, as if nothing else were there."""
+    rng = np.random.default_rng(1)
+    metric, (every, part) = nothing_but_frames(), [utils.ConfusionMatrix(len(NAMES) + 1, 0) for _ in range(2)]
+    for chosen in (True, False, True):
+        points = cloud(rng, 900)
+        truth = rng.integers(-1, 14, 900).astype(np.int16)
+        truth[truth == 2] = -1
+        frame = frame_of(points, truth)
+        own = frame.keyframe_classes
+        assert own is not None
+        predicted = mostly_right(rng, own)
+        metric.add(frame, predicted)
+        far = np.linalg.norm(frame.keyframe_points[:, :2].astype(np.float64), axis=1)
+        for matrix, inside in ((every, far >= 0), (part, chosen & (far >= 20) & (far < 60))):
+            matrix.update(own[inside] + 1, predicted[inside].astype(np.int64) + 1)
+    metric.add(frame_of(points, None), predicted)  # not annotated
+    scores = metric.scores()["points"]
+    found = metric.part(np.array([True, False, True, True]), (20, 60))
+    assert scores["mean"] == pytest.approx(every.get_mean_iou(), abs=1e-9)
+    assert scores["frequency_weighted"] == pytest.approx(every.get_freqweighted_iou(), abs=1e-9)
+    assert found["points_mIoU"] == pytest.approx(part.get_mean_iou(), abs=1e-9)
+    for classes, matrix in ((scores["classes"], every), (found["points_IoU"], part)):
+        with np.errstate(invalid="ignore"):
+            expected = matrix.get_per_class_iou()[1:]
+        assert tuple(classes) == NAMES
+        np.testing.assert_allclose([np.nan if v is None else v for v in classes.values()], expected, atol=1e-9)
+    assert scores["classes"][NAMES[2]] == 0  # predicted, but nowhere annotated
+    assert scores["classes"][NAMES[15]] is None  # neither
+    assert metric.part(np.array([False, False, False, True]))["points_mIoU"] is None
+    alone = {i: metric.part(np.arange(4) == i)["points_mIoU"] for i in range(3)}
+    ranked = sorted(alone, key=alone.__getitem__)
+    assert [each.frame for each in metric.worst(4)] == ranked
+    assert [each.values["points_mIoU"] for each in metric.worst(4)] == pytest.approx([alone[i] for i in ranked])
+
+
+def test_points_that_the_network_did_not_take_are_missed_and_unknown_ones_are_not_scored() -> None:
+    """A network with 60 places for 100 points; and a corruption after which it is unknown which points it saw."""
+    rng = np.random.default_rng(2)
+    points = cloud(rng, 100)
+    points[:, 4] = 0
+    truth = np.arange(100, dtype=np.int16) % 4
+    metric = nothing_but_frames()
+    metric.add(frame_of(points, truth), truth[:60].astype(np.uint8))
+    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
+    metric.add(frame_of(points, truth), np.where(np.arange(120) < 70, 1, NONE).astype(np.uint8))
+    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
+    metric.add(frame_of(points, truth), np.append(truth, np.full(20, NONE)).astype(np.uint8))
+    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
+
+
+def test_classes_are_found_by_the_place_of_a_point() -> None:
+    rng = np.random.default_rng(3)
+    recorded = cloud(rng, 200)
+    classes = rng.integers(0, 16, 200).astype(np.int16)
+    order = rng.permutation(200)[:150]
+    seen = recorded[order].copy()
+    seen[:10, 1] += 1e-3
+    np.testing.assert_array_equal(classes_at(seen, recorded, classes), np.append(np.full(10, -1), classes[order][10:]))
+    assert classes_at(recorded, recorded, classes) is classes
+    assert classes_at(recorded[:3], recorded[:0], classes[:0]).tolist() == [-1, -1, -1]
+
+
+def test_annotations_come_from_the_source_whatever_the_order_of_the_frames_points(tables: NuScenesTables) -> None:
+    """The class is that of the height; frames are read without annotations, with another sweep, and with faults."""
+    source, token = Heights(tables), tables.samples()[0]
+    metric = PointsMetric(source, BevGrid())
+    frame = tables.frame(token, sweeps=1, annotations=False, cameras=False)
+    assert len(frame.keyframe_points) < len(frame.points)
+    for points in (frame.points, frame.points[::-1], frame.points[::3]):
+        seen = replace(frame, points=np.ascontiguousarray(points))
+        metric.add(seen, heights(seen.keyframe_points).astype(np.uint8))
+        assert metric.scores()["points"]["mean"] == 1
+    blind = replace(frame, points=None)
+    metric.add(blind, np.full(4, NONE, np.uint8))
+    assert len(metric._counts) == 4
+    assert metric._counts[3] is None
+
+
+TASK = PointsTask(PointsHead(), BevGrid(), NUSCENES)
+
+
+def statistics(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]], list[tuple[Frame, np.ndarray]]]:
+    seen = []
+    for _ in range(frames):
+        truth, points = rng.integers(-1, 12, 400).astype(np.int16), cloud(rng, 400)
+        points[:, 4] = 0
+        seen.append((frame_of(points, truth), mostly_right(rng, truth)))
+    return [json.loads(json.dumps(TASK.statistics(*each, None))) for each in seen], seen
+
+
+def judge(parts: list[dict[str, Any]]) -> Any:
+    """Of frames that belong to two scenes in turn; the first is the only one without rain."""
+    count = len(parts)
+    conditions = [frozenset({"rain"} if i else ()) for i in range(count)]
+    tokens, scenes = [str(i) for i in range(count)], np.arange(count) % 2
+    assert PointsTask.judge is not None
+    return PointsTask.judge(ReplayedFrames(Path(), NUSCENES, tokens, scenes, np.zeros((count, 2)), conditions, parts))
+
+
+def test_gates_measure_what_the_metric_does_and_draws_count_scenes_several_times() -> None:
+    parts, seen = statistics(np.random.default_rng(4), 3)
+    judged, metric = judge(parts), nothing_but_frames()
+    for frame, result in (*seen, seen[1]):
+        metric.add(frame, result)
+    whole, rain = np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool)
+    assert judged.score(Subject("points"))[0] == pytest.approx(metric.part(whole)["points_mIoU"], abs=1e-12)
+    near = judged.score(Subject("points", "car", "rain", (0, 50)))[0]
+    assert near == pytest.approx(metric.part(rain, (0, 50))["points_IoU"]["car"], abs=1e-12)
+    twice = judged.score(Subject("points"), np.array([[1, 1], [1, 2]]))
+    assert twice[1] == pytest.approx(metric.part(np.ones(4, bool))["points_mIoU"], abs=1e-12)
+    with pytest.raises(Unmeasured, match="no point of vegetation is annotated"):
+        judged.score(Subject("points", "vegetation"))
+    assert judged.sizes(Subject("points")).sum() == pytest.approx(1)
+
+
+def test_replays_agree_in_the_share_of_equal_classes() -> None:
+    parts, seen = statistics(np.random.default_rng(5), 2)
+    changed = [{**part} for part in parts]
+    other = seen[1][1].copy()
+    other[:40] = (other[:40] + 1) % 12
+    changed[1] = TASK.statistics(seen[1][0], other, None)
+    mine, theirs = judge(parts), judge(changed)
+    assert mine.agreement(theirs, Subject("point_classes"), 0, 0)[0] == pytest.approx(1 - 40 / 800)
+    first, second = (np.concatenate([seen[0][1], last]) for last in (seen[1][1], other))
+    either = (first == 3) | (second == 3)
+    expected = (first == second)[either].mean()
+    assert mine.agreement(theirs, Subject("point_classes", "car"), 0, 0)[0] == pytest.approx(expected)
+    assert mine.same_results(judge(parts), Subject("points"))
+    assert not mine.same_results(theirs, Subject("points"))
+    assert len(base64.b64decode(parts[0]["classes"])) < 400  # they are compressed
+
+
+# ---- panoptic quality
+
+
+def segments(rng: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
+    """Predicted and annotated classes and objects of points, with objects of 3 to 60 points, and some errors."""
+    sizes = rng.integers(3, 60, 40)
+    true_objects = np.repeat(np.arange(40), sizes)[:count]
+    truth = rng.integers(-1, 5, 40)[true_objects]
+    objects = np.where(rng.random(len(truth)) < 0.35, rng.integers(0, 30, len(truth)), true_objects)
+    predicted = np.where(rng.random(len(truth)) < 0.2, rng.integers(0, 5, len(truth)), truth.clip(min=0))
+    return predicted, objects, truth, true_objects
+
+
+def by_definition(frames: list[tuple[np.ndarray, ...]], label: int) -> float:
+    """Panoptic quality of a class, segment by segment, by the sets of their points."""
+    total = matched = unmatched = 0.0
+    for predicted, objects, truth, true_objects in frames:
+        known = np.flatnonzero(truth >= 0)
+        mine = [{i for i in known if predicted[i] == label and objects[i] == each} for each in {*objects}]
+        theirs = [{i for i in known if truth[i] == label and true_objects[i] == each} for each in {*true_objects}]
+        pairs = [(a, b) for a, each in enumerate(mine) for b, other in enumerate(theirs)
+                 if each and other and len(each & other) / len(each | other) > 0.5]  # fmt: skip
+        total += sum(len(mine[a] & theirs[b]) / len(mine[a] | theirs[b]) for a, b in pairs)
+        matched += len(pairs)
+        unmatched += sum(len(each) >= 15 for a, each in enumerate(mine) if a not in {p[0] for p in pairs})
+        unmatched += sum(len(each) >= 15 for b, each in enumerate(theirs) if b not in {p[1] for p in pairs})
+    return total / (matched + unmatched / 2)
+
+
+def test_panoptic_quality_is_its_definition_and_the_devkits() -> None:
+    rng = np.random.default_rng(6)
+    frames = [segments(rng, 700) for _ in range(2)]
+    first, second = (panoptic_counts(*frame, classes=5) for frame in frames)
+    quality, segmentation, recognition = first.plus(second).qualities()
+    np.testing.assert_allclose(quality, [by_definition(frames, label) for label in range(5)], rtol=1e-12)
+    devkit = PanopticEval(6, ignore=[0], min_points=15)
+    for predicted, objects, truth, true_objects in frames:
+        devkit.addBatchPanoptic(predicted + 1, objects, truth + 1, true_objects)
+    *_, qualities, segmentations, recognitions = devkit.getPQ()
+    found, expected = (quality, segmentation, recognition), (qualities, segmentations, recognitions)
+    np.testing.assert_allclose(found, np.array(expected)[:, 1:], rtol=1e-12)
+    assert first.false.sum() + second.false.sum() > 0
+    assert first.missed.sum() > 0
+    nothing = panoptic_counts(*(np.zeros(0, np.int64) for _ in range(4)), classes=2)
+    assert np.isnan(nothing.qualities()).all()
+    counts = PanopticCounts(np.array([0.0, 0]), np.array([0, 0]), np.array([2, 0]), np.array([0, 0]))
+    np.testing.assert_array_equal(counts.qualities(), [[0, np.nan], [0, np.nan], [0, np.nan]])
+
+
+def test_points_belong_to_the_box_around_them() -> None:
+    """As the devkit's points_in_box; of two boxes that overlap to the nearer one, and only to chosen ones."""
+    rng = np.random.default_rng(7)
+    centers, sizes, yaws = rng.uniform(-6, 6, (5, 3)), rng.uniform(1, 6, (5, 3)), rng.uniform(-3, 3, 5)
+    boxes = Boxes.from_yaws(centers, sizes, yaws, np.zeros((5, 2)), np.arange(5), np.zeros(5), np.ones(5))
+    points = rng.uniform(-8, 8, (2000, 3))
+    turns = [Quaternion(axis=[0, 0, 1], radians=yaw) for yaw in yaws]
+    inside = np.stack([points_in_box(Box(*each), points.T) for each in zip(centers, sizes, turns, strict=True)], axis=1)
+    assert (inside.sum(axis=1) > 1).any()
+    distance = np.where(inside, np.linalg.norm(points[:, None] - centers, axis=2), np.inf)
+    expected = np.where(inside.any(axis=1), distance.argmin(axis=1), -1)
+    np.testing.assert_array_equal(objects_of_points(points, boxes, np.array(True)), expected)
+    even = objects_of_points(points, boxes, np.arange(5) % 2 == 0)
+    assert set(even.tolist()) == {-1, 0, 2, 4}
+    assert (inside[even >= 0, even[even >= 0]]).all()

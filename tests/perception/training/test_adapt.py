@@ -22,7 +22,7 @@ from perception.training import trainable
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge
-from perception.training.loader import Batch, FrameDataset, batches, collate
+from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import fit, train
 from perception.training.recalibrate import recalibrate
 
@@ -141,33 +141,11 @@ def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path):
         ({"when": ["snow"]}, "snow"),
         ({"when": ["fog"]}, "no keyframe of the split is known to have fog"),
         ({"slots": ["tronk.*"]}, "no slot is called 'tronk"),
-        ({"rank": 0}, "rank"),
-        ({"width": 3}, "width"),
-        ({"name": "not a name"}, "name"),
     ):
         module = {"kind": "low_rank", "name": "a", "slots": ["trunk.*"], "when": []} | change
         with pytest.raises(InputError, match=message):
             adapt(trained, module, tables, "all", (), tmp_path / "run", steps=1)
         assert not (tmp_path / "run").exists()
-
-
-def test_a_module_of_several_kinds_is_trained_and_saved_as_one(tables, trained, tmp_path):
-    parts = [{"kind": "batch_norm", "slots": ["*"]}, {"kind": "low_rank", "slots": ["trunk.*"], "rank": 2}]
-    adapt(trained, {"kind": "union", "name": "rain", "parts": parts}, tables, "all", (), tmp_path / "run", steps=2)
-    model, config = load_model(tmp_path / "run")
-    assert config.modules[-1] == model.bank.modules["rain"]
-    base, _ = load_model(trained)
-    learned = base.bank.load(tmp_path / "run" / "modules" / "rain.json")
-    assert learned == ["rain"]
-    for slot, computation in base.bank.at("rain").items():
-        for key, value in computation.state_dict().items():
-            assert torch.equal(value, model.bank.at("rain")[slot].state_dict()[key])
-    products = [c.delta() for c in model.bank.at("rain").values() if c.kind == "low_rank"]
-    assert any(product.abs().max() > 0 for product in products)
-    for slot, computation in model.bank.at("rain").items():
-        if computation.kind == "batch_norm":  # it saw the two batches, and the base's did not
-            counts = [int(norm.num_batches_tracked) for norm in (computation.norm, model.bank.slots[slot].layer)]
-            assert counts[0] - counts[1] == 2
 
 
 def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path):
@@ -249,19 +227,3 @@ def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, 
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, base[k])}
     assert changed
     assert all(".computations.own.norm." in key for key in changed)
-
-
-def test_costs_of_frames_are_their_losses_alone(tables):
-    config = without_modules(batch=1)
-    model = PerceptionModel(config).eval()
-    dataset = FrameDataset(tables, tables.samples("all"), config)
-    samples = [dataset[0], dataset[1]]
-    with torch.no_grad():
-        alone = [
-            sum(term.mean() for term in model.losses(model(batch.inputs), batch.labels).values())
-            for batch in (collate([sample]) for sample in samples)
-        ]
-        both = collate(samples)
-        terms = model.losses(model(both.inputs), both.labels)
-        together = sum(term.each() for term in terms.values())
-    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)

@@ -61,18 +61,11 @@ def mapped(finished: Path, tables: NuScenesTables) -> Path:
 
 
 @pytest.mark.slow("trains heads of three tasks")
-def test_an_added_task_leaves_every_bit_and_every_output(
-    finished: Path, mapped: Path, tables: NuScenesTables, tmp_path: Path
-) -> None:
+def test_an_added_task_leaves_every_bit_and_every_output(finished, mapped, tables, tmp_path):
     before, after = load_model(finished)[0], load_model(mapped)[0]
-    assert_kept(before, after)
-    assert after.tasks.keys() == {"detection", "map"}
+    assert assert_kept(before, after) == {"map/probabilities"}
     assert after.tasks["map"].config.added
-    own = after.state_dict().keys() - before.state_dict().keys()
-    assert {name.split(".")[0] for name in own} == {"added", "trunk"}
-    # Its own module runs for it alone, and both have learned.
     assert after.bank.modules["ground"].when == ("boston", "map")
-    assert all(computation.b.weight.any() for computation in after.bank.at("ground").values())
     inputs, boston = frame_inputs(after, 1), [Conditions(city="boston")]
     with torch.no_grad():
         maps = [after.predict(inputs, tags)["map/probabilities"] for tags in ([], boston)]
@@ -89,9 +82,7 @@ def test_an_added_task_leaves_every_bit_and_every_output(
     assert not torch.equal(*(each.state_dict()[key] for each in found[1:]))
 
 
-def test_its_own_module_learns_at_a_smaller_rate_than_the_head(
-    finished: Path, tables: NuScenesTables, tmp_path: Path
-) -> None:
+def test_its_own_module_learns_at_a_smaller_rate_than_the_head(finished, tables, tmp_path):
     """Adam's first step moves what starts at 0 by the rate; the rates are not those of a later training."""
     everywhere = GROUND | {"modules": [{**GROUND["modules"][0], "when": []}]}
     add_task(finished, "map", everywhere, tables, "all", (), tmp_path / "map", steps=1)
@@ -137,8 +128,7 @@ def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, m
 def test_the_command_loads_and_lists_an_added_head(finished: Path, mapped: Path, tmp_path: Path) -> None:
     given = ("modules", finished, "--load", mapped / "modules" / "map.json", "--out", tmp_path / "both", "--json")
     shown = json.loads(succeeds(*given))
-    base, both = load_model(finished)[0], load_model(tmp_path / "both")[0]
-    assert_kept(base, both)
+    both = load_model(tmp_path / "both")[0]
     assert_equal(load_model(mapped)[0], both)
     rain, ground, head = shown["modules"]
     assert (rain["name"], ground["name"], ground["when"]) == ("rain", "ground", ["boston", "map"])
@@ -180,9 +170,7 @@ def test_a_head_that_does_not_fit_is_refused_and_changes_nothing(finished: Path,
     assert model.bank.load(file) == ["map"]  # all is well with the file
 
 
-def test_adding_what_cannot_be_added_is_refused(
-    finished: Path, tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adding_what_cannot_be_added_is_refused(finished, tables, tmp_path, monkeypatch):
     out, module = tmp_path / "run", {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"]}
     monkeypatch.setattr(tables, "conditions", lambda token: Conditions())
     for task, content, message in (
@@ -265,7 +253,14 @@ def assert_features_of(network: Any, made: ImageEncoder) -> None:
 
 
 def test_weights_of_a_file(another: Any, weights: Path, tmp_path: Path) -> None:
-    assert_features_of(another, encoder(str(weights)))
+    """Modules stay as they are when weights are loaded."""
+    model = PerceptionModel(with_weights(str(weights)))
+    model.bank.add(LowRank(name="module", rank=1, slots=("camera.backbone.*",)))
+    before = {name: values.clone() for name, values in model.state_dict().items() if ".computations." in name}
+    model.camera.load_pretrained()
+    assert before
+    assert all(torch.equal(model.state_dict()[name], values) for name, values in before.items())
+    assert_features_of(another, model.camera.eval())
     short = {name: values for name, values in another.state_dict().items() if name != "layer1.0.conv1.weight"}
     save_file(short, tmp_path / "weights.safetensors")
     with one_line_error(r"weights.safetensors lacks 1 tensors, such as layer1\.0\.conv1\.weight"):
@@ -307,24 +302,6 @@ def test_weights_of_the_package() -> None:
     assert all(parameter.grad is not None for parameter in made.backbone.parameters())  # nothing is left unused
     with one_line_error(f"{PACKAGE} is for the backbone {PACKAGED}, this is resnet10t"):
         encoder(PACKAGE)
-
-
-@pytest.mark.parametrize("backbone", ["resnet10t", "resnet18"])
-def test_earlier_checkpoints_see_the_same_pictures(backbone: str) -> None:
-    config = little().model.camera.model_copy(update={"backbone": backbone})
-    made = ImageEncoder(config)
-    assert torch.equal(made.mean, torch.tensor(MEAN))
-    assert torch.equal(made.deviation, torch.tensor(DEVIATION))
-
-
-def test_modules_stay_when_weights_are_loaded(another: Any, weights: Path) -> None:
-    model = PerceptionModel(with_weights(str(weights)))
-    model.bank.add(LowRank(name="module", rank=1, slots=("camera.backbone.*",)))
-    before = {name: values.clone() for name, values in model.state_dict().items() if ".computations." in name}
-    model.camera.load_pretrained()
-    assert before
-    assert all(torch.equal(model.state_dict()[name], values) for name, values in before.items())
-    assert_features_of(another, model.camera.eval())
 
 
 def test_a_training_begins_with_the_weights_and_its_checkpoint_needs_them_no_more(

@@ -1,31 +1,44 @@
-"""Training samples depend on the seed and the position alone; objects to paste are stored with all that shows them."""
+"""Training samples depend on the seed and the position alone, also where decoded frames are kept in files."""
 
+import dataclasses
 import json
+import multiprocessing
+import os
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pandaset_drive as written
 import pytest
 import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from infos import new_infos, old_infos, opened_tiny, write_infos
 from loaders import _assert_equal, _config
 from map_writer import MapWriter
-from pasting import config, inside
-from vocabulary import CAMERAS, CLASSES
+from vocabulary import CLASSES
 
 from perception.config import Config, parse_config
+from perception.datasets import pandaset, recorded
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.nuscenes import dataset
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
-from perception.frame import Boxes
+from perception.frame import Camera, Frame, Reading
+from perception.mmdet3d.infos import Infos
+from perception.rig import load_rig
 from perception.sensors.inputs import prepare
-from perception.training import loader
+from perception.taxonomy import load_taxonomy
+from perception.training import frame_cache, loader
+from perception.training.frame_cache import FrameCache, code_version
+from perception.training.frames import Reads
 from perception.training.loader import Batch, FrameDataset, batches, class_balanced_order, collate
-from perception.training.objects import Objects, key_of, objects_of
-from perception.training.pictures import places
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +58,10 @@ def _dataset(tables: NuScenesTables, train: dict[str, Any] | None = None, **data
 
 def _batches(tables: NuScenesTables, config: Config, *start_and_processes: int) -> list[Batch]:
     return list(batches(FrameDataset(tables, tables.samples(), config), config, *start_and_processes))
+
+
+def _of_folder(root: Path, **data: Any) -> list[Batch]:
+    return _batches(NuScenesTables(root, "v1.0-tiny"), _config(**data))
 
 
 def _assert_all_equal(some: list[Batch], others: list[Batch]) -> None:
@@ -69,9 +86,7 @@ def test_samples_depend_on_seed_and_position_alone(mapped: NuScenesTables, monke
 
 
 @pytest.mark.parametrize(("processes", "passes"), [(1, 4), (2, 1), (2, 2)])
-def test_processes_and_passes_share_the_positions_of_a_step(
-    mapped: NuScenesTables, processes: int, passes: int
-) -> None:
+def test_processes_and_passes_share_the_positions_of_a_step(mapped, processes, passes):
     whole = _batches(mapped, _config({"batch": 4, "steps": 2}), 1)
     config = _config({"batch": 4, "steps": 2, "accumulate": passes})
     shares = [_batches(mapped, config, 1, process, processes) for process in range(processes)]
@@ -105,9 +120,6 @@ def test_without_augmentation_samples_are_the_prepared_frames(mapped: NuScenesTa
     batch, counts = collate(epoch[:2]), [int((each.inputs["pillar_counts"] > 0).sum()) for each in epoch[:2]]
     assert batch.inputs["pillar_points"].shape == (2, max(counts), 8, 5)
     assert (batch.inputs["pillar_counts"] > 0).sum(dim=1).tolist() == counts
-    assert batch.inputs["images"].shape == (2, 6, 96, 256, 3)
-    assert batch.labels["map"]["cells"].shape == (2, 6, 128, 128)
-    assert batch.labels["map"]["known"].tolist() == [True, True]
     assert batch.labels["detection"]["real"].sum(dim=1).tolist() == [2, 2]
     assert [conditions["weather"] for conditions in batch.conditions] == ["rain", "rain"]
 
@@ -123,8 +135,7 @@ def test_sensors_are_dropped_in_their_shares_and_never_both(mapped: NuScenesTabl
 
 
 def test_what_is_missing_is_marked_and_the_only_sensor_is_not_dropped(tiny_root: Path) -> None:
-    tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    labels = _batches(tables, _config())[0].labels["map"]
+    labels = _of_folder(tiny_root)[0].labels["map"]
     assert labels["known"].tolist() == [False, False]
     assert not labels["cells"].any()
     for file in (tiny_root / "samples").glob("CAM_*/*"):
@@ -179,142 +190,229 @@ def test_nothing_to_train_on(tiny_root: Path) -> None:
         FrameDataset(tables, tables.samples(), _config(class_balanced=True))
 
 
+# ---- decoded frames in files: never those of other data or code
+
+
+READS = Reads("ego", 2, lidar=True, cameras=True, least_width=0)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Of frames and all that is in them: equal values, to the bit and of equal types."""
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if dataclasses.is_dataclass(a):
+        names = [field.name for field in dataclasses.fields(a) if field.name != "file"]  # of a picture: not kept
+        return all(same(getattr(a, name), getattr(b, name)) for name in names)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
+    return type(a) is type(b) and a == b
+
+
 @pytest.fixture(scope="module")
-def folder(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a database of the simulated drives."""
-    folder = tmp_path_factory.mktemp("objects")
-    objects_of(tables, tables.samples(), config(), folder)
-    return folder
+def every_kind(nuscenes_root, sim_root, truck_root, tmp_path_factory):
+    """Data sets with real pictures, classes of points, several LiDARs, and lenses that distort."""
+    root = tmp_path_factory.mktemp("pandaset")
+    points = np.random.default_rng(0).uniform([-9, -9, 0, 0, 0, 0], [9, 9, 2, 255, 0.1, 1.99], (50, 6)).round(3)
+    points[:, 5] = np.floor(points[:, 5])
+    car = written.Object("Car", "parked", (3.0, 20.0, 0.3))
+    written.write_drive(root, [car], {0: points, 1: points}, {0: np.full(50, 13)})
+    return {
+        "real": NuScenesTables(nuscenes_root, "v1.0-mini"),
+        "simulated": NuScenesTables(sim_root, "v1.0-sim"),
+        "truck": NuScenesTables(truck_root, "v1.0-sim", load_rig("truck"), load_taxonomy("truckscenes")),
+        "pandaset": PandaSet(root),
+    }
 
 
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def _no_reading(patch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise AssertionError("a sensor file is read again")
+
+    for module, name in (
+        (dataset, "read_image"), (recorded, "read_cloud"), (pandaset, "read_image"), (pandaset, "sweep")
+    ):  # fmt: skip
+        patch.setattr(module, name, refused)
 
 
-def _opened(tables: NuScenesTables, folder: Path) -> Objects:
-    return objects_of(tables, tables.samples(), config(), folder)
+def test_stored_frames_are_the_read_ones(every_kind: dict[str, Keyframes], tmp_path: Path) -> None:
+    lidars, classes = set(), set()
+    for name, tables in every_kind.items():
+        tokens = tables.samples()[:2]
+        whole = [READS.frame(tables, token) for token in tokens]
+        cache = FrameCache(tmp_path, tables, READS)
+        assert all(same(cache.frame(token), frame) for token, frame in zip(tokens, whole, strict=True)), name
+        with pytest.MonkeyPatch.context() as patch:
+            _no_reading(patch)
+            stored = [cache.frame(token) for token in tokens]
+        assert all(same(a, b) for a, b in zip(stored, whole, strict=True)), name
+        assert stored[0].points is not None
+        assert not stored[0].points.flags.writeable
+        lidars |= {name} if whole[0].lidar_of_point is not None else set()
+        classes |= {name} if whole[0].class_of_point is not None else set()
+    assert lidars >= {"truck", "pandaset"}
+    assert classes >= {"simulated", "pandaset"}
 
 
-def test_the_database_holds_all_points_and_pictures_of_every_object(tables: NuScenesTables, folder: Path) -> None:
-    objects, number = _opened(tables, folder), 0
-    for token in tables.samples()[:2]:
-        frame = tables.frame(token, "ego", 2)
-        for i in np.flatnonzero(frame.boxes.num_points > 0):
-            points = frame.points[inside(frame.points, frame.boxes, i)]
-            if not len(points):
-                continue
-            np.testing.assert_array_equal(objects.points(number), points)
-            for name in ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points"):
-                np.testing.assert_array_equal(getattr(objects.boxes, name)[number], getattr(frame.boxes, name)[i])
-            seen = 0
-            for camera, name in enumerate(CAMERAS):
-                picture, projection = frame.cameras[name].image, frame.image_from_reference(name)
-                (place,) = places(frame.boxes.select([i]), projection, picture.shape)
-                crop = objects.crop(number, camera)
-                assert (place is None) == (crop is None)
-                if place is not None:
-                    seen += 1
-                    np.testing.assert_array_equal(crop, picture[place.top : place.bottom, place.left : place.right])
-            assert len(objects.cameras(number)) == seen
-            number += 1
-    # Points of earlier sweeps as well, and other keyframes follow.
-    ages = np.concatenate([*map(objects.points, range(number))])[:, 4]
-    assert {0, 50, 100} == set(np.round(1000 * ages).tolist())
-    assert number < len(objects.boxes)
+def test_all_files_that_are_opened_have_a_stamp(every_kind, tiny_root, tmp_path):
+    """By Python's own hook for files that are opened."""
+    infos = write_infos(tiny_root / "infos.pkl", new_infos(old_infos(opened_tiny(tiny_root), old_boxes=False)))
+    opened = set[str]()
+    watching = [True]
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching[0] and event == "open" and isinstance(arguments[0], str | os.PathLike):
+            opened.add(os.path.realpath(arguments[0]))
+
+    sys.addaudithook(note)
+    unread = shutil.copytree(every_kind["pandaset"].dataroot, tmp_path / "not in memory yet")
+    written.write(unread / "007" / "meta", "gps.json", [{"lat": 1.0, "long": 2.0}] * written.FRAMES)
+    for name, tables in (every_kind | {"pandaset": PandaSet(unread), "infos": Infos(infos)}).items():
+        opened.clear()
+        token = tables.samples()[1]
+        READS.frame(tables, token)
+        named = {os.path.realpath(path) for path, _, _ in tables.stamps(token, READS.sweeps)}
+        read = {path for path in opened if Path(path).is_relative_to(tables.dataroot.resolve())}
+        assert len(read) >= 3, name
+        assert read <= named, name
+    watching[0] = False
 
 
-def test_without_lidar_the_database_holds_what_cameras_saw(tables: NuScenesTables, tmp_path: Path) -> None:
-    content, tokens = config({"lidar": None}).model_dump(mode="json"), tables.samples()[:1]
-    content["rig"]["cameras"] = content["rig"]["cameras"][:1]
-    objects, frame = objects_of(tables, tokens, parse_config(content, "test"), tmp_path), tables.frame(tokens[0])
-    name = CAMERAS[0]
-    found = places(frame.boxes, frame.image_from_reference(name), frame.cameras[name].image.shape)
-    seen = [i for i, place in enumerate(found) if place is not None and frame.boxes.num_points[i] > 0]
-    assert 0 < len(seen) < (frame.boxes.num_points > 0).sum()
-    np.testing.assert_array_equal(objects.boxes.centers, frame.boxes.centers[seen])
-    assert not len(objects.points(0))
+def test_every_field_of_a_frame_is_stored(tmp_path: Path) -> None:
+    """Also those that no data set fills, and a frame without any sensor."""
+    none, one = np.zeros((0, 5), np.float32), np.eye(4)
+    camera = Camera(np.zeros((3, 5, 3), np.uint8), np.eye(3), one, one, 7)
+    frame = Frame(
+        "t", 1, "lidar", one, 2 * one, none, {"A": camera}, position=(1.5, 2.5), scene="s", location="l",
+        lidar_of_point=np.zeros(0, np.uint8), class_of_point=np.zeros(0, np.int16),
+        signals={"rain": [Reading(3, 0.5), Reading(4, "off")]},
+    )  # fmt: skip
+    for i, each in enumerate((frame, dataclasses.replace(frame, points=None, cameras={}, position=None))):
+        path = tmp_path / f"{i}.frame"
+        path.write_bytes(frame_cache._packed(each))
+        assert same(frame_cache._stored(path), each)
 
 
-def test_the_database_is_built_once_and_workers_do_not_change_its_bytes(
-    tables: NuScenesTables, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = config().model_dump(mode="json")
-    content["data"]["workers"] = 2
-    objects_of(tables, tables.samples(), parse_config(content, "test"), tmp_path)
-    assert _bytes(tmp_path) == _bytes(folder)
-    monkeypatch.setattr(NuScenesTables, "frame", None)  # nothing is read again
-    again = objects_of(tables, tables.samples(), config(classes={"bus": 1}, points=9, until=0.5), folder)
-    assert len(again.boxes) == len(_opened(tables, folder).boxes)
+def test_a_training_sees_the_same_samples(tiny_root: Path, tmp_path: Path) -> None:
+    for reduced in (False, True):
+        alone = _of_folder(tiny_root, reduced_pictures=reduced)
+        options = {"reduced_pictures": reduced, "cache": str(tmp_path / "cache")}
+        for workers in (2 * reduced, 0):  # which fill it, and which only read it
+            _assert_all_equal(alone, _of_folder(tiny_root, **options, workers=workers))
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # frames as recorded, and as asked for by the other
+    with pytest.MonkeyPatch.context() as patch:
+        _no_reading(patch)
+        assert len(_of_folder(tiny_root, **options)) == 6
 
 
-def _changed(**keys: Any) -> Config:
-    content = config().model_dump(mode="json")
-    for path, value in keys.items():
-        *sections, last = path.split("__")
-        section = content
-        for name in sections:
-            section = section[name]
-        section[last] = value
-    return parse_config(content, "test")
+class Counted:
+    """Opens the tables again, and counts the frames that are read instead of found."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder = root, folder
+
+    def __call__(self, reads: Reads = READS, taxonomy: str = "nuscenes") -> int:
+        tables, read = NuScenesTables(self.root, "v1.0-tiny", taxonomy=load_taxonomy(taxonomy)), 0
+        cache = FrameCache(self.folder, tables, reads)
+        for token in tables.samples():
+            before = sum(1 for _ in self.folder.rglob("*.frame"))
+            assert same(cache.frame(token), reads.frame(tables, token))
+            read += sum(1 for _ in self.folder.rglob("*.frame")) - before
+        return read
 
 
-def test_the_databases_key_depends_on_its_making(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = tables.samples()
-    masked = _changed(data__paste__pictures="mask")
-    others = [
-        *(_changed(model__lidar__sweeps=1), _changed(grid__reference="lidar"), masked),
-        *(_changed(model__lidar=None), _changed(rig="pandaset")),
-    ]
-    keys = [key_of(tables, some, config()) for some in (tokens, tokens[1:], tokens[::-1])]
-    keys += [key_of(tables, tokens, other) for other in others]
-    assert key_of(tables, tokens, _changed(model__camera=None)) == key_of(tables, tokens, masked)  # without pictures
-    boxes = NuScenesTables.boxes
-
-    def moved(source: NuScenesTables, token: str) -> Boxes:
-        found = boxes(source, token)
-        found.centers[-1, 0] += 1e-3
-        return found
-
-    monkeypatch.setattr(NuScenesTables, "boxes", moved)
-    keys.append(key_of(tables, tokens, config()))
-    assert len(set(keys)) == len(keys) == 9
-
-
-def test_what_is_cut_off_leaves_nothing_and_what_is_damaged_is_said(
-    tables: NuScenesTables, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, killed = NuScenesTables.frame, tables.samples()[3]
-
-    def dying(source: NuScenesTables, token: str, *options: Any, **named: Any) -> Any:
-        if token == killed:
-            raise KeyboardInterrupt
-        return read(source, token, *options, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(NuScenesTables, "frame", dying)
-        with pytest.raises(KeyboardInterrupt):
-            _opened(tables, tmp_path)
-    assert not list(tmp_path.iterdir())
-    for name, content in _bytes(folder).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content[:-1] if name.endswith("points.bin") else content)
-    with pytest.raises(InputError, match="a damaged database of objects"):
-        _opened(tables, tmp_path)
-    next(tmp_path.rglob("objects.json")).write_text(json.dumps([]))
-    with pytest.raises(InputError, match="a damaged database of objects"):
-        _opened(tables, tmp_path)
+def test_what_a_frame_depends_on_makes_it_anew(tiny_root, tmp_path, monkeypatch):
+    count = Counted(tiny_root, tmp_path / "cache")
+    assert (count(), count()) == (3, 0)
+    for change in ({"sweeps": 1}, {"grid_reference": "lidar"}, {"cameras": False}, {"lidar": False}):
+        assert (count(READS._replace(**change)), count()) == (3, 0), change
+    assert count(taxonomy="pandaset") == 3
+    picture = next((tiny_root / "samples" / "CAM_FRONT").iterdir())
+    picture.write_bytes(cv2.imencode(".jpg", np.zeros((50, 80, 3), np.uint8))[1].tobytes())
+    assert (count(), count()) == (1, 0)
+    sweep = min((tiny_root / "sweeps" / "LIDAR_TOP").iterdir())  # of the first keyframe, and the next one's second
+    kept = sweep.read_bytes()
+    sweep.unlink()
+    missing = count()
+    assert missing >= 1
+    sweep.write_bytes(kept)
+    os.utime(sweep, ns=(1, 1))
+    assert (count(), count()) == (missing, 0)
+    table = tiny_root / "v1.0-tiny" / "ego_pose.json"
+    table.write_text(table.read_text().replace("50.0", "51.0"))
+    assert (count(), count()) == (3, 0)
+    sources = tiny_root / "sources"  # other code: a file more, its content, its name, one in a folder
+    (sources / "inner").mkdir(parents=True)
+    monkeypatch.setattr(frame_cache, "_SOURCES", sources)
+    for change in (
+        lambda: (sources / "a.py").write_text("a = 1"),
+        lambda: (sources / "a.py").write_text("a = 2"),
+        lambda: (sources / "a.py").rename(sources / "b.py"),
+        (sources / "inner" / "c.py").touch,
+    ):
+        change()
+        code_version.cache_clear()
+        assert (count(), count()) == (3, 0)
+    (sources / "notes.txt").write_text("no code")
+    code_version.cache_clear()
+    assert count() == 0
+    code_version.cache_clear()
 
 
-def test_other_processes_wait_for_the_one_that_builds(
-    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens, settings = tables.samples()[:1], config(pictures="mask")
-    built: list[Objects] = []
+def test_damaged_files_are_not_taken_for_frames(tiny_root: Path, tmp_path: Path) -> None:
+    count = Counted(tiny_root, tmp_path / "cache")
+    count()
+    tables = NuScenesTables(tiny_root, "v1.0-tiny")
+    path = sorted((tmp_path / "cache").rglob("*.frame"))[0]
+    whole = path.read_bytes()
+    flipped = [bytearray(whole) for _ in range(40)]
+    for place, content in zip(np.linspace(0, len(whole) - 1, 40).astype(int), flipped, strict=True):
+        content[place] ^= 4
+    zeroed = whole[:4096] + bytes(len(whole) - 4096)
+    cut = [whole[:length] for length in (0, 4, 8, 20, 3000, len(whole) - 1)]
+    for content in (*flipped, zeroed, bytes(len(whole)), *cut, whole + b"0", b"no frame"):
+        path.write_bytes(content)
+        assert frame_cache._stored(path) is None
+    cache = FrameCache(tmp_path / "cache", tables, READS)
+    assert all(same(cache.frame(token), READS.frame(tables, token)) for token in tables.samples())
+    assert path.read_bytes() == whole
 
-    def built_meanwhile(_: float) -> None:
-        built.append(objects_of(tables, tokens, settings, tmp_path))
 
-    monkeypatch.setattr("time.sleep", built_meanwhile)
-    waited = objects_of(tables, tokens, settings, tmp_path, builds=False)
-    assert len(built) == 1
-    np.testing.assert_array_equal(waited.boxes.centers, built[0].boxes.centers)
+def _fill(root: Path, folder: Path, barrier: Any) -> None:
+    tables = NuScenesTables(root, "v1.0-tiny")
+    barrier.wait()
+    for _ in range(5):
+        cache = FrameCache(folder, tables, READS)
+        for token in tables.samples():
+            assert same(cache.frame(token), READS.frame(tables, token))
+        for path in cache.folder.glob("*.frame"):
+            path.unlink(missing_ok=True)
+    for token in tables.samples():
+        cache.frame(token)
+
+
+def test_processes_fill_a_cache_together(tiny_root: Path, tmp_path: Path) -> None:
+    """And delete its files under one another's hands."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    running = [context.Process(target=_fill, args=(tiny_root, tmp_path / "cache", barrier)) for _ in range(3)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join()
+    assert [each.exitcode for each in running] == [0, 0, 0]
+    files = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert all(name.endswith(".frame") and not name.startswith(".") for name in files)
+
+
+def test_a_folder_that_cannot_be_made_or_filled(tiny_root, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^data\.cache: cannot make .*file.* name another folder$"):
+        _of_folder(tiny_root, cache=str(tmp_path / "file"))
+    alone, disk = _of_folder(tiny_root), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=disk.total // 21))
+    _assert_all_equal(alone, _of_folder(tiny_root, cache=str(tmp_path / "full")))
+    assert not list((tmp_path / "full").rglob("*.frame"))
+    tables = NuScenesTables(tiny_root, "v1.0-tiny")
+    cache, token = FrameCache(tmp_path / "deleted", tables, READS), tables.samples()[0]
+    shutil.rmtree(tmp_path / "deleted")
+    assert same(cache.frame(token), READS.frame(tables, token))

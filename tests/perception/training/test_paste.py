@@ -1,33 +1,91 @@
-"""Pasted objects collide with nothing, replace the scene's points and pixels, and depend on seed and position alone."""
+"""Pasted objects collide with nothing, replace points and pixels, and are stored with all that shows them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pasting import CLASSES, ahead, config, inside, ordered, polygon, upright
+from shapely import Polygon
 from vocabulary import CAMERAS, NUSCENES
 
-from perception.config import parse_config
+from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Boxes, Frame
+from perception.frame import Boxes, Camera, Frame
 from perception.training.box_geometry import footprints, overlapping, points_of
-from perception.training.loader import FrameDataset, Sample, batches
-from perception.training.objects import Objects, objects_of
+from perception.training.loader import FrameDataset, batches
+from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
 from perception.training.pictures import Layer, Place, painted, places
 
 seeds = st.integers(0, 2**32 - 1)
+TINY = load_config(find_config("tiny")).model_dump(mode="json")
+CLASSES = {"car": 32, "pedestrian": 25, "truck": 3, "bus": 2}
+
+
+def config(model: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **paste: Any) -> Config:
+    """`tiny` with two sweeps that pastes crops."""
+    content = {**TINY, "data": {**TINY["data"], "paste": {"classes": CLASSES, "pictures": "paste", **paste}}}
+    content["model"] = {**TINY["model"], "lidar": {**TINY["model"]["lidar"], "sweeps": 2}, **(model or {})}
+    content["train"] = {**TINY["train"], **(train or {})}
+    return parse_config(content, "test")
+
+
+def polygon(boxes: Boxes, number: int) -> Polygon:
+    """The footprint of a box."""
+    width, length = boxes.sizes[number, :2]
+    yaw = boxes.yaws[number]
+    ahead, left = np.array([np.cos(yaw), np.sin(yaw)]) * length / 2, np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2
+    return Polygon([boxes.centers[number, :2] + i * ahead + j * left for i, j in ((1, 1), (1, -1), (-1, -1), (-1, 1))])
+
+
+def inside(points: np.ndarray, boxes: Boxes, number: int, moving: bool = True) -> np.ndarray:
+    """(N,) bool, in float64: inside the box, which is where it was at each point's time."""
+    velocity = np.nan_to_num(boxes.velocities[number]) if moving else np.zeros(3)
+    centers = boxes.centers[number] - points[:, 4:5].astype(float) * velocity
+    local = (points[:, :3].astype(float) - centers) @ boxes.rotations[number]
+    return (np.abs(local) <= boxes.sizes[number][[1, 0, 2]] / 2).all(axis=1)
+
+
+def ordered(*points: np.ndarray) -> np.ndarray:
+    """All the points, in an order that does not depend on theirs."""
+    every = np.concatenate(points)
+    return every[np.lexsort(every.T)]
+
+
+def upright(*rows: tuple[float, ...]) -> Boxes:
+    """Boxes of label 0, each x y z, width length height, yaw, vx vy."""
+    n = np.array(rows, float).reshape(-1, 9)
+    zero = np.zeros(len(n), int)
+    return Boxes.from_yaws(n[:, :3], n[:, 3:6], n[:, 6], n[:, 7:], zero, zero - 1, zero + 1.0)
+
+
+def ahead(boxes: Boxes, size: tuple[int, int] = (60, 80), seed: int = 0) -> Frame:
+    """A frame of nothing but a front camera at the origin, 80 pixels to a radian, with a picture of noise."""
+    ego_from_camera = np.eye(4)
+    ego_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    intrinsics = np.array([[80.0, 0, (size[1] - 1) / 2], [0, 80, (size[0] - 1) / 2], [0, 0, 1]])
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    cameras = {CAMERAS[0]: Camera(noise, intrinsics, ego_from_camera, np.eye(4), 0)}
+    return Frame("t", 0, "ego", np.eye(4), np.eye(4), None, cameras, boxes=boxes)
 
 
 @pytest.fixture(scope="module")
-def objects(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Objects:
-    """Of the simulated drives."""
-    return objects_of(tables, tables.samples(), config(), tmp_path_factory.mktemp("objects"))
+def folder(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a database of the simulated drives."""
+    folder = tmp_path_factory.mktemp("objects")
+    objects_of(tables, tables.samples(), config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def objects(tables: NuScenesTables, folder: Path) -> Objects:
+    return objects_of(tables, tables.samples(), config(), folder)
 
 
 @pytest.fixture(scope="module")
@@ -163,40 +221,34 @@ def test_only_what_a_sensor_shows_is_pasted(objects: Objects, frames: Sequence[F
     assert {tuple(center) for center in pasted.centers[len(one.boxes) :]} <= own
 
 
-def _same(one: Sample, other: Sample) -> bool:
-    return all(np.array_equal(array, other.inputs[name]) for name, array in one.inputs.items())
-
-
 @pytest.mark.parametrize(("until", "steps"), [(0.5, 2), (0.29, 29), (1.0, 10), (0.0, 0)])
-def test_pasting_ends_after_its_share_of_the_steps(
-    tables: NuScenesTables, objects: Objects, until: float, steps: int
-) -> None:
+def test_pasting_ends_after_its_share_of_the_steps(tables, objects, until, steps):
     total = steps and round(steps / until)
     settings = config({"camera": None}, {"steps": total or 4, "batch": 2}, until=until, pictures="mask")
     token = tables.samples()[:1]  # cached
-    pasting = FrameDataset(tables, token, settings, (), objects)
-    plain = FrameDataset(tables, token, settings, ())
+    pasting = FrameDataset(tables, token, settings, ("detection",), objects)
+    plain = FrameDataset(tables, token, settings, ("detection",))
     end = 2 * steps
     for position in (*range(max(end - 2, 0), end), end, end + 1):
-        assert _same(pasting[position], plain[position]) == (position >= end)
+        with_objects, without = pasting[position], plain[position]
+        same = all(np.array_equal(array, without.inputs[name]) for name, array in with_objects.inputs.items())
+        more = len(with_objects.labels["detection"]["cells"]) - len(without.labels["detection"]["cells"])
+        assert (same, more > 10) == (position >= end, position < end)
 
 
-def test_samples_depend_on_seed_and_position_alone(tables: NuScenesTables, objects: Objects) -> None:
-    def drawn(seed: int = 0, workers: int = 0, start: int = 0) -> list[np.ndarray]:
+def test_what_is_pasted_depends_on_seed_and_position_alone(tables: NuScenesTables, objects: Objects) -> None:
+    def drawn(seed: int, start: int = 0, workers: int = 0) -> list[np.ndarray]:
         content = config({"camera": None}, {"steps": 4, "batch": 1}, pictures="mask").model_dump(mode="json")
         content["seed"], content["data"]["workers"], content["data"]["augment"] = seed, workers, None
         settings = parse_config(content, "test")
-        dataset = FrameDataset(tables, tables.samples()[:1], settings, ("detection",), objects)
-        found = list(batches(dataset, settings, start))
-        assert all(batch.labels["detection"]["real"].sum() > 30 for batch in found)
-        return [batch.inputs["pillar_points"].numpy() for batch in found]
+        dataset = FrameDataset(tables, tables.samples()[:1], settings, (), objects)
+        return [batch.inputs["pillar_points"].numpy() for batch in batches(dataset, settings, start)]
 
-    whole = drawn()
-    for others in (drawn(workers=2), drawn(start=2)):
-        for one, other in zip(whole[-len(others) :], others, strict=True):
-            np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(whole[0], drawn(seed=1)[0])
+    whole = drawn(0)
+    for one, other in zip(whole[2:], drawn(0, 2, 2), strict=True):
+        np.testing.assert_array_equal(one, other)
     assert not np.array_equal(whole[0], whole[1])
+    assert not np.array_equal(whole[0], drawn(1)[0])
 
 
 def test_what_cannot_be_pasted_is_refused() -> None:
@@ -287,3 +339,129 @@ def test_layers_are_painted_from_far_to_near() -> None:
     expected[6:10, 6:12] = (0, 0, 255)
     expected[4:8, 3:8] = (255, 0, 0)
     np.testing.assert_array_equal(result, expected)
+
+
+# ---- the database of objects
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_database_holds_all_points_and_pictures_of_every_object(tables: NuScenesTables, objects: Objects) -> None:
+    number = 0
+    for token in tables.samples()[:2]:
+        frame = tables.frame(token, "ego", 2)
+        for i in np.flatnonzero(frame.boxes.num_points > 0):
+            points = frame.points[inside(frame.points, frame.boxes, i)]
+            if not len(points):
+                continue
+            np.testing.assert_array_equal(objects.points(number), points)
+            for name in ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points"):
+                np.testing.assert_array_equal(getattr(objects.boxes, name)[number], getattr(frame.boxes, name)[i])
+            seen = 0
+            for camera, name in enumerate(CAMERAS):
+                picture, projection = frame.cameras[name].image, frame.image_from_reference(name)
+                (place,) = places(frame.boxes.select([i]), projection, picture.shape)
+                crop = objects.crop(number, camera)
+                assert (place is None) == (crop is None)
+                if place is not None:
+                    seen += 1
+                    np.testing.assert_array_equal(crop, picture[place.top : place.bottom, place.left : place.right])
+            assert len(objects.cameras(number)) == seen
+            number += 1
+    # Points of earlier sweeps as well, and other keyframes follow.
+    ages = np.concatenate([*map(objects.points, range(number))])[:, 4]
+    assert {0, 50, 100} == set(np.round(1000 * ages).tolist())
+    assert number < len(objects.boxes)
+
+
+def test_without_lidar_the_database_holds_what_cameras_saw(tables: NuScenesTables, tmp_path: Path) -> None:
+    content, tokens = config({"lidar": None}).model_dump(mode="json"), tables.samples()[:1]
+    content["rig"]["cameras"] = content["rig"]["cameras"][:1]
+    objects, frame = objects_of(tables, tokens, parse_config(content, "test"), tmp_path), tables.frame(tokens[0])
+    name = CAMERAS[0]
+    found = places(frame.boxes, frame.image_from_reference(name), frame.cameras[name].image.shape)
+    seen = [i for i, place in enumerate(found) if place is not None and frame.boxes.num_points[i] > 0]
+    assert 0 < len(seen) < (frame.boxes.num_points > 0).sum()
+    np.testing.assert_array_equal(objects.boxes.centers, frame.boxes.centers[seen])
+    assert not len(objects.points(0))
+
+
+def test_the_database_is_built_once_and_workers_do_not_change_its_bytes(tables, folder, objects, tmp_path, monkeypatch):
+    content = config().model_dump(mode="json")
+    content["data"]["workers"] = 2
+    objects_of(tables, tables.samples(), parse_config(content, "test"), tmp_path)
+    assert _bytes(tmp_path) == _bytes(folder)
+    monkeypatch.setattr(NuScenesTables, "frame", None)  # nothing is read again
+    again = objects_of(tables, tables.samples(), config(classes={"bus": 1}, points=9, until=0.5), folder)
+    assert len(again.boxes) == len(objects.boxes)
+
+
+def _changed(**keys: Any) -> Config:
+    content = config().model_dump(mode="json")
+    for path, value in keys.items():
+        *sections, last = path.split("__")
+        section = content
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return parse_config(content, "test")
+
+
+def test_the_databases_key_depends_on_its_making(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tables.samples()
+    masked = _changed(data__paste__pictures="mask")
+    others = [
+        *(_changed(model__lidar__sweeps=1), _changed(grid__reference="lidar"), masked),
+        *(_changed(model__lidar=None), _changed(rig="pandaset")),
+    ]
+    keys = [key_of(tables, some, config()) for some in (tokens, tokens[1:], tokens[::-1])]
+    keys += [key_of(tables, tokens, other) for other in others]
+    assert key_of(tables, tokens, _changed(model__camera=None)) == key_of(tables, tokens, masked)  # without pictures
+    boxes = NuScenesTables.boxes
+
+    def moved(source: NuScenesTables, token: str) -> Boxes:
+        found = boxes(source, token)
+        found.centers[-1, 0] += 1e-3
+        return found
+
+    monkeypatch.setattr(NuScenesTables, "boxes", moved)
+    keys.append(key_of(tables, tokens, config()))
+    assert len(set(keys)) == len(keys) == 9
+
+
+def test_what_is_cut_off_leaves_nothing_and_what_is_damaged_is_said(tables, folder, tmp_path, monkeypatch):
+    read, killed = NuScenesTables.frame, tables.samples()[3]
+
+    def dying(source: NuScenesTables, token: str, *options: Any, **named: Any) -> Any:
+        if token == killed:
+            raise KeyboardInterrupt
+        return read(source, token, *options, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NuScenesTables, "frame", dying)
+        with pytest.raises(KeyboardInterrupt):
+            objects_of(tables, tables.samples(), config(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    for name, content in _bytes(folder).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content[:-1] if name.endswith("points.bin") else content)
+    with pytest.raises(InputError, match="a damaged database of objects"):
+        objects_of(tables, tables.samples(), config(), tmp_path)
+    next(tmp_path.rglob("objects.json")).write_text(json.dumps([]))
+    with pytest.raises(InputError, match="a damaged database of objects"):
+        objects_of(tables, tables.samples(), config(), tmp_path)
+
+
+def test_other_processes_wait_for_the_one_that_builds(tables, tmp_path, monkeypatch):
+    tokens, settings = tables.samples()[:1], config(pictures="mask")
+    built: list[Objects] = []
+
+    def built_meanwhile(_: float) -> None:
+        built.append(objects_of(tables, tokens, settings, tmp_path))
+
+    monkeypatch.setattr("time.sleep", built_meanwhile)
+    waited = objects_of(tables, tokens, settings, tmp_path, builds=False)
+    assert len(built) == 1
+    np.testing.assert_array_equal(waited.boxes.centers, built[0].boxes.centers)
