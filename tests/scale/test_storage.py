@@ -81,7 +81,7 @@ def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatc
     for name, content in contents.items():
         store.put(f"large/{name}", content)
     proxy = Breaking(store.address, every=2, after=100_000)
-    monkeypatch.setenv(store.endpoint, proxy.address)
+    monkeypatch.setenv(STORES[store.scheme], proxy.address)
     storage.system_of(mirror_of(Path(url) / "large")).clear_instance_cache()
     local = fetched(Path(f"{url}/large"))
     assert {each.name: each.read_bytes() for each in local.iterdir()} == contents
@@ -138,7 +138,7 @@ def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) ->
         fetched(Path(f"{url}/nothing"))
     assert f"{url}/absent" in refuses("replay", f"{url}/absent", "--bundle", small(), "--out", f"{url}/out")
     monkeypatch.setattr(storage, "ATTEMPTS", 1)  # the clients try several times themselves
-    monkeypatch.setenv(store.endpoint, "http://127.0.0.1:1")
+    monkeypatch.setenv(STORES[store.scheme], "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
     with one_line_error(rf"{url}/x: cannot be reached .* check address and credentials"):
