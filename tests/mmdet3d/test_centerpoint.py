@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from runners import lidar_frames
 from vocabulary import NUSCENES
 
 if find_spec("mmdet3d") is None:
@@ -18,7 +19,6 @@ import centerpoints
 
 from deploy.export import export
 from deploy.runtime import Runtime
-from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Frame
 from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
@@ -34,14 +34,7 @@ TURNS = [([1, 0, 2, 3, 4], [-1, 1, 1, 1, 1]), ([0, 1, 2, 3, 4], [-1, -1, 1, 1, 1
 
 @pytest.fixture(scope="module")
 def frames(nuscenes_root: Path, sim_root: Path) -> dict[str, Frame]:
-    """Keyframes in the LiDAR's frame: two real ones with nine sweeps, and a simulated one with its two."""
-    real, simulated = NuScenesTables(nuscenes_root, "v1.0-mini"), NuScenesTables(sim_root, "v1.0-sim")
-    first, second = real.samples(selectors=["scene-0103:0-2"])
-    return {
-        "real": real.frame(first, "lidar", 9, cameras=False),
-        "another": real.frame(second, "lidar", 9, cameras=False),
-        "simulated": simulated.frame(simulated.samples()[0], "lidar", 9, cameras=False),
-    }
+    return lidar_frames(nuscenes_root, sim_root, "0-2", 9)
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,13 @@ import torch
 from mmcv.ops import Voxelization, box_iou_rotated, nms_rotated
 
 
-def test_versions_are_those_that_the_bridge_is_written_for():
-    assert version("mmdet3d") == "1.4.0"
-    assert version("mmdet") == "3.3.0"
+def test_versions_are_those_that_the_bridge_is_written_for_and_nothing_is_there_twice():
+    assert (version("mmdet3d"), version("mmdet"), np.__version__.split(".")[0]) == ("1.4.0", "3.3.0", "1")
     assert version("onedl-mmcv").startswith("2.3.")
-    assert int(np.__version__.split(".")[0]) == 1
-
-
-def test_mmcv_has_its_own_number_again():
-    assert mmcv.__version__ == version("onedl-mmcv")
-
-
-def test_nothing_is_there_twice():
+    assert mmcv.__version__ == version("onedl-mmcv")  # it has its own number again
     owners = packages_distributions()
-    assert owners["cv2"] == ["opencv-python-headless"]
-    assert owners["mmcv"] == ["onedl-mmcv"]
-    assert owners["mmengine"] == ["onedl-mmengine"]
+    expected = {"cv2": "opencv-python-headless", "mmcv": "onedl-mmcv", "mmengine": "onedl-mmengine"}
+    assert {name: owners[name] for name in expected} == {name: [owner] for name, owner in expected.items()}
 
 
 def test_rotated_boxes_overlap_as_geometry_says():
