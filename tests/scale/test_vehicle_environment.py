@@ -34,13 +34,12 @@ def test_every_package_has_a_wheel_for_the_device(jetpack: str, tmp_path: Path) 
     platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in range(17, 29)]  # pip takes each alone
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--quiet", "--report=-"]
     device = ["--only-binary=:all:", *platforms, f"--python-version={VERSIONS[jetpack]}", "--target", str(tmp_path)]
+    lock = JETPACKS[jetpack]
     # Without dependencies, since pip would choose those of the Python that runs it.
-    done = run([*pip, *device, "--no-deps", "--require-hashes", "--requirement", str(JETPACKS[jetpack])], ROOT)
+    done = run([*pip, *device, "--no-deps", "--require-hashes", "--requirement", str(lock)], ROOT)
     assert done.returncode == 0, done.stderr
     found = [package["metadata"] for package in json.loads(done.stdout)["install"]]
-    assert {package["name"].lower().translate(DASHES): package["version"] for package in found} == pinned(
-        JETPACKS[jetpack]
-    )
+    assert {package["name"].lower().translate(DASHES): package["version"] for package in found} == pinned(lock)
     assert list(tmp_path.iterdir()) == []
 
 
