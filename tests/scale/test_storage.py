@@ -144,11 +144,11 @@ def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) ->
 def simulated(root: object) -> str:
     drives = f"{root}/simulated"
     succeeds("simulate", drives, "--scenes", 4, "--samples", 1, "--conditions", "clear-day-boston", "--occupancy")
-    assert refuses("simulate", drives).startswith(f"perception: {drives} already holds a v1.0-sim log")
     return drives
 
 
 def trained_and_scored(root: object, drives: str) -> None:
+    assert refuses("simulate", drives).startswith(f"perception: {drives} already holds a v1.0-sim log")
     training = ("train", "configs/tiny.yaml", "--data", drives, "--out", f"{root}/run", "--steps", 1)
     succeeds(*training)
     assert "holds a trained run already" in refuses(*training)

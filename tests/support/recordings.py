@@ -20,6 +20,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 
+__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"
@@ -122,6 +123,3 @@ def assert_equal_frames(a: Frame, b: Frame) -> None:
     for camera, c in a.cameras.items():
         for name in ("image", "intrinsics", "ego_from_camera", "global_from_ego", "timestamp"):
             np.testing.assert_array_equal(getattr(c, name), getattr(b.cameras[camera], name))
-
-
-__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]
