@@ -231,10 +231,10 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def on_disk(config: Path) -> ForeignConfig:
     """With a checkpoint of random weights."""
-    content = Config.fromfile(config).model
+    content, checkpoint = Config.fromfile(config).model, config.with_suffix(".pth")
     content.img_backbone.init_cfg = None
-    torch.save({"state_dict": MODELS.build(content).state_dict()}, config.with_suffix(".pth"))
-    backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(config.with_suffix(".pth")))
+    torch.save({"state_dict": MODELS.build(content).state_dict()}, checkpoint)
+    backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(checkpoint))
     return ForeignConfig(name="f", backbone=backbone, batch=2)
 
 

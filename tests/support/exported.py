@@ -134,8 +134,7 @@ def apart() -> tuple[Bundle, Path, Path]:
 
 def copied(to: Path, *conditions: str) -> Path:
     """A copy of the bundle that a test may damage."""
-    shutil.copytree(bundle(*conditions).path, to)
-    return to
+    return shutil.copytree(bundle(*conditions).path, to)
 
 
 def keys(folder: Path) -> tuple[Path, Path]:

@@ -60,18 +60,24 @@ def inputs(*seeds: int) -> dict[str, Tensor]:
     return {name: torch.cat([torch.from_numpy(frame[name]) for frame in frames]) for name in frames[0]}
 
 
+@torch.no_grad()
+def settled(model: PerceptionModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs in training, whose statistics the normalisations take over."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    outputs: dict[str, Tensor] = model.train()(inputs)
+    for norm in norms:
+        norm.momentum = 0.1
+    return outputs
+
+
 @cache
 def _model() -> tuple[PerceptionModel, Tensor]:
     """With torch's random state behind it."""
     torch.manual_seed(0)
     model = PerceptionModel(config())
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0  # take over the statistics of the next batch
-    with torch.no_grad():
-        model(inputs(7, 8))
-    for norm in norms:
-        norm.momentum = 0.1
+    settled(model, inputs(7, 8))
     return model.eval(), torch.get_rng_state()
 
 
