@@ -2,7 +2,8 @@
 
 import gc
 import os
-import subprocess
+import shutil
+import signal
 import sys
 import threading
 import time
@@ -14,7 +15,6 @@ from typing import Any, BinaryIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repository import ROOT
 
 from deploy.replay.prefetch import QUEUE_DEPTH, BackgroundWriter, prefetch
 from perception import atomic
@@ -24,72 +24,60 @@ from perception.garbage import without_collection
 
 OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
 
-# Replaces the folder "bundle" again and again, each time in a process that kills itself before another step: one that
-# Python reports to audit hooks (open, mkdir, rename, remove, rmtree, scandir, calls of C), or the swap itself.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from perception import atomic
 
-exchange, folder = atomic._exchange, Path("bundle")
-if sys.argv[1] == "without":
-    exchange = lambda a, b: False
-
-def write(root, content):
+def write(root: Path, content: dict[str, str]) -> None:
     for name, text in content.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
 
-def step(*_):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
 
-def swap(a, b):
-    step()
-    done = exchange(a, b)
-    step()
-    return done
+def replace_and_die(folder: Path, exchange: Callable[[Path, Path], bool], steps: int) -> None:
+    """Replace the folder in a process that kills itself before a step: one that Python reports to audit hooks (open,
+    mkdir, rename, remove, rmtree, scandir, calls of C), or the swap itself."""
 
-atomic._exchange = swap
-for dying in range(1, 1000):
-    write(folder, {old!r})
-    child = os.fork()
-    if child == 0:
-        left = dying
+    def step(*_: object) -> None:
+        nonlocal steps
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def swap(a: Path, b: Path) -> bool:
+        step()
+        done = exchange(a, b)
+        step()
+        return done
+
+    try:
+        atomic._exchange = swap
         sys.addaudithook(step)
-        with atomic.folder_written_whole(folder, "it") as fresh:
-            write(fresh, {new!r})
+        with folder_written_whole(folder, "it") as fresh:
+            write(fresh, NEW)
         os._exit(0)
-    killed = os.waitpid(child, 0)[1] != 0
-    there = folder.exists()
-    atomic.put_back(folder)
-    print("killed" if killed else "lived", "there" if there else "missing",
-          *sorted(f"{{f.relative_to(folder)}}={{f.read_text()}}" for f in folder.rglob("*") if f.is_file()), sep=",")
-    if not killed:
-        break
-    atomic.shutil.rmtree(folder)
-"""
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux kills and exchanges")
 @pytest.mark.parametrize("swap", ["with", "without"])
 def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, swap: str) -> None:
     """With the exchange it is at its name at every step; without, `put_back` finds it."""
-    code = KILLED.format(old=OLD, new=NEW)
-    done = subprocess.run(
-        [sys.executable, "-c", code, swap], cwd=tmp_path, check=False, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    old, new = (",".join(sorted(f"{name}={text}" for name, text in content.items())) for content in (OLD, NEW))
-    outcomes = done.stdout.splitlines()
-    contents = [outcome.split(",", 2)[2] for outcome in outcomes]
-    assert outcomes[-1] == f"lived,there,{new}"
-    assert set(contents) == {old, new}
-    assert contents.count(new) > 1  # it was killed after the swap too
-    missing = sum(outcome.split(",")[1] == "missing" for outcome in outcomes)
+    folder, found, missing, end = tmp_path / "bundle", list[dict[str, str]](), 0, -signal.SIGKILL
+    exchange = atomic._exchange if swap == "with" else lambda a, b: False
+    while end == -signal.SIGKILL:
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder, OLD)
+        child = os.fork()
+        if child == 0:
+            replace_and_die(folder, exchange, len(found) + 1)
+        end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        missing += not folder.exists()
+        put_back(folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        found.append({path.relative_to(folder).as_posix(): path.read_text() for path in files})
+    assert (end, found[-1]) == (0, NEW)
+    assert all(each in (OLD, NEW) for each in found)
+    assert found[0] == OLD
+    assert found.count(NEW) > 1  # it was killed after the swap too
     assert (missing > 0) == (swap == "without")
 
 
