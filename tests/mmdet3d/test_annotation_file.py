@@ -1,9 +1,11 @@
-"""Our tables as mmdet3d's annotation file, against what mmdet3d's own converter collects from the same tables."""
+"""What is installed; and our tables as mmdet3d's annotation file, against what its own converter collects of them."""
 
 import json
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import pytest
 from bench_loader import _pipeline
@@ -96,3 +98,12 @@ def test_both_sides_of_the_benchmark_of_loaders_read_the_same(nuscenes_root: Pat
         assert len(sample["gt_bboxes_3d"]) == (frame.boxes.num_points > 0).sum()
         for name, picture in zip(CAMERAS, sample["img"], strict=True):
             np.testing.assert_array_equal(picture[..., ::-1], frame.cameras[name].image)
+
+
+def test_versions_are_those_that_the_bridge_is_written_for_and_nothing_is_there_twice():
+    assert (version("mmdet3d"), version("mmdet"), np.__version__.split(".")[0]) == ("1.4.0", "3.3.0", "1")
+    assert version("onedl-mmcv").startswith("2.3.")
+    assert mmcv.__version__ == version("onedl-mmcv")  # it has its own number again
+    owners = packages_distributions()
+    expected = {"cv2": "opencv-python-headless", "mmcv": "onedl-mmcv", "mmengine": "onedl-mmengine"}
+    assert {name: owners[name] for name in expected} == {name: [owner] for name, owner in expected.items()}
