@@ -95,23 +95,6 @@ def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root
 
 
 @pytest.mark.registry
-def test_commands_of_the_workshop_say_what_they_lack(environment: Path, sim_root: Path, tmp_path: Path) -> None:
-    config, run_ = ROOT / "configs" / "tiny.yaml", str(tmp_path)
-    for command in (
-        ["train", str(config), "--data", str(sim_root), "--out", "run"],
-        ["export", run_, "--out", "bundle"],
-        ["plan", run_],
-        ["evaluate", run_, "--data", str(sim_root), "--out", "evaluation"],
-        ["modules", run_],
-        ["demo", "--out", "demo"],
-    ):
-        done = run([str(environment / "perception"), *command], tmp_path)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "this command needs " in done.stderr
-        assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.registry
 def test_a_bundle_is_built_and_packaged_without_torch(environment: Path, tmp_path: Path) -> None:
     for target in ("cpu", "orin"):
         command = [str(environment / "perception"), "build", str(bundle().path), "--target", target, "--json"]
