@@ -101,7 +101,7 @@ def bundles_of(
     drives: Drives,
     routes: Sequence[Sequence[str]] = ((),),
 ) -> dict[Precision, Bundle]:
-    """A bundle of the run in the folder `out` for each precision, all of one trace.
+    """A bundle of the checkpoint in the folder `out` for each precision, all of one trace.
 
     `export` makes FP16 and INT8 of the graph in FP32, and compares that with torch each time.
 
@@ -117,7 +117,7 @@ def bundles_of(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deploy.network.to_onnx", trace)
         given = {each: {"precision": each, "calibration": drives if each == "int8" else None} for each in precisions}
-        return {each: export(run, out / each, routes, QUIET, **options) for each, options in given.items()}
+        return {each: export(checkpoint, out / each, routes, QUIET, **options) for each, options in given.items()}
 
 
 def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> onnx.ModelProto:
