@@ -1,7 +1,13 @@
-"""Drives to test on: real nuScenes keyframes, simulated drives, and the smallest dataroot there is."""
+"""Drives to test on: real nuScenes keyframes, simulated drives, and the smallest dataroot there is.
+
+Each run prints processor time: the sum of the suite, the slowest tests, and those that need the marker `slow`. A
+machine under load takes longer, so nothing fails by these numbers; they are printed so that growth is seen.
+"""
 
 import os
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +15,11 @@ import once
 import pytest
 from hypothesis import settings
 from repository import ROOT
-from spent import (  # noqa: F401 - hooks of pytest
-    pytest_collection_finish,
-    pytest_runtest_logreport,
-    pytest_runtest_makereport,
-    pytest_terminal_summary,
-    require_reasons,
-)
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
+
+LIMIT, SHOWN = 3.0, 20  # s of processor time, above which a test carries `slow` with its reason; slowest tests
 
 # The gate draws the same examples on every machine; `pytest --hypothesis-profile=random` draws others each time.
 # What those find becomes an @example.
@@ -26,15 +27,64 @@ settings.register_profile("gate", derandomize=True, deadline=None, print_blob=Tr
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("gate")
 
+_seconds: dict[str, float] = defaultdict(float)
+_reasons: dict[str, str] = {}
+_start = 0.0
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many slow tests come first, so that no worker is left alone with one at the end.
 
-    pytest-xdist keeps to the order with --no-loadscope-reorder.
+    pytest-xdist keeps to the order with --no-loadscope-reorder. A `slow` that does not say why is an error.
     """
-    require_reasons(items)
+    for item in items:
+        marker = item.get_closest_marker("slow")
+        if marker is not None and not (len(marker.args) == 1 and isinstance(marker.args[0], str)):
+            raise pytest.UsageError(f"{item.nodeid}: the marker slow needs its reason, as slow('...')")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def processor_seconds() -> float:
+    """Of this process, the children that ended, and the commands that the command server ran for it."""
+    commands: Any = sys.modules.get("commands")
+    return sum(os.times()[:4]) + (commands.spent.seconds if commands else 0.0)
+
+
+def pytest_collection_finish() -> None:
+    """What came before is of no test."""
+    global _start  # noqa: PLW0603 - processor time has one clock for the process
+    _start = processor_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """Runs after each phase of a test; what passed since the last phase, of any test, is this phase's."""
+    global _start
+    report: Any = yield
+    now = processor_seconds()
+    report.processor_seconds, _start = now - _start, now
+    marker = item.get_closest_marker("slow")
+    report.slow = "" if marker is None else marker.args[0]
+    return report
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    _seconds[report.nodeid] += report.processor_seconds
+    if report.slow:
+        _reasons[report.nodeid] = report.slow
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _seconds:
+        return
+    slowest = sorted(_seconds, key=lambda test: -_seconds[test])
+    terminalreporter.section(f"{sum(_seconds.values()):.0f} processor-seconds, the slowest {SHOWN} tests")
+    for test in slowest[:SHOWN]:
+        terminalreporter.write_line(f"{_seconds[test]:6.1f} s {test}  {_reasons.get(test, '')}")
+    for test in slowest:
+        if _seconds[test] > LIMIT and test not in _reasons:
+            terminalreporter.write_line(f'{test}: {_seconds[test]:.1f} s; make it faster, or say why: slow("reason")')
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,24 +94,25 @@ def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     once.run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
+def _recorded(name: str, file: str) -> Path:
+    """The folder of recorded data that PERCEPTION_<name> says; skips where it does not have the file."""
+    variable = f"PERCEPTION_{name.upper()}"
+    root = Path(os.environ.get(variable) or ROOT.parent / "shared" / "data" / name)
+    if not (root / file).exists():
+        pytest.skip(f"recorded data not found at {root} (set {variable})")
+    return root
+
+
 @pytest.fixture(scope="session")
 def nuscenes_root() -> Path:
     """A dataroot with version v1.0-mini and files for the first keyframes of scene-0103."""
-    given = os.environ.get("PERCEPTION_NUSCENES")
-    root = Path(given) if given else ROOT.parent / "shared" / "data" / "nuscenes"
-    if not (root / "v1.0-mini" / "sample.json").exists():
-        pytest.skip(f"real nuScenes keyframes not found at {root} (set PERCEPTION_NUSCENES)")
-    return root
+    return _recorded("nuscenes", "v1.0-mini/sample.json")
 
 
 @pytest.fixture(scope="session")
 def pandaset_root() -> Path:
     """A dataroot of PandaSet with frames 0 to 31 of drive 002."""
-    given = os.environ.get("PERCEPTION_PANDASET")
-    root = Path(given) if given else ROOT.parent / "shared" / "data" / "pandaset"
-    if not (root / "002" / "lidar" / "poses.json").exists():
-        pytest.skip(f"recorded drive of PandaSet not found at {root} (set PERCEPTION_PANDASET)")
-    return root
+    return _recorded("pandaset", "002/lidar/poses.json")
 
 
 @pytest.fixture(scope="session")

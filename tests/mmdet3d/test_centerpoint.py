@@ -1,24 +1,19 @@
 """An imported CenterPoint against mmdet3d's own, with the same random weights: pillars, maps, boxes."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import centerpoints
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from exported import QUIET
+from runners import lidar_frames
 from vocabulary import NUSCENES
-
-if find_spec("mmdet3d") is None:
-    pytest.skip("mmdet3d is not installed: `make install-mmdet3d`", allow_module_level=True)
-
-import centerpoints
 
 from deploy.export import export
 from deploy.runtime import Runtime
-from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Frame
 from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
@@ -34,14 +29,7 @@ TURNS = [([1, 0, 2, 3, 4], [-1, 1, 1, 1, 1]), ([0, 1, 2, 3, 4], [-1, -1, 1, 1, 1
 
 @pytest.fixture(scope="module")
 def frames(nuscenes_root: Path, sim_root: Path) -> dict[str, Frame]:
-    """Keyframes in the LiDAR's frame: two real ones with nine sweeps, and a simulated one with its two."""
-    real, simulated = NuScenesTables(nuscenes_root, "v1.0-mini"), NuScenesTables(sim_root, "v1.0-sim")
-    first, second = real.samples(selectors=["scene-0103:0-2"])
-    return {
-        "real": real.frame(first, "lidar", 9, cameras=False),
-        "another": real.frame(second, "lidar", 9, cameras=False),
-        "simulated": simulated.frame(simulated.samples()[0], "lidar", 9, cameras=False),
-    }
+    return lidar_frames(nuscenes_root, sim_root, "0-2", 9)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +73,12 @@ def test_pillars_are_those_of_hard_voxelisation(frames: dict[str, Frame], limit:
     layer.eval()
     most = {"train": 30_000, "eval": 40_000}[limit]
     assert len(voxels) == most
-    config = centerpoints.converted()
-    spec = InputSpec.of(config)
+    spec = InputSpec.of(centerpoints.converted())
     spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": most}))
     inputs = prepare(replace(frames["real"], points=points), spec)
-    order = np.argsort(cells[:, 1] * 512 + cells[:, 2])
-    np.testing.assert_array_equal(inputs["pillar_cells"][0], (cells[:, 1] * 512 + cells[:, 2])[order])
+    places = cells[:, 1] * 512 + cells[:, 2]
+    order = np.argsort(places)
+    np.testing.assert_array_equal(inputs["pillar_cells"][0], places[order])
     np.testing.assert_array_equal(inputs["pillar_counts"][0], counts[order])
     np.testing.assert_array_equal(inputs["pillar_points"][0], voxels[order])
 
@@ -115,8 +103,7 @@ def test_boxes_of_the_exported_network_are_those_of_mmdet3d(
 ) -> None:
     theirs.pts_bbox_head.test_cfg["nms_type"] = "circle"
     run = centerpoints.run(centerpoints.saved(theirs))
-    bundle = export(run, tmp_path / "bundle", console=Console(quiet=True))
-    runtime = Runtime(bundle.path)
+    runtime = Runtime(export(run, tmp_path / "bundle", console=QUIET).path)
     for name in ("real", "simulated"):
         require_equal(runtime(frames[name]).results["detection"], centerpoints.predicted(theirs, frames[name].points))
 
@@ -137,9 +124,8 @@ def require_equal(found: Boxes, expected: Any) -> None:
     np.testing.assert_allclose(found.sizes, tensor[:, [4, 3, 5]], rtol=TOLERANCE)
     np.testing.assert_allclose(found.velocities[:, :2], tensor[:, 7:9], atol=TOLERANCE)
     turn = found.yaws - tensor[:, 6]
-    np.testing.assert_allclose(
-        np.stack([np.sin(turn), np.cos(turn)]), [np.zeros(len(turn)), np.ones(len(turn))], atol=1e-3
-    )
+    np.testing.assert_allclose(np.sin(turn), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cos(turn), 1, atol=1e-3)
     # Whatever the conventions of size and yaw are: the corners are at the same places.
     apart = np.linalg.norm(found.corners()[:, :, None] - corners[partner][:, None], axis=-1).min(axis=2)
     assert (apart < 1e-3 * np.maximum(1, found.sizes.max(axis=1, keepdims=True))).all()

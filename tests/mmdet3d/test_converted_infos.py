@@ -1,8 +1,7 @@
 """Infos that mmdet3d's own converters write, read by us; boxes and projections that its dataset makes of them."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmengine
 import numpy as np
@@ -18,20 +17,11 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.mmdet3d.infos import Infos
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     root: Path
     devkit: NuScenes
-
-    @property
-    def old(self) -> Path:
-        """As nuscenes_converter.py writes it."""
-        return self.root / "nuscenes_infos_old.pkl"
-
-    @property
-    def new(self) -> Path:
-        """As update_infos_to_v2.py makes it of that."""
-        return self.root / "updated" / "nuscenes_infos_old.pkl"
+    old: Path  # as nuscenes_converter.py writes it
+    new: Path  # as update_infos_to_v2.py makes it of that
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +39,8 @@ def converted(keyframes: tuple[Path, str], tmp_path_factory: pytest.TempPathFact
         devkit = NuScenes(version, "./data/nuscenes", verbose=False)
         scenes = {scene["token"] for scene in devkit.scene}
         rows, _ = converter("nuscenes_converter")._fill_trainval_infos(devkit, scenes, set(), False, max_sweeps=10)
-        made = Converted(root, devkit)
+        name = "nuscenes_infos_old.pkl"
+        made = Converted(root, devkit, root / name, root / "updated" / name)
         mmengine.dump({"infos": rows, "metadata": {"version": version}}, made.old)
         converter("update_infos_to_v2").update_nuscenes_infos(str(made.old), str(root / "updated"))
     return made
@@ -87,11 +78,10 @@ def test_the_converters_files_give_the_frames_of_the_tables(converted: Converted
     seen = 0
     for token in tables.samples():
         ours, theirs = (each.frame(token, "lidar", sweeps=10) for each in (infos, tables))
+        assert (ours.points is None) == (theirs.points is None)
         if ours.points is not None:
             np.testing.assert_allclose(ours.points, theirs.points, atol=2e-5)
             seen += 1
-        else:
-            assert theirs.points is None
         np.testing.assert_allclose(ours.boxes.centers, theirs.boxes.centers, atol=1e-6)
         assert ours.cameras.keys() == theirs.cameras.keys()
     assert seen >= 6

@@ -83,10 +83,7 @@ def training_frames(trunk: ForeignTrunk, root: Path, folders: pytest.TempPathFac
 
 
 def test_a_trained_module_changes_the_output_folds_and_leaves_no_trace(
-    base: ForeignBackbone,
-    batch: dict[str, Any],
-    mini_root: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    base: ForeignBackbone, batch: dict[str, Any], mini_root: Path, tmp_path_factory: pytest.TempPathFactory
 ):
     config = ForeignConfig(name="c", backbone=base)
     plain = MODELS.build(Config.fromfile(base.config).model).eval()
@@ -137,7 +134,12 @@ def test_the_command_adapts_a_foreign_backbone_and_goes_on_from_there(
         CliRunner().invoke(app, ["export", str(tmp_path / "two"), "--out", str(tmp_path / "b")], catch_exceptions=False)
 
 
-def test_part_of_a_checkpoint_is_refused(base: ForeignBackbone, tmp_path: Path):
+def test_what_is_not_there_is_refused(base: ForeignBackbone, tmp_path: Path):
+    wrong = base.model_copy(update={"slots": ("backbone.*",)})
+    with pytest.raises(InputError, match=r"'backbone.\*' names no layer; .* pts_backbone, pts_bbox_head"):
+        load_foreign(ForeignConfig(name="c", backbone=wrong))
+    with pytest.raises(InputError, match="has no configuration resnet"):
+        read_config(ForeignBackbone(kind="mmdet3d", config="resnet"))
     content = torch.load(str(base.checkpoint), weights_only=True)
     key = "pts_neck.deblocks.0.0.weight"
     del content["state_dict"][key]
@@ -145,17 +147,6 @@ def test_part_of_a_checkpoint_is_refused(base: ForeignBackbone, tmp_path: Path):
     partial = base.model_copy(update={"checkpoint": str(tmp_path / "part.pth")})
     with pytest.raises(InputError, match=rf"1 keys are missing \({key}\), 0 unexpected"):
         load_foreign(ForeignConfig(name="c", backbone=partial))
-
-
-def test_slots_that_are_not_there_are_refused(base: ForeignBackbone):
-    wrong = base.model_copy(update={"slots": ("backbone.*",)})
-    with pytest.raises(InputError, match=r"'backbone.\*' names no layer; .* pts_backbone, pts_bbox_head"):
-        load_foreign(ForeignConfig(name="c", backbone=wrong))
-
-
-def test_an_unknown_configuration_is_refused():
-    with pytest.raises(InputError, match="has no configuration resnet"):
-        read_config(ForeignBackbone(kind="mmdet3d", config="resnet"))
 
 
 def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(
@@ -177,59 +168,46 @@ SCATTER = {"type": "PointPillarsScatter", "in_channels": 5, "output_shape": [128
 
 def fusion_config(folder: Path, middle: dict[str, Any], cells: int, channels: int) -> Path:
     """A small BEVFusion, written as in mmdet3d's repository; its middle encoder gives `channels` on cells x cells."""
-    low, high = [-51.2, -51.2, -5.0], [51.2, 51.2, 3.0]
-    voxels = {
-        "max_num_points": 10,
-        "voxel_size": [0.8, 0.8, 0.2 if middle is SPARSE else 8],
-        "max_voxels": [5000, 5000],
-    }
-    attention = {"embed_dims": 32, "num_heads": 2}
-    fetched = {"type": "Pretrained", "checkpoint": str(folder / "fetched.pth")}
+    area, attention = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0], {"embed_dims": 32, "num_heads": 2}
+    voxels = {"voxel_size": [0.8, 0.8, 0.2 if middle is SPARSE else 8], "max_voxels": [5000, 5000]}
+    both, views = {"use_lidar": True, "use_camera": True}, {"type": "DepthLSSTransform", "size": [cells, cells]}
     model = {
         "type": "BEVFusion",
         "data_preprocessor": {
-            "type": "Det3DDataPreprocessor",
-            "mean": [123.675, 116.28, 103.53],
-            "std": [58.395, 57.12, 57.375],
-            "bgr_to_rgb": False,
-            "pad_size_divisor": 32,
-            "voxelize_cfg": {**voxels, "point_cloud_range": [*low, *high], "voxelize_reduce": True},
+            "type": "Det3DDataPreprocessor", "bgr_to_rgb": False, "pad_size_divisor": 32,
+            "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
+            "voxelize_cfg": {**voxels, "max_num_points": 10, "point_cloud_range": area, "voxelize_reduce": True},
         },
         "img_backbone": {
-            **{"type": "mmdet.SwinTransformer", "embed_dims": 12, "depths": [1, 1], "num_heads": [2, 2]},
-            **{"strides": [4, 2], "out_indices": [1], "convert_weights": True, "init_cfg": fetched},
+            "type": "mmdet.SwinTransformer", "embed_dims": 12, "depths": [1, 1], "num_heads": [2, 2], "strides": [4, 2],
+            "out_indices": [1], "convert_weights": True,
+            "init_cfg": {"type": "Pretrained", "checkpoint": str(folder / "fetched.pth")},
         },
         "img_neck": {"type": "mmdet.FPN", "in_channels": [24], "out_channels": 16, "num_outs": 1},
-        "vtransform": {"type": "DepthLSSTransform", "in_channels": 16, "out_channels": 8, "size": [cells, cells]},
+        "vtransform": {**views, "in_channels": 16, "out_channels": 8},
         "pts_voxel_encoder": {"type": "HardSimpleVFE", "num_features": 5},
         "pts_middle_encoder": middle,
         "fusion_layer": {"type": "ConvFuser", "in_channels": [8, channels], "out_channels": 16},
         "pts_backbone": {
-            **{"type": "SECOND", "in_channels": 16, "out_channels": [16, 32], "layer_nums": [1, 1]},
+            "type": "SECOND", "in_channels": 16, "out_channels": [16, 32], "layer_nums": [1, 1],
             "layer_strides": [2, 2],
         },
         "pts_neck": {
-            **{"type": "SECONDFPN", "in_channels": [16, 32], "out_channels": [16, 16], "upsample_strides": [0.5, 1]},
+            "type": "SECONDFPN", "in_channels": [16, 32], "out_channels": [16, 16], "upsample_strides": [0.5, 1],
             "use_conv_for_no_stride": True,
         },
         "bbox_head": {
-            **{"type": "TransFusionHead", "in_channels": 32, "hidden_channel": 32, "num_classes": 10},
+            "type": "TransFusionHead", "in_channels": 32, "hidden_channel": 32, "num_classes": 10,
             "decoder_layer": {
-                "self_attn_cfg": attention,
-                "cross_attn_cfg": attention,
+                "self_attn_cfg": attention, "cross_attn_cfg": attention,
                 "ffn_cfg": {"embed_dims": 32, "feedforward_channels": 32},
             },
         },
-    }
+    }  # fmt: skip
     pipeline = [*LOADING, {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True}]
     pipeline.append({"type": "Pack3DDetInputs", "keys": ["points", "img", "gt_bboxes_3d", "gt_labels_3d"]})
-    frames = {
-        "type": "NuScenesDataset",
-        "data_prefix": FOLDERS,
-        "modality": {"use_lidar": True, "use_camera": True},
-        "metainfo": {"classes": CLASSES},
-        "pipeline": pipeline,
-    }
+    frames = {"type": "NuScenesDataset", "data_prefix": FOLDERS, "modality": both, "pipeline": pipeline}
+    frames["metainfo"] = {"classes": CLASSES}
     file = folder / "bevfusion.py"
     file.write_text(
         "_base_ = ['mmdet3d::_base_/default_runtime.py']\n"
@@ -253,10 +231,10 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def on_disk(config: Path) -> ForeignConfig:
     """With a checkpoint of random weights."""
-    content = Config.fromfile(config).model
+    content, checkpoint = Config.fromfile(config).model, config.with_suffix(".pth")
     content.img_backbone.init_cfg = None
-    torch.save({"state_dict": MODELS.build(content).state_dict()}, config.with_suffix(".pth"))
-    backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(config.with_suffix(".pth")))
+    torch.save({"state_dict": MODELS.build(content).state_dict()}, checkpoint)
+    backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(checkpoint))
     return ForeignConfig(name="f", backbone=backbone, batch=2)
 
 

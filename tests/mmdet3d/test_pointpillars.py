@@ -2,25 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-
-if find_spec("mmdet3d") is None:
-    pytest.skip("mmdet3d is not installed: `make install-mmdet3d`", allow_module_level=True)
-
-import anchored
+from exported import folder
 from infos import MMDET3D_CLASSES
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from runners import lidar_frames
+from torch import Tensor, nn
 from vocabulary import CLASSES
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
-from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame, Prediction
+from perception.mmdet3d.importing import import_checkpoint
+from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.result import to_prediction
@@ -30,6 +33,91 @@ from perception.training.loader import batch_labels
 
 TOLERANCE = 1e-4  # of the maps
 BOXES = 1e-3  # of what is decoded from them: places are in diagonals of the anchors, which are up to 11 m
+_CONFIGS = Path(import_mmdet3d().__file__ or "").parent / ".mim" / "configs" / "pointpillars"
+NECKS = {
+    "fpn": _CONFIGS / "pointpillars_hv_fpn_sbn-all_8xb4-2x_nus-3d.py",
+    "secfpn": _CONFIGS / "pointpillars_hv_secfpn_sbn-all_8xb4-2x_nus-3d.py",
+}
+LIMITS = (1500, 7000)  # pillars of the small configurations, in training and in testing
+COLUMNS = [0, 1, 2, 4]  # of a point, that the network sees
+
+
+@cache
+def small(neck: str) -> Path:
+    """The configuration with a view of 13 m instead of 50 m."""
+    config = Config.fromfile(NECKS[neck])
+    near = [-13, -13, -5, 13, 13, 3]
+    model = config.model
+    model.data_preprocessor.voxel_layer.update(point_cloud_range=near, max_voxels=LIMITS)
+    model.pts_voxel_encoder.point_cloud_range = near
+    model.pts_middle_encoder.output_shape = [104, 104]
+    anchors = model.pts_bbox_head.anchor_generator
+    anchors.ranges = [[side * 0.26 if i not in (2, 5) else side for i, side in enumerate(r)] for r in anchors.ranges]
+    file = folder() / f"small-{neck}.py"
+    config.dump(file)
+    return file
+
+
+def built(config: Path, points: np.ndarray) -> Any:
+    """mmdet3d's network with random weights whose outputs on frames like this one vary as a trained network's do.
+
+    Normalisations get the statistics of what they see, disturbed, and random weights and biases, so that all matter.
+    """
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(config).model)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    head = model.pts_bbox_head
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = 1.0  # take over the statistics of the next batch
+        model.train()
+        raw(model, points)
+        model.eval()
+        for norm in norms:
+            norm.weight.uniform_(0.7, 1.3)
+            norm.bias.uniform_(-0.2, 0.2)
+            norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn(norm.num_features)
+            norm.running_var *= torch.empty(norm.num_features).uniform_(0.8, 1.2)
+        maps = raw(model, points)
+        layers, deviations = (head.conv_cls, head.conv_reg, head.conv_dir_cls), (1.0, 0.3, 1.0)
+        for layer, levels, deviation in zip(layers, maps, deviations, strict=True):
+            layer.weight *= deviation / levels[0].std()
+            layer.bias.copy_(0.2 * torch.randn(layer.bias.shape))
+        head.conv_cls.bias -= 5.5  # an empty street has no boxes
+    return model
+
+
+def given(model: Any, points: np.ndarray, training: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    """What `predict` takes; in training there are fewer pillars."""
+    sample = Det3DDataSample(metainfo={"box_type_3d": LiDARInstance3DBoxes})
+    data = {"inputs": {"points": [torch.from_numpy(points[:, COLUMNS])]}, "data_samples": [sample]}
+    model.data_preprocessor.voxel_layer.train(training)
+    return model.data_preprocessor(data, False)["inputs"], [sample]
+
+
+@torch.no_grad()
+def raw(model: Any, points: np.ndarray, training: bool = False) -> tuple[list[Tensor], ...]:
+    """Classes, boxes and directions of each level, as they leave the last convolutions."""
+    inputs, samples = given(model, points, training)
+    features = model.extract_feat(inputs, [sample.metainfo for sample in samples])[1]
+    return tuple(list(levels) for levels in model.pts_bbox_head(features))
+
+
+@torch.no_grad()
+def predicted(model: Any, points: np.ndarray, training: bool = False) -> Any:
+    """Boxes, scores and labels behind the suppression."""
+    inputs, samples = given(model, points, training)
+    return model.predict(inputs, samples)[0].pred_instances_3d
+
+
+def imported(model: Any, config: Path) -> Path:
+    """The run that the import of the network's checkpoint, as mmengine writes one, makes."""
+    file, out = folder() / f"{config.stem}.pth", folder() / f"run-{config.stem}"
+    torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": model.state_dict()}, file)
+    flat = folder() / f"flat-{config.name}"
+    Config.fromfile(config).dump(flat)
+    import_checkpoint(flat, file, out)
+    return out
 
 
 class Pair(NamedTuple):
@@ -39,21 +127,14 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def frames(nuscenes_root: Path, sim_root: Path) -> dict[str, Frame]:
-    """Keyframes in the LiDAR's frame: two real ones with ten sweeps, and a simulated one with its two."""
-    real, simulated = NuScenesTables(nuscenes_root, "v1.0-mini"), NuScenesTables(sim_root, "v1.0-sim")
-    first, second = real.samples(selectors=["scene-0103:1-3"])
-    return {
-        "real": real.frame(first, "lidar", 10, cameras=False),
-        "another": real.frame(second, "lidar", 10, cameras=False),
-        "simulated": simulated.frame(simulated.samples()[0], "lidar", 10, cameras=False),
-    }
+    return lidar_frames(nuscenes_root, sim_root, "1-3", 10)
 
 
 @pytest.fixture(scope="module", params=["fpn", "secfpn"])
 def pair(request: pytest.FixtureRequest, frames: dict[str, Frame]) -> Pair:
     """mmdet3d's network with a view of 13 m, and the same as a run of ours."""
-    theirs = anchored.built(anchored.small(request.param), frames["real"].points)
-    return Pair(theirs, load_model(anchored.imported(theirs, anchored.small(request.param)))[0])
+    theirs = built(small(request.param), frames["real"].points)
+    return Pair(theirs, load_model(imported(theirs, small(request.param)))[0])
 
 
 def inputs_of(model: PerceptionModel, frame: Frame, limit: int | None = None) -> dict[str, np.ndarray]:
@@ -90,16 +171,9 @@ def assert_same_maps(theirs: tuple[list[torch.Tensor], ...], ours: dict[str, tor
 def assert_same_boxes(theirs: Any, ours: Prediction, least: int) -> None:
     """One to one: label, score, centre, size, heading, velocity; absolute below 1, relative above."""
     boxes = theirs.bboxes_3d
-    numbers = np.concatenate(
-        [
-            boxes.gravity_center.numpy(),
-            boxes.dims.numpy()[:, [1, 0, 2]],
-            np.stack([np.sin(boxes.yaw.numpy()), np.cos(boxes.yaw.numpy())], axis=1),
-            boxes.tensor.numpy()[:, 7:9],
-            theirs.scores_3d.numpy()[:, None],
-        ],
-        axis=1,
-    )
+    yaws = torch.stack([boxes.yaw.sin(), boxes.yaw.cos()], dim=1)
+    numbers = [boxes.gravity_center, boxes.dims[:, [1, 0, 2]], yaws, boxes.tensor[:, 7:9], theirs.scores_3d[:, None]]
+    numbers = torch.cat(numbers, dim=1).numpy()
     labels = np.array([CLASSES.index(MMDET3D_CLASSES[label]) for label in theirs.labels_3d])
     found = ours.results["detection"]
     headings = found.rotations[:, [1, 0], [0, 0]]
@@ -117,19 +191,23 @@ def assert_same_boxes(theirs: Any, ours: Prediction, least: int) -> None:
         left.pop(best)
 
 
+def require_same(pair: Pair, inputs: Mapping[str, np.ndarray], points: np.ndarray, training: bool, least: int) -> None:
+    maps = dense(pair.ours, inputs)
+    assert_same_maps(raw(pair.theirs, points, training), maps)
+    outputs = {name: value.numpy() for name, value in pair.ours.heads["detection"].decode(maps).items()}
+    found = to_prediction(pair.ours.tasks, prefixed("detection", outputs))
+    assert_same_boxes(predicted(pair.theirs, points, training), found, least)
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", ["real", "another", "simulated"])
 def test_maps_and_boxes_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame], name: str, training: bool) -> None:
     """With as many pillars as in training and as in testing; on the real frames the first are too few for all."""
-    points, limit = frames[name].points, anchored.LIMITS[0 if training else 1]
+    points, limit = frames[name].points, LIMITS[0 if training else 1]
     inputs = inputs_of(pair.ours, frames[name], limit)
     if name != "simulated":
         assert (inputs["pillar_counts"].size == limit) == training
-    maps = dense(pair.ours, inputs)
-    assert_same_maps(anchored.raw(pair.theirs, points, training), maps)
-    outputs = {k: v.numpy() for k, v in pair.ours.heads["detection"].decode(maps).items()}
-    found = to_prediction(pair.ours.tasks, prefixed("detection", outputs))
-    assert_same_boxes(anchored.predicted(pair.theirs, points, training), found, least=20)
+    require_same(pair, inputs, points, training, least=20)
 
 
 def test_boxes_of_the_exported_graph_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame]) -> None:
@@ -141,31 +219,24 @@ def test_boxes_of_the_exported_graph_are_those_of_mmdet3d(pair: Pair, frames: di
     engine = OnnxRuntimeEngine(to_onnx(pair.ours, prepare(frames["real"], spec), names).SerializeToString())
     for frame in frames.values():
         found = to_prediction(pair.ours.tasks, engine.run(prepare(frame, spec)))
-        assert_same_boxes(anchored.predicted(pair.theirs, frame.points), found, least=20)
+        assert_same_boxes(predicted(pair.theirs, frame.points), found, least=20)
 
 
 @pytest.mark.parametrize("neck", ["fpn", "secfpn"])
 def test_configurations_as_they_are_shipped(frames: dict[str, Frame], neck: str) -> None:
     """At 50 m on 400 x 400 pillars; it takes its time, because this is the size of the published checkpoints."""
     points = frames["real"].points
-    theirs = anchored.built(anchored.NECKS[neck], points)
-    ours, config = load_model(anchored.imported(theirs, anchored.NECKS[neck]))
+    theirs = built(NECKS[neck], points)
+    ours, config = load_model(imported(theirs, NECKS[neck]))
     assert config.model.lidar.max_pillars == 40000
-    maps = dense(ours, inputs_of(ours, frames["real"]))
-    assert_same_maps(anchored.raw(theirs, points), maps)
-    outputs = {name: value.numpy() for name, value in ours.heads["detection"].decode(maps).items()}
-    found = to_prediction(ours.tasks, prefixed("detection", outputs))
-    assert_same_boxes(anchored.predicted(theirs, points), found, least=100)
+    require_same(Pair(theirs, ours), inputs_of(ours, frames["real"]), points, training=False, least=100)
 
 
 def test_losses_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame]) -> None:
     """For the annotated objects of a real keyframe; velocities that are not known are zeros in mmdet3d's data."""
-    from mmdet3d.structures import LiDARInstance3DBoxes
-    from mmengine.structures import InstanceData
-
     boxes, grid = frames["real"].boxes, pair.ours.config.grid
     boxes = replace(boxes, velocities=np.nan_to_num(boxes.velocities))
-    maps = anchored.raw(pair.theirs, frames["real"].points)
+    maps = raw(pair.theirs, frames["real"].points)
     inside = (np.abs(boxes.centers[:, :2]) < grid.x[1]).all(axis=1) & (boxes.num_points > 0)
     near = boxes.select(inside)
     assert len(near) >= 4

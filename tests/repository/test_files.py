@@ -1,22 +1,20 @@
-"""Files and folders replaced whole, what is read ahead and written behind, and pauses of the garbage collector.
-
-Folders are replaced with a real SIGKILL before every step, and the disk is told to keep them.
-"""
+"""Files and folders replaced whole, what is read ahead and written behind, and pauses of the garbage collector."""
 
 import gc
 import os
-import subprocess
+import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repository import ROOT
 
 from deploy.replay.prefetch import QUEUE_DEPTH, BackgroundWriter, prefetch
 from perception import atomic
@@ -26,74 +24,60 @@ from perception.garbage import without_collection
 
 OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
 
-# Replaces the folder "bundle" again and again, each time in a process that kills itself before another step: one that
-# Python reports to audit hooks (open, mkdir, rename, remove, rmtree, scandir, calls of C), or the swap itself.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from perception import atomic
 
-exchange, folder = atomic._exchange, Path("bundle")
-if sys.argv[1] == "without":
-    exchange = lambda a, b: False
-
-def made(content):
+def write(root: Path, content: dict[str, str]) -> None:
     for name, text in content.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
 
-def step(*_):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
 
-def swap(a, b):
-    step()
-    done = exchange(a, b)
-    step()
-    return done
+def replace_and_die(folder: Path, exchange: Callable[[Path, Path], bool], steps: int) -> None:
+    """Replace the folder in a process that kills itself before a step: one that Python reports to audit hooks (open,
+    mkdir, rename, remove, rmtree, scandir, calls of C), or the swap itself."""
 
-atomic._exchange = swap
-for dying in range(1, 1000):
-    made({old!r})
-    child = os.fork()
-    if child == 0:
-        left = dying
+    def step(*_: object) -> None:
+        nonlocal steps
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def swap(a: Path, b: Path) -> bool:
+        step()
+        done = exchange(a, b)
+        step()
+        return done
+
+    try:
+        atomic._exchange = swap
         sys.addaudithook(step)
-        with atomic.folder_written_whole(folder, "it") as fresh:
-            for name, text in {new!r}.items():
-                (fresh / name).parent.mkdir(exist_ok=True)
-                (fresh / name).write_text(text)
+        with folder_written_whole(folder, "it") as fresh:
+            write(fresh, NEW)
         os._exit(0)
-    killed = os.waitpid(child, 0)[1] != 0
-    there = folder.exists()
-    atomic.put_back(folder)
-    print("killed" if killed else "lived", "there" if there else "missing",
-          *sorted(f"{{f.relative_to(folder)}}={{f.read_text()}}" for f in folder.rglob("*") if f.is_file()), sep=",")
-    if not killed:
-        break
-    atomic.shutil.rmtree(folder)
-"""
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux kills and exchanges")
 @pytest.mark.parametrize("swap", ["with", "without"])
 def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, swap: str) -> None:
     """With the exchange it is at its name at every step; without, `put_back` finds it."""
-    code = KILLED.format(old=OLD, new=NEW)
-    done = subprocess.run(
-        [sys.executable, "-c", code, swap], cwd=tmp_path, check=False, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    old, new = (",".join(sorted(f"{name}={text}" for name, text in content.items())) for content in (OLD, NEW))
-    outcomes = done.stdout.splitlines()
-    contents = [outcome.split(",", 2)[2] for outcome in outcomes]
-    assert outcomes[-1] == f"lived,there,{new}"
-    assert set(contents) == {old, new}
-    assert contents.count(new) > 1  # it was killed after the swap too
-    missing = sum(outcome.split(",")[1] == "missing" for outcome in outcomes)
+    folder, found, missing, end = tmp_path / "bundle", list[dict[str, str]](), 0, -signal.SIGKILL
+    exchange = atomic._exchange if swap == "with" else lambda a, b: False
+    while end == -signal.SIGKILL:
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder, OLD)
+        child = os.fork()
+        if child == 0:
+            replace_and_die(folder, exchange, len(found) + 1)
+        end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        missing += not folder.exists()
+        put_back(folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        found.append({path.relative_to(folder).as_posix(): path.read_text() for path in files})
+    assert (end, found[-1]) == (0, NEW)
+    assert all(each in (OLD, NEW) for each in found)
+    assert found[0] == OLD
+    assert found.count(NEW) > 1  # it was killed after the swap too
     assert (missing > 0) == (swap == "without")
 
 
@@ -101,23 +85,19 @@ def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, s
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What is told to the disk, as the calls are made: with the last part of the path."""
     made: list[tuple[str, str]] = []
-    fsync, rename, replace = os.fsync, Path.rename, os.replace
 
-    def synced(handle: int) -> None:
-        made.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
-        fsync(handle)
+    def spy(owner: Any, name: str, place: Callable[..., str]) -> None:
+        real = getattr(owner, name)
 
-    def renamed(self: Path, target: Path) -> Path:
-        made.append(("rename", target.name))
-        return rename(self, target)
+        def spied(*given: Any) -> Any:
+            made.append((name, place(*given)))
+            return real(*given)
 
-    def replaced(a: Path, b: Path) -> None:
-        made.append(("replace", b.name))
-        replace(a, b)
+        monkeypatch.setattr(owner, name, spied)
 
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "rename", renamed)
-    monkeypatch.setattr(os, "replace", replaced)
+    spy(os, "fsync", lambda handle: os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+    spy(Path, "rename", lambda _, target: target.name)
+    spy(os, "replace", lambda _, target: target.name)
     return made
 
 
@@ -144,52 +124,27 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(
 
 
 def test_files_are_on_the_disk_before_the_first_takes_its_place(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
-    write_together({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    write_together({tmp_path / "a": b"0", tmp_path / "b": b"2"})
     fresh = [("fsync", f".{name}.{os.getpid()}") for name in "ab"]
     assert calls == [*fresh, ("replace", "a"), ("replace", "b"), ("fsync", tmp_path.name)]
+    write_atomically(tmp_path / "a", b"1")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"1", "b": b"2"}
 
 
-def test_a_leftover_of_a_process_that_died_is_no_obstacle(tmp_path: Path) -> None:
-    """In a container every run can have the same process number."""
-    leftover = tmp_path / f".bundle.new-{os.getpid()}"
+def test_leftovers_of_a_process_that_died(tmp_path: Path) -> None:
+    """Its unfinished folder is no obstacle; the old folder is put back only where none is."""
+    put_back(tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+    for there in ({"bundle"}, {"bundle", ".bundle.old"}):
+        (tmp_path / ".bundle.old").mkdir()
+        put_back(tmp_path / "bundle")
+        assert {path.name for path in tmp_path.iterdir()} == there
+    leftover = tmp_path / f".bundle.new-{os.getpid()}"  # in a container every run can have the same process number
     leftover.mkdir()
     (leftover / "half").write_text("half")
     with folder_written_whole(tmp_path / "bundle", "it") as fresh:
         (fresh / "whole").write_text("whole")
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["bundle", "bundle/whole"]
-
-
-def test_the_old_folder_is_put_back_only_where_none_is(tmp_path: Path) -> None:
-    put_back(tmp_path / "bundle")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / ".bundle.old").mkdir()
-    put_back(tmp_path / "bundle")
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    (tmp_path / ".bundle.old").mkdir()
-    put_back(tmp_path / "bundle")
-    assert {path.name for path in tmp_path.iterdir()} == {"bundle", ".bundle.old"}
-
-
-def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    write_atomically(tmp_path / "file", b"old")
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(InputError, match=str(tmp_path / "file")):
-        write_atomically(tmp_path / "file", b"new")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
-
-
-@given(st.lists(st.binary(max_size=50), min_size=1, max_size=5))
-@settings(max_examples=10, deadline=None)
-def test_a_file_is_what_was_written_last(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> None:
-    folder = tmp_path_factory.mktemp("file")
-    for content in contents:
-        write_atomically(folder / "file", content)
-        assert (folder / "file").read_bytes() == content
-    assert [path.name for path in folder.iterdir()] == ["file"]
 
 
 @given(st.lists(st.binary(max_size=20_000), max_size=5))
@@ -204,42 +159,53 @@ def test_a_file_written_piece_by_piece_is_the_pieces(
         for piece in pieces:
             file.write(piece)
             assert (folder / "file").read_bytes() == b"old"
-    assert (folder / "file").read_bytes() == b"".join(pieces)
-    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"file": b"".join(pieces)}
 
 
-@pytest.mark.parametrize("failure", [ValueError(), OSError(2, "No such file", "another"), KeyboardInterrupt()])
+def another_error(file: BinaryIO) -> None:
+    raise OSError(2, "No such file", "another")  # not taken for one of this file
+
+
+def interrupted(file: BinaryIO) -> None:
+    file.write(b"new" * 100_000)
+    raise KeyboardInterrupt
+
+
+FULL = r"file: cannot write the list \(No space left on device\); choose another folder$"
+
+
+@pytest.mark.parametrize(
+    ("size", "write", "error", "says"),
+    [
+        ("free", another_error, OSError, "another"),
+        ("free", interrupted, KeyboardInterrupt, None),
+        ("full", lambda file: file.write(b"n"), InputError, FULL),
+        ("full", lambda file: file.write(b"n" * 1_000_000), InputError, FULL),
+    ],
+)
 def test_what_fails_while_a_file_is_written_is_raised_and_leaves_the_old_one(
-    tmp_path: Path, failure: BaseException
+    tmp_path: Path, size: str, write: Callable[[BinaryIO], object], error: type[BaseException], says: str | None
 ) -> None:
-    """An OSError of something else is not taken for one of this file."""
-
-    def write() -> None:
-        with atomic_file(tmp_path / "file", "it") as file:
-            file.write(b"new" * 100_000)
-            raise failure
-
+    """Also where the disk is full at once or at the end."""
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(type(failure)) as raised:
-        write()
-    assert raised.value is failure
+    if size == "full":
+        (tmp_path / ".file.tmp").symlink_to("/dev/full")
+    with pytest.raises(error, match=says), atomic_file(tmp_path / "file", "the list") as file:
+        write(file)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("size", [1, 1_000_000])
-def test_a_disk_that_is_full_at_once_or_at_the_end_is_one_line(tmp_path: Path, size: int) -> None:
-    (tmp_path / "file").write_bytes(b"old")
-    (tmp_path / ".file.tmp").symlink_to("/dev/full")
-    full = r"file: cannot write the list \(No space left on device\); choose another folder$"
-    with pytest.raises(InputError, match=full), atomic_file(tmp_path / "file", "the list") as file:
-        file.write(b"n" * size)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
-
-def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot write it \(No such file or directory\)"):
         atomic_file(tmp_path / "no" / "file", "it").__enter__()
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match=str(tmp_path / "file")):
+        write_atomically(tmp_path / "file", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
 # ----- read ahead, written behind -----
@@ -257,15 +223,15 @@ def items(number: int, fails: int | None, made: list[int]) -> Iterator[int]:
         yield i
 
 
-def drained(coming: Iterator[int]) -> tuple[list[int], str | None]:
-    """What comes, and the exception after it."""
-    taken = []
+def drained(coming: Iterator[int]) -> list[object]:
+    """What comes, and the text of the exception after it."""
+    taken: list[object] = []
     try:
         for item in coming:
             taken.append(item)
     except Torn as error:
-        return taken, str(error)
-    return taken, None
+        taken.append(str(error))
+    return taken
 
 
 @given(number=st.integers(0, 12), fails=st.none() | st.integers(0, 12))
@@ -281,9 +247,19 @@ def test_no_more_than_a_few_are_made_ahead_and_none_once_the_caller_stops() -> N
     assert next(coming) == 0
     time.sleep(0.05)
     assert made == list(range(1 + QUEUE_DEPTH))
-    coming.close()  # type: ignore[attr-defined]
+    coming.close()
     assert made == list(range(1 + QUEUE_DEPTH))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def called(number: int, call: Callable[[int], None], asked: list[int], failing: bool = False) -> None:
+    """Ask for so many calls; then the caller fails."""
+    with BackgroundWriter() as behind:
+        for i in range(number):
+            asked.append(i)
+            behind.call(call, i)
+        if failing:
+            raise Torn("the caller")
 
 
 @given(number=st.integers(0, 12), fails=st.none() | st.integers(0, 11))
@@ -295,18 +271,12 @@ def test_calls_are_made_in_order_until_one_fails(number: int, fails: int | None)
             raise Torn(i)
         done.append(i)
 
-    def all_calls() -> None:
-        with BackgroundWriter() as behind:
-            for i in range(number):
-                asked.append(i)
-                behind.call(call, i)
-
     if fails is None or fails >= number:
-        all_calls()
+        called(number, call, asked)
         assert done == list(range(number))
         return
     with pytest.raises(Torn, match=str(fails)):
-        all_calls()
+        called(number, call, asked)
     assert done == list(range(fails))
     assert len(asked) <= fails + 2 + QUEUE_DEPTH
 
@@ -318,16 +288,9 @@ def test_the_caller_waits_and_what_was_asked_for_is_done_when_he_fails() -> None
         may.acquire()
         done.append(i)
 
-    def all_calls() -> None:
-        with BackgroundWriter() as behind:
-            for i in range(10):
-                asked.append(i)
-                behind.call(call, i)
-            raise Torn
-
     def caller() -> None:
         with pytest.raises(Torn):
-            all_calls()
+            called(10, call, asked, failing=True)
 
     thread = threading.Thread(target=caller)
     thread.start()

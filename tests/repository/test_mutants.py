@@ -46,66 +46,55 @@ def test_in_another_process():
     subprocess.run([sys.executable, "-c", code], check=True)
 """
 SIGN = "def sign(x):\n    return -1 if x < 0 else 1\n"
+FILES = {
+    "perception/__init__.py": "", "perception/numbers.py": PRODUCT, "deploy/__init__.py": "", "deploy/sign.py": SIGN,
+    "tests/test_it.py": TESTS, "pyproject.toml": "",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def product(tmp_path_factory):
+def recorded(tmp_path_factory):
+    """The product, with its line map in the folder `lines`."""
+    if sys.version_info < (3, 12):
+        pytest.skip("sys.monitoring came with Python 3.12")
     root = tmp_path_factory.mktemp("product")
-    for file, content in (
-        ("perception/__init__.py", ""),
-        ("perception/numbers.py", PRODUCT),
-        ("deploy/__init__.py", ""),
-        ("deploy/sign.py", SIGN),
-        ("tests/test_it.py", TESTS),
-        ("pyproject.toml", ""),
-    ):
+    for file, content in FILES.items():
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text(content)
+    tool("line_map.py", "record", "--out", root / "lines", "--root", root, "tests")
     return root
 
 
-@pytest.fixture(scope="module")
-def recorded(product):
-    if sys.version_info < (3, 12):
-        pytest.skip("sys.monitoring came with Python 3.12")
-    out = product / "lines"
-    command = [sys.executable, ROOT / "tools" / "line_map.py", "record", "--out", out, "--root", product, "tests"]
-    subprocess.run(command, check=True, capture_output=True)
-    return out
+def tool(name, *arguments):
+    subprocess.run([sys.executable, ROOT / "tools" / name, *arguments], check=True, capture_output=True)
 
 
 def test_lines_are_those_that_each_test_and_its_fixtures_execute(recorded):
-    lines = LineMap(recorded)
-    own = {
-        name.split("::")[1]: {pair for pair in lines.lines(name) if pair not in lines.imported} for name in lines.tests
-    }
+    lines = LineMap(recorded / "lines")
+    own = {name.split("::")[1]: lines.lines(name) - lines.imported for name in lines.tests}
     file = "perception/numbers.py"
     assert own["test_larger"] == {(file, 2), (file, 3), (file, 4)}
     assert own["test_logged_is_only_run"] == {(file, 8), (file, 9)}
     assert own["test_in_another_process"] >= {("deploy/sign.py", 2)}
     assert (file, 13) not in lines.executed()
     assert len(least(lines, 1.0)) == 3
-
-
-def test_lines_that_a_run_no_longer_executes_are_listed(recorded):
-    before, after = LineMap(recorded), LineMap(recorded)
+    after = LineMap(recorded / "lines")
     del after.tests["tests/test_it.py::test_larger"]
-    assert lost(before, after) == [f"perception/numbers.py:{line}" for line in (2, 3, 4)]
+    assert lost(lines, after) == [f"perception/numbers.py:{line}" for line in (2, 3, 4)]
 
 
-def test_a_defect_is_found_by_an_assertion_and_not_by_being_executed(product, recorded):
+def test_a_defect_is_found_by_an_assertion_and_not_by_being_executed(recorded):
     rows = [
         {"file": "perception/numbers.py", "before": "a > b", "after": "a < b", "why": "comparison"},
         {"file": "perception/numbers.py", "before": "return len(lines)", "after": "return 0", "why": "not asserted"},
         {"file": "deploy/sign.py", "before": "x < 0", "after": "x > 0", "why": "another process"},
     ]
-    (product / "by_hand.yaml").write_text(yaml.safe_dump(rows))
-    out = product / "mutants.json"
-    command = [sys.executable, ROOT / "tools" / "mutants.py", "--map", recorded, "--root", product, "--out", out]
-    options = ["--written", product / "by_hand.yaml", "--count", "0", "--preload", ""]
-    subprocess.run([*command, *options], check=True, capture_output=True)
+    written, out = recorded / "by_hand.yaml", recorded / "mutants.json"
+    written.write_text(yaml.safe_dump(rows))
+    options = ("--written", written, "--count", "0", "--preload", "", "--out", out)
+    tool("mutants.py", "--map", recorded / "lines", "--root", recorded, *options)
     found = {row["mutant"]["name"].split(": ")[1]: row["found_by"] for row in json.loads(out.read_text())}
     assert found["comparison"] == "tests/test_it.py::test_larger"
     assert found["another process"] == "tests/test_it.py::test_in_another_process"
     assert found["not asserted"] is None
-    assert (product / "perception" / "numbers.py").read_text() == PRODUCT
+    assert (recorded / "perception" / "numbers.py").read_text() == PRODUCT

@@ -28,13 +28,8 @@ from perception.frame_file import FrameFile, join
 
 SCENES, KEYFRAMES, VERSION = 5, 24, "v1.0-tiny"
 FAULTS = ("drop:lidar@2-4", "freeze:lidar@5-7", "hidden:car@1-9")
-GATES = {
-    "gates": [
-        {"metric": "mAP", "at_least": 0.5},
-        {"metric": "agreement", "of": "detections", "at_least": 0.9},
-        {"metric": "dropped", "at_most": 0},
-    ]
-}
+AGREEMENT = {"metric": "agreement", "of": "detections", "at_least": 0.9}
+GATES = {"gates": [{"metric": "mAP", "at_least": 0.5}, AGREEMENT, {"metric": "dropped", "at_most": 0}]}
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +53,23 @@ def expected(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_the_files_are_those_of_one_process(drives: Path, expected: Path, tmp_path: Path, jobs: int) -> None:
-    summary = replayed(drives, tmp_path, jobs)
-    assert (summary["frames"], summary["resumed_at_frame"]) == (SCENES * KEYFRAMES, 0)
-    assert_same(tmp_path, expected)
-    assert {each.name for each in tmp_path.iterdir()} == {each.name for each in expected.iterdir()}
-    found, data = timeless(tmp_path), timeless(expected)
-    assert found["frames"]
-    assert found == data
-    records = [json.loads((out / "replay.json").read_text()) for out in (tmp_path, expected)]
-    assert records[0]["drives"] == records[1]["drives"]
-    assert len(json.loads((tmp_path / "latency.json").read_text())["stages"]) > 5
-
-
-def test_the_verdict_is_that_of_one_process(drives: Path, expected: Path, tmp_path: Path) -> None:
+def test_files_and_verdict_are_those_of_one_process(drives: Path, expected: Path, tmp_path: Path) -> None:
     gates = Gates.model_validate(GATES)
-    for name, jobs in (("one", 0), ("two", 2)):
-        replayed(drives, tmp_path / name, jobs, baseline=expected, gates=gates)
-    verdicts = [(tmp_path / name / "verdict.json").read_bytes() for name in ("one", "two")]
-    assert verdicts[0] == verdicts[1]
-    assert {case["outcome"] for case in json.loads(verdicts[0])["cases"]} == {"pass", "fail"}
+    summaries = [replayed(drives, tmp_path / f"{jobs}", jobs, baseline=expected, gates=gates) for jobs in (0, 1, 2)]
+    one, *others = (tmp_path / name for name in "012")
+    assert_same(one, expected)
+    verdict, record = (one / "verdict.json").read_bytes(), json.loads((one / "replay.json").read_text())
+    shown = timeless(one)
+    assert {case["outcome"] for case in json.loads(verdict)["cases"]} == {"pass", "fail"}
+    assert shown["frames"]
+    for out, summary in zip(others, summaries[1:], strict=True):
+        assert (summary["frames"], summary["resumed_at_frame"]) == (SCENES * KEYFRAMES, 0)
+        assert_same(out, expected)
+        assert {each.name for each in out.iterdir()} == {each.name for each in one.iterdir()}
+        assert (out / "verdict.json").read_bytes() == verdict
+        assert timeless(out) == shown
+        assert json.loads((out / "replay.json").read_text())["drives"] == record["drives"]
+        assert len(json.loads((out / "latency.json").read_text())["stages"]) > 5
 
 
 def test_whatever_is_killed_the_bytes_are_the_same(drives: Path, expected: Path, tmp_path: Path) -> None:
@@ -123,8 +114,9 @@ def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tm
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"about": {}}'])
 def test_a_damaged_part_is_replayed_again(drives: Path, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "scenes" / "scene-0001").mkdir(parents=True)
-    (tmp_path / "scenes" / "scene-0001" / PART).write_bytes(content)
+    part = tmp_path / "scenes" / "scene-0001" / PART
+    part.parent.mkdir(parents=True)
+    part.write_bytes(content)
     assert replayed(drives, tmp_path, 1, scenes=["scene-0001"])["resumed_at_frame"] == 0
 
 
@@ -155,18 +147,15 @@ def test_a_drive_without_selected_frames_is_empty(drives: Path, tmp_path: Path) 
         replayed(drives, tmp_path / "none", 2, selection=Selection(start=12.0))
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
+def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path) -> None:
+    for options, reason in (
         ({"latency": True}, "--jobs and --latency"),
         ({"real_time": True}, "--jobs and --real-time"),
         ({"viewers": ["foxglove"]}, "--jobs and --viewer"),
         ({"scenes": ("scene-0001:0-2", "scene-0001:2-4")}, "scene-0001 is given twice"),
-    ],
-)
-def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:
-    with one_line_error(reason):
-        replayed(drives, tmp_path, 2, **options)
+    ):
+        with one_line_error(reason):
+            replayed(drives, tmp_path, 2, **options)
 
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=4)

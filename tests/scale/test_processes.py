@@ -3,10 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-import mortal
 import pytest
 from commands import refuses, succeeds
 from exported import checkpoint
+from processes import SPEC, opened
 from refusals import one_line_error
 from tiny import write_tiny
 
@@ -25,6 +25,8 @@ def test_the_files_are_the_same_for_any_number_of_processes(sim_root: Path, tmp_
     assert {"metrics.json", "results_nusc.json"} <= {*expected}
     for name in ("one", "two"):
         assert {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} == expected
+    given = ("evaluate", checkpoint(), "--data", sim_root, "--out", tmp_path / "e", "--jobs", 2, "--batch", 2)
+    assert "--jobs and --batch" in refuses(*given)
 
 
 @pytest.fixture
@@ -35,8 +37,8 @@ def tables(tmp_path: Path) -> NuScenesTables:
 
 def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
     samples = tables.samples()
-    with Workers(partial(mortal.opened, tables.dataroot, samples[5], deaths), 2, AHEAD) as workers:
-        return list(Processes(workers).predictions(Reader(tables, mortal.SPEC), samples))
+    with Workers(partial(opened, tables.dataroot, samples[5], deaths), 2, AHEAD) as workers:
+        return list(Processes(workers).predictions(Reader(tables, SPEC), samples))
 
 
 def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:
@@ -46,16 +48,11 @@ def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, tables.samples())]
 
 
-def test_a_keyframe_that_kills_every_process_is_named(tables: NuScenesTables) -> None:
-    with one_line_error(rf"{tables.samples()[5]}: {ATTEMPTS} processes died .* use fewer --jobs"):
-        predicted(tables, deaths=99)
-
-
-def test_a_mistake_in_a_process_is_one_line(tables: NuScenesTables) -> None:
-    with one_line_error(rf"{tables.samples()[5]}: cannot be predicted"):
-        predicted(tables, deaths=-1)
-
-
-def test_jobs_and_batches_exclude_each_other(sim_root: Path, tmp_path: Path) -> None:
-    given = ("evaluate", checkpoint(), "--data", sim_root, "--out", tmp_path / "e", "--jobs", 2, "--batch", 2)
-    assert "--jobs and --batch" in refuses(*given)
+@pytest.mark.parametrize(
+    ("deaths", "says"), [(99, f"{ATTEMPTS} processes died .* use fewer --jobs"), (-1, "cannot be predicted")]
+)
+def test_a_keyframe_that_kills_every_process_or_is_refused_is_named(
+    tables: NuScenesTables, deaths: int, says: str
+) -> None:
+    with one_line_error(f"{tables.samples()[5]}: {says}"):
+        predicted(tables, deaths)

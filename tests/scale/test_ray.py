@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import mortal
 import psutil
 import pytest
 from commands import refuses, succeeds
@@ -18,6 +17,7 @@ from exported import QUIET
 from fleet_drives import write_scenes
 from hashes import NARROW, hashes
 from object_store import served
+from processes import SPEC, opened
 from ray.cluster_utils import Cluster
 from refusals import one_line_error
 from replays import SAME, VERSION, assert_same, small
@@ -41,7 +41,7 @@ SCENES, KEYFRAMES = 40, 3
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with two machines of one processor each, both this one."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT / "tests" / "support")}  # for `mortal`
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT / "tests" / "support")}  # for `processes`
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     yield cluster.address
@@ -81,8 +81,8 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     write_tiny(tmp_path, keyframes=12)
     tables = NuScenesTables(tmp_path, VERSION)
     samples = tables.samples()
-    with RayWorkers(partial(mortal.opened, tmp_path, samples[5], 1), address) as workers:
-        found = list(Processes(workers).predictions(Reader(tables, mortal.SPEC), samples))
+    with RayWorkers(partial(opened, tmp_path, samples[5], 1), address) as workers:
+        found = list(Processes(workers).predictions(Reader(tables, SPEC), samples))
     assert [frame.token for frame, _ in found] == samples
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
     assert len(list(tmp_path.glob("death-*"))) == 1
@@ -121,8 +121,8 @@ def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:
     file.write_bytes(b"damaged")
     with one_line_error(file.name):
         replay(Source(tmp_path / "drives", VERSION), small(), tmp_path / "out", console=QUIET, ray=address)
-    given = ("replay", tmp_path / "drives", "--bundle", small(), "--out", tmp_path / "out", "--ray", "127.0.0.1:1")
-    assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given)
+    given = ("replay", tmp_path / "drives", "--bundle", small(), "--out", tmp_path / "out")
+    assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given, "--ray", "127.0.0.1:1")
 
 
 def test_machines_without_common_disk_share_an_object_store(

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import centerpoint_reference
 import yaml
@@ -43,10 +44,8 @@ def run(folder: Path, command: str) -> str:
         done = perception(*arguments, cwd=folder)
     else:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [program, *arguments], cwd=folder, env=environment, check=False, capture_output=True, text=True
-        )
+        given: Any = {"cwd": folder, "env": os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}}
+        done = subprocess.run([program, *arguments], check=False, capture_output=True, text=True, **given)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done.stdout
 
@@ -62,33 +61,12 @@ def smaller_configs(folder: Path) -> None:
         (folder / file).write_text(yaml.safe_dump(content))
 
 
-def check_evaluation_of_parts(folder: Path) -> None:
-    parts = json.loads((folder / "runs/tiny/parts/metrics.json").read_text())
-    assert list(parts["slices"]) == ["condition", "range"]
-    assert [level["level"] for level in parts["robustness"]["corruptions"]["lidar_noise"]["levels"]] == [0.05, 0.1, 0.2]
-    assert "</html>" in (folder / "runs/tiny/parts/report.html").read_text()
-    compared = json.loads((folder / "runs/tiny/compared/comparison.json").read_text())
-    assert compared["slices"]["all"]["all"]["NDS"]["after"] == parts["NDS"]
-
-
 def test_commands_of_the_readme(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     smaller_configs(tmp_path / "configs")
     commands = re.findall(r"^perception .*$", text, re.MULTILINE)
-    assert {c.split()[1] for c in commands} >= {
-        "simulate",
-        "train",
-        "evaluate",
-        "compare",
-        "export",
-        "build",
-        "replay",
-        "adapt",
-        "merge",
-        "modules",
-        "plan",
-        "import-mmdet3d",
-    }
+    shown = "simulate train evaluate compare export build replay adapt merge modules plan import-mmdet3d"
+    assert {command.split()[1] for command in commands} >= {*shown.split()}
     for large, small in SMALLER.items():
         assert sum(large in command for command in commands) == 1, large
         commands = [command.replace(large, small) for command in commands]
@@ -99,25 +77,28 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
             write_infos(tmp_path / "drives" / "nuscenes_infos_val.pkl", new_infos(old_infos(devkit)))
         run(tmp_path, command)
 
-    infos = json.loads((tmp_path / "runs/tiny/infos/metrics.json").read_text())
-    assert infos["samples"] == 4
-    recognised = json.loads((tmp_path / "runs/recognising/replay/latency.json").read_text())
-    assert recognised["frames"] == 3
+    def said(file: str) -> Any:
+        return json.loads((tmp_path / "runs" / file).read_text())
+
+    assert said("tiny/infos/metrics.json")["samples"] == 4
+    assert said("tiny/evaluation/metrics.json")["samples"] == 2
+    assert said("truck/evaluation/metrics.json")["samples"] == 1
+    assert said("recognising/replay/latency.json")["frames"] == 3
+    assert said("tiny/replay/latency.json")["frames"] == 2
     assert (tmp_path / "runs/centerpoint/bundle/model.onnx").exists()
-    metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
-    assert metrics["samples"] == 2
-    assert json.loads((tmp_path / "runs/truck/evaluation/metrics.json").read_text())["samples"] == 1
-    check_evaluation_of_parts(tmp_path)
-    manifest = json.loads((tmp_path / "runs/tiny/bundle/manifest.json").read_text())
+    parts = said("tiny/parts/metrics.json")
+    assert list(parts["slices"]) == ["condition", "range"]
+    assert [level["level"] for level in parts["robustness"]["corruptions"]["lidar_noise"]["levels"]] == [0.05, 0.1, 0.2]
+    assert "</html>" in (tmp_path / "runs/tiny/parts/report.html").read_text()
+    assert said("tiny/compared/comparison.json")["slices"]["all"]["all"]["NDS"]["after"] == parts["NDS"]
+    manifest, banked = said("tiny/bundle/manifest.json"), said("merged/bundle/manifest.json")
     assert (manifest["routes"], manifest["folded"]) == (["rain"], ["rain"])
-    banked = json.loads((tmp_path / "runs/merged/bundle/manifest.json").read_text())
     assert banked["routes"] == ["base", "rain", "night"]
     assert [module["name"] for module in banked["banked"]] == ["rain", "night"]
-    lowered = json.loads((tmp_path / "runs/tiny/int8/manifest.json").read_text())
+    lowered = said("tiny/int8/manifest.json")
     assert (lowered["precision"], "model.cpu.onnx" in lowered["files"]) == ("int8", True)
     assert (tmp_path / "runs/tiny/bundle-orin/build.sh").exists()
-    record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
-    assert record["plan_bytes"] > 4 * manifest["parameters"]
+    assert said("tiny/bundle/engines/rtx-ampere.json")["plan_bytes"] > 4 * manifest["parameters"]
     (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (rain,) = parse_config(yaml.safe_load("name: readme\n" + modules), "README").modules
     assert [part.kind for part in rain.single()] == ["batch_norm", "low_rank"]
@@ -128,13 +109,10 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert (tmp_path / "runs/route.png").stat().st_size > 5000
     names = [m["name"] for m in json.loads(run(tmp_path, "perception modules runs/merged --json"))["modules"]]
     assert names == ["rain", "night", "rainy_night"]
-    latency = json.loads((tmp_path / "runs/tiny/replay/latency.json").read_text())
-    assert latency["frames"] == 2
 
     assert "accelerate launch -m deploy.cli train" in text
     # Without GPUs accelerate starts a single process; torchrun starts two, as accelerate does for two GPUs.
     launched = "torchrun --standalone --nproc_per_node 2 -m deploy.cli train"
     printed = run(tmp_path, f"{launched} configs/tiny.yaml --data drives --out runs/two --steps 2")
     assert printed.count("runs/two/checkpoints/step-000002") == 1
-    checkpoint = json.loads((tmp_path / "runs/two/checkpoints/step-000002/checkpoint.json").read_text())
-    assert checkpoint["step"] == 2
+    assert said("two/checkpoints/step-000002/checkpoint.json")["step"] == 2

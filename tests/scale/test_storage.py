@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,12 +36,10 @@ def drives(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_replay_reads_from_it_and_writes_to_it(store: Store, drives: Path, tmp_path: Path) -> None:
-    url = store.url
     options = ("--fault", "drop:lidar@0-0.6", "--json")
+    given = ("replay", f"{store.url}/drives", "--bundle", f"{store.url}/bundle", *options)
     for jobs in (0, 2):
-        out = f"{url}/out{jobs}"
-        given = ("replay", f"{url}/drives", "--bundle", f"{url}/bundle", "--out", out, *options, "--jobs", jobs)
-        assert json.loads(succeeds(*given))["frames"] == 8
+        assert json.loads(succeeds(*given, "--out", f"{store.url}/out{jobs}", "--jobs", jobs))["frames"] == 8
     succeeds("replay", drives, "--bundle", small(), "--out", tmp_path / "here", *options)
     here = {each.name: each.read_bytes() for each in (tmp_path / "here").iterdir()}
     for jobs in (0, 2):
@@ -81,7 +78,7 @@ def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatc
     for name, content in contents.items():
         store.put(f"large/{name}", content)
     proxy = Breaking(store.address, every=2, after=100_000)
-    monkeypatch.setenv(store.endpoint, proxy.address)
+    monkeypatch.setenv(STORES[store.scheme], proxy.address)
     storage.system_of(mirror_of(Path(url) / "large")).clear_instance_cache()
     local = fetched(Path(f"{url}/large"))
     assert {each.name: each.read_bytes() for each in local.iterdir()} == contents
@@ -97,8 +94,7 @@ def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatc
 
 
 def test_what_changed_in_the_store_is_fetched_again(store: Store) -> None:
-    url = store.url
-    folder = Path(f"{url}/changing")
+    folder = Path(f"{store.url}/changing")
     store.put("changing/samples/later", b"later")
     for i in range(2):
         store.put("changing/same-size", str(i).encode())
@@ -114,19 +110,17 @@ def test_what_changed_in_the_store_is_fetched_again(store: Store) -> None:
 
 def test_a_half_written_file_is_not_taken_for_whole(store: Store) -> None:
     """A process that was killed while it fetched leaves no file at its place; one cut later has no version."""
-    url = store.url
     store.put("cut/file", b"whole")
-    local = fetched(Path(f"{url}/cut"))
+    local = fetched(Path(f"{store.url}/cut"))
     version = next(storage.cache().glob("versions/**/cut/file"))
     version.unlink()
     (local / "file").write_bytes(b"who")
-    assert (fetched(Path(f"{url}/cut")) / "file").read_bytes() == b"whole"
+    assert (fetched(Path(f"{store.url}/cut")) / "file").read_bytes() == b"whole"
 
 
 def test_a_name_that_leaves_its_folder_is_refused(store: Store) -> None:
-    url = store.url
     store.put("hostile/inside", b"inside")
-    local = fetched(Path(f"{url}/hostile"))
+    local = fetched(Path(f"{store.url}/hostile"))
     with one_line_error(r"/\.\./\.\./outside: an object's name leaves its folder"):
         storage._fetch(local / ".." / ".." / "outside", {"size": 0})
     assert not (local.parents[1] / "outside").exists()
@@ -138,7 +132,7 @@ def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) ->
         fetched(Path(f"{url}/nothing"))
     assert f"{url}/absent" in refuses("replay", f"{url}/absent", "--bundle", small(), "--out", f"{url}/out")
     monkeypatch.setattr(storage, "ATTEMPTS", 1)  # the clients try several times themselves
-    monkeypatch.setenv(store.endpoint, "http://127.0.0.1:1")
+    monkeypatch.setenv(STORES[store.scheme], "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
     with one_line_error(rf"{url}/x: cannot be reached .* check address and credentials"):
@@ -147,24 +141,39 @@ def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
 
 
-def test_every_step_from_drives_to_a_bundle_writes_to_it(store: Store, tmp_path: Path) -> None:
+def simulated(root: object) -> str:
+    drives = f"{root}/simulated"
+    succeeds("simulate", drives, "--scenes", 4, "--samples", 1, "--conditions", "clear-day-boston", "--occupancy")
+    return drives
+
+
+def trained_and_scored(root: object, drives: str) -> None:
+    assert refuses("simulate", drives).startswith(f"perception: {drives} already holds a v1.0-sim log")
+    training = ("train", "configs/tiny.yaml", "--data", drives, "--out", f"{root}/run", "--steps", 1)
+    succeeds(*training)
+    assert "holds a trained run already" in refuses(*training)
+    succeeds("export", f"{root}/run", "--out", f"{root}/exported")
+    succeeds("verify", f"{root}/exported")
+    succeeds("evaluate", f"{root}/exported", "--data", drives, "--out", f"{root}/scores")
+
+
+@pytest.fixture(scope="module")
+def every_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every step from drives to a bundle in a folder, for all stores to be compared with."""
+    root = tmp_path_factory.mktemp("steps")
+    trained_and_scored(root, simulated(root))
+    return root
+
+
+def test_every_step_from_drives_to_a_bundle_writes_to_it(store: Store, every_step: Path) -> None:
     """The files that it writes to a folder, and for drives their bytes; what was written does not stay here."""
-    for root in (store.url, tmp_path):
-        drives = f"{root}/simulated"
-        succeeds("simulate", drives, "--scenes", 4, "--samples", 1, "--conditions", "clear-day-boston", "--occupancy")
-        assert not mirror_of(Path(store.url) / "simulated").exists()
-        assert refuses("simulate", drives).startswith(f"perception: {drives} already holds a v1.0-sim log")
-        training = ("train", "configs/tiny.yaml", "--data", drives, "--out", f"{root}/run", "--steps", 1)
-        succeeds(*training)
-        assert "holds a trained run already" in refuses(*training)
-        succeeds("export", f"{root}/run", "--out", f"{root}/exported")
-        succeeds("verify", f"{root}/exported")
-        succeeds("evaluate", f"{root}/exported", "--data", drives, "--out", f"{root}/scores")
-        shutil.rmtree(mirror_of(Path(store.url) / "simulated"), ignore_errors=True)
+    drives = simulated(store.url)
+    assert not mirror_of(Path(drives)).exists()
+    trained_and_scored(store.url, drives)
     for name in ("simulated", "run", "exported", "scores"):
         there = store.objects(name)
-        files = [each for each in (tmp_path / name).rglob("*") if each.is_file() and "tfevents" not in each.name]
-        here = {each.relative_to(tmp_path / name).as_posix(): each.read_bytes() for each in files}
+        files = [each for each in (every_step / name).rglob("*") if each.is_file() and "tfevents" not in each.name]
+        here = {each.relative_to(every_step / name).as_posix(): each.read_bytes() for each in files}
         assert here.keys() == {each for each in there if "tfevents" not in each}
         if name == "simulated":
             assert here == there
@@ -220,21 +229,16 @@ def test_an_interrupted_command_goes_on_here_and_what_others_read_is_of_the_stor
     assert store.objects("interrupted") == {"before": b"before"}
 
 
-def test_a_store_that_cannot_be_written_is_one_line_before_the_work(store: Store) -> None:
-    with (
-        one_line_error(rf"{store.scheme}://absent/.*: there is no such bucket"),
-        output(Path(f"{store.scheme}://absent/run")),
-    ):
+def test_what_cannot_be_written_to_it_is_one_line_before_the_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no such bucket; what needs a folder of this machine; several machines do not train into it."""
+    absent = f"{store.scheme}://absent"
+    with one_line_error(f"{absent}/.*: there is no such bucket"), output(Path(f"{absent}/run")):
         raise AssertionError
-
-
-def test_several_machines_do_not_train_into_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (("sign", f"{store.url}/bundle", "--key", "key.pem"), ("demo", "--out", f"{store.url}/demo")):
+        assert "is in an object store; copy it here" in refuses(*command)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with one_line_error("a folder that all of them see, not an object store"), output(Path(f"{store.url}/run")):
         raise AssertionError
-
-
-def test_what_needs_a_folder_of_this_machine_is_refused(store: Store) -> None:
-    for command in (("sign", f"{store.url}/bundle", "--key", "key.pem"), ("demo", "--out", f"{store.url}/demo")):
-        assert "is in an object store; copy it here" in refuses(*command)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import trainers
 import yaml
+from processes import train, training
 from refusals import one_line_error
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,14 +33,8 @@ CONFIG = {
         "lidar": {"max_pillars": 200, "points_per_pillar": 3, "channels": 8, "sweeps": 0},
         "fused_channels": 8,
         "trunk": {
-            "kind": "convnext",
-            "channels": [8],
-            "blocks": [2],
-            "kernels": [3],
-            "strides": [1],
-            "up_channels": 8,
-            "stride": 1,
-            "drop_path": 0.5,
+            **{"kind": "convnext", "channels": [8], "blocks": [2], "kernels": [3], "strides": [1]},
+            **{"up_channels": 8, "stride": 1, "drop_path": 0.5},
         },
     },
     "tasks": {"detection": {"channels": 8, "top_k": 20}, "map": {"channels": 8}},
@@ -49,9 +43,7 @@ CONFIG = {
     "modules": [
         {"name": "rain", "kind": "series_adapter", "slots": ["fused"], "when": ["rain"]},
         {
-            "name": "night",
-            "kind": "batch_norm",
-            "slots": ["fused.norm", "heads.detection.norm"],
+            **{"name": "night", "kind": "batch_norm", "slots": ["fused.norm", "heads.detection.norm"]},
             "when": ["night", "detection"],
         },
         {"name": "dry", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": ["clear"]},
@@ -82,7 +74,7 @@ def runs(command: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) 
     """Folder with uninterrupted trainings in one process and in two: 1 and 2."""
     folder = tmp_path_factory.mktemp("runs")
     for count in (1, 2):
-        trainers.succeeds(count, folder / f"output-{count}", *command, "--out", folder / str(count))
+        train(count, folder / f"output-{count}", *command, "--out", folder / str(count))
     return folder
 
 
@@ -100,13 +92,10 @@ def logged(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def test_two_processes_end_with_the_parameters_of_one(runs: Path) -> None:
+def test_two_processes_end_with_the_parameters_of_one_and_log_its_numbers(runs: Path) -> None:
+    """Losses are float32; a second logger would write each step twice."""
     require_close(runs / "1", runs / "2")
     assert (runs / "output-2").read_text().count(str(newest(runs / "2"))) == 1  # the main process alone prints
-
-
-def test_two_processes_log_the_numbers_of_one(runs: Path) -> None:
-    """Losses are float32; a second logger would write each step twice."""
     one, two = logged(runs / "1"), logged(runs / "2")
     assert one.keys() == two.keys() >= {"train/loss", "train/norm", "train/map/cells", "validation/mAP"}
     for name, values in one.items():
@@ -137,7 +126,7 @@ def test_a_training_ends_with_one_of_its_processes_and_goes_on_in_one(
     command: tuple[object, ...], runs: Path, tmp_path: Path
 ) -> None:
     run, chance = tmp_path / "run", random.Random(0)
-    launcher = trainers.started(2, tmp_path / "output", *command, "--out", run)
+    launcher = training(2, tmp_path / "output", *command, "--out", run)
     wait_for(run, chance.randint(2, 10), launcher)
     processes = psutil.Process(launcher.pid).children()
     chance.choice(processes).kill()
@@ -150,7 +139,7 @@ def test_a_training_ends_with_one_of_its_processes_and_goes_on_in_one(
     assert line in said or "SIGKILL" in said
     assert 2 <= step_of(run) < 20
     require_whole(run)
-    trainers.succeeds(1, tmp_path / "resumed", *command, "--out", run, "--resume")
+    train(1, tmp_path / "resumed", *command, "--out", run, "--resume")
     require_close(run, runs / "1")
 
 
@@ -160,7 +149,7 @@ def test_a_training_that_is_killed_again_and_again_has_the_bytes_of_an_uninterru
     run, chance = tmp_path / "run", random.Random(1)
     for i in range(3):
         resume = ["--resume"] if newest(run) else []
-        trainer = trainers.started(1, tmp_path / f"killed-{i}", *command, "--out", run, *resume)
+        trainer = training(1, tmp_path / f"killed-{i}", *command, "--out", run, *resume)
         wait_for(run, step_of(run) + 1, trainer)
         time.sleep(chance.uniform(0.0, 0.1))
         trainer.kill()
@@ -169,7 +158,7 @@ def test_a_training_that_is_killed_again_and_again_has_the_bytes_of_an_uninterru
     assert step_of(run) < 20
     shutil.copytree(run, tmp_path / "two")
     for count, folder in ((1, run), (2, tmp_path / "two")):
-        trainers.succeeds(count, tmp_path / f"resumed-{count}", *command, "--out", folder, "--resume")
+        train(count, tmp_path / f"resumed-{count}", *command, "--out", folder, "--resume")
         assert not [*(folder / "checkpoints").glob(".*")]  # what a killed process left
     for file in newest(run).iterdir():
         assert file.read_bytes() == (newest(runs / "1") / file.name).read_bytes(), file.name
@@ -180,7 +169,7 @@ def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) 
     module = ("--add", "batch_norm:wet", "--slots", "fused.norm,heads.*norm", "--conditions", "rain")
     for count in (1, 2):
         out = ("--out", tmp_path / str(count), "--data", sim_root, "--split", "all", "--steps", 5)
-        trainers.succeeds(count, tmp_path / f"output-{count}", "adapt", runs / "1", *module, *out)
+        train(count, tmp_path / f"output-{count}", "adapt", runs / "1", *module, *out)
     require_close(tmp_path / "1", tmp_path / "2")
     one, two = (load_file(tmp_path / count / "modules" / "wet.safetensors") for count in "12")
     assert one.keys() == two.keys()
@@ -195,7 +184,7 @@ def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path
     file.write_text(yaml.safe_dump({**CONFIG, "modules": [], "routing": None, "train": recipe}))
     command = "train", file, "--data", sim_root, "--split", "all", "--out"
     for count in (1, 2):
-        trainers.succeeds(count, tmp_path / f"output-{count}", *command, tmp_path / str(count))
+        train(count, tmp_path / f"output-{count}", *command, tmp_path / str(count))
     said = (tmp_path / "output-2").read_text()
     (share,) = re.findall(r"the model is divided among 2 processes, (\d+)% of it here", said)
     assert 50 <= int(share) < 60  # a parameter of one element has no half
@@ -206,13 +195,8 @@ def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path
         run = tmp_path / f"{before}-then-{count}"
         shutil.copytree(tmp_path / str(before), run)
         shutil.rmtree(newest(run))
-        trainers.succeeds(count, tmp_path / f"output-{run.name}", *command, run, "--resume")
+        train(count, tmp_path / f"output-{run.name}", *command, run, "--resume")
         require_close(run, tmp_path / "1")
-
-
-def test_a_model_with_modules_is_not_divided() -> None:
-    with one_line_error("small: train.shard does not work with modules; remove one of them"):
-        divides(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
 
 
 def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuScenesTables) -> None:
@@ -238,9 +222,9 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
     assert searched(every) == (False, False)
 
 
-def test_a_launch_that_would_divide_the_model_is_refused(
-    tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_division_that_is_not_supported_is_refused(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    with one_line_error("small: train.shard does not work with modules; remove one of them"):
+        divides(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with one_line_error("accelerate launch: FSDP is not supported; launch without it, and set train.shard=true"):
         accelerator_of(PerceptionModel(parse_config(CONFIG, "small")), tables, tables.samples("all"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from exported import folder
-from torch import nn
+from networks import settled
 from vocabulary import RIG
 
 from deploy.golden import synthetic_frame
@@ -24,6 +24,7 @@ def config(neck: str, modules: list[dict[str, object]] | None = None) -> Config:
     """With a `pyramid` of three maps, or with one that is `joined`; a view of 13 m, LiDAR alone."""
     pyramid = neck == "pyramid"
     anchors = [{"size": size, "bottom": -1.8, "x": [-12.8, 12.8], "y": [-12.7, 12.7]} for size in SIDES]
+    suppression = {"threshold": 0.05, "kind": "rotated", "most": None, "total": 4000}
     content = {
         "name": f"anchored-{neck}",
         "grid": {"x": [-12.8, 12.8], "y": [-12.8, 12.8], "cell": 0.4, "reference": "lidar"},
@@ -32,19 +33,13 @@ def config(neck: str, modules: list[dict[str, object]] | None = None) -> Config:
                 "max_pillars": 1500, "overflow": "first", "points_per_pillar": 8, "encoder": "padded", "hidden": [8],
                 "channels": 8, "sweeps": 2,
             },
-            "fusion": False,
-            "fused_channels": 8,
+            "fusion": False, "fused_channels": 8,
             "trunk": {"channels": [8, 12, 16], "blocks": [1, 1, 1], "up_channels": 8, "stride": 2, "pyramid": pyramid},
         },
-        "tasks": {
-            "detection": {
-                "anchors": {
-                    "anchors": anchors, "scales": [1, 2, 4] if pyramid else [1], "candidates": 200,
-                    "direction_offset": -0.7854,
-                    "suppression": {"threshold": 0.05, "kind": "rotated", "most": None, "total": 4000},
-                }
-            }
-        },
+        "tasks": {"detection": {"anchors": {
+            "anchors": anchors, "scales": [1, 2, 4] if pyramid else [1], "candidates": 200, "direction_offset": -0.7854,
+            "suppression": suppression,
+        }}},
         "modules": modules or [],
     }  # fmt: skip
     return parse_config(content, "test")
@@ -57,11 +52,8 @@ def run(neck: str, modular: bool = False) -> Path:
     torch.manual_seed(0)
     model = PerceptionModel(config(neck, [RAIN] if modular else None))
     inputs = prepare(synthetic_frame("lidar", RIG, seed=7), InputSpec.of(model.config))
+    dense = settled(model, {name: torch.from_numpy(array) for name, array in inputs.items()})
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 1.0  # take over the statistics of the next batch
-        dense = model.train()({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, deviation in {"classes": 1.0, "boxes": 0.2, "directions": 1.0}.items():
             layer = model.heads["detection"].branches[name].layer
             maps = [dense[f"detection/{name}.{i}"] for i in range(len(model.heads["detection"].config.scales))]
@@ -80,7 +72,7 @@ def objects(seed: int, n: int) -> Boxes:
     places = rng.choice(16, n, replace=False)
     centers = np.stack([places % 4 * 6.0 - 9, places // 4 * 6.0 - 9, rng.uniform(-1.5, 0, n)], 1)
     centers[:, :2] += rng.uniform(-1, 1, (n, 2))
-    sizes = np.array([[1.9, 4.6, 1.7], [0.7, 0.7, 1.8], [2.5, 0.5, 1.0]])[rng.integers(0, 3, n)]
+    sizes = np.array(SIDES)[rng.integers(0, 3, n)]
     return Boxes.from_yaws(
         centers, sizes * rng.uniform(0.9, 1.1, (n, 3)), rng.uniform(-np.pi, np.pi, n), rng.normal(0, 3, (n, 2)),
         rng.integers(0, 10, n), np.full(n, -1), np.ones(n),

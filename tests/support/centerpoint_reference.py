@@ -41,27 +41,27 @@ model = dict(
         score_threshold=0.1, nms_type='circle', pre_max_size=1000, post_max_size=83, nms_thr=0.2)))
 test_pipeline = [dict(type='LoadPointsFromMultiSweeps', sweeps_num=2, use_dim=[0, 1, 2, 3, 4])]
 """
-for _name, _value in {
-    "SIZE": "[0.4, 0.4, 8]",
-    "RANGE": "[-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]",
-    "TASKS": ", ".join(f"dict(num_class={len(task)}, class_names={list(task)})" for task in TASKS),
-}.items():
-    CONFIG = CONFIG.replace(_name, _value)
+TASK_LIST = ", ".join(f"dict(num_class={len(task)}, class_names={list(task)})" for task in TASKS)
+
+
+def filled(config: str) -> str:
+    config = config.replace("SIZE", "[0.4, 0.4, 8]").replace("RANGE", "[-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]")
+    return config.replace("TASKS", TASK_LIST)
+
+
+CONFIG = filled(CONFIG)
 
 
 class Reference(nn.Module):
     """The network of CONFIG."""
 
+    branches = BRANCHES
+
     def __init__(self) -> None:
         super().__init__()
         layer = named(linear=nn.Linear(11, 8, bias=False), norm=nn.BatchNorm1d(8, eps=1e-3))
         self.pts_voxel_encoder = named(pfn_layers=nn.ModuleList([layer]))
-        self.pts_backbone = second()
-        self.pts_neck = lifts(
-            nn.Conv2d(8, 8, 2, 2, bias=False),
-            nn.Conv2d(12, 8, 1, bias=False),
-            nn.ConvTranspose2d(16, 8, 2, 2, bias=False),
-        )
+        self.make_trunk()
 
         def module(inputs: int) -> nn.Module:
             return named(conv=nn.Conv2d(inputs, 8, 3, padding=1, bias=False), bn=nn.BatchNorm2d(8))
@@ -69,16 +69,24 @@ class Reference(nn.Module):
         def branch(outputs: int) -> nn.Module:
             return nn.Sequential(module(8), nn.Conv2d(8, outputs, 3, padding=1))
 
-        tasks = [{name: branch(n) for name, n in {**BRANCHES, "heatmap": len(task)}.items()} for task in TASKS]
+        tasks = [{name: branch(n) for name, n in {**self.branches, "heatmap": len(t)}.items()} for t in TASKS]
         self.pts_bbox_head = named(shared_conv=module(24), task_heads=nn.ModuleList(map(nn.ModuleDict, tasks)))
+
+    def make_trunk(self) -> None:
+        self.pts_backbone = second()
+        down, same = nn.Conv2d(8, 8, 2, 2, bias=False), nn.Conv2d(12, 8, 1, bias=False)
+        self.pts_neck = lifts(down, same, nn.ConvTranspose2d(16, 8, 2, 2, bias=False))
+
+    def trunk(self, points: Tensor, counts: Tensor, cells: Tensor) -> list[Tensor]:
+        """Features of points (P, 8, M) -> what each stage makes of the pillars'."""
+        return stages(self.pts_backbone, points.amax(dim=2), cells)
 
     def forward(self, voxels: Tensor, counts: Tensor, cells: Tensor) -> list[dict[str, Tensor]]:
         """voxels (P, M, 5), counts (P,), cells (P, 2) row and column -> the maps of each task."""
         points = described(voxels, counts, cells, [0, 1, 2, 3, 4])
         layer = self.pts_voxel_encoder.pfn_layers[0]
-        features = F.relu(layer.norm(layer.linear(points).permute(0, 2, 1))).amax(dim=2)
-        lifted = lifted_stages(self.pts_neck, stages(self.pts_backbone, features, cells))
-        shared = run(self.pts_bbox_head.shared_conv, lifted)
+        points = F.relu(layer.norm(layer.linear(points).permute(0, 2, 1)))
+        shared = run(self.pts_bbox_head.shared_conv, lifted_stages(self.pts_neck, self.trunk(points, counts, cells)))
         return [
             {name: branch[1](run(branch[0], shared)) for name, branch in task.items()}
             for task in self.pts_bbox_head.task_heads
@@ -115,11 +123,15 @@ def second() -> nn.Module:
     return named(blocks=nn.ModuleList(blocks))
 
 
-def stages(backbone: nn.Module, features: Tensor, cells: Tensor) -> list[Tensor]:
-    """What each stage makes of the pillars' features."""
+def scattered(features: Tensor, cells: Tensor) -> Tensor:
     canvas = torch.zeros(8, 64 * 64)
     canvas[:, cells[:, 0] * 64 + cells[:, 1]] = features.t()
-    x, found = canvas.view(1, 8, 64, 64), []
+    return canvas.view(1, 8, 64, 64)
+
+
+def stages(backbone: nn.Module, features: Tensor, cells: Tensor) -> list[Tensor]:
+    """What each stage makes of the pillars' features."""
+    x, found = scattered(features, cells), []
     for block in backbone.blocks:
         x = block(x)
         found.append(x)
@@ -158,19 +170,29 @@ def reference() -> Reference:
     torch.manual_seed(0)
     model = Reference().eval()
     disturbed(model)
+    settle(model)
+    return model
+
+
+def settle(model: Reference) -> None:
+    """Scores and features that vary."""
     first = model.pts_voxel_encoder.pfn_layers[0]
     first.linear.weight[:, 3] /= 100  # intensities reach 255
     first.norm.running_var.uniform_(2, 5)
     for task in model.pts_bbox_head.task_heads:
         task["heatmap"][1].bias.fill_(-2.0)
-    return model
 
 
 def files(folder: Path) -> tuple[Path, Path]:
     """Configuration and checkpoint of it, as mmdet3d and mmengine write them."""
-    (folder / "centerpoint.py").write_text(CONFIG)
-    torch.save({"meta": {"epoch": 20}, "state_dict": reference().state_dict()}, folder / "centerpoint.pth")
-    return folder / "centerpoint.py", folder / "centerpoint.pth"
+    return written(folder, "centerpoint", CONFIG, reference())
+
+
+def written(folder: Path, name: str, config: str, model: nn.Module) -> tuple[Path, Path]:
+    file, checkpoint = folder / f"{name}.py", folder / f"{name}.pth"
+    file.write_text(config)
+    torch.save({"meta": {"epoch": 20}, "state_dict": model.state_dict()}, checkpoint)
+    return file, checkpoint
 
 
 def voxelised(points: np.ndarray, most: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -179,13 +201,10 @@ def voxelised(points: np.ndarray, most: int, size: int) -> tuple[np.ndarray, np.
     for point in points.astype(np.float32):
         column, row = (np.floor((point[i] - np.float32(-12.8)) / np.float32(0.4)) for i in (0, 1))
         level = np.floor((point[2] - np.float32(-5)) / np.float32(8))
-        if not (0 <= column < 64 and 0 <= row < 64 and level == 0):
-            continue
         cell = (int(row), int(column))
-        if cell not in places and len(places) == most:
+        if not (0 <= column < 64 and 0 <= row < 64 and level == 0) or (cell not in places and len(places) == most):
             continue
-        places.setdefault(cell, [])
-        if len(places[cell]) < size:
+        if len(places.setdefault(cell, [])) < size:
             places[cell].append(point)
     voxels = np.zeros((len(places), size, 5), np.float32)
     for voxel, inside in zip(voxels, places.values(), strict=True):

@@ -1,17 +1,28 @@
-"""The `perception` command as a user types it, without importing everything anew for each."""
+"""The `perception` command as a user types it, without importing everything anew for each; and refusals of one line.
 
+As a program, this file is the server: it imports once what commands need, and runs each in a process of its own. A line
+of JSON on standard input is a command: its arguments, working folder, environment and the files for its output. The
+answer, a line on standard output, is its exit code and its processor time in seconds.
+"""
+
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 spent = SimpleNamespace(seconds=0.0)  # processor time of all commands
-SERVER = Path(__file__).with_name("command_server.py")
+USED = (
+    *("deploy.cli", "deploy.build", "deploy.export", "deploy.replay.run", "deploy.runtime"),
+    *("perception.evaluation.evaluate", "perception.simulate.simulate", "perception.training.loop"),
+    "nuscenes.eval.detection.evaluate",
+)
 
 
 @cache
@@ -19,7 +30,7 @@ def _server() -> subprocess.Popen[str]:
     """One for this process; it ends with it, as its standard input does."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
 
 
@@ -29,14 +40,9 @@ def perception(*arguments: object, cwd: Path | None = None) -> subprocess.Comple
     given = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "stdout", Path(folder) / "stderr"
-        command = {
-            "arguments": given,
-            "folder": str(cwd or Path.cwd()),
-            "environment": os.environ | {"OMP_NUM_THREADS": "1"},
-            "stdout": str(out),
-            "stderr": str(err),
-        }
-        print(json.dumps(command), file=server.stdin, flush=True)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = {"arguments": given, "folder": str(cwd or Path.cwd()), "environment": environment}
+        print(json.dumps(command | {"stdout": str(out), "stderr": str(err)}), file=server.stdin, flush=True)
         code, seconds = server.stdout.readline().split()
         spent.seconds += float(seconds)
         return subprocess.CompletedProcess(given, int(code), out.read_text(), err.read_text())
@@ -62,3 +68,50 @@ def scored_and_replayed(bundle: Path, drives: Path, out: Path) -> list[dict[str,
     succeeds("evaluate", bundle, "--data", drives, "--split", "all", *scene, out / "scores")
     succeeds("replay", drives, "--bundle", bundle, *scene, out / "replay")
     return [json.loads((out / file).read_text()) for file in ("scores/metrics.json", "replay/tracks.json")]
+
+
+def _run(arguments: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str) -> tuple[int, float]:
+    """Exit code and processor time of `perception` with these arguments."""
+    import deploy.cli
+
+    if arguments[:1] == ["export"]:
+        _prepare_exporter()
+    child = os.fork()
+    if child:
+        _, status, used = os.wait4(child, 0)
+        return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+    code = 1
+    try:
+        for path, stream in ((os.devnull, 0), (stdout, 1), (stderr, 2)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), stream)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = ["perception", *arguments]
+        deploy.cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@cache
+def _prepare_exporter() -> None:
+    """Let torch's exporter import what it imports only once it exports."""
+    import torch
+
+    torch.onnx.export(torch.nn.ReLU().eval(), (torch.zeros(1),), dynamo=True, verbose=False)
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else goes between the answers
+    for module in USED:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        print(*_run(**json.loads(line)), file=answers, flush=True)

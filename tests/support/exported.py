@@ -37,6 +37,7 @@ QUIET = Console(quiet=True)
 
 @cache
 def folder() -> Path:
+    """For what the tests of this process make, which ends with it."""
     path = Path(tempfile.mkdtemp(prefix="exported-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -114,11 +115,8 @@ APART = [[], ["rain"], ["rain", "night"]]
 @cache
 def apart_checkpoint() -> Path:
     """With modules for rain and for night in the trunk."""
-    modules = [
-        {"name": name, "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": [name]}
-        for name in ("rain", "night")
-    ]
-    return checkpoint_of(modular("apart", modules))
+    own = {"kind": "low_rank", "slots": ["trunk.*"], "rank": 2}
+    return checkpoint_of(modular("apart", [{"name": name, "when": [name], **own} for name in ("rain", "night")]))
 
 
 @cache
@@ -136,19 +134,16 @@ def apart() -> tuple[Bundle, Path, Path]:
 
 def copied(to: Path, *conditions: str) -> Path:
     """A copy of the bundle that a test may damage."""
-    shutil.copytree(bundle(*conditions).path, to)
-    return to
+    return shutil.copytree(bundle(*conditions).path, to)
 
 
 def keys(folder: Path) -> tuple[Path, Path]:
     """A new private and its public key, as PEM files in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    private = Ed25519PrivateKey.generate()
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / "key.pem").write_bytes(pem)
-    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (folder / "public.pem").write_bytes(pem)
-    return folder / "key.pem", folder / "public.pem"
+    private, (key, public) = Ed25519PrivateKey.generate(), (folder / "key.pem", folder / "public.pem")
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return key, public
 
 
 def plan_record(path: Path, plan: bytes, **changed: object) -> EngineRecord:
@@ -173,23 +168,19 @@ def rewritten(
     golden: tuple[Arrays, Arrays] | list[GoldenFrame] | None = None,
     **manifest: object,
 ) -> Path:
-    """The bundle at `path` with another network, frame or manifest, and every hash made anew, as a forger would."""
+    """The bundle at `path` with another network, golden frames (or inputs and outputs of one) or manifest.
+
+    Every hash is made anew, as a forger would.
+    """
     old = Bundle.load(path)
     modules = {f"modules/{file.name}": file.read_bytes() for file in (path / "modules").glob("*")}
-    write_bundle(
-        path,
-        onnx or old.onnx.read_bytes(),
-        proof(*golden) if isinstance(golden, tuple) else golden or old.golden_frames(),
-        old.manifest.model_copy(update=manifest),
-        modules,
-        None if sign is None else signer(sign),
-    )
+    if isinstance(golden, tuple):
+        clear = clear_detections(part_of("detection", golden[1]), 1e-4)
+        golden = [GoldenFrame("first", *golden, {"detection": clear})]
+    graph, frames = onnx or old.onnx.read_bytes(), golden or old.golden_frames()
+    key = None if sign is None else signer(sign)
+    write_bundle(path, graph, frames, old.manifest.model_copy(update=manifest), modules, key)
     return path
-
-
-def proof(inputs: Arrays, outputs: Arrays) -> list[GoldenFrame]:
-    """One golden frame with these outputs."""
-    return [GoldenFrame("first", inputs, outputs, {"detection": clear_detections(part_of("detection", outputs), 1e-4)})]
 
 
 def assert_equal(a: Prediction, b: Prediction) -> None:
@@ -216,14 +207,8 @@ AFFINE = [
     {"name": "hyper", "kind": "hypernetwork", "slots": ["trunk.*"]},
     {"name": "dry", "kind": "low_rank", "slots": ["trunk.*"], "when": ["clear"]},
 ]
-
-
 PROMPT = {"name": "prompt", "kind": "prompt", "slots": ["heads.map.output"], "size": 4}  # no norm follows this one
-
-
 NOT_AFFINE = {"name": "bend", "kind": "bottleneck", "slots": ["camera.neck", "trunk.stage0.1", "heads.map"]}
-
-
 BANK = [
     {"name": "city", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["boston"]},
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.stage1*", "heads.*"], "rank": 2, "when": ["rain"]},
@@ -232,6 +217,4 @@ BANK = [
     {"name": "blind", "kind": "scale_shift", "slots": ["fused"], "when": ["no-cameras"]},
     {"name": "dry", "kind": "rescale", "slots": ["trunk.*"], "when": ["clear"]},
 ]
-
-
 ROUTES = [["boston"], ["boston", "rain"], ["boston", "night"]]

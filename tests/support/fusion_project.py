@@ -51,34 +51,13 @@ class TransFusionHead(nn.Module):
 
 @MODELS.register_module()
 class BEVFusion(Base3DDetector):
-    def __init__(
-        self,
-        data_preprocessor,
-        pts_voxel_encoder,
-        pts_middle_encoder,
-        fusion_layer,
-        img_backbone,
-        pts_backbone,
-        vtransform,
-        img_neck,
-        pts_neck,
-        bbox_head,
-        init_cfg=None,
-        **kwargs,
-    ):
+    def __init__(self, data_preprocessor, init_cfg=None, **parts):
         voxelize_cfg = data_preprocessor.pop("voxelize_cfg")
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.voxelize_reduce = voxelize_cfg.pop("voxelize_reduce")
         self.pts_voxel_layer = Voxelization(**voxelize_cfg)
-        self.pts_voxel_encoder = MODELS.build(pts_voxel_encoder)
-        self.img_backbone = MODELS.build(img_backbone)
-        self.img_neck = MODELS.build(img_neck)
-        self.vtransform = MODELS.build(vtransform)
-        self.pts_middle_encoder = MODELS.build(pts_middle_encoder)
-        self.fusion_layer = MODELS.build(fusion_layer)
-        self.pts_backbone = MODELS.build(pts_backbone)
-        self.pts_neck = MODELS.build(pts_neck)
-        self.bbox_head = MODELS.build(bbox_head)
+        for name, part in parts.items():
+            self.add_module(name, MODELS.build(part))
         self.init_weights()
 
     def init_weights(self):

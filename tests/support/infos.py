@@ -19,6 +19,7 @@ MMDET3D_CLASSES = (
     "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
     "barrier",
 )  # fmt: skip
+Row = dict[str, Any]
 
 
 def opened_tiny(root: Path) -> NuScenes:
@@ -47,18 +48,12 @@ def old_infos(devkit: NuScenes, old_boxes: bool = True) -> Any:
     return {"infos": rows, "metadata": {"version": devkit.version}}
 
 
-def _old_row(devkit: NuScenes, sample: dict[str, Any], old_boxes: bool) -> dict[str, Any]:
-    lidar = sample["data"]["LIDAR_TOP"]
+def _old_row(devkit: NuScenes, sample: Row, old_boxes: bool) -> Row:
+    lidar, tokens = sample["data"]["LIDAR_TOP"], sample["anns"]
     data, mounting, pose = _recording(devkit, lidar)
-    boxes = devkit.get_boxes(lidar)
-    for box in boxes:
-        box.translate(-np.array(pose["translation"]))
-        box.rotate(Quaternion(pose["rotation"]).inverse)
-        box.translate(-np.array(mounting["translation"]))
-        box.rotate(Quaternion(mounting["rotation"]).inverse)
+    _, boxes, _ = devkit.get_sample_data(lidar)
     turned = (Quaternion(pose["rotation"]) * Quaternion(mounting["rotation"])).inverse
-    annotations = [devkit.get("sample_annotation", token) for token in sample["anns"]]
-    velocities = [turned.rotate([*devkit.box_velocity(token)[:2], 0.0])[:2] for token in sample["anns"]]
+    velocities = [turned.rotate([*devkit.box_velocity(token)[:2], 0.0])[:2] for token in tokens]
     earlier, token = [], data["prev"]
     while token and len(earlier) < 10:
         earlier.append(_sensor(devkit, token, lidar, "lidar"))
@@ -70,52 +65,52 @@ def _old_row(devkit: NuScenes, sample: dict[str, Any], old_boxes: bool) -> dict[
     yaws = np.array([box.orientation.yaw_pitch_roll[0] for box in boxes]).reshape(-1, 1)
     centers = np.array([box.center for box in boxes]).reshape(-1, 3)
     shape = [wlh, -yaws - np.pi / 2] if old_boxes else [wlh[:, [1, 0, 2]], yaws]
-    points = [np.array([a[f"num_{kind}_pts"] for a in annotations]) for kind in ("lidar", "radar")]
+    annotations = [devkit.get("sample_annotation", token) for token in tokens]
+    points = {name: np.array([a[name] for a in annotations]) for name in ("num_lidar_pts", "num_radar_pts")}
     return {
         "lidar_path": f"./data/nuscenes/{data['filename']}",
         "token": sample["token"],
+        "timestamp": sample["timestamp"],
         "sweeps": earlier,
         "cams": cameras,
-        "lidar2ego_translation": mounting["translation"],
-        "lidar2ego_rotation": mounting["rotation"],
-        "ego2global_translation": pose["translation"],
-        "ego2global_rotation": pose["rotation"],
-        "timestamp": sample["timestamp"],
+        **_placing("lidar2ego", mounting),
+        **_placing("ego2global", pose),
         "gt_boxes": np.concatenate([centers, *shape], axis=1),
         "gt_names": np.array([category_to_detection_name(box.name) or box.name for box in boxes]),
         "gt_velocity": np.array(velocities).reshape(-1, 2),
-        "num_lidar_pts": points[0],
-        "num_radar_pts": points[1],
-        "valid_flag": (points[0] + points[1] > 0).reshape(-1),
+        **points,
+        "valid_flag": (points["num_lidar_pts"] + points["num_radar_pts"] > 0).reshape(-1),
     }
 
 
-def _recording(devkit: NuScenes, token: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _placing(name: str, row: Row) -> Row:
+    return {f"{name}_{part}": row[part] for part in ("translation", "rotation")}
+
+
+def _recording(devkit: NuScenes, token: str) -> tuple[Row, Row, Row]:
     """sample_data, calibrated_sensor and ego_pose."""
     data = devkit.get("sample_data", token)
     mounting = devkit.get("calibrated_sensor", data["calibrated_sensor_token"])
     return data, mounting, devkit.get("ego_pose", data["ego_pose_token"])
 
 
-def _sensor(devkit: NuScenes, token: str, lidar: str, kind: str) -> dict[str, Any]:
+def _sensor(devkit: NuScenes, token: str, lidar: str, kind: str) -> Row:
     data, mounting, pose = _recording(devkit, token)
-    lidar_from_sensor = np.linalg.inv(_global_from(*_recording(devkit, lidar)[1:])) @ _global_from(mounting, pose)
+    global_from_sensor, global_from_lidar = (
+        _matrix(ego["rotation"], ego["translation"]) @ _matrix(place["rotation"], place["translation"])
+        for _, place, ego in (_recording(devkit, each) for each in (token, lidar))
+    )
+    lidar_from_sensor = np.linalg.inv(global_from_lidar) @ global_from_sensor
     return {
         "data_path": f"./data/nuscenes/{data['filename']}",
         "type": kind,
         "sample_data_token": token,
-        "sensor2ego_translation": mounting["translation"],
-        "sensor2ego_rotation": mounting["rotation"],
-        "ego2global_translation": pose["translation"],
-        "ego2global_rotation": pose["rotation"],
+        **_placing("sensor2ego", mounting),
+        **_placing("ego2global", pose),
         "timestamp": data["timestamp"],
         "sensor2lidar_rotation": lidar_from_sensor[:3, :3],
         "sensor2lidar_translation": lidar_from_sensor[:3, 3],
     }
-
-
-def _global_from(mounting: dict[str, Any], pose: dict[str, Any]) -> np.ndarray:
-    return _matrix(pose["rotation"], pose["translation"]) @ _matrix(mounting["rotation"], mounting["translation"])
 
 
 def _matrix(rotation: list[float], translation: list[float]) -> np.ndarray:
@@ -133,50 +128,51 @@ def new_infos(old: Any) -> Any:
     return {"metainfo": metainfo, "data_list": rows}
 
 
-def _new_row(index: int, old: dict[str, Any]) -> dict[str, Any]:
+def _new_row(index: int, old: Row) -> Row:
+    labels = [MMDET3D_CLASSES.index(name) if name in MMDET3D_CLASSES else -1 for name in old["gt_names"]]
     row = {
         "sample_idx": index,
         "token": old["token"],
         "timestamp": old["timestamp"] / 1e6,
-        "ego2global": _single(_matrix(old["ego2global_rotation"], old["ego2global_translation"])),
+        "ego2global": _placed(old, "ego2global"),
         "images": {
             name: {
                 "img_path": Path(camera["data_path"]).name,
                 "cam2img": camera["cam_intrinsic"].tolist(),
-                "cam2ego": _single(_matrix(camera["sensor2ego_rotation"], camera["sensor2ego_translation"])),
+                "cam2ego": _placed(camera, "sensor2ego"),
                 "sample_data_token": camera["sample_data_token"],
                 "timestamp": camera["timestamp"] / 1e6,
-                "lidar2cam": _single(_sensor_from_lidar(camera)),
+                "lidar2cam": _sensor_from_lidar(camera),
             }
             for name, camera in old["cams"].items()
         },
         "lidar_points": {
             "num_pts_feats": 5,
             "lidar_path": Path(old["lidar_path"]).name,
-            "lidar2ego": _single(_matrix(old["lidar2ego_rotation"], old["lidar2ego_translation"])),
+            "lidar2ego": _placed(old, "lidar2ego"),
         },
         "instances": [
             {
-                "bbox_label": _label(old["gt_names"][i]),
+                "bbox_label": label,
                 "bbox_3d": old["gt_boxes"][i].tolist(),
                 "bbox_3d_isvalid": old["valid_flag"][i],
-                "bbox_label_3d": _label(old["gt_names"][i]),
+                "bbox_label_3d": label,
                 "num_lidar_pts": old["num_lidar_pts"][i],
                 "num_radar_pts": old["num_radar_pts"][i],
                 "velocity": old["gt_velocity"][i].tolist(),
             }
-            for i in range(len(old["gt_names"]))
+            for i, label in enumerate(labels)
         ],
     }
     sweeps = [
         {
             "timestamp": sweep["timestamp"] / 1e6,
-            "ego2global": _single(_matrix(sweep["ego2global_rotation"], sweep["ego2global_translation"])),
+            "ego2global": _placed(sweep, "ego2global"),
             "lidar_points": {
                 "num_pts_feats": None,
                 "lidar_path": sweep["data_path"],
-                "lidar2ego": _single(_matrix(sweep["sensor2ego_rotation"], sweep["sensor2ego_translation"])),
-                "lidar2sensor": _single(_sensor_from_lidar(sweep)),
+                "lidar2ego": _placed(sweep, "sensor2ego"),
+                "lidar2sensor": _sensor_from_lidar(sweep),
             },
             "sample_data_token": sweep["sample_data_token"],
         }
@@ -185,16 +181,12 @@ def _new_row(index: int, old: dict[str, Any]) -> dict[str, Any]:
     return row | ({"lidar_sweeps": sweeps} if sweeps else {})  # the converter drops empty lists
 
 
-def _label(name: str) -> int:
-    return MMDET3D_CLASSES.index(name) if name in MMDET3D_CLASSES else -1
+def _placed(row: Row, name: str) -> list[list[float]]:
+    return _matrix(row[f"{name}_rotation"], row[f"{name}_translation"]).astype(np.float32).tolist()
 
 
-def _sensor_from_lidar(sensor: dict[str, Any]) -> np.ndarray:
+def _sensor_from_lidar(sensor: Row) -> list[list[float]]:
     rotation, translation = sensor["sensor2lidar_rotation"], sensor["sensor2lidar_translation"]
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation.T, -rotation.T @ translation
-    return matrix
-
-
-def _single(matrix: np.ndarray) -> list[list[float]]:
     return matrix.astype(np.float32).tolist()

@@ -35,7 +35,7 @@ class Dense(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Boxes of one class, best first."""
+    """Of one class, best first."""
 
     scores: np.ndarray  # (N,)
     boxes: np.ndarray  # (N, 7) x y z (m, centre), width, length, height (m), rotation (rad, SECOND's)
@@ -53,8 +53,7 @@ def weights_file() -> Path:
 @torch.no_grad()
 def run(weights: dict[str, Tensor], points: np.ndarray) -> Dense:
     """points (N, 4) float32 x y z (m, ground near -1.73), intensity (0-1)."""
-    x = bird_eye_view(weights, points)[None]
-    lifted = []
+    x, lifted = bird_eye_view(weights, points)[None], []
     for block, layers in enumerate((4, 6, 6)):
         for layer in range(layers):
             name = f"blocks.{block}.{layer}"

@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from repository import ROOT
 
-from perception.config import Config, load_config, parse_config
+from perception.config import Config, find_config, load_config, parse_config
 from perception.training.loader import Batch
 
-TINY = load_config(ROOT / "configs" / "tiny.yaml").model_dump()
+TINY = load_config(find_config("tiny")).model_dump()
 
 
 def _config(train: dict[str, Any] | None = None, **data: Any) -> Config:
@@ -18,12 +17,4 @@ def _config(train: dict[str, Any] | None = None, **data: Any) -> Config:
 
 def _assert_equal(a: Batch, b: Batch) -> None:
     assert a.tokens == b.tokens
-    assert a.inputs.keys() == b.inputs.keys()
-    for name in a.inputs:
-        assert torch.equal(a.inputs[name], b.inputs[name])
-    assert {task: labels.keys() for task, labels in a.labels.items()} == {
-        task: labels.keys() for task, labels in b.labels.items()
-    }
-    for task, labels in a.labels.items():
-        for name, values in labels.items():
-            torch.testing.assert_close(values, b.labels[task][name], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close((a.inputs, a.labels), (b.inputs, b.labels), rtol=0, atol=0, equal_nan=True)

@@ -1,6 +1,7 @@
 """Networks at every precision, each traced once: for all the tests of this process, or of all processes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exported import QUIET
 from networks import config, model
 from once import once
 from onnx import numpy_helper
-from rich.console import Console
 from vocabulary import RIG
 
 from deploy.bundle import Bundle
@@ -35,9 +36,7 @@ MODULES = [
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 2, "when": ["rain"]},
     {"name": "night", "kind": "batch_norm", "slots": ["camera.*"], "when": ["night"]},
 ]
-
 Arrays = dict[str, np.ndarray]
-QUIET = Console(quiet=True)
 
 
 @cache
@@ -45,9 +44,8 @@ def network(kind: str) -> PerceptionModel:
     """Random weights, `folded`: no modules; `banked`: those of `MODULES`, switched by an input."""
     if kind == "folded":
         return model().deployed()
-    content = config().model_dump(mode="json") | {"modules": MODULES}
     torch.manual_seed(0)
-    modular = PerceptionModel(parse_config(content, "banked"))
+    modular = PerceptionModel(parse_config(config().model_dump(mode="json") | {"modules": MODULES}, "banked"))
     modular.load_state_dict(model().state_dict(), strict=False)
     with torch.no_grad():
         for name, parameter in modular.named_parameters():
@@ -62,6 +60,7 @@ def _frame(seed: int) -> Arrays:
 
 
 def frame(seed: int, kind: str = "folded") -> Arrays:
+    """Inputs of the network."""
     return _frame(seed) | ({"route": np.array([[0.5, 1]], np.float32)} if kind == "banked" else {})
 
 
@@ -113,25 +112,17 @@ def bundles_of(
 
     def trace(*given: object) -> onnx.ModelProto:
         traced[:] = traced or [to_onnx(*given)]
-        copy = onnx.ModelProto()
-        copy.CopyFrom(traced[0])
-        return copy
+        return deepcopy(traced[0])
 
-    made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deploy.network.to_onnx", trace)
-        for precision in precisions:
-            calibration = drives if precision == "int8" else None
-            made[precision] = export(
-                checkpoint, out / precision, routes, QUIET, precision=precision, calibration=calibration
-            )
-    return made
+        given = {each: {"precision": each, "calibration": drives if each == "int8" else None} for each in precisions}
+        return {each: export(checkpoint, out / each, routes, QUIET, **options) for each, options in given.items()}
 
 
 def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> onnx.ModelProto:
     """A copy with other weights, each by its name or, of a matrix, by a part of it."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
+    copy = deepcopy(graph)
     for part, change in changes.items():
         tensor = next(t for t in copy.graph.initializer if t.name == part or (part in t.name and len(t.dims) > 1))
         values = change(numpy_helper.to_array(tensor).copy())

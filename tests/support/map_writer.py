@@ -12,14 +12,10 @@ LAYERS = (
     *("polygon", "line", "node", "drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway"),
     *("stop_line", "carpark_area", "road_divider", "lane_divider", "traffic_light", "lane_connector"),
 )
-
-
 Place = tuple[float, float]
 
 
 class MapWriter:
-    """A map in the format of the map expansion."""
-
     def __init__(self) -> None:
         self.layers: dict[str, Any] = {layer: [] for layer in LAYERS}
         self.layers |= {"version": "1.3", "arcline_path_3": {}, "connectivity": {}}
@@ -41,11 +37,9 @@ class MapWriter:
         token = f"{layer}{len(self.layers[layer])}"
         if layer == "drivable_area":
             self.layers[layer].append({"token": token, "polygon_tokens": list(polygons)})
-        for polygon in polygons if layer != "drivable_area" else ():
-            record: dict[str, Any] = {"token": f"{token}{polygon}", "polygon_token": polygon}
-            if layer == "stop_line":
-                record |= {"stop_line_type": "TURN_STOP", "ped_crossing_tokens": []}
-            self.layers[layer].append(record)
+            return
+        more = {"stop_line_type": "TURN_STOP", "ped_crossing_tokens": []} if layer == "stop_line" else {}
+        self.layers[layer] += [{"token": f"{token}{each}", "polygon_token": each, **more} for each in polygons]
 
     def divider(self, layer: str, places: list[Place]) -> None:
         token = f"line{len(self.layers['line'])}"
@@ -56,5 +50,4 @@ class MapWriter:
         folder = root / "maps" / "expansion"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "boston-seaport.json").write_text(json.dumps(self.layers))
-        loaded = MapExpansion.load(root, "boston-seaport", NUSCENES.map_layers)
-        return loaded
+        return MapExpansion.load(root, "boston-seaport", NUSCENES.map_layers)

@@ -11,7 +11,7 @@ from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
 from deploy.tolerances import LEAST, Ranked, Spread, Tolerances
-from perception.config import Config, Image, find_config, load_config
+from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.computation.kinds import KINDS
@@ -39,16 +39,12 @@ def config() -> Config:
 
     With subcells the best of many random scores are nearly alike.
     """
-    tiny = load_config(find_config("tiny"))
-    model = tiny.model.model_copy(
-        update={
-            "lidar": tiny.model.lidar.model_copy(update={"max_pillars": 200, "channels": 16}),
-            "camera": tiny.model.camera.model_copy(update={"image": Image(height=32, width=64)}),
-        }
-    )
-    grid = tiny.grid.model_copy(update={"x": (-12.8, 12.8), "y": (-12.8, 12.8)})
-    tasks = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
-    return tiny.model_copy(update={"grid": grid, "model": model, "tasks": tasks, "modules": ()})
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    content["grid"] |= {"x": [-12.8, 12.8], "y": [-12.8, 12.8]}
+    content["model"]["lidar"] |= {"max_pillars": 200, "channels": 16}
+    content["model"]["camera"]["image"] = {"height": 32, "width": 64}
+    content["tasks"]["detection"]["subcells"] = 1
+    return parse_config(content | {"modules": []}, "tiny")
 
 
 @cache
@@ -64,18 +60,24 @@ def inputs(*seeds: int) -> dict[str, Tensor]:
     return {name: torch.cat([torch.from_numpy(frame[name]) for frame in frames]) for name in frames[0]}
 
 
+@torch.no_grad()
+def settled(model: PerceptionModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs in training, whose statistics the normalisations take over."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    outputs: dict[str, Tensor] = model.train()(inputs)
+    for norm in norms:
+        norm.momentum = 0.1
+    return outputs
+
+
 @cache
 def _model() -> tuple[PerceptionModel, Tensor]:
     """With torch's random state behind it."""
     torch.manual_seed(0)
     model = PerceptionModel(config())
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0  # take over the statistics of the next batch
-    with torch.no_grad():
-        model(inputs(7, 8))
-    for norm in norms:
-        norm.momentum = 0.1
+    settled(model, inputs(7, 8))
     return model.eval(), torch.get_rng_state()
 
 
@@ -120,7 +122,7 @@ class Layers(nn.Module):
 
 
 def uniform_tolerances(most: float, tasks: dict[str, Task[Any]]) -> Tolerances:
-    """The same tolerance for every quantity, in its unit, with no detection lost."""
+    """The same for every quantity, in its unit, with no detection lost."""
     bound, spread = LEAST.all(tasks), Spread(each=most, mean=most)
     ranked = Ranked(score=spread, center=spread, size=spread, heading=spread, velocity=spread, lost=0)
     dense = {output: dict.fromkeys(channels, spread) for output, channels in bound.dense.items()}

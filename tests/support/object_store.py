@@ -1,103 +1,46 @@
 """An S3-compatible server and one of Google's storage on this machine, and a way to a server that breaks."""
 
-import os
 import socket
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote, urlparse
+from urllib.parse import urlparse
 
-import boto3
+import fsspec
+import pytest
 import requests
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 BUCKET = "fleet"
+STORES = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}  # environment variable with the server's address
 
 
-class Store(ABC):
-    """A bucket as a client sees it that is not of this package.
+class Store:
+    """A bucket through a connection of its own, which remembers nothing of what it saw."""
 
-    Attributes:
-        scheme: of its addresses.
-        endpoint: environment variable with the server's address.
-    """
+    def __init__(self, scheme: str, address: str) -> None:
+        self.scheme, self.address, self.url = scheme, address, f"{scheme}://{BUCKET}"
+        self._system = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+        self._system.mkdir(BUCKET)
 
-    scheme: str
-    endpoint: str
+    def put(self, key: str, content: bytes) -> None:
+        self._system.pipe_file(f"{BUCKET}/{key}", content)
 
-    def __init__(self, address: str) -> None:
-        self.address, self.url = address, f"{self.scheme}://{BUCKET}"
+    def remove(self, key: str) -> None:
+        self._system.rm_file(f"{BUCKET}/{key}")
 
-    @abstractmethod
-    def put(self, key: str, content: bytes) -> None: ...
-
-    @abstractmethod
-    def remove(self, key: str) -> None: ...
-
-    @abstractmethod
-    def keys(self, prefix: str) -> list[str]: ...
-
-    @abstractmethod
-    def content(self, key: str) -> bytes: ...
+    def keys(self, prefix: str) -> list[str]:
+        return [each.removeprefix(f"{BUCKET}/") for each in self._system.find(f"{BUCKET}/{prefix}")]
 
     def upload(self, folder: Path, prefix: str) -> None:
         for file in sorted(each for each in folder.rglob("*") if each.is_file()):
             self.put(f"{prefix}/{file.relative_to(folder).as_posix()}", file.read_bytes())
 
     def objects(self, prefix: str) -> dict[str, bytes]:
-        return {key.removeprefix(f"{prefix}/"): self.content(key) for key in self.keys(f"{prefix}/")}
-
-
-class S3(Store):
-    scheme, endpoint = "s3", "AWS_ENDPOINT_URL"
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        self._client = boto3.client("s3", endpoint_url=address)
-        self._client.create_bucket(Bucket=BUCKET)
-
-    def put(self, key: str, content: bytes) -> None:
-        self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
-
-    def remove(self, key: str) -> None:
-        self._client.delete_object(Bucket=BUCKET, Key=key)
-
-    def keys(self, prefix: str) -> list[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [each["Key"] for page in pages for each in page.get("Contents", [])]
-
-    def content(self, key: str) -> bytes:
-        return self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-
-class Google(Store):
-    scheme, endpoint = "gs", "STORAGE_EMULATOR_HOST"
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        self._ask("POST", "/storage/v1/b", json={"name": BUCKET})
-
-    def _ask(self, method: str, path: str, **given: object) -> requests.Response:
-        answer = requests.request(method, f"{self.address}{path}", timeout=60, **given)
-        answer.raise_for_status()
-        return answer
-
-    def put(self, key: str, content: bytes) -> None:
-        path = f"/upload/storage/v1/b/{BUCKET}/o"
-        self._ask("POST", path, params={"uploadType": "media", "name": key}, data=content)
-
-    def remove(self, key: str) -> None:
-        self._ask("DELETE", f"/storage/v1/b/{BUCKET}/o/{quote(key, safe='')}")
-
-    def keys(self, prefix: str) -> list[str]:
-        found = self._ask("GET", f"/storage/v1/b/{BUCKET}/o", params={"prefix": prefix}).json()
-        return [each["name"] for each in found.get("items", [])]
-
-    def content(self, key: str) -> bytes:
-        return self._ask("GET", f"/download/storage/v1/b/{BUCKET}/o/{quote(key, safe='')}?alt=media").content
+        found = self.keys(f"{prefix}/")
+        return {key.removeprefix(f"{prefix}/"): self._system.cat_file(f"{BUCKET}/{key}") for key in found}
 
 
 @contextmanager
@@ -120,29 +63,20 @@ def _emulator() -> Iterator[str]:
     server.stop()
 
 
-STORES = {"s3": (_moto, S3), "gs": (_emulator, Google)}
-
-
 @contextmanager
 def served(cache: Path, scheme: str = "s3") -> Iterator[Store]:
     """A store; the environment has its address, and `cache` as the user's cache."""
-    opened, client = STORES[scheme]
-    with opened() as address:
-        changed = {
-            client.endpoint: address,
+    with {"s3": _moto, "gs": _emulator}[scheme]() as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            STORES[scheme]: address,
             "AWS_ACCESS_KEY_ID": "id",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it looks for credentials of another service
             "XDG_CACHE_HOME": str(cache),
-        }
-        before = {name: os.environ.get(name) for name in changed}
-        os.environ.update(changed)
-        try:
-            yield client(address)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        }.items():
+            patch.setenv(name, value)
+        yield Store(scheme, address)
 
 
 class Breaking:
@@ -160,27 +94,23 @@ class Breaking:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with suppress(OSError):  # closed
+            while True:
                 taken, _ = self._server.accept()
-            except OSError:
-                return  # closed
-            self._connections += 1
-            left = self._after if self._connections % self._every == 0 else None
-            there = socket.create_connection((self._to.hostname, self._to.port))
-            threading.Thread(target=self._copy, args=(taken, there, left), daemon=True).start()
-            threading.Thread(target=self._copy, args=(there, taken, left), daemon=True).start()
+                self._connections += 1
+                left = self._after if self._connections % self._every == 0 else None
+                there = socket.create_connection((self._to.hostname, self._to.port))
+                for ends in ((taken, there), (there, taken)):
+                    threading.Thread(target=self._copy, args=(*ends, left), daemon=True).start()
 
     def _copy(self, source: socket.socket, to: socket.socket, left: int | None) -> None:
-        try:
+        with suppress(OSError):
             while content := source.recv(1 << 12):
                 to.sendall(content if left is None else content[:left])
                 left = None if left is None else left - len(content)
                 if left is not None and left <= 0:
                     self.broken += 1
                     break
-        except OSError:
-            pass
         for each in (source, to):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -25,8 +25,7 @@ def picture(uri: str) -> np.ndarray:
 def timeless(out: Path) -> dict[str, Any]:
     """What the report in a replay's folder shows, without times and the frames that are shown for their time alone."""
     data = page_data(out / "report.html")
-    others = {each["number"] for each in data["worst"] if each["measure"] != "slowest"}
-    shown = [each for each in data["frames"] if each["number"] in others]
-    times = {"latency", "milliseconds", "worst", "frames", "bundle"}
     worst = [each for each in data["worst"] if each["measure"] != "slowest"]
+    shown = [each for each in data["frames"] if each["number"] in {each["number"] for each in worst}]
+    times = {"latency", "milliseconds", "bundle"}
     return {name: each for name, each in data.items() if name not in times} | {"frames": shown, "worst": worst}

@@ -1,5 +1,7 @@
 """Frames with a spot in a picture."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from perception.frame import Camera, Frame
@@ -31,9 +33,8 @@ def painted_frame(point: np.ndarray, size: tuple[int, int] = (900, 1600)) -> Fra
     intrinsics = np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]])
     camera = Camera(np.zeros((*size, 3), np.uint8), intrinsics, ego_from_camera, later, 0)
     frame = Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": camera})
-    u, v = _pixel(frame.image_from_reference("CAM_FRONT"), point)
-    painted = Camera(_blob(*size, u, v), intrinsics, ego_from_camera, later, 0)
-    return Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": painted})
+    painted = replace(camera, image=_blob(*size, *_pixel(frame.image_from_reference("CAM_FRONT"), point)))
+    return replace(frame, cameras={"CAM_FRONT": painted})
 
 
 def _pixel(projection: np.ndarray, point: np.ndarray) -> np.ndarray:

@@ -65,13 +65,8 @@ def vehicle_from_camera(name: str) -> np.ndarray:
 
 
 def poses(matrices: list[np.ndarray]) -> list[dict[str, dict[str, float]]]:
-    return [
-        {
-            "position": dict(zip("xyz", m[:3, 3].tolist(), strict=True)),
-            "heading": dict(zip("wxyz", quaternion(m[:3, :3]), strict=True)),
-        }
-        for m in matrices
-    ]
+    named = [(dict(zip("xyz", m[:3, 3].tolist(), strict=True)), quaternion(m[:3, :3])) for m in matrices]
+    return [{"position": place, "heading": dict(zip("wxyz", turn, strict=True))} for place, turn in named]
 
 
 def write(folder: Path, name: str, content: object) -> None:
@@ -105,17 +100,17 @@ def write_drive(
 def cuboids(objects: list[Object], frame: int) -> dict[str, np.ndarray]:
     seen = [each for each in objects if frame in each.frames]
     columns = {
-        "uuid": np.array([each.uuid for each in seen], object),
-        "label": np.array([each.label for each in seen], object),
-        "yaw": np.array([each.yaw for each in seen], np.float64),
-        "cuboids.sibling_id": np.array([each.sibling for each in seen], object),
-        "cuboids.sensor_id": np.array([each.sensor for each in seen], np.int64),
-        "attributes.rider_status": np.array([np.nan] * len(seen), object),
+        "uuid": ([each.uuid for each in seen], object),
+        "label": ([each.label for each in seen], object),
+        "yaw": ([each.yaw for each in seen], np.float64),
+        "cuboids.sibling_id": ([each.sibling for each in seen], object),
+        "cuboids.sensor_id": ([each.sensor for each in seen], np.int64),
+        "attributes.rider_status": ([np.nan] * len(seen), object),
     }
     for n, axis in enumerate("xyz"):
-        columns[f"position.{axis}"] = np.array([each.at(frame)[n] for each in seen], np.float64)
-        columns[f"dimensions.{axis}"] = np.array([each.size[n] for each in seen], np.float64)
-    return columns
+        columns[f"position.{axis}"] = [each.at(frame)[n] for each in seen], np.float64
+        columns[f"dimensions.{axis}"] = [each.size[n] for each in seen], np.float64
+    return {name: np.array(values, kind) for name, (values, kind) in columns.items()}
 
 
 def write_camera(folder: Path, name: str) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from centerpoint_reference import BRANCHES, TASKS, described, disturbed, lifted_stages, lifts, named, run
+from centerpoint_reference import BRANCHES, Reference, disturbed, filled, lifts, named, scattered, settle, written
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,12 +47,7 @@ test_pipeline = [
     dict(type='LoadPointsFromMultiSweeps', sweeps_num=2, use_dim=[0, 1, 2, 3, 4], pad_empty_sweeps=True),
     dict(type='MultiScaleFlipAug3D', flip=False, transforms=[dict(type='RandomFlip3D')])]
 """
-for _name, _value in {
-    "SIZE": "[0.4, 0.4, 8]",
-    "RANGE": "[-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]",
-    "TASKS": ", ".join(f"dict(num_class={len(task)}, class_names={list(task)})" for task in TASKS),
-}.items():
-    CONFIG = CONFIG.replace(_name, _value)
+CONFIG = filled(CONFIG)
 
 
 class ChannelsLast(nn.LayerNorm):
@@ -79,13 +74,12 @@ class Block(nn.Module):
         return x + y.mul(self.gamma.view(1, -1, 1, 1))
 
 
-class Reference(nn.Module):
+class PillarNeSt(Reference):
     """The network of CONFIG."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        layer = named(linear=nn.Linear(11, 8, bias=False), norm=nn.BatchNorm1d(8, eps=1e-3))
-        self.pts_voxel_encoder = named(pfn_layers=nn.ModuleList([layer]))
+    branches = {**BRANCHES, "iou": 1}  # noqa: RUF012
+
+    def make_trunk(self) -> None:
         downs: list[nn.Module | None] = [None]
         for before, channels in pairwise(CHANNELS):
             downs.append(nn.Sequential(ChannelsLast(before), nn.Conv2d(before, channels, 2, 2)))
@@ -93,45 +87,24 @@ class Reference(nn.Module):
         norms = {f"norm{i}": ChannelsLast(CHANNELS[i], eps=1e-6) for i in (2, 3, 4)}
         self.pts_backbone = named(downsample_layers=nn.ModuleList(downs), stages=nn.ModuleList(stages), **norms)
         self.pts_backbone.bias = nn.Parameter(torch.randn(3))  # its forward pass does not read it
-        self.pts_neck = lifts(
-            nn.Conv2d(16, 8, 1, bias=False),
-            nn.ConvTranspose2d(16, 8, 2, 2, bias=False),
-            nn.ConvTranspose2d(20, 8, 4, 4, bias=False),
-        )
+        same, twice = nn.Conv2d(16, 8, 1, bias=False), nn.ConvTranspose2d(16, 8, 2, 2, bias=False)
+        self.pts_neck = lifts(same, twice, nn.ConvTranspose2d(20, 8, 4, 4, bias=False))
 
-        def module(inputs: int) -> nn.Module:
-            return named(conv=nn.Conv2d(inputs, 8, 3, padding=1, bias=False), bn=nn.BatchNorm2d(8))
-
-        def branch(outputs: int) -> nn.Module:
-            return nn.Sequential(module(8), nn.Conv2d(8, outputs, 3, padding=1))
-
-        tasks = [{n: branch(c) for n, c in {**BRANCHES, "iou": 1, "heatmap": len(task)}.items()} for task in TASKS]
-        self.pts_bbox_head = named(shared_conv=module(24), task_heads=nn.ModuleList(map(nn.ModuleDict, tasks)))
-
-    def forward(self, voxels: Tensor, counts: Tensor, cells: Tensor) -> list[dict[str, Tensor]]:
-        """voxels (P, M, 5), counts (P,), cells (P, 2) row and column -> the maps of each task."""
-        points = described(voxels, counts, cells, [0, 1, 2, 3, 4])
-        layer = self.pts_voxel_encoder.pfn_layers[0]
-        features = F.relu(layer.norm(layer.linear(points).permute(0, 2, 1))).permute(0, 2, 1)
-        features = (features.max(dim=1)[0] + features.sum(dim=1) / counts[:, None]) / 2.0
-        canvas = torch.zeros(8, 64 * 64)
-        canvas[:, cells[:, 0] * 64 + cells[:, 1]] = features.t()
-        x, outs, backbone = canvas.view(1, 8, 64, 64), [], self.pts_backbone
+    def trunk(self, points: Tensor, counts: Tensor, cells: Tensor) -> list[Tensor]:
+        points = points.permute(0, 2, 1)
+        x = scattered((points.max(dim=1)[0] + points.sum(dim=1) / counts[:, None]) / 2.0, cells)
+        outs, backbone = [], self.pts_backbone
         for i, stage in enumerate(backbone.stages):
             x = stage(backbone.downsample_layers[i](x) if i else x)
             if i >= 2:
                 outs.append(getattr(backbone, f"norm{i}")(x))
-        shared = run(self.pts_bbox_head.shared_conv, lifted_stages(self.pts_neck, outs))
-        return [
-            {name: branch[1](run(branch[0], shared)) for name, branch in task.items()}
-            for task in self.pts_bbox_head.task_heads
-        ]
+        return outs
 
 
 @torch.no_grad()
-def reference() -> Reference:
+def reference() -> PillarNeSt:
     torch.manual_seed(0)
-    model = Reference().eval()
+    model = PillarNeSt().eval()
     disturbed(model)
     for module in model.modules():
         if isinstance(module, Block):
@@ -139,11 +112,8 @@ def reference() -> Reference:
         if isinstance(module, ChannelsLast):
             module.weight.uniform_(0.7, 1.3)
             module.bias.uniform_(-0.2, 0.2)
-    first = model.pts_voxel_encoder.pfn_layers[0]
-    first.linear.weight[:, 3] /= 100  # intensities reach 255
-    first.norm.running_var.uniform_(2, 5)
+    settle(model)
     for task in model.pts_bbox_head.task_heads:
-        task["heatmap"][1].bias.fill_(-2.0)
         for name in ("heatmap", "iou"):
             task[name][1].weight.mul_(4)
     return model
@@ -173,6 +143,4 @@ def decoded(task: dict[str, Tensor]) -> list[tuple[int, float, list[float]]]:
 
 def files(folder: Path) -> tuple[Path, Path]:
     """Configuration and checkpoint of it, as mmcv 1.4 writes them."""
-    (folder / "pillarnest.py").write_text(CONFIG)
-    torch.save({"meta": {"epoch": 20}, "state_dict": reference().state_dict()}, folder / "pillarnest.pth")
-    return folder / "pillarnest.py", folder / "pillarnest.pth"
+    return written(folder, "pillarnest", CONFIG, reference())

@@ -20,6 +20,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 
+__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"
@@ -45,16 +46,10 @@ def sent(root: Path, version: str, scene: str, sweeps: int = 10) -> list[Sent]:
     return [Sent(each.topic, each.type_name, each.stamp, each.data) for each in log]
 
 
-def assembled(
-    log: Iterable[Sent],
-    topics: Topics | None = None,
-    sweeps: int = 1,
-    reference: Reference = "ego",
-    keyframed: bool = True,
-) -> tuple[list[Frame], Counts]:
-    """The frames of messages, and what was counted."""
+def assembled(log: Iterable[Sent], *given: Any, **options: Any) -> tuple[list[Frame], Counts]:
+    """The frames of messages, and what was counted; the options are those of `stream`."""
     counts = Counts(SENSORS)
-    return list(stream(log, counts, topics, sweeps, reference, keyframed)), counts
+    return list(stream(log, counts, *given, **options)), counts
 
 
 def stream(
@@ -68,9 +63,7 @@ def stream(
     topics = topics or nuscenes_topics()
     spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), None, RIG)
     assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed)
-    for each in log:
-        if each.topic not in topics.names():
-            continue
+    for each in (each for each in log if each.topic in topics.names()):
         yield from assembler.advance(each.time)
         try:
             contents = ros.decode(each.type_name, each.data)
@@ -115,13 +108,8 @@ def assert_equal_frames(a: Frame, b: Frame) -> None:
         assert getattr(a, name) == getattr(b, name)
     np.testing.assert_array_equal(a.global_from_reference, b.global_from_reference)
     np.testing.assert_array_equal(a.global_from_ego, b.global_from_ego)
-    assert (a.points is None) == (b.points is None)
-    if a.points is not None:
-        np.testing.assert_array_equal(a.points, b.points)
+    np.testing.assert_array_equal(a.points, b.points, strict=True)
     assert a.cameras.keys() == b.cameras.keys()
     for camera, c in a.cameras.items():
         for name in ("image", "intrinsics", "ego_from_camera", "global_from_ego", "timestamp"):
             np.testing.assert_array_equal(getattr(c, name), getattr(b.cameras[camera], name))
-
-
-__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]

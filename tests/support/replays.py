@@ -22,11 +22,7 @@ from perception.config import find_config, load_config
 from perception.frame import Frame
 
 FRAMES, VERSION = 40, "v1.0-tiny"
-
-
 SAME = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
-
-
 # Both show earlier frames, which a replay that goes on must have as well.
 FAULTS = ["delay:lidar,seconds=1.2@2-8", "freeze:lidar@10-16"]
 

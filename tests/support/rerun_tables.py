@@ -7,10 +7,6 @@ import pytest
 
 pyarrow = pytest.importorskip("pyarrow", reason="rerun-sdk is not installed")
 
-
-SCENE = "scene-0001"
-
-
 # How a recording calls a component, before rerun 0.24 and since.
 NAMES = {
     "centers": ("Translation3D", "Boxes3D:centers"),

@@ -24,8 +24,6 @@ LITTLE = {
     },
     "tasks": {"detection": {"channels": 8, "top_k": 20}, "map": {"channels": 8}},
 }
-
-
 CAMERA = {
     "backbone": "resnet10t", "stages": [2], "channels": 8, "image": {"height": 32, "width": 64},
     "depth": {"bins": 8}, "heights": [0.0], "stride": 2,
@@ -42,11 +40,9 @@ def little(
     camera: bool = False,
     recognising: bool = False,
 ) -> PerceptionModel:
-    content = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
-    if recognising:
-        content["tasks"]["conditions"] = {}  # type: ignore[index]
-    if camera:
-        content["model"]["camera"] = CAMERA  # type: ignore[index]
+    content: Any = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
+    content["tasks"] |= {"conditions": {}} if recognising else {}
+    content["model"] |= {"camera": CAMERA} if camera else {}
     torch.manual_seed(0)
     model = PerceptionModel(parse_config(content, "little"))
     heatmap: Any = model.heads["detection"].branches["heatmap"]

@@ -13,18 +13,14 @@ from vocabulary import CAMERAS, CLASSES
 
 from perception.config import find_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import Frame
 from perception.mmdet3d import annotation_file
 
 FOLDERS = {"pts": "samples/LIDAR_TOP", "sweeps": "sweeps/LIDAR_TOP", **{name: f"samples/{name}" for name in CAMERAS}}
+SWEEPS = {"sweeps_num": 5, "use_dim": [0, 1, 2, 3, 4], "remove_close": True, "test_mode": True}
 LOADING = [
     {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
-    {
-        "type": "LoadPointsFromMultiSweeps",
-        "sweeps_num": 5,
-        "use_dim": [0, 1, 2, 3, 4],
-        "remove_close": True,
-        "test_mode": True,
-    },
+    {"type": "LoadPointsFromMultiSweeps", **SWEEPS},
     {"type": "LoadMultiViewImageFromFiles", "num_views": 6},
 ]
 
@@ -36,6 +32,14 @@ def converter(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def lidar_frames(nuscenes_root: Path, sim_root: Path, keyframes: str, sweeps: int) -> dict[str, Frame]:
+    """Keyframes in the LiDAR's frame: two real ones of scene-0103, and a simulated one with its two sweeps."""
+    real, simulated = NuScenesTables(nuscenes_root, "v1.0-mini"), NuScenesTables(sim_root, "v1.0-sim")
+    first, second = real.samples(selectors=[f"scene-0103:{keyframes}"])
+    chosen = {"real": (real, first), "another": (real, second), "simulated": (simulated, simulated.samples()[0])}
+    return {name: tables.frame(token, "lidar", sweeps, cameras=False) for name, (tables, token) in chosen.items()}
 
 
 def tiny(folder: Path, **model: Any) -> Path:
@@ -70,16 +74,10 @@ def runner_config(
             "num_workers": 0,
             "sampler": {"type": "InfiniteSampler" if training else "DefaultSampler", "shuffle": training},
             "dataset": {
-                "type": "NuScenesDataset",
-                "data_root": str(root),
-                "ann_file": str(annotations),
-                "data_prefix": FOLDERS,
-                "metainfo": {"classes": CLASSES, "version": "v1.0-mini"},
-                "modality": {"use_lidar": True, "use_camera": True},
-                "pipeline": pipeline,
-                "use_valid_flag": True,
-                "test_mode": not training,
-                "box_type_3d": "LiDAR",
+                **{"type": "NuScenesDataset", "data_root": str(root), "ann_file": str(annotations)},
+                **{"data_prefix": FOLDERS, "metainfo": {"classes": CLASSES, "version": "v1.0-mini"}},
+                **{"modality": {"use_lidar": True, "use_camera": True}, "pipeline": pipeline},
+                **{"use_valid_flag": True, "test_mode": not training, "box_type_3d": "LiDAR"},
             },
         }
 
@@ -95,11 +93,7 @@ def runner_config(
         "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 5e-3}, "clip_grad": {"max_norm": 35}},
         "test_dataloader": testing,
         "test_cfg": {},
-        "test_evaluator": {
-            "type": "NuScenesMetric",
-            "data_root": str(root),
-            "ann_file": testing["dataset"]["ann_file"],
-        },
+        "test_evaluator": {"type": "NuScenesMetric", "data_root": str(root), "ann_file": str(work / "testing.json")},
         "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": -1, "by_epoch": False}},
         "log_level": "WARNING",
         "randomness": {"seed": 0},

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 
-from check_repository import ABSENT
 from repository import ROOT
-
-BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False, cwd=ROOT)
+    """Python as on a vehicle, where nothing of the workshop is installed."""
+    from check_repository import ABSENT
+
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
+    return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False, cwd=ROOT)
