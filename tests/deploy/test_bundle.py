@@ -7,12 +7,10 @@ from typing import Any
 
 import onnx
 import pytest
-from commands import succeeds
+from commands import one_line_error, python, succeeds
 from exported import bundle, copied, keys, nano, rewritten, trusting
 from networks import tasks
 from onnx import TensorProto
-from refusals import one_line_error
-from vehicle_modules import python
 from vocabulary import CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from deploy.bundle import Bundle, write_bundle

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from commands import one_line_error
 from exported import bundle, copied, keys, plan_record, rewritten, trusting
-from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowered import onnx_model
 from onnx import TensorProto, helper, numpy_helper
-from refusals import one_line_error
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine

@@ -8,7 +8,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
-from anchored_model import run as anchored
+from commands import one_line_error
 from exported import (
     AFFINE,
     BANK,
@@ -24,7 +24,7 @@ from exported import (
     trusting,
     without,
 )
-from refusals import one_line_error
+from networks import anchored_run as anchored
 from vocabulary import CONDITION_VALUES, RIG
 
 from deploy.build import build

@@ -10,13 +10,12 @@ import bench_runtime
 import numpy as np
 import onnx
 import pytest
+from commands import one_line_error
 from exported import assert_equal, bundle, checkpoint, copied, rewritten, without
 from hypothesis import given
 from hypothesis import strategies as st
-from judged import gates
 from onnx import helper
-from refusals import one_line_error
-from replays import replayed
+from replays import gates, replayed
 from tiny import token, write_tiny
 from vocabulary import NUSCENES, RIG
 

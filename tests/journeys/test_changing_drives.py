@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import needs_chromium, visit
 from commands import refuses, succeeds
 from exported import QUIET, checkpoint_of
-from fixes import fix, message
 from foxglove_schemas_protobuf.LocationFix_pb2 import LocationFix
-from geofences import box, feature, polygon, written
 from make_log import make, transform
-from pages import page_data
-from recordings import Sent, assembled, edited, write_raw_mcap
+from maps import box, feature, polygon, written
+from networks import small
+from pages import needs_chromium, page_data, visit
+from recordings import Sent, assembled, edited, fix, message, write_raw_mcap
 from routing_table import Driven
-from training_runs import small
 from vehicles import small_pictures
 
 from deploy.export import export

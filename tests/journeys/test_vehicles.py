@@ -7,12 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from exported import QUIET
 from make_log import make_log, messages, topics_of, write_mcap
 from networks import config as small_config
 from recordings import STORAGES
-from refusals import one_line_error
 from vehicles import shuttle_root
 
 from deploy.replay.faults import Fault, inject

@@ -9,10 +9,9 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 import torch
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from kitti_reference import Dense
-from pandaset_rigs import SPINNING, rig_of
-from refusals import one_line_error
+from pandaset_drive import SPINNING, rig_of
 from repository import ROOT
 from safetensors.torch import save_file
 from torch import Tensor

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judged import gates, instead, only, record
 from junitparser import Error, Failure, JUnitXml
+from replays import gates, instead, only, record
 from scipy import stats
 from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
+from commands import one_line_error
 from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
 from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
 from hypothesis import given
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 from make_log import header, make
 from make_log import transform as transform_message
 from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, nuscenes_topics, write_raw_mcap
-from refusals import one_line_error
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import perception, refuses
+from commands import one_line_error, perception, refuses
 from exported import QUIET, bundle
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
 from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
@@ -40,7 +40,6 @@ from recordings import (
     sent,
     write_raw_mcap,
 )
-from refusals import one_line_error
 from rosbags import rosbag2
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from map_writer import MapWriter
+from maps import MapWriter
 from nuscenes.map_expansion.map_api import NuScenesMap
 from nuscenes.scripts import export_poses
-from refusals import one_line_error
 from vocabulary import MAP_CLASSES, NUSCENES
 
 from perception.config import Augment

@@ -10,10 +10,8 @@ import numpy as np
 import pandaset_drive as written
 import pytest
 import walled_drive as walled
-from commands import refuses, succeeds
-from pandaset_drive import Object
-from pandaset_rigs import SPINNING
-from refusals import one_line_error
+from commands import one_line_error, refuses, succeeds
+from pandaset_drive import SPINNING, Object
 from walled_drive import GRID, WalledDrive
 
 from perception.atomic import made

@@ -10,7 +10,7 @@ import numpy as np
 import pandaset_drive as written
 import pytest
 import walled_drive as walled
-from pandaset_rigs import rig_of
+from pandaset_drive import rig_of
 from scipy.spatial.transform import Rotation, Slerp
 
 from perception.datasets.nuscenes.dataset import NuScenesTables

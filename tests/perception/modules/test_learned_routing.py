@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slotted import EVERYWHERE, ROUTED, Net, learned, randomised, softmax, weights_at
+from networks import EVERYWHERE, ROUTED, Net, learned, randomised, softmax, weights_at
 from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from heights import heights
-from routed import LITTLE
+from networks import LITTLE
 from vocabulary import NUSCENES, RIG
 
 from deploy.golden import GoldenFrame, differences

@@ -13,7 +13,8 @@ import numpy as np
 import pandaset_drive as written
 import pytest
 from infos import new_infos, old_infos, opened_tiny, write_infos
-from loaders import _assert_equal, _config
+from networks import assert_equal_batches as _assert_equal
+from networks import loader_config as _config
 
 from perception.datasets import pandaset, recorded
 from perception.datasets.keyframes import Keyframes

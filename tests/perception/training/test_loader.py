@@ -12,8 +12,9 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loaders import _assert_equal, _config
-from map_writer import MapWriter
+from maps import MapWriter
+from networks import assert_equal_batches as _assert_equal
+from networks import loader_config as _config
 from pasting import config, inside
 from vocabulary import CAMERAS, CLASSES
 
