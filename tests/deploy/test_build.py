@@ -11,14 +11,13 @@ from pathlib import Path
 
 import onnx
 import pytest
-from commands import perception, refuses, succeeds
+from commands import one_line_error, perception, refuses, succeeds
 from devices import Device, refused
 from exported import QUIET, apart, bundle, copied
-from graphs import onnx_model
 from hypothesis import given
 from hypothesis import strategies as st
+from lowered import onnx_model
 from onnx import TensorProto, helper
-from refusals import one_line_error
 
 from deploy.build import build
 from deploy.build_package import BuildPackage

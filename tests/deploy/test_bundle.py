@@ -10,14 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from commands import succeeds
+from commands import one_line_error, python, succeeds
 from exported import bundle, copied, keys, nano, plan_record, rewritten, trusting
-from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowered import onnx_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from refusals import one_line_error
-from vehicle_modules import python
 from vocabulary import CLASSES, RIG
 
 from deploy.bundle import Bundle, write_bundle

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import one_line_error
 from refits import no_gpu
-from refusals import one_line_error
 from repository import ROOT
 
 from deploy.engines import cuda

@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import refuses
 from exported import checkpoint_of, without
-from graphs import onnx_model
+from lowered import onnx_model
 from networks import config, tasks, uniform_tolerances
 from once import once
 from onnx import TensorProto, helper, numpy_helper

@@ -15,12 +15,12 @@ import onnx
 import pytest
 from commands import refuses
 from exported import QUIET, bundle, copied, keys, rewritten
-from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowered import onnx_model
+from networks import EVERYWHERE, Net, learned, randomised
 from onnx import TensorProto, helper, numpy_helper
 from refits import no_gpu, trained_further, weights
-from slotted import EVERYWHERE, Net, learned, randomised
 
 from deploy.build import build, refit
 from deploy.bundle import Bundle

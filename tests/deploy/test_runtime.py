@@ -18,14 +18,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from anchored_model import run as anchored
+from commands import one_line_error
 from exported import QUIET, apart, assert_equal, bundle, checkpoint_of, copied, modular, rewritten, trusting, without
 from hypothesis import given
 from hypothesis import strategies as st
-from judged import gates
+from networks import anchored_run as anchored
 from onnx import helper
-from refusals import one_line_error
-from replays import replayed
+from replays import gates, replayed
 from tiny import token, write_tiny
 from vocabulary import CONDITION_VALUES, NUSCENES, RIG
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from devices import Device, refused
@@ -24,7 +24,6 @@ from exported import QUIET, bundle, checkpoint, copied, keys, plan_record, rewri
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refits import trained_further
-from refusals import one_line_error
 from typer.testing import CliRunner
 
 from deploy.build import build

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from commands import succeeds
 from exported import QUIET, checkpoint_of
-from fixes import fix, message
-from geofences import box, feature, polygon, written
 from make_log import make, transform
+from maps import box, feature, polygon, written
+from networks import small
 from pages import page_data
-from recordings import Sent, assembled, edited, write_raw_mcap
+from recordings import Sent, assembled, edited, fix, message, write_raw_mcap
 from routing_table import Driven
-from training_runs import small
 from vehicles import small_pictures
 
 from deploy.export import export

@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from commands import one_line_error
 from exported import QUIET
 from make_log import make_log, messages, topics_of, write_mcap
 from networks import config as small_config
-from refusals import one_line_error
 from vehicles import shuttle_root
 
 from deploy.replay.faults import Fault, inject

@@ -17,16 +17,15 @@ import pytest
 import torch
 import yaml
 from centerpoint_reference import files
-from commands import refuses, scored_and_replayed, succeeds
+from commands import command, refuses, scored_and_replayed, succeeds
 from exported import QUIET
 from infos import new_infos, old_infos, write_infos
 from lowered import bundles_of
 from networks import config as small_config
+from networks import small
 from nuscenes import NuScenes
 from pages import page_data
 from safetensors.torch import load_file
-from toy_command import command
-from training_runs import small
 from vehicles import shuttle_root, small_pictures
 from vocabulary import RIG
 

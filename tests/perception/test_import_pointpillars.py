@@ -7,10 +7,9 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 import torch
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from kitti_reference import Dense
-from pandaset_rigs import SPINNING
-from refusals import one_line_error
+from pandaset_drive import SPINNING
 from repository import ROOT
 from safetensors.torch import save_file
 from torch import Tensor

@@ -12,11 +12,10 @@ import pointpillars_reference
 import pytest
 import torch
 from centerpoint_reference import TASKS, voxelised
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
 from infos import MMDET3D_CLASSES
-from refusals import one_line_error
 from vocabulary import ATTRIBUTES, CLASSES, RIG
 
 from deploy.golden import synthetic_frame

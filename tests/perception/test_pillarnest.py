@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import one_line_error
 from shapely.affinity import rotate, translate
 from shapely.geometry import box as rectangle
 from vocabulary import CLASSES, NUSCENES, RIG

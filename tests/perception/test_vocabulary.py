@@ -10,16 +10,16 @@ import numpy as np
 import pillarnest_reference
 import pytest
 import yaml
+from commands import one_line_error
 from exported import bundle, copied
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import random_boxes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.constants import DETECTION_NAMES
 from nuscenes.eval.detection.utils import category_to_detection_name, detection_name_to_rel_attributes
 from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from pyquaternion import Quaternion
-from random_boxes import random_boxes
-from refusals import one_line_error
 from repository import ROOT
 from scipy.spatial.transform import Rotation
 from vocabulary import NUSCENES, RIG

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from check_repository import ABSENT, vehicle
-from commands import perception, refuses
+from commands import perception, python, refuses
 from exported import bundle
 from repository import ROOT
 from typer.testing import CliRunner
-from vehicle_modules import python
 
 from deploy.cli import app
 from deploy.golden import synthetic_frame

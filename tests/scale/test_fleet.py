@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import one_line_error
 from exported import QUIET
-from fleet_drives import write_scenes
 from hypothesis import given
 from hypothesis import strategies as st
 from kills import killed
 from pages import timeless
-from refusals import one_line_error
 from replays import SAME, assert_same, small
+from tiny import write_scenes
 
 from deploy.replay.fleet import PART, Fleet
 from deploy.replay.gates import Gates

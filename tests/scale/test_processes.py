@@ -4,10 +4,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from exported import checkpoint
 from processes import SPEC, opened
-from refusals import one_line_error
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -12,17 +12,15 @@ from types import ModuleType
 
 import psutil
 import pytest
-from commands import refuses, succeeds
+from commands import one_line_error, refuses, succeeds
 from exported import QUIET
-from fleet_drives import write_scenes
-from hashes import NARROW, hashes
 from object_store import served
 from processes import SPEC, opened
 from ray.cluster_utils import Cluster
-from refusals import one_line_error
 from replays import SAME, VERSION, assert_same, small
 from repository import ROOT
-from tiny import write_tiny
+from simulated import NARROW, hashes
+from tiny import write_scenes, write_tiny
 
 from deploy.replay.fleet import PART
 from deploy.replay.run import replay

@@ -7,11 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import refuses, succeeds
-from fleet_drives import write_scenes
+from commands import one_line_error, refuses, succeeds
 from object_store import STORES, Breaking, Store, served
-from refusals import one_line_error
 from replays import SAME, small
+from tiny import write_scenes
 
 from perception import storage, stored_output
 from perception.errors import InputError

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from commands import one_line_error
 from processes import train, training
-from refusals import one_line_error
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -12,10 +12,17 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
+from repository import ROOT
+
+from perception.errors import InputError
 
 spent = SimpleNamespace(seconds=0.0)  # processor time of all commands
 USED = (
@@ -106,6 +113,37 @@ def _prepare_exporter() -> None:
     import torch
 
     torch.onnx.export(torch.nn.ReLU().eval(), (torch.zeros(1),), dynamo=True, verbose=False)
+
+
+@contextmanager
+def one_line_error(pattern: str | None = None, at: object = "", says: str = "", exactly: str = "") -> Iterator[None]:
+    """An InputError of one line that matches the pattern, begins with `at` and has the words `says` in it."""
+    with pytest.raises(InputError, match=pattern) as error:
+        yield
+    line = str(error.value)
+    assert "\n" not in line
+    assert line.startswith(str(at))
+    assert says in line
+    assert exactly in ("", line)
+
+
+def command(*arguments: object) -> None:
+    """`perception` with these arguments in this process, whose tasks it knows; its exit code is 0."""
+    from deploy.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["perception", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            main()
+    assert done.value.code in (0, None)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Python as on a vehicle, where nothing of the workshop is installed."""
+    from check_repository import ABSENT
+
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
+    return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Networks at every precision, each traced once: for all the tests of this process, or of all processes."""
+"""ONNX graphs: networks at every precision, each traced once, and models made by hand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import torch
 from exported import QUIET
 from networks import config, model
 from once import once
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from vocabulary import RIG
 
 from deploy.bundle import Bundle
@@ -133,3 +134,18 @@ def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray],
 def damaged(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the weights of one convolution in the trunk upside down."""
     return changed(graph, {"trunk.stages.1.1.conv.layer.weight": lambda weight: weight[::-1]})
+
+
+Values = Mapping[str, Any]  # shape by name; of another type than float32: type and shape
+
+
+def onnx_model(
+    nodes: Sequence[onnx.NodeProto], inputs: Values, outputs: Values, weights: Mapping[str, np.ndarray] | None = None
+) -> onnx.ModelProto:
+    ends = [
+        [helper.make_tensor_value_info(name, *(v if isinstance(v, tuple) else (TensorProto.FLOAT, v))) for name, v in i]
+        for i in (inputs.items(), outputs.items())
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
+    graph = helper.make_graph(nodes, "by hand", *ends, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

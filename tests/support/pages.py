@@ -1,13 +1,18 @@
-"""The report's page, read back."""
+"""What a reader sees: the report's page, read back or in headless Chromium, and Rerun's recordings."""
 
 import base64
+import html
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 
 def page_data(path: Path) -> dict[str, Any]:
@@ -29,3 +34,68 @@ def timeless(out: Path) -> dict[str, Any]:
     shown = [each for each in data["frames"] if each["number"] in {each["number"] for each in worst}]
     times = {"latency", "milliseconds", "bundle"}
     return {name: each for name, each in data.items() if name not in times} | {"frames": shown, "worst": worst}
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium not found: apt-get install chromium")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1600,1000",
+    "--enable-logging=stderr", "--v=0",
+)  # fmt: skip
+
+
+@dataclass
+class Visit:
+    found: dict[str, Any]  # what the probe saw
+    console: list[str]
+
+
+def visit(page: str, folder: Path, probe: str, *flags: str, fragment: str = "") -> Visit:
+    """Open the page; when it is loaded, `probe` runs, JavaScript that calls report(object)."""
+    script = (
+        "<script>const report = found => { const note = document.createElement('pre'); note.id = 'probe';"
+        f"note.textContent = JSON.stringify(found); document.body.append(note); }};"
+        f"addEventListener('load', () => {{ {probe} }});</script>"
+    )
+    (folder / "page.html").write_text(page.replace("</body>", f"{script}</body>"))
+    command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"file://{folder / 'page.html'}{fragment}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    note = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert note, done.stderr
+    return Visit(json.loads(html.unescape(note[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+
+
+pyarrow = pytest.importorskip("pyarrow", reason="rerun-sdk is not installed")
+
+# How a recording calls a component, before rerun 0.24 and since.
+NAMES = {
+    "centers": ("Translation3D", "Boxes3D:centers"),
+    "half sizes": ("HalfSize3D", "Boxes3D:half_sizes"),
+    "positions": ("Position3D", "Points3D:positions"),
+    "point colours": ("Color", "Points3D:colors"),
+    "box colours": ("Color", "Boxes3D:colors"),
+    "text": ("Text", "TextDocument:text"),
+}
+
+
+def column(recording: Path, entity: str, component: str) -> list[Any]:
+    """The component's values at every time that has one."""
+    rows: list[tuple[Any, Any]] = []
+    for table in tables_of(recording, entity):
+        found = [name for name in table.column_names if name.endswith(NAMES[component])]
+        rows += [row for name in found for row in zip(table["time"].to_pylist(), table[name].to_pylist(), strict=True)]
+    return [value for _, value in sorted(rows, key=lambda row: row[0]) if value is not None]
+
+
+def tables_of(recording: Path, entity: str) -> list[pyarrow.Table]:
+    try:
+        from rerun.chunk import RrdReader
+    except ImportError:  # rerun 0.23
+        from rerun.dataframe import load_recording
+
+        return [load_recording(recording).view(index="time", contents=entity).select().read_all()]
+    chunks = [chunk for chunk in RrdReader(recording).stream().to_chunks() if chunk.entity_path == f"/{entity}"]
+    return [pyarrow.Table.from_batches([chunk.to_record_batch()]) for chunk in chunks]

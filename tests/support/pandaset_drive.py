@@ -1,4 +1,4 @@
-"""Writes a small drive in PandaSet's layout: a vehicle that drives along a known line past known objects."""
+"""A small drive in PandaSet's layout: a vehicle that drives along a known line past known objects."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import yaml
 from pandas_tables import write_table
 
+from perception.datasets.pandaset import LIDARS
+from perception.rig import Rig, load_rig
 from perception.rotations import quaternion
 
 FRAMES, PERIOD, START = 4, 0.1, 1_557_539_956.5  # s
@@ -141,3 +143,13 @@ def distorted(points: np.ndarray) -> np.ndarray:
     if not len(near):
         return np.zeros((0, 2))
     return cv2.projectPoints(near, np.zeros(3), np.zeros(3), matrix, np.array(DISTORTION))[0][:, 0]
+
+
+def rig_of(*lidars: int) -> Rig:
+    """With the LiDARs of these numbers, in this order."""
+    rig = load_rig("pandaset")
+    named = {each.name: each for each in rig.lidars}
+    return rig.model_copy(update={"lidars": tuple(named[LIDARS[i]] for i in lidars)})
+
+
+SPINNING = rig_of(0)

@@ -1,11 +1,11 @@
-"""Recordings to test on: scenes written by tools/make_log.py, whole, spoiled, and with Foxglove's schemas."""
+"""Recordings to test on: scenes written by tools/make_log.py, whole, spoiled, and with messages of positions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from make_log import TYPES, Message, make_log, messages
+from make_log import TYPES, Message, header, make, make_log, messages
 from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
@@ -113,3 +113,17 @@ def assert_equal_frames(a: Frame, b: Frame) -> None:
     for camera, c in a.cameras.items():
         for name in ("image", "intrinsics", "ego_from_camera", "global_from_ego", "timestamp"):
             np.testing.assert_array_equal(getattr(c, name), getattr(b.cameras[camera], name))
+
+
+def message(topic: str, stamp: int, content: object) -> Sent:
+    type_name = content.__msgtype__  # type: ignore[attr-defined]
+    return Sent(topic, type_name, stamp, bytes(TYPES.serialize_cdr(content, type_name)))
+
+
+def fix(stamp: int, latitude: float, longitude: float, status: int = 0) -> Sent:
+    content = make(
+        "sensor_msgs/msg/NavSatFix", header=header(stamp, "gps"), latitude=latitude, longitude=longitude, altitude=0.0,
+        status=make("sensor_msgs/msg/NavSatStatus", status=status, service=1), position_covariance=np.zeros(9),
+        position_covariance_type=0,
+    )  # fmt: skip
+    return message("/gps", stamp, content)

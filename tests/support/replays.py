@@ -1,10 +1,11 @@
-"""Replays of the tiny drive, and what must be equal in two of them."""
+"""Replays of the tiny drive, what must be equal in two of them, and gates and records made by hand."""
 
 import json
 import sqlite3
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ from typing import Any
 import networks
 from exported import QUIET, checkpoint_of
 from once import once
+from vocabulary import NUSCENES
 
 from deploy.export import export
+from deploy.replay.gates import Gates
+from deploy.replay.outcome import Case, Verdict
+from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import open_drives
 from deploy.runtime import Runtime
 from perception.config import find_config, load_config
-from perception.frame import Frame
+from perception.frame import Frame, Prediction
 
 FRAMES, VERSION = 40, "v1.0-tiny"
 SAME = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
@@ -82,3 +87,31 @@ def change(journal: Path, statement: str, *values: bytes) -> int:
 def begun(journal: Path) -> dict[str, Any]:
     """What its first record says that it was begun with."""
     return dict(json.loads(zlib.decompress(record_of(journal, 0))))
+
+
+REPLAYED = {
+    "bundle": {"name": "by hand", "manifest_sha256": "0" * 64}, "taxonomy": NUSCENES.model_dump(mode="json"),
+    "engine": {"target": "cpu", "compiler": "none"}, "software": {}, "path": "drives", "version": "v1.0-sim",
+    "machine": {"processor": "any", "cores": 1, "platform": "any"}, "scenes": (), "topics_sha256": None, "faults": (),
+    "conditions": None, "selection": {"start": 0.0, "end": None, "every": 1}, "real_time": False, "latency": False,
+}  # fmt: skip
+
+
+def gates(*each: dict[str, Any], **options: Any) -> Gates:
+    return Gates.model_validate({"gates": each, **options})
+
+
+def only(verdict: Verdict) -> Case:
+    assert len(verdict.cases) == 1
+    return verdict.cases[0]
+
+
+def record(out: Path, **changes: Any) -> Path:
+    """The folder, with a replay.json of these settings."""
+    ReplayProvenance.model_validate(REPLAYED | changes).write(out)
+    return out
+
+
+def instead(prediction: Prediction, **results: Any) -> Prediction:
+    """With other results of these tasks."""
+    return replace(prediction, results={**prediction.results, **results})

@@ -1,7 +1,7 @@
 """Outputs that an added task must not change."""
 
 import torch
-from routed import assert_same, frame_inputs
+from networks import assert_same, frame_inputs
 
 from perception.frame import Conditions
 from perception.model import PerceptionModel

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import one_line_error
 from exported import QUIET, bundle
-from judged import gates, record
 from junitparser import Error, JUnitXml
 from pages import page_data
-from refusals import one_line_error
+from replays import gates, record
 from typer.testing import CliRunner
 from vocabulary import NUSCENES
 

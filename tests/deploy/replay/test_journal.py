@@ -20,10 +20,9 @@ from exported import assert_equal, rewritten
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from judged import instead
 from pages import timeless
 from recordings import sent, write_raw_mcap
-from replays import FAULTS, FRAMES, VERSION, begun, change, frames, record_of, replayed, small, unreadable
+from replays import FAULTS, FRAMES, VERSION, begun, change, frames, instead, record_of, replayed, small, unreadable
 from tiny import write_tiny
 from vocabulary import CAMERAS, PRIOR, SENSORS
 

@@ -420,7 +420,7 @@ def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(steps: Ste
 def test_boxes_points_and_words_are_those_of_the_replay(sim_root: Path, steps: Steps, tmp_path: Path) -> None:
     """As Rerun itself reads them."""
     pytest.importorskip("rerun", reason="rerun-sdk is not installed")
-    from rerun_tables import column
+    from pages import column
 
     recording = viewed(sim_root, tmp_path, SCENE, viewers=("rerun",)) / "results.rrd"
     for i, (frame, seen) in enumerate(steps[:3]):

@@ -22,10 +22,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judged import gates
 from junitparser import Error, JUnitXml
 from pages import page_data
-from replays import FAULTS, VERSION, assert_same, begun, change, frames, replayed, small, unreadable
+from replays import FAULTS, VERSION, assert_same, begun, change, frames, gates, replayed, small, unreadable
 from rich.console import Console
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, NUSCENES, SENSORS

@@ -10,11 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from browser import needs_chromium, visit
 from exported import QUIET, bundle
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import page_data, picture
+from pages import needs_chromium, page_data, picture, visit
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
 from deploy.replay import pictures

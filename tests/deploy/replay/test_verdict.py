@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged import gates, instead, only, record
 from junitparser import Error, Failure, JUnitXml
+from replays import gates, instead, only, record
 from scipy import stats
 from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
-from fixes import message
+from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
 from make_log import header, make
 from make_log import transform as transform_message
-from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, nuscenes_topics, write_raw_mcap
-from refusals import one_line_error
+from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, message, nuscenes_topics, write_raw_mcap
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 

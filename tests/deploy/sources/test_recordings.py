@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import perception, refuses
+from commands import one_line_error, perception, refuses
 from exported import QUIET, bundle
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
 from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
@@ -28,7 +28,6 @@ from mcap.records import Schema
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
 from recordings import SPEC, STORAGES, TINY, assembled, assert_equal_frames, nuscenes_topics, sent, write_raw_mcap
-from refusals import one_line_error
 from rosbags import rosbag2
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import one_line_error
 from damage import Change, put, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from infos import new_infos, old_infos, opened_tiny, write_infos
-from loaders import _config
+from networks import loader_config as _config
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.geometry_utils import BoxVisibility
-from refusals import one_line_error
 from rich.console import Console
 from tiny import write_tiny
 from vocabulary import RIG

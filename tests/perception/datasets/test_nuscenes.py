@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import shapely
 from annotated_tiny import VERSION, labels_of, voxels_of, write_annotated
+from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from map_writer import MapWriter
+from maps import MapWriter
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.map_expansion.map_api import NuScenesMap
@@ -25,7 +26,6 @@ from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.data_io import load_bin_file
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
-from refusals import one_line_error
 from ten_sweeps import SWEEPS, drive
 from tiny import token
 from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG

@@ -12,10 +12,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from annotated_tiny import VERSION, write_annotated
+from commands import one_line_error
 from damage import Damage, cut, delete, in_json, in_npz, number, put, replace, without, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusals import one_line_error
 from vocabulary import NUSCENES, RIG
 
 from perception import arrays_on_disk

@@ -10,10 +10,8 @@ import numpy as np
 import pandaset_drive as written
 import pytest
 import walled_drive as walled
-from commands import refuses, succeeds
-from pandaset_drive import Object
-from pandaset_rigs import SPINNING, rig_of
-from refusals import one_line_error
+from commands import one_line_error, refuses, succeeds
+from pandaset_drive import SPINNING, Object, rig_of
 from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pypcd4
 import pytest
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import one_line_error
 from rich.console import Console
 from t4_devkit import Tier4
 from truckscenes.eval.common.constants import TAG_NAMES

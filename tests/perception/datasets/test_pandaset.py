@@ -15,15 +15,14 @@ import numpy as np
 import pandas
 import pandaset_drive as written
 import pytest
+from commands import one_line_error
 from damage import Damage, cut, delete, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas_tables import a_dict, a_list, a_tuple, call, index, plain, rows, table, whole, write_table
 from pandas_tables import name as named
-from pandaset_drive import Object
-from pandaset_rigs import SPINNING, rig_of
+from pandaset_drive import SPINNING, Object, rig_of
 from pickles import DEEP, assert_refused
-from refusals import one_line_error
 from vocabulary import taxonomy_of
 
 from perception.datasets.dataframe_pickle import read_table

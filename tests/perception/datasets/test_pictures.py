@@ -10,7 +10,7 @@ import numpy as np
 import pandaset_drive as written
 import pytest
 from infos import new_infos, old_infos, opened_tiny, write_infos
-from loaders import _config
+from networks import loader_config as _config
 from recordings import Sent, assembled, edited, nuscenes_topics
 from scipy.ndimage import map_coordinates
 from vocabulary import NUSCENES, RIG

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickles import DEEP, Hostile, assert_refused, system
-from refusals import one_line_error
 
 from deploy.precision.frames import Drives
 from perception.config import find_config, load_config

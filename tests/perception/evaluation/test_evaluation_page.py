@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Visit, needs_chromium, visit
 from detectors import detector
 from nuscenes.utils.data_classes import Box
-from pages import page_data
+from pages import Visit, needs_chromium, page_data, visit
 from pyquaternion import Quaternion
 from rich.console import Console
 from vocabulary import MAP_CLASSES, NUSCENES, RIG

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import random_boxes
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
@@ -21,8 +23,6 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
-from random_boxes import random_boxes
-from refusals import one_line_error
 from rich.console import Console
 from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
 

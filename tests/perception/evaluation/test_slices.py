@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import one_line_error
 from detectors import detector
 from networks import model
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
-from refusals import one_line_error
 from rich.console import Console
 from tiny import write_tiny
 from vocabulary import CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG

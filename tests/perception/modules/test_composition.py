@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from banks import add, new_bank
+from commands import one_line_error
 from computations import AFFINE, CASES, randomize, trained
 from computations import assert_near as close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import one_line_error
 from torch import Tensor, nn
 from vocabulary import Z
 

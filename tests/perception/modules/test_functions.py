@@ -9,9 +9,9 @@ import onnx
 import pytest
 import torch
 from computations import Place, assert_near, delta_of, fixed, make, places, randomize, slot_with, trained
-from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowered import onnx_model
 from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slotted import EVERYWHERE, ROUTED, Net, learned, randomised, weights_at
+from networks import EVERYWHERE, ROUTED, Net, learned, randomised, weights_at
 from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import succeeds
-from networks import FOG, Layers, config, disturb, inputs, model, spec
-from refusals import one_line_error
-from routed import assert_same
+from commands import one_line_error, succeeds
+from networks import FOG, Layers, assert_same, config, disturb, inputs, model, spec
 from safetensors.torch import load_file, save
 from torch import nn
 from vocabulary import CONDITIONS

@@ -11,9 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import ROUTED, Net, assert_same, frame_inputs, little, module, softmax
 from rich.console import Console
-from routed import assert_same, frame_inputs, little, module
-from slotted import ROUTED, Net, softmax
 from torch import Tensor, nn
 from vocabulary import CONDITION_VALUES, CONDITIONS, RIG
 

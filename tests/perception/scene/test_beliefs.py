@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from geofences import box, feature, polygon, written
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import one_line_error
+from maps import box, feature, polygon, written
 from repository import ROOT
 from vocabulary import CONDITIONS, sensors
 

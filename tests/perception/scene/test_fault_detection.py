@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from courses import courses, in_town, with_pictures
 from exported import QUIET, bundle
 from pages import page_data
 from PIL import Image
+from simulated import courses, in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from deploy.replay.fault_detection import FaultDetections

@@ -10,10 +10,10 @@ from itertools import combinations
 import cv2
 import numpy as np
 import pytest
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import SPEC
-from refusals import one_line_error
 from vocabulary import CAMERAS, LIDAR, NUSCENES, RIG, SENSORS
 
 from deploy.golden import synthetic_frame

@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from courses import in_town, with_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from simulated import in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from geofences import box, feature, polygon, written
+from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import one_line_error
+from maps import box, feature, polygon, written
 
 from perception.errors import InputError
 from perception.scene.geofence import load_geofences

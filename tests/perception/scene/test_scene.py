@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import instead
+from replays import instead
 from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS, sensors
 
 from perception.frame import Boxes, Camera, Conditions, Frame, Prediction

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixes import fix, message
+from commands import one_line_error
 from google.protobuf.wrappers_pb2 import DoubleValue
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +17,7 @@ from make_log import STORAGES as WRITERS
 from make_log import Message, header, make, transform
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
-from recordings import SPEC, nuscenes_topics, write_raw_mcap
-from refusals import one_line_error
+from recordings import SPEC, fix, message, nuscenes_topics, write_raw_mcap
 from repository import ROOT
 from rosbags.rosbag2 import Reader
 from rosbags.rosbag2 import Writer as RosbagWriter

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from courses import courses
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
 from nuscenes.eval.tracking.loaders import interpolate_tracks
+from simulated import courses
 from tracking_scenes import (
     Moment,
     NaiveTracker,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import config as little
 from networks import disturb, inputs, spec
-from refusals import one_line_error
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 

@@ -13,7 +13,7 @@ from bench_pillars import pillars, street
 from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from painted import _pixel, painted_frame, spot_of
+from made_up import _pixel, painted_frame, spot_of
 from pydantic import TypeAdapter
 from repository import ROOT
 from torch import Tensor, nn

@@ -9,8 +9,7 @@ from unittest.mock import Mock
 import cv2
 import numpy as np
 import pytest
-from courses import courses, in_town, with_pictures
-from hashes import hashes
+from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
 from nuscenes.eval.detection.config import config_factory
@@ -20,7 +19,7 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
-from refusals import one_line_error
+from simulated import courses, hashes, in_town, with_pictures
 from vocabulary import CAMERAS, CONDITIONS, RIG
 
 from perception.datasets.nuscenes.dataset import NuScenesTables

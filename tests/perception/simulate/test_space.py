@@ -8,13 +8,13 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import shapely
-from courses import WORLDS, courses, in_town
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_io import load_bin_file
 from shapely.geometry import Polygon
+from simulated import WORLDS, courses, in_town
 from vocabulary import NUSCENES, RIG
 
 from perception.datasets.nuscenes.dataset import NuScenesTables

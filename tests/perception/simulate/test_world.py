@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import shapely
 import yaml
-from commands import refuses
-from courses import WORLDS, courses, in_town
+from commands import one_line_error, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from nuscenes.map_expansion.map_api import NuScenesMap
-from refusals import one_line_error
 from repository import ROOT
 from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
+from simulated import WORLDS, courses, in_town
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.descriptions import conditions_of

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from anchored_model import config as model_config
-from anchored_model import objects, run
-from commands import refuses
+from commands import one_line_error, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import one_line_error
-from routed import assert_same
+from networks import anchored_config as model_config
+from networks import anchored_objects as objects
+from networks import anchored_run as run
+from networks import assert_same
 from torch import Tensor
 from vocabulary import NUSCENES, RIG
 

@@ -11,13 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import one_line_error
 from exported import checkpoint_of
 from lowered import MODULES
-from refusals import one_line_error
-from routed import CAMERA, LITTLE, module
-from slotted import randomised
+from networks import CAMERA, LITTLE, module, randomised, small
 from torch import Tensor
-from training_runs import small
 from vocabulary import CONDITIONS, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anchored_model import config as anchored
-from anchored_model import objects
+from commands import one_line_error
 from exported import bundle, copied, rewritten
 from heights import Heights
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import anchored_config as anchored
+from networks import anchored_objects as objects
+from networks import assert_same, frame_inputs, little, module, small
 from occupied import CLASSES, FREE, SMALL, Occupied, random_occupancy
 from perfect import SURE, Dense, perfect_detection
-from refusals import one_line_error
-from routed import assert_same, frame_inputs, little, module
 from torch import Tensor
 from toy_task import Toy
-from training_runs import small
 from unchanged import EVERY, RAIN, assert_kept
 from vocabulary import CONDITION_VALUES, CONDITIONS, NUSCENES, RIG
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bench_ceiling import perfect_outputs
+from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import config
@@ -19,7 +20,6 @@ from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 from nuscenes.utils.data_classes import Box
 from perfect import Dense, perfect_detection
 from pyquaternion import Quaternion
-from refusals import one_line_error
 from torch import Tensor
 from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 

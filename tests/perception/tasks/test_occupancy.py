@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import small
 from occupied import CLASSES, FREE, SMALL, Occupied, random_occupancy
 from pydantic import ValidationError
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from training_runs import small
 from vocabulary import NUSCENES
 
 from perception.config import Augment

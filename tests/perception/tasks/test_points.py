@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from heights import Heights, heights
+from networks import LITTLE
 from nuscenes.eval.lidarseg import utils
 from nuscenes.eval.panoptic.panoptic_seg_evaluator import PanopticEval
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
-from routed import LITTLE
 from vocabulary import NUSCENES, RIG
 
 from deploy.golden import GoldenFrame, differences

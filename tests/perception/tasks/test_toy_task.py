@@ -12,13 +12,12 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from browser import needs_chromium, visit
+from commands import command
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
-from pages import page_data
+from networks import LITTLE
+from pages import needs_chromium, page_data, visit
 from pydantic import ValidationError
-from routed import LITTLE
-from toy_command import command
 from toy_task import BANDS, COLOURS, Toy, occupied, voxels_of
 from vocabulary import NUSCENES
 
@@ -196,7 +195,7 @@ def test_its_points_and_voxels_are_on_the_page(way: Way, tmp_path: Path) -> None
 
 
 def test_its_layers_are_in_reruns_file(way: Way) -> None:
-    from rerun_tables import column, tables_of  # skips where rerun-sdk is not installed
+    from pages import column, tables_of
 
     recording = way.replayed / "results.rrd"
     assert sum(table.num_rows for table in tables_of(recording, "occupied")) == len(way.steps)

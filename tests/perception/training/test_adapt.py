@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from routed import assert_same
+from networks import assert_same, small
 from torch import nn
-from training_runs import small
 
 from perception.config import Config
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from commands import succeeds
+from commands import one_line_error, succeeds
+from networks import assert_same, frame_inputs, inputs, small
 from networks import config as little
-from networks import inputs
-from refusals import one_line_error
-from routed import assert_same, frame_inputs
 from safetensors.torch import save_file
 from torch import Tensor
-from training_runs import small
 from unchanged import EVERY, assert_kept
 
 from perception.config import Config, Data, Train

@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import model
-from painted import painted_frame, spot_of
-from training_runs import small
+from made_up import painted_frame, spot_of
+from networks import model, small
 from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame

@@ -19,8 +19,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from infos import new_infos, old_infos, opened_tiny, write_infos
-from loaders import _assert_equal, _config
-from map_writer import MapWriter
+from maps import MapWriter
+from networks import assert_equal_batches as _assert_equal
+from networks import loader_config as _config
 from vocabulary import CLASSES
 
 from perception.config import Config, parse_config

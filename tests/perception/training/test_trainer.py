@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import small
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.layers import BatchNormAct2d
 from torch import nn
-from training_runs import small
 
 from perception import config as c
 from perception.config import Config, Data

@@ -1,4 +1,4 @@
-"""Maps in the map expansion's format."""
+"""Maps in the map expansion's format, and GeoJSON files of areas."""
 
 import json
 from pathlib import Path
@@ -51,3 +51,21 @@ class MapWriter:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "boston-seaport.json").write_text(json.dumps(self.layers))
         return MapExpansion.load(root, "boston-seaport", NUSCENES.map_layers)
+
+
+def box(west: float, south: float, east: float, north: float) -> list[list[float]]:
+    return [[west, south], [east, south], [east, north], [west, north], [west, south]]
+
+
+def feature(geometry: Any, **properties: Any) -> dict[str, Any]:
+    return {"type": "Feature", "properties": properties, "geometry": geometry}
+
+
+def polygon(*rings: list[list[float]]) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": list(rings)}
+
+
+def written(folder: Path, *features: Any) -> Path:
+    path = folder / "areas.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
