@@ -115,7 +115,7 @@ class PerceptionModel(nn.Module):
 
     def _feature(self, name: str, route: Route, inputs: dict[str, Tensor], kept: dict[str, tuple[Route, Any]]) -> Any:
         """The feature of this name on the route; the kept one if its route is the same up to there."""
-        if name in kept and self._same(route, kept[name][0], *PARTS[name]):
+        if name in kept and (kept[name][0] is route or self._same(route, kept[name][0], *PARTS[name])):
             return kept[name][1]
         value: Any = inputs
         if name == "maps":
