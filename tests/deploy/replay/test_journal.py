@@ -142,7 +142,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime"])
     rng, kills, journal = random.Random(0), 0, tmp_path / JOURNAL
-    stale = [tmp_path / name for name in ("verdict.json", "junit.xml", "latency.json", "report.html")]
+    stale = [tmp_path / name for name in ("verdict.json", "junit.xml", "latency.json", "report.html", "replay.json")]
     for file in stale:
         file.write_text("of before")
     step, sizes = len(stopped) // 5, set()

@@ -33,6 +33,7 @@ from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, clust
 from perception.tasks.task import Memory, Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
+POINT = np.zeros((1, 5), np.float32)  # a frame without data says nothing
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")
 NAMES, TINY = occupancy_classes(NUSCENES), load_config(find_config("tiny"))
 GRID = VoxelGrid((-4, 4), (-4, 4), (-0.4, 1.2), 0.4)
@@ -168,7 +169,7 @@ def drive(frames: int) -> list[Frame]:
         pose = np.eye(4)
         pose[:2, :2] = [[math.cos(0.2 * i), -math.sin(0.2 * i)], [math.sin(0.2 * i), math.cos(0.2 * i)]]
         pose[0, 3] = 4.0 * i
-        found.append(Frame(f"s{i}", i * 500_000, "ego", pose, pose, None, {}, scene="a"))
+        found.append(Frame(f"s{i}", i * 500_000, "ego", pose, pose, POINT, {}, scene="a"))
     return found
 
 
@@ -176,7 +177,7 @@ def test_the_scene_gives_obstacles_ids_and_leaves_out_what_tracks_explain(tmp_pa
     """A car and a pallet at rest; the occupancy sees both, and the detector the car."""
     tasks = both_tasks()
     for names, expected in ((["space", "detection"], [[], [2], [2], [2]]), (["space"], [[], [1, 2], [1, 2], [1, 2]])):
-        scene = Scene(sensors(), {name: tasks[name] for name in names}, CONDITIONS)
+        scene = Scene(sensors("LIDAR_TOP"), {name: tasks[name] for name in names}, CONDITIONS)
         with ObstacleWriter.open(tmp_path, NUSCENES) as writer:
             for frame in drive(4):
                 from_global = np.linalg.inv(frame.global_from_reference)
@@ -245,7 +246,7 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
         ("hidden:car", range(2, 16), {"objects missed": 1.0}),  # as a bundle without this class
         ("hidden:bus", (), {}),
     ):
-        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors(), both_tasks(), CONDITIONS)
+        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors("LIDAR_TOP"), both_tasks(), CONDITIONS)
         detections = FaultDetections([], [fault])
         folder = tmp_path / text
         folder.mkdir()
@@ -350,14 +351,14 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
     for detected in (True, False):
         tasks = tasks_of(heads, TINY.head_grid, NUSCENES)
         task: Task[OccupancyResult] = tasks["occupancy"]
-        grid, scene = task.voxels, Scene(sensors(), tasks, CONDITIONS)
+        grid, scene = task.voxels, Scene(sensors("LIDAR_TOP"), tasks, CONDITIONS)
         writer = task.writer(tmp_path, ("lidar",))
         assert writer is not None
         with writer as file:
             for i in range(8):
                 pose = np.eye(4)
                 pose[0, 3] = 2.0 * i
-                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, None, {}, scene="a")
+                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, POINT, {}, scene="a")
                 centers = grid.centers() + pose[:3, 3]
                 pallet = (np.abs(centers - [30, 1, 0.4]) < [0.8, 0.8, 0.8]).all(axis=3)
                 car = (np.abs(centers - [24, -8, 0.8]) < [2.2, 0.9, 0.9]).all(axis=3)
