@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import traceback
 
 # OpenBLAS would wake its threads even to invert a 4 x 4 matrix, and they would spin for 20 ms.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -18,7 +20,11 @@ from deploy.commands import bundles, drives  # noqa: F401
 
 
 def main() -> None:
-    """Run the command. An InputError or a missing package becomes one line on stderr and exit code 2."""
+    """Run the command.
+
+    An InputError or a missing package becomes one line on stderr and exit code 2; 1 is a failed verdict. A defect of
+    this program becomes one line and exit code 70 (EX_SOFTWARE of sysexits.h); the traceback goes to a file.
+    """
     try:
         app()
     except InputError as error:
@@ -37,6 +43,14 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without permission
         print(f"perception: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="perception-", suffix=".log", delete=False) as file:
+            traceback.print_exc(file=file)
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(
+            f"perception: {text}; this is a defect of the program, please report it with {file.name}", file=sys.stderr
+        )
+        sys.exit(70)
 
 
 if __name__ == "__main__":

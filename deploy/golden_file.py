@@ -43,7 +43,7 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
     file = content.path
     try:
         tensors = load(content.data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that numpy does not have
         raise InputError(f"{file}: cannot read the golden frames ({error})") from None
     frames = []
     ranked = [name for name, task in manifest.heads.items() if task.ranked]

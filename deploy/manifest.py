@@ -203,7 +203,7 @@ def _signer(content: bytes) -> str:
     """The id of the key that an unchecked manifest names; empty if there is none."""
     try:
         signer = str(json.loads(content)["signer"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return signer if re.fullmatch("[0-9a-f]{16}", signer) else ""
 
@@ -212,7 +212,7 @@ def _require_schema(file: Path, content: bytes) -> None:
     """Raise InputError for another schema version, which may have other fields. Invalid JSON is reported later."""
     try:
         version = json.loads(content)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION

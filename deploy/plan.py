@@ -66,7 +66,7 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
             model(frame, [conditions])
     settled = model.deployed(*known)
     # A module may force the regression to run at all cells.
-    lean = base.deployed() if isinstance(settled.heads["detection"], PeakHead) else base
+    lean = base.deployed() if any(isinstance(head, PeakHead) for head in settled.heads.values()) else base
     cells, flops = _cells(base, frame), run(lean, arrays)[1]
     running = {*settled.bank.folded, *settled.bank.modules}
     steps = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from deploy.bundle import ENGINES, Bundle, manifest_files
@@ -9,7 +10,7 @@ from deploy.manifest import MANIFEST
 from deploy.signature import signer
 from deploy.targets import find_target
 from deploy.verify import verify_bundle
-from perception.atomic import write_atomically, write_together
+from perception.atomic import folder_written_whole, write_atomically
 from perception.errors import InputError
 
 
@@ -33,7 +34,11 @@ def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
     verify_bundle(bundle)
     if target is None:
         files = manifest_files(bundle.manifest, of_key)
-        write_together({path / name: content for name, content in files.items()})
+        # A kill between two renames would leave a bundle that nobody accepts.
+        with folder_written_whole(path, "the signed bundle") as fresh:
+            shutil.copytree(path, fresh, dirs_exist_ok=True)
+            for name, content in files.items():
+                (fresh / name).write_bytes(content)
         return {"signed": str(path / MANIFEST), "key": of_key.id}
     if find_target(target).compiler == "onnxruntime":
         raise InputError(f"{target}: has no plan to sign; its network is the bundle's own")

@@ -25,7 +25,7 @@ def of_keyframe(points: np.ndarray) -> np.ndarray:
 class Conditions(Mapping[str, str]):
     """The known conditions of a frame: kind -> value, such as weather -> rain. Unknown kinds are absent."""
 
-    def __init__(self, **values: str | None) -> None:
+    def __init__(self, /, **values: str | None) -> None:  # "self" may be a kind
         self._values = {kind: value for kind, value in values.items() if value is not None}
 
     def __getitem__(self, kind: str) -> str:

@@ -36,6 +36,12 @@ from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed
 from perception.taxonomy import Taxonomy
 
+# Features by name, see `Task.reads`, and the parts of the network that they pass: the first words of slots' names.
+_SENSOR_PARTS = ("lidar", "camera")
+_FUSED_PARTS = (*_SENSOR_PARTS, "fuse", "fused")
+_TRUNK_PARTS = (*_FUSED_PARTS, "trunk")
+PARTS = {"inputs": (), "maps": _SENSOR_PARTS, "fused": _FUSED_PARTS, "trunk": _TRUNK_PARTS, "points": _TRUNK_PARTS}
+
 
 class PerceptionModel(nn.Module):
     """Camera and LiDAR inputs to the outputs of the tasks; a missing sensor has zeros (`sensors/inputs.py`)."""
@@ -75,7 +81,7 @@ class PerceptionModel(nn.Module):
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
         self.router: FixedRouter | SteeredRouter | RandomConditionsRouter | SharedRouter = FixedRouter(
-            self.bank, self._routed()
+            self.bank, tuple(self.tasks)
         )
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
@@ -83,45 +89,47 @@ class PerceptionModel(nn.Module):
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Dense outputs of all heads, for inputs from `sensors/inputs.py` and the conditions of the frames.
 
-        Tasks share each part of the network before the first one in which their modules differ. With gradients there is
-        also camera/depth if it is supervised: the logits of the last pass.
+        Each task is computed on its own route, so a module for one task changes no output of another. Tasks share each
+        part of the network before the first one in which their routes differ. With gradients there is also camera/depth
+        if it is supervised: the logits of the last pass.
         """
         outputs: dict[str, Tensor] = {}
-        for task in self._reading("inputs"):
-            if task in self.computed:
-                outputs |= prefixed(task, self.head(task)(inputs))
+        kept: dict[str, tuple[Route, Any]] = {}  # features by name, with the route that they were computed on
+        reads = {task: self.tasks[task].reads for task in self.computed}
         sensors, self.routes = present(inputs), []
-        maps, fused, features = None, None, None
-        applied = Route()  # that the maps and fused features were computed with
-        chosen = Route()  # that the trunk's features were computed with
-        early = [task for task in self._reading("fused") if task in self.computed]
         for route, group in self.router(conditions, sensors):
-            tasks = [task for task in group if task in self.computed]
-            if not tasks and not early:
-                continue
+            tasks = [task for task in group if task in reads]
+            late = [task for task in tasks if "trunk" in PARTS[reads[task]]]
             self.bank.apply(route)
-            if maps is None or not self._same(route, applied, "lidar", "camera"):
-                maps, supervised = self._maps(inputs)
-                outputs |= supervised
-                fused = None
-            if fused is None or not self._same(route, applied, "fuse", "fused"):
-                fused, features = self.fuse(maps), None
-            applied = route
-            for task in early:
-                outputs |= prefixed(task, self.head(task)(fused))
-            early = []
-            if not tasks:
-                self.routes.append(route)
-                continue
-            if self._chooses():
-                route = self.chooser(fused, route, sensors, tasks, conditions)
-                self.bank.apply(route)
-            if features is None or not self._same(route, chosen, "trunk"):
-                features, chosen = self.trunk(fused), route
             for task in tasks:
-                outputs |= prefixed(task, self.head(task)(self._read(task, features, inputs)))
-            self.routes.append(route)
-        return outputs
+                if task not in late:
+                    outputs |= prefixed(task, self.head(task)(self._feature(reads[task], route, inputs, kept)))
+            if late and self._chooses():
+                route = self.chooser(self._feature("fused", route, inputs, kept), route, sensors, late, conditions)
+                self.bank.apply(route)
+            for task in late:
+                outputs |= prefixed(task, self.head(task)(self._feature(reads[task], route, inputs, kept)))
+            if tasks:
+                self.routes.append(route)
+        return outputs | (kept["maps"][1][1] if "maps" in kept else {})
+
+    def _feature(self, name: str, route: Route, inputs: dict[str, Tensor], kept: dict[str, tuple[Route, Any]]) -> Any:
+        """The feature of this name on the route; the kept one if its route is the same up to there."""
+        if name in kept and (kept[name][0] is route or self._same(route, kept[name][0], *PARTS[name])):
+            return kept[name][1]
+        value: Any = inputs
+        if name == "maps":
+            value = self._maps(inputs)
+        elif name == "fused":
+            value = self.fuse(self._feature("maps", route, inputs, kept)[0])
+        elif name == "trunk":
+            value = self.trunk(self._feature("fused", route, inputs, kept))
+        elif name == "points":
+            trunk, columns = self._feature("trunk", route, inputs, kept), self.config.grid.build().shape[1]
+            stride = self.config.model.trunk.stride
+            value = PointFeatures.of(trunk, inputs["points"], inputs["point_cells"], columns, stride)
+        kept[name] = (route, value)
+        return value
 
     def head(self, task: str) -> TaskNetwork:
         """The network of a task."""
@@ -175,7 +183,7 @@ class PerceptionModel(nn.Module):
         self.config = self.config.model_copy(update={"tasks": ordered, "taxonomy": taxonomy})
         self.tasks = tasks_of(ordered, self.config.head_grid, taxonomy)
         self.computed = tuple(self.tasks)
-        self.router = FixedRouter(self.bank, self._routed())
+        self.router = FixedRouter(self.bank, self.computed)
 
     def _channels(self, task: Task[Any]) -> Any:
         """Channels of the feature maps that the task reads."""
@@ -188,21 +196,6 @@ class PerceptionModel(nn.Module):
         """
         with torch.random.fork_rng(devices=[]):
             return (task.network if task.config.added else task.further)(self._channels(task))
-
-    def _reading(self, *features: str) -> tuple[str, ...]:
-        """The tasks that read one of these, see `Task.reads`."""
-        return tuple(name for name, task in self.tasks.items() if task.reads in features)
-
-    def _routed(self) -> tuple[str, ...]:
-        """The tasks after the trunk."""
-        return self._reading("trunk", "points")
-
-    def _read(self, task: str, features: Any, inputs: dict[str, Tensor]) -> Any:
-        """What the head of a task after the trunk gets."""
-        if self.tasks[task].reads != "points":
-            return features
-        columns, stride = self.config.grid.build().shape[1], self.config.model.trunk.stride
-        return PointFeatures.of(features, inputs["points"], inputs["point_cells"], columns, stride)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
         """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""
@@ -241,6 +234,11 @@ class PerceptionModel(nn.Module):
         if route.block != other.block or route.z is not other.z:
             return False
         return all(slot.same(route, other) for name, slot in self.bank.slots.items() if name.split(".")[0] in parts)
+
+    def _reaches(self, slot: str, task: str) -> bool:
+        """Whether the outputs of the task depend on what the slot computes."""
+        part, _, rest = slot.partition(".")
+        return rest.split(".")[0] == task if part == "heads" else part in PARTS[self.tasks[task].reads]
 
     def _maps(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """BEV feature maps of the sensors, and what else of them is supervised in training, SENSOR/NAME."""
@@ -284,18 +282,21 @@ class PerceptionModel(nn.Module):
         well, weighted by a `SteeredRouter`; those that are the same on all routes are folded.
         """
         model = copy.deepcopy(self)
-        model.router = router = FixedRouter(model.bank, model._routed())
+        model.router = router = FixedRouter(model.bank, tuple(model.tasks))
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
         sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
         known = routes or (Conditions(),)
         cases = [router.settle(conditions, missing) for missing in sensors for conditions in known]
-        settled = [route for case in cases for route, _ in case]
+        settled = {
+            slot: [route for case in cases for route, tasks in case if any(model._reaches(slot, t) for t in tasks)]
+            for slot in model.bank.slots
+        }
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
         if len(cases) > 1:
-            model.router = SteeredRouter(model.bank, model._routed(), always)
+            model.router = SteeredRouter(model.bank, tuple(model.tasks), always)
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()

@@ -68,6 +68,8 @@ def read_yaml(path: Path, name: str) -> Any:
         raise InputError(f"{path}: cannot read {name} ({error.__class__.__name__})") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: {name} is nested too deeply") from None
     return {} if content is None else content
 
 

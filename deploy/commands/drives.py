@@ -247,7 +247,7 @@ def replay(
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
     """
-    from deploy.replay.folder import VERDICT_FILES, final_files
+    from deploy.replay.folder import VERDICT_FILES, error_if_unjudged, final_files, require_own_folder
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
@@ -270,12 +270,14 @@ def replay(
         latency=latency,
         viewers=names(viewer),
     )
-    chosen_gates = None if gates is None else load_section(Gates, gates, "the gates")
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
     last = (*VERDICT_FILES, PROVENANCE)
     with results(out, last, final_files()) as folder:
+        require_own_folder(folder, baseline)
+        with error_if_unjudged(folder, gates is not None or baseline is not None):
+            chosen_gates = None if gates is None else load_section(Gates, gates, "the gates")
         summary = run(source, bundle, folder, settings, baseline, chosen_gates, console_for(as_json), jobs, ray)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
@@ -297,12 +299,16 @@ def judge(
     Writes verdict.json and junit.xml, and adds the verdict to report.html. Exit code 0: pass; 1: fail; 3: inconclusive,
     because there are too few scenes.
     """
+    from deploy.replay.folder import error_if_unjudged
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
+    from deploy.replay.results import Finished
     from deploy.replay.verdict import judge as run_judge
     from perception.section import load_section
 
-    verdict = run_judge(run, baseline, None if gates is None else load_section(Gates, gates, "the gates"))
+    Finished.load(run)
+    with error_if_unjudged(run, judged=True):
+        verdict = run_judge(run, baseline, None if gates is None else load_section(Gates, gates, "the gates"))
     report(verdict.as_dict(), as_json)
     console_for(as_json).print(verdict.table())
     if verdict.outcome != "pass":

@@ -232,4 +232,9 @@ def _names(source: Source, drives: Sequence[Drive]) -> list[str]:
     scenes = Counter(name.partition(":")[0] for name in names)
     if len(scenes) < len(names):
         raise InputError(f"--jobs and --scenes: {max(scenes, key=scenes.__getitem__)} is given twice; give it once")
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(
+                f"{source.path}: the scene {name!r} cannot have a folder of its results; replay it without --jobs"
+            )
     return names

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
-from deploy.replay.journal import OccupiedError
+from deploy.replay.journal import JOURNAL, OccupiedError
 from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, STATISTICS
 from perception.atomic import made, write_atomically
@@ -43,8 +43,13 @@ def remove(folder: Path, names: Sequence[str]) -> None:
             raise InputError(f"{folder / name}: cannot remove ({error.strerror}); {remedy}") from None
 
 
-def require_separate(out: Path, baseline: Path | None) -> None:
-    """Raise InputError if replaying into `out` would change the baseline, also through links."""
+def require_own_folder(out: Path, baseline: Path | None) -> None:
+    """Raise InputError if replaying into `out` would remove files of other origin, or change the baseline, also
+    through links."""
+    if not any((out / name).exists() for name in (PROVENANCE, JOURNAL, SCENES)):
+        for name in final_files():
+            if name not in VERDICT_FILES and (out / name).exists():
+                raise InputError(f"{out / name}: is of no replay, and a replay would remove it; choose another --out")
     if baseline is None:
         return
     there, here = baseline.resolve(), out.resolve()

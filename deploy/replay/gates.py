@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from deploy.replay.latency import STAGES
 from deploy.replay.measures import Measures, agreements, metrics
@@ -31,7 +31,11 @@ DEFAULT_LOSS, DEFAULT_AGREEMENT, DEFAULT_COMMON = 0.01, 0.9, 0.9
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Subset(Section):
+class _Gate(Section):
+    model_config = ConfigDict(allow_inf_nan=False)  # JSON has none
+
+
+class _Subset(_Gate):
     """Restricts a gate to a class, a condition and a range."""
 
     class_: str | None = Field(default=None, alias="class")  # None: AP of each class, mean IoU
@@ -91,7 +95,7 @@ class Score(_Subset):
         return self
 
 
-class LatencyLimit(Section):
+class LatencyLimit(_Gate):
     metric: Literal["latency"]
     stage: str = "total"
     quantile: Literal["p50", "p95", "p99", "max"] = "p99"

@@ -90,12 +90,18 @@ class Finished:
     def dropped(self) -> tuple[int, int]:
         """The number of missing keyframes, and of frames without any sensor that the network takes.
 
-        Gaps are divided by the median period: with keyframes every 0.5 s, two are missing in a gap of 1.5 s.
+        Gaps are divided by the median period of their drive: with keyframes every 0.5 s, two are missing in a gap of
+        1.5 s. A frame that is not later than the one before it counts as a missing one.
         """
         times = np.array([line["timestamp"] for line in self.lines], np.int64)
-        gaps = np.diff(times)[np.diff(self.scenes) == 0]
-        lacking = np.rint(gaps / np.median(gaps)).sum() - len(gaps) if len(gaps) else 0
-        return max(0, int(lacking)), sum(line["blind"] for line in self.lines)
+        missing = 0
+        for scene in np.unique(self.scenes):
+            gaps = np.diff(times[np.asarray(self.scenes) == scene])
+            later = gaps[gaps > 0]
+            missing += len(gaps) - len(later)
+            if len(later):
+                missing += int(np.rint(later / np.median(later) - 1).clip(0).sum())
+        return missing, sum(line["blind"] for line in self.lines)
 
     @property
     def not_finite(self) -> list[str]:

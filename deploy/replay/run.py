@@ -21,7 +21,7 @@ from rich.text import Text
 
 from deploy.replay.conclude import Concluded
 from deploy.replay.fleet import Fleet
-from deploy.replay.folder import error_if_unjudged, require_separate
+from deploy.replay.folder import error_if_unjudged, require_own_folder
 from deploy.replay.gates import Gates
 from deploy.replay.measures import measure_whole
 from deploy.replay.player import Each, Player, Watcher
@@ -62,11 +62,11 @@ def replay(
             replay of something else.
     """
     console, settings = console or Console(), settings or Settings()
-    require_separate(out, baseline)
-    require_comparable(baseline, gates)
-    require_viewers(settings.viewers)
+    require_own_folder(out, baseline)
     judged = gates is not None or baseline is not None
     with error_if_unjudged(out, judged):
+        require_comparable(baseline, gates)
+        require_viewers(settings.viewers)
         runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
         manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
         if gates is not None:

@@ -202,21 +202,26 @@ class Bank:
         sensor = {BRANCHES[next(iter(branches))]} if len(branches) == 1 and branches <= BRANCHES.keys() else set()
         return frozenset(self.modules[name].when) | sensor
 
-    def fold(self, routes: Sequence[Route], keep: Collection[str] = ()) -> None:
+    def fold(self, routes: Mapping[str, Sequence[Route]], keep: Collection[str] = ()) -> None:
         """Fold the modules permanently into the weights of their layers, at slots where all routes are the same.
 
         Modules that do not fold stay at their slots and in `modules`, folded ones are named in `folded`, and modules
-        that no route runs are removed. Slots in `keep`, where a learned router chooses, do not change.
+        that no route runs are removed.
+
+        Args:
+            routes: slot -> those of the tasks that depend on it.
+            keep: slots that do not change, because a learned router chooses there.
         """
         routed: set[str] = set()
         for slot in self.slots.values():
             if slot.name in keep:
                 routed |= set(slot.computations)
                 continue
-            names_here = slot.routed_by(routes)
+            here = routes[slot.name] or [Route()]
+            names_here = slot.routed_by(here)
             routed |= set(names_here)
-            slot.route = routes[0]
-            if slot.same_for_all(routes):
+            slot.route = here[0]
+            if slot.same_for_all(here):
                 slot.fold()
             else:
                 slot.computations = nn.ModuleDict({name: slot.computations[name] for name in names_here})

@@ -104,7 +104,7 @@ class Scene:
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
         results = prediction.results
-        tasks = self._tasks if self._has_data(frame) else {}
+        tasks = self._tasks if self._has_data(frame) else {}  # without data, night would be recognised
         self._evidence = [task.evidence(results[name]) for name, task in tasks.items() if name in results]
         with timed(self._seconds, "memory"):
             states = self._remember(frame, results)
@@ -130,8 +130,8 @@ class Scene:
 
     def _remember(self, frame: Frame, results: Mapping[str, Any]) -> dict[str, Any]:
         """The states of the tasks' memories after a frame, each knowing the objects that all of them follow."""
-        memories = {name: memory for name, memory in self._memories.items() if name in results}
-        states = {name: memory.update(frame, results[name]) for name, memory in memories.items()}
+        memories, seen = {n: m for n, m in self._memories.items() if n in results}, self._has_data(frame)
+        states = {name: memory.update(frame, results[name] if seen else None) for name, memory in memories.items()}
         followed = [self._tasks[name].objects(state) for name, state in states.items()]
         objects = Boxes.joined(Boxes.none(), *followed)
         return {name: memory.explain(frame, states[name], objects) for name, memory in memories.items()}
@@ -149,7 +149,7 @@ class Scene:
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}
 
     def _has_data(self, frame: Frame) -> bool:
-        """Whether the frame has data of any of the sensors; without any, night would be recognised."""
+        """Whether the frame has data of any of the sensors."""
         points = bool(self._sensors.lidars) and frame.points is not None and len(frame.points) > 0
         return points or not frame.cameras.keys().isdisjoint(self._sensors.cameras)
 

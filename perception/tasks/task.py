@@ -230,8 +230,12 @@ class Memory(ABC, Generic[Result]):
     """State of a task over one drive, bounded in size."""
 
     @abstractmethod
-    def update(self, frame: Frame, result: Result) -> Any:
-        """Add the result of the next frame; returns the state of the drive up to it."""
+    def update(self, frame: Frame, result: Result | None) -> Any:
+        """Add the result of the next frame; returns the state of the drive up to it.
+
+        Args:
+            result: None for a frame without data of any sensor, which says nothing about what is there.
+        """
 
     def explain(self, frame: Frame, state: Any, objects: Boxes) -> Any:
         """The state with what follows from the objects of all tasks. It is called once after each `update`.

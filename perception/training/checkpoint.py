@@ -39,8 +39,13 @@ class Stateful(Protocol):
 
 def newest(run: Path) -> Path | None:
     """The run's newest complete checkpoint; None without one. Incomplete ones have another name."""
-    steps = sorted((run / "checkpoints").glob("step-*"))
+    steps = _by_step(run / "checkpoints")
     return steps[-1] if steps else None
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Complete checkpoints, the newest last; beyond a million steps the names are longer and do not sort as text."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def save(
@@ -79,7 +84,7 @@ def save(
         "data": list(data),
     }
     _write(final, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
-    for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
+    for old in _by_step(final.parent)[:-KEPT]:
         old.rename(old.with_name(f".{old.name}.old"))  # so that no half of it is left under its name
     for unfinished in final.parent.glob(".step-*"):  # also of a process that was killed
         shutil.rmtree(unfinished)

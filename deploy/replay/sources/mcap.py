@@ -8,10 +8,13 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import lz4.frame
+import zstandard
 from mcap.reader import SeekingReader
 from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
@@ -78,7 +81,9 @@ class McapRecording:
         while True:
             try:
                 record = next(records, None)
-                within = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
+                within = (
+                    breakup_chunk(_decompressed(record), validate_crc=True) if isinstance(record, Chunk) else [record]
+                )
             except Exception as error:  # decompressors, struct and decoding raise different exceptions
                 damage(f"{self._path.name}: damaged before byte {file.tell()} ({_brief(error)})")
                 continue  # after damage outside a chunk the stream has ended
@@ -142,6 +147,22 @@ class McapRecording:
             raise InputError(f"{self._path}: not an MCAP file; copy it again")
         file.seek(0)
         return file
+
+
+def _decompressed(chunk: Chunk) -> Chunk:
+    """The chunk without compression; ValueError if it holds more than it says, or than a record may."""
+    size = chunk.uncompressed_size
+    if size > _MAX_RECORD:
+        raise ValueError("an invalid length")
+    if chunk.compression == "zstd":
+        data = zstandard.ZstdDecompressor().stream_reader(chunk.data).read(size + 1)
+    elif chunk.compression == "lz4":
+        data = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size + 1)
+    else:
+        data = chunk.data
+    if len(data) != size:
+        raise ValueError(f"a chunk of {size} bytes has {'more' if len(data) > size else 'less'}")
+    return replace(chunk, compression="", data=data)
 
 
 class _BoundedReader:

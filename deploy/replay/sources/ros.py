@@ -99,7 +99,7 @@ def _fix(message: Any) -> list[Content]:
 def _keyframe(message: Any) -> list[Content]:
     try:
         return [keyframe(json.loads(message.data))]
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also for a number of thousands of digits
         raise CorruptMessage("not a keyframe") from None
 
 

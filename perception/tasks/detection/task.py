@@ -38,8 +38,9 @@ class TrackMemory(Memory[Boxes]):
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._tracker = Tracker(taxonomy)
 
-    def update(self, frame: Frame, result: Boxes) -> Tracks:
-        return self._tracker.update(result.transformed(frame.global_from_reference), frame.timestamp)
+    def update(self, frame: Frame, result: Boxes | None) -> Tracks:
+        found = Boxes.none() if result is None else result
+        return self._tracker.update(found.transformed(frame.global_from_reference), frame.timestamp)
 
 
 class DetectionTask(Task[Boxes]):

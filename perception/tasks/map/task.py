@@ -29,9 +29,10 @@ class FusedMap(Memory[np.ndarray]):
 
     def __init__(self, grid: BevGrid, taxonomy: Taxonomy) -> None:
         self._map = MapMemory(grid, [layer.share for layer in taxonomy.map_layers])
+        self._unknown = np.full((len(taxonomy.map_layers), *grid.shape), np.nan, np.float32)
 
-    def update(self, frame: Frame, result: np.ndarray) -> np.ndarray:
-        self._map.update(result, frame.global_from_reference)
+    def update(self, frame: Frame, result: np.ndarray | None) -> np.ndarray:
+        self._map.update(self._unknown if result is None else result, frame.global_from_reference)
         return self._map.around(frame.global_from_reference)
 
 

@@ -46,7 +46,7 @@ class ExplainedOccupancy(Memory[OccupancyResult]):
         """Size of the fused occupancy, the same for the whole drive."""
         return self._fused.bytes
 
-    def update(self, frame: Frame, result: OccupancyResult) -> OccupancyResult:
+    def update(self, frame: Frame, result: OccupancyResult | None) -> OccupancyResult:
         return self._fused.update(frame, result)
 
     def explain(self, frame: Frame, state: OccupancyResult, objects: Boxes) -> OccupiedSpace:

@@ -75,11 +75,16 @@ class FusedOccupancy(Memory[OccupancyResult]):
         """Size of the memory, the same for the whole drive."""
         return self._window.bytes
 
-    def update(self, frame: Frame, result: OccupancyResult) -> OccupancyResult:
+    def update(self, frame: Frame, result: OccupancyResult | None) -> OccupancyResult:
         pose = frame.global_from_reference
         self._fade(0.0 if self._time is None else max(0.0, (frame.timestamp - self._time) / 1e6))
         self._time = frame.timestamp
         covered = self._window.follow(pose)
+        if result is not None:
+            self._add(result, covered)
+        return self._around(pose)
+
+    def _add(self, result: OccupancyResult, covered: Covered) -> None:
         block, most = (slice(None), *covered.block), round(SCALE * LIMIT)
         for name in PROBABILITIES:
             odds = self._window.arrays[name][block]
@@ -89,7 +94,6 @@ class FusedOccupancy(Memory[OccupancyResult]):
             shown = np.where(result.occupied > OCCUPIED, result.classes, np.uint8(self._free))
         seen = self._of_block(shown, covered, self._free)
         np.copyto(self._window.arrays["classes"][block], seen, where=seen != self._free)
-        return self._around(pose)
 
     def _of_block(self, values: np.ndarray, covered: Covered, nothing: int) -> np.ndarray:
         """The values (levels, rows, columns) of a frame for the cells of the window that it covers."""

@@ -35,6 +35,7 @@ from perception.scene.scene import Routed, Scene, SceneFrame
 from perception.tasks.detection.drawing import mistakes
 from perception.tasks.detection.submission import sample_results
 
+POINT = np.zeros((1, 5), np.float32)  # a frame without data says nothing
 SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
 USUAL = dict.fromkeys(STAGES, 0.01)  # s
 
@@ -212,9 +213,9 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
         pose = np.eye(4)
         pose[:2, :2] = [[np.cos(0.1 * i), -np.sin(0.1 * i)], [np.sin(0.1 * i), np.cos(0.1 * i)]]
         pose[0, 3] = 5.0 * i
-        frame = replace(blind(i), global_from_reference=pose, global_from_ego=pose)
+        frame = replace(blind(i), points=POINT, global_from_reference=pose, global_from_ego=pose)
         given.append((frame, cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose)), {}))
-    drawn = [each["layers"]["tracks"] for each in reported(given).part()["frames"]]
+    drawn = [each["layers"]["tracks"] for each in reported(given, ("LIDAR_TOP",)).part()["frames"]]
     assert [len(tracks) for tracks in drawn] == [0] + [1] * 7  # not before a second detection confirms it
     assert len({tracks[0]["id"] for tracks in drawn[1:]}) == 1
     for i, (track,) in enumerate(drawn[1:], 1):
@@ -248,7 +249,8 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     scores = -np.sort(-rng.uniform(0, 1, 200))
     boxes = cars(rng.uniform(-50, 50, (200, 3)).tolist(), scores.tolist())
     truth = replace(boxes, num_points=np.zeros(200, int))
-    drawn = reported([(blind(i, boxes=truth), boxes, {}) for i in range(2)]).part()["frames"][1]["layers"]
+    given = [(replace(blind(i, boxes=truth), points=POINT), boxes, {}) for i in range(2)]
+    drawn = reported(given, ("LIDAR_TOP",)).part()["frames"][1]["layers"]
     assert [box["score"] for box in drawn["detections"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES
     assert drawn["annotations"] == []

@@ -33,6 +33,7 @@ from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, clust
 from perception.tasks.task import Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
+POINT = np.zeros((1, 5), np.float32)  # a frame without data says nothing
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")
 NAMES, TINY = occupancy_classes(NUSCENES), load_config(find_config("tiny"))
 GRID = VoxelGrid((-4, 4), (-4, 4), (-0.4, 1.2), 0.4)
@@ -123,7 +124,7 @@ HEADS = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.
 
 
 def standing(frames: int) -> list[Frame]:
-    return [Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, scene="a") for i in range(frames)]
+    return [Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), POINT, {}, scene="a") for i in range(frames)]
 
 
 def street(grid: VoxelGrid, frame: Frame) -> OccupancyResult:
@@ -174,7 +175,7 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
         ("hidden:car", range(2, 16), {"objects missed": 1.0}),  # as a bundle without this class
         ("hidden:bus", (), {}),
     ):
-        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors(), tasks, CONDITIONS)
+        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors("LIDAR_TOP"), tasks, CONDITIONS)
         detections = FaultDetections([], [fault])
         folder = tmp_path / text
         folder.mkdir()
@@ -282,14 +283,14 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
     ):
         tasks = tasks_of({name: HEADS[name] for name in names}, TINY.head_grid, NUSCENES)
         task: Task[OccupancyResult] = tasks["occupancy"]
-        grid, scene = task.voxels, Scene(sensors(), tasks, CONDITIONS)
+        grid, scene = task.voxels, Scene(sensors("LIDAR_TOP"), tasks, CONDITIONS)
         writer = task.writer(tmp_path, ("lidar",))
         assert writer is not None
         with writer as file:
             for i in range(8):
                 pose = np.eye(4)
                 pose[0, 3] = 2.0 * i
-                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, None, {}, scene="a")
+                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, POINT, {}, scene="a")
                 result = street(grid, frame)
                 boxes = objects([(24 - 2.0 * i, -8)] if detected else [])
                 scene.observe(frame)

@@ -1,0 +1,103 @@
+"""A module for one task changes the outputs of that task and of no other."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from networks import config, disturb, spec
+from torch import Tensor, nn
+from vocabulary import RIG
+
+from deploy.golden import synthetic_frame
+from perception.config import parse_config
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks import TASKS
+from perception.tasks.task import part_of
+
+POINTS = 500
+HEADS = {
+    "points": {"max_points": POINTS},
+    "occupancy": {"x": [-8, 8], "y": [-8, 8], "z": [-1, 0.6], "cell": 0.8, "channels": 8},
+}
+BEFORE_TRUNK = ("lidar", "camera", "fuse", "fused")
+CONDITIONS = [Conditions(weather="rain")]
+
+
+@cache
+def inputs() -> dict[str, Tensor]:
+    arrays = prepare(synthetic_frame("ego", RIG, 0), replace(InputSpec.of(config()), points=POINTS))
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@cache
+def network() -> PerceptionModel:
+    """With a head of every task, and statistics of real activations."""
+    content = config().model_dump(mode="json")
+    heads = {name: content["tasks"].get(name) or HEADS.get(name, {}) for name in TASKS}
+    torch.manual_seed(0)
+    model = PerceptionModel(parse_config(content | {"tasks": heads}, "a head of every task"))
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+            nn.init.ones_(module.weight)  # some begin at zero, so that nothing before them has an effect
+    outputs(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def outputs(model: PerceptionModel) -> dict[str, dict[str, Tensor]]:
+    """By task."""
+    dense = model(inputs(), CONDITIONS)
+    return {task: dict(part_of(task, dense)) for task in model.tasks}
+
+
+def changed(model: PerceptionModel) -> set[str]:
+    """The tasks of which an output is not, bit for bit, that of the network without modules."""
+    base, now = without_modules(), outputs(model)
+    return {task for task in base if any(not torch.equal(now[task][name], base[task][name]) for name in base[task])}
+
+
+@cache
+def without_modules() -> dict[str, dict[str, Tensor]]:
+    return outputs(network())
+
+
+def add_module(model: PerceptionModel, task: str, *slots: str) -> None:
+    """One that runs for this task, as if it had learned something."""
+    model.bank.add(spec(f"for_{task}", "scale_shift", *slots, when=[task]))
+    disturb(model, f"for_{task}")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_module_at_every_slot_changes_its_own_task_alone(task):
+    slots = [name for name in network().bank.slots if not name.startswith("heads.") or name.startswith(f"heads.{task}")]
+    model = copy.deepcopy(network())
+    add_module(model, task, *slots)
+    assert changed(model) == {task}
+    expected, deployed = outputs(model), outputs(model.deployed(*CONDITIONS))
+    for other, tensors in deployed.items():
+        common = tensors.keys() & expected[other].keys()  # a deployed head may compute its own instead
+        assert common
+        for name in common:
+            torch.testing.assert_close(tensors[name], expected[other][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow("a forward pass for each of the hundred slots")
+def test_a_module_at_any_slot_changes_the_tasks_behind_it():
+    model = copy.deepcopy(network())
+    for slot in model.bank.slots:
+        for task in TASKS:
+            add_module(model, task, slot)
+        part, _, rest = slot.partition(".")
+        if part == "heads":
+            behind = {rest.split(".")[0]}
+        else:
+            behind = set(TASKS) if part in BEFORE_TRUNK else TASKS.keys() - {"conditions"}
+        assert changed(model) == behind, slot
+        for task in TASKS:
+            model.bank.delete(f"for_{task}")
+    assert changed(model) == set()
