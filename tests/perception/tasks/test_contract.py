@@ -482,9 +482,6 @@ def test_the_graph_of_all_has_the_same_outputs_and_compiles(runs: dict[str, Path
         assert found["points/classes"].dtype == found["occupancy/classes"].dtype == np.uint8
         for name in ("points/confidence", "occupancy/occupied", "occupancy/others", "toy/cells"):
             torch.testing.assert_close(torch.from_numpy(found[name]), expected[name], atol=1e-5, rtol=1e-5)
-        for name, share in (("occupancy/classes", 0.999), ("occupancy/free", 0.98)):
-            assert (found[name] == expected[name].numpy()).mean() > share
-            assert len(expected[name].unique()) > 2
         assert differing(found["points/classes"], expected["points/classes"].numpy()) <= LEAST.labels
     pytest.importorskip("tensorrt_rtx")
     shapes = {name: array.shape for name, array in arrays.items()}

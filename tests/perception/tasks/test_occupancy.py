@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from vocabulary import NUSCENES
 
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import BevGrid
@@ -350,6 +351,33 @@ def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) ->
     np.testing.assert_array_equal(outputs["free"][0], free_rays(task.voxels).free(blocked))
     assert (blocked != solid.any(axis=0)).any()  # heights count
     assert 10 < len(np.unique(outputs["free"])) < 360
+
+
+def test_the_head_is_the_same_in_onnx_runtime() -> None:
+    task, network = head()
+    network.eval()
+    features = 3 * torch.randn(1, 4, *COARSE.shape)
+
+    class Graph(torch.nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self[0].decode(self[0](x)).values())
+
+    names, whole = [output.name for output in task.outputs], Graph(network).eval()
+    program = torch.onnx.export(
+        whole, (features,), dynamo=True, opset_version=18, input_names=["x"], output_names=names, verbose=False
+    )
+    assert program is not None
+    graph = program.model_proto
+    assert not {node.op_type for node in graph.graph.node} & {"NonZero", "Loop", "If", "Scan", "ScatterND"}
+    found = OnnxRuntimeEngine(graph.SerializeToString()).run({"x": features.numpy()})
+    with torch.no_grad():
+        expected = network.decode(network(features))
+    assert [*found] == names
+    for name in ("occupied", "others"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+    assert found["classes"].dtype == np.uint8
+    assert (found["classes"] == expected["classes"].numpy()).mean() > 0.999
+    assert (found["free"] == expected["free"].numpy()).mean() > 0.98
 
 
 # ---- over a drive
