@@ -190,7 +190,7 @@ def test_boxes_are_those_of_the_published_code(runs: dict[str, Path]) -> None:
         assert not scores[len(boxes) :].any()
         counts.append(len(boxes))
         assert found["labels"][0, i, : len(boxes)].tolist() == [first + label for label, _, _ in boxes]
-        first += len(pillarnest_reference.TASKS[i])
+        first += len(TASKS[i])
         for (_, _, box), values in zip(boxes, found["boxes"][0, i].numpy(), strict=False):
             np.testing.assert_allclose(values[[0, 1, 2, 3, 4, 5, 8, 9]], np.delete(box, 6), atol=1e-4, rtol=1e-4)
             turned = np.array([np.sin(box[6]), np.cos(box[6])])
