@@ -43,13 +43,14 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
+from perception.model import PerceptionModel
 from perception.modules.spec import Prompt
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks import configured, tasks_of
 from perception.tasks.result import to_prediction
 from perception.tasks.task import part_of
-from perception.training.checkpoint import load_model
+from perception.training.checkpoint import load_model, save_model
 
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")
@@ -249,6 +250,12 @@ def test_slots_of_a_router_in_the_graph_are_said_to_be() -> None:
     chosen = steps["trunk.stage0.0"]
     assert (chosen.what, chosen.why) == ("banked", "selected by the router in the graph")
     assert steps["lidar.pillar"].what == "folded"
+
+
+def test_a_network_without_a_detector_has_a_plan(tmp_path: Path) -> None:
+    config = modular("mapping", [exported.AFFINE[0] | {"slots": ["trunk.*"]}], tasks={"map": {"channels": 8}})
+    save_model(tmp_path, config, PerceptionModel(config))
+    assert {step.what for step in plan(tmp_path).steps} == {"folded"}
 
 
 @pytest.mark.slow("exports three networks, which other tests use too")

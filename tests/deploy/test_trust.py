@@ -188,6 +188,24 @@ def test_openssl_makes_the_keys_and_agrees_on_the_signature(tmp_path: Path) -> N
         shell(check)
 
 
+def test_an_interrupted_signature_leaves_the_bundle_as_it_was(path, owner, stranger, monkeypatch) -> None:
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    write = Path.write_bytes
+
+    def interrupted(file: Path, content: bytes) -> int:
+        if file.name == "manifest.sig":
+            raise KeyboardInterrupt
+        return write(file, content)
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sign(path, stranger[0])
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
+    assert [each.name for each in path.parent.iterdir() if each.name.startswith(".")] == []
+    Bundle.load(path, trusting(owner[1]))
+
+
 def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: Keys) -> None:
     key, public = owner
     path = copied(tmp_path / "bundle", "rain")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from exported import bundle
 from repository import ROOT
 from typer.testing import CliRunner
 
-from deploy.cli import app
+from deploy.cli import app, main
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
 
@@ -24,6 +25,22 @@ COMMANDS = (
     *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
     *("import-mmdet3d", "import-pointpillars", "verify", "sign", "compare"),
 )
+
+
+def test_a_defect_of_the_program_is_no_failed_verdict(monkeypatch, capsys, tmp_path: Path) -> None:
+    """Whose exit code is 1: it is one line, and the traceback lies in a file."""
+
+    def defect() -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("deploy.cli.app", defect)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    (file,) = tmp_path.iterdir()
+    line = f"perception: ZeroDivisionError: by zero; this is a defect of the program, please report it with {file}\n"
+    assert (ended.value.code, capsys.readouterr().err) == (70, line)
+    assert "in defect" in file.read_text()
 
 
 # ----- the vehicle's side -----

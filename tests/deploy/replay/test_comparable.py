@@ -50,6 +50,8 @@ def load(text: str, folder: Path) -> Gates:
         ("metric: IoU, range: [0, 15], at_least: 1", "rings of 10 m"),
         ("metric: NDS, range: [30, 10], at_least: 1", r"a range is \[from, to\]"),
         ("metric: latency, stage: think, at_most: 1", "'think' is none of read, preprocess"),
+        ("metric: NDS, at_least: .nan", "at_least: input should be a finite number"),
+        ("metric: latency, at_most: .inf", "at_most: input should be a finite number"),
         ("metric: difference, of: NDS, at_most: 2", "less than or equal to 1"),
         ("metric: AP, class: tank, at_least: 1", "^gates.0: AP has no class 'tank'; car, truck"),
         ("metric: IoU, class: car, at_least: 1", "^gates.0: IoU has no class 'car'; drivable_area"),
@@ -188,6 +190,12 @@ def test_a_finished_replay_is_judged_again(tmp_path: Path) -> None:
     assert isinstance(command(run).exception, InputError)
     assert isinstance(command(tmp_path / "none", "--gates", file).exception, InputError)
     assert with_verdict("<p>no data</p>", {}) == "<p>no data</p>"
+    for text, given in (("gates: [{metric: NSD}]", baseline), (f"gates: [{difference}]", tmp_path / "none")):
+        judge(run, baseline, AGREE)
+        file.write_text(text)
+        assert isinstance(command(run, "--baseline", given, "--gates", file).exception, InputError)
+        assert not (run / "verdict.json").exists()  # which says pass
+        assert JUnitXml.fromfile(str(run / "junit.xml")).errors == 1
     (run / "report.html").unlink()
     judge(run, baseline, AGREE)
     assert not (run / "report.html").exists()

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import one_line_error
+from exported import QUIET
 from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import Error, JUnitXml
@@ -39,6 +41,7 @@ from deploy.replay.player import Player
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.real_time import RealTime
 from deploy.replay.results import Finished
+from deploy.replay.run import replay
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources.counts import Counts
@@ -341,6 +344,21 @@ def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, j
     assert replayed(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 3
     assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
     assert JUnitXml.fromfile(str(out / "junit.xml")).errors == 0
+
+
+def test_files_of_other_origin_are_not_removed(drive: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with one_line_error(at=f"{tmp_path / 'report.html'}: is of no replay, and a replay would remove it"):
+        replayed(drive, tmp_path, selection=FOUR)
+    assert contents(tmp_path) == {"report.html": b"mine"}
+
+
+def test_the_name_of_a_scene_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "drive", 4)
+    table = tmp_path / "drive" / VERSION / "scene.json"
+    table.write_text(table.read_text().replace("scene-0001", "../../../escaped"))
+    with one_line_error(says="the scene '../../../escaped' cannot have a folder of its results; replay it without"):
+        replay(Source(tmp_path / "drive", VERSION), small(), tmp_path / "out", console=QUIET, jobs=1)
 
 
 def test_what_other_software_or_another_machine_began_starts_anew(drive: Path, judged: Path, tmp_path: Path) -> None:

@@ -357,6 +357,23 @@ def test_frames_that_lack_and_blind_ones_are_dropped(finish: Finish, frames: lis
     assert judge(out, None, gate("dropped", at_most=3)).passed
 
 
+@pytest.mark.parametrize(
+    ("times", "missing"),
+    [
+        ({"a": [0, 5, 10, 20, 25]}, 1),
+        ({"a": [0, 5, 10, 20, 25, 26, 27]}, 1),  # further frames make up for none
+        ({"a": range(20), "b": [0, 5, 10, 15]}, 0),  # each drive has its own period
+        ({"a": [0, 5, 10], "b": [0, 5, 20]}, 0),  # a single gap beside one of another length decides nothing
+        ({"a": [0, 5, 5, 10]}, 1),
+        ({"a": [0, 5, 3, 8]}, 1),
+        ({"a": [0]}, 0),
+    ],
+)  # fmt: skip
+def test_keyframes_are_missing_in_the_gaps_of_their_drive(times: dict[str, Any], missing: int, tmp_path: Path) -> None:
+    lines = [{"scene": scene, "timestamp": 100_000 * t, "blind": False} for scene, each in times.items() for t in each]
+    assert Finished(tmp_path, lines).dropped == (missing, 0)
+
+
 def test_junit_is_what_a_reader_of_junit_reads(fair: Path) -> None:
     """AMOTA is what the tracks were scored, if they were."""
     five = gates(

@@ -8,16 +8,21 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import lz4.frame
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_log import make_log
+from mcap.data_stream import RecordBuilder
+from mcap.records import Chunk, Header
 from recordings import SPEC, TINY, Sent, assembled, assert_equal_frames, edited, nuscenes_topics, stream, write_raw_mcap
 from vocabulary import SENSORS
 
 from deploy.replay.sources import open_drives, transforms
 from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.mcap import McapRecording
 from deploy.replay.sources.messages import LATEST
 from perception.errors import InputError
 from perception.frame import Frame
@@ -202,6 +207,25 @@ def test_a_rosbag_of_several_files(recording: bytes, database: bytes, expected: 
     (tmp_path / "mcap").mkdir()
     (tmp_path / "mcap" / "drive.mcap").write_bytes(recording)
     assert tokens(read(tmp_path / "mcap")[0]) == tokens(expected)
+
+
+@pytest.mark.parametrize(
+    ("compression", "size", "reason"),
+    [("zstd", 1000, "has more"), ("lz4", 1000, "has more"), ("", 1 << 27, "has less"), ("zstd", 1 << 40, "an invalid")],
+)  # fmt: skip
+def test_a_chunk_of_another_size_than_it_says_is_damage(
+    compression: str, size: int, reason: str, tmp_path: Path
+) -> None:
+    """It is never decompressed beyond that: a few KB could be GB of zeros."""
+    content = bytes(1 << 26)
+    packed = {"zstd": zstandard.compress(content), "lz4": lz4.frame.compress(content), "": content}[compression]
+    builder = RecordBuilder()
+    Header("", "").write(builder)
+    Chunk(compression, packed, 0, 0, 0, size).write(builder)
+    (tmp_path / "bomb.mcap").write_bytes(b"\x89MCAP0\r\n" + builder.end())
+    damage: list[str] = []
+    assert not [*McapRecording(tmp_path / "bomb.mcap").read({"/points"}, damage.append)]
+    assert reason in damage[0]
 
 
 def changed(log: list[Sent], topic: str, **changes: Any) -> list[Sent]:

@@ -4,6 +4,7 @@ import filecmp
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from vocabulary import CAMERAS, LIDAR
 
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
-from deploy.replay.sources import foxglove, open_drives
+from deploy.replay.sources import foxglove, open_drives, ros
 from deploy.replay.sources.messages import CorruptMessage, Fix, Transform
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import Recording
@@ -390,3 +391,12 @@ def test_any_json(value: Any, kind: str) -> None:
         foxglove.decoder("json", SCHEMAS[kind])(json.dumps(value).encode())
     except CorruptMessage:
         return
+
+
+def test_a_keyframe_message_is_a_keyframe_or_corrupt() -> None:
+    convert = ros.CONVERTERS["std_msgs/msg/String"]
+    for text in ("{", "[" * 100_000, f'{{"stamp": {"1" * 5000}}}', "[]"):
+        with pytest.raises(CorruptMessage, match="not a keyframe"):
+            convert(SimpleNamespace(data=text))
+    (found,) = convert(SimpleNamespace(data='{"stamp": 1, "token": "a", "conditions": {"self": "rain"}}'))
+    assert found.conditions == {"self": "rain"}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import one_line_error
 from networks import small
 from occupied import CLASSES, FREE, SMALL, Occupied, random_occupancy
 from pydantic import ValidationError
@@ -380,6 +381,14 @@ def test_the_head_is_the_same_in_onnx_runtime() -> None:
     assert (found["free"] == expected["free"].numpy()).mean() > 0.98
 
 
+def test_voxels_that_are_not_symmetric_have_no_mirror_image() -> None:
+    _, network = head(x=(SMALL.x[0], SMALL.x[1] + 0.8))
+    with one_line_error(at="--flip: the voxels of the occupancy are not symmetric: x "):
+        network.unflipped({"logits": torch.zeros(1, 1, 2, 2)}, "y")
+    _, network = head()
+    assert network.unflipped({"logits": torch.eye(2)[None, None]}, "y")["logits"].tolist() == [[[[0, 1], [1, 0]]]]
+
+
 # ---- over a drive
 
 
@@ -437,8 +446,9 @@ def test_the_world_stays_where_it_is_while_the_vehicle_goes_on() -> None:
     assert nothing.free.min() >= 12.8 - 1e-4
 
 
+@pytest.mark.parametrize("blind", [True, False])
 @pytest.mark.parametrize(("label", "stays"), [(CAR, False), (WALL, True)])
-def test_what_moves_fades_when_it_is_seen_no_more(label: int, stays: bool) -> None:
+def test_what_moves_fades_when_it_is_seen_no_more(label: int, stays: bool, blind: bool) -> None:
     memory, there = TASK.memory(), np.zeros(VOXELS.shape, bool)
     there[2:, 20:24, 20:24] = True
     classes, said = np.where(there, label, FREE).astype(np.uint8), there.astype(np.float32)
@@ -446,7 +456,7 @@ def test_what_moves_fades_when_it_is_seen_no_more(label: int, stays: bool) -> No
     first = memory.update(driven(0, 0, 0, 0), TASK.result(outputs))
     assert (first.classes[there] == label).all()
     nothing = np.full(VOXELS.shape, np.nan, np.float32)  # the network says nothing
-    hidden = TASK.result(outputs | dict.fromkeys(PROBABILITIES, nothing))
+    hidden = None if blind else TASK.result(outputs | dict.fromkeys(PROBABILITIES, nothing))
     later = memory.update(driven(0, 0, 0, HALF_LIFE), hidden)
     for name in PROBABILITIES:
         p = [float(getattr(state, name)[there].mean()) for state in (first, later)]

@@ -105,11 +105,16 @@ def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, m
     base, model = load_model(finished)[0], load_model(mapped)[0]
     rain = list(base.bank.at("rain"))
     assert list(model.bank.at("rain")) == rain  # though its patterns fit slots of the new head
+    # Its patterns fit slots of both; what is left of it is saved and loaded.
+    model.bank.add(LowRank(name="both", slots=(rain[0], "heads.map.*"), rank=1, when=("boston",)))
     model.bank.activate("ground")
     with pytest.raises(InputError, match="'ground' is active"):
         model.bank.delete("map")
     model.bank.activate(None)
     model.bank.delete("map")
+    save_model(tmp_path / "both", model.config, model)
+    assert list(load_model(tmp_path / "both")[0].bank.at("both")) == [rain[0]]
+    model.bank.delete("both")
     assert_equal(base, model)
     assert [*model.bank.modules] == ["rain"]
     save_model(tmp_path / "without", model.config, model)

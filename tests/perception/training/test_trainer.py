@@ -433,6 +433,15 @@ def test_a_full_disk_is_said_and_leaves_the_previous_one(tmp_path: Path) -> None
         checkpoint.save(tmp_path / "other", 1, LITTLE, model, optimizer, {})
 
 
+def test_a_checkpoint_beyond_a_million_steps_is_the_newest(tmp_path: Path) -> None:
+    model, optimizer = stepped()
+    for step in (999_000, 999_500):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    saved = checkpoint.save(tmp_path, 1_000_000, model.config, model, optimizer, {})
+    assert newest(tmp_path) == saved
+    assert {path.name for path in saved.parent.iterdir()} == {"step-999500", "step-1000000"}
+
+
 def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint here"):
         load_model(tmp_path)
