@@ -55,6 +55,7 @@ def test_low_rank_is_a_convolution_with_the_product_of_its_factors(groups, mode)
         group = o // (4 // groups)
         for r in range(2):
             weight[o] += 3 / 2 * module.b.weight[o, r, 0, 0] * module.a.weight[2 * group + r]
+    assert_near(module.delta(), weight)
     padded = F.pad(place.x, (2, 2, 1, 1), mode="constant" if mode == "zeros" else mode)
     expected = F.conv2d(padded, weight, stride=2, dilation=(1, 2), groups=groups)
     assert_near(delta_of(module, place), expected)
@@ -71,6 +72,7 @@ def test_low_rank_of_a_transposed_convolution_is_one_with_the_product_of_its_fac
             weight[i] += (
                 3 / 2 * module.a.weight[2 * group + r, i % (2 // groups), 0, 0] * module.b.weight[2 * group + r]
             )
+    assert_near(module.delta(), weight)
     expected = F.conv_transpose2d(place.x, weight, stride=2, padding=1, output_padding=1, groups=groups)
     assert_near(delta_of(module, place), expected)
 
