@@ -20,6 +20,7 @@ from vocabulary import CLASSES, RIG
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.engines import open_engine
+from deploy.golden_file import read_golden
 from deploy.integrity import Content
 from deploy.manifest import TensorInfo
 from deploy.network import UNITS
@@ -64,6 +65,9 @@ def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> 
         file.write_text(json.dumps(content | {"schema_version": version}))
         with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 9; {remedy}"):
             Bundle.load(file.parent)
+    file.write_text(200_000 * "[")
+    with one_line_error(at=f"{file}: "):
+        Bundle.load(file.parent)
 
 
 def test_outputs_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path) -> None:
@@ -238,6 +242,10 @@ def test_a_golden_frame_that_is_not_the_manifests(tmp_path: Path) -> None:
         path = rewritten(copied(tmp_path / str(change)), inputs=wrong)
         with one_line_error(at=f"{path}/golden.safetensors: {message}"):
             Runtime(path)
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()  # which numpy lacks
+    content = Content(tmp_path / "golden", len(header).to_bytes(8, "little") + header + bytes(2))
+    with one_line_error(at=f"{tmp_path / 'golden'}: cannot read the golden frames"):
+        read_golden(content, bundle().manifest, "model")
 
 
 def opened(path: Path, key: Path | None) -> None:

@@ -279,6 +279,7 @@ def test_shipped_configurations_are_valid_and_build(path: Path) -> None:
         ("name: a\nmodel: {trunk: {channels: [3, 4]}}", "", "channels, blocks and strides must have the same length"),
         ("{}", "", "name: field required"),
         ("name: [", "", "not valid YAML"),
+        (5000 * "[", "", "the configuration is nested too deeply"),
         ("just text", "", "(top level): input should be"),
         ("name: a", "train.batch", "train.batch: write KEY=VALUE, such as train.batch=8"),
         ("name: a", "train.batch=[", "train.batch=[: write KEY=VALUE"),
