@@ -302,6 +302,11 @@ def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
         file.write_bytes(record.model_copy(update=change).hashed_json())
         with one_line_error(exactly=f"{message}; run `perception build {path} --target rtx-blackwell`"):
             Runtime(path, "rtx-blackwell")
+    changed = record.hashed_json().replace(f'"layers": {record.layers}'.encode(), b'"layers": 1')
+    assert changed != record.hashed_json()
+    file.write_bytes(changed)
+    with one_line_error(at=f"{file}: was changed (its sha256 differs); run `perception build"):
+        Runtime(path, "rtx-blackwell")
     file.write_text("{}")
     with pytest.raises(InputError, match=r"rtx-blackwell.json: not an engine record of this version; run `perception"):
         Runtime(path, "rtx-blackwell")
