@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -302,12 +302,12 @@ def judge(
     from deploy.replay.folder import error_if_unjudged
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
-    from deploy.replay.results import Finished
+    from deploy.replay.results import STATISTICS
     from deploy.replay.verdict import judge as run_judge
     from perception.section import load_section
 
-    Finished.load(run)
-    with error_if_unjudged(run, judged=True):
+    finished = (run / STATISTICS).exists()  # else the folder is of no replay, and its files stay
+    with error_if_unjudged(run, judged=True) if finished else nullcontext():
         verdict = run_judge(run, baseline, None if gates is None else load_section(Gates, gates, "the gates"))
     report(verdict.as_dict(), as_json)
     console_for(as_json).print(verdict.table())
