@@ -7,7 +7,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_i
 LOCK := requirements/py$(VERSION).txt
 # Named by the Python's version, so that an environment made with another one is made anew.
 INSTALLED := $(VENV)/installed-$(VERSION)
-# Python compiles what it imports; all that pip installs would take it longer.
+# Python compiles what it imports; all that pip installs would take it longer. It must keep what it compiled, else
+# every process compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = pip install --quiet --no-compile --constraint $(LOCK)
 
 # tensorrt-rtx compiles engines without a GPU.
