@@ -200,7 +200,7 @@ class Frame:
 
     Points of several LiDARs, each at its own time, are joined in the reference frame: x y z (m), intensity (0-255), and
     dt (s), the time from the point, or its sweep, to the frame. It may be a little below 0 for LiDARs that measure
-    after the reference. Sweeps are in the order of their times, latest first; the points of a sweep may be in any.
+    after the reference. A data set gives sweeps latest first, the points of each in any order.
 
     Raises:
         ValueError: points without `sweep_of_point`, or arrays of points that differ in length.

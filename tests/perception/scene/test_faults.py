@@ -23,7 +23,7 @@ from deploy.replay.faults import Fault, inject
 from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.frame import PER_POINT, Frame
-from perception.rig import Sensors
+from perception.rig import Rig
 from perception.sensors.inputs import prepare
 
 EVERY = [
@@ -90,7 +90,7 @@ def test_a_fault_hits_its_sensors_in_its_window_and_nothing_else(text: str) -> N
     assert all(equal(a, b, sensor) for a, b in zip(changed, again, strict=True) for sensor in (LIDAR, *CAMERAS))
 
 
-TWO = Sensors(("LIDAR", "rear"), CAMERAS)
+TWO = Rig.model_validate({"name": "two", "lidars": [{"name": "LIDAR"}, {"name": "rear"}]}).sensors
 
 
 @pytest.mark.parametrize(
