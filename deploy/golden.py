@@ -39,7 +39,8 @@ def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
     xyz = np.concatenate([ground, blocks + rng.uniform(-1, 1, blocks.shape) * [2.0, 1.0, 0.5]])
     n = len(xyz)
     intensity = np.minimum(rng.exponential(20, n), 255)  # nuScenes' mean is 17
-    points = np.column_stack([xyz, intensity, rng.choice([0.0, 0.05, 0.1], n)]).astype(np.float32)
+    sweeps = rng.choice(3, n)
+    points = np.column_stack([xyz, intensity, 0.05 * sweeps]).astype(np.float32)
     cameras = {}
     for camera in rig.calibrated().cameras:
         assert camera.mount is not None
@@ -59,6 +60,7 @@ def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
         global_from_reference=np.eye(4),
         global_from_ego=np.eye(4),
         points=points,
+        sweep_of_point=sweeps.astype(np.uint8),
         cameras=cameras,
     )
 

@@ -59,9 +59,8 @@ _PAINT = (
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
     """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras."""
     frame = street_frame(spec.grid.reference, spec.rig)
-    assert frame.points is not None
     if spec.lidar is not None:
-        partial = replace(frame, points=frame.points[::16], cameras={})
+        partial = replace(frame.select_points(slice(None, None, 16)), cameras={})
     else:
         partial = replace(frame, cameras={name: frame.cameras[name] for name in spec.rig.sensors.cameras[::2]})
     return {"street": frame, "street-partial": partial}
@@ -94,6 +93,7 @@ def street_frame(reference: Reference, rig: Rig) -> Frame:
         global_from_reference=global_from_reference,
         global_from_ego=still,
         points=np.concatenate(points).astype(np.float32),
+        sweep_of_point=np.zeros(sum(map(len, points)), np.uint8),
         cameras=cameras,
     )
 

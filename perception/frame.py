@@ -14,12 +14,7 @@ import numpy as np
 from perception.errors import InputError
 from perception.grid import Reference
 
-KEYFRAME_AGE = 0.025  # s, below which points are of the keyframe: half of the time between sweeps at 20 Hz
-
-
-def of_keyframe(points: np.ndarray) -> np.ndarray:
-    """(N,) bool: points (N, 5) of the keyframe, not of earlier sweeps."""
-    return np.asarray(np.abs(points[:, 4]) < KEYFRAME_AGE)
+PER_POINT = ("points", "sweep_of_point", "lidar_of_point", "class_of_point")  # of Frame, all of one length
 
 
 class Conditions(Mapping[str, str]):
@@ -204,8 +199,11 @@ class Frame:
     """The sensor data of one moment. A missing sensor is None, or has no entry.
 
     Points of several LiDARs, each at its own time, are joined in the reference frame: x y z (m), intensity (0-255), and
-    dt (s), the time from their sweep to the frame, in ascending order. It is 0 for the reference LiDAR's latest sweep,
-    and may be a little below 0 for those of others.
+    dt (s), the time from the point, or its sweep, to the frame. It may be a little below 0 for LiDARs that measure
+    after the reference. A data set gives sweeps latest first, the points of each in any order.
+
+    Raises:
+        ValueError: points without `sweep_of_point`, or arrays of points that differ in length.
     """
 
     token: str
@@ -213,7 +211,7 @@ class Frame:
     reference: Reference
     global_from_reference: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     global_from_ego: np.ndarray  # (4, 4) at the LiDAR keyframe's time
-    points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s, >= 0)
+    points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s)
     cameras: Mapping[str, Camera]  # name in the rig -> image; without missing cameras
     conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
     boxes: Boxes | None = None  # annotations in the reference frame
@@ -224,19 +222,59 @@ class Frame:
     class_of_point: np.ndarray | None = None  # (N,) int16 annotated point class, as in the taxonomy; -1: none of them
     # Name of a signal (`perception.scene.signals`) -> its latest readings in order of time; the last one is enough.
     signals: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
+    # (N,) uint8: 0 for points of the keyframe's sweep of each LiDAR, 1 and more for earlier ones; required with points.
+    sweep_of_point: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.points is None:
+            return
+        if self.sweep_of_point is None:
+            raise ValueError(f"frame {self.token}: no `sweep_of_point`; it is 0 for all points of the keyframe's sweep")
+        if len({len(each) for each in self._per_point().values()}) > 1:
+            raise ValueError(f"frame {self.token}: {', '.join(self._per_point())} differ in length")
+
+    def _per_point(self) -> dict[str, np.ndarray]:
+        return {name: each for name in PER_POINT if (each := getattr(self, name)) is not None}
+
+    @property
+    def of_keyframe(self) -> np.ndarray:
+        """(N,) bool: which points are of the keyframe, not of an earlier sweep; the frame must have points."""
+        assert self.sweep_of_point is not None
+        return np.asarray(self.sweep_of_point == 0)
 
     @property
     def keyframe_points(self) -> np.ndarray:
         """The points (M, 5) of the keyframe, without earlier sweeps; the frame must have points."""
         assert self.points is not None
-        return self.points[of_keyframe(self.points)]
+        return np.compress(self.of_keyframe, self.points, axis=0)  # indexing is slow along an axis of length five
 
     @property
     def keyframe_classes(self) -> np.ndarray | None:
         """(M,) annotated class of each of `keyframe_points`; None if they are not annotated."""
         if self.points is None or self.class_of_point is None:
             return None
-        return self.class_of_point[of_keyframe(self.points)]
+        return self.class_of_point[self.of_keyframe]
+
+    def select_points(self, index: np.ndarray | slice) -> Frame:
+        """The frame with the points at the integer or boolean index (M,), in its order; the frame must have points."""
+        assert self.points is not None
+        rows = np.arange(len(self.points))[index]
+        return replace(self, **{name: np.take(each, rows, axis=0) for name, each in self._per_point().items()})
+
+    def with_further_points(self, further: Frame) -> Frame:
+        """The frame with the points of another as well, in the order of their dt; both must have points.
+
+        What only one of them tells of its points, such as their classes, is told of none.
+        """
+        mine, others = self._per_point(), further._per_point()
+        both = {name: np.concatenate([mine[name], others[name]]) for name in mine.keys() & others.keys()}
+        joined = replace(self.without_points(), **both)
+        return joined.select_points(np.argsort(both["points"][:, 4], kind="stable"))
+
+    def without_points(self) -> Frame:
+        """The frame without LiDAR."""
+        nothing: dict[str, Any] = dict.fromkeys(PER_POINT)
+        return replace(self, **nothing)
 
     def has_lidar(self, lidar: int) -> bool:
         """Whether a LiDAR, by its index in the rig, has points in the frame."""
@@ -246,11 +284,11 @@ class Frame:
 
     def of_lidar(self, lidar: int) -> Frame:
         """The frame with the points of one LiDAR, by its index in the rig; without points if it has none."""
-        if self.points is None or self.lidar_of_point is None:
-            return self if lidar == 0 else replace(self, points=None, class_of_point=None)
-        mine = self.lidar_of_point == lidar
-        own, classes = self.points[mine], None if self.class_of_point is None else self.class_of_point[mine]
-        return replace(self, points=own if len(own) else None, lidar_of_point=None, class_of_point=classes)
+        if not self.has_lidar(lidar):
+            return self.without_points()
+        if self.lidar_of_point is None:
+            return self
+        return replace(self.select_points(self.lidar_of_point == lidar), lidar_of_point=None)
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

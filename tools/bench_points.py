@@ -6,7 +6,6 @@ import argparse
 import fnmatch
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,13 @@ NAMES = load_taxonomy("pandaset").point_names
 BAND = 0.2  # m, of heights
 
 
-class WholeSweeps(PandaSet):
-    """PandaSet's spinning LiDAR, one sweep a frame; all of its points are of the keyframe, though they took 0.1 s."""
+class LidarAlone(PandaSet):
+    """PandaSet's spinning LiDAR, one sweep a frame, without pictures."""
 
     def frame(
         self, sample: str, grid_reference: Reference = "ego", sweeps: int = 0, annotations: bool = True, **options: Any
     ) -> Frame:
-        frame = super().frame(sample, grid_reference, 0, annotations, lidar=True, cameras=False)
-        assert frame.points is not None
-        return replace(frame, points=frame.points * np.array([1, 1, 1, 1, 0], np.float32))
+        return super().frame(sample, grid_reference, 0, annotations, cameras=False)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -63,7 +60,7 @@ def points(arguments: argparse.Namespace) -> dict[str, Any]:
     base, own = arguments.out / "base", load_taxonomy("pandaset")
     model, config = load_model(arguments.base, RIG)
     names = config.taxonomy.model_copy(update={"point_classes": own.point_classes})
-    drives, annotated = (WholeSweeps(arguments.data, RIG, each) for each in (names, own))
+    drives, annotated = (LidarAlone(arguments.data, RIG, each) for each in (names, own))
     result = dict[str, Any]()
     if newest(base) is None:
         data = config.data.model_copy(update={"class_balanced": False})
@@ -83,7 +80,7 @@ def points(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def scored(drives: WholeSweeps, frames: str, classes: Callable[[Frame], np.ndarray]) -> dict[str, Any]:
+def scored(drives: PandaSet, frames: str, classes: Callable[[Frame], np.ndarray]) -> dict[str, Any]:
     """`iou.summary` of the classes of points over some frames, and `panoptic`: their mean panoptic quality.
 
     The objects of the panoptic quality are the annotated boxes, also for the classes that a network found.
@@ -108,7 +105,7 @@ def _objects(classes: np.ndarray, owners: np.ndarray) -> np.ndarray:
     return np.where(np.isin(classes, boxed), owners, -1)
 
 
-def by_height(drives: WholeSweeps, frames: str) -> Callable[[Frame], np.ndarray]:
+def by_height(drives: PandaSet, frames: str) -> Callable[[Frame], np.ndarray]:
     """The commonest class of points of these frames in boxes of each class, and elsewhere at each height."""
     count = len(drives.taxonomy.point_classes)
     found = np.zeros((len(drives.taxonomy.classes) + 200, count), np.int64)

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def _medians(sides: dict[str, Callable[[], Any]], clock: Callable[[], float], ro
 
 def _dense(spec: InputSpec) -> Frame:
     frames = [synthetic_frame(spec.grid.reference, spec.rig, seed) for seed in range(SWEEPS)]
-    return replace(frames[0], points=np.concatenate([frame.points for frame in frames if frame.points is not None]))
+    return reduce(Frame.with_further_points, frames)
 
 
 def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str], frames: int | None) -> dict[str, Any]:

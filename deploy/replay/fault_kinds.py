@@ -37,13 +37,9 @@ class Kind(Section):
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image
 
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
-        """Return the points (N, 5) of a frame with the fault; the frame must have points."""
-        assert frame.points is not None
-        return self.points(frame.points, rng)
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return points
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        """Return the frame with the fault; the frame must have points, all of one LiDAR."""
+        return frame
 
 
 class Drop(Kind):
@@ -54,8 +50,8 @@ class Drop(Kind):
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> None:
         return None
 
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> None:
-        return None
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        return frame.without_points()
 
 
 class Freeze(Kind):
@@ -66,8 +62,9 @@ class Freeze(Kind):
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         return past and replace(camera, image=past.image)
 
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
-        return None if past is None else past.points
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        without = frame.without_points()
+        return without if past is None else replace(without, points=past.points, sweep_of_point=past.sweep_of_point)
 
 
 class Delay(Kind):
@@ -79,12 +76,12 @@ class Delay(Kind):
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         return past
 
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
         if past is None or past.points is None:
-            return None
-        points = corrupt.moved(past.points, np.linalg.inv(frame.global_from_reference) @ past.global_from_reference)
-        points[:, 4] += 1e-6 * (frame.timestamp - past.timestamp)
-        return points
+            return frame.without_points()
+        late = past.points + np.array([0, 0, 0, 0, 1e-6 * (frame.timestamp - past.timestamp)], np.float32)
+        shown = replace(frame.without_points(), points=late, sweep_of_point=past.sweep_of_point)
+        return corrupt.moved(shown, np.linalg.inv(frame.global_from_reference) @ past.global_from_reference)
 
 
 class Blackout(Kind):
@@ -95,8 +92,8 @@ class Blackout(Kind):
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.zeros_like(image)
 
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return points[:0]
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        return frame.select_points(slice(0))
 
 
 class Blur(Kind):
@@ -115,8 +112,8 @@ class Noise(Kind):
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return corrupt.noisy_image(image, self.levels, rng)
 
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.noisy_points(points, self.metres, rng)
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        return corrupt.noisy_points(frame, self.metres, rng)
 
 
 class Miscalibration(Kind):
@@ -135,8 +132,8 @@ class Miscalibration(Kind):
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera:
         return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
 
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.moved(points, self._displacement(rng))
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        return corrupt.moved(frame, self._displacement(rng))
 
     def _displacement(self, rng: np.random.Generator) -> np.ndarray:
         return corrupt.displacement(self.degrees, self.metres, rng)
@@ -148,8 +145,8 @@ class Points(Kind):
     expected_statuses = frozenset({"thinned"})
     share: Share = 0.5
 
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.thinned(points, self.share, rng)
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        return corrupt.thinned(frame, self.share, rng)
 
 
 class Corruption(Kind):
@@ -161,8 +158,8 @@ class Corruption(Kind):
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return corrupt.damaged_image(image, self.share, rng)
 
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.garbled_points(points, self.share, rng)
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
+        return corrupt.garbled_points(frame, self.share, rng)
 
 
 KINDS: dict[str, type[Kind]] = {kind.__name__.lower(): kind for kind in Kind.__subclasses__()}

@@ -77,24 +77,21 @@ class Fault:
             own = frame.of_lidar(i)
             if name in self.sensors and own.points is not None:
                 shown = None if past is None else past.of_lidar(i)
-                points = self.kind.lidar(own, shown, self.random("lidar" if i == 0 else name, *seed))
-                frame = _with_points(frame, i, points)
+                own = self.kind.lidar(own, shown, self.random("lidar" if i == 0 else name, *seed))
+                frame = _with_points_of(own, frame, i)
         # Keep the order of the cameras.
         return replace(frame, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
 
 
-def _with_points(frame: Frame, lidar: int, points: np.ndarray | None) -> Frame:
-    """The frame with these points, whose classes nobody knows, instead of one LiDAR's; in the order of a `Frame`'s."""
-    if frame.points is None or frame.lidar_of_point is None:
-        return replace(frame, points=points, class_of_point=None)
-    points = np.zeros((0, 5), np.float32) if points is None else points
-    rest = frame.lidar_of_point != lidar
-    joined = np.concatenate([frame.points[rest], points])
-    owners = np.concatenate([frame.lidar_of_point[rest], np.full(len(points), lidar, np.uint8)])
-    order = np.argsort(joined[:, 4], kind="stable")
-    if not len(order):
-        return replace(frame, points=None, lidar_of_point=None, class_of_point=None)
-    return replace(frame, points=joined[order], lidar_of_point=owners[order], class_of_point=None)
+def _with_points_of(own: Frame, frame: Frame, lidar: int) -> Frame:
+    """The frame with the points of `own`, whose classes nobody knows, instead of one LiDAR's."""
+    own = replace(own, class_of_point=None)
+    if frame.lidar_of_point is None:
+        return own
+    joined = replace(frame, class_of_point=None).select_points(frame.lidar_of_point != lidar)
+    if own.points is not None:
+        joined = joined.with_further_points(replace(own, lidar_of_point=np.full(len(own.points), lidar, np.uint8)))
+    return joined if joined.points is not None and len(joined.points) else joined.without_points()
 
 
 def window(text: str, start: str | None, end: str | None) -> tuple[float, float]:

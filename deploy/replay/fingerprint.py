@@ -31,8 +31,8 @@ class Fingerprint:
         """Add a frame."""
         sensors = _sensors(frame)
         self.add_known(sensors.hex())
-        points = np.zeros(0, np.float32) if frame.points is None else frame.points
-        data = _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, points])
+        points = [] if frame.points is None else [frame.points, frame.of_keyframe]
+        data = _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, *points])
         return FrameHashes(data.hex(), sensors.hex(), without_sensors(frame))
 
     def add_known(self, sensors: str) -> None:

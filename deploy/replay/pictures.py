@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deploy.replay.undecoded import DrawingData, keyframe_part
+from deploy.replay.undecoded import DrawingData
 from perception.datasets.files import decode_image, jpeg_size, reduction_to
 from perception.frame import Boxes, Camera, Frame
 from perception.grid import BevGrid, Reference
@@ -132,7 +132,7 @@ def raster_picture(layer: RasterLayer) -> str:
 def drawing_data(frame: Frame, width: int) -> DrawingData:
     """What `frame` is drawn from at the end of the replay; pictures without a recorded JPEG are `width` pixels wide."""
     pictures = {name: camera.jpeg or small_jpeg(camera, width) for name, camera in frame.cameras.items()}
-    return DrawingData(None if frame.points is None else frame.points[keyframe_part(frame.points)], pictures)
+    return DrawingData(None if frame.points is None else frame.keyframe_points, pictures)
 
 
 def small_jpeg(camera: Camera, width: int, undecoded: bool = False) -> bytes:

@@ -67,7 +67,7 @@ class Recorded:
             weights=known["weights"],
             seconds=known["seconds"],
             health={name: SensorHealth.of(each) for name, each in known["health"].items()},
-            sizes=sizes and SensorSizes(sizes["points"], arrays.get("lidars"), sizes["cameras"]),
+            sizes=sizes and SensorSizes(arrays.get("sweeps"), arrays.get("lidars"), sizes["cameras"]),
             statistics=known["statistics"],
             shown=known["shown"],
         )
@@ -76,8 +76,9 @@ class Recorded:
 def packed(seen: SceneFrame, hashes: FrameHashes, sizes: SensorSizes | None, written: Written | None) -> bytes:
     """A record without executable content."""
     arrays, prediction = pack(seen.prediction)
-    if sizes is not None and sizes.lidars is not None:
-        arrays["lidars"] = sizes.lidars
+    if sizes is not None:
+        both = {"sweeps": sizes.sweeps, "lidars": sizes.lidars}
+        arrays |= {name: each for name, each in both.items() if each is not None}
     known = {
         "token": seen.token,
         "hashes": hashes,
@@ -85,7 +86,7 @@ def packed(seen: SceneFrame, hashes: FrameHashes, sizes: SensorSizes | None, wri
         "prediction": prediction,
         "seconds": dict(seen.seconds),
         "health": {name: asdict(each) for name, each in seen.health.items()},
-        "sizes": sizes and {"points": sizes.points, "cameras": sizes.cameras},
+        "sizes": sizes and {"cameras": sizes.cameras},
         "statistics": written and written.statistics,
         "shown": written and written.shown,
     }

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from perception.frame import Camera, Frame, JpegFile, of_keyframe
-
-_EARLIER = 1.0  # s, dt of all points that are not of the keyframe
+from perception.frame import Camera, Frame, JpegFile
+from perception.sensors.lidar.sweeps import Cloud
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class DrawingData:
     """What the report needs of a frame's sensors to draw it at the end of the replay.
 
     Attributes:
-        points: (M, 5) the `keyframe_part` of the points; None: no points.
+        points: (M, 5) `Frame.keyframe_points`; None: no points.
         pictures: name of a camera -> a JPEG file of its picture, of any size.
     """
 
@@ -31,23 +30,19 @@ class SensorSizes:
     """What sensor data a frame has, without the data, but for what it is drawn with.
 
     Attributes:
-        points: number of points, and the first and the end of those of the keyframe; None: no points.
+        sweeps: (N,) uint8 as `Frame.sweep_of_point`; None: no points.
         lidars: (N,) uint8 as `Frame.lidar_of_point`; None: there is a single LiDAR.
         cameras: name -> height and width of the picture, and as lists the matrices of `Camera`, and its timestamp.
         drawing: None: the report does not draw the frame later.
     """
 
-    points: tuple[int, int, int] | None
+    sweeps: np.ndarray | None
     lidars: np.ndarray | None
     cameras: Mapping[str, tuple[tuple[int, int], list[Any], list[Any], list[Any], int]]
     drawing: DrawingData | None = None
 
     @staticmethod
     def of(frame: Frame, drawing: DrawingData | None = None) -> SensorSizes:
-        points = None
-        if frame.points is not None:
-            part = keyframe_part(frame.points)
-            points = len(frame.points), part.start, part.stop
         cameras = {
             name: (
                 (camera.image.shape[0], camera.image.shape[1]),
@@ -58,18 +53,17 @@ class SensorSizes:
             )
             for name, camera in frame.cameras.items()
         }
-        return SensorSizes(points, frame.lidar_of_point, cameras, drawing)
+        sweeps = None if frame.points is None else frame.sweep_of_point
+        return SensorSizes(sweeps, frame.lidar_of_point, cameras, drawing)
 
-    def clouds(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """`points` and `lidar_of_point` of a frame; all coordinates and intensities are 0, but for those to draw."""
-        if self.points is None:
-            return None, None
-        count, first, end = self.points
-        points = np.zeros((count, 5), np.float32)
-        points[:first, 4] = points[end:, 4] = _EARLIER
+    def cloud(self) -> Cloud:
+        """The points of a frame, all 0 but for those to draw."""
+        if self.sweeps is None:
+            return Cloud()
+        points = np.zeros((len(self.sweeps), 5), np.float32)
         if self.drawing is not None:
-            points[first:end] = self.drawing.points
-        return points, self.lidars
+            points[self.sweeps == 0] = self.drawing.points
+        return Cloud(points, self.sweeps, self.lidars)
 
     def camera(self, name: str) -> Camera:
         """A camera with a black picture, which takes no memory; its file is the one to draw."""
@@ -77,12 +71,6 @@ class SensorSizes:
         black = np.broadcast_to(np.uint8(0), (*size, 3))
         file = None if self.drawing is None else JpegFile(self.drawing.pictures[name], black)
         return Camera(black, np.array(intrinsics), np.array(mounting), np.array(pose), timestamp, file)
-
-
-def keyframe_part(points: np.ndarray) -> slice:
-    """Where the points (N, 5) of the keyframe are: all in one place, since sweeps are in the order of their times."""
-    keyframe = np.flatnonzero(of_keyframe(points))
-    return slice(int(keyframe[0]), int(keyframe[-1]) + 1) if len(keyframe) else slice(0, 0)
 
 
 # Token of a frame -> what it has, if it is the next one that need not be read; the frames are named in order of time.
@@ -99,7 +87,6 @@ def nothing_known(token: str) -> None:
 
 def undecoded(frame: Frame, sizes: SensorSizes) -> UndecodedFrame:
     """A frame that was read without its sensors, with data of these sizes."""
-    points, lidars = sizes.clouds()
     given = {name: getattr(frame, name) for name in Frame.__dataclass_fields__}
     cameras = {name: sizes.camera(name) for name in sizes.cameras}
-    return UndecodedFrame(**given | {"points": points, "lidar_of_point": lidars, "cameras": cameras})
+    return UndecodedFrame(**given | sizes.cloud()._asdict() | {"cameras": cameras})

@@ -83,8 +83,8 @@ class AssembledKeyframes(Keyframes):
         reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
         reference_from_global = np.linalg.inv(reference)
         classified = annotations and bool(self.taxonomy.point_classes)
-        cloud = self._cloud(sample, sweeps, reference_from_global, classified) if lidar else Cloud()
         boxes = self.boxes(sample) if annotations else None
+        cloud = self._cloud(sample, sweeps, reference_from_global, classified) if lidar else Cloud()
         scene = self.scene(sample)
         return Frame(
             token=sample,
@@ -93,12 +93,10 @@ class AssembledKeyframes(Keyframes):
             global_from_reference=reference,
             global_from_ego=global_from_ego,
             cameras=self._cameras(sample, least_width) if cameras else {},
-            points=cloud.points,
             conditions=self.conditions(sample),
             boxes=None if boxes is None else boxes.transformed(reference_from_global),
             scene=scene,
             location=self._location(scene),
             position=self._position(sample, global_from_ego),
-            lidar_of_point=cloud.lidars,
-            class_of_point=cloud.classes,
+            **cloud._asdict(),
         )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from perception.datasets.pcd import read_pcd
+from perception.datasets.pcd import read_pcd, times_near
 from perception.errors import InputError
 from perception.frame import JpegFile
 from perception.storage import read
@@ -26,14 +26,20 @@ _DECODED = {  # reduction of both sides -> OpenCV's flag
 }
 
 
-def read_cloud(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def read_cloud(path: Path, timestamp: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Points (N, 5) as of `read_points`, and their times (N,) us where the file has them: a .pcd or .pcd.bin.
+
+    Args:
+        timestamp: us, of the sweep.
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
-        InputError: the file is damaged.
+        InputError: the file is damaged, or the times of its points are not near the sweep's.
     """
-    return read_pcd(path) if path.suffix == ".pcd" else (read_points(path), None)
+    if path.suffix != ".pcd":
+        return read_points(path), None
+    points, times = read_pcd(path)
+    return points, None if times is None else times_near(times, timestamp, path)
 
 
 def read_points(path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import cv2
@@ -99,22 +99,18 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         known = np.isin(table["label"], [*self._labels])
         chosen = np.flatnonzero(_not_doubled(table, first) & (known == of_classes))
         table = {name: column[chosen] for name, column in table.items()}
-        numbers = np.stack([table[name] for name in _NUMBERS], axis=1)
         boxes = Boxes.from_yaws(
-            centers=numbers[:, :3],
-            sizes=numbers[:, 3:6],
-            yaws=numbers[:, 6] + np.pi / 2,  # PandaSet's boxes have their length along y
+            **_placed(table),
             velocities=self._velocities(drive, index, table["uuid"].tolist()),
             labels=np.array([self._labels.get(label, -1) for label in table["label"]], np.int64),
-            attributes=np.full(len(numbers), -1),
-            scores=np.ones(len(numbers)),
+            attributes=np.full(len(chosen), -1),
+            scores=np.ones(len(chosen)),
         )
         siblings = table["cuboids.sibling_id"]
         renamed = (table["cuboids.sensor_id"] == 1 - first) & (siblings != "-")
-        points = sweep(drive, index, self._lidars)
         return replace(
             boxes,
-            num_points=points_in_boxes(points[:, :3], boxes.centers, boxes.sizes, boxes.yaws),
+            num_points=_points_inside(drive, index, self._lidars)[chosen],
             instances=np.where(renamed, siblings, table["uuid"]).astype(np.str_),
         )
 
@@ -165,22 +161,25 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         return [(np.round(1e6 * times), each) for each in places]
 
     def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
-        """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0."""
+        """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0.
+
+        Points have no classes if one of the sweeps has no file of them.
+        """
         drive, index = self._place[sample]
-        found = [sweep(drive, i, self._lidars) for i in self._sweeps(sample, sweeps)]
-        points, lidars = np.split(np.concatenate(found), [5], axis=1)
+        indices, labels = self._sweeps(sample, sweeps), self.taxonomy.point_labels_of_categories()
+        found = [sweep(drive, i, self._lidars) for i in indices]
+        points = np.concatenate([each.columns for each in found])
         points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
         points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
-        classes = self._classes(sample, sweeps) if classified else None
-        return Cloud(points.astype(np.float32), lidars[:, 0].astype(np.uint8), classes)
-
-    def _classes(self, sample: str, sweeps: int) -> np.ndarray | None:
-        """The class of each point; None if one of the sweeps has no file of them."""
-        drive, _ = self._place[sample]
-        labels, indices = self.taxonomy.point_labels_of_categories(), self._sweeps(sample, sweeps)
-        found = [classes_of_sweep(drive, i, self._lidars, labels) for i in indices]
-        known = [classes for classes in found if classes is not None]
-        return np.concatenate(known) if len(known) == len(found) else None
+        pairs = zip(indices, found, strict=True)
+        classes = [classes_of_sweep(drive, i, each.kept, labels) for i, each in pairs] if classified else []
+        known = [each for each in classes if each is not None]
+        return Cloud(
+            points.astype(np.float32),
+            np.repeat(np.arange(len(found), dtype=np.uint8), [len(each.lidars) for each in found]),
+            np.concatenate([each.lidars for each in found]),
+            np.concatenate(known) if len(known) == len(found) else None,
+        )
 
     def _sweeps(self, sample: str, sweeps: int) -> list[int]:
         """Index of a frame and of those of earlier ones that are there."""
@@ -232,6 +231,21 @@ def _not_doubled(table: Mapping[str, np.ndarray], first: int) -> np.ndarray:
     linked = {*table["uuid"][kept], *table["cuboids.sibling_id"][kept]} - {"-"}
     pairs = zip(table["uuid"], table["cuboids.sibling_id"], strict=True)
     return kept | np.array([linked.isdisjoint(pair) for pair in pairs], bool)
+
+
+def _placed(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Centers, sizes and yaws of cuboids, as of `Boxes.from_yaws`."""
+    numbers = np.stack([table[name] for name in _NUMBERS], axis=1)
+    # PandaSet's boxes have their length along y.
+    return {"centers": numbers[:, :3], "sizes": numbers[:, 3:6], "yaws": numbers[:, 6] + np.pi / 2}
+
+
+@cache  # few numbers, for which a sweep is decoded
+def _points_inside(drive: Path, index: int, lidars: tuple[int, ...]) -> np.ndarray:
+    """(N,) number of points of these LiDARs inside each of a frame's cuboids."""
+    table = _cuboids(drive, index)
+    assert table is not None
+    return points_in_boxes(sweep(drive, index, lidars).columns[:, :3], **_placed(table))
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,30 +18,40 @@ _COLUMNS = {**dict.fromkeys("xyzit", "f"), "d": "iu"}
 _NONE = -1  # class of points that are of no class
 
 
+class PandaSweep(NamedTuple):
+    """The points of some of the LiDARs in a frame's table."""
+
+    columns: np.ndarray  # (N, 5) float64 x y z (m, in the drive's world), intensity (0-255), time (s)
+    lidars: np.ndarray  # (N,) uint8, place of each point's LiDAR among them
+    kept: np.ndarray  # (rows,) bool: which rows of the table they are
+
+
 @lru_cache(maxsize=2)
-def sweep(drive: Path, index: int, lidars: tuple[int, ...]) -> np.ndarray:
-    """(N, 6) float64 x y z (m, in the drive's world), intensity (0-255), time (s), place in `lidars`."""
+def sweep(drive: Path, index: int, lidars: tuple[int, ...]) -> PandaSweep:
+    """The points of LiDARs by their numbers in the tables."""
     table = read_table(file_of(drive / "lidar", index), _COLUMNS)
-    place = np.full(2, -1.0)
+    place = np.full(2, -1)
     place[list(lidars)] = range(len(lidars))
-    columns = np.stack([*(table[name] for name in "xyzit"), place[table["d"].astype(int)]], axis=1)
-    return columns[columns[:, 5] >= 0]
+    of_rows = place[table["d"].astype(int)]
+    kept = of_rows >= 0
+    return PandaSweep(np.stack([table[name] for name in "xyzit"], axis=1)[kept], of_rows[kept].astype(np.uint8), kept)
 
 
-def classes_of_sweep(drive: Path, index: int, lidars: tuple[int, ...], labels: Mapping[str, int]) -> np.ndarray | None:
-    """(N,) int16 label of each point of `sweep`, -1 for other categories; None if the sweep is not annotated.
+def classes_of_sweep(drive: Path, index: int, kept: np.ndarray, labels: Mapping[str, int]) -> np.ndarray | None:
+    """(N,) int16 label of each point of a sweep, -1 for other categories; None if the sweep is not annotated.
 
     Args:
+        kept: as in `PandaSweep`.
         labels: category -> label.
     """
     folder = drive / "annotations" / "semseg"
-    path, sensors = file_of(folder, index), read_table(file_of(drive / "lidar", index), {"d": "iu"})["d"]
+    path = file_of(folder, index)
     if not path.exists():
         return None
     numbers = read_table(path, {"class": "iu"})["class"]
-    if len(numbers) != len(sensors):
-        raise InputError(f"{path}: has {len(numbers)} points, the sweep {len(sensors)}; copy both again")
-    found, place = np.unique(numbers[np.isin(sensors, lidars)], return_inverse=True)
+    if len(numbers) != len(kept):
+        raise InputError(f"{path}: has {len(numbers)} points, the sweep {len(kept)}; copy both again")
+    found, place = np.unique(numbers[kept], return_inverse=True)
     known = _categories(folder / "classes.json")
     if unknown := sorted({*found.tolist()} - known.keys()):
         raise InputError(f"{path}: the class {unknown[0]} is not in classes.json")

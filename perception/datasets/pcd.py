@@ -12,6 +12,7 @@ from perception.storage import read
 
 _HEADER = re.compile(rb"(?:.*\n)*?DATA[ \t]+(\w+)[ \t]*\r?\n")
 _LONGEST_HEADER = 1 << 14  # bytes
+_FARTHEST = 1_000_000  # us between a point and its sweep
 
 
 def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -20,7 +21,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     Points with a coordinate that is NaN are left out: by the format they are beams without a return.
 
     Returns:
-        The points, and (N,) int64 us of the field `timestamp`; None without that field.
+        The points, and the field `timestamp` (N,) in whatever unit it is; None without that field.
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
@@ -38,8 +39,23 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     there = ~np.isnan(points[:, :3]).any(axis=1)
     if not np.isfinite(points[there]).all():
         raise InputError(f"{path}: a point holds NaN or infinity; copy the file again or delete it")
-    times = table["timestamp"].astype(np.int64)[there] if "timestamp" in names else None
-    return points[there], times
+    return points[there], table["timestamp"][there] if "timestamp" in names else None
+
+
+def times_near(times: np.ndarray, timestamp: int, path: Path) -> np.ndarray:
+    """(N,) int64 us of times (N,) since 1970, in s, ms, us or ns: whichever puts all of them near their sweep's, us.
+
+    Raises:
+        InputError: none does.
+    """
+    for unit in (1e6, 1e3, 1.0, 1e-3):  # us
+        found = times.astype(np.float64) * unit
+        if (np.abs(found - timestamp) <= _FARTHEST).all():
+            return np.asarray(np.rint(found).astype(np.int64))
+    raise InputError(
+        f"{path}: `timestamp` is not near the sweep's {1e-6 * timestamp:.6f} s since 1970 in any of s, ms, us and ns; "
+        "correct the file, or the sweep's time in the tables"
+    )
 
 
 def _table(content: bytes) -> np.ndarray:

@@ -78,7 +78,7 @@ class RecordedKeyframes(AssembledKeyframes):
         found: list[Sweep] = []
         for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(files):
             try:
-                points, times = read_cloud(self.dataroot / file)
+                points, times = read_cloud(self.dataroot / file, timestamp)
             except FileNotFoundError:
                 if i == 0:
                     return []

@@ -1,4 +1,4 @@
-"""Sensor corruptions of arrays: noise, lost points, garbled packets, damaged images. numpy and OpenCV only.
+"""Sensor corruptions of arrays and frames: noise, lost points, garbled packets, damaged images. numpy and OpenCV only.
 
 Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", 2019;
 Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023.
@@ -6,9 +6,12 @@ Dong et al., "Benchmarking robustness of 3D object detection to common corruptio
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
+from perception.frame import Frame
 from perception.rotations import turned
 
 MCU = 16  # pixels, side of JPEG's blocks with 4:2:0 chroma
@@ -51,41 +54,47 @@ def damaged_image(image: np.ndarray, share: float, rng: np.random.Generator) -> 
     return damaged
 
 
-def noisy_points(points: np.ndarray, metres: float, rng: np.random.Generator) -> np.ndarray:
-    """(N, 5) with Gaussian noise of this standard deviation (m) on x, y and z."""
-    noisy = points.copy()
-    noisy[:, :3] += metres * rng.standard_normal((len(points), 3), np.float32)
-    return noisy
+def noisy_points(frame: Frame, metres: float, rng: np.random.Generator) -> Frame:
+    """The frame, which must have points, with Gaussian noise of this standard deviation (m) on their x, y and z."""
+    assert frame.points is not None
+    noisy = frame.points.copy()
+    noisy[:, :3] += metres * rng.standard_normal((len(noisy), 3), np.float32)
+    return replace(frame, points=noisy)
 
 
-def thinned(points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(M, 5): the points without a random share of them."""
-    return points[rng.random(len(points)) >= share]
+def thinned(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
+    """The frame, which must have points, without a random share of them."""
+    assert frame.points is not None
+    return frame.select_points(rng.random(len(frame.points)) >= share)
 
 
-def garbled_points(points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(N, 5) with random ranges and intensities in this share of the packets.
+def garbled_points(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
+    """The frame, which must have points, with random ranges and intensities in this share of the packets.
 
-    A packet has the returns of 2 degrees of azimuth of one sweep, here about the origin of the frame of reference.
-    Ranges are up to 100 m; directions do not change.
+    A packet has the returns of 2 degrees of azimuth of one sweep of a LiDAR, here about the origin of the frame of
+    reference. Ranges are up to 100 m; directions do not change.
     """
+    points, lidars = frame.points, 0 if frame.lidar_of_point is None else frame.lidar_of_point
+    assert points is not None
+    assert frame.sweep_of_point is not None
     azimuth = np.floor((np.arctan2(points[:, 1], points[:, 0]) + np.pi) / SECTOR).astype(np.int64)
-    _, sweep = np.unique(points[:, 4], return_inverse=True)
+    _, sweep = np.unique(frame.sweep_of_point + np.int64(256) * lidars, return_inverse=True)
     packets = rng.random((sweep.max(initial=0) + 1, azimuth.max(initial=0) + 1)) < share
     hit = np.flatnonzero(packets[sweep, azimuth])
     garbled = points.copy()
     distance = np.maximum(np.linalg.norm(points[hit, :3], axis=1, keepdims=True), 1e-3)
     garbled[hit, :3] *= rng.uniform(0, REACH, (len(hit), 1)).astype(np.float32) / distance
     garbled[hit, 3] = rng.uniform(0, 255, len(hit))
-    return garbled
+    return replace(frame, points=garbled)
 
 
-def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
-    """(N, 5) with x, y and z transformed by a rigid motion (4, 4)."""
-    placed = points.copy()
+def moved(frame: Frame, to_from: np.ndarray) -> Frame:
+    """The frame, which must have points, with their x, y and z transformed by a rigid motion (4, 4)."""
+    assert frame.points is not None
+    placed = frame.points.copy()
     move = to_from.astype(np.float32)
-    placed[:, :3] = points[:, :3] @ move[:3, :3].T + move[:3, 3]
-    return placed
+    placed[:, :3] = frame.points[:, :3] @ move[:3, :3].T + move[:3, 3]
+    return replace(frame, points=placed)
 
 
 def displacement(degrees: float, metres: float, rng: np.random.Generator) -> np.ndarray:

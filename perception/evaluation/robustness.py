@@ -25,7 +25,8 @@ from perception.frame import Frame
 from perception.strict_json import shown
 from perception.tasks.metric import Metric
 
-Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or an image, at a level
+Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of an image, at a level
+LidarChange = Callable[[Frame, float, np.random.Generator], Frame]  # of a frame with points, at a level
 Apply = Callable[[Frame, float, np.random.Generator, Sequence[str]], Frame]  # the last are the rig's cameras
 
 
@@ -44,11 +45,9 @@ class Corruption:
         return tuple(sorted({1, max(1, cameras // 2), cameras})) if self.apply is _fewer_cameras else self.levels
 
 
-def _points(change: Change) -> Apply:
+def _lidar(change: LidarChange) -> Apply:
     def apply(frame: Frame, level: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
-        if frame.points is None:
-            return frame
-        return replace(frame, points=change(frame.points, level, rng), lidar_of_point=None, class_of_point=None)
+        return frame if frame.points is None else replace(change(frame, level, rng), class_of_point=None)
 
     return apply
 
@@ -61,8 +60,8 @@ def _images(change: Change) -> Apply:
     return apply
 
 
-def _turned_points(points: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
-    return corrupt.moved(points, corrupt.displacement(degrees, 0.1 * degrees, rng))
+def _turned_points(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
+    return corrupt.moved(frame, corrupt.displacement(degrees, 0.1 * degrees, rng))
 
 
 def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
@@ -78,15 +77,15 @@ def _fewer_cameras(frame: Frame, number: float, rng: np.random.Generator, camera
 
 
 def _without_lidar(frame: Frame, number: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
-    return replace(frame, points=None, lidar_of_point=None, class_of_point=None)
+    return frame.without_points()
 
 
 CORRUPTIONS = {
-    "lidar_noise": Corruption("lidar", (0.05, 0.1, 0.2), "m", _points(corrupt.noisy_points)),
-    "lidar_lost_points": Corruption("lidar", (0.3, 0.6, 0.9), "of the points", _points(corrupt.thinned)),
-    "lidar_packets": Corruption("lidar", (0.05, 0.1, 0.2), "of the packets", _points(corrupt.garbled_points)),
+    "lidar_noise": Corruption("lidar", (0.05, 0.1, 0.2), "m", _lidar(corrupt.noisy_points)),
+    "lidar_lost_points": Corruption("lidar", (0.3, 0.6, 0.9), "of the points", _lidar(corrupt.thinned)),
+    "lidar_packets": Corruption("lidar", (0.05, 0.1, 0.2), "of the packets", _lidar(corrupt.garbled_points)),
     "lidar_miscalibrated": Corruption(
-        "lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _points(_turned_points), True
+        "lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _lidar(_turned_points), True
     ),
     "lidar_missing": Corruption("lidar", (1,), "LiDAR", _without_lidar),
     "camera_blur": Corruption("camera", (2, 5, 10), "pixels", _images(lambda i, level, _: corrupt.blurred(i, level))),

@@ -24,7 +24,7 @@ def to_frame(points: Tensor | None, images: Tensor | None, meta: Mapping[str, An
     """One frame, in the LiDAR's frame of reference after the pipeline's augmentation.
 
     Args:
-        points: (N, 5) x y z (m), intensity (0-255), dt (s, >= 0).
+        points: (N, 5) x y z (m), intensity (0-255), dt (s, >= 0), which mmdet3d sets to 0 in the keyframe's sweep.
         images: (6, 3, H, W) RGB 0-255, in the order of CAMERAS, padded at the right and at the bottom.
         meta: metainfo of mmdet3d's sample. With images it has `cam2img`, (3, 3) each, and `lidar2cam`, (4, 4) each, at
             the time of the image, zeros for a missing camera; and `img_shape` and `ori_shape`.
@@ -32,16 +32,17 @@ def to_frame(points: Tensor | None, images: Tensor | None, meta: Mapping[str, An
     Raises:
         InputError: not six images, or the pipeline has resized or mirrored them.
     """
-    recorded_from_reference = _recorded_from_augmented(meta)
+    recorded_from_reference, own = _recorded_from_augmented(meta), None
+    if points is not None:
+        own = _without_roof_returns(points.detach().cpu().numpy(), recorded_from_reference)
     return Frame(
         token="",
         timestamp=0,
         reference="lidar",
         global_from_reference=recorded_from_reference,  # "global" is the LiDAR's frame before augmentation
         global_from_ego=np.eye(4),
-        points=None
-        if points is None
-        else _without_roof_returns(points.detach().cpu().numpy(), recorded_from_reference),
+        points=own,
+        sweep_of_point=None if own is None else (own[:, 4] > 0).astype(np.uint8),
         cameras={} if images is None else _cameras(images, meta),
     )
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from perception.config import CameraBranch, Config, Image, Lidar
-from perception.frame import Frame, of_keyframe
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
 from perception.sensors.lidar.pillars import group
@@ -108,7 +108,7 @@ def prepare(
         of_points = np.empty(len(points), np.int32) if spec.points else None
         group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow, of_points)
         if of_points is not None:
-            _fill_points(inputs, points, of_points, spec.grid.cells)
+            _fill_points(inputs, frame, of_points, spec.grid.cells)
     if spec.camera is not None:
         require_cameras(list(frame.cameras), spec.rig, f"frame {frame.token}")
         _fill_cameras(inputs, frame, spec, image_affines or {})
@@ -123,12 +123,13 @@ def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array[:, :pillars] if name in PILLARS else array for name, array in inputs.items()}
 
 
-def _fill_points(inputs: Mapping[str, np.ndarray], points: np.ndarray, cells: np.ndarray, outside: int) -> None:
-    places, of_places = inputs["points"][0], inputs["point_cells"][0]
-    chosen = np.flatnonzero(of_keyframe(points))[: len(places)]
-    count = len(chosen)
-    places[:count], places[count:] = np.take(points, chosen, axis=0), 0
-    of_places[:count], of_places[count:] = cells[chosen], outside
+def _fill_points(inputs: Mapping[str, np.ndarray], frame: Frame, cells: np.ndarray, outside: int) -> None:
+    places, of_places, count = inputs["points"][0], inputs["point_cells"][0], 0
+    if frame.points is not None:
+        chosen = np.flatnonzero(frame.of_keyframe)[: len(places)]
+        count = len(chosen)
+        places[:count], of_places[:count] = np.take(frame.points, chosen, axis=0), cells[chosen]
+    places[count:], of_places[count:] = 0, outside
 
 
 def _fill_cameras(

@@ -52,14 +52,7 @@ def shuffled(frame: Frame, rng: np.random.Generator) -> Frame:
     """The frame with its points in random order, so that a pillar with too many keeps random ones."""
     if frame.points is None:
         return frame
-    order = rng.permutation(len(frame.points))
-    lidars, classes = frame.lidar_of_point, frame.class_of_point
-    return replace(
-        frame,
-        points=np.take(frame.points, order, axis=0),
-        lidar_of_point=None if lidars is None else lidars[order],
-        class_of_point=None if classes is None else classes[order],
-    )
+    return frame.select_points(rng.permutation(len(frame.points)))
 
 
 def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:

@@ -26,12 +26,11 @@ from safetensors.numpy import save
 from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, Conditions, Frame, Reading
+from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
 from perception.training.frames import Reads
 
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames
 _LEAST_FREE = 0.05  # of the disk, which the cache leaves free
-_CLOUD = ("points", "lidar_of_point", "class_of_point")  # of Frame, which may lack them
 _POSES = ("global_from_reference", "global_from_ego")  # of Frame
 _CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
 _BOXES = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # arrays of numbers of Boxes
@@ -108,7 +107,7 @@ def _checksum(content: np.ndarray) -> bytes:
 
 def _packed(frame: Frame) -> bytes:
     arrays = {name: getattr(frame, name) for name in _POSES}
-    arrays |= {name: getattr(frame, name) for name in _CLOUD if getattr(frame, name) is not None}
+    arrays |= {name: getattr(frame, name) for name in PER_POINT if getattr(frame, name) is not None}
     for name, camera in frame.cameras.items():
         arrays |= {f"cameras/{name}/{part}": getattr(camera, part) for part in _CAMERA}
     if frame.boxes is not None:
@@ -163,7 +162,6 @@ def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fram
         reference=rest["reference"],
         global_from_reference=arrays["global_from_reference"],
         global_from_ego=arrays["global_from_ego"],
-        points=arrays.get("points"),
         cameras={
             name: Camera(**{part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}, timestamp=timestamp, file=None)
             for name, timestamp in rest["cameras"].items()
@@ -173,7 +171,6 @@ def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fram
         scene=rest["scene"],
         location=rest["location"],
         position=None if rest["position"] is None else tuple(rest["position"]),
-        lidar_of_point=arrays.get("lidar_of_point"),
-        class_of_point=arrays.get("class_of_point"),
+        **{name: arrays.get(name) for name in PER_POINT},
         signals={name: [Reading(*each) for each in readings] for name, readings in rest["signals"].items()},
     )

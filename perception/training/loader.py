@@ -157,9 +157,7 @@ class FrameDataset(Dataset[Sample]):
 
     def _seen(self, recorded: Frame) -> Frame:
         """The frame without points that only depth labels need."""
-        return (
-            recorded if self._spec.lidar else replace(recorded, points=None, lidar_of_point=None, class_of_point=None)
-        )
+        return recorded if self._spec.lidar else recorded.without_points()
 
     def _depth(self, frame: Frame, image_from_reference: np.ndarray) -> np.ndarray:
         """`depth_labels` from the points of a frame before its augmentation, whether or not the network gets them."""
@@ -175,7 +173,7 @@ class FrameDataset(Dataset[Sample]):
             return frame
         drop_lidar = self._config.train.drop_lidar
         if draw < drop_lidar:
-            return replace(frame, points=None, class_of_point=None)
+            return frame.without_points()
         if draw < drop_lidar + self._config.train.drop_cameras:
             return replace(frame, cameras={})
         return frame

@@ -3,7 +3,7 @@
 FOLDER/KEY/
     objects.json           what it was built of, number of objects, sizes of the files
     objects.safetensors    boxes in the reference frame of their keyframes, and where the parts of the others start
-    points.bin             (N, 5) float32 x y z (m, reference frame), intensity, dt
+    points.bin             (N, 6) float32 x y z (m, reference frame), intensity, dt, number of the sweep
     pictures.bin           PNG of each object in each camera
 
 KEY is a hash of everything that the content depends on, so a complete folder is never out of date.
@@ -37,7 +37,7 @@ from perception.training.box_geometry import points_of
 from perception.training.loading import loaded
 from perception.training.pictures import places
 
-SCHEMA = 1
+SCHEMA = 2
 _STORED = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points")  # of Boxes
 _BINARY = ("points.bin", "pictures.bin")
 
@@ -63,10 +63,11 @@ class Objects:
     parts: dict[str, np.ndarray]  # the other tensors of objects.safetensors
 
     def points(self, number: int) -> np.ndarray:
-        """(N, 5) float32 of all sweeps: x y z in the reference frame of the object's keyframe, intensity, dt."""
+        """(N, 6) float32 of all sweeps: x y z in the reference frame of the object's keyframe, intensity, dt, and the
+        number of the sweep as in `Frame.sweep_of_point`."""
         start, stop = self.parts["points"][number : number + 2]
-        part = np.fromfile(self.folder / "points.bin", np.float32, 5 * (stop - start), offset=20 * start)
-        return part.reshape(-1, 5)
+        part = np.fromfile(self.folder / "points.bin", np.float32, 6 * (stop - start), offset=24 * start)
+        return part.reshape(-1, 6)
 
     def cameras(self, number: int) -> set[int]:
         """Indices in the rig of the cameras that saw the object."""
@@ -170,10 +171,10 @@ class _Extraction(Dataset[_Found]):
         )
         boxes = Boxes.none() if frame.boxes is None else frame.boxes
         boxes = boxes.select(boxes.num_points > 0)
-        none = np.zeros((0, 5), np.float32)
-        points = (
-            [none] * len(boxes) if frame.points is None else [frame.points[i] for i in points_of(frame.points, boxes)]
-        )
+        points = [np.zeros((0, 6), np.float32)] * len(boxes)
+        if frame.points is not None and frame.sweep_of_point is not None:
+            numbered = np.column_stack([frame.points, frame.sweep_of_point]).astype(np.float32)
+            points = [numbered[i] for i in points_of(frame.points, boxes)]
         crops = self._crops(frame, boxes)
         # An object is evidence only for a sensor that has seen it.
         seen = [bool(len(p)) if self.contents.lidar else bool(c) for p, c in zip(points, crops, strict=True)]

@@ -48,12 +48,9 @@ class Paster:
             return frame
         pasted = self._objects.boxes.select(chosen)
         return replace(
-            frame,
+            frame if frame.points is None else self._with_points(frame, frame.points, chosen, pasted),
             boxes=Boxes.joined(frame.boxes, pasted),
-            points=None if frame.points is None else self._with_points(frame.points, chosen, pasted),
             cameras=self._with_pictures(frame, frame.boxes, chosen, pasted),
-            lidar_of_point=None,
-            class_of_point=None,
         )
 
     def _chosen(self, frame: Frame, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
@@ -72,14 +69,15 @@ class Paster:
                     chosen.append(number)
         return np.array(chosen, np.int64)
 
-    def _with_points(self, points: np.ndarray, chosen: np.ndarray, pasted: Boxes) -> np.ndarray:
+    def _with_points(self, frame: Frame, points: np.ndarray, chosen: np.ndarray, pasted: Boxes) -> Frame:
         """Points in the boxes, where these are now or were at the points' times, are replaced by the objects'."""
         outside = np.ones(len(points), bool)
         for moving in (True, False):
             for inside in points_of(points, pasted, moving):
                 outside[inside] = False
-        joined = np.concatenate([*map(self._objects.points, chosen), np.compress(outside, points, axis=0)])
-        return joined[np.argsort(joined[:, 4], kind="stable")]
+        added = np.concatenate([*map(self._objects.points, chosen)])
+        own = replace(frame.without_points(), points=added[:, :5], sweep_of_point=added[:, 5].astype(np.uint8))
+        return own.with_further_points(frame.select_points(outside))
 
     def _with_pictures(self, frame: Frame, boxes: Boxes, chosen: np.ndarray, pasted: Boxes) -> Mapping[str, Camera]:
         cameras = dict(frame.cameras)

@@ -114,6 +114,7 @@ def test_a_recording_gives_the_tables_frames_also_without_calibration(shuttle: N
         for a, b in zip(recorded.frames(), tables.frames(), strict=True):
             assert (a.token, a.timestamp, [*a.cameras]) == (b.token, b.timestamp, [*b.cameras])
             np.testing.assert_array_equal(a.lidar_of_point, b.lidar_of_point)
+            np.testing.assert_array_equal(a.sweep_of_point, b.sweep_of_point)
             np.testing.assert_allclose(a.points, b.points, atol=1e-4)
             for name, camera in b.cameras.items():
                 np.testing.assert_array_equal(a.cameras[name].image, camera.image)

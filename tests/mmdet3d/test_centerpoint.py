@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exported import QUIET
+from made_up import keyframe
 from runners import lidar_frames
 from vocabulary import NUSCENES
 
@@ -75,7 +76,7 @@ def test_pillars_are_those_of_hard_voxelisation(frames: dict[str, Frame], limit:
     assert len(voxels) == most
     spec = InputSpec.of(centerpoints.converted())
     spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": most}))
-    inputs = prepare(replace(frames["real"], points=points), spec)
+    inputs = prepare(replace(frames["real"], **keyframe(points)), spec)
     places = cells[:, 1] * 512 + cells[:, 2]
     order = np.argsort(places)
     np.testing.assert_array_equal(inputs["pillar_cells"][0], places[order])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exported import QUIET
+from made_up import keyframe
 from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
@@ -194,7 +195,7 @@ def test_of_too_many_pillars_those_stay_that_the_configuration_says(tmp_path: Pa
     detector = PerceptionDetector(config=str(tiny(tmp_path, camera=None, lidar=lidar))).eval()
     points = np.random.default_rng(0).uniform([-30, -30, -2, 0, 0], [30, 30, 1, 255, 0], (400, 5)).astype(np.float32)
     points = points[outside_roof(points)]
-    frame = Frame("t", 0, "lidar", np.eye(4), np.eye(4), points, {})
+    frame = Frame("t", 0, "lidar", np.eye(4), np.eye(4), cameras={}, **keyframe(points))
     ours = {name: torch.from_numpy(array) for name, array in prepare(frame, detector.spec).items()}
     with torch.no_grad():
         given, expected = detector({"points": [torch.from_numpy(points)]}), detector.network(ours)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import one_line_error, refuses, succeeds
 from kitti_reference import Dense
+from made_up import keyframe
 from pandaset_drive import SPINNING
 from repository import ROOT
 from safetensors.torch import save_file
@@ -55,7 +56,7 @@ def synthetic_frame() -> Frame:
     walls = np.column_stack([rng.uniform(0, 60, 4000), rng.choice([-12.0, 9.0], 4000), rng.uniform(-1.5, 3, 4000)])
     crowded = rng.uniform([10, 2, 0], [10.4, 2.4, 1.5], (2000, 3))
     points = np.column_stack([np.concatenate([ground, walls, crowded]), rng.uniform(0, 255, 12000), np.zeros(12000)])
-    return Frame("synthetic", 0, "ego", np.eye(4), np.eye(4), points.astype(np.float32), {})
+    return Frame("synthetic", 0, "ego", np.eye(4), np.eye(4), cameras={}, **keyframe(points.astype(np.float32)))
 
 
 def for_kitti(points: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from vocabulary import NUSCENES, RIG
 
 from deploy.verify import verify
 from perception.config import find_config, load_config, parse_config
-from perception.frame import Frame
+from perception.frame import PER_POINT, Frame
 from perception.mmdet3d import centerpoint, pillarnest
 from perception.mmdet3d.flat_config import read_config
 from perception.model import PerceptionModel
@@ -222,22 +222,42 @@ def sweep(places: np.ndarray, mount: Mount, time: float = 0.0, speed: float = 0.
     return Sweep(rows, round(1e6 * (100 + time)), pose, mount.ego_from_mount)
 
 
-def test_lidars_are_joined_at_their_own_times() -> None:
-    """The same places of the world, seen by two LiDARs at different times from a vehicle that drives at 10 m/s."""
+@pytest.mark.parametrize(
+    ("lag", "ages", "owners"),
+    [(0.01, [-0.01, 0.0, 0.04, 0.05], [1, 0, 1, 0]), (-0.06, [0.0, 0.05, 0.06, 0.11], [0, 0, 1, 1])],
+)
+def test_lidars_are_joined_at_their_own_times(lag: float, ages: list[float], owners: list[int]) -> None:
+    """The same places of the world, seen by two LiDARs at different times from a vehicle that drives at 10 m/s.
+
+    Of both the first sweep is the keyframe's, however late it is.
+    """
     rng = np.random.default_rng(0)
     places = rng.uniform([5, -20, 0], [30, 20, 2], (50, 3))
     mounts = Mount(position=(1.0, 0.0, 2.0), yaw=-90.0), Mount(position=(-1.0, 0.5, 2.5), yaw=135.0, pitch=10.0)
-    times = ((0, -0.05), (0.01, -0.04))
+    times = ((0, -0.05), (lag, lag - 0.05))
     sweeps = {n: [sweep(places, mounts[n], time, 10) for time in times[n]] for n in (0, 1)}
-    points, lidars, _ = join_lidars(sweeps, 100_000_000, np.eye(4), None)
-    np.testing.assert_allclose(points[:, :3], np.tile(places, (4, 1)), atol=1e-4)
-    np.testing.assert_allclose(points[::50, 4], [-0.01, 0.0, 0.04, 0.05], atol=1e-6)
-    assert lidars[::50].tolist() == [1, 0, 1, 0]
-    frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, lidar_of_point=lidars)
-    np.testing.assert_array_equal(frame.of_lidar(1).points, points[lidars == 1])
+    cloud = join_lidars(sweeps, 100_000_000, np.eye(4), None)
+    frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), cameras={}, **cloud._asdict())
+    np.testing.assert_allclose(frame.points[:, :3], np.tile(places, (4, 1)), atol=1e-4)
+    np.testing.assert_allclose(frame.points[::50, 4], ages, atol=1e-6)
+    assert frame.lidar_of_point[::50].tolist() == owners
+    for lidar in (0, 1):
+        own = frame.of_lidar(lidar)
+        np.testing.assert_array_equal(own.points, frame.points[frame.lidar_of_point == lidar])
+        np.testing.assert_allclose(own.keyframe_points[:, 4], [-times[lidar][0]] * 50, atol=1e-6)
     assert not frame.has_lidar(2)
     assert len(frame.keyframe_points) == 100
-    assert join_lidars({0: [], 1: []}, 0, np.eye(4), None) == (None, None, None)
+    assert {*join_lidars({0: [], 1: []}, 0, np.eye(4), None)} == {None}
+
+
+def test_a_frame_that_does_not_say_what_is_of_its_keyframe_is_refused() -> None:
+    pose, points, sweeps = np.eye(4), np.zeros((3, 5), np.float32), np.array([0, 1, 1], np.uint8)
+    with pytest.raises(ValueError, match="frame t: no `sweep_of_point`"):
+        Frame("t", 0, "ego", pose, pose, points, {})
+    with pytest.raises(ValueError, match="frame t: points, sweep_of_point differ in length"):
+        Frame("t", 0, "ego", pose, pose, points, {}, sweep_of_point=sweeps[:2])
+    frame = Frame("t", 0, "ego", pose, pose, points, {}, sweep_of_point=sweeps, lidar_of_point=sweeps)
+    assert [frame.without_points().__dict__[name] for name in PER_POINT] == [None] * 4
 
 
 def test_the_own_vehicle_is_cropped_in_its_own_frame() -> None:
@@ -246,7 +266,7 @@ def test_the_own_vehicle_is_cropped_in_its_own_frame() -> None:
     rng = np.random.default_rng(1)
     ego = rng.uniform([-4, -4, -1], [6, 4, 4], (2000, 3))
     ego = ego[(np.abs(np.abs(ego - own.center) - np.array(own.size) / 2) > 1e-4).all(axis=1)]
-    points, _, _ = join_lidars({0: [sweep(ego, mount)]}, 100_000_000, np.eye(4), own)
+    points = join_lidars({0: [sweep(ego, mount)]}, 100_000_000, np.eye(4), own).points
     outside = ~((np.abs(ego - own.center) <= np.array(own.size) / 2).all(axis=1))
     assert 0 < (~outside).sum() < len(ego)
     np.testing.assert_allclose(points[:, :3], ego[outside], atol=1e-5)

@@ -1,12 +1,24 @@
-"""Frames with a spot in a picture, and random boxes."""
+"""Frames with a spot in a picture, points of keyframes, and random boxes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from perception.frame import Camera, Frame
+from perception.frame import PER_POINT, Camera, Frame
 from perception.tasks.detection.columns import BoxColumns
+
+
+def keyframe(points: np.ndarray | None) -> dict[str, Any]:
+    """Arguments of a frame: points that are all of the keyframe, of one LiDAR."""
+    sweeps = None if points is None else np.zeros(len(points), np.uint8)
+    return dict.fromkeys(PER_POINT) | {"points": points, "sweep_of_point": sweeps}
+
+
+def points_of(frame: Frame) -> dict[str, Any]:
+    """Arguments of a frame: the points of another."""
+    return {name: getattr(frame, name) for name in PER_POINT}
 
 
 def _blob(height: int, width: int, u: float, v: float) -> np.ndarray:
@@ -34,7 +46,7 @@ def painted_frame(point: np.ndarray, size: tuple[int, int] = (900, 1600)) -> Fra
     focal = 1260 * size[1] / 1600
     intrinsics = np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]])
     camera = Camera(np.zeros((*size, 3), np.uint8), intrinsics, ego_from_camera, later, 0)
-    frame = Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": camera})
+    frame = Frame("t", 0, "ego", ego, ego, cameras={"CAM_FRONT": camera}, **keyframe(np.zeros((0, 5), np.float32)))
     painted = replace(camera, image=_blob(*size, *_pixel(frame.image_from_reference("CAM_FRONT"), point)))
     return replace(frame, cameras={"CAM_FRONT": painted})
 

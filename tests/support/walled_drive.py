@@ -59,6 +59,7 @@ class WalledDrive(ListedKeyframes):
         now = PERIOD * int(sample)
         parts = [self._sweep(now, 0.1 * age) for age in range(sweeps + 1)]
         points, kinds = np.concatenate([p for p, _ in parts]), np.concatenate([k for _, k in parts])
+        numbers = np.repeat(np.arange(sweeps + 1, dtype=np.uint8), [len(k) for _, k in parts])
         pose = np.eye(4)
         pose[0, 3] = SPEED * now
         return Frame(
@@ -69,7 +70,8 @@ class WalledDrive(ListedKeyframes):
             global_from_ego=pose,
             points=points.astype(np.float32),
             cameras={"ahead": camera(pose)},
-            class_of_point=np.where(points[:, 4] < 0.01, kinds, -1).astype(np.int16) if self.labelled else None,
+            class_of_point=np.where(numbers == 0, kinds, -1).astype(np.int16) if self.labelled else None,
+            sweep_of_point=numbers,
         )
 
     def _sweep(self, now: float, age: float) -> tuple[np.ndarray, np.ndarray]:

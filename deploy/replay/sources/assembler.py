@@ -201,10 +201,7 @@ class Assembler:
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
         own = self._spec.rig.own
         sizes = self._known(pending.token)
-        if sizes is None:
-            points, lidar_of_point, _ = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
-        else:
-            points, lidar_of_point = sizes.clouds()
+        cloud = sizes.cloud() if sizes else join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
         cameras = {
             name: camera.closest(
                 pending.stamp,
@@ -222,14 +219,13 @@ class Assembler:
             reference=grid,
             global_from_reference=reference,
             global_from_ego=pose,
-            points=points,
             cameras={name: camera for name, camera in cameras.items() if camera is not None},
             conditions=tags.conditions,
             scene=tags.scene,
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
-            lidar_of_point=lidar_of_point,
             signals=self._readings.at(pending.stamp),
+            **cloud._asdict(),
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
         self._recent.append((pending.stamp, frozenset(frame.cameras) | there))

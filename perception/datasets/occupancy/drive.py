@@ -18,11 +18,12 @@ from perception.datasets.occupancy.movable import Assigned, Movable
 from perception.datasets.occupancy.objects import motion_between
 from perception.datasets.occupancy.returns import UNKNOWN, Returns, returns_of
 from perception.datasets.occupancy.thinned_cloud import ThinnedCloud, cell_keys
-from perception.frame import KEYFRAME_AGE, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.voxels import VoxelGrid
 
 CELL = 0.1  # m, of which one point of each class is kept
 _HEIGHT = 8.0  # m above and below a LiDAR that its rays are followed
+_ROUNDED = 1e-4  # s, far more than ages in float32 are off
 
 
 @dataclass
@@ -62,7 +63,7 @@ def gather(
     """
     movable, levels, drive = Movable(source), Levels(), None
     before: tuple[int, Boxes] | None = None
-    measured, height = -np.inf, 0.0
+    begun, height = np.full(256, -np.inf), 0.0
     for sample in samples:
         boxes, time = movable.boxes(sample), source.timestamp(sample)
         frame = source.frame(sample, "ego", sweeps, cameras=False)
@@ -71,15 +72,31 @@ def gather(
             seconds = 1e-6 * (time - before[0]) if before else 1.0
             motion = motion_between(before[1] if before else Boxes.none(), boxes, seconds)
             returns = returns_of(frame, source, sweeps)
-            returns = returns.select(returns.own | (returns.ages < 1e-6 * (time - measured) - KEYFRAME_AGE))
+            returns = _not_measured(returns, 1e-6 * time, begun)
             assigned = movable.assigned(returns, motion, seconds)
             drive.heights[sample] = levels.next(returns.select(returns.own), frame.global_from_ego)
             raised = returns.raised(height + assigned.shares * (drive.heights[sample] - height))
             _add(drive, raised, assigned, motion.end, grid)
-            measured, height = time, drive.heights[sample]
+            height = drive.heights[sample]
         before = time, boxes
         advance()
     return drive
+
+
+def _not_measured(returns: Returns, now: float, begun: np.ndarray) -> Returns:
+    """The returns of the keyframe, and of earlier sweeps that began after the last keyframe's.
+
+    Args:
+        now: s, time of the keyframe.
+        begun: (256,) s, when the last keyframe's sweep of each LiDAR began; overwritten with this keyframe's.
+    """
+    sweep = returns.lidars.astype(np.int64) * 256 + returns.sweeps
+    oldest = np.full(1 << 16, -np.inf)
+    np.maximum.at(oldest, sweep, returns.ages)
+    begin, own = now - oldest[sweep], returns.own
+    new = own | (begin > begun[returns.lidars] + _ROUNDED)
+    begun[returns.lidars[own]] = begin[own]
+    return returns.select(new)
 
 
 def _empty(grid: VoxelGrid, anchor: np.ndarray) -> Drive:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes
-from perception.frame import KEYFRAME_AGE, Frame
+from perception.frame import Frame
 
 NONE, UNKNOWN = -1, -2  # annotated as none of the point classes; not annotated
 _OWN_VEHICLE = 1.5  # m from the LiDAR, within which it meets the roof that it stands on
@@ -21,7 +21,13 @@ class Returns:
     origins: np.ndarray  # (N, 3) float64 m, where the LiDAR was when it measured the point
     classes: np.ndarray  # (N,) int16 index of the point class, NONE or UNKNOWN
     ages: np.ndarray  # (N,) s, from the point to the keyframe
-    own: np.ndarray  # (N,) bool: of the keyframe, not of an earlier sweep
+    sweeps: np.ndarray  # (N,) uint8 as `Frame.sweep_of_point`
+    lidars: np.ndarray  # (N,) uint8 as `Frame.lidar_of_point`
+
+    @property
+    def own(self) -> np.ndarray:
+        """(N,) bool: of the keyframe, not of an earlier sweep."""
+        return np.asarray(self.sweeps == 0)
 
     def select(self, index: np.ndarray) -> Returns:
         """The returns at the integer or boolean index (M,)."""
@@ -29,7 +35,7 @@ class Returns:
 
     def transformed(self, to_from: np.ndarray) -> Returns:
         """The same returns in another frame of reference: to_from (4, 4), rigid."""
-        return Returns(moved(self.points, to_from), moved(self.origins, to_from), self.classes, self.ages, self.own)
+        return replace(self, points=moved(self.points, to_from), origins=moved(self.origins, to_from))
 
     def raised(self, heights: np.ndarray) -> Returns:
         """The same returns, each with its ray raised by a height (N,), m."""
@@ -59,8 +65,8 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
         seconds, mine = 1e-6 * (times - frame.timestamp), lidars == index
         if len(times):
             origins[mine] = np.stack([np.interp(-ages[mine], seconds, axis) for axis in places.T], axis=1)
-    own = np.abs(ages) < KEYFRAME_AGE if sweeps else np.ones(len(points), bool)
-    given = frame.class_of_point
+    given, own = frame.class_of_point, frame.of_keyframe
     classes = np.full(len(points), UNKNOWN, np.int16) if given is None else np.where((given >= 0) | own, given, UNKNOWN)
-    found = Returns(points, origins, classes.astype(np.int16), ages, own)
+    assert frame.sweep_of_point is not None
+    found = Returns(points, origins, classes.astype(np.int16), ages, frame.sweep_of_point, lidars)
     return found.select(~(np.linalg.norm(points - origins, axis=1) < _OWN_VEHICLE))

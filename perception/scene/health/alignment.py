@@ -76,7 +76,7 @@ class Alignment:
             return
         ground, lidar = np.nan_to_num([*features.tilt, features.height]), self._limits
         origin = np.mean([camera.ego_from_camera[:3, 3] for camera in frame.cameras.values()], axis=0)
-        edges = range_edges(in_vehicle_frame(frame, latest_sweep(frame, lidar)), origin, ground, lidar)
+        edges = range_edges(in_vehicle_frame(frame, latest_sweep(frame)), origin, ground, lidar)
         for name in waiting[:CAMERAS_PER_FRAME]:
             self._fits.setdefault(name, _Fit()).add(frame, frame.cameras[name], edges, self._limits)
             self._round.add(name)

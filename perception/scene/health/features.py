@@ -19,7 +19,7 @@ ROWS = 16  # sampled rows of an image
 MIN_SIDE = 128  # pixels of the shorter side, below which texture, noise and seams are not evaluated
 SLOPE_TEXTURE = 0.25  # texture of a smooth gradient
 FLAT_QUANTILE = 0.1  # of the pieces of an image, from the smoothest on, at which the noise is measured
-SAMPLE_STRIDE = 64  # of the points that determine the latest sweep and the share of impossible points
+SAMPLE_STRIDE = 64  # of the points that determine the age of the newest and the share of impossible ones
 MAX_POINTS = 16_000  # of a sweep; larger ones are subsampled
 
 
@@ -104,10 +104,10 @@ def _noise(rows: np.ndarray) -> float:
 
 
 def sweep_features(frame: Frame, limits: LidarLimits) -> SweepFeatures:
-    """Features of the points of a frame, at least one, the latest sweep first."""
+    """Features of the points of a frame, at least one."""
     assert frame.points is not None
     sample = frame.points[::SAMPLE_STRIDE]
-    age, latest = float(sample[:, 4].min()), latest_sweep(frame, limits)
+    age, latest = float(sample[:, 4].min()), latest_sweep(frame)
     measured = (np.abs(sample[:, :3].T) < limits.far).all(axis=0)  # False for NaN
     step = -(-len(latest) // MAX_POINTS)
     density, roughness, plane = _fit_ground(in_vehicle_frame(frame, latest[::step]), limits)
@@ -123,11 +123,11 @@ def sweep_features(frame: Frame, limits: LidarLimits) -> SweepFeatures:
     )
 
 
-def latest_sweep(frame: Frame, limits: LidarLimits) -> np.ndarray:
-    """The points (M, 5) of the latest sweep of a frame with at least one point, the latest sweep first."""
+def latest_sweep(frame: Frame) -> np.ndarray:
+    """The points (M, 5) of the latest sweep that has some: the keyframe's, if it has; the frame must have points."""
     assert frame.points is not None
-    ages = frame.points[::SAMPLE_STRIDE, 4]
-    return frame.points[: SAMPLE_STRIDE * max(1, np.count_nonzero(ages < ages.min() + limits.sweep))]
+    assert frame.sweep_of_point is not None
+    return np.compress(frame.sweep_of_point == frame.sweep_of_point.min(), frame.points, axis=0)
 
 
 def in_vehicle_frame(frame: Frame, points: np.ndarray) -> np.ndarray:

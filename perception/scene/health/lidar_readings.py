@@ -49,10 +49,17 @@ class LidarReadings:
         yield "noisy", features.roughness / limits.rough, f"the ground nearby is rough by {features.roughness:.2f} m"
         few = load_below(features.points, limits.min_points)
         lost = min(map(load_below, (features.points, features.density), limits.thinned * usual))
-        yield "thinned", few, f"{features.points} points"
+        # A rig without limits of its own is often what these two are about, so they name the key.
+        yield "thinned", few, f"{features.points} points, below the rig's health.min_points {limits.min_points}"
         yield "thinned", lost, f"{features.points} points, where {usual[0]:.0f} were usual"
         if max(few, lost) <= 1:
-            yield "thinned", self._gaps_load(frame, features), "gaps between the points on the ground"
+            share = self._unbroken_share(frame, features)
+            alone = f"gaps: {share:.2f} of the points on the ground have both neighbours"
+            yield (
+                "thinned",
+                load_below(share, limits.broken),
+                f"{alone}, below the rig's health.broken {limits.broken:g}",
+            )
         if features.age <= limits.late:  # late points show the ground of an earlier position
             yield from self._check_ground(features, frame.timestamp)
 
@@ -73,19 +80,19 @@ class LidarReadings:
         self._ground_planes.clear()
         self._ground_planes.extend((time, *plane) for time, *plane in state["ground_planes"])
 
-    def _gaps_load(self, frame: Frame, features: SweepFeatures) -> float:
-        """Load of gaps in the scan since the drive began; 0 after a scan without gaps, from which on the usual counts
-        detect losses."""
+    def _unbroken_share(self, frame: Frame, features: SweepFeatures) -> float:
+        """Share of `ring_continuity`; infinity where gaps are not looked for: after a scan without gaps, from which on
+        the usual counts detect losses."""
         limits = self._limits
         garbage = features.impossible > limits.impossible or features.garbled > limits.garbled
         if self._had_no_gaps or not self._alone or features.age > limits.late or garbage:
-            return 0.0
+            return math.inf
         # Gaps are not measurable in noise, nor if the ground is not where the calibration puts it.
         if not (features.roughness <= limits.rough and abs(features.height) <= limits.raised):
-            return 0.0
+            return math.inf
         share = ring_continuity(frame, limits)
         self._had_no_gaps = share >= limits.broken
-        return load_below(share, limits.broken)
+        return share
 
     def _check_ground(self, features: SweepFeatures, now: int) -> Readings:
         """Reading of the ground plane against the calibration, as the median of several frames, because suspension

@@ -50,9 +50,7 @@ class LidarLimits(Section):
     raised: float = 0.2  # m between the ground and the vehicle's origin
     levelled: float = 1.25  # s, window of the median of the ground plane; at least 3 frames
 
-    # Definitions of latest sweep, garbled sector, ground and ring.
-    sweep: float = 0.04  # s, age difference to the newest point up to which points are of the latest sweep; its period
-    # where every point has its own time
+    # Definitions of garbled sector, ground and ring.
     sectors: int = 180  # of azimuth; each is the width of a packet
     beyond: float = 50.0  # m; most beams meet the ground nearer
     beyond_share: float = 0.3  # of the returns of a garbled sector lie beyond

@@ -24,7 +24,7 @@ def ring_continuity(frame: Frame, limits: LidarLimits) -> float:
 
     Valid for a single spinning LiDAR whose calibration puts the ground in the right place.
     """
-    x, y, z = in_vehicle_frame(frame, latest_sweep(frame, limits)).T.astype(np.float64)
+    x, y, z = in_vehicle_frame(frame, latest_sweep(frame)).T.astype(np.float64)
     away = np.hypot(x, y)
     with np.errstate(invalid="ignore"):
         ground = np.flatnonzero((away > limits.ring[0]) & (away < limits.ring[1]) & (np.abs(z) < limits.flat))

@@ -27,11 +27,12 @@ class Sweep(NamedTuple):
 
 
 class Cloud(NamedTuple):
-    """Points of a `Frame`, its `lidar_of_point` and its `class_of_point`."""
+    """What a `Frame` holds of each point, under its names."""
 
     points: np.ndarray | None = None
-    lidars: np.ndarray | None = None
-    classes: np.ndarray | None = None
+    sweep_of_point: np.ndarray | None = None
+    lidar_of_point: np.ndarray | None = None
+    class_of_point: np.ndarray | None = None
 
 
 def global_from_reference(
@@ -66,28 +67,29 @@ def join_lidars(
     """The points of all LiDARs, each at its own times. Those of sweeps without classes are of none of them, -1.
 
     Args:
-        sweeps: index of a LiDAR -> its sweeps, latest first; empty without data.
+        sweeps: index of a LiDAR -> the keyframe's sweep, then its earlier ones, latest first; empty without data.
         timestamp: us, of the frame.
         own: as for `accumulate_sweeps`.
     """
-    found = [(lidar, sweep) for lidar, each in sweeps.items() for sweep in each]
+    found = [(lidar, number, sweep) for lidar, each in sweeps.items() for number, sweep in enumerate(each)]
     if not found:
         return Cloud()
-    joined = any(lidar for lidar, _ in found)
+    joined = any(lidar for lidar, _, _ in found)
     if joined:
-        found.sort(key=lambda each: -each[1].timestamp)
-    parts, kept = zip(*(_in_reference(each, timestamp, reference_from_global, own) for _, each in found), strict=True)
+        found.sort(key=lambda each: -each[2].timestamp)
+    lidars, numbers, recorded = zip(*found, strict=True)
+    parts, kept = zip(*(_in_reference(each, timestamp, reference_from_global, own) for each in recorded), strict=True)
     counts = [len(part) for part in parts]
-    lidars = np.repeat(np.array([lidar for lidar, _ in found], np.uint8), counts) if joined else None
     classes = None
-    if any(each.classes is not None for _, each in found):
+    if any(each.classes is not None for each in recorded):
         classes = np.concatenate(
             [
                 np.full(count, -1, np.int16) if each.classes is None else each.classes[mine]
-                for (_, each), mine, count in zip(found, kept, counts, strict=True)
+                for each, mine, count in zip(recorded, kept, counts, strict=True)
             ]
         )
-    return Cloud(np.concatenate(parts), lidars, classes)
+    of_sweeps, of_lidars = (np.repeat(np.array(each, np.uint8), counts) for each in (numbers, lidars))
+    return Cloud(np.concatenate(parts), of_sweeps, of_lidars if joined else None, classes)
 
 
 def outside_roof(points: np.ndarray) -> np.ndarray:

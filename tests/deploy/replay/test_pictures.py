@@ -148,7 +148,8 @@ def test_points_map_and_boxes_meet_from_above(reference: Reference) -> None:
     grid = BevGrid(x=(-51.2, 51.2), y=(-51.2, 51.2), cell=0.8, reference=reference)
     place = np.array([20.4, 12.4, 1.0]) if reference == "ego" else np.array([-12.4, 20.4, 1.0])  # ahead, to the left
     points = np.array([[*place, 0, 0], [*place, 0, 0.05]], np.float32)
-    frame = Frame("s", 0, reference, np.eye(4), np.eye(4), points, {})
+    sweeps = np.array([0, 1], np.uint8)
+    frame = Frame("s", 0, reference, np.eye(4), np.eye(4), points, {}, sweep_of_point=sweeps)
     layer = np.zeros((6, 128, 128), np.float32)
     column, row = grid.continuous(place[None]).astype(int)[0]
     layer[0, row, column] = 1

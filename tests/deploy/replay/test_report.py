@@ -13,6 +13,7 @@ import pytest
 from exported import QUIET, bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import keyframe
 from pages import needs_chromium, page_data, picture, visit
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
@@ -106,9 +107,8 @@ PHOTOGRAPHED = ("LIDAR_TOP", "CAM_FRONT", "CAM_BACK")
 
 
 def photographed(i: int, rng: np.random.Generator, large: tuple[int, int] = (900, 1600)) -> Frame:
-    """With points of the keyframe and of an earlier sweep, and two recorded JPEG files: a large and a small one."""
+    """With points of the keyframe among those of an earlier sweep, and recorded JPEG files: a large and a small one."""
     points = rng.uniform(-30, 30, (4000, 5)).astype(np.float32)
-    points[:, 4] = np.repeat([0, 0.05], 2000)
     cameras = {}
     for name, (height, width) in {"CAM_FRONT": large, "CAM_BACK": (180, 320)}.items():
         blurred = cv2.resize(rng.integers(0, 255, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -117,7 +117,8 @@ def photographed(i: int, rng: np.random.Generator, large: tuple[int, int] = (900
         lens = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
         mounting = np.array([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]])
         cameras[name] = Camera(image, lens, mounting, np.eye(4), 0, JpegFile(content, image))
-    return replace(blind(i), points=points, cameras=cameras)
+    sweeps = rng.integers(0, 2, 4000).astype(np.uint8)
+    return replace(blind(i), points=points, cameras=cameras, sweep_of_point=sweeps)
 
 
 def test_pictures_are_drawn_of_frames_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
         pose = np.eye(4)
         pose[:2, :2] = [[np.cos(0.1 * i), -np.sin(0.1 * i)], [np.sin(0.1 * i), np.cos(0.1 * i)]]
         pose[0, 3] = 5.0 * i
-        frame = replace(blind(i), points=POINT, global_from_reference=pose, global_from_ego=pose)
+        frame = replace(blind(i), **keyframe(POINT), global_from_reference=pose, global_from_ego=pose)
         given.append((frame, cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose)), {}))
     drawn = [each["layers"]["tracks"] for each in reported(given, ("LIDAR_TOP",)).part()["frames"]]
     assert [len(tracks) for tracks in drawn] == [0] + [1] * 7  # not before a second detection confirms it
@@ -231,7 +232,7 @@ def test_timeline_has_spans_for_what_lasts() -> None:
     points[:, :3] = np.random.default_rng(0).uniform(-20, 20, (4000, 3))
     for i, drive in enumerate("aaaaaabb"):
         there = None if i in (2, 3) else points + np.float32(1e-3 * i)
-        frame = replace(blind(i, drive), points=there, conditions=Conditions(weather="rain" if i > 2 else "clear"))
+        frame = replace(blind(i, drive), **keyframe(there), conditions=Conditions(weather="rain" if i > 2 else "clear"))
         timeline.add(i, frame, seen(scene, frame, Boxes.none()))
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in timeline.lanes()}
     health, weather, tags = (
@@ -249,7 +250,7 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     scores = -np.sort(-rng.uniform(0, 1, 200))
     boxes = cars(rng.uniform(-50, 50, (200, 3)).tolist(), scores.tolist())
     truth = replace(boxes, num_points=np.zeros(200, int))
-    given = [(replace(blind(i, boxes=truth), points=POINT), boxes, {}) for i in range(2)]
+    given = [(replace(blind(i, boxes=truth), **keyframe(POINT)), boxes, {}) for i in range(2)]
     drawn = reported(given, ("LIDAR_TOP",)).part()["frames"][1]["layers"]
     assert [box["score"] for box in drawn["detections"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from junitparser import Error, Failure, JUnitXml
+from made_up import keyframe
 from replays import gates, instead, only, record
 from scipy import stats
 from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
@@ -344,9 +345,9 @@ def test_without_annotations_agreement_decides(tables: NuScenesTables, finish: F
 
 
 def test_frames_that_lack_and_blind_ones_are_dropped(finish: Finish, frames: list[Frame]) -> None:
-    points = np.zeros((1, 5), np.float32)
+    there = keyframe(np.zeros((1, 5), np.float32))
     few = [
-        replace(frames[0], token=frames[i].token, timestamp=int(5e5 * time), points=None if i == 1 else points)
+        replace(frames[0], token=frames[i].token, timestamp=int(5e5 * time), **keyframe(None) if i == 1 else there)
         for i, time in enumerate([0, 1, 2, 5, 6, 7.2])  # between 2 and 5 lack two
     ]
     out = finish(few)

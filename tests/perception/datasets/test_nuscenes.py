@@ -278,14 +278,15 @@ def test_classes_stay_with_the_points_of_joined_lidars() -> None:
         return Sweep(points, timestamp, np.eye(4), np.eye(4), classes=classes)
 
     sweeps = {0: [swept(1000, True), swept(500, False)], 1: [swept(1010, True)], 2: [swept(990, False)]}
-    points, lidars, classes = join_lidars(sweeps, 1000, np.eye(4), own)
+    points, numbers, lidars, classes = join_lidars(sweeps, 1000, np.eye(4), own)
+    np.testing.assert_array_equal(numbers, points[:, 4] > 4e-4)
     with_classes = (lidars == 1) | ((lidars == 0) & (points[:, 4] < 1e-5))
     assert 300 < with_classes.sum() < 600
     np.testing.assert_array_equal(classes, np.where(with_classes, points[:, 3], -1))
     single = join_lidars({0: sweeps[0]}, 1000, np.eye(4), own)
-    assert single.lidars is None
-    np.testing.assert_array_equal(single.classes, np.where(single.points[:, 4] < 1e-5, single.points[:, 3], -1))
-    assert join_lidars({0: sweeps[0][1:]}, 1000, np.eye(4), own).classes is None
+    assert single.lidar_of_point is None
+    np.testing.assert_array_equal(single.class_of_point, np.where(single.points[:, 4] < 1e-5, single.points[:, 3], -1))
+    assert join_lidars({0: sweeps[0][1:]}, 1000, np.eye(4), own).class_of_point is None
 
 
 # Its maps.

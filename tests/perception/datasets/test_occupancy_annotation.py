@@ -11,6 +11,9 @@ import pandaset_drive as written
 import pytest
 import walled_drive as walled
 from commands import one_line_error, refuses, succeeds
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import keyframe
 from pandaset_drive import SPINNING, Object, rig_of
 from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
@@ -162,7 +165,7 @@ def test_which_returns_are_of_an_object() -> None:
     ]
     n = len(cases)
     points, classes = np.array([c[0] for c in cases]), np.array([c[1] for c in cases], np.int16)
-    returns = Returns(points, np.zeros((n, 3)), classes, np.zeros(n), np.ones(n, bool))
+    returns = Returns(points, np.zeros((n, 3)), classes, np.zeros(n), *np.zeros((2, n), np.uint8))
     found = Movable(WalledDrive()).assigned(returns, Motion(boxes, boxes), 1.0)
     assert found.owner.tolist() == [c[2] for c in cases]
     assert found.classes.tolist() == [c[3] for c in cases]
@@ -186,12 +189,38 @@ def test_hills_that_poses_do_not_know_are_levelled() -> None:
         assert (occupied & lane).sum() > (annotated(hilly, sample, sample).classes != FREE)[lane].sum()
 
 
+@given(
+    lags=st.lists(st.integers(-49, 49), min_size=1, max_size=3), every=st.integers(1, 6), more=st.integers(0, 9),
+    late=st.integers(0, 30), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_each_sweep_counts_once(lags: list[int], every: int, more: int, late: int, seed: int) -> None:
+    """Ten a second of each LiDAR, whose points have times of their own, one keyframe in `every`; more are read."""
+    rng, counted, begun = np.random.default_rng(seed), Counter[tuple[int, int]](), np.full(256, -np.inf)
+    offsets = np.append(rng.uniform(0, 0.1, (len(lags), 7)), np.full((len(lags), 1), 0.1), axis=1)
+    for keyframe_sweep in range(every + more, every + more + 4 * every, every):
+        now, rows = 1.7e9 + 0.1 * keyframe_sweep, []
+        for lidar, lag in enumerate(lags):
+            for number in range(every + more + 1):
+                ages = np.maximum(0.1 * number - 1e-3 * lag + offsets[lidar] - 1e-3 * late, 0).astype(np.float32)
+                rows += [(age, number, lidar) for age in ages]
+        ages, numbers, owners_ = np.array(rows).T
+        returns = Returns(
+            *[np.zeros((len(ages), 3))] * 2, numbers, ages, numbers.astype(np.uint8), owners_.astype(np.uint8)
+        )
+        found = gathering._not_measured(returns, now, begun)
+        pairs = zip(found.lidars.tolist(), (keyframe_sweep - found.sweeps.astype(int)).tolist(), strict=True)
+        counted.update(pairs)
+    assert {*counted.values()} == {8}
+    assert len(counted) == len(lags) * (every + more + 3 * every + 1)
+
+
 def test_own_roof_is_no_occupancy() -> None:
     source = WalledDrive()
     frame = source.frame("0")
     roof = np.array([[0.5, 0.2, 1.9, 0, 0]], np.float32)
     classes = np.append(frame.class_of_point, 1).astype(np.int16)
-    both = replace(frame, points=np.concatenate([frame.points, roof]), class_of_point=classes)
+    own = keyframe(np.concatenate([frame.points, roof])) | {"class_of_point": classes}
+    both = replace(frame, **own)
     drive = gather(source, ["0"], 0, GRID)
     ours, without = (annotate(each, source, drive, GRID).classes for each in (both, frame))
     np.testing.assert_array_equal(ours, without)
@@ -422,7 +451,9 @@ def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
         pose = np.eye(4)
         pose[:3, 3] = x, 0, -0.2 * n
         points, none = ground + np.array([500 if x > 100 else 0, 0, -0.2 * n]), np.zeros(len(ground))
-        returns = Returns(points, np.zeros((len(ground), 3)), none.astype(np.int16), none, none == 0)
+        returns = Returns(
+            points, np.zeros((len(ground), 3)), none.astype(np.int16), none, *np.zeros((2, len(ground)), np.uint8)
+        )
         heights.append(levels.next(returns, pose))
     np.testing.assert_allclose(heights, [0, 0.2, 0.4, 0.4, 0.6], atol=1e-9)
 

@@ -1,6 +1,8 @@
 """T4 and MAN TruckScenes, near to nuScenes' layout: vocabulary, tables, clouds and scores are their devkits'."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +26,7 @@ from truckscenes.utils.data_classes import LidarPointCloud
 from truckscenes.utils.geometry_utils import points_in_box
 from truckscenes.utils.splits import create_splits_scenes
 
-from perception.datasets.files import read_image
+from perception.datasets.files import read_cloud, read_image
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.joined import JoinedTables
@@ -367,6 +369,59 @@ def test_point_clouds_are_read_as_the_devkit_reads_them(
     there = ~np.isnan(columns[0])
     np.testing.assert_array_equal(points, np.stack([columns[i] for i in (0, 1, 2, 3, 5)], axis=1)[there])
     np.testing.assert_array_equal(times, columns[4][there])
+
+
+STAMP, TIMED = 1_699_999_940_000_000, "x:4:F y:4:F z:4:F intensity:4:F"
+UNITS = [("F", 1e6), ("F", 1e3), ("F", 1.0), ("U", 1.0), ("I", 1.0), ("I", 1e-3), ("U", 1e-3), ("F", 1e-3)]  # us
+
+
+def timed(folder: Path, column: np.ndarray) -> Path:
+    """A cloud of points with these times."""
+    kind = f"timestamp:{column.itemsize}:{column.dtype.kind.upper()}"
+    rows = np.zeros(
+        len(column), [(name, "<f4") for name in ("x", "y", "z", "intensity")] + [("timestamp", column.dtype)]
+    )
+    rows["timestamp"] = column
+    (folder / "a.pcd").write_bytes(cloud(f"{TIMED} {kind}", rows.tobytes(), len(column)))
+    return folder / "a.pcd"
+
+
+@pytest.mark.parametrize(("kind", "unit"), UNITS)
+def test_times_of_points_are_read_in_any_unit(tmp_path: Path, kind: str, unit: float) -> None:
+    """As drivers write them: float64 s of Hesai and RoboSense, float64 ns of Livox, whole us of TruckScenes."""
+    times = STAMP + np.random.default_rng(0).integers(-999_999, 999_999, 200)
+    path = timed(tmp_path, (times / unit).astype(f"<{kind.lower()}8"))
+    np.testing.assert_allclose(read_cloud(path, STAMP)[1], times, rtol=0, atol=1)
+    for far in (0, STAMP - 3_000_000, STAMP * 1000):
+        with one_line_error("`timestamp` is not near the sweep's", at=path):
+            read_cloud(path, far)
+
+
+@pytest.mark.parametrize(
+    "column", [np.full(9, 1e-6 * STAMP, "<f4"), np.full(9, np.nan), np.zeros(9, "<u4"), np.append(STAMP, 0)]
+)
+def test_times_that_are_not_near_the_sweep_are_told(tmp_path: Path, column: np.ndarray) -> None:
+    """Such as seconds since 1970 in float32, which are steps of two minutes."""
+    path = timed(tmp_path, column)
+    with one_line_error("correct the file, or the sweep's time in the tables", at=path):
+        read_cloud(path, STAMP)
+
+
+def test_a_cloud_in_seconds_gives_the_frame_of_one_in_microseconds(truck_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(truck_root, tmp_path / "drives", copy_function=os.symlink)
+    frames = []
+    for root in (truck_root, tmp_path / "drives"):
+        tables = NuScenesTables(root, "v1.0-sim", load_rig("truck"), load_taxonomy("truckscenes"))
+        frames.append(tables.frame(tables.samples()[1], sweeps=2, cameras=False))
+        for path in (tmp_path / "drives").rglob("*.pcd"):
+            whole = pypcd4.PointCloud.from_path(path)
+            columns = [whole.pc_data[name] for name in whole.fields]
+            columns[whole.fields.index("timestamp")] = 1e-6 * whole.pc_data["timestamp"].astype(np.float64)
+            path.unlink()
+            pypcd4.PointCloud.from_points(columns, whole.fields, [each.dtype for each in columns]).save(path)
+    np.testing.assert_array_equal(frames[0].points[:, :4], frames[1].points[:, :4])
+    np.testing.assert_allclose(frames[0].points[:, 4], frames[1].points[:, 4], atol=2e-6)
+    assert (frames[0].lidar_of_point.max(), frames[0].sweep_of_point.max()) == (len(load_rig("truck").lidars) - 1, 2)
 
 
 def cloud(declared: str, content: bytes = b"", points: int = 0, form: str = "binary") -> bytes:

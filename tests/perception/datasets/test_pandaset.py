@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,11 @@ from pandaset_drive import SPINNING, Object, rig_of
 from pickles import DEEP, assert_refused
 from vocabulary import taxonomy_of
 
+from perception.datasets import pandaset_points
 from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
-from perception.rig import load_rig
+from perception.rig import Sensors, load_rig
 from perception.scene.health.monitor import HealthMonitor
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -55,6 +57,12 @@ POINTS = np.column_stack(  # in and around the parked car, of both LiDARs
 )  # fmt: skip
 POINT_KINDS = np.random.default_rng(1).choice([*written.CLASSES], len(POINTS))
 POINT_CLASSES = {"way": ["Road"], "car": ["Pickup Truck", "Car"], "sky": ["Bird"]}  # smoke and walkers are none
+
+
+def inside(points: np.ndarray) -> np.ndarray:
+    """(N,) bool: points in the parked car."""
+    away, turn = points[:, :3] - [3.0, 20.0, 0.3], [[-np.sin(0.4), np.cos(0.4), 0], [np.cos(0.4), np.sin(0.4), 0]]
+    return (np.abs(away @ np.array([*turn, [0, 0, 1]]).T) <= [2, 1, 0.75]).all(axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +112,14 @@ def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: st
     np.testing.assert_allclose(frame.points[:, 3], chosen[:, 3], rtol=1e-6)
     np.testing.assert_allclose(frame.points[:, 4], np.maximum(-chosen[:, 4], 0), atol=1e-6)
     assert frame.points.dtype == np.float32
-    away, turn = chosen[:, :3] - [3.0, 20.0, 0.3], [[-np.sin(0.4), np.cos(0.4), 0], [np.cos(0.4), np.sin(0.4), 0]]
-    inside = (np.abs(away @ np.array([*turn, [0, 0, 1]]).T) <= [2, 1, 0.75]).all(axis=1)  # of the parked car
-    assert drives.boxes("007-00").num_points[0] == inside.sum() > 0
+    assert drives.boxes("007-00").num_points[0] == inside(chosen).sum() > 0
 
 
 def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
-    drives = opened(root)
-    one, two = drives.frame("007-01").points, drives.frame("007-01", sweeps=3).points
+    frame = opened(root).frame("007-01", sweeps=3)
+    one, two = opened(root).frame("007-01").points, frame.points
     assert len(two) == 2 * len(one)
+    np.testing.assert_array_equal(frame.keyframe_points, one)
     np.testing.assert_array_equal(two[: len(one)], one)
     np.testing.assert_allclose(two[len(one) :, :4], one[:, :4], atol=1e-5)  # the same places in the world
     np.testing.assert_allclose(two[len(one) :, 4], np.maximum(0.1 - POINTS[:, 4], 0), atol=1e-6)
@@ -242,14 +249,49 @@ def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_roo
         assert looks @ [np.cos(np.radians(yaw)), np.sin(np.radians(yaw)), 0] > 0.995
 
 
+def test_the_keyframe_has_all_points_of_its_recorded_sweep(pandaset_root: Path) -> None:
+    """Of both LiDARs, though each point has its own time, up to 0.14 s before the frame's; as many as table rows."""
+    tables = [read_table(pandaset_root / f"002/lidar/{i:02d}.pkl.gz", {"d": "iu"})["d"] for i in range(10, -1, -1)]
+    frame = PandaSet(pandaset_root).frame("002-10", sweeps=10, cameras=False)
+    assert len(frame.keyframe_points) == len(frame.keyframe_classes) == len(tables[0])
+    for lidar in (0, 1):
+        own, there = frame.of_lidar(lidar), [(each == lidar).sum() for each in tables]
+        assert np.bincount(own.sweep_of_point).tolist() == there
+        np.testing.assert_array_equal(own.keyframe_points, own.points[: there[0]])
+
+
+def test_each_table_is_decoded_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For points, their LiDARs and classes, and the points in boxes, which are then known without it."""
+    decoded = Counter[str]()
+
+    def counted(path: Path, columns: dict[str, str]) -> dict[str, np.ndarray]:
+        decoded[path.relative_to(tmp_path).as_posix()] += 1
+        return read_table(path, columns)
+
+    monkeypatch.setattr(pandaset_points, "read_table", counted)
+    shutil.copytree(root, tmp_path / "drives")
+    for place in (2, 3):
+        shutil.copy(root / "007/lidar/01.pkl.gz", tmp_path / f"drives/007/lidar/{place:02d}.pkl.gz")
+    drives = PandaSet(tmp_path / "drives", None, with_points(LABELS))
+    for i, sweeps in ((0, 0), (3, 3)):
+        drives.frame(f"007-{i:02d}", sweeps=sweeps)
+        assert {path: count for path, count in decoded.items() if "/lidar/" in path} == {
+            f"drives/007/lidar/{each:02d}.pkl.gz": 1 for each in range(i - sweeps, i + 1)
+        }
+        decoded.clear()
+    assert (drives.boxes("007-00").num_points[0], len(drives.obstacles("007-03"))) == (inside(POINTS).sum(), 1)
+    assert not decoded
+
+
 def test_a_healthy_drive_is_healthy_and_a_thinned_sweep_is_not(pandaset_root: Path) -> None:
-    """The rig's limits: points have their own times, and one of the LiDARs sees a part of the surroundings only."""
+    """The rig's limits: one of the LiDARs sees a part of the surroundings only. None are needed for whole sweeps."""
     drive, lidars = PandaSet(pandaset_root), replace(load_rig("pandaset").sensors, cameras=())
-    monitor = HealthMonitor(lidars)
+    monitor, without_limits = HealthMonitor(lidars), HealthMonitor(Sensors(lidars.lidars))
     for sample in drive.samples()[::4]:
         frame = drive.frame(sample, cameras=False)
         assert {health.reasons for health in monitor.update(frame).values()} == {""}
-    thinned = replace(frame, points=frame.points[::2], lidar_of_point=frame.lidar_of_point[::2], class_of_point=None)
+        assert not any("thinned" in health.words for health in without_limits.update(frame).values())
+    thinned = frame.select_points(slice(None, None, 2))
     assert {health.status for health in monitor.update(thinned).values()} == {"thinned"}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported import QUIET, bundle
+from made_up import keyframe
 from pages import page_data
 from PIL import Image
 from simulated import courses, in_town, with_pictures
@@ -229,7 +230,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted(drives: Drives, deg
     limits = LidarLimits()
     for i in range(6):
         text = f"miscalibration:lidar,degrees={degrees},metres={metres}@0-{90 + i}"
-        level = Frame("t", 0, "ego", np.eye(4), np.eye(4), ground, {})
+        level = Frame("t", 0, "ego", np.eye(4), np.eye(4), cameras={}, **keyframe(ground))
         origin, *along = Fault.parse(text, SENSORS).apply(level, None).points[:, :3].astype(float)
         normal = np.cross(along[0] - origin, along[1] - origin)
         tilt, height = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal))), abs(origin @ normal / normal[2])
@@ -245,7 +246,7 @@ def turned(frame: Frame, name: str, degrees: float) -> Frame:
     turn = np.eye(4)
     turn[:3, :3] = rotations.turned(np.array([0.0, name != LIDAR, name == LIDAR]), np.radians(degrees))
     if name == LIDAR:
-        return replace(frame, points=corrupt.moved(frame.points, turn))  # type: ignore[arg-type]
+        return corrupt.moved(frame, turn)
     camera = frame.cameras[name]
     other = replace(camera, ego_from_camera=camera.ego_from_camera @ turn)
     return replace(frame, cameras={**frame.cameras, name: other})

@@ -22,7 +22,8 @@ from deploy.replay.fault_kinds import KINDS
 from deploy.replay.faults import Fault, inject
 from perception.errors import InputError
 from perception.evaluation import corrupt
-from perception.frame import Frame
+from perception.frame import PER_POINT, Frame
+from perception.rig import Rig
 from perception.sensors.inputs import prepare
 
 EVERY = [
@@ -87,6 +88,33 @@ def test_a_fault_hits_its_sensors_in_its_window_and_nothing_else(text: str) -> N
             assert equal(before, after, sensor) == (not hit or sensor not in fault.sensors), (after.token, sensor)
     again = faulty(frames, f"{text}@1.0-2.0")
     assert all(equal(a, b, sensor) for a, b in zip(changed, again, strict=True) for sensor in (LIDAR, *CAMERAS))
+
+
+TWO = Rig.model_validate({"name": "two", "lidars": [{"name": "LIDAR"}, {"name": "rear"}]}).sensors
+
+
+@pytest.mark.parametrize(
+    ("text", "hit"),
+    [(f"{kind}:lidar", ("LIDAR", "rear")) for kind in ("freeze", "delay", "noise", "miscalibration", "points")]
+    + [(f"{kind}:LIDAR", ("LIDAR",)) for kind in ("drop", "blackout", "freeze", "delay", "noise", "points")]
+    + [("points:rear", ("rear",)), ("drop:lidar", ("LIDAR", "rear"))],
+)
+def test_points_keep_their_sweep_and_lidar_under_a_fault(text: str, hit: tuple[str, ...]) -> None:
+    """Their intensity is their number, which tells both; a LiDAR may be called LIDAR, whose group is `lidar`."""
+    fault, number = Fault.parse(text, TWO), np.arange(16_000)
+    assert fault.sensors == hit
+    own = {"sweep_of_point": (number % 3).astype(np.uint8), "lidar_of_point": (number % 2).astype(np.uint8)}
+    given = [replace(frame, points=np.insert(frame.points[:, [0, 1, 2, 4]], 3, number, 1), **own) for frame in drive(3)]
+    after = [*inject(given, [fault])][2]
+    if text == "drop:lidar":
+        assert [getattr(after, name) for name in PER_POINT] == [None] * 4
+        return
+    found = after.points[:, 3].astype(int)
+    np.testing.assert_array_equal(after.sweep_of_point, found % 3)
+    np.testing.assert_array_equal(after.lidar_of_point, found % 2)
+    for i in {*range(2)} - {TWO.lidars.index(name) for name in hit}:
+        assert sorted(found[found % 2 == i]) == number[i::2].tolist()
+    assert after.has_lidar(0) == (fault.text not in ("drop:LIDAR", "blackout:LIDAR"))
 
 
 def test_drop_and_blackout_differ() -> None:
@@ -174,15 +202,17 @@ def test_amounts_are_those_that_were_asked() -> None:
     rng = np.random.default_rng(0)
     image = np.full((480, 640, 3), 128, np.uint8)
     points = rng.uniform(-50, 50, (20_000, 5)).astype(np.float32)
-    points[:, 4] = np.repeat([0, 0.5], 10_000)
+    frame = replace(recorded(0), points=points, sweep_of_point=np.repeat(np.array([0, 1], np.uint8), 10_000))
     noise = corrupt.noisy_image(image, 10, rng).astype(float) - 128
     assert noise.std() == pytest.approx(10, abs=0.1)
-    moved = corrupt.noisy_points(points, 0.2, rng) - points
+    moved = corrupt.noisy_points(frame, 0.2, rng).points - points
     assert moved[:, :3].std() == pytest.approx(0.2, abs=0.01)
     assert not moved[:, 3:].any()
-    thinned = corrupt.thinned(points, 0.3, rng)
-    assert len(thinned) == pytest.approx(14_000, abs=300)
-    assert set(map(bytes, thinned)) <= set(map(bytes, points))
+    thinned = corrupt.thinned(frame, 0.3, rng)
+    assert len(thinned.points) == pytest.approx(14_000, abs=300)
+    kept = np.isin(points.view("S20"), thinned.points.view("S20"))[:, 0]
+    np.testing.assert_array_equal(thinned.points, points[kept])
+    np.testing.assert_array_equal(thinned.sweep_of_point, frame.sweep_of_point[kept])
     edge = np.zeros((64, 64, 3), np.uint8)
     edge[:, 32:] = 255
     across = np.diff(corrupt.blurred(edge, 3.0)[32, :, 0].astype(float))
@@ -191,15 +221,19 @@ def test_amounts_are_those_that_were_asked() -> None:
 
 
 def test_garbled_packets_keep_directions_and_are_whole_sectors() -> None:
+    """Each of one sweep of one LiDAR, though every point has a time of its own."""
     rng = np.random.default_rng(1)
     points = rng.uniform(-50, 50, (50_000, 5)).astype(np.float32)
-    points[:, 4] = np.repeat([0, 0.5], 25_000)
-    garbled = corrupt.garbled_points(points, 0.25, rng)
+    sweeps, lidars = np.repeat(np.array([0, 1], np.uint8), 25_000), rng.integers(0, 2, 50_000).astype(np.uint8)
+    frame = replace(recorded(0), points=points, sweep_of_point=sweeps, lidar_of_point=lidars)
+    garbled = corrupt.garbled_points(frame, 0.25, rng).points
     hit = (garbled != points).any(axis=1)
     assert hit.mean() == pytest.approx(0.25, abs=0.06)
-    sector = np.floor(np.degrees(np.arctan2(points[:, 1], points[:, 0]) + np.pi) / 2) + 1000 * points[:, 4]
-    for packet in np.unique(sector):
-        assert len(set(hit[sector == packet])) == 1
+    sector = np.floor(np.degrees(np.arctan2(points[:, 1], points[:, 0]) + np.pi) / 2).astype(int)
+    packet = sector + 200 * (sweeps + 2 * lidars.astype(int))
+    shares = np.bincount(packet, hit) / np.maximum(np.bincount(packet), 1)
+    assert {*shares.tolist()} == {0.0, 1.0}
+    assert all(len({*shares[part : part + 180].tolist()}) == 2 for part in (0, 200, 400, 600))
     unit = [p[hit, :3] / np.linalg.norm(p[hit, :3], axis=1, keepdims=True) for p in (points, garbled)]
     np.testing.assert_allclose(*unit, atol=1e-4)
     distance = np.linalg.norm(garbled[hit, :3], axis=1)

@@ -3,6 +3,7 @@
 The edges are those of a scene of boxes that is cast in closed form, picture and sweep.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made_up import keyframe, points_of
 from simulated import in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
@@ -78,8 +80,20 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
     for lidar, expected in ((RigLidar(name="LIDAR_TOP"), "thinned"), (small, "ok")):
         monitor = HealthMonitor(Rig(name="car", lidars=(lidar,)).sensors)
         for frame in real[:4]:
-            health = monitor.update(replace(frame, points=frame.points[::20]))
-            assert health["LIDAR_TOP"].status == expected
+            health = monitor.update(frame.select_points(slice(None, None, 20)))["LIDAR_TOP"]
+            assert health.status == expected
+            few = f"{-(-len(frame.keyframe_points) // 20)} points, below the rig's health.min_points 2000"
+            assert health.reason == (few if expected == "thinned" else "")
+
+
+def test_the_latest_sweep_is_that_of_the_frame_in_any_order_of_the_points(real: list[Frame]) -> None:
+    """Or the next one, where the keyframe's has no return."""
+    earlier = real[2].sweep_of_point > 0
+    mixed = real[2].select_points(np.random.default_rng(0).permutation(len(earlier)))
+    for frame, expected in ((mixed, ~earlier), (real[2].select_points(earlier), real[2].sweep_of_point == 1)):
+        found, there = latest_sweep(frame), real[2].points[expected]
+        assert {*map(bytes, found)} == {*map(bytes, there)}
+        assert sweep_features(frame, LidarLimits()).points == len(there)
 
 
 def corrupted(points: np.ndarray) -> np.ndarray:
@@ -101,7 +115,7 @@ def other(frame: Frame, **changes: object) -> Frame:
 
 
 def fewer(frame: Frame, lost: float) -> Frame:
-    return replace(frame, points=thinned(frame.points, lost, np.random.default_rng(2)))
+    return thinned(frame, lost, np.random.default_rng(2))
 
 
 DARK, BRIGHT = "nearly all pixels are below 10 of 255", "nearly all pixels are above 245 of 255"
@@ -119,11 +133,11 @@ FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
     (C, lambda _, now: other(now, timestamp=now.timestamp - 300_000), "late", "taken 0.30 s before the frame"),
     (C, lambda _, now: other(now, timestamp=now.timestamp + 200_000), "late", "taken 0.20 s after the frame"),
     (LIDAR, lambda _, now: replace(now, points=None), "missing", "no points"),
-    (LIDAR, lambda _, now: replace(now, points=now.points[:0]), "missing", "a sweep without a return"),
-    (LIDAR, lambda last, now: replace(now, points=last.points), "frozen", "the same points for 0.5"),
+    (LIDAR, lambda _, now: now.select_points(slice(0)), "missing", "a sweep without a return"),
+    (LIDAR, lambda last, now: replace(now, **points_of(last)), "frozen", "the same points for 0.5"),
     (LIDAR, lambda _, now: replace(now, points=now.points + LATE), "late", "the newest point is 0.30 s older than"),
     (LIDAR, lambda _, now: fewer(now, 2 / 3), "thinned", "were usual"),
-    (LIDAR, lambda _, now: fewer(now, 0.98), "thinned", " points"),
+    (LIDAR, lambda _, now: fewer(now, 0.98), "thinned", " points, below the rig's health.min_points 2000"),
     (LIDAR, lambda _, now: replace(now, points=corrupted(now.points)), "corrupt", "% of the points are not finite or"),
 ]
 
@@ -140,7 +154,7 @@ def test_a_fault_is_told_at_once_of_its_sensor_alone(
     assert (health[name].status, health[name].since) == (status, now.timestamp)
     assert reason in health[name].reason
     assert {health[other].status for other in SENSORS.names if other != name} == {"ok"}
-    later = replace(before, timestamp=now.timestamp + 2 * HALF_SECOND, points=before.points[9:])
+    later = replace(before.select_points(slice(9, None)), timestamp=now.timestamp + 2 * HALF_SECOND)
     moved = {n: replace(c, timestamp=later.timestamp, image=c.image[:, ::-1]) for n, c in later.cameras.items()}
     assert monitor.update(replace(later, cameras=moved))[name] == SensorHealth("ok", later.timestamp, "")
 
@@ -167,7 +181,8 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
     for i in range(300):
         points = rng.uniform(-50, 50, (20_000 if i < 10 else 8_000, 5)).astype(np.float32)
         points[:, 4] = 0
-        told.append(monitor.update(replace(real[0], points=points, timestamp=i * HALF_SECOND))["LIDAR_TOP"])
+        frame = replace(real[0], timestamp=i * HALF_SECOND, **keyframe(points))
+        told.append(monitor.update(frame)["LIDAR_TOP"])
     assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "thinned", "thinned", "ok"]
     assert told[10].reason == "8000 points, where 19900 were usual"
 
@@ -188,7 +203,8 @@ def test_no_input_is_too_much(shapes: list[tuple[int, int]], clouds: list[np.nda
         image = rng.integers(0, 255, (*shapes[i % len(shapes)], 3), np.uint8)
         camera = Camera(image, np.eye(3), np.eye(4), np.eye(4), times[-i])
         points = np.repeat(clouds[i % len(clouds)], 1 + 50 * (i % 2), axis=0)
-        health = monitor.update(Frame("t", now, "ego", np.eye(4), np.eye(4), points, {"CAM_FRONT": camera}))
+        frame = Frame("t", now, "ego", np.eye(4), np.eye(4), cameras={"CAM_FRONT": camera}, **keyframe(points))
+        health = monitor.update(frame)
         assert list(health) == ["LIDAR_TOP", "CAM_FRONT"]
         for each in health.values():
             assert (each.status == "ok") == (not each.findings)
@@ -207,7 +223,8 @@ def test_points_lost_from_the_first_frame_on_are_told(drive: str, share: float, 
     for frame in given:
         monitor = monitors.setdefault(frame.scene, HealthMonitor(sensors("LIDAR_TOP")))
         told = monitor.update(fewer(frame, share))["LIDAR_TOP"]
-        assert (told.words, told.reason) == ("thinned", "gaps between the points on the ground")
+        assert told.words == "thinned"
+        assert re.fullmatch(r"gaps: 0\.\d\d of .* below the rig's health\.broken 0\.6", told.reason)
     restored = monitors[given[0].scene].update(replace(given[0], timestamp=given[-1].timestamp + 2 * HALF_SECOND))
     assert restored["LIDAR_TOP"].status == "ok"
 
@@ -222,7 +239,8 @@ def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, st
     x, y = away[:, None] * np.cos(azimuth), away[:, None] * np.sin(azimuth)
     points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
     points = points[np.random.default_rng(0).random(len(points)) < kept]
-    found = ring_continuity(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}), LidarLimits())
+    frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), cameras={}, **keyframe(points))
+    found = ring_continuity(frame, LidarLimits())
     assert found == pytest.approx(kept**2, abs=0.05)
 
 
@@ -251,7 +269,8 @@ def test_health_takes_less_than_a_quarter_of_decoding(real: list[Frame]) -> None
     assert sum(each.frames for each in alignment._fits.values()) == 3 * 24
     points = np.concatenate([real[3].points] * 15)[:300_000]  # type: ignore[list-item]
     points[:, 4] = np.repeat(0.05 * np.arange(10), 30_000)
-    monitor, given = HealthMonitor(SENSORS), [replace(real[i % 4], timestamp=i, points=points) for i in range(20)]
+    of_points = {"points": points, "sweep_of_point": np.repeat(np.arange(10, dtype=np.uint8), 30_000)}
+    monitor, given = HealthMonitor(SENSORS), [replace(real[i % 4], timestamp=i, **of_points) for i in range(20)]
     rest = min(seconds(lambda: monitor.update(frame)) for frame in given)  # noqa: B023
     assert max(min(looks), rest) < decoding / 4
 
@@ -340,7 +359,7 @@ def frame(way: float, turned: dict[str, Turn], seed: int = 1, names: Sequence[st
     pose[0, 3] = way
     images = {name: picture(seed, way, name, turned.get(name, (0, 0, 0))) for name in names}
     cameras = {name: Camera(image, INTRINSICS, mounted(name), pose, now) for name, image in images.items()}
-    return Frame("t", now, "ego", pose, pose, swept(seed, way), cameras)
+    return Frame("t", now, "ego", pose, pose, cameras=cameras, **keyframe(swept(seed, way)))
 
 
 def told(frames: Sequence[Frame], alignment: Alignment | None = None) -> Alignment:
@@ -387,7 +406,7 @@ def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float,
     total = np.zeros((SHIFTS, SHIFTS))
     for way in WAYS[:3]:
         seen = frame(way, {"CAM_FRONT": (pitch, yaw, 0)}, seed, ["CAM_FRONT"])
-        edges = range_edges(latest_sweep(seen, LidarLimits())[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
+        edges = range_edges(latest_sweep(seen)[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
         parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges, LidarLimits())
         assert parts.shape == (PARTS, SHIFTS, SHIFTS)
         assert points > 20
@@ -432,7 +451,7 @@ TURNED, STRAIGHT = (1.5, 2.0, 0.3), (0.0, 0.0, 0.0)
 )
 def test_what_is_turned_is_told_and_by_how_much(cameras: dict[str, Turn], lidar: Turn) -> None:
     seen = [frame(way, cameras) for way in WAYS]
-    alignment = told([replace(each, points=moved(each.points, turn(*lidar))) for each in seen])
+    alignment = told([moved(each, turn(*lidar)) for each in seen])
     expected = {name: np.hypot(*turned[:2]) for name, turned in cameras.items()}  # not about its own axis
     expected = {name: pytest.approx(degrees, abs=0.7) for name, degrees in expected.items() if degrees > 1}
     assert alignment.cameras == expected

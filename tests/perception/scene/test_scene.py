@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import keyframe
 from replays import instead
 from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS, sensors
 
@@ -40,7 +41,10 @@ def frame_at(i: int, conditions: Conditions = UNKNOWN, scene: str = "scene-0001"
     cloud = rng.uniform([-50, -50, -2, 0, 0], [50, 50, 3, 255, 0], (3000, 5)).astype(np.float32)
     now = 1_500_000_000_000_000 + 500_000 * i
     camera = Camera(rng.integers(0, 255, (9, 16, 3), np.uint8), np.eye(3), np.eye(4), pose, now - 30_000)
-    return Frame(f"token-{i}", now, "ego", pose, pose, cloud, dict.fromkeys(CAMERAS, camera), conditions, scene=scene)
+    cameras = dict.fromkeys(CAMERAS, camera)
+    return Frame(
+        f"token-{i}", now, "ego", pose, pose, cameras=cameras, conditions=conditions, scene=scene, **keyframe(cloud)
+    )
 
 
 def prediction_of(frame: Frame) -> Prediction:
@@ -212,7 +216,7 @@ def test_memory_does_not_grow_with_the_drive() -> None:
         frame = replace(
             own, token=f"token-{i}", global_from_reference=pose, timestamp=pool[0].timestamp + 500_000 * i,
             conditions=Conditions(weather=("clear", "rain", "fog", "rain")[i // 10 % 4], light=LIGHT[i // 20 % 2]),
-            cameras={} if i % 8 == 3 else own.cameras, points=points,
+            cameras={} if i % 8 == 3 else own.cameras, **keyframe(points),
         )  # fmt: skip
         scene.observe(frame)
         scene.update(frame, prediction if i % 8 == 0 else Prediction({"detection": Boxes.none()}), {"rain": 1.0})

@@ -26,7 +26,7 @@ from perception.bev.trunk import Trunk
 from perception.config import Augment, CameraBranch, Config, Data, Depth, Image
 from perception.config import Trunk as TrunkConfig
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import KEYFRAME_AGE, Conditions
+from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.spec import LowRank
@@ -313,7 +313,7 @@ def test_labels_are_those_of_the_augmented_points_in_the_augmented_pictures(reco
     for position in range(4):
         each = sample(recorded_root, position)
         points = each.inputs["pillar_points"][0][each.inputs["pillar_counts"][0] > 0].reshape(-1, 5)
-        points = points[points.any(axis=1) & (np.abs(points[:, 4]) < KEYFRAME_AGE)]
+        points = points[points.any(axis=1) & (points[:, 4] == 0)]
         assert len(points) > 450
         expected = by_loop(points, each.inputs["image_from_reference"][0], supervised().model.camera.depth)
         assert (expected > 0).sum() > 50

@@ -13,7 +13,7 @@ from bench_pillars import pillars, street
 from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import _pixel, painted_frame, spot_of
+from made_up import _pixel, keyframe, painted_frame, spot_of
 from pydantic import TypeAdapter
 from repository import ROOT
 from torch import Tensor, nn
@@ -217,7 +217,7 @@ def inputs_with(pillars: int) -> dict[str, np.ndarray]:
     points[:, 0] = spec.grid.x[0] + (cells % columns + 0.5) * spec.grid.cell
     points[:, 1] = spec.grid.y[0] + (cells // columns + 0.5) * spec.grid.cell
     points[:, 3] = cells % 251
-    return prepare(replace(synthetic_frame("ego", RIG), points=points), spec)
+    return prepare(replace(synthetic_frame("ego", RIG), **keyframe(points)), spec)
 
 
 @pytest.mark.parametrize("pillars", [0, 1, 37, 11_999, 12_500])

@@ -14,6 +14,7 @@ from exported import bundle, copied, rewritten
 from heights import Heights
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import keyframe
 from networks import anchored_config as anchored
 from networks import anchored_objects as objects
 from networks import assert_same, frame_inputs, little, module, small
@@ -69,7 +70,8 @@ def frames(tables: NuScenesTables) -> list[Frame]:
     for token, count in ((tokens[0], 30), (tokens[-1], 80)):
         points = np.pad(rng.normal(0, 20, (count, 3)), ((0, 0), (0, 2))).astype(np.float32)
         classes = rng.integers(-1, len(POINT_CLASSES), count).astype(np.int16)
-        found.append(replace(tables.frame(token, lidar=False, cameras=False), points=points, class_of_point=classes))
+        own = keyframe(points) | {"class_of_point": classes}
+        found.append(replace(tables.frame(token, lidar=False, cameras=False), **own))
     return found
 
 

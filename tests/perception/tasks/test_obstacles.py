@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import keyframe
 from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
@@ -33,7 +34,7 @@ from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, clust
 from perception.tasks.task import Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
-POINT = np.zeros((1, 5), np.float32)  # a frame without data says nothing
+POINT = keyframe(np.zeros((1, 5), np.float32))  # a frame without data says nothing
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")
 NAMES, TINY = occupancy_classes(NUSCENES), load_config(find_config("tiny"))
 GRID = VoxelGrid((-4, 4), (-4, 4), (-0.4, 1.2), 0.4)
@@ -124,7 +125,9 @@ HEADS = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.
 
 
 def standing(frames: int) -> list[Frame]:
-    return [Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), POINT, {}, scene="a") for i in range(frames)]
+    return [
+        Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), cameras={}, scene="a", **POINT) for i in range(frames)
+    ]
 
 
 def street(grid: VoxelGrid, frame: Frame) -> OccupancyResult:
@@ -290,7 +293,7 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
             for i in range(8):
                 pose = np.eye(4)
                 pose[0, 3] = 2.0 * i
-                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, POINT, {}, scene="a")
+                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, cameras={}, scene="a", **POINT)
                 result = street(grid, frame)
                 boxes = objects([(24 - 2.0 * i, -8)] if detected else [])
                 scene.observe(frame)

@@ -48,8 +48,9 @@ def street(seed: int = 0) -> Frame:
     """Points on and off the grid, a third of them of the keyframe."""
     rng = np.random.default_rng(seed)
     xyz = rng.normal([0, 0, 0], [10, 10, 2], (6000, 3))
-    points = np.column_stack([xyz, rng.uniform(0, 255, 6000), rng.choice([0.0, 0.05, 0.1], 6000)])
-    return Frame("street", 0, "ego", np.eye(4), np.eye(4), points.astype(np.float32), {})
+    points = np.column_stack([xyz, rng.uniform(0, 255, 6000), rng.uniform(-0.1, 0.1, 6000)]).astype(np.float32)
+    sweeps = rng.integers(0, 3, 6000).astype(np.uint8)  # whatever the times are
+    return Frame("street", 0, "ego", np.eye(4), np.eye(4), points, {}, sweep_of_point=sweeps)
 
 
 def spec_of(places: int, **lidar: Any) -> InputSpec:
@@ -63,12 +64,13 @@ def test_inputs_are_the_keyframes_first_points_and_their_cells(overflow: str) ->
     rng, memory = np.random.default_rng(0), no_sensors(spec)
     xyz = rng.uniform([-20, -20, -5], [20, 20, 7], (6000, 3))
     points = np.column_stack([xyz, rng.uniform(0, 255, 6000), rng.choice([0, -0.01, 0.02, 0.05], 6000)])
-    frame = replace(street(), points=points.astype(np.float32), cameras={})
+    sweeps = (rng.random(6000) < 0.2).astype(np.uint8)
+    frame = replace(street(), points=points.astype(np.float32), sweep_of_point=sweeps)
     assert (prepare(frame, spec, into=memory)["points"][0] != 0).any(axis=1).all()  # it has more than there are places
     for count in (1000, 0):
-        less = replace(frame, points=frame.points[:count])
+        less = frame.select_points(slice(count))
         inputs = prepare(less, spec, into=memory)
-        own = less.points[np.abs(less.points[:, 4]) < 0.025]
+        own = less.points[less.sweep_of_point == 0]
         np.testing.assert_array_equal(inputs["points"][0, : len(own)], own)
         assert not inputs["points"][0, len(own) :].any()
         cells = [
@@ -87,8 +89,8 @@ def test_inputs_are_the_keyframes_first_points_and_their_cells(overflow: str) ->
 
 def test_labels_belong_to_the_points_that_the_network_gets() -> None:
     rng = np.random.default_rng(1)
-    points = rng.permutation(street().points)
-    frame = replace(street(), points=points, class_of_point=heights(points))
+    frame = street().select_points(rng.permutation(6000))
+    frame = replace(frame, class_of_point=heights(frame.points))
     for places in (40, 10_000):
         task = PointsTask(PointsHead(max_points=places), GRID, NUSCENES)
         classes = task.labels(frame)["classes"]
@@ -236,7 +238,8 @@ NAMES = NUSCENES.point_names
 
 
 def frame_of(points: np.ndarray, classes: np.ndarray | None) -> Frame:
-    return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes)
+    sweeps = np.where(np.abs(points[:, 4]) < 0.025, np.uint8(0), np.uint8(1))
+    return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes, sweep_of_point=sweeps)
 
 
 def cloud(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -333,8 +336,8 @@ def test_annotations_come_from_the_source_whatever_the_order_of_the_frames_point
     metric = PointsMetric(source, BevGrid())
     frame = tables.frame(token, sweeps=1, annotations=False, cameras=False)
     assert len(frame.keyframe_points) < len(frame.points)
-    for points in (frame.points, frame.points[::-1], frame.points[::3]):
-        seen = replace(frame, points=np.ascontiguousarray(points))
+    for step in (1, -1, 3):
+        seen = frame.select_points(slice(None, None, step))
         metric.add(seen, heights(seen.keyframe_points).astype(np.uint8))
         assert metric.scores()["points"]["mean"] == 1
     blind = replace(frame, points=None)

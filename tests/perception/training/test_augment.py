@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import painted_frame, spot_of
+from made_up import keyframe, painted_frame, spot_of
 from networks import model, small
 from vocabulary import NUSCENES, RIG
 
@@ -17,7 +17,7 @@ from deploy.golden import synthetic_frame
 from perception.config import Augment, CameraBranch, Image
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Boxes, Frame
+from perception.frame import PER_POINT, Boxes, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
@@ -47,7 +47,7 @@ def _boxes(rng: np.random.Generator, number: int = 4) -> Boxes:
 
 def _frame(rng: np.random.Generator) -> Frame:
     points = rng.uniform([0, -15, -2, 0, 0], [40, 15, 2, 255, 0.5], (300, 5)).astype(np.float32)
-    return replace(FRAME, points=points, boxes=_boxes(rng))
+    return replace(FRAME, boxes=_boxes(rng), **keyframe(points))
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -182,18 +182,18 @@ def test_a_range_of_sizes_keeps_the_bottom_row() -> None:
     assert left[large].std() > 1
 
 
-def test_shuffled_points_keep_their_lidar_and_class() -> None:
+def test_shuffled_points_keep_their_sweep_lidar_and_class() -> None:
     frame = _frame(np.random.default_rng(0))
     number = np.arange(300)
     frame.points[:, 3] = number
-    frame = replace(frame, lidar_of_point=number.astype(np.uint8), class_of_point=number.astype(np.int16))
+    own = {"sweep_of_point": number // 9, "lidar_of_point": number, "class_of_point": number}
+    frame = replace(frame, **{name: each.astype(np.uint8) for name, each in own.items()})
     after = shuffled(frame, np.random.default_rng(1))
     order = after.points[:, 3].astype(int)
     assert sorted(order) == number.tolist()
     assert (order != number).mean() > 0.9
-    np.testing.assert_array_equal(after.points, frame.points[order])
-    np.testing.assert_array_equal(after.lidar_of_point, frame.lidar_of_point[order])
-    np.testing.assert_array_equal(after.class_of_point, frame.class_of_point[order])
+    for name in PER_POINT:
+        np.testing.assert_array_equal(getattr(after, name), getattr(frame, name)[order])
     missing = replace(frame, points=None)
     assert shuffled(missing, np.random.default_rng(1)) is missing
 

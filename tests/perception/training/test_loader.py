@@ -24,14 +24,14 @@ from networks import assert_equal_batches as _assert_equal
 from networks import loader_config as _config
 from vocabulary import CLASSES
 
-from perception.config import Config, parse_config
+from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets import pandaset, recorded
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes import dataset
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
-from perception.frame import Camera, Frame, Reading
+from perception.frame import PER_POINT, Camera, Frame, Reading
 from perception.mmdet3d.infos import Infos
 from perception.rig import load_rig
 from perception.sensors.inputs import prepare
@@ -281,16 +281,26 @@ def test_all_files_that_are_opened_have_a_stamp(every_kind, tiny_root, tmp_path)
 def test_every_field_of_a_frame_is_stored(tmp_path: Path) -> None:
     """Also those that no data set fills, and a frame without any sensor."""
     none, one = np.zeros((0, 5), np.float32), np.eye(4)
+    byte = np.zeros(0, np.uint8)
     camera = Camera(np.zeros((3, 5, 3), np.uint8), np.eye(3), one, one, 7)
     frame = Frame(
         "t", 1, "lidar", one, 2 * one, none, {"A": camera}, position=(1.5, 2.5), scene="s", location="l",
-        lidar_of_point=np.zeros(0, np.uint8), class_of_point=np.zeros(0, np.int16),
+        sweep_of_point=byte, lidar_of_point=byte, class_of_point=np.zeros(0, np.int16),
         signals={"rain": [Reading(3, 0.5), Reading(4, "off")]},
     )  # fmt: skip
-    for i, each in enumerate((frame, dataclasses.replace(frame, points=None, cameras={}, position=None))):
+    for i, each in enumerate((frame, dataclasses.replace(frame.without_points(), cameras={}, position=None))):
         path = tmp_path / f"{i}.frame"
         path.write_bytes(frame_cache._packed(each))
         assert same(frame_cache._stored(path), each)
+
+
+def test_a_dropped_lidar_leaves_nothing_of_its_points(every_kind) -> None:
+    tables = every_kind["truck"]
+    config = load_config(find_config("tiny"), ["train.drop_lidar=1.0", "data.class_balanced=false"])
+    frame = tables.frame(tables.samples()[0])
+    assert frame.lidar_of_point is not None
+    seen = FrameDataset(tables, tables.samples(), config)._with_dropped_sensors(frame, np.random.default_rng(0))
+    assert [getattr(seen, name) for name in PER_POINT] == [None] * 4
 
 
 def test_a_training_sees_the_same_samples(tiny_root: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import keyframe
 from shapely import Polygon
 from vocabulary import CAMERAS, NUSCENES
 
@@ -117,6 +118,11 @@ def test_no_two_boxes_overlap_and_classes_are_filled_up(objects: Objects, frames
     assert (after <= np.maximum(before, most)).all()
 
 
+def numbered(frame: Frame) -> np.ndarray:
+    """(N, 6) the points, and of which sweep each is."""
+    return np.column_stack([frame.points, frame.sweep_of_point]).astype(np.float32)
+
+
 def test_points_in_a_pasted_box_are_the_objects_and_others_stay(objects: Objects, frames: Sequence[Frame]) -> None:
     frame, paster = replace(frames[0], cameras={}), Paster(objects, config())
     result = paster(frame, np.random.default_rng(1))
@@ -130,10 +136,10 @@ def test_points_in_a_pasted_box_are_the_objects_and_others_stay(objects: Objects
         for name in ("sizes", "rotations", "velocities", "labels", "attributes"):
             np.testing.assert_array_equal(getattr(result.boxes, name)[i], getattr(objects.boxes, name)[number])
         stored.append(objects.points(number))
-        found = result.points[inside(result.points, result.boxes, i)]
+        found = numbered(result)[inside(result.points, result.boxes, i)]
         np.testing.assert_array_equal(ordered(found), ordered(stored[-1]))
     assert removed.any()
-    np.testing.assert_array_equal(ordered(result.points), ordered(*stored, frame.points[~removed]))
+    np.testing.assert_array_equal(ordered(numbered(result)), ordered(*stored, numbered(frame)[~removed]))
     assert (np.diff(result.points[:, 4]) >= 0).all()
     assert (np.abs(result.boxes.velocities[pasted.start :, :2]).max(axis=1) > 1).any()  # some move
 
@@ -198,7 +204,7 @@ def test_a_nearer_object_of_the_frame_hides_a_pasted_one(tmp_path: Path) -> None
     parts = {name: np.array(values) for name, values in {"points": [0, 0], "crops": [0, 0], "cameras": []}.items()}
     paster = Paster(Objects(tmp_path, far, parts), config(classes={"car": 9}, pictures="mask"))
     (tmp_path / "points.bin").touch()
-    frame = replace(ahead(near), points=np.zeros((0, 5), np.float32))
+    frame = replace(ahead(near), **keyframe(np.zeros((0, 5), np.float32)))
     image, before = paster(frame, np.random.default_rng(0)).cameras[CAMERAS[0]].image, frame.cameras[CAMERAS[0]].image
     # Front faces: the pasted one 12 m ahead, +-1 m; the near one 5.5 m ahead, 0 to 1 m to the left.
     hidden, shown = (slice(26, 33), slice(33, 39)), (slice(27, 32), slice(41, 46))
@@ -353,7 +359,7 @@ def test_the_database_holds_all_points_and_pictures_of_every_object(tables: NuSc
     for token in tables.samples()[:2]:
         frame = tables.frame(token, "ego", 2)
         for i in np.flatnonzero(frame.boxes.num_points > 0):
-            points = frame.points[inside(frame.points, frame.boxes, i)]
+            points = numbered(frame)[inside(frame.points, frame.boxes, i)]
             if not len(points):
                 continue
             np.testing.assert_array_equal(objects.points(number), points)
