@@ -39,7 +39,8 @@ class Paster:
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         """The frame with more objects; the same one if it has no annotations or nothing shows the objects.
 
-        Points are in the order of their age again. The LiDAR and the annotated class of each point are lost.
+        Points are in the order of their age again. Those of objects have no annotated class, and the LiDARs of all are
+        lost.
         """
         if frame.boxes is None or (frame.points is None and not (self._pictures and frame.cameras)):
             return frame
@@ -47,14 +48,9 @@ class Paster:
         if not len(chosen):
             return frame
         pasted = self._objects.boxes.select(chosen)
-        return replace(
-            frame,
-            boxes=Boxes.joined(frame.boxes, pasted),
-            points=None if frame.points is None else self._with_points(frame.points, chosen, pasted),
-            cameras=self._with_pictures(frame, frame.boxes, chosen, pasted),
-            lidar_of_point=None,
-            class_of_point=None,
-        )
+        cameras = self._with_pictures(frame, frame.boxes, chosen, pasted)
+        changed = frame if frame.points is None else self._with_points(frame, frame.points, chosen, pasted)
+        return replace(changed, boxes=Boxes.joined(frame.boxes, pasted), pasted=len(pasted), cameras=cameras)
 
     def _chosen(self, frame: Frame, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
         """Numbers of drawn objects whose footprints overlap neither the boxes nor each other."""
@@ -72,14 +68,18 @@ class Paster:
                     chosen.append(number)
         return np.array(chosen, np.int64)
 
-    def _with_points(self, points: np.ndarray, chosen: np.ndarray, pasted: Boxes) -> np.ndarray:
+    def _with_points(self, frame: Frame, points: np.ndarray, chosen: np.ndarray, pasted: Boxes) -> Frame:
         """Points in the boxes, where these are now or were at the points' times, are replaced by the objects'."""
         outside = np.ones(len(points), bool)
         for moving in (True, False):
             for inside in points_of(points, pasted, moving):
                 outside[inside] = False
         joined = np.concatenate([*map(self._objects.points, chosen), np.compress(outside, points, axis=0)])
-        return joined[np.argsort(joined[:, 4], kind="stable")]
+        order, classes = np.argsort(joined[:, 4], kind="stable"), frame.class_of_point
+        if classes is not None:
+            own = classes[outside]
+            classes = np.concatenate([np.full(len(joined) - len(own), -1, classes.dtype), own])[order]
+        return replace(frame, points=joined[order], lidar_of_point=None, class_of_point=classes)
 
     def _with_pictures(self, frame: Frame, boxes: Boxes, chosen: np.ndarray, pasted: Boxes) -> Mapping[str, Camera]:
         cameras = dict(frame.cameras)
