@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,28 @@ FORMAT = 1  # of what is stored; a higher one makes the arrays anew
 LEAST = 1 << 24  # bytes of all arrays together, below which computing them anew is quick
 
 
-def kept(name: str, about: Mapping[str, Any], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def kept(
+    name: str, files: Mapping[str, list[Any]], about: Any, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """The arrays, read-only, from the user's cache ($XDG_CACHE_HOME or ~/.cache) if it has them; else computed.
 
-    Small arrays are not stored, and none where the cache cannot be written.
+    Small arrays are not stored, and none where the cache cannot be written. What was made of the same files before they
+    changed is removed.
 
     Args:
-        about: all that the arrays depend on, as JSON.
+        files: by any name the path, and the size and time of change, of each file that the arrays are made of.
+        about: all else that they depend on, as JSON.
     """
-    key = json.dumps({"format": FORMAT, **about}, sort_keys=True, default=list)
-    folder = cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    place, version, rest = map(_hash, ([each[0] for each in files.values()], [FORMAT, files], about))
+    folder = cache() / f"{name}-{place}-{version}-{rest}"
     found = _stored(folder)
     if found is None:
         found = compute()
         if sum(each.nbytes for each in found.values()) >= LEAST:
             _store(folder, found)
+            for other in cache().glob(f"{name}-{place}-*"):
+                if not other.name.startswith(f"{name}-{place}-{version}-"):
+                    shutil.rmtree(other, ignore_errors=True)
     for each in found.values():
         each.setflags(write=False)
     return found
@@ -41,6 +49,10 @@ def kept(name: str, about: Mapping[str, Any], compute: Callable[[], dict[str, np
 def cache() -> Path:
     """The folder of this package in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perception"
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
 def _stored(folder: Path) -> dict[str, np.ndarray] | None:

@@ -215,6 +215,7 @@ class Frame:
     cameras: Mapping[str, Camera]  # name in the rig -> image; without missing cameras
     conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
     boxes: Boxes | None = None  # annotations in the reference frame
+    pasted: int = 0  # of the boxes, the last ones: objects of other keyframes
     scene: str = ""  # name of the drive
     location: str = ""  # name of the map
     position: tuple[float, float] | None = None  # latitude, longitude of the vehicle, degrees, WGS 84

@@ -73,8 +73,8 @@ class TorchPredictor:
             collate_fn=list,
         )
         for samples in loaded(loader):
-            frames, seen, arrays = zip(*samples, strict=True)
-            yield from zip(frames, self._predict(seen, arrays), strict=True)
+            frames, arrays = zip(*samples, strict=True)
+            yield from zip(frames, self._predict(frames, arrays), strict=True)
 
     @torch.inference_mode()
     def _predict(self, frames: Sequence[Frame], arrays: Sequence[Sequence[Arrays]]) -> list[Prediction]:
@@ -102,8 +102,8 @@ def _prepared(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[
     return [prepare(transformed(frame, np.diag([*each, 1.0])) if min(each) < 0 else frame, spec) for each in signs]
 
 
-class _PreparedFrames(Dataset[tuple[Frame, Frame, list[Arrays]]]):
-    """Keyframes as recorded and as the model sees them, with the model's inputs."""
+class _PreparedFrames(Dataset[tuple[Frame, list[Arrays]]]):
+    """Keyframes with the model's inputs."""
 
     def __init__(self, read: Reader, tokens: Sequence[str], spec: InputSpec, mirrors: Sequence[Mirror]) -> None:
         self.read, self.tokens, self.spec, self.mirrors = read, tokens, spec, mirrors
@@ -111,6 +111,6 @@ class _PreparedFrames(Dataset[tuple[Frame, Frame, list[Arrays]]]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, position: int) -> tuple[Frame, Frame, list[Arrays]]:
-        frame, seen = self.read(self.tokens[position])
-        return frame, seen, _prepared(seen, self.spec, self.mirrors)
+    def __getitem__(self, position: int) -> tuple[Frame, list[Arrays]]:
+        frame = self.read(self.tokens[position])
+        return frame, _prepared(frame, self.spec, self.mirrors)

@@ -122,7 +122,7 @@ class Evidence:
                 merge_modules(model.bank, "merged", [a, b], Merging(method, **options))
                 model.bank.activate("merged")
                 if calibrated:  # needs drives of the combination, but not their annotations
-                    recalibrate(model, self.models.inputs(self.models.tokens("sim_train", combination)), "merged")
+                    recalibrate(model, self.models.tables, self.models.tokens("sim_train", combination), "merged")
                 return model
 
             return make

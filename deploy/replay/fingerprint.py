@@ -29,7 +29,7 @@ class Fingerprint:
 
     def add(self, frame: Frame) -> FrameHashes:
         """Add a frame."""
-        sensors = _sensors(frame)
+        sensors = sensors_hash(frame)
         self.add_known(sensors.hex())
         points = [] if frame.points is None else [frame.points, frame.of_keyframe]
         data = _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, *points])
@@ -51,7 +51,7 @@ def without_sensors(frame: Frame) -> str:
     return _sha256(text, [frame.global_from_ego, frame.global_from_reference]).hex()
 
 
-def _sensors(frame: Frame) -> bytes:
+def sensors_hash(frame: Frame) -> bytes:
     """SHA-256 of tags, times, positions, signals, poses, calibration, every 16th row of the pictures, and the
     keyframe's LiDAR intensities.
 

@@ -37,7 +37,7 @@ class Finished:
             raise InputError(f"{folder}: holds no finished replay (no readable {STATISTICS}); replay again") from None
         if not lines:
             raise InputError(f"{path}: no frame was replayed; there is nothing to judge")
-        if any("tasks" not in line for line in lines):
+        if any("sensors" not in line for line in lines):
             raise InputError(f"{path}: was written by an earlier version; replay again")
         return Finished(folder, lines)
 

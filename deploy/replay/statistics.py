@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
+from deploy.replay.fingerprint import sensors_hash
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame, Prediction
 from perception.tasks.task import Task
@@ -39,6 +40,7 @@ class StatisticsWriter:
             "timestamp": frame.timestamp,
             "conditions": frame.conditions.known(),
             "ego": frame.global_from_ego[:2, 3].tolist(),
+            "sensors": sensors_hash(frame).hex(),
             "blind": not cameras and not (frame.points is not None and "lidar" in self._sensors),
             "not_finite": dict(prediction.not_finite),
             "tasks": {

@@ -163,12 +163,26 @@ def merge(
     option: Annotated[
         list[str] | None, typer.Option(help="strength=, keep= (ties), drop= and seed= (dare), rank=; repeatable.")
     ] = None,
+    recalibrate: Annotated[
+        Path | None,
+        typer.Option(
+            callback=from_store, help="Dataroot: recompute batch statistics on its frames under --conditions."
+        ),
+    ] = None,
+    version: Version = None,
     as_json: Json = False,
 ) -> None:
     """Merge modules of one kind into a new one. OUT is a checkpoint with the new one and its members."""
+    from perception.sources import open_source
+    from perception.training.checkpoint import trained_config
     from perception.training.combine import merge as run
 
-    lost = run(checkpoint, names(modules), name, method, out, names(conditions), **_numbers(option or []))
+    drives, options = None, _numbers(option or [])
+    if recalibrate is not None:
+        config = trained_config(checkpoint)
+        tables = open_source(recalibrate, version, config.rig, config.taxonomy)
+        drives = tables, training_split(tables.version)
+    lost = run(checkpoint, names(modules), name, method, out, names(conditions), drives=drives, **options)
     room = f"at most {max(lost.values()):.1%} of a slot's change had no room"
     report({"module": name, "lost": lost}, as_json, f"{name}: {method} of {modules}; {room}")
 

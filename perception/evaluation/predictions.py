@@ -10,7 +10,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame, Prediction
 from perception.sensors.inputs import InputSpec
 
-Predicted = Iterator[tuple[Frame, Prediction]]  # frames as recorded, in the order of their tokens
+Predicted = Iterator[tuple[Frame, Prediction]]  # frames as the model sees them, in the order of their tokens
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Reader:
     """Reads keyframes with the inputs of a model, without annotations.
 
     Attributes:
-        change: of what the model sees, such as a corruption; None: nothing.
+        change: made to each frame, such as a corruption; None: none.
     """
 
     tables: Keyframes
     spec: InputSpec
     change: Callable[[Frame], Frame] | None = None
 
-    def __call__(self, token: str) -> tuple[Frame, Frame]:
-        """A frame as recorded, and as the model sees it."""
+    def __call__(self, token: str) -> Frame:
+        """A frame as the model sees it."""
         frame = self.tables.frame(
             token,
             self.spec.grid.reference,
@@ -35,7 +35,7 @@ class Reader:
             lidar=self.spec.lidar is not None,
             cameras=self.spec.camera is not None,
         )
-        return frame, frame if self.change is None else self.change(frame)
+        return frame if self.change is None else self.change(frame)
 
 
 @runtime_checkable
@@ -55,5 +55,5 @@ def predictions(predictor: Predictor, read: Reader, tokens: Sequence[str]) -> Pr
         yield from predictor.predictions(read, tokens)
         return
     for token in tokens:
-        frame, seen = read(token)
-        yield frame, predictor(seen)
+        frame = read(token)
+        yield frame, predictor(frame)

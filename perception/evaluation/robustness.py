@@ -122,7 +122,7 @@ def robustness(
     a displaced sensor has the same pose for the whole evaluation.
 
     Args:
-        predicted: returns the predictions on the changed frames of the metrics, in their order; its first argument
+        predicted: returns the changed frames of the metrics, in their order, with the predictions; its first argument
             describes the purpose, for progress.
         metrics: task -> metric of the frames without corruption.
         names: keys of CORRUPTIONS.
@@ -130,7 +130,7 @@ def robustness(
 
     Returns:
         `mRA`, and under `corruptions` for each its `unit`, `levels` (each `level` with the numbers of the tasks'
-        `Metric.part`) and `resilience`. A relative score is None where the clean score is 0 or undefined.
+        `Metric.part`) and `resilience`. A relative score is None where the clean score is 0, or any is undefined.
     """
     main = next((metric.main for metric in metrics.values() if metric.main), None)
     clean: dict[str, Any] = {}
@@ -148,7 +148,8 @@ def robustness(
                     metric.add(frame, prediction.results[task])
             clean = clean or part_scores(metrics, np.ones(count, bool))
             levels.append({"level": level, **numbers(part_scores(again, np.ones(count, bool)))})
-        left = float(np.mean([each[main] for each in levels])) / clean[main] if main and clean.get(main) else None
+        scores = [each[main] for each in levels if main and clean.get(main) and each[main] is not None]
+        left = float(np.mean(scores)) / clean[main] if main and len(scores) == len(levels) else None
         found[name] = {"unit": corruption.unit, "levels": levels, "resilience": left}
     shares = [each["resilience"] for each in found.values() if each["resilience"] is not None]
     return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}

@@ -64,8 +64,6 @@ def adapt_foreign(
     trunk = load_foreign(config)
     trunk.bank.add(spec)
     tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
-    if not tokens:
-        raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(spec.when)}")
     annotations = run / "annotations.json"
     annotation_file.write(annotations, tables, tokens)
     fit(trunk, spec.name, training_set(trunk.config, tables, annotations), config, steps, learning_rate)

@@ -74,7 +74,7 @@ class Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def add(self, frame: Frame, result: Result) -> None:
-        """Add one frame; its annotations are taken from the source."""
+        """Add one frame as the network saw it, perhaps corrupted; its annotations are taken from the source."""
 
     @abstractmethod
     def scores(self) -> dict[str, Any]:

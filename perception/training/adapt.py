@@ -77,8 +77,6 @@ def adapt(
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
     tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
-    if not tokens:
-        raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(spec.when)}")
     if isinstance(config.routing, LearnedRouting):
         # The learned router keeps its options, else its weights for all frames would change; the new module is routed
         # by its conditions.

@@ -14,6 +14,8 @@ from perception.modules.aggregation.notation import parse_block
 from perception.modules.module_record import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.training.checkpoint import load_model, provenance, save_model
+from perception.training.recalibrate import recalibrate
+from perception.training.trainable import with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
@@ -58,7 +60,8 @@ def merge(
         name: of the new module.
         method: average, task-arithmetic, ties or dare.
         when: facts that the new module requires.
-        options: of `Merging` (strength, keep, drop, seed), and rank.
+        options: of `Merging` (strength, keep, drop, seed), rank, and `drives`: keyframes and their split, on those of
+            which under `when` the batch normalisations of the new module are recalibrated.
 
     Returns:
         For each slot the share of the change that the new module's rank could not represent.
@@ -66,6 +69,7 @@ def merge(
     Raises:
         InputError: an unknown member, method or option, members that do not merge, or OUT holds files.
     """
+    drives = options.pop("drives", None)
     unknown = sorted(options.keys() - OPTIONS)
     if unknown:
         raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
@@ -73,6 +77,11 @@ def merge(
     model, _ = load_model(checkpoint)
     rank, merging = options.pop("rank", None), Merging(cast(Method, method.replace("-", "_")), weights, **options)
     lost = merge_modules(model.bank, name, names, merging, rank, when)
+    if drives is not None:
+        tables, split = drives
+        model.bank.activate(name)
+        recalibrate(model, tables, with_conditions(tables, tables.samples(split), when), name)
+        model.bank.activate(None)
     records = read_records(checkpoint)
     _save(model, records, checkpoint, out)
     model.bank.save(name, out / "modules" / name, f"{method} of {', '.join(members)}")

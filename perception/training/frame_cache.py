@@ -1,9 +1,9 @@
 """Decoded frames in files that all processes of a training, and later trainings, memory-map instead of decoding again.
 
-FOLDER/VERSION/KEY.frame    checksum (8 bytes), then safetensors: the arrays of the frame, and the rest of it as JSON
+FOLDER/frames-CODE-READS/KEY.frame    checksum (8 bytes), then safetensors: the arrays of the frame, the rest as JSON
 
-VERSION is a hash of the code and of how frames are read, KEY of the keyframe and of the path, size and time of change
-of every file that it is read from. So an entry is never out of date; another version has another folder.
+CODE is a hash of the code that makes frames, READS of what is read, KEY of the keyframe and of the path, size and time
+of change of every file that it is read from. So an entry is never out of date. Those of other code are removed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,7 +30,9 @@ from perception.errors import InputError
 from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
 from perception.training.frames import Reads
 
-_SOURCES = Path(__file__).parents[1]  # of the code that makes frames
+_SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for these folders and with these files
+_APART = ("bev", "commands", "evaluation", "modules", "page", "scene", "simulate", "tasks", "training")
+_OF_FRAMES = ("training/frames.py", "training/frame_cache.py")
 _LEAST_FREE = 0.05  # of the disk, which the cache leaves free
 _POSES = ("global_from_reference", "global_from_ego")  # of Frame
 _CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
@@ -48,17 +51,17 @@ class FrameCache:
 
     def __init__(self, folder: Path, tables: Keyframes, reads: Reads) -> None:
         self._tables, self._reads = tables, reads
+        code = _hash([code_version(_SOURCES), np.__version__, cv2.__version__])[:16]
         about = {
-            "code": code_version(_SOURCES),
-            "libraries": [np.__version__, cv2.__version__],
             "data": [type(tables).__qualname__, tables.version],
             "rig": tables.rig.model_dump(mode="json"),
             "taxonomy": tables.taxonomy.model_dump(mode="json"),
             **reads._asdict(),
         }
-        self.folder = folder / _hash(about)[:16]
+        self.folder = folder / f"frames-{code}-{_hash(about)[:16]}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_others(folder, code)
         except OSError as error:
             raise InputError(f"data.cache: cannot make {self.folder} ({error.strerror}); name another folder") from None
 
@@ -85,12 +88,24 @@ class FrameCache:
                 write_atomically(path, content)
 
 
+def _remove_others(folder: Path, code: str) -> None:
+    """Remove the frames of other code, as far as possible; a training that still maps some keeps these."""
+    for other in folder.glob("frames-*"):
+        if re.fullmatch("frames-[0-9a-f]{16}-[0-9a-f]{16}", other.name) and other.name.split("-")[1] != code:
+            with suppress(OSError):
+                for path in other.glob("*.frame*"):  # and what a killed process left of one
+                    path.unlink(missing_ok=True)
+                other.rmdir()
+
+
 @cache
 def code_version(folder: Path) -> str:
-    """A hash of all Python files below a folder."""
+    """A hash of all Python files below a folder that make frames."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+        name = path.relative_to(folder).as_posix()
+        if not name.startswith(tuple(f"{each}/" for each in _APART)) or name in _OF_FRAMES:
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

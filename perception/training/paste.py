@@ -39,7 +39,8 @@ class Paster:
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         """The frame with more objects; the same one if it has no annotations or nothing shows the objects.
 
-        Points are in the order of their age again. The LiDAR and the annotated class of each point are lost.
+        Points are in the order of their age again. Those of objects have no annotated class, and the LiDARs of all are
+        lost.
         """
         if frame.boxes is None or (frame.points is None and not (self._pictures and frame.cameras)):
             return frame
@@ -47,11 +48,9 @@ class Paster:
         if not len(chosen):
             return frame
         pasted = self._objects.boxes.select(chosen)
-        return replace(
-            frame if frame.points is None else self._with_points(frame, frame.points, chosen, pasted),
-            boxes=Boxes.joined(frame.boxes, pasted),
-            cameras=self._with_pictures(frame, frame.boxes, chosen, pasted),
-        )
+        cameras = self._with_pictures(frame, frame.boxes, chosen, pasted)
+        changed = frame if frame.points is None else self._with_points(frame, frame.points, chosen, pasted)
+        return replace(changed, boxes=Boxes.joined(frame.boxes, pasted), pasted=len(pasted), cameras=cameras)
 
     def _chosen(self, frame: Frame, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
         """Numbers of drawn objects whose footprints overlap neither the boxes nor each other."""
@@ -76,7 +75,9 @@ class Paster:
             for inside in points_of(points, pasted, moving):
                 outside[inside] = False
         added = np.concatenate([*map(self._objects.points, chosen)])
-        own = replace(frame.without_points(), points=added[:, :5], sweep_of_point=added[:, 5].astype(np.uint8))
+        classes = None if frame.class_of_point is None else np.full(len(added), -1, frame.class_of_point.dtype)
+        sweeps = added[:, 5].astype(np.uint8)
+        own = replace(frame.without_points(), points=added[:, :5], sweep_of_point=sweeps, class_of_point=classes)
         return own.with_further_points(frame.select_points(outside))
 
     def _with_pictures(self, frame: Frame, boxes: Boxes, chosen: np.ndarray, pasted: Boxes) -> Mapping[str, Camera]:

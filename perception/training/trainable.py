@@ -103,6 +103,9 @@ def optimizer_of(
 
 
 def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
-    """The keyframes that are known to have all conditions among the facts."""
+    """The keyframes that are known to have all conditions among the facts; InputError if there is none."""
     required = set(facts) & set(tables.taxonomy.condition_values)
-    return [token for token in tokens if required <= set(tables.conditions(token).known())]
+    found = [token for token in tokens if required <= set(tables.conditions(token).known())]
+    if not found:
+        raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(facts)}")
+    return found

@@ -107,6 +107,18 @@ def test_what_changed_in_the_store_is_fetched_again(store: Store) -> None:
         read(local / "samples" / "absent")
 
 
+def test_objects_that_stand_for_folders_are_none(store: Store) -> None:
+    """As consoles make them; nor has a name a place in a folder that has nothing between two slashes."""
+    for name in ("made/", "made/v1/", "made/v1/empty/", "made/samples/"):
+        store.put(name, b"")
+    for name in ("made/a.txt", "made/v1/b.txt", "made/samples/c", "made/v1//twice.txt"):
+        store.put(name, name.encode())
+    for _ in range(2):
+        local = fetched(Path(f"{store.url}/made"))
+        found = {each.relative_to(local).as_posix(): each.read_bytes() for each in local.rglob("*") if each.is_file()}
+        assert found == {"a.txt": b"made/a.txt", "v1/b.txt": b"made/v1/b.txt"}
+
+
 def test_a_half_written_file_is_not_taken_for_whole(store: Store) -> None:
     """A process that was killed while it fetched leaves no file at its place; one cut later has no version."""
     store.put("cut/file", b"whole")

@@ -27,4 +27,4 @@ class Heights:
 
     def frame(self, *arguments: Any, **options: Any) -> Frame:
         frame = self._tables.frame(*arguments, **options)
-        return replace(frame, class_of_point=heights(frame.points))
+        return frame if options.get("annotations") is False else replace(frame, class_of_point=heights(frame.points))

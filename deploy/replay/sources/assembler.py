@@ -133,11 +133,12 @@ class Assembler:
                 self._counts.add_corrupt(topic, "another message type than the map of topics says")
 
     def _add_transform(self, topic: str, transform: Transform) -> None:
-        if not self._placement.add(topic, transform):
-            self._counts.add_problem("duplicated", topic)
+        with self._counts.corrupt(topic):
+            if not self._placement.add(topic, transform):
+                self._counts.add_problem("duplicated", topic)
 
     def _add_keyframe(self, topic: str, time: int, keyframe: Keyframe) -> None:
-        if not self._stamps.is_new(topic, keyframe.stamp):
+        if not self._stamps.is_new(topic, keyframe.stamp, time):
             return
         if keyframe.token in self._tokens:
             self._counts.add_problem("duplicated", topic)
@@ -150,17 +151,17 @@ class Assembler:
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
         lidar, reference = self._lidars[name], name == self._reference
-        if not self._stamps.is_new(lidar.topic, cloud.stamp):
+        if not self._stamps.is_new(lidar.topic, cloud.stamp, time):
             return
         allowed = 0 if reference else self._tolerance
         if any(abs(stamp - cloud.stamp) <= allowed and name not in sensors for stamp, sensors in self._recent):
             self._counts.add_problem("late", lidar.topic)
         lidar.add(cloud)
-        if reference and self._trigger is not None and self._trigger.on_sweep(cloud.stamp):
+        if reference and self._trigger is not None and self._trigger.on_sweep(cloud.stamp, time):
             self._expect_frame(cloud.stamp, time, self._trigger)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
-        if not self._stamps.is_new(topic, picture.stamp):
+        if not self._stamps.is_new(topic, picture.stamp, time):
             return
         name = self._camera_of_image[topic]
         if any(
@@ -168,12 +169,12 @@ class Assembler:
         ):
             self._counts.add_problem("late", topic)
         self._cameras[name].add(time, picture)
-        if self._trigger is not None and self._trigger.on_picture(picture.stamp):
+        if self._trigger is not None and self._trigger.on_picture(picture.stamp, time):
             self._expect_frame(picture.stamp, time, self._trigger)
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time)
-        if self._stamps.is_new(topic, fix.stamp):
+        if self._stamps.is_new(topic, fix.stamp, time):
             self._positions.add(fix)
 
     def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:

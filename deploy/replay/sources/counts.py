@@ -14,7 +14,7 @@ from perception.rig import Sensors
 MOST_LINES = 10  # of damage that are kept as text; further ones are only counted
 
 PROBLEMS = {
-    "corrupt": "invalid bytes, sizes or numbers; dropped",
+    "corrupt": "invalid bytes, sizes, numbers or stamps; dropped",
     "duplicated": "a stamp that the topic had before; dropped",
     "out_of_order": "an earlier stamp than the previous message; used",
     "late": "arrived after its frame was assembled; not used",

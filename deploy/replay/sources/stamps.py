@@ -1,4 +1,4 @@
-"""The stamps of topics, to recognise repeated messages and steps back in time."""
+"""The stamps of topics, to recognise repeated messages, steps back in time, and stamps that are damaged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from deploy.replay.sources.counts import Counts
 
 STAMPS_KEPT = 64  # of each topic
+# us by which the time from one message of a topic to the next may differ between its stamps and the recording; more is
+# damage, or a clock that was set.
+LEAP = 1_000_000
 
 
 @dataclass
@@ -16,6 +19,8 @@ class _TopicStamps:
 
     last: int = -1
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=STAMPS_KEPT))
+    # us that the latest used stamp is ahead of its recording time, and that of the message before, if it was dropped.
+    ahead: list[int] = field(default_factory=list)
 
 
 class Stamps:
@@ -25,12 +30,24 @@ class Stamps:
         self._counts = counts
         self._topics: dict[str, _TopicStamps] = {}
 
-    def is_new(self, topic: str, stamp: int) -> bool:
-        """Whether the topic has not had this stamp before; counts repetitions and steps back in time."""
+    def is_new(self, topic: str, stamp: int, time: int) -> bool:
+        """Whether the stamp is new to the topic and may be right; counts the others, and steps back in time.
+
+        A stamp that leaps is wrong, unless the message before leapt alike: then the clock was set.
+
+        Args:
+            time: us, when the message was recorded, perhaps by another clock.
+        """
         stamps = self._topics.setdefault(topic, _TopicStamps())
         if stamp in stamps.recent:
             self._counts.add_problem("duplicated", topic)
             return False
+        ahead = stamp - time
+        if stamps.ahead and all(abs(ahead - each) > LEAP for each in stamps.ahead):
+            stamps.ahead[1:] = [ahead]
+            self._counts.add_corrupt(topic, "a stamp far from its recording time")
+            return False
+        stamps.ahead = [ahead]
         if stamp < stamps.last:
             self._counts.add_problem("out_of_order", topic)
         stamps.last = stamp

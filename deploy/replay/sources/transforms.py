@@ -7,11 +7,11 @@ from collections import deque
 
 import numpy as np
 
-from deploy.replay.sources.messages import Transform
+from deploy.replay.sources.messages import CorruptMessage, Transform
 from perception.rotations import rigid
 
-MOST_FRAMES = 64
-MOST_POSES = 4096  # of one frame; then the older half is dropped
+MOST_FRAMES = 64  # those that came first are dropped, but for static ones and those that a pose was asked through
+MOST_POSES = 4096  # of one frame; then up to half of them are dropped, at the end further from the latest to arrive
 _LONGEST_GAP = 1_000_000  # us between two poses that are interpolated
 _LONGEST_HOLD = 50_000  # us for which the nearest pose is used before the first pose, after the last or in a gap
 _Pose = tuple[np.ndarray, np.ndarray]  # translation (m), quaternion w x y z
@@ -22,17 +22,29 @@ class Transforms:
 
     def __init__(self) -> None:
         self._edges: dict[str, dict[str, _Edge]] = {}  # by child and parent
-        self._known = 0
 
     def add(self, transform: Transform, static: bool) -> bool:
-        """Add a transform, which holds at all times if `static`; returns whether it was new."""
+        """Add a transform, which holds at all times if `static`; returns whether it was new.
+
+        Raises:
+            CorruptMessage: there are too many frames that may be needed.
+        """
         edge = self._edges.get(transform.child, {}).get(transform.parent)
         if edge is None:
-            if self._known >= MOST_FRAMES:
-                return True
-            self._known += 1
+            self._make_room()
             edge = self._edges.setdefault(transform.child, {})[transform.parent] = _Edge()
         return edge.add(transform, static)
+
+    def _make_room(self) -> None:
+        if sum(map(len, self._edges.values())) < MOST_FRAMES:
+            return
+        every = ((child, parent, edge) for child, parents in self._edges.items() for parent, edge in parents.items())
+        child, parent = next(((child, parent) for child, parent, edge in every if not edge.needed), (None, None))
+        if child is None or parent is None:
+            raise CorruptMessage(f"more than {MOST_FRAMES} frames of reference")
+        del self._edges[child][parent]
+        if not self._edges[child]:
+            del self._edges[child]
 
     def mounting(self, parent: str, child: str) -> np.ndarray | None:
         """The latest (4, 4) parent_from_child between rigidly mounted frames; None if not known."""
@@ -64,7 +76,7 @@ class Transforms:
         while queue and root not in found:
             frame = queue.popleft()
             for parent, edge in self._edges.get(frame, {}).items():
-                matrix = edge.last() if stamp is None else edge.at(stamp)
+                edge.needed, matrix = True, edge.last() if stamp is None else edge.at(stamp)
                 if parent not in found and matrix is not None:
                     below = found[frame]
                     found[parent] = matrix if below is None else matrix @ below
@@ -79,19 +91,21 @@ class _Edge:
         self._stamps: list[int] = []
         self._poses: list[_Pose] = []
         self._latest: _Pose | None = None  # in order of arrival
-        self._static = False
+        self._static = self.needed = False
 
     def add(self, transform: Transform, static: bool) -> bool:
         place = bisect_left(self._stamps, transform.stamp)
         if not static and place < len(self._stamps) and self._stamps[place] == transform.stamp:
             return False
         self._latest = transform.translation, transform.rotation
-        self._static = self._static or static
+        self._static, self.needed = self._static or static, self.needed or static
         if not static:
             self._stamps.insert(place, transform.stamp)
             self._poses.insert(place, self._latest)
             if len(self._stamps) > MOST_POSES:
-                del self._stamps[: MOST_POSES // 2], self._poses[: MOST_POSES // 2]
+                half, later = MOST_POSES // 2, self._stamps[-1] - transform.stamp > transform.stamp - self._stamps[0]
+                far = slice(max(half, place + 1), None) if later else slice(min(half, place))
+                del self._stamps[far], self._poses[far]
         return True
 
     def last(self) -> np.ndarray | None:

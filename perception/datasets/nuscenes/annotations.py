@@ -36,8 +36,8 @@ class Annotations:
     def read(folder: Path, timestamps: Mapping[str, int], taxonomy: Taxonomy) -> Annotations:
         """The annotations in a folder of tables; timestamps: sample token -> us, for velocities."""
         tables = stamps(folder, ("sample", "category", "attribute", "instance", "sample_annotation"))
-        about = {"tables": tables, "taxonomy": taxonomy.model_dump(mode="json")}
-        return Annotations(**kept("annotations", about, lambda: _read(folder, timestamps, taxonomy)))
+        about = taxonomy.model_dump(mode="json")
+        return Annotations(**kept("annotations", tables, about, lambda: _read(folder, timestamps, taxonomy)))
 
     @cached_property
     def _place(self) -> dict[str, int]:

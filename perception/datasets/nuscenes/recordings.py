@@ -74,8 +74,8 @@ class Recordings(Mapping[str, Mapping[str, Recording]]):
                 raise ValueError(f"camera_distortion has {wrong[0]} coefficients; OpenCV's models have 4, 5 or 8")
         self._calibrations = list(calibrations)
         names = ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
-        about = {"tables": stamps(folder, names), "lidars": sensors.lidars, "cameras": sensors.cameras}
-        self._arrays = kept("recordings", about, lambda: _read(folder, sensors, channel_of, self._calibrations))
+        about, read = [sensors.lidars, sensors.cameras], lambda: _read(folder, sensors, channel_of, self._calibrations)
+        self._arrays = kept("recordings", stamps(folder, names), about, read)
         self._sample_rows = dict(zip(_text(self._arrays["samples"]), self._arrays["keyframes"], strict=True))
 
     def __getitem__(self, sample: str) -> dict[str, Recording]:

@@ -6,6 +6,8 @@ import numpy as np
 
 from perception.frame import Boxes
 
+PAIRS = 1 << 16  # of places and boxes; their offsets take 1 MB
+
 
 def distances(places: np.ndarray, boxes: Boxes) -> np.ndarray:
     """(P, N) m on the ground from places (P, >=2) to the footprints of N boxes in the same frame; 0 inside."""
@@ -18,5 +20,8 @@ def distances(places: np.ndarray, boxes: Boxes) -> np.ndarray:
 
 
 def covered(places: np.ndarray, boxes: Boxes, margin: float) -> np.ndarray:
-    """(P,) bool: places within `margin` (m) of the footprint of any box."""
-    return np.asarray((distances(places, boxes) <= margin).any(axis=1))
+    """(P,) bool: places within `margin` (m) of the footprint of any box, PAIRS of them at a time."""
+    found, some = np.zeros(len(places), bool), max(1, PAIRS // max(1, len(boxes)))
+    for i in range(0, len(places), some):
+        found[i : i + some] = (distances(places[i : i + some], boxes) <= margin).any(axis=1)
+    return found

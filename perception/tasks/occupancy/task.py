@@ -16,6 +16,7 @@ from perception.tasks.drawing import Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.confusion import confusion, parts
 from perception.tasks.occupancy.explained import ExplainedOccupancy, OccupiedSpace
+from perception.tasks.occupancy.footprints import covered
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
 from perception.tasks.occupancy.judge import OccupancyJudge
 from perception.tasks.occupancy.labels import UNKNOWN, observed_classes, resampled
@@ -68,13 +69,21 @@ class OccupancyTask(Task[OccupancyResult]):
         return ChannelToHeightHead(self.config, channels, self.grid, self.classes)
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations."""
+        """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations.
+
+        So are the columns that a pasted object touches, because the annotations are of the place without it.
+        """
         truth = None if source is None else source.occupancy(frame.token)
         if truth is None:
             return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
         annotated = observed_classes(truth, self.config.observed)
         pose, flat = ego_from_reference(frame), [i for i, name in enumerate(self.classes) if name in self.config.flat]
-        return {"classes": resampled(annotated, truth.grid, self.voxels, pose, len(self.classes), flat)}
+        classes = resampled(annotated, truth.grid, self.voxels, pose, len(self.classes), flat)
+        if frame.boxes is not None and frame.pasted:
+            objects = frame.boxes.select(np.arange(len(frame.boxes))[-frame.pasted :])
+            columns, margin = self.voxels.centers()[0], self.voxels.cell / np.sqrt(2)
+            classes[:, covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN
+        return {"classes": classes}
 
     def labelled(self, source: Keyframes, token: str) -> bool:
         return source.has_occupancy(token)

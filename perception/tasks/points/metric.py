@@ -12,8 +12,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.metric import Metric, Sample, lowest_ious
-from perception.tasks.points.iou import NONE, count_rings, ious, summary
-from perception.tasks.points.truth import annotated_classes
+from perception.tasks.points.iou import count_rings, ious, summary
+from perception.tasks.points.truth import annotated_frame, classes_at
 from perception.tasks.rings import rings
 
 if TYPE_CHECKING:
@@ -70,15 +70,15 @@ class PointsMetric(Metric[np.ndarray]):
 def counted(frame: Frame, result: np.ndarray, source: Keyframes | None, classes: int) -> np.ndarray | None:
     """`count_rings` of one frame; None without annotated points.
 
-    None too if the network saw other points than the frame has, because a corruption removed some: then it is unknown
-    which points the result is for.
+    Annotated points that the network did not see, because a corruption or fault took them away, are missed.
 
     Args:
+        frame: as the network saw it.
         result: of the task for this frame; points beyond its K places have no class.
     """
-    truth = annotated_classes(frame, source)
-    if truth is None or np.count_nonzero(result != NONE) != min(len(truth), len(result)):
+    recorded = annotated_frame(frame, source)
+    if recorded is None or recorded.keyframe_classes is None:
         return None
-    predicted = np.full(len(truth), NONE, np.uint8)
-    predicted[: len(result)] = result[: len(truth)]
-    return count_rings(predicted, truth, frame.keyframe_points, classes)
+    points = recorded.keyframe_points
+    seen = points[:0] if frame.points is None else frame.keyframe_points
+    return count_rings(classes_at(points, seen, result), recorded.keyframe_classes, points, classes)

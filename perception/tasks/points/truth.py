@@ -1,4 +1,4 @@
-"""The annotated classes of the points that a network saw. numpy only."""
+"""The annotated points of a frame, and the classes that a network gave to them. numpy only."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
+from perception.tasks.points.iou import NONE
 
 
-def annotated_classes(frame: Frame, source: Keyframes | None) -> np.ndarray | None:
-    """(M,) annotated class of each of the frame's keyframe points, -1 for none; None if they are not annotated.
+def annotated_frame(frame: Frame, source: Keyframes | None) -> Frame | None:
+    """The frame as recorded, with the annotated classes of its points; None if they are not annotated.
 
     Args:
-        source: of the frame, without injected faults. Points that it does not have at the same place have the class -1.
+        frame: as the network saw it.
+        source: of the frame, without corruptions and injected faults.
     """
-    if frame.points is None:
-        return None
-    if frame.class_of_point is not None:
-        return frame.keyframe_classes
-    if source is None or not source.has_point_classes(frame.token):
-        return None
-    recorded = source.frame(frame.token, frame.reference, cameras=False)
-    if recorded.keyframe_classes is None:
-        return None
-    return classes_at(frame.keyframe_points, recorded.keyframe_points, recorded.keyframe_classes)
+    if frame.keyframe_classes is None and source is not None and source.has_point_classes(frame.token):
+        frame = source.frame(frame.token, frame.reference, cameras=False)
+    return None if frame.keyframe_classes is None else frame
 
 
-def classes_at(points: np.ndarray, recorded: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(M,) class of each point (M, >=3): that of a recorded point (N, >=3) at the same place, bit for bit; else -1."""
-    mine, others = _places(points), _places(recorded)
-    if np.array_equal(mine, others):
-        return classes
-    class_at = dict(zip(others.tolist(), classes.tolist(), strict=True))
-    return np.array([class_at.get(place, -1) for place in mine.tolist()], classes.dtype)
+def classes_at(points: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(N,) uint8 class that the network gave to each recorded point (N, >=3); NONE for those that it did not see.
+
+    Points at the same place, bit for bit, are the same. The others were moved, in their order, if as many are left of
+    the recorded ones as of those that the network saw.
+
+    Args:
+        seen: (M, >=3) points that the network saw.
+        classes: (K,) uint8 of the first K of them.
+    """
+    given = np.full(len(seen), NONE, np.uint8)
+    given[: len(classes)] = classes[: len(seen)]
+    ours, theirs = _places(points), _places(seen)
+    if np.array_equal(ours, theirs):
+        return given
+    class_at = dict(zip(theirs.tolist(), given.tolist(), strict=True))
+    found = np.array([class_at.get(place, NONE) for place in ours.tolist()], np.uint8)
+    gone, moved = ~np.isin(ours, theirs), ~np.isin(theirs, ours)
+    if np.count_nonzero(gone) == np.count_nonzero(moved):
+        found[gone] = given[moved]
+    return found
 
 
 def _places(points: np.ndarray) -> np.ndarray:

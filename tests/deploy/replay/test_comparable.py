@@ -1,6 +1,8 @@
 """Gates that are refused, replays that must not be compared, and the commands `judge` and `replay` with a verdict."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
 
 FRAMES, SCENES = 20, 2
 AGREE = gates({"metric": "agreement", "of": "detections", "at_least": 0.5})
-LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "blind": False, "not_finite": {}}
+LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "sensors": "a", "blind": False, "not_finite": {}}
 BOX = {
     "translation": [5.0, 0.0, 0.0], "size": [2.0, 4.0, 2.0], "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [0.0, 0.0],
     "detection_name": "car", "detection_score": 0.9, "attribute_name": "",
@@ -123,8 +125,6 @@ def test_itself_and_too_few_common_frames_are_refused(tmp_path: Path) -> None:
     assert verdict.table().title == title
 
 
-DRIVE = {"name": "scene-0", "frames": 10}
-OTHERS, HERE = ({"drives": (DRIVE | {"sensors_sha256": each},)} for each in "ab")
 PART = {"start": 0.0, "end": 4.0, "every": 2}
 
 
@@ -138,7 +138,8 @@ PART = {"start": 0.0, "end": 4.0, "every": 2}
         ({"selection": PART}, {}, "with selection 0 s to 4 s, every 2, this replay with 0 s to the end, every 1"),
         ({"topics_sha256": "ab"}, {}, "with topics ab, this replay with none"),
         ({"evidence": ("tags", "sun")}, {}, "was replayed with evidence tags, sun, this replay with tags, recognised"),
-        (OTHERS, HERE, "scene-0 had other sensor data"),
+        ({"t3": {"sensors": "b"}}, {}, "frame t3 has another sweep or picture than in this replay"),
+        ({"t3": {"sensors": "b"}, "frames": range(FRAMES - 1)}, {}, "frame t3 has another sweep or picture"),
         ({"t3": {"tasks": annotated([])}}, {}, "frame t3 has another annotation than in this replay"),
         ({"t3": {"tasks": {"detection": {"truth": None}}}}, {}, "frame t3 has another annotation"),
         ({"t3": {"ego": [1.0, 0.0]}}, {}, "frame t3 has another vehicle pose"),
@@ -206,7 +207,7 @@ SCENE = "scene-0001"
 
 def test_exit_code_is_the_verdict(sim_root: Path, tmp_path: Path) -> None:
     def command(out: str, *arguments: str) -> Any:
-        given = ["replay", str(sim_root), "--scenes", f"{SCENE}:0-1", "--bundle", str(bundle().path)]
+        given = ["replay", str(sim_root), "--scenes", f"{SCENE}:0-2", "--bundle", str(bundle().path)]
         return CliRunner().invoke(app, [*given, "--out", str(tmp_path / out), *arguments])
 
     first = command("first")
@@ -219,6 +220,15 @@ def test_exit_code_is_the_verdict(sim_root: Path, tmp_path: Path) -> None:
     assert failed.exit_code == 1
     verdict = json.loads((tmp_path / "third" / "verdict.json").read_text())
     assert [case["passed"] for case in verdict["cases"]] == [False, True]
+    other = tmp_path / "other"
+    shutil.copytree(sim_root, other, copy_function=os.symlink)
+    for picture in (other / "samples" / "CAM_FRONT").iterdir():
+        picture.unlink()
+        picture.write_bytes(next((sim_root / "samples" / "CAM_BACK").iterdir()).read_bytes())
+    given = ["replay", str(other), "--scenes", f"{SCENE}:0-1", "--bundle", str(bundle().path)]
+    done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "fourth"), "--baseline", str(tmp_path / "first")])
+    assert "has another sweep or picture than in this replay" in str(done.exception)
+    shutil.rmtree(tmp_path / "fourth")
     assert isinstance(command("fourth", "--fault", "melt:lidar").exception, InputError)
     assert isinstance(command("fourth", "--baseline", str(tmp_path)).exception, InputError)
     assert not (tmp_path / "fourth").exists()

@@ -18,7 +18,7 @@ from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, mess
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
-from deploy.replay.sources.messages import Transform
+from deploy.replay.sources.messages import CorruptMessage, Transform
 from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
@@ -144,12 +144,43 @@ def test_transforms_are_bounded() -> None:
     transforms = Transforms()
     for i in range(3 * MOST_POSES):
         transforms.add(transform(i, "map", "base"), static=False)
+    assert transforms.pose("map", "base", 3 * MOST_POSES - 1) is not None
     for i in range(3 * MOST_FRAMES):
         transforms.add(transform(i, f"parent {i}", "base"), static=False)
     edges = [edge for parents in transforms._edges.values() for edge in parents.values()]
     assert len(edges) == MOST_FRAMES
     assert max(len(edge._stamps) for edge in edges) <= MOST_POSES
     assert transforms.pose("map", "base", 3 * MOST_POSES - 1) is not None
+
+
+def test_a_pose_is_known_after_the_clock_was_set_back() -> None:
+    """By 10 minutes, at 100 Hz, and what is half full is filled again and again."""
+    transforms, tick = Transforms(), 10_000
+    for i in range(round(1.5 * MOST_POSES)):
+        transforms.add(transform(10**10 + i * tick, "map", "base"), static=False)
+    for i in range(3 * MOST_POSES):
+        now = 10**10 - 600_000_000 + i * tick
+        transforms.add(transform(now, "map", "base"), static=False)
+        assert i < 25 or transforms.pose("map", "base", now - 250_000) is not None
+        assert len(transforms._edges["base"]["map"]._stamps) <= MOST_POSES
+
+
+def test_the_vehicle_has_a_pose_among_any_number_of_objects() -> None:
+    """Frames of tracked objects fill all places, before the vehicle's come and after; mountings that came once stay."""
+    transforms = Transforms()
+    transforms.add(transform(0, "base", "lidar"), static=True)
+    for tick in range(20):
+        for i in range(3 * MOST_FRAMES):
+            transforms.add(transform(tick, "map", f"object {tick} {i}"), static=False)
+        assert len(transforms._edges) <= MOST_FRAMES
+        transforms.add(transform(1000 * tick, "map", "odom"), static=False)
+        transforms.add(transform(1000 * tick, "odom", "base"), static=False)
+        for stamp in range(0, 1000 * tick + 1, 500):
+            assert transforms.pose("map", "lidar", stamp) is not None
+    for i in range(MOST_FRAMES - 3):
+        transforms.add(transform(0, "base", f"link {i}"), static=True)
+    with pytest.raises(CorruptMessage, match="more than 64 frames of reference"):
+        transforms.add(transform(0, "base", "one more"), static=True)
 
 
 def test_without_keyframes_sweeps_set_the_pace(log: list[Sent], expected: list[Frame]) -> None:
@@ -402,6 +433,34 @@ def test_times_that_cannot_be_used_are_counted(
     assert counts.get("uncompensated") == ({"/top": 1} if counted else None)
     assert "uncompensated" not in without
     np.testing.assert_array_equal(told.points, plain.points)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "frames", "corrupt"),
+    [
+        ({50: 9.0}, [*range(0, 50, 5), *range(51, 100, 5)], 1),  # s by which sweeps are stamped ahead, by their number
+        ({50: -9.0}, [*range(0, 50, 5), *range(51, 100, 5)], 1),
+        ({0: 9.0}, [*range(5, 100, 5)], 1),
+        (dict.fromkeys(range(50, 100), 9.0), [*range(0, 50, 5), *range(51, 100, 5)], 1),  # the clock was set
+        (dict.fromkeys(range(50, 100), -4.03), [*range(0, 50, 5), *range(51, 100, 5)], 1),
+        (dict.fromkeys(range(100), 100.0), [*range(0, 100, 5)], 0),  # another clock than the recorder's
+    ],
+)
+def test_a_stamp_far_from_its_recording_time_is_damage(
+    tmp_path: Path, ahead: dict[int, float], frames: list[int], corrupt: int
+) -> None:
+    """10 Hz, a frame every 0.5 s: the next sweep makes the frame instead, also by a clock that was set."""
+    log: list[Sent] = []
+    for i in range(100):
+        time, early = START + 100_000 * i, round(1e6 * ahead.get(i, 0))
+        clock = early if len(ahead) > 1 else 0
+        log += [moved(time + clock, np.eye(4))._replace(time=time)]
+        log += [scan("top", time, None, late=early)._replace(time=time)]
+    found, counts = frames_of(tmp_path / "a.mcap", log)
+    stamps = [START + 100_000 * i + round(1e6 * ahead.get(i, 0)) for i in frames]
+    assert [frame.timestamp for frame in found] == stamps
+    assert len({frame.token for frame in found}) == len(found)
+    assert counts["reasons"] == ({"/top": {"a stamp far from its recording time": 1}} if corrupt else {})
 
 
 def picture(stamp: int, grey: int) -> Sent:

@@ -208,6 +208,9 @@ def test_a_table_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert peaks[0] < peaks[1] / 2
 
 
+FILES = {"t": ["/data/t.json", 4, 1]}
+
+
 def counted() -> Mock:
     """Computes arrays, and counts how often."""
     return Mock(side_effect=lambda: {"a": np.arange(6.0).reshape(2, 3), "b": np.array([b"x", b"yz"])})
@@ -224,15 +227,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = counted()
     for about in ({"x": 1}, {"x": 1}, {"x": 2}, {"x": 1, "y": 0}, {"x": 2}):
-        found = kept("numbers", about, compute)
+        found = kept("numbers", FILES, about, compute)
         for name, each in counted()().items():
             np.testing.assert_array_equal(found[name], each)
             assert found[name].dtype == each.dtype
             assert not found[name].flags.writeable
     assert compute.call_count == 3
-    assert isinstance(kept("numbers", {"x": 1}, compute)["a"], np.memmap)
+    assert isinstance(kept("numbers", FILES, {"x": 1}, compute)["a"], np.memmap)
+    other, mine = kept("numbers", {"t": ["/other/t.json", 4, 1]}, {}, compute), cache / "numbers-of mine"
+    mine.mkdir()
+    assert len(list(cache.glob("numbers-*"))) == 5
+    for changed in (["/data/t.json", 4, 2], ["/data/t.json", 5, 2]):
+        kept("numbers", {"t": changed}, {"x": 1}, compute)
+        assert len(list(cache.glob("numbers-*"))) == 3  # it, that of the other files, and mine
+    monkeypatch.setattr(arrays_on_disk, "FORMAT", 2)
+    kept("numbers", {"t": changed}, {"x": 1}, compute)
+    assert len(list(cache.glob("numbers-*"))) == 3
+    assert mine.exists()
+    np.testing.assert_array_equal(other["a"], found["a"])
     monkeypatch.setattr(arrays_on_disk, "LEAST", 6 * 8 + 2 * 2 + 1)
-    kept("small", {}, compute)
+    kept("small", FILES, {}, compute)
     assert not list(cache.glob("small*"))
 
 
@@ -248,11 +262,11 @@ def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypat
 )
 def test_damaged_arrays_are_computed_anew(cache: Path, file: str, damage: Damage) -> None:
     compute = counted()
-    kept("numbers", {}, compute)
+    kept("numbers", FILES, {}, compute)
     [folder] = cache.iterdir()
     damage(folder / file)
     for calls in (2, 2):
-        np.testing.assert_array_equal(kept("numbers", {}, compute)["a"], np.arange(6.0).reshape(2, 3))
+        np.testing.assert_array_equal(kept("numbers", FILES, {}, compute)["a"], np.arange(6.0).reshape(2, 3))
         assert compute.call_count == calls
 
 
@@ -260,7 +274,7 @@ def test_without_a_cache_that_can_be_written(cache: Path) -> None:
     cache.parent.write_text("a file, where a folder should be")
     compute = counted()
     for calls in (1, 2):
-        assert len(kept("numbers", {}, compute)) == 2
+        assert len(kept("numbers", FILES, {}, compute)) == 2
         assert compute.call_count == calls
 
 

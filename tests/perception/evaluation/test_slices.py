@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.predictions import Reader
-from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted
+from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.predict import TorchPredictor
@@ -35,6 +35,7 @@ from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import read_submission
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
+from perception.tasks.metric import Metric
 
 LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 BOTH = replace(LIDAR, camera=CameraBranch())
@@ -236,6 +237,30 @@ def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuSc
         np.testing.assert_array_equal(camera.ego_from_camera, every[name].ego_from_camera)
 
 
+class Returns(Metric[None]):
+    """The frames' points, undefined without any."""
+
+    main = "points"
+    tables = scores = None
+
+    def add(self, frame: Frame, result: None) -> None:
+        self.points = None if frame.points is None else float(len(frame.points))
+
+    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+        return {"points": self.points}
+
+
+def test_nothing_is_relative_to_a_level_without_a_score(tables: NuScenesTables) -> None:
+    def predicted(what: str, change: Callable[[Frame], Frame]) -> Iterator[tuple[Frame, Prediction]]:
+        yield change(whole), Prediction({"points": None})
+
+    whole, clean = tables.frame(tables.samples()[0], cameras=False), Returns(tables, BevGrid())
+    clean.add(whole, None)
+    found = robustness(predicted, {"points": clean}, ["lidar_noise", "lidar_missing"], CAMERAS)
+    assert [each["resilience"] for each in found["corruptions"].values()] == [1.0, None]
+    assert found["mRA"] == 1.0
+
+
 def test_which_corruptions() -> None:
     assert chosen_corruptions([], ["lidar"]) == []
     assert chosen_corruptions(["all"], ["lidar", "camera"]) == list(CORRUPTIONS)
@@ -270,7 +295,7 @@ def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
             predict = predictor(batch, workers)
             each[batch] = list(predict.predictions(Reader(tables, predict.spec, change), tables.samples()))
         assert [frame.token for frame, _ in each[2]] == tables.samples()
-        assert all(frame.points is not None for frame, _ in each[2])  # as recorded
+        assert all((frame.points is None) == (change is not None) for frame, _ in each[2])  # as the model saw them
         for (_, single), (_, batched) in zip(each[1], each[2], strict=True):
             np.testing.assert_allclose(values(batched), values(single), rtol=1e-3, atol=1e-3)
             found.append(values(batched)[-100:])

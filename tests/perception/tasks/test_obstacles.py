@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.disagreement import Doubts, unexplained_voxels
-from perception.tasks.occupancy.footprints import distances
+from perception.tasks.occupancy.footprints import covered, distances
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
 from perception.tasks.occupancy.result import OccupancyResult
@@ -156,6 +157,23 @@ def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
             expected[0, NUSCENES.label(name)] += 1
             expected[1, NUSCENES.label(name)] += all(polygon.distance(place) > 0.5 for polygon in polygons)
     np.testing.assert_array_equal(unexplained_voxels(classes, GRID, boxes, NUSCENES), expected)
+
+
+def test_many_voxels_and_boxes_take_no_memory_for_each_pair() -> None:
+    rng = np.random.default_rng(0)
+    places, near = rng.uniform(-50, 50, (20_000, 3)), rng.uniform(-50, 50, (1000, 3))
+    zero = np.zeros(1000)
+    labels = zero.astype(int)
+    boxes = Boxes.from_yaws(near, np.full((1000, 3), 0.5), 3 * near[:, 0], np.zeros((1000, 2)), labels, labels, zero)
+    tracemalloc.start()
+    found = covered(places, boxes, 0.3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(places) * len(boxes)  # not even a byte each
+    np.testing.assert_array_equal(found[-2000:], (distances(places[-2000:], boxes) <= 0.3).any(axis=1))
+    assert 0.1 < found.mean() < 0.9
+    assert covered(places[:0], boxes, 0.3).shape == (0,)
+    assert not covered(places, Boxes.none(), 0.3).any()
 
 
 @pytest.mark.parametrize(

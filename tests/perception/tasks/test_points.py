@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from heights import Heights, heights
+from made_up import keyframe
 from networks import LITTLE
 from nuscenes.eval.lidarseg import utils
 from nuscenes.eval.panoptic.panoptic_seg_evaluator import PanopticEval
@@ -26,7 +27,9 @@ from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from perception.config import Lidar, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Boxes, Frame
+from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.evaluation.robustness import corrupted
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
@@ -38,7 +41,6 @@ from perception.tasks.points.metric import PointsMetric
 from perception.tasks.points.network import PointSegmentationHead
 from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.tasks.points.task import PointsTask
-from perception.tasks.points.truth import classes_at
 
 PLACES = 2500
 GRID = BevGrid((-12.8, 12.8), (-12.8, 12.8))
@@ -303,8 +305,8 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
     assert [each.values["points_mIoU"] for each in metric.worst(4)] == pytest.approx([alone[i] for i in ranked])
 
 
-def test_points_that_the_network_did_not_take_are_missed_and_unknown_ones_are_not_scored() -> None:
-    """A network with 60 places for 100 points; and a corruption after which it is unknown which points it saw."""
+def test_points_that_the_network_did_not_take_are_missed() -> None:
+    """A network with 60 places for 100 points, and one with 120."""
     rng = np.random.default_rng(2)
     points = cloud(rng, 100)
     points[:, 4] = 0
@@ -312,38 +314,64 @@ def test_points_that_the_network_did_not_take_are_missed_and_unknown_ones_are_no
     metric = nothing_but_frames()
     metric.add(frame_of(points, truth), truth[:60].astype(np.uint8))
     assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
-    metric.add(frame_of(points, truth), np.where(np.arange(120) < 70, 1, NONE).astype(np.uint8))
-    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
     metric.add(frame_of(points, truth), np.append(truth, np.full(20, NONE)).astype(np.uint8))
     assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
 
 
-def test_classes_are_found_by_the_place_of_a_point() -> None:
-    rng = np.random.default_rng(3)
-    recorded = cloud(rng, 200)
-    classes = rng.integers(0, 16, 200).astype(np.int16)
-    order = rng.permutation(200)[:150]
-    seen = recorded[order].copy()
-    seen[:10, 1] += 1e-3
-    np.testing.assert_array_equal(classes_at(seen, recorded, classes), np.append(np.full(10, -1), classes[order][10:]))
-    assert classes_at(recorded, recorded, classes) is classes
-    assert classes_at(recorded[:3], recorded[:0], classes[:0]).tolist() == [-1, -1, -1]
-
-
-def test_annotations_come_from_the_source_whatever_the_order_of_the_frames_points(tables: NuScenesTables) -> None:
-    """The class is that of the height; frames are read without annotations, with another sweep, and with faults."""
+def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(tables: NuScenesTables) -> None:
+    """The class is that of the height; each frame is read without annotations, with another sweep, and has a fault."""
     source, token = Heights(tables), tables.samples()[0]
-    metric = PointsMetric(source, BevGrid())
     frame = tables.frame(token, sweeps=1, annotations=False, cameras=False)
-    assert len(frame.keyframe_points) < len(frame.points)
-    for step in (1, -1, 3):
-        seen = frame.select_points(slice(None, None, step))
-        metric.add(seen, heights(seen.keyframe_points).astype(np.uint8))
-        assert metric.scores()["points"]["mean"] == 1
-    blind = replace(frame, points=None)
-    metric.add(blind, np.full(4, NONE, np.uint8))
-    assert len(metric._counts) == 4
-    assert metric._counts[3] is None
+    points = frame.points
+    assert len(frame.keyframe_points) < len(points)
+    odd = np.arange(len(points)) % 2 == 1
+    displaced = replace(frame, points=points + 0.01 * np.outer(odd, [1, 1, 0, 0, 0]).astype(np.float32))
+    true, kept = (np.bincount(heights(each[each[:, 4] == 0]), minlength=16) for each in (points, points[::3]))
+    for seen, expected in (
+        (frame, 1.0),
+        (frame.select_points(slice(None, None, -1)), 1.0),
+        (displaced.select_points(np.argsort(odd, kind="stable")), 1.0),  # one of two LiDARs is displaced
+        (frame.select_points(slice(None, None, 3)), np.mean((kept / true.clip(min=1))[true > 0])),
+        (frame.select_points(slice(0)), 0.0),
+        (frame.without_points(), 0.0),
+    ):
+        own = points[:0] if seen.points is None else seen.keyframe_points
+        found, metric = np.full(30_000, NONE, np.uint8), PointsMetric(source, BevGrid())
+        found[: len(own)] = heights(own)
+        metric.add(seen, found)
+        assert metric.scores()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, tmp_path: Path) -> None:
+    """A network that is right about every point that it sees, also about those that were moved."""
+    recorded: dict[str, np.ndarray] = {}
+
+    def predict(seen: Frame) -> Prediction:
+        points = np.zeros((0, 5)) if seen.points is None else seen.points
+        known = recorded.setdefault(seen.token, points)
+        found = np.full(30_000, NONE, np.uint8)
+        found[: len(points)] = heights(known if len(known) == len(points) else points)
+        return Prediction({"points": found})
+
+    def kept(name: str, level: float) -> np.ndarray:
+        """(16,) points by class that the network sees."""
+        frames = (corrupted(replace(street(), token=t, **keyframe(p)), name, level, ()) for t, p in recorded.items())
+        seen = (each.points for each in frames if each.points is not None)
+        return np.sum([np.zeros(16), *(np.bincount(heights(points), minlength=16) for points in seen)], axis=0)
+
+    names = ["lidar_noise", "lidar_lost_points", "lidar_packets", "lidar_miscalibrated", "lidar_missing"]
+    source: Any = Heights(tables)
+    spec = InputSpec(GRID, Lidar(sweeps=0), None, RIG, 30_000)
+    scores = evaluate(predict, source, "all", [], tmp_path, spec, breakdown=Breakdown(corruptions=names))
+    assert scores["points"]["mean"] == 1
+    true = sum(np.bincount(heights(points), minlength=16) for points in recorded.values())
+    for name, found in scores["robustness"]["corruptions"].items():
+        fewer = name in ("lidar_lost_points", "lidar_missing")
+        shares = [
+            (kept(name, level["level"]) if fewer else true)[true > 0] / true[true > 0] for level in found["levels"]
+        ]
+        assert [level["points_mIoU"] for level in found["levels"]] == pytest.approx(np.mean(shares, axis=1))
+        assert found["resilience"] == pytest.approx(np.mean(shares))
 
 
 TASK = PointsTask(PointsHead(), BevGrid(), NUSCENES)

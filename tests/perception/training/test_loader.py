@@ -351,6 +351,9 @@ def test_what_a_frame_depends_on_makes_it_anew(tiny_root, tmp_path, monkeypatch)
     table = tiny_root / "v1.0-tiny" / "ego_pose.json"
     table.write_text(table.read_text().replace("50.0", "51.0"))
     assert (count(), count()) == (3, 0)
+    mine = tmp_path / "cache" / "frames-of mine"
+    mine.mkdir()
+    (mine / "a.frame").touch()
     sources = tiny_root / "sources"  # other code: a file more, its content, its name, one in a folder
     (sources / "inner").mkdir(parents=True)
     monkeypatch.setattr(frame_cache, "_SOURCES", sources)
@@ -363,6 +366,10 @@ def test_what_a_frame_depends_on_makes_it_anew(tiny_root, tmp_path, monkeypatch)
         change()
         code_version.cache_clear()
         assert (count(), count()) == (3, 0)
+        assert [*mine.iterdir()] == [mine / "a.frame"]
+        assert len(list((tmp_path / "cache").iterdir())) == 2  # mine, and that of this code
+    (sources / "tasks").mkdir()  # which makes no frames
+    (sources / "tasks" / "a.py").touch()
     (sources / "notes.txt").write_text("no code")
     code_version.cache_clear()
     assert count() == 0

@@ -11,18 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import keyframe
-from shapely import Polygon
+from occupied import Occupied, random_occupancy
+from shapely import Polygon, unary_union
+from shapely import box as square
 from vocabulary import CAMERAS, NUSCENES
 
-from perception.config import Config, find_config, load_config, parse_config
+from perception.config import Augment, Config, find_config, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
+from perception.grid import BevGrid
+from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.occupancy.labels import UNKNOWN
+from perception.tasks.occupancy.task import OccupancyTask
+from perception.training.augment import draw_similarity, transformed
 from perception.training.box_geometry import footprints, overlapping, points_of
 from perception.training.loader import FrameDataset, batches
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
 from perception.training.pictures import Layer, Place, painted, places
+from perception.voxels import VoxelGrid
 
 seeds = st.integers(0, 2**32 - 1)
 TINY = load_config(find_config("tiny")).model_dump(mode="json")
@@ -124,7 +132,8 @@ def numbered(frame: Frame) -> np.ndarray:
 
 
 def test_points_in_a_pasted_box_are_the_objects_and_others_stay(objects: Objects, frames: Sequence[Frame]) -> None:
-    frame, paster = replace(frames[0], cameras={}), Paster(objects, config())
+    number = np.arange(len(frames[0].points), dtype=np.int32)  # instead of classes
+    frame, paster = replace(frames[0], cameras={}, class_of_point=number), Paster(objects, config())
     result = paster(frame, np.random.default_rng(1))
     pasted = range(len(frame.boxes), len(result.boxes))
     assert len(pasted) > 10
@@ -141,7 +150,34 @@ def test_points_in_a_pasted_box_are_the_objects_and_others_stay(objects: Objects
     assert removed.any()
     np.testing.assert_array_equal(ordered(numbered(result)), ordered(*stored, numbered(frame)[~removed]))
     assert (np.diff(result.points[:, 4]) >= 0).all()
+    own = result.class_of_point
+    np.testing.assert_array_equal(np.sort(own[own >= 0]), np.flatnonzero(~removed))
+    np.testing.assert_array_equal(result.points[own >= 0], frame.points[own[own >= 0]])
     assert (np.abs(result.boxes.velocities[pasted.start :, :2]).max(axis=1) > 1).any()  # some move
+
+
+def test_where_an_object_is_pasted_the_voxels_are_unknown(objects: Objects, frames: Sequence[Frame]) -> None:
+    """Annotated as free or not; so are those that its footprint touches or nearly does, others stay."""
+    grid = VoxelGrid((-51.2, 51.2), (-51.2, 51.2), (-1.0, 3.0), 0.8)
+    source: Any = Occupied(None, lambda token: random_occupancy(token, grid))
+    voxels = {"x": grid.x, "y": grid.y, "z": grid.z, "cell": grid.cell}
+    task = OccupancyTask(OccupancyHead.model_validate(voxels), BevGrid(), NUSCENES)
+    frame = replace(frames[0], cameras={})
+    turned = draw_similarity(np.random.default_rng(2), Augment(flip=True, rotation=0.4, scale=0.1, translation=0.5))
+    pasted = Paster(objects, config())(frame, np.random.default_rng(1))
+    frame, pasted = transformed(frame, turned), transformed(pasted, turned)
+    plain, found = (task.labels(each, source)["classes"] for each in (frame, pasted))
+    footprints = unary_union([polygon(pasted.boxes, i) for i in range(len(frame.boxes), len(pasted.boxes))])
+    cells = grid.centers()[0, ..., :2]
+    for row, column in np.ndindex(*cells.shape[:2]):
+        x, y = cells[row, column].tolist()
+        distance = footprints.distance(square(x - 0.4, y - 0.4, x + 0.4, y + 0.4))
+        before, after = plain[:, row, column], found[:, row, column]
+        if distance == 0:
+            assert (after == UNKNOWN).all()
+        elif distance > 0.4:
+            np.testing.assert_array_equal(after, before)
+    assert 0.005 < ((plain != UNKNOWN) & (found == UNKNOWN)).mean() < 0.2
 
 
 def test_objects_with_few_points_or_outside_the_grid_are_not_pasted(objects: Objects, frames: Sequence[Frame]) -> None:
