@@ -171,6 +171,7 @@ def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fram
     if rest["instances"] is not None:
         kind, names = rest["instances"]
         boxes = Boxes(**{name: arrays[f"boxes/{name}"] for name in _BOXES}, instances=np.array(names, kind))
+    cloud: dict[str, Any] = {name: arrays.get(name) for name in PER_POINT}
     return Frame(
         token=rest["token"],
         timestamp=rest["timestamp"],
@@ -186,6 +187,6 @@ def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fram
         scene=rest["scene"],
         location=rest["location"],
         position=None if rest["position"] is None else tuple(rest["position"]),
-        **{name: arrays.get(name) for name in PER_POINT},
         signals={name: [Reading(*each) for each in readings] for name, readings in rest["signals"].items()},
+        **cloud,
     )
