@@ -79,12 +79,19 @@ class Runtime:
     def step(self, frame: Frame) -> SceneFrame:
         """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing.
 
+        Whatever is in the frame, what cannot be used counts as missing, and is a finding of health.
+
         The modules are selected by the scene's believed conditions, not by the tags of this frame alone.
 
         Raises:
             WrongEngine: a golden frame was due and the engine failed it; do not trust the frames since the last one.
         """
+        frame = self.admit(frame)
         return self.remember(frame, *self.perceive(frame))
+
+    def admit(self, frame: Frame) -> Frame:
+        """What comes before `perceive` and `remember`: the next frame without what cannot be used."""
+        return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules."""

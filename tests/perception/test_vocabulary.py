@@ -83,7 +83,7 @@ WRONG: dict[Any, list[tuple[dict[str, Any], str]]] = {
         ({"lidars": []}, "(top level): `lidars` is empty; a rig has at least one LiDAR, whose time is the frame's"),
         ({"lidars": [TOP, {"name": "Top"}]}, "(top level): two sensors are called 'top'"),
         ({"cameras": [TOP], "lidars": [TOP]}, "(top level): two sensors are called 'top'"),
-        ({"lidars": [{"name": "lidar"}]}, "(top level): a sensor is called 'lidar', which stands for several"),
+        ({"lidars": [{"name": "lidar"}]}, "(top level): a sensor is called 'lidar', which stands for others"),
         ({"lidars": [{"name": "my lidar"}]}, "lidars.0.name: string should match pattern"),
         ({"cameras": [FRONT | {"size": [0, 10]}]}, "cameras.0.size.0: input should be greater than 0, got 0"),
         (
