@@ -77,9 +77,7 @@ class Runtime:
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
 
     def step(self, frame: Frame) -> SceneFrame:
-        """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing.
-
-        Whatever is in the frame, what cannot be used counts as missing, and is a finding of health.
+        """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing or damaged.
 
         The modules are selected by the scene's believed conditions, not by the tags of this frame alone.
 
@@ -90,7 +88,7 @@ class Runtime:
         return self.remember(frame, *self.perceive(frame))
 
     def admit(self, frame: Frame) -> Frame:
-        """What comes before `perceive` and `remember`: the next frame without what cannot be used."""
+        """The next frame for `perceive` and `remember`: what cannot be used is missing, and a finding of health."""
         return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:

@@ -19,17 +19,11 @@ from perception.rig import Sensors
 
 POSES = ("global_from_ego", "global_from_reference")  # the first one names the finding of a frame without a pose
 # Field of the points -> the shape of a row, and its type.
-_CLOUD: Mapping[str, Any] = {
-    "points": ((5,), "float32"),
-    "lidar_of_point": ((), "uint8"),
-    "class_of_point": ((), "int16"),
-}
+_CLOUD: Any = {"points": ((5,), "float32"), "lidar_of_point": ((), "uint8"), "class_of_point": ((), "int16")}
 _ELSEWHERE = "in another frame of reference"
 _LONGEST_GAP = 60.0  # s from the frame before, above which the clock is doubted
-_LAST = 1 << 62  # us; later times do not fit the memories' int64
 _FAR = 1e9  # m or pixels, which no number of a matrix reaches
 _NARROWEST = 50  # focal length in sides of the picture, which then shows a degree
-_LONGEST_SIDE = (1 << 15) - 1  # pixels that OpenCV warps
 _UPRIGHT = 0.5  # least z of the vehicle's z axis, since the memories are on the ground
 
 Findings = dict[str, str]
@@ -38,7 +32,7 @@ Findings = dict[str, str]
 def admit(frame: Frame, sensors: Sensors, reference: Reference, before: Frame | None) -> tuple[Frame, Findings]:
     """The frame without what cannot be used, and the findings: name of a sensor or of a field of `Frame` -> the reason.
 
-    Annotated boxes are not looked at. A time that does not grow, or too far, is a finding and stays.
+    A time that does not grow, or too far, is a finding and stays. Annotated boxes are not looked at.
 
     Args:
         frame: with any values in its fields.
@@ -134,7 +128,7 @@ def _why_unusable(camera: Any) -> str:
     height, width = size if _is_array(camera.image, (*size, 3), "uint8") else (0, 0)
     axes = ((k[0], width), (k[1, 1:], height)) if _is_matrix(k, 3) and (k[2] == (0, 0, 1)).all() else ()
     checks = {
-        "image": min(height, width) > 0 and max(height, width) <= _LONGEST_SIDE,
+        "image": min(height, width) > 0 and max(height, width) < 1 << 15,  # OpenCV warps no others
         "intrinsics": bool(axes) and all(0 < a[0] <= _NARROWEST * side and 0 <= a[-1] <= side for a, side in axes),
         "ego_from_camera": _is_rigid(camera.ego_from_camera),
         "global_from_ego": _is_rigid(camera.global_from_ego),
@@ -163,7 +157,7 @@ def _is_rigid(pose: Any, upright: float = -1.0) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and bool(0 <= value < _LAST)
+    return isinstance(value, int | np.integer) and bool(0 <= value < 1 << 62)  # so that the memories' int64 holds sums
 
 
 def _is_number(value: Any, largest: float) -> bool:
@@ -172,9 +166,8 @@ def _is_number(value: Any, largest: float) -> bool:
 
 def _is_reading(value: Any) -> bool:
     """Whether it is a reading of a signal; one that is not finite makes the signal unknown (`signals`)."""
-    if not isinstance(value, Reading) or not _is_time(value.timestamp):
-        return False
-    return isinstance(value.value, str | float) or _is_number(value.value, 1e300)
+    timed = isinstance(value, Reading) and _is_time(value.timestamp)
+    return timed and (isinstance(value.value, str | float) or _is_number(value.value, 1e300))
 
 
 def _unusable(owner: Any, name: str) -> str:

@@ -85,11 +85,7 @@ class HealthMonitor:
         self._alignment = Alignment(self._limits[0] if self._limits else LidarLimits())
 
     def update(self, frame: Frame, findings: Mapping[str, str] | None = None) -> dict[str, SensorHealth]:
-        """Health of every sensor at the time of a frame, and from the first finding on that of the VEHICLE.
-
-        Args:
-            findings: of the frame's admission (`perception.scene.admission.admit`).
-        """
+        """Health of every sensor at the time of a frame, with findings of `admit`; from its first one on of VEHICLE."""
         found = findings or {}
         faults: dict[str, dict[Status, str]] = {}
         reference: tuple[Frame, SweepFeatures] | None = None  # the first LiDAR's points alone, and their features
