@@ -10,11 +10,12 @@ import pytest
 from exported import bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vocabulary import CAMERAS, RIG, SENSORS
+from vocabulary import CAMERAS, RIG, SENSORS, sensors
 
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
 from perception.frame import Camera, Conditions, Frame, Reading, reduced_intrinsics
+from perception.rig import Sensors
 from perception.scene.admission import admit
 from perception.scene.scene import SceneFrame
 
@@ -260,13 +261,14 @@ def test_a_drive_with_damaged_frames_goes_on_and_recovers(wrong: list[list[Damag
 
 
 @settings(max_examples=300, deadline=None)
-@given(damages(), st.booleans())
-def test_what_is_admitted_is_admitted_again_and_as_it_is(wrong: list[Damage], first: bool) -> None:
+@given(damages(), st.booleans(), st.sampled_from([SENSORS, sensors(LIDAR), sensors(*CAMERAS)]))
+def test_what_is_admitted_is_admitted_again_and_as_it_is(wrong: list[Damage], first: bool, seeing: Sensors) -> None:
     before, frame = None if first else frame_at(1), damaged(frame_at(2), wrong)
-    admitted, findings = admit(frame, SENSORS, "ego", before)
-    again, more = admit(admitted, SENSORS, "ego", before)
+    admitted, findings = admit(frame, seeing, "ego", before)
+    again, more = admit(admitted, seeing, "ego", before)
     assert again is admitted or {*more} == {"timestamp"} <= {*findings}
-    assert set(findings) <= {*SENSORS.names, *(each.name for each in fields(Frame))}
+    assert {*findings} <= {*SENSORS.names, *(each.name for each in fields(Frame))}
+    assert (admitted is frame) == (not findings)
 
 
 def test_a_healthy_frame_is_admitted_as_it_is() -> None:

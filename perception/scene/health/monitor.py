@@ -85,7 +85,7 @@ class HealthMonitor:
         self._alignment = Alignment(self._limits[0] if self._limits else LidarLimits())
 
     def update(self, frame: Frame, findings: Mapping[str, str] | None = None) -> dict[str, SensorHealth]:
-        """Health of every sensor at the time of a frame, with findings of `admit`; from its first one on of VEHICLE."""
+        """Health of every sensor at a frame with these findings of `admit`; from its first one on also of VEHICLE."""
         found = findings or {}
         faults: dict[str, dict[Status, str]] = {}
         reference: tuple[Frame, SweepFeatures] | None = None  # the first LiDAR's points alone, and their features

@@ -104,6 +104,8 @@ def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(
     assert summary["missing"] == ({sensor: 1} if keyframe else {})
     [line] = summary["damage"]
     assert re.search(says, line)
+    with pytest.raises(InputError, match=says):  # but not in a training
+        drive.tables.frame(found[0].token, sweeps=1)
     for i, (frame, before) in enumerate(zip(found, whole, strict=True)):
         lost = keyframe and i == 0
         assert set(before.cameras) - set(frame.cameras) == ({sensor} & {*CAMERAS} if lost else set())
