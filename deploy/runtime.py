@@ -77,14 +77,19 @@ class Runtime:
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
 
     def step(self, frame: Frame) -> SceneFrame:
-        """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing.
+        """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing or damaged.
 
         The modules are selected by the scene's believed conditions, not by the tags of this frame alone.
 
         Raises:
             WrongEngine: a golden frame was due and the engine failed it; do not trust the frames since the last one.
         """
+        frame = self.admit(frame)
         return self.remember(frame, *self.perceive(frame))
+
+    def admit(self, frame: Frame) -> Frame:
+        """The next frame for `perceive` and `remember`: what cannot be used is missing, and a finding of health."""
+        return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules."""

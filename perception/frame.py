@@ -201,9 +201,6 @@ class Frame:
     Points of several LiDARs, each at its own time, are joined in the reference frame: x y z (m), intensity (0-255), and
     dt (s), the time from the point, or its sweep, to the frame. It may be a little below 0 for LiDARs that measure
     after the reference. A data set gives sweeps latest first, the points of each in any order.
-
-    Raises:
-        ValueError: points without `sweep_of_point`, or arrays of points that differ in length.
     """
 
     token: str
@@ -226,21 +223,19 @@ class Frame:
     # (N,) uint8: 0 for points of the keyframe's sweep of each LiDAR, 1 and more for earlier ones; required with points.
     sweep_of_point: np.ndarray | None = None
 
-    def __post_init__(self) -> None:
-        if self.points is None:
-            return
-        if self.sweep_of_point is None:
-            raise ValueError(f"frame {self.token}: no `sweep_of_point`; it is 0 for all points of the keyframe's sweep")
-        if len({len(each) for each in self._per_point().values()}) > 1:
-            raise ValueError(f"frame {self.token}: {', '.join(self._per_point())} differ in length")
-
     def _per_point(self) -> dict[str, np.ndarray]:
         return {name: each for name in PER_POINT if (each := getattr(self, name)) is not None}
 
     @property
     def of_keyframe(self) -> np.ndarray:
-        """(N,) bool: which points are of the keyframe, not of an earlier sweep; the frame must have points."""
-        assert self.sweep_of_point is not None
+        """(N,) bool: which points are of the keyframe, not of an earlier sweep; the frame must have points.
+
+        Raises:
+            ValueError: `sweep_of_point` does not say it of each point.
+        """
+        assert self.points is not None
+        if self.sweep_of_point is None or len(self.sweep_of_point) != len(self.points):
+            raise ValueError(f"frame {self.token}: `sweep_of_point` does not say of each point which sweep it is of")
         return np.asarray(self.sweep_of_point == 0)
 
     @property

@@ -167,8 +167,8 @@ class Rig(Section):
         names = [name.lower() for name in self.sensors.names]  # topics are in lower case
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two sensors are called {twice[0]!r}; names are unique, in upper and lower case alike")
-        if reserved := sorted({*self.sensors.names} & {*GROUPS}):
-            raise ValueError(f"a sensor is called {reserved[0]!r}, which stands for several; give it another name")
+        if reserved := sorted({*self.sensors.names} & {*GROUPS} or {*names} & {"vehicle"}):
+            raise ValueError(f"a sensor is called {reserved[0]!r}, which stands for others; give it another name")
         return self
 
     @property

@@ -134,7 +134,8 @@ class Player:
             sizes = journal.sizes if self._restores_unread else nothing_known
             frames = files.enter_context(closing(prefetch(self._frames(sizes))))  # its thread reads the journal
             undecoded = False
-            for frame, reading in self.watcher.counted(frames, self.expected):
+            for given, reading in self.watcher.counted(frames, self.expected):
+                frame = self.runtime.admit(given)
                 recorded = journal.recall(frame)
                 if recorded is not None:
                     undecoded = isinstance(frame, UndecodedFrame)
@@ -164,7 +165,8 @@ class Player:
         self.watcher.message(f"measuring latencies at the recorded pace: up to {seconds:.0f} s")
         with self._journal(resume=False) as journal, single_core():
             remove(self.out, final_files())
-            for frame, reading in self._frames():
+            for given, reading in self._frames():
+                frame = self.runtime.admit(given)
                 journal.add(frame, self._perceive(frame, reading))
         self.runtime.scene.restart()
 

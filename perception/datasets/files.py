@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from perception.datasets.pcd import read_pcd, times_near
-from perception.errors import InputError
+from perception.errors import InputError, damaged
 from perception.frame import JpegFile
 from perception.storage import read
 
@@ -34,7 +34,7 @@ def read_cloud(path: Path, timestamp: int) -> tuple[np.ndarray, np.ndarray | Non
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
-        InputError: the file is damaged, or the times of its points are not near the sweep's.
+        InputError: the file is damaged and `DAMAGE` is not set, or the times of its points are not near the sweep's.
     """
     if path.suffix != ".pcd":
         return read_points(path), None
@@ -51,16 +51,16 @@ def read_points(path: Path) -> np.ndarray:
     """
     content = read(path)
     if not content:
-        raise InputError(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
+        raise damaged(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
     if len(content) % _POINT_BYTES:
-        raise InputError(
+        raise damaged(
             f"{path}: {len(content)} bytes are no whole number of {_POINT_BYTES}-byte points (truncated?); "
             "copy the file again or delete it"
         )
     points = np.frombuffer(content, np.float32).reshape(-1, 5)
     if not np.isfinite(points).all():
         bad = ~np.isfinite(points).all(axis=1)
-        raise InputError(
+        raise damaged(
             f"{path}: {bad.sum()} of {len(points)} points hold NaN or infinity, first point {bad.argmax()}; "
             "copy the file again or delete it"
         )
@@ -91,7 +91,7 @@ def read_image(path: Path, least_width: int = 0) -> ReadPicture:
         image = decode_image(content, reduction)
         return ReadPicture(image, reduction, jpeg_file(content, image) if reduction == 1 else None)
     except ValueError as error:
-        raise InputError(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
+        raise damaged(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
 
 
 def decode_image(content: bytes, reduction: int = 1) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.errors import InputError
+from perception.errors import InputError, damaged
 from perception.storage import read
 
 _HEADER = re.compile(rb"(?:.*\n)*?DATA[ \t]+(\w+)[ \t]*\r?\n")
@@ -33,12 +33,12 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)
     except (ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a point cloud ({reason}); copy the file again or delete it") from None
+        raise damaged(f"{path}: not a point cloud ({reason}); copy the file again or delete it") from None
     names = table.dtype.names or ()
     points = np.column_stack([points, table["ring"] if "ring" in names else np.zeros(len(points))]).astype(np.float32)
     there = ~np.isnan(points[:, :3]).any(axis=1)
     if not np.isfinite(points[there]).all():
-        raise InputError(f"{path}: a point holds NaN or infinity; copy the file again or delete it")
+        raise damaged(f"{path}: a point holds NaN or infinity; copy the file again or delete it")
     return points[there], table["timestamp"][there] if "timestamp" in names else None
 
 

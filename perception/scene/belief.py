@@ -23,6 +23,7 @@ CORRELATION = 0.5  # s between independent observations
 SURE = 0.9  # probability above which a value is believed
 TIMEOUT = 120.0  # s without supporting observations after which a value is no longer believed
 WINDOW = 2.0  # s of observations that reasons count
+CLOCK_SET = 3.0  # s; an earlier time by more is of a clock that was set back
 MAX_COUNTED = 64  # observations that reasons count
 
 
@@ -70,7 +71,8 @@ class ConditionBelief:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._filters = {kind: _Filter(tuple(values)) for kind, values in vocabulary.items()}
-        self._start: int | None = None
+        self._elapsed = 0  # us since the first update
+        self._latest: int | None = None  # us, time of the latest update
 
     def update(
         self, timestamp: int, observations: Sequence[Evidence], origins: Mapping[str, Origin] | None = None
@@ -78,16 +80,17 @@ class ConditionBelief:
         """Add the observations at one time; returns the conditions believed now.
 
         Args:
-            timestamp: us; ignored unless later than the last one.
+            timestamp: us; ignored unless later than the last one, or CLOCK_SET earlier: then the clock was set back.
             observations: in any order; those of the same kind have the weight of one.
             origins: of the observations, by kind.
 
         Raises:
             ValueError: an observation is no probability distribution over the values of its kind.
         """
-        if self._start is None:
-            self._start = timestamp
-        seconds = 1e-6 * (timestamp - self._start)
+        passed = 0 if self._latest is None else timestamp - self._latest
+        if self._latest is None or passed > 0 or passed < -1e6 * CLOCK_SET:
+            self._elapsed, self._latest = self._elapsed + max(0, passed), timestamp
+        seconds = 1e-6 * self._elapsed
         for kind, belief in self._filters.items():
             found = [each[kind] for each in observations if kind in each]
             belief.update(seconds, found, (origins or {}).get(kind, _UNNAMED))

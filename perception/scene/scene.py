@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perception.frame import Boxes, Conditions, Frame, Prediction
+from perception.grid import Reference
 from perception.rig import Sensors
+from perception.scene.admission import POSES, Findings, admit
 from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.scene.sources import Sources, default_sources
@@ -43,8 +45,8 @@ class SceneFrame:
 class Scene:
     """The state of a drive. Frames are added in order of time; a frame of another drive resets the state.
 
-    Before the engine runs, `observe` returns the conditions to route by; after it, `update` adds the prediction.
-    Memory is bounded, and the same frames give bit-identical states.
+    `admit` takes from a frame what cannot be used. Before the engine runs, `observe` returns the conditions to route
+    by; after it, `update` adds the prediction. Memory is bounded, and the same frames give bit-identical states.
 
     Args:
         sensors: of the network.
@@ -68,9 +70,18 @@ class Scene:
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
+        self._before: Frame | None = None  # the latest frame of the drive, without data
+        self._findings: Findings = {}  # of admission, of the latest frame
         self._evidence: Sequence[Evidence] = ()  # for the conditions, from the results of the latest frame
         self._seconds: dict[str, float] = {}
         self._health: Mapping[str, SensorHealth] = {}
+
+    def admit(self, frame: Frame, reference: Reference) -> Frame:
+        """The next frame as `observe` and `update` take it; `health` says what is lost. reference: of the grid."""
+        self._seconds = {}
+        with timed(self._seconds, "admission"):
+            frame, self._findings = admit(frame, self._sensors, reference, self._before)
+        return frame
 
     def observe(self, frame: Frame, health: Mapping[str, SensorHealth] | None = None) -> Conditions:
         """The conditions believed at a frame, before the network runs on it.
@@ -83,9 +94,11 @@ class Scene:
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
-        self._seconds, self._observed = {}, frame.token
+        admission, self._seconds, self._observed = self._seconds.get("admission", 0.0), {}, frame.token
+        self._before = replace(frame, points=None, cameras={})
         with timed(self._seconds, "health"):
-            self._health = self.monitor.update(frame) if health is None else health
+            self._health = self.monitor.update(frame, self._findings) if health is None else health
+        self._seconds["health"] += admission
         with timed(self._seconds, "belief"):
             observations, origins = self._sources.observe(frame, self._evidence)
             return self._belief.update(frame.timestamp, observations, origins)
@@ -130,7 +143,9 @@ class Scene:
 
     def _remember(self, frame: Frame, results: Mapping[str, Any]) -> dict[str, Any]:
         """The states of the tasks' memories after a frame, each knowing the objects that all of them follow."""
-        memories, seen = {n: m for n, m in self._memories.items() if n in results}, self._has_data(frame)
+        memories = {name: memory for name, memory in self._memories.items() if name in results}
+        seen = self._has_data(frame) and POSES[0] not in self._findings
+        self._findings = {}
         states = {name: memory.update(frame, results[name] if seen else None) for name, memory in memories.items()}
         followed = [self._tasks[name].objects(state) for name, state in states.items()]
         objects = Boxes.joined(Boxes.none(), *followed)
@@ -138,7 +153,7 @@ class Scene:
 
     def restart(self) -> None:
         """Reset the state at the next frame, even if it is of the same drive."""
-        self._drive = None
+        self._drive = self._before = None
 
     def _begin(self, drive: str) -> None:
         self._drive = drive

@@ -172,7 +172,8 @@ def warp(recorded: np.ndarray, affine: np.ndarray, size: Image, into: np.ndarray
     height, width = recorded.shape[:2]
     shrink = int(1 / np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
     if shrink > 1:
-        recorded = cv2.resize(recorded, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
+        smaller = max(1, width // shrink), max(1, height // shrink)
+        recorded = cv2.resize(recorded, smaller, interpolation=cv2.INTER_AREA)
         x, y = width / recorded.shape[1], height / recorded.shape[0]
         affine = affine @ np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5], [0, 0, 1]])
     return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), into, flags=cv2.INTER_LINEAR)

@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import networks
+import numpy as np
 from exported import QUIET, checkpoint_of
 from once import once
 from vocabulary import NUSCENES
@@ -57,10 +59,10 @@ def frames(drive: Path) -> list[Frame]:
 
 @contextmanager
 def unreadable(drive: Path, number: int) -> Iterator[str]:
-    """The name of the sweep of a keyframe of the drive, which has a byte too few for so long."""
-    file = sorted((drive / "samples" / "LIDAR_TOP").iterdir())[number]
+    """The name of the picture of a keyframe of the drive, which is of another size than its calibration for so long."""
+    file = sorted((drive / "samples" / "CAM_FRONT").iterdir())[number]
     content = file.read_bytes()
-    file.write_bytes(content[:-1])
+    file.write_bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
     try:
         yield file.name
     finally:

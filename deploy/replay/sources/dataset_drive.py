@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from deploy.replay.sources.counts import Counts
 from deploy.replay.undecoded import Known, nothing_known, undecoded
 from perception.datasets.keyframes import Keyframes
+from perception.errors import DAMAGE
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
 
@@ -15,7 +17,7 @@ class DatasetDrive:
     """The keyframes of one scene of a data set, recorded or simulated, in order of time.
 
     All sensors are read, even those that the network does not take, because the report shows them. A sensor whose file
-    does not exist is missing in the frame.
+    does not exist, or is damaged, is missing in the frame; damaged ones are counted.
 
     Args:
         scene: its name, or `scene-0103:0-4` for its keyframes 0 to 3.
@@ -40,16 +42,24 @@ class DatasetDrive:
         return len(self._samples)
 
     def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames; those that are known are read without their sensors."""
+        """The frames; those that are known are read without their sensors, but to count what is damaged in one."""
         self.counts = Counts(self._spec.rig.sensors)
-        reference = self._spec.grid.reference
+        count, cameras = cache(self.counts.add_damage), {*self._spec.rig.sensors.cameras}
         for sample in self._samples:
             sizes = known(sample)
-            if sizes is None:
-                frame = self.tables.frame(sample, reference, self._spec.sweeps)
-            else:
-                frame = undecoded(
-                    self.tables.frame(sample, reference, annotations=False, lidar=False, cameras=False), sizes
+            before = DAMAGE.set(count)
+            try:
+                frame = self.tables.frame(
+                    sample,
+                    self._spec.grid.reference,
+                    self._spec.sweeps,
+                    annotations=sizes is None,
+                    lidar=sizes is None or sizes.sweeps is None,
+                    cameras=sizes is None or not cameras <= sizes.cameras.keys(),
                 )
+            finally:
+                DAMAGE.reset(before)
+            if sizes is not None:
+                frame = undecoded(frame, sizes)
             self.counts.add_frame(frame)
             yield frame

@@ -107,7 +107,7 @@ def _velocities(centers: np.ndarray, timestamps: np.ndarray, links: np.ndarray) 
     """(N, 3) m/s between the previous and the next annotation of the instance, as NuScenes.box_velocity.
 
     The annotation itself replaces a missing one. NaN if both are missing, or if they are more than 1.5 s apart (3 s
-    with both).
+    with both). NaN also between keyframes whose times do not grow.
     """
     current = np.arange(len(centers))
     first = np.where(links[:, 0] >= 0, links[:, 0], current)
@@ -115,5 +115,5 @@ def _velocities(centers: np.ndarray, timestamps: np.ndarray, links: np.ndarray) 
     seconds = 1e-6 * timestamps
     elapsed = seconds[last] - seconds[first]
     allowed = np.where((links >= 0).all(axis=1), 3.0, 1.5)
-    known = (first != last) & (elapsed <= allowed)
+    known = (elapsed > 0) & (elapsed <= allowed)
     return (centers[last] - centers[first]) / np.where(known, elapsed, np.nan)[:, None]

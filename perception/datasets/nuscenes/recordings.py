@@ -196,7 +196,14 @@ def _poses(folder: Path, tokens: list[str]) -> np.ndarray:
             f"{folder / 'ego_pose.json'}: lacks {len(missing)} poses that sample_data.json refers to, "
             f"such as {min(missing)}; copy the tables again"
         )
-    return np.frombuffer(values, np.float64).reshape(-1, 7)[[place[token] for token in tokens]]
+    found = np.frombuffer(values, np.float64).reshape(-1, 7)
+    usable = np.isfinite(found).all(axis=1) & found[:, 3:].any(axis=1)
+    if wrong := [token for token, row in place.items() if not usable[row]]:
+        raise InputError(
+            f"{folder / 'ego_pose.json'}: {len(wrong)} poses are not finite or have no rotation, such as {min(wrong)}; "
+            "copy the tables again"
+        )
+    return found[[place[token] for token in tokens]]
 
 
 def _text(values: np.ndarray) -> list[str]:

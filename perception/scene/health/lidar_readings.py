@@ -100,7 +100,7 @@ class LidarReadings:
         limits = self._limits
         if not math.isnan(features.height):
             self._ground_planes.append((now, *features.tilt, features.height))
-        while self._ground_planes and now - self._ground_planes[0][0] > 1e6 * limits.levelled:
+        while self._ground_planes and abs(now - self._ground_planes[0][0]) > 1e6 * limits.levelled:
             self._ground_planes.popleft()
         if len(self._ground_planes) < 3:
             return

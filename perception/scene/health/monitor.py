@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, get_args
 
 import numpy as np
 
 from perception.frame import Camera, Frame
 from perception.rig import Sensors
+from perception.scene.admission import POSES
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import SLOPE_TEXTURE, SweepFeatures, image_features, sweep_features
 from perception.scene.health.lidar_readings import LidarReadings
@@ -51,6 +53,7 @@ class SensorHealth:
         return "; ".join(each.reason for each in (self, *self.also))
 
 
+VEHICLE = "vehicle"  # stands among the sensors for what a frame says besides their data, such as its pose
 _WORST_FIRST = get_args(Status)[1:]
 _INTERMITTENT = _WORST_FIRST[5:]  # not visible in every frame
 _HELD = 1.0  # s that an intermittent finding is kept after the last frame that showed it
@@ -81,25 +84,32 @@ class HealthMonitor:
         self._lidars = [LidarReadings(limits, len(sensors.lidars) == 1) for limits in self._limits]
         self._alignment = Alignment(self._limits[0] if self._limits else LidarLimits())
 
-    def update(self, frame: Frame) -> dict[str, SensorHealth]:
-        """Health of every sensor at the time of a frame."""
+    def update(self, frame: Frame, findings: Mapping[str, str] | None = None) -> dict[str, SensorHealth]:
+        """Health of every sensor at a frame with these findings of `admit`; from its first one on also of VEHICLE."""
+        found = findings or {}
         faults: dict[str, dict[Status, str]] = {}
         reference: tuple[Frame, SweepFeatures] | None = None  # the first LiDAR's points alone, and their features
         for i, name in enumerate(self.sensors.lidars):
             own = frame.of_lidar(i)
             features = sweep_features(own, self._limits[i]) if own.points is not None and len(own.points) else None
-            faults[name], self.loads[name] = _faults(self._lidars[i].readings(own, features))
-            if i == 0 and features is not None:
+            readings = self._lidars[i].readings(own, features)
+            if name in found:
+                readings = chain([("missing" if own.points is None else "corrupt", math.inf, found[name])], readings)
+            faults[name], self.loads[name] = _faults(readings)
+            if i == 0 and features is not None and POSES[0] not in found:
                 reference = own, features
         for name in self.sensors.cameras:
             if name in frame.cameras:
                 readings = self._camera_readings(name, frame.cameras[name], frame.timestamp)
             else:
-                readings = iter([("missing", math.inf, "no picture")])
+                readings = iter([("missing", math.inf, found.get(name, "no picture"))])
             faults[name], self.loads[name] = _faults(readings)
         if self.sensors.lidars:
             self._check_alignment(reference, faults)
+        reasons = [f"{name}: {why}" for name, why in found.items() if name in Frame.__dataclass_fields__]
         names = self.sensors.names
+        if reasons or VEHICLE in self._findings:
+            names, faults[VEHICLE] = (*names, VEHICLE), {"corrupt": "; ".join(reasons)} if reasons else {}
         self._health = {name: self._update_findings(name, faults[name], frame.timestamp) for name in names}
         return dict(self._health)
 
@@ -153,13 +163,13 @@ class HealthMonitor:
 
     def _update_findings(self, name: str, faults: dict[Status, str], now: int) -> SensorHealth:
         """The health of a sensor from the faults in this frame and earlier findings."""
-        before = self._findings[name]
+        before = self._findings.get(name, {})
         found = {
             status: _Finding(before[status].since if status in before else now, now, reason)
             for status, reason in faults.items()
         }
         if not {"missing", "dark", "saturated"} & found.keys():  # else nothing more can be known
-            held = {s: f for s, f in before.items() if s in _INTERMITTENT and now - f.last < 1e6 * _HELD}
+            held = {s: f for s, f in before.items() if s in _INTERMITTENT and abs(now - f.last) < 1e6 * _HELD}
             found = {status: {**held, **found}[status] for status in _WORST_FIRST if status in held | found}
         self._findings[name] = found
         if not found:

@@ -16,8 +16,11 @@ from commands import one_line_error
 from damage import Damage, cut, delete, in_json, in_npz, number, put, replace, without, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vocabulary import NUSCENES, RIG
+from recordings import SPEC
+from vocabulary import CAMERAS, NUSCENES, RIG
 
+from deploy.replay.sources.dataset_drive import DatasetDrive
+from deploy.replay.undecoded import SensorSizes
 from perception import arrays_on_disk
 from perception.arrays_on_disk import kept
 from perception.datasets.nuscenes import annotations, recordings, tables
@@ -51,6 +54,12 @@ DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
     (table("scene"), in_json(put("0.log_token", "gone")), "scene.json: the field or token 'gone' is missing"),
     (table("sample_data"), in_json(put("0.ego_pose_token", "gone")), "lacks 1 poses that .* such as gone"),
     (table("ego_pose"), in_json(put("0.rotation", ["a", "b"])), "ego_pose.json: a row has a wrong value"),
+    (table("ego_pose"), in_json(put("0.translation.0", np.nan)), "1 poses are not finite or have no rotation, such as"),
+    (
+        table("ego_pose"),
+        in_json(put("0.rotation", [0, 0, 0, 0])),
+        "1 poses are not finite or have no rotation, such as",
+    ),
     (table("sample_data"), replace(b'"width": 80', b'"width": 160'), "picture is 80x50, but its .* is for 160x50"),
     (table("splits"), write("[1, 2"), "splits.json: cannot read the splits"),
     (table("splits"), write("[1, 2]"), "splits.json: not an object"),
@@ -79,6 +88,43 @@ def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, 
         [sample, *_] = source.samples("train")
         source.frame(sample, sweeps=1)
         source.occupancy(sample)
+
+
+@pytest.mark.parametrize(("files", "damage", "says"), DAMAGE[:6])
+def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(
+    tiny_root: Path, files: str, damage: Damage, says: str
+) -> None:
+    """Also where the frames are known from a replay before, which reads none but those that lack a sensor."""
+    drive = DatasetDrive(NuScenesTables(tiny_root, VERSION), "scene-0001", SPEC)
+    whole = list(drive.frames())
+    assert drive.counts.summary()["damage"] == []
+    damage(file := min(tiny_root.glob(files)))
+    found, sensor = list(drive.frames()), file.parent.name
+    summary, keyframe = drive.counts.summary(), file.parts[-3] == "samples"
+    assert summary["missing"] == ({sensor: 1} if keyframe else {})
+    [line] = summary["damage"]
+    assert re.search(says, line)
+    with pytest.raises(InputError, match=says):  # but not in a training
+        drive.tables.frame(found[0].token, sweeps=1)
+    for i, (frame, before) in enumerate(zip(found, whole, strict=True)):
+        lost = keyframe and i == 0
+        assert set(before.cameras) - set(frame.cameras) == ({sensor} & {*CAMERAS} if lost else set())
+        assert (frame.points is None) == (lost and sensor == "LIDAR_TOP")
+    if keyframe:
+        sizes = {frame.token: SensorSizes.of(frame) for frame in found}
+        assert len(list(drive.frames(sizes.get))) == len(found)
+        assert drive.counts.summary() == summary
+
+
+def test_between_keyframes_of_one_time_no_velocity_is_known(tiny_root: Path) -> None:
+    """Nor backwards in time: the devkit's would be infinite, or of the wrong sign."""
+    rows = json.loads((tiny_root / table("sample")).read_text())
+    first = rows[0]["timestamp"]
+    for wrong, known in ((first, [False, True, True]), (first - 1_000_000, [False, True, False])):
+        in_json(put("1.timestamp", wrong))(tiny_root / table("sample"))
+        boxes = [NuScenesTables(tiny_root, VERSION).boxes(row["token"]) for row in rows]
+        assert [bool(np.isfinite(each.velocities).all()) for each in boxes] == known
+        assert not any(np.isinf(each.velocities).any() for each in boxes)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,16 @@ def test_what_is_not_observed_is_held_and_then_unknown() -> None:
     assert belief.beliefs["weather"].why == "nothing has spoken for rain since 0.0 s"
 
 
+@pytest.mark.parametrize("wrong", [31_536_000 * 10**6, -3_600 * 10**6])
+def test_a_clock_that_is_set_does_not_stop_the_belief(wrong: int) -> None:
+    """For one frame a year ahead, or from then on an hour back: later the weather changes as ever."""
+    belief, moments = ConditionBelief(CONDITIONS), times([500_000] * 8)
+    moments[2:] = [moments[2] + wrong, *moments[3:]] if wrong > 0 else [moment + wrong for moment in moments[2:]]
+    for i, moment in enumerate(moments):
+        conditions = belief.update(moment, [tags(weather="rain" if i < 4 else "clear")])
+    assert conditions == Conditions(weather="clear")
+
+
 def test_reasons() -> None:
     belief = ConditionBelief(CONDITIONS)
     assert belief.beliefs["weather"].why == "nothing observed"

@@ -1,8 +1,9 @@
 """The contract that every task keeps, what tasks share, and the words that they need."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from perfect import SURE, Dense, perfect_detection
 from torch import Tensor
 from toy_task import Toy
 from unchanged import EVERY, RAIN, assert_kept
-from vocabulary import CONDITION_VALUES, CONDITIONS, NUSCENES, RIG
+from vocabulary import CONDITION_VALUES, CONDITIONS, NUSCENES, RIG, SENSORS
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
@@ -34,11 +35,12 @@ from deploy.targets import find_target
 from deploy.tolerances import LEAST
 from deploy.vocabulary import SENSOR_FACTS, require_vocabulary
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import Boxes, Conditions, Frame
+from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.spec import require_facts
+from perception.scene.scene import Scene
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import TASKS
 from perception.tasks.detection.task import DetectionTask
@@ -213,6 +215,25 @@ def anchors() -> DetectionTask:
 
 def with_boxes(boxes: Boxes | None) -> Frame:
     return Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes)
+
+
+@pytest.mark.parametrize("lost", [{"points": None, "cameras": {}}, {"global_from_ego": None}], ids=["data", "pose"])
+@pytest.mark.parametrize("name", TASKS)
+def test_from_a_frame_without_data_or_pose_nothing_is_remembered(name, lost, frames, tables):
+    """Whatever the network makes of it, the state is the same; and after a frame with both it is another one."""
+    task, first = default(name, FINE), frames[0]
+    outputs = task.network(8).decode(PERFECT[name](labels_of(task, frames, tables)))
+    results = [task.result({key: values[i].numpy() for key, values in outputs.items()}) for i in range(len(frames))]
+    seen, later = [], replace(first, token="later", timestamp=first.timestamp + 500_000)
+    for result, more in product(results, ({}, lost)):
+        scene = Scene(SENSORS, {name: task}, CONDITIONS)
+        for frame, own in ((first, results[0]), (replace(later, **more), result)):
+            frame = scene.admit(frame, "ego")
+            scene.observe(frame)
+            after = scene.update(frame, Prediction({name: own}))
+        seen.append(pickle.dumps(after.states))
+    assert (seen[0] == seen[2]) == (task.memory() is None)
+    assert seen[1] == seen[3]
 
 
 @pytest.mark.parametrize("name", TASKS)
