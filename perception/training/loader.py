@@ -175,7 +175,7 @@ class FrameDataset(Dataset[Sample]):
             return frame
         drop_lidar = self._config.train.drop_lidar
         if draw < drop_lidar:
-            return replace(frame, points=None, class_of_point=None)
+            return replace(frame, points=None, lidar_of_point=None, class_of_point=None)
         if draw < drop_lidar + self._config.train.drop_cameras:
             return replace(frame, cameras={})
         return frame
