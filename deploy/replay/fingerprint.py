@@ -1,4 +1,4 @@
-"""Hashes of frames and drives, to recognise equal data without storing it."""
+"""Hashes of frames, to recognise equal data without storing it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,15 @@ _ROWS = 16  # every 16th row of a picture is hashed; different pictures differ i
 class FrameHashes(NamedTuple):
     """SHA-256 of a frame in hexadecimal digits."""
 
-    data: str  # all data for the network
-    sensors: str  # as recorded, whatever the network takes of it
+    data: str  # all data for the network, and what `sensors_hash` covers
     rest: str  # `without_sensors`
 
 
-class Fingerprint:
-    """SHA-256 of the sensor data of a drive, updated frame by frame. It does not depend on the network."""
-
-    def __init__(self) -> None:
-        self._hash, self.frames = hashlib.sha256(), 0
-
-    def add(self, frame: Frame) -> FrameHashes:
-        """Add a frame."""
-        sensors = sensors_hash(frame)
-        self.add_known(sensors.hex())
-        points = [] if frame.points is None else [frame.points, frame.of_keyframe]
-        data = _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, *points])
-        return FrameHashes(data.hex(), sensors.hex(), without_sensors(frame))
-
-    def add_known(self, sensors: str) -> None:
-        """Add a frame by its hash `FrameHashes.sensors`."""
-        self._hash.update(bytes.fromhex(sensors))
-        self.frames += 1
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+def frame_hashes(frame: Frame) -> FrameHashes:
+    """The hashes by which a replay that goes on recognises a frame."""
+    points = [] if frame.points is None else [frame.points, frame.of_keyframe]
+    data = _sha256(sensors_hash(frame) + frame.reference.encode(), [frame.global_from_reference, *points])
+    return FrameHashes(data.hex(), without_sensors(frame))
 
 
 def without_sensors(frame: Frame) -> str:
@@ -53,7 +36,7 @@ def without_sensors(frame: Frame) -> str:
 
 def sensors_hash(frame: Frame) -> bytes:
     """SHA-256 of tags, times, positions, signals, poses, calibration, every 16th row of the pictures, and the
-    keyframe's LiDAR intensities.
+    keyframe's LiDAR intensities. It does not depend on the network.
 
     Coordinates of points and earlier sweeps are left out, because they depend on the network's inputs.
     """

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deploy.replay.fingerprint import Fingerprint, FrameHashes, without_sensors
+from deploy.replay.fingerprint import FrameHashes, frame_hashes, without_sensors
 from deploy.replay.record import (
     MonitorState,
     Recorded,
@@ -76,7 +76,7 @@ class Journal:
 
     Attributes:
         resumed: whether it has frames of an earlier run.
-        fingerprints: hashes of the recalled and added frames, by drive.
+        frames: number of recalled and added ones, by drive.
         discarded: which software or machine differed, if frames were discarded for that; otherwise "".
 
     Raises:
@@ -88,7 +88,7 @@ class Journal:
     ) -> None:
         self.path, self.about, self.computed, self.resume = path, about, computed or {}, resume
         self.recalled = 0  # frames so far
-        self.fingerprints: dict[str, Fingerprint] = {}
+        self.frames: Counter[str] = Counter()
         self.discarded = ""
         self._recalling = True
         self._named = 0  # frames that `sizes` has given
@@ -169,12 +169,13 @@ class Journal:
             self._recalling = False
             self._delete_from(self.recalled + 1)
             return None
-        if not self._is_of(frame, recorded.hashes):
+        if not _is_of(frame, recorded.hashes):
             raise InputError(
                 f"{self.path}: frame {self.recalled} of the drive differs from the one that was replayed before; "
                 "restore the old drive to resume, or remove this file to restart"
             )
         self.recalled += 1
+        self.frames[frame.scene] += 1
         return recorded
 
     def add(self, frame: Frame, seen: SceneFrame, written: Written | None = None) -> None:
@@ -187,7 +188,8 @@ class Journal:
             InputError: the disk is full.
         """
         sizes = None if written is None else SensorSizes.of(frame)
-        record = packed(seen, self._fingerprint(frame.scene).add(frame), sizes, written)
+        record = packed(seen, frame_hashes(frame), sizes, written)
+        self.frames[frame.scene] += 1
         self._execute("BEGIN")
         self._write(None, record)
         if written is not None:
@@ -204,16 +206,6 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
-
-    def _fingerprint(self, drive: str) -> Fingerprint:
-        return self.fingerprints.setdefault(drive, Fingerprint())
-
-    def _is_of(self, frame: Frame, hashes: FrameHashes) -> bool:
-        """Whether a frame is the one with these hashes, which is then added to the hashes of its drive."""
-        if isinstance(frame, UndecodedFrame):
-            self._fingerprint(frame.scene).add_known(hashes.sensors)
-            return without_sensors(frame) == hashes.rest
-        return self._fingerprint(frame.scene).add(frame).data == hashes.data
 
     def _open(self) -> bool:
         """Open the database; returns False if it is damaged."""
@@ -263,6 +255,13 @@ class Journal:
             return OccupiedError(f"{self.path}: another replay writes there; wait for it or choose another --out")
         reason = os.strerror(errno.ENOSPC) if "full" in str(error) else str(error)
         return InputError(f"{self.path}: cannot write ({reason}); make room or choose another --out")
+
+
+def _is_of(frame: Frame, hashes: FrameHashes) -> bool:
+    """Whether a frame is the one with these hashes."""
+    if isinstance(frame, UndecodedFrame):
+        return without_sensors(frame) == hashes.rest
+    return frame_hashes(frame).data == hashes.data
 
 
 def require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

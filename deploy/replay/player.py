@@ -150,10 +150,7 @@ class Player:
                 background.call(self._write_new, writers, journal, frame, seen, state)
         for drive in self.drives:
             self.collected.read(drive)
-        self.collected.drives = [
-            DriveUsed(name=name, frames=each.frames, sensors_sha256=each.hexdigest())
-            for name, each in journal.fingerprints.items()
-        ]
+        self.collected.drives = [DriveUsed(name=name, frames=count) for name, count in journal.frames.items()]
         self.collected.recalled = 0 if self.settings.latency else journal.recalled
 
     def _measure_latencies(self) -> None:

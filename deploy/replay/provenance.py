@@ -49,13 +49,12 @@ class DriveUsed(Section):
 
     name: str  # of the scene, or of the recorded file
     frames: int  # that were perceived
-    sensors_sha256: str  # of the sensor data of these frames, with faults: deploy.replay.fingerprint
 
 
 class ReplayProvenance(Section):
     """The content of replay.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: BundleUsed
     taxonomy: Taxonomy  # of the network
     engine: EngineUsed

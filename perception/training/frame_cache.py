@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -90,8 +89,8 @@ class FrameCache:
 
 def _remove_others(folder: Path, code: str) -> None:
     """Remove the frames of other code, as far as possible; a training that still maps some keeps these."""
-    for other in folder.glob("frames-*"):
-        if re.fullmatch("frames-[0-9a-f]{16}-[0-9a-f]{16}", other.name) and other.name.split("-")[1] != code:
+    for other in folder.glob("-".join(("frames", *2 * ("[0-9a-f]" * 16,)))):
+        if other.name.split("-")[1] != code:
             with suppress(OSError):
                 for path in other.glob("*.frame*"):  # and what a killed process left of one
                     path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -38,6 +39,7 @@ from perception.training.loading import loaded
 from perception.training.pictures import places
 
 SCHEMA = 2
+PATIENCE = 600  # s for which a database that another process builds may not grow
 _STORED = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points")  # of Boxes
 _BINARY = ("points.bin", "pictures.bin")
 
@@ -93,11 +95,17 @@ def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder:
         builds: whether this process builds it; others wait, without the time limit of a barrier between processes.
 
     Raises:
-        InputError: no object with points, a damaged database, or the disk is full.
+        InputError: no object with points, a damaged database, the disk is full, or the process that builds it died.
     """
     key = key_of(tables, tokens, config)
     own = folder / key[:16]
+    size, since = -1, time.monotonic()
     while not builds and not own.exists():
+        with suppress(OSError):  # it became the database
+            grown = sum(each.stat().st_size for each in folder.glob(f".{own.name}.new-*/*"))
+            size, since = grown, since if grown == size else time.monotonic()
+        if time.monotonic() - since > PATIENCE:
+            raise InputError(f"{own}: nothing was added to it for {PATIENCE} s; its process died, start again")
         time.sleep(1)
     if not own.exists():
         made(folder)

@@ -33,10 +33,8 @@ class Stamps:
     def is_new(self, topic: str, stamp: int, time: int) -> bool:
         """Whether the stamp is new to the topic and may be right; counts the others, and steps back in time.
 
-        A stamp that leaps is wrong, unless the message before leapt alike: then the clock was set.
-
-        Args:
-            time: us, when the message was recorded, perhaps by another clock.
+        A stamp that leaps against the time of recording (us) is wrong, unless the message before leapt alike: then the
+        clock was set.
         """
         stamps = self._topics.setdefault(topic, _TopicStamps())
         if stamp in stamps.recent:

@@ -151,7 +151,7 @@ def test_a_baseline_of_something_else_is_refused(theirs: Any, ours: Any, message
     run, baseline = replay(tmp_path / "run", **ours), replay(tmp_path / "baseline", **theirs)
     with one_line_error(at=f"{baseline}: ", says=message):
         judge(run, baseline, AGREE)
-    (baseline / "replay.json").write_text('{"schema_version": 1}')
+    (baseline / "replay.json").write_text('{"schema_version": 2}')
     with one_line_error(r"replay.json: bundle: field required; replay again"):
         judge(run, baseline, AGREE)
     (baseline / "replay.json").unlink()
