@@ -4,7 +4,9 @@
     manifest.sig          the signature of manifest.json, if the exporter signed it
     model.onnx            the network
     model.cpu.onnx        INT8: the network in the layout of ONNX Runtime; model.onnx has that of TensorRT
-    golden.safetensors    a few frames' inputs, and the exported network's outputs for them
+    golden.safetensors    a few frames' inputs, and the exported network's outputs for them; of one frame also its
+                          sensor data and its prediction
+    golden.json           what the numbers of golden frames stand for
     calibration.json      INT8: the calibration frames, and the measured ranges of the activations
     modules/              the modules that the network was made with, as written by `Bank.save`
     engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
@@ -29,6 +31,7 @@ from pydantic import ValidationError
 
 from deploy.engine_record import EngineRecord, StoredPlan
 from deploy.golden import Arrays, GoldenFrame, require_golden
+from deploy.golden_chain import MEANING, require_chain
 from deploy.golden_file import golden_content, read_golden
 from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
@@ -78,7 +81,7 @@ class Bundle:
         for name in manifest.files:
             require_inside(path, name)
         apart = {route: f"{ROUTES}/{route}" for route in manifest.apart}
-        for name in (ONNX, GOLDEN, *(f"{folder}/{MANIFEST}" for folder in apart.values())):
+        for name in (ONNX, GOLDEN, MEANING, *(f"{folder}/{MANIFEST}" for folder in apart.values())):
             if name not in manifest.files:
                 raise InputError(f"{path / MANIFEST}: does not name {name}; export the bundle again")
         free = (ENGINES, *(f"{folder}/{ENGINES}" for folder in apart.values()))
@@ -126,9 +129,19 @@ class Bundle:
         graph = graph if graph in self.manifest.files else ONNX
         return read_golden(self.read(GOLDEN), self.manifest, graph)
 
-    def require_golden(self, run: Callable[[Arrays], Arrays], engine: str, graph: str = ONNX) -> None:
-        """Raise WrongEngine unless `run` gives the outputs of `graph` for the golden frames, within the tolerances."""
-        require_golden(self.golden_frames(graph), run, engine, self.manifest.tolerances)
+    def require_golden(
+        self, run: Callable[[Arrays], Arrays], engine: str, graph: str = ONNX
+    ) -> tuple[GoldenFrame, ...]:
+        """The golden frames with the outputs of `graph`, which `run` gives within the tolerances.
+
+        Raises:
+            InputError: preprocessing, steering or decoding are not those of the export.
+            WrongEngine: `run` gives other outputs.
+        """
+        golden = self.golden_frames(graph)
+        require_chain(golden, self.read(MEANING), self.manifest, self.path / GOLDEN)
+        require_golden(golden, run, engine, self.manifest.tolerances)
+        return golden
 
     def plan(self, target: str, compiler: str | None = None) -> StoredPlan:
         """Read the plan for `target`, and check it against its record and this network.

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from deploy.bundle import CALIBRATION, CPU_ONNX, ONNX, Bundle, write_bundle
 from deploy.golden import synthetic_frame
+from deploy.golden_chain import MEANING, meaning_content, with_sensors
 from deploy.manifest import Calibration, Manifest, Origin
 from deploy.network import Network, make_network
 from deploy.onnx_export import OPSET
@@ -22,10 +23,11 @@ from deploy.precision.frames import Drives
 from deploy.release import Release
 from deploy.route import parse_conditions, route_name
 from deploy.signature import Signer, signer
-from deploy.street import street_frames
+from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision
 from perception.config import Config
 from perception.errors import InputError
+from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
@@ -65,13 +67,14 @@ def export(
         parse_conditions(route, config.taxonomy)
     spec = InputSpec.of(config)
     calibration = replace(calibration, rig=spec.rig) if calibration else None
-    first = synthetic_frame(spec.grid.reference, spec.rig)
+    frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}
     export = _Export(
         checkpoint=checkpoint,
         trained=trained,
         config=config,
-        golden={name: prepare(frame, spec) for name, frame in {"first": first, **street_frames(spec)}.items()},
-        token=first.token,
+        golden={name: prepare(frame, spec) for name, frame in frames.items()},
+        token=frames["first"].token,
+        street=frames[STREET],
         release=release,
         signer=signing,
         precision=precision,
@@ -106,6 +109,7 @@ class _Export:
     config: Config
     golden: Mapping[str, dict[str, np.ndarray]]  # inputs of the golden frames
     token: str  # of the first golden frame
+    street: Frame  # the golden frame that is stored with its sensor data
     release: Release
     signer: Signer | None
     precision: Precision
@@ -127,10 +131,12 @@ class _Export:
             )
             more_files[CALIBRATION] = measured.model_dump_json(indent=2).encode()
         manifest = self._manifest(network, source, tuple(others))
+        golden = [
+            with_sensors(frame, self.street, manifest) if frame.name == STREET else frame for frame in network.golden
+        ]
+        more_files[MEANING] = meaning_content(manifest, golden)
         cpu_onnx = network.graphs.get(CPU_ONNX)
-        bundle = write_bundle(
-            path, network.graphs[ONNX], network.golden, manifest, more_files, self.signer, cpu_onnx, others
-        )
+        bundle = write_bundle(path, network.graphs[ONNX], golden, manifest, more_files, self.signer, cpu_onnx, others)
         self.console.print(_table(bundle.manifest))
         return bundle
 

@@ -9,7 +9,7 @@ signatures of the files find those.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -78,6 +78,8 @@ class GoldenFrame:
         compared: by task with detections, (B, K) or (B, groups, K) bool, as `scores`: the detections that an engine
             must find. It excludes those that depend on rounding, such as one of two peaks with nearly equal scores.
         graph: the file whose outputs they are; INT8 has one for TensorRT and one for ONNX Runtime.
+        sensors: what its inputs are made of, see `deploy.golden_chain`; one golden frame has it, and the prediction
+            that is made of its outputs.
     """
 
     name: str
@@ -85,6 +87,8 @@ class GoldenFrame:
     outputs: Arrays
     compared: Arrays
     graph: str = "model.onnx"
+    sensors: Arrays = field(default_factory=dict)
+    prediction: Arrays = field(default_factory=dict)
 
 
 def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:

@@ -12,6 +12,7 @@ from deploy.tolerances import Ranked, Spread
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
+AROUND = 4.0  # m, where another peak takes the place of one that rounding lowers
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Matches:
     Attributes:
         compared: their number.
         lost: ranks of those without a match.
+        gone: ranks of lost ones that stand clear of the list's end, without any of their class around.
         relabelled: ranks of lost ones with an unexpected detection of another class in their place.
         offsets: quantity -> (N, n) signed differences of the matches.
     """
 
     compared: int
     lost: np.ndarray
+    gone: np.ndarray
     relabelled: np.ndarray
     offsets: Mapping[str, np.ndarray]
 
@@ -65,6 +68,8 @@ def ranked_differences(expected: Arrays, actual: Arrays, allowed: Ranked, compar
         found = match_detections(expected, actual, i, chosen, allowed)
         if len(found.relabelled):
             problems.append(f"{len(found.relabelled)} labels differ, first rank {found.relabelled[0]}")
+        if len(found.gone):
+            problems.append(f"{len(found.gone)} compared detections are gone, first rank {found.gone[0]}")
         if len(found.lost) > allowed.lost * found.compared:
             problems.append(
                 f"{len(found.lost)} of {found.compared} compared detections differ, first rank {found.lost[0]}"
@@ -92,12 +97,16 @@ def match_detections(expected: Arrays, actual: Arrays, index: int, compared: np.
     for name in ("size", "heading", "velocity"):
         alike &= size[name] <= getattr(allowed, name).each
     lost = np.setdiff1d(ranks, i[alike])
+    clear = clear_detections({"scores": expected["scores"][index]}, allowed.score.each).reshape(-1)
+    around, there = _neighbours(mine["boxes"], other["boxes"], AROUND)
+    around = around[(mine["labels"][around] == other["labels"][there]) & (other["scores"][there] > 0)]
     pairs = np.flatnonzero(alike & compared.reshape(-1)[i])
     pairs = pairs[np.lexsort((size["center"][pairs], i[pairs]))]
     nearest = pairs[np.unique(i[pairs], return_index=True)[1]]
     return Matches(
         compared=len(ranks),
         lost=lost,
+        gone=np.setdiff1d(lost[clear[lost]], around),
         relabelled=np.intersect1d(lost, i[near & ~labelled & ~np.isin(j, j[labelled])]),
         offsets={name: values[nearest] for name, values in offsets.items()},
     )

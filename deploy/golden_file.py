@@ -1,7 +1,8 @@
 """Read and write golden.safetensors, the golden frames of a bundle. No torch here.
 
 Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`. Pillars
-are stored without padding, which would be most of the file.
+are stored without padding, which would be most of the file. One frame also has `NAME.sensors.*` and, for each graph,
+`NAME.GRAPH.prediction.*`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
         tensors |= {f"{frame.name}.inputs.{name}": each for name, each in without_padding(frame.inputs).items()}
         tensors |= {f"{graph}.outputs.{name}": each for name, each in frame.outputs.items()}
         tensors |= {f"{graph}.compared.{task}": each for task, each in frame.compared.items()}
+        tensors |= {f"{frame.name}.sensors.{name}": each for name, each in frame.sensors.items()}
+        tensors |= {f"{graph}.prediction.{name}": each for name, each in frame.prediction.items()}
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
@@ -37,8 +40,7 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
     """The frames with the outputs of one graph, ordered by name.
 
     Raises:
-        InputError: the tensors are not those that the manifest describes, too few detections can be compared, or a
-            label is no class of the taxonomy.
+        InputError: the tensors are not those that the manifest describes, or too few detections can be compared.
     """
     file = content.path
     try:
@@ -54,22 +56,14 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
         outputs = {each.name: _checked(file, tensors, f"{prefix}.outputs", each) for each in manifest.outputs}
         compared = {each.name: _checked(file, tensors, f"{prefix}.compared", each) for each in listed}
         inputs = _padded(file, tensors, f"{name}.inputs", manifest)
-        frames.append(GoldenFrame(name, inputs, outputs, compared, graph))
+        more = (_below(tensors, start) for start in (f"{name}.sensors.", f"{prefix}.prediction."))
+        frames.append(GoldenFrame(name, inputs, outputs, compared, graph, *more))
     require_enough(frames, str(file))
-    _require_named(file, frames, ranked, manifest)
     return tuple(frames)
 
 
-def _require_named(file: Path, frames: Sequence[GoldenFrame], ranked: Sequence[str], manifest: Manifest) -> None:
-    """Raise InputError for labels that are no class of the manifest's taxonomy."""
-    names = manifest.taxonomy.class_names
-    for task in ranked:
-        highest = max(int(frame.outputs[f"{task}/labels"].max(initial=-1)) for frame in frames)
-        if highest >= len(names):
-            raise InputError(
-                f"{file}: {task}/labels are up to {highest}, the manifest's taxonomy {manifest.taxonomy.name} has "
-                f"{len(names)} classes; export the bundle again"
-            )
+def _below(tensors: Mapping[str, np.ndarray], start: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(start): each for name, each in tensors.items() if name.startswith(start)}
 
 
 def _padded(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: Manifest) -> dict[str, np.ndarray]:

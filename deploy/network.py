@@ -16,7 +16,7 @@ import onnx
 
 from deploy.bundle import ONNX
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import GoldenFrame, require_agreement
+from deploy.golden import GoldenFrame, require_agreement, require_golden
 from deploy.manifest import NetworkFacts, TensorInfo
 from deploy.onnx_export import OPSET, run, to_onnx
 from deploy.precision.convert import convert
@@ -24,7 +24,7 @@ from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.structure import structure_sha256
-from deploy.tolerances import Precision, Tolerances
+from deploy.tolerances import Precision
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS
@@ -37,7 +37,7 @@ UNITS = {
     "points": "x y z m, intensity 0-255, dt s; the keyframe's first points in their order, zeros as padding",
     "point_cells": "row * columns + column on the pillar grid; rows * columns: outside, and padding",
     "route": "weight of each module, in the order of `banked`; 1: it runs",
-    "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
+    "images": "RGB 0-255, in the order of `rig.cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
 }
 
@@ -87,7 +87,7 @@ def make_network(
     frames = {name: (frame, computed[name][0]) for name, frame in inputs.items()}
     proofs, allowed = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
     engine = OnnxRuntimeEngine(_bytes(graph))
-    _require_golden(engine, proofs, allowed)
+    require_golden(proofs, engine.run, "ONNX Runtime", allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, run(model, on_route)[0], f"the folded network on route {route_name(route)}", allowed)
         require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {route_name(route)}", allowed)
@@ -113,12 +113,6 @@ def make_network(
     )
     graphs, names = {name: _bytes(each) for name, each in converted.graphs.items()}, [each.name for each in banked]
     return Network(graphs, proofs, (*facts.folded, *facts.inline, *names), converted.ranges, facts)
-
-
-def _require_golden(engine: OnnxRuntimeEngine, golden: Sequence[GoldenFrame], allowed: Tolerances) -> None:
-    for frame in golden:
-        name, actual = f"ONNX Runtime, golden frame {frame.name}:", engine.run(frame.inputs)
-        require_agreement(frame.outputs, actual, name, allowed, frame.compared)
 
 
 def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:

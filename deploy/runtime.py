@@ -35,8 +35,7 @@ class _Network:
     @staticmethod
     def open(bundle: Bundle, target: str, conditions: frozenset[str]) -> _Network:
         engine, name = open_engine(bundle, target), f"{bundle.path} on {target}"
-        golden = bundle.golden_frames(bundle.cpu_onnx.name if target == "cpu" else ONNX)
-        require_golden(golden, engine.run, name, bundle.manifest.tolerances)
+        golden = bundle.require_golden(engine.run, name, bundle.cpu_onnx.name if target == "cpu" else ONNX)
         return _Network(bundle, engine, conditions, golden, name)
 
 
@@ -94,8 +93,9 @@ class Runtime:
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules."""
         self._steps += 1
-        if self._steps % CHECK_EVERY == 0:
-            self.check()
+        with timed(self._seconds, "check"):
+            if self._steps % CHECK_EVERY == 0:
+                self.check()
         believed = self.scene.observe(frame)
         return self._predict(frame, believed)
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from perception.frame import Camera, Frame
+from perception.frame import Camera, Frame, reduced_intrinsics
 from perception.grid import Reference
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
@@ -21,10 +21,11 @@ from perception.simulate.camera import render
 from perception.simulate.categories import CATEGORIES, MANMADE
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
-SEED = 0
+SEED, STREET = 0, "street"
 _SMALLER = 2  # the pictures' edges are those of the rig divided by this, which renders four times as fast
 _CELL = 0.1  # m
 _REACH = 80.0  # m of ground around the vehicle
+_BETWEEN = 0.1  # m that the vehicle moves from picture to picture; the cameras of this rig are so much farther back
 # Category, x, y (m, ego) and heading (degrees).
 _AGENTS = (
     ("vehicle.car", 12.0, 0.2, 0), ("vehicle.car", 25.0, -0.3, 0), ("vehicle.car", 9.0, 3.6, 180),
@@ -59,16 +60,19 @@ _PAINT = (
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
     """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras."""
     frame = street_frame(spec.grid.reference, spec.rig)
+    if spec.camera is not None:
+        cameras = {name: _enlarged(camera, 2 * spec.camera.image.width) for name, camera in frame.cameras.items()}
+        frame = replace(frame, cameras=cameras)
     if spec.lidar is not None:
         partial = replace(frame.select_points(slice(None, None, 16)), cameras={})
     else:
         partial = replace(frame, cameras={name: frame.cameras[name] for name in spec.rig.sensors.cameras[::2]})
-    return {"street": frame, "street-partial": partial}
+    return {STREET: frame, "street-partial": partial}
 
 
 @lru_cache(maxsize=4)
 def street_frame(reference: Reference, rig: Rig) -> Frame:
-    """The street by day, seen by a rig's simulated sensors from a parked vehicle; always the same."""
+    """The street by day, seen by a rig's simulated sensors; always the same. Pictures are taken one after the other."""
     snapshot, still = _snapshot(), np.eye(4)
     rig = rig.calibrated()
     rng = np.random.default_rng(SEED)
@@ -81,11 +85,13 @@ def street_frame(reference: Reference, rig: Rig) -> Frame:
             xyz = xyz @ move[:3, :3].T + move[:3, 3]
         points.append(np.column_stack([xyz, swept[:, 3], np.zeros(len(xyz))]))
     cameras = {}
-    for camera in rig.cameras:
+    for i, camera in enumerate(rig.cameras):
+        ego = still.copy()
+        ego[0, 3] = i * _BETWEEN
         width, height = (side // _SMALLER for side in camera.size)
         intrinsics, pose = np.diag([1 / _SMALLER, 1 / _SMALLER, 1]) @ camera.intrinsics, camera.ego_from_sensor
         picture = render(snapshot, intrinsics, pose, (width, height), rng, still)
-        cameras[camera.name] = Camera(picture.image, intrinsics, pose, still, 0)
+        cameras[camera.name] = Camera(picture.image, intrinsics, np.linalg.inv(ego) @ pose, ego, 0)
     return Frame(
         token=f"street-{SEED}",
         timestamp=0,
@@ -96,6 +102,13 @@ def street_frame(reference: Reference, rig: Rig) -> Frame:
         sweep_of_point=np.zeros(sum(map(len, points)), np.uint8),
         cameras=cameras,
     )
+
+
+def _enlarged(camera: Camera, width: int) -> Camera:
+    """At least as wide as this, by repeated pixels, so that it is reduced as recorded pictures are."""
+    times = max(1, -(-width // camera.image.shape[1]))
+    intrinsics = reduced_intrinsics(camera.intrinsics, 1 / times)
+    return replace(camera, image=camera.image.repeat(times, axis=0).repeat(times, axis=1), intrinsics=intrinsics)
 
 
 def _snapshot() -> Snapshot:

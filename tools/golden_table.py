@@ -40,6 +40,17 @@ def moved(columns: slice, by: float) -> Fault:
     return fault
 
 
+def every_twelfth(by: float) -> Fault:
+    """Move a box in twelve along x."""
+
+    def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
+        boxes = outputs[BOXES].copy()
+        boxes.reshape(-1, boxes.shape[-1])[::12, 0] += np.float32(by)
+        return {**outputs, BOXES: boxes}
+
+    return fault
+
+
 def turned(degrees: float) -> Fault:
     """Rotate all headings."""
 
@@ -91,6 +102,7 @@ def faults(outputs: Arrays) -> Mapping[str, Fault]:
     """The faults that these outputs can have, by name."""
     found: dict[str, Fault] = {"none": lambda outputs, frame: dict(outputs)}
     found |= {f"boxes +{by:g} m": moved(slice(0, 1), by) for by in (0.1, 0.3, 1, 10)}
+    found["every 12th box +20 m"] = every_twelfth(20)
     found |= {f"sizes x {by:g}": _sized(by) for by in (1.1, 1.3)}
     found |= {f"headings +{by:g} deg": turned(by) for by in (5, 20)}
     found |= {f"velocities +{by:g} m/s": moved(slice(8, 9), by) for by in (0.3, 1)}

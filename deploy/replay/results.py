@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay.latency import VEHICLE
 from deploy.replay.provenance import ReplayProvenance
 from perception.errors import InputError
 from perception.tasks.judging import ReplayedFrames
@@ -109,21 +108,12 @@ class Finished:
         return [line["token"] for line in self.lines if line["not_finite"]]
 
     @property
-    def latency(self) -> dict[str, dict[str, float]]:
-        """Milliseconds by stage and quantile.
+    def latency(self) -> dict[str, Any]:
+        """`Latency.summary`, and `behind` (ms).
 
         Raises:
             InputError: there is no latency.json.
         """
-        return dict(self._latency["stages"])
-
-    @property
-    def latency_as_on_vehicle(self) -> bool:
-        """Whether latencies were measured as on a vehicle (`perception replay --latency`); raises like `latency`."""
-        return self._latency.get("mode") == VEHICLE
-
-    @property
-    def _latency(self) -> dict[str, Any]:
         try:
             return dict(json.loads((self.folder / LATENCY).read_text(encoding="utf-8")))
         except (OSError, ValueError):

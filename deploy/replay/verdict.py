@@ -11,15 +11,18 @@ from deploy.replay.change import change
 from deploy.replay.comparable import common_frames
 from deploy.replay.gates import (
     DEFAULT_COMMON,
+    LEAST_FRAMES,
     Agreement,
     Difference,
     Dropped,
     Gate,
     Gates,
     LatencyLimit,
+    Lateness,
     Score,
     default_gates,
 )
+from deploy.replay.latency import VEHICLE
 from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.page_data import with_verdict
@@ -98,19 +101,27 @@ class _Judge:
                     yield self._difference(each)
             case Agreement():
                 yield self._agreement(gate)
-            case LatencyLimit():
-                name = f"latency {gate.stage} {gate.quantile}"
-                if not self.finished.latency_as_on_vehicle:
-                    yield _unmeasured(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
-                    return
-                value = self.finished.latency[gate.stage][gate.quantile]
-                passed, limit = value <= gate.at_most, f"at most {gate.at_most:g} ms"
-                yield Case(name, gate.metric, passed, value, gate.at_most, f"{value:.1f} ms; {limit}")
+            case LatencyLimit() | Lateness():
+                yield self._timing(gate)
             case Dropped():
                 lacking, blind = self.finished.dropped
                 reason = f"{lacking} keyframes are missing and {blind} have no sensor data; at most {gate.at_most}"
                 passed = lacking + blind <= gate.at_most
                 yield Case("dropped frames", gate.metric, passed, lacking + blind, gate.at_most, reason)
+
+    def _timing(self, gate: LatencyLimit | Lateness) -> Case:
+        measured, unit = self.finished.latency, "" if gate.metric == "deadline_misses" else " ms"
+        if isinstance(gate, LatencyLimit):
+            name, value = f"latency {gate.stage} {gate.quantile}", measured["stages"][gate.stage][gate.quantile]
+        else:
+            name, value = gate.metric.replace("_", " "), measured.get(gate.metric)
+        why = f"{measured['frames']} frames are too few, {LEAST_FRAMES} are needed"
+        if measured.get("mode") != VEHICLE or value is None:
+            why = "measure with --latency"
+        elif measured["frames"] >= LEAST_FRAMES:
+            reason = f"{value:.1f}{unit}; at most {gate.at_most:g}{unit}"
+            return Case(name, gate.metric, value <= gate.at_most, value, gate.at_most, reason)
+        return _unmeasured(name, gate.metric, gate.at_most, Unmeasured(why))
 
     def _finite(self) -> tuple[Case, ...]:
         """A failing case if any output was not finite, whatever the gates are; otherwise ()."""

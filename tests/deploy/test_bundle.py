@@ -33,7 +33,14 @@ from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
 from perception.tasks import configured
 
-FILES = ("manifest.json", "model.onnx", "golden.safetensors", "modules/rain.json", "modules/rain.safetensors")
+FILES = (
+    "manifest.json",
+    "model.onnx",
+    "golden.safetensors",
+    "golden.json",
+    "modules/rain.json",
+    "modules/rain.safetensors",
+)
 ENGINE = ("engines/rtx-ampere.plan", "engines/rtx-ampere.json")
 SIGNATURES = ("manifest.sig", "engines/rtx-ampere.sig")
 MAP = "map/probabilities"
@@ -61,9 +68,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> None:
     file = copied(tmp_path / "bundle") / "manifest.json"
     content = {"news": 1} | json.loads(file.read_text()) | {"grid": None}
-    for version, remedy in ((10, "update this program, or export again with it"), (8, "export again"), ("new", "exp")):
+    for version, remedy in ((11, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
         file.write_text(json.dumps(content | {"schema_version": version}))
-        with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 9; {remedy}"):
+        with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 10; {remedy}"):
             Bundle.load(file.parent)
     file.write_text(200_000 * "[")
     with one_line_error(at=f"{file}: "):
@@ -173,10 +180,10 @@ def test_what_is_verified_is_told_by_a_vehicle_too(tmp_path: Path) -> None:
     assert "operators: Softsign is 1, the manifest says that there is none" in done.stderr
     manifest = bundle("rain").manifest
     told = {
-        "manifest": f"schema 9, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
+        "manifest": f"schema 10, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
         "signature": f"by the key {signer(key).id}",
-        "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
+        "files": f"5 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
         "hashes match, no other files",
         "graph": f"opset 18, 5 inputs, 5 outputs, {sum(manifest.operators.values())} operators: as in the manifest",
         "golden frames": "synthetic-0 and others: outputs of ONNX Runtime are within the tolerances",
@@ -323,7 +330,7 @@ def naming(path: Path, files: dict[str, str]) -> Path:
 
 
 def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path: Path) -> None:
-    for name in ("model.onnx", "golden.safetensors"):
+    for name in ("model.onnx", "golden.safetensors", "golden.json"):
         files = {each: digest for each, digest in bundle("rain").manifest.files.items() if each != name}
         with pytest.raises(InputError, match=f"manifest.json: does not name {name}"):
             Bundle.load(naming(tmp_path / name, files))

@@ -4,7 +4,6 @@ import copy
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import lowered
@@ -14,17 +13,15 @@ import onnxruntime
 import pytest
 import torch
 from commands import refuses
-from exported import checkpoint_of, without
-from lowered import onnx_model
+from exported import without
+from lowered import onnx_model, switched, switched_run
 from networks import config, tasks, uniform_tolerances
-from once import once
 from onnx import TensorProto, helper, numpy_helper
 from tiny import write_tiny
 from torch import nn
 from vocabulary import RIG
 
 from deploy.build import build
-from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import Arrays, differences, synthetic_frame
 from deploy.golden_detections import clear_detections, match_detections
@@ -39,7 +36,6 @@ from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
 from deploy.verify import verify
-from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -309,34 +305,15 @@ def test_a_block_that_hurts_stays_in_fp32() -> None:
     assert after["heads.map"].precision == "int8"
 
 
-@cache
-def run() -> Path:
-    return checkpoint_of(
-        parse_config(config().model_dump(mode="json") | {"name": "small", "modules": lowered.MODULES}, "small")
-    )
-
-
-@cache
-def exported(precision: Precision) -> Bundle:
-    """With modules that an input switches; the drive that INT8 was calibrated on lies beside it."""
-
-    def make(out: Path) -> None:
-        write_tiny(out / "drives")
-        routes, drives = [[], ["rain"], ["night"]], frames.Drives(out / "drives", "v1.0-tiny")
-        lowered.bundles_of(run(), out, ("fp16", "int8"), drives, routes)
-
-    return Bundle.load(once("lowered", make) / precision)
-
-
 def drives() -> Path:
     """Three keyframes with all sensors."""
-    return exported("int8").path.parent / "drives"
+    return switched("int8").path.parent / "drives"
 
 
 @pytest.mark.slow("traces a network with modules, and measures INT8 block by block")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision: Precision, tmp_path: Path) -> None:
-    manifest = exported(precision).manifest
+    manifest = switched(precision).manifest
     assert manifest.precision == precision
     found, bounds = manifest.tolerances, BOUNDS[precision]
     spreads = [(each, bounds.cells) for each in found.dense["map/probabilities"].values()]
@@ -349,16 +326,16 @@ def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision:
     for block in manifest.blocks:
         assert block.precision == ("int8" if block.error <= LARGEST_ERROR else "fp32")
     assert sum(block.precision == "int8" for block in manifest.blocks) >= len(manifest.blocks) / 2
-    runtime = Runtime(exported(precision).path)  # it runs the golden frame
+    runtime = Runtime(switched(precision).path)  # it runs the golden frame
     scores = runtime(synthetic_frame("ego", RIG, 3)).results["detection"].scores
     assert len(scores) > 0
     assert (scores > config().tasks["detection"].suppression.threshold).all()
-    copied = shutil.copytree(exported(precision).path, tmp_path / "bundle")
+    copied = shutil.copytree(switched(precision).path, tmp_path / "bundle")
     assert build(copied, "cpu").layers == sum(manifest.operators.values())
 
 
 def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Path) -> None:
-    bundle, types, rounded = exported("int8"), {}, {}
+    bundle, types, rounded = switched("int8"), {}, {}
     for name in (bundle.cpu_onnx.name, bundle.onnx.name):
         graph = onnx.load(bundle.path / name).graph
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -366,7 +343,7 @@ def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Pat
         types[name] = {constants[node.input[2]].dtype.name for node in nodes}
         rounded = {node.input[0]: constants[node.input[1]] for node in nodes}
     assert types == {"model.cpu.onnx": {"uint8"}, "model.onnx": {"int8"}}
-    assert exported("fp16").cpu_onnx.name == "model.onnx"
+    assert switched("fp16").cpu_onnx.name == "model.onnx"
     calibration = Calibration.model_validate_json((bundle.path / "calibration.json").read_bytes())
     assert calibration.data == "v1.0-tiny"
     assert list(calibration.frames) == NuScenesTables(drives(), "v1.0-tiny").samples()
@@ -390,7 +367,7 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
         ("nowhere", "--precision", "int8", "--calibrate", "nowhere"),
         ("scene-9", "--precision", "int8", "--calibrate", drives(), "--scenes", "scene-9"),
     ):
-        assert message in refuses("export", run(), "--out", tmp_path / "bundle", *arguments)
+        assert message in refuses("export", switched_run(), "--out", tmp_path / "bundle", *arguments)
         assert not (tmp_path / "bundle").exists()
 
 

@@ -2,11 +2,14 @@
 
 import atexit
 import hashlib
+import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +20,12 @@ from rich.console import Console
 from torch import nn
 from vocabulary import RIG
 
-from deploy.bundle import Bundle, write_bundle
+from deploy.bundle import Bundle, manifest_files, write_bundle
 from deploy.engine_record import EngineRecord
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, synthetic_frame
 from deploy.golden_detections import clear_detections
+from deploy.manifest import Manifest
 from deploy.release import Release
 from deploy.signature import signer
 from deploy.trust import Trust
@@ -173,13 +177,25 @@ def rewritten(
     Every hash is made anew, as a forger would.
     """
     old = Bundle.load(path)
-    modules = {f"modules/{file.name}": file.read_bytes() for file in (path / "modules").glob("*")}
+    more = {
+        name: (path / name).read_bytes() for name in old.manifest.files if name.startswith(("modules/", "golden.j"))
+    }
     if isinstance(golden, tuple):
         clear = clear_detections(part_of("detection", golden[1]), 1e-4)
-        golden = [GoldenFrame("first", *golden, {"detection": clear})]
+        golden = [GoldenFrame("first", *golden, {"detection": clear}), *old.golden_frames()[1:]]
     graph, frames = onnx or old.onnx.read_bytes(), golden or old.golden_frames()
     key = None if sign is None else signer(sign)
-    write_bundle(path, graph, frames, old.manifest.model_copy(update=manifest), modules, key)
+    write_bundle(path, graph, frames, old.manifest.model_copy(update=manifest), more, key)
+    return path
+
+
+def resealed(path: Path, change: Callable[[dict[str, Any]], object], key: Path | None = None) -> Path:
+    """The bundle at `path` with a change of its manifest alone, whose hash is made anew; signed if there is a key."""
+    content = json.loads((path / "manifest.json").read_text())
+    change(content)
+    manifest = Manifest.model_validate_json(json.dumps(content))
+    for name, written in manifest_files(manifest, None if key is None else signer(key)).items():
+        (path / name).write_bytes(written)
     return path
 
 

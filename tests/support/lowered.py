@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import QUIET
+from exported import QUIET, checkpoint_of
 from networks import config, model
 from once import once
 from onnx import TensorProto, helper, numpy_helper
+from tiny import write_tiny
 from vocabulary import RIG
 
 from deploy.bundle import Bundle
@@ -119,6 +120,24 @@ def bundles_of(
         patch.setattr("deploy.network.to_onnx", trace)
         given = {each: {"precision": each, "calibration": drives if each == "int8" else None} for each in precisions}
         return {each: export(checkpoint, out / each, routes, QUIET, **options) for each, options in given.items()}
+
+
+@cache
+def switched_run() -> Path:
+    """The network that `MODULES` are switched in."""
+    return checkpoint_of(parse_config(config().model_dump(mode="json") | {"name": "switched", "modules": MODULES}, ""))
+
+
+@cache
+def switched(precision: Precision) -> Bundle:
+    """With modules that an input switches; the drive that INT8 was calibrated on lies beside it."""
+
+    def make(out: Path) -> None:
+        write_tiny(out / "drives")
+        routes, drives = [[], ["rain"], ["night"]], Drives(out / "drives", "v1.0-tiny")
+        bundles_of(switched_run(), out, ("fp32", "fp16", "int8"), drives, routes)
+
+    return Bundle.load(once("switched", make) / precision)
 
 
 def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> onnx.ModelProto:

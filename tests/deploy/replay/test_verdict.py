@@ -35,7 +35,10 @@ from perception.tasks.judging import Subject
 from perception.tasks.map.iou import MapIou
 from perception.tasks.map.judge import MapJudge, pack, unpack
 
-LATENCY = {"mode": "vehicle", "frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
+LATENCY = {
+    "mode": "vehicle", "frames": 100, "deadline_misses": 2, "behind": 12.5,
+    "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}},
+}  # fmt: skip
 GRID = BevGrid().coarser(2)  # of the map
 TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID, NUSCENES)
 CAR = {"class": "car"}
@@ -373,6 +376,31 @@ def test_frames_that_lack_and_blind_ones_are_dropped(finish: Finish, frames: lis
 def test_keyframes_are_missing_in_the_gaps_of_their_drive(times: dict[str, Any], missing: int, tmp_path: Path) -> None:
     lines = [{"scene": scene, "timestamp": 100_000 * t, "blind": False} for scene, each in times.items() for t in each]
     assert Finished(tmp_path, lines).dropped == (missing, 0)
+
+
+@pytest.mark.parametrize(
+    ("gate", "reason"),
+    [
+        ({"metric": "latency", "at_most": 40}, "40.0 ms; at most 40 ms"),
+        ({"metric": "latency", "quantile": "max", "at_most": 49}, "50.0 ms; at most 49 ms"),
+        ({"metric": "deadline_misses", "at_most": 2}, "2.0; at most 2"),
+        ({"metric": "deadline_misses", "at_most": 0}, "2.0; at most 0"),
+        ({"metric": "behind", "at_most": 12.5}, "12.5 ms; at most 12.5 ms"),
+        ({"metric": "behind", "at_most": 1}, "12.5 ms; at most 1 ms"),
+    ],
+)
+def test_a_gate_on_time_needs_a_hundred_frames(gate: dict[str, Any], reason: str, fair: Path) -> None:
+    """At the pace of a vehicle. Of fewer frames the 99th percentile is the slowest one."""
+    value, limit = (float(part.replace("at most", "").replace("ms", "")) for part in reason.split(";"))
+    (case,) = judge(fair, None, gates(gate)).cases
+    assert (case.passed, case.value, case.reason) == (value <= limit, value, reason)
+    for change, said in (
+        ({"frames": 99}, "99 frames are too few, 100 are needed"), ({"mode": "throughput"}, "measure with --latency"),
+    ):  # fmt: skip
+        (fair / "latency.json").write_text(json.dumps(LATENCY | change))
+        (case,) = judge(fair, None, gates(gate)).cases
+        assert (case.passed, case.value, case.reason) == (False, None, f"not measured: {said}")
+    (fair / "latency.json").write_text(json.dumps(LATENCY))
 
 
 def test_junit_is_what_a_reader_of_junit_reads(fair: Path) -> None:
