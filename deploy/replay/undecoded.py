@@ -79,6 +79,9 @@ class SensorSizes:
         return Camera(black, np.array(intrinsics), np.array(mounting), np.array(pose), timestamp, file)
 
 
+UNREAD = SensorSizes(None, None, {})  # of a frame that nobody needs
+
+
 def keyframe_part(points: np.ndarray) -> slice:
     """Where the points (N, 5) of the keyframe are: all in one place, since sweeps are in the order of their times."""
     keyframe = np.flatnonzero(of_keyframe(points))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.undecoded import Known, nothing_known, undecoded
+from deploy.replay.undecoded import UNREAD, Known, nothing_known, undecoded
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
@@ -51,5 +51,6 @@ class DatasetDrive:
                 frame = undecoded(
                     self.tables.frame(sample, reference, annotations=False, lidar=False, cameras=False), sizes
                 )
-            self.counts.add_frame(frame)
+            if sizes is not UNREAD:
+                self.counts.add_frame(frame)
             yield frame
