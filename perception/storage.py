@@ -140,10 +140,7 @@ def system_of(local: Path) -> Any:
 
 
 def objects_of(local: Path) -> dict[str, dict[str, Any]]:
-    """Objects at or below an address, by relative name (. for the address itself), without the content of LATER.
-
-    Names with nothing between two slashes have no place in a folder and are left out.
-    """
+    """Objects at or below an address, by relative name (. for the address itself), without the content of LATER."""
     system, base = system_of(local), url_of(local).partition("://")[2]
     try:
         itself = system.info(base)
@@ -155,7 +152,8 @@ def objects_of(local: Path) -> dict[str, dict[str, Any]]:
     for folder, folders, files in system.walk(base, detail=True, on_error="raise"):
         for name in [each for each in folders if each in LATER and folder.rstrip("/") == base]:
             del folders[name]
-        for each in (info for name, info in files.items() if name):  # the others stand for the folder itself
+        # Without a name are objects that stand for the folder itself, and what has nothing between two slashes.
+        for each in (info for name, info in files.items() if name):
             found[each["name"].removeprefix(f"{base}/")] = each
     return found
 

@@ -26,7 +26,7 @@ from deploy.replay.record import MonitorState, Recorded, Written
 from deploy.replay.report import Report, Share
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive
-from deploy.replay.undecoded import Known, UndecodedFrame, nothing_known
+from deploy.replay.undecoded import UNREAD, Known, UndecodedFrame, nothing_known
 from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
 from perception.atomic import made
@@ -180,10 +180,18 @@ class Player:
     def _frames(self, known: Known = nothing_known) -> Iterator[Timed]:
         """The selected frames of every drive, with the seconds that reading each took."""
         selection, faults = self.settings.selection, self.faults
-        drives = (frame for drive in self.drives for frame in selection.before_end(drive.frames(known)))
+        read = ((drive, known if faults else self._skipping(drive, known)) for drive in self.drives)
+        drives = (frame for drive, wanted in read for frame in selection.before_end(drive.frames(wanted)))
         # Faults are injected before the selection, since they depend on earlier frames and on the start of the drive.
         given = inject(self.collected.faults.record_starts(drives), faults)
         return _with_reading_time(selection.select(given, needed=self.share is None))
+
+    def _skipping(self, drive: Drive, known: Known) -> Known:
+        """The same, and of a data set the sensors of frames that are not selected are not read."""
+        tables, chosen = drive.tables, self.settings.selection.chooser()
+        if tables is None:
+            return known
+        return lambda token: known(token) if chosen(tables.timestamp(token)) else UNREAD
 
     def _perceive(self, frame: Frame, reading: float) -> SceneFrame:
         """Run the network on a frame; `reading` (s) is added as a stage."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from perception.errors import InputError
@@ -52,18 +53,26 @@ class Selection:
         Raises:
             InputError: there is none, but one is needed.
         """
-        scene, start, inside, last, none = None, 0, 0, 0.0, True
+        scene, start, last, none = None, 0, 0.0, True
         for frame in frames:
             if frame.scene != scene:
-                scene, start, inside = frame.scene, frame.timestamp, 0
+                scene, start, chosen = frame.scene, frame.timestamp, self.chooser()
             last = 1e-6 * (frame.timestamp - start)
-            if self.start <= last < self.end:
-                if inside % self.every == 0:
-                    none = False
-                    yield frame
-                inside += 1
+            if chosen(frame.timestamp):
+                none = False
+                yield frame
         if none and needed:
             raise InputError(f"--start {self.start:g}: the last frame of the drive is at {last:.1f} s; start earlier")
+
+    def chooser(self) -> Callable[[int], bool]:
+        """Whether a frame of one drive is selected, by its time (us); to be asked for each frame, in their order."""
+        start, inside = list[int](), count()
+
+        def chosen(time: int) -> bool:
+            start.append(time) if not start else None
+            return self.start <= 1e-6 * (time - start[0]) < self.end and next(inside) % self.every == 0
+
+        return chosen
 
     def expected_of(self, drive: Drive) -> int:
         """About how many of the frames of a drive are selected."""

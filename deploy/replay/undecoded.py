@@ -73,6 +73,9 @@ class SensorSizes:
         return Camera(black, np.array(intrinsics), np.array(mounting), np.array(pose), timestamp, file)
 
 
+UNREAD = SensorSizes(None, None, {})  # of a frame that nobody needs
+
+
 # Token of a frame -> what it has, if it is the next one that need not be read; the frames are named in order of time.
 Known = Callable[[str], SensorSizes | None]
 

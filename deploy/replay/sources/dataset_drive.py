@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.undecoded import Known, nothing_known, undecoded
+from deploy.replay.undecoded import UNREAD, Known, nothing_known, undecoded
 from perception.datasets.keyframes import Keyframes
 from perception.errors import DAMAGE
 from perception.frame import Frame
@@ -54,12 +54,13 @@ class DatasetDrive:
                     self._spec.grid.reference,
                     self._spec.sweeps,
                     annotations=sizes is None,
-                    lidar=sizes is None or sizes.sweeps is None,
-                    cameras=sizes is None or not cameras <= sizes.cameras.keys(),
+                    lidar=sizes is not UNREAD and (sizes is None or sizes.sweeps is None),
+                    cameras=sizes is not UNREAD and (sizes is None or not cameras <= sizes.cameras.keys()),
                 )
             finally:
                 DAMAGE.reset(before)
             if sizes is not None:
                 frame = undecoded(frame, sizes)
-            self.counts.add_frame(frame)
+            if sizes is not UNREAD:
+                self.counts.add_frame(frame)
             yield frame

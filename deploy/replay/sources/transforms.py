@@ -24,11 +24,7 @@ class Transforms:
         self._edges: dict[str, dict[str, _Edge]] = {}  # by child and parent
 
     def add(self, transform: Transform, static: bool) -> bool:
-        """Add a transform, which holds at all times if `static`; returns whether it was new.
-
-        Raises:
-            CorruptMessage: there are too many frames that may be needed.
-        """
+        """Add a transform, `static` or at its time; returns whether it was new, raises CorruptMessage without room."""
         edge = self._edges.get(transform.child, {}).get(transform.parent)
         if edge is None:
             self._make_room()

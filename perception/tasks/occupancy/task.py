@@ -69,17 +69,14 @@ class OccupancyTask(Task[OccupancyResult]):
         return ChannelToHeightHead(self.config, channels, self.grid, self.classes)
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations.
-
-        So are the columns that a pasted object touches, because the annotations are of the place without it.
-        """
+        """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations."""
         truth = None if source is None else source.occupancy(frame.token)
         if truth is None:
             return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
         annotated = observed_classes(truth, self.config.observed)
         pose, flat = ego_from_reference(frame), [i for i, name in enumerate(self.classes) if name in self.config.flat]
         classes = resampled(annotated, truth.grid, self.voxels, pose, len(self.classes), flat)
-        if frame.boxes is not None and frame.pasted:
+        if frame.boxes is not None and frame.pasted:  # the annotations are of the place without them
             objects = frame.boxes.select(np.arange(len(frame.boxes))[-frame.pasted :])
             columns, margin = self.voxels.centers()[0], self.voxels.cell / np.sqrt(2)
             classes[:, covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN

@@ -169,6 +169,21 @@ def test_selection(selection: Selection, drives: list[list[int]]) -> None:
             list(chosen)
 
 
+def test_pictures_of_frames_that_are_left_out_are_not_read(tmp_path: Path) -> None:
+    """Damaged ones change nothing, unless a fault needs earlier frames."""
+    write_tiny(tmp_path / "drive", 8)
+    selection, pictures = Selection(1.0, 3.5, 2), sorted((tmp_path / "drive" / "samples" / "CAM_FRONT").iterdir())
+    replayed(tmp_path / "drive", tmp_path / "whole", selection=selection, faults=[])
+    for i, picture in enumerate(pictures):
+        if i not in (2, 4, 6):
+            picture.write_bytes(b"damaged")
+    replayed(tmp_path / "drive", tmp_path / "damaged", selection=selection, faults=[])
+    assert_same(tmp_path / "whole", tmp_path / "damaged")
+    assert json.loads((tmp_path / "damaged" / "sources.json").read_text())[0]["frames"] == 3
+    with pytest.raises(InputError, match=pictures[0].name):
+        replayed(tmp_path / "drive", tmp_path / "late", selection=selection, faults=["delay:cameras,seconds=1"])
+
+
 def test_a_selection_reads_one_frame_after_its_end_and_an_impossible_one_is_refused() -> None:
     times = iter(range(0, 10_000_000, 500_000))
     assert len(list(FOUR.before_end(empty(str(t), t) for t in times))) == 4
