@@ -239,7 +239,7 @@ def test_a_truck_goes_the_whole_way(truck_root: Path, recorded_root: Path, tmp_p
         assert not (tmp_path / "no" / "report.html").exists()
     tables = NuScenesTables(shuttle, "v1.0-sim", load_rig("shuttle"))
     with pytest.raises(Exception, match=r"^frame \w+: front is no camera of the rig truck; it has CAMERA_LEFT_FRONT,"):
-        Runtime(way.bundle.path).step(tables.frame(tables.samples()[0]))
+        Runtime(way.bundle.path)(tables.frame(tables.samples()[0]))
     given, told = ("--data", shuttle, "--split", "all"), ("--rig", "shuttle")
     says = refuses("evaluate", run, *given, "--out", tmp_path / "f")
     assert "these drives are of another vehicle than the rig truck" in says

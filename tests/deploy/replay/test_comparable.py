@@ -51,7 +51,7 @@ def load(text: str, folder: Path) -> Gates:
         ("metric: mAP, class: car, at_least: 1", "mAP has no class 'car'; it is of all classes"),
         ("metric: IoU, range: [0, 15], at_least: 1", "rings of 10 m"),
         ("metric: NDS, range: [30, 10], at_least: 1", r"a range is \[from, to\]"),
-        ("metric: latency, stage: think, at_most: 1", "'think' is none of read, preprocess"),
+        ("metric: latency, stage: think, at_most: 1", "'think' is none of read, check, preprocess"),
         ("metric: NDS, at_least: .nan", "at_least: input should be a finite number"),
         ("metric: latency, at_most: .inf", "at_most: input should be a finite number"),
         ("metric: difference, of: NDS, at_most: 2", "less than or equal to 1"),
@@ -68,7 +68,7 @@ def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str, message:
 
 def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
     assert {gate.metric for gate in load(str(module.__doc__).split("\n\n", 1)[1], tmp_path).gates} == {
-        "NDS", "AP", "IoU", "AMOTA", "latency", "dropped", "difference", "agreement",
+        "NDS", "AP", "IoU", "AMOTA", "latency", "deadline_misses", "behind", "dropped", "difference", "agreement",
     }  # fmt: skip
 
 
