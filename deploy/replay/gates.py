@@ -6,8 +6,6 @@ gates:
   - {metric: IoU, at_least: 0.4}
   - {metric: AMOTA, at_least: 0.2}
   - {metric: latency, stage: total, quantile: p99, at_most: 100}
-  - {metric: deadline_misses, at_most: 0}
-  - {metric: behind, at_most: 50}
   - {metric: dropped, at_most: 0}
   - {metric: difference, of: AP, at_most: 0.05}
   - {metric: agreement, of: detections, at_least: 0.9}
@@ -28,7 +26,7 @@ from perception.section import Section
 from perception.tasks.judging import GateMetric, Subject
 from perception.taxonomy import Taxonomy
 
-LEAST_FRAMES = 100  # that a gate on time needs: in fewer, the 99th percentile is the slowest frame
+LEAST_FRAMES = 100  # that a gate on latency needs: in fewer, the 99th percentile is the slowest frame
 DEFAULT_LOSS, DEFAULT_AGREEMENT, DEFAULT_COMMON = 0.01, 0.9, 0.9
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -112,13 +110,6 @@ class LatencyLimit(_Gate):
         return stage
 
 
-class Lateness(_Gate):
-    """Limits the number of frames that took longer than the time to the next one, or the largest delay in ms."""
-
-    metric: Literal["deadline_misses", "behind"]
-    at_most: Annotated[float, Field(ge=0)]
-
-
 class Dropped(Section):
     """Limits the number of missing keyframes plus that of frames without any sensor that the network takes."""
 
@@ -166,8 +157,7 @@ class Agreement(_Subset):
         return self
 
 
-# Metrics other than the tasks' scores.
-_OTHERS = ("latency", "deadline_misses", "behind", "dropped", "difference", "agreement")
+_OTHERS = ("latency", "dropped", "difference", "agreement")  # metrics other than the tasks' scores
 
 
 def _kind(gate: Any) -> str:
@@ -180,8 +170,6 @@ Gate = Annotated[
     Union[  # noqa: UP007 - pydantic, Python 3.10
         Annotated[Score, Tag("score")],
         Annotated[LatencyLimit, Tag("latency")],
-        Annotated[Lateness, Tag("deadline_misses")],
-        Annotated[Lateness, Tag("behind")],
         Annotated[Dropped, Tag("dropped")],
         Annotated[Difference, Tag("difference")],
         Annotated[Agreement, Tag("agreement")],

@@ -18,7 +18,6 @@ from deploy.replay.gates import (
     Gate,
     Gates,
     LatencyLimit,
-    Lateness,
     Score,
     default_gates,
 )
@@ -101,27 +100,24 @@ class _Judge:
                     yield self._difference(each)
             case Agreement():
                 yield self._agreement(gate)
-            case LatencyLimit() | Lateness():
-                yield self._timing(gate)
+            case LatencyLimit():
+                yield self._latency(gate)
             case Dropped():
                 lacking, blind = self.finished.dropped
                 reason = f"{lacking} keyframes are missing and {blind} have no sensor data; at most {gate.at_most}"
                 passed = lacking + blind <= gate.at_most
                 yield Case("dropped frames", gate.metric, passed, lacking + blind, gate.at_most, reason)
 
-    def _timing(self, gate: LatencyLimit | Lateness) -> Case:
-        measured, unit = self.finished.latency, "" if gate.metric == "deadline_misses" else " ms"
-        if isinstance(gate, LatencyLimit):
-            name, value = f"latency {gate.stage} {gate.quantile}", measured["stages"][gate.stage][gate.quantile]
-        else:
-            name, value = gate.metric.replace("_", " "), measured.get(gate.metric)
-        why = f"{measured['frames']} frames are too few, {LEAST_FRAMES} are needed"
-        if measured.get("mode") != VEHICLE or value is None:
-            why = "measure with --latency"
-        elif measured["frames"] >= LEAST_FRAMES:
-            reason = f"{value:.1f}{unit}; at most {gate.at_most:g}{unit}"
-            return Case(name, gate.metric, value <= gate.at_most, value, gate.at_most, reason)
-        return _unmeasured(name, gate.metric, gate.at_most, Unmeasured(why))
+    def _latency(self, gate: LatencyLimit) -> Case:
+        measured, name = self.finished.latency, f"latency {gate.stage} {gate.quantile}"
+        if measured.get("mode") != VEHICLE:
+            return _unmeasured(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
+        if (frames := measured["frames"]) < LEAST_FRAMES:
+            few = Unmeasured(f"{frames} frames are too few, {LEAST_FRAMES} are needed")
+            return _unmeasured(name, gate.metric, gate.at_most, few)
+        value = measured["stages"][gate.stage][gate.quantile]
+        reason = f"{value:.1f} ms; at most {gate.at_most:g} ms"
+        return Case(name, gate.metric, value <= gate.at_most, value, gate.at_most, reason)
 
     def _finite(self) -> tuple[Case, ...]:
         """A failing case if any output was not finite, whatever the gates are; otherwise ()."""

@@ -68,7 +68,7 @@ def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str, message:
 
 def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
     assert {gate.metric for gate in load(str(module.__doc__).split("\n\n", 1)[1], tmp_path).gates} == {
-        "NDS", "AP", "IoU", "AMOTA", "latency", "deadline_misses", "behind", "dropped", "difference", "agreement",
+        "NDS", "AP", "IoU", "AMOTA", "latency", "dropped", "difference", "agreement",
     }  # fmt: skip
 
 
