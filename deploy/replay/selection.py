@@ -66,11 +66,13 @@ class Selection:
 
     def chooser(self) -> Callable[[int], bool]:
         """Whether a frame of one drive is selected, by its time (us); to be asked for each frame, in their order."""
-        start, inside = list[int](), count()
+        start: int | None = None
+        inside = count()
 
         def chosen(time: int) -> bool:
-            start.append(time) if not start else None
-            return self.start <= 1e-6 * (time - start[0]) < self.end and next(inside) % self.every == 0
+            nonlocal start
+            start = time if start is None else start
+            return self.start <= 1e-6 * (time - start) < self.end and next(inside) % self.every == 0
 
         return chosen
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
@@ -51,7 +52,14 @@ def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
 
 
 def merge(
-    checkpoint: Path, members: Sequence[str], name: str, method: str, out: Path, when: Sequence[str], **options: Any
+    checkpoint: Path,
+    members: Sequence[str],
+    name: str,
+    method: str,
+    out: Path,
+    when: Sequence[str],
+    drives: tuple[Keyframes, str] | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """Merge modules to a new one; write the checkpoint's model with it to OUT, and the module to OUT/modules.
 
@@ -60,8 +68,9 @@ def merge(
         name: of the new module.
         method: average, task-arithmetic, ties or dare.
         when: facts that the new module requires.
-        options: of `Merging` (strength, keep, drop, seed), rank, and `drives`: keyframes and their split, on those of
-            which under `when` the batch normalisations of the new module are recalibrated.
+        drives: keyframes and their split; on those under `when`, the new module's batch normalisations are
+            recalibrated.
+        options: of `Merging` (strength, keep, drop, seed), and rank.
 
     Returns:
         For each slot the share of the change that the new module's rank could not represent.
@@ -69,7 +78,6 @@ def merge(
     Raises:
         InputError: an unknown member, method or option, members that do not merge, or OUT holds files.
     """
-    drives = options.pop("drives", None)
     unknown = sorted(options.keys() - OPTIONS)
     if unknown:
         raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
