@@ -25,7 +25,7 @@ from deploy.replay.sources.messages import Content, CorruptMessage
 from deploy.replay.sources.recording import RawMessage, RecordingInfo
 from perception.errors import InputError
 
-_MAX_RECORD = 1 << 28  # bytes; a longer record is damage
+MAX_RECORD = 1 << 28  # bytes; a longer record is damage
 _SCENE_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
 
 
@@ -77,7 +77,7 @@ class McapRecording:
     def _records(self, file: BinaryIO, damage: Callable[[str], None]) -> Iterator[McapRecord]:
         """Yield every record outside damaged chunks; the length of a damaged chunk still leads to the next one."""
         stream: Any = _BoundedReader(file)
-        records = StreamReader(stream, emit_chunks=True, record_size_limit=_MAX_RECORD).records
+        records = StreamReader(stream, emit_chunks=True, record_size_limit=MAX_RECORD).records
         while True:
             try:
                 record = next(records, None)
@@ -152,7 +152,7 @@ class McapRecording:
 def _decompressed(chunk: Chunk) -> Chunk:
     """The chunk without compression; ValueError if it holds more than it says, or than a record may."""
     size = chunk.uncompressed_size
-    if size > _MAX_RECORD:
+    if size > MAX_RECORD:
         raise ValueError("an invalid length")
     if chunk.compression == "zstd":
         data = zstandard.ZstdDecompressor().stream_reader(chunk.data).read(size + 1)
@@ -172,7 +172,7 @@ class _BoundedReader:
         self._file = file
 
     def read(self, length: int) -> bytes:
-        if not 0 <= length <= _MAX_RECORD:
+        if not 0 <= length <= MAX_RECORD:
             raise ValueError("an invalid length")
         return self._file.read(length)
 
@@ -184,7 +184,7 @@ def _summary(file: BinaryIO) -> tuple[Summary | None, dict[str, str]]:
     """The index at the end and the metadata of the drive; nothing if the file is truncated."""
     try:
         stream: Any = _BoundedReader(file)
-        reader = SeekingReader(stream, record_size_limit=_MAX_RECORD)
+        reader = SeekingReader(stream, record_size_limit=MAX_RECORD)
         scene = next((each.metadata for each in reader.iter_metadata() if each.name == _SCENE_INFO), {})
         return reader.get_summary(), scene
     except Exception:  # a damaged index can make the reader raise anything

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+import zstandard
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
 from deploy.replay.sources import ros, schemas
-from deploy.replay.sources.mcap import McapRecording
+from deploy.replay.sources.mcap import MAX_RECORD, McapRecording
 from deploy.replay.sources.recording import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
 
@@ -74,16 +75,29 @@ class _SqliteFile:
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
         try:
             with Reader(self._path) as reader:
+                packed = reader.compression_mode == "message"
+                if packed:  # `rosbags` would decompress messages of any length
+                    reader.storage.metadata = reader.storage.metadata._replace(compression_mode=None)
                 wanted = [each for each in reader.connections if each.topic in topics]
                 decoders = {each.msgtype: partial(ros.decode, each.msgtype) for each in wanted}
                 parsers = {each.id: partial(_parse, each) for each in wanted}
                 for connection, time, data in reader.messages(wanted) if wanted else ():
                     data = data if isinstance(data, bytes) else b""  # a column of SQLite holds any type
+                    data = _decompressed(data) if packed else data
                     yield RawMessage(
                         connection.topic, time // 1000, data, decoders[connection.msgtype], parsers[connection.id]
                     )
         except Exception as error:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")
+
+
+def _decompressed(data: bytes) -> bytes:
+    """A message without compression; nothing if it is damaged, or longer than a record may be."""
+    try:
+        stated = zstandard.frame_content_size(data)
+        return b"" if stated > MAX_RECORD else zstandard.ZstdDecompressor().decompress(data, MAX_RECORD)
+    except zstandard.ZstdError:
+        return b""
 
 
 @lru_cache(maxsize=64)

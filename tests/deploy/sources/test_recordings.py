@@ -2,6 +2,8 @@
 
 import filecmp
 import json
+import sqlite3
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from commands import one_line_error, perception, refuses
 from exported import QUIET, bundle
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
@@ -224,6 +227,27 @@ def test_a_compressed_recording_gives_the_same_frames(tiny_root: Path, tmp_path:
         archive.write_bytes(archive.read_bytes()[:-100])
         with one_line_error("cannot read the recording"):
             read(small)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_message_that_decompresses_to_more_than_a_record_is_corrupt(
+    stated: bool, tiny_root: Path, tmp_path: Path
+) -> None:
+    """A few KB could be GB of zeros, whether or not they state it."""
+    small = compressed(recorded(tiny_root, TINY, "sqlite3", tmp_path), tmp_path / "small", "MESSAGE", "SQLITE3")
+    before, _ = read(small)
+    with sqlite3.connect(next(small.glob("*.db3"))) as file:
+        pictures = "FROM messages JOIN topics ON topics.id = topic_id WHERE type LIKE '%CompressedImage'"
+        (number,) = file.execute(f"SELECT messages.id {pictures} ORDER BY messages.id").fetchone()
+        bomb = zstandard.ZstdCompressor(write_content_size=stated).compress(bytes(1 << 30))
+        file.execute("UPDATE messages SET data = ? WHERE id = ?", (bomb, number))
+    tracemalloc.start()
+    after, counts = read(small)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 29  # bytes
+    assert [len(each.cameras) for each in after] == [len(before[0].cameras) - 1, *(len(f.cameras) for f in before[1:])]
+    assert sum(counts["corrupt"].values()) == 1
 
 
 def stamped(recording: Recording) -> dict[str, Any]:
