@@ -17,7 +17,7 @@ from exported import QUIET
 from object_store import served
 from processes import SPEC, opened
 from ray.cluster_utils import Cluster
-from replays import SAME, VERSION, assert_same, small
+from replays import SAME, VERSION, assert_same, small, unreadable
 from repository import ROOT
 from simulated import NARROW, hashes
 from tiny import write_scenes, write_tiny
@@ -115,9 +115,7 @@ def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytes
 
 def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:
     write_scenes(tmp_path / "drives", 1, 2)
-    file = max((tmp_path / "drives" / "samples" / "LIDAR_TOP").iterdir())
-    file.write_bytes(b"damaged")
-    with one_line_error(file.name):
+    with unreadable(tmp_path / "drives", -1) as name, one_line_error(name):
         replay(Source(tmp_path / "drives", VERSION), small(), tmp_path / "out", console=QUIET, ray=address)
     given = ("replay", tmp_path / "drives", "--bundle", small(), "--out", tmp_path / "out")
     assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given, "--ray", "127.0.0.1:1")
