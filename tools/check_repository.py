@@ -32,6 +32,11 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+TOP = {
+    *("perception", "deploy", "configs", "tests", "tools", "docs", "docker", "requirements", "pyproject.toml", ".ci"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
+    *(".dockerignore", ".gitignore", ".pre-commit-config.yaml"),
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 REQUIREMENTS = ROOT / "requirements"
@@ -310,6 +315,13 @@ def named_files() -> Iterator[str]:
                 yield f"{file}: names {name}, which is not there"
 
 
+def top_level() -> Iterator[str]:
+    """Files and folders of the top level that are not of the given ones."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in sorted({file.partition("/")[0] for file in tracked.splitlines()} - TOP):
+        yield f"{name}: is not of the top level; remove it, or add it to TOP in tools/check_repository.py"
+
+
 def named_tests() -> Iterator[str]:
     """Tests that are chosen for a second Python but are not there, because they were renamed."""
     newest = Path("tests") / "newest.txt"
@@ -321,7 +333,18 @@ def named_tests() -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
-    *(layers, vehicle_requirements, locks, judges, dockerfiles, docker_versions, pages, named_files, named_tests),
+    *(
+        layers,
+        vehicle_requirements,
+        locks,
+        judges,
+        dockerfiles,
+        docker_versions,
+        pages,
+        named_files,
+        named_tests,
+        top_level,
+    ),
 )
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-run = Path()  # folder of this test run, set by conftest.py
+run = Path(os.devnull)  # folder of this test run, set by conftest.py; nothing can be made before
 
 
 def once(name: str, make: Callable[[Path], object]) -> Path:
