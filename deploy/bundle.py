@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from deploy.engine_record import EngineRecord, StoredPlan
 from deploy.golden import Arrays, GoldenFrame, require_golden
-from deploy.golden_chain import MEANING, require_chain
+from deploy.golden_end_to_end import MEANING, require_end_to_end
 from deploy.golden_file import golden_content, read_golden
 from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
@@ -139,7 +139,7 @@ class Bundle:
             WrongEngine: `run` gives other outputs.
         """
         golden = self.golden_frames(graph)
-        require_chain(golden, self.read(MEANING), self.manifest, self.path / GOLDEN)
+        require_end_to_end(golden, self.read(MEANING), self.manifest, self.path / GOLDEN)
         require_golden(golden, run, engine, self.manifest.tolerances)
         return golden
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from deploy.bundle import CALIBRATION, CPU_ONNX, ONNX, Bundle, write_bundle
 from deploy.golden import synthetic_frame
-from deploy.golden_chain import MEANING, meaning_content, with_sensors
+from deploy.golden_end_to_end import MEANING, meaning_content, with_sensors
 from deploy.manifest import Calibration, Manifest, Origin
 from deploy.network import Network, make_network
 from deploy.onnx_export import OPSET

@@ -88,7 +88,8 @@ class Runtime:
 
     def admit(self, frame: Frame) -> Frame:
         """The next frame for `perceive` and `remember`: what cannot be used is missing, and a finding of health."""
-        return self.scene.admit(frame, self.bundle.spec.grid.reference)
+        with timed(self._seconds, "admit"):
+            return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules."""

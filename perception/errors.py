@@ -11,12 +11,12 @@ class InputError(Exception):
     """
 
 
-# What counts the damaged files of sensors, by a line for each, where they are as missing ones; None: they are errors.
+# Gets a line for each damaged sensor file, which then counts as missing; None: a damaged file is an error.
 DAMAGE: ContextVar[Callable[[str], object] | None] = ContextVar("DAMAGE", default=None)
 
 
 def damaged(line: str) -> Exception:
-    """The error of a damaged file of a sensor, which the line describes."""
+    """The error to raise for a damaged sensor file: FileNotFoundError if `DAMAGE` gets the line, else InputError."""
     count = DAMAGE.get()
     if count is None:
         return InputError(line)

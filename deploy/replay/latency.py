@@ -14,6 +14,7 @@ from perception.frame import Frame
 
 STAGES = {
     "read": "sensor files from disk, pictures decoded, sweeps moved to the keyframe's time",
+    "admit": "values of the frame checked, what cannot be used taken out",
     "check": "a golden frame repeated on the engine, in one of many frames",
     "preprocess": "points grouped into pillars, pictures resized, projections",
     "engine": "the network, with its in-graph decoding and the copies to and from the engine",

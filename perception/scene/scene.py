@@ -77,11 +77,13 @@ class Scene:
         self._health: Mapping[str, SensorHealth] = {}
 
     def admit(self, frame: Frame, reference: Reference) -> Frame:
-        """The next frame as `observe` and `update` take it; `health` says what is lost. reference: of the grid."""
-        self._seconds = {}
-        with timed(self._seconds, "admission"):
-            frame, self._findings = admit(frame, self._sensors, reference, self._before)
-        return frame
+        """The next frame as `observe` and `update` take it; `health` says what is lost.
+
+        Args:
+            reference: of the network's grid.
+        """
+        admitted, self._findings = admit(frame, self._sensors, reference, self._before)
+        return admitted
 
     def observe(self, frame: Frame, health: Mapping[str, SensorHealth] | None = None) -> Conditions:
         """The conditions believed at a frame, before the network runs on it.
@@ -94,11 +96,10 @@ class Scene:
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
-        admission, self._seconds, self._observed = self._seconds.get("admission", 0.0), {}, frame.token
+        self._seconds, self._observed = {}, frame.token
         self._before = replace(frame, points=None, cameras={})
         with timed(self._seconds, "health"):
             self._health = self.monitor.update(frame, self._findings) if health is None else health
-        self._seconds["health"] += admission
         with timed(self._seconds, "belief"):
             observations, origins = self._sources.observe(frame, self._evidence)
             return self._belief.update(frame.timestamp, observations, origins)

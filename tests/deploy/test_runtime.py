@@ -64,7 +64,7 @@ def test_step_is_prepare_engine_and_postprocess() -> None:
     seen = runtime.step(frame)
     assert_equal(seen.prediction, expected)
     assert_equal(runtime(frame), expected)
-    assert set(seen.seconds) == {"check", "preprocess", "engine", "postprocess", "health", "belief", "memory"}
+    assert set(seen.seconds) == {"admit", "check", "preprocess", "engine", "postprocess", "health", "belief", "memory"}
     assert all(seconds > 0 for seconds in seen.seconds.values())
 
 

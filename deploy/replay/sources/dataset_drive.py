@@ -42,11 +42,15 @@ class DatasetDrive:
         return len(self._samples)
 
     def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames; those that are known are read without their sensors, but to count what is damaged in one."""
+        """The frames. Of those that are known only the kinds of sensors are read of which one was missing, since its
+        file may be damaged, which is counted again."""
         self.counts = Counts(self._spec.rig.sensors)
-        count, cameras = cache(self.counts.add_damage), {*self._spec.rig.sensors.cameras}
+        count = cache(self.counts.add_damage)  # a file once, although several frames read it
+        cameras = {*self._spec.rig.sensors.cameras}
         for sample in self._samples:
             sizes = known(sample)
+            lidar = sizes is None or (sizes is not UNREAD and sizes.sweeps is None)
+            pictures = sizes is None or (sizes is not UNREAD and not cameras <= sizes.cameras.keys())
             before = DAMAGE.set(count)
             try:
                 frame = self.tables.frame(
@@ -54,8 +58,8 @@ class DatasetDrive:
                     self._spec.grid.reference,
                     self._spec.sweeps,
                     annotations=sizes is None,
-                    lidar=sizes is not UNREAD and (sizes is None or sizes.sweeps is None),
-                    cameras=sizes is not UNREAD and (sizes is None or not cameras <= sizes.cameras.keys()),
+                    lidar=lidar,
+                    cameras=pictures,
                 )
             finally:
                 DAMAGE.reset(before)

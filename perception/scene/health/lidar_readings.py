@@ -53,13 +53,9 @@ class LidarReadings:
         yield "thinned", few, f"{features.points} points, below the rig's health.min_points {limits.min_points}"
         yield "thinned", lost, f"{features.points} points, where {usual[0]:.0f} were usual"
         if max(few, lost) <= 1:
-            share = self._unbroken_share(frame, features)
-            alone = f"gaps: {share:.2f} of the points on the ground have both neighbours"
-            yield (
-                "thinned",
-                load_below(share, limits.broken),
-                f"{alone}, below the rig's health.broken {limits.broken:g}",
-            )
+            share, least = self._unbroken_share(frame, features), limits.broken
+            gaps = f"gaps: {share:.2f} of the points on the ground have both neighbours, below the rig's health.broken"
+            yield "thinned", load_below(share, least), f"{gaps} {least:g}"
         if features.age <= limits.late:  # late points show the ground of an earlier position
             yield from self._check_ground(features, frame.timestamp)
 

@@ -51,7 +51,7 @@ def load(text: str, folder: Path) -> Gates:
         ("metric: mAP, class: car, at_least: 1", "mAP has no class 'car'; it is of all classes"),
         ("metric: IoU, range: [0, 15], at_least: 1", "rings of 10 m"),
         ("metric: NDS, range: [30, 10], at_least: 1", r"a range is \[from, to\]"),
-        ("metric: latency, stage: think, at_most: 1", "'think' is none of read, check, preprocess"),
+        ("metric: latency, stage: think, at_most: 1", "'think' is none of read, admit, check, preprocess"),
         ("metric: NDS, at_least: .nan", "at_least: input should be a finite number"),
         ("metric: latency, at_most: .inf", "at_most: input should be a finite number"),
         ("metric: difference, of: NDS, at_most: 2", "less than or equal to 1"),

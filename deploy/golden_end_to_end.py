@@ -91,7 +91,7 @@ def _frame(sensors: Arrays, reference: Reference) -> Frame:
     return Frame(token="golden", timestamp=0, reference=reference, cameras=cameras, **arrays)
 
 
-def require_chain(golden: Sequence[GoldenFrame], meaning: Content, manifest: Manifest, file: object) -> None:
+def require_end_to_end(golden: Sequence[GoldenFrame], meaning: Content, manifest: Manifest, file: object) -> None:
     """Raise InputError unless this software and this manifest do before and behind the engine what the export did.
 
     Args:
