@@ -25,8 +25,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.predict import TorchPredictor
-from perception.simulate.recording import Run
-from perception.simulate.simulate import simulate
+from perception.simulate.simulate import Run, simulate
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task
 from perception.training.checkpoint import load_model

@@ -18,8 +18,7 @@ from perception.sensors.inputs import InputSpec
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
-from perception.simulate.categories import CATEGORIES, MANMADE
-from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
+from perception.simulate.snapshot import CATEGORIES, MANMADE, Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED, STREET = 0, "street"
 _SMALLER = 2  # the pictures' edges are those of the rig divided by this, which renders four times as fast

@@ -145,7 +145,7 @@ def truck_root() -> Path:
     from perception.rig import load_rig
     from perception.simulate.conditions import parse
     from perception.simulate.simulate import simulate
-    from perception.simulate.world_files import Worlds
+    from perception.simulate.worlds import Worlds
     from perception.taxonomy import load_taxonomy
 
     courses = parse(["clear-day-boston"], load_taxonomy("truckscenes"), Worlds())

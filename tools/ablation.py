@@ -28,7 +28,7 @@ from perception.predict import TorchPredictor
 from perception.section import read_yaml
 from perception.simulate.conditions import parse
 from perception.simulate.simulate import simulate
-from perception.simulate.world_files import Worlds
+from perception.simulate.worlds import Worlds
 from perception.taxonomy import load_taxonomy
 from perception.training.loop import train
 

@@ -20,7 +20,7 @@ from perception.predict import TorchPredictor
 from perception.scene.scene import Scene
 from perception.simulate.conditions import Extras, parse
 from perception.simulate.simulate import simulate
-from perception.simulate.world_files import Worlds
+from perception.simulate.worlds import Worlds
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task, read_task
 from perception.training.checkpoint import newest

@@ -71,9 +71,9 @@ def simulate(
     from rich.progress import Progress
 
     from perception.simulate.conditions import Extras, parse
-    from perception.simulate.recording import Run
+    from perception.simulate.simulate import Run
     from perception.simulate.simulate import simulate as run
-    from perception.simulate.world_files import Worlds
+    from perception.simulate.worlds import Worlds
     from perception.taxonomy import load_taxonomy
 
     extras = Extras(obstacles, occupancy)

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from perception.datasets.nuscenes.descriptions import UNSAID, conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.simulate.layouts import tagged_description
-from perception.simulate.parameters import Place, Surroundings
-from perception.simulate.world_files import Worlds
+from perception.simulate.nuscenes_writer import tagged_description
+from perception.simulate.worlds import Place, Surroundings, Worlds
 from perception.taxonomy import Taxonomy
 
 

@@ -15,14 +15,29 @@ from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.simulate import camera, lidar
-from perception.simulate.annotate import Observation, annotate, observe
+from perception.simulate.annotate import (
+    Observation,
+    Seen,
+    annotate,
+    crossed,
+    observe,
+    pictured,
+    pixel_rays,
+    voxel_classes,
+)
 from perception.simulate.conditions import Course, Phase, describe
-from perception.simulate.layouts import layout_of, motion_row
-from perception.simulate.nuscenes_writer import VERSION, Row, Tables, calibrated_sensors, link, token
+from perception.simulate.nuscenes_writer import (
+    VERSION,
+    Row,
+    Tables,
+    calibrated_sensors,
+    layout_of,
+    link,
+    motion_row,
+    token,
+)
 from perception.simulate.obstacles import with_obstacles
 from perception.simulate.scenario import build_world
-from perception.simulate.visibility import Seen, crossed, pictured, pixel_rays
-from perception.simulate.voxels import voxel_classes
 from perception.simulate.world import World
 from perception.voxels import Occupancy, occupancy_classes
 

@@ -1,24 +1,166 @@
-"""Simulated drive logs in the nuScenes schema."""
+"""Simulated drive logs in the nuScenes schema, recorded in several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+from perception.atomic import made, write_atomically
 from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
+from perception.datasets.nuscenes.occ3d import occ3d_file
 from perception.errors import InputError
+from perception.pools import open_pool
 from perception.rig import Rig, load_rig
-from perception.simulate import recording
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Course, parse, split
-from perception.simulate.drive import Drive
-from perception.simulate.layouts import layout_of
-from perception.simulate.nuscenes_writer import VERSION, Row, fixed_tables, token, write_maps, write_tables
+from perception.simulate.drive import Drive, record
+from perception.simulate.nuscenes_writer import (
+    VERSION,
+    Row,
+    Tables,
+    fixed_tables,
+    layout_of,
+    token,
+    write_maps,
+    write_tables,
+)
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
-from perception.simulate.recording import Run
-from perception.simulate.world_files import Worlds
-from perception.stored_output import removed
+from perception.simulate.worlds import Worlds
+from perception.storage import is_remote, mirror_of, origin_of
+from perception.stored_output import put, removed
 from perception.taxonomy import load_taxonomy
+
+# Records drives in several processes, each drive once: an interrupted run goes on with the drives that it has.
+
+UNFINISHED = ".unfinished"  # folder below the dataroot with the tables of the drives that are recorded
+
+
+def begin_run(drives: Sequence[Drive], out: Path) -> bool:
+    """Prepare to record these drives below `out`; returns whether an earlier run has begun with the same drives.
+
+    Else what it has recorded is not used.
+    """
+    folder = _finished(drives, out)
+    if folder.exists():
+        return True
+    removed(folder.parent)
+    made(folder)
+    return False
+
+
+class Run(NamedTuple):
+    """How drives are recorded.
+
+    Attributes:
+        jobs: processes that record a drive each; None: one for each processor.
+        progress: is called with the number of keyframes that are recorded since the last call.
+        ray: address of a Ray cluster, whose processes record instead.
+    """
+
+    jobs: int | None = None
+    progress: Callable[[int], None] = lambda keyframes: None
+    ray: str | None = None
+
+
+def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
+    """The tables of the drives, in their order, and the files of their sensors below `out`.
+
+    Raises:
+        InputError: processes die of the same drive again and again.
+    """
+    finished = _finished(drives, out).relative_to(out)
+    files = [out / finished / f"{drive.name}.json" for drive in drives]
+    found = {i: dict(json.loads(file.read_bytes())) for i, file in enumerate(files) if file.exists()}
+    rest = [i for i in range(len(drives)) if i not in found]
+    for i in found:
+        run.progress(drives[i].samples)
+    jobs = min(len(rest), run.jobs or os.cpu_count() or 1)
+    if not rest or (jobs == 1 and run.ray is None):
+        return [found.get(i) or _recorded(_Place(out, finished), drives[i], run.progress) for i in range(len(drives))]
+    out = out.absolute()
+    opened, call = (partial(_Place, out), _recorded) if run.ray is None else (partial(_shared, origin_of(out)), _put)
+    with open_pool(partial(opened, finished), jobs, run.ray) as workers:
+        for i, tables in workers.completed(call, [drives[i] for i in rest], lambda drive: drive.name):
+            found[rest[i]] = tables
+            run.progress(drives[rest[i]].samples)
+    return [found[i] for i in range(len(drives))]
+
+
+def end_run(out: Path) -> None:
+    """Remove what was kept of single drives."""
+    removed(out / UNFINISHED)
+
+
+class _Place(NamedTuple):
+    """Where a process writes.
+
+    Attributes:
+        out: the dataroot.
+        finished: folder below it with the tables of the drives that are recorded.
+    """
+
+    out: Path
+    finished: Path
+
+
+def _shared(out: Path, finished: Path) -> _Place:
+    """The place on a machine of a cluster.
+
+    Raises:
+        InputError: it is not what `begin` has prepared.
+    """
+    if not is_remote(out) and not (out / finished).exists():
+        raise InputError(
+            f"{out}: is another folder on {socket.gethostname()}; give one on a disk that all machines share, or in an "
+            "object store"
+        )
+    return _Place(mirror_of(out), finished)
+
+
+def _put(place: _Place, drive: Drive) -> Tables:
+    """As `_recorded`; the files of a drive for an object store are put there, its tables last, and removed here."""
+    tables, out = _recorded(place, drive), place.out
+    if origin_of(out) != out:
+        rows = (row for name in ("sample_data", LIDARSEG) for row in tables.get(name, ()))
+        names = [row["filename"] for row in rows]
+        voxels = (occ3d_file(out, drive.name, row["token"]) for row in tables["sample"])
+        names += [each.relative_to(out).as_posix() for each in voxels if each.exists()]
+        put(out, names)
+        own = (place.finished / f"{drive.name}.json").as_posix()
+        put(out, [own])
+        for name in (*names, own):
+            (out / name).unlink()
+    return tables
+
+
+def _recorded(place: _Place, drive: Drive, progress: Callable[[int], None] = lambda keyframes: None) -> Tables:
+    """The tables of a drive, after recording it."""
+    tables = record(drive, place.out, partial(progress, 1))
+    folder = made(place.out / place.finished)
+    write_atomically(folder / f"{drive.name}.json", json.dumps(tables).encode())
+    return tables
+
+
+def _finished(drives: Sequence[Drive], out: Path) -> Path:
+    """The folder with the tables of recorded drives, named after all drives and the code that records them."""
+    return out / UNFINISHED / _hash(drives)
+
+
+def _hash(drives: Sequence[Drive]) -> str:
+    """Of the drives and of the code that records them."""
+    digest = hashlib.sha256(repr(drives).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+# Simulated drive logs in the nuScenes schema.
 
 
 def simulate(
@@ -69,14 +211,14 @@ def simulate(
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
     drives = [Drive(seed, n, courses[n % len(courses)], samples, sweeps, rig) for n in range(scenes)]
-    begun = recording.begin(drives, out)
+    begun = begin_run(drives, out)
     layout = layout_of(courses[0].taxonomy)
     if layout.lidarseg and not begun:  # of an interrupted run; the devkit counts the files
         removed(out / LIDARSEG / VERSION)
     further = UNKNOWN if courses[0].extras.obstacles else ()
     categories = tuple(dict.fromkeys((*layout.categories, *further)))
     tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)
-    for tables_of_drive in recording.record_all(drives, out, run):
+    for tables_of_drive in record_all(drives, out, run):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
     if layout.logs:
@@ -84,7 +226,7 @@ def simulate(
     training, validation = split([drive.course for drive in drives])
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
-    recording.end(out)
+    end_run(out)
 
 
 def _locations(drives: list[Drive]) -> list[str]:

@@ -1,7 +1,4 @@
-"""The simulated world at one instant, as the sensors see it: a flat painted ground, solid boxes and the weather.
-
-Everything is in the global frame: metres, z up, the ground at z = 0.
-"""
+"""The simulated world at one instant, as the sensors see it, and the categories of what they hit."""
 
 from __future__ import annotations
 
@@ -9,6 +6,10 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
+
+# The simulated world at one instant, as the sensors see it: a flat painted ground, solid boxes and the weather.
+#
+# Everything is in the global frame: metres, z up, the ground at z = 0.
 
 
 class Ground(IntEnum):
@@ -95,3 +96,21 @@ class Snapshot:
     ground: GroundRaster
     agent_velocities: np.ndarray  # (A, 3) m/s, indexed by `Solids.owners`
     weather: Weather
+
+
+# What LiDAR points and voxels are of: the categories of nuScenes-lidarseg, by their numbers in its files.
+
+CATEGORIES = (
+    "noise", "animal", "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker",
+    "human.pedestrian.personal_mobility", "human.pedestrian.police_officer", "human.pedestrian.stroller",
+    "human.pedestrian.wheelchair", "movable_object.barrier", "movable_object.debris",
+    "movable_object.pushable_pullable", "movable_object.trafficcone", "static_object.bicycle_rack", "vehicle.bicycle",
+    "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.car", "vehicle.construction", "vehicle.emergency.ambulance",
+    "vehicle.emergency.police", "vehicle.motorcycle", "vehicle.trailer", "vehicle.truck", "flat.driveable_surface",
+    "flat.other", "flat.sidewalk", "flat.terrain", "static.manmade", "static.other", "static.vegetation", "vehicle.ego",
+)  # fmt: skip
+NOISE = 0  # returns from the air
+MANMADE, VEGETATION = CATEGORIES.index("static.manmade"), CATEGORIES.index("static.vegetation")
+_FLAT = {Ground.GRASS: "flat.terrain", Ground.WALKWAY: "flat.sidewalk"}  # the others can be driven on
+# (7,) uint8 category by `Ground`.
+GROUND_CATEGORIES = np.array([CATEGORIES.index(_FLAT.get(kind, "flat.driveable_surface")) for kind in Ground], np.uint8)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from shapely.geometry import Polygon, box
 
-from perception.simulate.categories import MANMADE, VEGETATION
-from perception.simulate.parameters import Place, rgb
-from perception.simulate.snapshot import Solids
-from perception.simulate.street_plan import DIRECTIONS, FURNITURE, StreetPlan
+from perception.simulate.snapshot import MANMADE, VEGETATION, Solids
+from perception.simulate.streets import DIRECTIONS, FURNITURE, StreetPlan
+from perception.simulate.worlds import Place, rgb
 
 LAMP_SPACING = 26.0  # m between street lamps
 SPOT_LENGTH = 2.6  # m of kerb for a tree, a lamp or a free spot

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perception.simulate.city import City, Crossing
-from perception.simulate.lanes import Lane
+from perception.simulate.streets import Lane
 
 DT = 0.1  # s
 TURN_RATE = 1.6  # rad/s, of pedestrians who turn round

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from perception.simulate.categories import NOISE
-from perception.simulate.snapshot import Snapshot, Solids, Weather
+from perception.simulate.snapshot import NOISE, Snapshot, Solids, Weather
 
 DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
 EXPOSURE = 0.008  # s, of a camera in bad weather

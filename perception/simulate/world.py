@@ -9,9 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from perception.simulate.agents import Agent
-from perception.simulate.categories import CATEGORIES
 from perception.simulate.city import City
-from perception.simulate.snapshot import Snapshot, Solids, Weather
+from perception.simulate.snapshot import CATEGORIES, Snapshot, Solids, Weather
 from perception.simulate.traffic import DT
 
 LEAD_IN = 1.0  # s simulated before the first keyframe, for its sweeps

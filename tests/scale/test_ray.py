@@ -29,9 +29,8 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Reader
 from perception.evaluation.processes import Processes
 from perception.ray_workers import RayWorkers
-from perception.simulate import recording
-from perception.simulate.recording import Run
-from perception.simulate.simulate import simulate
+from perception.simulate import simulate as simulation
+from perception.simulate.simulate import Run, simulate
 
 SCENES, KEYFRAMES = 40, 3
 
@@ -96,7 +95,7 @@ def test_machines_without_common_disk_do_not_simulate_to_a_folder(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver prepares a folder that the workers do not see."""
-    monkeypatch.setattr(recording, "begin", lambda drives, out: False)
+    monkeypatch.setattr(simulation, "begin_run", lambda drives, out: False)
     with one_line_error(r"out: is another folder on .* disk that all machines share, or in an object store"):
         simulate(tmp_path / "out", 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=Run(ray=address))
 

@@ -10,7 +10,7 @@ from vocabulary import NUSCENES, RIG
 
 from perception.rig import Rig
 from perception.simulate.conditions import Course, parse
-from perception.simulate.world_files import Worlds
+from perception.simulate.worlds import Worlds
 
 WORLDS = Worlds()  # that come with the package
 

@@ -37,7 +37,7 @@ from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
-from perception.simulate.layouts import tagged_description, tags
+from perception.simulate.nuscenes_writer import tagged_description, tags
 from perception.sources import open_source
 from perception.tasks.detection.devkit import DEVKITS, open_devkit
 from perception.tasks.detection.official import compare, require_official

@@ -29,9 +29,8 @@ from perception.simulate import scenario
 from perception.simulate.conditions import split
 from perception.simulate.drive import KEYFRAME_PERIOD, Drive
 from perception.simulate.nuscenes_writer import VERSION, token
-from perception.simulate.recording import UNFINISHED, Run
 from perception.simulate.scenario import build_world
-from perception.simulate.simulate import simulate
+from perception.simulate.simulate import UNFINISHED, Run, simulate
 from perception.simulate.world import World
 
 SAMPLES, SWEEPS = 3, 2  # of the fixture sim_root

@@ -14,9 +14,8 @@ from vocabulary import RIG
 
 from perception.simulate import lidar, weather_effects
 from perception.simulate.camera import Rendering, render
-from perception.simulate.categories import MANMADE
-from perception.simulate.raycast import NOTHING, Rays, cast
-from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
+from perception.simulate.lidar import NOTHING, Rays, cast
+from perception.simulate.snapshot import MANMADE, Ground, GroundRaster, Snapshot, Solids, Weather
 
 TOP = RIG.lidars[0]
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))  # of the HDL-32E's rings

@@ -21,7 +21,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.rig import load_rig
 from perception.simulate import scenario
-from perception.simulate.categories import CATEGORIES
+from perception.simulate.annotate import Seen, crossed, pictured, pixel_rays, voxel_classes
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Extras, parse
 from perception.simulate.drive import Drive
@@ -29,9 +29,7 @@ from perception.simulate.nuscenes_writer import VERSION
 from perception.simulate.obstacles import CLEARANCE, KINDS, with_obstacles
 from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
-from perception.simulate.snapshot import Ground, GroundRaster, Solids
-from perception.simulate.visibility import Seen, crossed, pictured, pixel_rays
-from perception.simulate.voxels import voxel_classes
+from perception.simulate.snapshot import CATEGORIES, Ground, GroundRaster, Solids
 from perception.simulate.world import World
 from perception.taxonomy import load_taxonomy
 from perception.voxel_rays import traverse

@@ -24,13 +24,11 @@ from perception.section import shipped_names
 from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.conditions import Course, describe, every, parse
-from perception.simulate.map_writer import map_expansion
-from perception.simulate.nuscenes_writer import write_maps
-from perception.simulate.parameters import Agents, Place, Streets
+from perception.simulate.nuscenes_writer import map_expansion, write_maps
 from perception.simulate.scenario import EGO_LENGTH, EGO_REAR, build_world
 from perception.simulate.snapshot import Ground, Weather
 from perception.simulate.world import World
-from perception.simulate.world_files import Worlds
+from perception.simulate.worlds import Agents, Place, Streets, Worlds
 from perception.taxonomy import ObjectClass, Taxonomy
 
 BOSTON, SINGAPORE = (course.place for course in courses("clear-day-boston", "clear-day-singapore"))
