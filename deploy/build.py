@@ -11,8 +11,7 @@ import onnxruntime
 from rich.console import Console
 
 from deploy.build_package import BuildPackage, write_package
-from deploy.bundle import ONNX, Bundle
-from deploy.engine_record import EngineRecord
+from deploy.bundle import ONNX, Bundle, EngineRecord
 from deploy.engines import open_engine
 from deploy.engines.tensorrt import build_engine, compiler_version, compiles_here
 from deploy.targets import Target, find_target
@@ -104,7 +103,7 @@ def refit(
 
     Args:
         old: folder of a bundle with a `refittable` plan by this machine's compiler, for a network of the same structure
-            (`deploy.structure`).
+            (`deploy.precision.measure`).
         sign: private key (PEM, `deploy.signature`) that signs the plan's record; it must have signed the bundle.
 
     Raises:

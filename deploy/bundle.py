@@ -29,22 +29,77 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from deploy.engine_record import EngineRecord, StoredPlan
 from deploy.golden import Arrays, GoldenFrame, require_golden
 from deploy.golden_end_to_end import MEANING, require_end_to_end
 from deploy.golden_file import golden_content, read_golden
-from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else, sha256
+from deploy.integrity import Content, SelfHashed, read_unchanged, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained
 from deploy.targets import same_compiler
 from deploy.trust import Trust
-from deploy.vocabulary import require_vocabulary
 from perception.atomic import folder_written_whole, put_back, write_atomically
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
+from perception.taxonomy import SENSORS
 
 if TYPE_CHECKING:
     from deploy.signature import Signer
+
+
+# engines/<target>.json: the record of how a plan was compiled, and of which network.
+
+
+class EngineRecord(SelfHashed):
+    """The record of one plan; `build.sh` writes the same."""
+
+    target: str
+    compiler: str  # name and version
+    layers: int
+    seconds: float
+    plan_bytes: int
+    plan_sha256: str
+    refittable: bool  # whether its weights can be replaced
+    onnx_sha256: str  # of the model.onnx that was compiled
+    weights_sha256: str  # of the model.onnx whose weights it runs with, the same or one of the same structure
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the plan runs with other weights than it was compiled with."""
+        return self.weights_sha256 != self.onnx_sha256
+
+
+@dataclass(frozen=True)
+class StoredPlan(Content):
+    """A plan's content, with the record that it was checked against."""
+
+    record: EngineRecord
+
+
+# Check that a manifest's routes require only facts that its taxonomy has.
+
+# Facts other than conditions that modules can require, see deploy.route.steering_inputs.
+SENSOR_FACTS = (*SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+
+
+def require_vocabulary(file: Path, manifest: Manifest) -> None:
+    """Raise InputError if a route or a module requires a fact that no frame can have, or the tasks' names differ."""
+    conditions = manifest.taxonomy.condition_values
+    for name, task in manifest.tasks.items():
+        try:
+            task.require_taxonomy(manifest.taxonomy)
+        except ValueError as error:
+            raise InputError(f"{file}: tasks.{name}: {error}; export the bundle again") from None
+    for key, names, known in (
+        ("routes", manifest.routes, conditions),
+        ("apart", manifest.apart, conditions),
+        *((f"banked.{m.name}.asks", m.asks, (*conditions, *SENSOR_FACTS)) for m in manifest.banked),
+    ):
+        for fact in (fact for name in names for fact in name.split("+") if fact != "base"):
+            if fact not in known:
+                raise InputError(
+                    f"{file}: {key}: {fact!r} is none of {', '.join(known)}; export the bundle again, with this version"
+                )
+
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
 CPU_ONNX, CALIBRATION, ROUTES = "model.cpu.onnx", "calibration.json", "routes"
@@ -187,7 +242,7 @@ class Bundle:
         return record
 
     def _require_permitted(self, file: Path, record: EngineRecord) -> None:
-        """Raise InputError unless the manifest permits this plan to run without a signature (`deploy.permit`)."""
+        """Raise InputError unless the manifest permits this plan to run without a signature (`deploy.release`)."""
         if record.refitted:
             reason = "the manifest cannot permit a plan of another bundle's network"
         elif not any(permit.covers(record.target, record.compiler) for permit in self.manifest.builds):

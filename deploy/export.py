@@ -11,16 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from deploy.bundle import CALIBRATION, CPU_ONNX, ONNX, Bundle, write_bundle
+from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, Bundle, write_bundle
 from deploy.golden import synthetic_frame
 from deploy.golden_end_to_end import MEANING, meaning_content, with_sensors
 from deploy.manifest import Calibration, Manifest, Origin
 from deploy.network import Network, make_network
 from deploy.onnx_export import OPSET
-from deploy.origin import find_origin
-from deploy.permit import default_permits
-from deploy.precision.frames import Drives
-from deploy.release import Release
+from deploy.precision.calibrate import Drives
+from deploy.release import Release, default_permits
 from deploy.route import parse_conditions, route_name
 from deploy.signature import Signer, signer
 from deploy.street import STREET, street_frames
@@ -29,8 +27,38 @@ from perception.config import Config
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.model import PerceptionModel
+from perception.modules.module_record import read_records
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training.checkpoint import load_model
+from perception.training.checkpoint import load_model, provenance
+
+# Where an exported network comes from: its checkpoint, base, modules and data.
+
+
+def find_origin(
+    model: PerceptionModel, checkpoint: Path, modules: Sequence[str], golden: str, license: str
+) -> tuple[Origin, dict[str, bytes]]:
+    """The record for the manifest, and the modules' files by their names in the bundle.
+
+    Args:
+        model: the checkpoint's model, with its modules at their slots.
+        modules: names of the modules in the exported network. What each was trained on is read from RUN/modules, if it
+            has a record for this base.
+        golden: token of the golden frame.
+        license: stated by the exporter.
+    """
+    base, records, source = model.bank.base_hash(), read_records(checkpoint), provenance(checkpoint)
+    known = {name: record for name, record in records.items() if record.base == base}
+    domains = {name: known[name].domain if name in known else "" for name in modules}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, domain in domains.items():
+            model.bank.save(name, Path(folder) / name, domain, known[name].metrics if name in known else None)
+        files = {f"{MODULES}/{file.name}": file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    return Origin(
+        checkpoint=source.weights, base=base, modules=domains, data=source.data, golden=golden, license=license
+    ), files
+
+
+# Export a checkpoint to a bundle.
 
 
 def export(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, SerializeAsAny, ValidationError, field_validator
 
 from deploy.integrity import Content, SelfHashed, require_inside
-from deploy.permit import Permit
+from deploy.release import Permit
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Trust

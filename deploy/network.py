@@ -20,10 +20,9 @@ from deploy.golden import GoldenFrame, require_agreement, require_golden
 from deploy.manifest import NetworkFacts, TensorInfo
 from deploy.onnx_export import OPSET, run, to_onnx
 from deploy.precision.convert import convert
-from deploy.precision.measure import make_golden_frames
+from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
-from deploy.structure import structure_sha256
 from deploy.tolerances import Precision
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter

@@ -46,7 +46,7 @@ class Lidar(Section):
     points_per_pillar: Positive = 20
     channels: Positive = 64
     # Where the padding of pillars counts. real: nowhere; masked: in the statistics of the batch normalisation; padded:
-    # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/voxel_features.py).
+    # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/encoder.py).
     encoder: Literal["real", "masked", "padded"] = "real"
     hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # for padded: channels of the layers before the last
     pool: Literal["max", "max_mean"] = "max"  # over a pillar's points; max_mean, for padded: the mean of both

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.bev.convnext import ConvNextTrunk
 from perception.bev.fuse import Fuse, SingleSensor
-from perception.bev.pyramid import PyramidTrunk
-from perception.bev.trunk import Trunk
+from perception.bev.trunks import ConvNextTrunk, PyramidTrunk, Trunk
 from perception.config import Config, extended, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -29,8 +27,7 @@ from perception.modules.routing.shared import SharedRouter
 from perception.modules.spec import SENSORS
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
-from perception.sensors.lidar.encoder import PillarEncoder
-from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
+from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed

@@ -14,7 +14,7 @@ from pandaset_vehicle import on_the_vehicle
 from pandaset_views import TwoViews
 
 from perception.datasets.pandaset import PandaSet
-from perception.import_pointpillars import import_pointpillars
+from perception.mmdet3d.import_pointpillars import import_pointpillars
 from perception.model import PerceptionModel
 from perception.modules.base_weights import base_parameters
 from perception.modules.module_record import SPECS

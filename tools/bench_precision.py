@@ -20,8 +20,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
-from deploy.precision.calibrate import ranges
-from deploy.precision.frames import Drives
+from deploy.precision.calibrate import Drives, ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.runtime import Runtime
 from deploy.tolerances import Precision

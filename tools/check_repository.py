@@ -61,13 +61,13 @@ UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
 # What must not be imported on the vehicle, and what begins there.
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 WORKSHOP = {
-    *(f"deploy.{name}" for name in ("demo", "export", "fold_batchnorm", "network", "onnx_export", "origin", "plan")),
-    *("deploy.precision", "deploy.replay.rerun_results", "deploy.street", "deploy.structure"),
+    *(f"deploy.{name}" for name in ("demo", "export", "network", "onnx_export", "plan")),
+    *("deploy.precision", "deploy.replay.rerun_results", "deploy.street"),
 }
 # Imported late, in functions that the vehicle does not call: training, export, and the official splits.
 LATE_WORKSHOP = {
     *("perception.ray_workers", "perception.tasks.network", "perception.tasks.map.network"),
-    *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "joined_head", "peaks")),
+    *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "peaks")),
     *("perception.tasks.conditions.network", "perception.tasks.conditions.recogniser"),
     *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
 }
@@ -131,7 +131,7 @@ def vehicle() -> list[str]:
         *("perception.frame", "perception.grid", "perception.scene.scene", "perception.sensors.inputs"),
         *("perception.sensors.lidar.pillars", "perception.tasks.result", "perception.datasets.nuscenes.dataset"),
         *("perception.datasets.nuscenes.map_expansion",),
-        *(f"perception.tasks.detection.{name}" for name in ("nms", "rotated_iou", "submission", "tracker", "tracking")),
+        *(f"perception.tasks.detection.{name}" for name in ("nms", "submission", "tracker", "tracking")),
         *own,
     ]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deploy.build import build
 from deploy.export import export
-from deploy.precision.frames import Drives
+from deploy.precision.calibrate import Drives
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.runtime import Runtime

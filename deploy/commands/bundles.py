@@ -88,7 +88,7 @@ def export(
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """
     from deploy.export import export as run
-    from deploy.precision.frames import Drives
+    from deploy.precision.calibrate import Drives
     from deploy.release import Release, parse_expiry
     from perception.mmdet3d.foreign_config import refuse_export
 

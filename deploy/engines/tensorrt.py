@@ -57,8 +57,8 @@ def build_engine(
 
     Args:
         dla: place the layers that the first DLA can run on it, and the others on the GPU.
-        refittable: compile a plan whose weights can be replaced later (`deploy.structure`), without the optimisations
-            that depend on their values. This needs a GPU.
+        refittable: compile a plan whose weights can be replaced later (`deploy.precision.measure`), without the
+            optimisations that depend on their values. This needs a GPU.
         inputs: shape by name, at least for inputs with a dynamic dimension; the plan takes only this size.
 
     Raises:

@@ -33,7 +33,7 @@ class TensorRtEngine:
 
     Args:
         weights: an ONNX graph whose weights replace those of the plan; it must have the same structure
-            (`deploy.structure`) as the graph that the plan was compiled from. None keeps the plan's weights.
+            (`deploy.precision.measure`) as the graph that the plan was compiled from. None keeps the plan's weights.
 
     Raises:
         InputError: there is no GPU or TensorRT, or the plan is for another version or GPU or does not take the weights.

@@ -1,16 +1,26 @@
-"""Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph."""
+"""The recorded frames that an INT8 graph is calibrated on, and the ranges of activations on them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, PercentileCalibrater
+
+from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
+from perception.rig import Rig
+from perception.sensors.inputs import InputSpec, prepare
+from perception.sources import open_source
+
+# Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph.
 
 PERCENTILE = 99.99  # of the values; the others are clipped
 _BINS = 2048
@@ -58,3 +68,40 @@ class _Reader(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self._left.pop() if self._left else None
+
+
+# The recorded frames that an INT8 graph is calibrated on.
+
+MOST = 32  # keyframes
+
+
+@dataclass(frozen=True)
+class Drives:
+    """Up to `MOST` keyframes of recorded or simulated drives, evenly spread."""
+
+    root: Path
+    version: str | None = None  # of a dataroot's tables; None: its only version
+    scenes: Sequence[str] = ()  # names, or keyframes such as scene-0103:0-4; empty: all
+    rig: Rig | None = None  # of the vehicle; None: nuScenes' car
+
+    @cached_property
+    def source(self) -> Keyframes:
+        """The opened drives."""
+        return open_source(self.root, self.version, self.rig)
+
+    def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
+        """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.
+
+        Raises:
+            InputError: there are no such drives, or no keyframe has all sensors.
+        """
+        tokens = self.source.samples(selectors=self.scenes)
+        found = {}
+        for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
+            frame = self.source.frame(tokens[i], spec.grid.reference, spec.sweeps, annotations=False)
+            if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
+                continue
+            found[frame.token] = prepare(frame, spec)
+        if not found:
+            raise InputError(f"{self.root}: no keyframe of these scenes has all sensors; calibrate on others")
+        return found

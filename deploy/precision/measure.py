@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import Arrays, GoldenFrame, dense_spreads, differing, require_enough
-from deploy.golden_detections import QUANTITIES, clear_detections, match_detections, score_spread
-from deploy.structure import trained_weights
+from deploy.golden import (
+    QUANTITIES,
+    Arrays,
+    GoldenFrame,
+    clear_detections,
+    dense_spreads,
+    differing,
+    match_detections,
+    require_enough,
+    score_spread,
+)
 from deploy.tolerances import (
     BOUNDS,
     LEAST,
@@ -28,6 +37,51 @@ from deploy.tolerances import (
 )
 from perception.errors import InputError
 from perception.tasks.task import Output, Task, part_of
+
+# The structure of a graph: all that must be equal for the plan of one graph to run with the weights of another.
+#
+# A refittable plan (`perception build --refit`) keeps its layers and takes new weights, by their names in the ONNX
+# graph. The structure is everything else: nodes, names, shapes and types, and constants that are not weights, such as
+# shapes, limits and the scales of INT8.
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+# Operator -> its inputs, from 0, that are trained weights. TensorRT identifies them by their names in the file, except
+# those of BatchNormalization, which it combines; its refitter for ONNX combines the new ones likewise.
+WEIGHTS = {
+    "Add": (0, 1),
+    "BatchNormalization": (1, 2, 3, 4),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Div": (0, 1),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "MatMul": (0, 1),
+    "Mul": (0, 1),
+    "Sub": (0, 1),
+}
+
+
+def structure_sha256(model: ModelProto) -> str:
+    """The hash of a graph without its weights: equal for two graphs that differ in their weights alone."""
+    rest, trained = ModelProto(), trained_weights(model.graph)
+    rest.CopyFrom(model)
+    for tensor in rest.graph.initializer:
+        # Scalars are constants of the computation.
+        if tensor.name in trained and tensor.data_type in FLOATS and tensor.dims:
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+    return hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
+
+
+def trained_weights(graph: GraphProto) -> set[str]:
+    """Names of the tensors that are only used as trained weights."""
+    trained: set[str] = set()
+    other: set[str] = set()
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            (trained if place in WEIGHTS.get(node.op_type, ()) else other).add(name)
+    return trained - other
+
 
 MARGIN = 2.0  # factor of a tolerance over the measured difference, because engines round in different places
 ERRORS = 2.0  # standard errors added to a mean, which may be small by chance

@@ -138,7 +138,7 @@ def adapt(
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")
         if not isinstance(tables, NuScenesTables):
             raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
-        from perception.mmdet3d.adapt import adapt_foreign
+        from perception.mmdet3d.foreign import adapt_foreign
 
         print_trained(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
     elif task:

@@ -17,7 +17,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import Recording
 from perception.errors import InputError
 from perception.frame import Boxes
-from perception.mmdet3d.vocabulary import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
+from perception.mmdet3d.install import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
 # The order of labels in mmdet3d's NuScenesDataset.METAINFO, of our classes.

@@ -13,15 +13,21 @@ from pathlib import Path
 from torch import Tensor
 
 from perception.config import Config, Lidar, Model, Trunk
-from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
-from perception.mmdet3d.flat_config import ConfigSection
-from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config, preprocessed_voxels
-from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
-from perception.mmdet3d.vocabulary import CLASSES
+from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, renamed_state
+from perception.mmdet3d.install import CLASSES
+from perception.mmdet3d.second import (
+    POINT_WEIGHTS,
+    grid_config,
+    lidar_config,
+    preprocessed_voxels,
+    transpose_unit_stride_deblocks,
+    trunk_config,
+    trunk_names,
+)
 from perception.model import PerceptionModel
+from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.config import DetectionHead, IouScore, Suppression
-from perception.tasks.detection.layout import map_name
-from perception.tasks.detection.losses import REGRESSION
+from perception.tasks.detection.targets import map_name
 
 # Settings of PillarFeatureNet: supported value, mmdet3d's default.
 ENCODER_SETTINGS = {

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from perception.errors import InputError
 from perception.frame import Camera, Frame
-from perception.mmdet3d.install import import_mmdet3d
-from perception.mmdet3d.vocabulary import CAMERAS
+from perception.mmdet3d.install import CAMERAS, import_mmdet3d
 from perception.sensors.lidar.sweeps import outside_roof
 
 import_mmdet3d()

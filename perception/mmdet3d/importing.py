@@ -11,8 +11,7 @@ from torch import Tensor
 from perception.config import Config
 from perception.errors import InputError
 from perception.mmdet3d import centerpoint, pillarnest, pointpillars
-from perception.mmdet3d.checkpoint import read_state
-from perception.mmdet3d.flat_config import ConfigSection, read_config
+from perception.mmdet3d.checkpoint import ConfigSection, read_config, read_state
 from perception.model import PerceptionModel
 from perception.training.checkpoint import save_model
 
@@ -25,7 +24,7 @@ def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config
     """Write the converted network to the folder `out` as a run; returns configuration and model.
 
     Args:
-        config: a flat configuration, see `flat_config.py`.
+        config: a flat configuration, see `checkpoint.py`.
 
     Raises:
         InputError: an unsupported network, a file that cannot be read, missing or unexpected keys, or `out` is not

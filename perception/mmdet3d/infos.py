@@ -18,8 +18,8 @@ from perception.datasets.listed import ListedKeyframes
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, reduced_intrinsics
+from perception.mmdet3d.install import NUSCENES
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
-from perception.mmdet3d.vocabulary import NUSCENES
 from perception.rig import load_rig
 from perception.rotations import quaternions
 from perception.unpickle import read_plain

@@ -1,4 +1,4 @@
-"""Imports mmdet3d, where it is installed."""
+"""What all parts of the bridge share: the import of mmdet3d, and nuScenes' names that it uses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from perception.errors import InputError
+from perception.rig import load_rig
+from perception.taxonomy import load_taxonomy
+
+# Imports mmdet3d, where it is installed.
 
 # mmdet 3.3.0 and mmdet3d 1.4.0 assert mmcv < 2.2.0 on import. The maintained fork (onedl-mmcv, 2.3 or later) has the
 # same interface, so it reports this version during the import.
@@ -32,3 +36,10 @@ def import_mmdet3d() -> ModuleType:
         reason = " ".join(str(error).split())
         raise InputError(f"mmdet3d cannot be imported ({reason}); install it with `make install-mmdet3d`") from None
     return mmdet3d
+
+
+# The names of nuScenes' classes and sensors, which mmdet3d's data and checkpoints for it use.
+
+NUSCENES, _SENSORS = load_taxonomy("nuscenes"), load_rig("nuscenes").sensors
+CLASSES, ATTRIBUTES = NUSCENES.class_names, NUSCENES.attributes
+CAMERAS, LIDAR = _SENSORS.cameras, _SENSORS.lidars[0]

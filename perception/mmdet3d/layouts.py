@@ -22,7 +22,7 @@ from perception.datasets.nuscenes.dataset import BICYCLE_RACK
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.mmdet3d.fields import Field
-from perception.mmdet3d.vocabulary import CAMERAS, CLASSES, LIDAR
+from perception.mmdet3d.install import CAMERAS, CLASSES, LIDAR
 from perception.rotations import rigid
 
 _MIN_ENTRY_BYTES = 32  # of a sweep or a box in a file

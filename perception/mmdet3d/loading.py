@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.mmdet3d.install import import_mmdet3d
-from perception.mmdet3d.vocabulary import CAMERAS
+from perception.mmdet3d.install import CAMERAS, import_mmdet3d
 
 import_mmdet3d()
 

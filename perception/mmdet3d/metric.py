@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.mmdet3d.install import import_mmdet3d
-from perception.mmdet3d.vocabulary import NUSCENES
+from perception.mmdet3d.install import NUSCENES, import_mmdet3d
 from perception.tasks.detection.attributes import fitting_attributes
 from perception.tasks.detection.submission import ResultsWriter
 

@@ -21,10 +21,8 @@ from perception.mmdet3d.centerpoint import (
     norm_epsilons,
     pillar_detector,
 )
-from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
-from perception.mmdet3d.flat_config import ConfigSection
-from perception.mmdet3d.pillar_config import POINT_WEIGHTS, lidar_config
-from perception.mmdet3d.second import deblocks_config, transpose_unit_stride_deblocks
+from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, renamed_state
+from perception.mmdet3d.second import POINT_WEIGHTS, deblocks_config, lidar_config, transpose_unit_stride_deblocks
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import DetectionHead
 

@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from perception.config import Config, Lidar, Model, Trunk
-from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
-from perception.mmdet3d.flat_config import ConfigSection
-from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config, preprocessed_voxels, sweep_step
-from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
-from perception.mmdet3d.vocabulary import CLASSES
+from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, renamed_state
+from perception.mmdet3d.install import CLASSES
+from perception.mmdet3d.second import (
+    POINT_WEIGHTS,
+    grid_config,
+    lidar_config,
+    preprocessed_voxels,
+    sweep_step,
+    transpose_unit_stride_deblocks,
+    trunk_config,
+    trunk_names,
+)
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import Anchor, AnchorHead, DetectionHead, Suppression
 

@@ -39,8 +39,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.mmdet3d import loading  # noqa: F401 - registers its step
 from perception.mmdet3d.frames import to_frame
-from perception.mmdet3d.install import import_mmdet3d
-from perception.mmdet3d.vocabulary import ATTRIBUTES
+from perception.mmdet3d.install import ATTRIBUTES, import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of

@@ -18,16 +18,118 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, tagged
-from perception.scene.daylight import BANDS, Band, Daylight
 from perception.scene.geofence import load_geofences
 from perception.scene.signals import SignalConfig, Signals, SignalsConfig, SourceConfig
 from perception.section import Section, load_section
 from perception.tasks.task import Evidence
+
+# The elevation of the sun from time and position. numpy only.
+#
+# Meeus, "Astronomical Algorithms", 2nd edition, 1998: position of the sun with low accuracy (chapter 25, 0.01
+# degrees), sidereal time (12.4), horizontal coordinates (13.6). UTC is taken for UT1 and for dynamical time, which are
+# off by less than a second and by about a minute, and the parallax of 0.0024 degrees is left out: together less than
+# 0.01 degrees.
+
+_J2000 = 946_728_000_000_000  # us since 1970 of 2000-01-01 12:00
+_DAY = 86_400_000_000  # us
+
+
+def elevation(timestamp: int | np.ndarray, latitude: float | np.ndarray, longitude: float | np.ndarray) -> np.ndarray:
+    """Geometric elevation of the sun's centre above the horizon, degrees; the arguments are broadcast.
+
+    Args:
+        timestamp: us since 1970-01-01 UTC.
+        latitude: degrees north, WGS 84.
+        longitude: degrees east.
+    """
+    days = (np.asarray(timestamp) - _J2000) / _DAY
+    t = days / 36525  # Julian centuries
+    mean_longitude = 280.46646 + t * (36000.76983 + t * 0.0003032)
+    anomaly = np.radians(357.52911 + t * (35999.05029 - t * 0.0001537))
+    centre = (
+        (1.914602 - t * (0.004817 + t * 0.000014)) * np.sin(anomaly)
+        + (0.019993 - t * 0.000101) * np.sin(2 * anomaly)
+        + 0.000289 * np.sin(3 * anomaly)
+    )
+    node = np.radians(125.04 - 1934.136 * t)  # of the moon's orbit, for the nutation
+    nutation = -0.00478 * np.sin(node)
+    ecliptic = np.radians(mean_longitude + centre - 0.00569 + nutation)  # apparent longitude
+    obliquity = np.radians(23.439291 - t * 0.0130042 + 0.00256 * np.cos(node))
+    sin_declination = np.sin(obliquity) * np.sin(ecliptic)
+    right_ascension = np.arctan2(np.cos(obliquity) * np.sin(ecliptic), np.cos(ecliptic))
+    sidereal = 280.46061837 + 360.98564736629 * days + t * t * 0.000387933 + nutation * np.cos(obliquity)
+    hour_angle = np.radians(sidereal + longitude) - right_ascension
+    phi, cos_declination = np.radians(latitude), np.sqrt(1 - sin_declination**2)
+    sine = np.sin(phi) * sin_declination + np.cos(phi) * cos_declination * np.cos(hour_angle)
+    return np.degrees(np.arcsin(np.clip(sine, -1, 1)))
+
+
+# The light that the sun gives, as evidence for a kind of condition.
+
+_FIRST = 946_684_800_000_000  # us, 2000-01-01; earlier stamps are of a clock that does not show UTC
+_MINUTE = 60_000_000  # us
+
+
+class Band(Section):
+    """A range of the sun's elevation, from the band before down to `above`."""
+
+    value: str
+    above: float = -90.0  # degrees, geometric
+    rising: str | None = None  # the value while the sun rises, if the vocabulary has it
+
+
+# Sunrise and sunset (upper limb on the horizon, refraction of 34') and civil twilight, as almanacs define them.
+BANDS = (Band(value="day", above=-50 / 60), Band(value="dusk", above=-6.0, rising="dawn"), Band(value="night"))
+
+
+class Daylight:
+    """Says by the sun's elevation which value of a kind of condition holds.
+
+    In a band whose value the vocabulary does not have, those of the next bands above and below that it does have are
+    equally likely.
+
+    Args:
+        kind: of condition, such as light.
+        values: of that kind.
+        bands: from the highest to the lowest.
+
+    Raises:
+        InputError: the vocabulary has none of the bands' values.
+    """
+
+    def __init__(self, kind: str, values: Sequence[str], bands: Sequence[Band] = BANDS) -> None:
+        self.kind, self.values, self.bands = kind, tuple(values), tuple(bands)
+        known = {name for band in bands for name in (band.value, band.rising)} & set(values)
+        if not known:
+            raise InputError(f"{kind} is {', '.join(values)}, and the sun's bands name none of these")
+
+    def evidence(self, frame: Frame) -> Mapping[str, Sequence[float]]:
+        """Probabilities of the kind's values; nothing without a position or a time in UTC."""
+        if frame.position is None or frame.timestamp < _FIRST:
+            return {}
+        now = float(elevation(frame.timestamp, *frame.position))
+        rises = float(elevation(frame.timestamp + _MINUTE, *frame.position)) > now
+        names = [self._name(band, rises) for band in self.bands]
+        here = next((i for i, band in enumerate(self.bands) if now >= band.above), None)
+        if here is None:
+            return {}
+        if names[here] is not None:
+            likely = {names[here]}
+        else:
+            above, below = names[:here][::-1], names[here:]
+            likely = {name for side in (above, below) if (name := next(filter(None, side), None)) is not None}
+        return {self.kind: [float(value in likely) / len(likely) for value in self.values]} if likely else {}
+
+    def _name(self, band: Band, rises: bool) -> str | None:
+        """The value of a band in the vocabulary; None if it has none."""
+        names = (band.rising, band.value) if rises else (band.value,)
+        return next((name for name in names if name in self.values), None)
 
 
 class Source(ABC):

@@ -31,9 +31,18 @@ from vocabulary import ATTRIBUTES, CLASSES, NUSCENES, RIG
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import Arrays, GoldenFrame, WrongEngine, differences, require_golden, synthetic_frame
-from deploy.golden_detections import clear_detections, match_detections, score_spread
-from deploy.precision.frames import Drives
+from deploy.golden import (
+    Arrays,
+    GoldenFrame,
+    WrongEngine,
+    clear_detections,
+    differences,
+    match_detections,
+    require_golden,
+    score_spread,
+    synthetic_frame,
+)
+from deploy.precision.calibrate import Drives
 from deploy.runtime import CHECK_EVERY, Runtime
 from deploy.tolerances import BOUNDS, Precision, Tolerances, require_bounded
 from deploy.verify import verify

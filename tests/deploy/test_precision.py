@@ -23,13 +23,12 @@ from vocabulary import RIG
 
 from deploy.build import build
 from deploy.engines import open_engine
-from deploy.golden import Arrays, differences, synthetic_frame
-from deploy.golden_detections import clear_detections, match_detections
+from deploy.golden import Arrays, clear_detections, differences, match_detections, synthetic_frame
 from deploy.manifest import Calibration
-from deploy.precision import frames
+from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
+from deploy.precision.convert import to_half
 from deploy.precision.graph import CONVOLUTIONS, places
-from deploy.precision.half import to_half
 from deploy.precision.measure import MARGIN, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
@@ -375,17 +374,17 @@ def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
     write_tiny(tmp_path / "drives")
     shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
     spec = InputSpec.of(config())
-    assert len(frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)) == 3  # five are enough
+    assert len(calibrate.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)) == 3  # five are enough
     for camera in (tmp_path / "drives" / "samples").glob("CAM_*"):
         shutil.rmtree(camera)
     with pytest.raises(InputError, match="no keyframe of these scenes has all sensors"):
-        frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
+        calibrate.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
 
 
 def test_frames_are_spread_over_the_drives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MOST", 2)
+    monkeypatch.setattr(calibrate, "MOST", 2)
     every, first, last = (
-        frames.Drives(drives(), "v1.0-tiny", [scenes]).inputs(InputSpec.of(config()))
+        calibrate.Drives(drives(), "v1.0-tiny", [scenes]).inputs(InputSpec.of(config()))
         for scenes in ("scene-0001:0-3", "scene-0001:0-1", "scene-0001:2-3")
     )
     assert list(every) == [*first, *last]

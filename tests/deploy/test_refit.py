@@ -27,8 +27,8 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.engines.tensorrt import build_engine, compiler_version
 from deploy.onnx_export import to_onnx
+from deploy.precision.measure import structure_sha256
 from deploy.signature import require_signed
-from deploy.structure import structure_sha256
 from deploy.targets import find_target
 from perception.errors import InputError
 from perception.modules.spec import LowRank

@@ -31,8 +31,7 @@ from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
 from deploy.cli import app
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.permit import Permit, default_permits
-from deploy.release import parse_expiry
+from deploy.release import Permit, default_permits, parse_expiry
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime

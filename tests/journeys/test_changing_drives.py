@@ -28,7 +28,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.spec import LowRank
 from perception.rig import Rig
-from perception.scene.sun import elevation
+from perception.scene.sources import elevation
 from perception.simulate.simulate import simulate
 from perception.training.adapt import add_task
 

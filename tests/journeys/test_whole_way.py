@@ -32,7 +32,7 @@ from vocabulary import RIG
 from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.golden import synthetic_frame
-from deploy.precision.frames import Drives
+from deploy.precision.calibrate import Drives
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame

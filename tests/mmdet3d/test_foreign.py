@@ -20,8 +20,7 @@ from deploy.cli import app
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.mmdet3d import annotation_file
-from perception.mmdet3d.adapt import fit, training_set
-from perception.mmdet3d.foreign import ForeignTrunk, load_foreign, read_config
+from perception.mmdet3d.foreign import ForeignTrunk, fit, load_foreign, read_config, training_set
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig, foreign_config
 from perception.mmdet3d.importing import import_checkpoint
 from perception.modules.aggregation.notation import parse_block

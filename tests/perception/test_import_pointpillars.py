@@ -19,7 +19,7 @@ from vocabulary import taxonomy_of
 from perception.config import load_config
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame
-from perception.import_pointpillars import import_pointpillars
+from perception.mmdet3d.import_pointpillars import import_pointpillars
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks.detection.anchor_head import AnchorHead

@@ -24,10 +24,10 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.mmdet3d.centerpoint import NAMES
-from perception.mmdet3d.flat_config import read_config
+from perception.mmdet3d.checkpoint import read_config
 from perception.mmdet3d.importing import import_checkpoint
-from perception.mmdet3d.pillar_config import sweep_step
 from perception.mmdet3d.pillarnest import HEAD_NAMES
+from perception.mmdet3d.second import sweep_step
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.lidar.pillars import group
 from perception.tasks.detection.center_head import REGRESSION

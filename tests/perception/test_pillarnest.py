@@ -17,17 +17,17 @@ from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
-from deploy.precision.half import to_half
+from deploy.precision.convert import to_half
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
-from perception.bev.convnext import ConvNextBlock, ConvNextTrunk
+from perception.bev.trunks import ConvNextBlock, ConvNextTrunk
 from perception.config import Config, Trunk, parse_config
 from perception.frame import Boxes, Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.detection.center_head import iou_3d, iou_loss
 from perception.tasks.detection.config import DetectionHead, IouScore
-from perception.tasks.detection.iou_score import iou_3d, iou_loss
 from perception.tasks.detection.targets import center_labels
 
 SMALL = {

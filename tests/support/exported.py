@@ -20,11 +20,9 @@ from rich.console import Console
 from torch import nn
 from vocabulary import RIG
 
-from deploy.bundle import Bundle, manifest_files, write_bundle
-from deploy.engine_record import EngineRecord
+from deploy.bundle import Bundle, EngineRecord, manifest_files, write_bundle
 from deploy.export import export
-from deploy.golden import Arrays, GoldenFrame, synthetic_frame
-from deploy.golden_detections import clear_detections
+from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.manifest import Manifest
 from deploy.release import Release
 from deploy.signature import signer

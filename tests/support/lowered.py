@@ -22,9 +22,8 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
-from deploy.precision.calibrate import ranges
+from deploy.precision.calibrate import Drives, ranges
 from deploy.precision.convert import convert
-from deploy.precision.frames import Drives
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
 from deploy.tolerances import Precision
 from perception.config import parse_config

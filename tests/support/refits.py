@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from deploy.engines import cuda
-from deploy.structure import FLOATS, WEIGHTS
+from deploy.precision.measure import FLOATS, WEIGHTS
 from perception.errors import InputError
 
 

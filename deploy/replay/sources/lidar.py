@@ -11,8 +11,7 @@ from deploy.replay.sources.messages import Cloud, CorruptMessage
 from deploy.replay.sources.placement import Placement
 from deploy.replay.sources.point_times import point_times
 from deploy.replay.sources.topics import LidarTopic
-from perception.sensors.lidar.compensation import Motion
-from perception.sensors.lidar.sweeps import Sweep
+from perception.sensors.lidar.sweeps import Motion, Sweep
 
 _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
 _OLDEST = 1_000_000  # us before the frame, where no keyframe lists its sweeps

@@ -8,7 +8,7 @@ from deploy.replay.sources.messages import Transform
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Transforms
 from perception.rig import Rig, RigSensor
-from perception.sensors.lidar.compensation import Motion
+from perception.sensors.lidar.sweeps import Motion
 
 
 class Placement:

@@ -1,4 +1,4 @@
-"""CenterPoint's detection head (Yin et al., 2021): objects as peaks of BEV heatmaps."""
+"""CenterPoint's head (Yin et al., 2021): network, losses, decoding."""
 
 from __future__ import annotations
 
@@ -13,14 +13,208 @@ from torch.nn import functional as F
 from perception.grid import BevGrid
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.attributes_by_speed import by_speed
-from perception.tasks.detection.config import DetectionHead
-from perception.tasks.detection.headings import AXIS, along_axis
-from perception.tasks.detection.iou_score import iou_loss, rectified
-from perception.tasks.detection.layout import Heatmap, heatmaps_of, map_name
-from perception.tasks.detection.losses import REGRESSION, center_losses
+from perception.tasks.detection.attributes import MOVING_SPEED
+from perception.tasks.detection.config import DetectionHead, IouScore, Weights
+from perception.tasks.detection.targets import Heatmap, heatmaps_of, map_name
 from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
+
+# Headings of objects whose front and rear are hard to tell apart.
+#
+# A network that is unsure gives the mean of both headings, which is short and points anywhere. The axis, as sine and
+# cosine of twice the yaw, is the same for both: it says how the box lies, and the heading only which end is in front.
+
+AXIS = {"axis": 2}  # regression output: sine and cosine of twice the yaw
+
+
+def along_axis(heading: Tensor, axis: Tensor) -> Tensor:
+    """(..., 2) the heading's projection onto the axis: sine and cosine of the yaw, times its length there.
+
+    It is short where the heading does not tell the ends apart, so that rounding changes it little.
+
+    Args:
+        heading: (..., 2) sine and cosine of the yaw, times any factor.
+        axis: (..., 2) sine and cosine of twice the yaw, times any positive factor.
+    """
+    sine, cosine = axis.unbind(dim=-1)
+    length = (axis**2).sum(dim=-1).sqrt()
+    # tan(yaw) = sin(2 yaw) / (1 + cos(2 yaw)) = (1 - cos(2 yaw)) / sin(2 yaw): the one that is far from 0 / 0.
+    flat = torch.stack([sine, length + cosine], dim=-1)
+    steep = torch.stack([length - cosine, sine], dim=-1)
+    along = torch.where(cosine[..., None] >= 0, flat, steep)
+    share = (along * heading).sum(dim=-1, keepdim=True) / (along**2).sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    return along * share
+
+
+# Losses of CenterPoint's head (Yin et al., 2021).
+
+REGRESSION = {
+    "offset": 2,  # of the centre from the cell's corner, in cells
+    "height": 1,  # of the centre, m
+    "size": 3,  # logarithm of width, length, height in m
+    "heading": 2,  # sine and cosine of the yaw
+    "velocity": 2,  # m/s
+}  # regression output at an object's cell -> number of channels
+_BOX = (*REGRESSION, *AXIS)
+_AT_OBJECTS = (*_BOX, "attribute")
+
+
+def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
+    """Penalty-reduced focal loss of heatmaps (B, ...) per object (CornerNet, Law and Deng, 2018, eq. 1).
+
+    -(1 - p)^2 log p where the target is 1, which counts as an object, else -(1 - target)^4 p^2 log(1 - p).
+    """
+    positive = target == 1
+    wrong = torch.where(positive, -logits, logits)  # logit of the wrong answer
+    weight = torch.where(positive, 1.0, (1 - target) ** 2)
+    values = (weight * wrong.sigmoid()) ** 2 * F.softplus(wrong)
+    return Loss(values.flatten(1).sum(dim=1), positive.flatten(1).sum(dim=1))
+
+
+def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], config: DetectionHead) -> dict[str, Loss]:
+    """Heatmap and regression terms of each group, and an attribute term if the head learns attributes.
+
+    Each group is normalised by its own objects, so that rare classes count as much as frequent ones.
+
+    Args:
+        dense: outputs of `CenterHead.forward`.
+        labels: a batch of `targets.center_labels`.
+    """
+    losses: dict[str, Loss] = {}
+    for i in range(len(config.groups)):
+        heat = [gaussian_focal(dense[each.name], labels[each.name]) for each in heatmaps_of(config) if each.group == i]
+        sums, counts = (torch.stack(values).sum(dim=0) for values in zip(*heat, strict=True))
+        own = {name: dense[full] for name in _AT_OBJECTS if (full := map_name(config, name, i)) in dense}
+        terms = {"heatmap": Loss(sums, counts)} | _at_objects(own, labels, labels["groups"] == i, config.weights)
+        losses |= {map_name(config, name, i): term for name, term in terms.items()}
+    return losses
+
+
+def _at_objects(
+    dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], own: Tensor, weights: Weights
+) -> dict[str, Loss]:
+    """The terms at the cells of one group's objects, own (B, N)."""
+    real = labels["real"] & own
+    values = {}  # B N n
+    for name, found in dense.items():
+        place = labels["cells"][..., None].expand(-1, -1, found.shape[1])
+        values[name] = found.flatten(2).transpose(1, 2).gather(1, place)
+    regression = values["offset"].new_zeros(len(real))
+    for name in (name for name in _BOX if name in values):
+        wanted = labels[name]
+        known = real[..., None] & ~wanted.isnan()
+        distance = torch.where(known, (values[name] - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)
+        regression = regression + distance * (weights.velocity if name == "velocity" else 1.0)
+    losses = {"regression": Loss(weights.regression * regression, real.sum(dim=1))}
+    if "attribute" in values:
+        has = real & (labels["attributes"] >= 0)
+        logits = values["attribute"].transpose(1, 2)
+        entropy = F.cross_entropy(logits, labels["attributes"].clamp(min=0), reduction="none")  # B N
+        losses["attribute"] = Loss(weights.attribute * torch.where(has, entropy, 0.0).sum(dim=1), has.sum(dim=1))
+    return losses
+
+
+# Scores that also say how well a box fits: the head predicts the IoU of each box with its object.
+#
+# CIA-SSD (Zheng et al., 2021) and PillarNeSt (Mao et al., 2024).
+
+
+def rectified(found: Mapping[str, Tensor], logits: Tensor, config: IouScore) -> dict[str, Tensor]:
+    """Detections with the score heatmap^(1 - beta) * IoU^beta, best first; part of the graph.
+
+    Args:
+        found: boxes (B, K, n), scores, the values of the heatmap, labels and attributes (B, K).
+        logits: (B, K, 1) of the IoU.
+    """
+    heat = found["scores"]
+    scores = heat ** (1 - config.beta) * logits[..., 0].sigmoid() ** config.beta
+    scores = torch.where(heat > config.threshold, scores, torch.zeros_like(scores))
+    scores, order = scores.topk(scores.shape[-1])
+    others = {name: found[name].gather(1, order) for name in ("labels", "attributes")}
+    boxes = found["boxes"].gather(1, order[..., None].expand(-1, -1, found["boxes"].shape[-1]))
+    return {"boxes": boxes, "scores": scores, **others}
+
+
+def iou_loss(groups: Sequence[Mapping[str, Tensor]], labels: Mapping[str, Tensor], weight: float, cell: float) -> Loss:
+    """Absolute difference of the predicted IoU from that of the predicted box with its object.
+
+    The gradient changes the prediction of the IoU only, not the box.
+
+    Args:
+        groups: regression outputs of each group, (B, n, rows, columns).
+        labels: a batch of `targets.center_labels`.
+        cell: side of the maps' cells in metres.
+    """
+    place, wanted = labels["cells"][:, None], _boxes(labels, cell)
+    sums = wanted.new_zeros(len(wanted))
+    for i, maps in enumerate(groups):
+        at = {n: m.flatten(2).gather(2, place.expand(-1, m.shape[1], -1)).transpose(1, 2) for n, m in maps.items()}
+        with torch.no_grad():
+            target = iou_3d(_boxes(at, cell), wanted)
+        off = (at["iou"][..., 0].sigmoid() - target).abs()
+        sums = sums + torch.where(labels["real"] & (labels["groups"] == i), off, 0.0).sum(dim=1)
+    return Loss(weight * sums, labels["real"].sum(dim=1))
+
+
+def _boxes(values: Mapping[str, Tensor], cell: float) -> Tensor:
+    """(..., 8) float32 x y z (m, x and y from the cell's corner), width length height, sine and cosine of the yaw."""
+    heading = along_axis(values["heading"], values["axis"]) if "axis" in values else values["heading"]
+    parts = (
+        values["offset"] * cell,
+        values["height"],
+        values["size"].clamp(-5, 5).exp(),
+        F.normalize(heading.float(), dim=-1),
+    )
+    return torch.cat([part.float() for part in parts], dim=-1)
+
+
+def iou_3d(one: Tensor, other: Tensor) -> Tensor:
+    """(...) IoU of upright boxes, pair by pair.
+
+    The footprint of the other box is clipped to the first one as in `nms.py`: by clamping its outline in the
+    first box's frame, where what lies outside ends on the border and has no area.
+
+    Args:
+        one, other: (..., 8) x y z, width length height, sine and cosine of the yaw.
+    """
+    turn = torch.stack([one[..., [7, 6]], torch.stack([-one[..., 6], one[..., 7]], dim=-1)], dim=-2)  # ahead, left
+    middle = (turn @ (other - one)[..., :2, None])[..., 0]
+    ahead = (turn @ other[..., [7, 6], None])[..., 0]
+    left = torch.stack([-ahead[..., 1], ahead[..., 0]], dim=-1)
+    ahead, left = ahead * other[..., 4:5] / 2, left * other[..., 3:4] / 2
+    corners = torch.stack([ahead - left, ahead + left, left - ahead, -ahead - left], dim=-2) + middle[..., None, :]
+    half = one[..., [4, 3]][..., None, :] / 2
+    sides = corners.roll(-1, dims=-2) - corners  # ... 4 2
+    to_lines = torch.cat([-half - corners, half - corners], dim=-1)
+    steps = torch.cat([sides, sides], dim=-1)
+    crossed = torch.where(steps != 0, to_lines / steps, 0.0).clamp(0, 1).sort(dim=-1).values
+    crossed = torch.cat([torch.zeros_like(crossed[..., :1]), crossed], dim=-1)  # ... 4 5
+    outline = (corners[..., None, :] + crossed[..., None] * sides[..., None, :]).flatten(-3, -2)
+    x, y = torch.maximum(torch.minimum(outline, half), -half).unbind(dim=-1)
+    shared = (x * y.roll(-1, dims=-1) - x.roll(-1, dims=-1) * y).sum(dim=-1) / 2
+
+    top = torch.minimum(one[..., 2] + one[..., 5] / 2, other[..., 2] + other[..., 5] / 2)
+    bottom = torch.maximum(one[..., 2] - one[..., 5] / 2, other[..., 2] - other[..., 5] / 2)
+    shared = shared * (top - bottom).clamp(min=0)
+    volumes = one[..., 3:6].prod(dim=-1) + other[..., 3:6].prod(dim=-1)
+    return shared / (volumes - shared).clamp(min=1e-9)
+
+
+# Default attributes in a network that predicts none.
+
+
+def by_speed(labels: Tensor, velocities: Tensor, taxonomy: Taxonomy) -> Tensor:
+    """(...) indices of the default attributes, -1 where the class has none.
+
+    Args:
+        labels: (...) index of the class.
+        velocities: (..., 2) m/s.
+    """
+    at_rest, in_motion = labels.new_tensor(taxonomy.default_attributes()).T[:, labels]
+    return in_motion.where(velocities.square().sum(dim=-1) > MOVING_SPEED**2, at_rest)
+
+
+# CenterPoint's detection head (Yin et al., 2021): objects as peaks of BEV heatmaps.
 
 _SLACK = 1.0  # subcells beyond its own that the centre of a peak's object may be
 

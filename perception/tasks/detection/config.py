@@ -41,7 +41,7 @@ class Anchor(Section):
 
 
 class AnchorTraining(Section):
-    """Which anchors learn an object, by their IoU on the ground, and the focal loss; see `anchor_losses.py`."""
+    """Which anchors learn an object, by their IoU on the ground, and the focal loss; see `anchor_head.py`."""
 
     positive: Share = 0.6  # IoU from which an anchor is positive
     negative: Share = 0.3  # IoU below which it is negative
@@ -103,7 +103,7 @@ class Weights(Section):
 
 
 class IouScore(Section):
-    """The IoU of each box with its object is predicted and enters its score, see `iou_score.py`."""
+    """The IoU of each box with its object is predicted and enters its score, see `center_head.py`."""
 
     beta: Share = 0.5  # exponent of the IoU; that of the heatmap is 1 - beta
     threshold: Share = 0.1  # boxes whose heatmap is not above this have the score zero
@@ -124,7 +124,7 @@ class DetectionHead(TaskConfig):
     attributes: Literal["learned", "speed"] = "learned"
     peaks: bool | None = None  # whether only maxima of 3 x 3 heatmap cells are boxes; None: without NMS
     suppression: Suppression | None = None
-    axis: bool = False  # the axis of a box is regressed besides its heading, see `headings.py`
+    axis: bool = False  # the axis of a box is regressed besides its heading, see `center_head.py`
     iou: IouScore | None = None  # None: the score is the heatmap
     min_radius: Annotated[int, Field(ge=0)] = 2  # heatmap cells, of its Gaussians
     weights: Weights = Weights()

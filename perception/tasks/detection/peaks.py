@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from perception.modules.slot import Slot
 from perception.tasks.detection.center_head import CenterHead
-from perception.tasks.detection.layout import map_name
+from perception.tasks.detection.targets import map_name
 
 
 class PeakHead(nn.Module):

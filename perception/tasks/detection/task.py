@@ -81,7 +81,7 @@ class DetectionTask(Task[Boxes]):
         return AnchorHead(self.config.further.head(self.config.anchors), channels, last, "heads.detection.further")
 
     def joined(self, network: Any, further: Any) -> TaskNetwork:
-        from perception.tasks.detection.joined_head import JoinedHead
+        from perception.tasks.detection.anchor_head import JoinedHead
 
         return JoinedHead(network, further)
 

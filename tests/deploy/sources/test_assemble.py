@@ -28,7 +28,7 @@ from perception.grid import BevGrid
 from perception.rig import Rig
 from perception.rotations import quaternion, turned
 from perception.sensors.inputs import InputSpec
-from perception.sensors.lidar.compensation import Motion, compensated
+from perception.sensors.lidar.sweeps import Motion, compensated
 
 LIDAR, FRONT = "/lidar_top", "/cam_front/image_rect_compressed"
 UNSAID = {"token": "", "scene": "", "location": "", "position": None}

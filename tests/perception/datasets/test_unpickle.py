@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickles import DEEP, Hostile, assert_refused, system
 
-from deploy.precision.frames import Drives
+from deploy.precision.calibrate import Drives
 from perception.config import find_config, load_config
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from vocabulary import CONDITIONS
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.fold_batchnorm import fold_norms
-from deploy.onnx_export import to_onnx
+from deploy.onnx_export import fold_norms, to_onnx
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Affine
 from perception.modules.computation.kinds import KINDS

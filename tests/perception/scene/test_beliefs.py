@@ -21,10 +21,8 @@ from vocabulary import CONDITIONS, sensors
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame
 from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, tagged
-from perception.scene.daylight import BANDS, Band, Daylight
 from perception.scene.scene import Scene
-from perception.scene.sources import Sources, default_sources, load_sources
-from perception.scene.sun import elevation
+from perception.scene.sources import BANDS, Band, Daylight, Sources, default_sources, elevation, load_sources
 from perception.tasks.task import Evidence
 
 KINDS = list(CONDITIONS)

@@ -15,7 +15,7 @@ from maps import box, feature, polygon, written
 
 from perception.errors import InputError
 from perception.scene.geofence import load_geofences
-from perception.scene.sun import elevation
+from perception.scene.sources import elevation
 
 OSLO, QUITO, SYDNEY, REYKJAVIK = (59.9139, 10.7522), (-0.1807, -78.4678), (-33.8688, 151.2093), (64.1466, -21.9426)
 

@@ -31,9 +31,8 @@ from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.schemas import cdr_parser
 from perception.frame import Frame, Prediction, Reading
-from perception.scene.expression import Expression
 from perception.scene.scene import Scene
-from perception.scene.signals import SignalConfig, Signals, SignalsConfig
+from perception.scene.signals import Expression, SignalConfig, Signals, SignalsConfig
 from perception.scene.sources import Sources, load_sources
 
 SECOND = 1_000_000  # us

@@ -12,8 +12,7 @@ from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
 from perception.tasks.association import associate, associate_in_stages
-from perception.tasks.detection.kalman import Motion, Noise
-from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
+from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Motion, Noise, Tracker, Tracks
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 START, HALF_SECOND = 1_500_000_000_000_000, 500_000  # us

@@ -22,7 +22,7 @@ from deploy.engines.tensorrt import build_engine
 from deploy.onnx_export import to_onnx
 from deploy.targets import find_target
 from perception.bev.fuse import Fuse
-from perception.bev.trunk import Trunk
+from perception.bev.trunks import Trunk
 from perception.config import Augment, CameraBranch, Config, Data, Depth, Image
 from perception.config import Trunk as TrunkConfig
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -31,8 +31,7 @@ from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.spec import LowRank
 from perception.sensors.camera.depth import depth_labels
-from perception.sensors.camera.depth_loss import depth_loss, depth_targets
-from perception.sensors.camera.lens import intrinsics
+from perception.sensors.camera.encoder import depth_loss, depth_targets, intrinsics
 from perception.sensors.camera.lift import Lift
 from perception.training import trainable
 from perception.training.loader import FrameDataset, Sample

@@ -29,9 +29,15 @@ from perception.modules.base_weights import base_hash
 from perception.predict import TorchPredictor
 from perception.section import parse_section
 from perception.sensors.inputs import prepare
-from perception.tasks.detection.anchor_head import AnchorHead
-from perception.tasks.detection.anchor_losses import NOTHING, UNSURE, anchor_losses, anchor_targets, focal
-from perception.tasks.detection.anchors import all_anchors
+from perception.tasks.detection.anchor_head import (
+    NOTHING,
+    UNSURE,
+    AnchorHead,
+    all_anchors,
+    anchor_losses,
+    anchor_targets,
+    focal,
+)
 from perception.tasks.detection.config import AnchorHead as Settings
 from perception.tasks.detection.config import FurtherClasses, Suppression
 from perception.tasks.detection.task import DetectionTask

@@ -22,9 +22,8 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import Arrays, differences, synthetic_frame
 from deploy.onnx_export import run as run_torch
 from deploy.onnx_export import to_onnx
-from deploy.precision.calibrate import ranges
+from deploy.precision.calibrate import Drives, ranges
 from deploy.precision.convert import convert, require_close_outputs
-from deploy.precision.frames import Drives
 from deploy.precision.graph import places
 from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
@@ -38,8 +37,14 @@ from perception.predict import TorchPredictor
 from perception.scene.belief import ConditionBelief
 from perception.scene.sources import default_sources
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.conditions.folds import FOLDS, folds_of_drives, learned_values
-from perception.tasks.conditions.gaussians import SHRINKAGE, Moments, fit_temperature
+from perception.tasks.conditions.fitting import (
+    FOLDS,
+    SHRINKAGE,
+    Moments,
+    fit_temperature,
+    folds_of_drives,
+    learned_values,
+)
 from perception.tasks.conditions.metric import ConditionsMetric
 from perception.tasks.conditions.recogniser import KindOfCondition
 from perception.tasks.conditions.task import LIMIT

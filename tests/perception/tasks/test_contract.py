@@ -26,6 +26,7 @@ from toy_task import Toy
 from unchanged import EVERY, RAIN, assert_kept
 from vocabulary import CONDITION_VALUES, CONDITIONS, NUSCENES, RIG, SENSORS
 
+from deploy.bundle import SENSOR_FACTS, require_vocabulary
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import differing, synthetic_frame
@@ -33,7 +34,6 @@ from deploy.onnx_export import to_onnx
 from deploy.route import BankedModule
 from deploy.targets import find_target
 from deploy.tolerances import LEAST
-from deploy.vocabulary import SENSOR_FACTS, require_vocabulary
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.grid import BevGrid

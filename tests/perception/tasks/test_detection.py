@@ -28,11 +28,15 @@ from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.tasks.detection.attributes import fitting_attributes
-from perception.tasks.detection.attributes_by_speed import by_speed
-from perception.tasks.detection.center_head import REGRESSION, CenterHead
+from perception.tasks.detection.center_head import (
+    REGRESSION,
+    CenterHead,
+    along_axis,
+    by_speed,
+    center_losses,
+    gaussian_focal,
+)
 from perception.tasks.detection.config import DetectionHead, Suppression
-from perception.tasks.detection.headings import along_axis
-from perception.tasks.detection.losses import center_losses, gaussian_focal
 from perception.tasks.detection.peaks import PeakHead, at_peaks
 from perception.tasks.detection.submission import SubmissionWriter, sample_results
 from perception.tasks.detection.targets import center_labels, gaussian_radius

@@ -28,7 +28,7 @@ from perception.training.checkpoint import save_model
 
 _HEADS = {"classes": "cls", "boxes": "box", "directions": "dir_cls"}  # our branch -> theirs
 _POINTS = "lidar.layers.0.points.layer.weight"
-_Z, _Z_FROM_CENTRE = 2, 10  # features of a point, see `sensors/lidar/voxel_features.py`
+_Z, _Z_FROM_CENTRE = 2, 10  # features of a point, see `sensors/lidar/encoder.py`
 _ROTATION = 6  # place in an encoded box
 
 

@@ -1,4 +1,4 @@
-"""A BEV trunk of ConvNeXt blocks (Liu et al., 2022), as in PillarNeSt (Mao et al., 2024)."""
+"""The 2-D BEV trunks: SECOND's, with a feature pyramid, and of ConvNeXt blocks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,60 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.bev.trunk import lift
 from perception.channel_norm import ChannelNorm
-from perception.config import Trunk
+from perception.config import Trunk as TrunkConfig
 from perception.distributed import drawn
+from perception.layers import ConvBlock
 from perception.modules.slot import Slot
+
+# The 2-D BEV trunk: stages and deblocks of SECOND (Yan et al., 2018).
+
+
+class Trunk(nn.Module):
+    """(B, C, rows, columns) at the fused stride -> (B, channels, ...) at the heads' stride.
+
+    Each stage is coarser than the one before; the deblocks (`lifts`) resample the outputs of all to the heads' grid.
+    """
+
+    def __init__(self, config: TrunkConfig, inputs: int, stride: int) -> None:
+        super().__init__()
+        self.channels = config.up_channels * len(config.channels)
+        self.stages, self.lifts = nn.ModuleList(), nn.ModuleList()
+        for i, (channels, blocks, step) in enumerate(zip(config.channels, config.blocks, config.strides, strict=True)):
+            stride *= step
+            self.stages.append(stage(i, inputs, channels, blocks, step))
+            self.lifts.append(lift(config, i, channels, stride))
+            inputs = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        lifted = []
+        for stage, lift in zip(self.stages, self.lifts, strict=True):
+            x = stage(x)
+            lifted.append(lift(x))
+        return torch.cat(lifted, dim=1)
+
+
+def stage(index: int, inputs: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """A strided convolution and `blocks` more behind it."""
+    layers = [ConvBlock(f"trunk.stage{index}.0", inputs, channels, stride=stride)]
+    layers += [ConvBlock(f"trunk.stage{index}.{i + 1}", channels, channels) for i in range(blocks)]
+    return nn.Sequential(*layers)
+
+
+def lift(config: TrunkConfig, index: int, channels: int, stride: int) -> ConvBlock:
+    """The deblock that resamples an output of this stride to the heads' grid."""
+    down = max(config.stride // stride, 1)
+    return ConvBlock(
+        f"trunk.lift{index}",
+        channels,
+        config.up_channels,
+        kernel=1 if down == 1 else down if config.down == "patch" else 3,
+        stride=down,
+        up=max(stride // config.stride, 1),
+    )
+
+
+# A BEV trunk of ConvNeXt blocks (Liu et al., 2022), as in PillarNeSt (Mao et al., 2024).
 
 EXPANSION = 4  # of the channels between the pointwise convolutions
 NORM_EPSILON, DOWN_NORM_EPSILON = 1e-6, 1e-5  # as in PillarNeSt: in blocks and before the deblocks; before the strides
@@ -56,7 +105,7 @@ class ConvNextTrunk(nn.Module):
     The outputs of the last stages are normalised, and the deblocks (`lifts`) resample them to the heads' grid.
     """
 
-    def __init__(self, config: Trunk, inputs: int, stride: int) -> None:
+    def __init__(self, config: TrunkConfig, inputs: int, stride: int) -> None:
         super().__init__()
         self.first = config.first_joined
         self.channels = config.up_channels * (len(config.channels) - self.first)
@@ -91,3 +140,34 @@ def _stage(index: int, inputs: int, channels: int, stride: int, kernel: int, dro
     for i, drop in enumerate(drops):
         layers[str(i)] = ConvNextBlock(f"{name}.{i}", channels, kernel, drop)
     return nn.Sequential(layers)
+
+
+# A trunk with one output for each stage: SECOND's stages with a feature pyramid (Lin et al., 2017).
+
+
+class PyramidTrunk(nn.Module):
+    """(B, C, rows, columns) -> (B, channels, ...) on the grid of each stage, finest first.
+
+    Features of coarser stages are added to the finer ones.
+    """
+
+    def __init__(self, config: TrunkConfig, inputs: int) -> None:
+        super().__init__()
+        self.channels = config.up_channels
+        self.stages, self.laterals, self.smooths = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for i, (channels, blocks, stride) in enumerate(
+            zip(config.channels, config.blocks, config.strides, strict=True)
+        ):
+            self.stages.append(stage(i, inputs, channels, blocks, stride))
+            self.laterals.append(ConvBlock(f"trunk.lateral{i}", channels, self.channels, kernel=1))
+            self.smooths.append(ConvBlock(f"trunk.smooth{i}", self.channels, self.channels))
+            inputs = channels
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
+        for stage_, lateral in zip(self.stages, self.laterals, strict=True):
+            x = stage_(x)
+            levels.append(lateral(x))
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], size=levels[i - 1].shape[-2:], mode="nearest")
+        return [smooth(level) for smooth, level in zip(self.smooths, levels, strict=True)]
