@@ -41,7 +41,7 @@ class Block(Section):
 
     name: str
     layers: int  # number of convolutions
-    error: float  # of the outputs with only this block in INT8, see deploy.precision.sensitivity
+    error: float  # of the outputs with only this block in INT8, see deploy.precision.convert
     precision: Precision
 
 
