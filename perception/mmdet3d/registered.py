@@ -37,8 +37,7 @@ from torch import Tensor
 from perception.config import load_config
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
-from perception.mmdet3d import loading  # noqa: F401 - registers its step
-from perception.mmdet3d.frames import to_frame
+from perception.mmdet3d.frames import to_frame  # also registers its step of the pipeline
 from perception.mmdet3d.install import ATTRIBUTES, import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare

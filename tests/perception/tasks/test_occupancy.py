@@ -19,13 +19,11 @@ from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.lovasz import lovasz_softmax
-from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.occupancy.config import OccupancyHead, Placement
 from perception.tasks.occupancy.free_space import body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN, resampled
-from perception.tasks.occupancy.losses import cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.memory import HALF_LIFE, PROBABILITIES
-from perception.tasks.occupancy.network import ChannelToHeightHead
-from perception.tasks.occupancy.placement import Placement
+from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.occupancy.truth import on_grid_of_truth
