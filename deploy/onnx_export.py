@@ -21,7 +21,6 @@ from deploy.fold_batchnorm import fold_norms
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.routing.input_weighted import SteeredRouter
 from perception.sensors.inputs import PILLARS
 
 OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
@@ -81,7 +80,6 @@ def run(
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        _steer(model, tensors)
         outputs = model.predict(tensors, () if conditions is None else [conditions])
     return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
 
@@ -98,12 +96,4 @@ class _Graph(nn.Module):
         if "images" in inputs:
             # TensorRT accepts uint8 only as the input of a Cast.
             inputs["images"] = inputs["images"].float()
-        _steer(self.model, inputs)
         return tuple(self.model.predict(inputs).values())
-
-
-def _steer(model: PerceptionModel, inputs: dict[str, Tensor]) -> None:
-    """Remove `route` and `conditions` from the inputs, and set the router to them."""
-    weights, z = inputs.pop("route", None), inputs.pop("conditions", None)
-    if isinstance(model.router, SteeredRouter):
-        model.router.steer(torch.ones(1, 0) if weights is None else weights, z)

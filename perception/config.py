@@ -14,7 +14,7 @@ from perception.modules.spec import LearnedRouting, Module, require_facts
 from perception.recipe import InitFrom, Train
 from perception.rig import Rig, load_rig
 from perception.section import Positive, Section, Share, overridden, parse_section, read_yaml
-from perception.tasks import configured
+from perception.tasks import TASKS, configured
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
 
@@ -244,7 +244,7 @@ class Config(Section):
     def _facts(self) -> Config:
         for module in self.modules:
             try:
-                require_facts(module.when, self.taxonomy.condition_values, f"modules.{module.name}.when")
+                require_facts(module.when, self.taxonomy.condition_values, TASKS, f"modules.{module.name}.when")
             except InputError as error:
                 raise ValueError(str(error)) from None
         return self

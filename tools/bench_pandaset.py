@@ -43,7 +43,7 @@ MODULE: dict[str, Any] = {
 def _with_module(model: PerceptionModel) -> None:
     spec = SPECS.validate_python(MODULE)
     model.bank.add(spec)
-    model.config = model.config.model_copy(update={"modules": (spec,)})
+    model.reconfigure(model.config.model_copy(update={"modules": (spec,)}))
     trainable.post_hoc(model, [spec.name])
 
 
@@ -159,5 +159,5 @@ class _Bench:
 def _model(run: Path, steps: int, rate: float) -> PerceptionModel:
     model, config = load_model(run)
     train = config.train.model_copy(update={"steps": steps, "learning_rate": rate, "checkpoint_every": 20})
-    model.config = config.model_copy(update={"train": train})
+    model.reconfigure(config.model_copy(update={"train": train}))
     return model

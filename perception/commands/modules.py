@@ -201,12 +201,12 @@ def _show_route(
     predictor = TorchPredictor(model)
     (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
     recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
-    predictor(recorded)
+    routes = predictor.routes(recorded)
     console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
-    for route in model.routes:  # one for each group of tasks
+    for route in routes:
         console.print(show_route.as_table(show_route.routing_table(route, model.bank)))
     if picture is not None:
-        show_route.as_figure(show_route.routing_table(model.routes[0], model.bank)).savefig(picture)
+        show_route.as_figure(show_route.routing_table(routes[0], model.bank)).savefig(picture)
 
 
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")

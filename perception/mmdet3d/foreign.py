@@ -22,6 +22,7 @@ from perception.mmdet3d.install import import_mmdet3d
 from perception.mmdet3d.vocabulary import NUSCENES
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS
+from perception.tasks import TASKS
 
 
 class ForeignTrunk(NamedTuple):
@@ -116,7 +117,7 @@ def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank
 
     kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
     add_slots(detector, kinds=kinds, patterns=patterns)
-    bank = Bank(detector, NUSCENES.conditions)
+    bank = Bank(detector, NUSCENES.conditions, TASKS)
     for pattern in patterns:
         if not any(fnmatchcase(slot, pattern) for slot in bank.slots):
             parts = sorted({name for name, _ in detector.named_children()})

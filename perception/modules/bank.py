@@ -16,7 +16,7 @@ from perception.modules.base_weights import base_hash, base_parameters
 from perception.modules.computation.kinds import build
 from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
-from perception.modules.route import Route
+from perception.modules.route import CurrentRoute, Route
 from perception.modules.slot import Slot
 from perception.modules.slot_patterns import exact, fits, matching
 from perception.modules.spec import Module, require_facts
@@ -29,13 +29,24 @@ class Bank:
     """Adds, trains, activates, saves and merges the modules of a network with slots.
 
     It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation changes the
-    base, except that `base_hash` differs while modules are merged. Modules may require and depend on `conditions`.
+    base, except that `base_hash` differs while modules are merged.
+
+    Args:
+        conditions: that modules may require and depend on, kind -> values.
+        tasks: that modules may require.
     """
 
-    def __init__(self, network: nn.Module, conditions: Mapping[str, Sequence[str]] | None = None) -> None:
-        self.network, self.conditions = network, conditions or {}
+    def __init__(
+        self,
+        network: nn.Module,
+        conditions: Mapping[str, Sequence[str]] | None = None,
+        tasks: Collection[str] = (),
+    ) -> None:
+        self.network, self.conditions, self.tasks = network, conditions or {}, tuple(tasks)
         self.condition_values = tuple(value for values in self.conditions.values() for value in values)
-        self.slots = {m.name: m for m in network.modules() if isinstance(m, Slot)}
+        self.current = CurrentRoute()
+        self.slots: dict[str, Slot] = {}
+        self._take({m.name: m for m in network.modules() if isinstance(m, Slot)})
         self.heads = AddedHeads(network, self.slots)
         self.modules: dict[str, Module] = {}
         self.active: Route | None = None  # overrides the router's
@@ -51,7 +62,7 @@ class Bank:
         """
         self.require_unmerged()
         self._require_free(spec.name)
-        require_facts(spec.when, self.condition_values, f"module {spec.name}")
+        require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
         computations: dict[str, Any] = {}
         for part in spec.single():
             for slot in matching(self.slots, part.slots, part.kind):
@@ -97,7 +108,7 @@ class Bank:
             InputError: the model has no module of that name.
         """
         self.active = None if block is None else self._route(block)
-        self.apply(self.active or Route())  # a router sets its own at the next frame
+        self.current.route = self.active or Route()  # a router has its own for each frame
 
     def train(self, *modules: str) -> None:
         """Train these modules and freeze all others and the base; without names, freeze all.
@@ -145,7 +156,7 @@ class Bank:
         """
         self.require_unmerged()
         heads, modules, loaded = module_io.read_all(
-            paths, rename or {}, self.base_hash(), self.heads, self.names, self.condition_values
+            paths, rename or {}, self.base_hash(), self.heads, self.names, (self.condition_values, self.tasks)
         )
         for head in heads:
             self._attach_head(head)
@@ -218,11 +229,10 @@ class Bank:
                 routed |= set(slot.computations)
                 continue
             here = routes[slot.name] or [Route()]
-            names_here = slot.routed_by(here)
+            names_here = slot.routed(*here)
             routed |= set(names_here)
-            slot.route = here[0]
             if slot.same_for_all(here):
-                slot.fold()
+                slot.fold(here[0])
             else:
                 slot.computations = nn.ModuleDict({name: slot.computations[name] for name in names_here})
         remaining = {name for slot in self.slots.values() for name in slot.computations}
@@ -232,11 +242,6 @@ class Bank:
     def after_fusion(self) -> list[str]:
         """Names of the slots after the fusion."""
         return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
-
-    def apply(self, route: Route) -> None:
-        """Set the route of every slot."""
-        for slot in self.slots.values():
-            slot.route = route
 
     @property
     def names(self) -> list[str]:
@@ -260,6 +265,11 @@ class Bank:
         if name in self.names:
             raise InputError(f"the model already has {'a head' if name in self.heads else 'a module'} called {name!r}")
 
+    def _take(self, slots: Mapping[str, Slot]) -> None:
+        self.slots.update(slots)
+        for slot in slots.values():
+            slot.current = self.current
+
     def _delete(self, name: str) -> None:
         del self.modules[name]
         for slot in self.slots.values():
@@ -277,6 +287,7 @@ class Bank:
         self._keep_slots(head.slots())
         head.network.train(self.network.training).requires_grad_(not self._freeze.base_is_frozen())
         self.heads.attach(head)
+        self._take(head.slots())
 
     def _keep_slots(self, changing: Collection[str]) -> None:
         """Replace patterns that match slots about to be added or removed by the exact names of the other slots."""

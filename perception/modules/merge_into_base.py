@@ -25,11 +25,10 @@ class Merge:
         self._backups = [_Backup.of(slot) for slot in slots if slot.computations]
         try:
             for backup in self._backups:
-                backup.slot.route = route
-                _require_foldable(backup.slot)
-            self.names = {name for backup in self._backups for name in backup.slot.routed()}
+                _require_foldable(backup.slot, route)
+            self.names = {name for backup in self._backups for name in backup.slot.routed(route)}
             for backup in self._backups:
-                backup.slot.fold()
+                backup.slot.fold(route)
         except Exception:
             self.undo()
             raise
@@ -53,12 +52,11 @@ class _Backup(NamedTuple):
     constant: Tensor | None
     computations: nn.ModuleDict
     fusions: nn.ModuleDict
-    route: Route
 
     @classmethod
     def of(cls, slot: Slot) -> _Backup:
         layer = {name: tensor.clone() for name, tensor in slot.layer.state_dict().items()}
-        return cls(slot, layer, slot.constant, slot.computations, slot.fusions, slot.route)
+        return cls(slot, layer, slot.constant, slot.computations, slot.fusions)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -67,13 +65,12 @@ class _Backup(NamedTuple):
             self.slot.layer.bias = None  # folding may have added one
         for name, tensor in self.slot.layer.state_dict().items():
             tensor.copy_(self.layer[name])
-        self.slot.constant, self.slot.route = self.constant, self.route
+        self.slot.constant = self.constant
         self.slot.computations, self.slot.fusions = self.computations, self.fusions
 
 
-def _require_foldable(slot: Slot) -> None:
-    route = slot.route
-    for name in slot.routed():
+def _require_foldable(slot: Slot, route: Route) -> None:
+    for name in slot.routed(route):
         module, weight = slot.computations[name], route.at(slot.name)[name]
         if not module.affine:
             raise InputError(

@@ -81,7 +81,7 @@ def read_all(
     base: str,
     added: AddedHeads,
     used_names: Collection[str],
-    conditions: Sequence[str],
+    facts: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[list[Head], dict[str, Attachment], list[str]]:
     """Heads and modules from files, not attached yet, and the name of each file's module or task.
 
@@ -91,11 +91,10 @@ def read_all(
         base: `base_hash` of the network.
         added: the network's added heads and slots.
         used_names: of the network's modules and heads.
-        conditions: length of a condition vector.
-        conditions: that modules may require and depend on.
+        facts: conditions and tasks that modules may require.
 
     Raises:
-        InputError: a file is absent or damaged or does not fit the network, or a name is used_names.
+        InputError: a file is absent or damaged or does not fit the network, or a name is taken.
     """
     heads: dict[str, Head] = {}
     modules: dict[str, Attachment] = {}
@@ -109,14 +108,12 @@ def read_all(
             )
         name = rename.get(path, record.name)
         if isinstance(record, Record):
-            found = {name: _build(json_file, record, name, slots, conditions)}
+            found = {name: _build(json_file, record, name, slots, facts)}
             expected = _tensors(found[name][1])
         else:
             head = _new_head(json_file, record, name, added)
             slots |= head.slots()
-            found = {
-                module.name: _build(json_file, module, module.name, slots, conditions) for module in record.modules
-            }
+            found = {module.name: _build(json_file, module, module.name, slots, facts) for module in record.modules}
             expected = _head_tensors(head, found)
         _fill(expected, _read_tensors(weights, record.sha256), weights)
         for new in dict.fromkeys([name, *found]):
@@ -136,20 +133,24 @@ def _new_head(json_file: Path, record: HeadRecord, name: str, added: AddedHeads)
 
 
 def _build(
-    json_file: Path, record: Attached, name: str, slots: Mapping[str, Slot], conditions: Sequence[str]
+    json_file: Path,
+    record: Attached,
+    name: str,
+    slots: Mapping[str, Slot],
+    facts: tuple[Sequence[str], Sequence[str]],
 ) -> Attachment:
     """A module with initial weights from its record."""
     try:
         spec: Module = record.spec(name)
     except ValidationError:
         raise InputError(f"{json_file}: {name!r} is no name for a module; use letters, digits, _ and -") from None
-    require_facts(spec.when, conditions, f"{json_file}: when")
+    require_facts(spec.when, *facts, f"{json_file}: when")
     parts = {slot: part for part in spec.single() for slot in part.slots}
     if parts.keys() != {place.name for place in record.slots}:
         raise InputError(f"{json_file}: the slots of its parts are not the slots it lists; it was changed by hand")
     for place in record.slots:
         _check_place(json_file, place, slots, parts[place.name].kind)
-    return spec, {slot: build(part, slots[slot].layer, len(conditions)) for slot, part in parts.items()}
+    return spec, {slot: build(part, slots[slot].layer, len(facts[0])) for slot, part in parts.items()}
 
 
 def _check_place(json_file: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
 from perception.section import MODULE_NAME, Positive, Section
-from perception.tasks import TASKS
 from perception.taxonomy import SENSORS
 
 
-def require_facts(when: Iterable[str], conditions: Iterable[str], where: str) -> None:
+def require_facts(when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], where: str) -> None:
     """Raise InputError unless a module can require all of these of a frame: conditions, tasks and sensors."""
-    known, when = (*conditions, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS)), tuple(dict.fromkeys(when))
+    known, when = (*conditions, *tasks, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS)), tuple(dict.fromkeys(when))
     for fact in when:
         if fact not in known:
             raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}")
-    for excluding in (tuple(TASKS), *((sensor, f"no-{sensor}") for sensor in SENSORS)):
+    for excluding in (tuple(tasks), *((sensor, f"no-{sensor}") for sensor in SENSORS)):
         both = [fact for fact in when if fact in excluding]
         if len(both) > 1:
             raise InputError(f"{where}: {both[0]} and {both[1]} never hold together; add a module for each")

@@ -20,6 +20,7 @@ from perception.training import trainable
 from perception.training.checkpoint import load_model, newest, provenance
 from perception.training.fitted import fit_head
 from perception.training.loop import fit
+from perception.training.losses import Scope
 
 # Factor of the rate for a new task's own modules, which start from a trained network, its head from random weights. At
 # the head's rate they follow its first gradients so far that the trunk's features grow by orders of magnitude.
@@ -82,12 +83,11 @@ def adapt(
         # by its conditions.
         routing = config.routing.model_copy(update={"modules": tuple(base.chooser.names)})
         config = config.model_copy(update={"routing": routing})
-    base.bank.add(spec)
-    base.config = config
+    base.reconfigure(config)
     trainable.post_hoc(base, [spec.name])
-    if own := tuple(task for task in base.tasks if task in spec.when):
-        base.computed = own  # the module changes no other output
-    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
+    own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
+    scope = Scope(own) if own else None
+    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data, scope=scope)
     if rank() == 0:
         base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
@@ -159,9 +159,7 @@ def add_task(
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
     rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
     given["train"] = _further(given["train"], {"rates": rates, **training})
-    model.config = parse_config(given, str(checkpoint))
-    for spec in model.config.modules[len(bank.modules) :]:
-        bank.add(spec)
+    model.reconfigure(parse_config(given, str(checkpoint)))
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
@@ -169,8 +167,8 @@ def add_task(
     if isinstance(model.head(task), FittedNetwork):
         last = fit_head(model, task, tables, tokens, run, earlier)
     else:
-        trainable.added_task(model, task, [module["name"] for module in own])
-        last = fit(model, tables, tokens, run, earlier=earlier)
+        scope = trainable.added_task(model, task, [module["name"] for module in own])
+        last = fit(model, tables, tokens, run, earlier=earlier, scope=scope)
     if rank() == 0:
         bank.save(task, run / "modules" / task)
     return last

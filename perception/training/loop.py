@@ -24,9 +24,9 @@ from perception.training.average import averaged
 from perception.training.checkpoint import Stateful
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
-from perception.training.losses import Losses
+from perception.training.losses import Losses, Scope
 from perception.training.objects import Objects, objects_of
-from perception.training.parallel import Sharing, Turns, accelerator_of, answering
+from perception.training.parallel import Turns, accelerator_of, answering
 from perception.training.schedule import schedule_of
 from perception.training.shards import Whole, divide, divides, whole
 from perception.training.start import initialise
@@ -56,6 +56,7 @@ def fit(
     run: Path,
     resume: bool = False,
     earlier: Sequence[str] = (),
+    scope: Scope | None = None,
 ) -> Path:
     """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
@@ -65,6 +66,7 @@ def fit(
     Args:
         resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
+        scope: what of the model is computed; None for all tasks.
 
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, a full disk, or
@@ -72,7 +74,7 @@ def fit(
     """
     _require_possible(model.config, run, resume)
     with answering(run):
-        training = _Training(model, tables, tokens, run, earlier)
+        training = _Training(model, scope or Scope(tuple(model.tasks)), tables, tokens, run, earlier)
         training.run_from(training.resume() if resume else 0)
         return training.finish()
 
@@ -81,12 +83,18 @@ class _Training:
     """The state of a training; arguments as in `fit`."""
 
     def __init__(
-        self, model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], run: Path, earlier: Sequence[str]
+        self,
+        model: PerceptionModel,
+        scope: Scope,
+        tables: Keyframes,
+        tokens: Sequence[str],
+        run: Path,
+        earlier: Sequence[str],
     ) -> None:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
         self.data = (*earlier, described(tables, tokens))
-        self.accelerator = accelerator_of(model, tables, tokens)
+        self.accelerator = accelerator_of(model, scope, tables, tokens)
         self.turns = Turns()
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
@@ -94,7 +102,7 @@ class _Training:
             norms.set_momentum(model, options.norm_momentum)
         optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
         self.dataset = FrameDataset(
-            tables, tokens, self.config, model.computed, self._objects(tables, tokens), model.depth_cells()
+            tables, tokens, self.config, scope.tasks, self._objects(tables, tokens), model.depth_cells()
         )
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
@@ -106,8 +114,9 @@ class _Training:
         alone = self.average is None or self.shards
         self.validated = copy.deepcopy(model) if self.validator and alone else None
         self.best = -math.inf  # score so far
-        self.sharing = Sharing(model)
-        self.losses, self.optimizer = Losses(model), self.accelerator.prepare(optimizer)
+        several = self.accelerator.num_processes > 1
+        self.norms = norms.synchronise(model) if several and options.sync_norm else []
+        self.losses, self.optimizer = Losses(model, scope), self.accelerator.prepare(optimizer)
         # `divide` then does what DDP does otherwise.
         self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
         self.main = self.accelerator.is_main_process
@@ -197,7 +206,10 @@ class _Training:
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
-        return {**self.model.routing_balance(), "learning_rate": float(self.schedule.get_last_lr()[0])}
+        return {
+            **self.model.routing_balance(self.losses.routes),
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
+        }
 
     def evaluated(self) -> PerceptionModel:
         """A model with the weights to evaluate, which is not the one that trains; all processes take part."""
@@ -253,7 +265,7 @@ class _Training:
         The model gets its weights, unless it is divided.
         """
         self.turns.wait()
-        self.sharing.end()
+        norms.put_back(self.norms)
         if self.average is not None and not self.shards:
             self.model.load_state_dict(self.average.module.state_dict())
         return self.run / "checkpoints" / f"step-{self.steps:06d}"

@@ -17,15 +17,13 @@ from perception.datasets.keyframes import Keyframes
 from perception.distributed import processes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.shared import SharedRouter
-from perception.training import norms
+from perception.training.losses import Scope
 
 SILENCE = timedelta(minutes=10)  # after which a process that does not answer counts as lost
 TURN = timedelta(hours=12)  # that the others wait for the main process, such as for a validation
 
 
-def accelerator_of(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]) -> Accelerator:
+def accelerator_of(model: PerceptionModel, scope: Scope, tables: Keyframes, tokens: Sequence[str]) -> Accelerator:
     """The accelerator of a training of the model on these keyframes.
 
     Raises:
@@ -39,7 +37,7 @@ def accelerator_of(model: PerceptionModel, tables: Keyframes, tokens: Sequence[s
             )
     modules = trained_modules(model)
     chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
-    changing = chooses or not always_run(model, modules, tables, tokens)
+    changing = chooses or not always_run(model, scope, modules, tables, tokens)
     # Parameters without a gradient are searched for in the graph of each pass only if they differ between passes.
     search = DistributedDataParallelKwargs(find_unused_parameters=changing, static_graph=bool(modules) and not changing)
     return Accelerator(
@@ -56,29 +54,16 @@ def trained_modules(model: PerceptionModel) -> set[str]:
     return {name for name, part in every if any(parameter.requires_grad for parameter in part.parameters())}
 
 
-def always_run(model: PerceptionModel, modules: set[str], tables: Keyframes, tokens: Sequence[str]) -> bool:
+def always_run(
+    model: PerceptionModel, scope: Scope, modules: set[str], tables: Keyframes, tokens: Sequence[str]
+) -> bool:
     """Whether all these modules run on every frame, for what is known before the frames are read."""
     if not modules <= model.bank.modules.keys():
         return False  # the attention of a Fuse block runs with the modules in it
-    known = set(model.computed)
-    if isinstance(model.router, FixedRouter):  # else conditions are random
+    known = set(scope.tasks)
+    if not scope.random_conditions:
         known |= set.intersection(*(set(tables.conditions(token).known()) for token in tokens))
     return all(model.bank.requirements(name) <= known for name in modules)
-
-
-class Sharing:
-    """Lets a model train on its part of each batch, if there are several processes, until `end`."""
-
-    def __init__(self, model: PerceptionModel) -> None:
-        self.model, self.router, self.norms = model, model.router, list[norms.Place]()
-        if processes() > 1 and model.config.train.sync_norm:
-            self.norms = norms.synchronise(model)
-        if processes() > 1 and model.bank.modules:
-            model.router = SharedRouter(model.router, model.bank.conditions)
-
-    def end(self) -> None:
-        self.model.router = self.router
-        norms.put_back(self.norms)
 
 
 @contextmanager

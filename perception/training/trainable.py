@@ -14,9 +14,8 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.base_weights import is_base_key
-from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.random_conditions import RandomConditionsRouter
 from perception.tasks.network import FittedNetwork
+from perception.training.losses import Scope
 
 
 def joint(model: PerceptionModel) -> None:
@@ -48,14 +47,11 @@ def routing(model: PerceptionModel) -> None:
     model.chooser.requires_grad_(True).train()
 
 
-def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> None:
+def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
     """Train only the head of an added task and its own modules."""
-    assert isinstance(model.router, FixedRouter), "the model is folded"
     post_hoc(model, modules)
     model.added[task].requires_grad_(True).train()
-    model.computed = (task,)
-    if model.tasks[task].random_routes:
-        model.router = RandomConditionsRouter(model.router)
+    return Scope((task,), model.tasks[task].random_routes)
 
 
 def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:

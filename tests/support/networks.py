@@ -19,12 +19,12 @@ from perception.frame import Boxes, Conditions
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
-from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
 from perception.modules.spec import LearnedRouting, LowRank, Module
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks import tasks_of
+from perception.tasks import TASKS, tasks_of
 from perception.tasks.task import Task
 from perception.training.checkpoint import save_model
 from perception.training.loader import Batch
@@ -146,17 +146,16 @@ class Net(nn.Module):
     def __init__(self, modules: list[LowRank], routing: LearnedRouting | None = None) -> None:
         super().__init__()
         self.one, self.two = Slot("trunk.one", nn.Conv2d(4, 4, 3, 2, 1)), Slot("heads.two", nn.Conv2d(4, 3, 1))
-        self.bank = Bank(self, CONDITIONS)
+        self.bank = Bank(self, CONDITIONS, TASKS)
         for module in modules:
             self.bank.add(module)
-        self.router = FixedRouter(self.bank, ("detection",))
         self.chooser = LearnedRouter(routing, 4, self.bank) if routing else None
 
     def forward(self, x: Tensor, sensors: dict[str, Tensor], conditions: list[Conditions] | None = None) -> Tensor:
-        ((fixed, tasks),) = self.router(conditions or [], {})
+        ((fixed, tasks),) = fixed_routes(self.bank, ["detection"], conditions or [], {})
         self.route = self.chooser(x, fixed, sensors, tasks, conditions or []) if self.chooser else fixed
-        self.bank.apply(self.route)
-        y: Tensor = self.two(self.one(x))
+        with self.bank.current.running(self.route):
+            y: Tensor = self.two(self.one(x))
         return y
 
     def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

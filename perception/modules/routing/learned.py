@@ -14,9 +14,9 @@ from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing import gates
+from perception.modules.routing.fixed import meets_requirements, required_kinds
 from perception.modules.routing.load_balance import gshard, possible_options, report
 from perception.modules.routing.pooling import HIDDEN, CellFeatures, PooledFeatures
-from perception.modules.routing.predicates import meets_requirements, required_kinds
 from perception.modules.spec import LearnedRouting
 
 BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
@@ -31,6 +31,11 @@ class LearnedRoute(Route):
     logits: Tensor  # (B, N, P); -inf where the option is impossible
     chosen: Tensor  # (B, N, P) weights
     target: Tensor | None  # (B, N, P) choice by the tags, zero on frames without tags; None: not supervised
+
+
+def learned(routes: Sequence[Route]) -> list[LearnedRoute]:
+    """Those of the routes that a learned router chose."""
+    return [route for route in routes if isinstance(route, LearnedRoute)]
 
 
 class LearnedRouter(nn.Module):
@@ -189,7 +194,8 @@ class LearnedRouter(nn.Module):
     def _allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """(B, N) bool: the options whose sensors and task are available."""
         required = [frozenset[str](), *(self.bank.requirements(name) for name in self.names)]
-        return torch.stack([meets_requirements(facts, sensors, tasks) for facts in required], dim=1)
+        excluded = set(self.bank.tasks) - set(tasks)
+        return torch.stack([meets_requirements(facts, sensors, excluded) for facts in required], dim=1)
 
     def _target(self, route: Route, present: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         """(B, N, P): equal shares for the modules of the fixed route, or all for the base; zero without tags."""

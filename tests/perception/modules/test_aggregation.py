@@ -132,7 +132,7 @@ def outputs(bank: Bank, block: Any) -> dict[str, Tensor]:
     """What each slot gives for an input of its own, so that the slots' differences do not mix."""
     torch.manual_seed(1)
     route = Route({"a": 1.0, "b": 1.0, "c": 1.0, "new": 1.0}, block=block, z=torch.rand(1, Z, dtype=torch.float64))
-    bank.apply(route)
+    bank.current.route = route
     shapes = {"one": (2, 4, 5, 6), "up": (2, 6, 5, 6), "two": (2, 4, 5, 6), "norm": (2, 4, 5, 6), "rows": (2, 7, 4)}
     return {name: bank.slots[name](torch.randn(shape, dtype=torch.float64)) for name, shape in shapes.items()}
 

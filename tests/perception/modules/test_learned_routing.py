@@ -250,8 +250,8 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
         tags = [Conditions(weather=("clear", "rain", "fog")[k]) for k in kind] if supervised else None
         y = network(x, seen(*[True] * 48), tags)
         route = network.route
-        network.bank.apply(Route({"rain": (kind == 1).float(), "fog": (kind == 2).float()}))
-        costs = (y - network.two(network.one(x))).square().mean(dim=(1, 2, 3))
+        with network.bank.current.running(Route({"rain": (kind == 1).float(), "fog": (kind == 2).float()})):
+            costs = (y - network.two(network.one(x))).square().mean(dim=(1, 2, 3))
         terms = network.chooser.losses([route], costs.detach())
         loss = sum(terms.values()) if supervised else costs.mean() + sum(terms.values())
         optimizer.zero_grad()

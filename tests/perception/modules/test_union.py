@@ -38,7 +38,6 @@ def union(bank: Bank, name: str, parts: list[dict[str, object]] = PARTS) -> None
 
 def output(bank: Bank, name: str) -> torch.Tensor:
     bank.activate(parse_block(name))
-    bank.apply(bank.active)
     return seen(bank)
 
 
