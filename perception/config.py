@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from perception.errors import InputError
 from perception.grid import BevGrid, Reference
-from perception.modules.spec import LearnedRouting, Module, require_facts
+from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.recipe import InitFrom, Train
 from perception.rig import Rig, load_rig
 from perception.section import Positive, Section, Share, overridden, parse_section, read_yaml
@@ -190,7 +190,7 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default={"detection": {}, "map": {}}, validate_default=True)
-    modules: tuple[Module, ...] = Field(default=(), strict=False)
+    modules: tuple[AnyModule, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
     routing: LearnedRouting | None = None  # None: fixed
     init_from: InitFrom | None = None

@@ -23,7 +23,6 @@ from perception.modules.bank import Bank
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import FixedRouter, SettledRouter, SteeredRouter, present, settled_routes
 from perception.modules.routing.learned import LearnedRouter, learned
-from perception.modules.spec import SENSORS
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.lidar.encoder import PillarEncoder
@@ -31,7 +30,7 @@ from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed
-from perception.taxonomy import Taxonomy
+from perception.taxonomy import SENSORS, Taxonomy
 
 # Features by name, see `Task.reads`, and the parts of the network that they pass: the first words of slots' names.
 _SENSOR_PARTS = ("lidar", "camera")

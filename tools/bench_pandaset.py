@@ -17,7 +17,7 @@ from perception.datasets.pandaset import PandaSet
 from perception.import_pointpillars import import_pointpillars
 from perception.model import PerceptionModel
 from perception.modules.base_weights import base_parameters
-from perception.modules.module_record import SPECS
+from perception.modules.spec import parse_module
 from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
@@ -41,7 +41,7 @@ MODULE: dict[str, Any] = {
 
 
 def _with_module(model: PerceptionModel) -> None:
-    spec = SPECS.validate_python(MODULE)
+    spec = parse_module(MODULE)
     model.bank.add(spec)
     model.reconfigure(model.config.model_copy(update={"modules": (spec,)}))
     trainable.post_hoc(model, [spec.name])

@@ -28,6 +28,7 @@ from perception.commands.common import (
     training_split,
 )
 from perception.errors import InputError
+from perception.modules.spec import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +75,11 @@ def adapt(
     data: Root,
     out: Out,
     add: Annotated[
-        str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
+        str,
+        typer.Option(
+            help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain. "
+            f"Kinds: {', '.join(KINDS)}."
+        ),
     ] = "",
     task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
     config: Annotated[
@@ -100,9 +105,6 @@ def adapt(
 
     Base and earlier modules do not change. Writes the module to OUT/modules and the whole model to OUT/checkpoints.
     With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its losses and data pipeline train the module.
-    Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
-    scale_shift, film, hypernetwork.
-
 
     With --task it trains the head of a new task, and writes it with its own modules to OUT/modules. The head of
     `conditions` recognises weather, light and city, by which a bundle routes drives without tags. From pretrained

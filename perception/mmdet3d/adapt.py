@@ -19,7 +19,7 @@ from perception.mmdet3d import annotation_file
 from perception.mmdet3d.foreign import ForeignTrunk, load_foreign
 from perception.mmdet3d.foreign_config import FILE, ForeignConfig, write_foreign_config
 from perception.modules.aggregation.composition import Parallel
-from perception.modules.spec import Module
+from perception.modules.spec import AnyModule
 from perception.section import Section, parse_section
 from perception.training import trainable
 
@@ -30,7 +30,7 @@ MISSING_OPERATOR = ("is not implemented on CPU", "implementation for device")  #
 
 
 class _NewModule(Section):
-    module: Module
+    module: AnyModule
 
 
 def adapt_foreign(

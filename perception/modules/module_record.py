@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from perception.errors import InputError
 from perception.modules.slot import Slot
-from perception.modules.spec import Module
+from perception.modules.spec import Module, parse_module
 from perception.section import Section
 
 FORMAT = 1  # version of the JSON file; later versions are refused
-SPECS: TypeAdapter[Any] = TypeAdapter(Module)
 
 
 class Place(Section):
@@ -48,7 +47,7 @@ class Attached(Section):
         content = {**self.options, "name": name, "kind": self.kind, "when": self.when}
         if self.kind != "union":
             content["slots"] = tuple(place.name for place in self.slots)
-        return SPECS.validate_python(content)
+        return parse_module(content)
 
 
 class Record(Attached, _Format):

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from perception.errors import InputError
-from perception.modules.computation.kinds import KINDS
+from perception.modules.computation.kinds import KINDS, ModuleUnion
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, ModuleUnion
+from perception.modules.spec import Module
 
 
 def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> list[Slot]:

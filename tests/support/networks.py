@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from exported import folder
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from vocabulary import CONDITIONS, NUSCENES, RIG
 
@@ -19,10 +18,11 @@ from perception.frame import Boxes, Conditions
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
+from perception.modules.computation.low_rank import LowRank
 from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LearnedRouting, LowRank, Module
+from perception.modules.spec import LearnedRouting, Module, parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.task import Task
@@ -36,9 +36,7 @@ AFFINE = [kind for kind, computation in KINDS.items() if computation.affine]
 
 def spec(name: str, kind: str, *slots: str, **options: object) -> Module:
     """A module that runs in fog."""
-    return TypeAdapter(Module).validate_python(
-        {"name": name, "kind": kind, "slots": slots or ("trunk.*",), "when": ["fog"], **options}
-    )
+    return parse_module({"name": name, "kind": kind, "slots": slots or ("trunk.*",), "when": ["fog"], **options})
 
 
 @cache
@@ -163,9 +161,9 @@ class Net(nn.Module):
 
 
 ROUTED = [
-    LowRank(name="rain", slots=EVERYWHERE, rank=2, when=("rain",)),
-    LowRank(name="blind", slots=("trunk.*",), rank=2, when=("no-lidar",)),
-    LowRank(name="seeing", slots=EVERYWHERE, rank=2, when=("lidar", "night")),
+    LowRank.Options(name="rain", slots=EVERYWHERE, rank=2, when=("rain",)),
+    LowRank.Options(name="blind", slots=("trunk.*",), rank=2, when=("no-lidar",)),
+    LowRank.Options(name="seeing", slots=EVERYWHERE, rank=2, when=("lidar", "night")),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from perception.modules.computation.computation import (
     pointwise,
 )
 from perception.modules.computation.weight_delta import WeightDelta
+from perception.modules.spec import Module
+from perception.section import Positive
 
 
 class LowRank(WeightDelta):
@@ -30,7 +32,10 @@ class LowRank(WeightDelta):
         alpha: alpha / r multiplies the delta; None stands for alpha = r.
     """
 
-    kind = "low_rank"
+    class Options(Module):
+        kind: Literal["low_rank"] = "low_rank"
+        rank: Positive = 8
+        alpha: float | None = None  # alpha / rank scales the delta; None: alpha = rank
 
     def __init__(self, layer: Any, rank: int, alpha: float | None = None) -> None:
         super().__init__()

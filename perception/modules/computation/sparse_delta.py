@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from perception.modules.computation.weight_delta import WeightDelta
+from perception.modules.spec import Module
 
 
 class SparseDelta(WeightDelta):
@@ -20,7 +22,10 @@ class SparseDelta(WeightDelta):
         share: of the layer's weights that may change; at least one does.
     """
 
-    kind = "sparse_delta"
+    class Options(Module):
+        kind: Literal["sparse_delta"] = "sparse_delta"
+        share: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the layer's weights that change
+
     indices: Tensor
 
     def __init__(self, layer: Any, share: float) -> None:

@@ -29,7 +29,6 @@ from perception.modules.computation.sparse_delta import SparseDelta
 from perception.modules.route import Route
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LowRank as LowRankModule
 
 
 def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -131,7 +130,7 @@ class Banked(nn.Module):
         self.two = Slot("two", nn.ConvTranspose2d(4, 4, 2, 2))
         self.bank = Bank(self, CONDITIONS)
         for name in names:
-            self.bank.add(LowRankModule(name=name, slots=("*",), rank=2))
+            self.bank.add(LowRank.Options(name=name, slots=("*",), rank=2))
         randomize(self.eval())
         self.router = SteeredRouter(self.bank, ())
         for slot in self.bank.slots.values():

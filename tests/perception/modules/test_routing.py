@@ -22,13 +22,13 @@ from deploy.onnx_export import to_onnx
 from deploy.tolerances import LEAST
 from perception.frame import Conditions
 from perception.model import PerceptionModel, Trace
+from perception.modules.computation.low_rank import LowRank
 from perception.modules.route import Route
 from perception.modules.routing import gates, load_balance
 from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import learned as learned_routes
 from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
 from perception.modules.routing.show_route import as_figure, as_table, routing_table
-from perception.modules.spec import LowRank
 from perception.training import trainable
 from perception.training.loader import batch_labels
 from perception.training.losses import Losses
@@ -44,7 +44,7 @@ tagged = st.tuples(known_conditions, st.booleans(), st.booleans())
 @settings(max_examples=60)
 @given(st.lists(tagged, min_size=1, max_size=4), st.lists(asked_for, min_size=1, max_size=3))
 def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(frames, asks):
-    modules = [LowRank(name=f"m{i}", rank=1, when=tuple(asked)) for i, asked in enumerate(asks)]
+    modules = [LowRank.Options(name=f"m{i}", rank=1, when=tuple(asked)) for i, asked in enumerate(asks)]
     bank = Net(modules).bank
     sensors = {"lidar": torch.tensor([f[1] for f in frames]), "cameras": torch.tensor([f[2] for f in frames])}
     routes = fixed_routes(bank, ["detection", "map"], [c for c, *_ in frames], sensors)

@@ -29,7 +29,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
-from perception.modules.spec import LowRank
+from perception.modules.computation.low_rank import LowRank
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.depth_loss import depth_loss, depth_targets
 from perception.sensors.camera.lens import intrinsics
@@ -353,7 +353,7 @@ def test_depth_is_an_output_only_where_the_camera_trains():
     assert not logits()
     trainable.joint(model)
     for slots, trains in (("trunk.*", False), ("camera.neck", True)):
-        model.bank.add(LowRank(name="module", rank=1, slots=(slots,)))
+        model.bank.add(LowRank.Options(name="module", rank=1, slots=(slots,)))
         trainable.post_hoc(model, ["module"])
         assert (model.depth_cells() is not None) == trains
         assert ("camera/depth" in logits()) == trains

@@ -14,7 +14,6 @@ from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import _pixel, keyframe, painted_frame, spot_of
-from pydantic import TypeAdapter
 from repository import ROOT
 from torch import Tensor, nn
 from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
@@ -26,7 +25,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.grid import BevGrid
 from perception.modules.bank import Bank
 from perception.modules.route import Route
-from perception.modules.spec import Module
+from perception.modules.spec import parse_module
 from perception.sensors.inputs import PILLARS, InputSpec, fit_width, prepare, warp, without_padding
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.pillars import group
@@ -267,7 +266,7 @@ class Net(nn.Module):
         nn.init.uniform_(self.lidar.norm.layer.weight, 0.5, 2.0)
         self.bank = Bank(self, CONDITIONS)
         for module in modules:
-            self.bank.add(TypeAdapter(Module).validate_python({"when": [], **module}))
+            self.bank.add(parse_module({"when": [], **module}))
         for name, parameter in self.named_parameters():
             if "computations" in name:
                 nn.init.normal_(parameter)

@@ -27,7 +27,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.spec import LowRank
+from perception.modules.computation.low_rank import LowRank
 from perception.recipe import InitFrom, Schedule, Train, Validation
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
@@ -341,7 +341,7 @@ def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTa
         train(minimal(steps=1, batch=1), recorded, "all", tmp_path, resume=True)
 
 
-LITTLE = minimal().model_copy(update={"modules": (LowRank(name="rain", rank=1, when=("rain",)),)})
+LITTLE = minimal().model_copy(update={"modules": (LowRank.Options(name="rain", rank=1, when=("rain",)),)})
 
 
 def stepped(seed: int = 0) -> tuple[PerceptionModel, torch.optim.AdamW]:
