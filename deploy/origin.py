@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.bundle import MODULES
 from deploy.manifest import Origin
 from perception.model import PerceptionModel
-from perception.modules.module_record import read_records
+from perception.modules.files import read_records
 from perception.training.checkpoint import provenance
 
 

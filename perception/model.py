@@ -17,7 +17,7 @@ from perception.bev.trunk import Trunk
 from perception.config import Config, extended, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Routes

@@ -16,7 +16,7 @@ from pandaset_views import TwoViews
 from perception.datasets.pandaset import PandaSet
 from perception.import_pointpillars import import_pointpillars
 from perception.model import PerceptionModel
-from perception.modules.base_weights import base_parameters
+from perception.modules.base import base_parameters
 from perception.modules.spec import parse_module
 from perception.predict import TorchPredictor
 from perception.rig import load_rig

@@ -30,8 +30,7 @@ from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.aggregation.composition import fuses
-from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.composition import fuses, parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate.simulate import simulate

@@ -192,7 +192,7 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
-    from perception.modules.routing import show_route
+    from perception.modules.status import as_figure, as_table, routing_table
     from perception.predict import TorchPredictor
     from perception.sources import open_source
 
@@ -206,9 +206,9 @@ def _show_route(
     routes = predictor.routes(recorded)
     console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
     for route in routes:
-        console.print(show_route.as_table(show_route.routing_table(route, model.bank)))
+        console.print(as_table(routing_table(route, model.bank.slots)))
     if picture is not None:
-        show_route.as_figure(show_route.routing_table(routes[0], model.bank)).savefig(picture)
+        as_figure(routing_table(routes[0], model.bank.slots)).savefig(picture)
 
 
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")

@@ -14,8 +14,8 @@ from perception.taxonomy import SENSORS
 
 # Kind -> its file in perception/modules/computation and the class of its computation function there.
 KINDS = {
-    "low_rank": ("low_rank", "LowRank"),
-    "sparse_delta": ("sparse_delta", "SparseDelta"),
+    "low_rank": ("weight_delta", "LowRank"),
+    "sparse_delta": ("weight_delta", "SparseDelta"),
     "batch_norm": ("batch_norm", "BatchNorm"),
     "prompt": ("prompt", "Prompt"),
     "series_adapter": ("adapter", "SeriesAdapter"),

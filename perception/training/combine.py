@@ -10,9 +10,9 @@ from typing import Any, cast
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
-from perception.modules.aggregation.notation import parse_block
-from perception.modules.module_record import HeadRecord, Record, read_record, read_records
+from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.training.checkpoint import load_model, provenance, save_model
 from perception.training.recalibrate import recalibrate

@@ -12,7 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.evaluation.predictions import Reader
 from perception.model import PerceptionModel
-from perception.modules.base_weights import is_base_key
+from perception.modules.base import is_base_key
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.loader import batch_inputs
 

@@ -13,7 +13,7 @@ from torch import nn
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.base_weights import is_base_key
+from perception.modules.base import is_base_key
 from perception.tasks.network import FittedNetwork
 from perception.training.losses import Scope
 

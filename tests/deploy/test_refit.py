@@ -31,7 +31,7 @@ from deploy.signature import require_signed
 from deploy.structure import structure_sha256
 from deploy.targets import find_target
 from perception.errors import InputError
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 
 TARGET = "rtx-ampere"
 

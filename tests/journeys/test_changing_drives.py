@@ -26,7 +26,7 @@ from perception.config import Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.rig import Rig
 from perception.scene.sun import elevation
 from perception.simulate.simulate import simulate

@@ -24,8 +24,8 @@ from perception.mmdet3d.adapt import fit, training_set
 from perception.mmdet3d.foreign import ForeignTrunk, load_foreign, read_config
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig, foreign_config
 from perception.mmdet3d.importing import import_checkpoint
-from perception.modules.aggregation.notation import parse_block
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.aggregation.composition import parse_block
+from perception.modules.computation.weight_delta import LowRank
 
 PILLARS = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
 VOXELS = "centerpoint_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d"

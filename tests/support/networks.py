@@ -18,7 +18,7 @@ from perception.frame import Boxes, Conditions
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot

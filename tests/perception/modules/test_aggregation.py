@@ -15,11 +15,10 @@ from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Parallel
-from perception.modules.aggregation.merge import Merging, merge_modules
-from perception.modules.aggregation.parameters import average, dare, task_arithmetic, ties, weighted
+from perception.modules.aggregation.merge import Merging, average, dare, merge_modules, task_arithmetic, ties, weighted
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
 
 

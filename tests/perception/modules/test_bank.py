@@ -20,7 +20,7 @@ from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.base_weights import is_base_key
+from perception.modules.base import is_base_key
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.routing.fixed import fixed_routes

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from vocabulary import Z
 
 from perception.errors import InputError
-from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
-from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names, parse_block
 from perception.modules.aggregation.representations import AttentionFusion, add_fusion
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site

@@ -23,9 +23,8 @@ from deploy.onnx_export import to_onnx
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Affine
 from perception.modules.computation.kinds import KINDS
-from perception.modules.computation.low_rank import LowRank
 from perception.modules.computation.rescale import ScaleShift
-from perception.modules.computation.sparse_delta import SparseDelta
+from perception.modules.computation.weight_delta import LowRank, SparseDelta
 from perception.modules.route import Route
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot

@@ -16,9 +16,9 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
-from perception.modules.routing import load_balance
+from perception.modules.routing import learned as learned_routing
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 LEVELS = ("global", "slot", "cell")
@@ -262,7 +262,7 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
     x, kind = domains(300, 10_000)
     network.eval()(x, seen(*[True] * 300))
     accuracy = (network.route.chosen[..., 0].argmax(dim=1) == kind).float().mean()
-    report = load_balance.report(network.route.logits, network.route.chosen)
+    report = learned_routing.report(network.route.logits, network.route.chosen)
     # All the options as often is 1 and 0, one of three alone 3 and 2: what was learned is nearer to the former.
     assert accuracy > (1 + 1 / 3) / 2, report
     assert report["gshard"] < 2

@@ -22,13 +22,13 @@ from deploy.onnx_export import to_onnx
 from deploy.tolerances import LEAST
 from perception.frame import Conditions
 from perception.model import PerceptionModel, Trace
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
-from perception.modules.routing import gates, load_balance
+from perception.modules.routing import learned as learned_routing
 from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import learned as learned_routes
 from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
-from perception.modules.routing.show_route import as_figure, as_table, routing_table
+from perception.modules.status import as_figure, as_table, routing_table
 from perception.training import trainable
 from perception.training.loader import batch_labels
 from perception.training.losses import Losses
@@ -62,7 +62,7 @@ def test_a_route_is_shown_by_slot_and_module() -> None:
     network = Net(ROUTED)
     cells = torch.linspace(0, 1, 6).reshape(1, 1, 2, 3)
     route = Route({"rain": torch.tensor([0.25, 0.75]), "seeing": 1.0}, {"heads.two": {"rain": cells}})
-    rows = routing_table(route, network.bank, frame=1)
+    rows = routing_table(route, network.bank.slots, frame=1)
     assert [(r.slot, r.module, r.weight) for r in rows] == [
         ("trunk.one", "rain", 0.75), ("trunk.one", "blind", 0.0), ("trunk.one", "seeing", 1.0),
         ("heads.two", "rain", pytest.approx(0.5)), ("heads.two", "seeing", 0.0),
@@ -134,26 +134,26 @@ def test_top_k_is_the_softmax_over_the_k_first_of_a_stable_sort(logits, k):
         values = logits[b, :, i, j].numpy()
         best = np.argsort(-values, kind="stable")[:k]
         expected[b, best, i, j] = softmax(values[best])
-    actual = gates.top_k(logits, k)
+    actual = learned_routing.top_k(logits, k)
     torch.testing.assert_close(actual, torch.from_numpy(expected), **EXACT)
     assert ((actual != 0).sum(dim=1) == min(k, logits.shape[1])).all()
-    assert torch.equal(gates.top_k(logits, logits.shape[1]), gates.soft(logits))
-    assert torch.equal(gates.top_k(logits, 1), gates.hard(logits))
-    assert torch.equal(gates.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
+    assert torch.equal(learned_routing.top_k(logits, logits.shape[1]), learned_routing.soft(logits))
+    assert torch.equal(learned_routing.top_k(logits, 1), learned_routing.hard(logits))
+    assert torch.equal(learned_routing.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_gumbel_is_one_hot_forward_and_has_the_gradient_of_the_relaxation(temperature: float) -> None:
     torch.manual_seed(0)
     logits, g, v = (torch.randn(2, 4, 3, dtype=torch.float64) for _ in range(3))
-    weights = gates.gumbel(logits.requires_grad_(), temperature, g)
+    weights = learned_routing.gumbel(logits.requires_grad_(), temperature, g)
     assert torch.equal(weights, nn.functional.one_hot((logits + g).argmax(dim=1), 4).transpose(1, 2).double())
     relaxed = ((logits + g) / temperature).softmax(dim=1)
     found, expected = (torch.autograd.grad((each * v).sum(), logits)[0] for each in (weights, relaxed))
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-@pytest.mark.parametrize("draw", [gates.sample, lambda logits: gates.gumbel(logits, 0.7)])
+@pytest.mark.parametrize("draw", [learned_routing.sample, lambda logits: learned_routing.gumbel(logits, 0.7)])
 def test_frequencies_are_the_softmax(draw: Any) -> None:
     torch.manual_seed(0)
     n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_reinforce_enumerated_over_all_joint_choices_is_the_gradient_of_the_expe
     estimate = torch.zeros_like(logits)
     for i, j in itertools.product(range(3), range(3)):
         chosen = nn.functional.one_hot(torch.tensor([[i, j]]), 3).transpose(1, 2)
-        loss = gates.reinforce(gates.log_probability(logits, chosen), costs[i, j][None], baseline)
+        loss = learned_routing.reinforce(learned_routing.log_probability(logits, chosen), costs[i, j][None], baseline)
         estimate += (p[i, 0] * p[j, 1]).detach() * torch.autograd.grad(loss, logits)[0]
     torch.testing.assert_close(estimate, expected, **EXACT)
 
@@ -185,8 +185,8 @@ def test_balance_counts_frames_and_cells_by_place(seed, b, n, places, by_cell, k
     torch.manual_seed(seed)
     logits = torch.randn(b, n, places, *((2, 3) if by_cell else ()), dtype=torch.float64)
     logits[:, 0, -1] = -math.inf
-    chosen = gates.top_k(logits, k)
-    report = load_balance.report(logits, chosen)
+    chosen = learned_routing.top_k(logits, k)
+    report = learned_routing.report(logits, chosen)
     expected: dict[str, list[float]] = {"importance_cv2": [], "load_cv2": [], "gshard": []}
     for place in range(places):
         there = list(range(1 if place == places - 1 else 0, n))
@@ -303,7 +303,7 @@ def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
     evenness = model.routing_balance(trace.routes)
     assert losses["balance"].item() == pytest.approx(0.1 * evenness["gshard"])
     (route,) = learned_routes(trace.routes)
-    assert evenness == load_balance.report(route.logits, route.chosen)
+    assert evenness == learned_routing.report(route.logits, route.chosen)
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
 
 
@@ -376,7 +376,7 @@ def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> No
     for each in (inputs, {name: torch.full_like(inputs[name], value) for name, value in padding.items()}):
         assert differences(arrays(folded.predict(each)), engine.run(arrays(each)), tolerances) == []
     folded(each, trace=(trace := Trace()))
-    assert any(row.weight > 0 for row in routing_table(trace.routes[0], folded.bank) if row.module == "blind")
+    assert any(row.weight > 0 for row in routing_table(trace.routes[0], folded.bank.slots) if row.module == "blind")
 
 
 @pytest.mark.parametrize(

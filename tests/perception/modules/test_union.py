@@ -15,11 +15,11 @@ from vocabulary import CONDITIONS
 from perception.commands.modules import _kinds
 from perception.errors import InputError
 from perception.layers import add_slots
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, merge_modules
-from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
 from perception.modules.computation.batch_norm import BatchNorm
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.spec import parse_module
 
 

@@ -29,7 +29,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.depth_loss import depth_loss, depth_targets
 from perception.sensors.camera.lens import intrinsics

@@ -16,7 +16,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.computation.batch_norm import BatchNorm
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import trainable

@@ -21,7 +21,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.pretrained import PACKAGE, PACKAGED
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.training.adapt import MODULE_RATE, add_task, read_task

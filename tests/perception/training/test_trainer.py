@@ -27,7 +27,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.recipe import InitFrom, Schedule, Train, Validation
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
