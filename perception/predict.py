@@ -21,7 +21,7 @@ from perception.tasks.result import to_prediction
 from perception.training.augment import transformed
 from perception.training.checkpoint import load_model
 from perception.training.loader import batch_inputs
-from perception.training.loading import loaded
+from perception.training.loading import iterate
 
 Arrays = dict[str, np.ndarray]
 Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes
@@ -80,7 +80,7 @@ class TorchPredictor:
             num_workers=self.model.config.data.workers if self.batch > 1 else 0,
             collate_fn=list,
         )
-        for samples in loaded(loader):
+        for samples in iterate(loader):
             frames, arrays = zip(*samples, strict=True)
             yield from zip(frames, self._predict(frames, arrays), strict=True)
 

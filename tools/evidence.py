@@ -34,7 +34,7 @@ from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.status import routing_table
 from perception.predict import TorchPredictor
 from perception.training import trainable
-from perception.training.recalibrate import recalibrate
+from perception.training.combine import recalibrate
 
 
 class Evidence:

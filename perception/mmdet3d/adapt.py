@@ -22,6 +22,7 @@ from perception.modules.aggregation.composition import Parallel
 from perception.modules.spec import AnyModule
 from perception.section import Section, parse_section
 from perception.training import trainable
+from perception.training.optimize import optimizer_of
 
 GRADIENT_CLIP = 35.0  # maximum norm, as in CenterPoint
 # Ground-truth pasting needs a database that mmdet3d's create_data.py makes of a whole data set.
@@ -99,7 +100,7 @@ def fit(
     bank.activate(Parallel(name))
     bank.train(name)
     set_seed(config.seed)
-    optimizer = trainable.optimizer_of(detector, learning_rate, decay=0.0)
+    optimizer = optimizer_of(detector, learning_rate, decay=0.0)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
     losses: list[float] = []
     for _, batch in zip(track(range(steps), "training", transient=True), _batches(frames, config), strict=False):

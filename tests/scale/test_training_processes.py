@@ -21,9 +21,8 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.training import trainable
 from perception.training.checkpoint import newest, weights
+from perception.training.distribute import accelerator_of, is_sharded
 from perception.training.losses import Scope
-from perception.training.parallel import accelerator_of
-from perception.training.shards import divides
 
 CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
 CONFIG = {
@@ -224,7 +223,7 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
 
 def test_a_division_that_is_not_supported_is_refused(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:
     with one_line_error("small: train.shard does not work with modules; remove one of them"):
-        divides(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
+        is_sharded(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with one_line_error("accelerate launch: FSDP is not supported; launch without it, and set train.shard=true"):
         model = PerceptionModel(parse_config(CONFIG, "small"))

@@ -51,7 +51,7 @@ def merge_modules(
 
     The new module can represent any weighted sum of its members: low-rank modules are merged as products, with the sum
     of their ranks; sparse ones have the union of their entries. TIES and DARE give low-rank products a higher rank, so
-    their result is approximated. Batch normalisations can be recalibrated after a merge (training/recalibrate.py).
+    their result is approximated. Batch normalisations can be recalibrated after a merge (`training/combine.py`).
 
     Args:
         bank: of the members.

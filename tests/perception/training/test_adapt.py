@@ -22,10 +22,9 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.training import trainable
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
-from perception.training.combine import merge
+from perception.training.combine import merge, recalibrate
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import fit, train
-from perception.training.recalibrate import recalibrate
 
 
 def without_modules(**training: object) -> Config:
