@@ -27,7 +27,7 @@ from perception.config import Config
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.model import PerceptionModel
-from perception.modules.module_record import read_records
+from perception.modules.files import read_records
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model, provenance
 

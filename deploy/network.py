@@ -25,7 +25,7 @@ from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.tolerances import Precision
 from perception.model import PerceptionModel
-from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.routing.fixed import SteeredRouter
 from perception.tasks import TASKS
 from perception.tasks.task import Task
 

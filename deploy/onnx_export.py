@@ -22,7 +22,6 @@ from deploy.precision.graph import drop_unused, is_grouped_transpose
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.routing.input_weighted import SteeredRouter
 from perception.sensors.inputs import PILLARS
 
 # Fold batch normalisations behind a sum of convolutions into these convolutions.
@@ -149,7 +148,6 @@ def run(
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        _steer(model, tensors)
         outputs = model.predict(tensors, () if conditions is None else [conditions])
     return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
 
@@ -166,12 +164,4 @@ class _Graph(nn.Module):
         if "images" in inputs:
             # TensorRT accepts uint8 only as the input of a Cast.
             inputs["images"] = inputs["images"].float()
-        _steer(self.model, inputs)
         return tuple(self.model.predict(inputs).values())
-
-
-def _steer(model: PerceptionModel, inputs: dict[str, Tensor]) -> None:
-    """Remove `route` and `conditions` from the inputs, and set the router to them."""
-    weights, z = inputs.pop("route", None), inputs.pop("conditions", None)
-    if isinstance(model.router, SteeredRouter):
-        model.router.steer(torch.ones(1, 0) if weights is None else weights, z)

@@ -16,7 +16,7 @@ from deploy.onnx_export import run
 from deploy.route import parse_conditions
 from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs
-from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.detection.peaks import PeakHead

@@ -10,11 +10,11 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from perception.errors import InputError
 from perception.grid import BevGrid, Reference
-from perception.modules.spec import LearnedRouting, Module, require_facts
+from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.recipe import InitFrom, Train
 from perception.rig import Rig, load_rig
 from perception.section import Positive, Section, Share, overridden, parse_section, read_yaml
-from perception.tasks import configured
+from perception.tasks import TASKS, configured
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
 
@@ -190,7 +190,7 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default={"detection": {}, "map": {}}, validate_default=True)
-    modules: tuple[Module, ...] = Field(default=(), strict=False)
+    modules: tuple[AnyModule, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
     routing: LearnedRouting | None = None  # None: fixed
     init_from: InitFrom | None = None
@@ -244,7 +244,7 @@ class Config(Section):
     def _facts(self) -> Config:
         for module in self.modules:
             try:
-                require_facts(module.when, self.taxonomy.condition_values, f"modules.{module.name}.when")
+                require_facts(module.when, self.taxonomy.condition_values, TASKS, f"modules.{module.name}.when")
             except InputError as error:
                 raise ValueError(str(error)) from None
         return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,30 +15,33 @@ from perception.bev.trunks import ConvNextTrunk, PyramidTrunk, Trunk
 from perception.config import Config, extended, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.route import Route
-from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.input_weighted import SteeredRouter
-from perception.modules.routing.learned import LearnedRoute, LearnedRouter
-from perception.modules.routing.predicates import present
-from perception.modules.routing.random_conditions import RandomConditionsRouter
-from perception.modules.routing.shared import SharedRouter
-from perception.modules.spec import SENSORS
+from perception.modules.route import Route, Routes
+from perception.modules.routing.fixed import FixedRouter, SettledRouter, SteeredRouter, present, settled_routes
+from perception.modules.routing.learned import LearnedRouter, learned
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed
-from perception.taxonomy import Taxonomy
+from perception.taxonomy import SENSORS, Taxonomy
 
 # Features by name, see `Task.reads`, and the parts of the network that they pass: the first words of slots' names.
 _SENSOR_PARTS = ("lidar", "camera")
 _FUSED_PARTS = (*_SENSOR_PARTS, "fuse", "fused")
 _TRUNK_PARTS = (*_FUSED_PARTS, "trunk")
 PARTS = {"inputs": (), "maps": _SENSOR_PARTS, "fused": _FUSED_PARTS, "trunk": _TRUNK_PARTS, "points": _TRUNK_PARTS}
+
+
+@dataclass
+class Trace:
+    """What a forward pass computes besides the outputs of the tasks."""
+
+    routes: list[Route] = field(default_factory=list)  # of the groups of tasks, in order
+    supervised: dict[str, Tensor] = field(default_factory=dict)  # SENSOR/NAME: the camera's depth logits
 
 
 class PerceptionModel(nn.Module):
@@ -71,62 +75,52 @@ class PerceptionModel(nn.Module):
                 self.heads[name] = task.network(self._channels(task))
             if (added := self._initial(task)) is not None:
                 self.added[name] = added
-        self.computed = tuple(self.tasks)  # by `forward`; a single one if its head is trained alone
-        self.bank = Bank(self, config.taxonomy.conditions)
+        self.bank = Bank(self, config.taxonomy.conditions, TASKS)
         for module in config.modules:
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter | SharedRouter = FixedRouter(
-            self.bank, tuple(self.tasks)
-        )
+        self.router: FixedRouter | SettledRouter | SteeredRouter = FixedRouter(self.bank)
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
-        self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
-    def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Dense outputs of all heads, for inputs from `sensors/inputs.py` and the conditions of the frames.
+    def forward(
+        self,
+        inputs: dict[str, Tensor],
+        conditions: Sequence[Conditions] = (),
+        tasks: Collection[str] | None = None,
+        routes: Routes | None = None,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor]:
+        """Dense outputs, TASK/NAME; each task on its own route, so a module for one task changes no other's output.
 
-        Each task is computed on its own route, so a module for one task changes no output of another. Tasks share each
-        part of the network before the first one in which their routes differ. With gradients there is also camera/depth
-        if it is supervised: the logits of the last pass.
+        Args:
+            inputs: from `sensors/inputs.py`.
+            tasks: to compute; None for all of the model.
+            routes: of the tasks, instead of those by conditions and sensors.
+            trace: to write down what is computed besides.
         """
         outputs: dict[str, Tensor] = {}
-        kept: dict[str, tuple[Route, Any]] = {}  # features by name, with the route that they were computed on
-        reads = {task: self.tasks[task].reads for task in self.computed}
-        sensors, self.routes = present(inputs), []
-        for route, group in self.router(conditions, sensors):
-            tasks = [task for task in group if task in reads]
-            late = [task for task in tasks if "trunk" in PARTS[reads[task]]]
-            self.bank.apply(route)
-            for task in tasks:
-                if task not in late:
-                    outputs |= prefixed(task, self.head(task)(self._feature(reads[task], route, inputs, kept)))
-            if late and self._chooses():
-                route = self.chooser(self._feature("fused", route, inputs, kept), route, sensors, late, conditions)
-                self.bank.apply(route)
-            for task in late:
-                outputs |= prefixed(task, self.head(task)(self._feature(reads[task], route, inputs, kept)))
-            if tasks:
-                self.routes.append(route)
-        return outputs | (kept["maps"][1][1] if "maps" in kept else {})
+        features = _Features(self, inputs, trace)
+        if routes is None:
+            routes = self.router(inputs, conditions, self.tasks if tasks is None else tasks)
+        for task, route in self._routed(features, routes, conditions):
+            feature = features(self.tasks[task].reads, route)
+            with self.bank.current.running(route):
+                outputs |= prefixed(task, self.head(task)(feature))
+        return outputs
 
-    def _feature(self, name: str, route: Route, inputs: dict[str, Tensor], kept: dict[str, tuple[Route, Any]]) -> Any:
-        """The feature of this name on the route; the kept one if its route is the same up to there."""
-        if name in kept and (kept[name][0] is route or self._same(route, kept[name][0], *PARTS[name])):
-            return kept[name][1]
-        value: Any = inputs
-        if name == "maps":
-            value = self._maps(inputs)
-        elif name == "fused":
-            value = self.fuse(self._feature("maps", route, inputs, kept)[0])
-        elif name == "trunk":
-            value = self.trunk(self._feature("fused", route, inputs, kept))
-        elif name == "points":
-            trunk, columns = self._feature("trunk", route, inputs, kept), self.config.grid.build().shape[1]
-            stride = self.config.model.trunk.stride
-            value = PointFeatures.of(trunk, inputs["points"], inputs["point_cells"], columns, stride)
-        kept[name] = (route, value)
-        return value
+    def _routed(
+        self, features: _Features, routes: Routes, conditions: Sequence[Conditions]
+    ) -> Iterator[tuple[str, Route]]:
+        """Each task with its route; a learned router chooses that of the tasks behind the trunk after the others."""
+        for route, tasks in routes:
+            late = [task for task in tasks if "trunk" in PARTS[self.tasks[task].reads]]
+            yield from ((task, route) for task in tasks if task not in late)
+            if late and self._chooses():
+                route = self.chooser(features("fused", route), route, present(features.inputs), late, conditions)
+            yield from ((task, route) for task in late)
+            if features.trace is not None and tasks:
+                features.trace.routes.append(route)
 
     def head(self, task: str) -> TaskNetwork:
         """The network of a task."""
@@ -163,7 +157,7 @@ class PerceptionModel(nn.Module):
     def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
         """Add the head of a task; tasks keep the order of `TASKS`."""
         self.added[name] = network
-        self._configure({**self.config.tasks, name: config}, extended(self.config, name, dict(config), name))
+        self._set_tasks({**self.config.tasks, name: config}, extended(self.config, name, dict(config), name))
 
     def detach_head(self, name: str) -> None:
         """Remove an added head, or the further layers of one of the base."""
@@ -173,14 +167,18 @@ class PerceptionModel(nn.Module):
             tasks[name], taxonomy = tasks[name].reduced(taxonomy)
         else:
             del tasks[name]
-        self._configure(tasks, taxonomy)
+        self._set_tasks(tasks, taxonomy)
 
-    def _configure(self, tasks: Mapping[str, TaskConfig], taxonomy: Taxonomy) -> None:
+    def reconfigure(self, config: Config) -> None:
+        """Take over a configuration with the same network, other settings and, at the end, further modules."""
+        for module in config.modules[len(self.bank.modules) :]:
+            self.bank.add(module)
+        self.config = config
+
+    def _set_tasks(self, tasks: Mapping[str, TaskConfig], taxonomy: Taxonomy) -> None:
         ordered = {name: tasks[name] for name in TASKS if name in tasks}
         self.config = self.config.model_copy(update={"tasks": ordered, "taxonomy": taxonomy})
         self.tasks = tasks_of(ordered, self.config.head_grid, taxonomy)
-        self.computed = tuple(self.tasks)
-        self.router = FixedRouter(self.bank, self.computed)
 
     def _channels(self, task: Task[Any]) -> Any:
         """Channels of the feature maps that the task reads."""
@@ -202,31 +200,28 @@ class PerceptionModel(nn.Module):
             terms |= prefixed(name, part.losses(part_of(name, dense), own))
         return terms
 
-    def routing_losses(self, costs: Tensor | None = None) -> dict[str, Tensor]:
-        """Loss terms of the learned router for the batch of the last forward pass.
+    def routing_losses(self, routes: Sequence[Route], costs: Tensor | None = None) -> dict[str, Tensor]:
+        """Loss terms of the learned router.
 
         Args:
+            routes: of the `Trace` of a forward pass.
             costs: (B,) losses of the tasks on each frame; for REINFORCE.
 
         Raises:
             ValueError: REINFORCE without costs.
         """
-        return self.chooser.losses(chosen, costs) if (chosen := self._chosen()) else {}
+        return self.chooser.losses(chosen, costs) if (chosen := learned(routes)) else {}
 
-    def routing_balance(self) -> dict[str, float]:
-        """Load balance of a learned router on the batch of the last forward pass; empty without one."""
-        return self.chooser.balance(chosen) if (chosen := self._chosen()) else {}
-
-    def _chosen(self) -> list[LearnedRoute]:
-        """Routes of the learned router in the last forward pass."""
-        return [route for route in self.routes if isinstance(route, LearnedRoute)]
+    def routing_balance(self, routes: Sequence[Route]) -> dict[str, float]:
+        """Load balance of a learned router on the routes of a `Trace`; empty without one."""
+        return self.chooser.balance(chosen) if (chosen := learned(routes)) else {}
 
     def _chooses(self) -> bool:
         """Whether the learned router has a choice: its slots have modules, and none is activated by hand."""
         holding = any(self.bank.slots[slot].computations for slot in self.bank.after_fusion())
         return self.chooser is not None and self.bank.active is None and holding
 
-    def _same(self, route: Route, other: Route, *parts: str) -> bool:
+    def same_in(self, route: Route, other: Route, parts: Collection[str]) -> bool:
         """Whether two routes run the same modules with the same weights in these parts of the network."""
         if route.block != other.block or route.z is not other.z:
             return False
@@ -237,24 +232,24 @@ class PerceptionModel(nn.Module):
         part, _, rest = slot.partition(".")
         return rest.split(".")[0] == task if part == "heads" else part in PARTS[self.tasks[task].reads]
 
-    def _maps(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """BEV feature maps of the sensors, and what else of them is supervised in training, SENSOR/NAME."""
-        maps, supervised = [], {}
+    def sensor_maps(self, inputs: dict[str, Tensor], trace: Trace | None) -> list[Tensor]:
+        """BEV feature maps of the sensors."""
+        maps = []
         if self.config.model.lidar:
             maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
         if self.config.model.camera:
             context, logits = self.camera(inputs["images"], inputs["image_from_reference"])
             maps.append(self.lift(context, logits.softmax(dim=2), inputs["image_from_reference"]))
-            if torch.is_grad_enabled() and self.depth_cells():
-                supervised["camera/depth"] = logits
-        return maps, supervised
+            if trace is not None and self.depth_cells():
+                trace.supervised["camera/depth"] = logits
+        return maps
 
     def depth_cells(self) -> tuple[int, int] | None:
         """(h, w) of the depth labels that training the current parameters needs; None if it needs none."""
         return self.camera.supervised_cells() if self.config.model.camera else None
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Decoded outputs of all tasks, TASK/NAME -> (B, ...)."""
+        """Decoded outputs of all tasks, TASK/NAME -> (B, ...); inputs as in `forward`."""
         return self.decode(self(inputs, conditions))
 
     def unflipped(self, dense: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
@@ -279,21 +274,22 @@ class PerceptionModel(nn.Module):
         well, weighted by a `SteeredRouter`; those that are the same on all routes are folded.
         """
         model = copy.deepcopy(self)
-        model.router = router = FixedRouter(model.bank, tuple(model.tasks))
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
         sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
         known = routes or (Conditions(),)
-        cases = [router.settle(conditions, missing) for missing in sensors for conditions in known]
+        cases = [settled_routes(model.bank, model.tasks, each, missing) for missing in sensors for each in known]
         settled = {
             slot: [route for case in cases for route, tasks in case if any(model._reaches(slot, t) for t in tasks)]
             for slot in model.bank.slots
         }
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
-        if len(cases) > 1:
-            model.router = SteeredRouter(model.bank, tuple(model.tasks), always)
+        if len(cases) == 1:
+            model.router = SettledRouter(cases[0])
+        else:
+            model.router = SteeredRouter(model.bank, always)
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()
@@ -306,3 +302,36 @@ class PerceptionModel(nn.Module):
             for task, head in heads.items():
                 heads[task] = model.tasks[task].deployed(head)
         return model
+
+
+class _Features:
+    """The features of one forward pass by name, see `Task.reads`: each is computed when a route needs it, and kept for
+    routes that are the same up to there."""
+
+    def __init__(self, model: PerceptionModel, inputs: dict[str, Tensor], trace: Trace | None) -> None:
+        self.model, self.inputs, self.trace = model, inputs, trace
+        self._kept: dict[str, tuple[Route, Any]] = {}
+
+    def __call__(self, name: str, route: Route) -> Any:
+        """The feature of this name on the route."""
+        if name in self._kept:
+            earlier, value = self._kept[name]
+            if earlier is route or self.model.same_in(route, earlier, PARTS[name]):
+                return value
+        with self.model.bank.current.running(route):
+            value = self._compute(name, route)
+        self._kept[name] = (route, value)
+        return value
+
+    def _compute(self, name: str, route: Route) -> Any:
+        if name == "maps":
+            return self.model.sensor_maps(self.inputs, self.trace)
+        if name == "fused":
+            return self.model.fuse(self("maps", route))
+        if name == "trunk":
+            return self.model.trunk(self("fused", route))
+        if name == "points":
+            columns, stride = self.model.config.grid.build().shape[1], self.model.config.model.trunk.stride
+            points, cells = self.inputs["points"], self.inputs["point_cells"]
+            return PointFeatures.of(self("trunk", route), points, cells, columns, stride)
+        return self.inputs

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from perception.errors import InputError
 from perception.evaluation.predictions import Predicted, Reader
 from perception.frame import Frame, Prediction
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, Trace
+from perception.modules.route import Route
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import Axis
@@ -20,7 +21,7 @@ from perception.tasks.result import to_prediction
 from perception.training.augment import transformed
 from perception.training.checkpoint import load_model
 from perception.training.loader import batch_inputs
-from perception.training.loading import loaded
+from perception.training.loading import iterate
 
 Arrays = dict[str, np.ndarray]
 Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes
@@ -64,6 +65,13 @@ class TorchPredictor:
     def __call__(self, frame: Frame) -> Prediction:
         return self._predict([frame], [_prepared(frame, self.spec, self.mirrors)])[0]
 
+    @torch.inference_mode()
+    def routes(self, frame: Frame) -> list[Route]:
+        """The route of each group of tasks on the frame."""
+        inputs, trace = batch_inputs([prepare(frame, self.spec)]), Trace()
+        self.model({name: value.to(self.device) for name, value in inputs.items()}, [frame.conditions], trace=trace)
+        return trace.routes
+
     def predictions(self, read: Reader, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes."""
         loader = DataLoader(
@@ -72,7 +80,7 @@ class TorchPredictor:
             num_workers=self.model.config.data.workers if self.batch > 1 else 0,
             collate_fn=list,
         )
-        for samples in loaded(loader):
+        for samples in iterate(loader):
             frames, arrays = zip(*samples, strict=True)
             yield from zip(frames, self._predict(frames, arrays), strict=True)
 

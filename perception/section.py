@@ -30,7 +30,7 @@ def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _first(error)
         key = ".".join(str(part) for part in first["loc"]) or "(top level)"
         if first["type"] == "extra_forbidden":
             what = "is not a known key"
@@ -39,6 +39,16 @@ def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
         else:
             what = first["msg"].lower() + ("" if first["type"] == "missing" else f", got {first['input']!r}")
         raise InputError(f"{source}: {key}: {what}") from None
+
+
+def _first(error: ValidationError) -> dict[str, Any]:
+    """The first error; of a section whose own validator parses it, that inside."""
+    first: dict[str, Any] = {**error.errors()[0]}
+    inside = first.get("ctx", {}).get("error")
+    if not isinstance(inside, ValidationError):
+        return first
+    found = _first(inside)
+    return {**found, "loc": (*first["loc"], *found["loc"])}
 
 
 def load_section(kind: type[Kind], path: Path, name: str) -> Kind:

@@ -14,6 +14,7 @@ from evidence_plan import STEPS, WAYS
 
 from perception.training import trainable
 from perception.training.loader import FrameDataset, collate
+from perception.training.optimize import optimizer_of
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
     models = {way: evidence.prepared(0, "rain", way) for way in WAYS}
     for model in models.values():
         model.to(memory_format=torch.channels_last)  # like the training loop
-    optimizers = {way: trainable.optimizer_of(model, 1e-4, 0.01) for way, model in models.items()}
+    optimizers = {way: optimizer_of(model, 1e-4, 0.01) for way, model in models.items()}
     dataset = FrameDataset(evidence.tables, evidence.tokens("sim_train", "rain"), evidence.config(0, steps=STEPS))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     loading: list[float] = []

@@ -74,7 +74,6 @@ class Recogniser:
 
     def __init__(self, run: Path, tables: Keyframes) -> None:
         self.model, config = load_model(run, tables.rig)
-        self.model.computed = ("conditions",)
         self.task, self.spec = self.model.tasks["conditions"], InputSpec.of(config)
         self.values = config.taxonomy.conditions
 
@@ -82,7 +81,8 @@ class Recogniser:
     def __call__(self, frame: Frame) -> tuple[Mapping[str, Sequence[float]], dict[str, np.ndarray]]:
         """Probabilities by kind, the same for each value where unknown, and those that it had without a temperature."""
         arrays = without_padding(prepare(frame, self.spec))
-        dense = part_of("conditions", self.model({k: torch.from_numpy(v) for k, v in arrays.items()}, [Conditions()]))
+        inputs = {k: torch.from_numpy(v) for k, v in arrays.items()}
+        dense = part_of("conditions", self.model(inputs, [Conditions()], ("conditions",)))
         head: Any = self.model.head("conditions")
         outputs = {name: value[0].numpy() for name, value in head.decode(dense).items()}
         plain = {

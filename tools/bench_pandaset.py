@@ -16,8 +16,8 @@ from pandaset_views import TwoViews
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.import_pointpillars import import_pointpillars
 from perception.model import PerceptionModel
-from perception.modules.base_weights import base_parameters
-from perception.modules.module_record import SPECS
+from perception.modules.base import base_parameters
+from perception.modules.spec import parse_module
 from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
@@ -41,9 +41,9 @@ MODULE: dict[str, Any] = {
 
 
 def _with_module(model: PerceptionModel) -> None:
-    spec = SPECS.validate_python(MODULE)
+    spec = parse_module(MODULE)
     model.bank.add(spec)
-    model.config = model.config.model_copy(update={"modules": (spec,)})
+    model.reconfigure(model.config.model_copy(update={"modules": (spec,)}))
     trainable.post_hoc(model, [spec.name])
 
 
@@ -159,5 +159,5 @@ class _Bench:
 def _model(run: Path, steps: int, rate: float) -> PerceptionModel:
     model, config = load_model(run)
     train = config.train.model_copy(update={"steps": steps, "learning_rate": rate, "checkpoint_every": 20})
-    model.config = config.model_copy(update={"train": train})
+    model.reconfigure(config.model_copy(update={"train": train}))
     return model

@@ -28,13 +28,13 @@ from rich.console import Console
 
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, Trace
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
-from perception.modules.aggregation.notation import parse_block
-from perception.modules.routing.show_route import routing_table
+from perception.modules.status import routing_table
 from perception.predict import TorchPredictor
 from perception.training import trainable
-from perception.training.recalibrate import recalibrate
+from perception.training.combine import recalibrate
 
 
 class Evidence:
@@ -148,8 +148,9 @@ class Evidence:
         picked = {domain: dict.fromkeys(options, 0) for domain in ("source", *TARGETS)}
         for domain, counts in picked.items():
             for inputs, _ in self.models.inputs(self.models.tokens("sim_val", domain)):
-                model(inputs)
-                rows = routing_table(model.routes[0], model.bank)
+                trace = Trace()
+                model(inputs, trace=trace)
+                rows = routing_table(trace.routes[0], model.bank.slots)
                 weights = {row.module: row.weight for row in rows if row.slot == "trunk.stage0.0"}
                 weights["base"] = 1 - sum(weights.values())
                 counts[max(options, key=lambda o: weights.get(o, 0.0))] += 1

@@ -30,8 +30,7 @@ from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.aggregation.composition import fuses
-from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.composition import fuses, parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate.simulate import simulate
@@ -96,7 +95,7 @@ class Models:
             trainable.post_hoc(model, [config.modules[-1].name])
         else:
             trainable.base(model, way.parts)
-        model.config = config
+        model.reconfigure(config)
         return model
 
     def adapted(self, seed: int, target: str, name: str) -> PerceptionModel:
@@ -140,7 +139,7 @@ class Models:
             model, block = self.together(seed), parse_block(text)
             config = self.config(seed, steps=STEPS, learning_rate=2e-3)
             modules = tuple(model.bank.modules.values())
-            model.config = config.model_copy(update={"modules": modules, "fusions": (text,)})
+            model.reconfigure(config.model_copy(update={"modules": modules, "fusions": (text,)}))
             add_fusion(model.bank, block)
             model.bank.activate(block)
             trainable.post_hoc(model, [fuse.key for fuse in fuses(block)])

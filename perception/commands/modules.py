@@ -28,6 +28,7 @@ from perception.commands.common import (
     training_split,
 )
 from perception.errors import InputError
+from perception.modules.spec import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +75,11 @@ def adapt(
     data: Root,
     out: Out,
     add: Annotated[
-        str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
+        str,
+        typer.Option(
+            help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain. "
+            f"Kinds: {', '.join(KINDS)}."
+        ),
     ] = "",
     task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
     config: Annotated[
@@ -100,9 +105,6 @@ def adapt(
 
     Base and earlier modules do not change. Writes the module to OUT/modules and the whole model to OUT/checkpoints.
     With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its losses and data pipeline train the module.
-    Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
-    scale_shift, film, hypernetwork.
-
 
     With --task it trains the head of a new task, and writes it with its own modules to OUT/modules. The head of
     `conditions` recognises weather, light and city, by which a bundle routes drives without tags. From pretrained
@@ -190,7 +192,7 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
-    from perception.modules.routing import show_route
+    from perception.modules.status import as_figure, as_table, routing_table
     from perception.predict import TorchPredictor
     from perception.sources import open_source
 
@@ -201,12 +203,12 @@ def _show_route(
     predictor = TorchPredictor(model)
     (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
     recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
-    predictor(recorded)
+    routes = predictor.routes(recorded)
     console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
-    for route in model.routes:  # one for each group of tasks
-        console.print(show_route.as_table(show_route.routing_table(route, model.bank)))
+    for route in routes:
+        console.print(as_table(routing_table(route, model.bank.slots)))
     if picture is not None:
-        show_route.as_figure(show_route.routing_table(model.routes[0], model.bank)).savefig(picture)
+        as_figure(routing_table(routes[0], model.bank.slots)).savefig(picture)
 
 
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")

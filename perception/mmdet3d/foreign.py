@@ -29,9 +29,11 @@ from perception.mmdet3d.install import NUSCENES, import_mmdet3d
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS
-from perception.modules.spec import Module
+from perception.modules.spec import AnyModule
 from perception.section import Section, parse_section
+from perception.tasks import TASKS
 from perception.training import trainable
+from perception.training.optimize import optimizer_of
 
 
 class ForeignTrunk(NamedTuple):
@@ -126,7 +128,7 @@ def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank
 
     kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
     add_slots(detector, kinds=kinds, patterns=patterns)
-    bank = Bank(detector, NUSCENES.conditions)
+    bank = Bank(detector, NUSCENES.conditions, TASKS)
     for pattern in patterns:
         if not any(fnmatchcase(slot, pattern) for slot in bank.slots):
             parts = sorted({name for name, _ in detector.named_children()})
@@ -153,7 +155,7 @@ MISSING_OPERATOR = ("is not implemented on CPU", "implementation for device")  #
 
 
 class _NewModule(Section):
-    module: Module
+    module: AnyModule
 
 
 def adapt_foreign(
@@ -222,7 +224,7 @@ def fit(
     bank.activate(Parallel(name))
     bank.train(name)
     set_seed(config.seed)
-    optimizer = trainable.optimizer_of(detector, learning_rate, decay=0.0)
+    optimizer = optimizer_of(detector, learning_rate, decay=0.0)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
     losses: list[float] = []
     for _, batch in zip(track(range(steps), "training", transient=True), _batches(frames, config), strict=False):

@@ -39,7 +39,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.mmdet3d.frames import to_frame  # also registers its step of the pipeline
 from perception.mmdet3d.install import ATTRIBUTES, import_mmdet3d
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, Trace
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
@@ -119,14 +119,15 @@ class PerceptionDetector(BaseModel):
         conditions = [Conditions()] * len(next(iter(arrays.values())))
         if mode == "predict":
             return _with_predictions(self.network.predict(arrays, conditions), data_samples or ())
-        dense = self.network(arrays, conditions)
+        trace = Trace()
+        dense = self.network(arrays, conditions, trace=trace)
         if mode != "loss":
             return dense
         task, device = self.network.tasks["detection"], next(self.parameters()).device
         labels = batch_labels([{"detection": task.labels(_annotated(each))} for each in data_samples or ()])
         on_device = {name: values.to(device) for name, values in labels["detection"].items()}
         terms = self.network.losses(dense, {"detection": on_device})
-        losses = {name: term.mean() for name, term in terms.items()} | self.network.routing_losses()
+        losses = {name: term.mean() for name, term in terms.items()} | self.network.routing_losses(trace.routes)
         return {f"loss_{name.removeprefix('detection/')}": value for name, value in losses.items()}
 
     def _arrays(self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None) -> dict[str, Tensor]:

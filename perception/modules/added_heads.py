@@ -67,7 +67,6 @@ class AddedHeads(Mapping[str, Head]):
 
     def attach(self, head: Head) -> None:
         self.network.attach_head(head.task, head.config, head.network)
-        self.slots.update(head.slots())
 
     def delete(self, task: str) -> None:
         for slot in self[task].slots():

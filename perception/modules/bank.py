@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from perception.errors import InputError
-from perception.modules import module_io
+from perception.modules import files
 from perception.modules.added_heads import AddedHeads, Head
-from perception.modules.aggregation.composition import Block, fuses, names
-from perception.modules.base_weights import base_hash, base_parameters
+from perception.modules.aggregation.composition import Block, fuses, is_affine, names
+from perception.modules.base import Freeze, base_hash, base_parameters
 from perception.modules.computation.kinds import build
-from perception.modules.freeze import Freeze
-from perception.modules.merge_into_base import Merge
-from perception.modules.route import Route
-from perception.modules.slot import Slot
-from perception.modules.slot_patterns import exact, fits, matching
+from perception.modules.route import CurrentRoute, Route
+from perception.modules.slot import Slot, exact, fits, matching
 from perception.modules.spec import Module, require_facts
 from perception.modules.status import Row, head_row, row
 
@@ -29,13 +27,24 @@ class Bank:
     """Adds, trains, activates, saves and merges the modules of a network with slots.
 
     It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation changes the
-    base, except that `base_hash` differs while modules are merged. Modules may require and depend on `conditions`.
+    base, except that `base_hash` differs while modules are merged.
+
+    Args:
+        conditions: that modules may require and depend on, kind -> values.
+        tasks: that modules may require.
     """
 
-    def __init__(self, network: nn.Module, conditions: Mapping[str, Sequence[str]] | None = None) -> None:
-        self.network, self.conditions = network, conditions or {}
+    def __init__(
+        self,
+        network: nn.Module,
+        conditions: Mapping[str, Sequence[str]] | None = None,
+        tasks: Collection[str] = (),
+    ) -> None:
+        self.network, self.conditions, self.tasks = network, conditions or {}, tuple(tasks)
         self.condition_values = tuple(value for values in self.conditions.values() for value in values)
-        self.slots = {m.name: m for m in network.modules() if isinstance(m, Slot)}
+        self.current = CurrentRoute()
+        self.slots: dict[str, Slot] = {}
+        self._take({m.name: m for m in network.modules() if isinstance(m, Slot)})
         self.heads = AddedHeads(network, self.slots)
         self.modules: dict[str, Module] = {}
         self.active: Route | None = None  # overrides the router's
@@ -51,7 +60,7 @@ class Bank:
         """
         self.require_unmerged()
         self._require_free(spec.name)
-        require_facts(spec.when, self.condition_values, f"module {spec.name}")
+        require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
         computations: dict[str, Any] = {}
         for part in spec.single():
             for slot in matching(self.slots, part.slots, part.kind):
@@ -97,13 +106,13 @@ class Bank:
             InputError: the model has no module of that name.
         """
         self.active = None if block is None else self._route(block)
-        self.apply(self.active or Route())  # a router sets its own at the next frame
+        self.current.route = self.active or Route()  # a router has its own for each frame
 
     def train(self, *modules: str) -> None:
         """Train these modules and freeze all others and the base; without names, freeze all.
 
         Frozen parts get no gradients and stay in evaluation mode, so that their running statistics do not change
-        (`freeze.py`). The network is put into training mode. A learned router (`chooser`) does not change.
+        (`Freeze`). The network is put into training mode. A learned router (`chooser`) does not change.
 
         Args:
             modules: names, or keys of Fuse blocks to train their attention.
@@ -119,20 +128,20 @@ class Bank:
         self._freeze.freeze(modules)
 
     def save(self, name: str, path: Path, domain: str = "", metrics: Mapping[str, float | None] | None = None) -> None:
-        """Write the module, or the added head with its modules, to PATH.safetensors and PATH.json (`module_io.py`).
+        """Write the module, or the added head with its modules, to PATH.safetensors and PATH.json (`files.py`).
 
         Args:
             domain: description of its training data.
             metrics: its scores there.
         """
         self.require_unmerged()
-        description = module_io.Description(self.base_hash(), domain, metrics or {})
+        description = files.Description(self.base_hash(), domain, metrics or {})
         if name in self.heads:
             own = {module: self._attachment(module) for module in self.modules_of(name)}
-            module_io.write_head(path, self.heads[name], own, self.slots, description)
+            files.write_head(path, self.heads[name], own, self.slots, description)
         else:
             self.require([name])
-            module_io.write(path, self._attachment(name), self.slots, description)
+            files.write(path, self._attachment(name), self.slots, description)
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
         """Add modules and heads from files; returns the name of each file's module or task.
@@ -144,8 +153,8 @@ class Bank:
             InputError: a file is damaged or does not fit this network, or a name is taken; nothing has been added.
         """
         self.require_unmerged()
-        heads, modules, loaded = module_io.read_all(
-            paths, rename or {}, self.base_hash(), self.heads, self.names, self.condition_values
+        heads, modules, loaded = files.read_all(
+            paths, rename or {}, self.base_hash(), self.heads, self.names, (self.condition_values, self.tasks)
         )
         for head in heads:
             self._attach_head(head)
@@ -218,11 +227,10 @@ class Bank:
                 routed |= set(slot.computations)
                 continue
             here = routes[slot.name] or [Route()]
-            names_here = slot.routed_by(here)
+            names_here = slot.routed(*here)
             routed |= set(names_here)
-            slot.route = here[0]
             if slot.same_for_all(here):
-                slot.fold()
+                slot.fold(here[0])
             else:
                 slot.computations = nn.ModuleDict({name: slot.computations[name] for name in names_here})
         remaining = {name for slot in self.slots.values() for name in slot.computations}
@@ -232,11 +240,6 @@ class Bank:
     def after_fusion(self) -> list[str]:
         """Names of the slots after the fusion."""
         return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
-
-    def apply(self, route: Route) -> None:
-        """Set the route of every slot."""
-        for slot in self.slots.values():
-            slot.route = route
 
     @property
     def names(self) -> list[str]:
@@ -260,6 +263,11 @@ class Bank:
         if name in self.names:
             raise InputError(f"the model already has {'a head' if name in self.heads else 'a module'} called {name!r}")
 
+    def _take(self, slots: Mapping[str, Slot]) -> None:
+        self.slots.update(slots)
+        for slot in slots.values():
+            slot.current = self.current
+
     def _delete(self, name: str) -> None:
         del self.modules[name]
         for slot in self.slots.values():
@@ -270,13 +278,14 @@ class Bank:
                 if name in names(fusion.block):
                     del slot.fusions[key]
 
-    def _attachment(self, name: str) -> module_io.Attachment:
+    def _attachment(self, name: str) -> files.Attachment:
         return exact(self.modules[name], self.slots, self.at(name)), self.at(name)
 
     def _attach_head(self, head: Head) -> None:
         self._keep_slots(head.slots())
         head.network.train(self.network.training).requires_grad_(not self._freeze.base_is_frozen())
         self.heads.attach(head)
+        self._take(head.slots())
 
     def _keep_slots(self, changing: Collection[str]) -> None:
         """Replace patterns that match slots about to be added or removed by the exact names of the other slots."""
@@ -307,3 +316,75 @@ class Bank:
     def require_unmerged(self) -> None:
         if self.merged is not None:
             raise InputError("modules are merged into the base's weights; unmerge first")
+
+
+class Merge:
+    """Merges the modules of a route into the layers of the slots, which hold no module until `undo`.
+
+    Raises:
+        InputError: one of the modules does not fold; the slots have not changed.
+    """
+
+    def __init__(self, slots: Iterable[Slot], route: Route) -> None:
+        self._backups = [_Backup.of(slot) for slot in slots if slot.computations]
+        try:
+            for backup in self._backups:
+                _require_foldable(backup.slot, route)
+            self.names = {name for backup in self._backups for name in backup.slot.routed(route)}
+            for backup in self._backups:
+                backup.slot.fold(route)
+        except Exception:
+            self.undo()
+            raise
+
+    @property
+    def computations(self) -> dict[str, nn.ModuleDict]:
+        """Slot -> its modules before the merge."""
+        return {backup.slot.name: backup.computations for backup in self._backups}
+
+    def undo(self) -> None:
+        """Restore weights and modules bit for bit."""
+        for backup in self._backups:
+            backup.restore()
+
+
+class _Backup(NamedTuple):
+    """The state of a slot before the merge."""
+
+    slot: Slot
+    layer: dict[str, Tensor]
+    constant: Tensor | None
+    computations: nn.ModuleDict
+    fusions: nn.ModuleDict
+
+    @classmethod
+    def of(cls, slot: Slot) -> _Backup:
+        layer = {name: tensor.clone() for name, tensor in slot.layer.state_dict().items()}
+        return cls(slot, layer, slot.constant, slot.computations, slot.fusions)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Restore the slot in place, because an optimizer refers to its parameters."""
+        if "bias" not in self.layer:
+            self.slot.layer.bias = None  # folding may have added one
+        for name, tensor in self.slot.layer.state_dict().items():
+            tensor.copy_(self.layer[name])
+        self.slot.constant = self.constant
+        self.slot.computations, self.slot.fusions = self.computations, self.fusions
+
+
+def _require_foldable(slot: Slot, route: Route) -> None:
+    for name in slot.routed(route):
+        module, weight = slot.computations[name], route.at(slot.name)[name]
+        if not module.affine:
+            raise InputError(
+                f"cannot merge {name!r}: a {module.kind} module is not affine, it has to stay at its slots"
+            )
+        if isinstance(weight, Tensor):
+            raise InputError(f"cannot merge {name!r}: its weight differs from frame to frame; give one number")
+        if module.conditional and (route.z is None or len(route.z) != 1):
+            raise InputError(f"cannot merge {name!r}: a {module.kind} module needs a Route with one condition vector z")
+    if not route.static:
+        raise InputError("cannot merge: the weights of this route depend on the input")
+    if route.block is not None and not is_affine(route.block, set(slot.fusions)):
+        raise InputError(f"cannot merge {route.block!r}: the attention of fuse is not affine")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -55,3 +56,22 @@ class Route:
     def __deepcopy__(self, memo: object) -> Route:
         """Itself: routes are immutable, and torch does not copy tensors that are part of a graph."""
         return self
+
+
+Routes = list[tuple[Route, tuple[str, ...]]]  # each with the tasks that it serves
+
+
+class CurrentRoute:
+    """The route that the slots of a network run, the same object for all of them."""
+
+    def __init__(self) -> None:
+        self.route = Route()
+
+    @contextmanager
+    def running(self, route: Route) -> Iterator[None]:
+        """Run this route inside, and the earlier one again afterwards."""
+        earlier, self.route = self.route, route
+        try:
+            yield
+        finally:
+            self.route = earlier

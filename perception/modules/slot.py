@@ -1,8 +1,10 @@
-"""A slot: a named layer of the network to which modules attach."""
+"""A slot: a named layer of the network to which modules attach; and how modules name slots by patterns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +16,10 @@ from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
-from perception.modules.computation.low_rank import LowRank
-from perception.modules.computation.low_rank_stack import LowRankStack
-from perception.modules.route import Route
+from perception.modules.computation.kinds import KINDS, ModuleUnion
+from perception.modules.computation.weight_delta import LowRank, LowRankStack
+from perception.modules.route import CurrentRoute, Route
+from perception.modules.spec import Module
 
 
 class Slot(nn.Module):
@@ -35,55 +38,47 @@ class Slot(nn.Module):
         self.fusions = nn.ModuleDict()  # the attention of Fuse blocks, by `Fuse.key`
         self.stack: LowRankStack | None = None  # of several low-rank modules, see `stack_low_rank`
         self.register_buffer("constant", None)  # (1, O, H, W) that a folded prompt adds to the output
-        self.route = Route()
+        self.current = CurrentRoute()  # a bank gives all its slots the same
 
-    def forward(self, x: Tensor) -> Tensor:
-        block = self.route.combination(self.name) if self.computations else None
-        single = None if block is None or self.constant is not None or self.stack else self._single_module(block)
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        """The layer's output with the deltas of the modules on the current route.
+
+        Args:
+            x: input of the layer, with equally many rows for each frame; or, with `frames`, rows (N, I).
+            frames: (N,) int, the frame of each row.
+        """
+        route = self.current.route if frames is None else self.current.route.of_rows(frames)
+        block = route.combination(self.name) if self.computations else None
+        single = None if block is None or self.constant is not None or self.stack else self._single(block, route)
         if single is not None:
-            y: Tensor = single.output(x, self.layer, self.route.z)
+            y: Tensor = single.output(x, self.layer, route.z)
             return y
         y = self.layer(x)
         if self.constant is not None:
             if self.constant.shape[-2:] != y.shape[-2:]:
                 raise InputError(f"slot {self.name}: a prompt folds for one size of input, this layer sees several")
             y = y + self.constant
-        parts = [self.stack(x, self.route.at(self.name))] if self.stack else []
+        parts = [self.stack(x, route.at(self.name))] if self.stack else []
         if block is not None:
-            parts.append(deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse))
+            weighted, fuse = partial(self._weighted_delta, route), partial(self._fuse, route)
+            parts.append(deltas(block, Site(x, y, self.layer, route.z), weighted, fuse))
         return sum((part for part in parts if part is not None), start=y)
 
-    def of_rows(self, x: Tensor, frames: Tensor) -> Tensor:
-        """`forward` for rows x (N, I) of which each frame has its own number: frames (N,) int, the frame of each row.
-
-        `forward` takes equally many rows for each frame.
-        """
-        route, self.route = self.route, self.route.of_rows(frames)
-        try:
-            y: Tensor = self(x)
-        finally:
-            self.route = route
-        return y
-
-    def _single_module(self, block: Block) -> Any:
+    def _single(self, block: Block, route: Route) -> Any:
         """The only module that the route runs here, if its delta is neither weighted nor part of an attention."""
-        running = self.routed()
-        if len(running) != 1 or not is_sum(block):
+        names_here = self.routed(route)
+        if len(names_here) != 1 or not is_sum(block):
             return None
-        weight = self.route.at(self.name)[running[0]]
-        return self.computations[running[0]] if not isinstance(weight, Tensor) and weight == 1 else None
+        weight = route.at(self.name)[names_here[0]]
+        return self.computations[names_here[0]] if not isinstance(weight, Tensor) and weight == 1 else None
 
-    def routed(self) -> list[str]:
-        """The modules at this slot that the current route runs, in its order."""
-        block, weights = self.route.combination(self.name), self.route.at(self.name)
-        return [] if block is None else [n for n in names(block) if n in self.computations and n in weights]
-
-    def routed_by(self, routes: Sequence[Route]) -> list[str]:
-        """The modules at this slot that at least one of the routes runs."""
+    def routed(self, *routes: Route) -> list[str]:
+        """The modules at this slot that at least one of the routes runs, in their order."""
         found: dict[str, None] = {}
         for route in routes:
-            self.route = route
-            found |= dict.fromkeys(self.routed())
+            block, weights = route.combination(self.name), route.at(self.name)
+            if block is not None:
+                found |= dict.fromkeys(n for n in names(block) if n in self.computations and n in weights)
         return list(found)
 
     def same_for_all(self, routes: Sequence[Route]) -> bool:
@@ -103,24 +98,24 @@ class Slot(nn.Module):
         here = (name for name in mine.keys() | others.keys() if self.stack or name in self.computations)
         return all(mine.get(name) is others.get(name) for name in here)
 
-    def folds(self) -> bool:
+    def folds(self, route: Route) -> bool:
         """Whether what the route runs here is affine, with weights that do not depend on the input."""
-        block, modules = self.route.combination(self.name), [self.computations[name] for name in self.routed()]
+        block, modules = route.combination(self.name), [self.computations[name] for name in self.routed(route)]
         joined = block is None or is_affine(block, list(self.fusions))
-        return self.route.static and joined and all(m.affine for m in modules)
+        return route.static and joined and all(m.affine for m in modules)
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def fold(self, route: Route) -> None:
         """Write the routed modules into the layer, and leave at the slot only what does not fold.
 
         All of them fold or none: one that reads the layer's output must not find another's delta in it.
         """
-        routed, block = self.routed(), self.route.combination(self.name)
-        if not self.folds():
+        routed, block = self.routed(route), route.combination(self.name)
+        if not self.folds(route):
             self.computations = nn.ModuleDict({name: self.computations[name] for name in routed})
             return
         if routed and block is not None:
-            function = folded(block, Affine.of(self.layer, self.constant), self._with_module)
+            function = folded(block, Affine.of(self.layer, self.constant), partial(self._with_module, route))
             self.layer.weight.copy_(function.weight)
             if self.layer.bias is not None:
                 self.layer.bias.copy_(function.bias)
@@ -136,28 +131,28 @@ class Slot(nn.Module):
             self.stack = LowRankStack(low)
             self.computations = nn.ModuleDict({n: m for n, m in self.computations.items() if n not in low})
 
-    def _with_module(self, name: str, function: Affine) -> Affine:
-        weight = self.route.at(self.name).get(name)
+    def _with_module(self, route: Route, name: str, function: Affine) -> Affine:
+        weight = route.at(self.name).get(name)
         if weight is None or name not in self.computations:
             return function
         assert isinstance(weight, float | int), "a static route has numbers for weights"
         module: Any = self.computations[name]
-        return function.plus(module.fold(function, self.layer, self.route.z), function, weight)
+        return function.plus(module.fold(function, self.layer, route.z), function, weight)
 
-    def _fuse(self, block: Fuse, site: Site, parts: list[Tensor | None]) -> Tensor | None:
+    def _fuse(self, route: Route, block: Fuse, site: Site, parts: list[Tensor | None]) -> Tensor | None:
         """Attention over the members that run; with a single one the slot needs none."""
         running = [(member, part) for member, part in zip(block.members, parts, strict=True) if part is not None]
         if block.key in self.fusions and running:
-            runs = [self._runs(member, site.y) for member, _ in running]
+            runs = [self._runs(route, member, site.y) for member, _ in running]
             fused: Tensor = self.fusions[block.key](site, [part for _, part in running], runs)
             return fused
         if len(running) > 1:
             raise InputError(f"slot {self.name} has no attention for {block}: add it (`add_fusion`) and train it")
         return running[0][1] if running else None
 
-    def _runs(self, member: Block, y: Tensor) -> Tensor | bool:
+    def _runs(self, route: Route, member: Block, y: Tensor) -> Tensor | bool:
         """Whether a module of the member has a non-zero weight, for each row or cell of y if that differs."""
-        weights = self.route.at(self.name)
+        weights = route.at(self.name)
         runs: Tensor | bool = False
         for name in names(member):
             if name in weights and name in self.computations:
@@ -165,9 +160,9 @@ class Slot(nn.Module):
                 runs = runs | ((spread(weight, y) if isinstance(weight, Tensor) else weight) != 0)
         return runs
 
-    def _weighted_delta(self, name: str, site: Site) -> Tensor | None:
+    def _weighted_delta(self, route: Route, name: str, site: Site) -> Tensor | None:
         """weight * delta of a module; None if it is not at this slot or not routed."""
-        weight = self.route.at(self.name).get(name)
+        weight = route.at(self.name).get(name)
         if weight is None or name not in self.computations:
             return None
         module: Any = self.computations[name]
@@ -209,3 +204,40 @@ def _per_frame(module: Any, weight: Tensor, site: Site) -> Tensor:
     part = module(Site(site.x[chosen], site.y[chosen], site.layer, z))
     total = part.new_zeros(site.y.shape)  # in mixed precision the delta can be of another type than y
     return total.index_add(0, chosen.to(part.device), rows[chosen].to(part) * part)
+
+
+def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> list[Slot]:
+    """The slots that match these names or globs and whose layers a module of this kind can attach to.
+
+    Raises:
+        InputError: a pattern matches no such slot.
+    """
+    found: dict[str, Slot] = {}
+    for pattern in patterns:
+        matches = {name: slot for name, slot in slots.items() if fnmatchcase(name, pattern)}
+        if not matches:
+            raise InputError(f"no slot is called {pattern!r}; there are {', '.join(slots)}")
+        attachable = {name: slot for name, slot in matches.items() if KINDS[kind].attaches_to(slot.layer)}
+        if not attachable:
+            layers = sorted({type(slot.layer).__name__ for slot in matches.values()})
+            raise InputError(f"{kind} does not attach to {', '.join(layers)}, which is what {pattern!r} names")
+        found |= attachable
+    return list(found.values())
+
+
+def exact(spec: Module, slots: Mapping[str, Slot], chosen: Collection[str]) -> Any:
+    """The module with its patterns replaced by the names of the chosen slots that they match."""
+
+    def with_names(part: Any) -> Any:
+        matches = tuple(slot.name for slot in matching(slots, part.slots, part.kind) if slot.name in chosen)
+        return part.model_copy(update={"slots": matches})
+
+    if isinstance(spec, ModuleUnion):
+        return spec.model_copy(update={"parts": tuple(with_names(part) for part in spec.parts)})
+    return with_names(spec)
+
+
+def fits(spec: Module, slots: Collection[str]) -> bool:
+    """Whether a pattern of the module matches one of the slots."""
+    patterns = [pattern for part in spec.single() for pattern in part.slots]
+    return any(fnmatchcase(slot, pattern) for slot in slots for pattern in patterns)

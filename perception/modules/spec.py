@@ -1,33 +1,53 @@
-"""Configuration of a module (kind, options, slots, conditions) and of learned routing."""
+"""Configuration of modules (kind, options, slots, conditions) and of learned routing, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union
+from collections.abc import Collection, Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny
 
 from perception.errors import InputError
 from perception.section import MODULE_NAME, Positive, Section
-from perception.tasks import TASKS
 from perception.taxonomy import SENSORS
 
+# Kind -> its file in perception/modules/computation and the class of its computation function there.
+KINDS = {
+    "low_rank": ("weight_delta", "LowRank"),
+    "sparse_delta": ("weight_delta", "SparseDelta"),
+    "batch_norm": ("batch_norm", "BatchNorm"),
+    "prompt": ("prompt", "Prompt"),
+    "series_adapter": ("adapter", "SeriesAdapter"),
+    "parallel_adapter": ("adapter", "ParallelAdapter"),
+    "bottleneck": ("adapter", "Bottleneck"),
+    "rescale": ("rescale", "Rescale"),
+    "scale_shift": ("rescale", "ScaleShift"),
+    "film": ("conditional", "Film"),
+    "hypernetwork": ("conditional", "HyperNetwork"),
+}
 
-def require_facts(when: Iterable[str], conditions: Iterable[str], where: str) -> None:
+
+def require_facts(when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], where: str) -> None:
     """Raise InputError unless a module can require all of these of a frame: conditions, tasks and sensors."""
-    known, when = (*conditions, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS)), tuple(dict.fromkeys(when))
+    known, when = (*conditions, *tasks, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS)), tuple(dict.fromkeys(when))
     for fact in when:
         if fact not in known:
             raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}")
-    for excluding in (tuple(TASKS), *((sensor, f"no-{sensor}") for sensor in SENSORS)):
+    for excluding in (tuple(tasks), *((sensor, f"no-{sensor}") for sensor in SENSORS)):
         both = [fact for fact in when if fact in excluding]
         if len(both) > 1:
             raise InputError(f"{where}: {both[0]} and {both[1]} never hold together; add a module for each")
 
 
-class _Module(Section):
-    """A module at some slots that runs on frames with all the facts in `when`."""
+class Module(Section):
+    """A module at some slots that runs on frames with all the facts in `when`.
 
+    The computation function of each kind has such a class, with its options, as `Options`.
+    """
+
+    if TYPE_CHECKING:
+        kind: str  # of the options; declared there, so that it stays behind these keys in files
     name: Annotated[str, Field(pattern=f"^{MODULE_NAME}$")]
     slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
     when: tuple[str, ...] = Field(default=(), strict=False)  # facts, such as [rain, night], [map], [no-lidar]
@@ -41,104 +61,18 @@ class _Module(Section):
         return (self,)
 
 
-class LowRank(_Module):
-    kind: Literal["low_rank"] = "low_rank"
-    rank: Positive = 8
-    alpha: float | None = None  # alpha / rank scales the delta; None: alpha = rank
+def parse_module(content: object) -> Module:
+    """The module in a parsed document, of one of the kinds or a union of several; a module stays as it is.
 
-
-class SparseDelta(_Module):
-    kind: Literal["sparse_delta"] = "sparse_delta"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the layer's weights that change
-
-
-class BatchNorm(_Module):
-    kind: Literal["batch_norm"] = "batch_norm"
-
-
-class Prompt(_Module):
-    kind: Literal["prompt"] = "prompt"
-    size: Positive = 8  # the map is size x size, stretched over the input
-    channels: Annotated[int, Field(ge=0)] = 0  # 0: added to the input; n: concatenated to it as n more channels
-
-
-class SeriesAdapter(_Module):
-    kind: Literal["series_adapter"] = "series_adapter"
-
-
-class ParallelAdapter(_Module):
-    kind: Literal["parallel_adapter"] = "parallel_adapter"
-
-
-class Bottleneck(_Module):
-    kind: Literal["bottleneck"] = "bottleneck"
-    reduction: Positive = 8  # the hidden width is the output's, divided by this
-
-
-class Rescale(_Module):
-    kind: Literal["rescale"] = "rescale"
-
-
-class ScaleShift(_Module):
-    kind: Literal["scale_shift"] = "scale_shift"
-
-
-class Film(_Module):
-    kind: Literal["film"] = "film"
-
-
-class HyperNetwork(_Module):
-    kind: Literal["hypernetwork"] = "hypernetwork"
-    rank: Positive = 4
-    hidden: Positive = 8
-
-
-Single = Annotated[
-    Union[  # noqa: UP007 - pydantic reads it at run time, in Python 3.10 too
-        LowRank,
-        SparseDelta,
-        BatchNorm,
-        Prompt,
-        SeriesAdapter,
-        ParallelAdapter,
-        Bottleneck,
-        Rescale,
-        ScaleShift,
-        Film,
-        HyperNetwork,
-    ],
-    Field(discriminator="kind"),
-]
-
-
-class ModuleUnion(_Module):
-    """One module of several kinds at different slots, such as batch norms and low-rank deltas.
-
-    He et al., "Towards a unified view of parameter-efficient transfer learning", 2022, section 4.
+    Raises:
+        ValidationError: an unknown kind or option.
     """
-
-    kind: Literal["union"] = "union"
-    slots: tuple[()] = Field(default=(), strict=False)  # the parts have theirs
-    parts: tuple[Single, ...] = Field(min_length=1, strict=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name(cls, content: Any) -> Any:
-        """The parts have the name and the facts of the union."""
-        if not isinstance(content, dict) or not isinstance(content.get("parts"), list | tuple):
-            return content
-        shared = {"name": content.get("name"), "when": content.get("when", ())}
-        parts = [part.model_dump() if isinstance(part, _Module) else part for part in content["parts"]]
-        return {**content, "parts": [{**part, **shared} if isinstance(part, dict) else part for part in parts]}
-
-    def options(self) -> dict[str, Any]:
-        return {"parts": [part.model_dump(mode="json", exclude={"name", "when"}) for part in self.parts]}
-
-    def single(self) -> tuple[Any, ...]:
-        return self.parts
+    kinds = import_module("perception.modules.computation.kinds")  # which needs torch, unlike other configurations
+    module: Module = kinds.MODULE.validate_python(content)
+    return module
 
 
-Module = Annotated[Union[Single, ModuleUnion], Field(discriminator="kind")]  # noqa: UP007
+AnyModule = Annotated[SerializeAsAny[Module], PlainValidator(parse_module)]
 
 
 class LearnedRouting(Section):

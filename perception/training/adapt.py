@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
+from rich.console import Console
+from rich.progress import track
 
 from perception.config import Config, extended, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.distributed import rank
 from perception.errors import InputError
+from perception.model import PerceptionModel
 from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section
+from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import Taxonomy
 from perception.training import trainable
-from perception.training.checkpoint import load_model, newest, provenance
-from perception.training.fitted import fit_head
-from perception.training.loop import fit
+from perception.training.checkpoint import load_model, newest, provenance, save_model
+from perception.training.loader import batch_inputs, batch_labels
+from perception.training.loop import described, fit
+from perception.training.losses import Scope
 
 # Factor of the rate for a new task's own modules, which start from a trained network, its head from random weights. At
 # the head's rate they follow its first gradients so far that the trunk's features grow by orders of magnitude.
@@ -82,12 +89,11 @@ def adapt(
         # by its conditions.
         routing = config.routing.model_copy(update={"modules": tuple(base.chooser.names)})
         config = config.model_copy(update={"routing": routing})
-    base.bank.add(spec)
-    base.config = config
+    base.reconfigure(config)
     trainable.post_hoc(base, [spec.name])
-    if own := tuple(task for task in base.tasks if task in spec.when):
-        base.computed = own  # the module changes no other output
-    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
+    own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
+    scope = Scope(own) if own else None
+    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data, scope=scope)
     if rank() == 0:
         base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
@@ -159,9 +165,7 @@ def add_task(
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
     rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
     given["train"] = _further(given["train"], {"rates": rates, **training})
-    model.config = parse_config(given, str(checkpoint))
-    for spec in model.config.modules[len(bank.modules) :]:
-        bank.add(spec)
+    model.reconfigure(parse_config(given, str(checkpoint)))
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
@@ -169,8 +173,8 @@ def add_task(
     if isinstance(model.head(task), FittedNetwork):
         last = fit_head(model, task, tables, tokens, run, earlier)
     else:
-        trainable.added_task(model, task, [module["name"] for module in own])
-        last = fit(model, tables, tokens, run, earlier=earlier)
+        scope = trainable.added_task(model, task, [module["name"] for module in own])
+        last = fit(model, tables, tokens, run, earlier=earlier, scope=scope)
     if rank() == 0:
         bank.save(task, run / "modules" / task)
     return last
@@ -179,3 +183,42 @@ def add_task(
 def _require_untrained(run: Path) -> None:
     if newest(run) is not None:
         raise InputError(f"{run}: holds a trained run already; choose another --out")
+
+
+def fit_head(
+    model: PerceptionModel,
+    task: str,
+    tables: Keyframes,
+    tokens: Sequence[str],
+    run: Path,
+    earlier: Sequence[str] = (),
+) -> Path:
+    """Fit the head of a task to these keyframes, and write the model to RUN/checkpoints; returns the new checkpoint.
+
+    Args:
+        earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
+
+    Raises:
+        InputError: pretrained weights are not installed, the keyframes are too few, the disk is full, or there are
+            several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun
+        raise InputError(
+            f"{task}: this head is fitted in one process; start perception adapt without accelerate launch"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head: Any = model.head(task)
+    head.start()
+    head.to(device)
+    spec, arrays = InputSpec.of(model.config), None
+    for token in track(tokens, "keyframes", console=Console(stderr=True)):
+        frame = tables.frame(token, spec.grid.reference, lidar=False)
+        arrays = prepare(frame, spec, into=arrays)
+        inputs = {name: value.to(device) for name, value in batch_inputs([arrays]).items()}
+        labels = batch_labels([{task: model.tasks[task].labels(frame, tables)}])[task]
+        head.observe(inputs, labels, tables.scene(token))
+    head.fit()
+    model.to("cpu").requires_grad_(False).eval()
+    last = run / "checkpoints" / "step-000000"
+    save_model(last, model.config, model, (*earlier, described(tables, tokens)))
+    return last

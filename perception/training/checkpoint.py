@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from perception.atomic import folder_written_whole
 from perception.config import Config, parse_config
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.recipe import InitFrom
 from perception.rig import Rig
 
 _WEIGHTS = "weights."  # prefix of the weights that train, beside their average
@@ -257,3 +259,26 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".strip("."))
         ]
     return [] if a == b else [f"{key} was {a!r}, is {b!r}"]
+
+
+def initialise(model: nn.Module, source: InitFrom) -> None:
+    """Load parameters and buffers of some parts of a run into the model; the others do not change.
+
+    Raises:
+        InputError: no or a damaged checkpoint, a part that matches nothing, or one whose tensors differ from the run's
+            in names or shapes.
+    """
+    own, theirs = model.state_dict(), weights(Path(source.run))
+    for part in source.parts:
+        if not any(fnmatchcase(name, part) for name in own):
+            raise InputError(f"init_from.parts: {part} matches no tensor of the model; there are such as {min(own)}")
+    chosen = {name for name in [*own, *theirs] if any(fnmatchcase(name, part) for part in source.parts)}
+    for name in sorted(chosen):
+        if name not in theirs:
+            raise InputError(f"{source.run}: has no {name}; choose the parts that it has in init_from.parts")
+        if name not in own:
+            raise InputError(f"{source.run}: has {name}, which the model lacks; choose other init_from.parts")
+        if own[name].shape != theirs[name].shape:
+            shapes = f"{tuple(theirs[name].shape)}, that of the model {tuple(own[name].shape)}"
+            raise InputError(f"{source.run}: {name} has the shape {shapes}; choose other init_from.parts")
+    model.load_state_dict({name: theirs[name] for name in chosen}, strict=False)

@@ -1,4 +1,4 @@
-"""Combines separately trained modules in one checkpoint."""
+"""Combines separately trained modules in one checkpoint, and recomputes running statistics after a merge."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch import nn
+
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
+from perception.evaluation.predictions import Reader
 from perception.model import PerceptionModel
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
-from perception.modules.aggregation.notation import parse_block
-from perception.modules.module_record import HeadRecord, Record, read_record, read_records
+from perception.modules.base import is_base_key
+from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model, provenance, save_model
-from perception.training.recalibrate import recalibrate
+from perception.training.loader import batch_inputs
 from perception.training.trainable import with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
@@ -116,3 +122,45 @@ def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], check
     for name, record in records.items():
         if name in model.bank.names and record.base == base:
             model.bank.save(name, out / "modules" / name, record.domain, record.metrics)
+
+
+@torch.no_grad()
+def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], module: str | None = None) -> None:
+    """Recompute the running mean and variance of batch normalisations in place, as averages over these keyframes.
+
+    Merged weights have other activations than the ones that the statistics were computed for (Jordan et al., REPAIR,
+    2023). `torch.optim.swa_utils.update_bn` does not fit: it resets the normalisations of frozen parts as well, passes
+    no conditions to the model, and the hook of `Freeze` would put the layers back into evaluation mode.
+
+    Args:
+        module: update the batch normalisations of this module, which must run on the frames. None: those of the base,
+            for a model whose modules are merged or folded.
+
+    Raises:
+        InputError: there are none.
+    """
+    layers = [layer for name, layer in model.named_modules() if name and is_base_key(f"{name}.")]
+    if module is not None:
+        model.bank.require([module])
+        layers = [layer for computation in model.bank.at(module).values() for layer in computation.modules()]
+    norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise InputError(f"{module or 'the base'}: no batch normalisation to recalibrate")
+    mode, momenta = model.training, [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+
+    def update_statistics(*_: Any) -> None:
+        for norm in norms:
+            norm.train()
+
+    hook = model.register_forward_pre_hook(update_statistics)  # runs after the hook of `Freeze`
+    read = Reader(tables, InputSpec.of(model.config))
+    for frame in map(read, tokens):
+        model(batch_inputs([prepare(frame, read.spec)]), [frame.conditions])
+    hook.remove()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(mode)

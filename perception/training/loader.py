@@ -25,7 +25,7 @@ from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 from perception.training.frame_cache import FrameCache
 from perception.training.frames import FramesInMemory, Reads
-from perception.training.loading import loaded
+from perception.training.loading import iterate
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
@@ -241,7 +241,7 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )
-    yield from loaded(loader)
+    yield from iterate(loader)
 
 
 def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from perception.errors import InputError
 
 
-def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader loads; an InputError of a worker has its one line, without the worker's traceback."""
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The items of a loader; raises the InputError of a worker without its traceback."""
     threads = cv2.getNumThreads()
     if loader.num_workers:
         # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.

@@ -19,18 +19,24 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint, norms, trainable
-from perception.training.average import averaged
-from perception.training.checkpoint import Stateful
+from perception.training import checkpoint, trainable
+from perception.training.checkpoint import Stateful, initialise
+from perception.training.distribute import (
+    GatheredState,
+    LongBarrier,
+    accelerator_of,
+    gather,
+    is_sharded,
+    report_lost_process,
+    restore_norms,
+    shard,
+    synchronise_norms,
+)
 from perception.training.loader import Batch, FrameDataset, batches
-from perception.training.log import TrainingLog
-from perception.training.losses import Losses
+from perception.training.losses import Losses, Scope
+from perception.training.monitor import TrainingLog, Validator
 from perception.training.objects import Objects, objects_of
-from perception.training.parallel import Sharing, Turns, accelerator_of, answering
-from perception.training.schedule import schedule_of
-from perception.training.shards import Whole, divide, divides, whole
-from perception.training.start import initialise
-from perception.training.validation import Validator
+from perception.training.optimize import averaged_model, optimizer_of, schedule_of, set_momentum
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -56,6 +62,7 @@ def fit(
     run: Path,
     resume: bool = False,
     earlier: Sequence[str] = (),
+    scope: Scope | None = None,
 ) -> Path:
     """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
@@ -65,14 +72,15 @@ def fit(
     Args:
         resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
+        scope: what of the model is computed; None for all tasks.
 
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, a full disk, or
             another process has ended.
     """
     _require_possible(model.config, run, resume)
-    with answering(run):
-        training = _Training(model, tables, tokens, run, earlier)
+    with report_lost_process(run):
+        training = _Training(model, scope or Scope(tuple(model.tasks)), tables, tokens, run, earlier)
         training.run_from(training.resume() if resume else 0)
         return training.finish()
 
@@ -81,34 +89,41 @@ class _Training:
     """The state of a training; arguments as in `fit`."""
 
     def __init__(
-        self, model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], run: Path, earlier: Sequence[str]
+        self,
+        model: PerceptionModel,
+        scope: Scope,
+        tables: Keyframes,
+        tokens: Sequence[str],
+        run: Path,
+        earlier: Sequence[str],
     ) -> None:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
         self.data = (*earlier, described(tables, tokens))
-        self.accelerator = accelerator_of(model, tables, tokens)
-        self.turns = Turns()
+        self.accelerator = accelerator_of(model, scope, tables, tokens)
+        self.barrier = LongBarrier()
         set_seed(self.config.seed)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options.norm_momentum is not None:
-            norms.set_momentum(model, options.norm_momentum)
-        optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
+            set_momentum(model, options.norm_momentum)
+        optimizer = optimizer_of(model, options.peak, options.weight_decay, options.rates)
         self.dataset = FrameDataset(
-            tables, tokens, self.config, model.computed, self._objects(tables, tokens), model.depth_cells()
+            tables, tokens, self.config, scope.tasks, self._objects(tables, tokens), model.depth_cells()
         )
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
         # Copied before the model is shared, as the main process evaluates alone.
-        self.average = None if options.ema is None else averaged(model, options.ema)
+        self.average = None if options.ema is None else averaged_model(model, options.ema)
         self.validator = None if options.validation is None else Validator(options.validation, tables, run)
-        self.shards = divides(self.config)
+        self.shards = is_sharded(self.config)
         alone = self.average is None or self.shards
         self.validated = copy.deepcopy(model) if self.validator and alone else None
         self.best = -math.inf  # score so far
-        self.sharing = Sharing(model)
-        self.losses, self.optimizer = Losses(model), self.accelerator.prepare(optimizer)
-        # `divide` then does what DDP does otherwise.
+        several = self.accelerator.num_processes > 1
+        self.norms = synchronise_norms(model) if several and options.sync_norm else []
+        self.losses, self.optimizer = Losses(model, scope), self.accelerator.prepare(optimizer)
+        # `shard` then does what DDP does otherwise.
         self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
         self.main = self.accelerator.is_main_process
 
@@ -139,7 +154,7 @@ class _Training:
     def run_from(self, first: int) -> None:
         """All steps after the first ones, with validations and checkpoints."""
         if self.shards:
-            share = divide(self.losses, self.optimizer, self.averaged)
+            share = shard(self.losses, self.optimizer, self.averaged)
             if self.main:
                 among = f"{self.accelerator.num_processes} processes"
                 print(f"{self.run}: the model is divided among {among}, {share:.0%} of it here", file=sys.stderr)
@@ -163,7 +178,7 @@ class _Training:
             model = self.evaluated()
             if self.main:
                 self.validator.check(model)
-        self.turns.wait()
+        self.barrier.wait()
 
     def passes(self, first: int) -> Iterator[list[Batch]]:
         """This process's batches of each step after `first`, one for each forward pass."""
@@ -193,18 +208,21 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {**sums, "norm": whole(norm)}
+        return {**sums, "norm": gather(norm)}
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
-        return {**self.model.routing_balance(), "learning_rate": float(self.schedule.get_last_lr()[0])}
+        return {
+            **self.model.routing_balance(self.losses.routes),
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
+        }
 
     def evaluated(self) -> PerceptionModel:
         """A model with the weights to evaluate, which is not the one that trains; all processes take part."""
         trained = self.averaged or self.model
         if self.validated is None:
             return trained
-        self.validated.load_state_dict(whole(trained.state_dict()))
+        self.validated.load_state_dict(gather(trained.state_dict()))
         return self.validated
 
     def validates(self, step: int) -> bool:
@@ -228,7 +246,7 @@ class _Training:
             if score > self.best:
                 self.best = score
                 checkpoint.save_best(self.run, step, self.config, model, self.data, score)
-        self.turns.wait()
+        self.barrier.wait()
         return found
 
     def save(self, step: int) -> None:
@@ -237,9 +255,9 @@ class _Training:
         Raises:
             InputError: a weight is not finite, or the disk is full.
         """
-        model: Stateful = Whole(self.model) if self.shards else self.model
-        optimizer: Stateful = Whole(self.optimizer) if self.shards else self.optimizer
-        average: Stateful | None = Whole(self.averaged) if self.shards and self.averaged else self.averaged
+        model: Stateful = GatheredState(self.model) if self.shards else self.model
+        optimizer: Stateful = GatheredState(self.optimizer) if self.shards else self.optimizer
+        average: Stateful | None = GatheredState(self.averaged) if self.shards and self.averaged else self.averaged
         if self.main:
             _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
@@ -252,8 +270,8 @@ class _Training:
 
         The model gets its weights, unless it is divided.
         """
-        self.turns.wait()
-        self.sharing.end()
+        self.barrier.wait()
+        restore_norms(self.norms)
         if self.average is not None and not self.shards:
             self.model.load_state_dict(self.average.module.state_dict())
         return self.run / "checkpoints" / f"step-{self.steps:06d}"

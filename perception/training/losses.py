@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
-from perception.distributed import processes, total
+from perception.distributed import drawn, processes, total
 from perception.frame import Conditions
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, Trace
+from perception.modules.route import Route
+from perception.modules.routing.fixed import shared_routes
 from perception.tasks.network import Loss
 
 
-class Losses(nn.Module):
-    """Forward pass and loss terms of a model, as one module: the graph of what is returned has all that trains."""
+@dataclass(frozen=True)
+class Scope:
+    """What a training computes of a model.
 
-    def __init__(self, model: PerceptionModel) -> None:
+    Attributes:
+        tasks: whose outputs and losses are computed.
+        random_conditions: route each frame by random conditions instead of its own. Modules before the fusion change
+            the features from which conditions are recognised. If they ran only under their own conditions, the head
+            would learn to recognise the active module instead of the weather, and would latch.
+    """
+
+    tasks: tuple[str, ...]
+    random_conditions: bool = False
+
+
+class Losses(nn.Module):
+    """Wraps forward pass and losses of a model in one module, so that DDP sees every parameter that trains.
+
+    Args:
+        scope: what of the model is computed.
+    """
+
+    def __init__(self, model: PerceptionModel, scope: Scope) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.scope = model, scope
+        self.routes: list[Route] = []  # of the last pass
 
     def forward(
         self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], labels: Mapping[str, Mapping[str, Tensor]]
@@ -28,12 +51,18 @@ class Losses(nn.Module):
 
         The mean of a term over the processes, as of its gradients, is that of the whole batch.
         """
-        dense = self.model(inputs, conditions)
+        model, trace, bank = self.model, Trace(), self.model.bank
+        if self.scope.random_conditions:
+            conditions = random_conditions(bank.conditions, len(conditions))
+        shared = processes() > 1 and bank.modules
+        routes = shared_routes(bank, inputs, conditions, self.scope.tasks) if shared else None
+        dense = model(inputs, conditions, self.scope.tasks, routes, trace)
+        self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
-            terms = self.model.losses(convert_to_fp32(dense), labels)
-            of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in self.model.tasks]
+            terms = model.losses(convert_to_fp32(dense | trace.supervised), labels)
+            of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in model.tasks]
             costs = torch.stack(of_tasks).sum(dim=0).detach()
-            return means(terms) | self.model.routing_losses(costs)
+            return means(terms) | model.routing_losses(trace.routes, costs)
 
 
 def means(terms: Mapping[str, Loss]) -> dict[str, Tensor]:
@@ -42,3 +71,16 @@ def means(terms: Mapping[str, Loss]) -> dict[str, Tensor]:
     return {
         name: processes() * term.sums.sum() / count for (name, term), count in zip(terms.items(), counts, strict=True)
     }
+
+
+def random_conditions(kinds: Mapping[str, Sequence[str]], frames: int) -> list[Conditions]:
+    """Random conditions for the frames of this process: one value of each kind."""
+
+    def draw(count: int) -> Tensor:
+        return torch.tensor([[int(torch.randint(len(values), ())) for values in kinds.values()] for _ in range(count)])
+
+    places = drawn(draw, frames).tolist()
+    return [
+        Conditions(**{kind: values[i] for (kind, values), i in zip(kinds.items(), frame, strict=True)})
+        for frame in places
+    ]

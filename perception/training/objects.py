@@ -35,7 +35,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import InputSpec
 from perception.training.box_geometry import points_of
-from perception.training.loading import loaded
+from perception.training.loading import iterate
 from perception.training.pictures import places
 
 SCHEMA = 2
@@ -213,7 +213,7 @@ def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Pat
     )
     with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
         columns = _written(
-            track(loaded(loader), "objects", len(tokens), console=Console(stderr=True)), points, pictures
+            track(iterate(loader), "objects", len(tokens), console=Console(stderr=True)), points, pictures
         )
     if not len(columns["labels"]):
         raise InputError(

@@ -1,22 +1,20 @@
-"""Which parameters of a model train, and their optimizer. Frozen layers are in evaluation mode, so that their batch
+"""Which parameters of a model train. Frozen layers are in evaluation mode, so that their batch
 normalisations keep their statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.base_weights import is_base_key
-from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.random_conditions import RandomConditionsRouter
+from perception.modules.base import is_base_key
 from perception.tasks.network import FittedNetwork
+from perception.training.losses import Scope
 
 
 def joint(model: PerceptionModel) -> None:
@@ -48,14 +46,11 @@ def routing(model: PerceptionModel) -> None:
     model.chooser.requires_grad_(True).train()
 
 
-def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> None:
+def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
     """Train only the head of an added task and its own modules."""
-    assert isinstance(model.router, FixedRouter), "the model is folded"
     post_hoc(model, modules)
     model.added[task].requires_grad_(True).train()
-    model.computed = (task,)
-    if model.tasks[task].random_routes:
-        model.router = RandomConditionsRouter(model.router)
+    return Scope((task,), model.tasks[task].random_routes)
 
 
 def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
@@ -73,33 +68,6 @@ def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Names and values of the parameters that train."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def optimizer_of(
-    model: nn.Module, rate: float, decay: float, factors: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters. Modules have no weight decay: not all are the identity at zero.
-
-    Args:
-        factors: glob of parameters of the model -> factor of their rate; the first glob that matches counts.
-
-    Raises:
-        InputError: a glob matches no parameter.
-    """
-    factors = factors or {}
-    every = [name for name, _ in model.named_parameters()]
-    for pattern in factors:
-        if not any(fnmatchcase(name, pattern) for name in every):
-            raise InputError(f"train.rates: {pattern} matches no parameter; there are such as {every[0]}")
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters(model):
-        factor = next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
-        groups.setdefault((not is_base_key(name), factor), []).append(parameter)
-    options = [
-        {"params": group, "lr": rate * factor, "weight_decay": 0.0 if is_module else decay}
-        for (is_module, factor), group in sorted(groups.items(), key=lambda item: item[0])
-    ]
-    return torch.optim.AdamW(options, lr=rate, foreach=True)
 
 
 def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:

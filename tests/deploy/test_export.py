@@ -36,7 +36,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
-from perception.modules.module_record import read_record
+from perception.modules.files import read_record
 from perception.sensors.inputs import prepare
 from perception.training.checkpoint import load_model, save_model
 

@@ -31,7 +31,7 @@ from deploy.precision.measure import structure_sha256
 from deploy.signature import require_signed
 from deploy.targets import find_target
 from perception.errors import InputError
-from perception.modules.spec import LowRank
+from perception.modules.computation.weight_delta import LowRank
 
 TARGET = "rtx-ampere"
 
@@ -83,7 +83,9 @@ def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
 def test_a_module_trained_further_is_the_same_structure() -> None:
     """From the exporter itself, with a learned router in the graph."""
     example = {"x": np.ones((1, 4, 6, 8), np.float32), "lidar": np.ones(1, np.float32)}
-    networks = (randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=2)], learned()), by) for by in (1.0, 1.5))
+    networks = (
+        randomised(Net([LowRank.Options(name="rain", slots=EVERYWHERE, rank=2)], learned()), by) for by in (1.0, 1.5)
+    )
     old, further = (to_onnx(network.eval(), example, ["y"]) for network in networks)
     assert further.SerializeToString() != old.SerializeToString()
     assert structure_sha256(further) == structure_sha256(old)

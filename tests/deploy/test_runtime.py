@@ -44,7 +44,7 @@ from perception.errors import InputError
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
-from perception.modules.spec import Prompt
+from perception.modules.computation.prompt import Prompt
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks import configured, tasks_of
@@ -361,7 +361,7 @@ def test_anchors_perceive_what_torch_does(neck: str, tables: NuScenesTables, tmp
 
 def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
     model, config = load_model(anchored("pyramid"))
-    model.bank.add(Prompt(name="dry", slots=("heads.detection.classes",), size=4))
+    model.bank.add(Prompt.Options(name="dry", slots=("heads.detection.classes",), size=4))
     inputs = prepare(synthetic_frame("lidar", RIG), InputSpec.of(config))
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.no_grad():

@@ -26,7 +26,7 @@ from perception.config import Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.modules.spec import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.rig import Rig
 from perception.scene.sources import elevation
 from perception.simulate.simulate import simulate
@@ -61,7 +61,7 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Changing:
     folder, rig = tmp_path_factory.mktemp("changing"), Rig.model_validate(small_pictures())
     simulate(folder / "drives", 1, SAMPLES, 0, ["clear-day-boston/rain-day-boston/rain-night-boston"], rig=rig)
     modules = tuple(
-        LowRank(name=name, rank=2, slots=("fuse*", "trunk.*"), when=(condition,))
+        LowRank.Options(name=name, rank=2, slots=("fuse*", "trunk.*"), when=(condition,))
         for name, condition in (("wet_road", "rain"), ("dark", "night"))
     )
     own = {"name": "changing", "rig": rig, "modules": modules, "data": Data(augment=None)}
@@ -180,7 +180,7 @@ def log(fixes: int = FRAMES) -> list[Sent]:
 def test_belief_and_route_follow_time_position_and_wipers(tmp_path: Path) -> None:
     """Within 2 s, but not when the wipers flap; and the report says why."""
     modules = tuple(
-        LowRank(name=name, rank=2, slots=("trunk.*",), when=(condition,))
+        LowRank.Options(name=name, rank=2, slots=("trunk.*",), when=(condition,))
         for name, condition in (("dark", "night"), ("left", "singapore"), ("wet", "rain"))
     )
     model = small().model.model_copy(update={"camera": None})

@@ -23,8 +23,8 @@ from perception.mmdet3d import annotation_file
 from perception.mmdet3d.foreign import ForeignTrunk, fit, load_foreign, read_config, training_set
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig, foreign_config
 from perception.mmdet3d.importing import import_checkpoint
-from perception.modules.aggregation.notation import parse_block
-from perception.modules.spec import LowRank
+from perception.modules.aggregation.composition import parse_block
+from perception.modules.computation.weight_delta import LowRank
 
 PILLARS = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
 VOXELS = "centerpoint_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d"
@@ -90,7 +90,7 @@ def test_a_trained_module_changes_the_output_folds_and_leaves_no_trace(
     expected = outputs(plain, batch)
 
     trunk = load_foreign(config)
-    trunk.bank.add(LowRank(name="rain", slots=("pts_backbone.blocks.1*", "pts_neck.*"), rank=2))
+    trunk.bank.add(LowRank.Options(name="rain", slots=("pts_backbone.blocks.1*", "pts_neck.*"), rank=2))
     fingerprint = trunk.bank.base_hash()
     losses = fit(trunk, "rain", training_frames(trunk, mini_root, tmp_path_factory), config, 4, 1e-2)
     assert losses[-1] < losses[0]
@@ -154,7 +154,7 @@ def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(
     config = ForeignConfig(name="v", backbone=ForeignBackbone(kind="mmdet3d", config=VOXELS), batch=1)
     trunk = load_foreign(config)
     assert {f"pts_backbone.blocks.1.{i}" for i in range(0, 18, 3)} <= trunk.bank.slots.keys()
-    trunk.bank.add(LowRank(name="rain", slots=("pts_backbone.*",), rank=2))
+    trunk.bank.add(LowRank.Options(name="rain", slots=("pts_backbone.*",), rank=2))
     frames = training_frames(trunk, mini_root, tmp_path_factory)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
@@ -261,7 +261,7 @@ def test_a_module_trains_on_bevfusion_and_its_sparse_convolutions_are_told(
     trunk = load_foreign(config)  # nothing is fetched: the checkpoint has all
     assert {"img_backbone.stages.0.blocks.0.attn.w_msa.qkv", "fusion_layer.0"} <= trunk.bank.slots.keys()
     assert "pts_middle_encoder.conv_input.0" not in trunk.bank.slots
-    trunk.bank.add(LowRank(name="rain", slots=("pts_backbone.*",), rank=2))
+    trunk.bank.add(LowRank.Options(name="rain", slots=("pts_backbone.*",), rank=2))
     frames = training_frames(trunk, mini_root, tmp_path_factory)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
@@ -273,7 +273,7 @@ def test_a_module_trains_on_bevfusion_and_its_sparse_convolutions_are_told(
 
     config = on_disk(fusion_config(tmp_path, SCATTER, 128, 5))
     trunk = load_foreign(config)
-    trunk.bank.add(LowRank(name="rain", slots=("img_backbone.*", "pts_backbone.*", "bbox_head.*"), rank=2))
+    trunk.bank.add(LowRank.Options(name="rain", slots=("img_backbone.*", "pts_backbone.*", "bbox_head.*"), rank=2))
     fingerprint = trunk.bank.base_hash()
     losses = fit(trunk, "rain", training_frames(trunk, mini_root, tmp_path_factory), config, 4, 1e-2)
     assert losses[-1] < losses[0]

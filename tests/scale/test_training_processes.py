@@ -21,8 +21,8 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.training import trainable
 from perception.training.checkpoint import newest, weights
-from perception.training.parallel import accelerator_of
-from perception.training.shards import divides
+from perception.training.distribute import accelerator_of, is_sharded
+from perception.training.losses import Scope
 
 CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
 CONFIG = {
@@ -205,8 +205,8 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
     wet = trainable.with_conditions(tables, every, ["rain"])
     assert 0 < len(wet) < len(every)
 
-    def searched(tokens: list[str]) -> tuple[bool, bool]:
-        handler = accelerator_of(model, tables, tokens).ddp_handler
+    def searched(tokens: list[str], *tasks: str) -> tuple[bool, bool]:
+        handler = accelerator_of(model, Scope(tasks or tuple(model.tasks)), tables, tokens).ddp_handler
         return handler.find_unused_parameters, handler.static_graph
 
     trainable.joint(model)
@@ -216,15 +216,15 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
     assert searched(wet) == (False, True)
     trainable.post_hoc(model, ["night"])
     assert searched(wet) == (False, True)
-    model.computed = ("map",)
-    assert searched(wet) == (True, False)
+    assert searched(wet, "map") == (True, False)
     trainable.base(model)
     assert searched(every) == (False, False)
 
 
 def test_a_division_that_is_not_supported_is_refused(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:
     with one_line_error("small: train.shard does not work with modules; remove one of them"):
-        divides(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
+        is_sharded(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with one_line_error("accelerate launch: FSDP is not supported; launch without it, and set train.shard=true"):
-        accelerator_of(PerceptionModel(parse_config(CONFIG, "small")), tables, tables.samples("all"))
+        model = PerceptionModel(parse_config(CONFIG, "small"))
+        accelerator_of(model, Scope(tuple(model.tasks)), tables, tables.samples("all"))

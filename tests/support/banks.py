@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from vocabulary import CONDITIONS
 
 from perception.modules.bank import Bank
-from perception.modules.module_record import SPECS
 from perception.modules.slot import Slot
+from perception.modules.spec import parse_module
 
 
 class Net(nn.Module):
@@ -36,7 +36,7 @@ def new_bank() -> Bank:
 
 def add(bank: Bank, name: str, kind: str = "low_rank", slots: tuple[str, ...] = ("*",), **options: Any) -> None:
     """A module with random numbers."""
-    bank.add(SPECS.validate_python({"name": name, "kind": kind, "slots": slots, **options}))
+    bank.add(parse_module({"name": name, "kind": kind, "slots": slots, **options}))
     for slot, module in bank.at(name).items():
         if kind == "sparse_delta":
             module.select(torch.rand_like(bank.slots[slot].layer.weight))

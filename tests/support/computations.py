@@ -71,7 +71,7 @@ def slot_with(layer: nn.Module, route: Route | None = None, **modules: Computati
     slot = Slot("s", copy.deepcopy(layer))
     for name, module in modules.items():
         slot.computations[name] = module
-    slot.route = Route(dict.fromkeys(modules, 1.0)) if route is None else route
+    slot.current.route = Route(dict.fromkeys(modules, 1.0)) if route is None else route
     return slot.eval()
 
 

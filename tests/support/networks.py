@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from exported import folder
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from vocabulary import CONDITIONS, NUSCENES, RIG
 
@@ -19,12 +18,13 @@ from perception.frame import Boxes, Conditions
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
-from perception.modules.routing.fixed import FixedRouter
+from perception.modules.computation.weight_delta import LowRank
+from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LearnedRouting, LowRank, Module
+from perception.modules.spec import LearnedRouting, Module, parse_module
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks import tasks_of
+from perception.tasks import TASKS, tasks_of
 from perception.tasks.task import Task
 from perception.training.checkpoint import save_model
 from perception.training.loader import Batch
@@ -36,9 +36,7 @@ AFFINE = [kind for kind, computation in KINDS.items() if computation.affine]
 
 def spec(name: str, kind: str, *slots: str, **options: object) -> Module:
     """A module that runs in fog."""
-    return TypeAdapter(Module).validate_python(
-        {"name": name, "kind": kind, "slots": slots or ("trunk.*",), "when": ["fog"], **options}
-    )
+    return parse_module({"name": name, "kind": kind, "slots": slots or ("trunk.*",), "when": ["fog"], **options})
 
 
 @cache
@@ -146,17 +144,16 @@ class Net(nn.Module):
     def __init__(self, modules: list[LowRank], routing: LearnedRouting | None = None) -> None:
         super().__init__()
         self.one, self.two = Slot("trunk.one", nn.Conv2d(4, 4, 3, 2, 1)), Slot("heads.two", nn.Conv2d(4, 3, 1))
-        self.bank = Bank(self, CONDITIONS)
+        self.bank = Bank(self, CONDITIONS, TASKS)
         for module in modules:
             self.bank.add(module)
-        self.router = FixedRouter(self.bank, ("detection",))
         self.chooser = LearnedRouter(routing, 4, self.bank) if routing else None
 
     def forward(self, x: Tensor, sensors: dict[str, Tensor], conditions: list[Conditions] | None = None) -> Tensor:
-        ((fixed, tasks),) = self.router(conditions or [], {})
+        ((fixed, tasks),) = fixed_routes(self.bank, ["detection"], conditions or [], {})
         self.route = self.chooser(x, fixed, sensors, tasks, conditions or []) if self.chooser else fixed
-        self.bank.apply(self.route)
-        y: Tensor = self.two(self.one(x))
+        with self.bank.current.running(self.route):
+            y: Tensor = self.two(self.one(x))
         return y
 
     def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -164,9 +161,9 @@ class Net(nn.Module):
 
 
 ROUTED = [
-    LowRank(name="rain", slots=EVERYWHERE, rank=2, when=("rain",)),
-    LowRank(name="blind", slots=("trunk.*",), rank=2, when=("no-lidar",)),
-    LowRank(name="seeing", slots=EVERYWHERE, rank=2, when=("lidar", "night")),
+    LowRank.Options(name="rain", slots=EVERYWHERE, rank=2, when=("rain",)),
+    LowRank.Options(name="blind", slots=("trunk.*",), rank=2, when=("no-lidar",)),
+    LowRank.Options(name="seeing", slots=EVERYWHERE, rank=2, when=("lidar", "night")),
 ]
 
 

@@ -5,7 +5,7 @@ from networks import assert_same, frame_inputs
 
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.base_weights import base_hash
+from perception.modules.base import base_hash
 
 RAIN = Conditions(weather="rain", city="boston")
 EVERY = (Conditions(), RAIN, Conditions(city="boston"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from perception.modules.computation.computation import (
     outputs,
     pointwise,
 )
+from perception.modules.spec import Module
+from perception.section import Positive
 
 EPS = 2.0**-10  # a power of two, so that a variance of 1 - EPS normalises by exactly one
 
@@ -29,7 +31,9 @@ class SeriesAdapter(Computation):
     statistics, because normalising would remove the scale that the frozen network after the slot expects.
     """
 
-    kind = "series_adapter"
+    class Options(Module):
+        kind: Literal["series_adapter"] = "series_adapter"
+
     layers = CONVOLUTIONS
 
     def __init__(self, layer: Any) -> None:
@@ -91,7 +95,9 @@ class ParallelAdapter(Computation):
     It attaches to linear layers and to convolutions whose central tap is aligned with the output.
     """
 
-    kind = "parallel_adapter"
+    class Options(Module):
+        kind: Literal["parallel_adapter"] = "parallel_adapter"
+
     layers = (nn.Conv2d, nn.Linear)
 
     @classmethod
@@ -143,7 +149,10 @@ class Bottleneck(Computation):
         reduction: the hidden width is the output's divided by this.
     """
 
-    kind = "bottleneck"
+    class Options(Module):
+        kind: Literal["bottleneck"] = "bottleneck"
+        reduction: Positive = 8  # the hidden width is the output's, divided by this
+
     layers = (*CONVOLUTIONS, nn.Linear)
     affine = False
 

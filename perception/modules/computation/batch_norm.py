@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from perception.modules.computation.computation import NORMS, Affine, Computation, Site
+from perception.modules.spec import Module
 
 
 class BatchNorm(Computation):
@@ -16,7 +17,9 @@ class BatchNorm(Computation):
     It starts as a copy of the layer. Training updates its statistics; those of the layer do not change.
     """
 
-    kind = "batch_norm"
+    class Options(Module):
+        kind: Literal["batch_norm"] = "batch_norm"
+
     layers = NORMS
 
     def __init__(self, layer: Any) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from perception.channel_norm import ChannelNorm
 from perception.distributed_norm import SYNCHRONISED
+from perception.modules.spec import Module
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
@@ -63,10 +64,15 @@ class Computation(nn.Module):
     The module's tensors have the type and device of the layer's.
     """
 
-    kind: ClassVar[str]
+    Options: ClassVar[type[Module]]  # configuration of such a module; its own fields are arguments of the class
+    kind: ClassVar[str]  # of the options
     layers: ClassVar[tuple[type[nn.Module], ...]]
     affine: ClassVar[bool] = True
     conditional: ClassVar[bool] = False  # whether it reads `Site.z`
+
+    def __init_subclass__(cls) -> None:
+        if "Options" in vars(cls):
+            cls.kind = cls.Options.model_fields["kind"].default
 
     @classmethod
     def attaches_to(cls, layer: nn.Module) -> bool:

@@ -6,7 +6,7 @@ Their generators have no bias: for unknown conditions z is zero, and the module 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from perception.modules.computation.computation import (
     per_channel,
 )
 from perception.modules.computation.rescale import scaled
+from perception.modules.spec import Module
+from perception.section import Positive
 
 
 class Film(Computation):
@@ -32,7 +34,9 @@ class Film(Computation):
         conditions: length of z.
     """
 
-    kind = "film"
+    class Options(Module):
+        kind: Literal["film"] = "film"
+
     layers = CHANNELWISE
     conditional = True
 
@@ -76,7 +80,11 @@ class HyperNetwork(Computation):
         hidden: width of the generator's hidden layer.
     """
 
-    kind = "hypernetwork"
+    class Options(Module):
+        kind: Literal["hypernetwork"] = "hypernetwork"
+        rank: Positive = 4
+        hidden: Positive = 8
+
     layers = (nn.Conv2d, nn.Linear)
     conditional = True
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.modules.computation.computation import Affine, Computation, Site, apply_weight, outputs
+from perception.modules.spec import Module
+from perception.section import Positive
 
 
 class Prompt(Computation):
@@ -27,7 +30,11 @@ class Prompt(Computation):
         channels: number to concatenate; 0: added.
     """
 
-    kind = "prompt"
+    class Options(Module):
+        kind: Literal["prompt"] = "prompt"
+        size: Positive = 8  # the map is size x size, stretched over the input
+        channels: Annotated[int, Field(ge=0)] = 0  # 0: added to the input; n: concatenated to it as n more channels
+
     layers = (nn.Conv2d,)
 
     def __init__(self, layer: Any, size: int, channels: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,15 @@ from perception.modules.computation.computation import (
     per_channel,
     scaled_outputs,
 )
+from perception.modules.spec import Module
 
 
 class Rescale(Computation):
     """l * y for each channel, starting at l = 1: IA3 (Liu et al., 2022)."""
 
-    kind = "rescale"
+    class Options(Module):
+        kind: Literal["rescale"] = "rescale"
+
     layers = CHANNELWISE
 
     def __init__(self, layer: Any) -> None:
@@ -48,7 +51,8 @@ class Rescale(Computation):
 class ScaleShift(Rescale):
     """g * y + b for each channel, starting at g = 1 and b = 0: FiLM with a fixed condition (Perez et al., 2018)."""
 
-    kind = "scale_shift"
+    class Options(Module):
+        kind: Literal["scale_shift"] = "scale_shift"
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)

@@ -1,20 +1,21 @@
-"""Fixed routing: the known conditions, sensors and task of a frame select its modules."""
+"""Fixed routing: what is known of a frame before the network runs (conditions, sensors, task) selects its modules."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from perception.distributed import gathered, own
 from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
-from perception.modules.route import Route, Weight
-from perception.modules.routing.predicates import Facts, condition_vectors, facts
-from perception.tasks import TASKS
+from perception.modules.route import Route, Routes, Weight
 from perception.taxonomy import SENSORS
+
+Facts = frozenset[str]  # conditions, sensors and tasks
 
 
 class FixedRouter:
@@ -24,55 +25,150 @@ class FixedRouter:
 
     Args:
         bank: of the model; modules that are added to it later are routed too.
-        tasks: of the model's heads.
     """
 
-    def __init__(self, bank: Bank, tasks: Sequence[str]) -> None:
-        self.bank, self.tasks = bank, tuple(tasks)
-        self._settled: list[tuple[Route, tuple[str, ...]]] | None = None
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
 
     def __call__(
-        self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
-    ) -> list[tuple[Route, tuple[str, ...]]]:
+        self, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
+    ) -> Routes:
         """Routes for a batch of frames, each with the tasks that it serves.
 
         Args:
+            inputs: of the network; a sensor that a frame lacks has zeros.
             conditions: of each frame; empty where nothing is known.
-            sensors: for each sensor of the model, which frames have it (B,).
         """
-        if self._settled is not None:
-            return self._settled
-        return self._routes({name: self.bank.requirements(name) for name in self.bank.modules}, conditions, sensors)
+        return fixed_routes(self.bank, tasks, conditions, present(inputs))
 
-    def settle(self, conditions: Conditions, missing: Collection[str] = ()) -> list[tuple[Route, tuple[str, ...]]]:
-        """Use one route for all further frames: under these conditions, with all sensors but the missing ones.
 
-        Only the `when` of modules counts, because the branch of a missing sensor returns zeros anyway.
+class SettledRouter:
+    """Uses the same routes for all frames."""
+
+    def __init__(self, routes: Routes) -> None:
+        self.routes = routes
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
+    ) -> Routes:
+        """As in `FixedRouter`."""
+        return [(route, tuple(task for task in group if task in tasks)) for route, group in self.routes]
+
+
+class SteeredRouter:
+    """Runs modules with weights that are an input of the network, so that one graph serves many routes.
+
+    Args:
+        bank: of the model.
+        always: modules that run on every route, at weight one.
+    """
+
+    def __init__(self, bank: Bank, always: Collection[str]) -> None:
+        self.bank = bank
+        self.always = tuple(name for name in bank.modules if name in always)
+        self.steered = tuple(name for name in bank.modules if name not in always)
+        self.conditional = _reads_conditions(bank)
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
+    ) -> Routes:
+        """As in `FixedRouter`; conditions and sensors of the frames are encoded in two more inputs.
+
+        Args:
+            inputs: `route` (1, M) has the weights of the `steered` modules, none without any; `conditions` (1, Z) is
+                the condition vector of conditional modules.
         """
-        requirements = {name: frozenset(module.when) for name, module in self.bank.modules.items()}
-        sensors = {name: torch.tensor([name not in missing]) for name in SENSORS}
-        self._settled = self._routes(requirements, [conditions], sensors)
-        return self._settled
+        weights: dict[str, Weight] = dict.fromkeys(self.always, 1.0)
+        weights |= {name: inputs["route"][:, i] for i, name in enumerate(self.steered)}
+        z = inputs.get("conditions")
+        required = {name: self.bank.requirements(name) & set(self.bank.tasks) for name in weights}
+        if not any(required.values()):
+            return [(Route(weights, z=z, static=False), tuple(tasks))]
+        return [
+            (Route({n: w for n, w in weights.items() if required[n] <= {task}}, z=z, static=False), (task,))
+            for task in tasks
+        ]
 
-    def _routes(
-        self, requirements: Mapping[str, Facts], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
-    ) -> list[tuple[Route, tuple[str, ...]]]:
-        required = frozenset[str]().union(*requirements.values())
-        z = (
-            condition_vectors(conditions, self.bank.condition_values)
-            if any(KINDS[part.kind].conditional for m in self.bank.modules.values() for part in m.single())
-            else None
-        )
-        if self.bank.active is not None:
-            return [(replace(self.bank.active, z=z), self.tasks)]
-        if not required & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
-            sensors = {}  # reading them would specialise an exported graph to its example input
-        routes: list[tuple[Route, tuple[str, ...]]] = []
-        shared: dict[tuple[bool, ...], Weight] = {}
-        for task in self.tasks if required & set(TASKS) else (None,):
-            weights = fixed_weights(requirements, facts(conditions, sensors, task), shared)
-            routes.append((Route(weights, z=z), self.tasks if task is None else (task,)))
-        return routes
+
+def fixed_routes(
+    bank: Bank, tasks: Collection[str], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
+) -> Routes:
+    """As `FixedRouter`, for the sensors that are `present`."""
+    return _routes(bank, tasks, {name: bank.requirements(name) for name in bank.modules}, conditions, sensors)
+
+
+def settled_routes(bank: Bank, tasks: Collection[str], conditions: Conditions, missing: Collection[str] = ()) -> Routes:
+    """The routes of all frames under these conditions, with all sensors but the missing ones.
+
+    Only the `when` of modules counts, because the branch of a missing sensor returns zeros anyway.
+    """
+    requirements = {name: frozenset(module.when) for name, module in bank.modules.items()}
+    return _routes(
+        bank, tasks, requirements, [conditions], {name: torch.tensor([name not in missing]) for name in SENSORS}
+    )
+
+
+def shared_routes(
+    bank: Bank, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
+) -> Routes:
+    """As `FixedRouter`, for the frames of all processes of a training as one batch.
+
+    So all processes run the same parts of the network equally often, which synchronised normalisations need, also where
+    a module runs on frames of another process alone.
+    """
+    sensors = present(inputs)
+    every = _gathered(conditions, bank.conditions, next(iter(sensors.values())).device)
+    parts: dict[int, Tensor] = {}  # by whole tensor; routes with the same weights keep the same object
+
+    def part(weight: Tensor) -> Tensor:
+        return parts.setdefault(id(weight), own(weight))
+
+    def parts_of(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+        return {name: part(w) if isinstance(w, Tensor) else w for name, w in weights.items()}
+
+    routes = fixed_routes(bank, tasks, every, {name: gathered(there) for name, there in sensors.items()})
+    return [
+        (replace(route, weights=parts_of(route.weights), z=None if route.z is None else part(route.z)), group)
+        for route, group in routes
+    ]
+
+
+def _gathered(
+    conditions: Sequence[Conditions], kinds: Mapping[str, Sequence[str]], device: torch.device
+) -> list[Conditions]:
+    """The conditions of the frames of all processes."""
+    places = [
+        [values.index(frame[kind]) if kind in frame else -1 for kind, values in kinds.items()] for frame in conditions
+    ]
+    return [
+        Conditions(**{kind: kinds[kind][i] for kind, i in zip(kinds, frame, strict=True) if i >= 0})
+        for frame in gathered(torch.tensor(places, device=device)).tolist()
+    ]
+
+
+def _routes(
+    bank: Bank,
+    tasks: Collection[str],
+    requirements: Mapping[str, Facts],
+    conditions: Sequence[Conditions],
+    sensors: Mapping[str, Tensor],
+) -> Routes:
+    required = frozenset[str]().union(*requirements.values())
+    z = condition_vectors(conditions, bank.condition_values) if _reads_conditions(bank) else None
+    if bank.active is not None:
+        return [(replace(bank.active, z=z), tuple(tasks))]
+    if not required & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
+        sensors = {}  # reading them would specialise an exported graph to its example input
+    routes: Routes = []
+    shared: dict[tuple[bool, ...], Weight] = {}
+    for task in tasks if required & set(bank.tasks) else (None,):
+        weights = fixed_weights(requirements, facts(conditions, sensors, task), shared)
+        routes.append((Route(weights, z=z), tuple(tasks) if task is None else (task,)))
+    return routes
+
+
+def _reads_conditions(bank: Bank) -> bool:
+    return any(KINDS[part.kind].conditional for module in bank.modules.values() for part in module.single())
 
 
 def fixed_weights(
@@ -93,3 +189,64 @@ def fixed_weights(
             weight = 1.0 if all(chosen) else torch.tensor(chosen, dtype=torch.float32)
             weights[name] = shared.setdefault(chosen, weight)
     return weights
+
+
+def present(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sensor of the model -> (B,) bool whether each frame has it; a missing one has zeros as inputs."""
+    found = {}
+    if "pillar_counts" in inputs:
+        found["lidar"] = (inputs["pillar_counts"] > 0).any(dim=1)
+    if "image_from_reference" in inputs:
+        found["cameras"] = (inputs["image_from_reference"] != 0).flatten(1).any(dim=1)
+    return found
+
+
+def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task: str | None) -> list[Facts]:
+    """Facts of each frame of a batch.
+
+    Args:
+        conditions: of each frame; empty if unknown.
+        sensors: as returned by `present`; a sensor that it lacks counts as neither present nor missing.
+        task: that the features are for; None for all tasks.
+    """
+    size = len(conditions) or max((len(there) for there in sensors.values()), default=1)
+    known = [set(c.known()) for c in conditions] or [set() for _ in range(size)]
+    for name in SENSORS:
+        if name in sensors:
+            for frame, there in zip(known, sensors[name].tolist(), strict=True):
+                frame.add(name if there else f"no-{name}")
+    return [frozenset(frame | ({task} if task else set())) for frame in known]
+
+
+def condition_vectors(conditions: Sequence[Conditions], values: Sequence[str]) -> Tensor:
+    """(B, values): one where a condition holds; zeros for unknown conditions."""
+    known = [c.known() for c in conditions] or [()]
+    return torch.tensor([[float(value in frame) for value in values] for frame in known])
+
+
+def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], excluded: Collection[str]) -> Tensor:
+    """(B,) bool: frames that have the sensors and tasks that a module requires, by tensor operations only.
+
+    Args:
+        required: the module's requirements.
+        sensors: as returned by `present`; a sensor that it lacks is neither present nor missing.
+        excluded: the tasks that the features are not for.
+    """
+    holds = torch.ones_like(next(iter(sensors.values())))
+    for name, there in sensors.items():
+        if name in required:
+            holds = holds & there
+        if f"no-{name}" in required:
+            holds = holds & ~there
+    unknown = {fact for name in SENSORS if name not in sensors for fact in (name, f"no-{name}")}
+    return holds & (not required & (unknown | set(excluded)))
+
+
+def required_kinds(requirements: Iterable[Facts], conditions: Mapping[str, Sequence[str]]) -> list[str]:
+    """The kinds of conditions (weather, light, city) that some module requires.
+
+    Args:
+        conditions: kind -> values.
+    """
+    required = frozenset[str]().union(*requirements)
+    return [kind for kind, values in conditions.items() if required & set(values)]

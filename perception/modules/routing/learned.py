@@ -1,4 +1,13 @@
-"""Learned routing: the network selects its modules from its own features."""
+"""Learned routing: the network selects its modules from its own features.
+
+Gates turn logits over N options into weights. Options are dimension 1: (B, N) or (B, N, ...), with an independent
+choice at each position of the rest. An option whose logit is -inf is never chosen. All are deterministic but `gumbel`
+and `sample`, which are for training.
+
+Load balance: losses, and numbers to report. Weights and probabilities are (B, N, P, ...): options, then places with
+their own choice (slots), then cells, whose choices count like those of further frames. `possible` (N, P) says which
+options a place has at all.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from perception.distributed import mean, processes
+from perception import distributed
+from perception.distributed import drawn, mean, processes
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
-from perception.modules.routing import gates
-from perception.modules.routing.load_balance import gshard, possible_options, report
+from perception.modules.routing.fixed import meets_requirements, required_kinds
 from perception.modules.routing.pooling import HIDDEN, CellFeatures, PooledFeatures
-from perception.modules.routing.predicates import meets_requirements, required_kinds
 from perception.modules.spec import LearnedRouting
 
 BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
@@ -31,6 +39,11 @@ class LearnedRoute(Route):
     logits: Tensor  # (B, N, P); -inf where the option is impossible
     chosen: Tensor  # (B, N, P) weights
     target: Tensor | None  # (B, N, P) choice by the tags, zero on frames without tags; None: not supervised
+
+
+def learned(routes: Sequence[Route]) -> list[LearnedRoute]:
+    """Those of the routes that a learned router chose."""
+    return [route for route in routes if isinstance(route, LearnedRoute)]
 
 
 class LearnedRouter(nn.Module):
@@ -105,7 +118,7 @@ class LearnedRouter(nn.Module):
         present = self._options_at(slots).to(fused.device)
         logits = self._logits(fused, slots)
         allowed = _like(self._allowed(sensors, tasks)[..., None] & present, logits)
-        logits = logits.masked_fill(~allowed, gates.NEVER)
+        logits = logits.masked_fill(~allowed, NEVER)
         chosen = self._choose(logits)
         target = None
         if self.config.supervise and conditions:
@@ -126,7 +139,7 @@ class LearnedRouter(nn.Module):
         """
         terms = {}
         if self.config.balance:
-            parts = [gshard(gates.soft(r.logits), gates.hard(r.logits), possible_options(r.logits)) for r in routes]
+            parts = [gshard(soft(r.logits), hard(r.logits), possible_options(r.logits)) for r in routes]
             terms["balance"] = self.config.balance * torch.stack(parts).mean()
         targets = [(r.logits, r.target) for r in routes if r.target is not None]
         if targets:
@@ -134,15 +147,15 @@ class LearnedRouter(nn.Module):
         if self.config.choose == "reinforce":
             if costs is None:
                 raise ValueError("REINFORCE needs the costs of the frames")
-            logs = torch.stack([gates.log_probability(r.logits, r.chosen) for r in routes]).sum(dim=0)
-            terms["reinforce"] = gates.reinforce(logs, costs, self.baseline)
+            logs = torch.stack([log_probability(r.logits, r.chosen) for r in routes]).sum(dim=0)
+            terms["reinforce"] = reinforce(logs, costs, self.baseline)
             if self.training:
                 self.batches += 1
                 self.baseline.lerp_(mean(costs.detach().mean()), (1 / self.batches).clamp(min=BASELINE_RATE))
         return terms
 
     def balance(self, routes: Sequence[LearnedRoute]) -> dict[str, float]:
-        """`balance.report` on the routes of one batch, averaged over them."""
+        """`report` on the routes of one batch, averaged over them."""
         reports = [report(route.logits, route.chosen) for route in routes]
         return {name: sum(each[name] for each in reports) / len(reports) for name in reports[0]}
 
@@ -170,14 +183,14 @@ class LearnedRouter(nn.Module):
     def _choose(self, logits: Tensor) -> Tensor:
         """Weights (B, N, P) from logits; deterministic in evaluation."""
         if self.config.choose == "soft":
-            return gates.soft(logits)
+            return soft(logits)
         if self.config.choose == "top_k":
-            return gates.top_k(logits, self.config.k)
+            return top_k(logits, self.config.k)
         if not self.training:
-            return gates.hard(logits)
+            return hard(logits)
         if self.config.choose == "gumbel":
-            return gates.gumbel(logits, self.config.temperature)
-        return gates.sample(logits)
+            return gumbel(logits, self.config.temperature)
+        return sample(logits)
 
     def _options_at(self, slots: Sequence[str]) -> Tensor:
         """(N, P) bool: the options that each place has."""
@@ -189,7 +202,8 @@ class LearnedRouter(nn.Module):
     def _allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """(B, N) bool: the options whose sensors and task are available."""
         required = [frozenset[str](), *(self.bank.requirements(name) for name in self.names)]
-        return torch.stack([meets_requirements(facts, sensors, tasks) for facts in required], dim=1)
+        excluded = set(self.bank.tasks) - set(tasks)
+        return torch.stack([meets_requirements(facts, sensors, excluded) for facts in required], dim=1)
 
     def _target(self, route: Route, present: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         """(B, N, P): equal shares for the modules of the fixed route, or all for the base; zero without tags."""
@@ -217,10 +231,134 @@ def supervision(logits: Tensor, target: Tensor) -> Tensor:
 
     This process's part of the mean over all of them.
     """
-    logs = logits.log_softmax(dim=1).masked_fill(logits == gates.NEVER, 0.0)
+    logs = logits.log_softmax(dim=1).masked_fill(logits == NEVER, 0.0)
     return -(target * logs).sum() / mean(target.sum()).clamp(min=1 / processes())
 
 
 def _like(mask: Tensor, logits: Tensor) -> Tensor:
     """(B, N, P) with a dimension of one for rows and columns where the logits have these."""
     return mask.reshape(*mask.shape, *(1,) * (logits.ndim - 3))
+
+
+def importance(probabilities: Tensor) -> Tensor:
+    """(N, P): sum of an option's weights over the batch (Shazeer et al., 2017, eq. 6)."""
+    return probabilities.transpose(0, 1).transpose(1, 2).flatten(2).sum(dim=2)
+
+
+def load(weights: Tensor) -> Tensor:
+    """(N, P): how often an option is used. A count, without gradient, since no noise smooths it (ibid., eq. 10)."""
+    return importance((weights != 0).to(weights.dtype))
+
+
+def squared_variation(amounts: Tensor, possible: Tensor) -> Tensor:
+    """cv^2 = variance / mean^2 of (N, P) over the possible options, averaged over places (ibid., eq. 7).
+
+    0 if all options have the same amount, N - 1 if one has all.
+    """
+    n = possible.sum(dim=0)
+    mean = (amounts * possible).sum(dim=0) / n
+    variance = (((amounts - mean) ** 2) * possible).sum(dim=0) / n
+    return (variance / mean**2).mean()
+
+
+def gshard(probabilities: Tensor, chosen: Tensor, possible: Tensor) -> Tensor:
+    """N sum_i f_i P_i, averaged over places (GShard, Lepikhin et al., 2020; Switch, Fedus et al., 2021, eq. 4).
+
+    1.0 where the router is uniform, N where it has collapsed to one option.
+
+    Args:
+        probabilities: softmax of the logits, whose mean is P_i.
+        chosen: one-hot, the best option, whose mean over all processes is f_i.
+    """
+    choices = chosen[:, :1].numel() / chosen.shape[2]  # at one place
+    f, p = distributed.mean(importance(chosen)) / choices, importance(probabilities) / choices
+    return (possible.sum(dim=0) * (f * p).sum(dim=0)).mean()
+
+
+def report(logits: Tensor, weights: Tensor) -> dict[str, float]:
+    """The balance of the choices in a batch of all processes; `logits` are -inf where an option is not possible."""
+    possible = possible_options(logits)
+    return {
+        "importance_cv2": float(squared_variation(distributed.total(importance(weights)), possible)),
+        "load_cv2": float(squared_variation(distributed.total(load(weights)), possible)),
+        "gshard": float(distributed.mean(gshard(soft(logits), hard(logits), possible))),
+    }
+
+
+def possible_options(logits: Tensor) -> Tensor:
+    """(N, P) bool: the options that are possible on some frame of any process."""
+    return distributed.total(load((logits > float("-inf")).to(logits.dtype))) > 0
+
+
+NEVER = float("-inf")
+
+
+def soft(logits: Tensor) -> Tensor:
+    """softmax(l), over all options."""
+    return logits.softmax(dim=1)
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """softmax over the k largest logits (Shazeer et al., 2017, eq. 3-5, without noise); the others get weight zero.
+
+    No gradient reaches the others, so a router can collapse; see `gshard`.
+    """
+    return logits.masked_fill(ranks(logits) >= k, NEVER).softmax(dim=1)
+
+
+def hard(logits: Tensor) -> Tensor:
+    """One for the best option, zero for the others."""
+    return (ranks(logits) == 0).to(logits.dtype)
+
+
+def gumbel(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+    """A sampled option as one-hot weights, with the gradient of softmax((l + g) / t).
+
+    Straight-through Gumbel-softmax (Jang et al., 2017).
+
+    Args:
+        noise: g, shaped like the logits; None draws it.
+    """
+    perturbed = logits + (gumbel_noise(logits) if noise is None else noise)
+    relaxed = (perturbed / temperature).softmax(dim=1)
+    return hard(perturbed) + (relaxed - relaxed.detach())  # the bracket is exactly zero
+
+
+def sample(logits: Tensor) -> Tensor:
+    """An option drawn with probabilities softmax(l), as one-hot weights without gradient (the Gumbel-max trick)."""
+    return hard((logits + gumbel_noise(logits)).detach())
+
+
+def log_probability(logits: Tensor, chosen: Tensor) -> Tensor:
+    """(B,): log pi of the options that the one-hot `chosen` names, summed over the places of a frame."""
+    logs = logits.log_softmax(dim=1).masked_fill(chosen == 0, 0.0)
+    return logs.flatten(1).sum(dim=1)
+
+
+def reinforce(log_probabilities: Tensor, costs: Tensor, baseline: Tensor | float) -> Tensor:
+    """The loss whose gradient estimates that of the expected cost (REINFORCE, Williams, 1992): mean (c - b) log pi.
+
+    Args:
+        log_probabilities: (B,) of what was sampled.
+        costs: (B,) that it led to, the reward's negative.
+        baseline: b, which must not depend on the samples.
+    """
+    return ((costs - baseline).detach() * log_probabilities).mean()
+
+
+def ranks(logits: Tensor) -> Tensor:
+    """How many options are better than each, shaped like the logits; of equal ones the first is better.
+
+    By comparing all pairs, since topk leaves the order of equals open, and engines differ in it.
+    """
+    own, rival = logits.unsqueeze(2), logits.unsqueeze(1)
+    index = torch.arange(logits.shape[1], device=logits.device)
+    earlier = (index < index[:, None]).reshape(len(index), -1, *(1,) * (logits.ndim - 2))  # [own, rival]
+    return ((rival > own) | ((rival == own) & earlier)).sum(dim=2)
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Standard Gumbel numbers, finite: -log of exponential ones, of which torch draws a zero now and then."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    numbers = drawn(lambda frames: like.new_empty((frames, *like.shape[1:]), dtype=dtype).exponential_(), len(like))
+    return -numbers.clamp(min=torch.finfo(dtype).tiny).log()

@@ -20,13 +20,30 @@ from typing import Any
 import numpy as np
 
 from perception.frame import Camera, Frame
+from perception.rig import LidarLimits
 from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, Edges, fit, range_edges
 from perception.scene.health.features import SweepFeatures, in_vehicle_frame, latest_sweep
-from perception.scene.health.limits import AlignmentLimits, LidarLimits
 
 CAMERAS_PER_FRAME = 3  # cameras are evaluated in turn; after a round of all, findings are updated
 YAWS = STEP * np.arange(-REACH, REACH + 1)  # rad, of the LiDAR about the vertical
 TILTS = np.radians(np.arange(-3.0, 3.1))  # rad, of the LiDAR about the horizontal axes
+
+
+@dataclass(frozen=True)
+class AlignmentLimits:
+    """Cameras against a LiDAR. A rotation is reported if it fits better than all tolerated ones by `min_gain` and
+    `min_agreement`."""
+
+    min_motion: float = 1.0  # m, and
+    min_interval: float = 0.4  # s between evaluated frames, so that their edges differ
+    forgetting: float = 0.15  # of the sum over earlier frames, at each frame: the last six or seven count
+    min_frames: int = 3
+    tolerance: float = 0.9  # degrees
+    min_gain: float = 1.4  # relative to the square root of the number of points
+    min_agreement: float = 2.0  # sum of the gains of image parts relative to their norm: at least four parts agree
+    hysteresis: float = 0.5  # factor of both limits for rotations that were reported in the frame before
+    min_cameras: int = 3  # and more than half of them: a rotation that they share is the LiDAR's
+
 
 _LIMITS = AlignmentLimits()
 _DOWN, _RIGHT = STEP * np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1]  # rad, of every shift of an image

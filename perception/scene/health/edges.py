@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from perception.frame import Camera
+from perception.rig import LidarLimits
 from perception.scene.health.features import quantile
-from perception.scene.health.limits import LidarLimits
 
 STEP = np.radians(0.5)  # of the cylinder's pixels; the firings of an HDL-32E are 0.33 degrees apart
 REACH = 11  # pixels, largest shift: 5.5 degrees

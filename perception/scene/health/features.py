@@ -13,7 +13,7 @@ import numpy as np
 
 from perception.evaluation.corrupt import MCU
 from perception.frame import Frame
-from perception.scene.health.limits import CameraLimits, LidarLimits
+from perception.rig import CameraLimits, LidarLimits
 
 ROWS = 16  # sampled rows of an image
 MIN_SIDE = 128  # pixels of the shorter side, below which texture, noise and seams are not evaluated

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from perception.frame import Frame
+from perception.rig import LidarLimits
 from perception.scene.health.features import SweepFeatures
-from perception.scene.health.limits import LidarLimits
 from perception.scene.health.readings import LastContent, Readings, load_below
 from perception.scene.health.scan_gaps import ring_continuity
 

@@ -15,12 +15,11 @@ from typing import Any, get_args
 import numpy as np
 
 from perception.frame import Camera, Frame
-from perception.rig import Sensors
+from perception.rig import CameraLimits, LidarLimits, Sensors
 from perception.scene.admission import POSES
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import SLOPE_TEXTURE, SweepFeatures, image_features, sweep_features
 from perception.scene.health.lidar_readings import LidarReadings
-from perception.scene.health.limits import CameraLimits, LidarLimits
 from perception.scene.health.readings import LastContent, Readings, Status, load_below
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from perception.frame import Frame
+from perception.rig import LidarLimits
 from perception.scene.health.features import in_vehicle_frame, latest_sweep
-from perception.scene.health.limits import LidarLimits
 
 MAX_QUERIES = 1500  # ground points whose neighbours are searched
 

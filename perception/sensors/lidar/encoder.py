@@ -74,7 +74,7 @@ class PillarEncoder(nn.Module):
             with _evaluating(self):  # there are no statistics to take
                 return self._of_all_points(inputs, real)
         frames = torch.div(rows, p * m, rounding_mode="floor")
-        features = self.norm.of_rows(self.linear.of_rows(inputs.flatten(0, 2)[rows], frames), frames)
+        features = self.norm(self.linear(inputs.flatten(0, 2)[rows], frames), frames)
         pillars = torch.div(rows, m, rounding_mode="floor")[:, None].expand_as(features)
         # The maximum of zero and all points of a pillar is that after ReLU.
         return (

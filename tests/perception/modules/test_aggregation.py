@@ -15,11 +15,10 @@ from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Parallel
-from perception.modules.aggregation.merge import Merging, merge_modules
-from perception.modules.aggregation.parameters import average, dare, task_arithmetic, ties, weighted
+from perception.modules.aggregation.merge import Merging, average, dare, merge_modules, task_arithmetic, ties, weighted
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
-from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
 
 
@@ -132,7 +131,7 @@ def outputs(bank: Bank, block: Any) -> dict[str, Tensor]:
     """What each slot gives for an input of its own, so that the slots' differences do not mix."""
     torch.manual_seed(1)
     route = Route({"a": 1.0, "b": 1.0, "c": 1.0, "new": 1.0}, block=block, z=torch.rand(1, Z, dtype=torch.float64))
-    bank.apply(route)
+    bank.current.route = route
     shapes = {"one": (2, 4, 5, 6), "up": (2, 6, 5, 6), "two": (2, 4, 5, 6), "norm": (2, 4, 5, 6), "rows": (2, 7, 4)}
     return {name: bank.slots[name](torch.randn(shape, dtype=torch.float64)) for name, shape in shapes.items()}
 

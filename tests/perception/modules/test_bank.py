@@ -20,10 +20,10 @@ from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.base_weights import is_base_key
+from perception.modules.base import is_base_key
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
-from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.fixed import fixed_routes
 from perception.modules.status import compact
 
 KIND_NAMES = list(KINDS)
@@ -36,12 +36,11 @@ class Routed(Layers):
         torch.manual_seed(0)
         super().__init__()
         self.bank = Bank(self.eval(), CONDITIONS)
-        self.router = FixedRouter(self.bank, ("detection",))
 
     def forward(self, x, conditions):
-        ((route, _),) = self.router(conditions, {})
-        self.bank.apply(route)
-        return {"y": super().forward(x)}
+        ((route, _),) = fixed_routes(self.bank, ["detection"], conditions, {})
+        with self.bank.current.running(route):
+            return {"y": super().forward(x)}
 
 
 def batch(network: nn.Module, *seeds: int) -> Any:
@@ -279,7 +278,7 @@ def layers(*kinds: str) -> tuple[Layers, Bank]:
 def run(network: Layers, route: Route) -> Tensor:
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for slot in (module for module in network.modules() if hasattr(module, "computations")):
-        slot.route = route
+        slot.current.route = route
     with torch.no_grad():
         return network(x)
 
@@ -336,11 +335,10 @@ def test_what_does_not_merge_is_said_and_changes_nothing(what, message):
     network, bank = layers("low_rank", "rescale", "bottleneck", "film", "prompt")
     add_fusion(bank, Fuse("low_rank", "rescale"))
     bank.slots = dict(reversed(bank.slots.items()))  # the first convolution, whose prompt has not run, comes last
-    before, routes = state(network), {slot: slot.route for slot in bank.slots.values()}
+    before = state(network)
     with pytest.raises(InputError, match=message):
         bank.merge(what)
     assert same(state(network), before)
-    assert all(slot.route is route for slot, route in routes.items())
     with pytest.raises(InputError, match="no modules are merged"):
         bank.unmerge()
 

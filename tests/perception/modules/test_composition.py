@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from vocabulary import Z
 
 from perception.errors import InputError
-from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
-from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names, parse_block
 from perception.modules.aggregation.representations import AttentionFusion, add_fusion
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
@@ -169,8 +168,8 @@ X = torch.randn(2, 3, 6, 7, dtype=torch.float64, generator=torch.Generator().man
 def brute(tree, slot, x, y, module_weights):
     """The output of a tree on the output y so far; deltas as differences of outputs."""
     if isinstance(tree, str):
-        there = tree in slot.computations
-        return y + module_weights[tree] * slot.computations[tree](Site(x, y, slot.layer, slot.route.z)) if there else y
+        site = Site(x, y, slot.layer, slot.current.route.z)
+        return y + module_weights[tree] * slot.computations[tree](site) if tree in slot.computations else y
     kind, members, own = tree
     if kind == "stack":
         for member in members:
@@ -200,11 +199,11 @@ def test_folding_a_nest_equals_running_it_and_running_it_the_brute_force(tree, d
     for name in leaves(tree):
         if case := data.draw(st.sampled_from([*FOLDED, None])):
             put(slot, name, case)
-    slot.route = Route(module_weights, block=block, z=torch.rand(1, Z, dtype=torch.float64))
+    slot.current.route = Route(module_weights, block=block, z=torch.rand(1, Z, dtype=torch.float64))
     running = slot(X)
     close(running, brute(tree, slot, X, slot.layer(X), module_weights))
-    assert slot.folds()
-    slot.fold()
+    assert slot.folds(slot.current.route)
+    slot.fold(slot.current.route)
     assert len(slot.computations) == 0
     close(slot(X), running)
 
@@ -213,9 +212,9 @@ def test_a_fuse_block_of_which_one_member_is_at_the_slot_folds():
     slot = conv_slot()
     put(slot, "a", "low_rank")
     put(slot, "b", "scale_shift")
-    slot.route = route(Stack(Fuse("a", "elsewhere"), "b"))
+    slot.current.route = route(Stack(Fuse("a", "elsewhere"), "b"))
     running = slot(X)
-    slot.fold()
+    slot.fold(slot.current.route)
     assert len(slot.computations) == 0
     close(slot(X), running)
 
@@ -291,7 +290,7 @@ def fused() -> Bank:
 
 
 def run(bank: Bank, slot: str, x: Tensor, block: Any, **weights: float | Tensor) -> Tensor:
-    bank.apply(Route(weights, block=block))
+    bank.current.route = Route(weights, block=block)
     output: Tensor = bank.slots[slot](x)
     return output
 
@@ -345,7 +344,7 @@ def test_a_frame_gets_the_same_whatever_else_is_in_its_batch(fused):
 
 def test_attention_survives_the_graph_export(fused):
     """Whatever stands in the key of a block."""
-    fused.apply(Route({"a": 1.0, "b": 1.0, "c": 1.0}, block=FUSE))
+    fused.current.route = Route({"a": 1.0, "b": 1.0, "c": 1.0}, block=FUSE)
     x = torch.randn(1, 4, 5, 6, dtype=torch.float64)
     program = torch.export.export(fused.network, (x,))
     close(program.module()(x), fused.network(x))

@@ -85,7 +85,7 @@ def test_folded_equals_unfolded_and_a_backup_of_the_layer_undoes_it_bit_for_bit(
     slot = slot_with(layer, Route({"m": weight}, z=z), m=trained(case, layer))
     unfolded, backup = slot(x), copy.deepcopy(slot)
     assert_near(unfolded, layer(x) + weight * delta_of(slot.computations["m"], place))
-    slot.fold()
+    slot.fold(slot.current.route)
     assert len(slot.computations) == 0
     assert_near(slot(x), unfolded)
     slot.layer, slot.computations, slot.constant = backup.layer, backup.computations, backup.constant
@@ -123,14 +123,14 @@ def test_two_modules_fold_together_and_one_after_the_other(pair, data, weight):
     for block in (Stack("a", "b"), Parallel("a", "b"), Average("a", "b", weights=[0.3, -1.2])):
         slot = slot_with(layer, Route({"a": -0.7, "b": weight}, z=z, block=block), **modules)
         unfolded = slot(x)
-        slot.fold()
+        slot.fold(slot.current.route)
         assert_near(slot(x), unfolded)
     slot = slot_with(layer, Route({"m": 1.0}, z=z), m=modules["a"])
     slot(x)
-    slot.fold()
+    slot.fold(slot.current.route)
     slot.computations["m"] = trained(pair[1], slot.layer)
     unfolded = slot(x)
-    slot.fold()
+    slot.fold(slot.current.route)
     assert_near(slot(x), unfolded)
 
 
@@ -141,7 +141,7 @@ def test_what_is_not_affine_refuses_to_fold_and_stays_at_its_slot():
         module.fold(Affine.of(layer), layer, None)
     slot = slot_with(layer, Route({"a": 1.0, "m": 1.0}), a=trained("rescale", layer), m=module)
     before = slot(x)
-    slot.fold()
+    slot.fold(slot.current.route)
     assert list(slot.computations) == ["a", "m"]
     assert torch.equal(slot(x), before)
     assert torch.equal(slot.layer.weight, layer.weight)
@@ -177,7 +177,7 @@ def test_copies_and_saved_tensors_keep_the_function(case, data):
     slot = slot_with(layer, Route({"m": 1.0}, z=z), m=trained(case, layer))
     expected = slot(x)
     assert torch.equal(copy.deepcopy(slot)(x), expected)
-    other = slot_with(layer, slot.route, m=make(case, layer))
+    other = slot_with(layer, slot.current.route, m=make(case, layer))
     other.load_state_dict(slot.state_dict())
     assert torch.equal(other(x), expected)
     assert torch.allclose(slot.float()(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
@@ -404,15 +404,15 @@ def test_all_kinds_export_and_folded_modules_leave_no_operator():
         for slot in networks[case].children():
             if KINDS[CASES[case][0]].attaches_to(slot.layer):
                 slot.computations["m"] = trained(case, slot.layer)
-            slot.route = Route({"m": 1.0}, z=torch.ones(1, Z))
+            slot.current.route = Route({"m": 1.0}, z=torch.ones(1, Z))
         assert (networks[case](x) - base(x)).abs().max() > 1e-3
         if case in AFFINE:
             networks[f"folded {case}"] = copy.deepcopy(networks[case])
             for slot in networks[f"folded {case}"].children():
-                slot.fold()
+                slot.fold(slot.current.route)
     networks["by frame"] = copy.deepcopy(networks["film"])
     for slot in networks["by frame"].children():
-        slot.route = Route({"m": torch.tensor([0.0, 0.5])}, z=torch.eye(Z)[:2])
+        slot.current.route = Route({"m": torch.tensor([0.0, 0.5])}, z=torch.eye(Z)[:2])
     with contextlib.redirect_stdout(io.StringIO()):
         graph = torch.onnx.export(
             Side(networks).eval(), (x,), dynamo=True, opset_version=18, output_names=list(networks), verbose=False

@@ -22,13 +22,11 @@ from deploy.onnx_export import fold_norms, to_onnx
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Affine
 from perception.modules.computation.kinds import KINDS
-from perception.modules.computation.low_rank import LowRank
 from perception.modules.computation.rescale import ScaleShift
-from perception.modules.computation.sparse_delta import SparseDelta
+from perception.modules.computation.weight_delta import LowRank, SparseDelta
 from perception.modules.route import Route
-from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LowRank as LowRankModule
 
 
 def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -97,7 +95,7 @@ def test_low_rank_equals_peft(layer):
         tuned.lora_B["default"].weight.copy_(ours.b.weight)
     slot = slot_with(layer, m=ours)
     assert_near(slot(x), theirs(x))
-    slot.fold()
+    slot.fold(slot.current.route)
     assert_near(slot.layer.weight, theirs.merge_and_unload()[0].weight)
 
 
@@ -116,7 +114,7 @@ def test_stacked_low_rank_modules_compute_the_sum_of_their_weighted_deltas(data)
     slot.stack_low_rank()
     assert list(slot.computations) == ["r"]
     assert_near(slot(x), expected)
-    slot.route = Route({"r": 1.0})
+    slot.current.route = Route({"r": 1.0})
     assert_near(slot(x), layer(x) + slot.computations["r"].output(x, layer, None) - layer(x))
 
 
@@ -130,17 +128,16 @@ class Banked(nn.Module):
         self.two = Slot("two", nn.ConvTranspose2d(4, 4, 2, 2))
         self.bank = Bank(self, CONDITIONS)
         for name in names:
-            self.bank.add(LowRankModule(name=name, slots=("*",), rank=2))
+            self.bank.add(LowRank.Options(name=name, slots=("*",), rank=2))
         randomize(self.eval())
-        self.router = SteeredRouter(self.bank, ("detection",), ())
-        self.router.steer(torch.ones(1, len(names)))
+        self.router = SteeredRouter(self.bank, ())
         for slot in self.bank.slots.values():
             slot.stack_low_rank()
 
     def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        ((route, _),) = self.router([], {})
-        self.bank.apply(route)
-        return {"y": self.two(self.norm(self.one(inputs["x"])).relu())}
+        ((route, _),) = self.router(inputs, [], ["detection"])
+        with self.bank.current.running(route):
+            return {"y": self.two(self.norm(self.one(inputs["x"])).relu())}
 
 
 def test_a_banked_slot_of_low_rank_modules_costs_two_convolutions_however_many_they_are():
@@ -153,9 +150,8 @@ def test_a_banked_slot_of_low_rank_modules_costs_two_convolutions_however_many_t
     grown = counts[0] - counts[1]
     assert grown["Conv"] + grown["ConvTranspose"] == 2 * 2
     assert (grown["Add"], grown["Mul"]) == (2, 2)
-    four.router.steer(torch.from_numpy(route))
     with torch.no_grad():
-        expected = four.predict({"x": torch.from_numpy(x)})["y"]
+        expected = four.predict({"x": torch.from_numpy(x), "route": torch.from_numpy(route)})["y"]
     found = OnnxRuntimeEngine(graph.SerializeToString()).run({"x": x, "route": route})["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -292,7 +288,7 @@ def test_a_series_adapter_normalises_mixes_and_normalises_again():
 
     slot = Slot("s", layer)  # without a call of `train` or `eval` a new one normalises by the stored statistics
     new = slot.computations["m"] = make("series_adapter", layer)
-    slot.route = Route({"m": 1.0})
+    slot.current.route = Route({"m": 1.0})
     assert torch.equal(slot(x), y)
     new.train()  # and by the batch while it trains, but only at first
     nn.init.normal_(new.a.weight)

@@ -16,9 +16,9 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
-from perception.modules.routing import load_balance
-from perception.modules.spec import LowRank
+from perception.modules.routing import learned as learned_routing
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 LEVELS = ("global", "slot", "cell")
@@ -83,7 +83,9 @@ def test_evaluation_leaves_nothing_to_chance(chooser: str, level: str) -> None:
 def test_at_level_slot_each_slot_follows_its_own_logits(at_one: bool) -> None:
     """Row 0 of a head is for trunk.one, row 1 for heads.two, also where trunk.one holds no module."""
     slots = EVERYWHERE if at_one else ("heads.*",)
-    network = Net([LowRank(name=name, slots=slots, rank=1) for name in ("a", "b")], learned("gumbel", "slot")).eval()
+    network = Net(
+        [LowRank.Options(name=name, slots=slots, rank=1) for name in ("a", "b")], learned("gumbel", "slot")
+    ).eval()
     network.chooser.options["a"].bias.data = torch.tensor([3.0, 1.0])
     network.chooser.options["b"].bias.data = torch.tensor([1.0, 3.0])
     network(torch.randn(1, 4, 6, 8), seen(True))
@@ -116,7 +118,7 @@ def test_a_module_added_later_keeps_the_fixed_route_until_update(level: str) -> 
     network = randomised(Net(ROUTED[:1], learned("soft", level, supervise=1.0))).double().eval()
     x, sensors = maps(2), seen(True, True)
     dry, before = network(x, sensors), copy.deepcopy(network.chooser.state_dict())
-    network.bank.add(LowRank(name="fog", rank=2, when=("fog",)))
+    network.bank.add(LowRank.Options(name="fog", rank=2, when=("fog",)))
     nn.init.normal_(network.one.computations["fog"].b.weight)
     assert torch.equal(network(x, sensors), dry)
     tags = [Conditions(weather="fog"), Conditions(weather="clear")]
@@ -142,7 +144,7 @@ def test_options_may_be_named_and_must_exist() -> None:
 @every_level
 def test_supervision_is_the_cross_entropy_with_what_the_tags_choose_and_the_place_has(level: str) -> None:
     """The base where it is dry, and nothing is asked where the tags leave the weather or the light open."""
-    modules = [ROUTED[0], LowRank(name="night", slots=("heads.*",), rank=2, when=("night",))]
+    modules = [ROUTED[0], LowRank.Options(name="night", slots=("heads.*",), rank=2, when=("night",))]
     network = randomised(Net(modules, learned("soft", level, supervise=2.0))).double()
     tags = [Conditions(weather=w, light=li) for w, li in (("rain", "night"), ("clear", "night"), ("rain", None))]
     network(maps(3), seen(True, True, True), tags)
@@ -231,7 +233,7 @@ def test_onnx_equals_torch_with_and_without_the_sensor():
 def test_a_router_finds_the_right_module(chooser: str) -> None:
     """Right is the module that the output was made with. `supervised` is told by tags and never sees the output."""
     supervised = chooser == "supervised"
-    weathers = [LowRank(name=name, slots=("heads.*",), rank=3, when=(name,)) for name in ("rain", "fog")]
+    weathers = [LowRank.Options(name=name, slots=("heads.*",), rank=3, when=(name,)) for name in ("rain", "fog")]
     network = Net(weathers, learned("soft" if supervised else chooser, supervise=1.0 if supervised else 0.0))
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -250,8 +252,8 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
         tags = [Conditions(weather=("clear", "rain", "fog")[k]) for k in kind] if supervised else None
         y = network(x, seen(*[True] * 48), tags)
         route = network.route
-        network.bank.apply(Route({"rain": (kind == 1).float(), "fog": (kind == 2).float()}))
-        costs = (y - network.two(network.one(x))).square().mean(dim=(1, 2, 3))
+        with network.bank.current.running(Route({"rain": (kind == 1).float(), "fog": (kind == 2).float()})):
+            costs = (y - network.two(network.one(x))).square().mean(dim=(1, 2, 3))
         terms = network.chooser.losses([route], costs.detach())
         loss = sum(terms.values()) if supervised else costs.mean() + sum(terms.values())
         optimizer.zero_grad()
@@ -260,7 +262,7 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
     x, kind = domains(300, 10_000)
     network.eval()(x, seen(*[True] * 300))
     accuracy = (network.route.chosen[..., 0].argmax(dim=1) == kind).float().mean()
-    report = load_balance.report(network.route.logits, network.route.chosen)
+    report = learned_routing.report(network.route.logits, network.route.chosen)
     # All the options as often is 1 and 0, one of three alone 3 and 2: what was learned is nearer to the former.
     assert accuracy > (1 + 1 / 3) / 2, report
     assert report["gshard"] < 2

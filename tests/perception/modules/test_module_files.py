@@ -21,7 +21,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
-from perception.modules.module_record import read_record
+from perception.modules.files import read_record
 from perception.training.checkpoint import load_model, resume, save_model
 from perception.training.combine import combine
 

@@ -21,15 +21,17 @@ from deploy.golden import differences, synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.tolerances import LEAST
 from perception.frame import Conditions
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, Trace
+from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
-from perception.modules.routing import gates, load_balance
-from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing import learned as learned_routing
+from perception.modules.routing.fixed import fixed_routes
+from perception.modules.routing.learned import learned as learned_routes
 from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
-from perception.modules.routing.show_route import as_figure, as_table, routing_table
-from perception.modules.spec import LowRank
+from perception.modules.status import as_figure, as_table, routing_table
 from perception.training import trainable
 from perception.training.loader import batch_labels
+from perception.training.losses import Losses
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 known_conditions = st.builds(Conditions, **{k: st.sampled_from([None, *v]) for k, v in CONDITIONS.items()})
@@ -42,10 +44,10 @@ tagged = st.tuples(known_conditions, st.booleans(), st.booleans())
 @settings(max_examples=60)
 @given(st.lists(tagged, min_size=1, max_size=4), st.lists(asked_for, min_size=1, max_size=3))
 def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(frames, asks):
-    modules = [LowRank(name=f"m{i}", rank=1, when=tuple(asked)) for i, asked in enumerate(asks)]
-    router = FixedRouter(Net(modules).bank, ("detection", "map"))
+    modules = [LowRank.Options(name=f"m{i}", rank=1, when=tuple(asked)) for i, asked in enumerate(asks)]
+    bank = Net(modules).bank
     sensors = {"lidar": torch.tensor([f[1] for f in frames]), "cameras": torch.tensor([f[2] for f in frames])}
-    routes = router([c for c, *_ in frames], sensors)
+    routes = fixed_routes(bank, ["detection", "map"], [c for c, *_ in frames], sensors)
     assert sorted(task for _, tasks in routes for task in tasks) == ["detection", "map"]
     assert (len(routes) == 2) == bool(set().union(*asks) & {"detection", "map"})
     for route, tasks in routes:
@@ -60,7 +62,7 @@ def test_a_route_is_shown_by_slot_and_module() -> None:
     network = Net(ROUTED)
     cells = torch.linspace(0, 1, 6).reshape(1, 1, 2, 3)
     route = Route({"rain": torch.tensor([0.25, 0.75]), "seeing": 1.0}, {"heads.two": {"rain": cells}})
-    rows = routing_table(route, network.bank, frame=1)
+    rows = routing_table(route, network.bank.slots, frame=1)
     assert [(r.slot, r.module, r.weight) for r in rows] == [
         ("trunk.one", "rain", 0.75), ("trunk.one", "blind", 0.0), ("trunk.one", "seeing", 1.0),
         ("heads.two", "rain", pytest.approx(0.5)), ("heads.two", "seeing", 0.0),
@@ -132,26 +134,26 @@ def test_top_k_is_the_softmax_over_the_k_first_of_a_stable_sort(logits, k):
         values = logits[b, :, i, j].numpy()
         best = np.argsort(-values, kind="stable")[:k]
         expected[b, best, i, j] = softmax(values[best])
-    actual = gates.top_k(logits, k)
+    actual = learned_routing.top_k(logits, k)
     torch.testing.assert_close(actual, torch.from_numpy(expected), **EXACT)
     assert ((actual != 0).sum(dim=1) == min(k, logits.shape[1])).all()
-    assert torch.equal(gates.top_k(logits, logits.shape[1]), gates.soft(logits))
-    assert torch.equal(gates.top_k(logits, 1), gates.hard(logits))
-    assert torch.equal(gates.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
+    assert torch.equal(learned_routing.top_k(logits, logits.shape[1]), learned_routing.soft(logits))
+    assert torch.equal(learned_routing.top_k(logits, 1), learned_routing.hard(logits))
+    assert torch.equal(learned_routing.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_gumbel_is_one_hot_forward_and_has_the_gradient_of_the_relaxation(temperature: float) -> None:
     torch.manual_seed(0)
     logits, g, v = (torch.randn(2, 4, 3, dtype=torch.float64) for _ in range(3))
-    weights = gates.gumbel(logits.requires_grad_(), temperature, g)
+    weights = learned_routing.gumbel(logits.requires_grad_(), temperature, g)
     assert torch.equal(weights, nn.functional.one_hot((logits + g).argmax(dim=1), 4).transpose(1, 2).double())
     relaxed = ((logits + g) / temperature).softmax(dim=1)
     found, expected = (torch.autograd.grad((each * v).sum(), logits)[0] for each in (weights, relaxed))
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-@pytest.mark.parametrize("draw", [gates.sample, lambda logits: gates.gumbel(logits, 0.7)])
+@pytest.mark.parametrize("draw", [learned_routing.sample, lambda logits: learned_routing.gumbel(logits, 0.7)])
 def test_frequencies_are_the_softmax(draw: Any) -> None:
     torch.manual_seed(0)
     n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
@@ -171,7 +173,7 @@ def test_reinforce_enumerated_over_all_joint_choices_is_the_gradient_of_the_expe
     estimate = torch.zeros_like(logits)
     for i, j in itertools.product(range(3), range(3)):
         chosen = nn.functional.one_hot(torch.tensor([[i, j]]), 3).transpose(1, 2)
-        loss = gates.reinforce(gates.log_probability(logits, chosen), costs[i, j][None], baseline)
+        loss = learned_routing.reinforce(learned_routing.log_probability(logits, chosen), costs[i, j][None], baseline)
         estimate += (p[i, 0] * p[j, 1]).detach() * torch.autograd.grad(loss, logits)[0]
     torch.testing.assert_close(estimate, expected, **EXACT)
 
@@ -183,8 +185,8 @@ def test_balance_counts_frames_and_cells_by_place(seed, b, n, places, by_cell, k
     torch.manual_seed(seed)
     logits = torch.randn(b, n, places, *((2, 3) if by_cell else ()), dtype=torch.float64)
     logits[:, 0, -1] = -math.inf
-    chosen = gates.top_k(logits, k)
-    report = load_balance.report(logits, chosen)
+    chosen = learned_routing.top_k(logits, k)
+    report = learned_routing.report(logits, chosen)
     expected: dict[str, list[float]] = {"importance_cv2": [], "load_cv2": [], "gshard": []}
     for place in range(places):
         there = list(range(1 if place == places - 1 else 0, n))
@@ -252,8 +254,9 @@ def test_a_mixed_batch_equals_its_frames_one_by_one() -> None:
 def test_tasks_with_their_own_modules_in_the_trunk_get_their_own_passes_and_options() -> None:
     model, chosen = little(BY_TASK), little(BY_TASK, {"kind": "learned"})
     inputs = frame_inputs(model, 1)
-    outputs = model(inputs)
-    assert len(model.routes) == 2
+    trace = Trace()
+    outputs = model(inputs, trace=trace)
+    assert len(trace.routes) == 2
     model.bank.activate("find")
     found = model(inputs)
     model.bank.activate("draw")
@@ -261,8 +264,8 @@ def test_tasks_with_their_own_modules_in_the_trunk_get_their_own_passes_and_opti
     assert not torch.allclose(found["map/logits"], drawn["map/logits"])
     for name, value in outputs.items():
         assert torch.equal(value, (drawn if name == "map/logits" else found)[name])
-    chosen(inputs)
-    for route, own, other in zip(chosen.routes, ("find", "draw"), ("draw", "find"), strict=True):
+    chosen(inputs, trace=(trace := Trace()))
+    for route, own, other in zip(trace.routes, ("find", "draw"), ("draw", "find"), strict=True):
         weights = route.at("trunk.stage0.0")
         assert weights[other].item() == 0
         assert 0 < weights[own].item() < 1
@@ -289,18 +292,18 @@ def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
     model = little(ALL[:4], {"kind": "learned", "choose": "reinforce", "balance": 0.1, "supervise": 0.5}).train()
     inputs = frame_inputs(model, 1, 2)
     wet, dark = {"weather": "rain", "light": "day"}, {"weather": "clear", "light": "night"}
-    model(inputs, [Conditions(**wet, city="boston"), Conditions(**dark, city="singapore")])
-    losses = model.routing_losses(torch.tensor([1.0, 2.0]))
+    trace = Trace()
+    model(inputs, [Conditions(**wet, city="boston"), Conditions(**dark, city="singapore")], trace=trace)
+    losses = model.routing_losses(trace.routes, torch.tensor([1.0, 2.0]))
     assert losses.keys() == {"balance", "supervision", "reinforce"}
     chooser = dict(model.chooser.named_parameters())
     for loss in losses.values():
         gradients = torch.autograd.grad(loss, list(chooser.values()), retain_graph=True)
         assert sum(g.abs().sum() for g in gradients) > 0
-    assert little(ALL[:4]).routing_losses() == {}
-    assert little(ALL[:4]).routing_balance() == {}
-    evenness = model.routing_balance()
+    evenness = model.routing_balance(trace.routes)
     assert losses["balance"].item() == pytest.approx(0.1 * evenness["gshard"])
-    assert evenness == load_balance.report(model.routes[0].logits, model.routes[0].chosen)
+    (route,) = learned_routes(trace.routes)
+    assert evenness == learned_routing.report(route.logits, route.chosen)
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
 
 
@@ -329,12 +332,14 @@ def test_what_is_recognised_is_a_distribution_of_each_kind_and_shapes_neither_ba
 @torch.no_grad()
 def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
     model = little(ALL[:2], recognising=True)
-    trainable.added_task(model, "conditions")
+    losses = Losses(model, trainable.added_task(model, "conditions"))
+    tags = Conditions(weather="clear", light="day", city="boston")
+    labels = model.tasks["conditions"].labels(replace(synthetic_frame("ego", RIG, seed=1), conditions=tags))
     inputs, found = frame_inputs(model, 1), set()
     torch.manual_seed(0)
     for _ in range(60):
-        model(inputs, [Conditions(weather="clear", light="day", city="boston")])
-        found.add(frozenset(model.routes[0].weights))
+        losses(inputs, [tags], batch_labels([{"conditions": labels}]))
+        found.add(frozenset(losses.routes[0].weights))
     assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
     assert {name.split(".")[0] for name, _ in trainable.parameters(model)} == {"added"}
 
@@ -342,13 +347,14 @@ def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
 def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
     model = little(ALL[:2], {"kind": "learned", "balance": 0.1}, recognising=True)
     inputs, tags = frame_inputs(model, 1), [Conditions(weather="clear", light="day", city="boston")]
-    model.train()(inputs, tags)
-    assert model.routing_losses()
-    assert model.routing_balance()
-    trainable.added_task(model, "conditions")
-    assert all(name.startswith("conditions/") for name in model(inputs, tags))
-    assert len(model.routes) == 1
-    assert model.routing_losses() == model.routing_balance() == {}
+    trace, alone = Trace(), Trace()
+    model.train()(inputs, tags, trace=trace)
+    assert model.routing_losses(trace.routes)
+    assert model.routing_balance(trace.routes)
+    scope = trainable.added_task(model, "conditions")
+    assert all(name.startswith("conditions/") for name in model(inputs, tags, scope.tasks, trace=alone))
+    assert len(alone.routes) == 1
+    assert model.routing_losses(alone.routes) == model.routing_balance(alone.routes) == {}
 
 
 @pytest.mark.slow("exports a whole model with a chooser")
@@ -369,7 +375,8 @@ def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> No
     engine = OnnxRuntimeEngine(to_onnx(folded, arrays(inputs), list(expected)).SerializeToString())
     for each in (inputs, {name: torch.full_like(inputs[name], value) for name, value in padding.items()}):
         assert differences(arrays(folded.predict(each)), engine.run(arrays(each)), tolerances) == []
-    assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
+    folded(each, trace=(trace := Trace()))
+    assert any(row.weight > 0 for row in routing_table(trace.routes[0], folded.bank.slots) if row.module == "blind")
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from vocabulary import CONDITIONS
 from perception.commands.modules import _kinds
 from perception.errors import InputError
 from perception.layers import add_slots
+from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, merge_modules
-from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
-from perception.modules.module_record import SPECS
-from perception.modules.spec import BatchNorm, LowRank
+from perception.modules.computation.batch_norm import BatchNorm
+from perception.modules.computation.weight_delta import LowRank
+from perception.modules.spec import parse_module
 
 
 @pytest.fixture
@@ -31,14 +32,13 @@ PARTS = [{"kind": "batch_norm", "slots": ["norm"]}, {"kind": "low_rank", "slots"
 
 
 def union(bank: Bank, name: str, parts: list[dict[str, object]] = PARTS) -> None:
-    bank.add(SPECS.validate_python({"kind": "union", "name": name, "when": ["fog"], "parts": parts}))
+    bank.add(parse_module({"kind": "union", "name": name, "when": ["fog"], "parts": parts}))
     for module in bank.at(name).values():
         randomize(module)
 
 
 def output(bank: Bank, name: str) -> torch.Tensor:
     bank.activate(parse_block(name))
-    bank.apply(bank.active)
     return seen(bank)
 
 
@@ -51,8 +51,11 @@ def seen(bank: Bank) -> torch.Tensor:
 
 def test_a_union_computes_what_its_parts_compute_side_by_side_and_merges_into_the_base(bank):
     union(bank, "both")
-    norm = BatchNorm(name="both", when=("fog",), slots=("norm",))
-    assert bank.modules["both"].single() == (norm, LowRank(name="both", when=("fog",), slots=("one", "t*"), rank=2))
+    norm = BatchNorm.Options(name="both", when=("fog",), slots=("norm",))
+    assert bank.modules["both"].single() == (
+        norm,
+        LowRank.Options(name="both", when=("fog",), slots=("one", "t*"), rank=2),
+    )
     assert norm.single() == (norm,)
     add(bank, "norm", "batch_norm", ("norm",))
     add(bank, "rank", "low_rank", ("one", "two"), rank=2)
@@ -203,7 +206,7 @@ def test_training_moves_the_module_alone_and_without_it_the_network_computes_wha
     """Also where the network freezes layers of its own; merged it computes what it does with the module."""
     plain, bank = bank_of()
     before = bank.base_hash()
-    bank.add(LowRank(name="rain", slots=("*",), rank=2))
+    bank.add(LowRank.Options(name="rain", slots=("*",), rank=2))
     bank.activate("rain")
     bank.train("rain")
     optimizer = torch.optim.SGD([p for p in bank.network.parameters() if p.requires_grad], 0.1)

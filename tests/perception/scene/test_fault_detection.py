@@ -30,8 +30,7 @@ from perception import rotations
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt
 from perception.frame import Frame
-from perception.rig import Sensors
-from perception.scene.health.limits import LidarLimits
+from perception.rig import LidarLimits, Sensors
 from perception.scene.health.monitor import HealthMonitor, Status
 from perception.simulate.conditions import Course
 from perception.simulate.simulate import simulate

@@ -28,8 +28,8 @@ from perception.config import Trunk as TrunkConfig
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.grid import BevGrid
-from perception.model import PerceptionModel
-from perception.modules.spec import LowRank
+from perception.model import PerceptionModel, Trace
+from perception.modules.computation.weight_delta import LowRank
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.encoder import depth_loss, depth_targets, intrinsics
 from perception.sensors.camera.lift import Lift
@@ -193,8 +193,6 @@ def test_the_lens_makes_no_difference_at_first_and_does_once_learned_without_nan
 class Depths(nn.Module):
     """The depth alone, as `to_onnx` takes a network."""
 
-    router = None
-
     def __init__(self, model: PerceptionModel) -> None:
         super().__init__()
         self.depth = model.camera.lens_depth
@@ -208,8 +206,9 @@ def test_the_graph_computes_what_torch_does_and_compiles() -> None:
     projections[:, 5] = 0
     given = {"features": torch.randn(6, 32, 4, 8), "image_from_reference": projections}
     with torch.no_grad():
-        trained()(pictures(), [fog])  # its slots keep the route
-        expected = Depths(trained()).predict(given)["y"]
+        ((route, _),) = trained().router(pictures(), [fog], ["map"])
+        with trained().bank.current.running(route):
+            expected = Depths(trained()).predict(given)["y"]
         plain = Depths(trained().folded()).predict(given)["y"]
     assert (expected - plain).abs().max() > 0.1  # what the module changes
     arrays = {name: values.numpy() for name, values in given.items()}
@@ -339,20 +338,24 @@ def test_labels_stay_when_the_network_gets_no_points_and_are_none_without_lidar(
 def test_depth_is_an_output_only_where_the_camera_trains():
     model = PerceptionModel(with_camera(little(), depth=Depth(near=1.0, far=60.0, bins=32, supervision=1.0)))
     seen = inputs(0)
+
+    def logits() -> dict[str, Tensor]:
+        trace = Trace()
+        assert "camera/depth" not in model(seen, trace=trace)
+        return trace.supervised
+
     assert model.depth_cells() == CELLS
-    assert model(seen)["camera/depth"].shape == (1, 6, 32, *CELLS)
+    assert logits()["camera/depth"].shape == (1, 6, 32, *CELLS)
     trainable.base(model)  # leaves the model itself in evaluation mode
-    assert "camera/depth" in model(seen)
+    assert "camera/depth" in logits()
     trainable.base(model, ["heads.*"])
-    assert "camera/depth" not in model(seen)
+    assert not logits()
     trainable.joint(model)
-    with torch.no_grad():
-        assert "camera/depth" not in model(seen)
     for slots, trains in (("trunk.*", False), ("camera.neck", True)):
-        model.bank.add(LowRank(name="module", rank=1, slots=(slots,)))
+        model.bank.add(LowRank.Options(name="module", rank=1, slots=(slots,)))
         trainable.post_hoc(model, ["module"])
         assert (model.depth_cells() is not None) == trains
-        assert ("camera/depth" in model(seen)) == trains
+        assert ("camera/depth" in logits()) == trains
         model.bank.delete("module")
     with one_line_error("model.camera.image: 36 x 64 is no multiple of 8"):
         PerceptionModel(with_camera(supervised(), image=Image(height=36, width=64))).depth_cells()

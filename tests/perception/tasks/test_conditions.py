@@ -32,6 +32,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
+from perception.modules.routing.fixed import fixed_routes
 from perception.predict import TorchPredictor
 from perception.scene.belief import ConditionBelief
 from perception.scene.sources import default_sources
@@ -210,7 +211,7 @@ def test_without_pictures_or_with_black_ones_it_is_unknown(model: PerceptionMode
     for number in range(20):
         observations, origins = sources.observe(frame, [found])
         assert belief.update(500_000 * number, observations, origins) == Conditions()
-    ((route, _),) = model.router([belief.conditions], {})
+    ((route, _),) = fixed_routes(model.bank, model.tasks, [belief.conditions], {})
     assert not route.weights
 
 

@@ -38,7 +38,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
-from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import require_facts
 from perception.scene.scene import Scene
 from perception.sensors.inputs import InputSpec, prepare
@@ -384,7 +384,7 @@ def test_tasks_share_each_part_of_the_network_before_their_modules_differ(module
     inputs, tags = frame_inputs(model, 1, 2), [Conditions(weather="rain"), Conditions(weather="clear")]
     outputs, found = counted(model, inputs, tags)
     assert found == calls
-    monkeypatch.setattr(model, "_same", lambda *_: False)
+    monkeypatch.setattr(model, "same_in", lambda *_: False)
     alone, found = counted(model, inputs, tags)
     assert found == ([1, 1, 1] if len(modules) == 1 else [3, 3, 2])  # conditions are recognised before the trunk
     assert_same(outputs, alone)
@@ -399,8 +399,8 @@ def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: 
     assert isinstance(deployed.router, SteeredRouter)
     inputs = frame_inputs(model, 1)
     for tag in (Conditions(), Conditions(weather="rain")):
-        deployed.router.steer(torch.full((1, len(deployed.router.steered)), float(tag.get("weather") == "rain")))
-        outputs, calls = counted(deployed, inputs, [])
+        route = torch.full((1, len(deployed.router.steered)), float(tag.get("weather") == "rain"))
+        outputs, calls = counted(deployed, {**inputs, "route": route}, [])
         assert calls == [encoders, encoders, 2]
         with torch.no_grad():
             expected = model.predict(inputs, [tag])
@@ -532,7 +532,7 @@ def test_a_bundle_with_other_words_is_refused(tmp_path: Path) -> None:
 def test_facts_that_a_module_can_ask_for() -> None:
     """A task is not asked of a frame; facts that exclude each other would never let their module run."""
     for fact in (*CONDITION_VALUES, *SENSOR_FACTS, *TASKS):
-        require_facts([fact, fact], CONDITION_VALUES, "here")
+        require_facts([fact, fact], CONDITION_VALUES, TASKS, "here")
     never = r"\S+ and \S+ never hold together; add a module for each$"
     for facts, words in (
         (["snow"], "'snow' is none of clear, rain, fog"),
@@ -540,4 +540,4 @@ def test_facts_that_a_module_can_ask_for() -> None:
         (["rain", "no-cameras", "cameras"], never),
     ):
         with one_line_error(f"^here: {words}"):
-            require_facts(facts, CONDITION_VALUES, "here")
+            require_facts(facts, CONDITION_VALUES, TASKS, "here")

@@ -15,16 +15,16 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.module_record import SPECS
-from perception.modules.spec import BatchNorm, LowRank
+from perception.modules.computation.batch_norm import BatchNorm
+from perception.modules.computation.weight_delta import LowRank
+from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import trainable
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
-from perception.training.combine import merge
+from perception.training.combine import merge, recalibrate
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import fit, train
-from perception.training.recalibrate import recalibrate
 
 
 def without_modules(**training: object) -> Config:
@@ -49,7 +49,7 @@ def base_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
     routes = {"boxes": ("detection",), "ground": ("map",), "both": (), "wet": ("rain",)}
-    modules = tuple(LowRank(name=name, rank=1, slots=("trunk.*",), when=when) for name, when in routes.items())
+    modules = tuple(LowRank.Options(name=name, rank=1, slots=("trunk.*",), when=when) for name, when in routes.items())
     config = small().model_copy(update={"modules": modules})
     batch = first_batch(config, tables)
     for weather, term, reached in (
@@ -74,9 +74,9 @@ def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
 @pytest.mark.parametrize("part", ["the modules", "the heads", "the base"])
 def test_what_is_asked_for_learns_and_nothing_else(tables, trained, tmp_path, part):
     model, _ = load_model(trained)
-    model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
+    model.bank.add(LowRank.Options(name="a", rank=2, slots=("*",)))
     if part == "the modules":
-        model.bank.add(BatchNorm(name="b", slots=("*",)))
+        model.bank.add(BatchNorm.Options(name="b", slots=("*",)))
     before = copy.deepcopy(model.state_dict())
     if part == "the modules":
         trainable.post_hoc(model, ["a", "b"])
@@ -248,7 +248,7 @@ def test_recalibrated_statistics_are_those_of_the_frames(tables, trained):
 
 def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, trained):
     model, _ = load_model(trained)
-    model.bank.add(SPECS.validate_python({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
+    model.bank.add(parse_module({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
     model.bank.activate("own")
     trainable.post_hoc(model, ["own"])
     before, base = model.bank.base_hash(), {k: v.clone() for k, v in model.state_dict().items()}

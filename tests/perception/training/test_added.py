@@ -21,7 +21,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.spec import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.pretrained import PACKAGE, PACKAGED
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.training.adapt import MODULE_RATE, add_task, read_task
@@ -106,7 +106,7 @@ def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, m
     rain = list(base.bank.at("rain"))
     assert list(model.bank.at("rain")) == rain  # though its patterns fit slots of the new head
     # Its patterns fit slots of both; what is left of it is saved and loaded.
-    model.bank.add(LowRank(name="both", slots=(rain[0], "heads.map.*"), rank=1, when=("boston",)))
+    model.bank.add(LowRank.Options(name="both", slots=(rain[0], "heads.map.*"), rank=1, when=("boston",)))
     model.bank.activate("ground")
     with pytest.raises(InputError, match="'ground' is active"):
         model.bank.delete("map")
@@ -257,7 +257,7 @@ def assert_features_of(network: Any, made: ImageEncoder) -> None:
 def test_weights_of_a_file(another: Any, weights: Path, tmp_path: Path) -> None:
     """Modules stay as they are when weights are loaded."""
     model = PerceptionModel(with_weights(str(weights)))
-    model.bank.add(LowRank(name="module", rank=1, slots=("camera.backbone.*",)))
+    model.bank.add(LowRank.Options(name="module", rank=1, slots=("camera.backbone.*",)))
     before = {name: values.clone() for name, values in model.state_dict().items() if ".computations." in name}
     model.camera.load_pretrained()
     assert before

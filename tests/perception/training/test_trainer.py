@@ -27,19 +27,18 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.spec import LowRank
+from perception.modules.computation.weight_delta import LowRank
 from perception.recipe import InitFrom, Schedule, Train, Validation
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
-from perception.training import checkpoint, norms, trainable
+from perception.training import checkpoint, trainable
 from perception.training.adapt import adapt
-from perception.training.average import averaged
-from perception.training.checkpoint import load_model, newest, provenance, save_model
-from perception.training.log import TrainingLog
+from perception.training.checkpoint import initialise, load_model, newest, provenance, save_model
+from perception.training.distribute import restore_norms, synchronise_norms
 from perception.training.loop import fit, train
-from perception.training.schedule import schedule_of
-from perception.training.start import initialise
+from perception.training.monitor import TrainingLog
+from perception.training.optimize import averaged_model, optimizer_of, schedule_of, set_momentum
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +130,19 @@ def test_the_rate_is_linear_in_the_batch_and_parts_have_their_own() -> None:
     assert train.peak == pytest.approx(0.1)
     assert Train(batch=8, learning_rate=0.4).peak == 0.4
     model = PerceptionModel(minimal())
-    optimizer = trainable.optimizer_of(model, 0.1, 0.01, {"lidar.*": 0.5, "*.weight": 2.0})
+    optimizer = optimizer_of(model, 0.1, 0.01, {"lidar.*": 0.5, "*.weight": 2.0})
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         factor = 0.5 if name.startswith("lidar.") else 2.0 if name.endswith(".weight") else 1.0
         assert rate[id(parameter)] == pytest.approx(0.1 * factor), name
     with pytest.raises(InputError, match=r"train.rates: camera.\* matches no parameter; there are such as lidar"):
-        trainable.optimizer_of(model, 0.1, 0.01, {"*": 1.0, "camera.*": 0.1})
+        optimizer_of(model, 0.1, 0.01, {"*": 1.0, "camera.*": 0.1})
 
 
 def test_the_average_is_that_of_a_loop() -> None:
     torch.manual_seed(0)
     model, decay = nn.BatchNorm1d(3), 0.999
-    average, expected = averaged(model, decay), {}
+    average, expected = averaged_model(model, decay), {}
     for _ in range(30):
         with torch.no_grad():
             model.weight.normal_()
@@ -237,17 +236,17 @@ def test_passes_of_parts_make_the_step_of_the_whole_batch(recorded: NuScenesTabl
 def test_norms_change_their_momentum_and_synchronise_as_the_same_functions() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4)).double().eval()
-    norms.set_momentum(network, 0.01)
+    set_momentum(network, 0.01)
     assert [network[i].momentum for i in (1, 2)] == [0.01, 0.01]
     x, alone, layers = torch.randn(2, 2, 3, 3).double(), copy.deepcopy(network), [*network]
-    places = norms.synchronise(network)
+    places = synchronise_norms(network)
     assert torch.equal(network(x), alone(x))
     assert all(isinstance(network[i], SYNCHRONISED) and network[i].momentum == 0.01 for i in (1, 2))
     for each in (alone.train(), network.train()):
         each(x).pow(3).sum().backward()
     for (name, value), expected in zip(network.named_parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(value.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
-    norms.put_back(places)
+    restore_norms(places)
     assert [*network] == layers
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-12, atol=1e-12, msg=name)
@@ -341,7 +340,7 @@ def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTa
         train(minimal(steps=1, batch=1), recorded, "all", tmp_path, resume=True)
 
 
-LITTLE = minimal().model_copy(update={"modules": (LowRank(name="rain", rank=1, when=("rain",)),)})
+LITTLE = minimal().model_copy(update={"modules": (LowRank.Options(name="rain", rank=1, when=("rain",)),)})
 
 
 def stepped(seed: int = 0) -> tuple[PerceptionModel, torch.optim.AdamW]:

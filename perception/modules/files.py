@@ -1,13 +1,17 @@
-"""Reads and writes modules and added heads: NAME.safetensors with the tensors, NAME.json with their description."""
+"""The files of modules and added heads: NAME.safetensors with the tensors, NAME.json with their description.
+
+The description is a module's configuration, its slots and the base that it fits.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
@@ -15,12 +19,118 @@ from torch import Tensor
 from perception.atomic import made, write_together
 from perception.errors import InputError
 from perception.modules.added_heads import AddedHeads, Head
-from perception.modules.base_weights import is_base_key
+from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
-from perception.modules.module_record import Attached, HeadRecord, Place, Record, attached, pair, read_record
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, require_facts
+from perception.modules.spec import Module, parse_module, require_facts
+from perception.section import Section
+
+FORMAT = 1  # version of the JSON file; later versions are refused
+
+
+class Place(Section):
+    """A slot of the module."""
+
+    name: str
+    layer: str  # class of the slot's layer
+    shape: tuple[int, ...]  # of the layer's weight
+
+    @classmethod
+    def of(cls, slot: Slot) -> Place:
+        return cls(name=slot.name, layer=type(slot.layer).__name__, shape=tuple(slot.layer.weight.shape))
+
+
+class _Format(Section):
+    format: Literal[1] = 1
+
+
+class Attached(Section):
+    """A module and its slots."""
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+    slots: tuple[Place, ...] = Field(min_length=1)
+    when: tuple[str, ...]
+
+    def spec(self, name: str) -> Any:
+        """The module with this name at the slots of the record; the parts of a union name their own slots."""
+        content = {**self.options, "name": name, "kind": self.kind, "when": self.when}
+        if self.kind != "union":
+            content["slots"] = tuple(place.name for place in self.slots)
+        return parse_module(content)
+
+
+class Record(Attached, _Format):
+    """The content of a module's JSON file."""
+
+    domain: str  # description of the training data
+    base: str  # `base_hash` of the network it was trained on
+    metrics: dict[str, float | None]
+    sha256: str  # of the safetensors file
+
+
+class HeadRecord(_Format):
+    """The content of the JSON file of an added head."""
+
+    name: str  # of its task
+    kind: Literal["task"]
+    options: dict[str, Any]  # the configuration of the head
+    modules: tuple[Attached, ...]  # that belong to the head
+    domain: str
+    base: str
+    metrics: dict[str, float | None]
+    sha256: str
+
+
+def attached(spec: Module, slots: Iterable[Slot]) -> dict[str, Any]:
+    """Fields of `Attached`."""
+    places = tuple(Place.of(slot) for slot in slots)
+    return {"name": spec.name, "kind": spec.kind, "options": spec.options(), "slots": places, "when": spec.when}
+
+
+def pair(path: Path) -> tuple[Path, Path]:
+    """The safetensors and the JSON file, from the path of either or the common path without a suffix."""
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
+
+
+def read_record(path: Path) -> Record | HeadRecord:
+    """The content of the JSON file of a module or a head.
+
+    Raises:
+        InputError: the file is absent, not JSON, or not such a record; of a later version or an unknown kind.
+    """
+    json_file = pair(path)[1]
+    try:
+        content = json.loads(json_file.read_bytes())
+        version = content["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{json_file}: not readable as a module ({error.__class__.__name__}: {error})") from None
+    if isinstance(version, int) and version > FORMAT:
+        raise InputError(f"{json_file}: has format {version}, this program reads {FORMAT}; install a newer one")
+    try:
+        record = (HeadRecord if content.get("kind") == "task" else Record).model_validate_json(json.dumps(content))
+        for module in (record,) if isinstance(record, Record) else record.modules:
+            module.spec(module.name)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "module"
+        raise InputError(f"{json_file}: {key}: {first['msg'].lower()}") from None
+    return record
+
+
+def read_records(run: Path) -> dict[str, Record | HeadRecord]:
+    """Module or task -> record in RUN/modules; for a checkpoint those of its run.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    folder = run.parent.parent if run.parent.name == "checkpoints" else run
+    records = [read_record(json_file) for json_file in sorted((folder / "modules").glob("*.json"))]
+    return {record.name: record for record in records}
+
 
 Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its computation at each of its slots
 
@@ -81,7 +191,7 @@ def read_all(
     base: str,
     added: AddedHeads,
     used_names: Collection[str],
-    conditions: Sequence[str],
+    facts: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[list[Head], dict[str, Attachment], list[str]]:
     """Heads and modules from files, not attached yet, and the name of each file's module or task.
 
@@ -91,11 +201,10 @@ def read_all(
         base: `base_hash` of the network.
         added: the network's added heads and slots.
         used_names: of the network's modules and heads.
-        conditions: length of a condition vector.
-        conditions: that modules may require and depend on.
+        facts: conditions and tasks that modules may require.
 
     Raises:
-        InputError: a file is absent or damaged or does not fit the network, or a name is used_names.
+        InputError: a file is absent or damaged or does not fit the network, or a name is taken.
     """
     heads: dict[str, Head] = {}
     modules: dict[str, Attachment] = {}
@@ -109,14 +218,12 @@ def read_all(
             )
         name = rename.get(path, record.name)
         if isinstance(record, Record):
-            found = {name: _build(json_file, record, name, slots, conditions)}
+            found = {name: _build(json_file, record, name, slots, facts)}
             expected = _tensors(found[name][1])
         else:
             head = _new_head(json_file, record, name, added)
             slots |= head.slots()
-            found = {
-                module.name: _build(json_file, module, module.name, slots, conditions) for module in record.modules
-            }
+            found = {module.name: _build(json_file, module, module.name, slots, facts) for module in record.modules}
             expected = _head_tensors(head, found)
         _fill(expected, _read_tensors(weights, record.sha256), weights)
         for new in dict.fromkeys([name, *found]):
@@ -136,20 +243,24 @@ def _new_head(json_file: Path, record: HeadRecord, name: str, added: AddedHeads)
 
 
 def _build(
-    json_file: Path, record: Attached, name: str, slots: Mapping[str, Slot], conditions: Sequence[str]
+    json_file: Path,
+    record: Attached,
+    name: str,
+    slots: Mapping[str, Slot],
+    facts: tuple[Sequence[str], Sequence[str]],
 ) -> Attachment:
     """A module with initial weights from its record."""
     try:
         spec: Module = record.spec(name)
     except ValidationError:
         raise InputError(f"{json_file}: {name!r} is no name for a module; use letters, digits, _ and -") from None
-    require_facts(spec.when, conditions, f"{json_file}: when")
+    require_facts(spec.when, *facts, f"{json_file}: when")
     parts = {slot: part for part in spec.single() for slot in part.slots}
     if parts.keys() != {place.name for place in record.slots}:
         raise InputError(f"{json_file}: the slots of its parts are not the slots it lists; it was changed by hand")
     for place in record.slots:
         _check_place(json_file, place, slots, parts[place.name].kind)
-    return spec, {slot: build(part, slots[slot].layer, len(conditions)) for slot, part in parts.items()}
+    return spec, {slot: build(part, slots[slot].layer, len(facts[0])) for slot, part in parts.items()}
 
 
 def _check_place(json_file: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:

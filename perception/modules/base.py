@@ -1,14 +1,38 @@
-"""Freezes parts of a network: their parameters and their running statistics."""
+"""The base, which is the tensors of a network except those of modules, learned router and added heads; its freezing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from perception.modules.base_weights import base_parameters, is_base_key
 from perception.modules.slot import Slot
+
+
+def is_base_key(key: str) -> bool:
+    """Whether this key of the `state_dict` belongs to the base."""
+    other = key.startswith(("chooser.", "added."))
+    return not other and ".computations." not in f".{key}" and ".fusions." not in f".{key}"
+
+
+def base_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for name, parameter in network.named_parameters() if is_base_key(name))
+
+
+def base_hash(network: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of the base's parameters and buffers, sorted by name.
+
+    Independent of device, memory format and modules.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if is_base_key(name):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Freeze:

@@ -1,0 +1,109 @@
+"""The optimizer of a training, its learning rate, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from perception.errors import InputError
+from perception.modules.base import is_base_key
+from perception.recipe import Schedule
+from perception.training.trainable import parameters
+
+
+def optimizer_of(
+    model: nn.Module, rate: float, decay: float, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters. Modules have no weight decay: not all are the identity at zero.
+
+    Args:
+        factors: glob of parameters of the model -> factor of their rate; the first glob that matches counts.
+
+    Raises:
+        InputError: a glob matches no parameter.
+    """
+    factors = factors or {}
+    every = [name for name, _ in model.named_parameters()]
+    for pattern in factors:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise InputError(f"train.rates: {pattern} matches no parameter; there are such as {every[0]}")
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters(model):
+        factor = next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
+        groups.setdefault((not is_base_key(name), factor), []).append(parameter)
+    options = [
+        {"params": group, "lr": rate * factor, "weight_decay": 0.0 if is_module else decay}
+        for (is_module, factor), group in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return torch.optim.AdamW(options, lr=rate, foreach=True)
+
+
+def set_momentum(model: nn.Module, momentum: float) -> None:
+    """Set the weight of a batch in the running statistics of all batch normalisations."""
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = momentum
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LRScheduler:
+    """The schedule over this number of steps; the peak of each group of parameters is its rate in the optimizer."""
+    if schedule.kind != "one_cycle":
+        return LambdaLR(optimizer, partial(share_of_peak, schedule, steps))
+    total = steps + 1
+    return OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=total,
+        # A rise that ends with the first step, which has its first and its last rate, divides by zero in torch.
+        pct_start=0.0 if schedule.warm_up * total == 1 else schedule.warm_up,
+        div_factor=schedule.start_divisor,
+    )
+
+
+def share_of_peak(schedule: Schedule, steps: int, done: int) -> float:
+    """Rate of the next step relative to the peak, for the kinds cosine and step.
+
+    Args:
+        steps: of the whole training.
+        done: number of steps done.
+    """
+    rise = schedule.warm_up * steps
+    if done < rise:
+        start = 1 / schedule.start_divisor
+        return start + (1 - start) * done / rise
+    if schedule.kind == "step":
+        return float(0.1 ** bisect_right(schedule.milestones, done / steps))
+    return (1 + math.cos(math.pi * min(1.0, (done - rise) / max(1.0, steps - rise)))) / 2
+
+
+def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model whose `update_parameters` moves it by 1 - decay towards the model: average.module.
+
+    The first update copies the weights. Running statistics are averaged, too; integers, such as the counters of batch
+    normalisations, are copied. Tensors that do not change keep their bytes.
+    """
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(own: Any, current: Any, count: Tensor | int) -> None:
+        own, current = [*map(_local_shard, own)], [*map(_local_shard, current)]
+        if own[0].is_floating_point():
+            average(own, current, count)
+        else:  # torch's function would round down
+            torch._foreach_copy_(own, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def _local_shard(value: Tensor) -> Tensor:
+    """The part in this process of a tensor that may be divided."""
+    return value.to_local() if isinstance(value, DTensor) else value
