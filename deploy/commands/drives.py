@@ -242,7 +242,7 @@ def replay(
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
 
-    The same command resumes an interrupted replay, with the same results.
+    The same command goes on with the drives of an interrupted replay that are finished, with the same results.
 
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.

@@ -24,6 +24,7 @@ class Kind(Section):
     """What a fault does to a sensor's data. Subclasses override some methods; calibration and timestamps stay."""
 
     expected_statuses: ClassVar[frozenset[Status]]  # with any of them, health has detected the fault
+    shows_earlier: ClassVar[bool] = False  # what an earlier frame had
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         """Return the camera with the fault.
@@ -58,6 +59,7 @@ class Freeze(Kind):
     """The last data before the fault are repeated as if they were new."""
 
     expected_statuses = frozenset({"frozen"})
+    shows_earlier = True
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         return past and replace(camera, image=past.image)
@@ -71,6 +73,7 @@ class Delay(Kind):
     """Data arrive late, with their own time and pose; until the first ones the sensor is missing."""
 
     expected_statuses = frozenset({"late", "missing"})
+    shows_earlier = True
     seconds: Annotated[float, Field(gt=0, le=LONGEST_DELAY)] = 0.5
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:

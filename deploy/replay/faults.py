@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND, Delay, Freeze, Kind, Miscalibration
+from deploy.replay.selection import DriveTime
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.rig import GROUPS, Sensors
@@ -128,22 +129,25 @@ def _kind(text: str, kind: type[Kind], options: str) -> Kind:
         raise InputError(f"--fault {text}: {first['loc'][0]}: {what}; options: {known}") from None
 
 
-def inject(frames: Iterable[Frame], faults: Sequence[Fault]) -> Iterator[Frame]:
+def inject(frames: Iterable[Frame], faults: Sequence[Fault], time: DriveTime | None = None) -> Iterator[Frame]:
     """Yield the frames of one or more drives with all faults, applied in the given order.
 
     The same drive and faults give the same frames, bit for bit.
+
+    Args:
+        time: of the drives, where their first frames are not among these.
     """
     for fault in faults:
-        frames = _inject_one(frames, fault)
+        frames = _inject_one(frames, fault, time or DriveTime())
     return iter(frames)
 
 
-def _inject_one(frames: Iterable[Frame], fault: Fault) -> Iterator[Frame]:
-    scene, start, past = None, 0, deque[Frame]()
+def _inject_one(frames: Iterable[Frame], fault: Fault, time: DriveTime) -> Iterator[Frame]:
+    scene, past = None, deque[Frame]()
     for frame in frames:
         if frame.scene != scene:
-            scene, start, past = frame.scene, frame.timestamp, deque()
-        inside = fault.start <= 1e-6 * (frame.timestamp - start) < fault.end
+            scene, past = frame.scene, deque()
+        inside = fault.start <= time(frame.scene, frame.timestamp) < fault.end
         known = _shown_frame(fault.kind, past, frame, inside)
         yield fault.apply(frame, known) if inside else frame
 

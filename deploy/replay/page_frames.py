@@ -11,7 +11,6 @@ import numpy as np
 from deploy.replay import pictures
 from deploy.replay.class_pictures import layer_pictures
 from deploy.replay.track_history import Trails
-from deploy.replay.undecoded import DrawingData, SensorSizes, UndecodedFrame, undecoded
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
@@ -34,7 +33,7 @@ class PageFrames:
         self.layers: dict[str, dict[str, Any]] = {}
         self._tasks, self._grid = tasks, grid
         self._pages: dict[int, dict[str, Any]] = {}  # as JSON
-        self._undrawn: dict[int, tuple[UndecodedFrame, Sequence[Layer]]] = {}
+        self._undrawn: dict[int, tuple[Frame, Sequence[Layer]]] = {}  # frames that are `reduced`
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
 
     def layers_of(self, frame: Frame, seen: SceneFrame) -> list[Layer]:
@@ -48,8 +47,8 @@ class PageFrames:
             found.append(layer)
         return found
 
-    def add(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], stays: bool) -> DrawingData | None:
-        """Add the frame of the last `layers_of`; returns what its pictures are drawn from later, if not now.
+    def add(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], stays: bool) -> None:
+        """Add the frame of the last `layers_of`.
 
         Args:
             page: the frame's data, to which boxes and pictures are added.
@@ -59,16 +58,8 @@ class PageFrames:
         self._pages[page["number"]] = page
         if stays:
             self._draw(page, frame, layers)
-            return None
-        drawing = pictures.drawing_data(frame, CAMERA_WIDTH)
-        self._undrawn[page["number"]] = undecoded(frame, SensorSizes.of(frame, drawing)), layers
-        return drawing
-
-    def restore(self, page: dict[str, Any], frame: UndecodedFrame, layers: Sequence[Layer]) -> None:
-        """Add a frame of an earlier run; it has what its pictures are drawn from if they were not drawn then."""
-        self._pages[page["number"]] = page
-        if "cameras" not in page:
-            self._undrawn[page["number"]] = frame, layers
+        else:
+            self._undrawn[page["number"]] = pictures.reduced(frame, CAMERA_WIDTH), layers
 
     def keep(self, numbers: Collection[int]) -> None:
         """Remove the other frames."""
@@ -79,7 +70,7 @@ class PageFrames:
     def drawn(self) -> list[dict[str, Any]]:
         """All frames, with their pictures."""
         for number, (frame, layers) in self._undrawn.items():
-            self._draw(self._pages[number], frame, layers)
+            self._draw(self._pages[number], frame, layers, reduced=True)
         self._undrawn.clear()
         return [self._pages[number] for number in sorted(self._pages)]
 
@@ -87,12 +78,10 @@ class PageFrames:
         """Add the drawn frames of later drives, whose frames are counted from `first` on."""
         self._pages |= {first + each["number"]: {**each, "number": first + each["number"]} for each in frames}
 
-    def _draw(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer]) -> None:
+    def _draw(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], reduced: bool = False) -> None:
         page["points"] = pictures.points_picture(frame, self._grid, ABOVE_SIZE)
         page["cameras"] = {
-            name: pictures.data_uri(
-                "jpeg", pictures.small_jpeg(camera, CAMERA_WIDTH, isinstance(frame, UndecodedFrame))
-            )
+            name: pictures.data_uri("jpeg", pictures.small_jpeg(camera, CAMERA_WIDTH, reduced))
             for name, camera in frame.cameras.items()
         }
         page["layers"] |= {

@@ -6,14 +6,14 @@ import base64
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import cv2
 import numpy as np
 
-from deploy.replay.undecoded import DrawingData
 from perception.datasets.files import decode_image, jpeg_size, reduction_to
-from perception.frame import Boxes, Camera, Frame
+from perception.frame import Boxes, Camera, Frame, JpegFile
 from perception.grid import BevGrid, Reference
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import Layer, RasterLayer, rgb
@@ -129,22 +129,30 @@ def raster_picture(layer: RasterLayer) -> str:
     return data_uri("png", content.tobytes())
 
 
-def drawing_data(frame: Frame, width: int) -> DrawingData:
-    """What `frame` is drawn from at the end of the replay; pictures without a recorded JPEG are `width` pixels wide."""
-    pictures = {name: camera.jpeg or small_jpeg(camera, width) for name, camera in frame.cameras.items()}
-    return DrawingData(None if frame.points is None else frame.keyframe_points, pictures)
+def reduced(frame: Frame, width: int) -> Frame:
+    """The frame with no more than its pictures are drawn from: the keyframe's points, and of each camera a JPEG file.
+
+    The cameras have black images of the recorded size, which take no memory. Pictures without a recorded file are
+    `width` pixels wide.
+    """
+    cameras = {}
+    for name, camera in frame.cameras.items():
+        black = np.broadcast_to(np.uint8(0), camera.image.shape)
+        cameras[name] = replace(camera, image=black, file=JpegFile(camera.jpeg or small_jpeg(camera, width), black))
+    frame = frame if frame.points is None else frame.select_points(frame.of_keyframe)
+    return replace(frame, cameras=cameras)
 
 
-def small_jpeg(camera: Camera, width: int, undecoded: bool = False) -> bytes:
+def small_jpeg(camera: Camera, width: int, reduced: bool = False) -> bytes:
     """A camera's picture as a JPEG file, `width` pixels wide; a recorded file that is not wider is taken as it is.
 
     Args:
-        undecoded: the camera has the file alone.
+        reduced: it is a camera of a frame that is `reduced`, whose image is black.
     """
     content, image = camera.jpeg, camera.image
     if content is not None and jpeg_size(content)[0] <= width:
         return content
-    if content is not None and undecoded:
+    if content is not None and reduced:
         image = decode_image(content, reduction_to(content, width))
     height = round(image.shape[0] * width / image.shape[1])
     return _encoded(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 66)

@@ -5,6 +5,8 @@ A baseline must have the same settings and data.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,3 +133,15 @@ class ReplayProvenance(Section):
     def write(self, folder: Path) -> None:
         """Write replay.json. InputError if the folder cannot be written."""
         write_atomically(folder / PROVENANCE, self.model_dump_json(indent=2).encode() + b"\n")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The names whose values differ, with both values; "" if all are equal. The old ones were read from JSON."""
+    new = json.loads(json.dumps(new))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {_short(old.get(name))} (now {_short(new.get(name))})" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING
 
 from perception.errors import InputError
-from perception.frame import Frame
 
 if TYPE_CHECKING:
     from deploy.replay.sources import Drive
@@ -38,57 +36,48 @@ class Selection:
         if self.every < 1:
             raise InputError(f"--every {self.every}: give 1 for every frame, 2 for every second one, ...")
 
-    def before_end(self, drive: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield the frames of one drive before `end`; reads one more frame."""
-        start = None
-        for frame in drive:
-            start = frame.timestamp if start is None else start
-            if 1e-6 * (frame.timestamp - start) >= self.end:
-                return
-            yield frame
-
-    def select(self, frames: Iterable[Frame], needed: bool = True) -> Iterator[Frame]:
-        """Yield the selected frames of one or more drives.
-
-        Raises:
-            InputError: there is none, but one is needed.
-        """
-        scene, start, last, none = None, 0, 0.0, True
-        for frame in frames:
-            if frame.scene != scene:
-                scene, start, chosen = frame.scene, frame.timestamp, self.chooser()
-            last = 1e-6 * (frame.timestamp - start)
-            if chosen(frame.timestamp):
-                none = False
-                yield frame
-        if none and needed:
-            raise InputError(f"--start {self.start:g}: the last frame of the drive is at {last:.1f} s; start earlier")
-
-    def chooser(self) -> Callable[[int], bool]:
-        """Whether a frame of one drive is selected, by its time (us); to be asked for each frame, in their order."""
-        start: int | None = None
-        inside = count()
-
-        def chosen(time: int) -> bool:
-            nonlocal start
-            start = time if start is None else start
-            return self.start <= 1e-6 * (time - start) < self.end and next(inside) % self.every == 0
-
-        return chosen
-
-    def expected_of(self, drive: Drive) -> int:
-        """About how many of the frames of a drive are selected."""
-        return self.expected(len(drive), drive.seconds)
-
-    def expected(self, frames: int, seconds: float) -> int:
-        """How many of the frames of a drive are selected, if they come at a steady rate.
-
-        Args:
-            seconds: from the first to the last of them.
-        """
-        period = seconds / max(frames - 1, 1)
+    def expected(self, drive: Drive) -> int:
+        """How many of the frames of a drive are selected, if they come at a steady rate."""
+        frames = len(drive)
+        period = drive.seconds / max(frames - 1, 1)
         if period <= 0:
             return -(-frames // self.every)
         first = math.ceil(self.start / period)
         end = frames if math.isinf(self.end) else min(frames, math.ceil(self.end / period))
         return -(-max(end - first, 0) // self.every)
+
+
+class DriveTime:
+    """The time since the first frame of a drive."""
+
+    def __init__(self) -> None:
+        self._starts: dict[str, int] = {}  # us, by scene, since a recording may have several
+
+    def __call__(self, scene: str, timestamp: int) -> float:
+        """Seconds since the first frame of the scene, which is the first one that is asked for."""
+        return 1e-6 * (timestamp - self._starts.setdefault(scene, timestamp))
+
+
+class FrameChoice:
+    """Decides which frames of a drive are read. It is asked once for each frame, in their order.
+
+    Attributes:
+        time: since the start of the drive.
+        over: no later frame is chosen.
+    """
+
+    def __init__(self, selection: Selection | None = None) -> None:
+        self._selection = selection or Selection()
+        self.time, self.over = DriveTime(), False
+        self._first: int | None = None  # us
+        self._inside = Counter[str]()  # frames between start and end, by scene
+
+    def __call__(self, scene: str, timestamp: int) -> bool:
+        """Whether the next frame is chosen; its time in us."""
+        chosen = self._selection
+        self._first = timestamp if self._first is None else self._first
+        self.over = self.over or 1e-6 * (timestamp - self._first) >= chosen.end
+        if self.over or not chosen.start <= self.time(scene, timestamp) < chosen.end:
+            return False
+        self._inside[scene] += 1
+        return (self._inside[scene] - 1) % chosen.every == 0

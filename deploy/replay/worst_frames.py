@@ -10,15 +10,10 @@ WORST_KEPT = 4  # frames by each measure
 
 
 class WorstFrames:
-    """The WORST_KEPT worst frames so far by each measure; the earliest among equals.
+    """The WORST_KEPT worst frames so far by each measure; the earliest among equals."""
 
-    Args:
-        floors: measure -> value above which frames can be among the worst of earlier drives and these.
-    """
-
-    def __init__(self, floors: Mapping[str, float] | None = None) -> None:
+    def __init__(self) -> None:
         self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> value, -number, text
-        self._floors = floors or {}
 
     def add(self, number: int, ratings: Mapping[str, Sequence[Any]]) -> bool:
         """Add a frame; returns whether it is among the worst so far.
@@ -30,7 +25,7 @@ class WorstFrames:
         for measure, (value, text) in ratings.items():
             heap = self._heaps.setdefault(measure, [])
             entry = (float(value), -number, text)  # numpy's numbers are no JSON
-            if value > self._floors.get(measure, 0) and (len(heap) < WORST_KEPT or entry > heap[0]):
+            if value > 0 and (len(heap) < WORST_KEPT or entry > heap[0]):
                 (heapq.heappush if len(heap) < WORST_KEPT else heapq.heapreplace)(heap, entry)
                 among_worst = True
         return among_worst
@@ -45,11 +40,6 @@ class WorstFrames:
             self._heaps.setdefault(measure, [])
             for number, value, text in sorted(entries):
                 self.add(first + number, {measure: (value, text)})
-
-    @property
-    def floors(self) -> dict[str, float]:
-        """Value of each measure that a later frame must exceed to be among the worst."""
-        return {name: heap[0][0] for name, heap in self._heaps.items() if len(heap) == WORST_KEPT}
 
     @property
     def numbers(self) -> set[int]:

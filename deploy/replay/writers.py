@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from deploy.manifest import Manifest
-from deploy.replay.folder import VIEWERS
-from deploy.replay.results import STATISTICS
+from deploy.replay.results import STATISTICS, VIEWERS
 from deploy.replay.statistics import StatisticsWriter
 from perception.atomic import atomic_file
 from perception.datasets.keyframes import Keyframes
@@ -40,26 +39,26 @@ class Writers(NamedTuple):
     statistics: StatisticsWriter
     viewers: Sequence[ViewerWriter]
 
-    def add(self, frame: Frame, seen: SceneFrame, known: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write the next frame to all files; returns its statistics. `known`: its statistics in an earlier run."""
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        """Write the next frame to all files."""
         for name, writer in self.tasks.items():
             writer.add(frame, seen.prediction.results[name], seen.states.get(name))
         for viewer in self.viewers:
             viewer.add(frame, seen)
-        return self.statistics.add(frame, seen.prediction, known)
+        self.statistics.add(frame, seen.prediction)
 
 
 def open_writers(
-    files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[str]
+    files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[ViewerWriter]
 ) -> Writers:
-    """Open the writers for the folder `out`; complete files appear when `files` is closed.
+    """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed.
 
     Args:
         source: of the annotations; None if the drive has none.
-        viewers: names in VIEWERS.
+        viewers: of the whole replay.
 
     Raises:
-        InputError: a viewer's package is not installed, or the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     tasks = manifest.heads
     own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}
@@ -68,8 +67,17 @@ def open_writers(
         StatisticsWriter(
             files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks, source
         ),
-        [files.enter_context(_viewer(name, out / VIEWERS[name], manifest)) for name in viewers],
+        viewers,
     )
+
+
+def open_viewers(files: ExitStack, out: Path, manifest: Manifest, names: Sequence[str]) -> Sequence[ViewerWriter]:
+    """Open the writers for these viewers, names in VIEWERS, as `open_writers` does.
+
+    Raises:
+        InputError: a viewer's package is not installed, or the folder cannot be written.
+    """
+    return [files.enter_context(_viewer(name, out / VIEWERS[name], manifest)) for name in names]
 
 
 def _viewer(name: str, path: Path, manifest: Manifest) -> AbstractContextManager[ViewerWriter]:

@@ -9,10 +9,12 @@ from make_log import TYPES, Message, header, make, make_log, messages
 from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
+from deploy.replay.selection import FrameChoice
 from deploy.replay.sources import ros
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import CorruptMessage
+from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.topics import Topics, default_topics
 from perception.config import Lidar, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -62,7 +64,7 @@ def stream(
 ) -> Iterator[Frame]:
     topics = topics or nuscenes_topics()
     spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), None, RIG)
-    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed)
+    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
     for each in (each for each in log if each.topic in topics.names()):
         yield from assembler.advance(each.time)
         try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
+from deploy.replay.selection import FrameChoice
 from deploy.replay.sources.counts import Counts
-from deploy.replay.undecoded import UNREAD, Known, nothing_known, undecoded
 from perception.datasets.keyframes import Keyframes
 from perception.errors import DAMAGE
 from perception.frame import Frame
@@ -20,18 +20,18 @@ class DatasetDrive:
     does not exist, or is damaged, is missing in the frame; damaged ones are counted.
 
     Args:
-        scene: its name, or `scene-0103:0-4` for its keyframes 0 to 3.
+        selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
         spec: gives the frame of reference and the number of LiDAR sweeps.
 
     Raises:
         InputError: there is no such scene.
     """
 
-    def __init__(self, tables: Keyframes, scene: str, spec: InputSpec) -> None:
-        self.tables = tables
+    def __init__(self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec) -> None:
+        self.tables, self.name = tables, selectors[0].partition(":")[0]
         self._spec = spec
         self.counts = Counts(spec.rig.sensors)
-        self._samples = tables.samples(selectors=[scene])
+        self._samples = tables.samples(selectors=selectors)
 
     @property
     def seconds(self) -> float:
@@ -41,30 +41,17 @@ class DatasetDrive:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames. Of those that are known only the kinds of sensors are read of which one was missing, since its
-        file may be damaged, which is counted again."""
+    def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
         self.counts = Counts(self._spec.rig.sensors)
-        count = cache(self.counts.add_damage)  # a file once, although several frames read it
-        cameras = {*self._spec.rig.sensors.cameras}
+        count, choice = cache(self.counts.add_damage), choice or FrameChoice()  # a file once, although several read it
         for sample in self._samples:
-            sizes = known(sample)
-            lidar = sizes is None or (sizes is not UNREAD and sizes.sweeps is None)
-            pictures = sizes is None or (sizes is not UNREAD and not cameras <= sizes.cameras.keys())
-            before = DAMAGE.set(count)
-            try:
-                frame = self.tables.frame(
-                    sample,
-                    self._spec.grid.reference,
-                    self._spec.sweeps,
-                    annotations=sizes is None,
-                    lidar=lidar,
-                    cameras=pictures,
-                )
-            finally:
-                DAMAGE.reset(before)
-            if sizes is not None:
-                frame = undecoded(frame, sizes)
-            if sizes is not UNREAD:
+            if choice(self.name, self.tables.timestamp(sample)):
+                before = DAMAGE.set(count)
+                try:
+                    frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
+                finally:
+                    DAMAGE.reset(before)
                 self.counts.add_frame(frame)
-            yield frame
+                yield frame
+            elif choice.over:
+                return

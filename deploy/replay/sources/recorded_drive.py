@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from deploy.replay.selection import FrameChoice
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.mcap import McapRecording
@@ -12,7 +13,6 @@ from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.recording import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
-from deploy.replay.undecoded import Known, nothing_known
 from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
@@ -51,6 +51,7 @@ class RecordedDrive:
         self._path, self._spec, self._signals = path, spec, dict(signals or {})
         self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
         info = self._recording.info
+        self.name = info.scene
         described = info.location or info.description
         conditions = (
             conditions_of(info.description, info.location, taxonomy or load_taxonomy("nuscenes"))
@@ -76,15 +77,16 @@ class RecordedDrive:
             return info.counts[str(self._topics.keyframes)]
         return 1 + round(info.duration / (self._topics.period * 1e6))
 
-    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames; of those that are known, no picture is decoded and no points are joined."""
-        self.counts = counts = Counts(self._spec.rig.sensors)
+    def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
+        self.counts, choice = (counts := Counts(self._spec.rig.sensors)), choice or FrameChoice()
         readings, named = Readings(self._signals), frozenset(self._topics.names())
-        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, readings, known)
+        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, choice, readings)
         counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen
         for raw in self._recording.read(named | readings.topics, counts.add_damage):
             counts.messages[raw.topic] += 1
             yield from assembler.advance(raw.time)
+            if choice.over:
+                return
             if raw.topic in readings.topics:
                 with counts.corrupt(raw.topic):
                     readings.add(raw.topic, raw.time, raw.parse(raw.data))
@@ -92,7 +94,7 @@ class RecordedDrive:
                 with counts.corrupt(raw.topic):
                     assembler.add(raw.topic, raw.time, raw.decode(raw.data))
         yield from assembler.finish()
-        if not counts.frames:
+        if not assembler.frames:
             raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")
 
     def _why_no_frame(self) -> str:

@@ -1,4 +1,4 @@
-"""Encodes maps for a journal: the quantised level of each cell as in the fused map, and on which side of 0.5 it is."""
+"""Encodes maps for files: the quantised level of each cell as in the fused map, and on which side of 0.5 it is."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from deploy.replay import pictures
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.page_data import with_verdict
 from deploy.replay.page_frames import MOST_BOXES
-from deploy.replay.report import SPREAD, Report, Share
+from deploy.replay.report import SPREAD, Place, Report
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.replay.timeline import Timeline
@@ -79,7 +79,10 @@ def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
 def reported(given: Iterable[tuple[Frame, Boxes, dict[str, float]]], names: tuple[str, ...] = ()) -> Report:
     """The report of frames, detections in them and latencies."""
     given, manifest = list(given), bundle().manifest
-    report, scene = Report(manifest, "cpu", len(given)), Scene(sensors(*names), manifest.heads, CONDITIONS)
+    report, scene = (
+        Report(manifest, "cpu", Place(0, len(given), len(given))),
+        Scene(sensors(*names), manifest.heads, CONDITIONS),
+    )
     for frame, boxes, seconds in given:
         report.add(frame, replace(seen(scene, frame, boxes), seconds=USUAL | seconds))
     return report
@@ -137,13 +140,13 @@ def test_pictures_are_drawn_of_frames_that_stay(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_drawn_at_the_end_is_the_frame() -> None:
     """The same frame in a report that certainly shows it, which draws it at once, and in one that may not."""
     pages = []
-    for share in (Share(0, 1), Share(1, 1000)):
-        report = Report(bundle().manifest, "cpu", 1, share)
+    for place in (Place(0, 1, 1), Place(1, 1, 1000)):
+        report = Report(bundle().manifest, "cpu", place)
         scene = Scene(sensors(*PHOTOGRAPHED), bundle().manifest.heads, CONDITIONS)
         frame = photographed(0, np.random.default_rng(1))
         found = seen(scene, frame, cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]))
-        shown = report.add(frame, replace(found, seconds=USUAL))
-        assert (shown.drawing is None) == ("cameras" in shown.known["page"]) == (share.total == 1)
+        report.add(frame, replace(found, seconds=USUAL))
+        assert bool(report._frames._undrawn) == (place.total > 1)
         pages += report.part()["frames"]
     now, later = ({**each, "cameras": {}} for each in pages)
     assert now == later
@@ -274,7 +277,7 @@ def page(tables: NuScenesTables) -> str:
     runtime = Runtime(bundle().path)
     frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
     seen = [runtime.step(frame) for frame in frames]
-    report, latency = Report(bundle().manifest, "cpu", FRAMES), Latency()
+    report, latency = Report(bundle().manifest, "cpu", Place(0, FRAMES, FRAMES)), Latency()
     for i in range(FRAMES):
         seconds = USUAL | {"engine": 3.0 if i == SLOWEST else 0.05 + 1e-4 * i}
         which = i * len(frames) // FRAMES
