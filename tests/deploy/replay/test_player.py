@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import one_line_error
+from exported import QUIET
 from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import Error, JUnitXml
 from pages import page_data
+from recordings import SPEC, STORAGES, TINY, assert_equal_frames, make_log
 from replays import FAULTS, VERSION, assert_same, frames, gates, replayed, small, unreadable
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
@@ -35,8 +37,10 @@ from deploy.replay.player import Player
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Place
+from deploy.replay.run import replay
 from deploy.replay.selection import FrameChoice, Selection
-from deploy.replay.settings import Settings
+from deploy.replay.settings import Settings, Source
+from deploy.replay.sources import assembler, encoded, open_drives
 from deploy.replay.sources.counts import Counts
 from deploy.replay.statistics import sensors_hash
 from deploy.runtime import Runtime
@@ -181,6 +185,45 @@ def test_pictures_of_frames_that_are_left_out_are_not_read(tmp_path: Path) -> No
     without, late = (json.loads((tmp_path / name / "sources.json").read_text())[0] for name in ("damaged", "late"))
     assert (without["frames"], without["damage"]) == (3, [])
     assert pictures[0].name in late["damage"][0]
+
+
+@pytest.mark.parametrize("storage", ["file", "sqlite3"])
+def test_of_frames_that_are_left_out_nothing_is_decoded(
+    drive: Path, tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither pictures nor joined sweeps of a recording; those of the others are those of the whole drive."""
+    path, decoded, joined = tmp_path / STORAGES[storage], list[bytes](), list[int]()
+    make_log(drive, f"{TINY}:0-12", path, storage, VERSION, 3)
+    (whole,) = open_drives(path, None, (), SPEC, None)
+    every, selection = list(whole.frames()), Selection(1.0, 4.5, 3)
+    decode, join = encoded.decode_image, assembler.join_lidars
+    monkeypatch.setattr(encoded, "decode_image", lambda content: decoded.append(content) or decode(content))
+    monkeypatch.setattr(assembler, "join_lidars", lambda *given: joined.append(given[1]) or join(*given))
+    (part,) = open_drives(path, None, (), SPEC, None)
+    found = list(part.frames(FrameChoice(selection)))
+    assert [frame.token for frame in found] == [every[i].token for i in (2, 5, 8)]
+    for frame, number in zip(found, (2, 5, 8), strict=True):
+        assert_equal_frames(frame, every[number])
+    assert joined == [frame.timestamp for frame in found]
+    assert sorted(decoded) == sorted(camera.jpeg for frame in found for camera in frame.cameras.values())
+    assert part.counts.frames == 3
+
+
+@pytest.mark.parametrize(("fault", "earlier"), [("drop:lidar@0-3", False), ("freeze:cameras@1-4", True)])
+def test_a_fault_that_shows_earlier_frames_has_them_decoded(
+    drive: Path, tmp_path: Path, fault: str, earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows of all count from the start of the drive, which no frame shows that is replayed."""
+    path, joined, join = tmp_path / "drive.mcap", list[int](), assembler.join_lidars
+    make_log(drive, f"{TINY}:0-8", path, "file", VERSION, 1)
+    whole, part = (tmp_path / name for name in ("whole", "part"))
+    for out, selection in ((whole, Selection()), (part, Selection(2.0, 4.0))):
+        monkeypatch.setattr(assembler, "join_lidars", lambda *given: joined.append(given[1]) or join(*given))
+        joined.clear()
+        replay(Source(path), small(), out, Settings(faults=[fault], selection=selection), console=QUIET)
+    assert len(joined) == (8 if earlier else 4)
+    lines = [json.loads(line)["sensors"] for line in (whole / "statistics.jsonl").read_text().splitlines()]
+    assert [json.loads(line)["sensors"] for line in (part / "statistics.jsonl").read_text().splitlines()] == lines[4:]
 
 
 def test_an_impossible_selection_is_refused() -> None:
