@@ -25,7 +25,7 @@ from rich.table import Table
 
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import Fault, inject
-from deploy.replay.selection import DriveTime
+from deploy.replay.settings import DriveTime
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions

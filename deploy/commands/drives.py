@@ -252,8 +252,7 @@ def replay(
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
-    from deploy.replay.selection import Selection
-    from deploy.replay.settings import Settings, Source
+    from deploy.replay.settings import Selection, Settings, Source
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.section import load_section

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.replay.class_faults import HiddenClass
-from deploy.replay.faults import Fault
+from deploy.replay.faults import Fault, HiddenClass
 from perception.frame import Frame
 from perception.scene.health.monitor import SensorHealth
 

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.replay.folder import SCENES, final_files, occupied, remove
-from deploy.replay.machine import new_provenance
 from deploy.replay.player import Player, Watcher
-from deploy.replay.provenance import differences
-from deploy.replay.report import Place
+from deploy.replay.provenance import differences, new_provenance
+from deploy.replay.report import DriveRange
 from deploy.replay.results import STATISTICS, ReplayResults
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, open_drives
@@ -41,7 +40,7 @@ class Assignment(NamedTuple):
     """A drive that a process replays."""
 
     number: int  # among the drives of the replay; also names its folder
-    place: Place
+    place: DriveRange
 
 
 class Played(NamedTuple):
@@ -82,9 +81,9 @@ class Fleet:
     ) -> None:
         self.runtime, self.source, self.drives, self.out = runtime, source, drives, out
         self.settings, self.watcher = settings or Settings(), watcher or Watcher()
-        frames = [self.settings.selection.expected(drive) for drive in drives]
+        frames = [self.settings.selection.expected(len(drive), drive.seconds) for drive in drives]
         firsts = accumulate(frames, initial=0)
-        places = (Place(first, each, sum(frames)) for first, each in zip(firsts, frames, strict=False))
+        places = (DriveRange(first, each, sum(frames)) for first, each in zip(firsts, frames, strict=False))
         self.assignments = [Assignment(i, place) for i, place in enumerate(places)]
         self.expected = sum(frames)
 

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from deploy.replay import pictures
-from deploy.replay.class_pictures import layer_pictures
-from deploy.replay.track_history import Trails
+from deploy.replay.pictures import layer_pictures
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.task import Task
+
+LENGTH = 4.0  # s
+STEP = 0.4  # s, the least time between positions of a trail
+
+
+class Trails:
+    """The positions of a layer's boxes in the last LENGTH seconds of a drive, in the global frame."""
+
+    def __init__(self) -> None:
+        self._scene = ""
+        self._positions: deque[tuple[int, dict[str, np.ndarray]]] = deque()  # us; id -> (3,) m
+
+    def add(self, scene: str, timestamp: int, layer: BoxLayer) -> None:
+        """Add the layer of the next frame; a new drive clears the history."""
+        if scene != self._scene:
+            self._scene = scene
+            self._positions.clear()
+        while self._positions and timestamp - self._positions[0][0] > LENGTH * 1e6:
+            self._positions.popleft()
+        if not self._positions or timestamp - self._positions[-1][0] >= STEP * 1e6:
+            self._positions.append((timestamp, dict(zip(layer.ids, layer.boxes.centers, strict=True))))
+
+    def positions(self, track: str) -> np.ndarray:
+        """The positions (P, 3) in m of the box with this id, oldest first."""
+        return np.array([centers[track] for _, centers in self._positions if track in centers]).reshape(-1, 3)
+
 
 ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
 MOST_BOXES = 80  # of a layer in a frame, except annotations

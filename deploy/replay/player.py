@@ -10,14 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.replay.class_faults import hide, parse_faults
-from deploy.replay.faults import inject
-from deploy.replay.isolation import frozen_objects, single_core
-from deploy.replay.prefetch import BackgroundWriter, prefetch
-from deploy.replay.real_time import RealTime
-from deploy.replay.report import Place
-from deploy.replay.selection import FrameChoice, Selection
-from deploy.replay.settings import Settings
+from deploy.replay.faults import hide, inject, parse_faults
+from deploy.replay.report import DriveRange
+from deploy.replay.schedule import BackgroundWriter, RealTime, frozen_objects, prefetch, single_core
+from deploy.replay.settings import FrameChoice, Selection, Settings
 from deploy.replay.sources import Drive
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import ViewerWriter, Writers, open_writers
@@ -47,7 +43,7 @@ class _Taken(NamedTuple):
 class Player:
     """Runs drives through a runtime, one after the other.
 
-    Two threads read the next frames and write the last ones while the network runs (`deploy.replay.prefetch`). To
+    Two threads read the next frames and write the last ones while the network runs (`deploy.replay.schedule`). To
     measure latencies, the player first runs the drive without them (`_measure`).
 
     Args:
@@ -67,7 +63,7 @@ class Player:
         manifest = runtime.bundle.manifest
         self._faults, self._hidden = parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)
 
-    def play(self, drive: Drive, folder: Path, place: Place) -> ReplayTotals:
+    def play(self, drive: Drive, folder: Path, place: DriveRange) -> ReplayTotals:
         """Replay a drive from its start, and write to a folder that exists:
 
         TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)

@@ -1,7 +1,11 @@
-"""The report of a replay: a single HTML file to step through the frames."""
+"""The report of a replay: a single HTML file to step through the frames.
+
+Its data is JSON in a script element, in which the verdict can be replaced.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,18 +15,17 @@ from deploy.manifest import Manifest
 from deploy.replay import pictures
 from deploy.replay.latency import STAGES
 from deploy.replay.page_frames import CAMERA_WIDTH, PageFrames
-from deploy.replay.timeline import Timeline
-from deploy.replay.worst_frames import WorstFrames
+from deploy.replay.timeline import Timeline, WorstFrames
 from perception.frame import Frame
-from perception.page.single_file import single_file
+from perception.page.single_file import as_script, single_file
 from perception.rig import ordered_by_view
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE
 
-SPREAD = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
+EVENLY = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
 
 
-class Place(NamedTuple):
+class DriveRange(NamedTuple):
     """The place of a drive in a replay, in expected numbers of frames."""
 
     first: int  # before it
@@ -31,12 +34,12 @@ class Place(NamedTuple):
 
     @property
     def evenly(self) -> set[int]:
-        """The frames of the drive, counted from 0, that are among SPREAD of the replay's at even distances."""
-        numbers = np.linspace(0, self.total - 1, min(self.total, SPREAD)).round().astype(int) - self.first
+        """The frames of the drive, counted from 0, that are among EVENLY of the replay's at even distances."""
+        numbers = np.linspace(0, self.total - 1, min(self.total, EVENLY)).round().astype(int) - self.first
         return set(numbers[(numbers >= 0) & (numbers < self.frames)].tolist())
 
 
-NO_PLACE = Place(0, 0, 0)
+NO_DRIVE = DriveRange(0, 0, 0)
 
 
 class Report:
@@ -46,7 +49,7 @@ class Report:
         place: of the frames in the replay; the default has none and is for `join`.
     """
 
-    def __init__(self, manifest: Manifest, target: str, place: Place = NO_PLACE) -> None:
+    def __init__(self, manifest: Manifest, target: str, place: DriveRange = NO_DRIVE) -> None:
         self.manifest, self.target = manifest, target
         self._grid = manifest.grid.build()
         self._spread = place.evenly
@@ -208,3 +211,15 @@ def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
         "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
         "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
     }
+
+
+_START, _END = '<script id="data" type="application/json">', "</script>"
+
+
+def with_verdict(page: str, verdict: Mapping[str, Any]) -> str:
+    """The page with this verdict (Verdict.as_dict()); unchanged if it has no data element."""
+    before, start, rest = page.partition(_START)
+    data, end, after = rest.partition(_END)
+    if not end:
+        return page
+    return before + start + as_script(json.loads(data) | {"verdict": verdict}) + end + after

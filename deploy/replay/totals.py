@@ -9,11 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deploy.replay.class_faults import parse_faults
 from deploy.replay.fault_detection import FaultDetections
+from deploy.replay.faults import parse_faults
 from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
 from deploy.replay.provenance import DriveUsed, ReplayProvenance
-from deploy.replay.report import NO_PLACE, Place, Report
+from deploy.replay.report import NO_DRIVE, DriveRange, Report
 from deploy.replay.results import LATENCY, REPORT, SOURCES
 from deploy.replay.settings import Settings
 from deploy.runtime import Runtime
@@ -33,7 +33,7 @@ class ReplayTotals:
         behind: s that the replay was behind real time at most; None: it was not in real time.
     """
 
-    def __init__(self, runtime: Runtime, settings: Settings, place: Place = NO_PLACE) -> None:
+    def __init__(self, runtime: Runtime, settings: Settings, place: DriveRange = NO_DRIVE) -> None:
         manifest = runtime.bundle.manifest
         self.report = Report(manifest, runtime.target, place)
         self.faults = FaultDetections(*parse_faults(settings.faults, manifest.rig.sensors, manifest.taxonomy))

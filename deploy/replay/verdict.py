@@ -24,7 +24,7 @@ from deploy.replay.gates import (
 from deploy.replay.latency import VEHICLE
 from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Verdict
-from deploy.replay.page_data import with_verdict
+from deploy.replay.report import with_verdict
 from deploy.replay.results import ReplayResults
 from perception.atomic import write_together
 from perception.errors import InputError

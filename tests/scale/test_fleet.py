@@ -20,8 +20,7 @@ from tiny import write_scenes
 from deploy.replay.fleet import Fleet
 from deploy.replay.gates import Gates
 from deploy.replay.run import replay
-from deploy.replay.selection import Selection
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import Selection, Settings, Source
 from perception.errors import InputError
 from perception.frame_file import FrameFile, join
 

@@ -9,12 +9,12 @@ from make_log import TYPES, Message, header, make, make_log, messages
 from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
-from deploy.replay.selection import FrameChoice
+from deploy.replay.settings import FrameChoice
 from deploy.replay.sources import ros
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.latest import Readings
 from deploy.replay.sources.messages import CorruptMessage
-from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.topics import Topics, default_topics
 from perception.config import Lidar, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from deploy.replay.selection import FrameChoice
+from deploy.replay.settings import FrameChoice
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.dataset_drive import DatasetDrive
-from deploy.replay.sources.recorded_drive import RecordedDrive
+from deploy.replay.sources.drives import DatasetDrive, RecordedDrive
 from deploy.replay.sources.topics import load_topics
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions

@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Picture
-from deploy.replay.sources.rectify import Lens
+from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Lens, Picture
 from deploy.replay.sources.topics import CameraTopics
 from perception.datasets.files import jpeg_file
 from perception.frame import Camera

@@ -30,19 +30,18 @@ from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
 
 from deploy.manifest import MANIFEST
-from deploy.replay import real_time
+from deploy.replay import schedule
 from deploy.replay.faults import Fault, inject
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import Player
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
-from deploy.replay.real_time import RealTime
-from deploy.replay.report import Place
+from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
-from deploy.replay.selection import FrameChoice, Selection
-from deploy.replay.settings import Settings, Source
+from deploy.replay.schedule import RealTime
+from deploy.replay.settings import FrameChoice, Selection, Settings, Source
 from deploy.replay.sources import assembler, encoded, open_drives
 from deploy.replay.sources.counts import Counts
-from deploy.replay.statistics import sensors_hash
+from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -112,15 +111,14 @@ class GivenDrive:
 
 
 def test_the_number_of_frames_is_expected() -> None:
-    drive = GivenDrive(FRAMES, 0.5 * (FRAMES - 1), lambda i: empty(str(i), 0))
     for chosen, number in (((1.0,), FRAMES - 2), ((0.0, 3.0), 6), ((0.0, math.inf, 10), 3), ((6.2, 10.0, 3), 3)):
-        assert Selection(*chosen).expected(drive) == number
+        assert Selection(*chosen).expected(FRAMES, 0.5 * (FRAMES - 1)) == number
 
 
 @pytest.mark.slow("200 frames under tracemalloc, once the first 100 have filled what is bounded")
 def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays of a frame, its token and latencies, is less than a tenth of its points and of its map."""
-    monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
+    monkeypatch.setattr("deploy.replay.report.EVENLY", 2)  # their number does not depend on the drive
     frame, runtime, memory = replace(frames(drive)[0], cameras={}), Runtime(small()), []
     latencies: list[Latency] = []
     monkeypatch.setattr("deploy.replay.totals.Latency", lambda mode: latencies.append(Latency(mode)) or latencies[0])
@@ -139,7 +137,7 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
             tracemalloc.stop()
         return replace(frame, token=str(i), timestamp=500_000 * i, points=frame.points + np.float32(0))
 
-    Player(runtime).play(GivenDrive(201, 100.0, taken), tmp_path, Place(0, 201, 201))
+    Player(runtime).play(GivenDrive(201, 100.0, taken), tmp_path, DriveRange(0, 201, 201))
     assert 0 < memory[1] - memory[0] < 100 * size / 10, (memory, size)
 
 
@@ -247,7 +245,7 @@ class Clock:
 def test_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames come when they were taken; a jump of the clock is not waited for. It says how late a frame was."""
     now, came = Clock(), []
-    monkeypatch.setattr(real_time, "time", now)
+    monkeypatch.setattr(schedule, "time", now)
     clock = RealTime()
     for i, ms in enumerate(accumulate([0, 100, 100, 3_600_000, 100, -7_200_000, 100])):
         clock.wait_for(empty(str(i), 1000 * ms, "a"))
@@ -296,7 +294,7 @@ def test_nothing_goes_on_beside_a_frame(drive: Path, tmp_path: Path) -> None:
         return two[i]
 
     player = Player(Runtime(small()), Settings(latency=True))
-    player.play(GivenDrive(2, 0.2, taken), tmp_path, Place(0, 2, 2))
+    player.play(GivenDrive(2, 0.2, taken), tmp_path, DriveRange(0, 2, 2))
     assert seen[:2] == [(main, beside, 1, set())] * 2
     assert {thread for thread, *_ in seen[2:]} == {"reader_0"}
     assert os.sched_getaffinity(0) == cores

@@ -19,8 +19,7 @@ from tiny import write_scenes
 from deploy.replay.fleet import PART
 from deploy.replay.folder import OccupiedError, occupied
 from deploy.replay.run import replay
-from deploy.replay.selection import Selection
-from deploy.replay.settings import Source
+from deploy.replay.settings import Selection, Source
 from perception.errors import InputError
 
 SCENES, KEYFRAMES = 3, 5

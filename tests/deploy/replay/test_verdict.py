@@ -20,8 +20,8 @@ from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 from deploy.replay.gates import Gates
 from deploy.replay.outcome import Case
 from deploy.replay.results import ReplayResults
-from deploy.replay.statistics import StatisticsWriter
 from deploy.replay.verdict import judge
+from deploy.replay.writers import StatisticsWriter
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError

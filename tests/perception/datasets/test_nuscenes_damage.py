@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from recordings import SPEC
 from vocabulary import CAMERAS, NUSCENES, RIG
 
-from deploy.replay.sources.dataset_drive import DatasetDrive
+from deploy.replay.sources.drives import DatasetDrive
 from perception import arrays_on_disk
 from perception.arrays_on_disk import kept
 from perception.datasets.nuscenes import annotations, recordings, tables

@@ -22,11 +22,9 @@ from simulated import courses, in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND
-from deploy.replay.faults import Fault, inject
+from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
 from deploy.replay.run import replay
-from deploy.replay.selection import DriveTime
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import DriveTime, Settings, Source
 from perception import rotations
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt

@@ -17,9 +17,9 @@ from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
-from deploy.replay.class_faults import HiddenClass, hide
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.selection import DriveTime
+from deploy.replay.faults import HiddenClass, hide
+from deploy.replay.settings import DriveTime
 from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
