@@ -24,7 +24,7 @@ from deploy.replay.results import STATISTICS, ReplayResults
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.totals import ReplayTotals
-from deploy.replay.writers import ViewerWriter, open_viewers
+from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
 from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
@@ -108,13 +108,15 @@ class Fleet:
             if given and (jobs or ray is not None):
                 raise InputError(f"--jobs and {option}: this needs a single process; use one of both")
         begun = new_provenance(self.runtime, self.source, settings)
-        with occupied(made(self.out)), ExitStack() as files:
+        with occupied(made(self.out)):
             remove(self.out, final_files())
             if settings.latency or settings.viewers:  # latencies are of one run, and viewers get every frame
                 removed(self.out / SCENES)
-            viewers = open_viewers(files, self.out, self.runtime.bundle.manifest, settings.viewers)
             resumed = 0
-            for played in self._played(min(jobs, len(self.drives)), ray, viewers):
+            for drive, played in self._alone() if ray is None and not jobs else self._pooled(jobs, ray):
+                if played.discarded:
+                    message = f"{drive.name}: restarting, because it was replayed with {played.discarded}"
+                    self.watcher.message(message)
                 if played.resumed and not resumed:
                     self.watcher.message(f"{self.out}: resuming the interrupted replay")
                 resumed += played.resumed
@@ -122,15 +124,19 @@ class Fleet:
             removed(self.out / SCENES)
         return ReplayResults(self.out)
 
-    def _played(self, jobs: int, ray: str | None, viewers: Sequence[ViewerWriter]) -> Iterator[Played]:
-        """Replay all drives, and yield what became of each."""
-        if not jobs and ray is None:
+    def _alone(self) -> Iterator[tuple[Drive, Played]]:
+        """Replay all drives in this process, and yield what became of each."""
+        with ExitStack() as files:
+            viewers = open_viewers(files, self.out, self.runtime.bundle.manifest, self.settings.viewers)
             player = Player(self.runtime, self.settings, self.watcher, viewers)
             worker = Worker(player, self.source, self.drives, self.out)
-            for assigned in self.assignments:
-                yield self._told(assigned, played := worker.play(assigned))
+            for drive, assigned in zip(self.drives, self.assignments, strict=True):
+                played = worker.play(assigned)
                 self.watcher.advance(assigned.place.frames if played.resumed else 0)
-            return
+                yield drive, played
+
+    def _pooled(self, jobs: int, ray: str | None) -> Iterator[tuple[Drive, Played]]:
+        """As `_alone`, in other processes and any order."""
 
         def anywhere(path: Path) -> Path:
             """A path for processes with another working directory, or on another machine."""
@@ -147,19 +153,13 @@ class Fleet:
             anywhere(self.out),
             replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
         )
-        with open_pool(opened, jobs, ray, died=died) as workers:
-            named = {assigned: self.drives[assigned.number].name for assigned in self.assignments}
-            for i, played in workers.completed(Worker.play, self.assignments, named.__getitem__):
-                yield self._told(self.assignments[i], played)
+        with open_pool(opened, min(jobs, len(self.drives)), ray, died=died) as workers:
+            names = {assigned: self.drives[assigned.number].name for assigned in self.assignments}
+            for i, played in workers.completed(Worker.play, self.assignments, names.__getitem__):
                 self.watcher.advance(self.assignments[i].place.frames)
+                yield self.drives[i], played
         if ray is not None:
             fetched(origin_of(self.out.absolute() / SCENES))
-
-    def _told(self, assigned: Assignment, played: Played) -> Played:
-        if played.discarded:
-            name = self.drives[assigned.number].name
-            self.watcher.message(f"{name}: restarting, because it was replayed with {played.discarded}")
-        return played
 
     def _joined(self) -> ReplayTotals:
         """Join the files of all drives; returns their totals."""
@@ -174,6 +174,7 @@ class Fleet:
         for folder in folders:
             totals.join(json.loads((folder / PART).read_bytes())["totals"])
         if not len(totals):
+            removed(self.out / SCENES)
             longest = max(drive.seconds for drive in self.drives)
             start = self.settings.selection.start
             raise InputError(f"--start {start:g}: the longest drive ends at {longest:.1f} s; start earlier")

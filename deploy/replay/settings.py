@@ -64,26 +64,30 @@ class DriveTime:
 class FrameChoice:
     """Decides which frames of a drive are read. It is asked once for each frame, in their order.
 
+    Args:
+        selection: None: all, also those before the start by a clock that was set.
+
     Attributes:
         time: since the start of the drive.
         over: no later frame is chosen.
     """
 
     def __init__(self, selection: Selection | None = None) -> None:
-        self._selection = selection or Selection()
-        self.time, self.over = DriveTime(), False
+        self._selection, self.time, self.over = selection, DriveTime(), False
         self._first: int | None = None  # us
         self._inside = Counter[str]()  # frames between start and end, by scene
 
     def __call__(self, scene: str, timestamp: int) -> bool:
         """Whether the next frame is chosen; its time in us."""
-        chosen = self._selection
+        seconds, selection = self.time(scene, timestamp), self._selection
+        if selection is None:
+            return True
         self._first = timestamp if self._first is None else self._first
-        self.over = self.over or 1e-6 * (timestamp - self._first) >= chosen.end
-        if self.over or not chosen.start <= self.time(scene, timestamp) < chosen.end:
+        self.over = self.over or 1e-6 * (timestamp - self._first) >= selection.end
+        if self.over or not selection.start <= seconds < selection.end:
             return False
         self._inside[scene] += 1
-        return (self._inside[scene] - 1) % chosen.every == 0
+        return (self._inside[scene] - 1) % selection.every == 0
 
 
 @dataclass(frozen=True)

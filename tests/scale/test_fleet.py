@@ -113,7 +113,7 @@ def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tm
 def test_a_drive_that_is_on_another_machine_is_named(
     drives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fleet, "_played", lambda *_: [])  # as where its workers see another disk
+    monkeypatch.setattr(Fleet, "_pooled", lambda *_: [])  # as where its workers see another disk
     with one_line_error("0: the results of this drive are on another machine"):
         replayed(drives, tmp_path, 1)
 
@@ -131,6 +131,7 @@ def test_a_drive_without_selected_frames_is_empty(drives: Path, tmp_path: Path) 
     assert_same(tmp_path / "two", tmp_path / "one")
     with one_line_error("--start 12: .* start earlier"):
         replayed(drives, tmp_path / "none", 2, selection=Selection(start=12.0))
+    assert not (tmp_path / "none" / "scenes").exists()
 
 
 def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path) -> None:
