@@ -103,7 +103,7 @@ def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tm
     for file in files[: (SCENES - 2) * KEYFRAMES]:  # the last drive has sweeps of the one before
         file.write_bytes(b"damaged")
     try:
-        assert replayed(drives, tmp_path, 2)["resumed_at_frame"] == SCENES * KEYFRAMES - 1
+        assert replayed(drives, tmp_path, 2)["resumed_at_frame"] == (SCENES - 1) * KEYFRAMES
     finally:
         for file, content in zip(files, contents, strict=True):
             file.write_bytes(content)
