@@ -14,9 +14,9 @@ from unittest.mock import patch
 from rich.console import Console
 from simulated_drives import DATA, drives
 
+from deploy.replay import player
 from deploy.replay.latency import STAGES
-from deploy.replay.player import Player
-from deploy.replay.report import Report, Shown
+from deploy.replay.report import Report
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.runtime import CHECK_EVERY, Runtime
@@ -38,7 +38,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Duration of the drives divided by that of their replay, from opening the bundle to the last file.
 
     Frames are read and files written in parallel with the network, so the stages add up to more than a frame takes.
-    `writing` is the time to write a frame's journal, results, tracks, statistics and report; `report` is part of it.
+    `writing` is the time to write a frame's results, tracks, statistics and report; `report` is part of it.
     `speed_up_of_2_processes` is that of `--jobs 2`, starting them included. `writing_slows` is how much longer a replay
     with the report takes than one without. `network_alone_factor` is what `realtime_factor` would be if only the
     network took time. `check_share` is the share of time that repeated golden frames take on the vehicle. All are
@@ -50,8 +50,8 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     walls, without, several, cores, shares = [], [], [], [], []
     for _ in range(arguments.rounds):
         seconds: dict[str, float] = {"writing": 0.0, "report": 0.0}
-        writing, report = _timed(Player._write_new, seconds, "writing"), _timed(Report.add, seconds, "report")
-        with patch.object(Player, "_write_new", writing), patch.object(Report, "add", report):
+        writing, report = _timed(player._write, seconds, "writing"), _timed(Report.add, seconds, "report")
+        with patch.object(player, "_write", writing), patch.object(Report, "add", report):
             processor = time.process_time()
             wall, summary = _replayed(arguments, scenes)
             processor = time.process_time() - processor
@@ -60,7 +60,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
         cores.append(1e3 * processor / frames)
         stages = {stage: summary["latency_ms"][stage]["mean"] for stage in STAGES}
         shares.append(stages | {name: 1e3 * each / frames for name, each in seconds.items()})
-        with patch.object(Report, "add", lambda *_: Shown({}, None)):
+        with patch.object(Report, "add", lambda *_: None):
             without.append(_replayed(arguments, scenes)[0])
         several.append(_replayed(arguments, scenes, JOBS)[0])
     stage_ms = {name: statistics.median(each[name] for each in shares) for name in shares[0]}

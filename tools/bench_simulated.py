@@ -12,7 +12,7 @@ from bench_tasks import TASKS, with_tasks
 from rich.console import Console
 from scene_obstacles import scene_obstacles
 
-from deploy.replay.class_faults import HiddenClass, hide
+from deploy.replay.faults import HiddenClass, hide
 from perception.config import Config, find_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import Fault, inject
+from deploy.replay.settings import DriveTime
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
@@ -78,8 +79,10 @@ def health_findings(frames: Sequence[Frame], faults: Sequence[str], sensors: Sen
         FaultDetections(parsed),
         defaultdict[str, HealthMonitor](lambda: HealthMonitor(sensors)),
     )
-    for frame in inject(detections.record_starts(frames), parsed):
-        detections.add(frame, monitors[frame.scene].update(frame))
+    time = DriveTime()
+    for frame in inject(frames, parsed, time):
+        seconds = time(frame.scene, frame.timestamp)
+        detections.add(frame, seconds, monitors[frame.scene].update(frame))
     texts = []
     for fault in parsed:
         rows = [each["delays"] for each in detections.listed() if each["fault"] == fault.text]

@@ -242,7 +242,7 @@ def replay(
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
 
-    The same command resumes an interrupted replay, with the same results.
+    The same command goes on with the drives of an interrupted replay that are finished, with the same results.
 
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
@@ -252,8 +252,7 @@ def replay(
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
-    from deploy.replay.selection import Selection
-    from deploy.replay.settings import Settings, Source
+    from deploy.replay.settings import Selection, Settings, Source
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.section import load_section

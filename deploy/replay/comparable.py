@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.replay.provenance import ReplayProvenance
-from deploy.replay.results import Finished
+from deploy.replay.results import ReplayResults
 from perception.errors import InputError
 
 
@@ -15,7 +15,7 @@ def require_different(out: Path, baseline: Path) -> None:
         raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
 
 
-def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
+def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> list[str]:
     """The tokens of the frames that both replays have, in the order of the run.
 
     Args:
@@ -53,7 +53,7 @@ def _require_same_settings(run: Path, baseline: Path) -> None:
         raise InputError(f"{baseline}: its network has other classes or conditions; give a replay of a like network")
 
 
-def _require_same_truth(run: Finished, baseline: Finished) -> None:
+def _require_same_truth(run: ReplayResults, baseline: ReplayResults) -> None:
     names = {"scene": "scene", "timestamp": "time", "ego": "vehicle pose", "conditions": "condition"}
     names["sensors"] = "sweep or picture"  # last, because it also depends on the others
     for ours, theirs in zip(run.lines, baseline.lines, strict=True):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.replay.class_faults import HiddenClass
-from deploy.replay.faults import Fault
+from deploy.replay.faults import Fault, HiddenClass
 from perception.frame import Frame
 from perception.scene.health.monitor import SensorHealth
 
@@ -45,20 +44,18 @@ class FaultDetections:
             _Record(fault, sensor, fault.kind.expected_statuses) for fault in faults for sensor in fault.sensors
         ]
         self._records += [_Record(fault, fault.name, frozenset({_MISSED})) for fault in hidden]
-        self._scene, self._starts = "", dict[str, int]()  # us, of each drive's first frame
+        self._scene = ""
 
-    def record_starts(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield the same frames, and record the start of each drive, from which the faults' windows count."""
-        for frame in frames:
-            self._starts.setdefault(frame.scene, frame.timestamp)
-            yield frame
+    def add(
+        self, frame: Frame, seconds: float, health: Mapping[str, SensorHealth], doubted: Collection[str] = ()
+    ) -> None:
+        """Add the next frame.
 
-    def seconds(self, frame: Frame) -> float:
-        """Time (s) of one of these frames since the start of its drive."""
-        return 1e-6 * (frame.timestamp - self._starts.setdefault(frame.scene, frame.timestamp))
-
-    def add(self, frame: Frame, health: Mapping[str, SensorHealth], doubted: Collection[str] = ()) -> None:
-        """Add the health of the sensors in one of these frames, and the classes that are doubted in it."""
+        Args:
+            seconds: since the start of its drive, from which the faults' windows count.
+            health: of the sensors.
+            doubted: classes whose objects seem to be missed.
+        """
         if frame.scene != self._scene:
             self._scene = frame.scene
             for each in self._records:
@@ -68,7 +65,7 @@ class FaultDetections:
             statuses = found.get(each.sensor)
             if isinstance(each.fault, HiddenClass):
                 statuses = {_MISSED} if each.fault.name in doubted else set()
-            if statuses is not None and each.fault.start <= self.seconds(frame) < each.fault.end:
+            if statuses is not None and each.fault.start <= seconds < each.fault.end:
                 each.add(frame.timestamp, statuses)
 
     def part(self) -> list[dict[str, Any]]:

@@ -1,65 +1,73 @@
-"""Replay drives in several processes: each drive alone, by any process, into a folder of its own; then all are joined.
+"""A replay is a map over drives and a join: any process replays a drive, into a folder of its own; then all are joined.
 
-The joined files have the same bytes as those of one process. A drive whose process died is gone on with by another one,
-and a replay that was killed goes on with the drives that it has.
+The joined files have the same bytes whatever the number of processes. A drive whose process died is replayed again by
+another one, and a replay that was killed goes on with the drives that are finished.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from deploy.replay.class_faults import parse_faults
-from deploy.replay.collected import Collected
-from deploy.replay.conclude import Concluded, conclude
-from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.folder import SCENES, final_files, remove
-from deploy.replay.journal import JOURNAL, Journal, require_same
-from deploy.replay.machine import new_provenance
+from deploy.replay.folder import SCENES, final_files, occupied, remove
 from deploy.replay.player import Player, Watcher
-from deploy.replay.report import Report, Share
-from deploy.replay.results import STATISTICS
+from deploy.replay.provenance import differences, new_provenance
+from deploy.replay.report import DriveRange
+from deploy.replay.results import STATISTICS, ReplayResults
 from deploy.replay.settings import Settings, Source
-from deploy.replay.sources import Drive, is_recording, open_drives
-from deploy.replay.worst_frames import WorstFrames
+from deploy.replay.sources import Drive, open_drives
+from deploy.replay.totals import ReplayTotals
+from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
 from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
 from perception.frame_file import join
 from perception.pools import open_pool
 from perception.storage import fetched, origin_of, read
-from perception.stored_output import results
+from perception.stored_output import removed, results
 
 PART = "part.json"  # in the folder of a drive that is finished
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A drive that a process replays.
+class Assignment(NamedTuple):
+    """A drive that a process replays."""
 
-    Attributes:
-        index: among the drives of the replay.
-        name: of its folder.
-        share: of the drive in the replay.
-    """
+    number: int  # among the drives of the replay; also names its folder
+    place: DriveRange
 
-    index: int
-    name: str
-    share: Share
+
+class Played(NamedTuple):
+    """What became of an assignment."""
+
+    resumed: int = 0  # frames of a drive that was finished before
+    discarded: str = ""  # why earlier results of the drive were not used
 
 
 class Fleet:
-    """Replays drives in several processes; writes what `Player` writes. Arguments as there.
+    """Replays drives by one or several processes, and writes to the folder `out`:
 
-    Raises:
-        InputError: settings that need one process, or a scene that is given twice.
+    TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
+    statistics.jsonl  what a verdict also needs of every frame
+    sources.json      per drive: number of frames, missing sensors, and problems of a recording's messages
+    latency.json      p50, p95 and p99 of every stage
+    report.html       the replay as a single HTML page
+    results.mcap/rrd  the replay for Foxglove or Rerun, if requested
+    replay.json       drives, bundle, software and machine (`deploy.replay.provenance`)
+
+    The files of an earlier replay are removed first. Until the new ones are complete, `scenes` has a folder for each
+    drive. A killed replay goes on with the drives that are finished there, and ends with the same bytes as without the
+    kill; with other software or on another machine they are replayed again.
+
+    Args:
+        source: where the drives come from.
+        watcher: receives the progress; nothing is printed here.
     """
 
     def __init__(
@@ -68,90 +76,109 @@ class Fleet:
         source: Source,
         drives: Sequence[Drive],
         out: Path,
-        settings: Settings,
-        watcher: Watcher,
+        settings: Settings | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
+        self.runtime, self.source, self.drives, self.out = runtime, source, drives, out
+        self.settings, self.watcher = settings or Settings(), watcher or Watcher()
+        frames = [self.settings.selection.expected(len(drive), drive.seconds) for drive in drives]
+        firsts = accumulate(frames, initial=0)
+        places = (DriveRange(first, each, sum(frames)) for first, each in zip(firsts, frames, strict=False))
+        self.assignments = [Assignment(i, place) for i, place in enumerate(places)]
+        self.expected = sum(frames)
+
+    def run(self, jobs: int = 0, ray: str | None = None) -> ReplayResults:
+        """Replay everything once.
+
+        Args:
+            jobs: processes of this machine; 0: none but this one.
+            ray: address of a Ray cluster, whose processes do it instead; None: none.
+
+        Raises:
+            InputError: no frame is selected, a file cannot be read or written, `out` is used by another replay or has
+                drives of an unfinished one with other settings, a setting needs a single process, or processes die of
+                the same drive again and again.
+        """
+        settings = self.settings
         for option, given in (
             ("--latency", settings.latency),
             ("--real-time", settings.real_time),
             ("--viewer", settings.viewers),
         ):
-            if given:
+            if given and (jobs or ray is not None):
                 raise InputError(f"--jobs and {option}: this needs a single process; use one of both")
-        self.runtime, self.source, self.out, self.settings, self.watcher = runtime, source, out, settings, watcher
-        names = _names(source, drives)
-        expected = [settings.selection.expected_of(drive) for drive in drives]
-        firsts = [0, *accumulate(expected)]
-        shares = [Share(first, firsts[-1]) for first in firsts[:-1]]
-        self.assignments = [
-            Assignment(i, name, share) for i, (name, share) in enumerate(zip(names, shares, strict=True))
-        ]
-        self.frames = expected
-
-    def run(self, jobs: int, ray: str | None = None) -> Concluded:
-        """Replay everything once.
-
-        Args:
-            jobs: processes of this machine.
-            ray: address of a Ray cluster, whose processes do it instead; None: none.
-
-        Raises:
-            InputError: as `Player.run`, or processes die of the same drive again and again.
-        """
-        begun = new_provenance(self.runtime, self.source, self.settings)
-        with Journal(made(self.out) / JOURNAL, begun.about(self.source.path), begun.computed) as journal:
+        begun = new_provenance(self.runtime, self.source, settings)
+        with occupied(made(self.out)):
             remove(self.out, final_files())
-            recalled = self._play(min(jobs, len(self.assignments)), ray)
-            collected = self._joined()
-            collected.recalled = recalled
-            concluded = conclude(self.out, collected, begun)
-            journal.finish()
-        return concluded
+            if settings.latency or settings.viewers:  # latencies are of one run, and viewers get every frame
+                removed(self.out / SCENES)
+            resumed = 0
+            for drive, played in self._alone() if ray is None and not jobs else self._pooled(jobs, ray):
+                if played.discarded:
+                    message = f"{drive.name}: restarting, because it was replayed with {played.discarded}"
+                    self.watcher.message(message)
+                if played.resumed and not resumed:
+                    self.watcher.message(f"{self.out}: resuming the interrupted replay")
+                resumed += played.resumed
+            self._joined().write(self.out, begun, resumed)
+            removed(self.out / SCENES)
+        return ReplayResults(self.out)
 
-    def _play(self, jobs: int, ray: str | None) -> int:
-        """Replay all drives; returns the number of frames that an earlier run had perceived."""
-        source, settings = self.source, self.settings
+    def _alone(self) -> Iterator[tuple[Drive, Played]]:
+        """Replay all drives in this process, and yield what became of each."""
+        with ExitStack() as files:
+            viewers = open_viewers(files, self.out, self.runtime.bundle.manifest, self.settings.viewers)
+            player = Player(self.runtime, self.settings, self.watcher, viewers)
+            worker = Worker(player, self.source, self.drives, self.out)
+            for drive, assigned in zip(self.drives, self.assignments, strict=True):
+                played = worker.play(assigned)
+                self.watcher.advance(assigned.place.frames if played.resumed else 0)
+                yield drive, played
 
-        def known(path: Path) -> Path:
+    def _pooled(self, jobs: int, ray: str | None) -> Iterator[tuple[Drive, Played]]:
+        """As `_alone`, in other processes and any order."""
+
+        def anywhere(path: Path) -> Path:
             """A path for processes with another working directory, or on another machine."""
             return path.absolute() if ray is None else origin_of(path.absolute())
 
-        opened = partial(
-            _Worker,
-            known(self.runtime.bundle.path),
-            replace(source, path=known(source.path), topics=source.topics and source.topics.absolute()),
-            replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
-            known(self.out),
-        )
-        recalled = 0
-
         def died(name: str) -> None:
-            self.watcher.message(f"{name}: its process died; another one goes on with it")
+            self.watcher.message(f"{name}: its process died; another one replays it again")
 
-        def counted() -> Iterator[int]:
-            nonlocal recalled
-            with open_pool(opened, jobs, ray, died=died) as workers:
-                for i, known in workers.completed(_Worker.play, self.assignments, lambda each: each.name):
-                    recalled += known
-                    yield from range(self.frames[i])
-
-        for _ in self.watcher.counted(counted(), sum(self.frames)):
-            pass
+        source, settings = self.source, self.settings
+        opened = partial(
+            Worker.open,
+            anywhere(self.runtime.bundle.path),
+            replace(source, path=anywhere(source.path), topics=source.topics and source.topics.absolute()),
+            anywhere(self.out),
+            replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
+        )
+        with open_pool(opened, min(jobs, len(self.drives)), ray, died=died) as workers:
+            names = {assigned: self.drives[assigned.number].name for assigned in self.assignments}
+            for i, played in workers.completed(Worker.play, self.assignments, names.__getitem__):
+                self.watcher.advance(self.assignments[i].place.frames)
+                yield self.drives[i], played
         if ray is not None:
             fetched(origin_of(self.out.absolute() / SCENES))
-        return recalled
 
-    def _joined(self) -> Collected:
-        """Join the files of all drives; returns what was collected."""
-        manifest = self.runtime.bundle.manifest
-        folders = [self.out / SCENES / each.name for each in self.assignments]
+    def _joined(self) -> ReplayTotals:
+        """Join the files of all drives; returns their totals."""
+        folders = [self.out / SCENES / str(each.number) for each in self.assignments]
         absent = next((folder for folder in folders if not (folder / PART).exists()), None)
         if absent is not None:
             raise InputError(
                 f"{absent}: the results of this drive are on another machine; give --out on a disk that all share, or "
                 "in an object store"
             )
-        for task in manifest.heads.values():
+        totals = ReplayTotals(self.runtime, self.settings)
+        for folder in folders:
+            totals.join(json.loads((folder / PART).read_bytes())["totals"])
+        if not len(totals):
+            removed(self.out / SCENES)
+            longest = max(drive.seconds for drive in self.drives)
+            start = self.settings.selection.start
+            raise InputError(f"--start {start:g}: the longest drive ends at {longest:.1f} s; start earlier")
+        for task in self.runtime.bundle.manifest.heads.values():
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
                     join([folder / file for folder in folders], self.out / file, what)
@@ -159,82 +186,61 @@ class Fleet:
             for folder in folders:
                 with (folder / STATISTICS).open("rb") as part:
                     shutil.copyfileobj(part, joined)
-        faults = FaultDetections(*parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy))
-        collected = Collected(Report(manifest, self.runtime.target, 0), faults)
-        for folder in folders:
-            collected.join(json.loads((folder / PART).read_bytes())["collected"])
-        if not collected.drives:
-            raise InputError(f"--start {self.settings.selection.start:g}: no drive is that long; start earlier")
-        return collected
+        return totals
 
 
-class _Worker:
-    """State of a process."""
+def find_drives(source: Source, runtime: Runtime) -> Sequence[Drive]:
+    """The drives for a bundle. InputError as `open_drives`."""
+    bundle, signals = runtime.bundle, runtime.sources.signals
+    return open_drives(
+        source.path, source.version, source.scenes, bundle.spec, source.topics, bundle.manifest.taxonomy, signals
+    )
 
-    def __init__(self, bundle: Path, source: Source, settings: Settings, out: Path) -> None:
+
+class Worker:
+    """Replays assigned drives: the state of a process."""
+
+    def __init__(self, player: Player, source: Source, drives: Sequence[Drive], out: Path) -> None:
+        self.player, self.drives, self.out = player, drives, out
+        provenance = new_provenance(player.runtime, source, player.settings)
+        self._about, self._computed = provenance.about(source.path), provenance.computed
+
+    @staticmethod
+    def open(bundle: Path, source: Source, out: Path, settings: Settings) -> Worker:
+        """A worker in another process. InputError as `replay`."""
         source = replace(source, path=fetched(source.path))
-        self.source, self.settings, self.out = source, settings, out
-        self.runtime = Runtime(fetched(bundle), settings.target, settings.trust, settings.evidence)
-        opened, signals = self.runtime.bundle, self.runtime.sources.signals
-        self.drives = open_drives(
-            source.path, source.version, source.scenes, opened.spec, source.topics, opened.manifest.taxonomy, signals
-        )
-        self.worst = WorstFrames()  # of the drives so far
+        runtime = Runtime(fetched(bundle), settings.target, settings.trust, settings.evidence)
+        return Worker(Player(runtime, settings), source, find_drives(source, runtime), out)
 
-    def play(self, assigned: Assignment) -> int:
-        """Replay a drive to its end; returns the number of its frames that were perceived before."""
-        with results(self.out / SCENES / assigned.name, (PART,), (*final_files(), PART)) as folder:
-            return self._play(assigned, made(folder))
+    def play(self, assigned: Assignment) -> Played:
+        """Replay a drive to its end, unless that was done before."""
+        folder = self.out / SCENES / str(assigned.number)
+        with results(folder, (PART,), (*final_files(), PART)) as here:
+            return self._play(assigned, made(here) / PART)
 
-    def _play(self, assigned: Assignment, folder: Path) -> int:
-        scenes = () if is_recording(self.source.path) else (assigned.name,)
-        share = assigned.share._replace(floors=self.worst.floors)
-        player = Player(
-            self.runtime,
-            replace(self.source, scenes=scenes),
-            [self.drives[assigned.index]],
-            folder,
-            self.settings,
-            share=share,
-        )
-        part = folder / PART
-        known = {"about": player.provenance.about(self.source.path), "computed": player.computed}
-        collected = _finished(part, known)
-        if collected is not None:
-            return len(collected["report"]["milliseconds"])
-        player.run_part(lambda found: write_atomically(part, json.dumps({**known, "collected": found}).encode()))
-        self.worst.join(player.collected.report.part()["worst"], assigned.share.first)
-        return player.collected.recalled
+    def _play(self, assigned: Assignment, part: Path) -> Played:
+        drive = self.drives[assigned.number]
+        # Of the other drives, which pictures the report shows.
+        known = {"about": {**self._about, "scene": drive.name, "place": assigned.place}, "computed": self._computed}
+        found = _found(part)
+        discarded = ""
+        if found is not None:
+            if different := differences(found["about"], known["about"]):
+                raise InputError(
+                    f"{part}: is of an unfinished replay with {different}; repeat that one to finish it, or remove the "
+                    f"folder {SCENES} to restart"
+                )
+            if not (discarded := differences(found["computed"], known["computed"])):
+                return Played(resumed=sum(found["totals"]["frames"].values()))
+        totals = self.player.play(drive, part.parent, assigned.place)
+        write_atomically(part, json.dumps({**known, "totals": totals.to_json()}).encode())
+        return Played(discarded=discarded)
 
 
-def _finished(part: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was collected in a drive that was replayed to its end by the same software; None if it is to be replayed.
-
-    Raises:
-        InputError: it was in another replay.
-    """
+def _found(part: Path) -> Mapping[str, Any] | None:
+    """What is known of a drive that was replayed to its end; None if there is none, or it is damaged."""
     try:
         found = json.loads(read(part))
-        about, computed, collected = (found[name] for name in ("about", "computed", "collected"))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        return {name: dict(found[name]) for name in ("about", "computed", "totals")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    require_same(part, about, known["about"])
-    return dict(collected) if computed == known["computed"] else None
-
-
-def _names(source: Source, drives: Sequence[Drive]) -> list[str]:
-    """Name of each drive, for its folder."""
-    if is_recording(source.path):
-        return [source.path.name]
-    tables = drives[0].tables
-    assert tables is not None, "a data set has tables"
-    names = [*(source.scenes or tables.scenes())]
-    scenes = Counter(name.partition(":")[0] for name in names)
-    if len(scenes) < len(names):
-        raise InputError(f"--jobs and --scenes: {max(scenes, key=scenes.__getitem__)} is given twice; give it once")
-    for name in names:
-        if Path(name).name != name:
-            raise InputError(
-                f"{source.path}: the scene {name!r} cannot have a folder of its results; replay it without --jobs"
-            )
-    return names

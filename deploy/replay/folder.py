@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
-from deploy.replay.journal import JOURNAL, OccupiedError
 from deploy.replay.provenance import PROVENANCE
-from deploy.replay.results import LATENCY, STATISTICS
+from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWERS
 from perception.atomic import made, write_atomically
 from perception.errors import InputError
 from perception.tasks import TASKS
 
-VERDICT, JUNIT, REPORT, SOURCES = "verdict.json", "junit.xml", "report.html", "sources.json"
-SCENES = "scenes"  # folder of the drives that several processes replay, until all are finished
+VERDICT, JUNIT = "verdict.json", "junit.xml"
+SCENES = "scenes"  # folder of the drives, until all are finished
 VERDICT_FILES = (VERDICT, JUNIT)
-VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files for external viewers
 
 
 def final_files() -> tuple[str, ...]:
-    """The files of a finished replay; an unfinished one has only the journal."""
+    """The files of a finished replay; an unfinished one has none of them."""
     common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
     scores = [name for task in TASKS.values() if task.judge for name in task.judge.files]
     return *common, *scores, *_files_of_tasks()
@@ -46,7 +45,7 @@ def remove(folder: Path, names: Sequence[str]) -> None:
 def require_own_folder(out: Path, baseline: Path | None) -> None:
     """Raise InputError if replaying into `out` would remove files of other origin, or change the baseline, also
     through links."""
-    if not any((out / name).exists() for name in (PROVENANCE, JOURNAL, SCENES)):
+    if not any((out / name).exists() for name in (PROVENANCE, SCENES)):
         for name in final_files():
             if name not in VERDICT_FILES and (out / name).exists():
                 raise InputError(f"{out / name}: is of no replay, and a replay would remove it; choose another --out")
@@ -59,6 +58,29 @@ def require_own_folder(out: Path, baseline: Path | None) -> None:
     for name in (*_files_of_tasks(), STATISTICS, LATENCY, PROVENANCE):
         if (there / name).resolve() == (here / name).resolve():
             raise InputError(f"{baseline / name}: is a link to {here / name}, which the replay replaces; {remedy}")
+
+
+class OccupiedError(InputError):
+    """Another replay writes to the same folder."""
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Let no other replay write to a folder meanwhile; OccupiedError if one does."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise OccupiedError(f"{folder}: another replay writes there; wait for it or choose another --out") from None
+    except OSError:
+        pass  # some network disks have no locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

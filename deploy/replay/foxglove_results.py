@@ -8,17 +8,185 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
+from foxglove_schemas_protobuf.Color_pb2 import Color
+from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
+from foxglove_schemas_protobuf.CubePrimitive_pb2 import CubePrimitive
+from foxglove_schemas_protobuf.FrameTransform_pb2 import FrameTransform
 from foxglove_schemas_protobuf.FrameTransforms_pb2 import FrameTransforms
+from foxglove_schemas_protobuf.Grid_pb2 import Grid
+from foxglove_schemas_protobuf.ImageAnnotations_pb2 import ImageAnnotations
+from foxglove_schemas_protobuf.LinePrimitive_pb2 import LinePrimitive
 from foxglove_schemas_protobuf.Log_pb2 import Log
+from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
+from foxglove_schemas_protobuf.Point2_pb2 import Point2
+from foxglove_schemas_protobuf.Point3_pb2 import Point3
+from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
+from foxglove_schemas_protobuf.PointsAnnotation_pb2 import PointsAnnotation
+from foxglove_schemas_protobuf.Pose_pb2 import Pose
+from foxglove_schemas_protobuf.Quaternion_pb2 import Quaternion
+from foxglove_schemas_protobuf.SceneEntity_pb2 import SceneEntity
+from foxglove_schemas_protobuf.SceneEntityDeletion_pb2 import SceneEntityDeletion
+from foxglove_schemas_protobuf.SceneUpdate_pb2 import SceneUpdate
+from foxglove_schemas_protobuf.TextPrimitive_pb2 import TextPrimitive
+from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
+from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 from mcap_protobuf.writer import Writer
 
-from deploy.replay import foxglove_messages as messages
-from deploy.replay.pictures import draw_layers
+from deploy.replay.pictures import box_edges, draw_layers, jpeg, raster_colours
 from perception.atomic import atomic_file
-from perception.frame import Frame
+from perception.frame import Camera, Frame
+from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import BoxLayer, Layer, RasterLayer
+from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
 from perception.tasks.task import Task
+
+ROAD = -0.05  # m, height of raster layers, below points on the road
+
+
+def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
+    """The boxes of a layer as cubes with a text above each. They replace the topic's earlier content.
+
+    Args:
+        timestamp: us.
+    """
+    update = SceneUpdate(deletions=[SceneEntityDeletion(type=SceneEntityDeletion.ALL)])
+    update.deletions[0].timestamp.FromMicroseconds(timestamp)
+    boxes, opacity = layer.boxes, 0.15 if layer.style == "annotated" else 0.35
+    for i, (class_, name, detail) in enumerate(zip(layer.classes(), layer.ids, layer.details, strict=True)):
+        width, length, height = boxes.sizes[i].tolist()
+        x, y, z = boxes.centers[i].tolist()
+        pose, colour = _pose(boxes.rotations[i], boxes.centers[i]), layer.colours[class_]
+        above = Pose(position=Vector3(x=x, y=y, z=z + height / 2 + 0.6), orientation=Quaternion(w=1))
+        entity = SceneEntity(frame_id=frame_id, id=name, frame_locked=False)
+        entity.timestamp.FromMicroseconds(timestamp)
+        entity.cubes.append(
+            CubePrimitive(pose=pose, size=Vector3(x=length, y=width, z=height), color=_colour(colour, opacity))
+        )
+        text = f"{class_.replace('_', ' ')} {detail}".rstrip()
+        entity.texts.append(
+            TextPrimitive(pose=above, billboard=True, font_size=0.7, color=_colour(colour, 1), text=text)
+        )
+        if np.isfinite(boxes.velocities[i]).all():
+            end = (boxes.centers[i] + boxes.velocities[i]).tolist()  # where it is in 1 s
+            entity.lines.append(
+                LinePrimitive(
+                    type=LinePrimitive.LINE_STRIP, pose=Pose(orientation=Quaternion(w=1)), thickness=0.1,
+                    points=[Point3(x=x, y=y, z=z), Point3(x=end[0], y=end[1], z=end[2])],
+                    color=_colour(colour, 1),
+                )
+            )  # fmt: skip
+        update.entities.append(entity)
+    return update
+
+
+def image(camera: Camera, frame_id: str) -> CompressedImage:
+    message = CompressedImage(frame_id=frame_id, data=jpeg(camera), format="jpeg")
+    message.timestamp.FromMicroseconds(camera.timestamp)
+    return message
+
+
+def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera: Camera) -> ImageAnnotations:
+    """The edges of the boxes inside a picture.
+
+    Args:
+        layers: in the frame's reference.
+        projection: (3, 4) recorded pixels from reference points.
+    """
+    message = ImageAnnotations()
+    for layer in layers:
+        edges, inside = box_edges(layer.boxes, projection, camera.image.shape)
+        classes = layer.classes()
+        for i in np.flatnonzero(inside).tolist():
+            ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).tolist()
+            lines = PointsAnnotation(
+                type=PointsAnnotation.LINE_LIST,
+                points=[Point2(x=x, y=y) for x, y in ends],
+                outline_color=_colour(layer.colours[classes[i]], 1),
+                thickness=2,
+            )
+            lines.timestamp.FromMicroseconds(camera.timestamp)
+            message.points.append(lines)
+    return message
+
+
+def calibration(camera: Camera, frame_id: str) -> CameraCalibration:
+    height, width = camera.image.shape[:2]
+    message = CameraCalibration(
+        frame_id=frame_id, width=width, height=height, K=camera.intrinsics.ravel().tolist(), R=np.eye(3).ravel(),
+        P=np.concatenate([camera.intrinsics, np.zeros((3, 1))], axis=1).ravel().tolist(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(camera.timestamp)
+    return message
+
+
+def transform(parent: str, child: str, parent_from_child: np.ndarray, timestamp: int) -> FrameTransform:
+    pose = _pose(parent_from_child[:3, :3], parent_from_child[:3, 3])
+    message = FrameTransform(
+        parent_frame_id=parent, child_frame_id=child, translation=pose.position, rotation=pose.orientation
+    )
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
+    """A raster layer in the report's colours, at the height of the road; columns run along x, as in BevGrid."""
+    grid, (_, columns) = layer.grid, layer.grid.shape
+    message = Grid(
+        frame_id=frame_id, pose=_pose(np.eye(3), np.array([grid.x[0], grid.y[0], ROAD])), column_count=columns,
+        cell_size=Vector2(x=grid.cell, y=grid.cell), row_stride=4 * columns, cell_stride=4,
+        fields=_fields(("red", "green", "blue", "alpha"), PackedElementField.UINT8, 1),
+        data=raster_colours(layer).tobytes(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud:
+    """Points (N, 5) of a Frame, with x y z and intensity."""
+    message = PointCloud(
+        frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
+        fields=_fields(("x", "y", "z", "intensity"), PackedElementField.FLOAT32, 4),
+        data=points[:, :4].astype("<f4").tobytes(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def class_cloud(layer: PointLayer | VoxelLayer, frame_id: str, timestamp: int) -> PointCloud:
+    """Points, or the centres of voxels, in the colours of their classes: x y z, red green blue alpha.
+
+    Voxels are no cubes, since those take seven times as many bytes in a message; a viewer can draw points as cubes.
+    """
+    points = layer.points if isinstance(layer, PointLayer) else layer.centers
+    data = np.zeros(len(points), [("place", "<f4", 3), ("colour", "u1", 4)])
+    data["place"], data["colour"][:, :3], data["colour"][:, 3] = points, colours_of(layer), 255
+    places = _fields(("x", "y", "z"), PackedElementField.FLOAT32, 4)
+    colours = _fields(("red", "green", "blue", "alpha"), PackedElementField.UINT8, 1, start=12)
+    message = PointCloud(
+        frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
+        fields=[*places, *colours], data=data.tobytes(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def _fields(
+    names: tuple[str, ...], kind: PackedElementField.NumericType.ValueType, size: int, start: int = 0
+) -> list[PackedElementField]:
+    return [PackedElementField(name=name, offset=start + size * i, type=kind) for i, name in enumerate(names)]
+
+
+def _pose(rotation: np.ndarray, translation: np.ndarray) -> Pose:
+    w, x, y, z = quaternions(rotation[None])[0].tolist()
+    position = dict(zip("xyz", translation.tolist(), strict=True))
+    return Pose(position=Vector3(**position), orientation=Quaternion(w=w, x=x, y=y, z=z))
+
+
+def _colour(colour: str, opacity: float) -> Color:
+    red, green, blue = (each / 255 for each in rgb(colour))
+    return Color(r=red, g=green, b=blue, a=opacity)
+
 
 MAP, EGO = "map", "base_link"
 CHUNK = 4 << 20  # bytes
@@ -69,38 +237,36 @@ class FoxgloveWriter:
         for layer in layers:
             if isinstance(layer, BoxLayer):
                 own = MAP if layer.style == "tracked" else reference
-                yield f"/{layer.name}", messages.scene_update(layer, own, time)
+                yield f"/{layer.name}", scene_update(layer, own, time)
             elif isinstance(layer, RasterLayer):
-                yield f"/{layer.name}", messages.raster_grid(layer, reference, time)
+                yield f"/{layer.name}", raster_grid(layer, reference, time)
             else:
-                yield f"/{layer.name}", messages.class_cloud(layer, reference, time)
+                yield f"/{layer.name}", class_cloud(layer, reference, time)
         if frame.points is not None:
-            yield f"/{self._lidar.lower()}", messages.point_cloud(frame.keyframe_points, reference, time)
+            yield f"/{self._lidar.lower()}", point_cloud(frame.keyframe_points, reference, time)
 
     def _pictures(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
         """Transforms at the time of the keyframe, and the cameras' pictures, calibration and box edges."""
         ego_from_global = np.linalg.inv(frame.global_from_ego)
         frames = [
-            messages.transform(MAP, EGO, frame.global_from_ego, frame.timestamp),
-            messages.transform(EGO, self._lidar, ego_from_global @ frame.global_from_reference, frame.timestamp),
+            transform(MAP, EGO, frame.global_from_ego, frame.timestamp),
+            transform(EGO, self._lidar, ego_from_global @ frame.global_from_reference, frame.timestamp),
         ]
         if frame.reference == "ego":
             frames.pop()
         # A camera is placed where it took its picture, so that the keyframe's boxes align with the picture.
         frames += [
-            messages.transform(
-                EGO, name, ego_from_global @ camera.global_from_ego @ camera.ego_from_camera, frame.timestamp
-            )
+            transform(EGO, name, ego_from_global @ camera.global_from_ego @ camera.ego_from_camera, frame.timestamp)
             for name, camera in frame.cameras.items()
         ]
         yield "/tf", FrameTransforms(transforms=frames)
         perceived = [each for each in layers if isinstance(each, BoxLayer) and each.style == "perceived"]
         for name, camera in frame.cameras.items():
             topic = f"/{name.lower()}"
-            yield f"{topic}/image", messages.image(camera, name)
-            yield f"{topic}/camera_info", messages.calibration(camera, name)
+            yield f"{topic}/image", image(camera, name)
+            yield f"{topic}/camera_info", calibration(camera, name)
             projection = frame.image_from_reference(name)
-            yield f"{topic}/annotations", messages.image_annotations(perceived, projection, camera)
+            yield f"{topic}/annotations", image_annotations(perceived, projection, camera)
 
     def _changes(self, seen: SceneFrame) -> Iterator[tuple[str, Log]]:
         state = {"drive": (seen.scene, "", Log.INFO)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.replay.results import Finished
+from deploy.replay.results import ReplayResults
 from perception.datasets.keyframes import Keyframes
 from perception.tasks import TASKS
 from perception.tasks.judging import GateMetric, Judge
@@ -14,7 +14,7 @@ from perception.tasks.judging import GateMetric, Judge
 class Measures:
     """The judges of one replay, one per task."""
 
-    def __init__(self, finished: Finished) -> None:
+    def __init__(self, finished: ReplayResults) -> None:
         self.finished = finished
         self.judges = {name: task.judge(finished.of_task(name)) for name, task in TASKS.items() if task.judge}
 
@@ -31,7 +31,7 @@ def measure_whole(folder: Path, names: Sequence[str], source: Keyframes) -> None
     """Measure those of the named scores that are of a whole replay, for the replay in the folder."""
     whole = {name for name in names if metrics()[name].whole}
     if whole:
-        for judge in Measures(Finished.load(folder)).judges.values():
+        for judge in Measures(ReplayResults.load(folder)).judges.values():
             if whole & judge.metrics.keys():
                 judge.measure_whole(source)
 

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from deploy.replay import pictures
-from deploy.replay.class_pictures import layer_pictures
-from deploy.replay.track_history import Trails
-from deploy.replay.undecoded import DrawingData, SensorSizes, UndecodedFrame, undecoded
+from deploy.replay.pictures import layer_pictures
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.task import Task
+
+LENGTH = 4.0  # s
+STEP = 0.4  # s, the least time between positions of a trail
+
+
+class Trails:
+    """The positions of a layer's boxes in the last LENGTH seconds of a drive, in the global frame."""
+
+    def __init__(self) -> None:
+        self._scene = ""
+        self._positions: deque[tuple[int, dict[str, np.ndarray]]] = deque()  # us; id -> (3,) m
+
+    def add(self, scene: str, timestamp: int, layer: BoxLayer) -> None:
+        """Add the layer of the next frame; a new drive clears the history."""
+        if scene != self._scene:
+            self._scene = scene
+            self._positions.clear()
+        while self._positions and timestamp - self._positions[0][0] > LENGTH * 1e6:
+            self._positions.popleft()
+        if not self._positions or timestamp - self._positions[-1][0] >= STEP * 1e6:
+            self._positions.append((timestamp, dict(zip(layer.ids, layer.boxes.centers, strict=True))))
+
+    def positions(self, track: str) -> np.ndarray:
+        """The positions (P, 3) in m of the box with this id, oldest first."""
+        return np.array([centers[track] for _, centers in self._positions if track in centers]).reshape(-1, 3)
+
 
 ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
 MOST_BOXES = 80  # of a layer in a frame, except annotations
@@ -34,7 +58,7 @@ class PageFrames:
         self.layers: dict[str, dict[str, Any]] = {}
         self._tasks, self._grid = tasks, grid
         self._pages: dict[int, dict[str, Any]] = {}  # as JSON
-        self._undrawn: dict[int, tuple[UndecodedFrame, Sequence[Layer]]] = {}
+        self._undrawn: dict[int, tuple[Frame, Sequence[Layer]]] = {}  # frames that are `reduced`
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
 
     def layers_of(self, frame: Frame, seen: SceneFrame) -> list[Layer]:
@@ -48,8 +72,8 @@ class PageFrames:
             found.append(layer)
         return found
 
-    def add(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], stays: bool) -> DrawingData | None:
-        """Add the frame of the last `layers_of`; returns what its pictures are drawn from later, if not now.
+    def add(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], stays: bool) -> None:
+        """Add the frame of the last `layers_of`.
 
         Args:
             page: the frame's data, to which boxes and pictures are added.
@@ -59,16 +83,8 @@ class PageFrames:
         self._pages[page["number"]] = page
         if stays:
             self._draw(page, frame, layers)
-            return None
-        drawing = pictures.drawing_data(frame, CAMERA_WIDTH)
-        self._undrawn[page["number"]] = undecoded(frame, SensorSizes.of(frame, drawing)), layers
-        return drawing
-
-    def restore(self, page: dict[str, Any], frame: UndecodedFrame, layers: Sequence[Layer]) -> None:
-        """Add a frame of an earlier run; it has what its pictures are drawn from if they were not drawn then."""
-        self._pages[page["number"]] = page
-        if "cameras" not in page:
-            self._undrawn[page["number"]] = frame, layers
+        else:
+            self._undrawn[page["number"]] = pictures.reduced(frame, CAMERA_WIDTH), layers
 
     def keep(self, numbers: Collection[int]) -> None:
         """Remove the other frames."""
@@ -79,7 +95,7 @@ class PageFrames:
     def drawn(self) -> list[dict[str, Any]]:
         """All frames, with their pictures."""
         for number, (frame, layers) in self._undrawn.items():
-            self._draw(self._pages[number], frame, layers)
+            self._draw(self._pages[number], frame, layers, reduced=True)
         self._undrawn.clear()
         return [self._pages[number] for number in sorted(self._pages)]
 
@@ -87,12 +103,10 @@ class PageFrames:
         """Add the drawn frames of later drives, whose frames are counted from `first` on."""
         self._pages |= {first + each["number"]: {**each, "number": first + each["number"]} for each in frames}
 
-    def _draw(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer]) -> None:
+    def _draw(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], reduced: bool = False) -> None:
         page["points"] = pictures.points_picture(frame, self._grid, ABOVE_SIZE)
         page["cameras"] = {
-            name: pictures.data_uri(
-                "jpeg", pictures.small_jpeg(camera, CAMERA_WIDTH, isinstance(frame, UndecodedFrame))
-            )
+            name: pictures.data_uri("jpeg", pictures.small_jpeg(camera, CAMERA_WIDTH, reduced))
             for name, camera in frame.cameras.items()
         }
         page["layers"] |= {

@@ -1,7 +1,11 @@
-"""The report of a replay: a single HTML file to step through the frames."""
+"""The report of a replay: a single HTML file to step through the frames.
+
+Its data is JSON in a script element, in which the verdict can be replaced.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,74 +15,56 @@ from deploy.manifest import Manifest
 from deploy.replay import pictures
 from deploy.replay.latency import STAGES
 from deploy.replay.page_frames import CAMERA_WIDTH, PageFrames
-from deploy.replay.timeline import Timeline
-from deploy.replay.undecoded import DrawingData, UndecodedFrame
-from deploy.replay.worst_frames import WorstFrames
+from deploy.replay.timeline import Timeline, WorstFrames
 from perception.frame import Frame
-from perception.page.single_file import single_file
+from perception.page.single_file import as_script, single_file
 from perception.rig import ordered_by_view
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE
 
-SPREAD = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
+EVENLY = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
 
 
-class Share(NamedTuple):
-    """Drives that are a part of a larger replay.
+class DriveRange(NamedTuple):
+    """The place of a drive in a replay, in expected numbers of frames."""
 
-    Attributes:
-        first: expected number of frames before them.
-        total: expected number of frames of the whole replay.
-        floors: of its worst frames so far (`WorstFrames`).
-    """
+    first: int  # before it
+    frames: int
+    total: int  # of the replay
 
-    first: int
-    total: int
-    floors: Mapping[str, float] | None = None
+    @property
+    def evenly(self) -> set[int]:
+        """The frames of the drive, counted from 0, that are among EVENLY of the replay's at even distances."""
+        numbers = np.linspace(0, self.total - 1, min(self.total, EVENLY)).round().astype(int) - self.first
+        return set(numbers[(numbers >= 0) & (numbers < self.frames)].tolist())
 
 
-class Shown(NamedTuple):
-    """What the report made of a frame's sensor data.
-
-    Attributes:
-        known: as JSON.
-        drawing: what pictures are drawn from at the end, should the frame stay in the report.
-    """
-
-    known: dict[str, Any]
-    drawing: DrawingData | None
+NO_DRIVE = DriveRange(0, 0, 0)
 
 
 class Report:
     """Collects replayed frames.
 
     Args:
-        frames: the expected number of frames.
-        share: these frames are of a larger replay; None: they are the whole.
+        place: of the frames in the replay; the default has none and is for `join`.
     """
 
-    def __init__(self, manifest: Manifest, target: str, frames: int, share: Share | None = None) -> None:
+    def __init__(self, manifest: Manifest, target: str, place: DriveRange = NO_DRIVE) -> None:
         self.manifest, self.target = manifest, target
         self._grid = manifest.grid.build()
-        share = share or Share(0, frames)
-        spread = np.linspace(0, share.total - 1, min(share.total, SPREAD)).round().astype(int) - share.first
-        self._spread = set(spread[(spread >= 0) & (spread < frames)].tolist())
+        self._spread = place.evenly
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
-        self._timeline, self._worst = Timeline(), WorstFrames(share.floors)
+        self._timeline, self._worst = Timeline(), WorstFrames()
         self._tasks = manifest.heads
         self._frames = PageFrames(manifest.heads, self._grid)
         # By camera, from its first picture: the yaw of its optical axis in the ego frame, and its height on the page.
         self._yaws: dict[str, float] = {}
         self._heights: dict[str, int] = {}
 
-    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> Shown:
-        """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES.
-
-        Args:
-            known: what `add` made of the frame in an earlier run; its sensor data is not used, but for that to draw.
-        """
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES."""
         number = len(self._milliseconds)
         if not self._scenes or self._scenes[-1][1] != frame.scene:
             self._scenes.append((number, frame.scene))
@@ -89,23 +75,10 @@ class Report:
             ahead = camera.ego_from_camera[:2, 2]
             self._yaws.setdefault(name, float(np.arctan2(ahead[1], ahead[0])))
             self._heights.setdefault(name, round(camera.image.shape[0] * CAMERA_WIDTH / camera.image.shape[1]))
-        described = len(self._frames.layers)
-        if known is not None:
-            self._frames.layers |= {each["name"]: each for each in known["layers"]}
         layers = self._frames.layers_of(frame, seen)
-        ratings = self._ratings(frame, seen) if known is None else known["ratings"]
-        page, drawing = None if known is None else known["page"], None
-        if self._worst.add(number, ratings) | (number in self._spread):
-            if known is None:
-                page = self._page(number, frame, seen)
-                drawing = self._frames.add(page, frame, layers, number in self._spread)
-            elif page is not None:  # else a process with other drives before knew that it is not among the worst
-                assert isinstance(frame, UndecodedFrame)
-                self._frames.restore(page, frame, layers)
+        if self._worst.add(number, self._ratings(frame, seen)) | (number in self._spread):
+            self._frames.add(self._page(number, frame, seen), frame, layers, number in self._spread)
             self._keep_only_shown()
-        return Shown(
-            {"ratings": ratings, "page": page, "layers": list(self._frames.layers.values())[described:]}, drawing
-        )
 
     def _keep_only_shown(self) -> None:
         self._frames.keep(self._spread | self._worst.numbers)
@@ -191,7 +164,7 @@ class Report:
         for name, health in seen.health.items():
             if health.status != "ok":
                 faulty.setdefault(health.words, []).append(name)
-        ratings = {
+        ratings: dict[str, tuple[float, str]] = {
             "slowest": (total, f"{total:.0f} ms"),
             "sensors": (
                 sum(map(len, faulty.values())),
@@ -206,8 +179,7 @@ class Report:
         mistakes = [each for each in found if each is not None]
         if mistakes:
             ratings["mistakes"] = sum(number for number, _ in mistakes), "; ".join(text for _, text in mistakes)
-        # A journal has them as JSON, which has no numbers of numpy.
-        return {measure: (float(value), text) for measure, (value, text) in ratings.items()}
+        return ratings
 
     def _page(self, number: int, frame: Frame, seen: SceneFrame) -> dict[str, Any]:
         """A frame's data for the page, without boxes and pictures."""
@@ -239,3 +211,15 @@ def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
         "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
         "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
     }
+
+
+_START, _END = '<script id="data" type="application/json">', "</script>"
+
+
+def with_verdict(page: str, verdict: Mapping[str, Any]) -> str:
+    """The page with this verdict (Verdict.as_dict()); unchanged if it has no data element."""
+    before, start, rest = page.partition(_START)
+    data, end, after = rest.partition(_END)
+    if not end:
+        return page
+    return before + start + as_script(json.loads(data) | {"verdict": verdict}) + end + after

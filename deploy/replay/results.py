@@ -1,9 +1,9 @@
-"""The results of a finished replay, read from its folder to be judged."""
+"""The results of a finished replay, read from its folder to be shown and judged."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,39 +11,68 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay.provenance import ReplayProvenance
+from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from perception.errors import InputError
 from perception.tasks.judging import ReplayedFrames
+from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
-STATISTICS, LATENCY = "statistics.jsonl", "latency.json"
+STATISTICS, LATENCY, REPORT, SOURCES = "statistics.jsonl", "latency.json", "report.html", "sources.json"
+VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files for external viewers
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The frames of a finished replay, from statistics.jsonl. Its other files are read on first use."""
+class ReplayResults:
+    """A finished replay, by the files in its folder. Each is read on first use.
+
+    Attributes:
+        chosen: lines of statistics.jsonl, one for each frame that counts; None: all.
+    """
 
     folder: Path
-    lines: Sequence[dict[str, Any]]  # of statistics.jsonl, a line for each frame
+    chosen: Sequence[dict[str, Any]] | None = None
 
     @staticmethod
-    def load(folder: Path) -> Finished:
-        """Read the replay in this folder. InputError if there is no finished one."""
-        path = folder / STATISTICS
-        try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
-            raise InputError(f"{folder}: holds no finished replay (no readable {STATISTICS}); replay again") from None
-        if not lines:
-            raise InputError(f"{path}: no frame was replayed; there is nothing to judge")
-        if any("sensors" not in line for line in lines):
-            raise InputError(f"{path}: was written by an earlier version; replay again")
-        return Finished(folder, lines)
+    def load(folder: Path) -> ReplayResults:
+        """The replay in this folder. InputError if there is no finished one with frames to judge."""
+        results = ReplayResults(folder)
+        if not results.lines:
+            raise InputError(f"{folder / STATISTICS}: no frame was replayed; there is nothing to judge")
+        if any("sensors" not in line for line in results.lines):
+            raise InputError(f"{folder / STATISTICS}: was written by an earlier version; replay again")
+        return results
 
-    def only(self, tokens: Sequence[str]) -> Finished:
+    @cached_property
+    def lines(self) -> Sequence[dict[str, Any]]:
+        """Those of statistics.jsonl, one for each frame. InputError if it cannot be read."""
+        return list(self._read_lines()) if self.chosen is None else self.chosen
+
+    def _read_lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            with (self.folder / STATISTICS).open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
+        except (OSError, ValueError):
+            raise _unfinished(self.folder, STATISTICS) from None
+
+    def summary(self, tasks: Mapping[str, Task[Any]]) -> dict[str, Any]:
+        """Counts, latencies and files, for `--json`."""
+        files = {what: file for task in tasks.values() for what, file in task.files.items()}
+        files |= {"sources": SOURCES, "latency": LATENCY, "report": REPORT, "provenance": PROVENANCE}
+        return {
+            "frames": self.latency["frames"],
+            "resumed_at_frame": ReplayProvenance.load(self.folder).resumed_at_frame,
+            "not_finite": sum(bool(line["not_finite"]) for line in self._read_lines()),
+            "latency_ms": self.latency["stages"],
+            **{name: str(self.folder / file) for name, file in files.items()},
+            "viewers": {
+                name: str(self.folder / file) for name, file in VIEWERS.items() if (self.folder / file).exists()
+            },
+        }
+
+    def only(self, tokens: Sequence[str]) -> ReplayResults:
         """The replay with only these frames, in this order."""
         line_of = {line["token"]: line for line in self.lines}
-        return Finished(self.folder, [line_of[token] for token in tokens])
+        return ReplayResults(self.folder, [line_of[token] for token in tokens])
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -107,14 +136,22 @@ class Finished:
         """Tokens of the frames with a non-finite output of the network."""
         return [line["token"] for line in self.lines if line["not_finite"]]
 
-    @property
+    @cached_property
     def latency(self) -> dict[str, Any]:
-        """`Latency.summary`, and `behind` (ms).
+        """`Latency.summary`, and `behind` (ms). InputError if there is no latency.json."""
+        return dict(self._json(LATENCY))
 
-        Raises:
-            InputError: there is no latency.json.
-        """
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """`Counts.summary` of each drive. InputError if there is no sources.json."""
+        return list(self._json(SOURCES))
+
+    def _json(self, name: str) -> Any:
         try:
-            return dict(json.loads((self.folder / LATENCY).read_text(encoding="utf-8")))
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise InputError(f"{self.folder}: holds no finished replay (no readable {LATENCY}); replay again") from None
+            raise _unfinished(self.folder, name) from None
+
+
+def _unfinished(folder: Path, name: str) -> InputError:
+    return InputError(f"{folder}: holds no finished replay (no readable {name}); replay again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from deploy.replay.conclude import Concluded
-from deploy.replay.fleet import Fleet
+from deploy.replay.fleet import Fleet, find_drives
 from deploy.replay.folder import error_if_unjudged, require_own_folder
 from deploy.replay.gates import Gates
 from deploy.replay.measures import measure_whole
-from deploy.replay.player import Each, Player, Watcher
+from deploy.replay.player import Watcher
+from deploy.replay.results import ReplayResults
 from deploy.replay.settings import Settings, Source
-from deploy.replay.sources import open_drives
+from deploy.replay.sources.counts import line_of
 from deploy.replay.verdict import judge, require_comparable
 from deploy.replay.writers import require_viewers
 from deploy.runtime import Runtime
@@ -45,7 +44,7 @@ def replay(
 ) -> dict[str, Any]:
     """Replay recorded drives through a bundle, and judge the outcome if there are gates or a baseline.
 
-    An unfinished replay of the same drives in `out` is resumed.
+    An unfinished replay of the same drives in `out` goes on with those that are finished.
 
     Args:
         baseline: folder of another replay of the same scenes.
@@ -68,19 +67,16 @@ def replay(
         require_comparable(baseline, gates)
         require_viewers(settings.viewers)
         runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
-        manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
+        manifest = runtime.bundle.manifest
         if gates is not None:
             gates.require_taxonomy(manifest.taxonomy)
-        signals = runtime.sources.signals
-        drives = open_drives(
-            source.path, source.version, source.scenes, spec, source.topics, manifest.taxonomy, signals
-        )
-        if jobs or ray is not None:
-            concluded = Fleet(runtime, source, drives, out, settings, _Progress(console)).run(jobs, ray)
-        else:
-            concluded = Player(runtime, source, drives, out, settings, _Progress(console)).run()
-        summary = concluded.summary(manifest)
-        _print(concluded, summary, console)
+        drives = find_drives(source, runtime)
+        with _Progress(console) as progress:
+            fleet = Fleet(runtime, source, drives, out, settings, progress)
+            progress.expect(fleet.expected)
+            results = fleet.run(jobs, ray)
+        summary = results.summary(manifest.heads)
+        _print(results, summary, console)
         tables = next((drive.tables for drive in drives if drive.tables is not None), None)
         if gates is not None and tables is not None and settings.selection.every == 1:
             measure_whole(out, gates.scores, tables)
@@ -95,15 +91,25 @@ class _Progress(Watcher):
     """Shows the progress on a console."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+
+    def expect(self, frames: int) -> None:
+        """Show a bar for so many frames."""
+        self._bar = self._progress.add_task("", total=frames)
 
     def message(self, text: str) -> None:
-        self._console.print(text)
+        self._progress.console.print(text)
 
-    def counted(self, frames: Iterator[Each], expected: int) -> Iterator[Each]:
-        columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            yield from progress.track(frames, expected)
+    def advance(self, frames: int = 1) -> None:
+        self._progress.advance(self._bar, frames)
+
+    def __enter__(self) -> _Progress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
 
 class _Speed(ProgressColumn):
@@ -113,14 +119,14 @@ class _Speed(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.0f} frames/s")
 
 
-def _print(concluded: Concluded, summary: dict[str, Any], console: Console) -> None:
+def _print(results: ReplayResults, summary: dict[str, Any], console: Console) -> None:
     console.print(_latency_table(summary))
-    for _, line in concluded.collected.counts:
-        console.print(line)
-    if not_finite := concluded.collected.not_finite:
+    for counts in results.sources:
+        console.print(line_of(counts))
+    if not_finite := summary["not_finite"]:
         console.print(f"NaN or infinite outputs were left out in {not_finite} of the frames")
-    if concluded.behind is not None:
-        console.print(f"at most {concluded.behind:.2f} s behind real time")
+    if "behind" in results.latency:
+        console.print(f"at most {1e-3 * results.latency['behind']:.2f} s behind real time")
     console.print(f"report: {summary['report']}")
 
 

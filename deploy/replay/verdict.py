@@ -24,8 +24,8 @@ from deploy.replay.gates import (
 from deploy.replay.latency import VEHICLE
 from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Verdict
-from deploy.replay.page_data import with_verdict
-from deploy.replay.results import Finished
+from deploy.replay.report import with_verdict
+from deploy.replay.results import ReplayResults
 from perception.atomic import write_together
 from perception.errors import InputError
 from perception.tasks.judging import Unmeasured
@@ -45,7 +45,7 @@ def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -
     if baseline is None and gates is None:
         raise InputError("there is nothing to judge by; give --gates, --baseline or both")
     require_comparable(baseline, gates)
-    verdict = _Judge(Finished.load(out), baseline, gates).verdict()
+    verdict = _Judge(ReplayResults.load(out), baseline, gates).verdict()
     content = json.dumps(verdict.as_dict(), indent=2, allow_nan=False) + "\n"
     files = {out / "verdict.json": content.encode(), out / "junit.xml": verdict.junit()}
     report = out / "report.html"
@@ -62,7 +62,7 @@ def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
         InputError: a gate needs a baseline, or its folder has no finished replay.
     """
     if baseline is not None:
-        Finished.load(baseline)
+        ReplayResults.load(baseline)
     elif gates is not None:
         for gate in gates.gates:
             if isinstance(gate, Difference | Agreement):
@@ -70,14 +70,14 @@ def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
 
 
 class _Judge:
-    def __init__(self, finished: Finished, baseline: Path | None, gates: Gates | None) -> None:
+    def __init__(self, finished: ReplayResults, baseline: Path | None, gates: Gates | None) -> None:
         self.finished, self.baseline = finished, baseline
         if gates is not None:
             gates.require_taxonomy(finished.taxonomy)
         self.run, self.judged = Measures(finished), finished
         self.pair: tuple[Measures, Measures] | None = None  # common frames of this run and of the baseline
         if baseline is not None:
-            other = Finished.load(baseline)
+            other = ReplayResults.load(baseline)
             common = common_frames(finished, other, DEFAULT_COMMON if gates is None else gates.common)
             self.judged = finished.only(common)
             self.pair = Measures(self.judged), Measures(other.only(common))

@@ -1,22 +1,84 @@
-"""The files that a replay writes frame by frame."""
+"""The files that a replay writes frame by frame.
+
+statistics.jsonl has what a verdict needs besides the results: time, position, and a part for each task.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
 
 from deploy.manifest import Manifest
-from deploy.replay.folder import VIEWERS
-from deploy.replay.results import STATISTICS
-from deploy.replay.statistics import StatisticsWriter
+from deploy.replay.results import STATISTICS, VIEWERS
 from perception.atomic import atomic_file
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.frame import Frame
+from perception.frame import Frame, Prediction
 from perception.scene.scene import SceneFrame
-from perception.tasks.task import FrameWriter
+from perception.tasks.task import FrameWriter, Task
+
+_ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows
+
+
+class StatisticsWriter:
+    """Writes statistics.jsonl, one line for each frame.
+
+    Args:
+        sensors: those that the network takes, of "camera" and "lidar".
+        tasks: the network's tasks by name.
+        source: of the annotations; None if the drive has none.
+    """
+
+    def __init__(
+        self, file: BinaryIO, sensors: Sequence[str], tasks: Mapping[str, Task[Any]], source: Keyframes | None
+    ) -> None:
+        self._file, self._sensors, self._tasks, self._source = file, set(sensors), tasks, source
+
+    def add(self, frame: Frame, prediction: Prediction) -> None:
+        """Write the line of a frame."""
+        self._file.write(json.dumps(self.line(frame, prediction), allow_nan=False).encode() + b"\n")
+
+    def line(self, frame: Frame, prediction: Prediction) -> dict[str, Any]:
+        cameras = bool(frame.cameras) and "camera" in self._sensors
+        return {
+            "token": frame.token,
+            "scene": frame.scene,
+            "timestamp": frame.timestamp,
+            "conditions": frame.conditions.known(),
+            "ego": frame.global_from_ego[:2, 3].tolist(),
+            "sensors": sensors_hash(frame).hex(),
+            "blind": not cameras and not (frame.points is not None and "lidar" in self._sensors),
+            "not_finite": dict(prediction.not_finite),
+            "tasks": {
+                name: self._tasks[name].statistics(frame, result, self._source)
+                for name, result in prediction.results.items()
+            },
+        }
+
+
+def sensors_hash(frame: Frame) -> bytes:
+    """SHA-256 of tags, times, positions, signals, poses, calibration, every 16th row of the pictures, and the
+    keyframe's LiDAR intensities. It does not depend on the network.
+
+    Coordinates of points and earlier sweeps are left out, because they depend on the network's inputs.
+    """
+    known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.position, frame.conditions)
+    arrays = [frame.global_from_ego]
+    arrays += [] if frame.points is None else [frame.keyframe_points[:, 3]]
+    for camera in frame.cameras.values():
+        arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
+    times = [(name, camera.timestamp) for name, camera in frame.cameras.items()]
+    signals = (dict(frame.signals),) if frame.signals else ()
+    digest = hashlib.sha256(repr((known, frame.points is None, times, *signals)).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
 
 
 class ViewerWriter(Protocol):
@@ -40,26 +102,26 @@ class Writers(NamedTuple):
     statistics: StatisticsWriter
     viewers: Sequence[ViewerWriter]
 
-    def add(self, frame: Frame, seen: SceneFrame, known: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write the next frame to all files; returns its statistics. `known`: its statistics in an earlier run."""
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        """Write the next frame to all files."""
         for name, writer in self.tasks.items():
             writer.add(frame, seen.prediction.results[name], seen.states.get(name))
         for viewer in self.viewers:
             viewer.add(frame, seen)
-        return self.statistics.add(frame, seen.prediction, known)
+        self.statistics.add(frame, seen.prediction)
 
 
 def open_writers(
-    files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[str]
+    files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[ViewerWriter]
 ) -> Writers:
-    """Open the writers for the folder `out`; complete files appear when `files` is closed.
+    """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed.
 
     Args:
         source: of the annotations; None if the drive has none.
-        viewers: names in VIEWERS.
+        viewers: of the whole replay.
 
     Raises:
-        InputError: a viewer's package is not installed, or the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     tasks = manifest.heads
     own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}
@@ -68,8 +130,17 @@ def open_writers(
         StatisticsWriter(
             files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks, source
         ),
-        [files.enter_context(_viewer(name, out / VIEWERS[name], manifest)) for name in viewers],
+        viewers,
     )
+
+
+def open_viewers(files: ExitStack, out: Path, manifest: Manifest, names: Sequence[str]) -> Sequence[ViewerWriter]:
+    """Open the writers for these viewers, names in VIEWERS, as `open_writers` does.
+
+    Raises:
+        InputError: a viewer's package is not installed, or the folder cannot be written.
+    """
+    return [files.enter_context(_viewer(name, out / VIEWERS[name], manifest)) for name in names]
 
 
 def _viewer(name: str, path: Path, manifest: Manifest) -> AbstractContextManager[ViewerWriter]:

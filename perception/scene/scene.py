@@ -85,21 +85,17 @@ class Scene:
         admitted, self._findings = admit(frame, self._sensors, reference, self._before)
         return admitted
 
-    def observe(self, frame: Frame, health: Mapping[str, SensorHealth] | None = None) -> Conditions:
+    def observe(self, frame: Frame) -> Conditions:
         """The conditions believed at a frame, before the network runs on it.
 
         The evidence is that of the sources; what the tasks recognise is of the previous frame.
-
-        Args:
-            health: of the sensors, if an earlier run found it; then the frame needs no sensor data. Before a frame
-                without, set the monitor's state (`HealthMonitor.restore`).
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
         self._seconds, self._observed = {}, frame.token
         self._before = replace(frame, points=None, cameras={})
         with timed(self._seconds, "health"):
-            self._health = self.monitor.update(frame, self._findings) if health is None else health
+            self._health = self._monitor.update(frame, self._findings)
         with timed(self._seconds, "belief"):
             observations, origins = self._sources.observe(frame, self._evidence)
             return self._belief.update(frame.timestamp, observations, origins)
@@ -158,7 +154,7 @@ class Scene:
 
     def _begin(self, drive: str) -> None:
         self._drive = drive
-        self.monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief(self._vocabulary)
+        self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief(self._vocabulary)
         self._sources.begin()
         self._evidence = ()
         memories = {name: task.memory() for name, task in self._tasks.items()}

@@ -202,7 +202,7 @@ class Task(ABC, Generic[Result]):
 
     @staticmethod
     def pack(result: Any) -> dict[str, np.ndarray]:
-        """A result as arrays, for the journal of a replay."""
+        """A result as arrays, for the file of a golden frame."""
         return {"values": np.ascontiguousarray(result)}
 
     @staticmethod

@@ -34,8 +34,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.plan import plan, table
-from deploy.replay.journal import JOURNAL
-from deploy.replay.results import Finished
+from deploy.replay.results import ReplayResults
 from deploy.route import steering_inputs
 from deploy.runtime import Runtime
 from deploy.verify import verify
@@ -140,9 +139,9 @@ def test_a_replay_with_nan_finishes_and_fails(tmp_path: Path) -> None:
     path, out = blinded(tmp_path / "bundle"), tmp_path / "out"
     faults, easy = ["drop:lidar@1.0-2.0"], gates({"metric": "dropped", "at_most": 1000})
     verdict = replayed(tmp_path / "tiny", out, bundle=path, faults=faults, gates=easy)["verdict"]
-    assert not (out / JOURNAL).exists()
+    assert not (out / "scenes").exists()
     blind = [token("sample", i) for i in (2, 3)]
-    finished = Finished.load(out)
+    finished = ReplayResults.load(out)
     assert finished.not_finite == blind
     counts = {line["token"]: line["not_finite"] for line in finished.lines}
     assert all(counts[each] == {"detection/boxes": 200, "map/probabilities": 6 * 128 * 128} for each in blind)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.replay.prefetch import QUEUE_DEPTH, BackgroundWriter, prefetch
+from deploy.replay.schedule import QUEUE_DEPTH, BackgroundWriter, prefetch
 from perception import atomic
 from perception.atomic import atomic_file, folder_written_whole, put_back, write_atomically, write_together
 from perception.errors import InputError

@@ -17,12 +17,10 @@ from pages import timeless
 from replays import SAME, assert_same, small, unreadable
 from tiny import write_scenes
 
-from deploy.replay.fleet import PART, Fleet
+from deploy.replay.fleet import Fleet
 from deploy.replay.gates import Gates
-from deploy.replay.journal import JOURNAL
 from deploy.replay.run import replay
-from deploy.replay.selection import Selection
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import Selection, Settings, Source
 from perception.errors import InputError
 from perception.frame_file import FrameFile, join
 
@@ -72,24 +70,26 @@ def test_files_and_verdict_are_those_of_one_process(drives: Path, expected: Path
         assert len(json.loads((out / "latency.json").read_text())["stages"]) > 5
 
 
-def test_whatever_is_killed_the_bytes_are_the_same(drives: Path, expected: Path, tmp_path: Path) -> None:
-    """A worker, whose drive another one goes on with; the driver, which is started again; at random moments."""
+@pytest.mark.parametrize(("jobs", "whom"), [(0, {"driver"}), (2, {"driver", "worker"})])
+def test_whatever_is_killed_the_bytes_are_the_same(
+    drives: Path, expected: Path, tmp_path: Path, jobs: int, whom: set[str]
+) -> None:
+    """A worker, whose drive another one replays; the driver, which is started again; at random moments."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime"])
 
     def start() -> BaseProcess:
         given = (Source(drives, VERSION), small(), tmp_path, Settings(faults=FAULTS))
-        driver = context.Process(target=replay, args=given, kwargs={"jobs": 2})
+        driver = context.Process(target=replay, args=given, kwargs={"jobs": jobs})
         driver.start()
         return driver
 
     rng = random.Random(1)
-    found = killed(start, 6, rng, longest=3)
-    while found.keys() != {"driver", "worker"}:  # on a slow machine, a driver may die before it has workers
+    found = killed(start, 3 * len(whom), rng, longest=3)
+    while found.keys() != whom:  # on a slow machine, a driver may die before it has workers
         found += killed(start, 1, rng, longest=20)
-    replayed(drives, tmp_path, 2)
+    replayed(drives, tmp_path, jobs)
     assert_same(tmp_path, expected)
-    assert not (tmp_path / JOURNAL).exists()
     assert not (tmp_path / "scenes").exists()
 
 
@@ -103,33 +103,25 @@ def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tm
     for file in files[: (SCENES - 2) * KEYFRAMES]:  # the last drive has sweeps of the one before
         file.write_bytes(b"damaged")
     try:
-        assert replayed(drives, tmp_path, 2)["resumed_at_frame"] == SCENES * KEYFRAMES - 1
+        assert replayed(drives, tmp_path, 2)["resumed_at_frame"] == (SCENES - 1) * KEYFRAMES
     finally:
         for file, content in zip(files, contents, strict=True):
             file.write_bytes(content)
     assert_same(tmp_path, expected)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"about": {}}'])
-def test_a_damaged_part_is_replayed_again(drives: Path, tmp_path: Path, content: bytes) -> None:
-    part = tmp_path / "scenes" / "scene-0001" / PART
-    part.parent.mkdir(parents=True)
-    part.write_bytes(content)
-    assert replayed(drives, tmp_path, 1, scenes=["scene-0001"])["resumed_at_frame"] == 0
-
-
 def test_a_drive_that_is_on_another_machine_is_named(
     drives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fleet, "_play", lambda *_: 0)  # as where its workers see another disk
-    with one_line_error("scene-0001: the results of this drive are on another machine"):
+    monkeypatch.setattr(Fleet, "_pooled", lambda *_: [])  # as where its workers see another disk
+    with one_line_error("0: the results of this drive are on another machine"):
         replayed(drives, tmp_path, 1)
 
 
 def test_drives_of_another_replay_are_refused(drives: Path, tmp_path: Path) -> None:
     with unreadable(drives, -1), pytest.raises(InputError):
         replayed(drives, tmp_path, 1)
-    with one_line_error(r"scene-0001.part\.json: is of an unfinished replay with faults .* remove this file"):
+    with one_line_error(r"0.part\.json: is of an unfinished replay with faults .* remove the folder"):
         replayed(drives, tmp_path, 1, faults=())
 
 
@@ -139,6 +131,7 @@ def test_a_drive_without_selected_frames_is_empty(drives: Path, tmp_path: Path) 
     assert_same(tmp_path / "two", tmp_path / "one")
     with one_line_error("--start 12: .* start earlier"):
         replayed(drives, tmp_path / "none", 2, selection=Selection(start=12.0))
+    assert not (tmp_path / "none" / "scenes").exists()
 
 
 def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path) -> None:
@@ -146,7 +139,6 @@ def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path) -> None
         ({"latency": True}, "--jobs and --latency"),
         ({"real_time": True}, "--jobs and --real-time"),
         ({"viewers": ["foxglove"]}, "--jobs and --viewer"),
-        ({"scenes": ("scene-0001:0-2", "scene-0001:2-4")}, "scene-0001 is given twice"),
     ):
         with one_line_error(reason):
             replayed(drives, tmp_path, 2, **options)

@@ -9,9 +9,11 @@ from make_log import TYPES, Message, header, make, make_log, messages
 from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
+from deploy.replay.settings import FrameChoice
 from deploy.replay.sources import ros
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.latest import Readings
 from deploy.replay.sources.messages import CorruptMessage
 from deploy.replay.sources.topics import Topics, default_topics
 from perception.config import Lidar, find_config, load_config
@@ -62,7 +64,7 @@ def stream(
 ) -> Iterator[Frame]:
     topics = topics or nuscenes_topics()
     spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), None, RIG)
-    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed)
+    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
     for each in (each for each in log if each.topic in topics.names()):
         yield from assembler.advance(each.time)
         try:

@@ -1,10 +1,7 @@
 """Replays of the tiny drive, what must be equal in two of them, and gates and records made by hand."""
 
-import json
-import sqlite3
-import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -72,23 +69,6 @@ def unreadable(drive: Path, number: int) -> Iterator[str]:
 def assert_same(out: Path, expected: Path) -> None:
     for name in SAME:
         assert (out / name).read_bytes() == (expected / name).read_bytes(), name
-
-
-def record_of(journal: Path, number: int) -> bytes:
-    with closing(sqlite3.connect(journal)) as database:
-        (content,) = database.execute("SELECT content FROM records WHERE number = ?", (number,)).fetchone()
-        return bytes(content)
-
-
-def change(journal: Path, statement: str, *values: bytes) -> int:
-    """How many records it changed."""
-    with closing(sqlite3.connect(journal)) as database, database:
-        return database.execute(statement, values).rowcount
-
-
-def begun(journal: Path) -> dict[str, Any]:
-    """What its first record says that it was begun with."""
-    return dict(json.loads(zlib.decompress(record_of(journal, 0))))
 
 
 REPLAYED = {

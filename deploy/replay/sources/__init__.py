@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from deploy.replay.settings import FrameChoice
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.dataset_drive import DatasetDrive
-from deploy.replay.sources.recorded_drive import RecordedDrive
+from deploy.replay.sources.drives import DatasetDrive, RecordedDrive
 from deploy.replay.sources.topics import load_topics
-from deploy.replay.undecoded import Known, nothing_known
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions
 from perception.errors import InputError
@@ -24,6 +23,7 @@ from perception.taxonomy import Taxonomy
 class Drive(Protocol):
     """A recorded drive: its frames in order of time, and counts of what was wrong with them in the latest reading."""
 
+    name: str  # of the scene or the recording
     counts: Counts
 
     @property
@@ -39,8 +39,8 @@ class Drive(Protocol):
         """About how many frames there are."""
         ...
 
-    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames; those that are known are `UndecodedFrame`, and as little as possible is read of them."""
+    def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
+        """The chosen frames; None: all. Of the others no picture is decoded and no sweep is joined."""
         ...
 
 
@@ -83,4 +83,7 @@ def open_drives(
     if not path.exists():
         raise InputError(f"{path}: neither a recording (.mcap, .db3, rosbag2) nor a dataroot")
     tables = open_source(path, version, spec.rig, taxonomy)
-    return [DatasetDrive(tables, scene, spec) for scene in scenes or tables.scenes()]
+    selectors: dict[str, list[str]] = {}  # several parts of a scene are one drive
+    for selector in scenes or tables.scenes():
+        selectors.setdefault(selector.partition(":")[0], []).append(selector)
+    return [DatasetDrive(tables, parts, spec) for parts in selectors.values()]

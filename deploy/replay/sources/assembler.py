@@ -10,20 +10,57 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deploy.replay.settings import FrameChoice
 from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures, intrinsics_of
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.frame_trigger import FrameTrigger
+from deploy.replay.sources.latest import LEAP, STAMPS_KEPT, Positions, Readings, Stamps
 from deploy.replay.sources.lidar import LidarSweeps
 from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
-from deploy.replay.sources.placement import Placement
-from deploy.replay.sources.positions import Positions
-from deploy.replay.sources.readings import Readings
-from deploy.replay.sources.stamps import STAMPS_KEPT, Stamps
 from deploy.replay.sources.topics import Topics
-from deploy.replay.undecoded import Known, UndecodedFrame, nothing_known
+from deploy.replay.sources.transforms import Placement
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
+
+_EARLY = 0.05  # share of the period by which a sweep may be early
+
+
+class FrameTrigger:
+    """Decides stamp by stamp, given also the recording time (us).
+
+    Args:
+        period: us between frames.
+        lidar: whether there is a LiDAR. Without one, or when its sweeps are overdue by half a period, pictures trigger
+            frames.
+    """
+
+    def __init__(self, period: int, lidar: bool) -> None:
+        self._lidar = lidar
+        self._sweep_period = round(period * (1 - _EARLY))
+        self._picture_period = round(period * 1.5) if lidar else self._sweep_period
+        self._last: int | None = None  # stamp of the last frame
+        self._last_time = 0  # when it was recorded
+        self._first_picture: int | None = None  # its stamp, where there is a LiDAR
+        self.clock_resets = 0  # how often time went back; with this number stamps are unique
+
+    def on_sweep(self, stamp: int, time: int) -> bool:
+        """Whether this sweep triggers a frame."""
+        return self._due(stamp, time, self._last, self._sweep_period)
+
+    def on_picture(self, stamp: int, time: int) -> bool:
+        """Whether this picture triggers a frame."""
+        if self._first_picture is None and self._lidar:
+            self._first_picture = stamp
+        return self._due(stamp, time, self._first_picture if self._last is None else self._last, self._picture_period)
+
+    def _due(self, stamp: int, time: int, last: int | None, period: int) -> bool:
+        reset = last is not None and stamp < last - LEAP and time - self._last_time >= period
+        if last is not None and not reset and stamp - last < period:
+            return False
+        self.clock_resets += reset
+        self._last, self._last_time = stamp, time
+        return True
+
 
 _MAX_PENDING = 8  # frames
 
@@ -59,8 +96,11 @@ class Assembler:
         topics: its first LiDAR gives the frames' times.
         spec: gives the rig, the frame of reference and the number of earlier LiDAR sweeps to add to a frame's own.
         has_keyframes: whether the recording has keyframe messages.
+        choice: of the frames to yield; of the others no picture is decoded and no sweep is joined.
         readings: of the vehicle's signals, to which others add.
-        known: frames whose sensor data is not decoded.
+
+    Attributes:
+        frames: assembled so far, those that are not chosen included.
     """
 
     def __init__(
@@ -70,11 +110,11 @@ class Assembler:
         counts: Counts,
         drive: DriveInfo,
         has_keyframes: bool,
-        readings: Readings | None = None,
-        known: Known = nothing_known,
+        choice: FrameChoice,
+        readings: Readings,
     ) -> None:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
-        self._known = known
+        self._choice, self.frames = choice, 0
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
         self._placement, self._positions = Placement(topics, spec.rig), Positions()
@@ -96,7 +136,7 @@ class Assembler:
             offsets[topics.keyframes] = next(iter(offsets.values()))  # a keyframe has the stamp of its sweep
         offsets |= {each.image: each.offset for each in topics.cameras.values()}
         self._offsets = {topic: round(1e6 * offset) for topic, offset in offsets.items()}
-        self._stamps, self._readings = Stamps(counts), readings or Readings({})
+        self._stamps, self._readings = Stamps(counts), readings
         self._pending: list[_PendingFrame] = []
         # Stamps and sensors of the latest frames, to recognise late messages.
         self._recent: deque[tuple[int, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
@@ -200,21 +240,24 @@ class Assembler:
             return
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
-        own = self._spec.rig.own
-        sizes = self._known(pending.token)
-        cloud = sizes.cloud() if sizes else join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
+        tags = pending.keyframe or self._drive
+        self.frames += 1
+        if not self._choice(tags.scene, pending.stamp):
+            there = {name for name in mountings if sweeps[self._index(name)]}
+            there |= {name for name, camera in self._cameras.items() if camera.has(pending.stamp)}
+            self._recent.append((pending.stamp, frozenset(there)))
+            return
+        cloud = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), self._spec.rig.own)
         cameras = {
             name: camera.closest(
                 pending.stamp,
                 self._placement.pose,
                 partial(self._placement.mounting, name),
                 self._counts,
-                sizes.camera(name) if sizes is not None and name in sizes.cameras else None,
             )
             for name, camera in self._cameras.items()
         }
-        tags = pending.keyframe or self._drive
-        frame = (Frame if sizes is None else UndecodedFrame)(
+        frame = Frame(
             token=pending.token,
             timestamp=pending.stamp,
             reference=grid,

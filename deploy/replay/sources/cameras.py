@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Picture
-from deploy.replay.sources.rectify import Lens
+from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Lens, Picture
 from deploy.replay.sources.topics import CameraTopics
 from perception.datasets.files import jpeg_file
 from perception.frame import Camera
@@ -61,14 +60,10 @@ class CameraPictures:
         pose_at: Callable[[int], np.ndarray | None],
         mounting_of: Callable[[str], np.ndarray | None],
         counts: Counts,
-        known: Camera | None = None,
     ) -> Camera | None:
         """Return the picture closest to the stamp (us), with its pose and calibration; None if there is no usable one.
 
         Damaged pictures are counted and dropped; then the next closest one is used.
-
-        Args:
-            known: from an earlier reading; the picture with its timestamp is not decoded.
         """
         by_distance = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
         dropped = []
@@ -83,8 +78,7 @@ class CameraPictures:
                 dropped.append(picture)
                 continue
             try:
-                same = known is not None and picture.stamp == known.timestamp
-                camera = self._camera(picture, pose, mounting_of, known if same else None)
+                camera = self._camera(picture, pose, mounting_of)
                 break
             except CorruptMessage as error:
                 counts.add_corrupt(self.topics.image, str(error))
@@ -93,13 +87,11 @@ class CameraPictures:
             self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
         return camera
 
-    def _camera(
-        self,
-        picture: Picture,
-        pose: np.ndarray,
-        mounting_of: Callable[[str], np.ndarray | None],
-        known: Camera | None,
-    ) -> Camera:
+    def has(self, stamp: int) -> bool:
+        """Whether there is a picture near a stamp (us); it may turn out to be damaged."""
+        return any(abs(each.stamp - stamp) <= self._tolerance for _, each in self._pictures)
+
+    def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
         mounting = mounting_of(self.topics.frame or picture.frame)
         if self.intrinsics is None:
             raise CorruptMessage("a picture of a camera without CameraInfo")
@@ -110,15 +102,12 @@ class CameraPictures:
         lens = self.intrinsics.lens if self.topics.unrectified else None
         if lens is not None and not lens.known:
             raise CorruptMessage("a picture with an unknown lens model")
-        if known is not None:
-            image, file = known.image, known.file
-        else:
-            image = picture.decode()
-            file = jpeg_file(picture.content, image) if lens is None else None
-            if (image.shape[1], image.shape[0]) != picture.size:
-                raise CorruptMessage("a picture of another size than its header says")
-            image = image if lens is None else lens.rectify(image)
+        image = picture.decode()
+        file = jpeg_file(picture.content, image) if lens is None else None
+        if (image.shape[1], image.shape[0]) != picture.size:
+            raise CorruptMessage("a picture of another size than its header says")
         if lens is not None:
+            image = lens.rectify(image)
             mounting = mounting.copy()
             mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
         return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp, file)

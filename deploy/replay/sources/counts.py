@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,11 +87,18 @@ class Counts:
 
     def line(self) -> str:
         """The summary as one line of text."""
-        parts = [f"{self.frames} frames"]
-        if self.messages:
-            parts.append(f"{self.messages.total()} messages")
-        parts += [f"{n.total()} {kind.replace('_', ' ')}" for kind, n in self._problems.items() if n]
-        parts += [f"{self.unposed_frames} frames without a pose left out"] if self.unposed_frames else []
-        parts += [f"{sensor} missing in {n}" for sensor, n in sorted(self.missing.items())]
-        parts += [f"damaged in {self._damaged} places"] if self._damaged else []
-        return ", ".join(parts)
+        return line_of(self.summary())
+
+
+def line_of(summary: Mapping[str, Any]) -> str:
+    """A `Counts.summary` as one line of text."""
+    parts = [f"{summary['frames']} frames"]
+    if summary["messages"]:
+        parts.append(f"{sum(summary['messages'].values())} messages")
+    found = {kind: summary[kind] for kind in PROBLEMS if kind in summary}
+    parts += [f"{sum(topics.values())} {kind.replace('_', ' ')}" for kind, topics in found.items()]
+    unposed, damaged = summary["unposed_frames"], summary["damaged_places"]
+    parts += [f"{unposed} frames without a pose left out"] if unposed else []
+    parts += [f"{sensor} missing in {n}" for sensor, n in summary["missing"].items()]
+    parts += [f"damaged in {damaged} places"] if damaged else []
+    return ", ".join(parts)

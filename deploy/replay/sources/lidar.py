@@ -8,9 +8,9 @@ import numpy as np
 
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import Cloud, CorruptMessage
-from deploy.replay.sources.placement import Placement
-from deploy.replay.sources.point_times import point_times
+from deploy.replay.sources.points import point_times
 from deploy.replay.sources.topics import LidarTopic
+from deploy.replay.sources.transforms import Placement
 from perception.sensors.lidar.sweeps import Motion, Sweep
 
 _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits

@@ -20,9 +20,8 @@ from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.summary import Summary
 
-from deploy.replay.sources import foxglove, ros, schemas
-from deploy.replay.sources.messages import Content, CorruptMessage
-from deploy.replay.sources.recording import RawMessage, RecordingInfo
+from deploy.replay.sources import foxglove, ros
+from deploy.replay.sources.messages import Content, CorruptMessage, RawMessage, RecordingInfo
 from perception.errors import InputError
 
 MAX_RECORD = 1 << 28  # bytes; a longer record is damage
@@ -41,7 +40,7 @@ class McapRecording:
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
         self._decoders: dict[int, Callable[[bytes], list[Content]]] = {}
-        self._parsers: dict[int, schemas.Parse] = {}
+        self._parsers: dict[int, ros.Parse] = {}
         with self._open() as file:
             summary, scene = _summary(file)
         of_channel: Counter[int] = Counter()
@@ -134,7 +133,7 @@ class McapRecording:
                 self._parsers[channel.id] = foxglove.parser(encoding, schema)
             else:
                 text, language = schema.data.decode("utf-8", "replace"), schema.encoding.removeprefix("ros2")
-                self._parsers[channel.id] = schemas.cdr_parser(schema.name, text, language)
+                self._parsers[channel.id] = ros.cdr_parser(schema.name, text, language)
         return self._parsers[channel.id](data)
 
     def _open(self) -> BinaryIO:

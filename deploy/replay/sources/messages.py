@@ -1,17 +1,69 @@
-"""The content of recorded messages, whatever their format. The functions here check it and refuse damaged data.
+"""Recordings as messages, and their content, whatever their format. Damaged content is refused here.
 
 Stamps are in microseconds, as in nuScenes. The reasons for a refusal are fixed texts, so that they can be counted.
+
+Pictures are rectified, because networks expect those of a pinhole camera. The lens models are those of ROS's CameraInfo
+and image_pipeline: plumb_bob and rational_polynomial (Brown, "Close-range camera calibration", 1971, with OpenCV's
+extensions) and equidistant (Kannala and Brandt, 2006).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 
-from deploy.replay.sources.rectify import Lens
 from perception.frame import Conditions
+
+# Distortion model -> numbers of coefficients that OpenCV accepts.
+COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """The lens of a raw picture, and the pinhole camera of the rectified one."""
+
+    model: str  # a key of COEFFICIENTS
+    coefficients: np.ndarray
+    raw_intrinsics: np.ndarray  # (3, 3) of the raw picture
+    rotation: np.ndarray  # (3, 3) rectified from mounted camera
+    rectified_intrinsics: np.ndarray  # (3, 3) of the rectified picture
+    size: tuple[int, int]  # width, height in pixels, of both pictures
+
+    @property
+    def known(self) -> bool:
+        """Whether OpenCV supports the model with this number of coefficients."""
+        return len(self.coefficients) in COEFFICIENTS.get(self.model, ())
+
+    def equals(self, other: Lens | None) -> bool:
+        if other is None or (self.model, self.size) != (other.model, other.size):
+            return False
+        names = ("coefficients", "raw_intrinsics", "rotation", "rectified_intrinsics")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    @cached_property
+    def _remap_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position of each rectified pixel in the raw picture, in OpenCV's fixed-point format."""
+        arguments = (
+            self.raw_intrinsics,
+            self.coefficients,
+            self.rotation,
+            self.rectified_intrinsics,
+            self.size,
+            cv2.CV_16SC2,
+        )
+        if self.model == "equidistant":
+            return cv2.fisheye.initUndistortRectifyMap(*arguments)
+        return cv2.initUndistortRectifyMap(*arguments)
+
+    def rectify(self, image: np.ndarray) -> np.ndarray:
+        """Rectify a picture (H, W, 3); pixels outside the raw picture are black."""
+        return np.asarray(cv2.remap(image, *self._remap_tables, cv2.INTER_LINEAR))
+
 
 LATEST = 1 << 53  # us, the largest stamp; it is exact as a float64
 _MAX_EDGE = 1 << 14  # pixels, width or height of a picture
@@ -202,3 +254,38 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     if not all(0 < edge <= _MAX_EDGE for edge in size):
         raise CorruptMessage("an invalid picture size")
     return int(size[0]), int(size[1])
+
+
+class RawMessage(NamedTuple):
+    """A message before decoding."""
+
+    topic: str
+    time: int  # us, when it was recorded, by the recorder's clock
+    data: bytes
+    decode: Callable[[bytes], list[Content]]  # raises CorruptMessage
+    parse: Callable[[bytes], Any]  # into an object with the fields of its schema; raises CorruptMessage
+
+
+@dataclass(frozen=True)
+class RecordingInfo:
+    """Metadata of a recording."""
+
+    counts: Mapping[str, int]  # number of messages by topic; 0 if not known
+    duration: int  # us; 0 if not known
+    scene: str  # name of the drive, or of the file
+    location: str = ""
+    description: str = ""
+
+
+class Recording(Protocol):
+    """A recorded file or folder."""
+
+    info: RecordingInfo
+
+    def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
+        """Yield the messages of these topics, in constant memory.
+
+        Args:
+            damage: called with a line of text for each part that cannot be read; reading goes on after it if possible.
+        """
+        ...

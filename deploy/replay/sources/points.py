@@ -1,4 +1,15 @@
-"""The points of a recorded sweep, from packed bytes."""
+"""The points of a recorded sweep, from packed bytes.
+
+When each point of a recorded sweep was measured.
+
+Drivers name and count times in their own ways:
+
+- Ouster (ouster-ros): `t`, uint32 ns after the stamp
+- Velodyne (ros-drivers/velodyne): `time`, float32 s after the stamp, below 0 where the stamp is that of the last packet
+- Hesai (HesaiLidar_ROS), RoboSense: `timestamp`, float64 s since 1970
+- Livox (livox_ros_driver2): `timestamp`, float64 ns since 1970; `offset_time`, uint32 ns after the stamp
+- Nebula (Autoware): `time_stamp`, uint32 ns after the stamp
+"""
 
 from __future__ import annotations
 
@@ -7,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from deploy.replay.sources.messages import Cloud, CorruptMessage, checked_name
+from deploy.replay.sources.topics import LidarTopic
 
 _COLUMNS = ("x", "y", "z", "intensity", "ring")
 _MAX_POINTS = 1 << 22
@@ -62,3 +74,46 @@ def _numbers(rows: np.ndarray, offset: int, dtype: np.dtype) -> np.ndarray:
     if not 0 <= offset <= rows.shape[1] - dtype.itemsize:
         raise CorruptMessage("a field outside the point")
     return np.asarray(rows[:, offset : offset + dtype.itemsize].copy().view(dtype)[:, 0])
+
+
+NAMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_LONGEST = 1.0  # s between a point and its stamp
+_SHORTEST = 1e-3  # s from the first point to the last; less means that they are counted in another unit
+
+
+def point_times(cloud: Cloud, topic: LidarTopic) -> np.ndarray | None:
+    """(N,) float64 s from the stamp of a sweep to each of its points; None without times, or if none differs from it.
+
+    Whole numbers are nanoseconds. Other numbers are seconds or, where those would be far from the stamp, nanoseconds;
+    after the stamp or, where that is far from it, since 1970. The topic may name the field and its unit.
+
+    Raises:
+        CorruptMessage: the times fit neither the stamp nor the time that a sweep takes, or the field that the topic
+            names is not there.
+    """
+    if topic.compensated or not len(cloud.points):
+        return None
+    names = NAMES if topic.time_field is None else (topic.time_field,)
+    column = next((found for name in names if (found := cloud.column(name)) is not None), None)
+    if column is None:
+        if topic.time_field is not None:
+            raise CorruptMessage("points without the field of their times")
+        return None
+    units = ("ns",) if column.dtype.kind in "iu" else ("s", "ns")
+    for unit in units if topic.time_unit is None else (topic.time_unit,):
+        times = _after(column, unit, cloud.stamp)
+        if times is not None and not times.any():
+            return None
+        if times is not None and (topic.time_unit is not None or np.ptp(times) >= _SHORTEST):
+            return times
+    raise CorruptMessage("times of points that do not fit the stamp")
+
+
+def _after(column: np.ndarray, unit: str, stamp: int) -> np.ndarray | None:
+    """(N,) s after the stamp (us); None if they are far from it."""
+    for start in (0, stamp * 1e-6 / UNITS[unit]):
+        times = (column.astype(np.float64) - start) * UNITS[unit]
+        if (np.abs(times) <= _LONGEST).all():
+            return np.asarray(times)
+    return None

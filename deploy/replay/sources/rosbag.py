@@ -12,9 +12,9 @@ import zstandard
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from deploy.replay.sources import ros, schemas
+from deploy.replay.sources import ros
 from deploy.replay.sources.mcap import MAX_RECORD, McapRecording
-from deploy.replay.sources.recording import RawMessage, Recording, RecordingInfo
+from deploy.replay.sources.messages import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
 
 
@@ -101,8 +101,8 @@ def _decompressed(data: bytes) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _parser(type_name: str, schema: str, language: str) -> schemas.Parse:
-    return schemas.cdr_parser(type_name, schema, language)
+def _parser(type_name: str, schema: str, language: str) -> ros.Parse:
+    return ros.cdr_parser(type_name, schema, language)
 
 
 def _parse(connection: Connection, data: bytes) -> Any:

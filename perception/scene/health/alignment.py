@@ -13,9 +13,8 @@ well at first. docs/health.md gives detection rates and delays.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -100,32 +99,6 @@ class Alignment:
         if len(waiting) <= CAMERAS_PER_FRAME:
             self._round.clear()
             self._update_findings()
-
-    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What is known of the drive, as JSON and arrays, for `restore`."""
-        start = self._round_start and (self._round_start[0], self._round_start[1].tolist())
-        known = {
-            "lidar": self.lidar,
-            "cameras": self.cameras,
-            "loads": self.loads,
-            "lidar_load": self.lidar_load,
-            "fits": {
-                name: [each.points, each.frames, each.vehicle_from_camera.tolist()] for name, each in self._fits.items()
-            },
-            "round": sorted(self._round),
-            "round_start": start,
-        }
-        return known, {name: each.parts for name, each in self._fits.items()}
-
-    def restore(self, known: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self.lidar, self.lidar_load = known["lidar"], known["lidar_load"]
-        self.cameras, self.loads = dict(known["cameras"]), dict(known["loads"])
-        self._fits = {
-            name: _Fit(arrays[name], points, frames, np.array(mounting))
-            for name, (points, frames, mounting) in known["fits"].items()
-        }
-        self._round, start = set(known["round"]), known["round_start"]
-        self._round_start = start and (start[0], np.array(start[1]))
 
     def _moved(self, frame: Frame) -> bool:
         """Whether the vehicle has moved since the start of the last round; if so, a new round begins."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -58,23 +56,6 @@ class LidarReadings:
             yield "thinned", load_below(share, least), f"{gaps} {least:g}"
         if features.age <= limits.late:  # late points show the ground of an earlier position
             yield from self._check_ground(features, frame.timestamp)
-
-    def state(self) -> dict[str, Any]:
-        """What is known of the drive, as JSON, for `restore`."""
-        return {
-            "content": self._content.state(),
-            "usual": self._usual.tolist(),
-            "counted": self._counted,
-            "had_no_gaps": bool(self._had_no_gaps),
-            "ground_planes": list(self._ground_planes),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._content.restore(state["content"])
-        self._usual, self._counted = np.array(state["usual"]), state["counted"]
-        self._had_no_gaps = state["had_no_gaps"]
-        self._ground_planes.clear()
-        self._ground_planes.extend((time, *plane) for time, *plane in state["ground_planes"])
 
     def _unbroken_share(self, frame: Frame, features: SweepFeatures) -> float:
         """Share of `ring_continuity`; infinity where gaps are not looked for: after a scan without gaps, from which on

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, get_args
-
-import numpy as np
+from typing import get_args
 
 from perception.frame import Camera, Frame
 from perception.rig import CameraLimits, LidarLimits, Sensors
@@ -36,11 +34,6 @@ class SensorHealth:
     def findings(self) -> tuple[SensorHealth, ...]:
         """All faults of the sensor, worst first."""
         return () if self.status == "ok" else (self, *self.also)
-
-    @staticmethod
-    def of(known: Mapping[str, Any]) -> SensorHealth:
-        """The inverse of `dataclasses.asdict`, also after JSON."""
-        return SensorHealth(**{**known, "also": tuple(map(SensorHealth.of, known["also"]))})
 
     @property
     def words(self) -> str:
@@ -111,33 +104,6 @@ class HealthMonitor:
             names, faults[VEHICLE] = (*names, VEHICLE), {"corrupt": "; ".join(reasons)} if reasons else {}
         self._health = {name: self._update_findings(name, faults[name], frame.timestamp) for name in names}
         return dict(self._health)
-
-    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What is known of the drive, as JSON and arrays, for `restore`."""
-        alignment, arrays = self._alignment.state()
-        known = {
-            "health": {name: asdict(each) for name, each in self._health.items()},
-            "findings": {
-                name: {status: asdict(each) for status, each in found.items()} for name, found in self._findings.items()
-            },
-            "pictures": {name: each.state() for name, each in self._pictures.items()},
-            "lidars": [each.state() for each in self._lidars],
-            "alignment": alignment,
-        }
-        return known, arrays
-
-    def restore(self, known: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from the `state` of a monitor of the same sensors."""
-        self._health = {name: SensorHealth.of(each) for name, each in known["health"].items()}
-        self._findings = {
-            name: {status: _Finding(**each) for status, each in found.items()}
-            for name, found in known["findings"].items()
-        }
-        for name, picture in self._pictures.items():
-            picture.restore(known["pictures"][name])
-        for lidar, state in zip(self._lidars, known["lidars"], strict=True):
-            lidar.restore(state)
-        self._alignment.restore(known["alignment"], arrays)
 
     def _check_alignment(
         self, reference: tuple[Frame, SweepFeatures] | None, faults: dict[str, dict[Status, str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 # Worst first.
 Status = Literal[
@@ -28,13 +28,6 @@ class LastContent:
         if known != self._content and (timestamp is None or timestamp != self._timestamp):
             self._content, self._timestamp, self._first = known, timestamp, now
         return 1e-6 * (now - self._first)
-
-    def state(self) -> list[Any]:
-        """As JSON, for `restore`."""
-        return [self._content, self._timestamp, self._first]
-
-    def restore(self, state: list[Any]) -> None:
-        self._content, self._timestamp, self._first = state
 
 
 def load_below(value: float, limit: float) -> float:

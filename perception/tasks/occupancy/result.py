@@ -1,4 +1,4 @@
-"""What the occupancy head says of a frame, and its encoding for a journal. numpy only."""
+"""What the occupancy head says of a frame, and its encoding for a file. numpy only."""
 
 from __future__ import annotations
 

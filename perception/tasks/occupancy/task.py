@@ -86,7 +86,7 @@ class OccupancyTask(Task[OccupancyResult]):
         return source.has_occupancy(token)
 
     def result(self, outputs: Arrays) -> OccupancyResult:
-        # Rounded as in a journal.
+        # Rounded as in a file.
         occupied, others = (probabilities_of(levels_of(outputs[name])) for name in ("occupied", "others"))
         return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
 

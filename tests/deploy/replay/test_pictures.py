@@ -21,10 +21,16 @@ from pyquaternion import Quaternion
 from vocabulary import CAMERAS, CLASSES, NUSCENES, SENSORS
 
 from deploy.replay import pictures
-from deploy.replay.class_pictures import points_in_camera, shaded_colours, voxels_above
 from deploy.replay.faults import Fault, inject
 from deploy.replay.foxglove_results import FoxgloveWriter
-from deploy.replay.pictures import indexed_png, painted_above, raster_colours
+from deploy.replay.pictures import (
+    indexed_png,
+    painted_above,
+    points_in_camera,
+    raster_colours,
+    shaded_colours,
+    voxels_above,
+)
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime

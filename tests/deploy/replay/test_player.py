@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import io
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import platform
 import threading
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
@@ -26,25 +24,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import Error, JUnitXml
 from pages import page_data
-from replays import FAULTS, VERSION, assert_same, begun, change, frames, gates, replayed, small, unreadable
-from rich.console import Console
+from recordings import SPEC, STORAGES, TINY, assert_equal_frames, make_log
+from replays import FAULTS, VERSION, assert_same, frames, gates, replayed, small, unreadable
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
 
 from deploy.manifest import MANIFEST
-from deploy.replay import real_time
+from deploy.replay import schedule
 from deploy.replay.faults import Fault, inject
-from deploy.replay.fingerprint import sensors_hash
-from deploy.replay.journal import JOURNAL
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import Player
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
-from deploy.replay.real_time import RealTime
+from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
-from deploy.replay.selection import Selection
-from deploy.replay.settings import Settings, Source
+from deploy.replay.schedule import RealTime
+from deploy.replay.settings import FrameChoice, Selection, Settings, Source
+from deploy.replay.sources import assembler, encoded, open_drives
 from deploy.replay.sources.counts import Counts
-from deploy.replay.undecoded import Known
+from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -69,7 +66,6 @@ def undisturbed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     summary = replayed(drive, out)
     assert (summary["frames"], summary["resumed_at_frame"]) == (FRAMES, 0)
-    assert not (out / JOURNAL).exists()
     return out
 
 
@@ -94,8 +90,6 @@ def test_a_part_of_a_drive(drive: Path, undisturbed: Path, tmp_path: Path) -> No
     assert replayed(drive, tmp_path, selection=Selection(6.2, 10.0, 3))["frames"] == 3
     whole, part = (json.loads((out / "results.json").read_text())["results"] for out in (undisturbed, tmp_path))
     assert part == {token("sample", i): whole[token("sample", i)] for i in (13, 16, 19)}
-    for chosen, number in (((1.0,), FRAMES - 2), ((0.0, 3.0), 6), ((0.0, math.inf, 10), 3), ((6.2, 10.0, 3), 3)):
-        assert Selection(*chosen).expected(FRAMES, 0.5 * (FRAMES - 1)) == number
 
 
 class GivenDrive:
@@ -109,18 +103,25 @@ class GivenDrive:
     def __len__(self) -> int:
         return self.number
 
-    def frames(self, known: Known) -> Iterator[Frame]:
+    def frames(self, choice: FrameChoice) -> Iterator[Frame]:
         for i in range(self.number):
             frame = self.frame(i)
             self.counts.add_frame(frame)
             yield frame
 
 
+def test_the_number_of_frames_is_expected() -> None:
+    for chosen, number in (((1.0,), FRAMES - 2), ((0.0, 3.0), 6), ((0.0, math.inf, 10), 3), ((6.2, 10.0, 3), 3)):
+        assert Selection(*chosen).expected(FRAMES, 0.5 * (FRAMES - 1)) == number
+
+
 @pytest.mark.slow("200 frames under tracemalloc, once the first 100 have filled what is bounded")
 def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays of a frame, its token and latencies, is less than a tenth of its points and of its map."""
-    monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
+    monkeypatch.setattr("deploy.replay.report.EVENLY", 2)  # their number does not depend on the drive
     frame, runtime, memory = replace(frames(drive)[0], cameras={}), Runtime(small()), []
+    latencies: list[Latency] = []
+    monkeypatch.setattr("deploy.replay.totals.Latency", lambda mode: latencies.append(Latency(mode)) or latencies[0])
     cells = runtime.bundle.manifest.head_grid.build().cells
     size = frame.points.nbytes + len(MAP_CLASSES) * cells * np.dtype(np.float32).itemsize
 
@@ -128,7 +129,7 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
         if i == 50:
             tracemalloc.start()
         if i in (100, 200):
-            while len(player.collected.latency) < i:  # frames that are on their way take memory too
+            while len(latencies[0]) < i:  # frames that are on their way take memory too
                 time.sleep(0.01)
             gc.collect()
             memory.append(tracemalloc.get_traced_memory()[0])
@@ -136,8 +137,7 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
             tracemalloc.stop()
         return replace(frame, token=str(i), timestamp=500_000 * i, points=frame.points + np.float32(0))
 
-    player = Player(runtime, Source(drive), [GivenDrive(201, 100.0, taken)], tmp_path)
-    player.run()
+    Player(runtime).play(GivenDrive(201, 100.0, taken), tmp_path, DriveRange(0, 201, 201))
     assert 0 < memory[1] - memory[0] < 100 * size / 10, (memory, size)
 
 
@@ -161,12 +161,12 @@ def test_selection(selection: Selection, drives: list[list[int]]) -> None:
     for each in every:
         inside = [f for f in each if selection.start <= (f.timestamp - each[0].timestamp) * 1e-6 < selection.end]
         expected += inside[:: selection.every]
-    chosen = selection.select(frame for each in every for frame in selection.before_end(each))
-    if expected:
-        assert [frame.token for frame in chosen] == [frame.token for frame in expected]
-    else:
-        with pytest.raises(InputError, match="start earlier"):
-            list(chosen)
+    found = []
+    for each in every:
+        choice = FrameChoice(selection)
+        found += [frame for frame in each if choice(frame.scene, frame.timestamp)]
+        assert choice.over == (1e-6 * (each[-1].timestamp - each[0].timestamp) >= selection.end)
+    assert [frame.token for frame in found] == [frame.token for frame in expected]
 
 
 def test_pictures_of_frames_that_are_left_out_are_not_read(tmp_path: Path) -> None:
@@ -185,10 +185,46 @@ def test_pictures_of_frames_that_are_left_out_are_not_read(tmp_path: Path) -> No
     assert pictures[0].name in late["damage"][0]
 
 
-def test_a_selection_reads_one_frame_after_its_end_and_an_impossible_one_is_refused() -> None:
-    times = iter(range(0, 10_000_000, 500_000))
-    assert len(list(FOUR.before_end(empty(str(t), t) for t in times))) == 4
-    assert next(times) == 2_500_000
+@pytest.mark.parametrize("storage", ["file", "sqlite3"])
+def test_of_frames_that_are_left_out_nothing_is_decoded(
+    drive: Path, tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither pictures nor joined sweeps of a recording; those of the others are those of the whole drive."""
+    path, decoded, joined = tmp_path / STORAGES[storage], list[bytes](), list[int]()
+    make_log(drive, f"{TINY}:0-12", path, storage, VERSION, 3)
+    (whole,) = open_drives(path, None, (), SPEC, None)
+    every, selection = list(whole.frames()), Selection(1.0, 4.5, 3)
+    decode, join = encoded.decode_image, assembler.join_lidars
+    monkeypatch.setattr(encoded, "decode_image", lambda content: decoded.append(content) or decode(content))
+    monkeypatch.setattr(assembler, "join_lidars", lambda *given: joined.append(given[1]) or join(*given))
+    (part,) = open_drives(path, None, (), SPEC, None)
+    found = list(part.frames(FrameChoice(selection)))
+    assert [frame.token for frame in found] == [every[i].token for i in (2, 5, 8)]
+    for frame, number in zip(found, (2, 5, 8), strict=True):
+        assert_equal_frames(frame, every[number])
+    assert joined == [frame.timestamp for frame in found]
+    assert sorted(decoded) == sorted(camera.jpeg for frame in found for camera in frame.cameras.values())
+    assert part.counts.frames == 3
+
+
+@pytest.mark.parametrize(("fault", "earlier"), [("drop:lidar@0-3", False), ("freeze:cameras@1-4", True)])
+def test_a_fault_that_shows_earlier_frames_has_them_decoded(
+    drive: Path, tmp_path: Path, fault: str, earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows of all count from the start of the drive, which no frame shows that is replayed."""
+    path, joined, join = tmp_path / "drive.mcap", list[int](), assembler.join_lidars
+    make_log(drive, f"{TINY}:0-8", path, "file", VERSION, 1)
+    whole, part = (tmp_path / name for name in ("whole", "part"))
+    for out, selection in ((whole, Selection()), (part, Selection(2.0, 4.0))):
+        monkeypatch.setattr(assembler, "join_lidars", lambda *given: joined.append(given[1]) or join(*given))
+        joined.clear()
+        replay(Source(path), small(), out, Settings(faults=[fault], selection=selection), console=QUIET)
+    assert len(joined) == (8 if earlier else 4)
+    lines = [json.loads(line)["sensors"] for line in (whole / "statistics.jsonl").read_text().splitlines()]
+    assert [json.loads(line)["sensors"] for line in (part / "statistics.jsonl").read_text().splitlines()] == lines[4:]
+
+
+def test_an_impossible_selection_is_refused() -> None:
     for wrong in ((-1.0, 2.0, 1), (2.0, 2.0, 1), (math.nan, 2.0, 1), (0.0, math.nan, 1), (0, 1, 0)):
         with pytest.raises(InputError, match=r"--start|--every"):
             Selection(*wrong)
@@ -209,7 +245,7 @@ class Clock:
 def test_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames come when they were taken; a jump of the clock is not waited for. It says how late a frame was."""
     now, came = Clock(), []
-    monkeypatch.setattr(real_time, "time", now)
+    monkeypatch.setattr(schedule, "time", now)
     clock = RealTime()
     for i, ms in enumerate(accumulate([0, 100, 100, 3_600_000, 100, -7_200_000, 100])):
         clock.wait_for(empty(str(i), 1000 * ms, "a"))
@@ -257,8 +293,9 @@ def test_nothing_goes_on_beside_a_frame(drive: Path, tmp_path: Path) -> None:
         seen.append((threading.current_thread().name, threading.active_count(), len(os.sched_getaffinity(0)), files))
         return two[i]
 
-    Player(Runtime(small()), Source(drive), [GivenDrive(2, 0.2, taken)], tmp_path, Settings(latency=True)).run()
-    assert seen[:2] == [(main, beside, 1, {JOURNAL, f"{JOURNAL}-wal"})] * 2
+    player = Player(Runtime(small()), Settings(latency=True))
+    player.play(GivenDrive(2, 0.2, taken), tmp_path, DriveRange(0, 2, 2))
+    assert seen[:2] == [(main, beside, 1, set())] * 2
     assert {thread for thread, *_ in seen[2:]} == {"reader_0"}
     assert os.sched_getaffinity(0) == cores
 
@@ -267,7 +304,6 @@ def test_what_an_interrupted_run_measured_is_not_used(drive: Path, tmp_path: Pat
     options = {"selection": Selection(end=1.5), "latency": True}
     with unreadable(drive, 2) as name, pytest.raises(InputError, match=name):
         replayed(drive, tmp_path, **options)
-    assert (tmp_path / JOURNAL).stat().st_size > 10_000  # two frames are in it
     start = time.monotonic()
     assert replayed(drive, tmp_path, **options)["resumed_at_frame"] == 0
     assert time.monotonic() - start >= 1.0
@@ -354,9 +390,8 @@ def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, j
     with unreadable(drive, 3), pytest.raises(InputError) as stopped:
         replayed(drive, out, gates=EASY, selection=FOUR)
     assert broken() == str(stopped.value)
-    assert {file.name for file in out.iterdir()} == {"junit.xml", JOURNAL}
-    # It goes on from there, and then there is a verdict.
-    assert replayed(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 3
+    assert {file.name for file in out.iterdir()} == {"junit.xml", "scenes"}
+    assert replayed(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 0
     assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
     assert JUnitXml.fromfile(str(out / "junit.xml")).errors == 0
 
@@ -366,30 +401,6 @@ def test_files_of_other_origin_are_not_removed(drive: Path, tmp_path: Path) -> N
     with one_line_error(at=f"{tmp_path / 'report.html'}: is of no replay, and a replay would remove it"):
         replayed(drive, tmp_path, selection=FOUR)
     assert contents(tmp_path) == {"report.html": b"mine"}
-
-
-def test_the_name_of_a_scene_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
-    write_tiny(tmp_path / "drive", 4)
-    table = tmp_path / "drive" / VERSION / "scene.json"
-    table.write_text(table.read_text().replace("scene-0001", "../../../escaped"))
-    with one_line_error(says="the scene '../../../escaped' cannot have a folder of its results; replay it without"):
-        replay(Source(tmp_path / "drive", VERSION), small(), tmp_path / "out", console=QUIET, jobs=1)
-
-
-def test_what_other_software_or_another_machine_began_starts_anew(drive: Path, judged: Path, tmp_path: Path) -> None:
-    """Of a journal whose first record has another version of one thing, no frame is used."""
-    with unreadable(drive, 3), pytest.raises(InputError):
-        replayed(drive, tmp_path, selection=FOUR)
-    known, said = begun(tmp_path / JOURNAL), io.StringIO()
-    assert {"numpy", "source", "compiler", "processor"} <= known["computed"].keys()
-    known["computed"]["processor"] = "another"
-    record = zlib.compress(json.dumps(known).encode())
-    change(tmp_path / JOURNAL, "UPDATE records SET content = ? WHERE number = 0", record)
-    console = Console(file=said, width=1000)
-    assert replayed(drive, tmp_path, selection=FOUR, console=console)["resumed_at_frame"] == 0
-    (line,) = (line for line in said.getvalue().splitlines() if "restarting" in line)
-    assert "begun with processor another (now " in line
-    assert (tmp_path / "results.json").read_bytes() == (judged / "results.json").read_bytes()
 
 
 def test_the_hash_of_a_drive_is_its_sensors_whatever_network_reads_them(tmp_path: Path) -> None:

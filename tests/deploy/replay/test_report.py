@@ -19,14 +19,12 @@ from vocabulary import CONDITIONS, NUSCENES, sensors
 
 from deploy.replay import pictures
 from deploy.replay.latency import STAGES, Latency
-from deploy.replay.page_data import with_verdict
 from deploy.replay.page_frames import MOST_BOXES
-from deploy.replay.report import SPREAD, Report, Share
+from deploy.replay.report import EVENLY, DriveRange, Report, with_verdict
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
-from deploy.replay.timeline import Timeline
+from deploy.replay.timeline import Timeline, WorstFrames
 from deploy.replay.verdict import Case, Verdict
-from deploy.replay.worst_frames import WorstFrames
 from deploy.runtime import Runtime
 from perception.datasets.files import decode_image
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -79,7 +77,10 @@ def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
 def reported(given: Iterable[tuple[Frame, Boxes, dict[str, float]]], names: tuple[str, ...] = ()) -> Report:
     """The report of frames, detections in them and latencies."""
     given, manifest = list(given), bundle().manifest
-    report, scene = Report(manifest, "cpu", len(given)), Scene(sensors(*names), manifest.heads, CONDITIONS)
+    report, scene = (
+        Report(manifest, "cpu", DriveRange(0, len(given), len(given))),
+        Scene(sensors(*names), manifest.heads, CONDITIONS),
+    )
     for frame, boxes, seconds in given:
         report.add(frame, replace(seen(scene, frame, boxes), seconds=USUAL | seconds))
     return report
@@ -96,7 +97,7 @@ def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
     numbers = [frame["number"] for frame in data["frames"]]
     spread = [number for number in numbers if number not in slow]
     assert {7, 40, 41, 99} <= set(numbers)
-    assert SPREAD - 4 <= len(spread) <= SPREAD
+    assert EVENLY - 4 <= len(spread) <= EVENLY
     assert (spread[0], spread[-1]) == (0, 100)
     assert set(np.diff(spread)) <= {3, 4, 7, 8}  # 7 and 8 where a slow one lies between
     assert len(data["milliseconds"]) == 101
@@ -137,13 +138,13 @@ def test_pictures_are_drawn_of_frames_that_stay(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_drawn_at_the_end_is_the_frame() -> None:
     """The same frame in a report that certainly shows it, which draws it at once, and in one that may not."""
     pages = []
-    for share in (Share(0, 1), Share(1, 1000)):
-        report = Report(bundle().manifest, "cpu", 1, share)
+    for place in (DriveRange(0, 1, 1), DriveRange(1, 1, 1000)):
+        report = Report(bundle().manifest, "cpu", place)
         scene = Scene(sensors(*PHOTOGRAPHED), bundle().manifest.heads, CONDITIONS)
         frame = photographed(0, np.random.default_rng(1))
         found = seen(scene, frame, cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]))
-        shown = report.add(frame, replace(found, seconds=USUAL))
-        assert (shown.drawing is None) == ("cameras" in shown.known["page"]) == (share.total == 1)
+        report.add(frame, replace(found, seconds=USUAL))
+        assert bool(report._frames._undrawn) == (place.total > 1)
         pages += report.part()["frames"]
     now, later = ({**each, "cameras": {}} for each in pages)
     assert now == later
@@ -274,7 +275,7 @@ def page(tables: NuScenesTables) -> str:
     runtime = Runtime(bundle().path)
     frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
     seen = [runtime.step(frame) for frame in frames]
-    report, latency = Report(bundle().manifest, "cpu", FRAMES), Latency()
+    report, latency = Report(bundle().manifest, "cpu", DriveRange(0, FRAMES, FRAMES)), Latency()
     for i in range(FRAMES):
         seconds = USUAL | {"engine": 3.0 if i == SLOWEST else 0.05 + 1e-4 * i}
         which = i * len(frames) // FRAMES

@@ -19,9 +19,9 @@ from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 
 from deploy.replay.gates import Gates
 from deploy.replay.outcome import Case
-from deploy.replay.results import Finished
-from deploy.replay.statistics import StatisticsWriter
+from deploy.replay.results import ReplayResults
 from deploy.replay.verdict import judge
+from deploy.replay.writers import StatisticsWriter
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
@@ -46,7 +46,7 @@ Change = Callable[[Frame, Prediction], Prediction]
 
 
 def detections(folder: Path) -> DetectionJudge:
-    return DetectionJudge(Finished.load(folder).of_task("detection"))
+    return DetectionJudge(ReplayResults.load(folder).of_task("detection"))
 
 
 def gate(metric: str, **options: Any) -> Gates:
@@ -160,7 +160,7 @@ def test_scores_are_the_devkits_of_all_and_of_some_conditions(tables: NuScenesTa
 
 
 def test_iou_is_the_evaluations_and_a_ring_by_hand(tables: NuScenesTables, frames: list[Frame], fair: Path) -> None:
-    measures, iou = MapJudge(Finished.load(fair).of_task("map")), MapIou(MAP_CLASSES)
+    measures, iou = MapJudge(ReplayResults.load(fair).of_task("map")), MapIou(MAP_CLASSES)
     middles = np.linalg.norm(GRID.centers().astype(float), axis=2)
     ring, inter, union = (middles >= 10) & (middles < 30), 0, 0
     for frame in frames:
@@ -249,7 +249,7 @@ def test_the_interval_is_the_jackknife_by_a_loop(of: str, finish: Finish, six: l
     """Each scene left out by replays that never saw it."""
     folder = finish(six, shaken(0.5))
     case = only(judge(folder, fair_six, gate("difference", of=of, at_most=1)))
-    run, baseline = Finished.load(folder), Finished.load(fair_six)
+    run, baseline = ReplayResults.load(folder), ReplayResults.load(fair_six)
     task, judged_by = ("map", MapJudge) if of == "IoU" else ("detection", DetectionJudge)
 
     def changed(tokens: list[str]) -> float:
@@ -354,7 +354,7 @@ def test_frames_that_lack_and_blind_ones_are_dropped(finish: Finish, frames: lis
         for i, time in enumerate([0, 1, 2, 5, 6, 7.2])  # between 2 and 5 lack two
     ]
     out = finish(few)
-    assert Finished.load(out).dropped == (2, 1)
+    assert ReplayResults.load(out).dropped == (2, 1)
     case = only(judge(out, None, gate("dropped", at_most=2)))
     assert not case.passed
     assert case.reason == "2 keyframes are missing and 1 have no sensor data; at most 2"
@@ -375,7 +375,7 @@ def test_frames_that_lack_and_blind_ones_are_dropped(finish: Finish, frames: lis
 )  # fmt: skip
 def test_keyframes_are_missing_in_the_gaps_of_their_drive(times: dict[str, Any], missing: int, tmp_path: Path) -> None:
     lines = [{"scene": scene, "timestamp": 100_000 * t, "blind": False} for scene, each in times.items() for t in each]
-    assert Finished(tmp_path, lines).dropped == (missing, 0)
+    assert ReplayResults(tmp_path, lines).dropped == (missing, 0)
 
 
 @pytest.mark.parametrize(

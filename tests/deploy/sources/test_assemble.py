@@ -18,8 +18,8 @@ from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, mess
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
+from deploy.replay.sources.drives import RecordedDrive
 from deploy.replay.sources.messages import CorruptMessage, Transform
-from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
 from perception.config import Lidar

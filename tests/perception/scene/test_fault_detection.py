@@ -22,10 +22,9 @@ from simulated import courses, in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND
-from deploy.replay.faults import Fault, inject
+from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
 from deploy.replay.run import replay
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import DriveTime, Settings, Source
 from perception import rotations
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt
@@ -294,9 +293,9 @@ def test_of_several_drives_the_longest_delay_counts(drives: Drives) -> None:
     """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
     detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR), SENSORS)])
     for frames in drives:
-        monitor = HealthMonitor(sensors(LIDAR))
-        for frame in inject(detections.record_starts(frames), [fault]):
-            detections.add(frame, monitor.update(frame))
+        monitor, time = HealthMonitor(sensors(LIDAR)), DriveTime()
+        for frame in inject(frames, [fault], time):
+            detections.add(frame, time(frame.scene, frame.timestamp), monitor.update(frame))
     [found] = detections.listed()
     assert (found["frames"], found["detected"]) == (6, 4)
     assert found["delays"] == {"miscalibrated": pytest.approx(0.5, abs=0.02)}

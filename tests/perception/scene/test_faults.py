@@ -17,9 +17,7 @@ from recordings import SPEC
 from vocabulary import CAMERAS, LIDAR, NUSCENES, RIG, SENSORS
 
 from deploy.golden import synthetic_frame
-from deploy.replay.class_faults import HiddenClass
-from deploy.replay.fault_kinds import KINDS
-from deploy.replay.faults import Fault, inject
+from deploy.replay.faults import KINDS, Fault, HiddenClass, inject
 from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.frame import PER_POINT, Frame

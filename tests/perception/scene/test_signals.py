@@ -24,12 +24,12 @@ from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from vocabulary import CONDITIONS, sensors
 
+from deploy.replay.sources.drives import RecordedDrive
+from deploy.replay.sources.latest import Readings
 from deploy.replay.sources.mcap import McapRecording
 from deploy.replay.sources.messages import CorruptMessage
-from deploy.replay.sources.readings import Readings
-from deploy.replay.sources.recorded_drive import RecordedDrive
+from deploy.replay.sources.ros import cdr_parser
 from deploy.replay.sources.rosbag import RosbagRecording
-from deploy.replay.sources.schemas import cdr_parser
 from perception.frame import Frame, Prediction, Reading
 from perception.scene.scene import Scene
 from perception.scene.signals import Expression, SignalConfig, Signals, SignalsConfig

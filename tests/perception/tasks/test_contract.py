@@ -197,7 +197,7 @@ def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(name, frames, tab
         assert counts == {}
         assert all(kept[key] is own[key] for key in own)
         seen = task.result(kept)
-        for result in (seen, task.unpack(task.pack(seen))):  # in a journal it is the same
+        for result in (seen, task.unpack(task.pack(seen))):  # in a golden frame's file it is the same
             EXPECTED[name](result, frame, tables, FINE)
     torch.manual_seed(0)
     other = network.losses({key: values + torch.randn(values.shape) for key, values in dense.items()}, labels)

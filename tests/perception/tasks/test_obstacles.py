@@ -17,8 +17,9 @@ from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
-from deploy.replay.class_faults import HiddenClass, hide
 from deploy.replay.fault_detection import FaultDetections
+from deploy.replay.faults import HiddenClass, hide
+from deploy.replay.settings import DriveTime
 from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
@@ -197,17 +198,17 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
         ("hidden:bus", (), {}),
     ):
         fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors("LIDAR_TOP"), tasks, CONDITIONS)
-        detections = FaultDetections([], [fault])
+        detections, time = FaultDetections([], [fault]), DriveTime()
         folder = tmp_path / text
         folder.mkdir()
         with ObstacleWriter.open(folder, NUSCENES) as writer:
-            for i, frame in enumerate(detections.record_starts(frames)):
+            for i, frame in enumerate(frames):
                 given = Prediction({"occupancy": street(task.voxels, frame), "detection": objects([(24, -8)])})
                 scene.observe(frame)
-                seen = scene.update(frame, hide(given, [fault], detections.seconds(frame)))
+                seen = scene.update(frame, hide(given, [fault], seconds := time(frame.scene, frame.timestamp)))
                 assert list(seen.doubts) == (["car"] if i in doubted else [])
                 writer.add(frame, None, seen.states["occupancy"])
-                detections.add(frame, seen.health, seen.doubts)
+                detections.add(frame, seconds, seen.health, seen.doubts)
         [found] = detections.listed()
         assert (found["detected"], found["delays"]) == (len(doubted), delays)
         explained[text] = ObstacleJudge(replayed(folder, [None] * 16)).score(Subject("explained", "car"))[0]

@@ -465,7 +465,7 @@ def test_what_moves_fades_when_it_is_seen_no_more(label: int, stays: bool, blind
     assert (last.classes[~there] == FREE).all()
 
 
-def test_a_result_comes_back_from_the_journal_bit_by_bit() -> None:
+def test_a_result_comes_back_from_its_file_bit_by_bit() -> None:
     rng = np.random.default_rng(0)
     outputs = {
         "classes": rng.integers(0, FREE + 1, VOXELS.shape).astype(np.uint8),

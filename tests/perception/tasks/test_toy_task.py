@@ -103,7 +103,7 @@ def test_a_changed_value_of_its_output_is_found_and_the_right_engine_passes(way:
             assert band in found
 
 
-def test_it_is_remembered_and_journalled(way: Way) -> None:
+def test_it_is_remembered_and_stored(way: Way) -> None:
     before, seen = (step.prediction.results["toy"] for step in way.steps[:2])
     assert seen.shape == (len(BANDS), *way.grid.shape)
     np.testing.assert_array_equal(way.steps[1].states["toy"], np.maximum(before, seen))

@@ -1,24 +1,70 @@
-"""A recording as a drive to replay."""
+"""Drives to replay: scenes of a data set, and recordings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+from deploy.replay.settings import FrameChoice
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.latest import Readings
 from deploy.replay.sources.mcap import McapRecording
-from deploy.replay.sources.readings import Readings
-from deploy.replay.sources.recording import Recording
+from deploy.replay.sources.messages import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
-from deploy.replay.undecoded import Known, nothing_known
+from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.descriptions import conditions_of
-from perception.errors import InputError
+from perception.errors import DAMAGE, InputError
 from perception.frame import Conditions, Frame
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import Taxonomy, load_taxonomy
+
+
+class DatasetDrive:
+    """The keyframes of one scene of a data set, recorded or simulated, in order of time.
+
+    All sensors are read, even those that the network does not take, because the report shows them. A sensor whose file
+    does not exist, or is damaged, is missing in the frame; damaged ones are counted.
+
+    Args:
+        selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
+        spec: gives the frame of reference and the number of LiDAR sweeps.
+
+    Raises:
+        InputError: there is no such scene.
+    """
+
+    def __init__(self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec) -> None:
+        self.tables, self.name = tables, selectors[0].partition(":")[0]
+        self._spec = spec
+        self.counts = Counts(spec.rig.sensors)
+        self._samples = tables.samples(selectors=selectors)
+
+    @property
+    def seconds(self) -> float:
+        """The time from the first keyframe to the last."""
+        return 1e-6 * (self.tables.timestamp(self._samples[-1]) - self.tables.timestamp(self._samples[0]))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
+        self.counts = Counts(self._spec.rig.sensors)
+        count, choice = cache(self.counts.add_damage), choice or FrameChoice()  # a file once, although several read it
+        for sample in self._samples:
+            if choice(self.name, self.tables.timestamp(sample)):
+                before = DAMAGE.set(count)
+                try:
+                    frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
+                finally:
+                    DAMAGE.reset(before)
+                self.counts.add_frame(frame)
+                yield frame
+            elif choice.over:
+                return
 
 
 class RecordedDrive:
@@ -51,6 +97,7 @@ class RecordedDrive:
         self._path, self._spec, self._signals = path, spec, dict(signals or {})
         self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
         info = self._recording.info
+        self.name = info.scene
         described = info.location or info.description
         conditions = (
             conditions_of(info.description, info.location, taxonomy or load_taxonomy("nuscenes"))
@@ -76,15 +123,16 @@ class RecordedDrive:
             return info.counts[str(self._topics.keyframes)]
         return 1 + round(info.duration / (self._topics.period * 1e6))
 
-    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames; of those that are known, no picture is decoded and no points are joined."""
-        self.counts = counts = Counts(self._spec.rig.sensors)
+    def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
+        self.counts, choice = (counts := Counts(self._spec.rig.sensors)), choice or FrameChoice()
         readings, named = Readings(self._signals), frozenset(self._topics.names())
-        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, readings, known)
+        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, choice, readings)
         counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen
         for raw in self._recording.read(named | readings.topics, counts.add_damage):
             counts.messages[raw.topic] += 1
             yield from assembler.advance(raw.time)
+            if choice.over:
+                return
             if raw.topic in readings.topics:
                 with counts.corrupt(raw.topic):
                     readings.add(raw.topic, raw.time, raw.parse(raw.data))
@@ -92,7 +140,7 @@ class RecordedDrive:
                 with counts.corrupt(raw.topic):
                     assembler.add(raw.topic, raw.time, raw.decode(raw.data))
         yield from assembler.finish()
-        if not counts.frames:
+        if not assembler.frames:
             raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")
 
     def _why_no_frame(self) -> str:
