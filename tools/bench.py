@@ -1,24 +1,20 @@
 """Benchmarks. Each alternates between all variants in one run, and reports medians.
 
-python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py ceiling --data ../shared/data/nuscenes --json
-python tools/bench.py conditions --checkpoint runs/demo/run --json
 python tools/bench.py depth --json
 python tools/bench.py evaluator --json
 python tools/bench.py fleet --json
 python tools/bench.py loader --data ../shared/data/nuscenes --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
-python tools/bench.py occupancy --data ../shared/data/pandaset --json
 python tools/bench.py pandaset --json
 python tools/bench.py pillars --json
-python tools/bench.py points --base runs/demo/run --json
 python tools/bench.py replay --bundle runs/demo/bundle --json
 python tools/bench.py runtime --frames 10000 --json
 python tools/bench.py simulated --json
 python tools/bench.py tables --json
 python tools/bench.py tasks --json
-python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
+python tools/bench.py precision --checkpoint runs/demo/run --json
 python tools/bench.py train --json
 """
 

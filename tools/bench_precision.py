@@ -42,7 +42,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", default="nuscenes/centerpoint", help="for the speed")
     command.add_argument("--rounds", type=int, default=15)
     command.add_argument("--checkpoint", type=Path, help="for the scores; without it only the speed is measured")
-    command.add_argument("--data", type=Path, default=Path("runs/evidence/drives"), help="simulated drives to score on")
+    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"), help="simulated drives to score on")
     command.add_argument("--version", default="v1.0-sim")
     command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
     command.add_argument("--frames", type=int, help="score only this many keyframes, evenly spread")

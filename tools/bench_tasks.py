@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cost_table import deployed_graph
+import torch
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
+from deploy.onnx_export import run, to_onnx
 from perception.config import Config, find_config, load_config, parse_config
+from perception.frame import Conditions
+from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.adapt import read_task
 
@@ -75,6 +78,14 @@ def _deployed(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]
         flops[variant], engine = deployed_graph(config, inputs)
         engines[variant] = engine, inputs
     return flops, engines
+
+
+def deployed_graph(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, OnnxRuntimeEngine]:
+    """Operations of the exported network, and its engine."""
+    torch.manual_seed(config.seed)
+    model = PerceptionModel(config).deployed(Conditions())
+    outputs, flops = run(model, dict(inputs))
+    return flops, OnnxRuntimeEngine(to_onnx(model, inputs, list(outputs)).SerializeToString())
 
 
 def _seconds(engines: Engines, rounds: int) -> dict[str, float]:
