@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +80,9 @@ def header(stamp: int, frame: str) -> Any:
     return make("std_msgs/msg/Header", stamp=time, frame_id=frame)
 
 
-def vector(x: float, y: float, z: float, kind: str = "Vector3") -> Any:
-    return make(f"geometry_msgs/msg/{kind}", x=float(x), y=float(y), z=float(z))
+def vector(xyz: Iterable[float], kind: str = "Vector3") -> Any:
+    x, y, z = map(float, xyz)
+    return make(f"geometry_msgs/msg/{kind}", x=x, y=y, z=z)
 
 
 def quaternion(w: float, x: float, y: float, z: float) -> Any:
@@ -90,7 +91,7 @@ def quaternion(w: float, x: float, y: float, z: float) -> Any:
 
 def transform(stamp: int, parent: str, child: str, pose: np.ndarray) -> Any:
     """pose (7,): translation, quaternion w x y z."""
-    value = make("geometry_msgs/msg/Transform", translation=vector(*pose[:3]), rotation=quaternion(*pose[3:]))
+    value = make("geometry_msgs/msg/Transform", translation=vector(pose[:3]), rotation=quaternion(*pose[3:]))
     return make(
         "geometry_msgs/msg/TransformStamped", header=header(stamp, parent), child_frame_id=child, transform=value
     )
@@ -98,8 +99,8 @@ def transform(stamp: int, parent: str, child: str, pose: np.ndarray) -> Any:
 
 def odometry(stamp: int, pose: np.ndarray) -> Any:
     unknown = np.zeros(36)
-    place = make("geometry_msgs/msg/Pose", position=vector(*pose[:3], "Point"), orientation=quaternion(*pose[3:]))
-    still = make("geometry_msgs/msg/Twist", linear=vector(0, 0, 0), angular=vector(0, 0, 0))
+    place = make("geometry_msgs/msg/Pose", position=vector(pose[:3], "Point"), orientation=quaternion(*pose[3:]))
+    still = make("geometry_msgs/msg/Twist", linear=vector((0, 0, 0)), angular=vector((0, 0, 0)))
     return make(
         "nav_msgs/msg/Odometry",
         header=header(stamp, MAP),
