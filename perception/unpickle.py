@@ -1,10 +1,9 @@
 """Reads pickles of plain data and numpy arrays without calling anything that they name.
 
-This is Python's own unpickler with two allow-lists. Opcodes: those of dicts, lists, numbers, text and arrays; none for
-objects, extension codes, persistent ids or out-of-band buffers. Globals: the few that numpy arrays need, replaced by
-functions of this file, so that nothing is imported. It subclasses the unpickler in Python, because the one in C allows
-no choice of opcodes, hashes any key, and allocates a memo of any size that a file states.
-Memory is bounded by a multiple of the file's size.
+This is Python's own unpickler with an allow-list of globals: the few that numpy arrays need, replaced by functions of
+this file, so that nothing is imported. States are given to what stands for numpy's objects alone, and are checked:
+numpy itself takes a type with fields outside of its items, or changes the type that all arrays share. The unpickler is
+the one in Python, because the one in C allocates a memo of any size that a damaged file states: 1 GB for ten bytes.
 
 Format: `pickletools` of the standard library, protocols 2 to 5; arrays as numpy 1 (`numpy.core`) and 2 (`numpy._core`)
 write them.
@@ -15,7 +14,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import re
 import struct
 from collections.abc import Callable
@@ -27,16 +25,12 @@ import numpy as np
 from perception.errors import InputError
 
 _ALLOWED_DTYPES = re.compile(r"[biufSU]\d{1,6}")  # no objects, no structures
+_MAX_BYTES = 1 << 32  # of a file
 _MAX_DIMENSIONS = 32
 _MAX_CODE_POINT = 0x10FFFF  # numpy does not check it when it converts to a str
 _DAMAGE_ERRORS = (
     pickle.UnpicklingError, LookupError, EOFError, struct.error, TypeError, ValueError, ArithmeticError, AttributeError,
-)  # fmt: skip
-_OPCODES = (
-    "PROTO", "FRAME", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
-    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "MARK", "POP",
-    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "MEMOIZE",
-    "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE",
+    MemoryError,
 )  # fmt: skip
 
 
@@ -51,7 +45,9 @@ def read_plain(path: Path) -> Any:
         InputError: the file cannot be read, is no pickle, is truncated or damaged, or contains anything else.
     """
     try:
-        content = Path(path).read_bytes()
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise InputError(f"{path}: not read: it has {size >> 20} MiB, more than {_MAX_BYTES >> 20}")
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
     return unpickled(content, path, PlainUnpickler)
@@ -116,28 +112,18 @@ class Dtype(Inert):
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class Opcodes(dict[int, Callable[[Any], None]]):
-    """The handlers of opcodes; others are refused."""
-
-    def __missing__(self, code: int) -> Callable[[Any], None]:
-        names = [opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)]
-        raise Refused(f"it asks for {names[0]}, which plain data does not need" if names else "no opcode: damaged")
-
-
 class PlainUnpickler(pickle._Unpickler):
     """Unpickles the content of a file; the file can call only the methods below and `Dtype`.
 
-    Subclasses may allow more: inert stand-ins in `allowed`, and opcodes in `dispatch`.
+    Subclasses may allow more inert stand-ins in `allowed`.
     """
 
     read: Callable[[int], bytes]
     stack: list[Any]
     metastack: list[Any]
-    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
-        self._byte_budget = 2 * len(content)  # for arrays and bytes, as a file can use the same bytes often
         self.allowed: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): "ndarray",  # only used as an argument
             ("numpy", "dtype"): Dtype,
@@ -161,7 +147,6 @@ class PlainUnpickler(pickle._Unpickler):
         """Bytes in protocol 2."""
         if type(text) is not str or encoding != "latin1":
             raise Refused("bytes in an unknown encoding: damaged")
-        self.spend(len(text))
         return text.encode("latin1")
 
     def _array(self, content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -177,7 +162,7 @@ class PlainUnpickler(pickle._Unpickler):
         return np.zeros(0, np.uint8)
 
     def fill(self, array: np.ndarray, dtype: Any, shape: Any, fortran: bool, content: Any) -> None:
-        """Check the state of an array and set it; no more is allocated than the file holds."""
+        """Check the state of an array and set it."""
         if type(dtype) is not Dtype or type(content) is not bytes:
             raise Refused("an array without type or content: damaged")
         kind, count = dtype.dtype, size_of(shape)
@@ -185,15 +170,8 @@ class PlainUnpickler(pickle._Unpickler):
             raise Refused(f"an array of shape {str(shape)[:40]} and type {kind} has {len(content)} bytes: truncated")
         if kind.kind == "U" and (np.frombuffer(content, kind.byteorder + "u4") > _MAX_CODE_POINT).any():
             raise Refused("an array's text is none: damaged")
-        self.spend(len(content))
         array.__setstate__((1, shape, kind, fortran, content))
         array.flags.writeable = False
-
-    def spend(self, size: int) -> None:
-        """Count what is allocated for content that the file can name more than once."""
-        self._byte_budget -= size
-        if self._byte_budget < 0:
-            raise Refused("its arrays share their bytes, as no writer of arrays has it: they could fill the memory")
 
     def _build(self) -> None:
         state, unbuilt = self.stack.pop(), self.stack[-1]
@@ -205,22 +183,9 @@ class PlainUnpickler(pickle._Unpickler):
         else:
             raise Refused("it gives a state to what has none: damaged")
 
-    def _set_items(self, items: list[Any] | None = None) -> None:
-        items = self.pop_mark() if items is None else items
-        if type(self.stack[-1]) is not dict:
-            raise Refused("a dict should be on the stack: damaged")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:  # nested tuples and large numbers can take forever to hash
-                raise Refused(f"a key of a dict is {type(key).__name__}, not text")
-            self.stack[-1][key] = value
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set_items([key, value])
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = Opcodes(
-        {pickle.BUILD[0]: _build, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
-    )
-    for _name in _OPCODES:
-        dispatch[getattr(pickle, _name)[0]] = pickle._Unpickler.dispatch[getattr(pickle, _name)[0]]
-    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # bytearrays are read as bytes
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _build,
+        # As bytes: a bytearray would be allocated at any size that a damaged file states.
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+    }

@@ -1,54 +1,64 @@
-"""Benchmarks. Each alternates between all variants in one run, and reports medians.
+"""Benchmarks: `bench.py NAME [OPTIONS] [--json]`. Each alternates between its variants and reports medians.
 
-python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py ceiling --data ../shared/data/nuscenes --json
-python tools/bench.py conditions --checkpoint runs/demo/run --json
-python tools/bench.py depth --json
-python tools/bench.py evaluator --json
-python tools/bench.py fleet --json
-python tools/bench.py loader --data ../shared/data/nuscenes --json
-python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
-python tools/bench.py modular --config tiny
-python tools/bench.py occupancy --data ../shared/data/pandaset --json
-python tools/bench.py pandaset --json
-python tools/bench.py pillars --json
-python tools/bench.py points --base runs/demo/run --json
-python tools/bench.py replay --bundle runs/demo/bundle --json
-python tools/bench.py runtime --frames 10000 --json
-python tools/bench.py simulated --json
-python tools/bench.py tables --json
-python tools/bench.py tasks --json
-python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
-python tools/bench.py train --json
+python tools/bench.py modular --help
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib
 import json
 import os
-from pathlib import Path
+import sys
+from typing import Any
+
+import typer
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` command
 
-SUBJECTS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+# Name -> file and function, whose parameters are the options.
+SUBJECTS = {
+    "ceiling": "bench_ceiling:ceiling",
+    "depth": "bench_training:depth",
+    "evaluator": "bench_evaluator:evaluator",
+    "fleet": "bench_replay:fleet",
+    "loader": "bench_loader:loader",
+    "mmdet3d": "bench_mmdet3d:mmdet3d",
+    "modular": "bench_networks:modular",
+    "pandaset": "bench_pandaset:pandaset",
+    "pillars": "bench_networks:pillars",
+    "precision": "bench_precision:precision",
+    "replay": "bench_replay:replay",
+    "simulated": "bench_simulated:simulated",
+    "tables": "bench_tables:tables",
+    "tasks": "bench_networks:tasks",
+    "train": "bench_training:train",
+}
+
+
+def command(name: str, as_json: bool) -> typer.Typer:
+    """The command of a benchmark, whose options are the parameters of its function; it prints the result."""
+    # The others are not imported, because processes that a benchmark starts import this file again.
+    file, _, function = SUBJECTS[name].partition(":")
+    measure = getattr(importlib.import_module(file), function)
+
+    @functools.wraps(measure)
+    def printed(**options: Any) -> None:
+        result = measure(**options)
+        print(json.dumps(result) if as_json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(epilog="--json prints one JSON object.")(printed)
+    return app
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=SUBJECTS)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the subject; --help lists them")
-    given = parser.parse_args()
-    # The others are not imported, because processes that a benchmark starts import this file again.
-    module = importlib.import_module(f"bench_{given.subject}")
-    what = (module.__doc__ or "").partition("\n")[0]
-    command = argparse.ArgumentParser(prog=f"bench.py {given.subject}", description=what)
-    module.add_options(command)
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = command.parse_args(given.options)
-    result = arguments.run(arguments)
-    print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+    name, *arguments = [argument for argument in sys.argv[1:] if argument != "--json"] or ["--help"]
+    if name not in SUBJECTS:
+        print(f"{__doc__}\nNAME: {', '.join(SUBJECTS)}")
+        sys.exit(0 if name == "--help" else 2)
+    command(name, "--json" in sys.argv)(arguments, prog_name=f"bench.py {name}")
 
 
 if __name__ == "__main__":

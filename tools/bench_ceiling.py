@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
+from benchmark import KEYFRAMES
 
 from perception.config import find_config, load_config
 from perception.errors import InputError
@@ -26,18 +27,22 @@ CLASSES = ("pedestrian", "motorcycle", "bicycle", "car")
 DISTANCE = 0.5  # m, the smallest at which nuScenes counts a detection
 
 
-def ceiling(arguments: argparse.Namespace) -> dict[str, Any]:
+def ceiling(
+    data: Annotated[Path, typer.Option(help="Annotated keyframes.")] = KEYFRAMES,
+    version: str = "v1.0-mini",
+    configs: Annotated[str, typer.Option(help="Names, separated by commas.")] = CONFIGS,
+) -> dict[str, Any]:
     """Recall of each class over all annotated keyframes, the lowest of all configurations, and each one's.
 
     The network says of every object what the labels say, with a random certainty; its outputs are decoded and
     suppressed as in the product. A detection finds one object of its class within 0.5 m.
     """
     by_config = {}
-    for name in arguments.configs.split(","):
+    for name in configs.split(","):
         config = load_config(find_config(name))
         task = tasks_of(config.tasks, config.head_grid, config.taxonomy)["detection"]
         assert isinstance(task, DetectionTask)
-        source = open_source(arguments.data, arguments.version, config.rig, config.taxonomy)
+        source = open_source(data, version, config.rig, config.taxonomy)
         rng, counts = np.random.default_rng(0), np.zeros((2, len(config.taxonomy.classes)))
         for token in source.samples("all"):
             boxes = source.frame(token, config.grid.reference, 0, lidar=False, cameras=False).boxes
@@ -111,10 +116,3 @@ def perfect_outputs(
         dense[each.name] = np.log(p / (1 - p))
     shaped = {name: values.reshape(len(values), rows, columns) for name, values in dense.items() if values.ndim == 2}
     return dense | shaped
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="annotated keyframes")
-    command.add_argument("--version", default="v1.0-mini")
-    command.add_argument("--configs", default=CONFIGS, help="names, separated by commas")
-    command.set_defaults(run=ceiling)

@@ -6,7 +6,6 @@ Seconds are processor time, so other processes do not count.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -16,13 +15,14 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest.mock import patch
 
 import numpy as np
+import typer
 from bench_tables import VERSION as GENERATED
 from bench_tables import generate
-from simulated_drives import DATA, drives
+from benchmark import DRIVES, Rounds, drives
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
@@ -38,15 +38,17 @@ BOXES = 200  # detections in each sample
 VAL_DRIVES = 151  # of 40 keyframes; val has 6,019
 
 
-def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
+def evaluator(
+    data: Annotated[Path, typer.Option(help="Annotated drives.")] = DRIVES, rounds: Rounds = 3
+) -> dict[str, Any]:
     """Median seconds and peak memory of both evaluators, and the largest difference between their numbers."""
-    tables = drives(arguments.data)
+    tables = drives(data)
     with tempfile.TemporaryDirectory() as folder:
         submission = Path(folder) / "results.json"
         samples = _write(tables, submission)
-        command = [sys.executable, __file__, str(arguments.data), tables.version, str(submission)]
+        command = [sys.executable, __file__, str(data), tables.version, str(submission)]
         runs: dict[str, list[dict[str, Any]]] = {"devkit": [], "numpy": []}
-        for _ in range(arguments.rounds):
+        for _ in range(rounds):
             for side, results in runs.items():
                 done = subprocess.run([*command, side], check=True, capture_output=True, text=True, env=_environment())
                 results.append(json.loads(done.stdout))
@@ -62,7 +64,7 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
         "megabytes": megabytes,
         "samples": samples,
         "detections": samples * BOXES,
-        "rounds": arguments.rounds,
+        "rounds": rounds,
     }
 
 
@@ -155,9 +157,3 @@ def _peak() -> float:
 
 if __name__ == "__main__":
     _side(*sys.argv[1:])
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, default=DATA, help="annotated drives")
-    command.add_argument("--rounds", type=int, default=3)
-    command.set_defaults(run=evaluator)

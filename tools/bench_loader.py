@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
 from ten_sweeps import SWEEPS, drive
 
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import Boxes
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training import loader
+from perception.training import loader as loaders
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 from perception.training.frame_cache import FrameCache
 from perception.training.frames import Reads
@@ -43,13 +44,7 @@ INCLUDED = {
 Side = Callable[[int], Any]
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="real keyframes, v1.0-mini")
-    command.add_argument("--rounds", type=int, default=15)
-    command.set_defaults(run=compare)
-
-
-def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+def loader(data: NuScenes = KEYFRAMES, rounds: Rounds = 15) -> dict[str, Any]:
     """Ratios of mmdet3d's time to ours: medians of alternating rounds over all whole keyframes, without the first one.
 
     All files are in memory, so it is processor time that counts; the clock says the same if nothing else runs.
@@ -62,14 +57,15 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder, no_memory():
         root = Path(folder) / "data"
-        tables, tokens = drive(arguments.data, root)
+        tables, tokens = drive(data, root)
         changes = {"whole": ("data.reduced_pictures=false",), "reduced": (), "cached": (f"data.cache={folder}/cache",)}
         configs = {name: load_config(find_config(CONFIG), (*CHANGES, *each)) for name, each in changes.items()}
         sides: dict[str, Side] = {**_theirs(tables, tokens, root)}
         for name, config in configs.items():
             sides[f"{name}/complete"] = FrameDataset(tables, tokens, config, ["detection"]).__getitem__
             sides[f"{name}/loaded"] = _loaded(tables, tokens, config)
-        wall, processor = _timed(sides, arguments.rounds, len(tokens))
+        seconds = timed(sides, rounds, [time.perf_counter, time.process_time], range(len(tokens)), discarded=1)
+        wall, processor = medians(seconds), medians(seconds, clock=1)
         stored = [path.stat().st_size for path in (Path(folder) / "cache").rglob("*.frame")]
         points = [len(sides["whole/loaded"](i)[0]) for i in range(len(tokens))]
     theirs = ("mmdet3d", "mmdet3d_uint8")
@@ -92,7 +88,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "points": round(statistics.mean(points)),
         "cached_megabytes": statistics.mean(stored) / 1e6,
         "keyframes": len(tokens),
-        "rounds": arguments.rounds,
+        "rounds": rounds,
         "included": INCLUDED,
     }
 
@@ -100,40 +96,28 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def no_memory() -> Iterator[None]:
     """Loaders keep no decoded frame in memory."""
-    kept, loader._CACHE_BYTES = loader._CACHE_BYTES, 0
+    kept, loaders._CACHE_BYTES = loaders._CACHE_BYTES, 0
     try:
         yield
     finally:
-        loader._CACHE_BYTES = kept
-
-
-def _timed(sides: Mapping[str, Side], rounds: int, frames: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each side, by the clock and of the processor."""
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    processor: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for frame in range(frames):
-            for name, side in sides.items():
-                begin, begin_processor = time.perf_counter(), time.process_time()
-                side(frame)
-                if i:
-                    wall[name].append(time.perf_counter() - begin)
-                    processor[name].append(time.process_time() - begin_processor)
-    return tuple({name: statistics.median(each) for name, each in times.items()} for times in (wall, processor))
+        loaders._CACHE_BYTES = kept
 
 
 def _loaded(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
     """Our samples without pillars and targets: points, pictures and boxes after augmentation."""
     spec, augment, cache = InputSpec.of(config), config.data.augment, config.data.cache
+    camera = spec.camera
+    assert camera is not None
+    assert augment is not None
     reads = Reads.of(config)
     pictures, stored = replace(spec, lidar=None), None if cache is None else FrameCache(Path(cache), tables, reads)
 
-    def load(position: int) -> tuple[np.ndarray, dict[str, np.ndarray], Any]:
+    def load(position: int) -> tuple[np.ndarray | None, dict[str, np.ndarray], Boxes | None]:
         rng, token = np.random.default_rng(position), tokens[position]
         recorded = reads.frame(tables, token) if stored is None else stored.frame(token)
         frame = shuffled(transformed(recorded, draw_similarity(rng, augment)), rng)
         sizes = {name: camera.image.shape for name, camera in frame.cameras.items()}
-        affines = {name: draw_image_affine(rng, augment, size, spec.camera.image) for name, size in sizes.items()}
+        affines = {name: draw_image_affine(rng, augment, size, camera.image) for name, size in sizes.items()}
         return frame.points, prepare(frame, pictures, affines), frame.boxes
 
     return load

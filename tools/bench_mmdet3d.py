@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
 import torch
+import typer
+from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
 
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
@@ -31,14 +32,11 @@ THREADS = 2
 SIDE = 2048  # of the matrices whose product measures the machine's peak
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="real keyframes, v1.0-mini")
-    command.add_argument("--scenes", default="scene-0103:0-4", help="keyframes")
-    command.add_argument("--rounds", type=int, default=5)
-    command.set_defaults(run=mmdet3d)
-
-
-def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
+def mmdet3d(
+    data: NuScenes = KEYFRAMES,
+    scenes: Annotated[str, typer.Option(help="Keyframes.")] = "scene-0103:0-4",
+    rounds: Rounds = 5,
+) -> dict[str, Any]:
     """Compare the speed with mmdet3d on real keyframes: medians of alternating rounds, without the first one.
 
     Both start with points in memory. mmdet3d runs its data_preprocessor and `predict`, with NMS; ours is `prepare`, the
@@ -48,10 +46,12 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     from centerpoints import built, flat, predicted, raw, saved, spread  # imports mmdet3d
 
     torch.set_num_threads(THREADS)
-    tables = NuScenesTables(arguments.data, "v1.0-mini")
-    frames = [tables.frame(t, "lidar", 9, cameras=False) for t in tables.samples(selectors=[arguments.scenes])]
-    theirs = built()
-    spread(theirs, frames[-1].points)
+    tables = NuScenesTables(data, "v1.0-mini")
+    frames = [tables.frame(t, "lidar", 9, cameras=False) for t in tables.samples(selectors=[scenes])]
+    theirs, points = built(), frames[-1].points
+    if points is None:
+        raise SystemExit(f"{data}: {scenes} ends with a keyframe without LiDAR")
+    spread(theirs, points)
     with tempfile.TemporaryDirectory() as folder:
         import_checkpoint(flat("circle"), saved(theirs), Path(folder) / "run")
         model, config = load_model(Path(folder) / "run")
@@ -95,17 +95,8 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
         "fp32": exported("fp32"),
         "int8": exported("int8"),
     }
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    cpu: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(arguments.rounds + 1):
-        for frame in frames:
-            for name, side in sides.items():
-                begin, begin_cpu = time.perf_counter(), time.process_time()
-                side(frame)
-                if i:
-                    wall[name].append(time.perf_counter() - begin)
-                    cpu[name].append(time.process_time() - begin_cpu)
-    seconds, processor = ({name: statistics.median(each) for name, each in times.items()} for times in (wall, cpu))
+    times = timed(sides, rounds, [time.perf_counter, time.process_time], frames, discarded=1)
+    seconds, processor = medians(times), medians(times, clock=1)
     whole = statistics.median(map(sum, zip(*stages.values(), strict=True)))
     return {
         **{f"{name}_speedup": seconds["mmdet3d"] / seconds[name] for name in ("fp32", "int8", "torch")},
@@ -118,7 +109,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "processor_seconds": processor,  # of all threads of this process
         "pillars": [int((each["pillar_counts"] > 0).sum()) for each in inputs],
-        "rounds": arguments.rounds,
+        "rounds": rounds,
         "threads": THREADS,
     }
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pandaset_scores import Memory, Predict, scored
-from pandaset_vehicle import on_the_vehicle
-from pandaset_views import TwoViews
+import typer
+from benchmark import QUIET, SHARED
+from pandaset_scores import Memory, Predict, TwoViews, scored
 
+from deploy.build import build
+from deploy.bundle import EngineRecord
+from deploy.export import export
+from deploy.precision.calibrate import Drives
+from deploy.replay.run import replay
+from deploy.replay.settings import Source
+from deploy.runtime import Runtime
+from deploy.tolerances import Precision
+from deploy.verify import verify
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.import_pointpillars import import_pointpillars
 from perception.model import PerceptionModel
@@ -30,6 +38,7 @@ TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 CONFIGS = Path(__file__).parents[1] / "configs" / "kitti"
 RIG = load_rig("pandaset_64")
 CLASSES = ["car", "pedestrian"]
+TARGET = "rtx-ampere"  # compiles without a GPU
 MODULE: dict[str, Any] = {
     "name": "pandaset",
     "kind": "union",
@@ -47,30 +56,28 @@ def _with_module(model: PerceptionModel) -> None:
     trainable.post_hoc(model, [spec.name])
 
 
-WAYS: dict[str, Callable[[PerceptionModel], None]] = {
+WAYS: dict[str, Callable[[PerceptionModel], object]] = {
     "zero_shot": lambda model: trainable.post_hoc(model, ()),
     "adapted": _with_module,
     "head": lambda model: trainable.base(model, ["heads.*"]),
-    "full": lambda model: model.requires_grad_(True) and None,
+    "full": lambda model: model.requires_grad_(True),
 }
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    shared = Path("../shared/data")
-    command.add_argument("--data", type=Path, default=shared / "pandaset")
-    command.add_argument("--weights", type=Path, default=shared / "pointpillars_kitti" / "pointpillars.safetensors")
-    command.add_argument("--out", type=Path, default=Path("runs/pandaset"), help="folder of the stages")
-    command.add_argument("--steps", type=int, default=160)
-    command.add_argument(
-        "--rate", type=float, nargs=3, default=(5e-3, 3e-4, 2e-2), help="of module or head, all, and classes"
-    )
-    command.add_argument("--stages", default="", help="only these of zero_shot,adapted,head,full,further,vehicle")
-    command.add_argument("--held-back", default=HELD_BACK, help="frames to score")
-    command.add_argument("--trained", default=TRAINED, help="frames to train on")
-    command.set_defaults(run=pandaset)
-
-
-def pandaset(arguments: argparse.Namespace) -> dict[str, Any]:
+def pandaset(
+    data: Path = SHARED / "pandaset",
+    weights: Path = SHARED / "pointpillars_kitti" / "pointpillars.safetensors",
+    out: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("runs/pandaset"),
+    steps: int = 160,
+    rate: Annotated[tuple[float, float, float], typer.Option(help="Of module or head, all, and classes.")] = (
+        5e-3,
+        3e-4,
+        2e-2,
+    ),
+    stages: Annotated[str, typer.Option(help="Only these.")] = ",".join((*WAYS, "further", "vehicle")),
+    held_back: Annotated[str, typer.Option(help="Frames to score.")] = HELD_BACK,
+    trained: Annotated[str, typer.Option(help="Frames to train on.")] = TRAINED,
+) -> dict[str, Any]:
     """Scores on held-back frames, seen to the front and to the rear (`pandaset_scores.scored`), parameters that
     trained, and what is left on simulated sweeps of KITTI's LiDAR; of the adapted network with further classes, too,
     and of what is exported of it.
@@ -78,42 +85,52 @@ def pandaset(arguments: argparse.Namespace) -> dict[str, Any]:
     Parked cars are seen in both parts of the drive, 0.8 s apart. Stages that the folder has are not repeated, and a
     training that was interrupted goes on.
     """
-    bench, result = _Bench(arguments), dict[str, Any]()
-    for stage in arguments.stages.split(",") if arguments.stages else [*WAYS, "further", "vehicle"]:
-        file = arguments.out / f"{stage}.json"
+    bench, result = _Bench(data, out, weights, steps, rate, trained, held_back), dict[str, Any]()
+    for stage in stages.split(","):
+        file = out / f"{stage}.json"
         if not file.exists():
             file.write_text(json.dumps(bench.way(stage) if stage in WAYS else getattr(bench, stage)()))
         result[stage] = json.loads(file.read_text())
-    if not arguments.stages:
+    if {"zero_shot", "adapted", "full"} <= result.keys():
         zero, adapted, full = (result[way]["car"]["ap"] for way in ("zero_shot", "adapted", "full"))
         result["share_of_gain"] = (adapted - zero) / (full - zero)
     return result
 
 
 class _Bench:
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments, self.out = arguments, arguments.out
-        if not (self.out / "kitti").exists():
-            import_pointpillars(CONFIGS / "pointpillars.yaml", arguments.weights, self.out / "kitti")
-        base = TorchPredictor.load(self.out / "kitti")
-        self.memory = Memory(base, self.out / "simulated", load_taxonomy("kitti").label("car"))
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        weights: Path,
+        steps: int,
+        rate: tuple[float, float, float],
+        trained: str,
+        held_back: str,
+    ) -> None:
+        self.data, self.out, self.steps, self.rate = data, out, steps, rate
+        self.trained, self.held_back = trained, held_back
+        if not (out / "kitti").exists():
+            import_pointpillars(CONFIGS / "pointpillars.yaml", weights, out / "kitti")
+        base = TorchPredictor.load(out / "kitti")
+        self.memory = Memory(base, out / "simulated", load_taxonomy("kitti").label("car"))
         self.everything = self._drives(load_taxonomy("pandaset"))
 
     def _drives(self, taxonomy: Taxonomy) -> TwoViews:
-        return TwoViews(PandaSet(self.arguments.data, RIG, taxonomy))
+        return TwoViews(PandaSet(self.data, RIG, taxonomy))
 
     def way(self, way: str) -> dict[str, Any]:
         """Trains one way, and scores it."""
-        model = _model(self.out / "kitti", self.arguments.steps, self.arguments.rate[way == "full"])
+        model = _model(self.out / "kitti", self.steps, self.rate[way == "full"])
         drives, before = self._drives(model.config.taxonomy), model.bank.base_hash()
         WAYS[way](model)
         trained = sum(parameter.numel() for _, parameter in trainable.parameters(model))
         start, run = time.process_time(), self.out / way
         if trained:
             model.eval()  # the imported normalisations have no statistics of their own to renew
-            tokens = drives.samples(selectors=[self.arguments.trained])
+            tokens = drives.samples(selectors=[self.trained])
             fit(model, drives, tokens, run, resume=newest(run) is not None)
-        seconds = (time.process_time() - start) / self.arguments.steps
+        seconds = (time.process_time() - start) / self.steps
         return {
             **self._scored(TorchPredictor(model), drives, CLASSES),
             "trained_share": trained / sum(parameter.numel() for parameter in base_parameters(model)),
@@ -126,9 +143,9 @@ class _Bench:
         """The adapted network with further classes; and with its module switched off what it still knows."""
         content, run = read_task(CONFIGS / "pandaset_further.yaml"), self.out / "further"
         taxonomy = task_taxonomy(trained_config(self.out / "adapted"), "detection", content, "further")
-        drives, rate = self._drives(taxonomy), self.arguments.rate[2]
-        options = {"steps": self.arguments.steps, "learning_rate": rate}
-        add_task(self.out / "adapted", "detection", content, drives, "all", [self.arguments.trained], run, **options)
+        drives, rate = self._drives(taxonomy), self.rate[2]
+        options = {"steps": self.steps, "learning_rate": rate}
+        add_task(self.out / "adapted", "detection", content, drives, "all", [self.trained], run, **options)
         model, config = load_model(run)
         own = [each.name for each in config.tasks["detection"].further.classes]  # type: ignore[attr-defined]
         added = sum(parameter.numel() for parameter in model.added.parameters())
@@ -140,20 +157,26 @@ class _Bench:
         return {**scores, "trained_share": share, "simulated": known, "simulated_without_module": off}
 
     def vehicle(self) -> dict[str, Any]:
-        """The exported network on a CPU."""
-        run = self.out / "further"
+        """The adapted network with further classes, exported and compiled; PandaSet is replayed in INT8."""
+        run, folder = self.out / "further", self.out / "vehicle"
         config = trained_config(run)
         drives, names = self._drives(config.taxonomy), config.taxonomy.class_names
         classes = [name for name in names if name in self.everything.taxonomy.class_names]
-
-        def score(predict: Predict) -> dict[str, Any]:
-            return self._scored(predict, drives, classes)
-
-        folder = self.out / "vehicle"
-        return on_the_vehicle(run, self.arguments.data, folder, self.arguments.trained, score)
+        precisions: tuple[Precision, ...] = ("fp32", "int8")
+        result: dict[str, Any] = {}
+        for precision in precisions:
+            frames = Drives(self.data, scenes=[self.trained]) if precision == "int8" else None
+            bundle = export(run, folder / precision, console=QUIET, precision=precision, calibration=frames)
+            plan = build(bundle.path, TARGET, QUIET)
+            assert isinstance(plan, EngineRecord), f"{TARGET} compiles here"
+            verify(bundle.path)
+            scores = self._scored(Runtime(bundle.path), drives, classes)
+            result[precision] = {**scores, "plan_megabytes": plan.plan_bytes / 1e6}
+        summary = replay(Source(self.data), folder / "int8", folder / "replay", console=QUIET)
+        return {**result, "replayed_frames": summary["frames"]}
 
     def _scored(self, predict: Predict, drives: TwoViews, names: list[str]) -> dict[str, Any]:
-        return scored(predict, drives, self.everything, drives.samples(selectors=[self.arguments.held_back]), names)
+        return scored(predict, drives, self.everything, drives.samples(selectors=[self.held_back]), names)
 
 
 def _model(run: Path, steps: int, rate: float) -> PerceptionModel:

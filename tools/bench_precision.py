@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
 import torch
-from rich.console import Console
+import typer
+from benchmark import QUIET, Rounds, medians, timed
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
@@ -33,27 +33,25 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.result import to_prediction
 from perception.training.trainable import with_conditions
 
-QUIET = Console(quiet=True)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SWEEPS = 20  # synthetic frames that have as many points as a nuScenes keyframe with nine sweeps
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", default="nuscenes/centerpoint", help="for the speed")
-    command.add_argument("--rounds", type=int, default=15)
-    command.add_argument("--checkpoint", type=Path, help="for the scores; without it only the speed is measured")
-    command.add_argument("--data", type=Path, default=Path("runs/evidence/drives"), help="simulated drives to score on")
-    command.add_argument("--version", default="v1.0-sim")
-    command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
-    command.add_argument("--frames", type=int, help="score only this many keyframes, evenly spread")
-    command.set_defaults(run=precision)
-
-
-def precision(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The speed of INT8 compared with FP32 for a whole frame and, with a checkpoint, the losses of score on drives."""
-    result = speed(arguments.config, arguments.rounds)
-    if arguments.checkpoint:
-        conditions = [value for value in arguments.conditions.split(",") if value]
-        result |= losses(arguments.checkpoint, arguments.data, arguments.version, conditions, arguments.frames)
+def precision(
+    config: Annotated[str, typer.Option(help="For the speed.")] = "nuscenes/centerpoint",
+    rounds: Rounds = 15,
+    checkpoint: Annotated[Path, typer.Option(help="For the scores.")] = Path("runs/demo/run"),
+    data: Annotated[Path, typer.Option(help="Simulated drives to score on.")] = Path("runs/demo/drives"),
+    version: str = "v1.0-sim",
+    conditions: Annotated[str, typer.Option(help="Of the drives.")] = "clear,day,boston",
+    frames: Annotated[int | None, typer.Option(help="Score only so many keyframes, evenly spread.")] = None,
+) -> dict[str, Any]:
+    """The speed of INT8 compared with FP32 for a whole frame, and the losses of score on drives."""
+    result = speed(config, rounds)
+    if checkpoint.exists():
+        result |= losses(checkpoint, data, version, [value for value in conditions.split(",") if value], frames)
+    else:
+        print(f"{checkpoint}: is not there, so only the speed is measured; `make demo` makes it", file=sys.stderr)
     return result
 
 
@@ -74,11 +72,11 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     engines = {name: OnnxRuntimeEngine(content) for name, content in contents.items()}
     alone = {name: _single_threaded(content) for name, content in contents.items()}
 
-    def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[], Any]:
-        return lambda: to_prediction(model.tasks, run(prepare(frame, spec)))
+    def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[object], object]:
+        return lambda _: to_prediction(model.tasks, run(prepare(frame, spec)))
 
-    wall = _medians({name: whole_frame(engine.run) for name, engine in engines.items()}, time.perf_counter, rounds)
-    cpu = _medians({name: whole_frame(run) for name, run in alone.items()}, time.process_time, rounds)
+    wall = medians(timed({name: whole_frame(engine.run) for name, engine in engines.items()}, rounds))
+    cpu = medians(timed({name: whole_frame(run) for name, run in alone.items()}, rounds, [time.process_time]))
     return {
         "int8_speedup": wall["fp32"] / wall["int8"],
         "int8_speedup_one_thread": cpu["fp32"] / cpu["int8"],  # processor time, less affected by other load
@@ -94,17 +92,6 @@ def _single_threaded(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[s
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
-
-
-def _medians(sides: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, float]:
-    """Median seconds of each variant, alternated; the first two rounds are discarded."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 2):
-        for name, side in sides.items():
-            start = clock()
-            side()
-            seconds[name].append(clock() - start)
-    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
 def _dense(spec: InputSpec) -> Frame:
@@ -125,8 +112,7 @@ def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str]
     scored = [names["sim_val"][i] for i in _spread(len(names["sim_val"]), frames)]
     scores = {}
     with tempfile.TemporaryDirectory() as folder:
-        for each in ("fp32", "fp16", "int8"):
-            kind: Precision = each  # type: ignore[assignment]
+        for kind in PRECISIONS:
             drives = Drives(data, version, names["sim_train"]) if kind == "int8" else None
             bundle = export(checkpoint, Path(folder) / kind, console=QUIET, precision=kind, calibration=drives)
             runtime = Runtime(bundle.path)

@@ -1,121 +1,136 @@
-"""Speed of a replay compared with the drive, with all its files, and how much the report slows it down."""
+"""Replays: their speed compared with the drive, and by several processes."""
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from statistics import median
+from typing import Annotated, Any
 
-from rich.console import Console
-from simulated_drives import DATA, drives
+import typer
+from benchmark import DRIVES, QUIET, Bundle, Rounds, drives, medians, timed
 
-from deploy.replay import player
 from deploy.replay.latency import STAGES
-from deploy.replay.report import Report
-from deploy.replay.run import replay
+from deploy.replay.run import replay as run_replay
 from deploy.replay.settings import Source
 from deploy.runtime import CHECK_EVERY, Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.simulate.simulate import simulate
 
-QUIET = Console(quiet=True)
 JOBS = 2
+VERSION, KEYFRAMES, CONDITIONS = "v1.0-sim", 6, ("clear-day-boston", "rain-night-singapore")  # of a fleet
+FILES = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
-    command.add_argument("--data", type=Path, default=DATA)
-    command.add_argument("--scenes", type=int, default=10, help="at most this many")
-    command.add_argument("--rounds", type=int, default=3)
-    command.set_defaults(run=replay_speed)
-
-
-def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
+def replay(
+    bundle: Bundle = Path("runs/demo/bundle"),
+    data: Path = DRIVES,
+    scenes: Annotated[int, typer.Option(help="At most so many.")] = 10,
+    rounds: Rounds = 3,
+) -> dict[str, Any]:
     """Duration of the drives divided by that of their replay, from opening the bundle to the last file.
 
     Frames are read and files written in parallel with the network, so the stages add up to more than a frame takes.
-    `writing` is the time to write a frame's results, tracks, statistics and report; `report` is part of it.
-    `speed_up_of_2_processes` is that of `--jobs 2`, starting them included. `writing_slows` is how much longer a replay
-    with the report takes than one without. `network_alone_factor` is what `realtime_factor` would be if only the
-    network took time. `check_share` is the share of time that repeated golden frames take on the vehicle. All are
-    medians of alternating rounds.
+    `speed_up_of_2_processes` is that of `--jobs 2`, starting them included. `network_alone_factor` is what
+    `realtime_factor` would be if only the network took time. `check_share` is the share of time that repeated golden
+    frames take on the vehicle. All are medians of alternating rounds.
     """
-    tables = drives(arguments.data)
-    scenes = tables.scenes()[: arguments.scenes]
-    driven = sum(_seconds(tables, scene) for scene in scenes)
-    walls, without, several, cores, shares = [], [], [], [], []
-    for _ in range(arguments.rounds):
-        seconds: dict[str, float] = {"writing": 0.0, "report": 0.0}
-        writing, report = _timed(player._write, seconds, "writing"), _timed(Report.add, seconds, "report")
-        with patch.object(player, "_write", writing), patch.object(Report, "add", report):
-            processor = time.process_time()
-            wall, summary = _replayed(arguments, scenes)
-            processor = time.process_time() - processor
-        frames = summary["frames"]
-        walls.append(wall)
-        cores.append(1e3 * processor / frames)
-        stages = {stage: summary["latency_ms"][stage]["mean"] for stage in STAGES}
-        shares.append(stages | {name: 1e3 * each / frames for name, each in seconds.items()})
-        with patch.object(Report, "add", lambda *_: None):
-            without.append(_replayed(arguments, scenes)[0])
-        several.append(_replayed(arguments, scenes, JOBS)[0])
-    stage_ms = {name: statistics.median(each[name] for each in shares) for name in shares[0]}
-    network = _network_seconds(arguments.bundle)
+    tables = drives(data)
+    names = tables.scenes()[:scenes]
+    source = Source(data, None, names)
+    driven = 0.5 * len(tables.samples(selectors=names))  # s
+    stages: list[dict[str, float]] = []
+
+    def alone(_: object) -> None:
+        summary = _replayed(source, bundle)
+        stages.append({stage: summary["latency_ms"][stage]["mean"] for stage in STAGES})
+
+    variants = {"alone": alone, "several": lambda _: _replayed(source, bundle, JOBS)}
+    seconds = timed(variants, rounds, [time.perf_counter, time.process_time], discarded=0)
+    wall, frames = medians(seconds), len(tables.samples(selectors=names))
+    stage_ms = {stage: median(each[stage] for each in stages) for stage in STAGES}
+    runtime = Runtime(bundle)
+    network = medians(timed({"check": lambda _: runtime.check()}, 15))["check"]
     return {
-        "realtime_factor": driven / statistics.median(walls),
-        f"speed_up_of_{JOBS}_processes": statistics.median(walls) / statistics.median(several),
+        "realtime_factor": driven / wall["alone"],
+        f"speed_up_of_{JOBS}_processes": wall["alone"] / wall["several"],
         "stage_ms": stage_ms,
         "network_alone_factor": driven / frames / network,
         "check_share": 1e3 * network / (CHECK_EVERY * sum(stage_ms[stage] for stage in STAGES if stage != "read")),
-        "frame_ms": 1e3 * statistics.median(walls) / frames,
-        "processor_ms": statistics.median(cores),
-        "writing_slows": statistics.median(walls) / statistics.median(without) - 1,
+        "frame_ms": 1e3 * wall["alone"] / frames,
+        "processor_ms": 1e3 * medians(seconds, clock=1)["alone"] / frames,
         "frames": frames,
         "driven_s": driven,
-        "replay_s": walls,
-        "without_report_s": without,
-        "several_processes_s": several,
+        "replay_s": seconds["alone"][0].tolist(),
+        "several_processes_s": seconds["several"][0].tolist(),
     }
 
 
-def _network_seconds(bundle: Path) -> float:
-    """A golden frame through the network, with nothing beside it."""
-    runtime, seconds = Runtime(bundle), []
-    for _ in range(15):
-        start = time.perf_counter()
-        runtime.check()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def _replayed(
-    arguments: argparse.Namespace, scenes: list[str], jobs: int | None = None
-) -> tuple[float, dict[str, Any]]:
-    """Replay the scenes, with `--jobs` if given; returns the seconds that it took, and the summary."""
+def _replayed(source: Source, bundle: Path, jobs: int = 0) -> dict[str, Any]:
+    """The summary of a replay, whose files are gone."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        out = Path(folder) / "out"
-        source = Source(arguments.data, None, scenes)
-        summary = replay(source, arguments.bundle, out, jobs=jobs, console=QUIET)
-        return time.perf_counter() - start, summary
+        return run_replay(source, bundle, Path(folder) / "out", jobs=jobs, console=QUIET)
 
 
-def _timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
-    """Wrap a function so that it adds its duration to `seconds[name]`."""
+def fleet(
+    bundle: Bundle = Path("runs/demo/bundle"),
+    data: Annotated[Path, typer.Option(help="Simulated unless it is there.")] = Path("runs/fleet"),
+    count: Annotated[int, typer.Option("--drives")] = 40,
+    rounds: Rounds = 3,
+) -> dict[str, Any]:
+    """Replays of drives by one process alone, and by one and two processes of a pool, in alternating rounds.
 
-    def timed(*given: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*given)
-        seconds[name] += time.perf_counter() - start
-        return result
+    `replay_s` are the seconds from opening the bundle to the last file. `speedup` compares one and two processes over
+    the second half of the drives, which leaves out what a replay does once: all drives less the first half.
+    `whole_speed_up` compares all. `possible` is what the machine gives: two pools of one process each at the same time,
+    each with all drives, against one after the other. `driver_ms_per_scene` is the driver's own processor time for a
+    drive of the second half. Medians. `identical`: all replays of the same drives wrote the same bytes.
+    """
+    if not data.exists():
+        simulate(data, count, KEYFRAMES, 21, CONDITIONS)
+    scenes = NuScenesTables(data, VERSION).scenes()[:count]
+    sources = {"all": Source(data, VERSION, scenes), "half": Source(data, VERSION, scenes[: len(scenes) // 2])}
+    written: dict[str, list[list[bytes]]] = {part: [] for part in sources}
 
-    return timed
+    def replayed(part: str, jobs: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            run_replay(sources[part], bundle, Path(folder), console=QUIET, jobs=jobs)
+            written[part].append([(Path(folder) / name).read_bytes() for name in FILES])
+
+    runs = ((0, "all"), (1, "half"), (1, "all"), (2, "half"), (2, "all"))
+    variants = {f"{jobs} {part}": _of(replayed, part, jobs) for jobs, part in runs}
+    variants["together"] = lambda _: _together(sources["all"], bundle)
+    seconds = timed(variants, rounds, [time.perf_counter, time.process_time], discarded=0)
+    wall, driver = medians(seconds), medians(seconds, clock=1)
+    second_half = len(scenes) - len(scenes) // 2
+    return {
+        "drives": len(scenes),
+        "frames": KEYFRAMES * len(scenes),
+        "identical": all(each == same[0] for same in written.values() for each in same),
+        "speedup": (wall["1 all"] - wall["1 half"]) / (wall["2 all"] - wall["2 half"]),
+        "whole_speed_up": wall["1 all"] / wall["2 all"],
+        "possible": 2 * wall["1 all"] / wall["together"],
+        "driver_ms_per_scene": 1e3 * (driver["2 all"] - driver["2 half"]) / second_half,
+        "replay_s": {name: wall[f"{jobs} all"] for jobs, name in enumerate(("alone", "one", "two"))},
+        "rounds": rounds,
+    }
 
 
-def _seconds(tables: NuScenesTables, scene: str) -> float:
-    """The duration of a scene, with half a second per keyframe."""
-    return 0.5 * len(tables.samples(selectors=[scene]))
+def _of(function: Callable[[str, int], None], part: str, jobs: int) -> Callable[[object], None]:
+    return lambda _: function(part, jobs)
+
+
+def _together(source: Source, bundle: Path) -> None:
+    """Two replays at the same time, each by a process with a core of its own."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as threads:
+
+        def replayed(core: int) -> None:
+            os.sched_setaffinity(0, {core})  # of this thread and the processes that it starts
+            run_replay(source, bundle, Path(folder) / str(core), console=QUIET, jobs=1)
+
+        for each in [threads.submit(replayed, core) for core in sorted(os.sched_getaffinity(0))[:2]]:
+            each.result()

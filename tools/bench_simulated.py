@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bench_tasks import TASKS, with_tasks
-from rich.console import Console
+import typer
+from bench_networks import TASKS, with_tasks
+from benchmark import QUIET
 from scene_obstacles import scene_obstacles
 
 from deploy.replay.faults import HiddenClass, hide
@@ -40,17 +40,14 @@ HIDDEN = ("car", "pedestrian", "barrier")  # classes that the detector loses
 OWN = ("points", "occupancy", "obstacles")  # scores of the tasks that are added
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, default=Path("runs/simulated"), help="folder of the drives and runs")
-    command.add_argument("--drives", type=int, default=120, help="half of them on clear days; a quarter is held out")
-    command.add_argument("--clear", action="store_true", help="all drives on clear days, no module for a weather")
-    command.add_argument("--no-joint", action="store_true", help="do not train all jointly")
-    command.add_argument("--steps", type=int, default=400, help="of the base, and of all jointly")
-    command.add_argument("--head-steps", type=int, help="of a head; default: --steps; of a module: a quarter")
-    command.set_defaults(run=simulated)
-
-
-def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
+def simulated(
+    out: Annotated[Path, typer.Option(help="Folder of the drives and runs.")] = Path("runs/simulated"),
+    drives: Annotated[int, typer.Option(help="Half of them on clear days; a quarter is held out.")] = 120,
+    clear: Annotated[bool, typer.Option("--clear", help="All on clear days, no module for a weather.")] = False,
+    joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train all jointly.")] = True,
+    steps: Annotated[int, typer.Option(help="Of the base, and of all jointly.")] = 400,
+    head_steps: Annotated[int, typer.Option(help="Of a head; 0: --steps. A module takes a quarter.")] = 0,
+) -> dict[str, Any]:
     """Scores on held-out drives of `tiny`, with both heads added, with modules for rain and night, and trained jointly.
 
     `unchanged`: the scores of detection and map are the same with the heads, and with the modules in their weathers.
@@ -59,21 +56,21 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
     those that the scene follows, with the best recall of the same kind over all distances. `hidden`: see `_hidden`.
     Parts that the folder has are not made again.
     """
-    out, steps, head_steps = arguments.out, arguments.steps, arguments.head_steps or arguments.steps
-    weathers = ("clear",) if arguments.clear else tuple(DRIVES)
-    drives = _drives(out / "drives", arguments.drives, weathers)
-    training, held_out = (_scenes(drives, split) for split in ("sim_train", "sim_val"))
-    together = {"base": ()} if arguments.no_joint else {"base": (), "joint": TASKS}
+    head_steps = head_steps or steps
+    weathers = ("clear",) if clear else tuple(DRIVES)
+    tables = _drives(out / "drives", drives, weathers)
+    training, held_out = (_scenes(tables, split) for split in ("sim_train", "sim_val"))
+    together: dict[str, Sequence[str]] = {"base": (), "joint": TASKS} if joint else {"base": ()}
     for name, tasks in together.items():
         if newest(out / name) is None:
-            train(_settings(tasks, steps, training["clear"]), drives, "sim_train", out / name)
+            train(_settings(tasks, steps, training["clear"]), tables, "sim_train", out / name)
     last = out / "base"
     for file in TASKS:
         content = read_task(find_config(file))
         (task,) = content["tasks"]
         if newest(out / task) is None:
             options = {"steps": head_steps, "learning_rate": RATE}
-            add_task(last, task, content, drives, "sim_train", training["clear"], out / task, **options)
+            add_task(last, task, content, tables, "sim_train", training["clear"], out / task, **options)
         last = out / task
     added = last
     for weather in weathers[1:]:
@@ -81,22 +78,22 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
             run = out / f"{weather}_{task}"
             if newest(run) is None:
                 options = {"steps": head_steps // 4, "learning_rate": RATE}
-                adapt(last, _module(weather, task), drives, "sim_train", training[weather], run, **options)
+                adapt(last, _module(weather, task), tables, "sim_train", training[weather], run, **options)
             last = run
     runs = {**{name: out / name for name in together}, "added": added}
-    clear = {name: _scores(run, drives, "clear", held_out["clear"]) for name, run in runs.items()}
+    scores = {name: _scores(run, tables, "clear", held_out["clear"]) for name, run in runs.items()}
     pairs = {
-        weather: [_scores(run, drives, weather, held_out[weather]) for run in (added, last)] for weather in weathers[1:]
+        weather: [_scores(run, tables, weather, held_out[weather]) for run in (added, last)] for weather in weathers[1:]
     }
-    followed = scene_obstacles(added, drives, held_out["clear"])
+    followed = scene_obstacles(added, tables, held_out["clear"])
     quiet = [each["recall"] for each in followed["curve"] if each["false_alarms_per_100_m"] <= ALARMS]
-    compared = [(clear["base"], clear["added"]), *pairs.values()]
+    compared = [(scores["base"], scores["added"]), *pairs.values()]
     return {
-        **{name: _figures(scores) for name, scores in clear.items()},
+        **{name: _figures(each) for name, each in scores.items()},
         **{weather: {"without": _figures(a), "with_module": _figures(b)} for weather, (a, b) in pairs.items()},
         "unchanged": all(_of_base(a) == _of_base(b) for a, b in compared),
         "scene_obstacles": {**followed, "recall": max(quiet, default=0.0)},
-        "hidden": _hidden(added, drives, held_out["clear"]),
+        "hidden": _hidden(added, tables, held_out["clear"]),
         "keyframes": {name: KEYFRAMES * len(training[name]) for name in weathers},
         "held_out_keyframes": {name: KEYFRAMES * len(held_out[name]) for name in weathers},
         "steps": steps,
@@ -141,7 +138,7 @@ def _scores(run: Path, drives: NuScenesTables, name: str, scenes: Sequence[str])
     written = run / f"scores_{name}" / "metrics.json"
     if not written.exists():
         predictor = TorchPredictor.load(run)
-        evaluate(predictor, drives, "sim_val", scenes, written.parent, predictor.spec, Console(quiet=True))
+        evaluate(predictor, drives, "sim_val", scenes, written.parent, predictor.spec, QUIET)
     return json.loads(written.read_text())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -12,7 +11,9 @@ import time
 from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.rig import load_rig
@@ -24,16 +25,13 @@ RADARS = tuple(f"RADAR_{i}" for i in range(5))
 RATES = {"LIDAR_TOP": 20, "camera": 12, "radar": 13}  # Hz
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--drives", type=int, default=850, help="of 20 s; v1.0-trainval has 850")
-    command.set_defaults(run=tables)
-
-
-def tables(arguments: argparse.Namespace) -> dict[str, Any]:
+def tables(
+    drives: Annotated[int, typer.Option(help="Of 20 s; v1.0-trainval has 850.")] = 850,
+) -> dict[str, Any]:
     """Seconds and peak memory of processes that open generated tables and read boxes; imports are not measured."""
     with tempfile.TemporaryDirectory() as folder:
         data, cache = Path(folder) / "data", Path(folder) / "cache"
-        counts = generate(data, arguments.drives)
+        counts = generate(data, drives)
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
         command = [sys.executable, __file__, str(data)]
         first, *later = (

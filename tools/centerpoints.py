@@ -67,6 +67,8 @@ def spread(model: Any, points: np.ndarray) -> None:
         for norm in norms:
             for tensor, low, high in ((norm.weight, 0.7, 1.3), (norm.bias, -0.2, 0.2)):
                 tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             deviation = norm.running_var.sqrt()
             norm.running_mean += 0.1 * deviation * torch.randn(deviation.shape, generator=generator)
             norm.running_var *= 0.8 + 0.4 * torch.rand(deviation.shape, generator=generator)

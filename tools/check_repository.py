@@ -303,14 +303,14 @@ def pages() -> Iterator[str]:
 
 
 def named_files() -> Iterator[str]:
-    """Files of tests, and on pages also of tools, that are named but are not there."""
+    """Files of tests, and on pages also of tools, that are named without a commit and are not there."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for file in map(Path, tracked.splitlines()):
         pages = file.suffix == ".md" or file.name == "Makefile"
         if not pages and (file.suffix not in (".py", ".toml", "") or file.parts[0] == "tests"):
             continue
         folders = "tests|tools" if pages else "tests"
-        for name in set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/]+\.\w+", (ROOT / file).read_text())):
+        for name in set(re.findall(rf"(?<![\w/:])(?:{folders})/[\w/]+\.\w+", (ROOT / file).read_text())):
             if not (ROOT / name).exists():
                 yield f"{file}: names {name}, which is not there"
 

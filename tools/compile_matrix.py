@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from bench_tasks import with_tasks
+from bench_networks import with_tasks
 
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame

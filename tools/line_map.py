@@ -29,6 +29,7 @@ ROOT = TOOLS.parent
 FOLDER = "LINE_MAP"  # environment variable: where each process writes what it recorded
 CONTEXT = "LINE_MAP_CONTEXT"  # environment variable: the test that runs
 PRODUCT = ("perception", "deploy")
+monitoring: Any = getattr(sys, "monitoring", None)  # since Python 3.12
 
 
 class Recorder:
@@ -42,7 +43,6 @@ class Recorder:
         self._forked = False
 
     def start(self) -> None:
-        monitoring = sys.monitoring
         monitoring.use_tool_id(monitoring.COVERAGE_ID, "line map")
         monitoring.register_callback(monitoring.COVERAGE_ID, monitoring.events.PY_START, self._enter)
         monitoring.register_callback(monitoring.COVERAGE_ID, monitoring.events.LINE, self._line)
@@ -60,7 +60,7 @@ class Recorder:
         """Record under this context from now on; each line is reported anew."""
         os.environ[CONTEXT] = context
         self._current = self._lines[context]
-        sys.monitoring.restart_events()
+        monitoring.restart_events()
 
     def write(self) -> None:
         if self._forked:  # what it runs for may have come after the fork, with the environment of a command
@@ -81,12 +81,12 @@ class Recorder:
 
     def _enter(self, code: CodeType, offset: int) -> object:
         if code.co_filename.startswith(self._product):
-            sys.monitoring.set_local_events(sys.monitoring.COVERAGE_ID, code, sys.monitoring.events.LINE)
-        return sys.monitoring.DISABLE
+            monitoring.set_local_events(monitoring.COVERAGE_ID, code, monitoring.events.LINE)
+        return monitoring.DISABLE
 
     def _line(self, code: CodeType, line: int) -> object:
         self._current.add((code.co_filename, line))
-        return sys.monitoring.DISABLE
+        return monitoring.DISABLE
 
 
 @cache

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pandaset_views import TwoViews
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame, Prediction
+from perception.grid import Reference
 from perception.rig import Rig
 from perception.simulate.simulate import simulate
 from perception.tasks.detection.columns import BoxColumns
@@ -32,7 +34,42 @@ HDL_64 = {
         }
     ],
 }
+REAR = "-rear"
+_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 Predict = Callable[[Frame], Prediction]
+
+
+class TwoViews:
+    """The frames of a data set, each a second time turned by half a turn, with its token and -rear."""
+
+    def __init__(self, drives: PandaSet) -> None:
+        self._drives = drives
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drives, name)
+
+    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Both views of the selected frames."""
+        return [token for each in self._drives.samples(split, selectors) for token in (each, each + REAR)]
+
+    def scene(self, sample: str) -> str:
+        return self._drives.scene(sample.removesuffix(REAR))
+
+    def boxes(self, sample: str) -> Boxes | None:
+        return self._drives.boxes(sample.removesuffix(REAR))
+
+    def frame(self, sample: str, grid_reference: Reference = "ego", *arguments: Any, **options: Any) -> Frame:
+        frame = self._drives.frame(sample.removesuffix(REAR), grid_reference, *arguments, **options)
+        if not sample.endswith(REAR):
+            return frame
+        points = None if frame.points is None else frame.points * np.array([-1, -1, 1, 1, 1], np.float32)
+        return replace(
+            frame,
+            token=sample,
+            points=points,
+            boxes=None if frame.boxes is None else frame.boxes.transformed(_TURN),
+            global_from_reference=frame.global_from_reference @ _TURN,
+        )
 
 
 def scored(

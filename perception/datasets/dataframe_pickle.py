@@ -8,16 +8,15 @@ under "0.14.1".
 
 from __future__ import annotations
 
-import pickle
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from perception.errors import InputError
-from perception.unpickle import Dtype, Inert, Opcodes, PlainUnpickler, Refused, size_of, unpickled
+from perception.unpickle import Dtype, Inert, PlainUnpickler, Refused, size_of, unpickled
 
 _MAX_BYTES = 1 << 28  # of a decompressed table; gzip can hold a thousand times its size
 _GZIP = 16 + zlib.MAX_WBITS
@@ -135,20 +134,10 @@ class _TableUnpickler(PlainUnpickler):
             return
         if type(content) is not list or size_of(shape) != len(content):
             raise Refused("an array of objects without as many of them: damaged")
-        self.spend(len(content))
         if any(type(value) not in _PLAIN for value in content):
             raise Refused("an array holds more than text and numbers")
         array.__setstate__((1, shape, np.dtype("O"), fortran, content))
         array.flags.writeable = False
-
-    def _new(self) -> None:
-        """NEWOBJ, only for what stands for pandas' objects."""
-        arguments, kind = self.stack.pop(), self.stack.pop()
-        if not (kind is _DataFrame or kind is _Manager) or type(arguments) is not tuple or arguments:
-            raise Refused("it makes an object that no table needs")
-        self.stack.append(kind())
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = Opcodes({**PlainUnpickler.dispatch, pickle.NEWOBJ[0]: _new})
 
 
 def _dtype(kind: Any, align: Any = None, copy: Any = None) -> Dtype | _ObjectType:

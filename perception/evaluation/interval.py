@@ -17,7 +17,7 @@ is moved out by the skewness term of the Cornish-Fisher expansion of a studentis
 skewness over the root of the number of scenes (Johnson, "Modified t tests and confidence intervals for asymmetrical
 populations", 1978; Hall, "On the removal of skewness by transformation", 1992). The other end never moves in.
 
-With few scenes and strong skewness more than the nominal share of losses still passes (`tools/coverage_table.py`), and
+With few scenes and strong skewness more than the nominal share of losses still passes (docs/interval.md), and
 no interval excludes a rare loss that occurs in none of the scenes.
 """
 

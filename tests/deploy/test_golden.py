@@ -19,7 +19,7 @@ import onnx
 import pytest
 from commands import one_line_error
 from exported import bundle, checkpoint_of, copied, keys, resealed, rewritten, trusting
-from golden_table import CONDITIONS, count_found, faults, moved, turned
+from golden_faults import CONDITIONS, count_found, faults, moved, turned
 from hypothesis import given
 from hypothesis import strategies as st
 from lowered import bundles_of, switched

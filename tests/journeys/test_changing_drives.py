@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from commands import succeeds
+from driven import Driven
 from exported import QUIET, checkpoint_of
-from make_log import make, transform
 from maps import box, feature, polygon, written
 from networks import small
 from pages import page_data
 from recordings import Sent, assembled, edited, fix, message, write_raw_mcap
-from routing_table import Driven
 from vehicles import small_pictures
 
 from deploy.export import export
+from deploy.log import make, transform
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime

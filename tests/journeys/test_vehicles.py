@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from commands import one_line_error
 from exported import QUIET
-from make_log import make_log, messages, topics_of, write_mcap
 from networks import config as small_config
 from vehicles import shuttle_root
 
+from deploy.log import messages, topics_of, write_log, write_mcap
 from deploy.replay.faults import Fault, inject
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.cameras import intrinsics_of
@@ -103,7 +103,7 @@ def test_a_recording_gives_the_tables_frames_also_without_calibration(shuttle: N
     Without the rig's no sensor is placed.
     """
     full, bare, topics = tmp_path / "full.mcap", tmp_path / "bare.mcap", tmp_path / "topics.yaml"
-    make_log(shuttle.dataroot, "scene-0001", full, "file", rig="shuttle")
+    write_log(shuttle.dataroot, "scene-0001", full, "file", rig=RIG)
     log = messages(shuttle, "scene-0001", 10)
     kept = [each for each in log if each.topic != "/tf_static" and not each.topic.endswith("/camera_info")]
     write_mcap(bare, iter(kept), topics_of(RIG))

@@ -23,7 +23,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = ROOT / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
-    *("import-mmdet3d", "import-pointpillars", "verify", "sign", "compare"),
+    *("import-mmdet3d", "import-pointpillars", "verify", "sign", "compare", "log", "health"),
 )
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from check_repository import ABSENT, pinned, requirements
 from exported import QUIET, bundle
-from recordings import make_log
 from repository import ROOT
 
+from deploy.log import write_log
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 
@@ -79,7 +79,7 @@ def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root
     assert (tmp_path / "replay" / "report.html").stat().st_size > 100_000
 
     # Its recording too, to the byte.
-    make_log(sim_root, "scene-0001", tmp_path / "drive.mcap")
+    write_log(sim_root, "scene-0001", tmp_path / "drive.mcap")
     arguments = ["--bundle", str(bundle().path), "--out", "recorded"]
     done = run([str(environment / "perception"), "replay", "drive.mcap", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,14 @@
-"""Recordings to test on: scenes written by tools/make_log.py, whole, spoiled, and with messages of positions."""
+"""Recordings to test on: scenes written by `perception log`, whole, spoiled, and with messages of positions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from make_log import TYPES, Message, header, make, make_log, messages
 from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
+from deploy.log import TYPES, Message, header, make, messages
 from deploy.replay.settings import FrameChoice
 from deploy.replay.sources import ros
 from deploy.replay.sources.assembler import Assembler, DriveInfo
@@ -22,7 +22,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 
-__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]
+__all__ = ["STORAGES", "TINY", "TYPES", "Message", "messages"]
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"

@@ -216,7 +216,7 @@ def fix(stamp: int, latitude: float, longitude: float) -> Fix:
 
 
 def keyframe(content: object) -> Keyframe:
-    """Make a keyframe from the JSON object that tools/make_log.py writes."""
+    """Make a keyframe from the JSON object that `perception log` writes."""
     if not isinstance(content, dict):
         raise CorruptMessage("not a keyframe")
     tags, sweeps, stamp = content.get("conditions", {}), content.get("sweeps", []), content.get("stamp")

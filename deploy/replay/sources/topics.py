@@ -1,6 +1,6 @@
 """The map from a recording's topics and frames to sensors, from a YAML file.
 
-The defaults are the names that tools/make_log.py and foxglove/nuscenes2mcap write.
+The defaults are the names that `perception log` and foxglove/nuscenes2mcap write.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Topics(Section):
     transforms: Name = "/tf"
     static_transforms: Name = "/tf_static"
     odometry: Name | None = None  # the vehicle's poses, instead of those in `transforms`
-    keyframes: Name | None = "/keyframe"  # by tools/make_log.py; optional in a recording
+    keyframes: Name | None = "/keyframe"  # by `perception log`; optional in a recording
     position: Name | None = "/gps"  # the vehicle's, by satellite; optional in a recording
     lidars: dict[str, LidarTopic]
     cameras: dict[str, CameraTopics]

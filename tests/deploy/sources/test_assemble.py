@@ -12,12 +12,12 @@ import pytest
 from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from make_log import header, make
-from make_log import transform as transform_message
 from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, message, nuscenes_topics, write_raw_mcap
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
+from deploy.log import header, make
+from deploy.log import transform as transform_message
 from deploy.replay.sources.drives import RecordedDrive
 from deploy.replay.sources.messages import CorruptMessage, Transform
 from deploy.replay.sources.topics import LidarTopic, Topics, load_topics

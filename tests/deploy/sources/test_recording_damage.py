@@ -14,12 +14,12 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from make_log import make_log
 from mcap.data_stream import RecordBuilder
 from mcap.records import Chunk, Header
 from recordings import SPEC, TINY, Sent, assembled, assert_equal_frames, edited, nuscenes_topics, stream, write_raw_mcap
 from vocabulary import SENSORS
 
+from deploy.log import write_log
 from deploy.replay.sources import open_drives, transforms
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.mcap import McapRecording
@@ -47,7 +47,7 @@ def recording(log: list[Sent], tmp_path_factory: pytest.TempPathFactory) -> byte
 def database(recorded_root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The SQLite file of a rosbag2."""
     folder = tmp_path_factory.mktemp("rosbag") / "drive"
-    make_log(recorded_root, TINY, folder, "sqlite3")
+    write_log(recorded_root, TINY, folder, "sqlite3")
     return (folder / "drive.db3").read_bytes()
 
 

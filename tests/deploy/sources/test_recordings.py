@@ -26,7 +26,6 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
-from make_log import make_log
 from mcap.reader import make_reader
 from mcap.records import Schema
 from mcap.writer import Writer
@@ -37,6 +36,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from vocabulary import CAMERAS, LIDAR
 
+from deploy.log import write_log
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.replay.sources import foxglove, open_drives, ros
@@ -44,13 +44,12 @@ from deploy.replay.sources.mcap import MAX_RECORD
 from deploy.replay.sources.messages import CorruptMessage, Fix, Transform
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import Recording
-from perception.errors import InputError
 from perception.frame import Frame
 
 
 def recorded(root: Path, scene: str, storage: str, folder: Path) -> Path:
     path = folder / STORAGES[storage]
-    make_log(root, scene, path, storage)
+    write_log(root, scene, path, storage)
     return path
 
 
@@ -162,8 +161,7 @@ def test_the_log_is_what_other_readers_read(tiny_root: Path, storage: str, tmp_p
 def test_a_log_is_not_written_over_another(tiny_root: Path, tmp_path: Path) -> None:
     recorded(tiny_root, TINY, "file", tmp_path)
     for scene, file, says in ((TINY, "drive.mcap", "exists; choose another --out"), ("x", "x.mcap", "no such scene")):
-        with pytest.raises(InputError, match=says):
-            make_log(tiny_root, scene, tmp_path / file)
+        assert says in refuses("log", tiny_root, "--scene", scene, "--out", tmp_path / file)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -186,7 +184,7 @@ def test_a_mistake_is_told_in_one_line(
     message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tiny_root)
-    make_log(tiny_root, TINY, Path("drive.mcap"))
+    write_log(tiny_root, TINY, Path("drive.mcap"))
     Path("empty.mcap").touch()
     Path("empty.db3").touch()
     Path("bag").mkdir()

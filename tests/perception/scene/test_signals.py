@@ -13,8 +13,6 @@ from commands import one_line_error
 from google.protobuf.wrappers_pb2 import DoubleValue
 from hypothesis import given
 from hypothesis import strategies as st
-from make_log import STORAGES as WRITERS
-from make_log import Message, header, make, transform
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
 from recordings import SPEC, fix, message, nuscenes_topics, write_raw_mcap
@@ -24,6 +22,8 @@ from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from vocabulary import CONDITIONS, sensors
 
+from deploy.log import STORAGES as WRITERS
+from deploy.log import Message, header, make, transform
 from deploy.replay.sources.drives import RecordedDrive
 from deploy.replay.sources.latest import Readings
 from deploy.replay.sources.mcap import McapRecording

@@ -1,6 +1,5 @@
 """From points to pillars, inputs and features, each against a loop over points or the definition."""
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bench_pillars import pillars, street
+from bench_networks import pillars, street
 from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,7 +98,7 @@ def test_grouping_of_ten_sweeps_equals_a_loop_over_points_and_is_timed():
     """The cloud of tools/bench.py: many chunks, more pillars than fit, and pillars with more points than fit."""
     cells, counts = _check_grouping(street(), BevGrid(cell=0.2), 30_000, 20)
     assert (len(cells), np.count_nonzero(counts), counts.max()) == (30_000, 30_000, 20)
-    figures = pillars(argparse.Namespace(config="nuscenes/fusion", rounds=1))
+    figures = pillars(rounds=1)
     assert figures.keys() == {"points", "ms"}
     assert 290_000 < figures["points"] < 310_000
     assert figures["ms"] > 0

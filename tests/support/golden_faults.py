@@ -1,25 +1,14 @@
-"""Test which faults the golden frames of a bundle find: each fault is put into an engine's outputs.
-
-python tools/golden_table.py runs/demo/bundle runs/demo/bundle-int8
-
-It prints the tolerances of every bundle and, for each fault, in how many golden frames it is found. The outputs are
-those of this machine's engine, with its own rounding.
-"""
+"""Faults that are put into an engine's outputs, and in how many golden frames of a bundle each is found."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import Arrays, GoldenFrame, differences
-from deploy.tolerances import Tolerances
 from perception.taxonomy import load_taxonomy
 
 CLASSES = load_taxonomy("nuscenes").class_names
@@ -136,38 +125,3 @@ def count_found(bundle: Bundle) -> dict[str, int]:
         name: sum(bool(differences(f.outputs, fault(actual, f), allowed, f.compared)) for f, actual in computed)
         for name, fault in faults(frames[0].outputs).items()
     }
-
-
-def largest(tolerances: Tolerances) -> dict[str, float]:
-    """The tolerances by name; the largest of the channels of an output."""
-    found = dict(tolerances.model_copy(update={"dense": {}}).numbers())
-    for output, channels in tolerances.dense.items():
-        found[f"{output}.each"] = max(spread.each for spread in channels.values())
-        found[f"{output}.mean"] = max(spread.mean for spread in channels.values())
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", nargs="+", type=Path)
-    console, bundles = Console(), [Bundle.load(path) for path in parser.parse_args().bundles]
-    table = Table("", *(f"{bundle.manifest.name} {bundle.manifest.precision}" for bundle in bundles))
-    numbers = [largest(bundle.manifest.tolerances) for bundle in bundles]
-    for name in numbers[0]:
-        table.add_row(f"tolerance {name}", *(f"{each[name]:g}" for each in numbers))
-    compared = [
-        [int(f.compared["detection"].sum()) for f in bundle.golden_frames(bundle.cpu_onnx.name)] for bundle in bundles
-    ]
-    table.add_row("detections compared", *("+".join(map(str, each)) for each in compared), end_section=True)
-    results = [count_found(bundle) for bundle in bundles]
-    for name in dict.fromkeys(name for each in results for name in each):
-        cells = [
-            "" if name not in each else f"found in {each[name]} of {len(frames)}" if each[name] else "passes"
-            for each, frames in zip(results, compared, strict=True)
-        ]
-        table.add_row(name, *cells)
-    console.print(table)
-
-
-if __name__ == "__main__":
-    main()

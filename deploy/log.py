@@ -1,7 +1,4 @@
-"""Convert a nuScenes scene, recorded or simulated, to a ROS 2 recording as by a vehicle.
-
-python tools/make_log.py runs/demo/drives --scene scene-0001 --out drive.mcap
-python tools/make_log.py ../shared/data/nuscenes --scene scene-0103:0-8 --out drive --storage sqlite3
+"""Writes a nuScenes scene, recorded or simulated, as a ROS 2 recording by a vehicle.
 
 The recording has the LiDAR's keyframes and the sweeps before them, the cameras' keyframes (their JPEG files byte for
 byte), CameraInfo, /tf_static with the calibration, and /tf and /odometry with the vehicle's pose at the stamp of every
@@ -11,10 +8,9 @@ in /keyframe as JSON in std_msgs/String.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,8 +80,9 @@ def header(stamp: int, frame: str) -> Any:
     return make("std_msgs/msg/Header", stamp=time, frame_id=frame)
 
 
-def vector(x: float, y: float, z: float, kind: str = "Vector3") -> Any:
-    return make(f"geometry_msgs/msg/{kind}", x=float(x), y=float(y), z=float(z))
+def vector(xyz: Iterable[float], kind: str = "Vector3") -> Any:
+    x, y, z = map(float, xyz)
+    return make(f"geometry_msgs/msg/{kind}", x=x, y=y, z=z)
 
 
 def quaternion(w: float, x: float, y: float, z: float) -> Any:
@@ -94,7 +91,7 @@ def quaternion(w: float, x: float, y: float, z: float) -> Any:
 
 def transform(stamp: int, parent: str, child: str, pose: np.ndarray) -> Any:
     """pose (7,): translation, quaternion w x y z."""
-    value = make("geometry_msgs/msg/Transform", translation=vector(*pose[:3]), rotation=quaternion(*pose[3:]))
+    value = make("geometry_msgs/msg/Transform", translation=vector(pose[:3]), rotation=quaternion(*pose[3:]))
     return make(
         "geometry_msgs/msg/TransformStamped", header=header(stamp, parent), child_frame_id=child, transform=value
     )
@@ -102,8 +99,8 @@ def transform(stamp: int, parent: str, child: str, pose: np.ndarray) -> Any:
 
 def odometry(stamp: int, pose: np.ndarray) -> Any:
     unknown = np.zeros(36)
-    place = make("geometry_msgs/msg/Pose", position=vector(*pose[:3], "Point"), orientation=quaternion(*pose[3:]))
-    still = make("geometry_msgs/msg/Twist", linear=vector(0, 0, 0), angular=vector(0, 0, 0))
+    place = make("geometry_msgs/msg/Pose", position=vector(pose[:3], "Point"), orientation=quaternion(*pose[3:]))
+    still = make("geometry_msgs/msg/Twist", linear=vector((0, 0, 0)), angular=vector((0, 0, 0)))
     return make(
         "nav_msgs/msg/Odometry",
         header=header(stamp, MAP),
@@ -252,26 +249,26 @@ STORAGES: dict[str, Callable[[Path, Iterator[Message], dict[str, str]], int]] = 
 }
 
 
-def make_log(
+def write_log(
     dataroot: Path,
     scene: str,
     out: Path,
     storage: str = "file",
     version: str | None = None,
     sweeps: int = SWEEPS,
-    rig: str = "nuscenes",
+    rig: Rig | None = None,
 ) -> int:
     """Write one scene, or some of its keyframes; returns the number of messages.
 
     Args:
         storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
         sweeps: LiDAR sweeps before each keyframe.
-        rig: name or file of the vehicle's rig.
+        rig: of the vehicle; None: that of nuScenes.
 
     Raises:
         InputError: there is no such scene, or `out` exists or cannot be written.
     """
-    tables = NuScenesTables(dataroot, version or only_version(dataroot), load_rig(rig))
+    tables = NuScenesTables(dataroot, version or only_version(dataroot), rig or load_rig("nuscenes"))
     if out.exists():
         raise InputError(f"{out}: exists; choose another --out")
     try:
@@ -279,26 +276,3 @@ def make_log(
         return STORAGES[storage](out, messages(tables, scene, sweeps), topics_of(tables.rig))
     except OSError as error:
         raise InputError(f"{out}: cannot write ({error.strerror}); choose another --out") from None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataroot", type=Path)
-    parser.add_argument("--scene", required=True, help="its name, or some of its keyframes: scene-0103:0-4")
-    parser.add_argument("--out", type=Path, required=True, help="file (drive.mcap) or folder to write")
-    parser.add_argument(
-        "--storage", choices=STORAGES, default="file", help="file: one MCAP; others: a rosbag2's folder"
-    )
-    parser.add_argument("--version", help="of the tables; default: the only one there is")
-    parser.add_argument("--sweeps", type=int, default=SWEEPS, help="before each keyframe")
-    parser.add_argument("--rig", default="nuscenes", help="the vehicle's sensors: a name or a YAML file")
-    a = parser.parse_args()
-    try:
-        count = make_log(a.dataroot, a.scene, a.out, a.storage, a.version, a.sweeps, a.rig)
-    except InputError as error:
-        parser.exit(2, f"{error}\n")
-    print(f"{a.out}: {count} messages")
-
-
-if __name__ == "__main__":
-    main()
