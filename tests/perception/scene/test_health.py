@@ -292,7 +292,6 @@ def cast(scene: np.ndarray, origin: np.ndarray, directions: np.ndarray) -> tuple
 
 
 def turn(x: float, y: float, z: float) -> np.ndarray:
-    """(4, 4)."""
     pose = np.eye(4)
     pose[:3, :3] = cv2.Rodrigues(np.radians([x, y, z]))[0]
     return pose
