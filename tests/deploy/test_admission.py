@@ -105,74 +105,37 @@ PICTURE = np.zeros((150, 267, 3), np.uint8)
 ALL = slice(None)
 
 # What is done to a frame, and what health says of which sensor; "": nothing, since nothing is lost.
+# Other values that cannot be used are in WRONG.
 ROWS: list[tuple[str, Damage, str, str]] = [
     ("pose NaN", posed(np.full((4, 4), NAN)), "vehicle", "global_from_ego cannot be used"),
-    ("pose infinite", posed(pose(0, 3, np.inf)), "vehicle", "global_from_ego cannot be used"),
-    ("pose beyond the earth", posed(pose(0, 3, 1e308)), "vehicle", "global_from_ego cannot be used"),
-    ("pose singular", posed(np.zeros((4, 4))), "vehicle", "global_from_ego cannot be used"),
-    ("pose mirrored", posed(MIRRORED), "vehicle", "global_from_ego cannot be used"),
-    ("pose scaled", posed(TWICE), "vehicle", "global_from_ego cannot be used"),
     ("pose on its side", posed(ON_ITS_SIDE), "vehicle", "global_from_ego cannot be used"),
-    ("pose (3, 4)", posed(np.eye(4)[:3]), "vehicle", "(3, 4)"),
-    ("pose float16", posed(np.eye(4, dtype=np.float16)), "vehicle", "float16"),
-    ("no pose", posed(None), "vehicle", "None"),
-    ("pose of the reference alone", put(global_from_reference=None), "vehicle", "global_from_reference cannot be used"),
     ("points (N, 4)", lambda f: replace(f, points=f.points[:, :4]), LIDAR, "missing: points cannot be used: float32"),
     ("points float64", of_points(ALL, 0, 1.0, np.float64), LIDAR, "missing: points cannot be used: float64"),
-    ("points as a list", put(points=[[1.0] * 5]), LIDAR, "missing: points cannot be used: [[1.0"),
     ("no points", put(points=np.zeros((0, 5), np.float32)), LIDAR, "missing"),
     ("points without a sensor", put(points=None), LIDAR, "missing"),
     ("some points NaN", of_points(slice(0, None, 7), 1, NAN), LIDAR, "572 of its points are not finite"),
     ("some points with infinite age", of_points(slice(9), 4, np.inf), LIDAR, "9 of its points are not finite"),
     ("all intensities infinite", of_points(ALL, 3, np.inf), LIDAR, "4000 of its points are not finite"),
     ("points far away", of_points(ALL, 0, 1e30), LIDAR, "corrupt"),
-    ("sweeps that nobody says", put(sweep_of_point=None), LIDAR, "missing: sweep_of_point cannot be used: None"),
     ("sweeps of other points", put(sweep_of_point=np.zeros(3, np.uint8)), LIDAR, "missing: sweep_of_point cannot be"),
     ("LiDARs of other points", put(lidar_of_point=np.zeros(3, np.uint8)), LIDAR, "missing: lidar_of_point cannot be"),
     ("LiDARs of another rig", lambda f: replace(f, lidar_of_point=f.lidar_of_point + np.uint8(7)), LIDAR, "missing"),
-    ("LiDARs as a list", put(lidar_of_point=[0]), LIDAR, "missing: lidar_of_point cannot be used: [0]"),
     ("classes of other points", put(class_of_point=np.zeros(3, np.int16)), LIDAR, "class_of_point cannot be used"),
-    ("picture empty", of_camera(image=PICTURE[:0]), FRONT, "missing: image cannot be used: uint8 (0, 267, 3)"),
     ("picture of one pixel", of_camera(image=PICTURE[:1, :1]), FRONT, "missing: intrinsics cannot be used"),
     ("picture of one row", of_camera(image=PICTURE[75:77]), FRONT, "missing"),
-    ("picture grey", of_camera(image=PICTURE[..., 0]), FRONT, "missing: image cannot be used: uint8 (150, 267)"),
     ("picture float", of_camera(image=PICTURE.astype(np.float32)), FRONT, "missing: image cannot be used: float32"),
     ("picture with four channels", of_camera(image=np.dstack([PICTURE] * 2)[..., :4]), FRONT, "missing: image"),
     ("picture too wide for OpenCV", of_camera(image=np.zeros((150, 40_000, 3), np.uint8)), FRONT, "missing: image"),
-    ("no picture", of_camera(image=None), FRONT, "missing: image cannot be used: None"),
-    ("intrinsics NaN", of_camera(intrinsics=LENS * NAN), FRONT, "missing: intrinsics cannot be used: float64 (3, 3)"),
-    ("intrinsics singular", of_camera(intrinsics=np.zeros((3, 3))), FRONT, "missing: intrinsics"),
-    ("intrinsics (4, 4)", of_camera(intrinsics=np.eye(4)), FRONT, "missing: intrinsics cannot be used: float64 (4, 4)"),
     ("intrinsics mirrored", of_camera(intrinsics=LENS * [[-1.0], [1], [1]]), FRONT, "missing: intrinsics"),
     ("intrinsics of a telescope", of_camera(intrinsics=LENS * [[1e6], [1e6], [1]]), FRONT, "missing: intrinsics"),
-    ("mounting singular", of_camera(ego_from_camera=np.zeros((4, 4))), FRONT, "missing: ego_from_camera cannot be"),
-    ("mounting NaN", of_camera(ego_from_camera=np.eye(4) * NAN), FRONT, "missing: ego_from_camera cannot be used"),
-    ("camera's pose NaN", of_camera(global_from_ego=np.eye(4) * NAN), FRONT, "missing: global_from_ego cannot be used"),
-    ("camera's time as text", of_camera(timestamp="now"), FRONT, "missing: timestamp cannot be used: 'now'"),
-    ("camera's file as bytes", of_camera(file=b"jpeg"), FRONT, "missing: file cannot be used"),
-    ("no camera", lambda f: replace(f, cameras={**f.cameras, FRONT: None}), FRONT, "missing: None is no camera"),
-    ("cameras as a list", put(cameras=[1]), "vehicle", "cameras cannot be used: [1]"),
     ("a strange camera", lambda f: replace(f, cameras={**f.cameras, "X": f.cameras[FRONT]}), "vehicle", "cameras: 'X'"),
     ("time of the frame before", put(timestamp=START + PERIOD), "vehicle", "timestamp: +0.00 s from the frame before"),
     ("time set back", put(timestamp=START - 10**7), "vehicle", "timestamp: -10.50 s from the frame before"),
     ("time a year ahead", put(timestamp=START + 31_536_000 * 10**6), "vehicle", "timestamp: +31535999.50 s from"),
-    ("time negative", put(timestamp=-5), "vehicle", "timestamp cannot be used: -5"),
-    ("time NaN", put(timestamp=NAN), "vehicle", "timestamp cannot be used: nan"),
-    ("time beyond int64", put(timestamp=10**30), "vehicle", "timestamp cannot be used: 1000"),
-    ("conditions None", put(conditions=None), "vehicle", "conditions cannot be used: None"),
     ("conditions as numbers", put(conditions=Conditions(weather=5)), "vehicle", "conditions cannot be used"),
     ("conditions that nobody knows", put(conditions=Conditions(weather="hail", sky="red")), "", ""),
-    ("position NaN", put(position=(NAN, 11.0)), "vehicle", "position cannot be used: (nan, 11.0)"),
     ("position beyond the pole", put(position=(91.0, 11.0)), "vehicle", "position cannot be used: (91.0, 11.0)"),
-    ("position as text", put(position="here"), "vehicle", "position cannot be used: 'here'"),
-    ("signals None", put(signals=None), "vehicle", "signals cannot be used: None"),
-    ("signal without a time", put(signals={"wipers": [Reading(NAN, 1.0)]}), "vehicle", "signals cannot be used"),
-    ("signal as a list", put(signals={"wipers": [Reading(START, [1])]}), "vehicle", "signals cannot be used"),
     ("signal that is unknown", put(signals={"wipers": [Reading(START, NAN), Reading(5, 1.0)]}), "", ""),
-    ("reference", put(reference="lidar"), "vehicle", "reference cannot be used: 'lidar'"),
-    ("scene", put(scene=None), "vehicle", "scene cannot be used: None"),
-    ("token", put(token=None), "vehicle", "token cannot be used: None"),
-    ("location", put(location=["boston"]), "vehicle", "location cannot be used: ['boston']"),
 ]  # fmt: skip
 
 
@@ -190,13 +153,31 @@ WRONG: list[Any] = [
     None, "text", b"", -1, 7, NAN, np.inf, 10**30, [], (), {}, {"x": None}, [None], (NAN, NAN), object(), np.zeros(0),
     np.zeros((0, 5), np.float32), np.full((4, 4), NAN), np.full((3, 3), np.inf), np.full((9, 5), NAN, np.float32),
     np.full((4, 4), 1e300), np.zeros((4, 4)), np.zeros((3, 3)), np.eye(4, dtype=int), np.eye(4) * 2, MIRRORED, TWICE,
-    ON_ITS_SIDE, np.array(None), np.array("text"), np.zeros((2, 2, 3), bool), PICTURE[..., :1], PICTURE[:0], PICTURE[0],
+    np.eye(4)[:3], np.eye(4, dtype=np.float16), pose(0, 3, np.inf), np.array(None), np.array("text"),
+    np.zeros((2, 2, 3), bool), PICTURE[..., :1], PICTURE[..., 0], PICTURE[:0], PICTURE[0],
     np.arange(4000) % 256, np.full(4000, 9, np.uint8), np.zeros(4000, np.float32), {"wipers": 5}, {"wipers": [7, None]},
     {"wipers": [Reading(None, 1.0)]}, {"wipers": [Reading(START, None)]}, {FRONT: None}, {FRONT: "x", 5: None},
 ]  # fmt: skip
-# None or nothing says nothing; another scene is another drive.
-LEGAL = {"position": [0], "lidar_of_point": [0], "class_of_point": [0], "file": [0], "signals": [10], "location": [1],
-         "token": [1], "scene": [1]}  # fmt: skip
+# None or nothing says nothing, or is no matter of admission; another scene is another drive.
+NOT_WRONG = {"position": [0], "lidar_of_point": [0], "class_of_point": [0], "file": [0], "signals": [10],
+             "location": [1], "token": [1], "scene": [1], "points": [0], "cameras": [10], "timestamp": [4],
+             "sweep_of_point": [38]}  # fmt: skip
+
+
+def wrong_values(owner: type) -> list[tuple[str, Any]]:
+    """The fields of a frame or a camera, each with every value that it cannot have."""
+    names = [each.name for each in fields(owner) if each.name not in ("boxes", "pasted")]
+    return [(name, value) for name in names for i, value in enumerate(WRONG) if i not in NOT_WRONG.get(name, ())]
+
+
+@pytest.mark.parametrize(("owner", "change"), [(Frame, put), (Camera, of_camera)])
+def test_a_value_that_a_field_cannot_have_is_named(owner: type, change: Callable[..., Damage]) -> None:
+    for name, value in wrong_values(owner):
+        _, findings = admit(change(**{name: value})(frame_at(2)), SENSORS, "ego", frame_at(1))
+        assert findings, (name, value)
+        assert name in ("points", "cameras") or f"{name} cannot be used" in str(findings)
+
+
 TIMES = (0, 1, -1, -PERIOD, -(10**7), -(10**9), 10**9, 31_536_000 * 10**6, 2**61)  # us, from the frame before
 
 
@@ -213,10 +194,8 @@ def one_damage(draw: st.DrawFn, kind: str) -> Damage:
         passed = draw(st.sampled_from(TIMES))
         return lambda frame: replace(frame, timestamp=frame.timestamp - PERIOD + passed)
     owner, changed = (Frame, put) if kind == "frame" else (Camera, of_camera)
-    name = draw(st.sampled_from([each.name for each in fields(owner) if each.name not in ("boxes", "pasted")]))
-    return changed(
-        **{name: draw(st.sampled_from([value for i, value in enumerate(WRONG) if i not in LEGAL.get(name, ())]))}
-    )
+    name, value = draw(st.sampled_from(wrong_values(owner)))
+    return changed(**{name: value})
 
 
 @st.composite

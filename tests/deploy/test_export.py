@@ -34,7 +34,7 @@ from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from deploy.verify import verify
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Conditions, Frame
+from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.modules.files import read_record
 from perception.sensors.inputs import prepare
@@ -150,15 +150,6 @@ def test_engine_that_computes_something_else_is_not_exported(tmp_path: Path, mon
     with pytest.raises(InputError, match=r"map/probabilities is off by 0\.0003"):
         export(checkpoint(), tmp_path / "bundle", console=QUIET)
     assert not (tmp_path / "bundle").exists()
-
-
-def test_conditions() -> None:
-    assert parse_conditions(["boston", "rain"], NUSCENES) == Conditions(weather="rain", city="boston")
-    assert parse_conditions([], NUSCENES) == Conditions()
-    with pytest.raises(InputError, match="snow: unknown condition; choose from clear, rain"):
-        parse_conditions(["snow"], NUSCENES)
-    with pytest.raises(InputError, match="rain: contradicts clear; give one weather"):
-        parse_conditions(["clear", "rain"], NUSCENES)
 
 
 DATA = ("v1.0-sim: 6 keyframes of 2 scenes", "v1.0-fog: 3 keyframes of 1 scenes")

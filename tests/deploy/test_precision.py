@@ -369,21 +369,18 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
         assert not (tmp_path / "bundle").exists()
 
 
-def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
+def test_frames_are_spread_over_the_drives_and_have_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = InputSpec.of(config())
     write_tiny(tmp_path / "drives")
     shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
-    spec = InputSpec.of(config())
     assert len(calibrate.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)) == 3  # five are enough
     for camera in (tmp_path / "drives" / "samples").glob("CAM_*"):
         shutil.rmtree(camera)
     with pytest.raises(InputError, match="no keyframe of these scenes has all sensors"):
         calibrate.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
-
-
-def test_frames_are_spread_over_the_drives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MOST", 2)
     every, first, last = (
-        calibrate.Drives(drives(), "v1.0-tiny", [scenes]).inputs(InputSpec.of(config()))
+        calibrate.Drives(drives(), "v1.0-tiny", [scenes]).inputs(spec)
         for scenes in ("scene-0001:0-3", "scene-0001:0-1", "scene-0001:2-3")
     )
     assert list(every) == [*first, *last]

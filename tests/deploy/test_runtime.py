@@ -244,16 +244,13 @@ def test_the_plan_says_what_is_banked_where_and_sums_up() -> None:
         plan(banked(), [["hail"]])
 
 
-def test_slots_of_a_router_in_the_graph_are_said_to_be() -> None:
+def test_the_plan_of_a_router_in_the_graph_and_of_a_network_without_a_detector(tmp_path: Path) -> None:
     module = exported.AFFINE[0] | {"slots": ["trunk.*", "lidar.*"]}
     run = checkpoint_of(modular("chosen", [module], routing={"kind": "learned", "choose": "soft"}))
     steps = {step.slot: step for step in plan(run).steps}
     chosen = steps["trunk.stage0.0"]
     assert (chosen.what, chosen.why) == ("banked", "selected by the router in the graph")
     assert steps["lidar.pillar"].what == "folded"
-
-
-def test_a_network_without_a_detector_has_a_plan(tmp_path: Path) -> None:
     config = modular("mapping", [exported.AFFINE[0] | {"slots": ["trunk.*"]}], tasks={"map": {"channels": 8}})
     save_model(tmp_path, config, PerceptionModel(config))
     assert {step.what for step in plan(tmp_path).steps} == {"folded"}

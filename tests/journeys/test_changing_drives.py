@@ -15,7 +15,7 @@ from maps import box, feature, polygon, written
 from networks import small
 from pages import page_data
 from recordings import Sent, assembled, edited, fix, message, write_raw_mcap
-from vehicles import small_pictures
+from simulated import with_pictures
 
 from deploy.export import export
 from deploy.log import make, transform
@@ -27,7 +27,6 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.computation.weight_delta import LowRank
-from perception.rig import Rig
 from perception.scene.sources import elevation
 from perception.simulate.simulate import simulate
 from perception.training.adapt import add_task
@@ -58,7 +57,7 @@ class Changing(NamedTuple):
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Changing:
     """The modules change the map, at the fusion, that conditions are recognised from."""
-    folder, rig = tmp_path_factory.mktemp("changing"), Rig.model_validate(small_pictures())
+    folder, rig = tmp_path_factory.mktemp("changing"), with_pictures(5)
     simulate(folder / "drives", 1, SAMPLES, 0, ["clear-day-boston/rain-day-boston/rain-night-boston"], rig=rig)
     modules = tuple(
         LowRank.Options(name=name, rank=2, slots=("fuse*", "trunk.*"), when=(condition,))

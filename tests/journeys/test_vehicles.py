@@ -12,7 +12,6 @@ from networks import config as small_config
 from vehicles import shuttle_root
 
 from deploy.log import messages, topics_of, write_log, write_mcap
-from deploy.replay.faults import Fault, inject
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.cameras import intrinsics_of
 from deploy.replay.sources.topics import load_topics
@@ -72,18 +71,6 @@ def test_a_devkit_refuses_another_vehicle(shuttle: NuScenesTables, tmp_path: Pat
     says = r"nuscenes-devkit measures distances from the sensor 'LIDAR_TOP', which these drives do not have"
     with pytest.raises(InputError, match=says):
         compare(tmp_path, shuttle, metrics, QUIET)
-
-
-@pytest.mark.parametrize("text", ["points:roof_rear,share=0.5", "noise:roof_rear", "freeze:roof_rear", "drop:lidar"])
-def test_a_fault_of_one_lidar_leaves_the_others(frames: list[Frame], text: str) -> None:
-    """Points stay in the order of their times, and drop:lidar drops all."""
-    for before, after in zip(frames[1:], list(inject(frames, [Fault.parse(text, RIG.sensors)]))[1:], strict=True):
-        if text == "drop:lidar":
-            assert after.points is None
-            continue
-        np.testing.assert_array_equal(after.of_lidar(0).points, before.of_lidar(0).points)
-        assert not np.array_equal(after.of_lidar(1).points, before.of_lidar(1).points)
-        assert (np.diff(after.points[:, 4]) >= 0).all()
 
 
 def test_a_camera_more_at_the_end_changes_no_other_input(frames: list[Frame]) -> None:

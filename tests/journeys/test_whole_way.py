@@ -26,7 +26,8 @@ from networks import small
 from nuscenes import NuScenes
 from pages import page_data
 from safetensors.torch import load_file
-from vehicles import shuttle_root, small_pictures
+from simulated import with_pictures
+from vehicles import shuttle_root
 from vocabulary import RIG
 
 from deploy.build import build
@@ -115,7 +116,7 @@ def simulate_alps(folder: Path) -> tuple[NuScenesTables, Frame]:
         (folder / "worlds" / f"{name}.yaml").write_text(world)
     drives, names, rig = folder / "drives", folder / "taxonomy.yaml", folder / "rig.yaml"
     names.write_text(TAXONOMY)
-    rig.write_text(yaml.safe_dump(small_pictures()))
+    rig.write_text(yaml.safe_dump(with_pictures(5).model_dump(mode="json")))
     conditions = ("--conditions", "sleet-winter-munich,dry-summer-oslo", "--scenes", 2, "--samples", 3, "--sweeps", 2)
     command("simulate", drives, "--taxonomy", names, "--worlds", folder / "worlds", "--rig", rig, *conditions)
     taxonomy = load_taxonomy(names)
@@ -197,10 +198,6 @@ def test_names_of_ones_own_go_the_whole_way(tmp_path: Path, capsys: pytest.Captu
 # ---- another make of vehicle
 
 
-def sensor_lost(sensors: tuple[str, ...]) -> list[str]:
-    return [each for name in sensors for each in ("--fault", f"drop:{name}@0.4-0.6")]
-
-
 @pytest.mark.slow("trains and exports by commands")
 def test_a_truck_goes_the_whole_way(truck_root: Path, recorded_root: Path, tmp_path: Path) -> None:
     rig, taxonomy = load_rig("truck"), load_taxonomy("truckscenes")
@@ -210,7 +207,8 @@ def test_a_truck_goes_the_whole_way(truck_root: Path, recorded_root: Path, tmp_p
     (tmp_path / "truck.yaml").write_text(yaml.safe_dump(content))
     run, (first, lidar) = tmp_path / "run", (rig.sensors.cameras[0], rig.sensors.lidars[-1])
     succeeds("train", tmp_path / "truck.yaml", "--data", truck_root, "--split", "all", "--out", run)
-    way = to_a_replay(run, truck_root, tmp_path, scored=("--official",), replayed=(*sensor_lost((first, lidar)),))
+    lost = ("--fault", f"drop:{first}@0.4-0.6", "--fault", f"drop:{lidar}@0.4-0.6")
+    way = to_a_replay(run, truck_root, tmp_path, scored=("--official",), replayed=lost)
     assert trained_config(run).rig == way.bundle.manifest.rig == rig
     assert way.bundle.manifest.taxonomy == taxonomy
     shapes = way.bundle.manifest.input_shapes

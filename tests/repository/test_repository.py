@@ -140,6 +140,7 @@ def test_the_installed_command_is_the_one_that_the_tests_run() -> None:
 
 
 DATA = "--data {tmp} --out {tmp}/r"
+TAKES = "build takes a bundle and its --target; `perception build --list` shows the targets"
 ADD, MODULE = "give --add with --conditions", "and --option for a module"
 
 
@@ -152,6 +153,9 @@ ADD, MODULE = "give --add with --conditions", "and --option for a module"
         ("compare {tmp} {tmp}", "no readable left_out.json; give a folder that `perception evaluate` wrote"),
         ("export {tmp} --out {tmp}/b", "no checkpoint here"),
         ("build {tmp} --target cpu", "{tmp}"),
+        ("build", TAKES),
+        ("build {tmp}", TAKES),
+        ("build --target cpu", TAKES),
         ("replay {tmp} --version v1.0-mini --bundle {tmp} --out {tmp}/r", "{tmp}"),
         ("replay {tmp}/a.mcap --bundle {tmp} --out {tmp}/r --conditions hail", "not a bundle"),
         ("replay {tmp} --scenes a --bundle {tmp} --out {tmp}/r --scenes=b", "--scenes is given 2 times; give it once"),

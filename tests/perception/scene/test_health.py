@@ -95,19 +95,9 @@ def test_the_latest_sweep_is_that_of_the_frame_in_any_order_of_the_points(real: 
         assert sweep_features(frame, LidarLimits()).points == len(there)
 
 
-def corrupted(points: np.ndarray) -> np.ndarray:
-    points, rng = np.array(points), np.random.default_rng(2)
-    hit = rng.choice(len(points), len(points) // 20, replace=False)  # every 20th packet
-    bits = points.view(np.uint32)
-    bits[hit] ^= rng.integers(0, 2**32, (len(hit), 5), np.uint32)
-    bits[hit, 4] = 0
-    return points
+C = "CAM_BACK"
 
 
-C, LATE = "CAM_BACK", np.array([0, 0, 0, 0, 0.3], np.float32)
-
-
-# What the frame has instead, from the frame and the one before; the status, and words of the reason.
 def other(frame: Frame, **changes: object) -> Frame:
     """With changes of a camera."""
     return replace(frame, cameras={**frame.cameras, C: replace(frame.cameras[C], **changes)})
@@ -120,24 +110,15 @@ def fewer(frame: Frame, lost: float) -> Frame:
 DARK, BRIGHT = "nearly all pixels are below 10 of 255", "nearly all pixels are above 245 of 255"
 # Frames instead of the last of two; the status, and words of the reason.
 FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
-    (C, lambda _, now: replace(now, cameras={n: c for n, c in now.cameras.items() if n != C}), "missing", "no picture"),
     (C, lambda _, now: other(now, image=now.cameras[C].image // 32), "dark", DARK),
     (C, lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 255)), "saturated", BRIGHT),
-    (C, lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 128)), "blurred", "no fine texture"),
     (C, lambda _, now: other(now, image=blurred(now.cameras[C].image, 3)), "blurred", "no fine texture"),
-    # The same message again, or the same picture, or another one that is stamped as before.
-    (C, lambda last, now: other(now, **vars(last.cameras[C])), "frozen", "the same picture for 0.5"),
+    # The same picture, or another one that is stamped as before.
     (C, lambda last, now: other(now, image=last.cameras[C].image), "frozen", "the same picture for 0.5"),
     (C, lambda last, now: other(now, timestamp=last.cameras[C].timestamp), "frozen", "the same picture for 0.5"),
-    (C, lambda _, now: other(now, timestamp=now.timestamp - 300_000), "late", "taken 0.30 s before the frame"),
     (C, lambda _, now: other(now, timestamp=now.timestamp + 200_000), "late", "taken 0.20 s after the frame"),
-    (LIDAR, lambda _, now: replace(now, points=None), "missing", "no points"),
-    (LIDAR, lambda _, now: now.select_points(slice(0)), "missing", "a sweep without a return"),
     (LIDAR, lambda last, now: replace(now, **points_of(last)), "frozen", "the same points for 0.5"),
-    (LIDAR, lambda _, now: replace(now, points=now.points + LATE), "late", "the newest point is 0.30 s older than"),
     (LIDAR, lambda _, now: fewer(now, 2 / 3), "thinned", "were usual"),
-    (LIDAR, lambda _, now: fewer(now, 0.98), "thinned", " points, below the rig's health.min_points 2000"),
-    (LIDAR, lambda _, now: replace(now, points=corrupted(now.points)), "corrupt", "% of the points are not finite or"),
 ]
 
 
@@ -310,7 +291,6 @@ def cast(scene: np.ndarray, origin: np.ndarray, directions: np.ndarray) -> tuple
 
 
 def turn(x: float, y: float, z: float) -> np.ndarray:
-    """(4, 4)."""
     pose = np.eye(4)
     pose[:3, :3] = cv2.Rodrigues(np.radians([x, y, z]))[0]
     return pose

@@ -198,6 +198,8 @@ def test_wrong_use_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             scene.update(other, prediction_of(frame), weights)
+    with pytest.raises(ValueError, match=r"a map of \(6, 10, 8\) on a grid of 8 x 10 cells"):
+        MapMemory(SMALL, PRIOR).update(np.zeros((CLASSES, 10, 8), np.float32), np.eye(4))
 
 
 @pytest.mark.slow("a drive of 240 frames")
@@ -322,17 +324,6 @@ def test_revisits(away: float, remembered: bool) -> None:
         memory.update(silent, pose(77.3 + distance * 0.8, -41.2 - distance * 0.6, -0.6))
         assert memory.bytes == 2 * CLASSES * side * side
     np.testing.assert_array_equal(memory.around(home), before if remembered else UNSEEN)
-
-
-def test_what_none_has_seen_is_as_common_as_anywhere() -> None:
-    memory, at = MapMemory(SMALL, PRIOR), pose(5, 5, 1)
-    np.testing.assert_array_equal(memory.around(at), UNSEEN)
-    memory.update(np.full((CLASSES, *SMALL.shape), np.nan, np.float32), at)
-    np.testing.assert_array_equal(memory.around(at), UNSEEN)
-    memory.update(np.ones((CLASSES, *SMALL.shape), np.float32), at)
-    np.testing.assert_array_equal(memory.around(pose(1e6, -1e6, 0)), UNSEEN)
-    with pytest.raises(ValueError, match=r"a map of \(6, 10, 8\) on a grid of 8 x 10 cells"):
-        memory.update(np.zeros((CLASSES, 10, 8), np.float32), at)
 
 
 def test_fusing_works_on_what_the_grid_covers_not_on_all_that_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

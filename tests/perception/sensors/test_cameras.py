@@ -132,7 +132,6 @@ def test_intrinsics_of_a_known_camera_and_zeros_of_a_missing_one(seed, flip, mir
 
 
 def with_camera(config: Config, **camera: Any) -> Config:
-    """With another camera branch."""
     changed = config.model.camera.model_copy(update=camera)
     return config.model_copy(update={"model": config.model.model_copy(update={"camera": changed})})
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
+from simulated import boxes, paved
 from vocabulary import RIG
 
 from perception.simulate import lidar, weather_effects
 from perception.simulate.camera import Rendering, render
 from perception.simulate.lidar import NOTHING, Rays, cast
-from perception.simulate.snapshot import MANMADE, Ground, GroundRaster, Snapshot, Solids, Weather
+from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
 TOP = RIG.lidars[0]
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))  # of the HDL-32E's rings
@@ -27,20 +28,9 @@ CLEAR = Weather()
 WALL = (30, 0, 5, 1, 80, 10, 0)  # ahead
 
 
-def boxes(rows: list[tuple], reflectance: float = 0.8) -> Solids:
-    """Solids from rows of x y z length width height yaw; each is an agent of its own."""
-    table = np.array(rows, np.float64).reshape(-1, 7)
-    n = len(table)
-    return Solids(
-        table[:, :3], table[:, 3:6], table[:, 6], np.full((n, 3), 200, np.uint8), np.full(n, reflectance), np.zeros(n),
-        np.arange(n), np.full(n, MANMADE, np.uint8),
-    )  # fmt: skip
-
-
 def moment(solids: Solids, circumstances: Weather = CLEAR, velocity: tuple = (0, 0, 0)) -> Snapshot:
     agents = int(solids.owners.max(initial=-1)) + 1
-    ground = GroundRaster(np.full((1, 1), Ground.ROAD, np.uint8), (-500.0, -500.0), 1000.0)
-    return Snapshot(solids, ground, np.tile(np.array(velocity, np.float64), (agents, 1)), circumstances)
+    return Snapshot(solids, paved(), np.tile(np.array(velocity, np.float64), (agents, 1)), circumstances)
 
 
 def turn(snapshot: Snapshot, speed: float = 0.0, seed: int = 0) -> lidar.LidarSweep:

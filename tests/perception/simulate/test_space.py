@@ -14,7 +14,7 @@ from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_io import load_bin_file
 from shapely.geometry import Polygon
-from simulated import WORLDS, courses, in_town
+from simulated import WORLDS, boxes, courses, in_town, outline, paved
 from vocabulary import NUSCENES, RIG
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -29,7 +29,7 @@ from perception.simulate.nuscenes_writer import VERSION
 from perception.simulate.obstacles import CLEARANCE, KINDS, with_obstacles
 from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
-from perception.simulate.snapshot import CATEGORIES, Ground, GroundRaster, Solids
+from perception.simulate.snapshot import CATEGORIES, Ground, Solids
 from perception.simulate.world import World
 from perception.taxonomy import load_taxonomy
 from perception.voxel_rays import traverse
@@ -143,11 +143,6 @@ def obstacle_free() -> World:
         return build_world(drive.course.place, weather, 1.0, drive.rng(1))
 
 
-def outline(xy: np.ndarray, yaw: float, length: float, width: float) -> Polygon:
-    corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length / 2, width / 2)
-    return Polygon(corners @ [[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]] + xy)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_obstacles_lie_free_on_the_vehicles_paved_way(obstacle_free: World, seed: int) -> None:
     world, keyframes, before = obstacle_free, np.array([0.0, 0.5]), len(obstacle_free.agents)
@@ -195,18 +190,6 @@ def test_a_truck_meets_obstacles_too(tmp_path: Path) -> None:
         parse(["clear-day-boston"], taxonomy, WORLDS, Extras(occupancy=True))
 
 
-def solids(*rows: tuple[float, ...], category: str = "vehicle.car") -> Solids:
-    """Of x y z length width height yaw each."""
-    table, n = np.array(rows, np.float64), len(rows)
-    number = np.full(n, CATEGORIES.index(category), np.uint8)
-    none = np.zeros(n)
-    return Solids(table[:, :3], table[:, 3:6], table[:, 6], np.zeros((n, 3), np.uint8), none, none, none, number)
-
-
-def paved(kind: Ground = Ground.ROAD) -> GroundRaster:
-    return GroundRaster(np.full((1, 1), kind, np.uint8), (-500.0, -500.0), 1000.0)
-
-
 def pose_of(x: float, y: float, yaw: float) -> np.ndarray:
     pose = np.eye(4)
     pose[:2, :2], pose[:2, 3] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]], (x, y)
@@ -224,7 +207,7 @@ _length = st.floats(0.05, 3)
 def test_a_solid_is_in_the_voxels_that_it_reaches_into(row: tuple, ego: tuple) -> None:
     """All that it fills much of, and none that it does not touch."""
     pose = pose_of(*ego)
-    car = voxel_classes(solids(row), paved(), pose, NUSCENES, GRID) == CLASS["car"]
+    car = voxel_classes(boxes([row], category="vehicle.car"), paved(), pose, NUSCENES, GRID) == CLASS["car"]
     x, y, z, length, width, height, yaw = row
     inverse = np.linalg.inv(pose)
     corners = np.array(outline(np.array([x, y]), yaw, length, width).exterior.coords)
@@ -243,14 +226,14 @@ def test_a_solid_is_in_the_voxels_that_it_reaches_into(row: tuple, ego: tuple) -
 
 def test_what_fills_most_of_a_voxel_counts_and_the_ground_least() -> None:
     rows = (0.2, 0.2, 0.1, 0.4, 0.4, 0.2, 0.0), (0.25, 0.2, 0.15, 0.1, 0.1, 0.1, 0.0)
-    for order in (slice(None), slice(None, None, -1)):
-        both = Solids.concatenate(*[solids(rows[0], category="movable_object.debris"), solids(rows[1])][order])
+    debris, car = boxes(rows[:1], category="movable_object.debris"), boxes(rows[1:], category="vehicle.car")
+    for both in (Solids.concatenate(debris, car), Solids.concatenate(car, debris)):
         found = voxel_classes(both, paved(Ground.WALKWAY), np.eye(4), NUSCENES, GRID)
         at = tuple(GRID.indices(np.array([[0.2, 0.2, 0.1]]))[0])
         assert found.ravel()[at] == CLASS["others"]
         assert (found[2] == CLASS["sidewalk"]).sum() == found[2].size - 1
         assert (np.delete(found, 2, axis=0) == FREE).all()
-    spray = voxel_classes(solids(rows[0], category="noise"), paved(Ground.GRASS), np.eye(4), NUSCENES, GRID)
+    spray = voxel_classes(boxes(rows[:1], category="noise"), paved(Ground.GRASS), np.eye(4), NUSCENES, GRID)
     assert (spray[2] == CLASS["terrain"]).all()
 
 

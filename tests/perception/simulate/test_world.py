@@ -16,7 +16,7 @@ from nuscenes.map_expansion.map_api import NuScenesMap
 from repository import ROOT
 from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
-from simulated import WORLDS, courses, in_town
+from simulated import WORLDS, courses, in_town, outline
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.descriptions import conditions_of
@@ -61,15 +61,9 @@ def footprints(world: World, time: float) -> list[Polygon]:
     """The boxes of all agents seen from above, and last that of the recording vehicle."""
     xy, yaw, _ = world.agents_at(time)
     pose = world.global_from_ego_at(time)
-    heading = np.arctan2(pose[1, 0], pose[0, 0])
-    boxes = [(*xy[n], yaw[n], agent.size[1], agent.size[0]) for n, agent in enumerate(world.agents)]
+    boxes = [outline(xy[n], yaw[n], agent.size[1], agent.size[0]) for n, agent in enumerate(world.agents)]
     middle = pose[:2, 3] + (EGO_LENGTH / 2 - EGO_REAR) * pose[:2, 0]
-    polygons = []
-    for x, y, angle, length, width in [*boxes, (*middle, heading, EGO_LENGTH, 1.75)]:
-        local = np.array([[length, width], [-length, width], [-length, -width], [length, -width]]) / 2
-        cos, sin = np.cos(angle), np.sin(angle)
-        polygons.append(Polygon(local @ np.array([[cos, sin], [-sin, cos]]) + [x, y]))
-    return polygons
+    return [*boxes, outline(middle, np.arctan2(pose[1, 0], pose[0, 0]), EGO_LENGTH, 1.75)]
 
 
 def test_nobody_drives_or_walks_through_another(world: World) -> None:
