@@ -17,6 +17,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid, Reference
 from perception.predict import TorchPredictor
 from perception.rig import load_rig
+from perception.tasks.metric import CountedFrames
 from perception.tasks.points.metric import PointsMetric
 from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.taxonomy import load_taxonomy
@@ -85,7 +86,7 @@ def scored(drives: PandaSet, frames: str, classes: Callable[[Frame], np.ndarray]
 
     The objects of the panoptic quality are the annotated boxes, also for the classes that a network found.
     """
-    metric, counts = PointsMetric(drives, BevGrid()), list[PanopticCounts]()
+    metric, counts = CountedFrames(PointsMetric(drives.taxonomy, BevGrid(), drives)), list[PanopticCounts]()
     for token in drives.samples(selectors=[frames]):
         frame = drives.frame(token)
         points, truth = frame.keyframe_points, frame.keyframe_classes
@@ -96,7 +97,7 @@ def scored(drives: PandaSet, frames: str, classes: Callable[[Frame], np.ndarray]
         owners = objects_of_points(points, frame.boxes, np.array(True))
         counts.append(panoptic_counts(found, _objects(found, owners), truth, _objects(truth, owners), len(NAMES)))
     quality = reduce(PanopticCounts.plus, counts).qualities()[0]
-    return {**metric.scores()["points"], "panoptic": float(np.nanmean(quality))}
+    return {**metric.report()["points"], "panoptic": float(np.nanmean(quality))}
 
 
 def _objects(classes: np.ndarray, owners: np.ndarray) -> np.ndarray:

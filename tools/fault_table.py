@@ -28,10 +28,10 @@ from deploy.replay.faults import Fault, inject
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
-from perception.evaluation.slices import part_scores
 from perception.frame import Frame
 from perception.rig import Sensors
 from perception.scene.health.monitor import HealthMonitor
+from perception.tasks.metric import CountedFrames
 
 FAULTS = (  # {camera}: the rig's first
     "drop:lidar",
@@ -60,14 +60,13 @@ START, END = 1.0, 1e6  # s
 
 def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, faults: Sequence[str]) -> dict[str, Any]:
     """mAP, NDS and mean IoU of frames with the faults."""
-    metrics = {
-        name: task.metric(tables, runtime.bundle.spec.grid) for name, task in runtime.bundle.manifest.heads.items()
-    }
+    grid, heads = runtime.bundle.spec.grid, runtime.bundle.manifest.heads
+    counted = {name: CountedFrames(task.metric(tables.taxonomy, grid, tables)) for name, task in heads.items()}
     for frame in inject(frames, [Fault.parse(text, runtime.bundle.manifest.rig.sensors) for text in faults]):
         results = runtime(frame).results
-        for name, metric in metrics.items():
-            metric.add(frame, results[name])
-    part = part_scores(metrics, np.ones(len(frames), bool))
+        for name, each in counted.items():
+            each.add(frame, results[name])
+    part = {name: score for each in counted.values() for name, score in each.part(np.ones(len(frames), bool)).items()}
     return {"fault": " + ".join(faults) or "none"} | {name: part.get(name) for name in ("mAP", "NDS", "mIoU")}
 
 

@@ -23,7 +23,7 @@ VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files for exte
 def final_files() -> tuple[str, ...]:
     """The files of a finished replay; an unfinished one has only the journal."""
     common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
-    scores = [name for task in TASKS.values() if task.judge for name in task.judge.files]
+    scores = [name for task in TASKS.values() for name in task.metric.files]
     return *common, *scores, *_files_of_tasks()
 
 

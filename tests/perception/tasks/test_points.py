@@ -5,7 +5,6 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,8 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
-from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
+from perception.strict_json import jsonable
+from perception.tasks.metric import CountedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead
 from perception.tasks.points.iou import NONE, ious
@@ -256,10 +256,9 @@ def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
     return np.where(right, truth, others).astype(np.uint8)
 
 
-def nothing_but_frames() -> PointsMetric:
-    """Of a source without annotations, for frames that have theirs."""
-    source: Any = SimpleNamespace(taxonomy=NUSCENES, has_point_classes=lambda token: False)
-    return PointsMetric(source, BevGrid())
+def nothing_but_frames() -> CountedFrames[np.ndarray]:
+    """Without a source, for frames that have their annotations."""
+    return CountedFrames(PointsMetric(NUSCENES))
 
 
 def test_unions_beyond_the_integers_of_float32_are_rounded_as_in_the_devkit() -> None:
@@ -286,7 +285,7 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
         for matrix, inside in ((every, far >= 0), (part, chosen & (far >= 20) & (far < 60))):
             matrix.update(own[inside] + 1, predicted[inside].astype(np.int64) + 1)
     metric.add(frame_of(points, None), predicted)  # not annotated
-    scores = metric.scores()["points"]
+    scores = metric.report()["points"]
     found = metric.part(np.array([True, False, True, True]), (20, 60))
     assert scores["mean"] == pytest.approx(every.get_mean_iou(), abs=1e-9)
     assert scores["frequency_weighted"] == pytest.approx(every.get_freqweighted_iou(), abs=1e-9)
@@ -301,8 +300,9 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
     assert metric.part(np.array([False, False, False, True]))["points_mIoU"] is None
     alone = {i: metric.part(np.arange(4) == i)["points_mIoU"] for i in range(3)}
     ranked = sorted(alone, key=alone.__getitem__)
-    assert [each.frame for each in metric.worst(4)] == ranked
-    assert [each.values["points_mIoU"] for each in metric.worst(4)] == pytest.approx([alone[i] for i in ranked])
+    worst = metric.metric.worst(metric.counts, 4)
+    assert [each.frame for each in worst] == ranked
+    assert [each.values["points_mIoU"] for each in worst] == pytest.approx([alone[i] for i in ranked])
 
 
 def test_points_that_the_network_did_not_take_are_missed() -> None:
@@ -313,9 +313,9 @@ def test_points_that_the_network_did_not_take_are_missed() -> None:
     truth = np.arange(100, dtype=np.int16) % 4
     metric = nothing_but_frames()
     metric.add(frame_of(points, truth), truth[:60].astype(np.uint8))
-    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
+    assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
     metric.add(frame_of(points, truth), np.append(truth, np.full(20, NONE)).astype(np.uint8))
-    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
+    assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
 
 
 def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(tables: NuScenesTables) -> None:
@@ -336,10 +336,10 @@ def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(t
         (frame.without_points(), 0.0),
     ):
         own = points[:0] if seen.points is None else seen.keyframe_points
-        found, metric = np.full(30_000, NONE, np.uint8), PointsMetric(source, BevGrid())
+        found, metric = np.full(30_000, NONE, np.uint8), CountedFrames(PointsMetric(NUSCENES, BevGrid(), source))
         found[: len(own)] = heights(own)
         metric.add(seen, found)
-        assert metric.scores()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
+        assert metric.report()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, tmp_path: Path) -> None:
@@ -374,58 +374,53 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
         assert found["resilience"] == pytest.approx(np.mean(shares))
 
 
-TASK = PointsTask(PointsHead(), BevGrid(), NUSCENES)
-
-
-def statistics(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]], list[tuple[Frame, np.ndarray]]]:
-    seen = []
+def replayed(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]], list[tuple[Frame, np.ndarray]]]:
+    """What a replay keeps of frames, and the frames."""
+    seen, metric = [], PointsMetric(NUSCENES)
     for _ in range(frames):
         truth, points = rng.integers(-1, 12, 400).astype(np.int16), cloud(rng, 400)
         points[:, 4] = 0
         seen.append((frame_of(points, truth), mostly_right(rng, truth)))
-    return [json.loads(json.dumps(TASK.statistics(*each, None))) for each in seen], seen
+    lines = [jsonable({**metric.outputs(result), **metric.counts(frame, result)}) for frame, result in seen]
+    return json.loads(json.dumps(lines)), seen
 
 
-def judge(parts: list[dict[str, Any]]) -> Any:
-    """Of frames that belong to two scenes in turn; the first is the only one without rain."""
-    count = len(parts)
-    conditions = [frozenset({"rain"} if i else ()) for i in range(count)]
-    tokens, scenes = [str(i) for i in range(count)], np.arange(count) % 2
-    assert PointsTask.judge is not None
-    return PointsTask.judge(ReplayedFrames(Path(), NUSCENES, tokens, scenes, np.zeros((count, 2)), conditions, parts))
-
-
-def test_gates_measure_what_the_metric_does_and_draws_count_scenes_several_times() -> None:
-    parts, seen = statistics(np.random.default_rng(4), 3)
-    judged, metric = judge(parts), nothing_but_frames()
+def test_a_replay_has_the_scores_of_an_evaluation_and_draws_count_scenes_several_times() -> None:
+    """Two scenes; the first frame is the only one without rain."""
+    kept, seen = replayed(np.random.default_rng(4), 3)
+    metric, evaluated, scenes = PointsMetric(NUSCENES), nothing_but_frames(), np.arange(3) % 2
+    counts = metric.recorded(Path(), ["0", "1", "2"], np.zeros((3, 2)), kept)
     for frame, result in (*seen, seen[1]):
-        metric.add(frame, result)
+        evaluated.add(frame, result)
     whole, rain = np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool)
-    assert judged.score(Subject("points"))[0] == pytest.approx(metric.part(whole)["points_mIoU"], abs=1e-12)
-    near = judged.score(Subject("points", "car", "rain", (0, 50)))[0]
-    assert near == pytest.approx(metric.part(rain, (0, 50))["points_IoU"]["car"], abs=1e-12)
-    twice = judged.score(Subject("points"), np.array([[1, 1], [1, 2]]))
-    assert twice[1] == pytest.approx(metric.part(np.ones(4, bool))["points_mIoU"], abs=1e-12)
-    with pytest.raises(Unmeasured, match="no point of vegetation is annotated"):
-        judged.score(Subject("points", "vegetation"))
-    assert judged.sizes(Subject("points")).sum() == pytest.approx(1)
+    weights = Weights.of(whole[:3], scenes)
+    scores = metric.scores(counts, weights)
+    assert scores["points_mIoU"].values[0] == evaluated.part(whole)["points_mIoU"]
+    near = metric.scores(counts, Weights.of(rain[:3], scenes, (0, 50)))["points_IoU"].of_class("car")
+    assert near.values[0] == evaluated.part(rain, (0, 50))["points_IoU"]["car"]
+    twice = metric.scores(counts, replace(weights, draws=np.array([[1.0, 1], [1, 2]])))["points_mIoU"]
+    assert twice.values[1] == pytest.approx(evaluated.part(np.ones(4, bool))["points_mIoU"], abs=1e-12)
+    assert np.isnan(scores["points_IoU"].of_class("vegetation").values[0])
+    assert mean_shares(scores["points_mIoU"].sizes).sum() == pytest.approx(1)
 
 
 def test_replays_agree_in_the_share_of_equal_classes() -> None:
-    parts, seen = statistics(np.random.default_rng(5), 2)
-    changed = [{**part} for part in parts]
+    kept, seen = replayed(np.random.default_rng(5), 2)
+    metric, changed = PointsMetric(NUSCENES), [{**part} for part in kept]
     other = seen[1][1].copy()
     other[:40] = (other[:40] + 1) % 12
-    changed[1] = TASK.statistics(seen[1][0], other, None)
-    mine, theirs = judge(parts), judge(changed)
-    assert mine.agreement(theirs, Subject("point_classes"), 0, 0)[0] == pytest.approx(1 - 40 / 800)
+    changed[1] = {**metric.outputs(other), **metric.counts(seen[1][0], other)}
+    every, mine, theirs = Weights.of(np.ones(2, bool)), kept, changed
+    assert metric.agreement(mine, theirs, every, Subject("point_classes"), 0, 0)[0] == pytest.approx(1 - 40 / 800)
     first, second = (np.concatenate([seen[0][1], last]) for last in (seen[1][1], other))
     either = (first == 3) | (second == 3)
     expected = (first == second)[either].mean()
-    assert mine.agreement(theirs, Subject("point_classes", "car"), 0, 0)[0] == pytest.approx(expected)
-    assert mine.same_results(judge(parts), Subject("points"))
-    assert not mine.same_results(theirs, Subject("points"))
-    assert len(base64.b64decode(parts[0]["classes"])) < 400  # they are compressed
+    assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"), 0, 0)[0] == pytest.approx(expected)
+    sides = [metric.recorded(Path(), ["0", "1"], np.zeros((2, 2)), each) for each in (mine, [*mine], theirs)]
+    score, same, another = (metric.scores(each, every)["points_mIoU"] for each in sides)
+    assert score.same(same)
+    assert not score.same(another)
+    assert len(base64.b64decode(kept[0]["classes"])) < 400  # they are compressed
 
 
 # ---- panoptic quality
