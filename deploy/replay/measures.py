@@ -86,12 +86,11 @@ class Measures:
         there = np.zeros(len(score.classes), bool) if score.sizes is None else score.sizes.any(axis=0)
         return [name for name, present in zip(score.classes, there, strict=True) if present]
 
-    def agreement(self, baseline: Measures, subject: Subject, score: float, metres: float) -> tuple[float, str]:
+    def agreement(self, baseline: Measures, subject: Subject) -> tuple[float, str]:
         """See `Metric.agreement`."""
         task = task_of(subject.metric)
-        counts, others = self.counts(task), baseline.counts(task)
         weights = self.weights(subject.condition, subject.range)
-        return self.metrics[task].agreement(counts, others, weights, subject, score, metres)
+        return self.metrics[task].agreement(self.counts(task), baseline.counts(task), weights, subject)
 
 
 def task_of(metric: str) -> str:

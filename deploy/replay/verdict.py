@@ -163,7 +163,7 @@ class _Judge:
         run, baseline = self.pair
         name = f"agreement of {gate.of}{gate.where} with the baseline"
         try:
-            value, words = run.agreement(baseline, gate.subject(gate.of), gate.score, gate.metres)
+            value, words = run.agreement(baseline, gate.subject(gate.of)._replace(score=gate.score, metres=gate.metres))
         except Unmeasured as why:
             return _unmeasured(name, gate.metric, gate.at_least, why)
         reason = f"{value:.4f}{words}; at least {gate.at_least:g}"

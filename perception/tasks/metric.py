@@ -17,6 +17,7 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.tasks.rings import rings
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Subject(NamedTuple):
     class_: str | None = None  # None: over all classes
     condition: str | None = None  # such as rain or rain+night; None: all frames
     range: Range = None
+    score: float = 0.0  # of an agreement: minimum score of detections
+    metres: float = 1.0  # of an agreement: maximum distance between two matching detections
 
     @property
     def where(self) -> str:
@@ -284,20 +287,12 @@ class Metric(ABC, Generic[Result]):
         return (), ()
 
     def agreement(
-        self,
-        counts: Sequence[Counts | None],
-        others: Sequence[Counts | None],
-        weights: Weights,
-        subject: Subject,
-        score: float,
-        metres: float,
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
     ) -> tuple[float, str]:
         """Agreement of the outputs with those of another replay of the same frames, in [0, 1], and its description.
 
         Args:
             subject: its metric is one of `agreements`.
-            score: minimum score of detections.
-            metres: maximum distance between two matching detections.
 
         Raises:
             Unmeasured: neither replay has outputs to compare.
@@ -317,6 +312,39 @@ class Metric(ABC, Generic[Result]):
     def whole_score(self, folder: Path, name: str) -> float:
         """A score that `measure_whole` wrote; raises Unmeasured without it."""
         raise Unmeasured(self.gates[name].missing)
+
+
+class RingMetric(Metric[Result]):
+    """IoU of classes, from `counts` (3, classes, rings) of each frame; None for a frame without annotations."""
+
+    @abstractmethod
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        """(..., classes) of counts (..., 3, classes), of which the last are of the truth; NaN: not defined."""
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Of the classes."""
+
+    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        """`shown`: the mean over the classes that are defined, and each class."""
+
+        def in_range(own: Counts) -> np.ndarray | None:
+            return None if own["counts"] is None else own["counts"][..., rings(weights.range)].sum(axis=2)
+
+        by_scene, (mean, by_class), names = weights.sums(counts, in_range), self.shown, self.names()
+        if by_scene is None:
+            undefined = np.full((len(weights.draws), len(names)), np.nan)
+            return {mean: Score(mean_known(undefined)), by_class: Score(undefined, names)}
+        shares, true = self.ious(weights.drawn(by_scene)), by_scene[:, 2]
+        return {
+            mean: Score(mean_known(shares), (), true, by_scene),
+            by_class: Score(shares, names, true, by_scene),
+        }
+
+    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+        """The frames with the lowest mean."""
+        found = (None if each["counts"] is None else self.ious(each["counts"].sum(axis=2)) for each in counts)
+        return lowest_ious(self.shown[0], found, most)
 
 
 class CountedFrames(Generic[Result]):
@@ -362,10 +390,8 @@ def mean_shares(there: np.ndarray) -> np.ndarray:
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:
-    """(...) means of (..., N) over the numbers that are not NaN; NaN without any."""
-    known = ~np.isnan(values)
-    sums = np.where(known, values, 0.0).sum(axis=-1)
-    return np.asarray(np.divide(sums, known.sum(axis=-1), out=np.full_like(sums, np.nan), where=known.any(axis=-1)))
+    """(R,) means of (R, N) over the numbers that are not NaN; NaN without any."""
+    return np.array([np.mean(row[~np.isnan(row)]) if not np.isnan(row).all() else np.nan for row in values])
 
 
 def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list[Sample]:

@@ -21,7 +21,17 @@ from perception.tasks.detection.insight import precision_recall, worst_samples
 from perception.tasks.detection.matching import match
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import submitted
-from perception.tasks.metric import Counts, Curve, GateMetric, Metric, Sample, Score, Subject, Unmeasured, Weights
+from perception.tasks.metric import (
+    Counts,
+    Curve,
+    GateMetric,
+    Metric,
+    Sample,
+    Score,
+    Subject,
+    Unmeasured,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -264,13 +274,7 @@ class DetectionMetric(Metric[Boxes]):
         return (("mAP", "NDS"), ()) if annotated else ((), ("detections",))
 
     def agreement(
-        self,
-        counts: Sequence[Counts | None],
-        others: Sequence[Counts | None],
-        weights: Weights,
-        subject: Subject,
-        score: float,
-        metres: float,
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
     ) -> tuple[float, str]:
         """2 M / (A + B) for A and B detections above the score, M of them matched."""
         sides = []
@@ -279,11 +283,11 @@ class DetectionMetric(Metric[Boxes]):
             boxes = self._chosen(joined, joined.detections, weights)
             if subject.class_ is not None:
                 boxes = boxes.select(boxes.labels == self.taxonomy.label(subject.class_))
-            sides.append(boxes.select(boxes.scores >= score))
+            sides.append(boxes.select(boxes.scores >= subject.score))
         here, there = map(len, sides)
         if not here + there:
-            raise Unmeasured(f"neither replay detects anything with a score of {score:g}{subject.where}")
-        matched = (match(sides[1], sides[0], (metres,)) >= 0).sum()
+            raise Unmeasured(f"neither replay detects anything with a score of {subject.score:g}{subject.where}")
+        matched = (match(sides[1], sides[0], (subject.metres,)) >= 0).sum()
         return float(2 * matched / (here + there)), f" of {here} detections and the baseline's {there}"
 
     def measure_whole(self, folder: Path, tokens: Sequence[str], source: Keyframes) -> None:

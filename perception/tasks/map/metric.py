@@ -13,19 +13,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.map.iou import THRESHOLDS, count_rings, count_thresholds, ious, predicted_cells
-from perception.tasks.metric import (
-    Counts,
-    GateMetric,
-    Metric,
-    Sample,
-    Score,
-    Subject,
-    Unmeasured,
-    Weights,
-    lowest_ious,
-    mean_known,
-)
-from perception.tasks.rings import RING, rings
+from perception.tasks.metric import Counts, GateMetric, RingMetric, Score, Subject, Unmeasured, Weights
+from perception.tasks.rings import RING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +33,7 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     return np.unpackbits(bits, count=count).reshape(packed["shape"]).astype(bool)
 
 
-class MapMetric(Metric[np.ndarray]):
+class MapMetric(RingMetric[np.ndarray]):
     """IoU at a probability of 0.5, and BEVFusion's IoU over all frames (Liu et al., 2023, arXiv:2205.13542).
 
     BEVFusion sums intersections and unions over the frames, and reports for each class the best IoU over seven
@@ -90,18 +79,11 @@ class MapMetric(Metric[np.ndarray]):
     def outputs(self, result: np.ndarray) -> dict[str, Any]:
         return {"cells": pack(predicted_cells(result))}
 
-    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
-        names = self.taxonomy.map_names
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        return ious(counts)
 
-        def within(own: Counts) -> np.ndarray | None:
-            return None if own["counts"] is None else own["counts"][..., rings(weights.range)].sum(axis=2)
-
-        by_scene = weights.sums(counts, within)
-        if by_scene is None:
-            undefined = np.full((len(weights.draws), len(names)), np.nan)
-            return {"mIoU": Score(mean_known(undefined)), "IoU": Score(undefined, names)}
-        shares, true = ious(weights.drawn(by_scene)), by_scene[:, 2]
-        return {"mIoU": Score(mean_known(shares), (), true, by_scene), "IoU": Score(shares, names, true, by_scene)}
+    def names(self) -> Sequence[str]:
+        return self.taxonomy.map_names
 
     def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`map`: `iou_max` and `iou_0.5`, each {class: IoU, "mean": over the classes}; None if no frame has a map.
@@ -120,11 +102,6 @@ class MapMetric(Metric[np.ndarray]):
         mean = float(values[present].mean()) if present.any() else None
         return Score(values[None], self.taxonomy.map_names).first() | {"mean": mean}
 
-    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
-        """The frames with the lowest `mIoU`."""
-        found = (None if each["counts"] is None else ious(each["counts"].sum(axis=2)) for each in counts)
-        return lowest_ious("mIoU", found, most)
-
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
         from rich.table import Table
@@ -141,13 +118,7 @@ class MapMetric(Metric[np.ndarray]):
         return [table]
 
     def agreement(
-        self,
-        counts: Sequence[Counts | None],
-        others: Sequence[Counts | None],
-        weights: Weights,
-        subject: Subject,
-        score: float,
-        metres: float,
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
     ) -> tuple[float, str]:
         """IoU between the cells of both replays, of a class or the mean over the classes in either."""
         names = np.array(self.taxonomy.map_names)

@@ -57,6 +57,13 @@ def geometric_iou(table: np.ndarray) -> float | None:
     return float(hits / union) if union else None
 
 
+def means(values: np.ndarray) -> np.ndarray:
+    """(...) means of (..., N) over the numbers that are not NaN; NaN without any."""
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0.0).sum(axis=-1)
+    return np.asarray(np.divide(sums, known.sum(axis=-1), out=np.full_like(sums, np.nan), where=known.any(axis=-1)))
+
+
 def mean(values: np.ndarray) -> float | None:
     """Mean over the numbers that are not NaN; None without any."""
-    return None if np.isnan(values).all() else float(np.nanmean(values))
+    return None if np.isnan(values).all() else float(means(values))

@@ -11,8 +11,8 @@ import numpy as np
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.strict_json import shown
-from perception.tasks.metric import Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious, mean_known
-from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
+from perception.tasks.metric import Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious
+from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, means, parts
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
 from perception.tasks.occupancy.obstacle_file import read_obstacles
 from perception.tasks.occupancy.obstacle_scores import (
@@ -196,7 +196,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             values = np.where(drawn[:, 2] > 0, ious(drawn), np.nan)
         voxels = explained(counts, weights)
         return {
-            "seen_mIoU": Score(mean_known(values), (), true, by_scene),
+            "seen_mIoU": Score(means(values), (), true, by_scene),
             "seen_IoU": Score(values, names, true, by_scene),
             "scene_obstacle_recall": share(found_again(counts, weights), weights),
             "scene_obstacle_precision": share(real(counts, weights), weights),
@@ -211,9 +211,9 @@ class OccupancyMetric(Metric[OccupancyResult]):
         voxels, rays = self._summed(counts, weights)
         if voxels is not None and rays is not None:
             shares = ious(parts(weights.drawn(voxels)[:, MASKS.index("cameras")]))
-            ray_means = mean_known(np.stack([ray_ious(each) for each in weights.drawn(rays)])).mean(axis=1)
+            ray_means = means(np.stack([ray_ious(each) for each in weights.drawn(rays)])).mean(axis=1)
         return {
-            "occupancy_mIoU": Score(mean_known(shares)),
+            "occupancy_mIoU": Score(means(shares)),
             "RayIoU": Score(ray_means),
             "false_alarms": Score(false_alarms(counts, weights)),
             "occupancy_IoU": Score(shares, self._classes[:-1]),
@@ -245,7 +245,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             "mIoU": mean(by_class["cameras"]),
             "mIoU_lidar": mean(by_class["lidar"]),
             "geometric_IoU": geometric_iou(voxels[0, MASKS.index("lidar")]),
-            "RayIoU": None if np.isnan(rays).all() else float(mean_known(rays).mean()),
+            "RayIoU": None if np.isnan(rays).all() else float(means(rays).mean()),
             **{f"RayIoU_{at:g}": mean(each) for at, each in zip(THRESHOLDS, rays, strict=True)},
             "IoU": Score(by_class["cameras"][None], names).first(),
             "RayIoU_classes": Score(np.mean(rays, axis=0)[None], names).first(),

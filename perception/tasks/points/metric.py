@@ -11,19 +11,9 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.strict_json import shown
-from perception.tasks.metric import (
-    Counts,
-    GateMetric,
-    Metric,
-    Sample,
-    Score,
-    Subject,
-    Unmeasured,
-    Weights,
-    lowest_ious,
-)
+from perception.tasks.metric import Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.iou import NONE, count_rings, ious, summary
-from perception.tasks.rings import RING, rings
+from perception.tasks.rings import RING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +29,7 @@ def unpack(packed: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
 
 
-class PointsMetric(Metric[np.ndarray]):
+class PointsMetric(RingMetric[np.ndarray]):
     """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`iou.summary`).
 
     points_mIoU   mean over the classes that are annotated or predicted
@@ -86,33 +76,17 @@ class PointsMetric(Metric[np.ndarray]):
     def outputs(self, result: np.ndarray) -> dict[str, Any]:
         return {"classes": pack(result)}
 
-    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
-        names = self.taxonomy.point_names
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        return ious(counts)
 
-        def within(own: Counts) -> np.ndarray | None:
-            return None if own["counts"] is None else own["counts"][..., rings(weights.range)].sum(axis=2)
-
-        by_scene = weights.sums(counts, within)
-        if by_scene is None:
-            undefined = np.full((len(weights.draws), len(names)), np.nan)
-            return {"points_mIoU": Score(undefined[:, 0]), "points_IoU": Score(undefined, names)}
-        drawn, true = weights.drawn(by_scene), by_scene[:, 2]
-        means = [summary(each, names)["mean"] for each in drawn]
-        return {
-            "points_mIoU": Score(np.array(means, np.float64), (), true, by_scene),
-            "points_IoU": Score(ious(drawn), names, true, by_scene),
-        }
+    def names(self) -> Sequence[str]:
+        return self.taxonomy.point_names
 
     def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`points`: the result of `iou.summary`; None if no frame has annotated points."""
         known = [each["counts"].sum(axis=2) for each in counts if each["counts"] is not None]
         total = np.sum(known, axis=0) if known else np.zeros(1)
         return {"points": summary(total, self.taxonomy.point_names) if total.any() else None}
-
-    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
-        """The frames with the lowest `points_mIoU`."""
-        found = (None if each["counts"] is None else ious(each["counts"].sum(axis=2)) for each in counts)
-        return lowest_ious("points_mIoU", found, most)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per class."""
@@ -128,13 +102,7 @@ class PointsMetric(Metric[np.ndarray]):
         return [table]
 
     def agreement(
-        self,
-        counts: Sequence[Counts | None],
-        others: Sequence[Counts | None],
-        weights: Weights,
-        subject: Subject,
-        score: float,
-        metres: float,
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
     ) -> tuple[float, str]:
         """Share of the points with equal classes; of a class: among those to which either replay gives it."""
         same = either = 0

@@ -411,11 +411,11 @@ def test_replays_agree_in_the_share_of_equal_classes() -> None:
     other[:40] = (other[:40] + 1) % 12
     changed[1] = {**metric.outputs(other), **metric.counts(seen[1][0], other)}
     every, mine, theirs = Weights.of(np.ones(2, bool)), kept, changed
-    assert metric.agreement(mine, theirs, every, Subject("point_classes"), 0, 0)[0] == pytest.approx(1 - 40 / 800)
+    assert metric.agreement(mine, theirs, every, Subject("point_classes"))[0] == pytest.approx(1 - 40 / 800)
     first, second = (np.concatenate([seen[0][1], last]) for last in (seen[1][1], other))
     either = (first == 3) | (second == 3)
     expected = (first == second)[either].mean()
-    assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"), 0, 0)[0] == pytest.approx(expected)
+    assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"))[0] == pytest.approx(expected)
     sides = [metric.recorded(Path(), ["0", "1"], np.zeros((2, 2)), each) for each in (mine, [*mine], theirs)]
     score, same, another = (metric.scores(each, every)["points_mIoU"] for each in sides)
     assert score.same(same)
