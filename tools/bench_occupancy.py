@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from occupancy_geometry import GeometricFigures, geometric_figures
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.occ3d import GRID
@@ -18,7 +19,6 @@ from perception.datasets.occupancy.movable import Movable
 from perception.datasets.occupancy.objects import Motion, owners
 from perception.datasets.occupancy.returns import Returns, returns_of
 from perception.errors import InputError
-from perception.evaluation.occupancy_geometry import GeometricFigures, geometric_figures
 from perception.frame import Boxes
 from perception.sources import open_source
 from perception.taxonomy import Taxonomy

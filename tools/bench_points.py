@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from panoptic import PanopticCounts, objects_of_points, panoptic_counts
 
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Frame
@@ -19,7 +20,6 @@ from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.tasks.metric import CountedFrames
 from perception.tasks.points.metric import PointsMetric
-from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import add_task
 from perception.training.checkpoint import load_model, newest, save_model

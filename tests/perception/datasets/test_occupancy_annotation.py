@@ -14,6 +14,7 @@ from commands import one_line_error, refuses, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import keyframe
+from occupancy_geometry import GeometricFigures, geometric_figures
 from pandaset_drive import SPINNING, Object, rig_of
 from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
@@ -33,7 +34,6 @@ from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, return
 from perception.datasets.occupancy.thinned_cloud import ThinnedCloud
 from perception.datasets.occupancy.writing import annotate_drives, link_dataroot
 from perception.datasets.pandaset import PandaSet
-from perception.evaluation.occupancy_geometry import GeometricFigures, geometric_figures
 from perception.frame import Boxes
 from perception.sources import open_source
 from perception.taxonomy import load_taxonomy

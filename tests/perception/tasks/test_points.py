@@ -17,6 +17,7 @@ from nuscenes.eval.lidarseg import utils
 from nuscenes.eval.panoptic.panoptic_seg_evaluator import PanopticEval
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import points_in_box
+from panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from pyquaternion import Quaternion
 from vocabulary import NUSCENES, RIG
 
@@ -39,7 +40,6 @@ from perception.tasks.points.config import PointsHead
 from perception.tasks.points.iou import NONE, ious
 from perception.tasks.points.metric import PointsMetric
 from perception.tasks.points.network import PointSegmentationHead
-from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.tasks.points.task import PointsTask
 
 PLACES = 2500
