@@ -17,7 +17,6 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.tasks.rings import rings
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
 Counts = Mapping[str, Any]  # of one frame, as JSON, or with arrays where JSON has lists
+RING = 10.0  # m, width of the rings around the vehicle in which tasks count, so that ranges need no second count
 Kind = Literal["found", "missed", "right", "extra"]  # annotated and found or not, detected rightly or not
 
 
@@ -381,6 +381,11 @@ class CountedFrames(Generic[Result]):
 def leave_one_out(count: int) -> np.ndarray:
     """Draws (N + 1, N) of N scenes: each once, then all but one of them in turn."""
     return np.vstack([np.ones((1, count)), 1 - np.eye(count)])
+
+
+def rings(range: Range) -> slice:
+    """The rings in a range (m, multiples of RING)."""
+    return slice(None) if range is None else slice(int(range[0] // RING), int(range[1] // RING))
 
 
 def mean_shares(there: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from perception.grid import BevGrid
-from perception.tasks.rings import RING
+from perception.tasks.metric import RING
 
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
 THRESHOLDS = np.array([0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65], np.float32)

@@ -13,8 +13,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.map.iou import THRESHOLDS, count_rings, count_thresholds, ious, predicted_cells
-from perception.tasks.metric import Counts, GateMetric, RingMetric, Score, Subject, Unmeasured, Weights
-from perception.tasks.rings import RING
+from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Score, Subject, Unmeasured, Weights
 
 if TYPE_CHECKING:
     from rich.table import Table

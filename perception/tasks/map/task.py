@@ -11,9 +11,8 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.drawing import RasterLayer
-from perception.tasks.map.codec import pack_map, unpack_map
 from perception.tasks.map.config import MapHead
-from perception.tasks.map.memory import MapMemory
+from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
 from perception.tasks.map.metric import MapMetric
 from perception.tasks.task import Arrays, Memory, Output, Task
 from perception.taxonomy import Taxonomy

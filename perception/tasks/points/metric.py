@@ -11,9 +11,8 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.strict_json import shown
-from perception.tasks.metric import Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
+from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.iou import NONE, count_rings, ious, summary
-from perception.tasks.rings import RING
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -41,9 +41,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import SceneFrame
-from perception.tasks.map.codec import pack_map, unpack_map
 from perception.tasks.map.iou import predicted_cells
-from perception.tasks.map.memory import MapMemory
+from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
 
 TOPIC = "/cam_front/image_rect_compressed"
 

@@ -15,16 +15,14 @@ from vocabulary import NUSCENES
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.strict_json import jsonable
-from perception.tasks.metric import CountedFrames, Score, Weights, mean_shares
+from perception.tasks.metric import CountedFrames, Score, Weights, mean_shares, rings
 from perception.tasks.occupancy.config import OccupancyHead
-from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, parts
-from perception.tasks.occupancy.metric import OccupancyMetric
+from perception.tasks.occupancy.metric import OccupancyMetric, confusion, geometric_iou, ious, parts
 from perception.tasks.occupancy.obstacle_scores import driven, score_obstacles
 from perception.tasks.occupancy.obstacles import obstacle_clusters
 from perception.tasks.occupancy.ray_iou import ORIGINS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
-from perception.tasks.rings import rings
 from perception.voxel_rays import traverse
 from perception.voxels import OTHERS, Occupancy, VoxelGrid
 
