@@ -21,12 +21,9 @@ from perception.datasets.nuscenes.tables import only_version
 from perception.frame import Boxes, Frame
 from perception.predict import TorchPredictor
 from perception.scene.scene import Scene, SceneFrame
-from perception.tasks.occupancy.footprints import distances
-from perception.tasks.occupancy.metric import CURVE
-from perception.tasks.occupancy.obstacle_recall import REACH
-from perception.tasks.occupancy.obstacles import driven, obstacle_clusters
+from perception.tasks.occupancy.obstacle_scores import CURVE, REACH, driven
+from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, distances, obstacle_clusters
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, cluster_boxes
 
 NEAR = 30.0  # m
 

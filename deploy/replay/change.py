@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from deploy.replay.measures import Measures
 from deploy.replay.outcome import Outcome
-from perception.evaluation.interval import delete_one, jackknife_interval, too_few
-from perception.tasks.judging import Judge, Subject
+from perception.evaluation.interval import jackknife_interval, too_few
+from perception.tasks.metric import Subject, mean_shares
 
 _ROUNDING = 1e-12
 
@@ -63,21 +62,18 @@ class Change:
         return judged
 
 
-def change(run: Judge, baseline: Judge, subject: Subject, confidence: float) -> Change:
+def change(run: Measures, baseline: Measures, subject: Subject, confidence: float) -> Change:
     """Compare a score of two replays of the same frames, scene by scene.
 
     Raises:
         Unmeasured: the frames have nothing to measure it on.
     """
-    # Scenes without a frame under the condition are not part of the sample.
-    scenes = np.unique(run.frames.scenes[run.frames.known(subject.condition)])
-    after, before = (float(each.score(subject)[0]) for each in (run, baseline))
-    same = run.same_results(baseline, subject)
-    sizes = run.sizes(subject)[scenes]
+    after, before = run.score(subject), baseline.score(subject)
+    assert after.sizes is not None
+    same, sizes = after.same(before), mean_shares(after.sizes)
     interval, why = None, "" if same else too_few(sizes)
     if not same and not why:
-        draws = delete_one(scenes, int(run.frames.scenes.max()) + 1)
-        scores = run.score(subject, draws) - baseline.score(subject, draws)
+        scores = run.score(subject, leaving_out=True).values - baseline.score(subject, leaving_out=True).values
         low, high = jackknife_interval(scores, sizes, confidence).tolist()
         interval = low, high
-    return Change(before, after, len(scenes), same, interval, why)
+    return Change(float(before.values[0]), float(after.values[0]), len(sizes), same, interval, why)

@@ -22,7 +22,7 @@ VERDICT_FILES = (VERDICT, JUNIT)
 def final_files() -> tuple[str, ...]:
     """The files of a finished replay; an unfinished one has none of them."""
     common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
-    scores = [name for task in TASKS.values() if task.judge for name in task.judge.files]
+    scores = [name for task in TASKS.values() for name in task.metric.files]
     return *common, *scores, *_files_of_tasks()
 
 

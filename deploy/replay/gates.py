@@ -23,7 +23,7 @@ from deploy.replay.latency import STAGES
 from deploy.replay.measures import Measures, agreements, metrics
 from perception.errors import InputError
 from perception.section import Section
-from perception.tasks.judging import GateMetric, Subject
+from perception.tasks.metric import GateMetric, Subject
 from perception.taxonomy import Taxonomy
 
 LEAST_FRAMES = 100  # that a gate on latency needs: in fewer, the 99th percentile is the slowest frame
@@ -208,10 +208,11 @@ def default_gates(measures: Measures) -> Gates:
     """
     gates: list[Gate] = []
     for condition in (None, *measures.finished.conditions):
-        for judge in measures.active_judges():
-            for of in judge.usual_differences():
+        for task in measures.tasks():
+            differences, agreeing = measures.metrics[task].usual_gates(measures.counts(task))
+            for of in differences:
                 gates.append(Difference(metric="difference", of=of, condition=condition, at_most=DEFAULT_LOSS))
-            for of in judge.usual_agreements():
+            for of in agreeing:
                 gates.append(Agreement(metric="agreement", of=of, condition=condition, at_least=DEFAULT_AGREEMENT))
     if not gates:
         raise InputError(f"{measures.finished.folder}: no task has default gates; give some with --gates")

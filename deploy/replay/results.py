@@ -13,7 +13,6 @@ import numpy as np
 
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from perception.errors import InputError
-from perception.tasks.judging import ReplayedFrames
 from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
@@ -97,17 +96,9 @@ class ReplayResults:
         known = [frozenset(line["conditions"]) for line in self.lines]
         return sorted(frozenset.union(*known) - frozenset.intersection(*known))
 
-    def of_task(self, name: str) -> ReplayedFrames:
-        """The frames for the judge of a task."""
-        return ReplayedFrames(
-            folder=self.folder,
-            taxonomy=self.taxonomy,
-            tokens=self.tokens,
-            scenes=self.scenes,
-            egos=self.egos,
-            conditions=[frozenset(line["conditions"]) for line in self.lines],
-            statistics=[line["tasks"].get(name) for line in self.lines],
-        )
+    def statistics(self, task: str) -> list[dict[str, Any] | None]:
+        """What each frame has for the metric of a task; None: the task did not run."""
+        return [line["tasks"].get(task) for line in self.lines]
 
     @cached_property
     def taxonomy(self) -> Taxonomy:

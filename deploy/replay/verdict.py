@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from deploy.replay.report import with_verdict
 from deploy.replay.results import ReplayResults
 from perception.atomic import write_together
 from perception.errors import InputError
-from perception.tasks.judging import Unmeasured
+from perception.tasks.metric import Unmeasured
 
 
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:
@@ -130,25 +130,24 @@ class _Judge:
         if not metrics()[metric].each or gate.class_ is not None:
             yield gate
             return
-        try:
-            classes = measures.judge_of(metric).annotated_classes(gate.subject(metric))
-        except Unmeasured:
-            classes = []
+        classes = measures.annotated_classes(gate.subject(metric))
         for name in classes:
             yield gate.model_copy(update={"class_": name})
         if not classes:
             yield gate
 
     def _score(self, gate: Score) -> Case:
-        def measure() -> float:
-            return float(self.run.judge_of(gate.metric).score(gate.subject(gate.metric))[0])
-
-        return _measured(f"{gate.metric}{gate.where}", gate.metric, gate.at_least, measure)
+        name, limit = f"{gate.metric}{gate.where}", gate.at_least
+        try:
+            value = float(self.run.score(gate.subject(gate.metric)).values[0])
+        except Unmeasured as why:
+            return _unmeasured(name, gate.metric, limit, why)
+        return Case(name, gate.metric, value >= limit, value, limit, f"{value:.4f}; at least {limit:g}")
 
     def _difference(self, gate: Difference) -> Case:
         assert self.pair is not None
         name = f"{gate.of}{gate.where} against the baseline"
-        run, baseline = (each.judge_of(gate.of) for each in self.pair)
+        run, baseline = self.pair
         try:
             found = change(run, baseline, gate.subject(gate.of), gate.confidence)
         except Unmeasured as why:
@@ -161,22 +160,14 @@ class _Judge:
 
     def _agreement(self, gate: Agreement) -> Case:
         assert self.pair is not None
-        run, baseline = (each.judge_of(gate.of) for each in self.pair)
+        run, baseline = self.pair
         name = f"agreement of {gate.of}{gate.where} with the baseline"
         try:
-            value, words = run.agreement(baseline, gate.subject(gate.of), gate.score, gate.metres)
+            value, words = run.agreement(baseline, gate.subject(gate.of)._replace(score=gate.score, metres=gate.metres))
         except Unmeasured as why:
             return _unmeasured(name, gate.metric, gate.at_least, why)
         reason = f"{value:.4f}{words}; at least {gate.at_least:g}"
         return Case(name, gate.metric, value >= gate.at_least, value, gate.at_least, reason)
-
-
-def _measured(name: str, metric: str, limit: float, measure: Callable[[], float]) -> Case:
-    try:
-        value = measure()
-    except Unmeasured as why:
-        return _unmeasured(name, metric, limit, why)
-    return Case(name, metric, value >= limit, value, limit, f"{value:.4f}; at least {limit:g}")
 
 
 def _unmeasured(name: str, metric: str, limit: float, why: Unmeasured) -> Case:

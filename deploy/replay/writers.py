@@ -21,6 +21,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Frame, Prediction
 from perception.scene.scene import SceneFrame
+from perception.strict_json import jsonable
 from perception.tasks.task import FrameWriter, Task
 
 _ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows
@@ -38,7 +39,8 @@ class StatisticsWriter:
     def __init__(
         self, file: BinaryIO, sensors: Sequence[str], tasks: Mapping[str, Task[Any]], source: Keyframes | None
     ) -> None:
-        self._file, self._sensors, self._tasks, self._source = file, set(sensors), tasks, source
+        self._file, self._sensors = file, set(sensors)
+        self._metrics = {name: task.metric(task.taxonomy, task.grid, source) for name, task in tasks.items()}
 
     def add(self, frame: Frame, prediction: Prediction) -> None:
         """Write the line of a frame."""
@@ -55,11 +57,13 @@ class StatisticsWriter:
             "sensors": sensors_hash(frame).hex(),
             "blind": not cameras and not (frame.points is not None and "lidar" in self._sensors),
             "not_finite": dict(prediction.not_finite),
-            "tasks": {
-                name: self._tasks[name].statistics(frame, result, self._source)
-                for name, result in prediction.results.items()
-            },
+            "tasks": {name: self._of_task(name, frame, result) for name, result in prediction.results.items()},
         }
+
+    def _of_task(self, name: str, frame: Frame, result: Any) -> Any:
+        """What the metric of a task will count and compare."""
+        metric = self._metrics[name]
+        return jsonable({**metric.outputs(result), **metric.counts(frame, result)})
 
 
 def sensors_hash(frame: Frame) -> bytes:

@@ -1,10 +1,15 @@
-"""Compares two evaluations of the same keyframes, slice by slice, with intervals over scenes."""
+"""Compares two evaluations of the same keyframes, slice by slice, with intervals over scenes.
+
+Each evaluation writes its scores without each of its scenes (`LEFT_OUT`), of which the intervals are made.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +19,95 @@ from rich.table import Table
 
 from perception.atomic import made, write_together
 from perception.errors import InputError
-from perception.evaluation.interval import jackknife_interval, too_few
-from perception.evaluation.left_out import WHOLE, LeftOutScores, Score, Slice
+from perception.evaluation.interval import LEAST_SCENES, jackknife_interval, too_few
 from perception.evaluation.report import comparison_page
+from perception.evaluation.slices import Evaluated, Subset, subsets
+from perception.section import Section, parse_section
 from perception.strict_json import shown, strict
+from perception.tasks.metric import CountedFrames, Weights, mean_shares
 
 CONFIDENCE = 0.95
+LEFT_OUT = "left_out.json"  # in the folder of an evaluation
+WHOLE = "all"  # axis and name of the subset of all frames
 _COLOURS = {"better": "green", "worse": "red", "same": "dim", "undecided": ""}
+
+
+class LeftOutScore(Section):
+    """A score of a subset, and the amounts that its N scenes have to score."""
+
+    values: list[float | None]  # with all scenes, then without each in turn; only the first with few scenes
+    sizes: list[float]
+    lower_is_better: bool
+
+
+class Slice(Section):
+    """The scores of a subset by name."""
+
+    samples: int
+    scenes: list[str]  # N, sorted
+    scores: dict[str, LeftOutScore]
+
+
+class LeftOutScores(Section):
+    """Content of `LEFT_OUT`."""
+
+    keyframes: dict[str, str]  # token -> scene
+    slices: dict[str, dict[str, Slice]]  # axis -> subset; WHOLE is one of them
+
+    @staticmethod
+    def load(folder: Path) -> LeftOutScores:
+        """Read what `evaluate` wrote in this folder; InputError if it did not."""
+        path = folder / LEFT_OUT
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError(
+                f"{folder}: no readable {LEFT_OUT}; give a folder that `perception evaluate` wrote"
+            ) from None
+        return parse_section(LeftOutScores, content, str(path))
+
+
+def left_out_scores(evaluated: Evaluated, by: Sequence[str]) -> LeftOutScores:
+    """The scores of all frames, and of their subsets (`slice_scores`) along the axes, without each scene in turn."""
+    known, conditions = evaluated.known, evaluated.tables.taxonomy.conditions
+    scenes = np.array([each.scene for each in known])
+    slices: dict[str, dict[str, Slice]] = {}
+    whole = Subset(WHOLE, WHOLE, np.ones(len(known), bool))
+    for subset in chain([whole], subsets(known, by, conditions)):
+        own, count = np.unique(scenes[subset.frames]).tolist(), int(subset.frames.sum())
+        scores: dict[str, LeftOutScore] = {}
+        for counted in evaluated.counted.values():
+            scores |= _left_out(counted, subset, scenes if len(own) >= LEAST_SCENES else None)
+        slices.setdefault(subset.axis, {})[subset.name] = Slice(samples=count, scenes=own, scores=scores)
+    keyframes = dict(zip(evaluated.tokens, (each.scene for each in known), strict=True))
+    return LeftOutScores(keyframes=keyframes, slices=slices)
+
+
+def _left_out(counted: CountedFrames[Any], subset: Subset, scenes: np.ndarray | None) -> dict[str, LeftOutScore]:
+    """The scores of one task; scenes: (F,) of the frames, None: too few for an interval, so that none is left out."""
+    metric, weights = counted.metric, Weights.of(subset.frames, scenes, subset.bounds)
+    count = weights.draws.shape[1]
+    samples = np.bincount(weights.scenes[subset.frames], minlength=count)
+    if scenes is not None:
+        weights = weights.leaving_out()
+        if not metric.sized_by_items:
+            weights = replace(weights, draws=np.vstack([weights.draws, np.eye(count)]))  # the last: each scene alone
+    found = dict[str, LeftOutScore]()
+    for name, score in counted.shown(weights).items():
+        if score.classes or score.values.dtype.kind != "f":
+            continue
+        sizes = np.zeros(0)
+        if scenes is not None:
+            alone = score.values[count + 1 :]
+            sizes = (
+                mean_shares(score.sizes)
+                if metric.sized_by_items and score.sizes is not None
+                else samples * np.isfinite(alone)
+            )
+        values = [strict(value) for value in score.values[: len(sizes) + 1].tolist()]
+        lower = name in metric.lower_is_better
+        found[name] = LeftOutScore(values=values, sizes=sizes.tolist(), lower_is_better=lower)
+    return found
 
 
 def compare(before: Path, after: Path, by: Sequence[str] = ()) -> dict[str, Any]:
@@ -82,7 +169,7 @@ def _changes(first: Slice, second: Slice | None, where: str) -> dict[str, dict[s
     }
 
 
-def _change(first: Score, second: Score, where: str) -> dict[str, Any]:
+def _change(first: LeftOutScore, second: LeftOutScore, where: str) -> dict[str, Any]:
     sizes = np.array(first.sizes)
     if not np.allclose(sizes, second.sizes):
         raise InputError(f"{where} has other annotations; evaluate both on the same data set")

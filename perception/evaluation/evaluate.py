@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +16,21 @@ from rich.progress import track
 from perception.atomic import made, write_together
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.listed import ListedKeyframes
-from perception.evaluation.evaluated import Evaluated
-from perception.evaluation.left_out import LEFT_OUT, left_out_scores
+from perception.evaluation.comparison import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
 from perception.evaluation.report import REPORT, is_report, report_page
-from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
-from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
-from perception.frame import Frame
+from perception.evaluation.robustness import (
+    Level,
+    chosen_corruptions,
+    corrupted,
+    levels_of,
+    robustness,
+    robustness_table,
+)
+from perception.evaluation.slices import Evaluated, Known, check_axes, slice_scores, slice_table
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
-from perception.tasks.metric import Metric
+from perception.tasks.metric import CountedFrames
 from perception.tasks.task import FrameWriter
 
 
@@ -68,7 +75,7 @@ def evaluate(
         breakdown: further scores.
 
     Returns:
-        `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.scores`) and, if requested,
+        `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.report`) and, if requested,
         `slices` as returned by `slice_scores` and `robustness` as returned by `robustness`; all strict JSON.
 
     Raises:
@@ -78,45 +85,54 @@ def evaluate(
     console = console or Console()
     samples = tables.samples(split, selectors)
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
-
-    def predicted(what: str, change: Callable[[Frame], Frame] | None = None) -> Predicted:
-        stream = predictions(predictor, Reader(tables, spec, change), samples)
-        return iter(track(stream, what, total=len(samples), console=console, transient=True))
-
-    known, metrics = _added(predicted("Evaluating"), tables, spec, made(out))
+    read, cameras = Reader(tables, spec), spec.rig.sensors.cameras
+    frames = _shown(predictions(predictor, read, samples), samples, "Evaluating", console)
+    evaluated = _counted(frames, read, samples, made(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
-        for metric in metrics.values():
-            scores |= metric.scores()
+        for counted in evaluated.counted.values():
+            scores |= counted.report()
     if breakdown.by:
-        scores["slices"] = slice_scores(known, metrics, breakdown.by, tables.taxonomy.conditions)
+        scores["slices"] = slice_scores(evaluated, breakdown.by)
     if corruptions:
-        scores["robustness"] = robustness(predicted, metrics, corruptions, spec.rig.sensors.cameras)
-    _write(out, scores, Evaluated(tables, samples, known, metrics), breakdown)
-    _print(scores, metrics, tables, console)
+        parts: dict[Level, dict[str, Any]] = {}
+        for each in levels_of(corruptions, cameras):
+            changed = replace(read, change=partial(corrupted, name=each.name, level=each.level, cameras=cameras))
+            frames = _shown(predictions(predictor, changed, samples), samples, each.title, console)
+            parts[each] = _counted(frames, changed, samples).part()
+        main = next((metric.main for metric in evaluated.metrics if metric.main), None)
+        scores["robustness"] = robustness(main, evaluated.part(), parts)
+    _write(out, scores, evaluated, breakdown)
+    _print(scores, evaluated, console)
     return scores
 
 
-def _added(
-    predicted: Predicted, tables: Keyframes, spec: InputSpec, out: Path
-) -> tuple[list[Known], dict[str, Metric[Any]]]:
-    """Conditions and scenes of the frames, and the metrics of the tasks that were predicted in them."""
-    known: list[Known] = []
-    metrics: dict[str, Metric[Any]] = {}
-    writers: dict[str, FrameWriter] = {}
+def _shown(predicted: Predicted, samples: Sequence[str], what: str, console: Console) -> Predicted:
+    """The same with a progress bar."""
+    return iter(track(predicted, what, total=len(samples), console=console, transient=True))
+
+
+def _counted(predicted: Predicted, read: Reader, samples: Sequence[str], out: Path | None = None) -> Evaluated:
+    """Count the frames by the metrics of the tasks that were predicted in them.
+
+    Args:
+        out: folder for the tasks' submissions; None: none are written.
+    """
+    tables, spec = read.tables, read.spec
+    known, counted, writers = list[Known](), dict[str, CountedFrames[Any]](), dict[str, FrameWriter]()
     with ExitStack() as files:
         for frame, prediction in predicted:
             for task, result in prediction.results.items():
-                if task not in metrics:
-                    metrics[task] = TASKS[task].metric(tables, spec.grid)
-                    submission = TASKS[task].submission(out, spec.sensors, tables.taxonomy)
+                if task not in counted:
+                    counted[task] = CountedFrames(TASKS[task].metric(tables.taxonomy, spec.grid, tables))
+                    submission = None if out is None else TASKS[task].submission(out, spec.sensors, tables.taxonomy)
                     if submission is not None:
                         writers[task] = files.enter_context(submission)
-                metrics[task].add(frame, result)
+                counted[task].add(frame, result)
                 if task in writers:
                     writers[task].add(frame, result, None)
             known.append(Known(frame.scene, frame.conditions))
-    return known, metrics
+    return Evaluated(tables, samples, known, counted)
 
 
 def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: Breakdown) -> None:
@@ -133,9 +149,10 @@ def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: B
         (out / REPORT).unlink()
 
 
-def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: Keyframes, console: Console) -> None:
+def _print(scores: dict[str, Any], evaluated: Evaluated, console: Console) -> None:
+    tables = evaluated.tables
     console.print(f"{scores['split']}, {scores['samples']} samples")
-    for metric in metrics.values():
+    for metric in evaluated.metrics:
         for table in metric.tables(scores):
             console.print(table)
     if isinstance(tables, ListedKeyframes) and tables.taxonomy.attributes:

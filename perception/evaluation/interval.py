@@ -31,14 +31,6 @@ LEAST_EFFECTIVE = 2.0  # of their effective number
 _ROUNDING = 1e-9
 
 
-def delete_one(scenes: np.ndarray, count: int) -> np.ndarray:
-    """Weights (N + 1, count) of `count` scenes: 1 for all of `scenes` (N,), then for all but one of them in turn."""
-    draws = np.zeros((len(scenes) + 1, count))
-    draws[:, scenes] = 1
-    draws[np.arange(1, len(scenes) + 1), scenes] = 0
-    return draws
-
-
 def effective_number(sizes: np.ndarray) -> np.ndarray:
     """The effective number (...) of scenes of the sizes (..., N); 0 if all are empty."""
     total, squares = sizes.sum(axis=-1), np.square(sizes).sum(axis=-1)
@@ -58,7 +50,7 @@ def jackknife_interval(scores: np.ndarray, sizes: np.ndarray, confidence: float)
     """The lower and upper end (..., 2); NaN if there are too few scenes.
 
     Args:
-        scores: (..., N + 1) with the weights of `delete_one`.
+        scores: (..., N + 1) of all scenes, then without each of them, as with the draws of `leave_one_out`.
         sizes: (..., N) amount to score in each scene, in any unit.
         confidence: share of such intervals that contain the score of infinitely many such scenes.
     """

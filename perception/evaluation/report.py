@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perception.evaluation.evaluated import Evaluated
-from perception.evaluation.slices import numbers, part_scores
+from perception.evaluation.slices import Evaluated, numbers
 from perception.page.single_file import single_file
 from perception.strict_json import shown
-from perception.tasks.metric import Metric, Sample
+from perception.tasks.metric import CountedFrames
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,8 +26,7 @@ def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
     Args:
         scores: as `evaluate` returns them.
     """
-    metrics = evaluated.metrics.values()
-    whole = numbers(part_scores(evaluated.metrics, np.ones(len(evaluated.known), bool)))
+    metrics, whole = evaluated.metrics, numbers(evaluated.part())
     scenes = len({each.scene for each in evaluated.known})
     return single_file(
         "perception.evaluation",
@@ -43,12 +41,9 @@ def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
                 axis: {name: numbers(part) for name, part in parts.items()}
                 for axis, parts in scores.get("slices", {}).items()
             },
-            "curves": _curves(metrics),
+            "curves": _curves(evaluated.counted.values()),
             "corruptions": scores.get("robustness", {}).get("corruptions", {}),
-            "worst": [
-                {"task": task, "samples": [_worst(sample, evaluated) for sample in metric.worst(WORST)]}
-                for task, metric in evaluated.metrics.items()
-            ],
+            "worst": [{"task": task, "samples": _worst(own, evaluated)} for task, own in evaluated.counted.items()],
             "tables": [_table(table) for metric in metrics for table in metric.tables(scores)],
         },
     )
@@ -65,29 +60,32 @@ def comparison_page(found: Mapping[str, Any]) -> str:
     return single_file("perception.evaluation", {"title": "Comparison", "about": about, "comparison": found})
 
 
-def _curves(metrics: Iterable[Metric[Any]]) -> list[dict[str, Any]]:
+def _curves(counted: Iterable[CountedFrames[Any]]) -> list[dict[str, Any]]:
     """Diagrams with their lines; (P, 2) points each."""
     diagrams: dict[str, dict[str, Any]] = {}
-    for curve in (curve for metric in metrics for curve in metric.curves()):
+    for curve in (curve for each in counted for curve in each.metric.curves(each.counts)):
         own = diagrams.setdefault(curve.diagram, {"title": curve.diagram, "axes": curve.axes, "lines": []})
         points = np.column_stack([curve.x, curve.y]).round(5).tolist()
         own["lines"].append({"name": curve.name, "points": points})
     return [*diagrams.values()]
 
 
-def _worst(sample: Sample, evaluated: Evaluated) -> dict[str, Any]:
-    known = evaluated.known[sample.frame]
-    return {
-        "token": evaluated.tokens[sample.frame],
-        "scene": known.scene,
-        "conditions": ", ".join(known.conditions.known()),
-        "values": sample.values,
-        "text": ", ".join(f"{name} {shown(value)}" for name, value in sample.values.items()),
-        "outlines": [
-            {"kind": each.kind, "name": each.name, "corners": each.corners.round(2).tolist()}
-            for each in sample.outlines
-        ],
-    }
+def _worst(counted: CountedFrames[Any], evaluated: Evaluated) -> list[dict[str, Any]]:
+    """The worst frames of a task."""
+    return [
+        {
+            "token": evaluated.tokens[sample.frame],
+            "scene": (known := evaluated.known[sample.frame]).scene,
+            "conditions": ", ".join(known.conditions.known()),
+            "values": sample.values,
+            "text": ", ".join(f"{name} {shown(value)}" for name, value in sample.values.items()),
+            "outlines": [
+                {"kind": each.kind, "name": each.name, "corners": each.corners.round(2).tolist()}
+                for each in sample.outlines
+            ],
+        }
+        for sample in counted.metric.worst(counted.counts, WORST)
+    ]
 
 
 def _table(table: Table) -> dict[str, Any]:

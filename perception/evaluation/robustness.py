@@ -11,19 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
 from perception.errors import InputError
 from perception.evaluation import corrupt
-from perception.evaluation.predictions import Predicted
-from perception.evaluation.slices import numbers, part_scores
+from perception.evaluation.slices import Scores, numbers
 from perception.frame import Frame
 from perception.strict_json import shown
-from perception.tasks.metric import Metric
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of an image, at a level
 LidarChange = Callable[[Frame, float, np.random.Generator], Frame]  # of a frame with points, at a level
@@ -110,53 +107,51 @@ def chosen_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str
     return possible if list(names) == ["all"] else list(dict.fromkeys(names))
 
 
-def robustness(
-    predicted: Callable[[str, Callable[[Frame], Frame]], Predicted],
-    metrics: Mapping[str, Metric[Any]],
-    names: Sequence[str],
-    cameras: Sequence[str],
-) -> dict[str, Any]:
-    """Scores of a predictor under each corruption at each of its levels.
+class Level(NamedTuple):
+    """A corruption of CORRUPTIONS at one of its levels."""
 
-    Random draws depend only on the corruption's name, its level and the frame, so that all models get the same frames;
-    a displaced sensor has the same pose for the whole evaluation.
+    name: str
+    level: float
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.level:g}"
+
+
+def levels_of(names: Sequence[str], cameras: Sequence[str]) -> list[Level]:
+    """The levels of some of CORRUPTIONS, for a rig with these cameras."""
+    return [Level(name, level) for name in names for level in CORRUPTIONS[name].levels_of(len(cameras))]
+
+
+def robustness(main: str | None, clean: Scores, corrupted: Mapping[Level, Scores]) -> Scores:
+    """Scores under each corruption, relative to those without.
 
     Args:
-        predicted: returns the changed frames of the metrics, in their order, with the predictions; its first argument
-            describes the purpose, for progress.
-        metrics: task -> metric of the frames without corruption.
-        names: keys of CORRUPTIONS.
-        cameras: of the rig.
+        main: the score that resilience is about; None: there is none.
+        clean: the result of `Evaluated.part` for the frames without a corruption.
+        corrupted: the same of the frames at each level.
 
     Returns:
-        `mRA`, and under `corruptions` for each its `unit`, `levels` (each `level` with the numbers of the tasks'
-        `Metric.part`) and `resilience`. A relative score is None where the clean score is 0, or any is undefined.
+        `mRA`, and under `corruptions` for each its `unit`, `levels` (each `level` with the numbers of the tasks) and
+        `resilience`. A relative score is None where the clean score is 0, or any is undefined.
     """
-    main = next((metric.main for metric in metrics.values() if metric.main), None)
-    clean: dict[str, Any] = {}
     found: dict[str, Any] = {}
-    for name in names:
-        corruption = CORRUPTIONS[name]
-        levels: list[dict[str, Any]] = []
-        for level in corruption.levels_of(len(cameras)):
-            again = {task: type(metric)(metric.source, metric.grid) for task, metric in metrics.items()}
-            count = 0
-            change = partial(corrupted, name=name, level=level, cameras=cameras)
-            for frame, prediction in predicted(f"{name} {level:g}", change):
-                count += 1
-                for task, metric in again.items():
-                    metric.add(frame, prediction.results[task])
-            clean = clean or part_scores(metrics, np.ones(count, bool))
-            levels.append({"level": level, **numbers(part_scores(again, np.ones(count, bool)))})
-        scores = [each[main] for each in levels if main and clean.get(main) and each[main] is not None]
-        left = float(np.mean(scores)) / clean[main] if main and len(scores) == len(levels) else None
-        found[name] = {"unit": corruption.unit, "levels": levels, "resilience": left}
+    for name in dict.fromkeys(each.name for each in corrupted):
+        own = {each.level: part for each, part in corrupted.items() if each.name == name}
+        scores = [part[main] for part in own.values() if main and clean.get(main) and part[main] is not None]
+        left = float(np.mean(scores)) / clean[main] if main and len(scores) == len(own) else None
+        levels = [{"level": level, **numbers(part)} for level, part in own.items()]
+        found[name] = {"unit": CORRUPTIONS[name].unit, "levels": levels, "resilience": left}
     shares = [each["resilience"] for each in found.values() if each["resilience"] is not None]
     return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}
 
 
 def corrupted(frame: Frame, name: str, level: float, cameras: Sequence[str]) -> Frame:
-    """The frame with a corruption of CORRUPTIONS at a level, for a rig with these cameras."""
+    """The frame with a corruption of CORRUPTIONS at a level, for a rig with these cameras.
+
+    Random draws depend only on the corruption's name, its level and the frame, so that all models get the same frames;
+    a displaced sensor has the same pose for the whole evaluation.
+    """
     seed = "" if CORRUPTIONS[name].lasting else frame.token
     digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
     return CORRUPTIONS[name].apply(frame, level, np.random.default_rng(np.frombuffer(digest, np.uint32)), cameras)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.strict_json import shown
-from perception.tasks.metric import Metric
+from perception.tasks.metric import CountedFrames, Metric
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle
 AXES = ("condition", "scene", "range")  # and every kind of condition
@@ -34,6 +36,29 @@ class Subset(NamedTuple):
     bounds: tuple[float, float] | None = None  # m from the vehicle
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """F evaluated frames, in the order in which they were counted."""
+
+    tables: Keyframes
+    tokens: Sequence[str]  # (F,)
+    known: Sequence[Known]  # (F,)
+    counted: Mapping[str, CountedFrames[Any]]  # by task
+
+    @property
+    def metrics(self) -> list[Metric[Any]]:
+        """Those of the tasks that were predicted."""
+        return [each.metric for each in self.counted.values()]
+
+    def part(self, frames: np.ndarray | None = None, bounds: tuple[float, float] | None = None) -> Scores:
+        """`samples`, and the result of `CountedFrames.part` for each task; frames: (F,) bool, by default all."""
+        frames = np.ones(len(self.known), bool) if frames is None else frames
+        scores: Scores = {"samples": int(frames.sum())}
+        for each in self.counted.values():
+            scores |= each.part(frames, bounds)
+        return scores
+
+
 def check_axes(by: Sequence[str], conditions: Mapping[str, Sequence[str]]) -> None:
     """Raise InputError for an unknown axis; conditions: kind -> values."""
     for axis in by:
@@ -41,30 +66,19 @@ def check_axes(by: Sequence[str], conditions: Mapping[str, Sequence[str]]) -> No
             raise InputError(f"--by {axis}: cannot slice by it; one or more of {','.join((*AXES, *conditions))}")
 
 
-def slice_scores(
-    frames: Sequence[Known],
-    metrics: Mapping[str, Metric[Any]],
-    by: Sequence[str],
-    conditions: Mapping[str, Sequence[str]],
-) -> dict[str, dict[str, Scores]]:
+def slice_scores(evaluated: Evaluated, by: Sequence[str]) -> dict[str, dict[str, Scores]]:
     """Scores of each subset of the frames along the axes, or of all frames within a range, as if there were no others.
 
     Args:
-        frames: in the order in which they were added to the metrics.
-        metrics: by task.
         by: some of AXES and of the kinds of conditions. `condition` is all kinds; frames where a kind is unknown are
             in none of its subsets.
-        conditions: kind -> values.
 
     Returns:
-        Axis -> subset -> `samples`, and the result of `Metric.part` for each task.
-
-    Raises:
-        InputError: the frames have no annotations.
+        Axis -> subset -> `samples`, and the result of `CountedFrames.part` for each task.
     """
     slices: dict[str, dict[str, Scores]] = {axis: {} for axis in by}
-    for each in subsets(frames, by, conditions):
-        slices[each.axis][each.name] = part_scores(metrics, each.frames, each.bounds)
+    for each in subsets(evaluated.known, by, evaluated.tables.taxonomy.conditions):
+        slices[each.axis][each.name] = evaluated.part(each.frames, each.bounds)
     return slices
 
 
@@ -76,16 +90,6 @@ def subsets(frames: Sequence[Known], by: Sequence[str], conditions: Mapping[str,
             yield from (Subset(axis, "{:g}-{:g} m".format(*bounds), every, bounds) for bounds in RANGES)
         else:
             yield from (Subset(axis, name, part) for name, part in _parts(frames, axis, conditions))
-
-
-def part_scores(
-    metrics: Mapping[str, Metric[Any]], frames: np.ndarray, bounds: tuple[float, float] | None = None
-) -> Scores:
-    """`samples`, and the result of `Metric.part` for each task."""
-    scores: Scores = {"samples": int(frames.sum())}
-    for metric in metrics.values():
-        scores |= metric.part(frames, bounds)
-    return scores
 
 
 def _parts(

@@ -1,16 +1,23 @@
-"""The interface by which a task scores an evaluation, and what its metric adds to the report. numpy only."""
+"""The interface by which a task is scored, by an evaluation and by the gates of a replay. numpy only.
+
+`counts` says of one frame what there was to find and what was found; `scores` adds up the counts of frames. Everything
+that is said of a network comes from these two: the scores of all frames, of slices, of corrupted frames, intervals over
+scenes, and verdicts.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,15 +25,157 @@ if TYPE_CHECKING:
     from perception.datasets.keyframes import Keyframes
 
 Result = TypeVar("Result")
+Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
+Counts = Mapping[str, Any]  # of one frame, as JSON, or with arrays where JSON has lists
+RING = 10.0  # m, width of the rings around the vehicle in which tasks count, so that ranges need no second count
 Kind = Literal["found", "missed", "right", "extra"]  # annotated and found or not, detected rightly or not
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Scores of some frames, and of the same frames without each of their N scenes: what an interval is made of."""
+class Unmeasured(Exception):
+    """The reason why there is no measurement, such as frames without annotations."""
 
-    scores: Mapping[str, np.ndarray]  # (N + 1,) with all scenes, then without each of them in turn; NaN: undefined
-    sizes: Mapping[str, np.ndarray]  # (N,) amount that each scene has to score, in any unit
+
+class Subject(NamedTuple):
+    """The metric of a gate, and the frames that it is measured on."""
+
+    metric: str
+    class_: str | None = None  # None: over all classes
+    condition: str | None = None  # such as rain or rain+night; None: all frames
+    range: Range = None
+    score: float = 0.0  # of an agreement: minimum score of detections
+    metres: float = 1.0  # of an agreement: maximum distance between two matching detections
+
+    @property
+    def where(self) -> str:
+        """Description of the frames, such as ' in rain within 0 to 30 m'; '' for all."""
+        bounds = " within {:g} to {:g} m".format(*self.range) if self.range else ""
+        return (f" in {self.condition}" if self.condition else "") + bounds
+
+
+@dataclass(frozen=True)
+class GateMetric:
+    """A metric that gates can name.
+
+    Attributes:
+        classes: the names in the taxonomy that it can be measured for; None: only for all together.
+        each: a gate without a class applies to each annotated class.
+        ranged: it can be measured for a range.
+        step: m, of which the bounds of ranges are multiples.
+        whole: it is measured once for all classes and frames of a replay (`Metric.measure_whole`).
+        overall: its name among `Metric.scores` without a class; "": its own.
+        by_class: likewise, of its values for each class.
+        missing: why it is not measured if no frame has anything to count.
+        nothing: likewise, if they have nothing of any class; "": it is 0 then.
+        nothing_of: likewise, if they have nothing of a class, {} in the text.
+    """
+
+    classes: Literal["class_names", "map_names", "point_names", "voxel_names"] | None = None
+    each: bool = False
+    ranged: bool = True
+    step: float | None = None
+    whole: bool = False
+    overall: str = ""
+    by_class: str = ""
+    missing: str = ""
+    nothing: str = ""
+    nothing_of: str = ""
+
+    def names(self, taxonomy: Taxonomy) -> tuple[str, ...]:
+        """The classes that it can be measured for."""
+        return () if self.classes is None else getattr(taxonomy, self.classes)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How often each of F frames counts in R draws of their S scenes, and up to which distance.
+
+    Attributes:
+        frames: (F,) bool, frames that count at all.
+        scenes: (F,) int, the scene of each of these frames, from 0 on; 0 for the others.
+        draws: (R, S) multiplicity of each scene.
+        range: of what counts.
+    """
+
+    frames: np.ndarray
+    scenes: np.ndarray
+    draws: np.ndarray
+    range: Range = None
+
+    @staticmethod
+    def of(frames: np.ndarray, scenes: Sequence[Any] | np.ndarray | None = None, range: Range = None) -> Weights:
+        """Each of these frames (F,) once; without scenes (F,), they are one scene."""
+        numbers, count = np.zeros(len(frames), np.int64), 1
+        if scenes is not None:
+            own, numbers[frames] = np.unique(np.asarray(scenes)[frames], return_inverse=True)
+            count = len(own)
+        return Weights(frames, numbers, np.ones((1, count)), range)
+
+    def leaving_out(self) -> Weights:
+        """All scenes, then all but one of them in turn: R = S + 1."""
+        return replace(self, draws=leave_one_out(self.draws.shape[1]))
+
+    def sums(self, counts: Sequence[Counts | None], of: Callable[[Counts], np.ndarray | None]) -> np.ndarray | None:
+        """(S, ...) of what is counted in each scene; None if no frame that counts has it.
+
+        Args:
+            counts: of the F frames.
+            of: the numbers (...) of one frame; None if it has none.
+        """
+        sums: np.ndarray | None = None
+        for i in np.flatnonzero(self.frames):
+            own = counts[i]
+            numbers = None if own is None else of(own)
+            if numbers is not None:
+                if sums is None:
+                    sums = np.zeros((self.draws.shape[1], *np.shape(numbers)))
+                sums[self.scenes[i]] += numbers
+        return sums
+
+    def drawn(self, sums: np.ndarray) -> np.ndarray:
+        """(R, ...) sums over the scenes (S, ...) of each draw."""
+        return np.asarray(np.tensordot(self.draws, sums, 1))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score in each of R draws of scenes.
+
+    Attributes:
+        values: (R,), or (R, classes); NaN: not defined.
+        classes: their names; empty: it is of all classes together.
+        sizes: (S, C) what each scene has to score, of C kinds; None: no frame has anything to count.
+        items: (S, ...), or (S, ..., classes), the counts of each scene that it is made of.
+    """
+
+    values: np.ndarray
+    classes: Sequence[str] = ()
+    sizes: np.ndarray | None = None
+    items: np.ndarray | None = None
+
+    def of_class(self, name: str) -> Score:
+        """The score of one class."""
+        i = [self.classes.index(name)]
+        return replace(
+            self,
+            values=self.values[:, i[0]],
+            classes=(),
+            sizes=None if self.sizes is None else self.sizes[:, i],
+            items=None if self.items is None else self.items[..., i],
+        )
+
+    def same(self, other: Score) -> bool:
+        """Whether both are made of the same."""
+        return self.items is not None and other.items is not None and np.array_equal(self.items, other.items)
+
+    def first(self) -> Any:
+        """The value in the first draw for JSON: an integer for an amount, by name with classes, None if undefined."""
+        value = self.values[0]
+        if self.classes:
+            return {name: None if np.isnan(v) else float(v) for name, v in zip(self.classes, value, strict=True)}
+        return int(value) if value.dtype.kind == "i" else None if np.isnan(value) else float(value)
+
+
+Scores = Mapping[str, Score]
 
 
 @dataclass(frozen=True)
@@ -53,80 +202,204 @@ class Outline:
 class Sample:
     """A frame with many mistakes."""
 
-    frame: int  # its number among the added ones
+    frame: int  # its number among the counted ones
     values: Mapping[str, float]  # column -> value; the first is the one by which frames are ranked
     outlines: Sequence[Outline] = ()
 
 
 class Metric(ABC, Generic[Result]):
-    """Scores of a task over frames that are added one by one.
+    """Counts and scores of a task.
 
     Args:
-        source: of the frames and their annotations.
-        grid: of the pillars; results on another grid cover the same area.
+        taxonomy: the names of classes, map layers and conditions.
+        grid: of the pillars, or of the results, which cover the same area.
+        source: of the truth, without corruptions and injected faults; None: there is none.
     """
 
-    main: ClassVar[str | None] = None  # the number of `part` for robustness
-    lower_is_better: ClassVar[Sequence[str]] = ()  # of the numbers of `part`
+    main: ClassVar[str | None] = None  # the number of `shown` for robustness
+    shown: ClassVar[Sequence[str]] = ()  # of the scores those that an evaluation has of every part of its frames
+    lower_is_better: ClassVar[Sequence[str]] = ()  # of the numbers of `shown`
+    sized_by_items: ClassVar[bool] = False  # a scene weighs in `shown` by its items instead of its frames
+    gates: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; names are unique among tasks
+    agreements: ClassVar[Mapping[str, GateMetric]] = {}  # outputs of two replays that can be compared
+    files: ClassVar[Sequence[str]] = ()  # that `measure_whole` writes
 
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        self.source, self.grid = source, grid
+    def __init__(self, taxonomy: Taxonomy, grid: BevGrid | None = None, source: Keyframes | None = None) -> None:
+        self.taxonomy, self.grid, self.source = taxonomy, grid or BevGrid(), source
 
     @abstractmethod
-    def add(self, frame: Frame, result: Result) -> None:
-        """Add one frame as the network saw it, perhaps corrupted; its annotations are taken from the source."""
+    def counts(self, frame: Frame, result: Result) -> dict[str, Any]:
+        """What was to be found in one frame, as the network saw it, perhaps corrupted, and what was found.
+
+        A replay stores it of every frame: annotations are under `truth`.
+        """
+
+    def details(self, frame: Frame, result: Result) -> dict[str, Any]:
+        """Further counts of a frame, which an evaluation scores; a replay has them in its files or does without."""
+        return {}
+
+    def outputs(self, result: Result) -> dict[str, Any]:
+        """What agreements of two replays compare of a frame, as JSON."""
+        return {}
+
+    def recorded(
+        self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]
+    ) -> list[dict[str, Any] | None]:
+        """The counts and outputs of the frames of a finished replay, with what its files have of them.
+
+        Args:
+            folder: of the replay.
+            egos: (F, 2) m, position of the vehicle in the global frame.
+            counts: of each frame with these tokens, from statistics.jsonl; None: the task did not run.
+        """
+        return [None if each is None else _with_array(each) for each in counts]
 
     @abstractmethod
-    def scores(self) -> dict[str, Any]:
-        """Scores over all frames, as strict JSON. Their names are unique among tasks.
+    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> Scores:
+        """The scores of frames by their counts, as far as these allow; names are unique among tasks.
+
+        With a weight of 0 for some frames, the scores are as if there were no such frames.
+        """
+
+    @abstractmethod
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
+        """The scores over all frames of an evaluation, as strict JSON. Their names are unique among tasks.
 
         Raises:
             InputError: the frames have no annotations.
         """
 
     @abstractmethod
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """Scores of some frames, (F,) bool, or of a range (m from the vehicle), as if there were no others.
+    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
+        """Tables of the result of `report`."""
+
+    def curves(self, counts: Sequence[Counts]) -> Sequence[Curve]:
+        """Curves over all frames of an evaluation."""
+        return ()
+
+    def worst(self, counts: Sequence[Counts], most: int) -> Sequence[Sample]:
+        """At most so many frames of an evaluation with the most mistakes, worst first."""
+        return ()
+
+    def usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
+        """In the absence of a file of gates: scores that must not fall against a baseline, and outputs that must agree
+        with it."""
+        return (), ()
+
+    def agreement(
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
+    ) -> tuple[float, str]:
+        """Agreement of the outputs with those of another replay of the same frames, in [0, 1], and its description.
+
+        Args:
+            subject: its metric is one of `agreements`.
+
+        Raises:
+            Unmeasured: neither replay has outputs to compare.
+        """
+        raise NotImplementedError
+
+    def measure_whole(self, folder: Path, tokens: Sequence[str], source: Keyframes) -> None:
+        """Measure the gates with `whole`, and write their scores to `files` in the folder of a replay.
+
+        It is called at the end of a replay with a gate for one of them, because it may take longer than the replay.
+
+        Args:
+            source: with the annotations. Of each scene every keyframe was replayed, from the first one to the last one.
+        """
+        raise NotImplementedError
+
+    def whole_score(self, folder: Path, name: str) -> float:
+        """A score that `measure_whole` wrote; raises Unmeasured without it."""
+        raise Unmeasured(self.gates[name].missing)
+
+
+class RingMetric(Metric[Result]):
+    """IoU of classes, from `counts` (3, classes, rings) of each frame; None for a frame without annotations."""
+
+    @abstractmethod
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        """(..., classes) of counts (..., 3, classes), of which the last are of the truth; NaN: not defined."""
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Of the classes."""
+
+    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        """`shown`: the mean over the classes that are defined, and each class."""
+
+        def in_range(own: Counts) -> np.ndarray | None:
+            return None if own["counts"] is None else own["counts"][..., rings(weights.range)].sum(axis=2)
+
+        by_scene, (mean, by_class), names = weights.sums(counts, in_range), self.shown, self.names()
+        if by_scene is None:
+            undefined = np.full((len(weights.draws), len(names)), np.nan)
+            return {mean: Score(mean_known(undefined)), by_class: Score(undefined, names)}
+        shares, true = self.ious(weights.drawn(by_scene)), by_scene[:, 2]
+        return {
+            mean: Score(mean_known(shares), (), true, by_scene),
+            by_class: Score(shares, names, true, by_scene),
+        }
+
+    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+        """The frames with the lowest mean."""
+        found = (None if each["counts"] is None else self.ious(each["counts"].sum(axis=2)) for each in counts)
+        return lowest_ious(self.shown[0], found, most)
+
+
+class CountedFrames(Generic[Result]):
+    """Frames that a metric has counted one by one, to be scored together and in parts."""
+
+    def __init__(self, metric: Metric[Result]) -> None:
+        self.metric, self.counts, self.scenes = metric, list[dict[str, Any]](), list[str]()
+
+    def add(self, frame: Frame, result: Result) -> None:
+        """Count one more frame of an evaluation."""
+        self.counts.append({**self.metric.counts(frame, result), **self.metric.details(frame, result)})
+        self.scenes.append(frame.scene)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def report(self) -> dict[str, Any]:
+        """See `Metric.report`."""
+        return self.metric.report(self.counts)
+
+    def part(self, frames: np.ndarray, range: Range = None) -> dict[str, Any]:
+        """The `Metric.shown` of some frames, (F,) bool, or of a range, as if there were no others.
 
         Its numbers, None without annotations, are those that tables show; integers are amounts, not scores.
         """
+        return {name: score.first() for name, score in self.shown(Weights.of(frames, None, range)).items()}
 
-    @abstractmethod
-    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
-        """Tables of the result of `scores`."""
-
-    def left_out(self, frames: np.ndarray, scenes: np.ndarray, bounds: tuple[float, float] | None = None) -> LeftOut:
-        """The scores of `part`, with all scenes of the frames (F,) bool and without each of them.
-
-        Args:
-            scenes: (F,) int, the scene of each frame.
-            bounds: as in `part`.
-        """
-        own = np.unique(scenes[frames])
-        every = [scores_of(self.part(frames & (scenes != each), bounds)) for each in (-1, *own)]
-        alone = [scores_of(self.part(frames & (scenes == each), bounds)) for each in own]
-        samples = np.array([np.count_nonzero(frames & (scenes == each)) for each in own])
-        return LeftOut(
-            {name: np.array([each[name] for each in every]) for name in every[0]},
-            {name: samples * np.isfinite([each[name] for each in alone]) for name in every[0]},
-        )
-
-    def curves(self) -> Sequence[Curve]:
-        """Curves over all frames for the report."""
-        return ()
-
-    def worst(self, count: int) -> Sequence[Sample]:
-        """At most so many frames with the most mistakes, worst first, for the report."""
-        return ()
+    def shown(self, weights: Weights) -> Scores:
+        """Those of the scores that an evaluation shows."""
+        scores = self.metric.scores(self.counts, weights)
+        return {name: scores[name] for name in self.metric.shown}
 
 
-def scores_of(part: Mapping[str, Any]) -> dict[str, float]:
-    """The scores among the numbers of `Metric.part`; NaN for None."""
-    scores = {name: value for name, value in part.items() if value is None or isinstance(value, float)}
-    return {name: np.nan if value is None else value for name, value in scores.items()}
+def leave_one_out(count: int) -> np.ndarray:
+    """Draws (N + 1, N) of N scenes: each once, then all but one of them in turn."""
+    return np.vstack([np.ones((1, count)), 1 - np.eye(count)])
 
 
-def lowest_ious(name: str, ious: Iterable[np.ndarray | None], count: int) -> list[Sample]:
+def rings(range: Range) -> slice:
+    """The rings in a range (m, multiples of RING)."""
+    return slice(None) if range is None else slice(int(range[0] // RING), int(range[1] // RING))
+
+
+def mean_shares(there: np.ndarray) -> np.ndarray:
+    """(S,) share of each scene in the items (S, C), averaged over the classes that occur."""
+    present = there[:, there.any(axis=0)]
+    return np.asarray((present / present.sum(axis=0)).sum(axis=1) / max(1, present.shape[1]))
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """(R,) means of (R, N) over the numbers that are not NaN; NaN without any."""
+    return np.array([np.mean(row[~np.isnan(row)]) if not np.isnan(row).all() else np.nan for row in values])
+
+
+def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list[Sample]:
     """The frames with the lowest mean IoU over the classes that occur.
 
     Args:
@@ -134,4 +407,10 @@ def lowest_ious(name: str, ious: Iterable[np.ndarray | None], count: int) -> lis
         ious: (classes,) of each frame, NaN for classes that do not occur; None: the frame is not annotated.
     """
     means = np.array([np.nan if each is None or np.isnan(each).all() else np.nanmean(each) for each in ious])
-    return [Sample(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:count] if means[i] >= 0]
+    return [Sample(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:most] if means[i] >= 0]
+
+
+def _with_array(counts: Counts) -> dict[str, Any]:
+    """The counts from JSON, with those called `counts` as an array."""
+    found = counts.get("counts")
+    return {**counts, "counts": None if found is None else np.array(found)} if "counts" in counts else {**counts}

@@ -17,7 +17,6 @@ import numpy as np
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.section import Section
-from perception.tasks.judging import Judge
 from perception.tasks.metric import Metric, Result
 from perception.taxonomy import Taxonomy
 
@@ -103,7 +102,6 @@ class Task(ABC, Generic[Result]):
     ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
     random_routes: bool = False  # train the head on a frozen base with random modules
     metric: type[Metric[Any]]
-    judge: ClassVar[type[Judge] | None] = None  # of finished replays; None: no gates
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
     outputs: Sequence[Output]
 
@@ -191,14 +189,6 @@ class Task(ABC, Generic[Result]):
     ) -> AbstractContextManager[FrameWriter] | None:
         """Opens what an evaluation writes for the benchmark of the task; None: nothing. As `writer` otherwise."""
         return None
-
-    def statistics(self, frame: Frame, result: Result, source: Keyframes | None) -> Mapping[str, Any]:
-        """Data of a frame for the `judge`, as JSON; annotations are under `truth`.
-
-        Args:
-            source: of the frame and its truth, without injected faults; None if the drive has none.
-        """
-        return {}
 
     @staticmethod
     def pack(result: Any) -> dict[str, np.ndarray]:

@@ -8,10 +8,11 @@ from functools import cache, partial
 
 import numpy as np
 
-from perception.evaluation.interval import delete_one, jackknife_interval
+from perception.evaluation.interval import jackknife_interval
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.scores import DetectionScores
 from perception.tasks.map.iou import ious
+from perception.tasks.metric import leave_one_out
 from perception.taxonomy import load_taxonomy
 
 NUSCENES = load_taxonomy("nuscenes")
@@ -29,7 +30,7 @@ class Drawn:
     def jackknife(self, confidence: float = 0.95) -> np.ndarray:
         """The intervals (R, 2) of a verdict; NaN if there is none."""
         scenes = self.sizes.shape[1]
-        return jackknife_interval(self.score(delete_one(np.arange(scenes), scenes)), self.sizes, confidence)
+        return jackknife_interval(self.score(leave_one_out(scenes)), self.sizes, confidence)
 
     def percentile(self, resamples: int, rng: np.random.Generator) -> np.ndarray:
         """95 % intervals (R, 2) of the percentile bootstrap; all samples share the draws."""

@@ -1,12 +1,16 @@
 """Maps in the map expansion's format, and GeoJSON files of areas."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.tasks.map.iou import count_thresholds
+from perception.tasks.map.metric import MapMetric
 
 LAYERS = (
     *("polygon", "line", "node", "drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway"),
@@ -69,3 +73,8 @@ def written(folder: Path, *features: Any) -> Path:
     path = folder / "areas.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path
+
+
+def map_iou(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
+    """`map` of the report of frames with these probabilities and cells of the map."""
+    return MapMetric(NUSCENES).report([{"thresholds": count_thresholds(*pair)} for pair in pairs])["map"]

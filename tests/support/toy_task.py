@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +15,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer
-from perception.tasks.judging import GateMetric, Judge, Subject
-from perception.tasks.metric import Metric
+from perception.tasks.metric import Counts, GateMetric, Metric, Score, Weights
 from perception.tasks.network import Loss, TaskNetwork
 from perception.tasks.task import Arrays, Memory, Output, Task, TaskConfig
 
@@ -44,53 +43,29 @@ def voxels_of(result: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, tuple[np.n
 
 
 class Accuracy(Metric[np.ndarray]):
-    """The share of cells that are right at a probability of one half."""
+    """The share of cells that are right at a probability of one half; all frames count alike."""
 
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        super().__init__(source, grid)
-        self.right: list[float] = []
+    shown = ("toy_accuracy",)
+    gates: ClassVar[Mapping[str, GateMetric]] = {"toy": GateMetric(ranged=False, overall="toy_accuracy")}
 
-    def add(self, frame: Frame, result: np.ndarray) -> None:
+    def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
         grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
-        self.right.append(float(((result > 0.5) == occupied(frame, grid)).mean()))
+        return {"accuracy": float(((result > 0.5) == occupied(frame, grid)).mean())}
 
-    def scores(self) -> dict[str, Any]:
-        return {"toy_accuracy": float(np.mean(self.right))}
+    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        by_scene = weights.sums(counts, lambda own: np.array([own["accuracy"], 1.0]))
+        assert by_scene is not None
+        sums = weights.drawn(by_scene)
+        return {"toy_accuracy": Score(sums[:, 0] / sums[:, 1], (), by_scene[:, 1:], by_scene)}
 
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        return {"toy_accuracy": float(np.mean(np.array(self.right)[frames]))}
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
+        return {"toy_accuracy": float(np.mean([each["accuracy"] for each in counts]))}
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         table = Table(title="toy")
         table.add_column("toy accuracy")
         table.add_row(f"{scores['toy_accuracy']:.3f}")
         return [table]
-
-
-class ToyJudge(Judge):
-    """Accuracy over the frames; all scenes count alike."""
-
-    metrics: ClassVar[Mapping[str, GateMetric]] = {"toy": GateMetric(ranged=False)}
-
-    def by_scene(self, subject: Subject) -> np.ndarray:
-        """(S, 2) sum of the frames' accuracies, and how many frames there are."""
-        known, found = self.frames.known(subject.condition), np.zeros((self.frames.scenes.max() + 1, 2))
-        for scene, part, there in zip(self.frames.scenes, self.frames.statistics, known, strict=True):
-            if there and part is not None:
-                found[scene] += part["accuracy"], 1
-        return found
-
-    def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
-        by_scene = self.by_scene(subject)
-        sums = (np.ones((1, len(by_scene))) if draws is None else draws) @ by_scene
-        return sums[:, 0] / sums[:, 1]
-
-    def sizes(self, subject: Subject) -> np.ndarray:
-        count = self.by_scene(subject)[:, 1]
-        return count / count.sum()
-
-    def same_results(self, other: ToyJudge, subject: Subject) -> bool:
-        return bool((self.by_scene(subject) == other.by_scene(subject)).all())
 
 
 class Highest(Memory[np.ndarray]):
@@ -108,7 +83,6 @@ class Toy(Task[np.ndarray]):
     name = "toy"
     Config = TaskConfig
     metric = Accuracy
-    judge = ToyJudge
     outputs = (Output("cells", "probability that a point lies there", BANDS),)
 
     def network(self, channels: int) -> TaskNetwork:
@@ -131,9 +105,6 @@ class Toy(Task[np.ndarray]):
             PointLayer("heights", points[:, :3], bands, colours),
             VoxelLayer("blocks", voxels[band, row, column], band, np.full(3, self.grid.cell), colours),
         ]
-
-    def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
-        return {"accuracy": float(((result > 0.5) == occupied(frame, self.grid)).mean())}
 
     def memory(self) -> Highest:
         return Highest()

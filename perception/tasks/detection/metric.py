@@ -1,101 +1,227 @@
-"""nuScenes detection scores: mAP, NDS, true-positive errors, AP per class."""
+"""nuScenes detection scores: mAP, NDS, true-positive errors, AP per class; and AMOTA of a replay's tracks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
-from perception.grid import BevGrid
 from perception.strict_json import shown, strict
-from perception.tasks.detection.columns import BoxColumns
-from perception.tasks.detection.insight import precision_recall, worst_samples
-from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
+from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
+from perception.tasks.detection.matching import match
+from perception.tasks.detection.scores import ERRORS, RECALLS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import submitted
-from perception.tasks.judging import mean_shares
-from perception.tasks.metric import Curve, LeftOut, Metric, Sample
+from perception.tasks.drawing import COUNTED_SCORE
+from perception.tasks.metric import (
+    Counts,
+    Curve,
+    GateMetric,
+    Kind,
+    Metric,
+    Outline,
+    Sample,
+    Score,
+    Subject,
+    Unmeasured,
+    Weights,
+)
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Bounds = tuple[float, float] | None  # m from the vehicle
+    from perception.datasets.keyframes import Keyframes
+
+_MISSING = "the drive has no annotations"
+WITHIN = 2.0  # m between the centres of an annotated object and its detection
+_CORNERS = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2  # of a box of length and width 1, the front first
+
+
+@dataclass(frozen=True)
+class _BoxScore(Score):
+    """A score that is made of detections."""
+
+    detections: BoxColumns | None = None
+    label: int | None = None  # of the detections that it is made of; None: all
+
+    def of_class(self, name: str) -> Score:
+        label = self.classes.index(name)
+        sizes = None if self.sizes is None else self.sizes[:, [label]]
+        return _BoxScore(self.values[:, label], (), sizes, None, self.detections, label)
+
+    def same(self, other: Score) -> bool:
+        assert isinstance(other, _BoxScore)
+        mine, theirs = self._own, other._own
+        return mine is not None and theirs is not None and mine.equals(theirs)
+
+    @property
+    def _own(self) -> BoxColumns | None:
+        boxes = self.detections
+        return boxes if boxes is None or self.label is None else boxes.select(boxes.labels == self.label)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The scored boxes of many frames."""
+
+    counts: Sequence[Counts | None]  # of which they are
+    egos: np.ndarray  # (F, 2) m, position of the vehicle in the global frame
+    truth: BoxColumns | None  # None: a frame has no annotations
+    detections: BoxColumns
 
 
 class DetectionMetric(Metric[Boxes]):
-    """The devkit's metrics (detection_cvpr_2019), equal to the devkit's own within 1e-9."""
+    """The devkit's metrics (detection_cvpr_2019), equal to the devkit's own within 1e-9.
+
+    mAP            mean AP over all classes
+    NDS            nuScenes detection score
+    mAP_present    mean AP over the annotated classes
+    AP             by class
+    boxes          number of scored annotations
+    """
 
     main = "NDS"
+    shown = ("boxes", "mAP", "NDS", "mAP_present", "AP")
+    sized_by_items = True
+    gates: ClassVar[Mapping[str, GateMetric]] = {
+        "mAP": GateMetric(missing=_MISSING),
+        "NDS": GateMetric(missing=_MISSING),
+        "AP": GateMetric(
+            "class_names", each=True, missing=_MISSING, nothing="nothing is annotated", nothing_of="no {} is annotated"
+        ),
+        "AMOTA": GateMetric(
+            ranged=False,
+            whole=True,
+            missing=(
+                "AMOTA needs annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with this gate"
+            ),
+        ),
+    }
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric("class_names")}
+    files = (TRACKING,)
+    _latest: _Joined | None = None
 
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        super().__init__(source, grid)
-        self._tokens: list[str] = []
-        self._poses: list[np.ndarray] = []
-        self._found: list[BoxColumns] = []
+    def counts(self, frame: Frame, result: Boxes) -> dict[str, Any]:
+        """`truth`: the annotations; None without them. A replay has the detections in results.json.
 
-    def add(self, frame: Frame, result: Boxes) -> None:
-        self._found.append(BoxColumns.of_frame(submitted(frame, result, self.source.taxonomy), len(self._tokens)))
-        self._tokens.append(frame.token)
-        self._poses.append(frame.global_from_ego)
+        Its `boxes` are rows of label, x y z, w l h, yaw, vx vy, attribute, score, points; `bike_racks` of centre, size
+        and rotation. All in the global frame.
+        """
+        boxes = self._annotated(frame)
+        if boxes is None or self.source is None:
+            return {"truth": None}
+        rows = np.column_stack(
+            [
+                boxes.labels, boxes.centers, boxes.sizes, boxes.yaws, boxes.velocities[:, :2],
+                boxes.attributes, boxes.scores, boxes.num_points,
+            ]
+        )  # fmt: skip
+        return {"truth": {"boxes": rows, "bike_racks": self.source.bicycle_racks().get(frame.token, [])}}
 
-    @property
-    def egos(self) -> np.ndarray:
-        """(F, 2) m, position of the vehicle in the global frame."""
-        return self.poses[:, :2, 3]
+    def _annotated(self, frame: Frame) -> Boxes | None:
+        """Annotated objects in the global frame; None without annotations."""
+        return None if self.source is None else self.source.boxes(frame.token)
 
-    @property
-    def poses(self) -> np.ndarray:
-        """(F, 4, 4) of the vehicle in the global frame."""
-        return np.array(self._poses, np.float64).reshape(-1, 4, 4)
+    def details(self, frame: Frame, result: Boxes) -> dict[str, Any]:
+        """The detections `boxes` and the `pose` (4, 4) of the vehicle, in the global frame."""
+        boxes = BoxColumns.of_frame(submitted(frame, result, self.taxonomy))
+        return {"boxes": boxes, "pose": frame.global_from_ego, "ego": frame.global_from_ego[:2, 3]}
 
-    @cached_property
-    def bicycle_racks(self) -> np.ndarray:
-        """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
-        bicycle_racks = self.source.bicycle_racks()
-        rows = [[i, *rack] for i, token in enumerate(self._tokens) for rack in bicycle_racks.get(token, [])]
-        return np.array(rows, np.float64).reshape(-1, 11)
+    def recorded(
+        self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]
+    ) -> list[dict[str, Any] | None]:
+        """With the detections of results.json, and their `place` in it: the devkit breaks ties of scores by it."""
+        found = read_submission(folder / RESULTS, {token: i for i, token in enumerate(tokens)}, self.taxonomy)
+        order = np.argsort(found.frames, kind="stable")
+        starts = np.searchsorted(found.frames[order], np.arange(len(tokens) + 1))
+        recorded = list[dict[str, Any] | None]()
+        for own, ego, start, end in zip(counts, egos, starts[:-1], starts[1:], strict=True):
+            here = order[start:end]
+            place = int(here[0]) if len(here) else 0
+            recorded.append(None if own is None else {**own, "boxes": found.select(here), "place": place, "ego": ego})
+        return recorded
 
-    @cached_property
-    def truth(self) -> BoxColumns:
-        """Scored annotations; raises InputError if the version has none."""
-        parts = []
-        for i, token in enumerate(self._tokens):
-            boxes = self.source.boxes(token)
-            if boxes is None:
-                raise InputError(f"{self.source.dataroot}: {self.source.version} has no annotations to score with")
-            parts.append(BoxColumns.of_frame(boxes, i))
-        return BoxColumns.joined(parts).counted(self.egos, self.bicycle_racks, self.source.taxonomy)
+    def _joined(self, counts: Sequence[Counts | None]) -> _Joined:
+        """The boxes of the frames; those of the latest ones are kept."""
+        if self._latest is None or self._latest.counts is not counts or len(self._latest.egos) != len(counts):
+            known = [(i, each) for i, each in enumerate(counts) if each is not None]
+            truths = [(i, each["truth"]) for i, each in known if each["truth"]]
+            rows = [np.insert(np.array(t["boxes"], np.float64).reshape(-1, 13), 0, i, axis=1) for i, t in truths]
+            annotated = BoxColumns.of(np.concatenate([np.zeros((0, 14)), *rows]))
+            inside = sorted(known, key=lambda each: each[1].get("place", 0))
+            found = BoxColumns.joined(
+                [replace(each["boxes"], frames=np.full(len(each["boxes"]), i)) for i, each in inside]
+            )
+            racks = [[i, *rack] for i, truth in truths for rack in truth["bike_racks"]]
+            egos = np.zeros((len(counts), 2))
+            for i, each in known:
+                egos[i] = each["ego"]
+            truth, detections = (
+                boxes.counted(egos, np.array(racks, np.float64).reshape(-1, 11), self.taxonomy)
+                for boxes in (annotated, found)
+            )
+            self._latest = _Joined(counts, egos, truth if len(truths) == len(counts) else None, detections)
+        return self._latest
 
-    @cached_property
-    def detections(self) -> BoxColumns:
-        """Scored detections."""
-        return BoxColumns.joined(self._found).counted(self.egos, self.bicycle_racks, self.source.taxonomy)
+    def _chosen(self, joined: _Joined, boxes: BoxColumns, weights: Weights) -> BoxColumns:
+        chosen = weights.frames[boxes.frames]
+        if weights.range is not None:
+            chosen &= boxes.within(weights.range, joined.egos)
+        return boxes.select(chosen)
 
-    @cached_property
-    def _matched(self) -> DetectionScores:
-        """All frames, as one scene."""
-        return self._matched_scenes(np.zeros(len(self._tokens), np.int64), np.ones(len(self._tokens), bool), None)
+    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        joined, names = self._joined(counts), self.taxonomy.class_names
+        found = self._chosen(joined, joined.detections, weights)
+        if joined.truth is None:
+            none = np.full((len(weights.draws), len(names)), np.nan)
+            nothing = dict.fromkeys(("mAP", "NDS", "mAP_present"), _BoxScore(none[:, 0]))
+            return {"boxes": Score(np.zeros(len(none), np.int64)), **nothing, "AP": _BoxScore(none, names)}
+        truth = self._chosen(joined, joined.truth, weights)
+        matched = DetectionScores(truth, found, weights.scenes, self.taxonomy)
+        scored, there = matched.scored(weights.draws), matched.annotated
+        present = weights.draws @ there > 0
+        some, aps = present.any(axis=1), scored.class_aps
+        means = {
+            "mAP": np.where(some, scored.mean_ap, np.nan),
+            "NDS": np.where(some, scored.nds, np.nan),
+            "mAP_present": np.array(
+                [np.mean(ap[p]) if p.any() else np.nan for ap, p in zip(aps, present, strict=True)]
+            ),
+        }
+        return {
+            "boxes": Score((weights.draws @ there).sum(axis=1).astype(np.int64)),
+            **{name: _BoxScore(values, (), there, None, found) for name, values in means.items()},
+            "AP": _BoxScore(np.where(present, aps, np.nan), names, there, None, found),
+        }
 
-    def _matched_scenes(self, scenes: np.ndarray, frames: np.ndarray, bounds: Bounds) -> DetectionScores:
-        """Some frames (F,) bool in a range, with the scene (F,) of each frame."""
-        truth, found = (boxes.select(frames[boxes.frames]) for boxes in (self.truth, self.detections))
-        if bounds is not None:
-            truth, found = (boxes.select(boxes.within(bounds, self.egos)) for boxes in (truth, found))
-        return DetectionScores(truth, found, scenes, self.source.taxonomy)
+    def _whole(self, counts: Sequence[Counts]) -> tuple[BoxColumns, BoxColumns, DetectionScores]:
+        """Annotations, detections, and all frames matched as one scene; InputError without annotations."""
+        joined = self._joined(counts)
+        if joined.truth is None:
+            where = "" if self.source is None else f"{self.source.dataroot}: {self.source.version} has "
+            raise InputError(f"{where}no annotations to score with")
+        scenes = np.zeros(len(counts), np.int64)
+        matched = DetectionScores(joined.truth, joined.detections, scenes, self.taxonomy)
+        return joined.truth, joined.detections, matched
 
-    def scores(self) -> dict[str, Any]:
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, number of boxes by class.
 
         And under the devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
         `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
         undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
         """
-        matched, names = self._matched, self.source.taxonomy.class_names
-        scores = matched.scored()
+        _, _, matched = self._whole(counts)
+        names, scores = self.taxonomy.class_names, matched.scored()
         present = matched.annotated.sum(axis=0) > 0
         aps, errors, mean_errors = scores.class_aps[0], scores.errors[0], scores.mean_errors[0]
         return strict(
@@ -117,41 +243,15 @@ class DetectionMetric(Metric[Boxes]):
             }
         )
 
-    def part(self, frames: np.ndarray, bounds: Bounds = None) -> dict[str, Any]:
-        """`boxes` (scored annotations), `mAP`, `NDS`, `mAP_present`, and `AP` by class."""
-        matched = self._matched_scenes(np.zeros(len(frames), np.int64), frames, bounds)
-        scored, present = matched.scored(), matched.annotated.any(axis=0)
-        aps, names = scored.class_aps[0], self.source.taxonomy.class_names
-        return {
-            "boxes": int(matched.annotated.sum()),
-            "mAP": float(scored.mean_ap[0]) if present.any() else None,
-            "NDS": float(scored.nds[0]) if present.any() else None,
-            "mAP_present": float(aps[present].mean()) if present.any() else None,
-            "AP": {name: float(ap) if there else None for name, ap, there in zip(names, aps, present, strict=True)},
-        }
-
-    def left_out(self, frames: np.ndarray, scenes: np.ndarray, bounds: Bounds = None) -> LeftOut:
-        """As in the base class, but matched once; sizes are shares of the annotated boxes, averaged over classes."""
-        own, number = np.unique(np.where(frames, scenes, scenes[frames].min()), return_inverse=True)
-        matched = self._matched_scenes(number, frames, bounds)
-        draws = np.vstack([np.ones(len(own)), 1 - np.eye(len(own))])
-        scored, present = matched.scored(draws), draws @ matched.annotated > 0
-        some = present.any(axis=1)
-        sums = (scored.class_aps * present).sum(axis=1)
-        scores = {
-            "mAP": np.where(some, scored.mean_ap, np.nan),
-            "NDS": np.where(some, scored.nds, np.nan),
-            "mAP_present": np.divide(sums, present.sum(axis=1), out=np.full(len(draws), np.nan), where=some),
-        }
-        return LeftOut(scores, dict.fromkeys(scores, mean_shares(matched.annotated)))
-
-    def curves(self) -> list[Curve]:
+    def curves(self, counts: Sequence[Counts]) -> list[Curve]:
         """Precision by recall of each annotated class at each matching distance, as in the devkit."""
-        return precision_recall(self._matched, self.source.taxonomy)
+        return precision_recall(self._whole(counts)[2], self.taxonomy)
 
-    def worst(self, count: int) -> list[Sample]:
+    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
         """See `worst_samples`."""
-        return worst_samples(self.truth, self.detections, self.poses, self.source.taxonomy, count)
+        truth, detections, _ = self._whole(counts)
+        poses = np.array([each["pose"] for each in counts], np.float64).reshape(-1, 4, 4)
+        return worst_samples(truth, detections, poses, self.taxonomy, most)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """AP and true-positive errors per class, with mAP, NDS and mAP_present in the title."""
@@ -164,7 +264,7 @@ class DetectionMetric(Metric[Boxes]):
         table.add_column("AP", shown(scores["mAP"]), justify="right")
         for error, short in zip(ERRORS, ("ATE", "ASE", "AOE", "AVE", "AAE"), strict=True):
             table.add_column(short, shown(scores["tp_errors"][error]), justify="right")
-        for name in self.source.taxonomy.class_names:
+        for name in self.taxonomy.class_names:
             errors = scores["label_tp_errors"][name]
             table.add_row(
                 name,
@@ -173,3 +273,105 @@ class DetectionMetric(Metric[Boxes]):
                 *(shown(errors[error]) for error in ERRORS),
             )
         return [table]
+
+    def usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
+        annotated = self._joined(counts).truth is not None
+        return (("mAP", "NDS"), ()) if annotated else ((), ("detections",))
+
+    def agreement(
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
+    ) -> tuple[float, str]:
+        """2 M / (A + B) for A and B detections above the score, M of them matched."""
+        sides = []
+        for each in (counts, others):
+            joined = self._joined(each)
+            boxes = self._chosen(joined, joined.detections, weights)
+            if subject.class_ is not None:
+                boxes = boxes.select(boxes.labels == self.taxonomy.label(subject.class_))
+            sides.append(boxes.select(boxes.scores >= subject.score))
+        here, there = map(len, sides)
+        if not here + there:
+            raise Unmeasured(f"neither replay detects anything with a score of {subject.score:g}{subject.where}")
+        matched = (match(sides[1], sides[0], (subject.metres,)) >= 0).sum()
+        return float(2 * matched / (here + there)), f" of {here} detections and the baseline's {there}"
+
+    def measure_whole(self, folder: Path, tokens: Sequence[str], source: Keyframes) -> None:
+        """The devkit scores the tracks; without one, as on a vehicle, AMOTA is not measured."""
+        from perception.tasks.detection.devkit import DEVKITS, open_devkit
+
+        scoring = DEVKITS.get(self.taxonomy.devkit or "")
+        if scoring is None or not scoring.tracking:
+            return
+        if any(find_spec(name) is None for name in (scoring.package, "motmetrics")):
+            return
+        from perception.tasks.detection.tracking import score_tracks
+
+        scores = score_tracks(folder / TRACKS, open_devkit(source.dataroot, source.version), tokens)
+        write_atomically(folder / TRACKING, json.dumps(scores, indent=2).encode())
+
+    def whole_score(self, folder: Path, name: str) -> float:
+        try:
+            return float(json.loads((folder / TRACKING).read_text(encoding="utf-8"))["amota"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise Unmeasured(self.gates[name].missing) from None
+
+
+def precision_recall(matched: DetectionScores, taxonomy: Taxonomy) -> list[Curve]:
+    """Precision at RECALLS of each annotated class and each matching distance; 0 where a recall is not reached."""
+    return [
+        Curve(f"precision by recall: {name}", f"{distance:g} m", ("recall", "precision"), RECALLS, precision)
+        for name, present, own in zip(
+            taxonomy.class_names, matched.annotated.any(axis=0), matched.precisions(), strict=True
+        )
+        if present
+        for distance, precision in zip(THRESHOLDS, own, strict=True)
+    ]
+
+
+def worst_samples(
+    truth: BoxColumns, detections: BoxColumns, poses: np.ndarray, taxonomy: Taxonomy, count: int
+) -> list[Sample]:
+    """At most so many frames with the most mistakes: missed annotations and extra detections; then the lowest F1.
+
+    Detections count from COUNTED_SCORE on. They are matched as for the scores, within WITHIN.
+
+    Args:
+        truth: scored annotations.
+        detections: scored detections.
+        poses: (F, 4, 4) of the vehicle in the global frame.
+    """
+    detections = detections.select(detections.scores >= COUNTED_SCORE)
+    taken = match(truth, detections, (WITHIN,))[0]
+    is_found, is_right = np.isin(np.arange(len(truth)), taken), taken >= 0
+    found, missed, extra = (
+        np.bincount(frames, minlength=len(poses))
+        for frames in (truth.frames[is_found], truth.frames[~is_found], detections.frames[~is_right])
+    )
+    mistakes = missed + extra
+    f1 = 2 * found / np.maximum(1, 2 * found + mistakes)
+    samples = []
+    for i in np.lexsort((f1, -mistakes))[: min(count, np.count_nonzero(mistakes))].tolist():
+        outlines = [
+            Outline(kind, taxonomy.class_names[label], corners)
+            for boxes, kinds in (
+                (truth, np.where(is_found, "found", "missed")),
+                (detections, np.where(is_right, "right", "extra")),
+            )
+            for kind, label, corners in _footprints(boxes, kinds, i, poses[i])
+        ]
+        counts = {"mistakes": mistakes[i], "missed": missed[i], "extra": extra[i], "found": found[i]}
+        samples.append(Sample(i, {**{name: int(n) for name, n in counts.items()}, "F1": float(f1[i])}, outlines))
+    return samples
+
+
+def _footprints(
+    boxes: BoxColumns, kinds: np.ndarray, frame: int, pose: np.ndarray
+) -> Iterator[tuple[Kind, int, np.ndarray]]:
+    """Kind, label and corners (4, 2) in the vehicle's frame of the boxes of a frame."""
+    own = np.flatnonzero(boxes.frames == frame)
+    turn = np.stack([np.cos(boxes.yaws[own]), np.sin(boxes.yaws[own])], axis=-1)
+    along = turn * boxes.sizes[own, 1:2]
+    across = turn[:, ::-1] * [-1, 1] * boxes.sizes[own, 0:1]
+    flat = boxes.centers[own, None, :2] + _CORNERS[:, :1] * along[:, None] + _CORNERS[:, 1:] * across[:, None]
+    corners = (flat - pose[:2, 3]) @ pose[:2, :2]
+    yield from zip(kinds[own].tolist(), boxes.labels[own].tolist(), corners, strict=True)

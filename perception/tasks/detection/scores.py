@@ -68,7 +68,7 @@ class DetectionScores:
 
     def __init__(self, truth: BoxColumns, detections: BoxColumns, scenes: np.ndarray, taxonomy: Taxonomy) -> None:
         self._classes = taxonomy.classes
-        self.scenes = int(scenes.max(initial=-1)) + 1
+        self.scenes = int(scenes.max(initial=0)) + 1
         self.annotated = np.zeros((self.scenes, len(self._classes)))  # boxes of each scene and class
         np.add.at(self.annotated, (scenes[truth.frames], truth.labels), 1)
         order = best_first(detections.scores)

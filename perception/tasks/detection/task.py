@@ -16,7 +16,6 @@ from perception.grid import BevGrid
 from perception.tasks.detection import drawing
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.files import RESULTS, SUBMISSION, TRACKS, ResultFiles
-from perception.tasks.detection.judge import DetectionJudge, truth_of
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
@@ -48,7 +47,6 @@ class DetectionTask(Task[Boxes]):
 
     name = "detection"
     metric = DetectionMetric
-    judge = DetectionJudge
     files: ClassVar[Mapping[str, str]] = {"results": RESULTS, "tracks": TRACKS}
     Config = DetectionHead
     ranked = True
@@ -152,10 +150,6 @@ class DetectionTask(Task[Boxes]):
         folder: Path, sensors: Sequence[str], taxonomy: Taxonomy
     ) -> AbstractContextManager[SubmissionWriter]:
         return SubmissionWriter.open(folder / SUBMISSION, sensors, taxonomy)
-
-    def statistics(self, frame: Frame, result: Boxes, source: Keyframes | None) -> dict[str, Any]:
-        """The annotations; detections are in results.json."""
-        return {"truth": truth_of(source, frame.token)}
 
     @staticmethod
     def pack(result: Boxes) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ class MapMemory:
         return table.take(odds + (SCALE * LIMIT + self._layer * table.shape[1]))
 
 
-# Encodes maps for files: the quantised level of each cell as in the fused map, and on which side of 0.5 it is.
+# ---- encoding for files: the quantised level of each cell, and on which side of 0.5 it is
 
 _HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of probabilities below 0.5 that round to it
 

@@ -2,60 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.map.iou import MapIou, count_rings, ious, predicted_cells
-from perception.tasks.metric import Metric, Sample, lowest_ious
-from perception.tasks.rings import rings
+from perception.tasks.map.iou import THRESHOLDS, count_rings, count_thresholds, ious, predicted_cells
+from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Score, Subject, Unmeasured, Weights
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-class MapMetric(Metric[np.ndarray]):
-    """BEVFusion's IoU over all frames (`MapIou`), and IoU at a probability of 0.5 for subsets of frames and ranges."""
+def pack(cells: np.ndarray) -> dict[str, Any]:
+    """Cells (layers, rows, columns) bool for JSON."""
+    bits = zlib.compress(np.packbits(cells).tobytes(), 9)
+    return {"shape": cells.shape, "bits": base64.b64encode(bits).decode()}
+
+
+def unpack(packed: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of `pack`."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), np.uint8)
+    count = int(np.prod(packed["shape"]))
+    return np.unpackbits(bits, count=count).reshape(packed["shape"]).astype(bool)
+
+
+class MapMetric(RingMetric[np.ndarray]):
+    """IoU at a probability of 0.5, and BEVFusion's IoU over all frames (Liu et al., 2023, arXiv:2205.13542).
+
+    BEVFusion sums intersections and unions over the frames, and reports for each class the best IoU over seven
+    thresholds, chosen on the scored frames.
+
+    mIoU   mean over the classes that occur
+    IoU    by class
+    """
 
     main = "mIoU"
+    shown = ("mIoU", "IoU")
+    gates: ClassVar[Mapping[str, GateMetric]] = {
+        "IoU": GateMetric(
+            "map_names",
+            step=RING,
+            overall="mIoU",
+            missing="there is no map of the drive, or the network has none",
+            nothing="the map shows nothing",
+            nothing_of="the map shows no {}",
+        )
+    }
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric("map_names", ranged=False)}
+    _latest: tuple[Frame | None, np.ndarray | None] = None, None  # frame, and the map around it
 
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        super().__init__(source, grid)
-        self._names = source.taxonomy.map_names
-        self._whole = MapIou(self._names)
-        self._counts: list[np.ndarray | None] = []  # of each frame; None for frames without a map
+    def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
+        """`counts` (3, layers, rings), see `count_rings`; None for a frame without a map."""
+        grid, truth = self._truth(frame, result)
+        return {"counts": None if truth is None else count_rings(predicted_cells(result), truth, grid)}
 
-    def add(self, frame: Frame, result: np.ndarray) -> None:
-        area = self.source.map(frame.location)
-        self._counts.append(None)
-        if area is not None:
-            grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
-            truth = area.rasterize(frame, grid)
-            self._whole.add(result, truth)
-            self._counts[-1] = count_rings(predicted_cells(result), truth, grid)
+    def _truth(self, frame: Frame, result: np.ndarray) -> tuple[BevGrid, np.ndarray | None]:
+        """The grid of the result, and the cells (layers, rows, columns) of the map on it; None without a map."""
+        grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
+        if self._latest[0] is not frame:
+            area = None if self.source is None else self.source.map(frame.location)
+            self._latest = frame, None if area is None else area.rasterize(frame, grid)
+        return grid, self._latest[1]
 
-    def scores(self) -> dict[str, Any]:
-        """`map`: the result of `MapIou.result`; None if no frame has a map."""
-        return {"map": self._whole.result()}
+    def details(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
+        """`thresholds` (7, 3, layers), see `count_thresholds`; None for a frame without a map."""
+        _, truth = self._truth(frame, result)
+        return {"thresholds": None if truth is None else count_thresholds(result, truth)}
 
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """`mIoU`, the mean over the classes that occur, and `IoU` by class."""
-        known = [each for each, chosen in zip(self._counts, frames, strict=True) if chosen and each is not None]
-        cells = np.sum([each[..., rings(bounds)].sum(axis=2) for each in known], axis=0)
-        shares = ious(cells if known else np.zeros((3, len(self._names))))
-        return {
-            "mIoU": None if np.isnan(shares).all() else float(np.nanmean(shares)),
-            "IoU": dict(zip(self._names, (None if np.isnan(each) else float(each) for each in shares), strict=True)),
-        }
+    def outputs(self, result: np.ndarray) -> dict[str, Any]:
+        return {"cells": pack(predicted_cells(result))}
 
-    def worst(self, count: int) -> list[Sample]:
-        """The frames with the lowest `mIoU`."""
-        return lowest_ious("mIoU", (None if each is None else ious(each.sum(axis=2)) for each in self._counts), count)
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        return ious(counts)
+
+    def names(self) -> Sequence[str]:
+        return self.taxonomy.map_names
+
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
+        """`map`: `iou_max` and `iou_0.5`, each {class: IoU, "mean": over the classes}; None if no frame has a map.
+
+        A class without true cells in all frames has no IoU: it is None and not in the mean.
+        """
+        known = [each["thresholds"] for each in counts if each["thresholds"] is not None]
+        if not known:
+            return {"map": None}
+        per_threshold = ious(np.sum(known, axis=0))
+        best, fixed = per_threshold.max(axis=0), per_threshold[THRESHOLDS == 0.5][0]
+        return {"map": {"iou_max": self._named(best), "iou_0.5": self._named(fixed)}}
+
+    def _named(self, values: np.ndarray) -> dict[str, float | None]:
+        present = ~np.isnan(values)
+        mean = float(values[present].mean()) if present.any() else None
+        return Score(values[None], self.taxonomy.map_names).first() | {"mean": mean}
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
@@ -68,6 +112,25 @@ class MapMetric(Metric[np.ndarray]):
         table.add_column("class", footer="mean")
         table.add_column("IoU max", shown(highest["mean"]), justify="right")
         table.add_column("IoU 0.5", shown(fixed["mean"]), justify="right")
-        for name in self._names:
+        for name in self.taxonomy.map_names:
             table.add_row(name, shown(highest[name]), shown(fixed[name]))
         return [table]
+
+    def agreement(
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
+    ) -> tuple[float, str]:
+        """IoU between the cells of both replays, of a class or the mean over the classes in either."""
+        names = np.array(self.taxonomy.map_names)
+        both = either = np.zeros(len(names))
+        for i in np.flatnonzero(weights.frames):
+            own, other = counts[i], others[i]
+            if own is not None and other is not None:
+                cells, theirs = unpack(own["cells"]), unpack(other["cells"])
+                if cells.shape != theirs.shape:
+                    raise Unmeasured("the networks' maps have different grids")
+                both, either = both + (cells & theirs).sum(axis=(1, 2)), either + (cells | theirs).sum(axis=(1, 2))
+        chosen = either > 0 if subject.class_ is None else names == subject.class_
+        if not either[chosen].any():
+            what = f" of {subject.class_}" if subject.class_ else ""
+            raise Unmeasured(f"neither replay shows a map{what}{subject.where}")
+        return float((both[chosen] / either[chosen]).mean()), ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +12,6 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.config import MapHead
-from perception.tasks.map.iou import count_rings, predicted_cells
-from perception.tasks.map.judge import MapJudge, pack
 from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
 from perception.tasks.map.metric import MapMetric
 from perception.tasks.task import Arrays, Memory, Output, Task
@@ -40,7 +38,6 @@ class MapTask(Task[np.ndarray]):
 
     name = "map"
     metric = MapMetric
-    judge = MapJudge
     Config = MapHead
 
     def __init__(self, config: MapHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
@@ -71,12 +68,6 @@ class MapTask(Task[np.ndarray]):
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
         """The fused map."""
         return [] if state is None else [RasterLayer("map", state, self.grid, self.taxonomy.map_colours())]
-
-    def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
-        """The predicted cells, and (3, layers, rings) counts against the truth if there is a map."""
-        cells, area = predicted_cells(result), None if source is None else source.map(frame.location)
-        counts = None if area is None else count_rings(cells, area.rasterize(frame, self.grid), self.grid).tolist()
-        return {"cells": pack(cells), "counts": counts}
 
     @staticmethod
     def pack(result: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,10 +7,16 @@ from typing import Literal
 
 import numpy as np
 
+from perception.frame import Frame
 from perception.voxels import Occupancy, VoxelGrid
 
 UNKNOWN = 255  # label of voxels that nothing observed
 Observed = Literal["lidar", "cameras", "either"]
+
+
+def ego_from_reference(frame: Frame) -> np.ndarray:
+    """(4, 4) of the frame at its time; after augmentation its reference is another one, and this a similarity."""
+    return np.asarray(np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference)
 
 
 def lookup(

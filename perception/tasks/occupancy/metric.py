@@ -1,157 +1,262 @@
-"""Scores of occupancy: mIoU, RayIoU and recall of unknown obstacles."""
+"""Scores of occupancy: mIoU, RayIoU and unknown obstacles. numpy only.
+
+mIoU is as Occ3D scores occupancy (Tian et al., "Occ3D: A Large-Scale 3D Occupancy Prediction Benchmark for Autonomous
+Driving", NeurIPS 2023): over the voxels that the cameras, or the LiDAR, see.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
-from perception.frame import Frame
-from perception.grid import BevGrid
+from perception.errors import InputError
+from perception.frame import Boxes, Frame
 from perception.strict_json import shown
-from perception.tasks.metric import Curve, Metric, Sample, lowest_ious
-from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
-from perception.tasks.occupancy.obstacles import (
-    DISTANCES,
-    PROBABILITY,
-    ObstacleScore,
-    driven,
-    obstacle_clusters,
+from perception.tasks.metric import RING, Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious, rings
+from perception.tasks.occupancy.labels import ego_from_reference, lookup
+from perception.tasks.occupancy.obstacle_file import read_obstacles
+from perception.tasks.occupancy.obstacle_scores import (
+    CURVE,
+    explained,
+    false_alarms,
+    found_again,
+    obstacle_report,
+    obstacle_rows,
+    real,
+    recalled,
     score_obstacles,
+    share,
 )
+from perception.tasks.occupancy.obstacles import obstacle_clusters
 from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.occupancy.truth import lidar_places, obstacles_of, on_grid_of_truth
-from perception.tasks.rings import rings
-from perception.voxels import Occupancy, occupancy_classes
+from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MASKS = ("cameras", "lidar")  # what saw the voxels that count
-CURVE = (0.3, PROBABILITY, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999)  # probabilities that obstacles are scored at
+MASKS = ("cameras", "lidar")  # what saw the voxels that count in an evaluation
+_UNREAD = "obstacles.json cannot be read or lacks a frame of the replay; replay again"
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Of one frame.
-
-    Attributes:
-        voxels: (masks, rings, classes, classes) confusions.
-        rays: (rings, thresholds + 2, classes - 1), see `count_rays`.
-    """
-
-    voxels: np.ndarray
-    rays: np.ndarray
+def _of_file(name: str, classes: Any = None) -> GateMetric:
+    """A gate on what obstacles.json has."""
+    nothing = f"there is nothing to count for {name}"
+    by_class = f"{name}_by_class" if classes else ""
+    return GateMetric(
+        classes, ranged=not classes, by_class=by_class, missing=_UNREAD, nothing=nothing, nothing_of=nothing
+    )
 
 
 class OccupancyMetric(Metric[OccupancyResult]):
-    """Scores on the voxels of the annotations, whatever the grid of the results."""
+    """Scores on the voxels of the annotations, whatever the grid of the results.
+
+    In an evaluation:
+    occupancy_mIoU   over the voxels that the cameras see, mean over the classes that are annotated or predicted
+    occupancy_IoU    likewise, by class
+    RayIoU           mean over the errors of distance and over the classes
+    obstacle_recall  share of the annotated unknown obstacles that clusters of voxels find in their frame
+    false_alarms     clusters that are no annotated obstacle, per 100 m
+
+    Gates of a replay, besides obstacle_recall:
+    occupancy_IoU              over the voxels that the cameras or the LiDAR see, of the annotated classes
+    scene_obstacle_recall      share of the annotated obstacles that those of obstacles.json find, over all frames
+    scene_obstacle_precision   share of the ids of obstacles.json that are no false alarms
+    explained                  share of the occupied voxels of detection classes that objects explain
+    """
 
     main = "RayIoU"
+    shown = ("occupancy_mIoU", "RayIoU", "obstacle_recall", "false_alarms", "occupancy_IoU")
     lower_is_better = ("false_alarms",)
+    gates: ClassVar[Mapping[str, GateMetric]] = {
+        "scene_obstacle_recall": _of_file("scene_obstacle_recall"),
+        "scene_obstacle_precision": _of_file("scene_obstacle_precision"),
+        "explained": _of_file("explained", "class_names"),
+        "occupancy_IoU": GateMetric(
+            "voxel_names",
+            step=RING,
+            overall="seen_mIoU",
+            by_class="seen_IoU",
+            missing="there are no annotated voxels, or the network has no occupancy",
+            nothing="no voxel of any class is annotated",
+            nothing_of="no voxel of {} is annotated",
+        ),
+        "obstacle_recall": GateMetric(
+            missing="there are no annotated unknown obstacles, or the network has no occupancy",
+            nothing="no unknown obstacle is annotated",
+        ),
+    }
+    _places: tuple[str, np.ndarray] = ("", np.zeros((0, 3)))  # of the LiDAR in the latest drive
 
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        super().__init__(source, grid)
-        self._classes = occupancy_classes(source.taxonomy)
-        self._counts: list[_Counts | None] = []  # of each frame; None without annotations
-        self._obstacles: list[Sequence[ObstacleScore] | None] = []  # of each frame, by CURVE; None without annotations
-        self._egos: list[np.ndarray] = []
-        self._scenes: list[str] = []
-        self._places: tuple[str, np.ndarray] = ("", np.zeros((0, 3)))  # of the LiDAR in the latest drive
+    def counts(self, frame: Frame, result: OccupancyResult) -> dict[str, Any]:
+        """`counts` (rings, 3, classes) of `confusion.parts`, of the voxels that the cameras or the LiDAR see.
 
-    def add(self, frame: Frame, result: OccupancyResult) -> None:
-        truth, annotated = self.source.occupancy(frame.token), obstacles_of(frame, self.source)
-        self._counts.append(None if truth is None else self._count(frame, result, truth))
-        self._obstacles.append(
-            None
-            if annotated is None
-            else [
-                score_obstacles(obstacle_clusters(result, result.grid, probability), result.grid, annotated)
-                for probability in CURVE
-            ]
-        )
-        self._egos.append(frame.global_from_ego[:2, 3])
-        self._scenes.append(frame.scene)
+        And `obstacles`: distance and whether it is found, of each annotated one; `truth`: `obstacles` and `objects` of
+        detection classes, as `obstacle_rows` in the global frame. None without annotations.
+        """
+        voxels, obstacles, objects = self._voxels(frame), self._obstacles(frame), self._objects(frame)
+        counts, found, truth = None, None, None
+        if voxels is not None:
+            predicted, seen = self._predicted(frame, result, voxels), voxels.seen_by_cameras | voxels.seen_by_lidar
+            counts = parts(confusion(predicted, voxels.classes, seen, len(self._classes), voxels.grid))
+        if obstacles is not None:
+            own = obstacles.transformed(np.linalg.inv(frame.global_from_reference))
+            score = score_obstacles(obstacle_clusters(result, result.grid), result.grid, own)
+            found = [*zip(score.distances.tolist(), score.found.tolist(), strict=True)]
+        if obstacles is not None and objects is not None:
+            truth = {"obstacles": obstacle_rows(obstacles), "objects": obstacle_rows(objects)}
+        return {"counts": counts, "obstacles": found, "truth": truth}
 
-    def _count(self, frame: Frame, result: OccupancyResult, truth: Occupancy) -> _Counts:
+    def _voxels(self, frame: Frame) -> Occupancy | None:
+        """Annotated voxels; None without annotations."""
+        return None if self.source is None else self.source.occupancy(frame.token)
+
+    def _obstacles(self, frame: Frame) -> Boxes | None:
+        """Annotated obstacles in the global frame; None without annotations."""
+        return None if self.source is None else self.source.obstacles(frame.token)
+
+    def _objects(self, frame: Frame) -> Boxes | None:
+        """Annotated objects of detection classes in the global frame; None without annotations."""
+        return None if self.source is None else self.source.boxes(frame.token)
+
+    @property
+    def _classes(self) -> Sequence[str]:
+        return occupancy_classes(self.taxonomy)
+
+    def _predicted(self, frame: Frame, result: OccupancyResult, voxels: Occupancy) -> np.ndarray:
+        return on_grid_of_truth(frame, result, voxels.grid, len(self._classes) - 1)
+
+    def details(self, frame: Frame, result: OccupancyResult) -> dict[str, Any]:
+        """`voxels` (masks, rings, classes, classes): confusions; `rays` of `count_rays`; None without annotated voxels.
+
+        And `curve`: the `ObstacleScore` at each probability of CURVE, None without annotated obstacles; `ego` (2,) m,
+        the position of the vehicle; `scene`.
+        """
+        voxels, obstacles = self._voxels(frame), self._obstacles(frame)
+        found: dict[str, Any] = {"ego": frame.global_from_ego[:2, 3], "scene": frame.scene}
+        found |= {"voxels": None, "rays": None, "curve": None}
+        if voxels is not None:
+            found |= self._counted(frame, self._predicted(frame, result, voxels), voxels)
+        if obstacles is not None:
+            own, grid = obstacles.transformed(np.linalg.inv(frame.global_from_reference)), result.grid
+            found["curve"] = [score_obstacles(obstacle_clusters(result, grid, each), grid, own) for each in CURVE]
+        return found
+
+    def _counted(self, frame: Frame, predicted: np.ndarray, truth: Occupancy) -> dict[str, np.ndarray]:
         free, grid = len(self._classes) - 1, truth.grid
-        predicted = on_grid_of_truth(frame, result, grid, free)
         masks = {"cameras": truth.seen_by_cameras, "lidar": truth.seen_by_lidar}
         voxels = [confusion(predicted, truth.classes, masks[name], free + 1, grid) for name in MASKS]
-        if self._places[0] != frame.scene:
-            self._places = frame.scene, lidar_places(self.source, frame.scene)
         ego_from_global = np.linalg.inv(frame.global_from_ego)
-        origins = chosen_origins(self._places[1] @ ego_from_global[:3, :3].T + ego_from_global[:3, 3], grid)
+        places = self._lidar_places(frame.scene) @ ego_from_global[:3, :3].T + ego_from_global[:3, 3]
+        origins = chosen_origins(places, grid)
         rays = np.tile(directions(), (len(origins), 1))
         starts = np.repeat(origins, len(directions()), axis=0)
         found, true = cast(np.stack([predicted, truth.classes]), grid, starts, rays, free)
-        return _Counts(np.stack(voxels), count_rays(found, true, free + 1, grid))
+        return {"voxels": np.stack(voxels), "rays": count_rays(found, true, free + 1, grid)}
 
-    def scores(self) -> dict[str, Any]:
+    def _lidar_places(self, scene: str) -> np.ndarray:
+        """(N, 3) m, where the reference LiDAR was at each keyframe of a drive, in the global frame."""
+        if self._places[0] != scene and self.source is not None:
+            tokens, read = self.source.samples(None, [scene]), self.source.frame
+            frames = (read(token, "lidar", annotations=False, lidar=False, cameras=False) for token in tokens)
+            self._places = scene, np.array([frame.global_from_reference[:3, 3] for frame in frames])
+        return self._places[1]
+
+    def recorded(
+        self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]
+    ) -> list[dict[str, Any] | None]:
+        """With the `followed` obstacles of obstacles.json; None if it cannot be read."""
+        found = super().recorded(folder, tokens, egos, counts)
+        try:
+            followed: Sequence[Any] = read_obstacles(folder, tokens)
+        except InputError:
+            followed = [None] * len(tokens)
+        for own, each, ego in zip(found, followed, egos, strict=True):
+            if own is not None:
+                own |= {"followed": each, "ego": ego}
+        return found
+
+    def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        scores = {"obstacle_recall": share(recalled(counts, weights), weights)}
+        first = next((each for each in counts if each is not None), {})
+        if "voxels" in first:
+            scores |= self._shown_scores(counts, weights)
+        if "followed" in first:
+            scores |= self._gated_scores(counts, weights)
+        return scores
+
+    def _gated_scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        """Those that gates need besides the recall."""
+        names, inside = self.taxonomy.voxel_names, rings(weights.range)
+        by_scene = weights.sums(counts, lambda own: _of(own["counts"], lambda each: each[inside].sum(axis=0)))
+        values, true = np.full((len(weights.draws), len(names)), np.nan), None
+        if by_scene is not None:
+            drawn, true = weights.drawn(by_scene), by_scene[:, 2]
+            values = np.where(drawn[:, 2] > 0, ious(drawn), np.nan)
+        voxels = explained(counts, weights)
+        return {
+            "seen_mIoU": Score(means(values), (), true, by_scene),
+            "seen_IoU": Score(values, names, true, by_scene),
+            "scene_obstacle_recall": share(found_again(counts, weights), weights),
+            "scene_obstacle_precision": share(real(counts, weights), weights),
+            "explained": share(None if voxels is None else voxels.sum(axis=2), weights),
+            "explained_by_class": share(voxels, weights, self.taxonomy.class_names),
+        }
+
+    def _shown_scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+        """Those that an evaluation shows besides the recall."""
+        undefined = np.full((len(weights.draws), len(self._classes) - 1), np.nan)
+        shares, ray_means = undefined, undefined[:, 0]
+        voxels, rays = self._summed(counts, weights)
+        if voxels is not None and rays is not None:
+            shares = ious(parts(weights.drawn(voxels)[:, MASKS.index("cameras")]))
+            ray_means = means(np.stack([ray_ious(each) for each in weights.drawn(rays)])).mean(axis=1)
+        return {
+            "occupancy_mIoU": Score(means(shares)),
+            "RayIoU": Score(ray_means),
+            "false_alarms": Score(false_alarms(counts, weights)),
+            "occupancy_IoU": Score(shares, self._classes[:-1]),
+        }
+
+    def _summed(self, counts: Sequence[Counts | None], weights: Weights) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(S, masks, classes, classes) confusions and (S, thresholds + 2, classes - 1) rays of each scene."""
+        inside = rings(weights.range)
+        voxels = weights.sums(counts, lambda own: _of(own["voxels"], lambda each: each[:, inside].sum(axis=1)))
+        return voxels, weights.sums(counts, lambda own: _of(own["rays"], lambda each: each[inside].sum(axis=0)))
+
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`occupancy`: scores of the voxels, None without annotated ones; `obstacles`: None without annotated ones.
 
         `mIoU` and `IoU` by class are over the voxels that the cameras see, `mIoU_lidar` over those that the LiDAR sees,
         as is `geometric_IoU`, over all classes together; `RayIoU` is the mean of those at 1, 2 and 4 m. Classes that
         neither the annotations nor the results have do not count.
         """
-        return {"occupancy": self._of_voxels(slice(None), None), "obstacles": self._of_obstacles(slice(None), None)}
+        return {"occupancy": self._voxel_report(counts), "obstacles": obstacle_report(counts)}
 
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """`occupancy_mIoU`, `RayIoU`, `obstacle_recall`, `false_alarms` per 100 m, and `occupancy_IoU` by class."""
-        voxels, obstacles = self._of_voxels(frames, bounds) or {}, self._of_obstacles(frames, bounds) or {}
-        return {
-            "occupancy_mIoU": voxels.get("mIoU"),
-            "RayIoU": voxels.get("RayIoU"),
-            "obstacle_recall": obstacles.get("recall"),
-            "false_alarms": obstacles.get("false_alarms_per_100_m"),
-            "occupancy_IoU": voxels.get("IoU", {}),
-        }
-
-    def _of_voxels(self, frames: np.ndarray | slice, bounds: tuple[float, float] | None) -> dict[str, Any] | None:
-        chosen = np.arange(len(self._counts))[frames]
-        known = [counts for counts in (self._counts[i] for i in chosen) if counts is not None]
-        if not known:
+    def _voxel_report(self, counts: Sequence[Counts]) -> dict[str, Any] | None:
+        weights = Weights.of(np.ones(len(counts), bool))
+        voxels, rays_by_scene = self._summed(counts, weights)
+        if voxels is None or rays_by_scene is None:
             return None
-        table = np.sum([each.voxels[:, rings(bounds)].sum(axis=1) for each in known], axis=0)
-        by_class = {name: ious(parts(own)) for name, own in zip(MASKS, table, strict=True)}
-        rays = ray_ious(np.sum([each.rays[rings(bounds)].sum(axis=0) for each in known], axis=0))
+        by_class = {name: ious(parts(own)) for name, own in zip(MASKS, voxels[0], strict=True)}
+        rays, names = ray_ious(rays_by_scene[0]), self._classes[:-1]
         return {
             "mIoU": mean(by_class["cameras"]),
             "mIoU_lidar": mean(by_class["lidar"]),
-            "geometric_IoU": geometric_iou(table[MASKS.index("lidar")]),
-            "RayIoU": None if np.isnan(rays).all() else float(np.nanmean(rays, axis=1).mean()),
+            "geometric_IoU": geometric_iou(voxels[0, MASKS.index("lidar")]),
+            "RayIoU": None if np.isnan(rays).all() else float(means(rays).mean()),
             **{f"RayIoU_{at:g}": mean(each) for at, each in zip(THRESHOLDS, rays, strict=True)},
-            "IoU": self._named(by_class["cameras"]),
-            "RayIoU_classes": self._named(np.mean(rays, axis=0)),
+            "IoU": Score(by_class["cameras"][None], names).first(),
+            "RayIoU_classes": Score(np.mean(rays, axis=0)[None], names).first(),
         }
 
-    def _named(self, values: np.ndarray) -> dict[str, float | None]:
-        return {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(self._classes[:-1], values, strict=True)
-        }
-
-    def _of_obstacles(self, frames: np.ndarray | slice, bounds: tuple[float, float] | None) -> dict[str, Any] | None:
-        chosen = [i for i in np.arange(len(self._obstacles))[frames] if self._obstacles[i] is not None]
-        if not chosen:
-            return None
-        metres = driven(
-            np.array([self._egos[i] for i in chosen]),
-            np.unique([self._scenes[i] for i in chosen], return_inverse=True)[1],
-        )
-        curve = []
-        for i, probability in enumerate(CURVE):
-            own = [scores[i] for scores in (self._obstacles[frame] for frame in chosen) if scores is not None]
-            curve.append({"probability": probability, **_recall(own, metres, bounds)})
-        return {**curve[CURVE.index(PROBABILITY)], "metres": metres, "curve": curve}
-
-    def curves(self) -> list[Curve]:
+    def curves(self, counts: Sequence[Counts]) -> list[Curve]:
         """Recall of obstacles by false alarms, a point for each probability of CURVE."""
-        obstacles = self._of_obstacles(slice(None), None) or {"curve": ()}
+        obstacles = obstacle_report(counts) or {"curve": ()}
         points = [(each["false_alarms_per_100_m"], each["recall"]) for each in obstacles["curve"]]
         if not points or None in points[0]:  # no obstacle is annotated, or the vehicle stood still
             return []
@@ -159,11 +264,11 @@ class OccupancyMetric(Metric[OccupancyResult]):
         axes = "false alarms per 100 m", "recall"
         return [Curve("unknown obstacles: recall by false alarms", "obstacles", axes, x, y)]
 
-    def worst(self, count: int) -> list[Sample]:
+    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
         """The frames with the lowest `occupancy_mIoU`."""
         seen = MASKS.index("cameras")
-        found = (None if each is None else ious(parts(each.voxels[seen].sum(axis=0))) for each in self._counts)
-        return lowest_ious("occupancy_mIoU", found, count)
+        found = (_of(each["voxels"], lambda own: ious(parts(own[seen].sum(axis=0)))) for each in counts)
+        return lowest_ious("occupancy_mIoU", found, most)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU and RayIoU by class; recall of unknown obstacles by distance."""
@@ -188,28 +293,73 @@ class OccupancyMetric(Metric[OccupancyResult]):
             tables.append(table)
         return tables
 
+    def usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
+        """Also without annotations: a class that is no longer detected leaves its voxels unexplained."""
+        annotated = any(each and each["truth"] for each in counts)
+        return ("scene_obstacle_recall", "explained") if annotated else ("explained",), ()
 
-def _recall(
-    scores: Sequence[ObstacleScore], metres: float, bounds: tuple[float, float] | None
-) -> dict[str, float | int | dict[str, float | None] | None]:
-    """Recall of obstacles and false alarms in a range (m) over frames in which the vehicle went so many metres.
 
-    `by_distance` is the recall up to each of DISTANCES.
+def on_grid_of_truth(frame: Frame, result: OccupancyResult, grid: VoxelGrid, free: int) -> np.ndarray:
+    """(levels, rows, columns) predicted classes on a grid in the ego frame; free outside the grid of the result."""
+    index, inside = lookup(grid, result.grid, np.linalg.inv(ego_from_reference(frame)))
+    return np.where(inside, result.classes.reshape(-1)[index], np.uint8(free))
+
+
+def _of(values: np.ndarray | None, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    """What is made of the values; None without any."""
+    return None if values is None else of(values)
+
+
+def confusion(predicted: np.ndarray, truth: np.ndarray, seen: np.ndarray, count: int, grid: VoxelGrid) -> np.ndarray:
+    """(rings, classes, classes) number of voxels by ring of RING around the vehicle, true and predicted class.
+
+    Args:
+        predicted, truth: (levels, rows, columns) classes.
+        seen: (levels, rows, columns) bool, voxels that count.
+        count: number of classes.
+        grid: of the voxels.
     """
-    low, high = bounds or (0.0, np.inf)
-    distances, found, alarms = (
-        np.concatenate([getattr(each, name) for each in scores]) for name in ("distances", "found", "alarms")
-    )
-    within = (distances >= low) & (distances < high)
-    number = int(((alarms >= low) & (alarms < high)).sum())
+    ring = _rings(grid)
+    number = int(ring.max()) + 1
+    pair = truth[seen].astype(np.int64) * count + predicted[seen]
+    index = np.broadcast_to(ring, truth.shape)[seen] * count**2 + pair
+    return np.bincount(index, minlength=number * count**2).reshape(number, count, count)
 
-    def share(mask: np.ndarray) -> float | None:
-        return float(found[mask].mean()) if mask.any() else None
 
-    return {
-        "obstacles": int(within.sum()),
-        "recall": share(within),
-        "by_distance": {f"within {d:g} m": share(within & (distances < d)) for d in DISTANCES},
-        "false_alarms": number,
-        "false_alarms_per_100_m": 100 * number / metres if metres else None,
-    }
+@lru_cache(maxsize=8)
+def _rings(grid: VoxelGrid) -> np.ndarray:
+    """(rows, columns) int64 ring of each column of voxels."""
+    x, y = np.moveaxis(grid.centers()[0, ..., :2].astype(np.float64), -1, 0)
+    return np.asarray((np.hypot(x, y) // RING).astype(np.int64))
+
+
+def parts(table: np.ndarray) -> np.ndarray:
+    """(..., 3, classes - 1) intersection, union and true voxels of each class but free, from confusions (..., C, C)."""
+    hits = np.diagonal(table, axis1=-2, axis2=-1)
+    true, found = table.sum(axis=-1), table.sum(axis=-2)
+    return np.stack([hits, true + found - hits, true], axis=-2)[..., :-1]
+
+
+def ious(counts: np.ndarray) -> np.ndarray:
+    """(..., classes) IoU of counts (..., 3, classes) of intersection, union and truth; NaN for classes in neither."""
+    intersection, union = counts[..., 0, :].astype(np.float64), counts[..., 1, :]
+    return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def geometric_iou(table: np.ndarray) -> float | None:
+    """IoU of what is occupied, whatever its class, from a confusion (C, C); None if nothing is in either."""
+    hits = table[:-1, :-1].sum()
+    union = table.sum() - table[-1, -1]
+    return float(hits / union) if union else None
+
+
+def means(values: np.ndarray) -> np.ndarray:
+    """(...) means of (..., N) over the numbers that are not NaN; NaN without any."""
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0.0).sum(axis=-1)
+    return np.asarray(np.divide(sums, known.sum(axis=-1), out=np.full_like(sums, np.nan), where=known.any(axis=-1)))
+
+
+def mean(values: np.ndarray) -> float | None:
+    """Mean over the numbers that are not NaN; None without any."""
+    return None if np.isnan(values).all() else float(means(values))

@@ -24,7 +24,7 @@ from perception.errors import InputError
 from perception.frame import Frame
 from perception.frame_file import FrameFile
 from perception.rotations import quaternions
-from perception.tasks.occupancy.unknown import Obstacles
+from perception.tasks.occupancy.obstacles import Obstacles
 from perception.taxonomy import Taxonomy
 
 OBSTACLES = "obstacles.json"

@@ -1,20 +1,31 @@
-"""Unknown obstacles: what is there and of no known class. No torch here."""
+"""Unknown obstacles: what is there, of no known class and explained by no object, followed over a drive. No torch here.
+
+Obstacles are taken to be at rest: their places in the global frame are associated by distance.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import label
 
 from perception.frame import Boxes
+from perception.tasks.association import associate
+from perception.tasks.drawing import COUNTED_SCORE, BoxLayer
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.voxels import VoxelGrid
 
 PROBABILITY = 0.5  # of the class others, above which a voxel is of a cluster
 LEAST = 1  # voxels of a cluster
-GROWN = 1.0  # m, around an annotated obstacle where a cluster is no false alarm
-DISTANCES = (10.0, 20.0, 30.0, 40.0)  # m, bounds of the ranges that recall is given for
+PAIRS = 1 << 16  # of places and boxes; their offsets take 1 MB
+MARGIN = 0.5  # m around an object, within which it explains what is there
+GATE = 1.5  # m on the ground between an obstacle and a cluster of the next frame
+HITS = 2  # frames that confirm an obstacle
+MISSES = 3  # frames without it, after which an obstacle is dropped
+GAIN = 0.3  # least weight of the newest frame in place and size
+COLOURS: Mapping[str, str] = {"unknown obstacle": "#ff3df2"}
 
 
 @dataclass(frozen=True)
@@ -65,61 +76,125 @@ def obstacle_clusters(
     return ObstacleClusters((low + high) / 2, high - low, voxels[kept], sums[kept] / voxels[kept], names[cells])
 
 
-def touched(boxes: Boxes, clusters: ObstacleClusters, grid: VoxelGrid, margin: float) -> list[np.ndarray]:
-    """For each box the indices of the clusters with a column of voxels whose centre is in it, seen from above.
+def distances(places: np.ndarray, boxes: Boxes) -> np.ndarray:
+    """(P, N) m on the ground from places (P, >=2) to the footprints of N boxes in the same frame; 0 inside."""
+    offset = places[:, None, :2] - boxes.centers[:, :2]
+    heading = boxes.rotations[:, :2, 0]
+    along = np.abs((offset * heading).sum(axis=2))
+    across = np.abs(offset[..., 1] * heading[:, 0] - offset[..., 0] * heading[:, 1])
+    width, length = boxes.sizes[:, 0], boxes.sizes[:, 1]
+    return np.hypot(np.maximum(along - length / 2, 0), np.maximum(across - width / 2, 0))
 
-    Args:
-        boxes: in the reference frame of the grid.
-        margin: m by which the boxes are grown on all sides.
-    """
-    row, column = np.nonzero(clusters.cells)
-    owner = clusters.cells[row, column] - 1
-    places = np.array([grid.x[0], grid.y[0]]) + (np.stack([column, row], axis=1) + 0.5) * grid.cell
-    found = []
-    for center, size, rotation in zip(boxes.centers, boxes.sizes, boxes.rotations, strict=True):
-        heading = rotation[:2, 0] / np.linalg.norm(rotation[:2, 0])
-        offset = places - center[:2]
-        along, across = offset @ heading, offset @ np.array([-heading[1], heading[0]])
-        inside = (np.abs(along) <= size[1] / 2 + margin) & (np.abs(across) <= size[0] / 2 + margin)
-        found.append(np.unique(owner[inside]))
+
+def covered(places: np.ndarray, boxes: Boxes, margin: float) -> np.ndarray:
+    """(P,) bool: places within `margin` (m) of the footprint of any box, PAIRS of them at a time."""
+    found, some = np.zeros(len(places), bool), max(1, PAIRS // max(1, len(boxes)))
+    for i in range(0, len(places), some):
+        found[i : i + some] = (distances(places[i : i + some], boxes) <= margin).any(axis=1)
     return found
 
 
+_OBSTACLE = np.dtype(
+    [
+        ("id", np.int64),
+        ("hits", np.int64),  # frames with a cluster
+        ("misses", np.int64),  # frames since the latest cluster
+        ("center", np.float64, 3),  # m, global frame
+        ("size", np.float64, 3),  # m: width, length, height
+        ("rotation", np.float64, (3, 3)),  # of the latest cluster
+        ("score", np.float64),  # probability that the space is occupied
+    ]
+)
+
+
 @dataclass(frozen=True)
-class ObstacleScore:
-    """The annotated obstacles of one frame, and the false alarms.
+class Obstacles:
+    """N unknown obstacles at one time, in order of their ids."""
 
-    Attributes:
-        distances: (N,) m, of the annotated obstacles from the vehicle.
-        found: (N,) bool.
-        alarms: (M,) m, distances of the clusters that are no annotated obstacle.
-    """
+    ids: np.ndarray  # (N,) int, unique in the drive, from 1 on
+    boxes: Boxes  # in the global frame, with the label -1 and unknown velocity; scores: occupied probability
+    hits: np.ndarray  # (N,) int, frames in which it was seen
+    unseen: np.ndarray  # (N,) int, frames since it was seen; 0 if seen in this frame
 
-    distances: np.ndarray
-    found: np.ndarray
-    alarms: np.ndarray
+    def layer(self) -> BoxLayer:
+        """The obstacles for the report and the viewers."""
+        boxes, ids = replace(self.boxes, labels=np.zeros(len(self.ids), np.int64)), [str(i) for i in self.ids.tolist()]
+        shown = np.ones(len(ids), bool)
+        return BoxLayer("obstacles", "tracked", boxes, COLOURS, shown, ids, ids, faded=self.unseen > 0)
 
 
-def score_obstacles(clusters: ObstacleClusters, grid: VoxelGrid, annotated: Boxes) -> ObstacleScore:
-    """Compare clusters with the annotated obstacles.
-
-    An obstacle in the grid with a LiDAR point is found by a cluster that touches its box grown by a voxel. A cluster
-    that touches no annotated obstacle grown by GROWN, with points or without, is a false alarm.
+def cluster_boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
+    """Clusters of voxels as boxes along the axes of their frame, with the label -1.
 
     Args:
-        annotated: in the reference frame of the grid.
+        centers: (N, 3) m.
+        sizes: (N, 3) m along x, y and z.
+        scores: (N,) probability that the space is occupied.
     """
-    x, y = annotated.centers[:, 0], annotated.centers[:, 1]
-    counted = (x >= grid.x[0]) & (x < grid.x[1]) & (y >= grid.y[0]) & (y < grid.y[1]) & (annotated.num_points > 0)
-    own = annotated.select(np.flatnonzero(counted))
-    found = np.array([len(each) > 0 for each in touched(own, clusters, grid, grid.cell)], bool)
-    near = touched(annotated, clusters, grid, GROWN)
-    known = np.isin(np.arange(len(clusters.voxels)), np.concatenate([*near, np.zeros(0, np.int64)]))
-    alarms = np.linalg.norm(clusters.centers[~known, :2], axis=1)
-    return ObstacleScore(np.linalg.norm(own.centers[:, :2], axis=1), found, alarms)
+    return _boxes(centers, sizes[:, [1, 0, 2]], scores)
 
 
-def driven(positions: np.ndarray, scenes: np.ndarray) -> float:
-    """Metres along the positions (F, 2) of frames in order of time; scenes (F,) tell their drives apart."""
-    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    return float(steps[scenes[1:] == scenes[:-1]].sum())
+def _boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
+    """Boxes along the axes, of no class and with unknown velocity; sizes (N, 3) m: width, length, height."""
+    count = len(centers)
+    none, unknown = np.full(count, -1), np.full((count, 2), np.nan)
+    return Boxes.from_yaws(centers, sizes, np.zeros(count), unknown, none, none, scores)
+
+
+class ObstacleTracker:
+    """Follows the unknown obstacles of one drive.
+
+    A cluster within MARGIN of an object with at least COUNTED_SCORE is explained by it: a detector has unlikely objects
+    nearly everywhere. The others are associated with obstacles within GATE, or begin new ones. An obstacle counts after
+    HITS frames, until MISSES frames in sequence lack it; it is hidden while an object explains it. The same frames give
+    bit-identical obstacles.
+    """
+
+    def __init__(self) -> None:
+        self._obstacles = np.zeros(0, _OBSTACLE)
+        self._next = 1
+
+    def update(self, clusters: Boxes, objects: Boxes) -> Obstacles:
+        """The obstacles after one more frame.
+
+        Args:
+            clusters: occupied space of no known class, as from `cluster_boxes`, in the global frame.
+            objects: known ones, in the global frame.
+        """
+        objects = objects.select(objects.scores >= COUNTED_SCORE)
+        clusters = clusters.select(~covered(clusters.centers, objects, MARGIN))
+        old = self._obstacles.copy()
+        rows, columns = associate(old["center"][:, :2], clusters.centers[:, :2], GATE)
+        old["misses"] += 1
+        old[rows] = _seen(old[rows], clusters.select(columns))
+        new = np.ones(len(clusters), bool)
+        new[columns] = False
+        born = _seen(np.zeros(int(new.sum()), _OBSTACLE), clusters.select(new))
+        born["id"] = np.arange(self._next, self._next + len(born))
+        self._next += len(born)
+        self._obstacles = np.concatenate([old[old["misses"] < MISSES], born])
+        known = self._obstacles[self._obstacles["hits"] >= HITS]
+        return _output(known[~covered(known["center"], objects, MARGIN)])
+
+
+def _seen(obstacles: np.ndarray, clusters: Boxes) -> np.ndarray:
+    """The obstacles after their clusters: means over the frames, later with a weight of GAIN for the newest."""
+    obstacles = obstacles.copy()
+    obstacles["hits"] += 1
+    obstacles["misses"] = 0
+    gain = np.maximum(1 / obstacles["hits"], GAIN)
+    obstacles["center"] += gain[:, None] * (clusters.centers - obstacles["center"])
+    obstacles["size"] += gain[:, None] * (clusters.sizes - obstacles["size"])
+    obstacles["score"] += gain * (clusters.scores - obstacles["score"])
+    obstacles["rotation"] = clusters.rotations
+    return obstacles
+
+
+def _output(obstacles: np.ndarray) -> Obstacles:
+    boxes = _boxes(obstacles["center"], obstacles["size"], obstacles["score"])
+    return Obstacles(
+        obstacles["id"].copy(),
+        replace(boxes, rotations=obstacles["rotation"].copy()),
+        obstacles["hits"].copy(),
+        obstacles["misses"].copy(),
+    )

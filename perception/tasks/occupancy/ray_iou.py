@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perception.tasks.metric import RING
 from perception.tasks.occupancy.free_space import crossed
-from perception.tasks.rings import RING
 from perception.voxel_rays import traverse
 from perception.voxels import VoxelGrid
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -14,19 +14,14 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.drawing import Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
-from perception.tasks.occupancy.confusion import confusion, parts
 from perception.tasks.occupancy.explained import ExplainedOccupancy, OccupiedSpace
-from perception.tasks.occupancy.footprints import covered
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
-from perception.tasks.occupancy.judge import OccupancyJudge
-from perception.tasks.occupancy.labels import UNKNOWN, observed_classes, resampled
+from perception.tasks.occupancy.labels import UNKNOWN, ego_from_reference, observed_classes, resampled
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
-from perception.tasks.occupancy.obstacle_recall import obstacle_truth
-from perception.tasks.occupancy.obstacles import obstacle_clusters, score_obstacles
+from perception.tasks.occupancy.obstacles import covered
 from perception.tasks.occupancy.result import OccupancyResult, levels_of, pack, probabilities_of, unpack
-from perception.tasks.occupancy.truth import ego_from_reference, obstacles_of, on_grid_of_truth
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 from perception.voxels import occupancy_classes
@@ -45,7 +40,6 @@ class OccupancyTask(Task[OccupancyResult]):
 
     name = "occupancy"
     metric = OccupancyMetric
-    judge = OccupancyJudge
     Config = OccupancyHead
     files: ClassVar[Mapping[str, str]] = {"obstacles": OBSTACLES}
 
@@ -117,20 +111,6 @@ class OccupancyTask(Task[OccupancyResult]):
         centers, labels = seen.grid.centers()[there], seen.classes[there]
         voxels = VoxelLayer("occupancy", centers, labels, seen.grid.edges, self.taxonomy.voxel_colours())
         return [voxels] if state is None else [voxels, state.obstacles.layer()]
-
-    def statistics(self, frame: Frame, result: OccupancyResult, source: Keyframes | None) -> dict[str, Any]:
-        """`counts` (rings, 3, classes) of `confusion.parts`, and distance and success for each annotated obstacle."""
-        truth = None if source is None else source.occupancy(frame.token)
-        annotated = None if source is None else obstacles_of(frame, source)
-        counts, obstacles = None, None
-        if truth is not None:
-            free, seen = len(self.classes) - 1, truth.seen_by_cameras | truth.seen_by_lidar
-            predicted = on_grid_of_truth(frame, result, truth.grid, free)
-            counts = parts(confusion(predicted, truth.classes, seen, free + 1, truth.grid)).tolist()
-        if annotated is not None:
-            score = score_obstacles(obstacle_clusters(result, result.grid), result.grid, annotated)
-            obstacles = [*zip(score.distances.tolist(), score.found.tolist(), strict=True)]
-        return {"counts": counts, "obstacles": obstacles, "truth": obstacle_truth(source, frame.token)}
 
     @staticmethod
     def pack(result: OccupancyResult) -> dict[str, np.ndarray]:

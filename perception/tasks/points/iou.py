@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.tasks.rings import RING
+from perception.tasks.metric import RING
 
 NONE = 255  # instead of a class: no point, or one that the network did not take
 RINGS = 20  # of counts; the last has all points that are further away

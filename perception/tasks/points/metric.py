@@ -2,56 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
-from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.metric import Metric, Sample, lowest_ious
-from perception.tasks.points.iou import count_rings, ious, summary
-from perception.tasks.points.truth import annotated_frame, classes_at
-from perception.tasks.rings import rings
+from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
+from perception.tasks.points.iou import NONE, count_rings, ious, summary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-class PointsMetric(Metric[np.ndarray]):
-    """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`iou.summary`)."""
+def pack(classes: np.ndarray) -> str:
+    """Classes (K,) uint8 for JSON."""
+    return base64.b64encode(zlib.compress(classes.tobytes(), 9)).decode()
+
+
+def unpack(packed: str) -> np.ndarray:
+    """The inverse of `pack`."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
+
+
+class PointsMetric(RingMetric[np.ndarray]):
+    """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`iou.summary`).
+
+    points_mIoU   mean over the classes that are annotated or predicted
+    points_IoU    by class
+    """
 
     main = "points_mIoU"
+    shown = ("points_mIoU", "points_IoU")
+    gates: ClassVar[Mapping[str, GateMetric]] = {
+        "points": GateMetric(
+            "point_names",
+            step=RING,
+            overall="points_mIoU",
+            by_class="points_IoU",
+            missing="the drive has no annotated points",
+            nothing="no point is annotated",
+            nothing_of="no point of {} is annotated",
+        )
+    }
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"point_classes": GateMetric("point_names", ranged=False)}
 
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        super().__init__(source, grid)
-        self._names = source.taxonomy.point_names
-        self._counts: list[np.ndarray | None] = []  # of each frame; None for frames without annotated points
+    def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
+        """`counts` (3, classes, RINGS), see `count_rings`; None without annotated points.
 
-    def add(self, frame: Frame, result: np.ndarray) -> None:
-        self._counts.append(counted(frame, result, self.source, len(self._names)))
+        Annotated points that the network did not see, because a corruption or fault took them away, are missed.
 
-    def scores(self) -> dict[str, Any]:
+        Args:
+            result: points beyond its K places have no class.
+        """
+        recorded = self._annotated(frame)
+        if recorded is None or recorded.keyframe_classes is None:
+            return {"counts": None}
+        points = recorded.keyframe_points
+        seen = points[:0] if frame.points is None else frame.keyframe_points
+        predicted, classes = classes_at(points, seen, result), len(self.taxonomy.point_names)
+        return {"counts": count_rings(predicted, recorded.keyframe_classes, points, classes)}
+
+    def _annotated(self, frame: Frame) -> Frame | None:
+        """The frame as recorded, with the annotated classes of its points; None if they are not annotated."""
+        if frame.keyframe_classes is None and self.source is not None and self.source.has_point_classes(frame.token):
+            return self.source.frame(frame.token, frame.reference, cameras=False)
+        return None if frame.keyframe_classes is None else frame
+
+    def outputs(self, result: np.ndarray) -> dict[str, Any]:
+        return {"classes": pack(result)}
+
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        return ious(counts)
+
+    def names(self) -> Sequence[str]:
+        return self.taxonomy.point_names
+
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`points`: the result of `iou.summary`; None if no frame has annotated points."""
-        total = self._total(np.ones(len(self._counts), bool))
-        return {"points": summary(total, self._names) if total.any() else None}
-
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """`points_mIoU`, the mean over the classes that occur, and `points_IoU` by class."""
-        found = summary(self._total(frames, bounds), self._names)
-        return {"points_mIoU": found["mean"], "points_IoU": found["classes"]}
-
-    def _total(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> np.ndarray:
-        """(3, classes) counts over some frames."""
-        known = [each for each, chosen in zip(self._counts, frames, strict=True) if chosen and each is not None]
-        return sum((each[..., rings(bounds)].sum(axis=2) for each in known), np.zeros((3, len(self._names)), np.int64))
-
-    def worst(self, count: int) -> list[Sample]:
-        """The frames with the lowest `points_mIoU`."""
-        found = (None if each is None else ious(each.sum(axis=2)) for each in self._counts)
-        return lowest_ious("points_mIoU", found, count)
+        known = [each["counts"].sum(axis=2) for each in counts if each["counts"] is not None]
+        total = np.sum(known, axis=0) if known else np.zeros(1)
+        return {"points": summary(total, self.taxonomy.point_names) if total.any() else None}
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per class."""
@@ -62,23 +96,54 @@ class PointsMetric(Metric[np.ndarray]):
         table = Table(title="points", show_footer=True)
         table.add_column("class", footer="mean")
         table.add_column("IoU", shown(scores["points"]["mean"]), justify="right")
-        for name in self._names:
+        for name in self.taxonomy.point_names:
             table.add_row(name, shown(scores["points"]["classes"][name]))
         return [table]
 
+    def agreement(
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
+    ) -> tuple[float, str]:
+        """Share of the points with equal classes; of a class: among those to which either replay gives it."""
+        same = either = 0
+        wanted = range(NONE) if subject.class_ is None else [self.taxonomy.point_names.index(subject.class_)]
+        for i in np.flatnonzero(weights.frames):
+            own, other = counts[i], others[i]
+            if own is None or other is None:
+                continue
+            classes, theirs = unpack(own["classes"]), unpack(other["classes"])
+            if len(classes) != len(theirs):
+                raise Unmeasured("the networks take different numbers of points")
+            chosen = np.isin(classes, wanted) | np.isin(theirs, wanted)
+            same += np.count_nonzero(chosen & (classes == theirs))
+            either += np.count_nonzero(chosen)
+        if not either:
+            raise Unmeasured(f"neither replay has a point{f' of {subject.class_}' if subject.class_ else ''}")
+        return same / either, ""
 
-def counted(frame: Frame, result: np.ndarray, source: Keyframes | None, classes: int) -> np.ndarray | None:
-    """`count_rings` of one frame; None without annotated points.
 
-    Annotated points that the network did not see, because a corruption or fault took them away, are missed.
+def classes_at(points: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(N,) uint8 class that the network gave to each recorded point (N, >=3); NONE for those that it did not see.
+
+    Points at the same place, bit for bit, are the same. The others were moved, in their order, if as many are left of
+    the recorded ones as of those that the network saw.
 
     Args:
-        frame: as the network saw it.
-        result: of the task for this frame; points beyond its K places have no class.
+        seen: (M, >=3) points that the network saw.
+        classes: (K,) uint8 of the first K of them.
     """
-    recorded = annotated_frame(frame, source)
-    if recorded is None or recorded.keyframe_classes is None:
-        return None
-    points = recorded.keyframe_points
-    seen = points[:0] if frame.points is None else frame.keyframe_points
-    return count_rings(classes_at(points, seen, result), recorded.keyframe_classes, points, classes)
+    given = np.full(len(seen), NONE, np.uint8)
+    given[: len(classes)] = classes[: len(seen)]
+    ours, theirs = _places(points), _places(seen)
+    if np.array_equal(ours, theirs):
+        return given
+    class_at = dict(zip(theirs.tolist(), given.tolist(), strict=True))
+    found = np.array([class_at.get(place, NONE) for place in ours.tolist()], np.uint8)
+    gone, moved = ~np.isin(ours, theirs), ~np.isin(theirs, ours)
+    if np.count_nonzero(gone) == np.count_nonzero(moved):
+        found[gone] = given[moved]
+    return found
+
+
+def _places(points: np.ndarray) -> np.ndarray:
+    """(N,) x y z as bytes."""
+    return np.ascontiguousarray(points[:, :3], np.float32).view("S12")[:, 0]

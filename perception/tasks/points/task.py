@@ -12,8 +12,7 @@ from perception.grid import BevGrid
 from perception.tasks.drawing import PointLayer
 from perception.tasks.points.config import PointsHead
 from perception.tasks.points.iou import NONE
-from perception.tasks.points.judge import PointsJudge, pack
-from perception.tasks.points.metric import PointsMetric, counted
+from perception.tasks.points.metric import PointsMetric
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 
@@ -27,7 +26,6 @@ class PointsTask(Task[np.ndarray]):
     name = "points"
     reads = "points"
     metric = PointsMetric
-    judge = PointsJudge
     Config = PointsHead
 
     def __init__(self, config: PointsHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
@@ -63,8 +61,3 @@ class PointsTask(Task[np.ndarray]):
         chosen = np.flatnonzero(labels != NONE)
         colours = self.taxonomy.point_colours()
         return [PointLayer("points", points[chosen, :3], labels[chosen].astype(np.int64), colours)]
-
-    def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
-        """The classes, and (3, classes, RINGS) counts against the truth if the points are annotated."""
-        counts = counted(frame, result, source, len(self.taxonomy.point_names))
-        return {"classes": pack(result), "counts": None if counts is None else counts.tolist()}

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from junitparser import Error, Failure, JUnitXml
 from made_up import keyframe
+from maps import map_iou
 from replays import gates, instead, only, record
 from scipy import stats
 from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 
 from deploy.replay.gates import Gates
+from deploy.replay.measures import Measures
 from deploy.replay.outcome import Case
 from deploy.replay.results import ReplayResults
 from deploy.replay.verdict import judge
@@ -28,12 +30,11 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.tasks import configured, tasks_of
+from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.devkit import open_devkit, score_submission
-from perception.tasks.detection.judge import DetectionJudge
 from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.judging import Subject
-from perception.tasks.map.iou import MapIou
-from perception.tasks.map.judge import MapJudge, pack, unpack
+from perception.tasks.map.metric import pack, unpack
+from perception.tasks.metric import Subject, mean_shares
 
 LATENCY = {
     "mode": "vehicle", "frames": 100,
@@ -45,8 +46,19 @@ CAR = {"class": "car"}
 Change = Callable[[Frame, Prediction], Prediction]
 
 
-def detections(folder: Path) -> DetectionJudge:
-    return DetectionJudge(ReplayResults.load(folder).of_task("detection"))
+def measured(folder: Path) -> Measures:
+    return Measures(ReplayResults.load(folder))
+
+
+def value(measures: Measures, *subject: Any) -> float:
+    return float(measures.score(Subject(*subject)).values[0])
+
+
+def shares(measures: Measures, *subject: Any) -> np.ndarray:
+    """(S,) how much of what is scored each scene has."""
+    sizes = measures.score(Subject(*subject)).sizes
+    assert sizes is not None
+    return mean_shares(sizes)
 
 
 def gate(metric: str, **options: Any) -> Gates:
@@ -142,37 +154,37 @@ def without_cars(frame: Frame, p: Prediction) -> Prediction:
 
 
 def test_scores_are_the_devkits_of_all_and_of_some_conditions(tables: NuScenesTables, fair: Path) -> None:
-    nusc, measures = open_devkit(tables.dataroot, tables.version), detections(fair)
+    nusc, measures = open_devkit(tables.dataroot, tables.version), measured(fair)
     for condition, number in ((None, 6), ("rain", 3), ("clear+day", 3)):
         wanted = set(condition.split("+")) if condition else set()
         samples = [token for token in tables.samples() if wanted <= set(tables.conditions(token).known())]
         assert len(samples) == number
         official = score_submission(fair / "results.json", nusc, samples)
         for metric in ("mAP", "NDS"):
-            ours = measures.score(Subject(metric, None, condition, None))[0]
+            ours = value(measures, metric, None, condition)
             assert ours == pytest.approx(official[metric], abs=1e-9)
             assert ours > 0.03
         present = [name for name, count in official["ground_truth"].items() if count]
         assert set(measures.annotated_classes(Subject("AP", condition=condition))) == set(present)
         for name in present:
-            ours = measures.score(Subject("AP", name, condition, None))[0]
+            ours = value(measures, "AP", name, condition)
             assert ours == pytest.approx(official["mean_dist_aps"][name], abs=1e-9)
 
 
 def test_iou_is_the_evaluations_and_a_ring_by_hand(tables: NuScenesTables, frames: list[Frame], fair: Path) -> None:
-    measures, iou = MapJudge(ReplayResults.load(fair).of_task("map")), MapIou(MAP_CLASSES)
+    measures, pairs = measured(fair), []
     middles = np.linalg.norm(GRID.centers().astype(float), axis=2)
     ring, inter, union = (middles >= 10) & (middles < 30), 0, 0
     for frame in frames:
         truth = expansion(tables.dataroot, frame.location, NUSCENES.map_layers).rasterize(frame, GRID)
         predicted = seen(tables.dataroot, frame).results["map"]
-        iou.add(predicted, truth)
+        pairs.append((predicted, truth))
         for p, t in zip(predicted[0][ring] >= 0.5, truth[0][ring] > 0, strict=True):
             inter, union = inter + (p and t), union + (p or t)
-    expected = iou.result()["iou_0.5"]
+    expected = map_iou(pairs)["iou_0.5"]
     for name in (None, *(n for n in MAP_CLASSES if expected[n] is not None)):
-        assert measures.score(Subject("IoU", name, None, None))[0] == pytest.approx(expected[name or "mean"])
-    assert measures.score(Subject("IoU", MAP_CLASSES[0], None, (10, 30)))[0] == pytest.approx(inter / union)
+        assert value(measures, "IoU", name) == pytest.approx(expected[name or "mean"])
+    assert value(measures, "IoU", MAP_CLASSES[0], None, (10, 30)) == pytest.approx(inter / union)
     odd = np.random.default_rng(0).random((6, 5, 7)) < 0.3  # cells that do not fill whole bytes
     np.testing.assert_array_equal(unpack(json.loads(json.dumps(pack(odd)))), odd)
 
@@ -186,12 +198,12 @@ def test_a_range_counts_only_what_is_in_it(finish: Finish, frames: list[Frame]) 
         boxes = frame.boxes.select((distance < 20) & (frame.boxes.num_points > 0))
         return instead(prediction, detection=boxes)
 
-    measures = detections(finish(frames, near))
+    measures = measured(finish(frames, near))
     for part, expected in (((0, 20), 1), ((20, 50), 0)):
         names = measures.annotated_classes(Subject("AP", range=part))
         assert names
         for name in names:
-            assert measures.score(Subject("AP", name, None, part))[0] == pytest.approx(expected)
+            assert value(measures, "AP", name, None, part) == pytest.approx(expected)
 
 
 EVERY = gates(
@@ -237,11 +249,25 @@ def test_a_network_that_lost_a_class_fails_for_it_alone(finish: Finish, six: lis
     assert verdict.outcome == "fail"
     (failed,) = (case for case in verdict.cases if not case.passed)
     assert (failed.name, failed.outcome) == ("AP car against the baseline", "fail")
-    before = detections(fair_six).score(Subject("AP", "car", None, None))[0]
+    before = value(measured(fair_six), "AP", "car")
     assert failed.value == pytest.approx(-before)
     assert f"{before:.4f} became 0.0000 ({-before:+.4f}, 95% interval" in failed.reason
     assert failed.reason.endswith("of 6 scenes); it may fall by 0.05, and fell further")
     assert judge(fair_six, blind, margin).passed  # better than the baseline is no fault
+
+
+def annotated(counts: Any) -> list[int]:
+    """Scored annotations of a frame by class: with points, near enough, in no rack."""
+    boxes = BoxColumns.of(np.array([[0, *row] for row in counts["truth"]["boxes"]], np.float64))
+    racks = np.array([[0, *rack] for rack in counts["truth"]["bike_racks"]], np.float64).reshape(-1, 11)
+    own = boxes.counted(counts["ego"][None], racks, NUSCENES)
+    return [int((own.labels == c).sum()) for c in range(10)]
+
+
+def likely(counts: Any) -> int:
+    """Scored detections of a frame with a score of 0.2."""
+    boxes = replace(counts["boxes"], frames=np.zeros(len(counts["boxes"]), np.int64))
+    return int((boxes.counted(counts["ego"][None], np.zeros((0, 11)), NUSCENES).scores >= 0.2).sum())
 
 
 @pytest.mark.parametrize("of", ["NDS", "mAP", "IoU"])
@@ -250,20 +276,18 @@ def test_the_interval_is_the_jackknife_by_a_loop(of: str, finish: Finish, six: l
     folder = finish(six, shaken(0.5))
     case = only(judge(folder, fair_six, gate("difference", of=of, at_most=1)))
     run, baseline = ReplayResults.load(folder), ReplayResults.load(fair_six)
-    task, judged_by = ("map", MapJudge) if of == "IoU" else ("detection", DetectionJudge)
 
     def changed(tokens: list[str]) -> float:
-        sides = [judged_by(side.only(tokens).of_task(task)).score(Subject(of))[0] for side in (run, baseline)]
-        return float(sides[0] - sides[1])
+        sides = [value(Measures(side.only(tokens)), of) for side in (run, baseline)]
+        return sides[0] - sides[1]
 
     whole = changed(run.tokens)
     deviations = np.array([changed([t for t in run.tokens if t != left]) for left in run.tokens]) - whole
     error = np.sqrt(5 / 6 * np.square(deviations).sum())
     if of == "IoU":
-        there = MapJudge(run.of_task("map")).counts[:, 2].sum(axis=-1).astype(float)
+        there = np.array([each["counts"][2].sum(axis=-1) for each in Measures(run).counts("map")], float)
     else:
-        truth = detections(folder).truth
-        there = np.array([[(truth.labels[truth.frames == i] == c).sum() for c in range(10)] for i in range(6)], float)
+        there = np.array([annotated(each) for each in Measures(run).counts("detection")], float)
     there = there[:, there.sum(axis=0) > 0]
     sizes = (there / there.sum(axis=0)).mean(axis=1)
     number = sizes.sum() ** 2 / (sizes**2).sum()
@@ -308,12 +332,11 @@ def test_too_few_scenes_decide_nothing(finish: Finish, frames: list[Frame]) -> N
 
 def test_one_scene_that_holds_most_counts_almost_alone(finish: Finish, frames: list[Frame], fair_six: Path) -> None:
     """Four frames are a scene, the two with the fewest cars are a scene each."""
-    cars = Subject("AP", "car", None, None)
-    place = np.argsort(np.argsort(-detections(fair_six).sizes(cars)))
+    place = np.argsort(np.argsort(-shares(measured(fair_six), "AP", "car")))
     uneven = [replace(frame, scene=f"scene-{max(0, place[i] - 3)}") for i, frame in enumerate(frames)]
     fair = finish(uneven)
     case = only(judge(finish(uneven, shaken(0.3)), fair, gate("difference", of="AP", at_most=0.5, **CAR)))
-    sizes = detections(fair).sizes(cars)
+    sizes = shares(measured(fair), "AP", "car")
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     assert effective < 2
     assert case.outcome == "inconclusive"
@@ -335,7 +358,7 @@ def test_without_annotations_agreement_decides(tables: NuScenesTables, finish: F
     assert [case.name for case in usual.cases] == [f"agreement of detections{part} with the baseline" for part in parts]
     case = judge(blind, fair).cases[0]
     assert not case.passed
-    here, there = ((detections(path).detections.scores >= 0.2).sum() for path in (blind, fair))
+    here, there = (sum(likely(each) for each in measured(path).counts("detection")) for path in (blind, fair))
     assert case.value == pytest.approx(2 * here / (here + there))  # what is left has its partner
     assert f"of {here} detections and the baseline's {there}; at least 0.9" in case.reason
     case = only(judge(blind, fair, gate("agreement", of="map", at_least=0.9)))

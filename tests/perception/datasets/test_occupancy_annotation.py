@@ -33,7 +33,6 @@ from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, return
 from perception.datasets.occupancy.thinned_cloud import ThinnedCloud
 from perception.datasets.occupancy.writing import annotate_drives, link_dataroot
 from perception.datasets.pandaset import PandaSet
-from perception.evaluation.occupancy_geometry import GeometricFigures, geometric_figures
 from perception.frame import Boxes
 from perception.sources import open_source
 from perception.taxonomy import load_taxonomy
@@ -456,26 +455,6 @@ def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
         )
         heights.append(levels.next(returns, pose))
     np.testing.assert_allclose(heights, [0, 0.2, 0.4, 0.4, 0.6], atol=1e-9)
-
-
-def test_geometric_figures_of_rays_that_are_counted_by_hand() -> None:
-    grid = VoxelGrid((0, 10), (0, 3), (0, 1), 1.0)
-    occupied = np.zeros(grid.shape, bool)
-    occupied[0, 1, [3, 6]] = True
-    origin = np.array([-2.0, 1.5, 0.5])
-    returns = np.array([[6.5, 1.5, 0.5], [2.5, 1.5, 0.5], [4.5, 1.5, 0.5], [15.0, 1.5, 0.5], [8.5, 1.5, 0.5]])
-    found = geometric_figures(occupied, grid, origin, returns)
-    # They cross 6, 2, 4, 10 and 8 voxels, of which 1, 0, 1, 2 and 2 are occupied; the fourth ends outside.
-    assert found == GeometricFigures(4, 1, 3, 30, 6, 5, 4)
-    scored = geometric_figures(occupied, grid, origin, returns, scored=np.array([True, False, True, True, False]))
-    assert scored == GeometricFigures(2, 1, 2, 30, 6, 5, 4)
-    ignored = np.zeros(grid.shape, bool)
-    ignored[0, 1, :5] = True
-    assert geometric_figures(occupied, grid, origin, returns, ignored=ignored) == GeometricFigures(4, 1, 3, 9, 2, 3, 2)
-    shares = (found + scored).shares()
-    assert (shares["returns"], shares["in_occupied"], shares["near_occupied"]) == (6, 2 / 6, 5 / 6)
-    assert (shares["rays"], shares["violations"], shares["violating_rays"]) == (10, 0.2, 0.8)
-    assert np.isnan(GeometricFigures().shares()["violations"])
 
 
 def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:

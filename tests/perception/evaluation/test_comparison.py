@@ -19,17 +19,16 @@ from vocabulary import CLASSES, RIG
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.comparison import compare, comparison_table
+from perception.evaluation.comparison import LEFT_OUT, LeftOutScores, compare, comparison_table
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.interval import LEAST_EFFECTIVE, delete_one, effective_number, jackknife_interval
-from perception.evaluation.left_out import LEFT_OUT, LeftOutScores
+from perception.evaluation.interval import LEAST_EFFECTIVE, effective_number, jackknife_interval
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.metric import DetectionMetric
-from perception.tasks.metric import Metric
+from perception.tasks.metric import CountedFrames, leave_one_out
 from perception.tasks.occupancy.metric import OccupancyMetric
 
 VERSION = "v1.0-mini"
@@ -122,8 +121,8 @@ def test_differences_are_those_of_the_devkit_without_each_scene(drives: NuScenes
 
 
 def test_slices_are_left_out_one_by_one_as_well(drives: NuScenesTables, runs: tuple[Path, Path]) -> None:
-    """The base class scores what is left again and again; detection's own sums must give the same."""
-    predictor, metric = network(drives), DetectionMetric(drives, SPEC.grid)
+    """The sums of each scene must give the scores of what is left, scored again and again."""
+    predictor, metric = network(drives), CountedFrames(DetectionMetric(drives.taxonomy, SPEC.grid, drives))
     tokens = drives.samples("all")
     frames = [drives.frame(token, annotations=False, lidar=False, cameras=False) for token in tokens]
     for frame in frames:
@@ -134,11 +133,13 @@ def test_slices_are_left_out_one_by_one_as_well(drives: NuScenesTables, runs: tu
     for axis, name, chosen, bounds in [
         ("condition", "rain", rain, None), ("range", "30-50 m", np.ones(len(frames), bool), (30.0, 50.0))
     ]:  # fmt: skip
-        slow = Metric.left_out(metric, chosen, scenes, bounds)
+        kept = [chosen & (scenes != left) for left in (-1, *np.unique(scenes[chosen]))]
+        slow = [metric.part(each, bounds) for each in kept]
         own = stored.slices[axis][name]
         assert own.scenes == names[np.unique(scenes[chosen])].tolist()
-        assert own.scores.keys() == slow.scores.keys() == {"mAP", "NDS", "mAP_present"}
-        for score, values in slow.scores.items():
+        assert own.scores.keys() == {"mAP", "NDS", "mAP_present"}
+        for score in own.scores:
+            values = [each[score] for each in slow]
             np.testing.assert_allclose(own.scores[score].values, values, rtol=0, atol=1e-12)
 
 
@@ -274,9 +275,9 @@ def test_the_interval_is_the_formula_with_scipys_numbers(sizes: list[float], see
     np.testing.assert_allclose(found, expected if enough else [np.nan, np.nan], rtol=1e-9)
 
 
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=8, unique=True))
-def test_each_draw_leaves_one_scene_out(scenes: list[int]) -> None:
-    draws = delete_one(np.array(scenes), 21)
-    assert draws[0].nonzero()[0].tolist() == sorted(scenes)
-    for draw, left in zip(draws[1:], scenes, strict=True):
-        assert draw.nonzero()[0].tolist() == sorted(set(scenes) - {left})
+@given(st.integers(1, 8))
+def test_each_draw_leaves_one_scene_out(count: int) -> None:
+    draws = leave_one_out(count)
+    assert draws[0].nonzero()[0].tolist() == [*range(count)]
+    for left, draw in enumerate(draws[1:]):
+        assert draw.nonzero()[0].tolist() == [i for i in range(count) if i != left]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from detectors import detector
+from maps import map_iou
 from nuscenes.utils.data_classes import Box
 from pages import Visit, needs_chromium, page_data, visit
 from pyquaternion import Quaternion
 from rich.console import Console
-from vocabulary import MAP_CLASSES, NUSCENES, RIG
+from vocabulary import NUSCENES, RIG
 
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -25,7 +26,6 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.scores import RECALLS, THRESHOLDS
-from perception.tasks.map.iou import MapIou
 
 HOSTILE = "</script><img src=x onerror=\"window.broken='yes'\">'&lt;"
 BY = ("condition", "scene", "range")
@@ -205,9 +205,7 @@ def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTab
     expected = {}
     for token in drives.samples():
         truth = truth_of(drives, drives.frame(token, **BARE))
-        iou = MapIou(MAP_CLASSES)
-        iou.add(with_wrong_cells(truth), truth)
-        expected[token] = iou.result()["iou_0.5"]["mean"]
+        expected[token] = map_iou([(with_wrong_cells(truth), truth)])["iou_0.5"]["mean"]
     (listed,) = [each["samples"] for each in page_data(run / REPORT)["worst"] if each["task"] == "map"]
     assert [each["token"] for each in listed] == sorted(expected, key=expected.__getitem__)
     assert [each["values"]["mIoU"] for each in listed] == pytest.approx(sorted(expected.values()))

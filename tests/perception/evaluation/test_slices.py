@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import one_line_error
 from detectors import detector
+from maps import map_iou
 from networks import model
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
@@ -27,15 +28,13 @@ from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.predictions import Reader
-from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted, robustness
+from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted, levels_of, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import read_submission
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
-from perception.tasks.map.iou import MapIou
-from perception.tasks.metric import Metric
 
 LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 BOTH = replace(LIDAR, camera=CameraBranch())
@@ -137,10 +136,7 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
             own = [each for each in seen if name in each[0].conditions.known()]
             assert part["samples"] == len(own) == 3
             assert part["mAP"] == 0  # there are boxes, and none was found
-            iou = MapIou(MAP_CLASSES)
-            for _, probabilities, truth in own:
-                iou.add(probabilities, truth)
-            expected = iou.result()["iou_0.5"]
+            expected = map_iou([(probabilities, truth) for _, probabilities, truth in own])["iou_0.5"]
             assert part["mIoU"] == pytest.approx(expected.pop("mean"), abs=1e-12)
             assert part["IoU"] == expected
     distance = np.linalg.norm(grid.centers(), axis=2)
@@ -237,27 +233,14 @@ def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuSc
         np.testing.assert_array_equal(camera.ego_from_camera, every[name].ego_from_camera)
 
 
-class Returns(Metric[None]):
-    """The frames' points, undefined without any."""
-
-    main = "points"
-    tables = scores = None
-
-    def add(self, frame: Frame, result: None) -> None:
-        self.points = None if frame.points is None else float(len(frame.points))
-
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        return {"points": self.points}
-
-
-def test_nothing_is_relative_to_a_level_without_a_score(tables: NuScenesTables) -> None:
-    def predicted(what: str, change: Callable[[Frame], Frame]) -> Iterator[tuple[Frame, Prediction]]:
-        yield change(whole), Prediction({"points": None})
-
-    whole, clean = tables.frame(tables.samples()[0], cameras=False), Returns(tables, BevGrid())
-    clean.add(whole, None)
-    found = robustness(predicted, {"points": clean}, ["lidar_noise", "lidar_missing"], CAMERAS)
+def test_nothing_is_relative_to_a_level_without_a_score() -> None:
+    parts: list[dict[str, Any]] = [{"samples": 1, "points": points} for points in (50.0, 50.0, 50.0, 50.0, None)]
+    levels = levels_of(["lidar_noise", "lidar_missing"], CAMERAS)
+    found = robustness("points", parts[0], dict(zip(levels, parts[1:], strict=True)))
     assert [each["resilience"] for each in found["corruptions"].values()] == [1.0, None]
+    assert [[level["level"] for level in each["levels"]] for each in found["corruptions"].values()] == [
+        [0.05, 0.1, 0.2], [1]
+    ]  # fmt: skip
     assert found["mRA"] == 1.0
 
 

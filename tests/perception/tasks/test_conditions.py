@@ -16,7 +16,7 @@ from exported import checkpoint_of
 from lowered import MODULES
 from networks import CAMERA, LITTLE, module, randomised, small
 from torch import Tensor
-from vocabulary import CONDITIONS, RIG
+from vocabulary import CONDITIONS, NUSCENES, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import Arrays, differences, synthetic_frame
@@ -48,6 +48,7 @@ from perception.tasks.conditions.fitting import (
 from perception.tasks.conditions.metric import ConditionsMetric
 from perception.tasks.conditions.recogniser import KindOfCondition
 from perception.tasks.conditions.task import LIMIT
+from perception.tasks.metric import CountedFrames
 from perception.tasks.task import part_of
 from perception.training.adapt import add_task
 from perception.training.checkpoint import load_model, save_model
@@ -295,11 +296,11 @@ def test_the_golden_frame_holds_an_engine_to_the_distance(model, graph, recorded
 
 
 def test_unknown_is_not_right_and_lowers_the_coverage(tables: NuScenesTables, seen: list[Frame]) -> None:
-    metric = ConditionsMetric(tables, small().head_grid)
+    metric = CountedFrames(ConditionsMetric(NUSCENES, small().head_grid, tables))
     right = {kind: [float(value == SEEN[0][kind]) for value in values] for kind, values in CONDITIONS.items()}
     for result in (right, UNKNOWN, {}, {**right, "light": [0.0, 1.0]}):
         metric.add(seen[0], result)
-    scores = metric.scores()
+    scores = metric.report()
     assert scores["conditions"] == {"weather": 0.5, "light": 0.25, "city": 0.5, "mean": pytest.approx(5 / 12)}
     assert scores["conditions_coverage"] == {"weather": 0.5, "light": 0.5, "city": 0.5}
 

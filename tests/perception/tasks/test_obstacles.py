@@ -3,6 +3,7 @@
 import json
 import math
 import tracemalloc
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,14 +26,13 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
-from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
+from perception.tasks.metric import Range, Score, Weights, mean_shares
 from perception.tasks.occupancy.config import OccupancyHead
-from perception.tasks.occupancy.disagreement import Doubts, unexplained_voxels
-from perception.tasks.occupancy.footprints import covered, distances
+from perception.tasks.occupancy.explained import Doubts, unexplained_voxels
+from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
-from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
+from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, covered, distances
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, cluster_boxes
 from perception.tasks.task import Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
@@ -211,7 +211,7 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
                 detections.add(frame, seconds, seen.health, seen.doubts)
         [found] = detections.listed()
         assert (found["detected"], found["delays"]) == (len(doubted), delays)
-        explained[text] = ObstacleJudge(replayed(folder, [None] * 16)).score(Subject("explained", "car"))[0]
+        explained[text] = scores(folder, [None] * 16)["explained_by_class"].of_class("car").values[0]
     # The first frame's detection is no confirmed track yet; with it lost from 2 s on, six more frames are explained.
     assert explained == {"hidden:car@2-99": 9 / 16, "hidden:car": 0, "hidden:bus": 15 / 16}
 
@@ -223,14 +223,15 @@ def test_doubts_need_enough_voxels_and_frames() -> None:
     assert names == [[], [], ["car"], [], [], [], [], ["car"]]
 
 
-def replayed(folder: Path, truths: list[Any]) -> ReplayedFrames:
-    """Frames with annotations, a drive of two frames and one of the rest."""
-    count = len(truths)
-    return ReplayedFrames(
-        folder, NUSCENES, [f"s{i}" for i in range(count)], np.array([0, 0] + [1] * (count - 2)),
-        np.zeros((count, 2)), [frozenset({"rain"} if i else ()) for i in range(count)],
-        [None if truth is None else {"truth": truth} for truth in truths],
-    )  # fmt: skip
+def scores(
+    folder: Path, truths: list[Any], first: int = 0, range: Range = None, draws: np.ndarray | None = None
+) -> Mapping[str, Score]:
+    """The scores of frames with annotations, from the first on; a drive of two frames and one of the rest."""
+    metric, count = OccupancyMetric(NUSCENES), len(truths)
+    lines = [{"counts": None, "obstacles": None, "truth": truth} for truth in truths]
+    counts = metric.recorded(folder, [f"s{i}" for i in np.arange(count)], np.zeros((count, 2)), lines)
+    weights = Weights.of(np.arange(count) >= first, np.array([0, 0] + [1] * (count - 2)), range)
+    return metric.scores(counts, weights if draws is None else replace(weights, draws=draws))
 
 
 def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
@@ -252,27 +253,36 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
             boxes, ones = clusters(list(own.values())), np.ones(len(own), int)
             followed = Obstacles(np.array([*own], int), boxes, ones, 0 * ones)
             writer.add(frame, None, SimpleNamespace(obstacles=followed, unexplained=counts))
-    judge = ObstacleJudge(replayed(tmp_path, [truth, truth, truth, None]))
-    assert judge.counts(Subject("scene_obstacle_recall")).tolist() == [[2, 4], [1, 2]]
-    assert judge.score(Subject("scene_obstacle_recall")).tolist() == [0.5]
-    assert judge.score(Subject("scene_obstacle_recall"), np.array([[2.0, 0], [0, 1]])).tolist() == [0.5, 0.5]
-    assert judge.score(Subject("scene_obstacle_recall", range=(0, 30)))[0] == pytest.approx(2 / 3)
-    assert judge.counts(Subject("scene_obstacle_recall", None, "rain")).tolist() == [[1, 2], [1, 2]]
+    truths = [truth, truth, truth, None]
+
+    def counted(name: str, **options: Any) -> list[Any]:
+        items = scores(tmp_path, truths, **options)[name].items
+        assert items is not None
+        return list(items.tolist())
+
+    assert counted("scene_obstacle_recall") == [[2, 4], [1, 2]]
+    found = scores(tmp_path, truths)
+    assert found["scene_obstacle_recall"].values.tolist() == [0.5]
+    drawn = scores(tmp_path, truths, draws=np.array([[2.0, 0], [0, 1]]))["scene_obstacle_recall"]
+    assert drawn.values.tolist() == [0.5, 0.5]
+    assert scores(tmp_path, truths, range=(0, 30))["scene_obstacle_recall"].values[0] == pytest.approx(2 / 3)
+    assert counted("scene_obstacle_recall", first=1) == [[1, 2], [1, 2]]
     # Ids 1, 2, 4 and 5 of the first drive are real, 3 is not; in the second 1 is another one, and not real.
-    assert judge.counts(Subject("scene_obstacle_precision")).tolist() == [[4, 5], [1, 2]]
-    assert judge.score(Subject("explained", "car"))[0] == pytest.approx(1 - (0 + 10 + 20 + 30) / 400)
-    assert judge.score(Subject("explained"))[0] == pytest.approx(1 - (60 + 80) / 480)
-    assert judge.sizes(Subject("explained")).tolist() == [0.5, 0.5]
-    assert judge.usual_differences() == ("scene_obstacle_recall", "explained")
-    with pytest.raises(Unmeasured, match="nothing to count for explained"):
-        judge.score(Subject("explained", "bus"))
-    blind = ObstacleJudge(replayed(tmp_path, [None] * 4))
-    assert blind.usual_differences() == ("explained",)
-    with pytest.raises(Unmeasured, match="nothing to count for scene_obstacle_recall in rain within 0 to 30 m"):
-        blind.score(Subject("scene_obstacle_recall", None, "rain", (0, 30)))
-    other = replace(judge.frames, folder=tmp_path / "none")
-    with pytest.raises(Unmeasured, match="lacks a frame of the replay; replay again"):
-        ObstacleJudge(other).score(Subject("explained"))
+    assert counted("scene_obstacle_precision") == [[4, 5], [1, 2]]
+    by_class = found["explained_by_class"]
+    assert by_class.of_class("car").values[0] == pytest.approx(1 - (0 + 10 + 20 + 30) / 400)
+    assert np.isnan(by_class.of_class("bus").values[0])
+    assert found["explained"].values[0] == pytest.approx(1 - (60 + 80) / 480)
+    assert mean_shares(found["explained"].sizes).tolist() == [0.5, 0.5]
+    metric = OccupancyMetric(NUSCENES)
+    assert metric.usual_gates([{"truth": each} for each in truths]) == (("scene_obstacle_recall", "explained"), ())
+    assert metric.usual_gates([{"truth": None}]) == (("explained",), ())
+    assert np.isnan(scores(tmp_path, [None] * 4)["scene_obstacle_recall"].values[0])
+    assert scores(tmp_path / "none", truths)["explained"].sizes is None
+    gate = OccupancyMetric.gates["explained"]
+    assert (gate.nothing, gate.missing.endswith("lacks a frame of the replay; replay again")) == (
+        "there is nothing to count for explained", True
+    )  # fmt: skip
 
 
 def test_an_obstacle_and_a_false_alarm_count_once_in_a_drive() -> None:

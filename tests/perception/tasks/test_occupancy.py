@@ -23,10 +23,10 @@ from perception.tasks.occupancy.config import OccupancyHead, Placement
 from perception.tasks.occupancy.free_space import body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN, resampled
 from perception.tasks.occupancy.memory import HALF_LIFE, PROBABILITIES
+from perception.tasks.occupancy.metric import on_grid_of_truth
 from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
-from perception.tasks.occupancy.truth import on_grid_of_truth
 from perception.training.augment import draw_similarity, transformed
 from perception.voxels import OTHERS, Occupancy, VoxelGrid
 

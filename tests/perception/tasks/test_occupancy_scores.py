@@ -14,16 +14,15 @@ from vocabulary import NUSCENES
 
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
-from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
+from perception.strict_json import jsonable
+from perception.tasks.metric import CountedFrames, Score, Weights, mean_shares, rings
 from perception.tasks.occupancy.config import OccupancyHead
-from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, parts
-from perception.tasks.occupancy.judge import OccupancyJudge
-from perception.tasks.occupancy.metric import OccupancyMetric
-from perception.tasks.occupancy.obstacles import driven, obstacle_clusters, score_obstacles
+from perception.tasks.occupancy.metric import OccupancyMetric, confusion, geometric_iou, ious, parts
+from perception.tasks.occupancy.obstacle_scores import driven, score_obstacles
+from perception.tasks.occupancy.obstacles import obstacle_clusters
 from perception.tasks.occupancy.ray_iou import ORIGINS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
-from perception.tasks.rings import rings
 from perception.voxel_rays import traverse
 from perception.voxels import OTHERS, Occupancy, VoxelGrid
 
@@ -208,6 +207,9 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
         def samples(self, split: None, selectors: list[str]) -> list[str]:
             return [token for token in truths if token[0] == selectors[0]]
 
+        def boxes(self, token: str) -> None:
+            """No objects are annotated."""
+
         def frame(self, token: str, reference: str = "ego", **_: object) -> Frame:
             ego, lidar = np.eye(4), np.eye(4)
             ego[:3, 3] = places[token]
@@ -218,9 +220,8 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
         moved = boxes((6.0, 0.0, 1.0, 1.0, 0.0, 3), (12.0, 0.0, 1.0, 1.0, 0.0, 3))
         return replace(moved, centers=moved.centers + places[token])
 
-    metric = OccupancyMetric(
-        Occupied(Drives(), lambda token: Occupancy(GRID, truths[token], seen, seen), obstacles), BevGrid()
-    )
+    source: Any = Occupied(Drives(), lambda token: Occupancy(GRID, truths[token], seen, seen), obstacles)
+    metric = CountedFrames(OccupancyMetric(NUSCENES, BevGrid(), source))
     for token, truth in truths.items():
         predicted = truth.copy()
         predicted[1, 20, 27], predicted[1, 20, 35] = OTHERS if token[0] == "a" else FREE, FREE
@@ -233,25 +234,26 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     assert all(0 < half[name] < 0.6 for name in ("occupancy_mIoU", "RayIoU"))
     alone = {i: metric.part(np.arange(4) == i)["occupancy_mIoU"] for i in range(4)}
     ranked = sorted(alone, key=alone.__getitem__)[:3]
-    assert [each.frame for each in metric.worst(3)] == ranked
-    assert [each.values["occupancy_mIoU"] for each in metric.worst(3)] == pytest.approx([alone[i] for i in ranked])
+    worst = metric.metric.worst(metric.counts, 3)
+    assert [each.frame for each in worst] == ranked
+    assert [each.values["occupancy_mIoU"] for each in worst] == pytest.approx([alone[i] for i in ranked])
     assert (right["obstacle_recall"], half["obstacle_recall"]) == (0.5, 0)
     assert metric.part(first, (0.0, 10.0))["obstacle_recall"] == 1
     assert metric.part(first, (10.0, 20.0))["obstacle_recall"] == 0
-    scores = metric.scores()
+    scores = metric.report()
     table = sum(
         confusion(t if k[0] == "a" else np.where(np.arange(40)[:, None] >= 20, FREE, t), t, seen, 18, GRID).sum(axis=0)
         for k, t in truths.items()
     )
     assert scores["occupancy"]["geometric_IoU"] == pytest.approx(geometric_iou(table), abs=2e-3)
     own = scores["obstacles"]
-    (curve,) = metric.curves()
+    (curve,) = metric.metric.curves(metric.counts)
     assert curve.x.tolist() == [each["false_alarms_per_100_m"] for each in own["curve"]]
     assert curve.y.tolist() == [each["recall"] for each in own["curve"]]
     assert (own["obstacles"], own["recall"], own["metres"]) == (8, 0.25, 10)
     assert own["by_distance"] == {"within 10 m": 0.5, "within 20 m": 0.25, "within 30 m": 0.25, "within 40 m": 0.25}
     assert [row["probability"] for row in own["curve"]] == [0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999]
-    assert len(metric.tables(scores)) == 2
+    assert len(metric.metric.tables(scores)) == 2
     assert set(scores["occupancy"]["IoU"]) == set(CLASSES[:-1])
 
 
@@ -265,22 +267,13 @@ TASK = OccupancyTask(
 )
 
 
-def judge_of(tables: Any, frames: Sequence[Frame], results: Sequence[OccupancyResult]) -> OccupancyJudge:
-    statistics = [TASK.statistics(frame, seen, tables) for frame, seen in zip(frames, results, strict=True)]
-    names = [frame.scene for frame in frames]
-    scenes, count = np.unique(names, return_inverse=True)[1], len(frames)
-    conditions = [frozenset({"rain"}) if name == "b" else frozenset() for name in names]
-    tokens = [frame.token for frame in frames]
-    return OccupancyJudge(
-        ReplayedFrames(Path(), NUSCENES, tokens, scenes, np.zeros((count, 2)), conditions, statistics)
-    )
-
-
-def test_a_judge_scores_scenes_conditions_classes_and_ranges() -> None:
+def test_gates_score_scenes_conditions_classes_and_ranges(tmp_path: Path) -> None:
+    """Of two drives, the second one in rain."""
     grid, far, here = TASK.voxels, np.full(360, 12.8, np.float32), np.eye(4)
     frames = [Frame(f"{s}{i}", i * 10**6, "ego", here, here, None, {}, scene=s) for i, s in enumerate("aab")]
     truths = {frame.token: random_occupancy(frame.token, grid) for frame in frames}
-    tables = Occupied(None, truths.__getitem__, lambda token: boxes((6.0, 0.4, 1, 1, 0, 3), (11.0, 0.4, 1, 1, 0, 3)))
+    near, away = (6.0, 0.4, 1, 1, 0, 3), (11.0, 0.4, 1, 1, 0, 3)
+    tables: Any = Occupied(None, truths.__getitem__, lambda token: boxes(near, away))
     results = []
     for frame in frames:
         classes = truths[frame.token].classes.copy()
@@ -290,31 +283,40 @@ def test_a_judge_scores_scenes_conditions_classes_and_ranges() -> None:
             classes[:, :16] = FREE
         sure = {"occupied": (classes != FREE).astype(np.float32), "others": (classes == OTHERS).astype(np.float32)}
         results.append(TASK.result({"classes": classes, "free": far, **sure}))
-    judge = judge_of(tables, frames, results)
+    metric, scenes = OccupancyMetric(NUSCENES, TASK.grid, tables), np.array(["a", "a", "b"])
+
+    def counts(seen: Sequence[OccupancyResult], metric: OccupancyMetric = metric) -> Sequence[Any]:
+        kept = [jsonable(metric.counts(frame, each)) for frame, each in zip(frames, seen, strict=True)]
+        return metric.recorded(tmp_path, [frame.token for frame in frames], np.zeros((3, 2)), kept)
+
+    def score(
+        name: str, chosen: Any = (True, True, True), bounds: Any = None, of: Sequence[Any] = counts(results)
+    ) -> Score:
+        return metric.scores(of, Weights.of(np.array(chosen), scenes, bounds))[name]
+
     distance = np.linalg.norm(grid.centers()[..., :2], axis=-1)
-    for condition, bounds, own in ((None, None, range(3)), ("rain", None, [2]), (None, (0.0, 10.0), range(3))):
+    for chosen, bounds in (((True, True, True), None), ((False, False, True), None), ((True,) * 3, (0.0, 10.0))):
         for c in (4, 16):
             hits = union = 0
-            for i in own:
+            for i in np.flatnonzero(chosen):
                 truth = truths[frames[i].token]
                 seen = (truth.seen_by_cameras | truth.seen_by_lidar) & (distance < (bounds[1] if bounds else np.inf))
                 mine, true = ((each == c) & seen for each in (results[i].classes, truth.classes))
                 hits, union = hits + (mine & true).sum(), union + (mine | true).sum()
-            (score,) = judge.score(Subject("occupancy_IoU", CLASSES[c], condition, bounds))
-            assert score == pytest.approx(hits / union)
-    classes = [judge.score(Subject("occupancy_IoU", name))[0] for name in CLASSES[:-1]]
-    assert judge.score(Subject("occupancy_IoU"))[0] == pytest.approx(np.mean(classes))
-    assert judge.score(Subject("occupancy_IoU", "car"), np.array([[2.0, 0.0]]))[0] == 1
-    assert judge.score(Subject("obstacle_recall", range=(0.0, 8.0)))[0] == 1
-    assert judge.score(Subject("obstacle_recall", range=(8.0, 20.0)))[0] < 1
-    assert judge.sizes(Subject("obstacle_recall")).tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert judge.sizes(Subject("occupancy_IoU")).sum() == pytest.approx(1)
-    assert judge.same_results(judge, Subject("occupancy_IoU"))
-    other = judge_of(tables, frames, [results[0], results[1], results[1]])
-    assert not judge.same_results(other, Subject("occupancy_IoU"))
-    assert judge.same_results(other, Subject("occupancy_IoU", range=(0.0, 10.0))) is False
-    with pytest.raises(Unmeasured, match="no annotated"):
-        judge_of(None, frames, results).score(Subject("obstacle_recall"))
+            assert score("seen_IoU", chosen, bounds).of_class(CLASSES[c]).values[0] == pytest.approx(hits / union)
+    assert score("seen_mIoU").values[0] == pytest.approx(np.mean(score("seen_IoU").values[0]))
+    first = replace(Weights.of(np.ones(3, bool), scenes), draws=np.array([[2.0, 0.0]]))
+    assert metric.scores(counts(results), first)["seen_IoU"].of_class("car").values[0] == 1
+    assert score("obstacle_recall", bounds=(0.0, 8.0)).values[0] == 1
+    assert score("obstacle_recall", bounds=(8.0, 20.0)).values[0] < 1
+    assert mean_shares(score("obstacle_recall").sizes).tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert mean_shares(score("seen_mIoU").sizes).sum() == pytest.approx(1)
+    other = counts([results[0], results[1], results[1]])
+    assert score("seen_mIoU").same(score("seen_mIoU"))
+    assert not score("seen_mIoU").same(score("seen_mIoU", of=other))
+    assert not score("seen_mIoU", bounds=(0.0, 10.0)).same(score("seen_mIoU", bounds=(0.0, 10.0), of=other))
+    unknown = counts(results, OccupancyMetric(NUSCENES, TASK.grid))
+    assert all(score(name, of=unknown).sizes is None for name in ("obstacle_recall", "seen_mIoU"))
 
 
 # ---- rays through voxels, against an intersection of every ray with every voxel

@@ -5,7 +5,6 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,6 @@ from heights import Heights, heights
 from made_up import keyframe
 from networks import LITTLE
 from nuscenes.eval.lidarseg import utils
-from nuscenes.eval.panoptic.panoptic_seg_evaluator import PanopticEval
-from nuscenes.utils.data_classes import Box
-from nuscenes.utils.geometry_utils import points_in_box
-from pyquaternion import Quaternion
 from vocabulary import NUSCENES, RIG
 
 from deploy.golden import GoldenFrame, differences
@@ -29,17 +24,17 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.robustness import corrupted
-from perception.frame import Boxes, Frame, Prediction
+from perception.frame import Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
-from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
+from perception.strict_json import jsonable
+from perception.tasks.metric import CountedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead
 from perception.tasks.points.iou import NONE, ious
 from perception.tasks.points.metric import PointsMetric
 from perception.tasks.points.network import PointSegmentationHead
-from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.tasks.points.task import PointsTask
 
 PLACES = 2500
@@ -256,10 +251,9 @@ def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
     return np.where(right, truth, others).astype(np.uint8)
 
 
-def nothing_but_frames() -> PointsMetric:
-    """Of a source without annotations, for frames that have theirs."""
-    source: Any = SimpleNamespace(taxonomy=NUSCENES, has_point_classes=lambda token: False)
-    return PointsMetric(source, BevGrid())
+def nothing_but_frames() -> CountedFrames[np.ndarray]:
+    """Without a source, for frames that have their annotations."""
+    return CountedFrames(PointsMetric(NUSCENES))
 
 
 def test_unions_beyond_the_integers_of_float32_are_rounded_as_in_the_devkit() -> None:
@@ -286,7 +280,7 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
         for matrix, inside in ((every, far >= 0), (part, chosen & (far >= 20) & (far < 60))):
             matrix.update(own[inside] + 1, predicted[inside].astype(np.int64) + 1)
     metric.add(frame_of(points, None), predicted)  # not annotated
-    scores = metric.scores()["points"]
+    scores = metric.report()["points"]
     found = metric.part(np.array([True, False, True, True]), (20, 60))
     assert scores["mean"] == pytest.approx(every.get_mean_iou(), abs=1e-9)
     assert scores["frequency_weighted"] == pytest.approx(every.get_freqweighted_iou(), abs=1e-9)
@@ -301,8 +295,9 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
     assert metric.part(np.array([False, False, False, True]))["points_mIoU"] is None
     alone = {i: metric.part(np.arange(4) == i)["points_mIoU"] for i in range(3)}
     ranked = sorted(alone, key=alone.__getitem__)
-    assert [each.frame for each in metric.worst(4)] == ranked
-    assert [each.values["points_mIoU"] for each in metric.worst(4)] == pytest.approx([alone[i] for i in ranked])
+    worst = metric.metric.worst(metric.counts, 4)
+    assert [each.frame for each in worst] == ranked
+    assert [each.values["points_mIoU"] for each in worst] == pytest.approx([alone[i] for i in ranked])
 
 
 def test_points_that_the_network_did_not_take_are_missed() -> None:
@@ -313,9 +308,9 @@ def test_points_that_the_network_did_not_take_are_missed() -> None:
     truth = np.arange(100, dtype=np.int16) % 4
     metric = nothing_but_frames()
     metric.add(frame_of(points, truth), truth[:60].astype(np.uint8))
-    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
+    assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
     metric.add(frame_of(points, truth), np.append(truth, np.full(20, NONE)).astype(np.uint8))
-    assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
+    assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
 
 
 def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(tables: NuScenesTables) -> None:
@@ -336,10 +331,10 @@ def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(t
         (frame.without_points(), 0.0),
     ):
         own = points[:0] if seen.points is None else seen.keyframe_points
-        found, metric = np.full(30_000, NONE, np.uint8), PointsMetric(source, BevGrid())
+        found, metric = np.full(30_000, NONE, np.uint8), CountedFrames(PointsMetric(NUSCENES, BevGrid(), source))
         found[: len(own)] = heights(own)
         metric.add(seen, found)
-        assert metric.scores()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
+        assert metric.report()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, tmp_path: Path) -> None:
@@ -374,121 +369,50 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
         assert found["resilience"] == pytest.approx(np.mean(shares))
 
 
-TASK = PointsTask(PointsHead(), BevGrid(), NUSCENES)
-
-
-def statistics(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]], list[tuple[Frame, np.ndarray]]]:
-    seen = []
+def replayed(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]], list[tuple[Frame, np.ndarray]]]:
+    """What a replay keeps of frames, and the frames."""
+    seen, metric = [], PointsMetric(NUSCENES)
     for _ in range(frames):
         truth, points = rng.integers(-1, 12, 400).astype(np.int16), cloud(rng, 400)
         points[:, 4] = 0
         seen.append((frame_of(points, truth), mostly_right(rng, truth)))
-    return [json.loads(json.dumps(TASK.statistics(*each, None))) for each in seen], seen
+    lines = [jsonable({**metric.outputs(result), **metric.counts(frame, result)}) for frame, result in seen]
+    return json.loads(json.dumps(lines)), seen
 
 
-def judge(parts: list[dict[str, Any]]) -> Any:
-    """Of frames that belong to two scenes in turn; the first is the only one without rain."""
-    count = len(parts)
-    conditions = [frozenset({"rain"} if i else ()) for i in range(count)]
-    tokens, scenes = [str(i) for i in range(count)], np.arange(count) % 2
-    assert PointsTask.judge is not None
-    return PointsTask.judge(ReplayedFrames(Path(), NUSCENES, tokens, scenes, np.zeros((count, 2)), conditions, parts))
-
-
-def test_gates_measure_what_the_metric_does_and_draws_count_scenes_several_times() -> None:
-    parts, seen = statistics(np.random.default_rng(4), 3)
-    judged, metric = judge(parts), nothing_but_frames()
+def test_a_replay_has_the_scores_of_an_evaluation_and_draws_count_scenes_several_times() -> None:
+    """Two scenes; the first frame is the only one without rain."""
+    kept, seen = replayed(np.random.default_rng(4), 3)
+    metric, evaluated, scenes = PointsMetric(NUSCENES), nothing_but_frames(), np.arange(3) % 2
+    counts = metric.recorded(Path(), ["0", "1", "2"], np.zeros((3, 2)), kept)
     for frame, result in (*seen, seen[1]):
-        metric.add(frame, result)
+        evaluated.add(frame, result)
     whole, rain = np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool)
-    assert judged.score(Subject("points"))[0] == pytest.approx(metric.part(whole)["points_mIoU"], abs=1e-12)
-    near = judged.score(Subject("points", "car", "rain", (0, 50)))[0]
-    assert near == pytest.approx(metric.part(rain, (0, 50))["points_IoU"]["car"], abs=1e-12)
-    twice = judged.score(Subject("points"), np.array([[1, 1], [1, 2]]))
-    assert twice[1] == pytest.approx(metric.part(np.ones(4, bool))["points_mIoU"], abs=1e-12)
-    with pytest.raises(Unmeasured, match="no point of vegetation is annotated"):
-        judged.score(Subject("points", "vegetation"))
-    assert judged.sizes(Subject("points")).sum() == pytest.approx(1)
+    weights = Weights.of(whole[:3], scenes)
+    scores = metric.scores(counts, weights)
+    assert scores["points_mIoU"].values[0] == evaluated.part(whole)["points_mIoU"]
+    near = metric.scores(counts, Weights.of(rain[:3], scenes, (0, 50)))["points_IoU"].of_class("car")
+    assert near.values[0] == evaluated.part(rain, (0, 50))["points_IoU"]["car"]
+    twice = metric.scores(counts, replace(weights, draws=np.array([[1.0, 1], [1, 2]])))["points_mIoU"]
+    assert twice.values[1] == pytest.approx(evaluated.part(np.ones(4, bool))["points_mIoU"], abs=1e-12)
+    assert np.isnan(scores["points_IoU"].of_class("vegetation").values[0])
+    assert mean_shares(scores["points_mIoU"].sizes).sum() == pytest.approx(1)
 
 
 def test_replays_agree_in_the_share_of_equal_classes() -> None:
-    parts, seen = statistics(np.random.default_rng(5), 2)
-    changed = [{**part} for part in parts]
+    kept, seen = replayed(np.random.default_rng(5), 2)
+    metric, changed = PointsMetric(NUSCENES), [{**part} for part in kept]
     other = seen[1][1].copy()
     other[:40] = (other[:40] + 1) % 12
-    changed[1] = TASK.statistics(seen[1][0], other, None)
-    mine, theirs = judge(parts), judge(changed)
-    assert mine.agreement(theirs, Subject("point_classes"), 0, 0)[0] == pytest.approx(1 - 40 / 800)
+    changed[1] = {**metric.outputs(other), **metric.counts(seen[1][0], other)}
+    every, mine, theirs = Weights.of(np.ones(2, bool)), kept, changed
+    assert metric.agreement(mine, theirs, every, Subject("point_classes"))[0] == pytest.approx(1 - 40 / 800)
     first, second = (np.concatenate([seen[0][1], last]) for last in (seen[1][1], other))
     either = (first == 3) | (second == 3)
     expected = (first == second)[either].mean()
-    assert mine.agreement(theirs, Subject("point_classes", "car"), 0, 0)[0] == pytest.approx(expected)
-    assert mine.same_results(judge(parts), Subject("points"))
-    assert not mine.same_results(theirs, Subject("points"))
-    assert len(base64.b64decode(parts[0]["classes"])) < 400  # they are compressed
-
-
-# ---- panoptic quality
-
-
-def segments(rng: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
-    """Predicted and annotated classes and objects of points, with objects of 3 to 60 points, and some errors."""
-    sizes = rng.integers(3, 60, 40)
-    true_objects = np.repeat(np.arange(40), sizes)[:count]
-    truth = rng.integers(-1, 5, 40)[true_objects]
-    objects = np.where(rng.random(len(truth)) < 0.35, rng.integers(0, 30, len(truth)), true_objects)
-    predicted = np.where(rng.random(len(truth)) < 0.2, rng.integers(0, 5, len(truth)), truth.clip(min=0))
-    return predicted, objects, truth, true_objects
-
-
-def by_definition(frames: list[tuple[np.ndarray, ...]], label: int) -> float:
-    """Panoptic quality of a class, segment by segment, by the sets of their points."""
-    total = matched = unmatched = 0.0
-    for predicted, objects, truth, true_objects in frames:
-        known = np.flatnonzero(truth >= 0)
-        mine = [{i for i in known if predicted[i] == label and objects[i] == each} for each in {*objects}]
-        theirs = [{i for i in known if truth[i] == label and true_objects[i] == each} for each in {*true_objects}]
-        pairs = [(a, b) for a, each in enumerate(mine) for b, other in enumerate(theirs)
-                 if each and other and len(each & other) / len(each | other) > 0.5]  # fmt: skip
-        total += sum(len(mine[a] & theirs[b]) / len(mine[a] | theirs[b]) for a, b in pairs)
-        matched += len(pairs)
-        unmatched += sum(len(each) >= 15 for a, each in enumerate(mine) if a not in {p[0] for p in pairs})
-        unmatched += sum(len(each) >= 15 for b, each in enumerate(theirs) if b not in {p[1] for p in pairs})
-    return total / (matched + unmatched / 2)
-
-
-def test_panoptic_quality_is_its_definition_and_the_devkits() -> None:
-    rng = np.random.default_rng(6)
-    frames = [segments(rng, 700) for _ in range(2)]
-    first, second = (panoptic_counts(*frame, classes=5) for frame in frames)
-    quality, segmentation, recognition = first.plus(second).qualities()
-    np.testing.assert_allclose(quality, [by_definition(frames, label) for label in range(5)], rtol=1e-12)
-    devkit = PanopticEval(6, ignore=[0], min_points=15)
-    for predicted, objects, truth, true_objects in frames:
-        devkit.addBatchPanoptic(predicted + 1, objects, truth + 1, true_objects)
-    *_, qualities, segmentations, recognitions = devkit.getPQ()
-    found, expected = (quality, segmentation, recognition), (qualities, segmentations, recognitions)
-    np.testing.assert_allclose(found, np.array(expected)[:, 1:], rtol=1e-12)
-    assert first.false.sum() + second.false.sum() > 0
-    assert first.missed.sum() > 0
-    nothing = panoptic_counts(*(np.zeros(0, np.int64) for _ in range(4)), classes=2)
-    assert np.isnan(nothing.qualities()).all()
-    counts = PanopticCounts(np.array([0.0, 0]), np.array([0, 0]), np.array([2, 0]), np.array([0, 0]))
-    np.testing.assert_array_equal(counts.qualities(), [[0, np.nan], [0, np.nan], [0, np.nan]])
-
-
-def test_points_belong_to_the_box_around_them() -> None:
-    """As the devkit's points_in_box; of two boxes that overlap to the nearer one, and only to chosen ones."""
-    rng = np.random.default_rng(7)
-    centers, sizes, yaws = rng.uniform(-6, 6, (5, 3)), rng.uniform(1, 6, (5, 3)), rng.uniform(-3, 3, 5)
-    boxes = Boxes.from_yaws(centers, sizes, yaws, np.zeros((5, 2)), np.arange(5), np.zeros(5), np.ones(5))
-    points = rng.uniform(-8, 8, (2000, 3))
-    turns = [Quaternion(axis=[0, 0, 1], radians=yaw) for yaw in yaws]
-    inside = np.stack([points_in_box(Box(*each), points.T) for each in zip(centers, sizes, turns, strict=True)], axis=1)
-    assert (inside.sum(axis=1) > 1).any()
-    distance = np.where(inside, np.linalg.norm(points[:, None] - centers, axis=2), np.inf)
-    expected = np.where(inside.any(axis=1), distance.argmin(axis=1), -1)
-    np.testing.assert_array_equal(objects_of_points(points, boxes, np.array(True)), expected)
-    even = objects_of_points(points, boxes, np.arange(5) % 2 == 0)
-    assert set(even.tolist()) == {-1, 0, 2, 4}
-    assert (inside[even >= 0, even[even >= 0]]).all()
+    assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"))[0] == pytest.approx(expected)
+    sides = [metric.recorded(Path(), ["0", "1"], np.zeros((2, 2)), each) for each in (mine, [*mine], theirs)]
+    score, same, another = (metric.scores(each, every)["points_mIoU"] for each in sides)
+    assert score.same(same)
+    assert not score.same(another)
+    assert len(base64.b64decode(kept[0]["classes"])) < 400  # they are compressed
