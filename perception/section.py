@@ -30,7 +30,7 @@ def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = _first(error)
+        first = first_error(error)
         key = ".".join(str(part) for part in first["loc"]) or "(top level)"
         if first["type"] == "extra_forbidden":
             what = "is not a known key"
@@ -41,13 +41,13 @@ def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
         raise InputError(f"{source}: {key}: {what}") from None
 
 
-def _first(error: ValidationError) -> dict[str, Any]:
-    """The first error; of a section whose own validator parses it, that inside."""
+def first_error(error: ValidationError) -> dict[str, Any]:
+    """The first error, as of `errors`; within a section that a validator parses, the first there."""
     first: dict[str, Any] = {**error.errors()[0]}
     inside = first.get("ctx", {}).get("error")
     if not isinstance(inside, ValidationError):
         return first
-    found = _first(inside)
+    found = first_error(inside)
     return {**found, "loc": (*first["loc"], *found["loc"])}
 
 

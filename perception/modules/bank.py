@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from perception.errors import InputError
 from perception.modules import files
-from perception.modules.added_heads import AddedHeads, Head
-from perception.modules.aggregation.composition import Block, fuses, is_affine, names
+from perception.modules.aggregation.composition import Block, fuses, names
 from perception.modules.base import Freeze, base_hash, base_parameters
 from perception.modules.computation.kinds import build
+from perception.modules.files import Head
 from perception.modules.route import CurrentRoute, Route
 from perception.modules.slot import Slot, exact, fits, matching
 from perception.modules.spec import Module, require_facts
@@ -24,10 +23,10 @@ BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's nam
 
 
 class Bank:
-    """Adds, trains, activates, saves and merges the modules of a network with slots.
+    """Adds, trains, activates, saves and folds the modules of a network with slots.
 
-    It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation changes the
-    base, except that `base_hash` differs while modules are merged.
+    It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation but `fold`
+    changes the base.
 
     Args:
         conditions: that modules may require and depend on, kind -> values.
@@ -45,10 +44,8 @@ class Bank:
         self.current = CurrentRoute()
         self.slots: dict[str, Slot] = {}
         self._take({m.name: m for m in network.modules() if isinstance(m, Slot)})
-        self.heads = AddedHeads(network, self.slots)
         self.modules: dict[str, Module] = {}
         self.active: Route | None = None  # overrides the router's
-        self.merged: Merge | None = None
         self.folded: tuple[str, ...] = ()  # modules that are part of the weights for good
         self._freeze = Freeze(network, self.slots)
 
@@ -58,7 +55,6 @@ class Bank:
         Raises:
             InputError: the name is taken, a pattern matches no slot, or two parts of a union match the same one.
         """
-        self.require_unmerged()
         self._require_free(spec.name)
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
         computations: dict[str, Any] = {}
@@ -75,9 +71,8 @@ class Bank:
         Raises:
             InputError: an unknown task or option, or a name that is taken; the message names the source.
         """
-        self.require_unmerged()
         self._require_free(task)
-        self._attach_head(self.heads.new(task, options, source))
+        self._attach_head(self._new_head(task, options, source))
 
     def delete(self, name: str) -> None:
         """Remove a module, with the attention of blocks that contain it, or an added head, with its modules.
@@ -85,15 +80,17 @@ class Bank:
         Raises:
             InputError: there is no such module or added head, or one of the modules is active.
         """
-        self.require_unmerged()
         modules = self.modules_of(name) if name in self.heads else [name]
         self.require(modules)
         active = [module for module in modules if self.active is not None and module in self.active.weights]
         if active:
             raise InputError(f"module {active[0]!r} is active; activate another or None first")
         if name in self.heads:
-            self._keep_slots(self.heads[name].slots())
-            self.heads.delete(name)
+            slots = self.heads[name].slots()
+            self._keep_slots(slots)
+            for slot in slots:
+                del self.slots[slot]
+            self._network.detach_head(name)
         for module in modules:
             self._delete(module)
 
@@ -117,13 +114,11 @@ class Bank:
         Args:
             modules: names, or keys of Fuse blocks to train their attention.
         """
-        self.require_unmerged()
         self.require(set(modules) - self._freeze.keys())
         self._freeze.train_only(modules)
 
     def freeze(self, *modules: str) -> None:
         """Freeze these modules; others do not change."""
-        self.require_unmerged()
         self.require(set(modules) - self._freeze.keys())
         self._freeze.freeze(modules)
 
@@ -134,7 +129,6 @@ class Bank:
             domain: description of its training data.
             metrics: its scores there.
         """
-        self.require_unmerged()
         description = files.Description(self.base_hash(), domain, metrics or {})
         if name in self.heads:
             own = {module: self._attachment(module) for module in self.modules_of(name)}
@@ -152,37 +146,15 @@ class Bank:
         Raises:
             InputError: a file is damaged or does not fit this network, or a name is taken; nothing has been added.
         """
-        self.require_unmerged()
+        facts = (self.condition_values, self.tasks)
         heads, modules, loaded = files.read_all(
-            paths, rename or {}, self.base_hash(), self.heads, self.names, (self.condition_values, self.tasks)
+            paths, rename or {}, self.base_hash(), self._new_head, self.slots, self.names, facts
         )
         for head in heads:
             self._attach_head(head)
         for spec, computations in modules.values():
             self._attach(spec, computations)
         return loaded
-
-    def merge(self, modules: Block | Route) -> None:
-        """Merge the modules of a route, or of a block with weight one, into the base's weights, until `unmerge`.
-
-        Raises:
-            InputError: modules are merged already, or one of these does not fold; nothing has changed.
-        """
-        self.require_unmerged()
-        route = modules if isinstance(modules, Route) else self._route(modules)
-        self.require([*route.weights, *(name for weights in route.by_slot.values() for name in weights)])
-        self.merged = Merge(self.slots.values(), route)
-
-    def unmerge(self) -> None:
-        """Restore weights and modules bit for bit.
-
-        Raises:
-            InputError: nothing is merged.
-        """
-        if self.merged is None:
-            raise InputError("no modules are merged")
-        self.merged.undo()
-        self.merged = None
 
     def base_hash(self) -> str:
         """Hash of the base, independent of its modules; modules fit only the base that they were trained on."""
@@ -192,18 +164,12 @@ class Bank:
         """Modules and added heads, with their size and state."""
         base = sum(parameter.numel() for parameter in base_parameters(self.network))
         active = self.active.weights if self.active else {}
-        merged = self.merged.names if self.merged else ()
-        modules = [
-            row(spec, self.at(name), self.slots, base, name in active, name in merged)
-            for name, spec in self.modules.items()
-        ]
+        modules = [row(spec, self.at(name), self.slots, base, name in active) for name, spec in self.modules.items()]
         return modules + [head_row(head, list(self.slots), base) for head in self.heads.values()]
 
     def at(self, name: str) -> dict[str, Any]:
-        """Slot -> the module's computation there, also while it is merged."""
-        merged = self.merged.computations if self.merged else {}
-        at_slots = {slot.name: merged.get(slot.name, slot.computations) for slot in self.slots.values()}
-        return {slot: computations[name] for slot, computations in at_slots.items() if name in computations}
+        """Slot -> the module's computation there."""
+        return {slot.name: slot.computations[name] for slot in self.slots.values() if name in slot.computations}
 
     def requirements(self, name: str) -> frozenset[str]:
         """Facts that a frame must have for the module to run: its `when`, and the sensor of its slots' branch."""
@@ -242,6 +208,12 @@ class Bank:
         return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
 
     @property
+    def heads(self) -> dict[str, Head]:
+        """Task -> added head; empty for a network that is not a `PerceptionModel`, such as a foreign one."""
+        added: Mapping[str, nn.Module] = getattr(self.network, "added", {})
+        return {task: Head(task, self._network.config.tasks[task], network) for task, network in added.items()}
+
+    @property
     def names(self) -> list[str]:
         """Names of the modules and the added heads."""
         return [*self.modules, *self.heads]
@@ -249,7 +221,7 @@ class Bank:
     def modules_of(self, task: str) -> list[str]:
         """The modules that belong to an added head: those that run only for its task, or only at its slots."""
         slots = self.heads[task].slots().keys()
-        alone = () if self.heads.extends(task) else (task,)
+        alone = () if task in self._network.heads else (task,)  # it extends one of the base
         return [name for name, spec in self.modules.items() if {*alone} & {*spec.when} or self.at(name).keys() <= slots]
 
     def require(self, modules: Iterable[str]) -> None:
@@ -281,10 +253,20 @@ class Bank:
     def _attachment(self, name: str) -> files.Attachment:
         return exact(self.modules[name], self.slots, self.at(name)), self.at(name)
 
+    @property
+    def _network(self) -> Any:
+        return self.network
+
+    def _new_head(self, task: str, options: Mapping[str, Any], source: str) -> Head:
+        """A head with initial weights, not attached yet; as `add_head`."""
+        if not hasattr(self.network, "new_head"):
+            raise InputError(f"{source}: a foreign network takes no head of a task")
+        return Head(task, *self._network.new_head(task, options, source))
+
     def _attach_head(self, head: Head) -> None:
         self._keep_slots(head.slots())
         head.network.train(self.network.training).requires_grad_(not self._freeze.base_is_frozen())
-        self.heads.attach(head)
+        self._network.attach_head(head.task, head.config, head.network)
         self._take(head.slots())
 
     def _keep_slots(self, changing: Collection[str]) -> None:
@@ -312,79 +294,3 @@ class Bank:
         if untrained:
             raise InputError(f"{untrained[0]}: the model has no attention for it; add_fusion makes it, then train it")
         return Route(dict.fromkeys(names(block), 1.0), block=block)
-
-    def require_unmerged(self) -> None:
-        if self.merged is not None:
-            raise InputError("modules are merged into the base's weights; unmerge first")
-
-
-class Merge:
-    """Merges the modules of a route into the layers of the slots, which hold no module until `undo`.
-
-    Raises:
-        InputError: one of the modules does not fold; the slots have not changed.
-    """
-
-    def __init__(self, slots: Iterable[Slot], route: Route) -> None:
-        self._backups = [_Backup.of(slot) for slot in slots if slot.computations]
-        try:
-            for backup in self._backups:
-                _require_foldable(backup.slot, route)
-            self.names = {name for backup in self._backups for name in backup.slot.routed(route)}
-            for backup in self._backups:
-                backup.slot.fold(route)
-        except Exception:
-            self.undo()
-            raise
-
-    @property
-    def computations(self) -> dict[str, nn.ModuleDict]:
-        """Slot -> its modules before the merge."""
-        return {backup.slot.name: backup.computations for backup in self._backups}
-
-    def undo(self) -> None:
-        """Restore weights and modules bit for bit."""
-        for backup in self._backups:
-            backup.restore()
-
-
-class _Backup(NamedTuple):
-    """The state of a slot before the merge."""
-
-    slot: Slot
-    layer: dict[str, Tensor]
-    constant: Tensor | None
-    computations: nn.ModuleDict
-    fusions: nn.ModuleDict
-
-    @classmethod
-    def of(cls, slot: Slot) -> _Backup:
-        layer = {name: tensor.clone() for name, tensor in slot.layer.state_dict().items()}
-        return cls(slot, layer, slot.constant, slot.computations, slot.fusions)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Restore the slot in place, because an optimizer refers to its parameters."""
-        if "bias" not in self.layer:
-            self.slot.layer.bias = None  # folding may have added one
-        for name, tensor in self.slot.layer.state_dict().items():
-            tensor.copy_(self.layer[name])
-        self.slot.constant = self.constant
-        self.slot.computations, self.slot.fusions = self.computations, self.fusions
-
-
-def _require_foldable(slot: Slot, route: Route) -> None:
-    for name in slot.routed(route):
-        module, weight = slot.computations[name], route.at(slot.name)[name]
-        if not module.affine:
-            raise InputError(
-                f"cannot merge {name!r}: a {module.kind} module is not affine, it has to stay at its slots"
-            )
-        if isinstance(weight, Tensor):
-            raise InputError(f"cannot merge {name!r}: its weight differs from frame to frame; give one number")
-        if module.conditional and (route.z is None or len(route.z) != 1):
-            raise InputError(f"cannot merge {name!r}: a {module.kind} module needs a Route with one condition vector z")
-    if not route.static:
-        raise InputError("cannot merge: the weights of this route depend on the input")
-    if route.block is not None and not is_affine(route.block, set(slot.fusions)):
-        raise InputError(f"cannot merge {route.block!r}: the attention of fuse is not affine")

@@ -7,26 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from perception.atomic import made, write_together
 from perception.errors import InputError
-from perception.modules.added_heads import AddedHeads, Head
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
 from perception.modules.slot import Slot
 from perception.modules.spec import Module, parse_module, require_facts
-from perception.section import Section
+from perception.section import Section, first_error
 
 FORMAT = 1  # version of the JSON file; later versions are refused
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of an added task."""
+
+    task: str
+    config: Section
+    network: nn.Module
+
+    def slots(self) -> dict[str, Slot]:
+        """The slots of the head by name."""
+        return {module.name: module for module in self.network.modules() if isinstance(module, Slot)}
 
 
 class Place(Section):
@@ -115,7 +128,7 @@ def read_record(path: Path) -> Record | HeadRecord:
         for module in (record,) if isinstance(record, Record) else record.modules:
             module.spec(module.name)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_error(error)
         key = ".".join(str(part) for part in first["loc"]) or "module"
         raise InputError(f"{json_file}: {key}: {first['msg'].lower()}") from None
     return record
@@ -132,6 +145,7 @@ def read_records(run: Path) -> dict[str, Record | HeadRecord]:
     return {record.name: record for record in records}
 
 
+NewHead = Callable[[str, Mapping[str, Any], str], Head]
 Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its computation at each of its slots
 
 
@@ -189,7 +203,8 @@ def read_all(
     paths: Sequence[Path],
     rename: Mapping[Path, str],
     base: str,
-    added: AddedHeads,
+    new_head: NewHead,
+    slots: Mapping[str, Slot],
     used_names: Collection[str],
     facts: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[list[Head], dict[str, Attachment], list[str]]:
@@ -199,7 +214,8 @@ def read_all(
         paths: of either file, or of both without a suffix.
         rename: path -> new name of its module.
         base: `base_hash` of the network.
-        added: the network's added heads and slots.
+        new_head: makes the head of a task from its options and their source, as `Bank.add_head` does.
+        slots: of the network by name.
         used_names: of the network's modules and heads.
         facts: conditions and tasks that modules may require.
 
@@ -208,7 +224,7 @@ def read_all(
     """
     heads: dict[str, Head] = {}
     modules: dict[str, Attachment] = {}
-    slots, loaded = dict(added.slots), []
+    slots, loaded = dict(slots), []
     for path in paths:
         record, (weights, json_file) = read_record(path), pair(path)
         if record.base != base:
@@ -221,7 +237,9 @@ def read_all(
             found = {name: _build(json_file, record, name, slots, facts)}
             expected = _tensors(found[name][1])
         else:
-            head = _new_head(json_file, record, name, added)
+            if name != record.name:
+                raise InputError(f"{json_file}: is the head of the task {record.name}, which keeps its name")
+            head = new_head(name, record.options, str(json_file))
             slots |= head.slots()
             found = {module.name: _build(json_file, module, module.name, slots, facts) for module in record.modules}
             expected = _head_tensors(head, found)
@@ -234,12 +252,6 @@ def read_all(
         modules |= found
         loaded.append(name)
     return list(heads.values()), modules, loaded
-
-
-def _new_head(json_file: Path, record: HeadRecord, name: str, added: AddedHeads) -> Head:
-    if name != record.name:
-        raise InputError(f"{json_file}: is the head of the task {record.name}, which keeps its name")
-    return added.new(name, record.options, str(json_file))
 
 
 def _build(

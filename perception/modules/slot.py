@@ -16,10 +16,10 @@ from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
-from perception.modules.computation.kinds import KINDS, ModuleUnion
+from perception.modules.computation.kinds import KINDS
 from perception.modules.computation.weight_delta import LowRank, LowRankStack
 from perception.modules.route import CurrentRoute, Route
-from perception.modules.spec import Module
+from perception.modules.spec import Module, ModuleUnion
 
 
 class Slot(nn.Module):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, PlainValidator, SerializeAsAny
+from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter, model_validator
 
 from perception.errors import InputError
 from perception.section import MODULE_NAME, Positive, Section
@@ -61,15 +62,65 @@ class Module(Section):
         return (self,)
 
 
+@cache
+def computations() -> dict[str, Any]:
+    """Kind -> computation function. They need torch, so that only what has modules imports them."""
+    return {
+        kind: getattr(import_module(f"perception.modules.computation.{file}"), name)
+        for kind, (file, name) in KINDS.items()
+    }
+
+
+@cache
+def _parser(*others: type[Module]) -> TypeAdapter[Module]:
+    """Parses a module of one of the kinds, or one of the others."""
+    kinds: Any = Union[(*(each.Options for each in computations().values()), *others)]
+    return TypeAdapter(Annotated[kinds, Field(discriminator="kind")])
+
+
+def _parse_single(content: object) -> Module:
+    return _parser().validate_python(content)
+
+
+_Single = Annotated[SerializeAsAny[Module], PlainValidator(_parse_single)]
+
+
+class ModuleUnion(Module):
+    """One module of several kinds at different slots, such as batch norms and low-rank deltas.
+
+    He et al., "Towards a unified view of parameter-efficient transfer learning", 2022, section 4.
+    """
+
+    kind: Literal["union"] = "union"
+    slots: tuple[()] = Field(default=(), strict=False)  # the parts have theirs
+    parts: tuple[Annotated[SerializeAsAny[Module], PlainValidator(_parse_single)], ...] = Field(
+        min_length=1, strict=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, content: Any) -> Any:
+        """The parts have the name and the facts of the union."""
+        if not isinstance(content, dict) or not isinstance(content.get("parts"), list | tuple):
+            return content
+        shared = {"name": content.get("name"), "when": content.get("when", ())}
+        parts = [part.model_dump() if isinstance(part, Module) else part for part in content["parts"]]
+        return {**content, "parts": [{**part, **shared} if isinstance(part, dict) else part for part in parts]}
+
+    def options(self) -> dict[str, Any]:
+        return {"parts": [part.model_dump(mode="json", exclude={"name", "when"}) for part in self.parts]}
+
+    def single(self) -> tuple[Any, ...]:
+        return self.parts
+
+
 def parse_module(content: object) -> Module:
     """The module in a parsed document, of one of the kinds or a union of several; a module stays as it is.
 
     Raises:
         ValidationError: an unknown kind or option.
     """
-    kinds = import_module("perception.modules.computation.kinds")  # which needs torch, unlike other configurations
-    module: Module = kinds.MODULE.validate_python(content)
-    return module
+    return _parser(ModuleUnion).validate_python(content)
 
 
 AnyModule = Annotated[SerializeAsAny[Module], PlainValidator(parse_module)]

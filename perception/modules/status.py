@@ -10,9 +10,9 @@ import numpy as np
 from rich.table import Column, Table
 from torch import Tensor
 
-from perception.modules.added_heads import Head
 from perception.modules.base import is_base_key
 from perception.modules.computation.kinds import KINDS
+from perception.modules.files import Head
 from perception.modules.route import Route
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
@@ -32,14 +32,12 @@ class Row:
     multiply_adds: int  # at each output cell of all slots, if the module is not folded
     folds: bool
     when: list[str]
-    state: list[str]  # of active, merged, training, frozen
+    state: list[str]  # of active, training, frozen
     domain: str = ""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def row(
-    spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot], base: int, active: bool, merged: bool
-) -> Row:
+def row(spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot], base: int, active: bool) -> Row:
     """The row of one module.
 
     Args:
@@ -54,7 +52,6 @@ def row(
     trainable = any(parameter.requires_grad for parameter in parameters)
     state = {
         "active": active,
-        "merged": merged,
         "training": trainable and any(computation.training for computation in computations.values()),
         "frozen": not trainable,
     }

@@ -110,11 +110,10 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
         data: descriptions of the data of each training of the model.
 
     Raises:
-        InputError: the folder is not empty, modules are merged, or the disk is full or not writable.
+        InputError: the folder is not empty, or the disk is full or not writable.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: holds files already; choose another --out")
-    model.bank.require_unmerged()
     bank = model.bank
     config = config.model_copy(update={"modules": tuple(bank.modules.values()), "fusions": tuple(bank.fusions)})
     content = {"config": config.model_dump(mode="json"), "data": list(data)}

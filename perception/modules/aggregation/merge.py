@@ -17,6 +17,7 @@ from torch import Tensor
 from perception.errors import InputError
 from perception.modules.bank import Bank
 from perception.modules.slot import matching
+from perception.section import first_error
 
 Method = Literal["average", "task_arithmetic", "ties", "dare"]
 
@@ -145,7 +146,7 @@ def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: 
     try:
         return type(specs[0])(**content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_error(error)
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"module {name!r}: {where}: {first['msg'].lower()}, got {first['input']!r}") from None
 

@@ -283,7 +283,7 @@ def run(network: Layers, route: Route) -> Tensor:
         return network(x)
 
 
-MERGED = [
+FOLDED = [
     *product(AFFINE, (1.0, -0.7)),
     (Stack("rescale", "low_rank", "batch_norm"), 1.0),
     (Parallel("rescale", Stack("low_rank", "scale_shift")), 1.0),
@@ -291,70 +291,27 @@ MERGED = [
 ]
 
 
-@pytest.mark.parametrize(("block", "weight"), MERGED, ids=str)
-def test_merged_equals_routed_and_unmerged_is_what_was_there_bit_for_bit(block, weight):
+@pytest.mark.parametrize(("block", "weight"), FOLDED, ids=str)
+def test_folded_equals_routed(block, weight):
     network, bank = layers(*names(block))
     z = torch.tensor([[0, 0, 1, 1, 0, 0.5, 0]], dtype=torch.float64)
     route = Route(dict.fromkeys(names(block), weight), block=block, z=z)
-    base, before = run(network, Route()), state(network)
-    expected = run(network, route)
+    base, expected = run(network, Route()), run(network, route)
     assert not torch.allclose(expected, base)
-    homes = [dict(slot.computations) for slot in bank.slots.values()]
-    weights = [slot.layer.weight for slot in bank.slots.values()]
-    for _ in range(3):
-        bank.merge(route if block in AFFINE else block)
-        assert not any(slot.computations for slot in bank.slots.values())
-        torch.testing.assert_close(run(network, route), expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(run(network, Route()), expected, rtol=1e-12, atol=1e-12)
-        if all(homes):  # statistics that move while modules are merged into their layers come back too
-            network.train()
-            run(network, Route())
-            network.eval()
-        bank.unmerge()
-        assert same(state(network), before)
-        assert network.conv.layer.bias is None
-        assert [dict(slot.computations) for slot in bank.slots.values()] == homes
-        assert all(slot.layer.weight is weight for slot, weight in zip(bank.slots.values(), weights, strict=True))
-        assert torch.equal(run(network, route), expected)
+    folded = copy.deepcopy(bank)
+    folded.fold({name: [route] for name in bank.slots})
+    assert set(folded.folded) == set(names(block))
+    assert not folded.modules
+    assert not any(slot.computations for slot in folded.slots.values())
+    for each in (route, Route()):
+        torch.testing.assert_close(run(folded.network, each), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(run(network, route), expected)
 
 
-NOT_MERGED = [
-    (Stack("low_rank", "bottleneck"), "'bottleneck': a bottleneck module is not affine"),
-    (Fuse("low_rank", "rescale"), "the attention of fuse is not affine"),
-    ("film", "a film module needs a Route with one condition vector"),
-    (Route({"low_rank": torch.ones(3)}), "differs from frame to frame"),
-    (Route({"low_rank": 1.0}, static=False), "depend on the input"),
-    (Parallel("low_rank", "prompt"), "run a frame through the model first"),
-    ("other", "no module called 'other'"),
-    (Route({"low_rank": 1.0}, by_slot={"up": {"other": 1.0}}), "no module called 'other'"),
-]
-
-
-@pytest.mark.parametrize(("what", "message"), NOT_MERGED, ids=str)
-def test_what_does_not_merge_is_said_and_changes_nothing(what, message):
-    network, bank = layers("low_rank", "rescale", "bottleneck", "film", "prompt")
-    add_fusion(bank, Fuse("low_rank", "rescale"))
-    bank.slots = dict(reversed(bank.slots.items()))  # the first convolution, whose prompt has not run, comes last
-    before = state(network)
-    with pytest.raises(InputError, match=message):
-        bank.merge(what)
-    assert same(state(network), before)
-    with pytest.raises(InputError, match="no modules are merged"):
-        bank.unmerge()
-
-
-def test_while_modules_are_merged_the_bank_changes_nothing_else(tmp_path):
-    _, bank = layers("low_rank", "rescale")
-    bank.save("low_rank", tmp_path / "m")
-    bank.merge("low_rank")
-    for method, *arguments in (
-        *((each, "rescale") for each in (bank.merge, bank.delete, bank.train, bank.freeze)),
-        (bank.add, spec("c", "rescale", "*")),
-        (bank.save, "low_rank", tmp_path / "n"),
-        (bank.load, tmp_path / "m"),
-    ):
-        with pytest.raises(InputError, match="unmerge first"):
-            method(*arguments)
+def test_a_prompt_that_has_not_run_does_not_fold():
+    _, bank = layers("low_rank", "prompt")
+    with pytest.raises(InputError, match="run a frame through the model first"):
+        bank.fold({name: [Route({"low_rank": 1.0, "prompt": 1.0})] for name in bank.slots})
 
 
 def test_status_counts_by_hand():
@@ -370,11 +327,6 @@ def test_status_counts_by_hand():
     assert (lora.folds, lora.when, lora.state) == (True, ["fog"], ["training"])
     assert (neck.slots, neck.where, neck.parameters) == (1, ["up"], 4 * 2 + 2 * 4)
     assert (neck.folds, neck.state) == (False, ["active", "frozen"])
-    bank.activate(None)
-    bank.merge("lora")
-    merged, idle = bank.status()
-    assert (merged.parameters, merged.slots, merged.share) == (lora.parameters, 2, lora.share)
-    assert ("merged" in merged.state, "merged" in idle.state) == (True, False)
 
 
 NAMES = ("a", "a.norm", "a.b", "a.b.c", "ab", "ab.x", "b.a", "b.b", "b.b.c")
@@ -404,7 +356,7 @@ def test_globs_take_the_slots_that_fit_and_deleting_leaves_no_trace():
     assert set(bank.at("b")) == set(bank.slots)
     with pytest.raises(InputError, match="already has a module called 'a'"):
         bank.add(spec("a", "low_rank", "up"))
-    for action in (bank.activate, bank.train, bank.freeze, bank.delete, bank.merge):
+    for action in (bank.activate, bank.train, bank.freeze, bank.delete):
         with pytest.raises(InputError, match="no module called 'rain'; there are: a, b"):
             action("rain")
     bank.activate(Stack("b", "a"))

@@ -229,9 +229,6 @@ def test_a_checkpoint_without_training_state_is_not_overwritten_nor_resumed(apar
     network, told = load_model(run)
     with pytest.raises(InputError, match=r"run: holds a model without the state of a training"):
         resume(run, told, network, torch.optim.AdamW(network.parameters()))
-    network.bank.merge("fog")
-    with pytest.raises(InputError, match="unmerge first"):
-        save_model(run.parent / "merged", told, network)
     (run / "modules").mkdir()
     (run / "modules" / "fog.json").write_text("{")
     with pytest.raises(InputError, match=r"fog.json: not readable as a module"):

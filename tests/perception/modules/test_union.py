@@ -20,6 +20,7 @@ from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.bank import Bank
 from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
+from perception.modules.route import Route
 from perception.modules.spec import parse_module
 
 
@@ -49,7 +50,7 @@ def seen(bank: Bank) -> torch.Tensor:
     return y
 
 
-def test_a_union_computes_what_its_parts_compute_side_by_side_and_merges_into_the_base(bank):
+def test_a_union_computes_what_its_parts_compute_side_by_side_and_folds_into_the_base(bank):
     union(bank, "both")
     norm = BatchNorm.Options(name="both", when=("fog",), slots=("norm",))
     assert bank.modules["both"].single() == (
@@ -67,9 +68,9 @@ def test_a_union_computes_what_its_parts_compute_side_by_side_and_merges_into_th
     expected, before = output(bank, "both"), copy.deepcopy(bank.network.state_dict())
     torch.testing.assert_close(expected, output(bank, "parallel(norm, rank)"), rtol=0, atol=0)
     assert not torch.allclose(expected, seen(new_bank()))
-    bank.merge("both")
-    close(seen(bank), expected)
-    bank.unmerge()
+    folded = copy.deepcopy(bank)
+    folded.fold({name: [Route({"both": 1.0})] for name in bank.slots})
+    close(seen(folded), expected)
     assert all(torch.equal(bank.network.state_dict()[key], tensor) for key, tensor in before.items())
 
 
@@ -203,7 +204,7 @@ def test_slots_are_named_after_the_layers_and_none_is_wrapped_twice():
 
 
 def test_training_moves_the_module_alone_and_without_it_the_network_computes_what_it_did():
-    """Also where the network freezes layers of its own; merged it computes what it does with the module."""
+    """Also where the network freezes layers of its own; folded it computes what it does with the module."""
     plain, bank = bank_of()
     before = bank.base_hash()
     bank.add(LowRank.Options(name="rain", slots=("*",), rank=2))
@@ -218,8 +219,6 @@ def test_training_moves_the_module_alone_and_without_it_the_network_computes_wha
     assert not torch.allclose(expected[0], plain(X)[0])
     bank.activate(None)
     assert same(plain, bank.network)
-    bank.merge("rain")
+    bank.fold({name: [Route({"rain": 1.0})] for name in bank.slots})
     for one, other in zip(expected, bank.network(X), strict=True):
         close(other, one)
-    bank.unmerge()
-    assert same(plain, bank.network)
