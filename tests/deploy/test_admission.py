@@ -14,7 +14,7 @@ from vocabulary import CAMERAS, RIG, SENSORS, sensors
 
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
-from perception.frame import Camera, Conditions, Frame, Reading, reduced_intrinsics
+from perception.frame import PER_POINT, Camera, Conditions, Frame, Reading, reduced_intrinsics
 from perception.rig import Sensors
 from perception.scene.admission import admit
 from perception.scene.scene import SceneFrame
@@ -172,10 +172,16 @@ def wrong_values(owner: type) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(("owner", "change"), [(Frame, put), (Camera, of_camera)])
 def test_a_value_that_a_field_cannot_have_is_named(owner: type, change: Callable[..., Damage]) -> None:
+    """And no other, but for a vehicle in another frame of reference."""
+    named = dict.fromkeys(PER_POINT, LIDAR) | {"global_from_reference": "global_from_ego"}
     for name, value in wrong_values(owner):
         _, findings = admit(change(**{name: value})(frame_at(2)), SENSORS, "ego", frame_at(1))
-        assert findings, (name, value)
-        assert name in ("points", "cameras") or f"{name} cannot be used" in str(findings)
+        where = FRONT if owner is Camera else named.get(name, name)
+        if name == "cameras":
+            assert {*findings} & {FRONT, "cameras"}
+            continue
+        assert [*findings] == [where] or name == "reference", (name, value)
+        assert findings[where].startswith(f"{name} cannot be used") or name == "points"
 
 
 TIMES = (0, 1, -1, -PERIOD, -(10**7), -(10**9), 10**9, 31_536_000 * 10**6, 2**61)  # us, from the frame before

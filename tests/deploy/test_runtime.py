@@ -240,8 +240,10 @@ def test_the_plan_says_what_is_banked_where_and_sums_up() -> None:
     shown = table(planned)
     assert shown.row_count == len(planned.steps) + 1
     assert shown.caption == "on no route, not exported: dry"
-    with pytest.raises(InputError, match="hail: unknown condition"):
-        plan(banked(), [["hail"]])
+    unknown, contradiction = "hail: unknown condition; choose from clear", "rain: contradicts clear; give one weather"
+    for conditions, message in ((["hail"], unknown), (["clear", "rain"], contradiction)):
+        with pytest.raises(InputError, match=message):
+            plan(banked(), [conditions])
 
 
 def test_the_plan_of_a_router_in_the_graph_and_of_a_network_without_a_detector(tmp_path: Path) -> None:

@@ -317,6 +317,7 @@ def test_revisits(away: float, remembered: bool) -> None:
     """In a window whose size stays."""
     memory, rng = MapMemory(SMALL, PRIOR), np.random.default_rng(2)
     home, silent = pose(77.3, -41.2, 0.4), np.full((CLASSES, *SMALL.shape), np.nan, np.float32)
+    np.testing.assert_array_equal(memory.around(home), UNSEEN)
     memory.update(rng.random((CLASSES, *SMALL.shape)).astype(np.float32), home)
     before, side = memory.around(home), 2 * (math.ceil(math.hypot(6, 5) + REACH) + 32)
     assert np.abs(before - UNSEEN).max() > 0.3
