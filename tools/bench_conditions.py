@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Conditions, Frame
@@ -93,7 +93,7 @@ class Recogniser:
 
     def frames(self, tables: Keyframes) -> Iterator[tuple[str, Frame]]:
         for token in tables.samples("all"):
-            yield token, tables.frame(token, self.spec.grid.reference, self.spec.sweeps)
+            yield token, tables.frame(token, Reads(self.spec.grid.reference, self.spec.sweeps))
 
 
 def simulated(run: Path, tables: NuScenesTables) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from bench_tables import VERSION as GENERATED
 from bench_tables import generate
 from simulated_drives import DATA, drives
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.tasks.detection.columns import BoxColumns, read_submission
@@ -90,7 +91,7 @@ def _write(tables: NuScenesTables, path: Path) -> int:
     rng, samples = np.random.default_rng(0), tables.samples()
     with SubmissionWriter.open(path, ["lidar"], NUSCENES) as writer:
         for token in samples:
-            frame = tables.frame(token, lidar=False, cameras=False)
+            frame = tables.frame(token, Reads(lidar=False, cameras=False))
             boxes = frame.boxes or Boxes.none()
             boxes = boxes.select(rng.integers(0, len(boxes), BOXES)) if len(boxes) else boxes
             spread = np.where(rng.random((len(boxes), 1)) < 0.3, 0.5, 8.0)
@@ -106,7 +107,7 @@ def _write(tables: NuScenesTables, path: Path) -> int:
 def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     tables = NuScenesTables(dataroot, version)
     samples, all_racks, rows = tables.samples(), tables.bicycle_racks(), []
-    frames = [tables.frame(token, lidar=False, cameras=False, annotations=False) for token in samples]
+    frames = [tables.frame(token, Reads(lidar=False, cameras=False, annotations=False)) for token in samples]
     for i, token in enumerate(samples):
         boxes = tables.boxes(token) or Boxes.none()
         rows.append(

@@ -17,6 +17,7 @@ import torch
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.mmdet3d.centerpoint import NAMES
@@ -49,7 +50,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(THREADS)
     tables = NuScenesTables(arguments.data, "v1.0-mini")
-    frames = [tables.frame(t, "lidar", 9, cameras=False) for t in tables.samples(selectors=[arguments.scenes])]
+    frames = [tables.frame(t, Reads("lidar", 9, cameras=False)) for t in tables.samples(selectors=[arguments.scenes])]
     theirs = built()
     spread(theirs, frames[-1].points)
     with tempfile.TemporaryDirectory() as folder:

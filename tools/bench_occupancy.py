@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.occ3d import GRID
 from perception.datasets.occupancy.annotation import annotate
 from perception.datasets.occupancy.drive import gather
@@ -49,7 +49,7 @@ def occupancy(arguments: argparse.Namespace) -> dict[str, Any]:
     later = _later(source, made[-1], _with_points(source, arguments.later))
     still = open_source(arguments.data, arguments.version, source.rig, _still(source.taxonomy))
     ways = {"drive": (source, made), "keyframe": (source, made[-1:]), "no_objects": (still, made)}
-    pose = source.frame(made[-1], lidar=False, cameras=False).global_from_reference
+    pose = source.frame(made[-1], Reads(lidar=False, cameras=False)).global_from_reference
     moving = _in_boxes(Movable(source).boxes(made[-1]).transformed(np.linalg.inv(pose)))
     result: dict[str, Any] = {
         name: _figures(_made(*way, arguments.sweeps), later, pose, moving) for name, way in ways.items()
@@ -59,7 +59,7 @@ def occupancy(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _with_points(source: Keyframes, selector: str) -> list[str]:
     samples = source.samples(selectors=[selector])
-    found = [each for each in samples if source.frame(each, cameras=False).points is not None]
+    found = [each for each in samples if source.frame(each, Reads(cameras=False)).points is not None]
     if not found:
         raise InputError(f"{selector}: no LiDAR file of these keyframes is there")
     return found
@@ -76,7 +76,7 @@ def _later(source: Keyframes, last: str, samples: list[str]) -> list[tuple[Retur
     are of nothing that may move."""
     movable, levels, found = Movable(source), Levels(), []
     for sample in (last, *samples):
-        frame, boxes = source.frame(sample, cameras=False), movable.boxes(sample)
+        frame, boxes = source.frame(sample, Reads(cameras=False)), movable.boxes(sample)
         returns = returns_of(frame, source, 0)
         static = movable.assigned(returns, Motion(boxes, boxes), 1.0).static
         height = levels.next(returns, frame.global_from_ego)
@@ -87,7 +87,7 @@ def _later(source: Keyframes, last: str, samples: list[str]) -> list[tuple[Retur
 def _made(source: Keyframes, samples: list[str], sweeps: int) -> Occupancy:
     drive = gather(source, samples, sweeps if len(samples) > 1 else 0, GRID)
     assert drive is not None
-    return annotate(source.frame(samples[-1], cameras=False), source, drive, GRID)
+    return annotate(source.frame(samples[-1], Reads(cameras=False)), source, drive, GRID)
 
 
 def _in_boxes(boxes: Boxes) -> np.ndarray:

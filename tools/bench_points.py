@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Frame
-from perception.grid import BevGrid, Reference
+from perception.grid import BevGrid
 from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.tasks.points.metric import PointsMetric
@@ -35,10 +36,8 @@ BAND = 0.2  # m, of heights
 class LidarAlone(PandaSet):
     """PandaSet's spinning LiDAR, one sweep a frame, without pictures."""
 
-    def frame(
-        self, sample: str, grid_reference: Reference = "ego", sweeps: int = 0, annotations: bool = True, **options: Any
-    ) -> Frame:
-        return super().frame(sample, grid_reference, 0, annotations, cameras=False)
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        return super().frame(sample, reads._replace(sweeps=0, cameras=False))
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from evidence_report import write_report
 from evidence_rows import Rows
 from rich.console import Console
 
+from perception.datasets.keyframes import Reads
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.model import PerceptionModel
@@ -178,7 +179,7 @@ class Evidence:
         }
 
     def selectors(self, tokens: list[str]) -> list[str]:
-        return sorted({self.models.tables.frame(token, lidar=False, cameras=False).scene for token in tokens})
+        return sorted({self.models.tables.frame(token, Reads(lidar=False, cameras=False)).scene for token in tokens})
 
 
 def main() -> None:

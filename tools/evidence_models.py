@@ -27,6 +27,7 @@ from evidence_plan import (
 from evidence_rows import locked
 
 from perception.config import Config, find_config, load_config, parse_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -154,5 +155,5 @@ class Models:
         """The network's inputs, frame by frame."""
         spec = InputSpec.of(self.config(0))
         for token in tokens:
-            frame = self.tables.frame(token, spec.grid.reference, spec.sweeps, annotations=False)
+            frame = self.tables.frame(token, Reads(spec.grid.reference, spec.sweeps, annotations=False))
             yield {k: torch.from_numpy(v) for k, v in prepare(frame, spec).items()}, [frame.conditions]

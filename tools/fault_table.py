@@ -26,6 +26,7 @@ from rich.table import Table
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import Fault, inject
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
 from perception.evaluation.slices import part_scores
@@ -109,7 +110,7 @@ def main() -> None:
     tokens = [
         t for scene in tables.scenes(arguments.split) for t in tables.samples(selectors=[scene])[: arguments.frames]
     ]
-    frames = [tables.frame(token, spec.grid.reference, spec.sweeps) for token in tokens]
+    frames = [tables.frame(token, Reads(spec.grid.reference, spec.sweeps)) for token in tokens]
     faults = [text.format(camera=sensors.cameras[0]) for text in FAULTS]
     alone: list[tuple[str, ...]] = [(), *((fault,) for fault in faults)]
     chosen = [(), *combinations(faults, 2)] if arguments.pairs else alone

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from deploy.replay.faults import Fault, inject
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
 from perception.frame import Frame
@@ -156,7 +157,7 @@ def main() -> None:
     tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0])
     selectors = arguments.scenes or tables.scenes("all")
     drives = [
-        [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples(selectors=[each])]
+        [tables.frame(token, Reads(sweeps=0, annotations=False)) for token in tables.samples(selectors=[each])]
         for each in selectors
     ]
     keyframes = sum(map(len, drives))

@@ -26,6 +26,7 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_typestore
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import Recording
 from perception.datasets.nuscenes.tables import only_version
@@ -168,7 +169,7 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
 
 
 def keyframe_message(tables: NuScenesTables, sample: str, chain: list[Recording]) -> Message:
-    frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
+    frame = tables.frame(sample, Reads(annotations=False, lidar=False, cameras=False))
     known = {
         "stamp": frame.timestamp,
         "token": frame.token,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pandaset_views import TwoViews
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Frame, Prediction
 from perception.rig import Rig
@@ -49,8 +49,8 @@ def scored(
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     objects = dict.fromkeys(names, 0)
     for i, token in enumerate(tokens):
-        frame = drives.frame(token, "ego", cameras=False)
-        others = everything.frame(token, "ego", lidar=False, cameras=False).boxes
+        frame = drives.frame(token, Reads("ego", cameras=False))
+        others = everything.frame(token, Reads("ego", lidar=False, cameras=False)).boxes
         assert frame.boxes is not None
         assert others is not None
         predicted = predict(replace(frame, boxes=None)).results["detection"]
@@ -115,7 +115,7 @@ class Memory:
 
     @cached_property
     def _frames(self) -> list[Frame]:
-        return [self._tables.frame(token, "ego", cameras=False) for token in self._tables.samples()]
+        return [self._tables.frame(token, Reads("ego", cameras=False)) for token in self._tables.samples()]
 
     @cached_property
     def _before(self) -> list[Boxes]:

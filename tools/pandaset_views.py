@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame
-from perception.grid import Reference
 
 REAR = "-rear"
 _TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -35,8 +35,8 @@ class TwoViews:
     def boxes(self, sample: str) -> Boxes | None:
         return self._drives.boxes(sample.removesuffix(REAR))
 
-    def frame(self, sample: str, grid_reference: Reference = "ego", *arguments: Any, **options: Any) -> Frame:
-        frame = self._drives.frame(sample.removesuffix(REAR), grid_reference, *arguments, **options)
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        frame = self._drives.frame(sample.removesuffix(REAR), reads)
         if not sample.endswith(REAR):
             return frame
         points = None if frame.points is None else frame.points * np.array([-1, -1, 1, 1, 1], np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
 from perception.frame import Boxes, Frame
@@ -95,7 +95,7 @@ def _perceived(predictor: TorchPredictor, drives: Keyframes, scene: str) -> Iter
     spec = predictor.spec
     state = Scene(spec.rig.sensors, predictor.model.tasks, drives.taxonomy.conditions)
     for token in drives.samples(selectors=[scene]):
-        frame = drives.frame(token, sweeps=spec.sweeps)
+        frame = drives.frame(token, Reads(sweeps=spec.sweeps))
         state.observe(frame)
         yield frame, state.update(frame, predictor(frame))
 

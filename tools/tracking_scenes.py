@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.tasks.association import associate
@@ -96,7 +97,7 @@ def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
     """A scene whose detections are the annotations themselves."""
     moments = []
     for sample in tables.samples(selectors=[scene]):
-        frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
+        frame = tables.frame(sample, Reads(annotations=False, lidar=False, cameras=False))
         boxes = tables.boxes(sample)
         assert boxes is not None, f"{scene} has no annotations"
         boxes = boxes.select(boxes.num_points > 0)

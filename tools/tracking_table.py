@@ -36,6 +36,7 @@ from tracking_scenes import (
 )
 
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
 from perception.frame import Boxes
@@ -141,7 +142,7 @@ def detected(tables: NuScenesTables, scene: Scene, runtime: Runtime) -> Scene:
     spec = runtime.bundle.spec
     moments = []
     for moment in scene:
-        frame = tables.frame(moment.sample, spec.grid.reference, spec.sweeps, annotations=False)
+        frame = tables.frame(moment.sample, Reads(spec.grid.reference, spec.sweeps, annotations=False))
         boxes = runtime.step(frame).prediction.results["detection"].transformed(frame.global_from_reference)
         moments.append(replace(moment, boxes=boxes))
     return moments

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets.files import stamp
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Camera, Frame
-from perception.grid import Reference
 from perception.sensors.lidar.sweeps import Cloud, global_from_reference
 
 
@@ -36,11 +35,9 @@ class AssembledKeyframes(Keyframes):
     def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterable[Path]:
         """Files that a frame is read from, there or not, but for those that were read when the data set was opened."""
 
-    def stamps(
-        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
-    ) -> Sequence[tuple[str, int, int]]:
+    def stamps(self, sample: str, reads: Reads) -> Sequence[tuple[str, int, int]]:
         """Of all that a frame is read from, as in `Keyframes`."""
-        return [*self._opened, *map(stamp, self._files(sample, sweeps, lidar, cameras))]
+        return [*self._opened, *map(stamp, self._files(sample, reads.sweeps, reads.lidar, reads.cameras))]
 
     def timestamp(self, sample: str) -> int:
         """The LiDAR's time of a keyframe, us."""
@@ -54,45 +51,22 @@ class AssembledKeyframes(Keyframes):
         """Latitude and longitude (degrees, WGS 84) of the vehicle at its pose in a keyframe; None if unknown."""
         return None
 
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-        least_width: int = 0,
-    ) -> Frame:
-        """The sensor data of a keyframe; sensors without a file are missing in the frame.
-
-        Args:
-            sample: token of the keyframe.
-            grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
-            sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
-            annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
-            lidar: whether to read the LiDAR.
-            cameras: whether to read the images.
-            least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
-
-        Raises:
-            InputError: a damaged file, or an unknown sample.
-        """
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        """The sensor data of a keyframe, as in `Keyframes`."""
         timestamp, global_from_ego, ego_from_lidar = self._pose(sample)
-        reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
+        reference = global_from_reference(global_from_ego, ego_from_lidar, reads.reference)
         reference_from_global = np.linalg.inv(reference)
-        classified = annotations and bool(self.taxonomy.point_classes)
-        boxes = self.boxes(sample) if annotations else None
-        cloud = self._cloud(sample, sweeps, reference_from_global, classified) if lidar else Cloud()
+        classified = reads.annotations and bool(self.taxonomy.point_classes)
+        boxes = self.boxes(sample) if reads.annotations else None
+        cloud = self._cloud(sample, reads.sweeps, reference_from_global, classified) if reads.lidar else Cloud()
         scene = self.scene(sample)
-        return Frame(
+        frame = Frame(
             token=sample,
             timestamp=timestamp,
-            reference=grid_reference,
+            reference=reads.reference,
             global_from_reference=reference,
             global_from_ego=global_from_ego,
-            cameras=self._cameras(sample, least_width) if cameras else {},
+            cameras=self._cameras(sample, reads.least_width) if reads.cameras else {},
             conditions=self.conditions(sample),
             boxes=None if boxes is None else boxes.transformed(reference_from_global),
             scene=scene,
@@ -100,3 +74,4 @@ class AssembledKeyframes(Keyframes):
             position=self._position(sample, global_from_ego),
             **cloud._asdict(),
         )
+        return frame if reads.change is None else reads.change(frame)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,28 @@ from perception.voxels import Occupancy
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion
+
+
+class Reads(NamedTuple):
+    """What is read of a keyframe.
+
+    Attributes:
+        reference: the frame of reference of points and boxes, at the LiDAR's time.
+        sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
+        annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
+        lidar: whether to read the LiDAR.
+        cameras: whether to read the images.
+        least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
+        change: made to the frame that was read, such as a corruption; None: none.
+    """
+
+    reference: Reference = "ego"
+    sweeps: int = 0
+    annotations: bool = True
+    lidar: bool = True
+    cameras: bool = True
+    least_width: int = 0
+    change: Callable[[Frame], Frame] | None = None
 
 
 class Keyframes(Protocol):
@@ -85,29 +107,18 @@ class Keyframes(Protocol):
         """
         ...
 
-    def stamps(
-        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
-    ) -> Sequence[tuple[str, int, int]]:
+    def stamps(self, sample: str, reads: Reads) -> Sequence[tuple[str, int, int]]:
         """Path, size and time of change (ns) of all that a frame with annotations is read from; -1 where it is missing.
 
         Those of tables are from when they were opened.
         """
         ...
 
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-        least_width: int = 0,
-    ) -> Frame:
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         """The sensor data of a keyframe; sensors without a file are missing in the frame.
 
-        Images may be reduced in size while they are at least `least_width` pixels wide; 0: they are as recorded.
+        Raises:
+            InputError: a damaged file, or an unknown keyframe.
         """
         ...
 

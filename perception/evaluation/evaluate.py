@@ -16,7 +16,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.listed import ListedKeyframes
 from perception.evaluation.evaluated import Evaluated
 from perception.evaluation.left_out import LEFT_OUT, left_out_scores
-from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
+from perception.evaluation.predictions import Predicted, Predictor, predictions
 from perception.evaluation.report import REPORT, is_report, report_page
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
@@ -80,7 +80,7 @@ def evaluate(
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
 
     def predicted(what: str, change: Callable[[Frame], Frame] | None = None) -> Predicted:
-        stream = predictions(predictor, Reader(tables, spec, change), samples)
+        stream = predictions(predictor, tables, spec.reads._replace(change=change), samples)
         return iter(track(stream, what, total=len(samples), console=console, transient=True))
 
     known, metrics = _added(predicted("Evaluating"), tables, spec, made(out))

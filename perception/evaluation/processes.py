@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from perception.datasets.keyframes import Keyframes
-from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
+from perception.datasets.keyframes import Keyframes, Reads
+from perception.evaluation.predictions import Predicted, Predictor, predictions
 from perception.frame import Frame, Prediction
 from perception.sensors.inputs import InputSpec
 from perception.workers import Pool
@@ -28,16 +28,16 @@ class Processes:
     def __init__(self, workers: Pool[Opened]) -> None:
         self._workers = workers
 
-    def predictions(self, read: Reader, tokens: Sequence[str]) -> Predicted:
-        """The predictions of keyframes; the frames are without their pictures.
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes, which the processes read; the frames are without their pictures.
 
         Raises:
             InputError: as the predictor or the drives do, or processes die of the same keyframe again and again.
         """
-        return self._workers.in_order(partial(_predict, read.change), tokens, "keyframe {}".format)
+        return self._workers.in_order(partial(_predict, reads), tokens, "keyframe {}".format)
 
 
-def _predict(change: Callable[[Frame], Frame] | None, opened: Opened, token: str) -> tuple[Frame, Prediction]:
-    predictor, spec, tables = opened
-    ((frame, prediction),) = predictions(predictor, Reader(tables, spec, change), [token])
+def _predict(reads: Reads, opened: Opened, token: str) -> tuple[Frame, Prediction]:
+    predictor, _, keyframes = opened
+    ((frame, prediction),) = predictions(predictor, keyframes, reads, [token])
     return replace(frame, cameras={}), prediction

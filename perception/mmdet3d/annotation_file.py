@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from perception.atomic import write_atomically
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import Recording
 from perception.errors import InputError
@@ -52,7 +53,7 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
 def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
     recordings = tables.recordings
     keyframe, *earlier = recordings.chain(recordings[sample][LIDAR], _SWEEPS)
-    frame = tables.frame(sample, "lidar", lidar=False, cameras=False)
+    frame = tables.frame(sample, Reads("lidar", lidar=False, cameras=False))
     assert frame.boxes is not None
     return {
         "sample_idx": index,

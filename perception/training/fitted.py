@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
@@ -47,7 +47,7 @@ def fit_head(
     head.to(device)
     spec, arrays = InputSpec.of(model.config), None
     for token in track(tokens, "keyframes", console=Console(stderr=True)):
-        frame = tables.frame(token, spec.grid.reference, lidar=False)
+        frame = tables.frame(token, Reads(spec.grid.reference, lidar=False))
         arrays = prepare(frame, spec, into=arrays)
         inputs = {name: value.to(device) for name, value in batch_inputs([arrays]).items()}
         labels = batch_labels([{task: model.tasks[task].labels(frame, tables)}])[task]

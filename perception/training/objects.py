@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from perception.atomic import folder_written_whole, made
 from perception.config import Config
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import InputSpec
@@ -170,13 +170,8 @@ class _Extraction(Dataset[_Found]):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> _Found:
-        frame = self.tables.frame(
-            self.tokens[index],
-            self.spec.grid.reference,
-            self.spec.sweeps,
-            lidar=self.contents.lidar,
-            cameras=self.contents.pictures,
-        )
+        reads = Reads(self.spec.grid.reference, self.spec.sweeps, True, self.contents.lidar, self.contents.pictures)
+        frame = self.tables.frame(self.tokens[index], reads)
         boxes = Boxes.none() if frame.boxes is None else frame.boxes
         boxes = boxes.select(boxes.num_points > 0)
         points = [np.zeros((0, 6), np.float32)] * len(boxes)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.listed import ListedKeyframes
 from perception.frame import Boxes, Camera, Frame
 from perception.rig import Rig
@@ -55,11 +56,11 @@ class WalledDrive(ListedKeyframes):
         seconds = PERIOD * int(sample) - 0.1 * np.arange(sweeps, -1, -1)
         return [(START + 1e6 * seconds, np.stack([np.array([SPEED * t, 0, 0]) + LIDAR for t in seconds]))]
 
-    def frame(self, sample: str, grid_reference: str = "ego", sweeps: int = 0, *_: bool, **__: bool) -> Frame:
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         now = PERIOD * int(sample)
-        parts = [self._sweep(now, 0.1 * age) for age in range(sweeps + 1)]
+        parts = [self._sweep(now, 0.1 * age) for age in range(reads.sweeps + 1)]
         points, kinds = np.concatenate([p for p, _ in parts]), np.concatenate([k for _, k in parts])
-        numbers = np.repeat(np.arange(sweeps + 1, dtype=np.uint8), [len(k) for _, k in parts])
+        numbers = np.repeat(np.arange(reads.sweeps + 1, dtype=np.uint8), [len(k) for _, k in parts])
         pose = np.eye(4)
         pose[0, 3] = SPEED * now
         return Frame(
@@ -83,8 +84,8 @@ class WalledDrive(ListedKeyframes):
 class HillyDrive(WalledDrive):
     """As above, but all of it down a hill; as in nuScenes the poses have its slope, but not its height: z is 0."""
 
-    def frame(self, sample: str, *arguments: object, **options: object) -> Frame:
-        frame = super().frame(sample, *arguments, **options)  # type: ignore[arg-type]
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        frame = super().frame(sample, reads)
         pose = self._downhill(sample) @ frame.global_from_ego
         return replace(frame, global_from_reference=pose, global_from_ego=pose, cameras={"ahead": camera(pose)})
 

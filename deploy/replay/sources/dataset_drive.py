@@ -7,7 +7,7 @@ from functools import cache
 
 from deploy.replay.sources.counts import Counts
 from deploy.replay.undecoded import UNREAD, Known, nothing_known, undecoded
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import DAMAGE
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
@@ -53,14 +53,8 @@ class DatasetDrive:
             pictures = sizes is None or (sizes is not UNREAD and not cameras <= sizes.cameras.keys())
             before = DAMAGE.set(count)
             try:
-                frame = self.tables.frame(
-                    sample,
-                    self._spec.grid.reference,
-                    self._spec.sweeps,
-                    annotations=sizes is None,
-                    lidar=lidar,
-                    cameras=pictures,
-                )
+                reads = Reads(self._spec.grid.reference, self._spec.sweeps, sizes is None, lidar, pictures)
+                frame = self.tables.frame(sample, reads)
             finally:
                 DAMAGE.reset(before)
             if sizes is not None:

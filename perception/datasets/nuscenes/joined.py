@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets.files import read_json
-from perception.datasets.keyframes import Keyframes, select_samples, select_scenes, shortened
+from perception.datasets.keyframes import Keyframes, Reads, select_samples, select_scenes, shortened
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
-from perception.grid import Reference
 from perception.rig import Rig
 from perception.taxonomy import Taxonomy
 from perception.voxels import Occupancy
@@ -137,24 +136,10 @@ class JoinedTables(Keyframes):
         """Where the rays of each LiDAR begin, as in `Keyframes`."""
         return self._tables(sample).lidar_paths(sample, sweeps)
 
-    def stamps(
-        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
-    ) -> Sequence[tuple[str, int, int]]:
+    def stamps(self, sample: str, reads: Reads) -> Sequence[tuple[str, int, int]]:
         """Of all that a frame is read from, as in `Keyframes`."""
-        return self._tables(sample).stamps(sample, sweeps, lidar=lidar, cameras=cameras)
+        return self._tables(sample).stamps(sample, reads)
 
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-        least_width: int = 0,
-    ) -> Frame:
+    def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         """The sensor data of a keyframe, as in `Keyframes`."""
-        return self._tables(sample).frame(
-            sample, grid_reference, sweeps, annotations, lidar=lidar, cameras=cameras, least_width=least_width
-        )
+        return self._tables(sample).frame(sample, reads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Boxes, Frame
 from perception.tasks.occupancy.labels import lookup
 from perception.tasks.occupancy.result import OccupancyResult
@@ -31,5 +31,5 @@ def obstacles_of(frame: Frame, source: Keyframes) -> Boxes | None:
 def lidar_places(source: Keyframes, scene: str) -> np.ndarray:
     """(N, 3) m, where the reference LiDAR was at each keyframe of a drive, in the global frame."""
     tokens = source.samples(None, [scene])
-    frames = (source.frame(token, "lidar", annotations=False, lidar=False, cameras=False) for token in tokens)
+    frames = (source.frame(token, Reads("lidar", annotations=False, lidar=False, cameras=False)) for token in tokens)
     return np.array([frame.global_from_reference[:3, 3] for frame in frames])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame
 from perception.tasks.points.iou import NONE
 
@@ -17,7 +17,7 @@ def annotated_frame(frame: Frame, source: Keyframes | None) -> Frame | None:
         source: of the frame, without corruptions and injected faults.
     """
     if frame.keyframe_classes is None and source is not None and source.has_point_classes(frame.token):
-        frame = source.frame(frame.token, frame.reference, cameras=False)
+        frame = source.frame(frame.token, Reads(frame.reference, cameras=False))
     return None if frame.keyframe_classes is None else frame
 
 

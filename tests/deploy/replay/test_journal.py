@@ -35,6 +35,7 @@ from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import encoded, open_drives
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -444,7 +445,7 @@ def test_a_drive_that_changed_is_refused(drive: Path, tmp_path: Path, table: str
 )
 def test_health_goes_on_from_its_state(tables: NuScenesTables, fault: str) -> None:
     """After any frame, by way of JSON, it is as without the interruption."""
-    given = [tables.frame(each, annotations=False) for each in tables.samples(selectors=["scene-0002"])]
+    given = [tables.frame(each, Reads(annotations=False)) for each in tables.samples(selectors=["scene-0002"])]
     whole, parts, fits = HealthMonitor(SENSORS), HealthMonitor(SENSORS), set()
     for frame in inject(given, [Fault.parse(fault, SENSORS)] if fault else []):
         known, arrays = parts.state()

@@ -46,6 +46,7 @@ from deploy.replay.settings import Settings, Source
 from deploy.replay.sources.counts import Counts
 from deploy.replay.undecoded import Known
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -395,7 +396,7 @@ def test_what_other_software_or_another_machine_began_starts_anew(drive: Path, j
 def test_the_hash_of_a_drive_is_its_sensors_whatever_network_reads_them(tmp_path: Path) -> None:
     def sensors(root: Path, reference: Any = "ego", sweeps: int = 1) -> list[bytes]:
         tables = NuScenesTables(root, VERSION)
-        return [sensors_hash(tables.frame(sample, reference, sweeps)) for sample in tables.samples()]
+        return [sensors_hash(tables.frame(sample, Reads(reference, sweeps))) for sample in tables.samples()]
 
     roots = tmp_path / "drive", tmp_path / "other"
     for root in roots:

@@ -22,6 +22,7 @@ from deploy.replay.outcome import Case
 from deploy.replay.results import Finished
 from deploy.replay.statistics import StatisticsWriter
 from deploy.replay.verdict import judge
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
@@ -56,7 +57,7 @@ def gate(metric: str, **options: Any) -> Gates:
 @pytest.fixture(scope="module")
 def frames(tables: NuScenesTables) -> list[Frame]:
     """Three by day and three by night in rain."""
-    return [tables.frame(token, lidar=False, cameras=False) for token in tables.samples()]
+    return [tables.frame(token, Reads(lidar=False, cameras=False)) for token in tables.samples()]
 
 
 expansion = cache(MapExpansion.load)

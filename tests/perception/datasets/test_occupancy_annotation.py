@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
 
 from perception.atomic import made
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy.annotation import annotate, voxel_classes
@@ -130,7 +130,7 @@ def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
 
 def test_rays_begin_where_the_lidar_was_then() -> None:
     source = WalledDrive()
-    found = returns_of(source.frame("2", sweeps=4), source, 4)
+    found = returns_of(source.frame("2", Reads(sweeps=4)), source, 4)
     assert len(np.unique(found.ages)) == 5
     expected = walled.LIDAR + np.outer(walled.SPEED * (2 * walled.PERIOD - found.ages), [1, 0, 0])
     np.testing.assert_allclose(found.origins, expected, atol=1e-5)
@@ -231,7 +231,7 @@ def test_real_points_lie_in_voxels_of_their_class(pandaset_root: Path, monkeypat
     monkeypatch.setattr(gathering, "CELL", 1e-3)
     source, grid = PandaSet(pandaset_root, SPINNING), VoxelGrid((-12.0, 12.0), (-12.0, 12.0), cell=0.8)
     drive = gather(source, ["002-16"], 0, grid)
-    frame = source.frame("002-16", cameras=False)
+    frame = source.frame("002-16", Reads(cameras=False))
     made = annotate(frame, source, drive, grid)
     names = occupancy_classes(source.taxonomy)
     flat, inside = grid.indices(frame.points)
@@ -481,10 +481,10 @@ def test_geometric_figures_of_rays_that_are_counted_by_hand() -> None:
 def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:
     sample = tables.samples()[1]
     ((times, places),) = tables.lidar_paths(sample, 2)
-    own = tables.frame(sample, "lidar", cameras=False)
+    own = tables.frame(sample, Reads("lidar", cameras=False))
     assert times[-1] == own.timestamp
     np.testing.assert_allclose(places[-1], own.global_from_reference[:3, 3], atol=1e-9)
-    ages = np.unique(tables.frame(sample, "lidar", 2, cameras=False).points[:, 4])
+    ages = np.unique(tables.frame(sample, Reads("lidar", 2, cameras=False)).points[:, 4])
     np.testing.assert_allclose(np.sort(1e-6 * (own.timestamp - times)), ages, atol=1e-6)
     seconds = np.diff(times)[-1] * 1e-6
     assert 0.01 < np.linalg.norm(places[-1] - places[-2]) / seconds < 30

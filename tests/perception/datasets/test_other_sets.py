@@ -27,6 +27,7 @@ from truckscenes.utils.geometry_utils import points_in_box
 from truckscenes.utils.splits import create_splits_scenes
 
 from perception.datasets.files import read_cloud, read_image
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.joined import JoinedTables
@@ -144,7 +145,7 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp
     assert [joined.scenes(split) for split in ("train", "val")] == [["scene-0001"], ["scene-0002"]]
     assert joined.samples(selectors=["scene-0002:0-2"]) == tables.samples(selectors=["scene-0002:0-2"])
     for token in joined.samples():
-        ours, theirs = joined.frame(token, cameras=False), tables.frame(token, cameras=False)
+        ours, theirs = joined.frame(token, Reads(cameras=False)), tables.frame(token, Reads(cameras=False))
         np.testing.assert_array_equal(ours.points, theirs.points)
         assert (joined.scene(token), joined.timestamp(token)) == (tables.scene(token), tables.timestamp(token))
         assert len(ours.boxes) == len(joined.boxes(token))
@@ -195,7 +196,7 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
     assert {row["name"] for row in devkit.category} >= {*TRUCKSCENES.labels_of_categories()}
     counted = 0
     for row, token in zip(devkit.sample, trucks.samples(), strict=True):
-        frame = trucks.frame(token, sweeps=2, grid_reference="lidar")
+        frame = trucks.frame(token, Reads(sweeps=2, reference="lidar"))
         assert {*row["data"]} == {*RIG.sensors.names} == {*frame.cameras, *RIG.sensors.lidars}
         for i, name in enumerate(RIG.sensors.lidars):
             cloud, lags = LidarPointCloud.from_file_multisweep(devkit, row, name, "LIDAR_LEFT", 3, min_distance=0.0)
@@ -412,7 +413,7 @@ def test_a_cloud_in_seconds_gives_the_frame_of_one_in_microseconds(truck_root: P
     frames = []
     for root in (truck_root, tmp_path / "drives"):
         tables = NuScenesTables(root, "v1.0-sim", load_rig("truck"), load_taxonomy("truckscenes"))
-        frames.append(tables.frame(tables.samples()[1], sweeps=2, cameras=False))
+        frames.append(tables.frame(tables.samples()[1], Reads(sweeps=2, cameras=False)))
         for path in (tmp_path / "drives").rglob("*.pcd"):
             whole = pypcd4.PointCloud.from_path(path)
             columns = [whole.pc_data[name] for name in whole.fields]

@@ -17,6 +17,7 @@ from scipy import stats
 from vocabulary import CLASSES, RIG
 
 from perception.config import Lidar
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.comparison import compare, comparison_table
@@ -125,7 +126,7 @@ def test_slices_are_left_out_one_by_one_as_well(drives: NuScenesTables, runs: tu
     """The base class scores what is left again and again; detection's own sums must give the same."""
     predictor, metric = network(drives), DetectionMetric(drives, SPEC.grid)
     tokens = drives.samples("all")
-    frames = [drives.frame(token, annotations=False, lidar=False, cameras=False) for token in tokens]
+    frames = [drives.frame(token, Reads(annotations=False, lidar=False, cameras=False)) for token in tokens]
     for frame in frames:
         metric.add(frame, predictor(frame).results["detection"])
     names, scenes = np.unique([frame.scene for frame in frames], return_inverse=True)

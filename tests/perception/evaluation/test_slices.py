@@ -22,11 +22,11 @@ from tiny import write_tiny
 from vocabulary import CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from perception.config import CameraBranch, Lidar
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.predictions import Reader
 from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
@@ -254,7 +254,7 @@ def test_nothing_is_relative_to_a_level_without_a_score(tables: NuScenesTables) 
     def predicted(what: str, change: Callable[[Frame], Frame]) -> Iterator[tuple[Frame, Prediction]]:
         yield change(whole), Prediction({"points": None})
 
-    whole, clean = tables.frame(tables.samples()[0], cameras=False), Returns(tables, BevGrid())
+    whole, clean = tables.frame(tables.samples()[0], Reads(cameras=False)), Returns(tables, BevGrid())
     clean.add(whole, None)
     found = robustness(predicted, {"points": clean}, ["lidar_noise", "lidar_missing"], CAMERAS)
     assert [each["resilience"] for each in found["corruptions"].values()] == [1.0, None]
@@ -293,7 +293,9 @@ def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
         each: dict[int, list[tuple[Frame, Prediction]]] = {}
         for batch, workers in ((1, 0), (2, 1)):
             predict = predictor(batch, workers)
-            each[batch] = list(predict.predictions(Reader(tables, predict.spec, change), tables.samples()))
+            each[batch] = list(
+                predict.predictions(tables, predict.spec.reads._replace(change=change), tables.samples())
+            )
         assert [frame.token for frame, _ in each[2]] == tables.samples()
         assert all((frame.points is None) == (change is not None) for frame, _ in each[2])  # as the model saw them
         for (_, single), (_, batched) in zip(each[1], each[2], strict=True):

@@ -17,6 +17,7 @@ from shapely.geometry import Polygon
 from simulated import WORLDS, courses, in_town
 from vocabulary import NUSCENES, RIG
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.rig import load_rig
@@ -116,7 +117,7 @@ def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
 def test_voxels_fit_points_and_boxes(root: Path) -> None:
     tables, grid = NuScenesTables(root, VERSION), VoxelGrid()
     for sample in tables.samples():
-        frame, voxels = tables.frame(sample, "ego"), tables.occupancy(sample)
+        frame, voxels = tables.frame(sample, Reads("ego")), tables.occupancy(sample)
         assert voxels is not None
         assert frame.points is not None
         index, inside = grid.indices(frame.points)

@@ -34,6 +34,7 @@ from deploy.route import BankedModule
 from deploy.targets import find_target
 from deploy.tolerances import LEAST
 from deploy.vocabulary import SENSOR_FACTS, require_vocabulary
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.grid import BevGrid
@@ -73,7 +74,7 @@ def frames(tables: NuScenesTables) -> list[Frame]:
         points = np.pad(rng.normal(0, 20, (count, 3)), ((0, 0), (0, 2))).astype(np.float32)
         classes = rng.integers(-1, len(POINT_CLASSES), count).astype(np.int16)
         own = keyframe(points) | {"class_of_point": classes}
-        found.append(replace(tables.frame(token, lidar=False, cameras=False), **own))
+        found.append(replace(tables.frame(token, Reads(lidar=False, cameras=False)), **own))
     return found
 
 

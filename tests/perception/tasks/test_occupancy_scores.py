@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from occupied import CLASSES, FREE, Occupied, random_occupancy
 from vocabulary import NUSCENES
 
+from perception.datasets.keyframes import Reads
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
@@ -208,11 +209,11 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
         def samples(self, split: None, selectors: list[str]) -> list[str]:
             return [token for token in truths if token[0] == selectors[0]]
 
-        def frame(self, token: str, reference: str = "ego", **_: object) -> Frame:
+        def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
             ego, lidar = np.eye(4), np.eye(4)
             ego[:3, 3] = places[token]
             lidar[:3, 3] = places[token] + [0.9, 0, 1.8]
-            return Frame(token, 0, "ego", lidar if reference == "lidar" else ego, ego, None, {}, scene=token[0])
+            return Frame(token, 0, "ego", lidar if reads.reference == "lidar" else ego, ego, None, {}, scene=token[0])
 
     def obstacles(token: str) -> Boxes:
         moved = boxes((6.0, 0.0, 1.0, 1.0, 0.0, 3), (12.0, 0.0, 1.0, 1.0, 0.0, 3))

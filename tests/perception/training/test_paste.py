@@ -17,6 +17,7 @@ from shapely import box as square
 from vocabulary import CAMERAS, NUSCENES
 
 from perception.config import Augment, Config, find_config, load_config, parse_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
@@ -99,7 +100,7 @@ def objects(tables: NuScenesTables, folder: Path) -> Objects:
 
 @pytest.fixture(scope="module")
 def frames(tables: NuScenesTables) -> list[Frame]:
-    return [tables.frame(token, "ego", 2) for token in tables.samples()]
+    return [tables.frame(token, Reads("ego", 2)) for token in tables.samples()]
 
 
 def _alone(objects: Objects, number: int) -> Objects:
@@ -393,7 +394,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 def test_the_database_holds_all_points_and_pictures_of_every_object(tables: NuScenesTables, objects: Objects) -> None:
     number = 0
     for token in tables.samples()[:2]:
-        frame = tables.frame(token, "ego", 2)
+        frame = tables.frame(token, Reads("ego", 2))
         for i in np.flatnonzero(frame.boxes.num_points > 0):
             points = numbered(frame)[inside(frame.points, frame.boxes, i)]
             if not len(points):
