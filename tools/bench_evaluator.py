@@ -106,10 +106,10 @@ def _write(tables: NuScenesTables, path: Path) -> int:
 
 def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     tables = NuScenesTables(dataroot, version)
-    samples, all_racks, rows = tables.samples(), tables.bicycle_racks(), []
+    samples, rows = tables.samples(), []
     frames = [tables.frame(token, Reads(lidar=False, cameras=False, annotations=False)) for token in samples]
     for i, token in enumerate(samples):
-        boxes = tables.boxes(token) or Boxes.none()
+        boxes = tables.truth(token).boxes() or Boxes.none()
         rows.append(
             np.column_stack(
                 [
@@ -119,7 +119,8 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
             )
         )  # fmt: skip
     egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
-    racks = np.array([[i, *r] for i, t in enumerate(samples) for r in all_racks.get(t, ())]).reshape(-1, 11)
+    truths = enumerate(map(tables.truth, samples))
+    racks = np.array([[i, *rack] for i, truth in truths for rack in truth.bicycle_racks()]).reshape(-1, 11)
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
     detections = read_submission(submission, {token: i for i, token in enumerate(samples)}, NUSCENES)
     truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks, NUSCENES)

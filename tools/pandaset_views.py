@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.pandaset import PandaSet
-from perception.frame import Boxes, Frame
+from perception.frame import Frame
 
 REAR = "-rear"
 _TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -32,8 +32,8 @@ class TwoViews:
     def scene(self, sample: str) -> str:
         return self._drives.scene(sample.removesuffix(REAR))
 
-    def boxes(self, sample: str) -> Boxes | None:
-        return self._drives.boxes(sample.removesuffix(REAR))
+    def truth(self, sample: str) -> Truth:
+        return self._drives.truth(sample.removesuffix(REAR))
 
     def frame(self, sample: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         frame = self._drives.frame(sample.removesuffix(REAR), reads)

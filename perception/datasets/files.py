@@ -15,6 +15,8 @@ from perception.errors import InputError, damaged
 from perception.frame import JpegFile
 from perception.storage import read
 
+Stamp = tuple[str, int, int]  # path, size and time of change (ns) of a file, by which a changed one is recognised
+
 _POINT_BYTES = 5 * 4  # x y z intensity ring, float32
 _LONGEST_SEGMENT = 65_535 + 4  # bytes of a JPEG's first segment and the markers before it
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # markers of JPEG
@@ -154,8 +156,8 @@ def reduction_to(content: bytes, least_width: int) -> int:
     return max(each for each in _DECODED if times % each == 0)
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Path, size and time of change (ns) of a file, by which a changed one is recognised; -1 -1 for a missing one."""
+def stamp(path: Path) -> Stamp:
+    """The stamp of a file; its size and time are -1 for a missing one."""
     try:
         status = path.stat()
     except OSError:

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from perception.atomic import made, write_together
-from perception.datasets.keyframes import Keyframes
-from perception.datasets.listed import ListedKeyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.evaluation.evaluated import Evaluated
 from perception.evaluation.left_out import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, predictions
@@ -80,7 +79,7 @@ def evaluate(
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
 
     def predicted(what: str, change: Callable[[Frame], Frame] | None = None) -> Predicted:
-        stream = predictions(predictor, tables, spec.reads._replace(change=change), samples)
+        stream = predictions(predictor, tables, Reads.of(spec)._replace(change=change), samples)
         return iter(track(stream, what, total=len(samples), console=console, transient=True))
 
     known, metrics = _added(predicted("Evaluating"), tables, spec, made(out))
@@ -138,7 +137,7 @@ def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: K
     for metric in metrics.values():
         for table in metric.tables(scores):
             console.print(table)
-    if isinstance(tables, ListedKeyframes) and tables.taxonomy.attributes:
+    if tables.taxonomy.attributes and not tables.has_attributes:
         console.print(f"{tables.version} knows no attributes: their error (AAE) counts as 1, up to 0.1 of NDS")
     if "slices" in scores:
         console.print(slice_table(scores["slices"]))

@@ -94,7 +94,7 @@ class FrameCache:
         Raises:
             InputError: a damaged file of the data set, or an unknown keyframe.
         """
-        files = self._tables.stamps(token, self._reads)
+        files = self._tables.recording(token, self._reads).stamps()
         path = self.folder / f"{_hash([token, files])[:32]}.frame"
         stored = _stored(path)
         if stored is not None:

@@ -186,7 +186,7 @@ class FrameDataset(Dataset[Sample]):
 
 def reads_of(config: Config, depth: bool = False) -> Reads:
     """What a training reads; with labels of the cameras' depth also the LiDAR, whether the model has it or not."""
-    reads = InputSpec.of(config).reads._replace(annotations=True)
+    reads = Reads.of(InputSpec.of(config))._replace(annotations=True)
     if config.data.reduced_pictures and config.model.camera is not None:
         reads = reads._replace(least_width=config.model.camera.image.width)
     return reads._replace(lidar=True) if depth else reads
@@ -255,7 +255,7 @@ def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]
     """Indices of the frames of each class that occurs."""
     holders: list[list[int]] = [[] for _ in tables.taxonomy.classes]
     for i, token in enumerate(tokens):
-        boxes = tables.boxes(token)
+        boxes = tables.truth(token).boxes()
         for label in np.unique(boxes.labels[boxes.num_points > 0]) if boxes is not None else ():
             holders[label].append(i)
     present = [np.array(frames) for frames in holders if frames]

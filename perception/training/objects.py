@@ -119,7 +119,7 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
     spec = InputSpec.of(config)
     annotations = hashlib.sha256()
     for token in tokens:
-        boxes = tables.boxes(token)
+        boxes = tables.truth(token).boxes()
         for name in _STORED if boxes is not None else ():
             annotations.update(np.ascontiguousarray(getattr(boxes, name)).tobytes())
     content = {

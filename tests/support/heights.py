@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 
@@ -23,8 +23,8 @@ class Heights:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tables, name)
 
-    def has_point_classes(self, token: str) -> bool:
-        return True
+    def truth(self, token: str) -> Truth:
+        return replace(self._tables.truth(token), has_point_classes=lambda: True)
 
     def frame(self, token: str, reads: Reads) -> Frame:
         frame = self._tables.frame(token, reads)

@@ -7,12 +7,15 @@ z in the ego frame at the LiDAR's time.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
 import numpy as np
 
+from perception.datasets.keyframes import Truth
 from perception.errors import InputError
 from perception.taxonomy import Taxonomy
 from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
@@ -53,6 +56,14 @@ def read_occ3d(path: Path, taxonomy: Taxonomy) -> Occupancy | None:
     return Occupancy(
         GRID, *(np.ascontiguousarray(a.T, t) for a, t in ((semantics, np.uint8), (lidar, bool), (camera, bool)))
     )
+
+
+def with_voxels(truth: Truth, dataroot: Path, scene: str, sample: str, taxonomy: Taxonomy) -> Truth:
+    """The annotations of a keyframe with its voxels, if the taxonomy has the classes of them."""
+    if not taxonomy.point_classes:
+        return truth
+    path = occ3d_file(dataroot, scene, sample)
+    return replace(truth, has_occupancy=path.exists, occupancy=partial(read_occ3d, path, taxonomy))
 
 
 def occ3d_arrays(occupancy: Occupancy) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ def annotate_drives(
     What is annotated is gathered from the same keyframes.
 
     Args:
-        selectors: as in `select_samples`.
+        selectors: as in `Drives.samples`.
         sweeps: number of earlier LiDAR sweeps to gather with each keyframe.
         out: the source's dataroot itself, or a folder for a new one, which links to the files of the source.
         advance: called twice for each keyframe.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from perception.atomic import write_atomically
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Truth
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.matching import match
@@ -26,8 +26,9 @@ def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
     `boxes` are rows of label, x y z, w l h, yaw, vx vy, attribute, score, points; `bike_racks` of centre, size and
     rotation. All in the global frame.
     """
-    boxes = None if source is None else source.boxes(token)
-    if source is None or boxes is None:
+    truth = Truth() if source is None else source.truth(token)
+    boxes = truth.boxes()
+    if boxes is None:
         return None
     rows = np.column_stack(
         [
@@ -36,7 +37,7 @@ def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
         ]
     )  # fmt: skip
     known = [[None if math.isnan(number) else number for number in row] for row in rows.tolist()]
-    return {"boxes": known, "bike_racks": source.bicycle_racks().get(token, [])}
+    return {"boxes": known, "bike_racks": list(truth.bicycle_racks())}
 
 
 class DetectionJudge(Judge):

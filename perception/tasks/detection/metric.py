@@ -55,8 +55,8 @@ class DetectionMetric(Metric[Boxes]):
     @cached_property
     def bicycle_racks(self) -> np.ndarray:
         """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
-        bicycle_racks = self.source.bicycle_racks()
-        rows = [[i, *rack] for i, token in enumerate(self._tokens) for rack in bicycle_racks.get(token, [])]
+        truths = enumerate(map(self.source.truth, self._tokens))
+        rows = [[i, *rack] for i, truth in truths for rack in truth.bicycle_racks()]
         return np.array(rows, np.float64).reshape(-1, 11)
 
     @cached_property
@@ -64,7 +64,7 @@ class DetectionMetric(Metric[Boxes]):
         """Scored annotations; raises InputError if the version has none."""
         parts = []
         for i, token in enumerate(self._tokens):
-            boxes = self.source.boxes(token)
+            boxes = self.source.truth(token).boxes()
             if boxes is None:
                 raise InputError(f"{self.source.dataroot}: {self.source.version} has no annotations to score with")
             parts.append(BoxColumns.of_frame(boxes, i))

@@ -64,7 +64,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
         self._places: tuple[str, np.ndarray] = ("", np.zeros((0, 3)))  # of the LiDAR in the latest drive
 
     def add(self, frame: Frame, result: OccupancyResult) -> None:
-        truth, annotated = self.source.occupancy(frame.token), obstacles_of(frame, self.source)
+        truth, annotated = self.source.truth(frame.token).occupancy(), obstacles_of(frame, self.source)
         self._counts.append(None if truth is None else self._count(frame, result, truth))
         self._obstacles.append(
             None

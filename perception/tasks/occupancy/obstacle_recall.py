@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Truth
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.tasks.judging import GateMetric, Judge, Range, Subject, Unmeasured
@@ -28,8 +28,8 @@ def obstacle_truth(source: Keyframes | None, token: str) -> dict[str, Any] | Non
 
     `obstacles` and `objects` of detection classes are rows of x, y, width, length, yaw, points in the global frame.
     """
-    obstacles = None if source is None else source.obstacles(token)
-    objects = None if source is None else source.boxes(token)
+    truth = Truth() if source is None else source.truth(token)
+    obstacles, objects = truth.obstacles(), truth.boxes()
     if obstacles is None or objects is None:
         return None
     return {"obstacles": _rows(obstacles), "objects": _rows(objects)}

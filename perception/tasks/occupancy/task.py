@@ -70,7 +70,7 @@ class OccupancyTask(Task[OccupancyResult]):
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
         """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations."""
-        truth = None if source is None else source.occupancy(frame.token)
+        truth = None if source is None else source.truth(frame.token).occupancy()
         if truth is None:
             return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
         annotated = observed_classes(truth, self.config.observed)
@@ -83,7 +83,7 @@ class OccupancyTask(Task[OccupancyResult]):
         return {"classes": classes}
 
     def labelled(self, source: Keyframes, token: str) -> bool:
-        return source.has_occupancy(token)
+        return source.truth(token).has_occupancy()
 
     def result(self, outputs: Arrays) -> OccupancyResult:
         # Rounded as in a journal.
@@ -120,7 +120,7 @@ class OccupancyTask(Task[OccupancyResult]):
 
     def statistics(self, frame: Frame, result: OccupancyResult, source: Keyframes | None) -> dict[str, Any]:
         """`counts` (rings, 3, classes) of `confusion.parts`, and distance and success for each annotated obstacle."""
-        truth = None if source is None else source.occupancy(frame.token)
+        truth = None if source is None else source.truth(frame.token).occupancy()
         annotated = None if source is None else obstacles_of(frame, source)
         counts, obstacles = None, None
         if truth is not None:

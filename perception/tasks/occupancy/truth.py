@@ -24,7 +24,7 @@ def on_grid_of_truth(frame: Frame, result: OccupancyResult, grid: VoxelGrid, fre
 
 def obstacles_of(frame: Frame, source: Keyframes) -> Boxes | None:
     """Annotated obstacles in the frame's reference; None without annotations."""
-    annotated = source.obstacles(frame.token)
+    annotated = source.truth(frame.token).obstacles()
     return None if annotated is None else annotated.transformed(np.linalg.inv(frame.global_from_reference))
 
 

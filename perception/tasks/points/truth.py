@@ -16,7 +16,7 @@ def annotated_frame(frame: Frame, source: Keyframes | None) -> Frame | None:
         frame: as the network saw it.
         source: of the frame, without corruptions and injected faults.
     """
-    if frame.keyframe_classes is None and source is not None and source.has_point_classes(frame.token):
+    if frame.keyframe_classes is None and source is not None and source.truth(frame.token).has_point_classes():
         frame = source.frame(frame.token, Reads(frame.reference, cameras=False))
     return None if frame.keyframe_classes is None else frame
 

@@ -44,7 +44,7 @@ from deploy.replay.sources.mcap import MAX_RECORD
 from deploy.replay.sources.messages import CorruptMessage, Fix, Transform
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.recordings import Recording
+from perception.datasets.nuscenes.recordings import SampleData
 from perception.errors import InputError
 from perception.frame import Frame
 
@@ -252,12 +252,12 @@ def test_a_message_that_decompresses_to_more_than_a_record_is_corrupt(
     assert sum(counts["corrupt"].values()) == 1
 
 
-def stamped(recording: Recording) -> dict[str, Any]:
+def stamped(recording: SampleData) -> dict[str, Any]:
     seconds, microseconds = divmod(recording.timestamp, 1_000_000)
     return {"timestamp": Timestamp(seconds=seconds, nanos=1000 * microseconds), "frame_id": recording.channel.lower()}
 
 
-def placed(recording: Recording, parent: str, child: str, pose: np.ndarray) -> FrameTransform:
+def placed(recording: SampleData, parent: str, child: str, pose: np.ndarray) -> FrameTransform:
     message = FrameTransform(timestamp=stamped(recording)["timestamp"], parent_frame_id=parent, child_frame_id=child)
     for part, field, value in zip(3 * ["translation"] + 4 * ["rotation"], "xyzwxyz", pose, strict=True):
         setattr(getattr(message, part), field, value)
@@ -285,7 +285,7 @@ def layout(tables: NuScenesTables) -> list[tuple[str, int, Any]]:
     return sorted(log, key=lambda message: message[1])
 
 
-def sensor(tables: NuScenesTables, each: Recording) -> list[tuple[str, Any]]:
+def sensor(tables: NuScenesTables, each: SampleData) -> list[tuple[str, Any]]:
     content, topic = (tables.dataroot / each.file).read_bytes(), f"/{each.channel.lower()}"
     if each.channel == LIDAR:
         names = ("x", "y", "z", "intensity", "ring")

@@ -96,7 +96,7 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
     """In the LiDAR's frame, where infos have them upright."""
     seen = 0
     for token in sources.tables.samples():
-        truth = sources.tables.boxes(token)
+        truth = sources.tables.truth(token).boxes()
         ours = sources.infos.frame(token, Reads("lidar", lidar=False, cameras=False)).boxes
         channel = sources.devkit.get("sample", token)["data"]["LIDAR_TOP"]
         theirs = sources.devkit.get_sample_data(channel, BoxVisibility.NONE)[1]
@@ -114,7 +114,7 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
         np.testing.assert_allclose(ours.velocities[:, :2], (flat @ global_from_lidar[:3, :3])[:, :2], atol=1e-6)
         np.testing.assert_array_equal(ours.labels, truth.labels)
         np.testing.assert_array_equal(ours.num_points, truth.num_points)
-        np.testing.assert_allclose(sources.infos.boxes(token).centers, truth.centers, atol=2e-4)
+        np.testing.assert_allclose(sources.infos.truth(token).boxes().centers, truth.centers, atol=2e-4)
     assert seen > 20
 
 
@@ -258,7 +258,7 @@ def test_files_that_are_absent_or_do_not_fit(tmp_path: Path, contents: dict[str,
     content = copy.deepcopy(contents["new"])
     put("data_list.0.images.CAM_FRONT.cam2img", [[120.0, 0, 79], [0, 120, 49], [0, 0, 1]])(content)
     infos = Infos(write_infos(tmp_path / "tiny" / "infos.pkl", content))
-    with one_line_error(r"CAM_FRONT/.*the picture is 80x50, but infos.pkl has its optical axis at 79, 49"):
+    with one_line_error(r"CAM_FRONT/.*the picture is 80x50, but its calibration has the optical axis at 79, 49"):
         infos.frame(infos.samples()[0])
 
 

@@ -88,7 +88,7 @@ def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, 
         source = NuScenesTables(root, VERSION)
         [sample, *_] = source.samples("train")
         source.frame(sample, Reads(sweeps=1))
-        source.occupancy(sample)
+        source.truth(sample).occupancy()
 
 
 @pytest.mark.parametrize(("files", "damage", "says"), DAMAGE[:6])

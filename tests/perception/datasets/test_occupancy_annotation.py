@@ -112,7 +112,7 @@ def test_free_is_what_rays_cross() -> None:
 def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
     """Also if a keyframe lacks its velocity; without an id it is as it is seen in the keyframe."""
     source = WalledDrive(labelled=False)
-    boxes = {k: source.boxes(k) for k in "0123"}
+    boxes = {k: source.truth(k).boxes() for k in "0123"}
     boxes["2"] = replace(boxes["2"], velocities=boxes["2"].velocities * np.nan)
     source.boxes = boxes.__getitem__
     made = annotated(source, "2", "12", sweeps=4)
@@ -148,7 +148,7 @@ def test_sweeps_count_once() -> None:
 
 def test_which_returns_are_of_an_object() -> None:
     """By hand: a car of 2 x 4 x 1.6 m at the origin of the ground, and a sign, which does not move, at x = 10 m."""
-    one = WalledDrive().boxes("0")
+    one = WalledDrive().truth("0").boxes()
     parts = (replace(one, centers=np.array([[x, 0, 0.8]]), labels=np.array([n])) for n, x in enumerate((0.0, 10.0)))
     boxes = Boxes.joined(*parts)
     ground, car = GROUND - 1, CAR - 1  # classes of points
@@ -267,18 +267,18 @@ def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None
     assert counts == {"out": str(out), "drives": 1, "keyframes": 1, "without_lidar": 0}
     assert sorted(root.rglob("*")) == before
     source = open_source(out, None)
-    frame, found = source.frame("007-01"), source.occupancy("007-01")
-    assert source.has_occupancy("007-01")
-    assert source.has_point_classes("007-01")
+    frame, found = source.frame("007-01"), source.truth("007-01").occupancy()
+    assert source.truth("007-01").has_occupancy()
+    assert source.truth("007-01").has_point_classes()
     flat, inside = found.grid.indices(frame.points)
     assert inside.sum() > 100
     assert (found.classes.reshape(-1)[flat[inside]] < len(occupancy_classes(source.taxonomy)) - 1).all()
-    assert open_source(root, None).occupancy("007-01") is None
+    assert open_source(root, None).truth("007-01").occupancy() is None
     link_dataroot(root, out)  # as when more keyframes are annotated into the same folder
     annotate_drives(PandaSet(root), ["007:1-2"], 0, root)  # a dataroot may hold its own voxels
-    assert [PandaSet(root).has_occupancy(f"007-0{i}") for i in (0, 1)] == [False, True]
+    assert [PandaSet(root).truth(f"007-0{i}").has_occupancy() for i in (0, 1)] == [False, True]
     link_dataroot(root, made(tmp_path / "other"))  # with voxels of its own, not with links to these
-    assert not PandaSet(tmp_path / "other").has_occupancy("007-01")
+    assert not PandaSet(tmp_path / "other").truth("007-01").has_occupancy()
 
 
 def test_refused(root: Path, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_keyframes_without_lidar_are_left_out(tiny_root: Path, tmp_path: Path) -
     counts = annotate_drives(source, [], 1, tmp_path / "out")
     assert counts == {"drives": 1, "keyframes": 2, "without_lidar": 1}
     made = open_source(tmp_path / "out", None)
-    assert [made.has_occupancy(sample) for sample in made.samples()] == [True, False, True]
+    assert [made.truth(sample).has_occupancy() for sample in made.samples()] == [True, False, True]
     for file in (files[0], files[2]):
         file.unlink()
     with one_line_error("no LiDAR file of the 3 keyframes"):
@@ -480,7 +480,7 @@ def test_geometric_figures_of_rays_that_are_counted_by_hand() -> None:
 
 def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:
     sample = tables.samples()[1]
-    ((times, places),) = tables.lidar_paths(sample, 2)
+    ((times, places),) = tables.recording(sample, Reads(sweeps=2)).lidar_paths().values()
     own = tables.frame(sample, Reads("lidar", cameras=False))
     assert times[-1] == own.timestamp
     np.testing.assert_allclose(places[-1], own.global_from_reference[:3, 3], atol=1e-9)
@@ -493,9 +493,9 @@ def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:
 @pytest.mark.parametrize("lidars", [(0, 1), (1,)])
 def test_rays_of_pandaset_begin_at_its_lidars(tmp_path: Path, lidars: tuple[int, ...]) -> None:
     written.write_drive(tmp_path, [], {})
-    paths = PandaSet(tmp_path, rig_of(*lidars)).lidar_paths("007-02")
+    paths = PandaSet(tmp_path, rig_of(*lidars)).recording("007-02", Reads()).lidar_paths()
     assert len(paths) == len(lidars)
-    for n, (times, places) in zip(lidars, paths, strict=True):
+    for n, (times, places) in zip(lidars, paths.values(), strict=True):
         seconds = 1e-6 * times - written.START
         ahead, up = ((0.81, 2.26), (1.40, 1.98))[n]
         left = (0.0, 0.02)[n]

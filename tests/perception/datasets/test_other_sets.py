@@ -113,7 +113,10 @@ def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
     assert isinstance(tables, NuScenesTables)
     labels, found = T4.labels_of_categories(), 0
     for row, token in zip(devkit.sample, tables.samples(), strict=True):
-        boxes, annotations = tables.boxes(token), [devkit.get("sample_annotation", each) for each in row.ann_3ds]
+        boxes, annotations = (
+            tables.truth(token).boxes(),
+            [devkit.get("sample_annotation", each) for each in row.ann_3ds],
+        )
         kept = [each for each in annotations if each.category_name in labels]
         theirs = [devkit.get_box3d(each.token) for each in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
@@ -148,8 +151,8 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp
         ours, theirs = joined.frame(token, Reads(cameras=False)), tables.frame(token, Reads(cameras=False))
         np.testing.assert_array_equal(ours.points, theirs.points)
         assert (joined.scene(token), joined.timestamp(token)) == (tables.scene(token), tables.timestamp(token))
-        assert len(ours.boxes) == len(joined.boxes(token))
-    assert not joined.bicycle_racks()
+        assert len(ours.boxes) == len(joined.truth(token).boxes())
+    assert not any(joined.truth(token).bicycle_racks() for token in joined.samples())
     assert joined.map("") is None
     with one_line_error(at=t4_root, says="has no split test; known are train, val, all"):
         joined.scenes("test")
@@ -205,7 +208,7 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
             np.testing.assert_allclose(own[:, :3], cloud.points[:3, outside].T, atol=1e-3)
             np.testing.assert_array_equal(own[:, 3], cloud.points[3, outside])
             np.testing.assert_allclose(own[:, 4], lags[0, outside], atol=1e-5)
-        boxes = trucks.boxes(token)
+        boxes = trucks.truth(token).boxes()
         kept = [a for a in row["anns"] if category_to_detection_name(devkit.get_box(a).name)]
         theirs = [devkit.get_box(a) for a in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])

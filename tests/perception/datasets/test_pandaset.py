@@ -26,7 +26,7 @@ from pandaset_drive import SPINNING, Object, rig_of
 from pickles import DEEP, assert_refused
 from vocabulary import taxonomy_of
 
-from perception.datasets import pandaset_points
+from perception.datasets import pandaset
 from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
@@ -90,7 +90,7 @@ def test_drives_frames_and_what_is_unknown_or_not_there(root: Path, tmp_path: Pa
     assert drives.scene("007-02") == "007"
     assert drives.timestamp("007-02") == 1_557_539_956_700_000
     assert drives.conditions("007-02").known() == ()
-    assert (drives.map(""), drives.bicycle_racks()) == (None, {})
+    assert (drives.map(""), [*drives.truth("007-00").bicycle_racks()]) == (None, [])
     with one_line_error("has no split val"):
         drives.samples("val")
     with one_line_error("no frame 007-09"):
@@ -113,7 +113,7 @@ def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: st
     np.testing.assert_allclose(frame.points[:, 3], chosen[:, 3], rtol=1e-6)
     np.testing.assert_allclose(frame.points[:, 4], np.maximum(-chosen[:, 4], 0), atol=1e-6)
     assert frame.points.dtype == np.float32
-    assert drives.boxes("007-00").num_points[0] == inside(chosen).sum() > 0
+    assert drives.truth("007-00").boxes().num_points[0] == inside(chosen).sum() > 0
 
 
 def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
@@ -145,7 +145,7 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
 
 def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None:
     drives = opened(root)
-    boxes = drives.boxes("007-02")
+    boxes = drives.truth("007-02").boxes()
     assert boxes.instances.tolist() == ["parked", "walker", "ahead", "one-way", "far", "lost-gt"]
     assert boxes.labels.tolist() == [0, 1, 0, 0, 0, 0]
     assert PandaSet(root, None, taxonomy_of({"Cones": 5})).boxes("007-02").labels.tolist() == [5]
@@ -158,7 +158,7 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
     first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).boxes("007-02")  # the other LiDAR's boxes
     assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
     np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
-    cone = drives.obstacles("007-02")
+    cone = drives.truth("007-02").obstacles()
     assert (cone.instances.tolist(), cone.labels.tolist()) == (["cone"], [-1])
     np.testing.assert_allclose(cone.centers, [[0, 12, 0]])
     frame = drives.frame("007-02")  # whose boxes turn with its reference
@@ -269,7 +269,7 @@ def test_each_table_is_decoded_once(root: Path, tmp_path: Path, monkeypatch: pyt
         decoded[path.relative_to(tmp_path).as_posix()] += 1
         return read_table(path, columns)
 
-    monkeypatch.setattr(pandaset_points, "read_table", counted)
+    monkeypatch.setattr(pandaset, "read_table", counted)
     shutil.copytree(root, tmp_path / "drives")
     for place in (2, 3):
         shutil.copy(root / "007/lidar/01.pkl.gz", tmp_path / f"drives/007/lidar/{place:02d}.pkl.gz")
@@ -280,7 +280,10 @@ def test_each_table_is_decoded_once(root: Path, tmp_path: Path, monkeypatch: pyt
             f"drives/007/lidar/{each:02d}.pkl.gz": 1 for each in range(i - sweeps, i + 1)
         }
         decoded.clear()
-    assert (drives.boxes("007-00").num_points[0], len(drives.obstacles("007-03"))) == (inside(POINTS).sum(), 1)
+    assert (drives.truth("007-00").boxes().num_points[0], len(drives.truth("007-03").obstacles())) == (
+        inside(POINTS).sum(),
+        1,
+    )
     assert not decoded
 
 

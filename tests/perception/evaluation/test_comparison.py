@@ -68,7 +68,7 @@ def network(tables: NuScenesTables, found: float = 0.8, metres: float = 0.4) -> 
 
     def predict(frame: Frame) -> Prediction:
         rng = np.random.default_rng([int(frame.token[:8], 16)])
-        boxes = tables.boxes(frame.token)
+        boxes = tables.truth(frame.token).boxes()
         number = len(boxes)
         chosen, away = rng.random(number), rng.normal(0, 1, (2, number, 3))
         boxes = replace(boxes, scores=np.round(rng.uniform(0.05, 1, number), 6))

@@ -141,7 +141,7 @@ def assert_classified(found: np.ndarray, frame: Frame, _: NuScenesTables, __: Be
 
 
 def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables, _: BevGrid) -> None:
-    truth = tables.occupancy(frame.token)
+    truth = tables.truth(frame.token).occupancy()
     seen = truth.seen_by_lidar | truth.seen_by_cameras
     assert found.grid == truth.grid == SMALL
     assert not seen.all()

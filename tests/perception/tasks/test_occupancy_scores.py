@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from occupied import CLASSES, FREE, Occupied, random_occupancy
 from vocabulary import NUSCENES
 
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import Reads, Truth
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
@@ -205,6 +205,9 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
 
     class Drives:
         taxonomy = NUSCENES
+
+        def truth(self, token: str) -> Truth:
+            return Truth()
 
         def samples(self, split: None, selectors: list[str]) -> list[str]:
             return [token for token in truths if token[0] == selectors[0]]

@@ -25,7 +25,7 @@ from deploy.golden import GoldenFrame, differences
 from deploy.precision.measure import measure_tolerances
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from perception.config import Lidar, parse_config
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
@@ -259,7 +259,7 @@ def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
 
 def nothing_but_frames() -> PointsMetric:
     """Of a source without annotations, for frames that have theirs."""
-    source: Any = SimpleNamespace(taxonomy=NUSCENES, has_point_classes=lambda token: False)
+    source: Any = SimpleNamespace(taxonomy=NUSCENES, truth=lambda token: Truth())
     return PointsMetric(source, BevGrid())
 
 

@@ -17,7 +17,7 @@ from shapely import box as square
 from vocabulary import CAMERAS, NUSCENES
 
 from perception.config import Augment, Config, find_config, load_config, parse_config
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
@@ -462,14 +462,14 @@ def test_the_databases_key_depends_on_its_making(tables: NuScenesTables, monkeyp
     keys = [key_of(tables, some, config()) for some in (tokens, tokens[1:], tokens[::-1])]
     keys += [key_of(tables, tokens, other) for other in others]
     assert key_of(tables, tokens, _changed(model__camera=None)) == key_of(tables, tokens, masked)  # without pictures
-    boxes = NuScenesTables.boxes
+    truth = NuScenesTables.truth
 
-    def moved(source: NuScenesTables, token: str) -> Boxes:
-        found = boxes(source, token)
+    def moved(source: NuScenesTables, token: str) -> Truth:
+        found = truth(source, token).boxes()
         found.centers[-1, 0] += 1e-3
-        return found
+        return Truth(boxes=lambda: found)
 
-    monkeypatch.setattr(NuScenesTables, "boxes", moved)
+    monkeypatch.setattr(NuScenesTables, "truth", moved)
     keys.append(key_of(tables, tokens, config()))
     assert len(set(keys)) == len(keys) == 9
 
