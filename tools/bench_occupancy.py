@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.datasets.nuscenes.occ3d import GRID
+from perception.datasets.nuscenes.labels import GRID
 from perception.datasets.occupancy.annotation import annotate
 from perception.datasets.occupancy.drive import gather
 from perception.datasets.occupancy.levels import Levels

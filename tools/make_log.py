@@ -26,11 +26,11 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_typestore
 
+from perception.datasets.files import read_pcd
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import SampleData
 from perception.datasets.nuscenes.tables import only_version
-from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 

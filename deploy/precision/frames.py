@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
@@ -41,7 +41,7 @@ class Drives:
         tokens = self.source.samples(selectors=self.scenes)
         found = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
-            frame = self.source.frame(tokens[i], Reads.of(spec)._replace(lidar=True, cameras=True))
+            frame = self.source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
             found[frame.token] = prepare(frame, spec)

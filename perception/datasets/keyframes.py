@@ -25,7 +25,6 @@ from perception.voxels import Occupancy
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion
-    from perception.sensors.inputs import InputSpec
 
 Paths = Mapping[int, tuple[np.ndarray, np.ndarray]]  # LiDAR -> (M,) times, us, ascending, and (M, 3) places, m, global
 
@@ -50,12 +49,6 @@ class Reads(NamedTuple):
     cameras: bool = True
     least_width: int = 0
     change: Callable[[Frame], Frame] | None = None
-
-    @staticmethod
-    def of(spec: InputSpec) -> Reads:
-        """What the inputs of a model are made of, without annotations."""
-        lidar, cameras = spec.lidar is not None, spec.camera is not None
-        return Reads(spec.grid.reference, spec.sweeps, annotations=False, lidar=lidar, cameras=cameras)
 
 
 class SweepFile(NamedTuple):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from perception.atomic import made, write_together
-from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.keyframes import Keyframes
 from perception.evaluation.evaluated import Evaluated
 from perception.evaluation.left_out import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, predictions
@@ -79,7 +79,7 @@ def evaluate(
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
 
     def predicted(what: str, change: Callable[[Frame], Frame] | None = None) -> Predicted:
-        stream = predictions(predictor, tables, Reads.of(spec)._replace(change=change), samples)
+        stream = predictions(predictor, tables, spec.reads._replace(change=change), samples)
         return iter(track(stream, what, total=len(samples), console=console, transient=True))
 
     known, metrics = _added(predicted("Evaluating"), tables, spec, made(out))

@@ -1,14 +1,19 @@
-"""Predictions of keyframes: one by one, or by a predictor that reads and computes several at once."""
+"""Predictions of keyframes: one by one, several at once, or by processes with a predictor and a core each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame, Prediction
+from perception.sensors.inputs import InputSpec
+from perception.workers import Pool
 
 Predicted = Iterator[tuple[Frame, Prediction]]  # frames as the model sees them, in the order of their tokens
+AHEAD = 4  # keyframes of each process that are predicted before they are needed
 
 
 @runtime_checkable
@@ -30,3 +35,33 @@ def predictions(predictor: Predictor, keyframes: Keyframes, reads: Reads, tokens
     for token in tokens:
         frame = keyframes.frame(token, reads)
         yield frame, predictor(frame)
+
+
+Opened = tuple[Predictor, InputSpec, Keyframes]
+
+
+class Processes:
+    """Predictions of keyframes by processes of one thread each, in the order of the keyframes.
+
+    They do not depend on the number of processes. The keyframes of a process that died are predicted by another one.
+
+    Args:
+        workers: their states are the predictor, its inputs and the drives.
+    """
+
+    def __init__(self, workers: Pool[Opened]) -> None:
+        self._workers = workers
+
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes, which the processes read; the frames are without their pictures.
+
+        Raises:
+            InputError: as the predictor or the drives do, or processes die of the same keyframe again and again.
+        """
+        return self._workers.in_order(partial(_predict, reads), tokens, "keyframe {}".format)
+
+
+def _predict(reads: Reads, opened: Opened, token: str) -> tuple[Frame, Prediction]:
+    predictor, _, keyframes = opened
+    ((frame, prediction),) = predictions(predictor, keyframes, reads, [token])
+    return replace(frame, cameras={}), prediction

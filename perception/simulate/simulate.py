@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
+from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 from perception.simulate import recording

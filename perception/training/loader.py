@@ -186,7 +186,7 @@ class FrameDataset(Dataset[Sample]):
 
 def reads_of(config: Config, depth: bool = False) -> Reads:
     """What a training reads; with labels of the cameras' depth also the LiDAR, whether the model has it or not."""
-    reads = Reads.of(InputSpec.of(config))._replace(annotations=True)
+    reads = InputSpec.of(config).reads._replace(annotations=True)
     if config.data.reduced_pictures and config.model.camera is not None:
         reads = reads._replace(least_width=config.model.camera.image.width)
     return reads._replace(lidar=True) if depth else reads

@@ -34,9 +34,8 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import InputSpec
-from perception.training.box_geometry import points_of
 from perception.training.loading import loaded
-from perception.training.pictures import places
+from perception.training.placement import places, points_of
 
 SCHEMA = 2
 PATIENCE = 600  # s for which a database that another process builds may not grow

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.base_weights import is_base_key
@@ -51,7 +51,7 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
     hook = model.register_forward_pre_hook(update_statistics)  # runs after the hook of `Freeze`
     spec = InputSpec.of(model.config)
     for token in tokens:
-        frame = tables.frame(token, Reads.of(spec))
+        frame = tables.frame(token, spec.reads)
         model(batch_inputs([prepare(frame, spec)]), [frame.conditions])
     hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -8,8 +8,10 @@ NeurIPS 2024: no logs and no map, clouds as .pcd. T4: tables in annotation/, fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+import re
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache, cached_property, partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,9 @@ from perception.datasets.keyframes import Picture, Reads, Recording, SweepFile, 
 from perception.datasets.nuscenes.annotations import Annotations
 from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.georeference import position_on_map
-from perception.datasets.nuscenes.lidarseg import Lidarseg
+from perception.datasets.nuscenes.labels import Lidarseg, with_voxels
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.datasets.nuscenes.occ3d import with_voxels
 from perception.datasets.nuscenes.recordings import Recordings, SampleData
-from perception.datasets.nuscenes.splits import is_official, official_splits
 from perception.datasets.nuscenes.tables import linked, rows, version_folder
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
@@ -34,6 +34,7 @@ from perception.rotations import rotation_matrices
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 BICYCLE_RACK = "static_object.bicycle_rack"  # category
+_OFFICIAL_VERSION = re.compile(r"v\d+\.\d+-(mini|trainval|test)")
 
 
 class NuScenesTables:
@@ -237,3 +238,34 @@ def _locations(folder: Path, scenes: Iterable[dict[str, Any]]) -> dict[str, str]
     with linked(folder, "log"):
         locations = {row["token"]: row["location"] for row in rows(folder, "log")}
     return {name: locations[log] if log else "" for name, log in logs.items()}
+
+
+def is_official(version: str) -> bool:
+    """Whether tables of this version have official splits."""
+    return _OFFICIAL_VERSION.fullmatch(version) is not None
+
+
+def official_splits(scenes: Collection[str] = ()) -> dict[str, list[str]]:
+    """The splits of the data set that these scenes are of, as in `utils.splits` of its devkit; nuScenes' by default."""
+    here = set(scenes)
+    truckscenes = _truckscenes()
+    return truckscenes if any(here & {*names} for names in truckscenes.values()) else _nuscenes()
+
+
+@cache
+def _nuscenes() -> dict[str, list[str]]:
+    return {split: [f"scene-{number:04d}" for number in numbers] for split, numbers in _content("nuscenes").items()}
+
+
+@cache
+def _truckscenes() -> dict[str, list[str]]:
+    """A scene has the number of its part of a log."""
+    return {
+        split: [f"scene-{log}-{number}" for log, numbers in logs.items() for number in numbers]
+        for split, logs in _content("truckscenes").items()
+    }
+
+
+def _content(name: str) -> dict[str, Any]:
+    path = files("perception.datasets.nuscenes").joinpath(f"splits_{name}.json")
+    return json.loads(path.read_text(encoding="utf-8"))

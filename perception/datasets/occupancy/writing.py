@@ -10,7 +10,7 @@ import numpy as np
 
 from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
+from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.occupancy.annotation import annotate
 from perception.datasets.occupancy.drive import gather
 from perception.errors import InputError

@@ -34,12 +34,11 @@ from perception.config import Augment
 from perception.datasets.files import read_points
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import map_expansion
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.datasets.nuscenes.georeference import position_on_map
 from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.datasets.nuscenes.splits import official_splits
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.grid import BevGrid

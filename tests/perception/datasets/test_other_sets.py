@@ -26,13 +26,11 @@ from truckscenes.utils.data_classes import LidarPointCloud
 from truckscenes.utils.geometry_utils import points_in_box
 from truckscenes.utils.splits import create_splits_scenes
 
-from perception.datasets.files import read_cloud, read_image
+from perception.datasets.files import read_cloud, read_image, read_pcd
 from perception.datasets.keyframes import Reads
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.joined import JoinedTables
-from perception.datasets.nuscenes.splits import official_splits
-from perception.datasets.pcd import read_pcd
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid

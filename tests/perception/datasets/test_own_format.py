@@ -104,8 +104,7 @@ def test_a_class_of_another_package_reads_drives(root: Path) -> None:
         assert isinstance(source, Folder)
         frame = source.frame("2", Reads("lidar", sweeps=1))
         assert frame.points is not None
-        both = np.concatenate([POINTS, POINTS + [-2, 0, 0, 0, 0.5]])
-        both = np.concatenate([POINTS, POINTS + [-2, 0, 0, 0, 0.5]])
+        both = np.concatenate([POINTS, np.add(POINTS, [-2, 0, 0, 0, 0.5])])
         np.testing.assert_allclose(frame.points, both, atol=1e-6)
         assert frame.sweep_of_point is not None
         assert frame.sweep_of_point.tolist() == [0, 0, 1, 1]

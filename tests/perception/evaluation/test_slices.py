@@ -294,7 +294,7 @@ def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
         for batch, workers in ((1, 0), (2, 1)):
             predict = predictor(batch, workers)
             each[batch] = list(
-                predict.predictions(tables, Reads.of(predict.spec)._replace(change=change), tables.samples())
+                predict.predictions(tables, predict.spec.reads._replace(change=change), tables.samples())
             )
         assert [frame.token for frame, _ in each[2]] == tables.samples()
         assert all((frame.points is None) == (change is not None) for frame, _ in each[2])  # as the model saw them

@@ -26,11 +26,10 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.training.augment import draw_similarity, transformed
-from perception.training.box_geometry import footprints, overlapping, points_of
 from perception.training.loader import FrameDataset, batches
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
-from perception.training.pictures import Layer, Place, painted, places
+from perception.training.placement import Layer, Place, footprints, overlapping, painted, places, points_of
 from perception.voxels import VoxelGrid
 
 seeds = st.integers(0, 2**32 - 1)
