@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from deploy.replay.faults import Fault, inject
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame
 from perception.rig import Sensors
 from perception.scene.health.monitor import HealthMonitor
@@ -45,7 +45,7 @@ def measure_loads(source: Keyframes, scenes: Sequence[str], faults: bool, consol
     healthy, by_fault = defaultdict[Any, Any](list), {text: defaultdict[Any, Any](list) for text in FAULTS if faults}
     selectors = scenes or source.scenes("all")
     for scene in track(selectors, "Drives", console=console):
-        drive = [source.frame(token, sweeps=0, annotations=False) for token in source.samples(selectors=[scene])]
+        drive = [source.frame(token, Reads(annotations=False)) for token in source.samples(selectors=[scene])]
         keyframes += len(drive)
         _add_loads(healthy, drive, sensors, sensors.names)
         for text, loads in by_fault.items():

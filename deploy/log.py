@@ -22,10 +22,11 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_typestore
 
+from perception.datasets.files import read_pcd
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.recordings import Recording
+from perception.datasets.nuscenes.recordings import SampleData
 from perception.datasets.nuscenes.tables import only_version
-from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 
@@ -136,8 +137,8 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
     """Yield all messages in order of time. `scene` may be a range of keyframes, such as scene-0103:0-4."""
     samples, lidars = tables.samples(selectors=[scene]), tables.rig.sensors.lidars
     recordings = tables.recordings
-    chains: dict[str, list[Recording]] = {}
-    found: dict[str, Recording] = {}  # by file, since a sweep may be before several keyframes
+    chains: dict[str, list[SampleData]] = {}
+    found: dict[str, SampleData] = {}  # by file, since a sweep may be before several keyframes
     for sample in samples:
         keyframe = recordings.get(sample, {})
         if lidars[0] not in keyframe:
@@ -164,8 +165,8 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
         yield from sensor_messages(tables, each)
 
 
-def keyframe_message(tables: NuScenesTables, sample: str, chain: list[Recording]) -> Message:
-    frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
+def keyframe_message(tables: NuScenesTables, sample: str, chain: list[SampleData]) -> Message:
+    frame = tables.frame(sample, Reads(annotations=False, lidar=False, cameras=False))
     known = {
         "stamp": frame.timestamp,
         "token": frame.token,
@@ -177,7 +178,7 @@ def keyframe_message(tables: NuScenesTables, sample: str, chain: list[Recording]
     return Message("/keyframe", KEYFRAME, frame.timestamp, make("std_msgs/msg/String", data=json.dumps(known)))
 
 
-def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Message]:
+def sensor_messages(tables: NuScenesTables, recording: SampleData) -> Iterator[Message]:
     """Yield the messages of one sensor file; nothing if it does not exist."""
     path, stamp, frame = tables.dataroot / recording.file, recording.timestamp, recording.channel.lower()
     if not path.exists():

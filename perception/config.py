@@ -170,6 +170,7 @@ class Paste(Section):
 
 
 class Data(Section):
+    format: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # package.module:Class; None: by the files
     scenes: tuple[str, ...] = Field(
         default=(), strict=False
     )  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3

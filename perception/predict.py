@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
-from perception.evaluation.predictions import Predicted, Reader
+from perception.evaluation.predictions import Predicted
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route
@@ -72,10 +74,10 @@ class TorchPredictor:
         self.model({name: value.to(self.device) for name, value in inputs.items()}, [frame.conditions], trace=trace)
         return trace.routes
 
-    def predictions(self, read: Reader, tokens: Sequence[str]) -> Predicted:
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes."""
         loader = DataLoader(
-            _PreparedFrames(read, tokens, self.spec, self.mirrors),
+            _PreparedFrames(partial(keyframes.frame, reads=reads), tokens, self.spec, self.mirrors),
             batch_size=self.batch,
             num_workers=self.model.config.data.workers if self.batch > 1 else 0,
             collate_fn=list,
@@ -113,7 +115,9 @@ def _prepared(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[
 class _PreparedFrames(Dataset[tuple[Frame, list[Arrays]]]):
     """Keyframes with the model's inputs."""
 
-    def __init__(self, read: Reader, tokens: Sequence[str], spec: InputSpec, mirrors: Sequence[Mirror]) -> None:
+    def __init__(
+        self, read: Callable[[str], Frame], tokens: Sequence[str], spec: InputSpec, mirrors: Sequence[Mirror]
+    ) -> None:
         self.read, self.tokens, self.spec, self.mirrors = read, tokens, spec, mirrors
 
     def __len__(self) -> int:

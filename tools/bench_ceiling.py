@@ -12,6 +12,7 @@ import typer
 from benchmark import KEYFRAMES
 
 from perception.config import find_config, load_config
+from perception.datasets.keyframes import Reads
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
@@ -45,7 +46,7 @@ def ceiling(
         source = open_source(data, version, config.rig, config.taxonomy)
         rng, counts = np.random.default_rng(0), np.zeros((2, len(config.taxonomy.classes)))
         for token in source.samples("all"):
-            boxes = source.frame(token, config.grid.reference, 0, lidar=False, cameras=False).boxes
+            boxes = source.frame(token, Reads(config.grid.reference, 0, lidar=False, cameras=False)).boxes
             if boxes is not None:
                 counts += found_and_there(task, on_grid(boxes.select(boxes.num_points != 0), task.grid), rng)
         names = config.taxonomy.class_names

@@ -24,6 +24,7 @@ from bench_tables import VERSION as GENERATED
 from bench_tables import generate
 from benchmark import DRIVES, Rounds, drives
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.tasks.detection.columns import BoxColumns, read_submission
@@ -92,7 +93,7 @@ def _write(tables: NuScenesTables, path: Path) -> int:
     rng, samples = np.random.default_rng(0), tables.samples()
     with SubmissionWriter.open(path, ["lidar"], NUSCENES) as writer:
         for token in samples:
-            frame = tables.frame(token, lidar=False, cameras=False)
+            frame = tables.frame(token, Reads(lidar=False, cameras=False))
             boxes = frame.boxes or Boxes.none()
             boxes = boxes.select(rng.integers(0, len(boxes), BOXES)) if len(boxes) else boxes
             spread = np.where(rng.random((len(boxes), 1)) < 0.3, 0.5, 8.0)
@@ -107,10 +108,10 @@ def _write(tables: NuScenesTables, path: Path) -> int:
 
 def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     tables = NuScenesTables(dataroot, version)
-    samples, all_racks, rows = tables.samples(), tables.bicycle_racks(), []
-    frames = [tables.frame(token, lidar=False, cameras=False, annotations=False) for token in samples]
+    samples, rows = tables.samples(), []
+    frames = [tables.frame(token, Reads(lidar=False, cameras=False, annotations=False)) for token in samples]
     for i, token in enumerate(samples):
-        boxes = tables.boxes(token) or Boxes.none()
+        boxes = tables.truth(token).boxes() or Boxes.none()
         rows.append(
             np.column_stack(
                 [
@@ -120,7 +121,8 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
             )
         )  # fmt: skip
     egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
-    racks = np.array([[i, *r] for i, t in enumerate(samples) for r in all_racks.get(t, ())]).reshape(-1, 11)
+    truths = enumerate(map(tables.truth, samples))
+    racks = np.array([[i, *rack] for i, truth in truths for rack in truth.bicycle_racks()]).reshape(-1, 11)
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
     detections = read_submission(submission, {token: i for i, token in enumerate(samples)}, NUSCENES)
     truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks, NUSCENES)

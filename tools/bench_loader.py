@@ -24,8 +24,7 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.training import loader as loaders
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 from perception.training.frame_cache import FrameCache
-from perception.training.frames import Reads
-from perception.training.loader import FrameDataset
+from perception.training.loader import FrameDataset, reads_of
 
 CONFIG = "nuscenes/fusion"
 # Nothing is pasted or dropped. Pictures are enlarged by up to a quarter, as they are here for mmdet3d.
@@ -109,12 +108,12 @@ def _loaded(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
     camera = spec.camera
     assert camera is not None
     assert augment is not None
-    reads = Reads.of(config)
+    reads = reads_of(config)
     pictures, stored = replace(spec, lidar=None), None if cache is None else FrameCache(Path(cache), tables, reads)
 
     def load(position: int) -> tuple[np.ndarray | None, dict[str, np.ndarray], Boxes | None]:
         rng, token = np.random.default_rng(position), tokens[position]
-        recorded = reads.frame(tables, token) if stored is None else stored.frame(token)
+        recorded = tables.frame(token, reads) if stored is None else stored.frame(token)
         frame = shuffled(transformed(recorded, draw_similarity(rng, augment)), rng)
         sizes = {name: camera.image.shape for name, camera in frame.cameras.items()}
         affines = {name: draw_image_affine(rng, augment, size, camera.image) for name, size in sizes.items()}

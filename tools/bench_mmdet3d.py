@@ -18,6 +18,7 @@ from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.mmdet3d.centerpoint import NAMES
@@ -47,7 +48,7 @@ def mmdet3d(
 
     torch.set_num_threads(THREADS)
     tables = NuScenesTables(data, "v1.0-mini")
-    frames = [tables.frame(t, "lidar", 9, cameras=False) for t in tables.samples(selectors=[scenes])]
+    frames = [tables.frame(t, Reads("lidar", 9, cameras=False)) for t in tables.samples(selectors=[scenes])]
     theirs, points = built(), frames[-1].points
     if points is None:
         raise SystemExit(f"{data}: {scenes} ends with a keyframe without LiDAR")

@@ -14,6 +14,7 @@ from scene_obstacles import scene_obstacles
 
 from deploy.replay.faults import HiddenClass, hide
 from perception.config import Config, find_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate
 from perception.predict import TorchPredictor
@@ -176,7 +177,9 @@ def _hidden(run: Path, drives: NuScenesTables, scenes: Sequence[str]) -> dict[st
     predictor = TorchPredictor.load(run)
     counts = {name: {"drives": 0, "doubted": 0, "doubted_without_fault": 0} for name in HIDDEN}
     for scene in scenes:
-        frames = [drives.frame(token, sweeps=predictor.spec.sweeps) for token in drives.samples(selectors=[scene])]
+        frames = [
+            drives.frame(token, Reads(sweeps=predictor.spec.sweeps)) for token in drives.samples(selectors=[scene])
+        ]
         predictions = [predictor(frame) for frame in frames]
         for name, count in counts.items():
             label = drives.taxonomy.label(name)

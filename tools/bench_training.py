@@ -18,7 +18,7 @@ from benchmark import KEYFRAMES, SHARED, NuScenes, Rounds
 
 from perception.allocator import VARIABLE
 from perception.config import Config, find_config, load_config, parse_config
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.pretrained import PACKAGE, PACKAGED
@@ -85,7 +85,7 @@ def _keyframes(model: PerceptionModel, tables: Keyframes, part: str) -> list[tup
     stride = model.camera.backbone.feature_info.reduction()[0]
     cells = (spec.camera.image.height // stride, spec.camera.image.width // stride)
     for token in tables.samples(selectors=[part]):
-        frame = tables.frame(token, spec.grid.reference, sweeps=0)
+        frame = tables.frame(token, Reads(spec.grid.reference))
         inputs = prepare(frame, spec)
         projections = inputs["image_from_reference"][0]
         found.append((inputs, depth_labels(frame.points, projections, spec.camera.image, cells, spec.camera.depth)))

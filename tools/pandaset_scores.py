@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame, Prediction
-from perception.grid import Reference
 from perception.rig import Rig
 from perception.simulate.simulate import simulate
 from perception.tasks.detection.columns import BoxColumns
@@ -52,20 +51,20 @@ class TwoViews:
         """Both views of the selected frames."""
         return [token for each in self._drives.samples(split, selectors) for token in (each, each + REAR)]
 
-    def scene(self, sample: str) -> str:
-        return self._drives.scene(sample.removesuffix(REAR))
+    def scene(self, token: str) -> str:
+        return self._drives.scene(token.removesuffix(REAR))
 
-    def boxes(self, sample: str) -> Boxes | None:
-        return self._drives.boxes(sample.removesuffix(REAR))
+    def truth(self, token: str) -> Truth:
+        return self._drives.truth(token.removesuffix(REAR))
 
-    def frame(self, sample: str, grid_reference: Reference = "ego", *arguments: Any, **options: Any) -> Frame:
-        frame = self._drives.frame(sample.removesuffix(REAR), grid_reference, *arguments, **options)
-        if not sample.endswith(REAR):
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        frame = self._drives.frame(token.removesuffix(REAR), reads)
+        if not token.endswith(REAR):
             return frame
         points = None if frame.points is None else frame.points * np.array([-1, -1, 1, 1, 1], np.float32)
         return replace(
             frame,
-            token=sample,
+            token=token,
             points=points,
             boxes=None if frame.boxes is None else frame.boxes.transformed(_TURN),
             global_from_reference=frame.global_from_reference @ _TURN,
@@ -86,8 +85,8 @@ def scored(
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     objects = dict.fromkeys(names, 0)
     for i, token in enumerate(tokens):
-        frame = drives.frame(token, "ego", cameras=False)
-        others = everything.frame(token, "ego", lidar=False, cameras=False).boxes
+        frame = drives.frame(token, Reads("ego", cameras=False))
+        others = everything.frame(token, Reads("ego", lidar=False, cameras=False)).boxes
         assert frame.boxes is not None
         assert others is not None
         predicted = predict(replace(frame, boxes=None)).results["detection"]
@@ -152,7 +151,7 @@ class Memory:
 
     @cached_property
     def _frames(self) -> list[Frame]:
-        return [self._tables.frame(token, "ego", cameras=False) for token in self._tables.samples()]
+        return [self._tables.frame(token, Reads("ego", cameras=False)) for token in self._tables.samples()]
 
     @cached_property
     def _before(self) -> list[Boxes]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
 from perception.frame import Boxes, Frame
@@ -65,7 +65,7 @@ def scene_obstacles(run: Path, drives: Keyframes, scenes: Sequence[str]) -> dict
         counts = [DriveCount(probability) for probability in CURVE]
         annotated, places = set[str](), []
         for frame, seen in _perceived(predictor, drives, scene):
-            obstacles, objects = drives.obstacles(frame.token), drives.boxes(frame.token)
+            obstacles, objects = drives.truth(frame.token).obstacles(), drives.truth(frame.token).boxes()
             assert obstacles is not None
             assert objects is not None
             ego = frame.global_from_ego[:2, 3]
@@ -92,7 +92,7 @@ def _perceived(predictor: TorchPredictor, drives: Keyframes, scene: str) -> Iter
     spec = predictor.spec
     state = Scene(spec.rig.sensors, predictor.model.tasks, drives.taxonomy.conditions)
     for token in drives.samples(selectors=[scene]):
-        frame = drives.frame(token, sweeps=spec.sweeps)
+        frame = drives.frame(token, Reads(sweeps=spec.sweeps))
         state.observe(frame)
         yield frame, state.update(frame, predictor(frame))
 

@@ -85,7 +85,7 @@ def evaluate(
     from deploy.manifest import read_manifest
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
-    from perception.evaluation.processes import AHEAD, Processes
+    from perception.evaluation.predictions import AHEAD, Processes
     from perception.pools import open_pool
     from perception.stored_output import results
     from perception.tasks.detection.official import compare, require_official

@@ -98,7 +98,7 @@ class Drives:
         tokens = self.source.samples(selectors=self.scenes)
         found = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
-            frame = self.source.frame(tokens[i], spec.grid.reference, spec.sweeps, annotations=False)
+            frame = self.source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
             found[frame.token] = prepare(frame, spec)

@@ -112,7 +112,7 @@ def train(
         settings = settings.model_copy(
             update={"train": settings.train.model_copy(update={"steps": steps, "epochs": None})}
         )
-    tables = open_source(data, version, settings.rig, settings.taxonomy)
+    tables = open_source(data, version, settings.rig, settings.taxonomy, settings.data.format)
     print_trained(run(settings, tables, split or training_split(tables.version), out, resume))
 
 

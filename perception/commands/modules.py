@@ -27,6 +27,7 @@ from perception.commands.common import (
     to_store,
     training_split,
 )
+from perception.datasets.keyframes import Reads
 from perception.errors import InputError
 from perception.modules.spec import KINDS
 
@@ -202,7 +203,7 @@ def _show_route(
     tables = open_source(data, version, model.config.rig, model.config.taxonomy)
     predictor = TorchPredictor(model)
     (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
-    recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
+    recorded = tables.frame(token, Reads(predictor.spec.grid.reference, predictor.spec.sweeps))
     routes = predictor.routes(recorded)
     console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
     for route in routes:

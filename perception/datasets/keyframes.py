@@ -1,166 +1,322 @@
-"""The interface of data sets of recorded drives for training and evaluation. numpy only."""
+"""The interface of data sets of recorded drives: what they say of a keyframe, and the frame that is made of it.
+
+A data set gives a `Recording` of each keyframe; `assemble` reads the sensor files that it names. numpy and OpenCV only.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 
+from perception.datasets.files import Stamp, read_cloud, read_image, stamp
 from perception.errors import InputError
-from perception.frame import Boxes, Conditions, Frame
+from perception.frame import Boxes, Camera, Conditions, Frame, reduced_intrinsics
 from perception.grid import Reference
-from perception.rig import Rig
+from perception.rig import Box, Rig
+from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, join_lidars
 from perception.taxonomy import Taxonomy
 from perception.voxels import Occupancy
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion
 
+Paths = Mapping[int, tuple[np.ndarray, np.ndarray]]  # LiDAR -> (M,) times, us, ascending, and (M, 3) places, m, global
+
+
+class Reads(NamedTuple):
+    """What is read of a keyframe.
+
+    Attributes:
+        reference: the frame of reference of points and boxes, at the LiDAR's time.
+        sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
+        annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
+        lidar: whether to read the LiDAR.
+        cameras: whether to read the images.
+        least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
+        change: made to the frame that was read, such as a corruption; None: none.
+    """
+
+    reference: Reference = "ego"
+    sweeps: int = 0
+    annotations: bool = True
+    lidar: bool = True
+    cameras: bool = True
+    least_width: int = 0
+    change: Callable[[Frame], Frame] | None = None
+
+
+class SweepFile(NamedTuple):
+    """The file of one sweep of a LiDAR.
+
+    Attributes:
+        path: a .bin or .pcd file; the LiDAR has no data if that of the keyframe is missing.
+        timestamp: us.
+        global_from_ego: (4, 4) at this time; without a rig's `own` only its product with the next matters.
+        ego_from_lidar: (4, 4).
+        classes: reads the annotated classes, (n,) int16, of the n points in the file, or None; None: there are none.
+    """
+
+    path: Path
+    timestamp: int
+    global_from_ego: np.ndarray
+    ego_from_lidar: np.ndarray
+    classes: Callable[[int], np.ndarray | None] | None = None
+
+
+class JointCloud(NamedTuple):
+    """The points of all LiDARs of a data set that has them in common files, each point at its own time.
+
+    Attributes:
+        read: the points in a frame of reference, given (4, 4) reference_from_global, and whether with their classes.
+        paths: where the rays of each LiDAR begin.
+    """
+
+    read: Callable[[np.ndarray, bool], Cloud]
+    paths: Callable[[], Paths]
+
+
+class Picture(NamedTuple):
+    """The file of a camera's picture.
+
+    Attributes:
+        path: a JPEG or PNG; the camera is missing in the frame if it is missing.
+        timestamp: us.
+        intrinsics: (3, 3), of the recorded pixels.
+        ego_from_camera: (4, 4).
+        global_from_ego: (4, 4) at this time.
+        size: width and height for which the calibration is; None: unknown.
+        distortion: coefficients of OpenCV's model, by which the picture is undistorted; None: it is.
+    """
+
+    path: Path
+    timestamp: int
+    intrinsics: np.ndarray
+    ego_from_camera: np.ndarray
+    global_from_ego: np.ndarray
+    size: tuple[int, int] | None = None
+    distortion: np.ndarray | None = None
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The annotations of a keyframe by kind, read when they are called for. What a data set has not stays as it is.
+
+    Attributes:
+        boxes: of the taxonomy's classes, in the global frame; None if the data set has no annotations.
+        obstacles: of objects of none of the classes, with the label -1.
+        bicycle_racks: each x y z, width length height (m), rotation w x y z, in the global frame. The detection metric
+            ignores bicycles and motorcycles inside them.
+        has_point_classes: whether `Frame.class_of_point` is annotated; reads no sensor file.
+        has_occupancy: whether the voxels are annotated; reads no file.
+        occupancy: voxels in the ego frame at the keyframe's time; None if they are not annotated.
+    """
+
+    boxes: Callable[[], Boxes | None] = _nothing
+    obstacles: Callable[[], Boxes | None] = _nothing
+    bicycle_racks: Callable[[], Sequence[Sequence[float]]] = tuple
+    has_point_classes: Callable[[], bool] = bool
+    has_occupancy: Callable[[], bool] = bool
+    occupancy: Callable[[], Occupancy | None] = _nothing
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A keyframe as a data set knows it: which files its sensors recorded, when and where, and what is annotated.
+
+    Attributes:
+        timestamp: us, of the reference LiDAR.
+        global_from_ego: (4, 4) at this time.
+        ego_from_lidar: (4, 4), of the reference LiDAR.
+        lidars: index in the rig -> the keyframe's sweep, then earlier ones, latest first; or all LiDARs' points.
+        pictures: camera -> its picture.
+        location: name of the location of the drive, which its map has too; "" if unknown.
+        position: latitude and longitude (degrees, WGS 84) of the vehicle; None if unknown.
+        own: the own vehicle, whose points are left out; None: those within 1 m of a LiDAR.
+        files: further files that a frame is read from, there or not.
+        opened: the stamps of files that were read when the data set was opened.
+    """
+
+    token: str
+    scene: str
+    timestamp: int
+    global_from_ego: np.ndarray
+    ego_from_lidar: np.ndarray
+    lidars: Mapping[int, Sequence[SweepFile]] | JointCloud
+    pictures: Mapping[str, Picture]
+    truth: Truth = Truth()
+    conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
+    location: str = ""
+    position: tuple[float, float] | None = None
+    own: Box | None = None
+    files: Callable[[], Iterable[Path]] = tuple
+    opened: Sequence[Stamp] = ()
+
+    def lidar_paths(self) -> Paths:
+        """Where the rays of each LiDAR begin, at the times of its sweeps; a single one has one place."""
+        if isinstance(self.lidars, JointCloud):
+            return self.lidars.paths()
+        ordered = {i: sorted(sweeps, key=lambda each: each.timestamp) for i, sweeps in self.lidars.items()}
+        return {
+            i: (
+                np.array([each.timestamp for each in sweeps]),
+                np.stack([(each.global_from_ego @ each.ego_from_lidar)[:3, 3] for each in sweeps]),
+            )
+            for i, sweeps in ordered.items()
+        }
+
+    def stamps(self) -> list[Stamp]:
+        """Of all files that a frame with annotations is read from, by which a changed one is recognised."""
+        sweeps = () if isinstance(self.lidars, JointCloud) else chain.from_iterable(self.lidars.values())
+        clouds, pictures = (each.path for each in sweeps), (each.path for each in self.pictures.values())
+        return [*self.opened, *map(stamp, chain(clouds, pictures, self.files()))]
+
 
 class Keyframes(Protocol):
-    """Drives of keyframes with tokens: nuScenes' tables, or infos of mmdet3d."""
+    """Drives of keyframes with tokens: nuScenes' tables, PandaSet's folders, infos of mmdet3d, or those of a user."""
 
     dataroot: Path  # the folder of samples/ and, if present, maps/
     version: str  # of the tables; for infos the file's name
     taxonomy: Taxonomy  # of its annotations, map and conditions
     rig: Rig  # of the vehicle
+    has_attributes: bool  # whether its boxes have the attributes of the taxonomy
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
         """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them."""
         ...
 
     def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Tokens of the keyframes, drive by drive, in order of time; selectors as in `select_samples`."""
+        """Tokens of the keyframes, drive by drive, in order of time; selectors as in `Drives.samples`."""
         ...
 
-    def scene(self, sample: str) -> str:
+    def scene(self, token: str) -> str:
         """Name of the drive of a keyframe."""
         ...
 
-    def timestamp(self, sample: str) -> int:
+    def timestamp(self, token: str) -> int:
         """Time of a keyframe, us."""
         ...
 
-    def conditions(self, sample: str) -> Conditions:
+    def conditions(self, token: str) -> Conditions:
         """The known conditions of a keyframe; reads no file."""
         ...
 
-    def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a keyframe in the global frame; None if the data set has no annotations."""
-        ...
-
-    def bicycle_racks(self) -> Mapping[str, list[list[float]]]:
-        """Annotated bicycle racks by token of the keyframe, each x y z, width length height (m), rotation w x y z,
-        in the global frame. The detection metric ignores bicycles and motorcycles inside them."""
+    def truth(self, token: str) -> Truth:
+        """The annotations of a keyframe."""
         ...
 
     def map(self, location: str) -> MapExpansion | None:
         """The HD map of a location; None without one."""
         ...
 
-    def obstacles(self, sample: str) -> Boxes | None:
-        """Annotated objects of none of the classes in the global frame, with the label -1; None without annotations."""
-        return None
+    def recording(self, token: str, reads: Reads) -> Recording:
+        """The sensor files of a keyframe that are asked for, with their poses, and its annotations.
 
-    def has_point_classes(self, sample: str) -> bool:
-        """Whether `Frame.class_of_point` of a keyframe is annotated; reads no sensor file."""
-        return False
-
-    def has_occupancy(self, sample: str) -> bool:
-        """Whether the voxels of a keyframe are annotated; reads no file."""
-        return False
-
-    def occupancy(self, sample: str) -> Occupancy | None:
-        """Annotated voxels of a keyframe, in the ego frame at its time; None if they are not annotated."""
-        return None
-
-    def lidar_paths(self, sample: str, sweeps: int = 0) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-        """For each LiDAR of the rig where its rays begin, around a keyframe and this number of earlier sweeps.
-
-        Returns:
-            (M,) times, us, ascending, and (M, 3) places then, m in the global frame; M is 0 for a LiDAR without data.
+        Raises:
+            InputError: an unknown keyframe.
         """
         ...
 
-    def stamps(
-        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
-    ) -> Sequence[tuple[str, int, int]]:
-        """Path, size and time of change (ns) of all that a frame with annotations is read from; -1 where it is missing.
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        """The keyframe as `assemble` makes it of its recording; sensors without a file are missing.
 
-        Those of tables are from when they were opened.
-        """
-        ...
-
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-        least_width: int = 0,
-    ) -> Frame:
-        """The sensor data of a keyframe; sensors without a file are missing in the frame.
-
-        Images may be reduced in size while they are at least `least_width` pixels wide; 0: they are as recorded.
+        Raises:
+            InputError: a damaged file, or an unknown keyframe.
         """
         ...
 
 
-def select_scenes(names: list[str], selectors: Sequence[str], where: str) -> list[str]:
-    """The drives that the selectors name; all without selectors.
-
-    Args:
-        where: source of the drives, for the error.
+def assemble(recording: Recording, reads: Reads) -> Frame:
+    """The frame of a keyframe, from its files; sensors without a file are missing.
 
     Raises:
-        InputError: a selector names an unknown drive.
+        InputError: a damaged file.
     """
-    chosen = [_parse_selector(selector)[0] for selector in selectors]
-    for name in chosen:
-        if name not in names:
-            raise InputError(f"{name}: no such scene in {where}; it has {shortened(names)}")
-    return list(dict.fromkeys(chosen)) if selectors else names
+    reference = global_from_reference(recording.global_from_ego, recording.ego_from_lidar, reads.reference)
+    reference_from_global = np.linalg.inv(reference)
+    boxes = recording.truth.boxes() if reads.annotations else None
+    cloud = _cloud(recording, reference_from_global, reads.annotations) if reads.lidar else Cloud()
+    pictures = recording.pictures.items() if reads.cameras else ()
+    cameras = {name: _camera(picture, reads.least_width) for name, picture in pictures}
+    frame = Frame(
+        token=recording.token,
+        timestamp=recording.timestamp,
+        reference=reads.reference,
+        global_from_reference=reference,
+        global_from_ego=recording.global_from_ego,
+        cameras={name: camera for name, camera in cameras.items() if camera is not None},
+        conditions=recording.conditions,
+        boxes=None if boxes is None else boxes.transformed(reference_from_global),
+        scene=recording.scene,
+        location=recording.location,
+        position=recording.position,
+        **cloud._asdict(),
+    )
+    return frame if reads.change is None else reads.change(frame)
 
 
-def select_samples(keyframes: Mapping[str, Sequence[str]], names: Sequence[str], selectors: Sequence[str]) -> list[str]:
-    """Tokens of the keyframes, drive by drive, in order of time.
-
-    Args:
-        keyframes: drive -> tokens.
-        names: selected drives, see `select_scenes`.
-        selectors: names of scenes, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
-
-    Raises:
-        InputError: a range that the scene does not have.
-    """
-    if not selectors:
-        return [token for name in names for token in keyframes[name]]
-    tokens: dict[str, None] = {}
-    for selector in selectors:
-        name, start, stop = _parse_selector(selector)
-        of_scene = keyframes[name]
-        if stop is not None and not start < stop <= len(of_scene):
-            last = len(of_scene) - 1
-            raise InputError(f"{selector}: {name} has keyframes 0 to {last}; in FIRST-END the end is left out")
-        tokens.update(dict.fromkeys(of_scene[start:stop]))
-    return list(tokens)
+def _cloud(recording: Recording, reference_from_global: np.ndarray, classified: bool) -> Cloud:
+    """The points of all LiDARs; only those of the keyframe have classes."""
+    if isinstance(recording.lidars, JointCloud):
+        return recording.lidars.read(reference_from_global, classified)
+    found = {index: _sweeps(files, classified) for index, files in recording.lidars.items()}
+    return join_lidars(found, recording.timestamp, reference_from_global, recording.own)
 
 
-def _parse_selector(selector: str) -> tuple[str, int, int | None]:
-    """('scene-0103', 0, 4) for 'scene-0103:0-4'; the end is None for a whole scene."""
-    match = re.fullmatch(r"([^:]+)(?::(\d+)-(\d+))?", selector)
-    if match is None:
-        raise InputError(f"{selector}: not a selector; write a scene's name, or NAME:FIRST-END for some keyframes")
-    name, start, stop = match.groups()
-    return name, int(start or 0), None if stop is None else int(stop)
+def _sweeps(files: Sequence[SweepFile], classified: bool) -> list[Sweep]:
+    """The sweeps of one LiDAR; none without the keyframe's file. Missing earlier sweeps are skipped."""
+    found: list[Sweep] = []
+    for i, (path, timestamp, global_from_ego, ego_from_lidar, classes_of) in enumerate(files):
+        try:
+            points, times = read_cloud(path, timestamp)
+        except FileNotFoundError:
+            if i == 0:
+                return []
+        else:
+            classes = classes_of(len(points)) if classified and classes_of is not None else None
+            found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times=times, classes=classes))
+    return found
 
 
-def shortened(names: list[str]) -> str:
-    """The names in one line, only the first ones if there are many."""
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... ({len(names)} in all)"
+def _camera(picture: Picture, least_width: int) -> Camera | None:
+    """The camera with its picture, undistorted; None without the file."""
+    try:
+        image, reduction, file = read_image(picture.path, least_width)
+    except FileNotFoundError:
+        return None
+    intrinsics = reduced_intrinsics(picture.intrinsics, reduction)
+    _require_calibrated(picture, image, reduction, intrinsics)
+    distortion = picture.distortion
+    return Camera(
+        image=image if distortion is None else cv2.undistort(image, intrinsics, distortion),
+        intrinsics=intrinsics,
+        ego_from_camera=picture.ego_from_camera,
+        global_from_ego=picture.global_from_ego,
+        timestamp=picture.timestamp,
+        file=file if distortion is None else None,
+    )
+
+
+def _require_calibrated(picture: Picture, image: np.ndarray, reduction: int, intrinsics: np.ndarray) -> None:
+    """Raise InputError if the calibration is not for pictures of this size."""
+    width, height = image.shape[1::-1]
+    if picture.size is not None:
+        expected = -(-picture.size[0] // reduction), -(-picture.size[1] // reduction)
+        wrong = f"is for {expected[0]}x{expected[1]}" if (width, height) != expected else ""
+    else:
+        x, y = intrinsics[:2, 2]
+        outside = max(abs(x / width - 0.5), abs(y / height - 0.5)) > 0.25
+        wrong = f"has the optical axis at {x:.0f}, {y:.0f}" if outside else ""
+    if wrong:
+        raise InputError(
+            f"{picture.path}: the picture is {width}x{height}, but its calibration {wrong}; use the picture as recorded"
+        )

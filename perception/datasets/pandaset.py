@@ -10,32 +10,34 @@ y left; our `ego` is below it, on the ground. The cameras' mounting follows from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from functools import cache, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
+import yaml
 
-from perception.datasets.assembled import AssembledKeyframes
 from perception.datasets.dataframe_pickle import read_table
-from perception.datasets.files import read_image, stamp
-from perception.datasets.listed import ListedKeyframes
-from perception.datasets.motion import track_velocities
-from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
-from perception.datasets.pandaset_files import distortions, file_of, fixes, intrinsics_of, poses_of
-from perception.datasets.pandaset_points import classes_of_sweep, sweep
+from perception.datasets.drives import Drives
+from perception.datasets.files import read_json, stamp
+from perception.datasets.keyframes import JointCloud, Paths, Picture, Reads, Recording, Truth, assemble
+from perception.datasets.nuscenes.labels import with_voxels
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, reduced_intrinsics
+from perception.frame import Boxes, Conditions, Frame
 from perception.rig import Rig, load_rig
+from perception.rotations import rigid
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
-from perception.voxels import Occupancy
+
+if TYPE_CHECKING:
+    from perception.datasets.nuscenes.map_expansion import MapExpansion
 
 CALIBRATION = "static_extrinsic_calibration.yaml"
 LIDARS = ("pandar64", "pandar_gt")  # by their number in the tables
+CAMERAS = ("front", "front_left", "front_right", "left", "right", "back")
 _GROUND = -0.41  # m, height of the road below the origin of PandaSet's LiDAR frame
 _POSE_FROM_EGO = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, _GROUND], [0, 0, 0, 1]])
 _EGO_FROM_LIDAR = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -_GROUND], [0, 0, 0, 1]])
@@ -45,6 +47,8 @@ _MOUNTS = np.array([[0.81, 0.0, 2.26], [1.40, 0.02, 1.98]])
 _NUMBERS = ("position.x", "position.y", "position.z", "dimensions.x", "dimensions.y", "dimensions.z", "yaw")
 _TEXTS = ("uuid", "label", "cuboids.sibling_id")
 _BOX_COLUMNS = {**dict.fromkeys(_NUMBERS, "f"), **dict.fromkeys(_TEXTS, "O"), "cuboids.sensor_id": "iu"}
+_POINT_COLUMNS = {**dict.fromkeys("xyzit", "f"), "d": "iu"}
+_NONE = -1  # class of points that are of no class
 
 
 def is_pandaset(folder: Path) -> bool:
@@ -52,7 +56,7 @@ def is_pandaset(folder: Path) -> bool:
     return (folder / CALIBRATION).exists()
 
 
-class PandaSet(AssembledKeyframes, ListedKeyframes):
+class PandaSet:
     """The drives in a dataroot.
 
     Args:
@@ -64,35 +68,61 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         InputError: this is no dataroot of PandaSet.
     """
 
+    has_attributes = False
+
     def __init__(self, dataroot: Path, rig: Rig | None = None, taxonomy: Taxonomy | None = None) -> None:
         self.dataroot, self.version = Path(dataroot), "pandaset"
         self.rig, self.taxonomy = rig or load_rig("pandaset"), taxonomy or load_taxonomy("pandaset")
         self._labels = self.taxonomy.labels_of_categories()
         self._lidars = tuple(LIDARS.index(name) for name in self.rig.sensors.lidars if name in LIDARS)
         self._opened = [stamp((self.dataroot / CALIBRATION).resolve())]
-        every = distortions(self.dataroot / CALIBRATION)
+        every = _distortions(self.dataroot / CALIBRATION)
         self._distortions = {name: every[name] for name in self.rig.sensors.cameras if name in every}
         if not self._lidars:
             raise InputError(f"{self.dataroot}: PandaSet has the LiDARs {', '.join(LIDARS)}; name one in the rig")
-        drives = sorted(path.parents[1] for path in self.dataroot.glob("*/lidar/poses.json"))
-        if not drives:
+        folders = sorted(path.parents[1] for path in self.dataroot.glob("*/lidar/poses.json"))
+        if not folders:
             raise InputError(f"{self.dataroot}: has no drive of PandaSet, such as 002/lidar/poses.json")
-        self._poses = {drive.name: poses_of(drive / "lidar") for drive in drives}
-        recorded = [(drive, i) for drive in drives for i in range(len(self._poses[drive.name].times))]
-        self._place = {f"{d.name}-{i:02d}": (d, i) for d, i in recorded if file_of(d / "lidar", i).exists()}
-        tokens = {d.name: [token for token, (drive, _) in self._place.items() if drive == d] for d in drives}
-        ListedKeyframes.__init__(self, str(self.dataroot), tokens)
+        self._poses = {drive.name: _poses_of(drive / "lidar") for drive in folders}
+        recorded = [(drive, i) for drive in folders for i in range(len(self._poses[drive.name].times))]
+        self._place = {f"{d.name}-{i:02d}": (d, i) for d, i in recorded if _file_of(d / "lidar", i).exists()}
+        tokens = {d.name: [token for token, (drive, _) in self._place.items() if drive == d] for d in folders}
+        drives = Drives(str(self.dataroot), tokens)
+        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
 
-    def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a frame in the drive's world, with velocities from the frame before to the one after."""
-        return self._boxes(sample, of_classes=True)
+    def _placed(self, token: str) -> tuple[Path, int]:
+        """Folder of the drive, and index of the frame."""
+        if token not in self._place:
+            raise InputError(f"{self.dataroot}: no frame {token}")
+        return self._place[token]
 
-    def obstacles(self, sample: str) -> Boxes | None:
-        """Annotated objects of none of the classes, such as signs and pylons, as in `Keyframes`."""
-        return self._boxes(sample, of_classes=False)
+    def timestamp(self, token: str) -> int:
+        """The LiDAR's time of a frame, us."""
+        drive, index = self._placed(token)
+        return round(1e6 * self._poses[drive.name].times[index])
 
-    def _boxes(self, sample: str, of_classes: bool) -> Boxes | None:
-        drive, index = self._place[sample]
+    def conditions(self, token: str) -> Conditions:
+        """Unknown."""
+        return Conditions()
+
+    def map(self, location: str) -> MapExpansion | None:
+        """There is none."""
+        return None
+
+    def truth(self, token: str) -> Truth:
+        """The annotations of a frame in the drive's world, with velocities from the frame before to the one after;
+        obstacles are such as signs and pylons. `perception annotate-occupancy` makes the voxels."""
+        drive, index = self._placed(token)
+        classes = _file_of(drive / "annotations" / "semseg", index)
+        truth = Truth(
+            boxes=partial(self._boxes, token, True),
+            obstacles=partial(self._boxes, token, False),
+            has_point_classes=classes.exists if self.taxonomy.point_classes else bool,
+        )
+        return with_voxels(truth, self.dataroot, drive.name, token, self.taxonomy)
+
+    def _boxes(self, token: str, of_classes: bool) -> Boxes | None:
+        drive, index = self._place[token]
         table, first = _cuboids(drive, index), self._lidars[0]
         if table is None:
             return None
@@ -100,7 +130,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         chosen = np.flatnonzero(_not_doubled(table, first) & (known == of_classes))
         table = {name: column[chosen] for name, column in table.items()}
         boxes = Boxes.from_yaws(
-            **_placed(table),
+            **_places(table),
             velocities=self._velocities(drive, index, table["uuid"].tolist()),
             labels=np.array([self._labels.get(label, -1) for label in table["label"]], np.int64),
             attributes=np.full(len(chosen), -1),
@@ -114,20 +144,6 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
             instances=np.where(renamed, siblings, table["uuid"]).astype(np.str_),
         )
 
-    def has_point_classes(self, sample: str) -> bool:
-        """Whether there are classes of points."""
-        drive, index = self._place[sample]
-        return bool(self.taxonomy.point_classes) and file_of(drive / "annotations" / "semseg", index).exists()
-
-    def has_occupancy(self, sample: str) -> bool:
-        """Whether the voxels of a frame have a file, which `perception annotate-occupancy` makes."""
-        return bool(self.taxonomy.point_classes) and occ3d_file(self.dataroot, self.scene(sample), sample).exists()
-
-    def occupancy(self, sample: str) -> Occupancy | None:
-        """Annotated voxels of a frame, in the ego frame; None if they have no file. InputError: it is damaged."""
-        path = occ3d_file(self.dataroot, self.scene(sample), sample)
-        return read_occ3d(path, self.taxonomy) if self.taxonomy.point_classes else None
-
     def _velocities(self, drive: Path, index: int, tracks: list[str]) -> np.ndarray:
         """(N, 2) m/s in the drive's world; NaN for a track that is in no neighbouring frame."""
         times, frames = self._poses[drive.name].times, dict[float, dict[str, np.ndarray]]()
@@ -137,42 +153,64 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
                 frames[times[i]] = dict(zip(table["uuid"], places, strict=True))
         return track_velocities(frames, tracks)
 
-    def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
-        if sample not in self._place:
-            raise InputError(f"{self.dataroot}: no frame {sample}")
-        drive, index = self._place[sample]
-        time = self._poses[drive.name].times[index]
-        return round(1e6 * time), self._ego(drive, time), _EGO_FROM_LIDAR
+    def recording(self, token: str, reads: Reads) -> Recording:
+        """The sensor files of a frame with their poses, and its annotations.
 
-    def _position(self, sample: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
-        drive, index = self._place[sample]
-        fix = fixes(drive / "meta" / "gps.json").get(index)
-        return None if fix is None else (float(fix["lat"]), float(fix["long"]))
+        Raises:
+            InputError: an unknown frame, or damaged poses.
+        """
+        drive, index = self._placed(token)
+        time = self._poses[drive.name].times[index]
+        fix = _fixes(drive / "meta" / "gps.json").get(index)
+        paths = {name: drive / "camera" / f"{name}_camera" / f"{index:02d}.jpg" for name in self._distortions}
+        pictures = paths.items() if reads.cameras else ()
+        return Recording(
+            token=token,
+            scene=drive.name,
+            timestamp=round(1e6 * time),
+            global_from_ego=self._ego(drive, time),
+            ego_from_lidar=_EGO_FROM_LIDAR,
+            lidars=JointCloud(partial(self._cloud, token, reads.sweeps), partial(self._paths, drive)),
+            pictures={name: self._picture(drive, index, name, path) for name, path in pictures if path.exists()},
+            truth=self.truth(token),
+            position=None if fix is None else (float(fix["lat"]), float(fix["long"])),
+            files=partial(self._files, drive, index, reads),
+            opened=self._opened,
+        )
+
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        """The frame, as in `Keyframes`."""
+        return assemble(self.recording(token, reads), reads)
 
     def _ego(self, drive: Path, time: float) -> np.ndarray:
         """(4, 4) global_from_ego at a time (s)."""
         return np.asarray(self._poses[drive.name].at(time) @ _POSE_FROM_EGO)
 
-    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As in the base: over the whole drive."""
-        times = self._poses[self._place[sample][0].name].times
-        egos = [self._ego(self._place[sample][0], time) for time in times]
+    def _paths(self, drive: Path) -> Paths:
+        """Over the whole drive."""
+        times = self._poses[drive.name].times
+        egos = [self._ego(drive, time) for time in times]
         places = [np.stack([ego[:3, :3] @ _MOUNTS[i] + ego[:3, 3] for ego in egos]) for i in self._lidars]
-        return [(np.round(1e6 * times), each) for each in places]
+        return {i: (np.round(1e6 * times), each) for i, each in enumerate(places)}
 
-    def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
-        """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0.
+    def _cloud(self, token: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
+        """Compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0.
 
         Points have no classes if one of the sweeps has no file of them.
         """
-        drive, index = self._place[sample]
-        indices, labels = self._sweeps(sample, sweeps), self.taxonomy.point_labels_of_categories()
-        found = [sweep(drive, i, self._lidars) for i in indices]
+        drive, index = self._place[token]
+        earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
+        indices = [index, *(self._place[each][1] for each in earlier if each in self._place)]
+        labels, classified = (
+            self.taxonomy.point_labels_of_categories(),
+            classified and bool(self.taxonomy.point_classes),
+        )
+        found = [_sweep(drive, i, self._lidars) for i in indices]
         points = np.concatenate([each.columns for each in found])
         points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
         points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
         pairs = zip(indices, found, strict=True)
-        classes = [classes_of_sweep(drive, i, each.kept, labels) for i, each in pairs] if classified else []
+        classes = [_classes_of_sweep(drive, i, each.kept, labels) for i, each in pairs] if classified else []
         known = [each for each in classes if each is not None]
         return Cloud(
             points.astype(np.float32),
@@ -181,48 +219,34 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
             np.concatenate(known) if len(known) == len(found) else None,
         )
 
-    def _sweeps(self, sample: str, sweeps: int) -> list[int]:
-        """Index of a frame and of those of earlier ones that are there."""
-        drive, index = self._place[sample]
-        earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
-        return [index, *(self._place[token][1] for token in earlier if token in self._place)]
-
-    def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterator[Path]:
-        """As in the base."""
-        drive, index = self._place[sample]
+    def _files(self, drive: Path, index: int, reads: Reads) -> Iterator[Path]:
+        """Those that a frame is read from, there or not."""
         classes = drive / "annotations" / "semseg"
         yield from (drive / "lidar" / "poses.json", drive / "lidar" / "timestamps.json", drive / "meta" / "gps.json")
-        yield from (file_of(drive / "annotations" / "cuboids", i) for i in (index - 1, index, index + 1))
-        yield file_of(drive / "lidar", index)  # also for the number of points in boxes
-        if lidar:
+        yield from (_file_of(drive / "annotations" / "cuboids", i) for i in (index - 1, index, index + 1))
+        yield _file_of(drive / "lidar", index)  # also for the number of points in boxes
+        if reads.lidar:
             yield classes / "classes.json"
-            for i in range(max(index - sweeps, 0), index + 1):
-                yield from (file_of(drive / "lidar", i), file_of(classes, i))
-        for name in self._distortions if cameras else ():
+            for i in range(max(index - reads.sweeps, 0), index + 1):
+                yield from (_file_of(drive / "lidar", i), _file_of(classes, i))
+        for name in self._distortions if reads.cameras else ():
             folder = drive / "camera" / f"{name}_camera"
             yield from (folder / file for file in ("intrinsics.json", "poses.json", "timestamps.json"))
             yield folder / f"{index:02d}.jpg"
 
-    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
-        cameras, (drive, index) = {}, self._place[sample]
-        for name, distortion in self._distortions.items():
-            folder = drive / "camera" / f"{name}_camera"
-            try:
-                image, reduction, _ = read_image(folder / f"{index:02d}.jpg", least_width)
-            except FileNotFoundError:
-                continue
-            intrinsics, poses = reduced_intrinsics(intrinsics_of(folder), reduction), poses_of(folder)
-            if index >= len(poses.times):
-                raise InputError(f"{folder}: has no pose of frame {index}; copy poses.json and timestamps.json again")
-            global_from_ego = self._ego(drive, poses.times[index])
-            cameras[name] = Camera(
-                image=cv2.undistort(image, intrinsics, distortion),
-                intrinsics=intrinsics,
-                ego_from_camera=np.linalg.inv(global_from_ego) @ poses.at(poses.times[index]),
-                global_from_ego=global_from_ego,
-                timestamp=round(1e6 * poses.times[index]),
-            )
-        return cameras
+    def _picture(self, drive: Path, index: int, name: str, path: Path) -> Picture:
+        intrinsics, poses = _intrinsics_of(path.parent), _poses_of(path.parent)
+        if index >= len(poses.times):
+            raise InputError(f"{path.parent}: has no pose of frame {index}; copy poses.json and timestamps.json again")
+        global_from_ego = self._ego(drive, poses.times[index])
+        return Picture(
+            path=path,
+            timestamp=round(1e6 * poses.times[index]),
+            intrinsics=intrinsics,
+            ego_from_camera=np.linalg.inv(global_from_ego) @ poses.at(poses.times[index]),
+            global_from_ego=global_from_ego,
+            distortion=self._distortions[name],
+        )
 
 
 def _not_doubled(table: Mapping[str, np.ndarray], first: int) -> np.ndarray:
@@ -233,7 +257,7 @@ def _not_doubled(table: Mapping[str, np.ndarray], first: int) -> np.ndarray:
     return kept | np.array([linked.isdisjoint(pair) for pair in pairs], bool)
 
 
-def _placed(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _places(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Centers, sizes and yaws of cuboids, as of `Boxes.from_yaws`."""
     numbers = np.stack([table[name] for name in _NUMBERS], axis=1)
     # PandaSet's boxes have their length along y.
@@ -245,10 +269,141 @@ def _points_inside(drive: Path, index: int, lidars: tuple[int, ...]) -> np.ndarr
     """(N,) number of points of these LiDARs inside each of a frame's cuboids."""
     table = _cuboids(drive, index)
     assert table is not None
-    return points_in_boxes(sweep(drive, index, lidars).columns[:, :3], **_placed(table))
+    return points_in_boxes(_sweep(drive, index, lidars).columns[:, :3], **_places(table))
 
 
 @lru_cache(maxsize=8)
 def _cuboids(drive: Path, index: int) -> dict[str, np.ndarray] | None:
-    path = file_of(drive / "annotations" / "cuboids", index)
+    path = _file_of(drive / "annotations" / "cuboids", index)
     return read_table(path, _BOX_COLUMNS) if path.exists() else None
+
+
+class _PandaSweep(NamedTuple):
+    """The points of some of the LiDARs in a frame's table."""
+
+    columns: np.ndarray  # (N, 5) float64 x y z (m, in the drive's world), intensity (0-255), time (s)
+    lidars: np.ndarray  # (N,) uint8, place of each point's LiDAR among them
+    kept: np.ndarray  # (rows,) bool: which rows of the table they are
+
+
+@lru_cache(maxsize=2)
+def _sweep(drive: Path, index: int, lidars: tuple[int, ...]) -> _PandaSweep:
+    """The points of LiDARs by their numbers in the tables."""
+    table = read_table(_file_of(drive / "lidar", index), _POINT_COLUMNS)
+    place = np.full(2, -1)
+    place[list(lidars)] = range(len(lidars))
+    of_rows = place[table["d"].astype(int)]
+    kept = of_rows >= 0
+    return _PandaSweep(np.stack([table[name] for name in "xyzit"], axis=1)[kept], of_rows[kept].astype(np.uint8), kept)
+
+
+def _classes_of_sweep(drive: Path, index: int, kept: np.ndarray, labels: Mapping[str, int]) -> np.ndarray | None:
+    """(N,) int16 label of each point of a sweep, -1 for other categories; None if the sweep is not annotated.
+
+    Args:
+        kept: as in `_PandaSweep`.
+        labels: category -> label.
+    """
+    folder = drive / "annotations" / "semseg"
+    path = _file_of(folder, index)
+    if not path.exists():
+        return None
+    numbers = read_table(path, {"class": "iu"})["class"]
+    if len(numbers) != len(kept):
+        raise InputError(f"{path}: has {len(numbers)} points, the sweep {len(kept)}; copy both again")
+    found, place = np.unique(numbers[kept], return_inverse=True)
+    known = _categories(folder / "classes.json")
+    if unknown := sorted({*found.tolist()} - known.keys()):
+        raise InputError(f"{path}: the class {unknown[0]} is not in classes.json")
+    return np.array([labels.get(known[number], _NONE) for number in found.tolist()], np.int16)[place]
+
+
+@cache
+def _categories(path: Path) -> dict[int, str]:
+    try:
+        return {int(number): str(name) for number, name in read_json(path).items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{path}: not the classes of PandaSet's points ({error})") from None
+
+
+def _file_of(folder: Path, index: int) -> Path:
+    """The table of a frame."""
+    return folder / f"{index:02d}.pkl.gz"
+
+
+@cache
+def _poses_of(folder: Path) -> Poses:
+    times, poses = (read_json(folder / name) for name in ("timestamps.json", "poses.json"))
+    try:
+        values = [[*(p["position"][k] for k in "xyz"), *(p["heading"][k] for k in "wxyz")] for p in poses]
+        return Poses(np.array(times, np.float64), np.array(values, np.float64))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: poses.json and timestamps.json do not fit PandaSet's layout ({error})") from None
+
+
+@cache
+def _fixes(path: Path) -> dict[int, Mapping[str, float]]:
+    """The position of each frame; none without the file."""
+    return dict(enumerate(read_json(path))) if path.exists() else {}
+
+
+@cache
+def _intrinsics_of(folder: Path) -> np.ndarray:
+    path = folder / "intrinsics.json"
+    try:
+        fx, fy, cx, cy = (float(read_json(path)[name]) for name in ("fx", "fy", "cx", "cy"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not the intrinsics of a camera ({error})") from None
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def _distortions(path: Path) -> dict[str, np.ndarray]:
+    """Camera -> OpenCV's five coefficients of its lens."""
+    try:
+        content = yaml.safe_load(path.read_bytes())
+        return {name: np.array(content[f"{name}_camera"]["intrinsic"]["D"], np.float64) for name in CAMERAS}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{path}: not the calibration of PandaSet's cameras ({what})") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Poses:
+    """Two or more poses of a sensor or vehicle in order of time, less than a few degrees apart.
+
+    Raises:
+        ValueError: times and poses are not finite, not as many as each other, or not in order.
+    """
+
+    times: np.ndarray  # (N,) s
+    values: np.ndarray  # (N, 7) x y z (m), quaternion w x y z
+
+    def __post_init__(self) -> None:
+        n = len(self.times)
+        if n < 2 or self.times.shape != (n,) or self.values.shape != (n, 7) or not np.isfinite(self.values).all():
+            raise ValueError(f"{n} times and poses of shape {self.values.shape}")
+        if not (np.diff(self.times) > 0).all():
+            raise ValueError("the times do not increase")
+
+    def at(self, time: float) -> np.ndarray:
+        """(4, 4) parent_from_child at a time (s), linear between two poses, and beyond the first and the last."""
+        i = int(np.clip(np.searchsorted(self.times, time, side="right") - 1, 0, len(self.times) - 2))
+        share = (time - self.times[i]) / (self.times[i + 1] - self.times[i])
+        before, after = self.values[i], self.values[i + 1].copy()
+        after[3:] *= np.copysign(1, before[3:] @ after[3:])  # a quaternion and its negative are one rotation
+        pose = before + share * (after - before)
+        return rigid(pose[:3], pose[3:])
+
+
+def track_velocities(frames: Mapping[float, Mapping[str, np.ndarray]], tracks: Sequence[str]) -> np.ndarray:
+    """(N, 2) m/s of N tracks, from the first to the last frame that has them; NaN for those in fewer than two.
+
+    Args:
+        frames: time (s), in order -> track -> x y (m) in one frame of reference.
+    """
+    velocities = np.full((len(tracks), 2), np.nan)
+    for n, track in enumerate(tracks):
+        seen = [(time, places[track]) for time, places in frames.items() if track in places]
+        if len(seen) > 1:
+            velocities[n] = (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
+    return velocities

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,8 @@ from rich.progress import track
 
 from perception.atomic import made, write_together
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.listed import ListedKeyframes
 from perception.evaluation.comparison import LEFT_OUT, left_out_scores
-from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
+from perception.evaluation.predictions import Predicted, Predictor, predictions
 from perception.evaluation.report import REPORT, is_report, report_page
 from perception.evaluation.robustness import (
     Level,
@@ -85,9 +83,9 @@ def evaluate(
     console = console or Console()
     samples = tables.samples(split, selectors)
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
-    read, cameras = Reader(tables, spec), spec.rig.sensors.cameras
-    frames = _shown(predictions(predictor, read, samples), samples, "Evaluating", console)
-    evaluated = _counted(frames, read, samples, made(out))
+    reads, cameras = spec.reads, spec.rig.sensors.cameras
+    frames = _shown(predictions(predictor, tables, reads, samples), samples, "Evaluating", console)
+    evaluated = _counted(frames, tables, spec, samples, made(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
         for counted in evaluated.counted.values():
@@ -97,9 +95,9 @@ def evaluate(
     if corruptions:
         parts: dict[Level, dict[str, Any]] = {}
         for each in levels_of(corruptions, cameras):
-            changed = replace(read, change=partial(corrupted, name=each.name, level=each.level, cameras=cameras))
-            frames = _shown(predictions(predictor, changed, samples), samples, each.title, console)
-            parts[each] = _counted(frames, changed, samples).part()
+            changed = reads._replace(change=partial(corrupted, name=each.name, level=each.level, cameras=cameras))
+            frames = _shown(predictions(predictor, tables, changed, samples), samples, each.title, console)
+            parts[each] = _counted(frames, tables, spec, samples).part()
         main = next((metric.main for metric in evaluated.metrics if metric.main), None)
         scores["robustness"] = robustness(main, evaluated.part(), parts)
     _write(out, scores, evaluated, breakdown)
@@ -112,13 +110,14 @@ def _shown(predicted: Predicted, samples: Sequence[str], what: str, console: Con
     return iter(track(predicted, what, total=len(samples), console=console, transient=True))
 
 
-def _counted(predicted: Predicted, read: Reader, samples: Sequence[str], out: Path | None = None) -> Evaluated:
+def _counted(
+    predicted: Predicted, tables: Keyframes, spec: InputSpec, samples: Sequence[str], out: Path | None = None
+) -> Evaluated:
     """Count the frames by the metrics of the tasks that were predicted in them.
 
     Args:
         out: folder for the tasks' submissions; None: none are written.
     """
-    tables, spec = read.tables, read.spec
     known, counted, writers = list[Known](), dict[str, CountedFrames[Any]](), dict[str, FrameWriter]()
     with ExitStack() as files:
         for frame, prediction in predicted:
@@ -155,7 +154,7 @@ def _print(scores: dict[str, Any], evaluated: Evaluated, console: Console) -> No
     for metric in evaluated.metrics:
         for table in metric.tables(scores):
             console.print(table)
-    if isinstance(tables, ListedKeyframes) and tables.taxonomy.attributes:
+    if tables.taxonomy.attributes and not tables.has_attributes:
         console.print(f"{tables.version} knows no attributes: their error (AAE) counts as 1, up to 0.1 of NDS")
     if "slices" in scores:
         console.print(slice_table(scores["slices"]))

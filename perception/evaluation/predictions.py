@@ -1,59 +1,67 @@
-"""Predictions of keyframes: one by one, or by a predictor that reads and computes several at once."""
+"""Predictions of keyframes: one by one, several at once, or by processes with a predictor and a core each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame, Prediction
 from perception.sensors.inputs import InputSpec
+from perception.workers import Pool
 
 Predicted = Iterator[tuple[Frame, Prediction]]  # frames as the model sees them, in the order of their tokens
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads keyframes with the inputs of a model, without annotations.
-
-    Attributes:
-        change: made to each frame, such as a corruption; None: none.
-    """
-
-    tables: Keyframes
-    spec: InputSpec
-    change: Callable[[Frame], Frame] | None = None
-
-    def __call__(self, token: str) -> Frame:
-        """A frame as the model sees it."""
-        frame = self.tables.frame(
-            token,
-            self.spec.grid.reference,
-            self.spec.sweeps,
-            annotations=False,
-            lidar=self.spec.lidar is not None,
-            cameras=self.spec.camera is not None,
-        )
-        return frame if self.change is None else self.change(frame)
+AHEAD = 4  # keyframes of each process that are predicted before they are needed
 
 
 @runtime_checkable
 class BatchPredictor(Protocol):
     """A predictor that reads its frames itself."""
 
-    def predictions(self, read: Reader, tokens: Sequence[str]) -> Predicted:
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes."""
 
 
 Predictor = Callable[[Frame], Prediction] | BatchPredictor
 
 
-def predictions(predictor: Predictor, read: Reader, tokens: Sequence[str]) -> Predicted:
+def predictions(predictor: Predictor, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
     """The predictions of keyframes."""
     if isinstance(predictor, BatchPredictor):
-        yield from predictor.predictions(read, tokens)
+        yield from predictor.predictions(keyframes, reads, tokens)
         return
     for token in tokens:
-        frame = read(token)
+        frame = keyframes.frame(token, reads)
         yield frame, predictor(frame)
+
+
+Opened = tuple[Predictor, InputSpec, Keyframes]
+
+
+class Processes:
+    """Predictions of keyframes by processes of one thread each, in the order of the keyframes.
+
+    They do not depend on the number of processes. The keyframes of a process that died are predicted by another one.
+
+    Args:
+        workers: their states are the predictor, its inputs and the drives.
+    """
+
+    def __init__(self, workers: Pool[Opened]) -> None:
+        self._workers = workers
+
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes, which the processes read; the frames are without their pictures.
+
+        Raises:
+            InputError: as the predictor or the drives do, or processes die of the same keyframe again and again.
+        """
+        return self._workers.in_order(partial(_predict, reads), tokens, "keyframe {}".format)
+
+
+def _predict(reads: Reads, opened: Opened, token: str) -> tuple[Frame, Prediction]:
+    predictor, _, keyframes = opened
+    ((frame, prediction),) = predictions(predictor, keyframes, reads, [token])
+    return replace(frame, cameras={}), prediction

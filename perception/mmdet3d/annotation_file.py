@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from perception.atomic import write_atomically
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.recordings import Recording
+from perception.datasets.nuscenes.recordings import SampleData
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.mmdet3d.install import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
@@ -52,7 +53,7 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
 def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
     recordings = tables.recordings
     keyframe, *earlier = recordings.chain(recordings[sample][LIDAR], _SWEEPS)
-    frame = tables.frame(sample, "lidar", lidar=False, cameras=False)
+    frame = tables.frame(sample, Reads("lidar", lidar=False, cameras=False))
     assert frame.boxes is not None
     return {
         "sample_idx": index,
@@ -78,7 +79,7 @@ def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
     }
 
 
-def _sweep(tables: NuScenesTables, recording: Recording, global_from_lidar: np.ndarray) -> dict[str, Any]:
+def _sweep(tables: NuScenesTables, recording: SampleData, global_from_lidar: np.ndarray) -> dict[str, Any]:
     """The entry of an earlier sweep, such that mmdet3d places its points correctly.
 
     mmdet3d computes p @ R - t from rotation and translation of `lidar2sensor`, so t is minus the translation of
@@ -99,7 +100,7 @@ def _sweep(tables: NuScenesTables, recording: Recording, global_from_lidar: np.n
     }
 
 
-def _image(tables: NuScenesTables, recording: Recording, global_from_lidar: np.ndarray) -> dict[str, Any]:
+def _image(tables: NuScenesTables, recording: SampleData, global_from_lidar: np.ndarray) -> dict[str, Any]:
     pose, ego_from_camera = _pose(tables, recording)
     return {
         "img_path": Path(recording.file).name,
@@ -110,7 +111,7 @@ def _image(tables: NuScenesTables, recording: Recording, global_from_lidar: np.n
     }
 
 
-def _pose(tables: NuScenesTables, recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+def _pose(tables: NuScenesTables, recording: SampleData) -> tuple[np.ndarray, np.ndarray]:
     """global_from_ego at the recording's time and ego_from_sensor."""
     recordings = tables.recordings
     return recordings.global_from_ego(recording), recordings.ego_from_sensor[recording.calibration]

@@ -1,4 +1,4 @@
-"""Keyframes from mmdet3d's nuscenes_infos_*.pkl, with the interface of NuScenesTables.
+"""Keyframes from mmdet3d's nuscenes_infos_*.pkl, as a data set.
 
 Infos have no conditions, no location (so no map), no attributes, no instance tokens and no scenes. Boxes are upright in
 the LiDAR's frame. Poses in the newer layout are float32: 0.03 mm at a kilometre. A drive ends where the log changes,
@@ -7,44 +7,50 @@ after a gap of 1.5 s, and before a keyframe without earlier sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perception.datasets.files import read_image, stamp
-from perception.datasets.listed import ListedKeyframes
-from perception.datasets.recorded import RecordedKeyframes, SweepFile
+from perception.datasets.drives import Drives
+from perception.datasets.files import stamp
+from perception.datasets.keyframes import Picture, Reads, Recording, SweepFile, Truth, assemble
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, reduced_intrinsics
+from perception.frame import Boxes, Conditions, Frame
 from perception.mmdet3d.install import NUSCENES
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
 from perception.rig import load_rig
 from perception.rotations import quaternions
 from perception.unpickle import read_plain
 
+if TYPE_CHECKING:
+    from perception.datasets.nuscenes.map_expansion import MapExpansion
+
 _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
 
 
-class Infos(RecordedKeyframes, ListedKeyframes):
+class Infos:
     """The keyframes of an infos file in its dataroot, beside samples/ and sweeps/.
 
     Raises:
         InputError: the file is unsafe, damaged, not infos of nuScenes, or none of the files that it names exists.
     """
 
+    has_attributes = False
+
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        RecordedKeyframes.__init__(self, self.path.parent, load_rig("nuscenes"), NUSCENES)
-        self.version = self.path.name
+        self.dataroot, self.version = self.path.parent, self.path.name
+        self.rig, self.taxonomy = load_rig("nuscenes"), NUSCENES
         self._opened = [stamp(self.path.resolve())]
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
         self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
-        drives = {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))}
-        ListedKeyframes.__init__(self, str(self.path), drives)
+        drives = Drives(str(self.path), {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))})
+        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
         named = [each.file for keyframe in keyframes for each in (keyframe.lidar, *keyframe.cameras.values())]
         if not any((self.dataroot / file).exists() for file in named):
             raise InputError(
@@ -52,73 +58,76 @@ class Infos(RecordedKeyframes, ListedKeyframes):
                 f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"
             )
 
-    def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a keyframe in the global frame; None for a file without annotations, such as the test set."""
-        keyframe = self._keyframes[sample]
+    def timestamp(self, token: str) -> int:
+        """The LiDAR's time of a keyframe, us."""
+        return self._keyframes[token].lidar.timestamp
+
+    def conditions(self, token: str) -> Conditions:
+        """Unknown."""
+        return Conditions()
+
+    def map(self, location: str) -> MapExpansion | None:
+        """There is none."""
+        return None
+
+    def truth(self, token: str) -> Truth:
+        """The annotations of a keyframe; no boxes in a file without annotations, such as the test set's, and no bicycle
+        racks in one since mmdet3d 1.1."""
+        return Truth(boxes=partial(self._boxes, token), bicycle_racks=partial(self._bicycle_racks, token))
+
+    def _boxes(self, token: str) -> Boxes | None:
+        keyframe = self._keyframes[token]
         if not self._annotated:
             return None
         return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
 
-    def bicycle_racks(self) -> dict[str, list[list[float]]]:
-        """Annotated bicycle racks, as in `Keyframes`; infos since mmdet3d 1.1 have none."""
-        return self._bicycle_racks
+    def _bicycle_racks(self, token: str) -> list[list[float]]:
+        keyframe = self._keyframes[token]
+        racks = keyframe.bicycle_racks.transformed(keyframe.lidar.global_from_sensor)
+        return (
+            np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist() if len(racks) else []
+        )
 
-    @cached_property
-    def _bicycle_racks(self) -> dict[str, list[list[float]]]:
-        by_token = {}
-        for token, keyframe in self._keyframes.items():
-            racks = keyframe.bicycle_racks.transformed(keyframe.lidar.global_from_sensor)
-            if len(racks):
-                by_token[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
-        return by_token
+    def recording(self, token: str, reads: Reads) -> Recording:
+        """The sensor files of a keyframe with their poses, and its annotations. The file usually lists ten sweeps.
 
-    def _location(self, scene: str) -> str:
-        """Unknown in infos."""
-        return ""
+        Raises:
+            InputError: an unknown keyframe.
+        """
+        if token not in self._keyframes:
+            raise InputError(f"{self.path}: no keyframe {token}")
+        keyframe = self._keyframes[token]
+        lidar, global_from_ego = keyframe.lidar, keyframe.global_from_ego
+        sweeps = [
+            SweepFile(self.dataroot / each.file, each.timestamp, each.global_from_sensor, np.eye(4))
+            for each in (lidar, *keyframe.sweeps[: reads.sweeps])
+        ]
+        pictures = keyframe.cameras.items() if reads.cameras else ()
+        return Recording(
+            token=token,
+            scene=self.scene(token),
+            timestamp=lidar.timestamp,
+            global_from_ego=global_from_ego,
+            ego_from_lidar=np.linalg.inv(global_from_ego) @ lidar.global_from_sensor,
+            lidars={0: sweeps} if reads.lidar else {},
+            pictures={name: self._picture(each) for name, each in pictures},
+            truth=self.truth(token),
+            own=self.rig.own,
+            opened=self._opened,
+        )
 
-    def _keyframe(self, sample: str) -> SweepFile:
-        if sample not in self._keyframes:
-            raise InputError(f"{self.path}: no keyframe {sample}")
-        lidar, global_from_ego = self._keyframes[sample].lidar, self._keyframes[sample].global_from_ego
-        return lidar.file, lidar.timestamp, global_from_ego, np.linalg.inv(global_from_ego) @ lidar.global_from_sensor
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        """The keyframe, as in `Keyframes`."""
+        return assemble(self.recording(token, reads), reads)
 
-    def _sweeps(self, sample: str, count: int) -> dict[int, Iterable[SweepFile]]:
-        """As the base class; infos have one LiDAR, and the file usually lists ten sweeps."""
-        return {0: self._chain(sample, count)}
-
-    def _chain(self, sample: str, count: int) -> Iterator[SweepFile]:
-        keyframe = self._keyframes[sample]
-        for each in (keyframe.lidar, *keyframe.sweeps[:count]):
-            yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
-
-    def _pictures(self, sample: str) -> list[str]:
-        return [picture.file for picture in self._keyframes[sample].cameras.values()]
-
-    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
-        pictures = self._keyframes[sample].cameras
-        found = {name: self._camera(picture, least_width) for name, picture in pictures.items()}
-        return {name: camera for name, camera in found.items() if camera is not None}
-
-    def _camera(self, picture: CameraFile, least_width: int) -> Camera | None:
-        path = self.dataroot / picture.file
-        try:
-            image, reduction, file = read_image(path, least_width)
-        except FileNotFoundError:
-            return None
-        intrinsics = reduced_intrinsics(picture.intrinsics, reduction)
-        middle = intrinsics[:2, 2] / image.shape[1::-1]
-        if (abs(middle - 0.5) > 0.25).any():  # infos do not have the recorded size
-            raise InputError(
-                f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but {self.path.name} has its optical axis "
-                f"at {intrinsics[0, 2]:.0f}, {intrinsics[1, 2]:.0f}; use the picture as recorded"
-            )
-        return Camera(
-            image=image,
-            intrinsics=intrinsics,
-            ego_from_camera=picture.ego_from_camera,
-            global_from_ego=picture.global_from_sensor @ np.linalg.inv(picture.ego_from_camera),
-            timestamp=picture.timestamp,
-            file=file,
+    def _picture(self, file: CameraFile) -> Picture:
+        """Without its recorded size, which infos do not have."""
+        return Picture(
+            path=self.dataroot / file.file,
+            timestamp=file.timestamp,
+            intrinsics=file.intrinsics,
+            ego_from_camera=file.ego_from_camera,
+            global_from_ego=file.global_from_sensor @ np.linalg.inv(file.ego_from_camera),
         )
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from perception.config import CameraBranch, Config, Image, Lidar
+from perception.datasets.keyframes import Reads
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
@@ -48,6 +49,12 @@ class InputSpec:
     def sweeps(self) -> int:
         """Number of earlier LiDAR sweeps in the model's frames."""
         return 0 if self.lidar is None else self.lidar.sweeps
+
+    @property
+    def reads(self) -> Reads:
+        """What the inputs are made of, without annotations."""
+        lidar, cameras = self.lidar is not None, self.camera is not None
+        return Reads(self.grid.reference, self.sweeps, annotations=False, lidar=lidar, cameras=cameras)
 
 
 def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:

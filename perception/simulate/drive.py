@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from perception.atomic import made
-from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
-from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
+from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
+from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.simulate import camera, lidar

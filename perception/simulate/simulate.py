@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perception.atomic import made, write_atomically
-from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
-from perception.datasets.nuscenes.occ3d import occ3d_file
+from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
+from perception.datasets.nuscenes.labels import occ3d_file
 from perception.errors import InputError
 from perception.pools import open_pool
 from perception.rig import Rig, load_rig

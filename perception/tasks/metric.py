@@ -22,7 +22,7 @@ from perception.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from perception.datasets.keyframes import Keyframes
+    from perception.datasets.keyframes import Keyframes, Truth
 
 Result = TypeVar("Result")
 Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
@@ -226,6 +226,10 @@ class Metric(ABC, Generic[Result]):
 
     def __init__(self, taxonomy: Taxonomy, grid: BevGrid | None = None, source: Keyframes | None = None) -> None:
         self.taxonomy, self.grid, self.source = taxonomy, grid or BevGrid(), source
+
+    def truth(self, frame: Frame) -> Truth:
+        """The annotations of the frame; without a source there are none."""
+        return Truth() if self.source is None else self.source.truth(frame.token)
 
     @abstractmethod
     def counts(self, frame: Frame, result: Result) -> dict[str, Any]:

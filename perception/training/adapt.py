@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from perception.config import Config, extended, parse_config
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.distributed import rank
 from perception.errors import InputError
 from perception.model import PerceptionModel
@@ -212,7 +212,7 @@ def fit_head(
     head.to(device)
     spec, arrays = InputSpec.of(model.config), None
     for token in track(tokens, "keyframes", console=Console(stderr=True)):
-        frame = tables.frame(token, spec.grid.reference, lidar=False)
+        frame = tables.frame(token, Reads(spec.grid.reference, lidar=False))
         arrays = prepare(frame, spec, into=arrays)
         inputs = {name: value.to(device) for name, value in batch_inputs([arrays]).items()}
         labels = batch_labels([{task: model.tasks[task].labels(frame, tables)}])[task]

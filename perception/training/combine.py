@@ -12,7 +12,6 @@ from torch import nn
 
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.evaluation.predictions import Reader
 from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
@@ -157,9 +156,10 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
             norm.train()
 
     hook = model.register_forward_pre_hook(update_statistics)  # runs after the hook of `Freeze`
-    read = Reader(tables, InputSpec.of(model.config))
-    for frame in map(read, tokens):
-        model(batch_inputs([prepare(frame, read.spec)]), [frame.conditions])
+    spec = InputSpec.of(model.config)
+    for token in tokens:
+        frame = tables.frame(token, spec.reads)
+        model(batch_inputs([prepare(frame, spec)]), [frame.conditions])
     hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

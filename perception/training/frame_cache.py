@@ -1,4 +1,4 @@
-"""Decoded frames in files that all processes of a training, and later trainings, memory-map instead of decoding again.
+"""Decoded frames: in memory, or in files that all processes of a training, and later trainings, memory-map.
 
 FOLDER/frames-CODE-READS/KEY.frame    checksum (8 bytes), then safetensors: the arrays of the frame, the rest as JSON
 
@@ -24,19 +24,43 @@ import numpy as np
 from safetensors.numpy import save
 
 from perception.atomic import write_atomically
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
-from perception.training.frames import Reads
 
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for these folders and with these files
 _APART = ("bev", "commands", "evaluation", "modules", "page", "scene", "simulate", "tasks", "training")
-_OF_FRAMES = ("training/frames.py", "training/frame_cache.py")
+_OF_FRAMES = ("training/frame_cache.py",)
 _LEAST_FREE = 0.05  # of the disk, which the cache leaves free
 _POSES = ("global_from_reference", "global_from_ego")  # of Frame
 _CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
 _BOXES = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # arrays of numbers of Boxes
 _TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1"}  # safetensors' names
+
+
+class FramesInMemory:
+    """The frames of a data set, of which the first ones that fit stay decoded: with random access no eviction policy is
+    better.
+
+    Args:
+        size: bytes of all that stay.
+    """
+
+    def __init__(self, tables: Keyframes, reads: Reads, size: int) -> None:
+        self._tables, self._reads, self._free = tables, reads, size
+        self._frames: dict[str, Frame] = {}
+
+    def frame(self, token: str) -> Frame:
+        """The frame of a keyframe."""
+        if token in self._frames:
+            return self._frames[token]
+        frame = self._tables.frame(token, self._reads)
+        size = sum(camera.image.nbytes for camera in frame.cameras.values())
+        size += 0 if frame.points is None else frame.points.nbytes
+        if size <= self._free:
+            self._free -= size
+            self._frames[token] = frame
+        return frame
 
 
 class FrameCache:
@@ -70,12 +94,12 @@ class FrameCache:
         Raises:
             InputError: a damaged file of the data set, or an unknown keyframe.
         """
-        files = self._tables.stamps(token, self._reads.sweeps, lidar=self._reads.lidar, cameras=self._reads.cameras)
+        files = self._tables.recording(token, self._reads).stamps()
         path = self.folder / f"{_hash([token, files])[:32]}.frame"
         stored = _stored(path)
         if stored is not None:
             return stored
-        frame = self._reads.frame(self._tables, token)
+        frame = self._tables.frame(token, self._reads)
         self._store(path, frame)
         return frame
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from perception.config import Config
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.sensors.camera.depth import depth_labels
@@ -23,8 +23,7 @@ from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
-from perception.training.frame_cache import FrameCache
-from perception.training.frames import FramesInMemory, Reads
+from perception.training.frame_cache import FrameCache, FramesInMemory
 from perception.training.loading import iterate
 from perception.training.objects import Objects
 from perception.training.paste import Paster
@@ -99,7 +98,7 @@ class FrameDataset(Dataset[Sample]):
         # Objects are pasted into the samples of the first steps, at the positions before this one.
         self._pasted = round(until * self.steps) * config.train.batch
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
-        reads, folder = Reads.of(config, depth_cells is not None), config.data.cache
+        reads, folder = reads_of(config, depth_cells is not None), config.data.cache
         memory = _CACHE_BYTES // max(1, config.data.workers)
         # Stored frames do not stay in memory as well: the operating system keeps them there for all workers together.
         self._frames = (
@@ -185,6 +184,14 @@ class FrameDataset(Dataset[Sample]):
         return self._paster(frame, np.random.default_rng([self._config.seed, 2, position]))
 
 
+def reads_of(config: Config, depth: bool = False) -> Reads:
+    """What a training reads; with labels of the cameras' depth also the LiDAR, whether the model has it or not."""
+    reads = InputSpec.of(config).reads._replace(annotations=True)
+    if config.data.reduced_pictures and config.model.camera is not None:
+        reads = reads._replace(least_width=config.model.camera.image.width)
+    return reads._replace(lidar=True) if depth else reads
+
+
 def collate(samples: list[Sample]) -> Batch:
     return Batch(
         inputs=batch_inputs([sample.inputs for sample in samples]),
@@ -248,7 +255,7 @@ def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]
     """Indices of the frames of each class that occurs."""
     holders: list[list[int]] = [[] for _ in tables.taxonomy.classes]
     for i, token in enumerate(tokens):
-        boxes = tables.boxes(token)
+        boxes = tables.truth(token).boxes()
         for label in np.unique(boxes.labels[boxes.num_points > 0]) if boxes is not None else ():
             holders[label].append(i)
     present = [np.array(frames) for frames in holders if frames]

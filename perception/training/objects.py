@@ -30,13 +30,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from perception.atomic import folder_written_whole, made
 from perception.config import Config
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import InputSpec
-from perception.training.box_geometry import points_of
 from perception.training.loading import iterate
-from perception.training.pictures import places
+from perception.training.placement import places, points_of
 
 SCHEMA = 2
 PATIENCE = 600  # s for which a database that another process builds may not grow
@@ -119,7 +118,7 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
     spec = InputSpec.of(config)
     annotations = hashlib.sha256()
     for token in tokens:
-        boxes = tables.boxes(token)
+        boxes = tables.truth(token).boxes()
         for name in _STORED if boxes is not None else ():
             annotations.update(np.ascontiguousarray(getattr(boxes, name)).tobytes())
     content = {
@@ -170,13 +169,8 @@ class _Extraction(Dataset[_Found]):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> _Found:
-        frame = self.tables.frame(
-            self.tokens[index],
-            self.spec.grid.reference,
-            self.spec.sweeps,
-            lidar=self.contents.lidar,
-            cameras=self.contents.pictures,
-        )
+        reads = Reads(self.spec.grid.reference, self.spec.sweeps, True, self.contents.lidar, self.contents.pictures)
+        frame = self.tables.frame(self.tokens[index], reads)
         boxes = Boxes.none() if frame.boxes is None else frame.boxes
         boxes = boxes.select(boxes.num_points > 0)
         points = [np.zeros((0, 6), np.float32)] * len(boxes)

@@ -14,9 +14,8 @@ import numpy as np
 
 from perception.config import Config
 from perception.frame import Boxes, Camera, Frame
-from perception.training.box_geometry import footprints, overlapping, points_of
 from perception.training.objects import Objects
-from perception.training.pictures import Layer, painted, places
+from perception.training.placement import Layer, footprints, overlapping, painted, places, points_of
 
 
 class Paster:

@@ -32,6 +32,7 @@ from deploy.release import Release
 from deploy.route import parse_conditions, steering_inputs
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from deploy.verify import verify
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -64,7 +65,7 @@ def assert_onnx_equals_torch(made: Bundle, run: Path, frame: Frame, route: tuple
 @pytest.mark.parametrize("route", [(), ("rain",)])
 def test_onnx_equals_torch_on_real_frames(nuscenes_root: Path, missing: str | None, route: tuple[str, ...]) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
-    frame = tables.frame(tables.samples(selectors=["scene-0103:1-2"])[0], sweeps=2)
+    frame = tables.frame(tables.samples(selectors=["scene-0103:1-2"])[0], Reads(sweeps=2))
     seen = without(frame, missing) if missing else frame
     scores = assert_onnx_equals_torch(tiny(), checkpoint("tiny"), seen, route)
     assert (scores > scores[:, -1:] + 2e-4).sum() > 100  # that many boxes compared
@@ -75,7 +76,7 @@ def test_onnx_equals_torch_on_real_frames(nuscenes_root: Path, missing: str | No
 def test_onnx_equals_torch_on_simulated_frames_and_on_nothing(tables: NuScenesTables, route: tuple[str, ...]) -> None:
     """With the module folded."""
     for scene in tables.scenes():
-        frame = tables.frame(tables.samples(selectors=[scene])[0], sweeps=2)
+        frame = tables.frame(tables.samples(selectors=[scene])[0], Reads(sweeps=2))
         nothing = without(without(frame, "camera"), "lidar")
         for seen in (frame, without(frame, "camera"), without(frame, "lidar"), nothing):
             assert_onnx_equals_torch(bundle(*route), checkpoint(), seen, route)

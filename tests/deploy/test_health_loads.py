@@ -10,6 +10,7 @@ from tiny import write_tiny
 
 from deploy.health_loads import BEGUN, FAULTS
 from deploy.replay.faults import Fault, inject
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.scene.health.monitor import HealthMonitor
@@ -29,7 +30,7 @@ def loads(tables: NuScenesTables, frames: Iterable[Frame], sensor: str, status: 
 def test_loads_are_those_of_the_monitor(tmp_path: Path) -> None:
     write_tiny(tmp_path, KEYFRAMES)
     tables = NuScenesTables(tmp_path, "v1.0-tiny")
-    frames = [tables.frame(token, annotations=False) for token in tables.samples()]
+    frames = [tables.frame(token, Reads(annotations=False)) for token in tables.samples()]
     late = [each for camera in tables.rig.sensors.cameras for each in loads(tables, frames, camera, "late")]
     fault = Fault.parse("freeze:lidar", tables.rig.sensors)
     frozen = loads(tables, inject(frames, [fault]), "LIDAR_TOP", "frozen")

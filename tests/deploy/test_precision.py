@@ -34,6 +34,7 @@ from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, q
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
 from deploy.verify import verify
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -119,12 +120,12 @@ def test_frames_equal_torch_within_rounding(keyframes: tuple[Path, str], precisi
         graph = at("fp16")
     else:
         others = tables.samples(selectors=[f"{scene}:{part}" for scene in scenes for part in ("0-1", "2-3")])
-        drives = [prepare(tables.frame(token, sweeps=2), spec) for token in others]
+        drives = [prepare(tables.frame(token, Reads(sweeps=2)), spec) for token in others]
         measured = ranges(graph, activations(graph.graph), drives)
         layout = TENSORRT if precision == "int8" else CPU
         graph = quantise(graph, [*quantisable(graph.graph)], measured, layout)
     for scene in scenes:
-        frame = tables.frame(tables.samples(selectors=[f"{scene}:1-2"])[0], sweeps=2)
+        frame = tables.frame(tables.samples(selectors=[f"{scene}:1-2"])[0], Reads(sweeps=2))
         for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
             assert_close(seen, graph, precision)
 

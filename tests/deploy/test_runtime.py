@@ -37,6 +37,7 @@ from deploy.replay.results import ReplayResults
 from deploy.route import steering_inputs
 from deploy.runtime import Runtime
 from deploy.verify import verify
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions, Frame, Prediction
@@ -345,7 +346,7 @@ def test_anchors_perceive_what_torch_does(neck: str, tables: NuScenesTables, tmp
     known = (Conditions(weather="rain"), *([] if manifest.folded else [Conditions(weather="clear")]))
     found = manifest.folded, [each.name for each in manifest.banked]
     assert found == {"joined": (("rain",), []), "pyramid": ((), ["rain"])}[neck]
-    frames = [tables.frame(token, "lidar", 2, cameras=False) for token in tables.samples()[:2]]
+    frames = [tables.frame(token, Reads("lidar", 2, cameras=False)) for token in tables.samples()[:2]]
     for frame in (*frames, synthetic_frame("lidar", RIG, 3)):
         for conditions in known:
             seen = replace(frame, conditions=conditions)

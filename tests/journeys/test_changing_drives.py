@@ -23,6 +23,7 @@ from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.config import Data
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -115,7 +116,7 @@ def test_the_route_follows_the_tags_unless_the_vehicle_is_told_others(changing: 
     for given, expected in ((None, followed), (told, stayed)):
         driven = Driven(Runtime(changing.bundle), given)
         for token in changing.tables.samples():
-            driven(changing.tables.frame(token, annotations=False))
+            driven(changing.tables.frame(token, Reads(annotations=False)))
         assert driven.summary() == expected
 
 

@@ -15,6 +15,7 @@ from deploy.log import messages, topics_of, write_log, write_mcap
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.cameras import intrinsics_of
 from deploy.replay.sources.topics import load_topics
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
@@ -39,7 +40,7 @@ def shuttle() -> NuScenesTables:
 
 @pytest.fixture(scope="module")
 def frames(shuttle: NuScenesTables) -> list[Frame]:
-    return [shuttle.frame(token, sweeps=SWEEPS) for token in shuttle.samples()]
+    return [shuttle.frame(token, Reads(sweeps=SWEEPS)) for token in shuttle.samples()]
 
 
 def test_frames_have_the_rigs_sensors(frames: list[Frame]) -> None:

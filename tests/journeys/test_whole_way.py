@@ -35,6 +35,7 @@ from deploy.bundle import Bundle
 from deploy.golden import synthetic_frame
 from deploy.precision.calibrate import Drives
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame
 from perception.mmdet3d.importing import import_checkpoint
@@ -181,7 +182,7 @@ def test_names_of_ones_own_go_the_whole_way(tmp_path: Path, capsys: pytest.Captu
     runtime = Runtime(way.bundle.path)
     for scene, active in zip(tables.scenes(), ({"sleet": 1.0, "town": 0.0}, {"sleet": 0.0, "town": 1.0}), strict=True):
         token = tables.samples(selectors=[scene])[0]
-        seen = runtime.step(tables.frame(token, "ego", runtime.bundle.spec.sweeps))
+        seen = runtime.step(tables.frame(token, Reads("ego", runtime.bundle.spec.sweeps)))
         assert {name: routed.weight for name, routed in seen.route.items()} == active
     assert seen.conditions == dry.conditions
     for told, says in (("fog", "fog: unknown condition; choose from dry, sleet"), ("sleet,dry", "contradicts")):

@@ -15,6 +15,7 @@ from runners import FOLDERS, converter
 from ten_sweeps import SWEEPS, drive
 from vocabulary import CAMERAS
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.mmdet3d import annotation_file
@@ -87,7 +88,7 @@ def test_both_sides_of_the_benchmark_of_loaders_read_the_same(nuscenes_root: Pat
         filter_empty_gt=False,
     )
     for i, token in enumerate(tokens):
-        sample, frame = theirs[i], tables.frame(token, "lidar", SWEEPS)
+        sample, frame = theirs[i], tables.frame(token, Reads("lidar", SWEEPS))
         points = sample["points"].numpy()
         points = points[outside_roof(points) | (points[:, 4] > 0)]  # mmdet3d leaves those of the keyframe's roof
         assert frame.points is not None

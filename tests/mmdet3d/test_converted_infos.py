@@ -13,6 +13,7 @@ from nuscenes import NuScenes
 from runners import converter
 from vocabulary import CLASSES
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.mmdet3d.infos import Infos
 
@@ -77,7 +78,7 @@ def test_the_converters_files_give_the_frames_of_the_tables(converted: Converted
     assert set(infos.samples()) == set(tables.samples())
     seen = 0
     for token in tables.samples():
-        ours, theirs = (each.frame(token, "lidar", sweeps=10) for each in (infos, tables))
+        ours, theirs = (each.frame(token, Reads("lidar", sweeps=10)) for each in (infos, tables))
         assert (ours.points is None) == (theirs.points is None)
         if ours.points is not None:
             np.testing.assert_allclose(ours.points, theirs.points, atol=2e-5)
@@ -100,7 +101,7 @@ def test_mmdet3ds_dataset_makes_the_same_boxes_and_projections(converted: Conver
     seen = 0
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
-        frame = infos.frame(info["token"], "lidar", lidar=False)
+        frame = infos.frame(info["token"], Reads("lidar", lidar=False))
         boxes, theirs = frame.boxes.select(frame.boxes.num_points > 0), info["ann_info"]
         known = theirs["gt_labels_3d"] >= 0
         found = theirs["gt_bboxes_3d"][known]

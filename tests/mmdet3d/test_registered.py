@@ -18,6 +18,7 @@ from runners import LOADING, runner_config, tiny
 from torch import Tensor
 
 from perception.config import find_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
@@ -88,7 +89,7 @@ def frames_of(root: Path, work: Path, loaded: Sequence[dict[str, Any]] = LOADING
     content = runner_config(root, {"type": "PerceptionDetector"}, work, loaded=loaded).train_dataloader.dataset
     dataset = DATASETS.build(content)
     tokens = [dataset.get_data_info(i)["token"] for i in range(len(dataset))]
-    return [(dataset[i], tables.frame(token, "lidar", SWEEPS)) for i, token in enumerate(tokens)]
+    return [(dataset[i], tables.frame(token, Reads("lidar", SWEEPS))) for i, token in enumerate(tokens)]
 
 
 def inputs_of(detector: PerceptionDetector, *frames: dict[str, Any]) -> dict[str, Tensor]:

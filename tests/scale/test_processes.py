@@ -10,8 +10,7 @@ from processes import SPEC, opened
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.predictions import Reader
-from perception.evaluation.processes import AHEAD, Processes
+from perception.evaluation.predictions import AHEAD, Processes
 from perception.frame import Frame, Prediction
 from perception.workers import ATTEMPTS, Workers
 
@@ -37,7 +36,7 @@ def tables(tmp_path: Path) -> NuScenesTables:
 def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
     samples = tables.samples()
     with Workers(partial(opened, tables.dataroot, samples[5], deaths), 2, AHEAD) as workers:
-        return list(Processes(workers).predictions(Reader(tables, SPEC), samples))
+        return list(Processes(workers).predictions(tables, SPEC.reads, samples))
 
 
 def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:

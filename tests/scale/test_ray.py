@@ -26,8 +26,7 @@ from deploy.replay.fleet import PART
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.predictions import Reader
-from perception.evaluation.processes import Processes
+from perception.evaluation.predictions import Processes
 from perception.ray_workers import RayWorkers
 from perception.simulate import simulate as simulation
 from perception.simulate.simulate import Run, simulate
@@ -79,7 +78,7 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     tables = NuScenesTables(tmp_path, VERSION)
     samples = tables.samples()
     with RayWorkers(partial(opened, tmp_path, samples[5], 1), address) as workers:
-        found = list(Processes(workers).predictions(Reader(tables, SPEC), samples))
+        found = list(Processes(workers).predictions(tables, SPEC.reads, samples))
     assert [frame.token for frame, _ in found] == samples
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
     assert len(list(tmp_path.glob("death-*"))) == 1

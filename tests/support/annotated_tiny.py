@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tiny import token, write_tiny
 
-from perception.datasets.nuscenes.occ3d import occ3d_file
+from perception.datasets.nuscenes.labels import occ3d_file
 
 VERSION = "v1.0-tiny"
 _INDICES = {"noise": 0, "vehicle.car": 17, "human.pedestrian.adult": 2, "static_object.bicycle_rack": 13}

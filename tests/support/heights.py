@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 
@@ -22,9 +23,9 @@ class Heights:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tables, name)
 
-    def has_point_classes(self, token: str) -> bool:
-        return True
+    def truth(self, token: str) -> Truth:
+        return replace(self._tables.truth(token), has_point_classes=lambda: True)
 
-    def frame(self, *arguments: Any, **options: Any) -> Frame:
-        frame = self._tables.frame(*arguments, **options)
-        return frame if options.get("annotations") is False else replace(frame, class_of_point=heights(frame.points))
+    def frame(self, token: str, reads: Reads) -> Frame:
+        frame = self._tables.frame(token, reads)
+        return replace(frame, class_of_point=heights(frame.points)) if reads.annotations else frame

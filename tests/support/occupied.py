@@ -1,11 +1,14 @@
 """Keyframes with voxels and unknown obstacles that no simulator made: whatever a test needs."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from vocabulary import NUSCENES
 
+from perception.datasets.keyframes import Truth
 from perception.frame import Boxes
 from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
 
@@ -36,13 +39,15 @@ class Occupied:
         occupancy: Callable[[str], Occupancy] = random_occupancy,
         obstacles: Callable[[str], Boxes | None] = lambda token: None,
     ) -> None:
-        self._tables, self.occupancy, self.obstacles = tables, occupancy, obstacles
+        self._tables, self._occupancy, self._obstacles = tables, occupancy, obstacles
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tables, name)
 
-    def boxes(self, token: str) -> Boxes | None:
-        return None if self._tables is None else self._tables.boxes(token)
-
-    def has_occupancy(self, token: str) -> bool:
-        return True
+    def truth(self, token: str) -> Truth:
+        return replace(
+            Truth() if self._tables is None else self._tables.truth(token),
+            obstacles=partial(self._obstacles, token),
+            has_occupancy=lambda: True,
+            occupancy=partial(self._occupancy, token),
+        )

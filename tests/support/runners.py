@@ -12,6 +12,7 @@ from mmengine.config import Config
 from vocabulary import CAMERAS, CLASSES
 
 from perception.config import find_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.mmdet3d import annotation_file
@@ -39,7 +40,9 @@ def lidar_frames(nuscenes_root: Path, sim_root: Path, keyframes: str, sweeps: in
     real, simulated = NuScenesTables(nuscenes_root, "v1.0-mini"), NuScenesTables(sim_root, "v1.0-sim")
     first, second = real.samples(selectors=[f"scene-0103:{keyframes}"])
     chosen = {"real": (real, first), "another": (real, second), "simulated": (simulated, simulated.samples()[0])}
-    return {name: tables.frame(token, "lidar", sweeps, cameras=False) for name, (tables, token) in chosen.items()}
+    return {
+        name: tables.frame(token, Reads("lidar", sweeps, cameras=False)) for name, (tables, token) in chosen.items()
+    }
 
 
 def tiny(folder: Path, **model: Any) -> Path:

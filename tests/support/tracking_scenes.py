@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.tasks.association import associate
@@ -96,8 +97,8 @@ def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
     """A scene whose detections are the annotations themselves."""
     moments = []
     for sample in tables.samples(selectors=[scene]):
-        frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
-        boxes = tables.boxes(sample)
+        frame = tables.frame(sample, Reads(annotations=False, lidar=False, cameras=False))
+        boxes = tables.truth(sample).boxes()
         assert boxes is not None, f"{scene} has no annotations"
         boxes = boxes.select(boxes.num_points > 0)
         moments.append(Moment(sample, frame.timestamp, boxes, boxes))

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.listed import ListedKeyframes
-from perception.frame import Boxes, Camera, Frame
+from perception.datasets.drives import Drives
+from perception.datasets.keyframes import JointCloud, Reads, Recording, Truth, assemble
+from perception.frame import Boxes, Camera, Conditions, Frame
 from perception.rig import Rig
+from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy
 from perception.voxels import VoxelGrid
 
@@ -28,7 +30,7 @@ TAXONOMY = Taxonomy.model_validate(
 )
 
 
-class WalledDrive(ListedKeyframes):
+class WalledDrive:
     """Four keyframes; earlier sweeps are every 0.1 s. The ground is flat.
 
     Args:
@@ -36,43 +38,55 @@ class WalledDrive(ListedKeyframes):
     """
 
     dataroot, version, rig = Path("walled"), "", Rig.model_validate({"name": "r", "lidars": [{"name": "L"}]})
-    taxonomy = TAXONOMY
+    taxonomy, has_attributes = TAXONOMY, False
 
     def __init__(self, labelled: bool = True, instance: str = "car") -> None:
-        super().__init__("walled", {"drive": [str(k) for k in range(4)]})
+        drives = Drives("walled", {"drive": [str(k) for k in range(4)]})
+        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
         self.labelled, self.instance = labelled, instance
 
-    def timestamp(self, sample: str) -> int:
-        return START + round(1e6 * PERIOD * int(sample))
+    def timestamp(self, token: str) -> int:
+        return START + round(1e6 * PERIOD * int(token))
 
-    def boxes(self, sample: str) -> Boxes:
-        x = car_at(PERIOD * int(sample))
+    def conditions(self, token: str) -> Conditions:
+        return Conditions()
+
+    def map(self, location: str) -> None:
+        return None
+
+    def truth(self, token: str) -> Truth:
+        return Truth(boxes=lambda: self._boxes(token))
+
+    def _boxes(self, token: str) -> Boxes:
+        x = car_at(PERIOD * int(token))
         none, center, velocity = np.zeros(1), np.array([[x, CAR_Y, SIZE[2] / 2]]), np.array([[CAR_SPEED, 0]])
         boxes = Boxes.from_yaws(center, np.array([SIZE]), none, velocity, none, none - 1, none + 1)
-        return replace(boxes, instances=np.array([self.instance]))
+        return replace(boxes, instances=np.array([self.instance])).transformed(self.downhill(token))
 
-    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        seconds = PERIOD * int(sample) - 0.1 * np.arange(sweeps, -1, -1)
-        return [(START + 1e6 * seconds, np.stack([np.array([SPEED * t, 0, 0]) + LIDAR for t in seconds]))]
+    def downhill(self, token: str) -> np.ndarray:
+        """(4, 4) where the flat drive is."""
+        return np.eye(4)
 
-    def frame(self, sample: str, grid_reference: str = "ego", sweeps: int = 0, *_: bool, **__: bool) -> Frame:
-        now = PERIOD * int(sample)
-        parts = [self._sweep(now, 0.1 * age) for age in range(sweeps + 1)]
+    def recording(self, token: str, reads: Reads) -> Recording:
+        pose, hill = np.eye(4), self.downhill(token)
+        pose[0, 3] = SPEED * PERIOD * int(token)
+        seconds = PERIOD * int(token) - 0.1 * np.arange(reads.sweeps, -1, -1)
+        places = np.stack([np.array([SPEED * t, 0, 0]) + LIDAR for t in seconds]) @ hill[:3, :3].T + hill[:3, 3]
+        cloud = JointCloud(lambda *_: self._cloud(token, reads.sweeps), lambda: {0: (START + 1e6 * seconds, places)})
+        truth, pose = self.truth(token), hill @ pose
+        return Recording(token, "drive", self.timestamp(token), pose, np.eye(4), cloud, {}, truth)
+
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        frame = assemble(self.recording(token, reads), reads)
+        return replace(frame, cameras={"ahead": camera(frame.global_from_ego)})
+
+    def _cloud(self, token: str, sweeps: int) -> Cloud:
+        """In the vehicle's frame."""
+        parts = [self._sweep(PERIOD * int(token), 0.1 * age) for age in range(sweeps + 1)]
         points, kinds = np.concatenate([p for p, _ in parts]), np.concatenate([k for _, k in parts])
         numbers = np.repeat(np.arange(sweeps + 1, dtype=np.uint8), [len(k) for _, k in parts])
-        pose = np.eye(4)
-        pose[0, 3] = SPEED * now
-        return Frame(
-            token=sample,
-            timestamp=self.timestamp(sample),
-            reference="ego",
-            global_from_reference=pose,
-            global_from_ego=pose,
-            points=points.astype(np.float32),
-            cameras={"ahead": camera(pose)},
-            class_of_point=np.where(numbers == 0, kinds, -1).astype(np.int16) if self.labelled else None,
-            sweep_of_point=numbers,
-        )
+        classes = np.where(numbers == 0, kinds, -1).astype(np.int16) if self.labelled else None
+        return Cloud(points.astype(np.float32), numbers, None, classes)
 
     def _sweep(self, now: float, age: float) -> tuple[np.ndarray, np.ndarray]:
         """(N, 5) points in the vehicle's frame now, and (N,) index in POINTS."""
@@ -83,22 +97,10 @@ class WalledDrive(ListedKeyframes):
 class HillyDrive(WalledDrive):
     """As above, but all of it down a hill; as in nuScenes the poses have its slope, but not its height: z is 0."""
 
-    def frame(self, sample: str, *arguments: object, **options: object) -> Frame:
-        frame = super().frame(sample, *arguments, **options)  # type: ignore[arg-type]
-        pose = self._downhill(sample) @ frame.global_from_ego
-        return replace(frame, global_from_reference=pose, global_from_ego=pose, cameras={"ahead": camera(pose)})
-
-    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        (path,), hill = super().lidar_paths(sample, sweeps), self._downhill(sample)
-        return [(path[0], path[1] @ hill[:3, :3].T + hill[:3, 3])]
-
-    def boxes(self, sample: str) -> Boxes:
-        return super().boxes(sample).transformed(self._downhill(sample))
-
-    def _downhill(self, sample: str) -> np.ndarray:
+    def downhill(self, token: str) -> np.ndarray:
         hill = np.eye(4)
         hill[[0, 0, 2, 2], [0, 2, 0, 2]] = np.cos(SLOPE), np.sin(SLOPE), -np.sin(SLOPE), np.cos(SLOPE)
-        hill[2, 3] = -height(int(sample))
+        hill[2, 3] = -height(int(token))
         return hill
 
 

@@ -16,7 +16,7 @@ from perception.errors import InputError
 from perception.frame import Frame
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
-from perception.sources import open_source
+from perception.sources import format_and_path, open_source
 from perception.taxonomy import Taxonomy
 
 
@@ -64,7 +64,7 @@ def open_drives(
     """Open the drives at a path, in the order in which they are replayed.
 
     Args:
-        path: a dataroot of nuScenes or PandaSet, a .mcap or .db3 file, or a rosbag2's folder.
+        path: a dataroot of nuScenes or PandaSet, FORMAT=PATH, a .mcap or .db3 file, or a rosbag2's folder.
         version: of nuScenes' tables; None: the only one.
         scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
         topics: YAML file that maps the topics of a recording to sensors.
@@ -80,7 +80,7 @@ def open_drives(
         return [RecordedDrive(path, load_topics(topics, spec.rig), spec, taxonomy, signals)]
     if topics is not None:
         raise InputError(f"{path}: a dataroot has no topics; --topics goes with a .mcap file or a rosbag2")
-    if not path.exists():
+    if not format_and_path(path)[1].exists():
         raise InputError(f"{path}: neither a recording (.mcap, .db3, rosbag2) nor a dataroot")
     tables = open_source(path, version, spec.rig, taxonomy)
     selectors: dict[str, list[str]] = {}  # several parts of a scene are one drive

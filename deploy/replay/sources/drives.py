@@ -14,7 +14,7 @@ from deploy.replay.sources.mcap import McapRecording
 from deploy.replay.sources.messages import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.errors import DAMAGE, InputError
 from perception.frame import Conditions, Frame
@@ -58,7 +58,7 @@ class DatasetDrive:
             if choice(self.name, self.tables.timestamp(sample)):
                 before = DAMAGE.set(count)
                 try:
-                    frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
+                    frame = self.tables.frame(sample, Reads(self._spec.grid.reference, self._spec.sweeps))
                 finally:
                     DAMAGE.reset(before)
                 self.counts.add_frame(frame)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
+from perception.datasets.drives import Drives
 from perception.datasets.files import read_json
-from perception.datasets.keyframes import Keyframes, select_samples, select_scenes, shortened
+from perception.datasets.keyframes import Reads, Recording, Truth, assemble
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
-from perception.frame import Boxes, Conditions, Frame
-from perception.grid import Reference
+from perception.frame import Conditions, Frame
 from perception.rig import Rig
 from perception.taxonomy import Taxonomy
-from perception.voxels import Occupancy
 
 
 def dataroots_below(folder: Path) -> list[Path]:
@@ -27,17 +21,19 @@ def dataroots_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-class JoinedTables(Keyframes):
+class JoinedTables:
     """The drives of all dataroots below a folder; `splits.json` in it lists the scenes or folders of each split.
 
     Raises:
         InputError: a dataroot is damaged or holds several versions, or two drives or keyframes have one name.
     """
 
+    has_attributes = True
+
     def __init__(self, dataroot: Path, version: str, rig: Rig, taxonomy: Taxonomy) -> None:
         self.dataroot, self.version, self.rig, self.taxonomy = dataroot, version, rig, taxonomy
         self._of_scene: dict[str, NuScenesTables] = {}
-        self._samples: dict[str, list[str]] = {}
+        samples: dict[str, list[str]] = {}
         for root in dataroots_below(dataroot):
             tables = NuScenesTables(root, version, rig, taxonomy)
             for scene in tables.scenes():
@@ -45,116 +41,46 @@ class JoinedTables(Keyframes):
                     raise InputError(
                         f"{dataroot}: {self._of_scene[scene].dataroot} and {root} both have a scene {scene}; remove one"
                     )
-                self._of_scene[scene], self._samples[scene] = tables, tables.samples(selectors=[scene])
-        self._scene = {sample: scene for scene, samples in self._samples.items() for sample in samples}
-        if len(self._scene) < sum(map(len, self._samples.values())):
+                self._of_scene[scene], samples[scene] = tables, tables.samples(selectors=[scene])
+        self._of_token = {token: self._of_scene[scene] for scene, tokens in samples.items() for token in tokens}
+        if len(self._of_token) < sum(map(len, samples.values())):
             raise InputError(f"{dataroot}: two drives have a keyframe of the same token; remove one of them")
+        drives = Drives(str(dataroot), samples, self._splits)
+        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
 
-    def _tables(self, sample: str) -> NuScenesTables:
-        return self._of_scene[self._scene[sample]]
-
-    def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them.
-
-        Raises:
-            InputError: an unknown split or selector.
-        """
-        return select_scenes(self._split(split), selectors, str(self.dataroot))
-
-    def _split(self, split: str | None) -> list[str]:
-        if split in (None, "all"):
-            return list(self._samples)
-        if split not in self._splits:
-            known = ", ".join([*self._splits, "all"])
-            raise InputError(f"{self.dataroot}: has no split {split}; known are {known}")
-        listed = set(self._splits[split])
-        names = [
-            name
-            for name, tables in self._of_scene.items()
-            if listed & {name, *tables.dataroot.relative_to(self.dataroot).parts}
-        ]
-        if not names:
-            raise InputError(
-                f"{self.dataroot}: no scene of split {split} is here; it has {shortened(list(self._samples))}"
-            )
-        return names
-
-    @cached_property
-    def _splits(self) -> Mapping[str, Sequence[str]]:
+    def _splits(self) -> dict[str, list[str]]:
+        """The scenes of each split, which are listed by their names or by those of their folders."""
         path = self.dataroot / "splits.json"
         splits = read_json(path) if path.exists() else {}
         if not isinstance(splits, dict):
             raise InputError(f"{path}: not an object of split names and lists of names")
-        return splits
+        names = {
+            scene: {scene, *tables.dataroot.relative_to(self.dataroot).parts}
+            for scene, tables in self._of_scene.items()
+        }
+        return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits.items()}
 
-    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Tokens of the keyframes, drive by drive, in order of time; selectors as in `select_samples`."""
-        return select_samples(self._samples, self.scenes(split, selectors), selectors)
-
-    def scene(self, sample: str) -> str:
-        """Name of the drive that a keyframe is from."""
-        return self._scene[sample]
-
-    def timestamp(self, sample: str) -> int:
+    def timestamp(self, token: str) -> int:
         """When a keyframe was taken, us."""
-        return self._tables(sample).timestamp(sample)
+        return self._of_token[token].timestamp(token)
 
-    def conditions(self, sample: str) -> Conditions:
+    def conditions(self, token: str) -> Conditions:
         """The known conditions of a keyframe."""
-        return self._tables(sample).conditions(sample)
+        return self._of_token[token].conditions(token)
 
-    def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a keyframe in the global frame; None for a drive without annotations."""
-        return self._tables(sample).boxes(sample)
-
-    def obstacles(self, sample: str) -> Boxes | None:
-        """Annotated objects of none of the classes, as in `Keyframes`; None for a drive without annotations."""
-        return self._tables(sample).obstacles(sample)
-
-    def has_point_classes(self, sample: str) -> bool:
-        """Whether the classes of the points of a keyframe are annotated."""
-        return self._tables(sample).has_point_classes(sample)
-
-    def has_occupancy(self, sample: str) -> bool:
-        """Whether the voxels of a keyframe are annotated."""
-        return self._tables(sample).has_occupancy(sample)
-
-    def occupancy(self, sample: str) -> Occupancy | None:
-        """Annotated voxels of a keyframe, in the ego frame; None if they are not annotated."""
-        return self._tables(sample).occupancy(sample)
-
-    def bicycle_racks(self) -> Mapping[str, list[list[float]]]:
-        """Annotated bicycle racks, as in `Keyframes`."""
-        roots = {tables.dataroot: tables for tables in self._of_scene.values()}
-        return dict(chain.from_iterable(tables.bicycle_racks().items() for tables in roots.values()))
+    def truth(self, token: str) -> Truth:
+        """The annotations of a keyframe."""
+        return self._of_token[token].truth(token)
 
     def map(self, location: str) -> MapExpansion | None:
         """The HD map of a location, from the first dataroot that has it; None without one."""
         found = (tables.map(location) for tables in self._of_scene.values())
         return next((each for each in found if each is not None), None)
 
-    def lidar_paths(self, sample: str, sweeps: int = 0) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-        """Where the rays of each LiDAR begin, as in `Keyframes`."""
-        return self._tables(sample).lidar_paths(sample, sweeps)
+    def recording(self, token: str, reads: Reads) -> Recording:
+        """The sensor files of a keyframe with their poses, and its annotations."""
+        return self._of_token[token].recording(token, reads)
 
-    def stamps(
-        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
-    ) -> Sequence[tuple[str, int, int]]:
-        """Of all that a frame is read from, as in `Keyframes`."""
-        return self._tables(sample).stamps(sample, sweeps, lidar=lidar, cameras=cameras)
-
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-        least_width: int = 0,
-    ) -> Frame:
-        """The sensor data of a keyframe, as in `Keyframes`."""
-        return self._tables(sample).frame(
-            sample, grid_reference, sweeps, annotations, lidar=lidar, cameras=cameras, least_width=least_width
-        )
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        """The keyframe, as in `Keyframes`."""
+        return assemble(self.recording(token, reads), reads)

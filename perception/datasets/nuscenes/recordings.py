@@ -20,7 +20,7 @@ from perception.rotations import rigid
 _START, _LOST = -1, -2  # for a row: the drive's first recording, and one whose predecessor is not in the table
 
 
-class Recording(NamedTuple):
+class SampleData(NamedTuple):
     """A row of sample_data: the file of one sweep or image."""
 
     row: int  # in `Recordings`
@@ -32,7 +32,7 @@ class Recording(NamedTuple):
     channel: str
 
 
-class Recordings(Mapping[str, Mapping[str, Recording]]):
+class Recordings(Mapping[str, Mapping[str, SampleData]]):
     """All LiDAR sweeps, and the keyframes of the cameras, with poses and calibrations.
 
     It maps the token of a sample to its keyframe: channel -> recording.
@@ -78,7 +78,7 @@ class Recordings(Mapping[str, Mapping[str, Recording]]):
         self._arrays = kept("recordings", stamps(folder, names), about, read)
         self._sample_rows = dict(zip(_text(self._arrays["samples"]), self._arrays["keyframes"], strict=True))
 
-    def __getitem__(self, sample: str) -> dict[str, Recording]:
+    def __getitem__(self, sample: str) -> dict[str, SampleData]:
         found = zip(self._channels, self._sample_rows[sample].tolist(), strict=True)
         return {channel: self._recording(row) for channel, row in found if row >= 0}
 
@@ -88,18 +88,18 @@ class Recordings(Mapping[str, Mapping[str, Recording]]):
     def __len__(self) -> int:
         return len(self._sample_rows)
 
-    def _recording(self, row: int) -> Recording:
+    def _recording(self, row: int) -> SampleData:
         *numbers, channel = self._arrays["numbers"][row].tolist()
         timestamp, calibration, width, height = numbers
         file = self._arrays["files"][row].decode()
-        return Recording(row, timestamp, self._calibrations[calibration], file, width, height, self._channels[channel])
+        return SampleData(row, timestamp, self._calibrations[calibration], file, width, height, self._channels[channel])
 
     def sweep_files(self) -> dict[str, str]:
         """Token of sample_data -> file, of all LiDAR sweeps."""
         lidar = self._arrays["tokens"] != b""
         return dict(zip(_text(self._arrays["tokens"][lidar]), _text(self._arrays["files"][lidar]), strict=True))
 
-    def chain(self, keyframe: Recording, sweeps: int) -> Iterator[Recording]:
+    def chain(self, keyframe: SampleData, sweeps: int) -> Iterator[SampleData]:
         """A LiDAR keyframe, then up to `sweeps` earlier sweeps of the drive, latest first.
 
         Raises:
@@ -117,13 +117,13 @@ class Recordings(Mapping[str, Mapping[str, Recording]]):
                 )
             yield self._recording(row)
 
-    def pose(self, recording: Recording) -> np.ndarray:
-        """(7,) pose of the vehicle at the recording's time: translation (m), quaternion w x y z."""
-        return np.array(self._arrays["poses"][recording.row])
+    def pose(self, row: SampleData) -> np.ndarray:
+        """(7,) pose of the vehicle at its time: translation (m), quaternion w x y z."""
+        return np.array(self._arrays["poses"][row.row])
 
-    def global_from_ego(self, recording: Recording) -> np.ndarray:
-        """(4, 4) pose of the vehicle at the recording's time."""
-        pose = self.pose(recording)
+    def global_from_ego(self, row: SampleData) -> np.ndarray:
+        """(4, 4) pose of the vehicle at its time."""
+        pose = self.pose(row)
         return rigid(pose[:3], pose[3:])
 
 

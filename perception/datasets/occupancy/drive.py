@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
 from perception.datasets.occupancy.levels import Levels
 from perception.datasets.occupancy.movable import Assigned, Movable
@@ -66,7 +66,7 @@ def gather(
     begun, height = np.full(256, -np.inf), 0.0
     for sample in samples:
         boxes, time = movable.boxes(sample), source.timestamp(sample)
-        frame = source.frame(sample, "ego", sweeps, cameras=False)
+        frame = source.frame(sample, Reads(sweeps=sweeps, cameras=False))
         if frame.points is not None:
             drive = drive or _empty(grid, frame.global_from_ego[:3, 3])
             seconds = 1e-6 * (time - before[0]) if before else 1.0

@@ -27,7 +27,8 @@ class Movable:
 
     def boxes(self, sample: str) -> Boxes:
         """In the global frame, with the label -1 for those of no detection class; InputError without annotations."""
-        boxes, others = self._source.boxes(sample), self._source.obstacles(sample)
+        truth = self._source.truth(sample)
+        boxes, others = truth.boxes(), truth.obstacles()
         if boxes is None:
             raise InputError(
                 f"{self._source.dataroot}: keyframe {sample} has no boxes, and what moves would leave a trail; "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame
 
 NONE, UNKNOWN = -1, -2  # annotated as none of the point classes; not annotated
@@ -61,10 +61,10 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
     ages = frame.points[:, 4].astype(np.float64)
     lidars = np.zeros(len(points), np.uint8) if frame.lidar_of_point is None else frame.lidar_of_point
     origins = np.full_like(points, np.nan)
-    for index, (times, places) in enumerate(source.lidar_paths(frame.token, sweeps)):
+    paths = source.recording(frame.token, Reads(sweeps=sweeps, cameras=False)).lidar_paths()
+    for index, (times, places) in paths.items():
         seconds, mine = 1e-6 * (times - frame.timestamp), lidars == index
-        if len(times):
-            origins[mine] = np.stack([np.interp(-ages[mine], seconds, axis) for axis in places.T], axis=1)
+        origins[mine] = np.stack([np.interp(-ages[mine], seconds, axis) for axis in places.T], axis=1)
     given, own = frame.class_of_point, frame.of_keyframe
     classes = np.full(len(points), UNKNOWN, np.int16) if given is None else np.where((given >= 0) | own, given, UNKNOWN)
     assert frame.sweep_of_point is not None

@@ -10,7 +10,7 @@ import numpy as np
 
 from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
+from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.occupancy.annotation import annotate
 from perception.datasets.occupancy.drive import gather
 from perception.errors import InputError
@@ -26,7 +26,7 @@ def annotate_drives(
     What is annotated is gathered from the same keyframes.
 
     Args:
-        selectors: as in `select_samples`.
+        selectors: as in `Drives.samples`.
         sweeps: number of earlier LiDAR sweeps to gather with each keyframe.
         out: the source's dataroot itself, or a folder for a new one, which links to the files of the source.
         advance: called twice for each keyframe.

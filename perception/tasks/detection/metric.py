@@ -116,8 +116,9 @@ class DetectionMetric(Metric[Boxes]):
         Its `boxes` are rows of label, x y z, w l h, yaw, vx vy, attribute, score, points; `bike_racks` of centre, size
         and rotation. All in the global frame.
         """
-        boxes = self._annotated(frame)
-        if boxes is None or self.source is None:
+        truth = self.truth(frame)
+        boxes = truth.boxes()
+        if boxes is None:
             return {"truth": None}
         rows = np.column_stack(
             [
@@ -125,11 +126,7 @@ class DetectionMetric(Metric[Boxes]):
                 boxes.attributes, boxes.scores, boxes.num_points,
             ]
         )  # fmt: skip
-        return {"truth": {"boxes": rows, "bike_racks": self.source.bicycle_racks().get(frame.token, [])}}
-
-    def _annotated(self, frame: Frame) -> Boxes | None:
-        """Annotated objects in the global frame; None without annotations."""
-        return None if self.source is None else self.source.boxes(frame.token)
+        return {"truth": {"boxes": rows, "bike_racks": list(truth.bicycle_racks())}}
 
     def details(self, frame: Frame, result: Boxes) -> dict[str, Any]:
         """The detections `boxes` and the `pose` (4, 4) of the vehicle, in the global frame."""

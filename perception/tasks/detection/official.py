@@ -12,7 +12,6 @@ from rich.console import Console
 
 from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.strict_json import strict
 from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
@@ -24,7 +23,7 @@ SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_err
 def require_official(tables: Keyframes) -> None:
     """Raise InputError, before a long evaluation, unless the devkit is installed and can read these drives."""
     _devkit_of(tables).require()
-    if not isinstance(tables, NuScenesTables):
+    if not (tables.dataroot / tables.version).is_dir():
         raise InputError(f"{tables.dataroot}: the devkit reads the tables of one dataroot; leave out --official")
 
 

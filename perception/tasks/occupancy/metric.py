@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.errors import InputError
-from perception.frame import Boxes, Frame
+from perception.frame import Frame
 from perception.strict_json import shown
 from perception.tasks.metric import RING, Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious, rings
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
@@ -98,7 +99,8 @@ class OccupancyMetric(Metric[OccupancyResult]):
         And `obstacles`: distance and whether it is found, of each annotated one; `truth`: `obstacles` and `objects` of
         detection classes, as `obstacle_rows` in the global frame. None without annotations.
         """
-        voxels, obstacles, objects = self._voxels(frame), self._obstacles(frame), self._objects(frame)
+        annotated = self.truth(frame)
+        voxels, obstacles, objects = annotated.occupancy(), annotated.obstacles(), annotated.boxes()
         counts, found, truth = None, None, None
         if voxels is not None:
             predicted, seen = self._predicted(frame, result, voxels), voxels.seen_by_cameras | voxels.seen_by_lidar
@@ -110,18 +112,6 @@ class OccupancyMetric(Metric[OccupancyResult]):
         if obstacles is not None and objects is not None:
             truth = {"obstacles": obstacle_rows(obstacles), "objects": obstacle_rows(objects)}
         return {"counts": counts, "obstacles": found, "truth": truth}
-
-    def _voxels(self, frame: Frame) -> Occupancy | None:
-        """Annotated voxels; None without annotations."""
-        return None if self.source is None else self.source.occupancy(frame.token)
-
-    def _obstacles(self, frame: Frame) -> Boxes | None:
-        """Annotated obstacles in the global frame; None without annotations."""
-        return None if self.source is None else self.source.obstacles(frame.token)
-
-    def _objects(self, frame: Frame) -> Boxes | None:
-        """Annotated objects of detection classes in the global frame; None without annotations."""
-        return None if self.source is None else self.source.boxes(frame.token)
 
     @property
     def _classes(self) -> Sequence[str]:
@@ -136,7 +126,8 @@ class OccupancyMetric(Metric[OccupancyResult]):
         And `curve`: the `ObstacleScore` at each probability of CURVE, None without annotated obstacles; `ego` (2,) m,
         the position of the vehicle; `scene`.
         """
-        voxels, obstacles = self._voxels(frame), self._obstacles(frame)
+        truth = self.truth(frame)
+        voxels, obstacles = truth.occupancy(), truth.obstacles()
         found: dict[str, Any] = {"ego": frame.global_from_ego[:2, 3], "scene": frame.scene}
         found |= {"voxels": None, "rays": None, "curve": None}
         if voxels is not None:
@@ -162,7 +153,8 @@ class OccupancyMetric(Metric[OccupancyResult]):
         """(N, 3) m, where the reference LiDAR was at each keyframe of a drive, in the global frame."""
         if self._places[0] != scene and self.source is not None:
             tokens, read = self.source.samples(None, [scene]), self.source.frame
-            frames = (read(token, "lidar", annotations=False, lidar=False, cameras=False) for token in tokens)
+            nothing = Reads("lidar", annotations=False, lidar=False, cameras=False)
+            frames = (read(token, nothing) for token in tokens)
             self._places = scene, np.array([frame.global_from_reference[:3, 3] for frame in frames])
         return self._places[1]
 

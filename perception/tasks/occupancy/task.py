@@ -64,7 +64,7 @@ class OccupancyTask(Task[OccupancyResult]):
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
         """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations."""
-        truth = None if source is None else source.occupancy(frame.token)
+        truth = None if source is None else source.truth(frame.token).occupancy()
         if truth is None:
             return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
         annotated = observed_classes(truth, self.config.observed)
@@ -77,7 +77,7 @@ class OccupancyTask(Task[OccupancyResult]):
         return {"classes": classes}
 
     def labelled(self, source: Keyframes, token: str) -> bool:
-        return source.has_occupancy(token)
+        return source.truth(token).has_occupancy()
 
     def result(self, outputs: Arrays) -> OccupancyResult:
         # Rounded as in a file.

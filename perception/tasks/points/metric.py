@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from perception.datasets.keyframes import Reads
 from perception.frame import Frame
 from perception.strict_json import shown
 from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
@@ -68,8 +69,8 @@ class PointsMetric(RingMetric[np.ndarray]):
 
     def _annotated(self, frame: Frame) -> Frame | None:
         """The frame as recorded, with the annotated classes of its points; None if they are not annotated."""
-        if frame.keyframe_classes is None and self.source is not None and self.source.has_point_classes(frame.token):
-            return self.source.frame(frame.token, frame.reference, cameras=False)
+        if frame.keyframe_classes is None and self.source is not None and self.truth(frame).has_point_classes():
+            return self.source.frame(frame.token, Reads(frame.reference, cameras=False))
         return None if frame.keyframe_classes is None else frame
 
     def outputs(self, result: np.ndarray) -> dict[str, Any]:

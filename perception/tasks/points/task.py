@@ -49,7 +49,7 @@ class PointsTask(Task[np.ndarray]):
         return {"classes": classes}
 
     def labelled(self, source: Keyframes, token: str) -> bool:
-        return source.has_point_classes(token)
+        return source.truth(token).has_point_classes()
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.where(outputs["confidence"][0] == 0, np.uint8(NONE), outputs["classes"])

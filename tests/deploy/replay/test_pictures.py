@@ -35,6 +35,7 @@ from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.datasets.files import decode_image, jpeg_file
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
@@ -235,7 +236,7 @@ def read(path: Path) -> Messages:
 @pytest.fixture(scope="module")
 def steps(tables: NuScenesTables) -> Steps:
     runtime = Runtime(bundle().path)
-    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
+    frames = [tables.frame(sample, Reads(sweeps=runtime.bundle.spec.sweeps)) for sample in tables.samples()]
     return [(frame, runtime.step(frame)) for frame in frames]
 
 

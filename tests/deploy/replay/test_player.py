@@ -43,6 +43,7 @@ from deploy.replay.sources import assembler, encoded, open_drives
 from deploy.replay.sources.counts import Counts
 from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -406,7 +407,7 @@ def test_files_of_other_origin_are_not_removed(drive: Path, tmp_path: Path) -> N
 def test_the_hash_of_a_drive_is_its_sensors_whatever_network_reads_them(tmp_path: Path) -> None:
     def sensors(root: Path, reference: Any = "ego", sweeps: int = 1) -> list[bytes]:
         tables = NuScenesTables(root, VERSION)
-        return [sensors_hash(tables.frame(sample, reference, sweeps)) for sample in tables.samples()]
+        return [sensors_hash(tables.frame(sample, Reads(reference, sweeps))) for sample in tables.samples()]
 
     roots = tmp_path / "drive", tmp_path / "other"
     for root in roots:

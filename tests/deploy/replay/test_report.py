@@ -27,6 +27,7 @@ from deploy.replay.timeline import Timeline, WorstFrames
 from deploy.replay.verdict import Case, Verdict
 from deploy.runtime import Runtime
 from perception.datasets.files import decode_image
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions, Frame, JpegFile, Prediction
@@ -44,7 +45,7 @@ def test_results_are_the_predictors_and_the_report_shows_missing_sensors(nuscene
     replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path, console=QUIET)
     submission = json.loads((tmp_path / "results.json").read_text())
     samples = tables.samples(selectors=[SCENE])
-    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in samples]
+    frames = [tables.frame(sample, Reads(sweeps=runtime.bundle.spec.sweeps)) for sample in samples]
     assert submission["results"] == {
         frame.token: sample_results(frame, runtime(frame).results["detection"], NUSCENES) for frame in frames
     }
@@ -273,7 +274,7 @@ VERDICT = Verdict(
 def page(tables: NuScenesTables) -> str:
     """Of a longer drive: simulated frames again and again, one of them very slow."""
     runtime = Runtime(bundle().path)
-    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
+    frames = [tables.frame(sample, Reads(sweeps=runtime.bundle.spec.sweeps)) for sample in tables.samples()]
     seen = [runtime.step(frame) for frame in frames]
     report, latency = Report(bundle().manifest, "cpu", DriveRange(0, FRAMES, FRAMES)), Latency()
     for i in range(FRAMES):

@@ -24,6 +24,7 @@ from deploy.replay.outcome import Case
 from deploy.replay.results import ReplayResults
 from deploy.replay.verdict import judge
 from deploy.replay.writers import StatisticsWriter
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
@@ -68,7 +69,7 @@ def gate(metric: str, **options: Any) -> Gates:
 @pytest.fixture(scope="module")
 def frames(tables: NuScenesTables) -> list[Frame]:
     """Three by day and three by night in rain."""
-    return [tables.frame(token, lidar=False, cameras=False) for token in tables.samples()]
+    return [tables.frame(token, Reads(lidar=False, cameras=False)) for token in tables.samples()]
 
 
 expansion = cache(MapExpansion.load)

@@ -42,8 +42,9 @@ from deploy.replay.settings import Source
 from deploy.replay.sources import foxglove, open_drives, ros
 from deploy.replay.sources.mcap import MAX_RECORD
 from deploy.replay.sources.messages import CorruptMessage, Fix, Transform
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.recordings import Recording
+from perception.datasets.nuscenes.recordings import SampleData
 from perception.frame import Frame
 
 
@@ -85,7 +86,7 @@ def test_frames_are_those_of_the_tables(tiny_root: Path, reference: str, sweeps:
     frames, _ = assembled(sent(tiny_root, "v1.0-tiny", TINY), sweeps=sweeps, reference=reference)
     assert [frame.token for frame in frames] == tables.samples()
     for frame in frames:
-        assert_equal_frames(frame, tables.frame(frame.token, reference, sweeps))
+        assert_equal_frames(frame, tables.frame(frame.token, Reads(reference, sweeps)))
 
 
 def test_every_keyframe_of_a_real_scene_is_that_of_the_tables(nuscenes_root: Path, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_every_keyframe_of_a_real_scene_is_that_of_the_tables(nuscenes_root: Pat
     assert len(drive) == len(frames) == 40
     missing = Counter()
     for frame in frames:
-        expected = tables.frame(frame.token, "ego", SPEC.sweeps)
+        expected = tables.frame(frame.token, Reads("ego", SPEC.sweeps))
         assert_equal_frames(frame, expected)
         missing.update({*CAMERAS} - expected.cameras.keys())
         missing["LIDAR_TOP"] += expected.points is None
@@ -110,7 +111,7 @@ def test_a_missing_sweep_is_left_out_as_from_the_tables(tiny_root: Path) -> None
     chain = list(tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 3))
     (tiny_root / chain[1].file).unlink()
     frames, _ = assembled(sent(tiny_root, "v1.0-tiny", TINY), sweeps=2)
-    assert_equal_frames(frames[-1], tables.frame(sample, "ego", 2))
+    assert_equal_frames(frames[-1], tables.frame(sample, Reads("ego", 2)))
     assert len(np.unique(frames[-1].points[:, 4])) == 2  # not three: none took its place
 
 
@@ -249,12 +250,12 @@ def test_a_message_that_decompresses_to_more_than_a_record_is_corrupt(
     assert sum(counts["corrupt"].values()) == 1
 
 
-def stamped(recording: Recording) -> dict[str, Any]:
+def stamped(recording: SampleData) -> dict[str, Any]:
     seconds, microseconds = divmod(recording.timestamp, 1_000_000)
     return {"timestamp": Timestamp(seconds=seconds, nanos=1000 * microseconds), "frame_id": recording.channel.lower()}
 
 
-def placed(recording: Recording, parent: str, child: str, pose: np.ndarray) -> FrameTransform:
+def placed(recording: SampleData, parent: str, child: str, pose: np.ndarray) -> FrameTransform:
     message = FrameTransform(timestamp=stamped(recording)["timestamp"], parent_frame_id=parent, child_frame_id=child)
     for part, field, value in zip(3 * ["translation"] + 4 * ["rotation"], "xyzwxyz", pose, strict=True):
         setattr(getattr(message, part), field, value)
@@ -282,7 +283,7 @@ def layout(tables: NuScenesTables) -> list[tuple[str, int, Any]]:
     return sorted(log, key=lambda message: message[1])
 
 
-def sensor(tables: NuScenesTables, each: Recording) -> list[tuple[str, Any]]:
+def sensor(tables: NuScenesTables, each: SampleData) -> list[tuple[str, Any]]:
     content, topic = (tables.dataroot / each.file).read_bytes(), f"/{each.channel.lower()}"
     if each.channel == LIDAR:
         names = ("x", "y", "z", "intensity", "ring")
@@ -337,7 +338,7 @@ def test_the_layout_of_nuscenes2mcap(tiny_root: Path, tmp_path: Path, encoding: 
     frames = {frame.timestamp: frame for frame in found}
     assert len(frames) == 6
     for sample in tables.samples():
-        expected = tables.frame(sample, "ego", SPEC.sweeps)
+        expected = tables.frame(sample, Reads("ego", SPEC.sweeps))
         frame = frames[expected.timestamp]
         np.testing.assert_array_equal(frame.global_from_ego, expected.global_from_ego)
         now, then = (each.points[each.points[:, 4] <= 1.0] for each in (frame, expected))  # type: ignore[index]

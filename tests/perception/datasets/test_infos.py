@@ -23,6 +23,7 @@ from tiny import write_tiny
 from vocabulary import RIG
 
 from perception.config import Lidar
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
@@ -68,7 +69,7 @@ def test_frames_equal_the_tables(sources: Sources, reference: Any) -> None:
     assert {*sources.infos.samples()} == {*sources.tables.samples()}
     for token in sources.tables.samples():
         both = (sources.infos, sources.tables)
-        ours, theirs = (each.frame(token, reference, sweeps=3, least_width=400) for each in both)
+        ours, theirs = (each.frame(token, Reads(reference, sweeps=3, least_width=400)) for each in both)
         assert (ours.token, ours.timestamp, ours.reference) == (theirs.token, theirs.timestamp, theirs.reference)
         np.testing.assert_allclose(ours.global_from_ego, theirs.global_from_ego, atol=places)
         np.testing.assert_allclose(ours.global_from_reference, theirs.global_from_reference, atol=places)
@@ -95,8 +96,8 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
     """In the LiDAR's frame, where infos have them upright."""
     seen = 0
     for token in sources.tables.samples():
-        truth = sources.tables.boxes(token)
-        ours = sources.infos.frame(token, "lidar", lidar=False, cameras=False).boxes
+        truth = sources.tables.truth(token).boxes()
+        ours = sources.infos.frame(token, Reads("lidar", lidar=False, cameras=False)).boxes
         channel = sources.devkit.get("sample", token)["data"]["LIDAR_TOP"]
         theirs = sources.devkit.get_sample_data(channel, BoxVisibility.NONE)[1]
         theirs = [box for box in theirs if category_to_detection_name(box.name)]
@@ -106,12 +107,14 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
             np.testing.assert_allclose(ours.sizes[i], box.wlh, atol=1e-12)
             assert abs(np.angle(np.exp(1j * (ours.yaws[i] - box.orientation.yaw_pitch_roll[0])))) < 1e-6
             seen += 1
-        global_from_lidar = sources.tables.frame(token, "lidar", lidar=False, cameras=False).global_from_reference
+        global_from_lidar = sources.tables.frame(
+            token, Reads("lidar", lidar=False, cameras=False)
+        ).global_from_reference
         flat = truth.velocities * [1, 1, 0]
         np.testing.assert_allclose(ours.velocities[:, :2], (flat @ global_from_lidar[:3, :3])[:, :2], atol=1e-6)
         np.testing.assert_array_equal(ours.labels, truth.labels)
         np.testing.assert_array_equal(ours.num_points, truth.num_points)
-        np.testing.assert_allclose(sources.infos.boxes(token).centers, truth.centers, atol=2e-4)
+        np.testing.assert_allclose(sources.infos.truth(token).boxes().centers, truth.centers, atol=2e-4)
     assert seen > 20
 
 
@@ -121,7 +124,7 @@ def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> N
 
     def find(frame: Frame) -> Prediction:
         """The annotated boxes out of place, among others that are nowhere; always the same ones in a keyframe."""
-        boxes = sources.tables.frame(frame.token, frame.reference, lidar=False, cameras=False).boxes
+        boxes = sources.tables.frame(frame.token, Reads(frame.reference, lidar=False, cameras=False)).boxes
         rng = np.random.default_rng(frame.timestamp)
         boxes = boxes.select(rng.integers(0, len(boxes), 2 * len(boxes)))
         spread = np.where(rng.random((len(boxes), 1)) < 0.6, 0.5, 5.0)
@@ -148,7 +151,9 @@ def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> N
 
 def test_training_sees_the_same_batches(sources: Sources) -> None:
     config = _config({"steps": 2}, augment=None)
-    shown = {token: sources.tables.frame(token, lidar=False, least_width=200) for token in sources.tables.samples()}
+    shown = {
+        token: sources.tables.frame(token, Reads(lidar=False, least_width=200)) for token in sources.tables.samples()
+    }
     tokens = [token for token, frame in shown.items() if frame.cameras]
     ours, theirs = (list(batches(FrameDataset(s, tokens, config), config)) for s in (sources.infos, sources.tables))
     for a, b in zip(ours, theirs, strict=True):
@@ -246,14 +251,14 @@ def test_files_that_are_absent_or_do_not_fit(tmp_path: Path, contents: dict[str,
     infos = Infos(write_infos(tmp_path / "tiny" / "infos.pkl", contents["new"]))
     for name in ("LIDAR_TOP", "CAM_BACK"):
         min((tmp_path / "tiny" / "samples" / name).iterdir()).unlink()
-    frames = [infos.frame(token, sweeps=1) for token in infos.samples()]
+    frames = [infos.frame(token, Reads(sweeps=1)) for token in infos.samples()]
     assert frames[0].points is None
     assert "CAM_BACK" not in frames[0].cameras
     assert all(frame.points is not None and len(frame.cameras) == 6 for frame in frames[1:])
     content = copy.deepcopy(contents["new"])
     put("data_list.0.images.CAM_FRONT.cam2img", [[120.0, 0, 79], [0, 120, 49], [0, 0, 1]])(content)
     infos = Infos(write_infos(tmp_path / "tiny" / "infos.pkl", content))
-    with one_line_error(r"CAM_FRONT/.*the picture is 80x50, but infos.pkl has its optical axis at 79, 49"):
+    with one_line_error(r"CAM_FRONT/.*the picture is 80x50, but its calibration has the optical axis at 79, 49"):
         infos.frame(infos.samples()[0])
 
 

@@ -32,13 +32,13 @@ from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from perception.config import Augment
 from perception.datasets.files import read_points
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import map_expansion
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.datasets.nuscenes.georeference import position_on_map
 from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.datasets.nuscenes.splits import official_splits
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.grid import BevGrid
@@ -77,7 +77,7 @@ def oracle(keyframes: tuple[Path, str]) -> Oracle:
 def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
     seen = 0
     for sample in oracle.tables.samples():
-        boxes, anns = oracle.tables.boxes(sample), oracle.devkit.get("sample", sample)["anns"]
+        boxes, anns = oracle.tables.truth(sample).boxes(), oracle.devkit.get("sample", sample)["anns"]
         rows = [oracle.devkit.get("sample_annotation", annotation) for annotation in anns]
         ours = [row for row in rows if category_to_detection_name(row["category_name"])]
         assert len(boxes) == len(ours)
@@ -94,7 +94,7 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
             assert [ATTRIBUTES[a] for a in boxes.attributes[i : i + 1] if a >= 0] == names
             seen += 1
         others = [row["instance_token"] for row in rows if row not in ours]
-        assert oracle.tables.obstacles(sample).instances.tolist() == others
+        assert oracle.tables.truth(sample).obstacles().instances.tolist() == others
     assert seen > 20
     for record in oracle.devkit.scene:  # samples are in order of time
         expected, sample = [], record["first_sample_token"]
@@ -108,7 +108,7 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
 def test_projected_boxes_equal_the_devkits(oracle: Oracle, reference: Any) -> None:
     seen = 0
     for sample in oracle.complete:
-        frame = oracle.tables.frame(sample, reference)
+        frame = oracle.tables.frame(sample, Reads(reference))
         corners = frame.boxes.corners()
         for name in frame.cameras:
             homogeneous = np.concatenate([corners, np.ones((*corners.shape[:2], 1))], axis=-1)
@@ -126,7 +126,7 @@ def test_sweeps_and_boxes_equal_the_devkits(oracle: Oracle) -> None:
     """In the LiDAR's frame; in the vehicle's they are at the same places."""
     lags = set()
     for sample in oracle.complete:
-        frame = oracle.tables.frame(sample, "lidar", sweeps=10, cameras=False)
+        frame = oracle.tables.frame(sample, Reads("lidar", sweeps=10, cameras=False))
         theirs = oracle.boxes(sample, "LIDAR_TOP")
         np.testing.assert_allclose(frame.boxes.corners(), [box.corners().T for box in theirs], atol=1e-9)
         record, ours = oracle.devkit.get("sample", sample), frame.points
@@ -136,7 +136,7 @@ def test_sweeps_and_boxes_equal_the_devkits(oracle: Oracle) -> None:
         np.testing.assert_array_equal(ours[:, 3], cloud.points[3])
         np.testing.assert_allclose(ours[:, 4], times[0], atol=1e-6)
         lags.update(np.unique(ours[:, 4]))
-        ego = oracle.tables.frame(sample, "ego", sweeps=10, cameras=False)
+        ego = oracle.tables.frame(sample, Reads("ego", sweeps=10, cameras=False))
         ego_from_lidar = np.linalg.inv(ego.global_from_reference) @ frame.global_from_reference
         moved = ours[:, :3] @ ego_from_lidar[:3, :3].T + ego_from_lidar[:3, 3]
         np.testing.assert_allclose(ego.points[:, :3], moved, atol=1e-4)
@@ -160,7 +160,7 @@ def test_a_keyframe_has_ten_real_clouds(nuscenes_root: Path, tmp_path: Path) -> 
     tables, tokens = drive(nuscenes_root, tmp_path)
     assert len(tokens) == 4
     for sample in tokens:
-        frame = tables.frame(sample, "lidar", SWEEPS)
+        frame = tables.frame(sample, Reads("lidar", SWEEPS))
         assert len(frame.cameras) == 6
         ages, counts = np.unique(frame.points[:, 4], return_counts=True)
         np.testing.assert_allclose(ages, 0.05 * np.arange(10), atol=1e-6)
@@ -171,21 +171,21 @@ def test_a_keyframe_has_ten_real_clouds(nuscenes_root: Path, tmp_path: Path) -> 
 def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, VERSION)
     sample = tables.samples()[2]
-    whole, keyframe = tables.frame(sample, sweeps=10), tables.recordings[sample]
+    whole, keyframe = tables.frame(sample, Reads(sweeps=10)), tables.recordings[sample]
     assert ({*whole.cameras}, whole.location) == ({*CAMERAS}, "boston-seaport")
     assert whole.conditions == Conditions(weather="rain", light="night", city="boston")
     np.testing.assert_allclose(np.unique(whole.points[:, 4]), [0, 0.25, 0.5, 0.75, 1.0, 1.25], atol=1e-6)
     _, sweep = tables.recordings.chain(keyframe["LIDAR_TOP"], 1)
     (tiny_root / sweep.file).unlink()
     (tiny_root / keyframe["CAM_BACK"].file).unlink()
-    frame = tables.frame(sample, sweeps=10)
+    frame = tables.frame(sample, Reads(sweeps=10))
     assert set(whole.cameras) - set(frame.cameras) == {"CAM_BACK"}
     np.testing.assert_array_equal(frame.points, whole.points[whole.points[:, 4] != np.float32(0.25)])
     (tiny_root / keyframe["LIDAR_TOP"].file).unlink()
-    assert tables.frame(sample, sweeps=10).points is None
+    assert tables.frame(sample, Reads(sweeps=10)).points is None
     for file in (tiny_root / "samples" / "CAM_FRONT").iterdir():
         os.truncate(file, 5)  # of a sensor that nobody asks for
-    frame = tables.frame(sample, lidar=False, cameras=False, annotations=False)
+    frame = tables.frame(sample, Reads(lidar=False, cameras=False, annotations=False))
     assert (frame.points, frame.boxes, frame.cameras) == (None, None, {})
 
 
@@ -216,16 +216,19 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
     root = write_annotated(tmp_path / "tiny")
     own, tables = NuScenesTables(root, VERSION), opened(root, joined)
     for sample in tables.samples():
-        rack = tables.obstacles(sample)
+        rack = tables.truth(sample).obstacles()
         assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
         np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
         np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
-        assert tables.boxes(sample).instances.tolist() == [token("instance", "car"), token("instance", "walker")]
+        assert tables.truth(sample).boxes().instances.tolist() == [
+            token("instance", "car"),
+            token("instance", "walker"),
+        ]
 
     first, second, third = tables.samples()
-    assert [tables.has_occupancy(sample) for sample in tables.samples()] == [True, False, False]
-    assert tables.occupancy(second) is None
-    found = tables.occupancy(first)
+    assert [tables.truth(sample).has_occupancy() for sample in tables.samples()] == [True, False, False]
+    assert tables.truth(second).occupancy() is None
+    found = tables.truth(first).occupancy()
     assert found.grid == VoxelGrid()
     assert occupancy_classes(NUSCENES)[17] == "free"
     with np.load(voxels_of(root)) as file:
@@ -236,9 +239,9 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
 
     names = [each.name for each in NUSCENES.point_classes]
     expected = {0: -1, 17: names.index("car"), 2: names.index("pedestrian"), 13: -1}
-    assert [tables.has_point_classes(sample) for sample in tables.samples()] == [True, True, False]
+    assert [tables.truth(sample).has_point_classes() for sample in tables.samples()] == [True, True, False]
     for k, sample in enumerate((first, second)):
-        frame = tables.frame(sample, "lidar", sweeps=2, cameras=False)
+        frame = tables.frame(sample, Reads("lidar", sweeps=2, cameras=False))
         file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
         intensities = np.fromfile(root / file, np.float32).reshape(-1, 5)[:, 3]  # no two are the same
         numbers = load_bin_file(str(labels_of(root, k)))
@@ -251,7 +254,7 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
         assert {*labels} == {-1, names.index("car"), names.index("pedestrian")}
         assert (frame.class_of_point[~at_once] == -1).all()
     assert tables.frame(third).class_of_point is None
-    assert tables.frame(first, annotations=False).class_of_point is None
+    assert tables.frame(first, Reads(annotations=False)).class_of_point is None
 
 
 def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
@@ -260,11 +263,11 @@ def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
     (root / VERSION / "lidarseg.json").unlink()
     shutil.rmtree(root / "gts")
     tables, first = NuScenesTables(root, VERSION), token("sample", 0)
-    assert not tables.has_point_classes(first)
-    assert not tables.has_occupancy(first)
+    assert not tables.truth(first).has_point_classes()
+    assert not tables.truth(first).has_occupancy()
     assert tables.frame(first).class_of_point is None
     (root / VERSION / "sample_annotation.json").write_text("[]")
-    assert NuScenesTables(root, VERSION).obstacles(first) is None
+    assert NuScenesTables(root, VERSION).truth(first).obstacles() is None
 
 
 def test_classes_stay_with_the_points_of_joined_lidars() -> None:
@@ -361,7 +364,7 @@ def test_simulated_maps_agree_with_the_devkits(sim_root: Path) -> None:
     """The devkit rounds corners to whole cells and fills the outline too: near outlines one cell is its error."""
     tables, grid = NuScenesTables(sim_root, "v1.0-sim"), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
     for scene in tables.scenes():
-        frame = tables.frame(tables.samples(None, [scene])[0], lidar=False, cameras=False)
+        frame = tables.frame(tables.samples(None, [scene])[0], Reads(lidar=False, cameras=False))
         ours = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers).rasterize(frame, grid)
         pose = frame.global_from_ego
         patch, degrees = (*pose[:2, 3], 100.0, 100.0), float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
@@ -457,6 +460,6 @@ def test_positions_of_real_keyframes(nuscenes_root: Path) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     for scene, latitude, longitude in (("scene-0103", 42.35, -71.05), ("scene-0916", 1.29, 103.78)):
         for sample in tables.samples(selectors=[scene])[::20]:
-            frame = tables.frame(sample, lidar=False, cameras=False)
+            frame = tables.frame(sample, Reads(lidar=False, cameras=False))
             assert frame.position == pytest.approx((latitude, longitude), abs=0.02)
             assert frame.position == position_on_map(frame.location, frame.global_from_ego)

@@ -22,6 +22,7 @@ from vocabulary import CAMERAS, NUSCENES, RIG
 from deploy.replay.sources.drives import DatasetDrive
 from perception import arrays_on_disk
 from perception.arrays_on_disk import kept
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import annotations, recordings, tables
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -85,8 +86,8 @@ def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, 
         damage(min(root.glob(files)))
         source = NuScenesTables(root, VERSION)
         [sample, *_] = source.samples("train")
-        source.frame(sample, sweeps=1)
-        source.occupancy(sample)
+        source.frame(sample, Reads(sweeps=1))
+        source.truth(sample).occupancy()
 
 
 @pytest.mark.parametrize(("files", "damage", "says"), DAMAGE[:6])
@@ -103,7 +104,7 @@ def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(
     [line] = summary["damage"]
     assert re.search(says, line)
     with pytest.raises(InputError, match=says):  # but not in a training
-        drive.tables.frame(found[0].token, sweeps=1)
+        drive.tables.frame(found[0].token, Reads(sweeps=1))
     for i, (frame, before) in enumerate(zip(found, whole, strict=True)):
         lost = keyframe and i == 0
         assert set(before.cameras) - set(frame.cameras) == ({sensor} & {*CAMERAS} if lost else set())
@@ -323,7 +324,7 @@ def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_clas
 ) -> None:
     first = NuScenesTables(tiny_root, VERSION)
     samples = first.samples()
-    whole = [first.frame(sample, sweeps=2, cameras=False) for sample in samples]
+    whole = [first.frame(sample, Reads(sweeps=2, cameras=False)) for sample in samples]
     assert len(list(cache.iterdir())) == 2
     with monkeypatch.context() as patch:
         for module in (annotations, recordings):
@@ -332,7 +333,7 @@ def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_clas
         assert {**second.recordings} == {**first.recordings}
         assert second.recordings.sweep_files() == first.recordings.sweep_files()
         for sample, before in zip(samples, whole, strict=True):
-            frame = second.frame(sample, sweeps=2, cameras=False)
+            frame = second.frame(sample, Reads(sweeps=2, cameras=False))
             assert (frame.timestamp, frame.scene) == (before.timestamp, before.scene)
             for name in ("global_from_ego", "points"):
                 np.testing.assert_array_equal(getattr(frame, name), getattr(before, name))
@@ -343,10 +344,12 @@ def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_clas
     for row in rows:
         row["translation"][2] += 4.0
     path.write_text(json.dumps(rows))
-    raised = NuScenesTables(tiny_root, VERSION).frame(sample, cameras=False)
+    raised = NuScenesTables(tiny_root, VERSION).frame(sample, Reads(cameras=False))
     np.testing.assert_allclose(raised.global_from_ego[:3, 3], frame.global_from_ego[:3, 3] + [0, 0, 4])
     path.write_text(text)
     one = RIG.model_copy(update={"cameras": RIG.cameras[:1]})
     assert len(NuScenesTables(tiny_root, VERSION, one).recordings[sample]) == 2
     fewer = NUSCENES.model_copy(update={"classes": NUSCENES.classes[1:]})
-    assert len(NuScenesTables(tiny_root, VERSION, RIG, fewer).frame(sample, cameras=False).boxes) < len(frame.boxes)
+    assert len(NuScenesTables(tiny_root, VERSION, RIG, fewer).frame(sample, Reads(cameras=False)).boxes) < len(
+        frame.boxes
+    )

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
 
 from perception.atomic import made
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy.annotation import annotate, voxel_classes
@@ -111,7 +111,7 @@ def test_free_is_what_rays_cross() -> None:
 def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
     """Also if a keyframe lacks its velocity; without an id it is as it is seen in the keyframe."""
     source = WalledDrive(labelled=False)
-    boxes = {k: source.boxes(k) for k in "0123"}
+    boxes = {k: source.truth(k).boxes() for k in "0123"}
     boxes["2"] = replace(boxes["2"], velocities=boxes["2"].velocities * np.nan)
     source.boxes = boxes.__getitem__
     made = annotated(source, "2", "12", sweeps=4)
@@ -129,7 +129,7 @@ def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
 
 def test_rays_begin_where_the_lidar_was_then() -> None:
     source = WalledDrive()
-    found = returns_of(source.frame("2", sweeps=4), source, 4)
+    found = returns_of(source.frame("2", Reads(sweeps=4)), source, 4)
     assert len(np.unique(found.ages)) == 5
     expected = walled.LIDAR + np.outer(walled.SPEED * (2 * walled.PERIOD - found.ages), [1, 0, 0])
     np.testing.assert_allclose(found.origins, expected, atol=1e-5)
@@ -147,7 +147,7 @@ def test_sweeps_count_once() -> None:
 
 def test_which_returns_are_of_an_object() -> None:
     """By hand: a car of 2 x 4 x 1.6 m at the origin of the ground, and a sign, which does not move, at x = 10 m."""
-    one = WalledDrive().boxes("0")
+    one = WalledDrive().truth("0").boxes()
     parts = (replace(one, centers=np.array([[x, 0, 0.8]]), labels=np.array([n])) for n, x in enumerate((0.0, 10.0)))
     boxes = Boxes.joined(*parts)
     ground, car = GROUND - 1, CAR - 1  # classes of points
@@ -230,7 +230,7 @@ def test_real_points_lie_in_voxels_of_their_class(pandaset_root: Path, monkeypat
     monkeypatch.setattr(gathering, "CELL", 1e-3)
     source, grid = PandaSet(pandaset_root, SPINNING), VoxelGrid((-12.0, 12.0), (-12.0, 12.0), cell=0.8)
     drive = gather(source, ["002-16"], 0, grid)
-    frame = source.frame("002-16", cameras=False)
+    frame = source.frame("002-16", Reads(cameras=False))
     made = annotate(frame, source, drive, grid)
     names = occupancy_classes(source.taxonomy)
     flat, inside = grid.indices(frame.points)
@@ -266,18 +266,18 @@ def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None
     assert counts == {"out": str(out), "drives": 1, "keyframes": 1, "without_lidar": 0}
     assert sorted(root.rglob("*")) == before
     source = open_source(out, None)
-    frame, found = source.frame("007-01"), source.occupancy("007-01")
-    assert source.has_occupancy("007-01")
-    assert source.has_point_classes("007-01")
+    frame, found = source.frame("007-01"), source.truth("007-01").occupancy()
+    assert source.truth("007-01").has_occupancy()
+    assert source.truth("007-01").has_point_classes()
     flat, inside = found.grid.indices(frame.points)
     assert inside.sum() > 100
     assert (found.classes.reshape(-1)[flat[inside]] < len(occupancy_classes(source.taxonomy)) - 1).all()
-    assert open_source(root, None).occupancy("007-01") is None
+    assert open_source(root, None).truth("007-01").occupancy() is None
     link_dataroot(root, out)  # as when more keyframes are annotated into the same folder
     annotate_drives(PandaSet(root), ["007:1-2"], 0, root)  # a dataroot may hold its own voxels
-    assert [PandaSet(root).has_occupancy(f"007-0{i}") for i in (0, 1)] == [False, True]
+    assert [PandaSet(root).truth(f"007-0{i}").has_occupancy() for i in (0, 1)] == [False, True]
     link_dataroot(root, made(tmp_path / "other"))  # with voxels of its own, not with links to these
-    assert not PandaSet(tmp_path / "other").has_occupancy("007-01")
+    assert not PandaSet(tmp_path / "other").truth("007-01").has_occupancy()
 
 
 def test_refused(root: Path, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_keyframes_without_lidar_are_left_out(tiny_root: Path, tmp_path: Path) -
     counts = annotate_drives(source, [], 1, tmp_path / "out")
     assert counts == {"drives": 1, "keyframes": 2, "without_lidar": 1}
     made = open_source(tmp_path / "out", None)
-    assert [made.has_occupancy(sample) for sample in made.samples()] == [True, False, True]
+    assert [made.truth(sample).has_occupancy() for sample in made.samples()] == [True, False, True]
     for file in (files[0], files[2]):
         file.unlink()
     with one_line_error("no LiDAR file of the 3 keyframes"):
@@ -459,11 +459,11 @@ def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
 
 def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:
     sample = tables.samples()[1]
-    ((times, places),) = tables.lidar_paths(sample, 2)
-    own = tables.frame(sample, "lidar", cameras=False)
+    ((times, places),) = tables.recording(sample, Reads(sweeps=2)).lidar_paths().values()
+    own = tables.frame(sample, Reads("lidar", cameras=False))
     assert times[-1] == own.timestamp
     np.testing.assert_allclose(places[-1], own.global_from_reference[:3, 3], atol=1e-9)
-    ages = np.unique(tables.frame(sample, "lidar", 2, cameras=False).points[:, 4])
+    ages = np.unique(tables.frame(sample, Reads("lidar", 2, cameras=False)).points[:, 4])
     np.testing.assert_allclose(np.sort(1e-6 * (own.timestamp - times)), ages, atol=1e-6)
     seconds = np.diff(times)[-1] * 1e-6
     assert 0.01 < np.linalg.norm(places[-1] - places[-2]) / seconds < 30
@@ -472,9 +472,9 @@ def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:
 @pytest.mark.parametrize("lidars", [(0, 1), (1,)])
 def test_rays_of_pandaset_begin_at_its_lidars(tmp_path: Path, lidars: tuple[int, ...]) -> None:
     written.write_drive(tmp_path, [], {})
-    paths = PandaSet(tmp_path, rig_of(*lidars)).lidar_paths("007-02")
+    paths = PandaSet(tmp_path, rig_of(*lidars)).recording("007-02", Reads()).lidar_paths()
     assert len(paths) == len(lidars)
-    for n, (times, places) in zip(lidars, paths, strict=True):
+    for n, (times, places) in zip(lidars, paths.values(), strict=True):
         seconds = 1e-6 * times - written.START
         ahead, up = ((0.81, 2.26), (1.40, 1.98))[n]
         left = (0.0, 0.02)[n]

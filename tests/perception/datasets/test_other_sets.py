@@ -26,12 +26,11 @@ from truckscenes.utils.data_classes import LidarPointCloud
 from truckscenes.utils.geometry_utils import points_in_box
 from truckscenes.utils.splits import create_splits_scenes
 
-from perception.datasets.files import read_cloud, read_image
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.files import read_cloud, read_image, read_pcd
+from perception.datasets.keyframes import Reads
+from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.joined import JoinedTables
-from perception.datasets.nuscenes.splits import official_splits
-from perception.datasets.pcd import read_pcd
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
@@ -112,7 +111,10 @@ def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
     assert isinstance(tables, NuScenesTables)
     labels, found = T4.labels_of_categories(), 0
     for row, token in zip(devkit.sample, tables.samples(), strict=True):
-        boxes, annotations = tables.boxes(token), [devkit.get("sample_annotation", each) for each in row.ann_3ds]
+        boxes, annotations = (
+            tables.truth(token).boxes(),
+            [devkit.get("sample_annotation", each) for each in row.ann_3ds],
+        )
         kept = [each for each in annotations if each.category_name in labels]
         theirs = [devkit.get_box3d(each.token) for each in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
@@ -144,11 +146,11 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp
     assert [joined.scenes(split) for split in ("train", "val")] == [["scene-0001"], ["scene-0002"]]
     assert joined.samples(selectors=["scene-0002:0-2"]) == tables.samples(selectors=["scene-0002:0-2"])
     for token in joined.samples():
-        ours, theirs = joined.frame(token, cameras=False), tables.frame(token, cameras=False)
+        ours, theirs = joined.frame(token, Reads(cameras=False)), tables.frame(token, Reads(cameras=False))
         np.testing.assert_array_equal(ours.points, theirs.points)
         assert (joined.scene(token), joined.timestamp(token)) == (tables.scene(token), tables.timestamp(token))
-        assert len(ours.boxes) == len(joined.boxes(token))
-    assert not joined.bicycle_racks()
+        assert len(ours.boxes) == len(joined.truth(token).boxes())
+    assert not any(joined.truth(token).bicycle_racks() for token in joined.samples())
     assert joined.map("") is None
     with one_line_error(at=t4_root, says="has no split test; known are train, val, all"):
         joined.scenes("test")
@@ -195,7 +197,7 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
     assert {row["name"] for row in devkit.category} >= {*TRUCKSCENES.labels_of_categories()}
     counted = 0
     for row, token in zip(devkit.sample, trucks.samples(), strict=True):
-        frame = trucks.frame(token, sweeps=2, grid_reference="lidar")
+        frame = trucks.frame(token, Reads(sweeps=2, reference="lidar"))
         assert {*row["data"]} == {*RIG.sensors.names} == {*frame.cameras, *RIG.sensors.lidars}
         for i, name in enumerate(RIG.sensors.lidars):
             cloud, lags = LidarPointCloud.from_file_multisweep(devkit, row, name, "LIDAR_LEFT", 3, min_distance=0.0)
@@ -204,7 +206,7 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
             np.testing.assert_allclose(own[:, :3], cloud.points[:3, outside].T, atol=1e-3)
             np.testing.assert_array_equal(own[:, 3], cloud.points[3, outside])
             np.testing.assert_allclose(own[:, 4], lags[0, outside], atol=1e-5)
-        boxes = trucks.boxes(token)
+        boxes = trucks.truth(token).boxes()
         kept = [a for a in row["anns"] if category_to_detection_name(devkit.get_box(a).name)]
         theirs = [devkit.get_box(a) for a in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
@@ -412,7 +414,7 @@ def test_a_cloud_in_seconds_gives_the_frame_of_one_in_microseconds(truck_root: P
     frames = []
     for root in (truck_root, tmp_path / "drives"):
         tables = NuScenesTables(root, "v1.0-sim", load_rig("truck"), load_taxonomy("truckscenes"))
-        frames.append(tables.frame(tables.samples()[1], sweeps=2, cameras=False))
+        frames.append(tables.frame(tables.samples()[1], Reads(sweeps=2, cameras=False)))
         for path in (tmp_path / "drives").rglob("*.pcd"):
             whole = pypcd4.PointCloud.from_path(path)
             columns = [whole.pc_data[name] for name in whole.fields]

@@ -26,8 +26,9 @@ from pandaset_drive import SPINNING, Object, rig_of
 from pickles import DEEP, assert_refused
 from vocabulary import taxonomy_of
 
-from perception.datasets import pandaset_points
+from perception.datasets import pandaset
 from perception.datasets.dataframe_pickle import read_table
+from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
 from perception.rig import Sensors, load_rig
@@ -89,7 +90,7 @@ def test_drives_frames_and_what_is_unknown_or_not_there(root: Path, tmp_path: Pa
     assert drives.scene("007-02") == "007"
     assert drives.timestamp("007-02") == 1_557_539_956_700_000
     assert drives.conditions("007-02").known() == ()
-    assert (drives.map(""), drives.bicycle_racks()) == (None, {})
+    assert (drives.map(""), [*drives.truth("007-00").bicycle_racks()]) == (None, [])
     with one_line_error("has no split val"):
         drives.samples("val")
     with one_line_error("no frame 007-09"):
@@ -103,7 +104,7 @@ def test_drives_frames_and_what_is_unknown_or_not_there(root: Path, tmp_path: Pa
 @pytest.mark.parametrize("lidars", [(0, 1), (0,), (1,)])
 def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: str, lidars: tuple[int, ...]) -> None:
     drives = PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS))
-    frame = drives.frame("007-01", reference)
+    frame = drives.frame("007-01", Reads(reference))
     chosen = POINTS[np.isin(POINTS[:, 5], lidars)]
     in_lidar = (chosen[:, :3] - written.world_from_lidar(0.1)[:3, 3]) @ written.world_from_lidar(0.1)[:3, :3]
     height = in_lidar[:, 2] - (written.GROUND if reference == "ego" else 0)
@@ -112,11 +113,11 @@ def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: st
     np.testing.assert_allclose(frame.points[:, 3], chosen[:, 3], rtol=1e-6)
     np.testing.assert_allclose(frame.points[:, 4], np.maximum(-chosen[:, 4], 0), atol=1e-6)
     assert frame.points.dtype == np.float32
-    assert drives.boxes("007-00").num_points[0] == inside(chosen).sum() > 0
+    assert drives.truth("007-00").boxes().num_points[0] == inside(chosen).sum() > 0
 
 
 def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
-    frame = opened(root).frame("007-01", sweeps=3)
+    frame = opened(root).frame("007-01", Reads(sweeps=3))
     one, two = opened(root).frame("007-01").points, frame.points
     assert len(two) == 2 * len(one)
     np.testing.assert_array_equal(frame.keyframe_points, one)
@@ -136,15 +137,15 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
         assert frame.of_lidar(i).class_of_point.tolist() == np.array(expected)[of_this].tolist()
     # Not annotated, not asked for, or of an earlier sweep that is not annotated: unknown.
     assert drives.frame("007-00").class_of_point is None
-    assert drives.frame("007-01", annotations=False).class_of_point is None
-    assert drives.frame("007-01", lidar=False).class_of_point is None
-    assert drives.frame("007-01", sweeps=1).class_of_point is None
+    assert drives.frame("007-01", Reads(annotations=False)).class_of_point is None
+    assert drives.frame("007-01", Reads(lidar=False)).class_of_point is None
+    assert drives.frame("007-01", Reads(sweeps=1)).class_of_point is None
     assert PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).frame("007-01").class_of_point is None
 
 
 def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None:
     drives = opened(root)
-    boxes = drives.boxes("007-02")
+    boxes = drives.truth("007-02").boxes()
     assert boxes.instances.tolist() == ["parked", "walker", "ahead", "one-way", "far", "lost-gt"]
     assert boxes.labels.tolist() == [0, 1, 0, 0, 0, 0]
     assert PandaSet(root, None, taxonomy_of({"Cones": 5})).boxes("007-02").labels.tolist() == [5]
@@ -157,12 +158,12 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
     first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).boxes("007-02")  # the other LiDAR's boxes
     assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
     np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
-    cone = drives.obstacles("007-02")
+    cone = drives.truth("007-02").obstacles()
     assert (cone.instances.tolist(), cone.labels.tolist()) == (["cone"], [-1])
     np.testing.assert_allclose(cone.centers, [[0, 12, 0]])
     frame = drives.frame("007-02")  # whose boxes turn with its reference
     np.testing.assert_allclose(frame.boxes.transformed(frame.global_from_reference).centers, boxes.centers, atol=1e-9)
-    assert drives.frame("007-02", annotations=False, lidar=False, cameras=False).points is None
+    assert drives.frame("007-02", Reads(annotations=False, lidar=False, cameras=False)).points is None
     shutil.copytree(root, tmp_path / "unlabelled", ignore=shutil.ignore_patterns("annotations"))
     assert opened(tmp_path / "unlabelled").boxes("007-02") is None
 
@@ -223,13 +224,13 @@ def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_roo
     of_spinning = read_table(pandaset_root / "002" / "lidar" / file, {"d": "iu"})["d"] == 0
     kinds = read_table(pandaset_root / "002/annotations/semseg" / file, {"class": "iu"})["class"][of_spinning]
     drives = PandaSet(pandaset_root, SPINNING, names)
-    frame, last = drives.frame(token), drives.frame("002-31", lidar=False, cameras=False)
+    frame, last = drives.frame(token), drives.frame("002-31", Reads(lidar=False, cameras=False))
     known = json.loads((pandaset_root / "002/annotations/semseg/classes.json").read_text())
     assert {name for each in names.point_classes for name in each.categories} <= {*known.values()}
     for number in np.unique(kinds).tolist():
         expected = [i for i, each in enumerate(names.point_classes) if known[str(number)] in each.categories] or [-1]
         assert np.unique(frame.class_of_point[kinds == number]).tolist() == expected
-    only_cars = PandaSet(pandaset_root, SPINNING, taxonomy_of({"Car": 0})).frame(token, cameras=False)
+    only_cars = PandaSet(pandaset_root, SPINNING, taxonomy_of({"Car": 0})).frame(token, Reads(cameras=False))
     cars, held = kinds == 13, np.zeros(len(kinds), bool)
     for box in map(only_cars.boxes.select, np.arange(len(only_cars.boxes))[:, None]):
         local = (only_cars.points[:, :3] - box.centers) @ box.rotations[0]
@@ -252,7 +253,7 @@ def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_roo
 def test_the_keyframe_has_all_points_of_its_recorded_sweep(pandaset_root: Path) -> None:
     """Of both LiDARs, though each point has its own time, up to 0.14 s before the frame's; as many as table rows."""
     tables = [read_table(pandaset_root / f"002/lidar/{i:02d}.pkl.gz", {"d": "iu"})["d"] for i in range(10, -1, -1)]
-    frame = PandaSet(pandaset_root).frame("002-10", sweeps=10, cameras=False)
+    frame = PandaSet(pandaset_root).frame("002-10", Reads(sweeps=10, cameras=False))
     assert len(frame.keyframe_points) == len(frame.keyframe_classes) == len(tables[0])
     for lidar in (0, 1):
         own, there = frame.of_lidar(lidar), [(each == lidar).sum() for each in tables]
@@ -268,18 +269,21 @@ def test_each_table_is_decoded_once(root: Path, tmp_path: Path, monkeypatch: pyt
         decoded[path.relative_to(tmp_path).as_posix()] += 1
         return read_table(path, columns)
 
-    monkeypatch.setattr(pandaset_points, "read_table", counted)
+    monkeypatch.setattr(pandaset, "read_table", counted)
     shutil.copytree(root, tmp_path / "drives")
     for place in (2, 3):
         shutil.copy(root / "007/lidar/01.pkl.gz", tmp_path / f"drives/007/lidar/{place:02d}.pkl.gz")
     drives = PandaSet(tmp_path / "drives", None, with_points(LABELS))
     for i, sweeps in ((0, 0), (3, 3)):
-        drives.frame(f"007-{i:02d}", sweeps=sweeps)
+        drives.frame(f"007-{i:02d}", Reads(sweeps=sweeps))
         assert {path: count for path, count in decoded.items() if "/lidar/" in path} == {
             f"drives/007/lidar/{each:02d}.pkl.gz": 1 for each in range(i - sweeps, i + 1)
         }
         decoded.clear()
-    assert (drives.boxes("007-00").num_points[0], len(drives.obstacles("007-03"))) == (inside(POINTS).sum(), 1)
+    assert (drives.truth("007-00").boxes().num_points[0], len(drives.truth("007-03").obstacles())) == (
+        inside(POINTS).sum(),
+        1,
+    )
     assert not decoded
 
 
@@ -288,7 +292,7 @@ def test_a_healthy_drive_is_healthy_and_a_thinned_sweep_is_not(pandaset_root: Pa
     drive, lidars = PandaSet(pandaset_root), replace(load_rig("pandaset").sensors, cameras=())
     monitor, without_limits = HealthMonitor(lidars), HealthMonitor(Sensors(lidars.lidars))
     for sample in drive.samples()[::4]:
-        frame = drive.frame(sample, cameras=False)
+        frame = drive.frame(sample, Reads(cameras=False))
         assert {health.reasons for health in monitor.update(frame).values()} == {""}
         assert not any("thinned" in health.words for health in without_limits.update(frame).values())
     thinned = frame.select_points(slice(None, None, 2))

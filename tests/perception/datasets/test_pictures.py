@@ -17,7 +17,7 @@ from vocabulary import NUSCENES, RIG
 
 from deploy.replay.sources.topics import CameraTopics, Topics
 from perception.datasets.files import jpeg_size, read_image
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.pandaset import PandaSet
@@ -102,7 +102,7 @@ def test_frames_project_to_the_reduced_pixels(tiny_root: Path, source: Callable[
     sample = tables.samples()[0]
     whole = tables.frame(sample)
     width = next(iter(whole.cameras.values())).image.shape[1]
-    reduced = tables.frame(sample, least_width=width // 2)
+    reduced = tables.frame(sample, Reads(least_width=width // 2))
     to_reduced = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
     assert whole.cameras
     for name, camera in whole.cameras.items():

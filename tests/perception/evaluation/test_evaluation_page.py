@@ -17,6 +17,7 @@ from rich.console import Console
 from vocabulary import NUSCENES, RIG
 
 from perception.config import Lidar
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.evaluation.comparison import compare, write_comparison
@@ -31,7 +32,7 @@ HOSTILE = "</script><img src=x onerror=\"window.broken='yes'\">'&lt;"
 BY = ("condition", "scene", "range")
 CORRUPTIONS = ("lidar_noise", "lidar_missing")
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
-BARE = {"annotations": False, "lidar": False, "cameras": False}
+BARE = Reads(annotations=False, lidar=False, cameras=False)
 SEEN = """
   const texts = (root, what) => [...root.querySelectorAll(what)].map(each => each.textContent);
   const drawn = id => [...document.querySelectorAll(`#${id} .diagrams > div`)].map(each => ({
@@ -204,7 +205,7 @@ def test_worst_samples_are_counted_and_drawn(run: Path, opened: Visit, drives: N
 def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTables) -> None:
     expected = {}
     for token in drives.samples():
-        truth = truth_of(drives, drives.frame(token, **BARE))
+        truth = truth_of(drives, drives.frame(token, BARE))
         expected[token] = map_iou([(with_wrong_cells(truth), truth)])["iou_0.5"]["mean"]
     (listed,) = [each["samples"] for each in page_data(run / REPORT)["worst"] if each["task"] == "map"]
     assert [each["token"] for each in listed] == sorted(expected, key=expected.__getitem__)
@@ -213,8 +214,8 @@ def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTab
 
 def test_footprints_are_the_devkits_in_the_vehicles_frame(run: Path, drives: NuScenesTables) -> None:
     sample = page_data(run / REPORT)["worst"][0]["samples"][0]
-    boxes, expected = drives.boxes(sample["token"]), []
-    ego_from_global = np.linalg.inv(drives.frame(sample["token"], **BARE).global_from_ego)
+    boxes, expected = drives.truth(sample["token"]).boxes(), []
+    ego_from_global = np.linalg.inv(drives.frame(sample["token"], BARE).global_from_ego)
     for center, size, rotation in zip(boxes.centers, boxes.sizes, boxes.rotations, strict=True):
         corners = Box(center, size, Quaternion(matrix=rotation)).bottom_corners()  # the front ones first
         flat = (ego_from_global @ np.vstack([corners, np.ones(4)]))[:2].T
@@ -231,8 +232,8 @@ def test_footprints_are_the_devkits_in_the_vehicles_frame(run: Path, drives: NuS
 
 def brute_force(drives: NuScenesTables, token: str, boxes: list[dict[str, Any]]) -> tuple[int, int]:
     """Missed annotations and extra detections of a keyframe, by a loop over the submission, best score first."""
-    ego = drives.frame(token, **BARE).global_from_ego[:2, 3]
-    reach, truth = {each.name: each.range for each in NUSCENES.classes}, drives.boxes(token)
+    ego = drives.frame(token, BARE).global_from_ego[:2, 3]
+    reach, truth = {each.name: each.range for each in NUSCENES.classes}, drives.truth(token).boxes()
     names, centers = [NUSCENES.class_names[label] for label in truth.labels], truth.centers[:, :2]
     free = [
         (name, center) for name, center, points in zip(names, centers, truth.num_points, strict=True)

@@ -27,7 +27,6 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.predictions import Reader
 from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted, levels_of, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
@@ -276,7 +275,9 @@ def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
         each: dict[int, list[tuple[Frame, Prediction]]] = {}
         for batch, workers in ((1, 0), (2, 1)):
             predict = predictor(batch, workers)
-            each[batch] = list(predict.predictions(Reader(tables, predict.spec, change), tables.samples()))
+            each[batch] = list(
+                predict.predictions(tables, predict.spec.reads._replace(change=change), tables.samples())
+            )
         assert [frame.token for frame, _ in each[2]] == tables.samples()
         assert all((frame.points is None) == (change is not None) for frame, _ in each[2])  # as the model saw them
         for (_, single), (_, batched) in zip(each[1], each[2], strict=True):

@@ -18,6 +18,7 @@ from maps import box, feature, polygon, written
 from repository import ROOT
 from vocabulary import CONDITIONS, sensors
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame
 from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, tagged
@@ -339,7 +340,7 @@ def test_what_a_replay_depends_on_is_told(tmp_path: Path, all_sources: Sources) 
 def test_real_keyframes_by_time_and_position(nuscenes_root: Path, scene: str, city: str) -> None:
     """Without a position the city is told by the name of the map, and the light is not."""
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
-    frames = [tables.frame(token, lidar=False, cameras=False) for token in tables.samples(selectors=[scene])]
+    frames = [tables.frame(token, Reads(lidar=False, cameras=False)) for token in tables.samples(selectors=[scene])]
     untagged = [replace(frame, conditions=Conditions()) for frame in frames]
     nowhere = [replace(frame, position=None) for frame in untagged]
     for given_frames, light in ((untagged, "day"), (nowhere, None)):

@@ -26,6 +26,7 @@ from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
 from deploy.replay.run import replay
 from deploy.replay.settings import DriveTime, Settings, Source
 from perception import rotations
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt
 from perception.frame import Frame
@@ -52,7 +53,7 @@ def simulated(root: Path, samples: int, course: Course) -> list[Frame]:
     """Pictures of half the height and width: large enough for all signs of faults."""
     simulate(root, 1, samples, 11, [course], rig=with_pictures(2))
     tables = NuScenesTables(root, "v1.0-sim")
-    return [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples()]
+    return [tables.frame(token, Reads(sweeps=0, annotations=False)) for token in tables.samples()]
 
 
 @pytest.fixture(scope="module")

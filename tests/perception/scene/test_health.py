@@ -20,6 +20,7 @@ from made_up import keyframe, points_of
 from simulated import in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.corrupt import blurred, moved, thinned
 from perception.frame import Camera, Frame
@@ -43,7 +44,7 @@ def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def frames(root: Path, version: str, selectors: list[str] | None = None, sweeps: int = 2) -> list[Frame]:
     tables = NuScenesTables(root, version)
-    return [tables.frame(s, sweeps=sweeps, annotations=False) for s in tables.samples(selectors=selectors or [])]
+    return [tables.frame(s, Reads(sweeps=sweeps, annotations=False)) for s in tables.samples(selectors=selectors or [])]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
 from perception.config import CameraBranch, Image, Lidar, load_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.grid import BevGrid
 from perception.modules.bank import Bank
@@ -144,7 +145,7 @@ def test_fitting_keeps_the_bottom_and_the_edges_of_pixels_and_averages_all():
 
 def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
     tables, spec = NuScenesTables(recorded_root, "v1.0-tiny"), InputSpec.of(load_config(ROOT / "configs" / "tiny.yaml"))
-    frame = tables.frame(tables.samples()[1], sweeps=spec.sweeps)
+    frame = tables.frame(tables.samples()[1], Reads(sweeps=spec.sweeps))
     inputs = prepare(frame, spec)
     pillars, image = spec.lidar.max_pillars, Image(height=96, width=256)
     assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
@@ -163,7 +164,7 @@ def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
         expected = affine @ frame.image_from_reference(name)
         np.testing.assert_allclose(inputs["image_from_reference"][0, i], expected, rtol=1e-6)
 
-    frame = tables.frame(tables.samples()[0], lidar=False)
+    frame = tables.frame(tables.samples()[0], Reads(lidar=False))
     del frame.cameras["CAM_BACK"]
     inputs = prepare(frame, spec)
     assert not inputs["pillar_points"].any()

@@ -28,6 +28,7 @@ from deploy.precision.graph import places
 from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
 from perception.config import parse_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Conditions, Frame
@@ -234,7 +235,7 @@ def test_on_real_keyframes_nothing_is_wrong(model, recognising, nuscenes_root, p
     real, drives = NuScenesTables(nuscenes_root, "v1.0-mini"), PandaSet(pandaset_root)
     another = load_model(recognising, drives.rig)[0]
     frames = [(model, real.frame(token), "boston") for token in real.samples("all")[:5]]
-    frames += [(another, drives.frame(token, lidar=False), "") for token in drives.samples("all")[::31]]
+    frames += [(another, drives.frame(token, Reads(lidar=False)), "") for token in drives.samples("all")[::31]]
     for recogniser, frame, city in frames:
         found = recognised(recogniser, replace(frame, conditions=Conditions()))
         for kind, right in (("weather", "clear"), ("light", "day"), ("city", city)):

@@ -34,6 +34,7 @@ from deploy.onnx_export import to_onnx
 from deploy.route import BankedModule
 from deploy.targets import find_target
 from deploy.tolerances import LEAST
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.grid import BevGrid
@@ -73,7 +74,7 @@ def frames(tables: NuScenesTables) -> list[Frame]:
         points = np.pad(rng.normal(0, 20, (count, 3)), ((0, 0), (0, 2))).astype(np.float32)
         classes = rng.integers(-1, len(POINT_CLASSES), count).astype(np.int16)
         own = keyframe(points) | {"class_of_point": classes}
-        found.append(replace(tables.frame(token, lidar=False, cameras=False), **own))
+        found.append(replace(tables.frame(token, Reads(lidar=False, cameras=False)), **own))
     return found
 
 
@@ -140,7 +141,7 @@ def assert_classified(found: np.ndarray, frame: Frame, _: NuScenesTables, __: Be
 
 
 def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables, _: BevGrid) -> None:
-    truth = tables.occupancy(frame.token)
+    truth = tables.truth(frame.token).occupancy()
     seen = truth.seen_by_lidar | truth.seen_by_cameras
     assert found.grid == truth.grid == SMALL
     assert not seen.all()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from occupied import CLASSES, FREE, Occupied, random_occupancy
 from vocabulary import NUSCENES
 
+from perception.datasets.keyframes import Reads, Truth
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.strict_json import jsonable
@@ -204,17 +205,17 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     class Drives:
         taxonomy = NUSCENES
 
+        def truth(self, token: str) -> Truth:
+            return Truth()
+
         def samples(self, split: None, selectors: list[str]) -> list[str]:
             return [token for token in truths if token[0] == selectors[0]]
 
-        def boxes(self, token: str) -> None:
-            """No objects are annotated."""
-
-        def frame(self, token: str, reference: str = "ego", **_: object) -> Frame:
+        def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
             ego, lidar = np.eye(4), np.eye(4)
             ego[:3, 3] = places[token]
             lidar[:3, 3] = places[token] + [0.9, 0, 1.8]
-            return Frame(token, 0, "ego", lidar if reference == "lidar" else ego, ego, None, {}, scene=token[0])
+            return Frame(token, 0, "ego", lidar if reads.reference == "lidar" else ego, ego, None, {}, scene=token[0])
 
     def obstacles(token: str) -> Boxes:
         moved = boxes((6.0, 0.0, 1.0, 1.0, 0.0, 3), (12.0, 0.0, 1.0, 1.0, 0.0, 3))

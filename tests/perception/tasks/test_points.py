@@ -20,6 +20,7 @@ from deploy.golden import GoldenFrame, differences
 from deploy.precision.measure import measure_tolerances
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from perception.config import Lidar, parse_config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
@@ -316,7 +317,7 @@ def test_points_that_the_network_did_not_take_are_missed() -> None:
 def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(tables: NuScenesTables) -> None:
     """The class is that of the height; each frame is read without annotations, with another sweep, and has a fault."""
     source, token = Heights(tables), tables.samples()[0]
-    frame = tables.frame(token, sweeps=1, annotations=False, cameras=False)
+    frame = tables.frame(token, Reads(sweeps=1, annotations=False, cameras=False))
     points = frame.points
     assert len(frame.keyframe_points) < len(points)
     odd = np.arange(len(points)) % 2 == 1

@@ -26,6 +26,7 @@ from deploy.golden import differences
 from deploy.replay.gates import Gates
 from deploy.replay.verdict import judge
 from deploy.runtime import Runtime
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.grid import BevGrid
@@ -69,7 +70,7 @@ def way(_toy: object, tmp_path_factory: pytest.TempPathFactory, sim_root: Path) 
     command("replay", sim_root, "--bundle", out["fp32"], "--out", folder / "replay", "--viewer", viewers)
     tables, manifest = NuScenesTables(sim_root, "v1.0-sim"), Bundle.load(out["fp32"]).manifest
     runtime, sweeps = Runtime(out["fp32"]), Bundle.load(out["fp32"]).spec.sweeps
-    frames = [tables.frame(token, "ego", sweeps) for token in tables.samples()]
+    frames = [tables.frame(token, Reads("ego", sweeps)) for token in tables.samples()]
     steps = [runtime.step(frame) for frame in frames]
     return Way(run, out, folder / "replay", manifest.head_grid.build(), frames, steps)
 

@@ -11,6 +11,7 @@ from networks import assert_same, small
 from torch import nn
 
 from perception.config import Config
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -203,7 +204,7 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
         each.norm.register_forward_pre_hook(measure)
     wet, spec = trainable.with_conditions(tables, tables.samples("all"), ["rain"]), InputSpec.of(model.config)
     for token in wet:
-        inputs = prepare(tables.frame(token, spec.grid.reference, spec.sweeps), spec)
+        inputs = prepare(tables.frame(token, Reads(spec.grid.reference, spec.sweeps)), spec)
         with torch.no_grad():
             model({name: torch.from_numpy(each) for name, each in inputs.items()}, [Conditions()])
     assert 0 < len(wet) < len(tables.samples("all"))

@@ -25,9 +25,8 @@ from networks import loader_config as _config
 from vocabulary import CLASSES
 
 from perception.config import Config, find_config, load_config, parse_config
-from perception.datasets import pandaset, recorded
-from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes import dataset
+from perception.datasets import keyframes, pandaset
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
@@ -38,7 +37,6 @@ from perception.sensors.inputs import prepare
 from perception.taxonomy import load_taxonomy
 from perception.training import frame_cache, loader
 from perception.training.frame_cache import FrameCache, code_version
-from perception.training.frames import Reads
 from perception.training.loader import Batch, FrameDataset, batches, class_balanced_order, collate
 
 
@@ -106,7 +104,7 @@ def test_without_augmentation_samples_are_the_prepared_frames(mapped: NuScenesTa
     epoch = [dataset[position] for position in range(3)]
     assert sorted(sample.token for sample in epoch) == sorted(mapped.samples())
     for sample in epoch:
-        frame = mapped.frame(sample.token, sweeps=dataset._spec.sweeps)
+        frame = mapped.frame(sample.token, Reads(sweeps=dataset._spec.sweeps))
         for name, array in prepare(frame, dataset._spec).items():
             np.testing.assert_array_equal(sample.inputs[name], array)
         centers = frame.boxes.centers
@@ -178,7 +176,7 @@ def test_rare_classes_are_seen_more_often(tiny_root: Path) -> None:
     assert dataset.epoch_length == 4
     shown = Counter(dataset.token(position) for position in range(400))
     assert shown[rare] / 400 == pytest.approx((2 + 2 / 3) / 4, abs=0.02)
-    assert {CLASSES[label] for label in tables.boxes(rare).labels} == {"car", "pedestrian"}
+    assert {CLASSES[label] for label in tables.truth(rare).boxes().labels} == {"car", "pedestrian"}
 
 
 def test_nothing_to_train_on(tiny_root: Path) -> None:
@@ -194,7 +192,7 @@ def test_nothing_to_train_on(tiny_root: Path) -> None:
 # ---- decoded frames in files: never those of other data or code
 
 
-READS = Reads("ego", 2, lidar=True, cameras=True, least_width=0)
+READS = Reads("ego", 2)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -229,9 +227,7 @@ def _no_reading(patch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise AssertionError("a sensor file is read again")
 
-    for module, name in (
-        (dataset, "read_image"), (recorded, "read_cloud"), (pandaset, "read_image"), (pandaset, "sweep")
-    ):  # fmt: skip
+    for module, name in ((keyframes, "read_image"), (keyframes, "read_cloud"), (pandaset, "_sweep")):
         patch.setattr(module, name, refused)
 
 
@@ -239,7 +235,7 @@ def test_stored_frames_are_the_read_ones(every_kind: dict[str, Keyframes], tmp_p
     lidars, classes = set(), set()
     for name, tables in every_kind.items():
         tokens = tables.samples()[:2]
-        whole = [READS.frame(tables, token) for token in tokens]
+        whole = [tables.frame(token, READS) for token in tokens]
         cache = FrameCache(tmp_path, tables, READS)
         assert all(same(cache.frame(token), frame) for token, frame in zip(tokens, whole, strict=True)), name
         with pytest.MonkeyPatch.context() as patch:
@@ -270,8 +266,8 @@ def test_all_files_that_are_opened_have_a_stamp(every_kind, tiny_root, tmp_path)
     for name, tables in (every_kind | {"pandaset": PandaSet(unread), "infos": Infos(infos)}).items():
         opened.clear()
         token = tables.samples()[1]
-        READS.frame(tables, token)
-        named = {os.path.realpath(path) for path, _, _ in tables.stamps(token, READS.sweeps)}
+        tables.frame(token, READS)
+        named = {os.path.realpath(path) for path, _, _ in tables.recording(token, READS).stamps()}
         read = {path for path in opened if Path(path).is_relative_to(tables.dataroot.resolve())}
         assert len(read) >= 3, name
         assert read <= named, name
@@ -326,7 +322,7 @@ class Counted:
         cache = FrameCache(self.folder, tables, reads)
         for token in tables.samples():
             before = sum(1 for _ in self.folder.rglob("*.frame"))
-            assert same(cache.frame(token), reads.frame(tables, token))
+            assert same(cache.frame(token), tables.frame(token, reads))
             read += sum(1 for _ in self.folder.rglob("*.frame")) - before
         return read
 
@@ -334,7 +330,7 @@ class Counted:
 def test_what_a_frame_depends_on_makes_it_anew(tiny_root, tmp_path, monkeypatch):
     count = Counted(tiny_root, tmp_path / "cache")
     assert (count(), count()) == (3, 0)
-    for change in ({"sweeps": 1}, {"grid_reference": "lidar"}, {"cameras": False}, {"lidar": False}):
+    for change in ({"sweeps": 1}, {"reference": "lidar"}, {"cameras": False}, {"lidar": False}):
         assert (count(READS._replace(**change)), count()) == (3, 0), change
     assert count(taxonomy="pandaset") == 3
     picture = next((tiny_root / "samples" / "CAM_FRONT").iterdir())
@@ -391,7 +387,7 @@ def test_damaged_files_are_not_taken_for_frames(tiny_root: Path, tmp_path: Path)
         path.write_bytes(content)
         assert frame_cache._stored(path) is None
     cache = FrameCache(tmp_path / "cache", tables, READS)
-    assert all(same(cache.frame(token), READS.frame(tables, token)) for token in tables.samples())
+    assert all(same(cache.frame(token), tables.frame(token, READS)) for token in tables.samples())
     assert path.read_bytes() == whole
 
 
@@ -401,7 +397,7 @@ def _fill(root: Path, folder: Path, barrier: Any) -> None:
     for _ in range(5):
         cache = FrameCache(folder, tables, READS)
         for token in tables.samples():
-            assert same(cache.frame(token), READS.frame(tables, token))
+            assert same(cache.frame(token), tables.frame(token, READS))
         for path in cache.folder.glob("*.frame"):
             path.unlink(missing_ok=True)
     for token in tables.samples():
@@ -433,4 +429,4 @@ def test_a_folder_that_cannot_be_made_or_filled(tiny_root, tmp_path, monkeypatch
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     cache, token = FrameCache(tmp_path / "deleted", tables, READS), tables.samples()[0]
     shutil.rmtree(tmp_path / "deleted")
-    assert same(cache.frame(token), READS.frame(tables, token))
+    assert same(cache.frame(token), tables.frame(token, READS))

@@ -17,6 +17,7 @@ from shapely import box as square
 from vocabulary import CAMERAS, NUSCENES
 
 from perception.config import Augment, Config, find_config, load_config, parse_config
+from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
@@ -25,11 +26,10 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.training.augment import draw_similarity, transformed
-from perception.training.box_geometry import footprints, overlapping, points_of
 from perception.training.loader import FrameDataset, batches
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
-from perception.training.pictures import Layer, Place, painted, places
+from perception.training.placement import Layer, Place, footprints, overlapping, painted, places, points_of
 from perception.voxels import VoxelGrid
 
 seeds = st.integers(0, 2**32 - 1)
@@ -99,7 +99,7 @@ def objects(tables: NuScenesTables, folder: Path) -> Objects:
 
 @pytest.fixture(scope="module")
 def frames(tables: NuScenesTables) -> list[Frame]:
-    return [tables.frame(token, "ego", 2) for token in tables.samples()]
+    return [tables.frame(token, Reads("ego", 2)) for token in tables.samples()]
 
 
 def _alone(objects: Objects, number: int) -> Objects:
@@ -393,7 +393,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 def test_the_database_holds_all_points_and_pictures_of_every_object(tables: NuScenesTables, objects: Objects) -> None:
     number = 0
     for token in tables.samples()[:2]:
-        frame = tables.frame(token, "ego", 2)
+        frame = tables.frame(token, Reads("ego", 2))
         for i in np.flatnonzero(frame.boxes.num_points > 0):
             points = numbered(frame)[inside(frame.points, frame.boxes, i)]
             if not len(points):
@@ -461,14 +461,14 @@ def test_the_databases_key_depends_on_its_making(tables: NuScenesTables, monkeyp
     keys = [key_of(tables, some, config()) for some in (tokens, tokens[1:], tokens[::-1])]
     keys += [key_of(tables, tokens, other) for other in others]
     assert key_of(tables, tokens, _changed(model__camera=None)) == key_of(tables, tokens, masked)  # without pictures
-    boxes = NuScenesTables.boxes
+    truth = NuScenesTables.truth
 
-    def moved(source: NuScenesTables, token: str) -> Boxes:
-        found = boxes(source, token)
+    def moved(source: NuScenesTables, token: str) -> Truth:
+        found = truth(source, token).boxes()
         found.centers[-1, 0] += 1e-3
-        return found
+        return Truth(boxes=lambda: found)
 
-    monkeypatch.setattr(NuScenesTables, "boxes", moved)
+    monkeypatch.setattr(NuScenesTables, "truth", moved)
     keys.append(key_of(tables, tokens, config()))
     assert len(set(keys)) == len(keys) == 9
 
