@@ -74,8 +74,9 @@ def computations() -> dict[str, Any]:
 @cache
 def _parser(*others: type[Module]) -> TypeAdapter[Module]:
     """Parses a module of one of the kinds, or one of the others."""
-    kinds: Any = Union[(*(each.Options for each in computations().values()), *others)]
-    return TypeAdapter(Annotated[kinds, Field(discriminator="kind")])
+    kinds = (*(each.Options for each in computations().values()), *others)
+    every: Any = Union[kinds]  # noqa: UP007 - its members are known at run time only
+    return TypeAdapter(Annotated[every, Field(discriminator="kind")])
 
 
 def _parse_single(content: object) -> Module:
@@ -93,9 +94,7 @@ class ModuleUnion(Module):
 
     kind: Literal["union"] = "union"
     slots: tuple[()] = Field(default=(), strict=False)  # the parts have theirs
-    parts: tuple[Annotated[SerializeAsAny[Module], PlainValidator(_parse_single)], ...] = Field(
-        min_length=1, strict=False
-    )
+    parts: tuple[_Single, ...] = Field(min_length=1, strict=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -112,7 +112,7 @@ def read_task(path: Path) -> dict[str, Any]:
 
 
 def task_taxonomy(config: Config, task: str, content: Mapping[str, Any], source: str) -> Taxonomy:
-    """The names of a checkpoint with those that a new task adds, of which the drives are read.
+    """The taxonomy to read the data with: the checkpoint's, extended by the new task.
 
     Args:
         content: as in `add_task`.

@@ -230,7 +230,7 @@ def resume(
     """
     folder, content = _read(run)
     if "training.safetensors" not in content["sha256"]:
-        raise InputError(f"{folder}: holds a model without the state of a training; no training goes on from it")
+        raise InputError(f"{folder}: has no optimizer state; it cannot be resumed")
     before = parse_config(content["config"], str(folder / "checkpoint.json"))  # with the defaults of newer keys
     different = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:

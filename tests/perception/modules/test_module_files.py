@@ -227,7 +227,7 @@ def test_a_checkpoint_without_training_state_is_not_overwritten_nor_resumed(apar
     with pytest.raises(InputError, match=r"run: holds files already"):
         combine(run, [str(night)], run)
     network, told = load_model(run)
-    with pytest.raises(InputError, match=r"run: holds a model without the state of a training"):
+    with pytest.raises(InputError, match=r"run: has no optimizer state"):
         resume(run, told, network, torch.optim.AdamW(network.parameters()))
     (run / "modules").mkdir()
     (run / "modules" / "fog.json").write_text("{")
