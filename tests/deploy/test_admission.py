@@ -127,6 +127,7 @@ ROWS: list[tuple[str, Damage, str, str]] = [
     ("picture with four channels", of_camera(image=np.dstack([PICTURE] * 2)[..., :4]), FRONT, "missing: image"),
     ("picture too wide for OpenCV", of_camera(image=np.zeros((150, 40_000, 3), np.uint8)), FRONT, "missing: image"),
     ("intrinsics mirrored", of_camera(intrinsics=LENS * [[-1.0], [1], [1]]), FRONT, "missing: intrinsics"),
+    ("intrinsics beside the picture", of_camera(intrinsics=LENS + np.diag([140.0], 2)), FRONT, "missing: intrinsics"),
     ("intrinsics of a telescope", of_camera(intrinsics=LENS * [[1e6], [1e6], [1]]), FRONT, "missing: intrinsics"),
     ("a strange camera", lambda f: replace(f, cameras={**f.cameras, "X": f.cameras[FRONT]}), "vehicle", "cameras: 'X'"),
     ("time of the frame before", put(timestamp=START + PERIOD), "vehicle", "timestamp: +0.00 s from the frame before"),
