@@ -20,10 +20,10 @@ from typing import Any
 from figures import commit, machine
 from rich.console import Console
 
-from perception.atomic import write_atomically
 from perception.config import Config, find_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.files import write_atomically
 from perception.predict import TorchPredictor
 from perception.section import read_yaml
 from perception.simulate.conditions import parse

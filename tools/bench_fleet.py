@@ -20,7 +20,7 @@ from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.simulate.simulate import simulate
-from perception.workers import Workers
+from perception.workers import Pool
 
 QUIET = Console(quiet=True)
 VERSION, KEYFRAMES, CONDITIONS = "v1.0-sim", 6, ("clear-day-boston", "rain-night-singapore")
@@ -74,7 +74,7 @@ def fleet_speed(arguments: argparse.Namespace) -> dict[str, Any]:
 def _replayed(source: Source, bundle: Path, out: Path, jobs: int) -> dict[str, float]:
     """Seconds of a replay, of its drives after the first one, and of the driver's processor."""
     finished, own = [0.0], [0.0]
-    completed, run = Workers.completed, Fleet.run
+    completed, run = Pool.completed, Fleet.run
 
     def noted(*given: Any, **options: Any) -> Iterator[Any]:
         for each in completed(*given, **options):
@@ -88,7 +88,7 @@ def _replayed(source: Source, bundle: Path, out: Path, jobs: int) -> dict[str, f
         return concluded
 
     start = time.perf_counter()
-    with patch.object(Workers, "completed", noted), patch.object(Fleet, "run", measured):
+    with patch.object(Pool, "completed", noted), patch.object(Fleet, "run", measured):
         replay(source, bundle, out, console=QUIET, jobs=jobs)
     end = time.perf_counter()
     return {

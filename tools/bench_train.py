@@ -1,4 +1,4 @@
-"""Processor time of a training step without and with the allocator's setting (perception/allocator.py)."""
+"""Processor time of a training step without and with the allocator's setting (`keep_memory`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perception.allocator import VARIABLE
+from perception.commands.common import KEEP_MEMORY
 
 SHORT, LONG = 2, 12  # steps; the difference leaves start and end of a run out
 TRAINED = "002:0-16"  # frames of PandaSet
@@ -91,7 +91,7 @@ def _compared(command: list[Any], threads: str, out: Path, rounds: int) -> dict[
 
 def _run(command: list[Any], threads: str, side: str, out: Path) -> Used:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment |= {VARIABLE: "0" if side == "default" else "1"}
+    environment |= {KEEP_MEMORY: "0" if side == "default" else "1"}
     if threads == "1":
         environment |= {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(dir=out) as folder:

@@ -26,10 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import run, to_onnx
-from perception.atomic import write_atomically
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
+from perception.files import write_atomically
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare

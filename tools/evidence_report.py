@@ -13,7 +13,7 @@ from evidence_plan import CLAIMED, COMBINATIONS, TARGETS, WAYS
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from perception.atomic import write_atomically
+from perception.files import write_atomically
 
 MOST_PARAMETERS, LEAST_RECOVERED, MOST_TIME, LEAST_PICKED = 0.02, 0.95, 0.7, 0.9
 TAGGED = "composed: routed by tags"

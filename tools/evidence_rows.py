@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perception.atomic import write_atomically
+from perception.files import write_atomically
 
 
 class Rows:

@@ -18,10 +18,10 @@ from cost_table import PASSES, TRAFFIC, loading, training_size
 from torch import nn
 
 from deploy.golden import synthetic_frame
-from perception.atomic import write_atomically
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
+from perception.files import write_atomically
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 

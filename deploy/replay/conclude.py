@@ -13,8 +13,8 @@ from deploy.replay.collected import Collected
 from deploy.replay.folder import REPORT, SCENES, SOURCES, VIEWERS
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.results import LATENCY
-from perception.atomic import write_atomically
-from perception.stored_output import removed
+from perception.files import write_atomically
+from perception.stores import remove_folder
 
 
 @dataclass(frozen=True)
@@ -67,5 +67,5 @@ def conclude(out: Path, collected: Collected, begun: ReplayProvenance, behind: f
     page = collected.report.html(latency, provenance.brief(), collected.faults.listed())
     write_atomically(out / REPORT, page.encode())
     provenance.write(out)
-    removed(out / SCENES)
+    remove_folder(out / SCENES)
     return Concluded(out, collected, provenance, behind)

@@ -30,12 +30,10 @@ from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, is_recording, open_drives
 from deploy.replay.worst_frames import WorstFrames
 from deploy.runtime import Runtime
-from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
-from perception.frame_file import join
-from perception.pools import open_pool
-from perception.storage import fetched, origin_of, read
-from perception.stored_output import results
+from perception.files import atomic_file, join_frame_files, make_folder, write_atomically
+from perception.stores import fetch, origin_of, read_file, upload_results
+from perception.workers import open_pool
 
 PART = "part.json"  # in the folder of a drive that is finished
 
@@ -99,7 +97,7 @@ class Fleet:
             InputError: as `Player.run`, or processes die of the same drive again and again.
         """
         begun = new_provenance(self.runtime, self.source, self.settings)
-        with Journal(made(self.out) / JOURNAL, begun.about(self.source.path), begun.computed) as journal:
+        with Journal(make_folder(self.out) / JOURNAL, begun.about(self.source.path), begun.computed) as journal:
             remove(self.out, final_files())
             recalled = self._play(min(jobs, len(self.assignments)), ray)
             collected = self._joined()
@@ -138,7 +136,7 @@ class Fleet:
         for _ in self.watcher.counted(counted(), sum(self.frames)):
             pass
         if ray is not None:
-            fetched(origin_of(self.out.absolute() / SCENES))
+            fetch(origin_of(self.out.absolute() / SCENES))
         return recalled
 
     def _joined(self) -> Collected:
@@ -154,7 +152,7 @@ class Fleet:
         for task in manifest.heads.values():
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
-                    join([folder / file for folder in folders], self.out / file, what)
+                    join_frame_files([folder / file for folder in folders], self.out / file, what)
         with atomic_file(self.out / STATISTICS, "the statistics") as joined:
             for folder in folders:
                 with (folder / STATISTICS).open("rb") as part:
@@ -172,9 +170,9 @@ class _Worker:
     """State of a process."""
 
     def __init__(self, bundle: Path, source: Source, settings: Settings, out: Path) -> None:
-        source = replace(source, path=fetched(source.path))
+        source = replace(source, path=fetch(source.path))
         self.source, self.settings, self.out = source, settings, out
-        self.runtime = Runtime(fetched(bundle), settings.target, settings.trust, settings.evidence)
+        self.runtime = Runtime(fetch(bundle), settings.target, settings.trust, settings.evidence)
         opened, signals = self.runtime.bundle, self.runtime.sources.signals
         self.drives = open_drives(
             source.path, source.version, source.scenes, opened.spec, source.topics, opened.manifest.taxonomy, signals
@@ -183,8 +181,8 @@ class _Worker:
 
     def play(self, assigned: Assignment) -> int:
         """Replay a drive to its end; returns the number of its frames that were perceived before."""
-        with results(self.out / SCENES / assigned.name, (PART,), (*final_files(), PART)) as folder:
-            return self._play(assigned, made(folder))
+        with upload_results(self.out / SCENES / assigned.name, (PART,), (*final_files(), PART)) as folder:
+            return self._play(assigned, make_folder(folder))
 
     def _play(self, assigned: Assignment, folder: Path) -> int:
         scenes = () if is_recording(self.source.path) else (assigned.name,)
@@ -214,7 +212,7 @@ def _finished(part: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
         InputError: it was in another replay.
     """
     try:
-        found = json.loads(read(part))
+        found = json.loads(read_file(part))
         about, computed, collected = (found[name] for name in ("about", "computed", "collected"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
         return None

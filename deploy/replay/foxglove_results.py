@@ -14,7 +14,7 @@ from mcap_protobuf.writer import Writer
 
 from deploy.replay import foxglove_messages as messages
 from deploy.replay.pictures import draw_layers
-from perception.atomic import atomic_file
+from perception.files import atomic_file
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer, RasterLayer

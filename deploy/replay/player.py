@@ -29,7 +29,7 @@ from deploy.replay.sources import Drive
 from deploy.replay.undecoded import UNREAD, Known, UndecodedFrame, nothing_known
 from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
-from perception.atomic import made
+from perception.files import make_folder
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
@@ -169,7 +169,7 @@ class Player:
 
     def _journal(self, resume: bool = True) -> Journal:
         about = self.provenance.about(self.source.path)
-        return Journal(made(self.out) / JOURNAL, about, self.computed, resume)
+        return Journal(make_folder(self.out) / JOURNAL, about, self.computed, resume)
 
     @property
     def _restores_unread(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from perception.atomic import write_atomically
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.section import Section
 from perception.taxonomy import Taxonomy
 

@@ -11,9 +11,9 @@ from deploy.manifest import Manifest
 from deploy.replay.folder import VIEWERS
 from deploy.replay.results import STATISTICS
 from deploy.replay.statistics import StatisticsWriter
-from perception.atomic import atomic_file
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
+from perception.files import atomic_file
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.task import FrameWriter

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.bev.trunk import lift
-from perception.channel_norm import ChannelNorm
 from perception.config import Trunk
 from perception.distributed import drawn
+from perception.modules.computation.computation import ChannelNorm
 from perception.modules.slot import Slot
 
 EXPANSION = 4  # of the channels between the pointwise convolutions

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from perception.errors import InputError, damaged
-from perception.storage import read
+from perception.stores import read_file
 
 _HEADER = re.compile(rb"(?:.*\n)*?DATA[ \t]+(\w+)[ \t]*\r?\n")
 _LONGEST_HEADER = 1 << 14  # bytes
@@ -27,7 +27,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is no PCD file, is truncated or has no x, y, z or intensity.
     """
-    content = read(path)
+    content = read_file(path)
     try:
         table = _table(content)
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)

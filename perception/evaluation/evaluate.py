@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from perception.atomic import made, write_together
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.listed import ListedKeyframes
 from perception.evaluation.evaluated import Evaluated
@@ -20,6 +19,7 @@ from perception.evaluation.predictions import Predicted, Predictor, Reader, pred
 from perception.evaluation.report import REPORT, is_report, report_page
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
+from perception.files import make_folder, write_together
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
@@ -83,7 +83,7 @@ def evaluate(
         stream = predictions(predictor, Reader(tables, spec, change), samples)
         return iter(track(stream, what, total=len(samples), console=console, transient=True))
 
-    known, metrics = _added(predicted("Evaluating"), tables, spec, made(out))
+    known, metrics = _added(predicted("Evaluating"), tables, spec, make_folder(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
         for metric in metrics.values():

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from perception.atomic import write_atomically
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import Recording
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.frame import Boxes
 from perception.mmdet3d.vocabulary import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 

@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from perception.atomic import made, write_atomically
 from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
 from perception.datasets.nuscenes.occ3d import occ3d_file
 from perception.errors import InputError
-from perception.pools import open_pool
+from perception.files import make_folder, write_atomically
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import Tables
-from perception.storage import is_remote, mirror_of, origin_of
-from perception.stored_output import put, removed
+from perception.stores import is_remote, mirror_of, origin_of, put_files, remove_folder
+from perception.workers import open_pool
 
 UNFINISHED = ".unfinished"  # folder below the dataroot with the tables of the drives that are recorded
 
@@ -32,8 +31,8 @@ def begin(drives: Sequence[Drive], out: Path) -> bool:
     folder = _finished(drives, out)
     if folder.exists():
         return True
-    removed(folder.parent)
-    made(folder)
+    remove_folder(folder.parent)
+    make_folder(folder)
     return False
 
 
@@ -77,7 +76,7 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
 
 def end(out: Path) -> None:
     """Remove what was kept of single drives."""
-    removed(out / UNFINISHED)
+    remove_folder(out / UNFINISHED)
 
 
 class _Place(NamedTuple):
@@ -114,9 +113,9 @@ def _put(place: _Place, drive: Drive) -> Tables:
         names = [row["filename"] for row in rows]
         voxels = (occ3d_file(out, drive.name, row["token"]) for row in tables["sample"])
         names += [each.relative_to(out).as_posix() for each in voxels if each.exists()]
-        put(out, names)
+        put_files(out, names)
         own = (place.finished / f"{drive.name}.json").as_posix()
-        put(out, [own])
+        put_files(out, [own])
         for name in (*names, own):
             (out / name).unlink()
     return tables
@@ -125,7 +124,7 @@ def _put(place: _Place, drive: Drive) -> Tables:
 def _recorded(place: _Place, drive: Drive, progress: Callable[[int], None] = lambda keyframes: None) -> Tables:
     """The tables of a drive, after recording it."""
     tables = record(drive, place.out, partial(progress, 1))
-    folder = made(place.out / place.finished)
+    folder = make_folder(place.out / place.finished)
     write_atomically(folder / f"{drive.name}.json", json.dumps(tables).encode())
     return tables
 

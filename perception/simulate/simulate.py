@@ -17,7 +17,7 @@ from perception.simulate.nuscenes_writer import VERSION, Row, fixed_tables, toke
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.recording import Run
 from perception.simulate.world_files import Worlds
-from perception.stored_output import removed
+from perception.stores import remove_folder
 from perception.taxonomy import load_taxonomy
 
 
@@ -72,7 +72,7 @@ def simulate(
     begun = recording.begin(drives, out)
     layout = layout_of(courses[0].taxonomy)
     if layout.lidarseg and not begun:  # of an interrupted run; the devkit counts the files
-        removed(out / LIDARSEG / VERSION)
+        remove_folder(out / LIDARSEG / VERSION)
     further = UNKNOWN if courses[0].extras.obstacles else ()
     categories = tuple(dict.fromkeys((*layout.categories, *further)))
     tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)

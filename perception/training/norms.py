@@ -8,7 +8,7 @@ from typing import NamedTuple
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from perception.distributed_norm import DistributedNorm
+from perception.distributed import DistributedNorm
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:

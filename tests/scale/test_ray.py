@@ -28,10 +28,10 @@ from deploy.replay.settings import Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Reader
 from perception.evaluation.processes import Processes
-from perception.ray_workers import RayWorkers
 from perception.simulate import recording
 from perception.simulate.recording import Run
 from perception.simulate.simulate import simulate
+from perception.workers import open_pool
 
 SCENES, KEYFRAMES = 40, 3
 
@@ -79,7 +79,7 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     write_tiny(tmp_path, keyframes=12)
     tables = NuScenesTables(tmp_path, VERSION)
     samples = tables.samples()
-    with RayWorkers(partial(opened, tmp_path, samples[5], 1), address) as workers:
+    with open_pool(partial(opened, tmp_path, samples[5], 1), 0, address) as workers:
         found = list(Processes(workers).predictions(Reader(tables, SPEC), samples))
     assert [frame.token for frame, _ in found] == samples
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
@@ -107,8 +107,8 @@ def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytes
     exec("def opened() -> None: ...", module.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", module)
     with (
-        RayWorkers(module.opened, address) as workers,
-        one_line_error("--ray: workers die when they start .*only_here"),
+        open_pool(module.opened, 0, address) as workers,
+        one_line_error("workers die when they start .*only_here"),
     ):
         list(workers.completed(print, [1]))
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
+from perception.files import write_atomically
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.matching import match

@@ -18,7 +18,6 @@ from pandaset_drive import SPINNING, Object, rig_of
 from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
 
-from perception.atomic import made
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
@@ -34,6 +33,7 @@ from perception.datasets.occupancy.thinned_cloud import ThinnedCloud
 from perception.datasets.occupancy.writing import annotate_drives, link_dataroot
 from perception.datasets.pandaset import PandaSet
 from perception.evaluation.occupancy_geometry import GeometricFigures, geometric_figures
+from perception.files import make_folder
 from perception.frame import Boxes
 from perception.sources import open_source
 from perception.taxonomy import load_taxonomy
@@ -277,7 +277,7 @@ def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None
     link_dataroot(root, out)  # as when more keyframes are annotated into the same folder
     annotate_drives(PandaSet(root), ["007:1-2"], 0, root)  # a dataroot may hold its own voxels
     assert [PandaSet(root).has_occupancy(f"007-0{i}") for i in (0, 1)] == [False, True]
-    link_dataroot(root, made(tmp_path / "other"))  # with voxels of its own, not with links to these
+    link_dataroot(root, make_folder(tmp_path / "other"))  # with voxels of its own, not with links to these
     assert not PandaSet(tmp_path / "other").has_occupancy("007-01")
 
 
