@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import sha256
 from deploy.targets import Target
-from perception.atomic import folder_written_whole
 from perception.errors import InputError
+from perception.files import atomic_folder
 from perception.section import Section
 from perception.sensors.inputs import PILLARS
 
@@ -98,7 +98,7 @@ def write_package(
     if out.exists() and not (out / SUMS).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")
     package = _describe(bundle, target, out, dla, refittable)
-    with folder_written_whole(out, "the build package") as fresh:
+    with atomic_folder(out, "the build package") as fresh:
         shutil.copytree(bundle.path, fresh / "bundle", ignore=shutil.ignore_patterns(ENGINES))
         script = fresh / "build.sh"
         script.write_text(_script(bundle, target, dla, refittable))

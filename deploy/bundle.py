@@ -37,8 +37,8 @@ from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained
 from deploy.targets import same_compiler
 from deploy.trust import Trust
-from perception.atomic import folder_written_whole, put_back, write_atomically
 from perception.errors import InputError
+from perception.files import atomic_folder, restore_folder, write_atomically
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import SENSORS
 
@@ -126,7 +126,7 @@ class Bundle:
                 software, a file is missing, was changed or does not belong there, a graph has external weights, a
                 path leads out of the folder, or `trust` refuses it.
         """
-        put_back(path)
+        restore_folder(path)
         return Bundle._opened(path, read_manifest(path, trust), trust)
 
     @staticmethod
@@ -313,7 +313,7 @@ def write_bundle(
         raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")
     contents = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {}) | {GOLDEN: golden_content(golden)}
     contents |= more or {}
-    with folder_written_whole(path, "the bundle") as fresh:
+    with atomic_folder(path, "the bundle") as fresh:
         for name, content in contents.items():
             (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(content)

@@ -19,11 +19,11 @@ from deploy.build import build
 from deploy.export import export
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
-from perception.atomic import write_atomically
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.files import write_atomically
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import Run, simulate
 from perception.taxonomy import load_taxonomy

@@ -13,11 +13,10 @@ from deploy.golden import GoldenFrame, require_golden
 from deploy.route import route_conditions, steering_inputs
 from deploy.trust import Trust
 from perception.frame import Conditions, Frame, Prediction
-from perception.scene.scene import Scene, SceneFrame
+from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
 from perception.tasks.result import to_prediction
-from perception.timing import timed
 
 CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
 
@@ -88,13 +87,13 @@ class Runtime:
 
     def admit(self, frame: Frame) -> Frame:
         """The next frame for `perceive` and `remember`: what cannot be used is missing, and a finding of health."""
-        with timed(self._seconds, "admit"):
+        with time_stage(self._seconds, "admit"):
             return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules."""
         self._steps += 1
-        with timed(self._seconds, "check"):
+        with time_stage(self._seconds, "check"):
             if self._steps % CHECK_EVERY == 0:
                 self.check()
         believed = self.scene.observe(frame)
@@ -126,12 +125,12 @@ class Runtime:
         """The network's prediction, and the weights of the modules that the conditions switch."""
         network = self._network(conditions)
         manifest = network.bundle.manifest
-        with timed(self._seconds, "preprocess"):
+        with time_stage(self._seconds, "preprocess"):
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
             steer = steering_inputs(conditions, inputs, manifest.banked, manifest.condition_values)
-        with timed(self._seconds, "engine"):
+        with time_stage(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
-        with timed(self._seconds, "postprocess"):
+        with time_stage(self._seconds, "postprocess"):
             prediction = to_prediction(manifest.heads, outputs)
         weights = {name: float(name in manifest.folded) for name in self._switched}
         for i, module in enumerate(manifest.banked):

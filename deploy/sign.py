@@ -10,8 +10,8 @@ from deploy.manifest import MANIFEST
 from deploy.signature import signer
 from deploy.targets import find_target
 from deploy.verify import verify_bundle
-from perception.atomic import folder_written_whole, write_atomically
 from perception.errors import InputError
+from perception.files import atomic_folder, write_atomically
 
 
 def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
@@ -35,7 +35,7 @@ def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
     if target is None:
         files = manifest_files(bundle.manifest, of_key)
         # A kill between two renames would leave a bundle that nobody accepts.
-        with folder_written_whole(path, "the signed bundle") as fresh:
+        with atomic_folder(path, "the signed bundle") as fresh:
             shutil.copytree(path, fresh, dirs_exist_ok=True)
             for name, content in files.items():
                 (fresh / name).write_bytes(content)

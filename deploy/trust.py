@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from perception.atomic import write_atomically
 from perception.errors import InputError
+from perception.files import write_atomically
 
 STATE = "release.json"
 

@@ -16,7 +16,7 @@ import torch
 import typer
 from benchmark import KEYFRAMES, SHARED, NuScenes, Rounds
 
-from perception.allocator import VARIABLE
+from perception.commands.common import KEEP_MEMORY
 from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -113,7 +113,7 @@ def _relative(depths: np.ndarray, seen: np.ndarray) -> float:
     return float(np.median(np.abs(depths[known] - seen[known]) / seen[known]))
 
 
-# ----- processor time of a training step without and with the allocator's setting (perception/allocator.py)
+# ----- processor time of a training step without and with the allocator's setting (`keep_memory`)
 
 SHORT, LONG = 2, 12  # steps; the difference leaves start and end of a run out
 FRAMES = "002:0-16"  # frames of PandaSet
@@ -188,7 +188,7 @@ def _compared(command: list[Any], threads: str, out: Path, rounds: int) -> dict[
 
 def _run(command: list[Any], threads: str, side: str, out: Path) -> Used:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment |= {VARIABLE: "0" if side == "default" else "1"}
+    environment |= {KEEP_MEMORY: "0" if side == "default" else "1"}
     if threads == "1":
         environment |= {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(dir=out) as folder:

@@ -66,13 +66,13 @@ WORKSHOP = {
 }
 # Imported late, in functions that the vehicle does not call: training, export, and the official splits.
 LATE_WORKSHOP = {
-    *("perception.ray_workers", "perception.tasks.network", "perception.tasks.map.network"),
+    *("perception.tasks.network", "perception.tasks.map.network"),
     *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "peaks")),
     *("perception.tasks.conditions.network", "perception.tasks.conditions.recogniser"),
     *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
 }
-# TensorRT comes with the device, fsspec with an extra; bindings of CUDA are imported by their name.
-NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "fsspec", "nuscenes"}, {"cuda-bindings"}
+# TensorRT comes with the device, fsspec and ray with an extra; bindings of CUDA are imported by their name.
+NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "fsspec", "ray", "nuscenes"}, {"cuda-bindings"}
 
 
 def requirements(file: Path) -> dict[str, Requirement]:

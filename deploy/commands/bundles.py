@@ -9,8 +9,19 @@ from typing import Annotated
 import typer
 
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
-from perception.allocator import keep_memory
-from perception.commands.common import Json, Out, Run, Scenes, Version, app, console_for, from_store, names, report
+from perception.commands.common import (
+    Json,
+    Out,
+    Run,
+    Scenes,
+    Version,
+    app,
+    console_for,
+    from_store,
+    keep_memory,
+    names,
+    report,
+)
 from perception.errors import InputError
 
 Routes = Annotated[str, typer.Option(help="Sets of conditions that one graph serves: base,rain,night,rain+night.")]

@@ -86,9 +86,9 @@ def evaluate(
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.predictions import AHEAD, Processes
-    from perception.pools import open_pool
-    from perception.stored_output import results
+    from perception.stores import upload_results
     from perception.tasks.detection.official import compare, require_official
+    from perception.workers import open_pool
 
     if (model / "manifest.json").exists():
         if rig is not None:
@@ -115,7 +115,7 @@ def evaluate(
             pool = open_pool(opened, jobs, ray, AHEAD)
             opens.enter_context(pool)
             predictor = Processes(pool)
-        folder = opens.enter_context(results(out, ("metrics.json",)))
+        folder = opens.enter_context(upload_results(out, ("metrics.json",)))
         metrics = run(predictor, tables, split, names(scenes), folder, spec, console, breakdown)
         if official:
             metrics = compare(folder, tables, metrics, console)
@@ -256,7 +256,7 @@ def replay(
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.section import load_section
-    from perception.stored_output import results
+    from perception.stores import upload_results
 
     settings = Settings(
         target=target,
@@ -273,7 +273,7 @@ def replay(
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
     last = (*VERDICT_FILES, PROVENANCE)
-    with results(out, last, final_files()) as folder:
+    with upload_results(out, last, final_files()) as folder:
         require_own_folder(folder, baseline)
         with error_if_unjudged(folder, gates is not None or baseline is not None):
             chosen_gates = None if gates is None else load_section(Gates, gates, "the gates")

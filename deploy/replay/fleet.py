@@ -26,12 +26,10 @@ from deploy.replay.sources import Drive, open_drives
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
-from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
-from perception.frame_file import join
-from perception.pools import open_pool
-from perception.storage import fetched, origin_of, read
-from perception.stored_output import removed, results
+from perception.files import atomic_file, join_frame_files, make_folder, write_atomically
+from perception.stores import fetch, origin_of, read_file, remove_folder, upload_results
+from perception.workers import open_pool
 
 PART = "part.json"  # in the folder of a drive that is finished
 
@@ -108,10 +106,10 @@ class Fleet:
             if given and (jobs or ray is not None):
                 raise InputError(f"--jobs and {option}: this needs a single process; use one of both")
         begun = new_provenance(self.runtime, self.source, settings)
-        with occupied(made(self.out)):
+        with occupied(make_folder(self.out)):
             remove(self.out, final_files())
             if settings.latency or settings.viewers:  # latencies are of one run, and viewers get every frame
-                removed(self.out / SCENES)
+                remove_folder(self.out / SCENES)
             resumed = 0
             for drive, played in self._alone() if ray is None and not jobs else self._pooled(jobs, ray):
                 if played.discarded:
@@ -121,7 +119,7 @@ class Fleet:
                     self.watcher.message(f"{self.out}: resuming the interrupted replay")
                 resumed += played.resumed
             self._joined().write(self.out, begun, resumed)
-            removed(self.out / SCENES)
+            remove_folder(self.out / SCENES)
         return ReplayResults(self.out)
 
     def _alone(self) -> Iterator[tuple[Drive, Played]]:
@@ -159,7 +157,7 @@ class Fleet:
                 self.watcher.advance(self.assignments[i].place.frames)
                 yield self.drives[i], played
         if ray is not None:
-            fetched(origin_of(self.out.absolute() / SCENES))
+            fetch(origin_of(self.out.absolute() / SCENES))
 
     def _joined(self) -> ReplayTotals:
         """Join the files of all drives; returns their totals."""
@@ -174,14 +172,14 @@ class Fleet:
         for folder in folders:
             totals.join(json.loads((folder / PART).read_bytes())["totals"])
         if not len(totals):
-            removed(self.out / SCENES)
+            remove_folder(self.out / SCENES)
             longest = max(drive.seconds for drive in self.drives)
             start = self.settings.selection.start
             raise InputError(f"--start {start:g}: the longest drive ends at {longest:.1f} s; start earlier")
         for task in self.runtime.bundle.manifest.heads.values():
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
-                    join([folder / file for folder in folders], self.out / file, what)
+                    join_frame_files([folder / file for folder in folders], self.out / file, what)
         with atomic_file(self.out / STATISTICS, "the statistics") as joined:
             for folder in folders:
                 with (folder / STATISTICS).open("rb") as part:
@@ -208,15 +206,15 @@ class Worker:
     @staticmethod
     def open(bundle: Path, source: Source, out: Path, settings: Settings) -> Worker:
         """A worker in another process. InputError as `replay`."""
-        source = replace(source, path=fetched(source.path))
-        runtime = Runtime(fetched(bundle), settings.target, settings.trust, settings.evidence)
+        source = replace(source, path=fetch(source.path))
+        runtime = Runtime(fetch(bundle), settings.target, settings.trust, settings.evidence)
         return Worker(Player(runtime, settings), source, find_drives(source, runtime), out)
 
     def play(self, assigned: Assignment) -> Played:
         """Replay a drive to its end, unless that was done before."""
         folder = self.out / SCENES / str(assigned.number)
-        with results(folder, (PART,), (*final_files(), PART)) as here:
-            return self._play(assigned, made(here) / PART)
+        with upload_results(folder, (PART,), (*final_files(), PART)) as here:
+            return self._play(assigned, make_folder(here) / PART)
 
     def _play(self, assigned: Assignment, part: Path) -> Played:
         drive = self.drives[assigned.number]
@@ -240,7 +238,7 @@ class Worker:
 def _found(part: Path) -> Mapping[str, Any] | None:
     """What is known of a drive that was replayed to its end; None if there is none, or it is damaged."""
     try:
-        found = json.loads(read(part))
+        found = json.loads(read_file(part))
         return {name: dict(found[name]) for name in ("about", "computed", "totals")}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -10,8 +10,8 @@ from xml.etree import ElementTree as xml
 
 from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWERS
-from perception.atomic import made, write_atomically
 from perception.errors import InputError
+from perception.files import make_folder, write_atomically
 from perception.tasks import TASKS
 
 VERDICT, JUNIT = "verdict.json", "junit.xml"
@@ -112,6 +112,6 @@ def _write_error(folder: Path, error: BaseException) -> None:
     xml.indent(root)
     try:
         content = bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True))
-        write_atomically(made(folder) / JUNIT, content + b"\n")
+        write_atomically(make_folder(folder) / JUNIT, content + b"\n")
     except InputError:
         pass  # the original exception is raised anyway

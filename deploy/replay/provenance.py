@@ -27,8 +27,8 @@ from deploy.manifest import MANIFEST
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
-from perception.atomic import write_atomically
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.section import Section
 from perception.taxonomy import Taxonomy
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deploy.replay.pictures import draw_layers, jpeg, raster_colours
-from perception.atomic import atomic_file
 from perception.errors import InputError
+from perception.files import atomic_file
 from perception.frame import Frame
 from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame

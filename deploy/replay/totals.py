@@ -17,7 +17,7 @@ from deploy.replay.report import NO_DRIVE, DriveRange, Report
 from deploy.replay.results import LATENCY, REPORT, SOURCES
 from deploy.replay.settings import Settings
 from deploy.runtime import Runtime
-from perception.atomic import write_atomically
+from perception.files import write_atomically
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 

@@ -26,8 +26,8 @@ from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.report import with_verdict
 from deploy.replay.results import ReplayResults
-from perception.atomic import write_together
 from perception.errors import InputError
+from perception.files import write_together
 from perception.tasks.metric import Unmeasured
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay.results import STATISTICS, VIEWERS
-from perception.atomic import atomic_file
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
+from perception.files import atomic_file
 from perception.frame import Frame, Prediction
 from perception.scene.scene import SceneFrame
 from perception.strict_json import jsonable

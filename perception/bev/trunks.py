@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.channel_norm import ChannelNorm
 from perception.config import Trunk as TrunkConfig
 from perception.distributed import drawn
 from perception.layers import ConvBlock
+from perception.modules.computation.computation import ChannelNorm
 from perception.modules.slot import Slot
 
 # The 2-D BEV trunk: stages and deblocks of SECOND (Yan et al., 2018).

@@ -5,7 +5,10 @@ Heavy modules are imported inside the commands, so that --help is fast.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +23,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from perception.rig import Rig
+
+
+KEEP_MEMORY = "PERCEPTION_KEEP_MEMORY"  # environment variable; 0 leaves malloc as it is
+# Parameters of mallopt(3) with their environment variables, which processes started later read, and values in bytes.
+_MALLOC = (
+    (-3, "MALLOC_MMAP_THRESHOLD_", 1 << 30),
+    (-1, "MALLOC_TRIM_THRESHOLD_", (1 << 31) - 1),
+    (-2, "MALLOC_TOP_PAD_", 1 << 28),
+)
 
 
 class _Command(TyperCommand):
@@ -39,7 +51,7 @@ class _Command(TyperCommand):
 
 def _require_local(name: str, value: Any) -> None:
     """Raise InputError for a path in an object store, which would be taken for a folder of this machine."""
-    from perception.storage import is_remote
+    from perception.stores import is_remote
 
     if isinstance(value, Path) and is_remote(value):
         raise InputError(f"{name}: {value} is in an object store; copy it here, or give a path on this machine")
@@ -61,20 +73,20 @@ app = _Application(
 
 def from_store(path: Path | None) -> Path | None:
     """A path of an argument, after fetching what is in an object store."""
-    from perception.storage import fetched
+    from perception.stores import fetch
 
-    return None if path is None else fetched(path)
+    return None if path is None else fetch(path)
 
 
 def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
     """A path to write to; what is in an object store is put there when the command ends."""
-    from perception.stored_output import output
+    from perception.stores import sync_folder
 
-    return None if path is None else ctx.with_resource(output(path))
+    return None if path is None else ctx.with_resource(sync_folder(path))
 
 
 def as_given(path: Path) -> Path:
-    """Marks a path that the command itself hands to `stored_output.results`."""
+    """Marks a path that the command itself hands to `stores.upload_results`."""
     return path
 
 
@@ -127,7 +139,7 @@ def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = No
 def print_trained(last: Path) -> None:
     """Print the checkpoint of a training, in its main process."""
     from perception.distributed import rank
-    from perception.storage import with_addresses
+    from perception.stores import with_addresses
 
     if rank() == 0:
         print(with_addresses(str(last)))
@@ -148,3 +160,26 @@ def rig_of(chosen: str | None) -> Rig | None:
 
 def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def keep_memory() -> bool:
+    """Let malloc keep what is freed, here and in processes started from now on; call it before torch allocates.
+
+    glibc takes blocks over 128 KiB to 32 MiB from the kernel and gives them back when they are freed. A training on a
+    CPU frees and takes the same large tensors in every step, so the kernel clears the same pages again and again. With
+    higher thresholds the pages stay; the process is larger by what was free. The user's own settings of malloc stay.
+
+    Returns:
+        Whether it does: false without glibc, with PERCEPTION_KEEP_MEMORY=0, or where glibc refuses.
+    """
+    if sys.platform != "linux" or os.environ.get(KEEP_MEMORY) == "0":
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    accepted = True
+    for parameter, variable, value in _MALLOC:
+        if variable not in os.environ:
+            os.environ[variable] = str(value)
+            accepted &= library.mallopt(parameter, value) == 1
+    return accepted

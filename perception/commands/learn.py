@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perception.allocator import keep_memory
 from perception.commands.common import (
     Json,
     Out,
@@ -17,6 +16,7 @@ from perception.commands.common import (
     Root,
     Version,
     app,
+    keep_memory,
     names,
     print_trained,
     report,
@@ -148,7 +148,7 @@ def import_pointpillars(
 
 
 def _report_import(out: Path, config: Config, network: PerceptionModel, as_json: bool) -> None:
-    from perception.storage import with_addresses
+    from perception.stores import with_addresses
 
     parameters, run = sum(parameter.numel() for parameter in network.parameters()), with_addresses(str(out))
     shown = f"{run}: {config.name}, {parameters:,} parameters"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perception.allocator import keep_memory
 from perception.commands.common import (
     Json,
     Out,
@@ -20,6 +19,7 @@ from perception.commands.common import (
     app,
     console_for,
     from_store,
+    keep_memory,
     names,
     print_trained,
     report,

@@ -13,7 +13,7 @@ import numpy as np
 
 from perception.errors import InputError, damaged
 from perception.frame import JpegFile
-from perception.storage import read
+from perception.stores import read_file
 
 Stamp = tuple[str, int, int]  # path, size and time of change (ns) of a file, by which a changed one is recognised
 
@@ -54,7 +54,7 @@ def read_points(path: Path) -> np.ndarray:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is empty, truncated or holds numbers that are not finite.
     """
-    content = read(path)
+    content = read_file(path)
     if not content:
         raise damaged(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
     if len(content) % _POINT_BYTES:
@@ -90,7 +90,7 @@ def read_image(path: Path, least_width: int = 0) -> ReadPicture:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is no image or is truncated.
     """
-    content = read(path)
+    content = read_file(path)
     try:
         reduction = reduction_to(content, least_width) if least_width else 1
         image = decode_image(content, reduction)
@@ -175,7 +175,7 @@ def read_json(path: Path) -> Any:
         InputError: the file is absent, or not JSON.
     """
     try:
-        return json.loads(read(path))
+        return json.loads(read_file(path))
     except (FileNotFoundError, ValueError) as error:
         raise InputError(f"{path}: no JSON file ({' '.join(str(error).split())})") from None
 
@@ -192,7 +192,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is no PCD file, is truncated or has no x, y, z or intensity.
     """
-    content = read(path)
+    content = read_file(path)
     try:
         table = _table(content)
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)

@@ -17,11 +17,11 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from perception.atomic import made, write_together
 from perception.errors import InputError
 from perception.evaluation.interval import LEAST_SCENES, jackknife_interval, too_few
 from perception.evaluation.report import comparison_page
 from perception.evaluation.slices import Evaluated, Subset, subsets
+from perception.files import make_folder, write_together
 from perception.section import Section, parse_section
 from perception.strict_json import shown, strict
 from perception.tasks.metric import CountedFrames, Weights, mean_shares
@@ -230,6 +230,6 @@ def _cell(change: dict[str, Any]) -> str:
 
 def write_comparison(out: Path, found: dict[str, Any]) -> None:
     """Write comparison.json and comparison.html to a folder; InputError if it cannot be written."""
-    made(out)
+    make_folder(out)
     content = json.dumps(found, indent=2, allow_nan=False).encode()
     write_together({out / "comparison.json": content, out / "comparison.html": comparison_page(found).encode()})

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from perception.atomic import made, write_together
 from perception.datasets.keyframes import Keyframes
 from perception.evaluation.comparison import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, predictions
@@ -26,6 +25,7 @@ from perception.evaluation.robustness import (
     robustness_table,
 )
 from perception.evaluation.slices import Evaluated, Known, check_axes, slice_scores, slice_table
+from perception.files import make_folder, write_together
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
 from perception.tasks.metric import CountedFrames
@@ -85,7 +85,7 @@ def evaluate(
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
     reads, cameras = spec.reads, spec.rig.sensors.cameras
     frames = _shown(predictions(predictor, tables, reads, samples), samples, "Evaluating", console)
-    evaluated = _counted(frames, tables, spec, samples, made(out))
+    evaluated = _counted(frames, tables, spec, samples, make_folder(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
         for counted in evaluated.counted.values():

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from perception.atomic import write_atomically
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import SampleData
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.frame import Boxes
 from perception.mmdet3d.install import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 

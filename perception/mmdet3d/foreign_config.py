@@ -15,8 +15,8 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from perception.atomic import write_atomically
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.section import Positive, Section, load_section
 
 FILE = "foreign.yaml"  # in the folder of a run

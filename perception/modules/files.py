@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from perception.atomic import made, write_together
 from perception.errors import InputError
+from perception.files import make_folder, write_together
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
@@ -328,7 +328,7 @@ def _sha256(content: bytes) -> str:
 
 def _write(path: Path, content: bytes, record: Record | HeadRecord) -> None:
     weights, json_file = pair(path)
-    made(weights.parent)
+    make_folder(weights.parent)
     write_together({weights: content, json_file: record.model_dump_json(indent=1).encode()})
 
 

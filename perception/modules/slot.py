@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception import distributed
-from perception.distributed_norm import SYNCHRONISED
+from perception.distributed import SYNCHRONISED
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site

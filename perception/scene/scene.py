@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +16,14 @@ from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.scene.sources import Sources, default_sources
 from perception.tasks.task import Evidence, Task
-from perception.timing import timed
+
+
+@contextmanager
+def time_stage(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Store the duration of the block (s) in `seconds` under the name of the stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,9 @@ class Scene:
             self._begin(frame.scene)
         self._seconds, self._observed = {}, frame.token
         self._before = replace(frame, points=None, cameras={})
-        with timed(self._seconds, "health"):
+        with time_stage(self._seconds, "health"):
             self._health = self._monitor.update(frame, self._findings)
-        with timed(self._seconds, "belief"):
+        with time_stage(self._seconds, "belief"):
             observations, origins = self._sources.observe(frame, self._evidence)
             return self._belief.update(frame.timestamp, observations, origins)
 
@@ -116,7 +125,7 @@ class Scene:
         results = prediction.results
         tasks = self._tasks if self._has_data(frame) else {}  # without data, night would be recognised
         self._evidence = [task.evidence(results[name]) for name, task in tasks.items() if name in results]
-        with timed(self._seconds, "memory"):
+        with time_stage(self._seconds, "memory"):
             states = self._remember(frame, results)
         beliefs = self._belief.beliefs
         return SceneFrame(

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.atomic import made
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
+from perception.files import make_folder
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.simulate import camera, lidar
@@ -101,7 +101,7 @@ class _Recorder:
         folders += [f"sweeps/{name}" for name in sensors.lidars] if self.drive.sweeps else []
         folders += [f"{LIDARSEG}/{VERSION}"] if self.layout.lidarseg else []
         for folder in folders:
-            made(self.out / folder)
+            make_folder(self.out / folder)
 
     def microseconds(self, time: float) -> int:
         return self.start + round(time * 1e6)

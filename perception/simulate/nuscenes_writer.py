@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from shapely.geometry import LineString, Polygon
 
-from perception.atomic import folder_written_whole, write_atomically
+from perception.files import atomic_folder, write_atomically
 from perception.frame import Conditions
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
@@ -252,7 +252,7 @@ def write_maps(out: Path, city: City) -> str:
 
 def write_tables(out: Path, tables: Tables, splits: dict[str, list[str]]) -> None:
     """Write the version folder atomically."""
-    with folder_written_whole(out / VERSION, "the tables") as folder:
+    with atomic_folder(out / VERSION, "the tables") as folder:
         for name, rows in tables.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=0))
         (folder / "splits.json").write_text(json.dumps(splits, indent=1))

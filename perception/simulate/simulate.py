@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from perception.atomic import made, write_atomically
 from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
 from perception.datasets.nuscenes.labels import occ3d_file
 from perception.errors import InputError
-from perception.pools import open_pool
+from perception.files import make_folder, write_atomically
 from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Course, parse, split
@@ -32,9 +31,9 @@ from perception.simulate.nuscenes_writer import (
 )
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.worlds import Worlds
-from perception.storage import is_remote, mirror_of, origin_of
-from perception.stored_output import put, removed
+from perception.stores import is_remote, mirror_of, origin_of, put_files, remove_folder
 from perception.taxonomy import load_taxonomy
+from perception.workers import open_pool
 
 # Records drives in several processes, each drive once: an interrupted run goes on with the drives that it has.
 
@@ -49,8 +48,8 @@ def begin_run(drives: Sequence[Drive], out: Path) -> bool:
     folder = _finished(drives, out)
     if folder.exists():
         return True
-    removed(folder.parent)
-    made(folder)
+    remove_folder(folder.parent)
+    make_folder(folder)
     return False
 
 
@@ -94,7 +93,7 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
 
 def end_run(out: Path) -> None:
     """Remove what was kept of single drives."""
-    removed(out / UNFINISHED)
+    remove_folder(out / UNFINISHED)
 
 
 class _Place(NamedTuple):
@@ -131,9 +130,9 @@ def _put(place: _Place, drive: Drive) -> Tables:
         names = [row["filename"] for row in rows]
         voxels = (occ3d_file(out, drive.name, row["token"]) for row in tables["sample"])
         names += [each.relative_to(out).as_posix() for each in voxels if each.exists()]
-        put(out, names)
+        put_files(out, names)
         own = (place.finished / f"{drive.name}.json").as_posix()
-        put(out, [own])
+        put_files(out, [own])
         for name in (*names, own):
             (out / name).unlink()
     return tables
@@ -142,7 +141,7 @@ def _put(place: _Place, drive: Drive) -> Tables:
 def _recorded(place: _Place, drive: Drive, progress: Callable[[int], None] = lambda keyframes: None) -> Tables:
     """The tables of a drive, after recording it."""
     tables = record(drive, place.out, partial(progress, 1))
-    folder = made(place.out / place.finished)
+    folder = make_folder(place.out / place.finished)
     write_atomically(folder / f"{drive.name}.json", json.dumps(tables).encode())
     return tables
 
@@ -214,7 +213,7 @@ def simulate(
     begun = begin_run(drives, out)
     layout = layout_of(courses[0].taxonomy)
     if layout.lidarseg and not begun:  # of an interrupted run; the devkit counts the files
-        removed(out / LIDARSEG / VERSION)
+        remove_folder(out / LIDARSEG / VERSION)
     further = UNKNOWN if courses[0].extras.obstacles else ()
     categories = tuple(dict.fromkeys((*layout.categories, *further)))
     tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from perception.atomic import folder_written_whole
 from perception.config import Config, parse_config
 from perception.errors import InputError
+from perception.files import atomic_folder
 from perception.model import PerceptionModel
 from perception.recipe import InitFrom
 from perception.rig import Rig
@@ -122,7 +122,7 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
 
 def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any], advice: str = "") -> None:
     """Write a safetensors file for each name of `tensors`, and `content` with their sha256 as checkpoint.json."""
-    with folder_written_whole(final, "the checkpoint", advice) as folder:
+    with atomic_folder(final, "the checkpoint", advice) as folder:
         for name, values in tensors.items():
             try:
                 save_file({k: v.contiguous() for k, v in values.items()}, folder / name)

@@ -24,8 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
-from perception.distributed import processes
-from perception.distributed_norm import DistributedNorm
+from perception.distributed import DistributedNorm, processes
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.training.checkpoint import Stateful

@@ -23,9 +23,9 @@ import cv2
 import numpy as np
 from safetensors.numpy import save
 
-from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
 
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for these folders and with these files

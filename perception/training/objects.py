@@ -28,10 +28,10 @@ from rich.progress import track
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
-from perception.atomic import folder_written_whole, made
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
+from perception.files import atomic_folder, make_folder
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import InputSpec
 from perception.training.loading import iterate
@@ -107,8 +107,8 @@ def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder:
             raise InputError(f"{own}: nothing was added to it for {PATIENCE} s; its process died, start again")
         time.sleep(1)
     if not own.exists():
-        made(folder)
-        with folder_written_whole(own, "the database of objects") as fresh:
+        make_folder(folder)
+        with atomic_folder(own, "the database of objects") as fresh:
             _build(tables, tokens, config, fresh, key)
     return _opened(own)
 

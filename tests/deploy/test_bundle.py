@@ -128,7 +128,7 @@ def test_failure_while_writing_keeps_the_old_one(tmp_path: Path, monkeypatch: py
     """The disk fills up at each file in turn, and the last rename fails."""
     path = copied(tmp_path / "bundle")
     before = {name: (path / name).read_bytes() for name in listed(path)}
-    monkeypatch.setattr("perception.atomic._exchange", lambda *_: False)  # as on a disk that cannot
+    monkeypatch.setattr("perception.files._exchange", lambda *_: False)  # as on a disk that cannot
     for method in ("write_bytes", "rename"):
         original = getattr(Path, method)
 

@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import os, resource, sys
-from perception.allocator import keep_memory
+from perception.commands.common import keep_memory
 print(keep_memory())
 import numpy as np
 def faults():

@@ -17,10 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.replay.schedule import QUEUE_DEPTH, BackgroundWriter, prefetch
-from perception import atomic
-from perception.atomic import atomic_file, folder_written_whole, put_back, write_atomically, write_together
+from perception import files
 from perception.errors import InputError
-from perception.garbage import without_collection
+from perception.files import (
+    atomic_file,
+    atomic_folder,
+    pause_collector,
+    restore_folder,
+    write_atomically,
+    write_together,
+)
 
 OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
 
@@ -48,9 +54,9 @@ def replace_and_die(folder: Path, exchange: Callable[[Path, Path], bool], steps:
         return done
 
     try:
-        atomic._exchange = swap
+        files._exchange = swap
         sys.addaudithook(step)
-        with folder_written_whole(folder, "it") as fresh:
+        with atomic_folder(folder, "it") as fresh:
             write(fresh, NEW)
         os._exit(0)
     finally:
@@ -60,9 +66,9 @@ def replace_and_die(folder: Path, exchange: Callable[[Path, Path], bool], steps:
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux kills and exchanges")
 @pytest.mark.parametrize("swap", ["with", "without"])
 def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, swap: str) -> None:
-    """With the exchange it is at its name at every step; without, `put_back` finds it."""
+    """With the exchange it is at its name at every step; without, `restore_folder` finds it."""
     folder, found, missing, end = tmp_path / "bundle", list[dict[str, str]](), 0, -signal.SIGKILL
-    exchange = atomic._exchange if swap == "with" else lambda a, b: False
+    exchange = files._exchange if swap == "with" else lambda a, b: False
     while end == -signal.SIGKILL:
         shutil.rmtree(folder, ignore_errors=True)
         write(folder, OLD)
@@ -71,9 +77,9 @@ def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, s
             replace_and_die(folder, exchange, len(found) + 1)
         end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         missing += not folder.exists()
-        put_back(folder)
-        files = (path for path in folder.rglob("*") if path.is_file())
-        found.append({path.relative_to(folder).as_posix(): path.read_text() for path in files})
+        restore_folder(folder)
+        found_files = (path for path in folder.rglob("*") if path.is_file())
+        found.append({path.relative_to(folder).as_posix(): path.read_text() for path in found_files})
     assert (end, found[-1]) == (0, NEW)
     assert all(each in (OLD, NEW) for each in found)
     assert found[0] == OLD
@@ -105,15 +111,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_a_folder_is_on_the_disk_before_it_takes_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, str]], swap: str
 ) -> None:
-    exchange = atomic._exchange
+    exchange = files._exchange
 
     def swapped(a: Path, b: Path) -> bool:
         calls.append(("swap", b.name))
         return swap == "with" and exchange(a, b)
 
-    monkeypatch.setattr(atomic, "_exchange", swapped)
+    monkeypatch.setattr(files, "_exchange", swapped)
     (tmp_path / "bundle").mkdir()
-    with folder_written_whole(tmp_path / "bundle", "it") as fresh:
+    with atomic_folder(tmp_path / "bundle", "it") as fresh:
         (fresh / "sub").mkdir()
         (fresh / "sub" / "file").write_text("new")
     new = f".bundle.new-{os.getpid()}"
@@ -133,16 +139,16 @@ def test_files_are_on_the_disk_before_the_first_takes_its_place(tmp_path: Path, 
 
 def test_leftovers_of_a_process_that_died(tmp_path: Path) -> None:
     """Its unfinished folder is no obstacle; the old folder is put back only where none is."""
-    put_back(tmp_path / "bundle")
+    restore_folder(tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
     for there in ({"bundle"}, {"bundle", ".bundle.old"}):
         (tmp_path / ".bundle.old").mkdir()
-        put_back(tmp_path / "bundle")
+        restore_folder(tmp_path / "bundle")
         assert {path.name for path in tmp_path.iterdir()} == there
     leftover = tmp_path / f".bundle.new-{os.getpid()}"  # in a container every run can have the same process number
     leftover.mkdir()
     (leftover / "half").write_text("half")
-    with folder_written_whole(tmp_path / "bundle", "it") as fresh:
+    with atomic_folder(tmp_path / "bundle", "it") as fresh:
         (fresh / "whole").write_text("whole")
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["bundle", "bundle/whole"]
 
@@ -310,8 +316,8 @@ def test_the_collector_is_as_before_and_does_not_search_in_the_block(collecting:
         gc.enable() if collecting else gc.disable()
         gc.collect()
         before = [each["collections"] for each in gc.get_stats()]
-        with suppress(ValueError), without_collection():
-            with without_collection():
+        with suppress(ValueError), pause_collector():
+            with pause_collector():
                 assert not gc.isenabled()
             made = [[number] for number in range(50_000)]
             del made

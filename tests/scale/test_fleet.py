@@ -22,7 +22,7 @@ from deploy.replay.gates import Gates
 from deploy.replay.run import replay
 from deploy.replay.settings import Selection, Settings, Source
 from perception.errors import InputError
-from perception.frame_file import FrameFile, join
+from perception.files import FrameFile, join_frame_files
 
 SCENES, KEYFRAMES, VERSION = 5, 24, "v1.0-tiny"
 FAULTS = ("drop:lidar@2-4", "freeze:lidar@5-7", "hidden:car@1-9")
@@ -158,7 +158,7 @@ def test_joined_files_are_those_of_one_writer(
         write(path, head, {f"{i} {j} {name}": entry for j, (name, entry) in enumerate(entries)})
     every = {f"{i} {j} {name}": e for i, entries in enumerate(parts) for j, (name, e) in enumerate(entries)}
     write(folder / "one.json", head, every)
-    join(paths, folder / "joined.json", "the results")
+    join_frame_files(paths, folder / "joined.json", "the results")
     assert (folder / "joined.json").read_bytes() == (folder / "one.json").read_bytes()
     assert json.loads((folder / "joined.json").read_text()) == {"head": head, "entries": every}
 
@@ -175,5 +175,5 @@ def test_a_part_that_is_not_whole_is_not_joined(tmp_path: Path) -> None:
     for content in (b"", a.read_bytes()[:-1], a.read_bytes().replace(b"same", b"else")):
         b.write_bytes(content)
         with one_line_error("b.json: is (not whole|of another network)"):
-            join([a, b], tmp_path / "c.json", "the results")
+            join_frame_files([a, b], tmp_path / "c.json", "the results")
         assert not (tmp_path / "c.json").exists()

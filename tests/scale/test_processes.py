@@ -12,7 +12,7 @@ from tiny import write_tiny
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import AHEAD, Processes
 from perception.frame import Frame, Prediction
-from perception.workers import ATTEMPTS, Workers
+from perception.workers import ATTEMPTS, open_pool
 
 
 def test_the_files_are_the_same_for_any_number_of_processes(sim_root: Path, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def tables(tmp_path: Path) -> NuScenesTables:
 
 def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
     samples = tables.samples()
-    with Workers(partial(opened, tables.dataroot, samples[5], deaths), 2, AHEAD) as workers:
+    with open_pool(partial(opened, tables.dataroot, samples[5], deaths), 2, ahead=AHEAD) as workers:
         return list(Processes(workers).predictions(tables, SPEC.reads, samples))
 
 
@@ -47,7 +47,7 @@ def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deaths", "says"), [(99, f"{ATTEMPTS} processes died .* use fewer --jobs"), (-1, "cannot be predicted")]
+    ("deaths", "says"), [(99, f"{ATTEMPTS} workers died .* use fewer --jobs"), (-1, "cannot be predicted")]
 )
 def test_a_keyframe_that_kills_every_process_or_is_refused_is_named(
     tables: NuScenesTables, deaths: int, says: str

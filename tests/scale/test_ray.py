@@ -27,9 +27,9 @@ from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Processes
-from perception.ray_workers import RayWorkers
 from perception.simulate import simulate as simulation
 from perception.simulate.simulate import Run, simulate
+from perception.workers import open_pool
 
 SCENES, KEYFRAMES = 40, 3
 
@@ -77,7 +77,7 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     write_tiny(tmp_path, keyframes=12)
     tables = NuScenesTables(tmp_path, VERSION)
     samples = tables.samples()
-    with RayWorkers(partial(opened, tmp_path, samples[5], 1), address) as workers:
+    with open_pool(partial(opened, tmp_path, samples[5], 1), 0, address) as workers:
         found = list(Processes(workers).predictions(tables, SPEC.reads, samples))
     assert [frame.token for frame, _ in found] == samples
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
@@ -105,8 +105,8 @@ def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytes
     exec("def opened() -> None: ...", module.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", module)
     with (
-        RayWorkers(module.opened, address) as workers,
-        one_line_error("--ray: workers die when they start .*only_here"),
+        open_pool(module.opened, 0, address) as workers,
+        one_line_error("workers die when they start .*only_here"),
     ):
         list(workers.completed(print, [1]))
 

@@ -12,10 +12,10 @@ from object_store import STORES, Breaking, Store, served
 from replays import SAME, small
 from tiny import write_scenes
 
-from perception import storage, stored_output
+from perception import stores
+from perception.cache import user_cache
 from perception.errors import InputError
-from perception.storage import fetched, mirror_of, read
-from perception.stored_output import output, results
+from perception.stores import fetch, mirror_of, read_file, sync_folder, upload_results
 
 
 @pytest.fixture(scope="module", params=STORES)
@@ -78,17 +78,17 @@ def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatc
         store.put(f"large/{name}", content)
     proxy = Breaking(store.address, every=2, after=100_000)
     monkeypatch.setenv(STORES[store.scheme], proxy.address)
-    storage.system_of(mirror_of(Path(url) / "large")).clear_instance_cache()
-    local = fetched(Path(f"{url}/large"))
+    stores.client(mirror_of(Path(url) / "large")).clear_instance_cache()
+    local = fetch(Path(f"{url}/large"))
     assert {each.name: each.read_bytes() for each in local.iterdir()} == contents
-    with results(Path(f"{url}/put"), ("last",)) as folder:
+    with upload_results(Path(f"{url}/put"), ("last",)) as folder:
         folder.mkdir(parents=True)
         for name, content in contents.items():
             (folder / name).write_bytes(content)
     proxy.close()
     monkeypatch.undo()
     assert proxy.broken > 0
-    storage.system_of(local).clear_instance_cache()
+    stores.client(local).clear_instance_cache()
     assert store.objects("put") == contents
 
 
@@ -98,13 +98,13 @@ def test_what_changed_in_the_store_is_fetched_again(store: Store) -> None:
     for i in range(2):
         store.put("changing/same-size", str(i).encode())
         store.put(f"changing/only-{i}", b"only")
-        local = fetched(folder)
+        local = fetch(folder)
         assert (local / "same-size").read_bytes() == str(i).encode()
         assert [each.name for each in local.iterdir() if each.name.startswith("only")] == [f"only-{i}"]
         store.remove(f"changing/only-{i}")
-        assert read(local / "samples" / "later") == b"later"
+        assert read_file(local / "samples" / "later") == b"later"
     with pytest.raises(FileNotFoundError):
-        read(local / "samples" / "absent")
+        read_file(local / "samples" / "absent")
 
 
 def test_objects_that_stand_for_folders_are_none(store: Store) -> None:
@@ -114,7 +114,7 @@ def test_objects_that_stand_for_folders_are_none(store: Store) -> None:
     for name in ("made/a.txt", "made/v1/b.txt", "made/samples/c", "made/v1//twice.txt"):
         store.put(name, name.encode())
     for _ in range(2):
-        local = fetched(Path(f"{store.url}/made"))
+        local = fetch(Path(f"{store.url}/made"))
         found = {each.relative_to(local).as_posix(): each.read_bytes() for each in local.rglob("*") if each.is_file()}
         assert found == {"a.txt": b"made/a.txt", "v1/b.txt": b"made/v1/b.txt"}
 
@@ -122,34 +122,34 @@ def test_objects_that_stand_for_folders_are_none(store: Store) -> None:
 def test_a_half_written_file_is_not_taken_for_whole(store: Store) -> None:
     """A process that was killed while it fetched leaves no file at its place; one cut later has no version."""
     store.put("cut/file", b"whole")
-    local = fetched(Path(f"{store.url}/cut"))
-    version = next(storage.cache().glob("versions/**/cut/file"))
+    local = fetch(Path(f"{store.url}/cut"))
+    version = next(user_cache().glob("versions/**/cut/file"))
     version.unlink()
     (local / "file").write_bytes(b"who")
-    assert (fetched(Path(f"{store.url}/cut")) / "file").read_bytes() == b"whole"
+    assert (fetch(Path(f"{store.url}/cut")) / "file").read_bytes() == b"whole"
 
 
 def test_a_name_that_leaves_its_folder_is_refused(store: Store) -> None:
     store.put("hostile/inside", b"inside")
-    local = fetched(Path(f"{store.url}/hostile"))
+    local = fetch(Path(f"{store.url}/hostile"))
     with one_line_error(r"/\.\./\.\./outside: an object's name leaves its folder"):
-        storage._fetch(local / ".." / ".." / "outside", {"size": 0})
+        stores._fetch(local / ".." / ".." / "outside", {"size": 0})
     assert not (local.parents[1] / "outside").exists()
 
 
 def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     url = store.url
     with one_line_error(rf"{url}/nothing: there is no such object or folder"):
-        fetched(Path(f"{url}/nothing"))
+        fetch(Path(f"{url}/nothing"))
     assert f"{url}/absent" in refuses("replay", f"{url}/absent", "--bundle", small(), "--out", f"{url}/out")
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)  # the clients try several times themselves
+    monkeypatch.setattr(stores, "ATTEMPTS", 1)  # the clients try several times themselves
     monkeypatch.setenv(STORES[store.scheme], "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
+    stores.client(mirror_of(Path(url) / "x")).clear_instance_cache()
     with one_line_error(rf"{url}/x: cannot be reached .* check address and credentials"):
-        fetched(Path(f"{url}/x"))
+        fetch(Path(f"{url}/x"))
     monkeypatch.undo()
-    storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
+    stores.client(mirror_of(Path(url) / "x")).clear_instance_cache()
 
 
 def simulated(root: object) -> str:
@@ -193,7 +193,7 @@ def test_every_step_from_drives_to_a_bundle_writes_to_it(store: Store, every_ste
 def test_what_a_command_changes_and_removes_changes_in_the_store(store: Store) -> None:
     path = Path(f"{store.url}/changed")
     for names in (("kept", "old", "folder/old", "manifest.json"), ("kept", "new")):
-        with output(path) as folder:
+        with sync_folder(path) as folder:
             for name in ("old", "folder/old", "manifest.json"):
                 (folder / name).unlink(missing_ok=True)
             for name in names:
@@ -202,7 +202,7 @@ def test_what_a_command_changes_and_removes_changes_in_the_store(store: Store) -
         assert store.objects("changed") == {name: name.encode() for name in names}
     for name in names:
         store.remove(f"changed/{name}")
-    with output(path) as folder:
+    with sync_folder(path) as folder:
         assert not folder.exists()
 
 
@@ -215,15 +215,15 @@ def test_what_marks_a_folder_as_whole_is_put_after_all_else(store: Store, monkey
         if "z" in names:
             raise InputError("z")
 
-    transferred = stored_output.put
+    transferred = stores.put_files
     with monkeypatch.context() as changed, one_line_error("z"):
-        changed.setattr(stored_output, "put", fails_at_last)
-        with output(Path(f"{store.url}/marked")) as folder:
+        changed.setattr(stores, "put_files", fails_at_last)
+        with sync_folder(Path(f"{store.url}/marked")) as folder:
             for name in (*marks, "a", "z"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(name.encode())
     assert store.objects("marked").keys() == {"a"}
-    with output(Path(f"{store.url}/marked")):
+    with sync_folder(Path(f"{store.url}/marked")):
         pass
     assert store.objects("marked").keys() == {*marks, "a", "z"}
 
@@ -231,11 +231,11 @@ def test_what_marks_a_folder_as_whole_is_put_after_all_else(store: Store, monkey
 def test_an_interrupted_command_goes_on_here_and_what_others_read_is_of_the_store(store: Store) -> None:
     path = Path(f"{store.url}/interrupted")
     store.put("interrupted/before", b"before")
-    with suppress(KeyboardInterrupt), output(path) as folder:
+    with suppress(KeyboardInterrupt), sync_folder(path) as folder:
         (folder / ".unfinished").write_bytes(b"here")
         raise KeyboardInterrupt
-    assert [each.name for each in fetched(path).iterdir()] == ["before"]
-    with output(path) as folder:
+    assert [each.name for each in fetch(path).iterdir()] == ["before"]
+    with sync_folder(path) as folder:
         assert sorted(each.name for each in folder.iterdir()) == [".unfinished", "before"]
     assert store.objects("interrupted") == {"before": b"before"}
 
@@ -245,11 +245,14 @@ def test_what_cannot_be_written_to_it_is_one_line_before_the_work(
 ) -> None:
     """There is no such bucket; what needs a folder of this machine; several machines do not train into it."""
     absent = f"{store.scheme}://absent"
-    with one_line_error(f"{absent}/.*: there is no such bucket"), output(Path(f"{absent}/run")):
+    with one_line_error(f"{absent}/.*: there is no such bucket"), sync_folder(Path(f"{absent}/run")):
         raise AssertionError
     for command in (("sign", f"{store.url}/bundle", "--key", "key.pem"), ("demo", "--out", f"{store.url}/demo")):
         assert "is in an object store; copy it here" in refuses(*command)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with one_line_error("a folder that all of them see, not an object store"), output(Path(f"{store.url}/run")):
+    with (
+        one_line_error("a folder that all of them see, not an object store"),
+        sync_folder(Path(f"{store.url}/run")),
+    ):
         raise AssertionError

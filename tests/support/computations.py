@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from vocabulary import CONDITION_VALUES, Z
 
-from perception.channel_norm import ChannelNorm
-from perception.modules.computation.computation import CONVOLUTIONS, NORMS, Computation, Site, inputs
+from perception.modules.computation.computation import CONVOLUTIONS, NORMS, ChannelNorm, Computation, Site, inputs
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.slot import Slot

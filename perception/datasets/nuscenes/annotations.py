@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.arrays_on_disk import kept
+from perception.cache import cached_arrays
 from perception.datasets.nuscenes.tables import linked, rows, stamps
 from perception.taxonomy import Taxonomy
 
@@ -37,7 +37,7 @@ class Annotations:
         """The annotations in a folder of tables; timestamps: sample token -> us, for velocities."""
         tables = stamps(folder, ("sample", "category", "attribute", "instance", "sample_annotation"))
         about = taxonomy.model_dump(mode="json")
-        return Annotations(**kept("annotations", tables, about, lambda: _read(folder, timestamps, taxonomy)))
+        return Annotations(**cached_arrays("annotations", tables, about, lambda: _read(folder, timestamps, taxonomy)))
 
     @cached_property
     def _place(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.arrays_on_disk import kept
+from perception.cache import cached_arrays
 from perception.datasets.nuscenes.tables import linked, rows, stamps
 from perception.errors import InputError
 from perception.rig import DISTORTIONS, Rig, Sensors
@@ -75,7 +75,7 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
         self._calibrations = list(calibrations)
         names = ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
         about, read = [sensors.lidars, sensors.cameras], lambda: _read(folder, sensors, channel_of, self._calibrations)
-        self._arrays = kept("recordings", stamps(folder, names), about, read)
+        self._arrays = cached_arrays("recordings", stamps(folder, names), about, read)
         self._sample_rows = dict(zip(_text(self._arrays["samples"]), self._arrays["keyframes"], strict=True))
 
     def __getitem__(self, sample: str) -> dict[str, SampleData]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 import orjson
 
 from perception.errors import InputError
-from perception.garbage import without_collection
+from perception.files import pause_collector
 
 _BLOCK = 1 << 20  # bytes of rows that are parsed at once
 _MOST_BLOCKS = 16  # without the end of a row
@@ -101,7 +101,7 @@ def _rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
 def _block(content: bytes) -> list[dict[str, Any]] | None:
     """The rows in a block that ends with ]; None if it has anything else."""
     try:
-        with without_collection():
+        with pause_collector():
             found = orjson.loads(b"[" + content)
     except orjson.JSONDecodeError:
         return None

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.occupancy.annotation import annotate
 from perception.datasets.occupancy.drive import gather
 from perception.errors import InputError
+from perception.files import make_folder, write_atomically
 
 _FOLDER = "gts"
 
@@ -43,7 +43,7 @@ def annotate_drives(
             f"taxonomy {source.taxonomy.name}: has no `point_classes`, which are those of voxels; add some"
         )
     counts = {"drives": 0, "keyframes": 0, "without_lidar": 0}
-    link_dataroot(source.dataroot, made(out))
+    link_dataroot(source.dataroot, make_folder(out))
     for scene in source.scenes(selectors=selectors):
         samples = [each for each in source.samples(selectors=selectors) if source.scene(each) == scene]
         written = _annotate_drive(source, samples, sweeps, out, advance)
@@ -66,7 +66,7 @@ def _annotate_drive(
             content = io.BytesIO()
             np.savez_compressed(content, **occ3d_arrays(annotate(frame, source, drive, GRID)))
             file = occ3d_file(out, source.scene(sample), sample)
-            made(file.parent)
+            make_folder(file.parent)
             write_atomically(file, content.getvalue())
             written += 1
         advance()

@@ -8,9 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception.channel_norm import ChannelNorm
-from perception.distributed_norm import SYNCHRONISED
+from perception.distributed import SYNCHRONISED
 from perception.modules.spec import Module
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels at each cell of (B, C, rows, columns); records of modules have its name."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps)
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.config import Lidar
-from perception.distributed_norm import SYNCHRONISED
+from perception.distributed import SYNCHRONISED
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
+from perception.files import pause_collector
 from perception.frame import Boxes
-from perception.garbage import without_collection
 from perception.rotations import rotation_matrices
 from perception.tasks.detection.submission_reader import read_samples
 from perception.taxonomy import Taxonomy
@@ -129,7 +129,7 @@ def read_submission(path: Path, frame_of: Mapping[str, int], taxonomy: Taxonomy)
     rows: list[np.ndarray] = [np.zeros((0, 14))]
     label = {name: i for i, name in enumerate(taxonomy.class_names)}
     attribute = {name: i for i, name in enumerate(taxonomy.attributes)} | {"": -1}
-    with without_collection():
+    with pause_collector():
         for token, boxes in read_samples(path, frame_of):
             try:
                 rows.append(_rows(boxes, frame_of[token], label, attribute))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.atomic import write_atomically
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.frame import Boxes, Frame
 from perception.strict_json import shown, strict
 from perception.tasks.detection.columns import BoxColumns, read_submission

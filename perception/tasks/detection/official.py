@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
+from perception.files import write_atomically
 from perception.strict_json import strict
 from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
 from perception.tasks.detection.files import SUBMISSION

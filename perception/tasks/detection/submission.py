@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 
 from perception.errors import InputError
+from perception.files import FrameFile
 from perception.frame import Boxes, Frame
-from perception.frame_file import FrameFile
 from perception.rotations import quaternions
 from perception.tasks.detection.attributes import fitting_attributes
 from perception.taxonomy import Taxonomy
@@ -102,7 +102,7 @@ class ResultsWriter:
     @classmethod
     @contextmanager
     def open(cls: type[Writer], path: Path, sensors: Sequence[str], taxonomy: Taxonomy) -> Iterator[Writer]:
-        """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.atomic`).
+        """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.files`).
 
         Args:
             path: its folder must exist.

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from perception.errors import InputError
+from perception.files import FrameFile
 from perception.frame import Frame
-from perception.frame_file import FrameFile
 from perception.rotations import quaternions
 from perception.tasks.occupancy.obstacles import Obstacles
 from perception.taxonomy import Taxonomy

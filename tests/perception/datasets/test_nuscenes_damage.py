@@ -20,8 +20,7 @@ from recordings import SPEC
 from vocabulary import CAMERAS, NUSCENES, RIG
 
 from deploy.replay.sources.drives import DatasetDrive
-from perception import arrays_on_disk
-from perception.arrays_on_disk import kept
+from perception.cache import cached_arrays
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import annotations, recordings, tables
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -261,33 +260,33 @@ def counted() -> Mock:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache for arrays of any size."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(arrays_on_disk, "LEAST", 0)
+    monkeypatch.setattr("perception.cache.LEAST", 0)
     return tmp_path / "cache" / "perception"
 
 
 def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = counted()
     for about in ({"x": 1}, {"x": 1}, {"x": 2}, {"x": 1, "y": 0}, {"x": 2}):
-        found = kept("numbers", FILES, about, compute)
+        found = cached_arrays("numbers", FILES, about, compute)
         for name, each in counted()().items():
             np.testing.assert_array_equal(found[name], each)
             assert found[name].dtype == each.dtype
             assert not found[name].flags.writeable
     assert compute.call_count == 3
-    assert isinstance(kept("numbers", FILES, {"x": 1}, compute)["a"], np.memmap)
-    other, mine = kept("numbers", {"t": ["/other/t.json", 4, 1]}, {}, compute), cache / "numbers-of mine"
+    assert isinstance(cached_arrays("numbers", FILES, {"x": 1}, compute)["a"], np.memmap)
+    other, mine = cached_arrays("numbers", {"t": ["/other/t.json", 4, 1]}, {}, compute), cache / "numbers-of mine"
     mine.mkdir()
     assert len(list(cache.glob("numbers-*"))) == 5
     for changed in (["/data/t.json", 4, 2], ["/data/t.json", 5, 2]):
-        kept("numbers", {"t": changed}, {"x": 1}, compute)
+        cached_arrays("numbers", {"t": changed}, {"x": 1}, compute)
         assert len(list(cache.glob("numbers-*"))) == 3  # it, that of the other files, and mine
-    monkeypatch.setattr(arrays_on_disk, "FORMAT", 2)
-    kept("numbers", {"t": changed}, {"x": 1}, compute)
+    monkeypatch.setattr("perception.cache.FORMAT", 2)
+    cached_arrays("numbers", {"t": changed}, {"x": 1}, compute)
     assert len(list(cache.glob("numbers-*"))) == 3
     assert mine.exists()
     np.testing.assert_array_equal(other["a"], found["a"])
-    monkeypatch.setattr(arrays_on_disk, "LEAST", 6 * 8 + 2 * 2 + 1)
-    kept("small", FILES, {}, compute)
+    monkeypatch.setattr("perception.cache.LEAST", 6 * 8 + 2 * 2 + 1)
+    cached_arrays("small", FILES, {}, compute)
     assert not list(cache.glob("small*"))
 
 
@@ -303,11 +302,11 @@ def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypat
 )
 def test_damaged_arrays_are_computed_anew(cache: Path, file: str, damage: Damage) -> None:
     compute = counted()
-    kept("numbers", FILES, {}, compute)
+    cached_arrays("numbers", FILES, {}, compute)
     [folder] = cache.iterdir()
     damage(folder / file)
     for calls in (2, 2):
-        np.testing.assert_array_equal(kept("numbers", FILES, {}, compute)["a"], np.arange(6.0).reshape(2, 3))
+        np.testing.assert_array_equal(cached_arrays("numbers", FILES, {}, compute)["a"], np.arange(6.0).reshape(2, 3))
         assert compute.call_count == calls
 
 
@@ -315,7 +314,7 @@ def test_without_a_cache_that_can_be_written(cache: Path) -> None:
     cache.parent.write_text("a file, where a folder should be")
     compute = counted()
     for calls in (1, 2):
-        assert len(kept("numbers", FILES, {}, compute)) == 2
+        assert len(cached_arrays("numbers", FILES, {}, compute)) == 2
         assert compute.call_count == calls
 
 

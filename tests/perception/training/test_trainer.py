@@ -24,7 +24,7 @@ from torch import nn
 from perception import config as c
 from perception.config import Config, Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.distributed_norm import SYNCHRONISED
+from perception.distributed import SYNCHRONISED
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.computation.weight_delta import LowRank

@@ -7,22 +7,28 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perception.atomic import folder_written_whole
 from perception.errors import InputError
+from perception.files import atomic_folder
 
 FORMAT = 1  # of what is stored; a higher one makes the arrays anew
 LEAST = 1 << 24  # bytes of all arrays together, below which computing them anew is quick
 
 
-def kept(
+def user_cache() -> Path:
+    """The folder of this package in the user's cache ($XDG_CACHE_HOME or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perception"
+
+
+def cached_arrays(
     name: str, files: Mapping[str, list[Any]], about: Any, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The arrays, read-only, from the user's cache ($XDG_CACHE_HOME or ~/.cache) if it has them; else computed.
+    """The arrays, read-only, from the user's cache if it has them; else computed.
 
     Small arrays are not stored, and none where the cache cannot be written. What was made of the same files before they
     changed is removed.
@@ -32,23 +38,19 @@ def kept(
         about: all else that they depend on, as JSON.
     """
     place, version, rest = map(_hash, ([each[0] for each in files.values()], [FORMAT, files], about))
-    folder = cache() / f"{name}-{place}-{version}-{rest}"
+    folder = user_cache() / f"{name}-{place}-{version}-{rest}"
     found = _stored(folder)
     if found is None:
         found = compute()
         if sum(each.nbytes for each in found.values()) >= LEAST:
-            _store(folder, found)
-            for other in cache().glob(f"{name}-{place}-*"):
+            with suppress(InputError):  # a full disk or a read-only home; the arrays are there
+                _store(folder, found)
+            for other in user_cache().glob(f"{name}-{place}-*"):
                 if not other.name.startswith(f"{name}-{place}-{version}-"):
                     shutil.rmtree(other, ignore_errors=True)
     for each in found.values():
         each.setflags(write=False)
     return found
-
-
-def cache() -> Path:
-    """The folder of this package in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perception"
 
 
 def _hash(content: Any) -> str:
@@ -65,10 +67,7 @@ def _stored(folder: Path) -> dict[str, np.ndarray] | None:
 
 
 def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    try:
-        with folder_written_whole(folder, "the cache") as fresh:
-            for name, each in arrays.items():
-                np.save(fresh / f"{name}.npy", each, allow_pickle=False)
-            (fresh / "arrays.json").write_text(json.dumps([*arrays]), encoding="utf-8")
-    except InputError:
-        pass  # a full disk or a read-only home; the arrays are there
+    with atomic_folder(folder, "the cache") as fresh:
+        for name, each in arrays.items():
+            np.save(fresh / f"{name}.npy", each, allow_pickle=False)
+        (fresh / "arrays.json").write_text(json.dumps([*arrays]), encoding="utf-8")
