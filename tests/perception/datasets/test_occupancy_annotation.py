@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from walled_drive import GRID, WalledDrive
 
 from perception.atomic import made
-from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.keyframes import Keyframes, Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy.annotation import annotate, voxel_classes
@@ -114,7 +114,7 @@ def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
     source = WalledDrive(labelled=False)
     boxes = {k: source.truth(k).boxes() for k in "0123"}
     boxes["2"] = replace(boxes["2"], velocities=boxes["2"].velocities * np.nan)
-    source.boxes = boxes.__getitem__
+    source.truth = lambda token: Truth(boxes=lambda: boxes[token])  # type: ignore[method-assign]
     made = annotated(source, "2", "12", sweeps=4)
     box = boxes["2"].centers[0] - [2 * walled.SPEED * walled.PERIOD, 0, 0]
     off = np.abs(GRID.centers() - box)[..., 0]
