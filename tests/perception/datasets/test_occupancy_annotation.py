@@ -77,19 +77,19 @@ def met(kind: str, sample: int, used: str) -> np.ndarray:
 @pytest.mark.usefixtures("every_point")
 @pytest.mark.parametrize("sample", [0, 2])
 def test_voxels_of_a_known_world(sample: int) -> None:
-    make_folder = annotated(WalledDrive(), str(sample))
+    voxels = annotated(WalledDrive(), str(sample))
     of = {kind: voxels_of(met(kind, sample, "0123")) for kind in walled.POINTS}
-    np.testing.assert_array_equal(make_folder.classes != FREE, of["ground"] | of["wall"] | of["car"])
+    np.testing.assert_array_equal(voxels.classes != FREE, of["ground"] | of["wall"] | of["car"])
     alone = {kind: of[kind] & ~np.logical_or.reduce([of[k] for k in of if k != kind]) for kind in of}
     for kind, number in zip(walled.POINTS, (GROUND, WALL, CAR), strict=True):
         assert alone[kind].any()
-        assert (make_folder.classes[alone[kind]] == number).all(), kind
+        assert (voxels.classes[alone[kind]] == number).all(), kind
     assert not (met("car", sample, "0123")[:, 1] > 0).any()
 
 
 def test_free_is_what_rays_cross() -> None:
-    make_folder = annotated(WalledDrive(), "1")
-    centers, free = GRID.centers(), make_folder.seen_by_lidar & (make_folder.classes == FREE)
+    voxels = annotated(WalledDrive(), "1")
+    centers, free = GRID.centers(), voxels.seen_by_lidar & (voxels.classes == FREE)
     assert not free[centers[..., 1] > walled.WALL + 0.2].any()  # behind the wall
     assert not free[centers[..., 2] < -0.4].any()  # below the ground
     hidden = (np.abs(centers[..., 0] - walled.car_at(0.5) + 1) < 1.4) & (centers[..., 1] < -5.4)
@@ -100,12 +100,12 @@ def test_free_is_what_rays_cross() -> None:
     within = (np.abs(centers - [walled.car_at(0.5) - 1, walled.CAR_Y, 0.8]) < [1.7, 0.6, 0.4]).all(axis=-1)
     assert not free[within].any()  # inside the car, where rays passed before it came
     assert free[(np.abs(centers - [0, 3, 1.2]) < 0.3).all(axis=-1)].any()
-    assert (make_folder.seen_by_lidar | (make_folder.classes == FREE)).all()
+    assert (voxels.seen_by_lidar | (voxels.classes == FREE)).all()
 
     points, _ = walled.cast(walled.SPEED * walled.PERIOD, walled.car_at(walled.PERIOD))
     share = np.linspace(0, 1, 200)[:, None, None]
     march = walled.LIDAR + share * (points - [walled.SPEED * walled.PERIOD, 0, 0] - walled.LIDAR)
-    assert make_folder.seen_by_lidar[
+    assert voxels.seen_by_lidar[
         voxels_of(march.reshape(-1, 3))
     ].all()  # by rays of the keyframe itself, boxes or not
 
@@ -116,15 +116,15 @@ def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
     boxes = {k: source.truth(k).boxes() for k in "0123"}
     boxes["2"] = replace(boxes["2"], velocities=boxes["2"].velocities * np.nan)
     source.boxes = boxes.__getitem__
-    make_folder = annotated(source, "2", "12", sweeps=4)
+    voxels = annotated(source, "2", "12", sweeps=4)
     box = boxes["2"].centers[0] - [2 * walled.SPEED * walled.PERIOD, 0, 0]
     off = np.abs(GRID.centers() - box)[..., 0]
-    assert {*make_folder.classes.ravel().tolist()} == {0, CAR, FREE}  # without any labels only boxes tell
-    assert not (make_folder.classes == CAR)[off > 2.0 + 0.4].any()
+    assert {*voxels.classes.ravel().tolist()} == {0, CAR, FREE}  # without any labels only boxes tell
+    assert not (voxels.classes == CAR)[off > 2.0 + 0.4].any()
     above = (GRID.centers()[..., 2] > 0.4) & (GRID.centers()[..., 1] < -2)  # only the car is there
-    assert not (make_folder.classes != FREE)[above & (off > 2.0 + 0.4)].any()
+    assert not (voxels.classes != FREE)[above & (off > 2.0 + 0.4)].any()
     few = annotated(WalledDrive(labelled=False), "2", "12")
-    assert (make_folder.classes != FREE).sum() > (few.classes != FREE).sum()
+    assert (voxels.classes != FREE).sum() > (few.classes != FREE).sum()
     unnamed, alone = annotated(WalledDrive(instance=""), "1"), annotated(WalledDrive(), "1", "1")
     np.testing.assert_array_equal((unnamed.classes == CAR)[above], (alone.classes == CAR)[above])
 
@@ -183,10 +183,10 @@ def test_hills_that_poses_do_not_know_are_levelled() -> None:
     x, y, z = np.moveaxis(GRID.centers(), -1, 0)
     lane = (np.abs(y) < 1.5) & (np.abs(x) < 8)  # the ground, and nothing else
     for sample in "03":
-        make_folder = annotate(hilly.frame(sample), hilly, drive, GRID)
-        occupied = make_folder.classes != FREE
+        voxels = annotate(hilly.frame(sample), hilly, drive, GRID)
+        occupied = voxels.classes != FREE
         assert set(z[occupied & lane].round(1).tolist()) == {0.0}
-        assert not make_folder.seen_by_lidar[lane & (z < -0.7)].any()
+        assert not voxels.seen_by_lidar[lane & (z < -0.7)].any()
         assert (occupied & lane).sum() > (annotated(hilly, sample, sample).classes != FREE)[lane].sum()
 
 
@@ -233,16 +233,16 @@ def test_real_points_lie_in_voxels_of_their_class(pandaset_root: Path, monkeypat
     source, grid = PandaSet(pandaset_root, SPINNING), VoxelGrid((-12.0, 12.0), (-12.0, 12.0), cell=0.8)
     drive = gather(source, ["002-16"], 0, grid)
     frame = source.frame("002-16", Reads(cameras=False))
-    make_folder = annotate(frame, source, drive, grid)
+    voxels = annotate(frame, source, drive, grid)
     names = occupancy_classes(source.taxonomy)
     flat, inside = grid.indices(frame.points)
     inside &= np.linalg.norm(frame.points[:, :2], axis=1) > 3  # the roof
-    assert (make_folder.classes.reshape(-1)[flat[inside]] < len(names) - 1).all()
-    votes = np.zeros((make_folder.classes.size, len(names)), np.int64)
+    assert (voxels.classes.reshape(-1)[flat[inside]] < len(names) - 1).all()
+    votes = np.zeros((voxels.classes.size, len(names)), np.int64)
     np.add.at(votes, (flat[inside], frame.class_of_point[inside] + 1), 1)
     first, second = np.sort(votes, axis=1)[:, :-3:-1].T
     clear = first > second + 2
-    np.testing.assert_array_equal(make_folder.classes.reshape(-1)[clear], votes.argmax(axis=1)[clear])
+    np.testing.assert_array_equal(voxels.classes.reshape(-1)[clear], votes.argmax(axis=1)[clear])
     assert (votes.argmax(axis=1)[clear] == names.index("car")).any()
 
 
@@ -304,8 +304,8 @@ def test_keyframes_without_lidar_are_left_out(tiny_root: Path, tmp_path: Path) -
     files[1].unlink()
     counts = annotate_drives(source, [], 1, tmp_path / "out")
     assert counts == {"drives": 1, "keyframes": 2, "without_lidar": 1}
-    make_folder = open_source(tmp_path / "out", None)
-    assert [make_folder.truth(sample).has_occupancy() for sample in make_folder.samples()] == [True, False, True]
+    voxels = open_source(tmp_path / "out", None)
+    assert [voxels.truth(sample).has_occupancy() for sample in voxels.samples()] == [True, False, True]
     for file in (files[0], files[2]):
         file.unlink()
     with one_line_error("no LiDAR file of the 3 keyframes"):

@@ -297,7 +297,7 @@ def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
 
     def perturbed(frame: Frame) -> Prediction:
         """Most annotations, moved, resized, turned, sped up and renamed by chance, and false ones of all classes."""
-        boxes = mini.boxes(frame.token)
+        boxes = mini.truth(frame.token).boxes()
         found = boxes.select(rng.permutation(np.repeat(np.arange(len(boxes)), 3))[: 2 * len(boxes)])
         count = len(found)
         other = rng.random(count) < 0.1

@@ -148,7 +148,7 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
     boxes = drives.truth("007-02").boxes()
     assert boxes.instances.tolist() == ["parked", "walker", "ahead", "one-way", "far", "lost-gt"]
     assert boxes.labels.tolist() == [0, 1, 0, 0, 0, 0]
-    assert PandaSet(root, None, taxonomy_of({"Cones": 5})).boxes("007-02").labels.tolist() == [5]
+    assert PandaSet(root, None, taxonomy_of({"Cones": 5})).truth("007-02").boxes().labels.tolist() == [5]
     np.testing.assert_allclose(boxes.centers[2], [-0.6, 31.0, 0.4])
     np.testing.assert_allclose(boxes.sizes[1], [0.6, 0.7, 1.8])
     np.testing.assert_allclose(boxes.rotations[0] @ [1, 0, 0], [-np.sin(0.4), np.cos(0.4), 0], atol=1e-12)
