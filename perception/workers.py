@@ -308,7 +308,7 @@ def _cluster(make_state: Callable[[], Any], address: str) -> Backend:
     actor, given = ray.remote(num_cpus=1, runtime_env=environment)(_Actor), ray.put(make_state)
     return Backend(
         lambda number: _RayWorker(number, actor.remote(given, number)),
-        lambda: int(ray.cluster_resources().get("CPU", 0)),
+        lambda: max(1, int(ray.cluster_resources().get("CPU", 0))),  # the first machine may join later
         CLUSTER_WINDOW,
         RayActorError,
         "look for lack of memory, and install the same version on all machines",
