@@ -304,8 +304,8 @@ def test_keyframes_without_lidar_are_left_out(tiny_root: Path, tmp_path: Path) -
     files[1].unlink()
     counts = annotate_drives(source, [], 1, tmp_path / "out")
     assert counts == {"drives": 1, "keyframes": 2, "without_lidar": 1}
-    voxels = open_source(tmp_path / "out", None)
-    assert [voxels.truth(sample).has_occupancy() for sample in voxels.samples()] == [True, False, True]
+    source = open_source(tmp_path / "out", None)
+    assert [source.truth(sample).has_occupancy() for sample in source.samples()] == [True, False, True]
     for file in (files[0], files[2]):
         file.unlink()
     with one_line_error("no LiDAR file of the 3 keyframes"):
