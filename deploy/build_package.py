@@ -23,8 +23,8 @@ from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import sha256
 from deploy.targets import Target
 from perception.errors import InputError
-from perception.files import atomic_folder
-from perception.section import Section
+from perception.io.files import atomic_folder
+from perception.io.section import Section
 from perception.sensors.inputs import PILLARS
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from deploy.onnx_file import require_self_contained
 from deploy.targets import same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
-from perception.files import atomic_folder, restore_folder, write_atomically
+from perception.io.files import atomic_folder, restore_folder, write_atomically
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import SENSORS
 

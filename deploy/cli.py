@@ -28,7 +28,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        from perception.stores import with_addresses
+        from perception.io.stores import with_addresses
 
         print(f"perception: {with_addresses(str(error))}", file=sys.stderr)
         sys.exit(2)

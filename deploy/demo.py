@@ -23,7 +23,7 @@ from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.files import write_atomically
+from perception.io.files import write_atomically
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import Run, simulate
 from perception.taxonomy import load_taxonomy

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 from perception.errors import InputError
-from perception.section import Section
+from perception.io.section import Section
 
 
 class SelfHashed(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.targets import TARGETS, Versions
 from perception.errors import InputError
-from perception.section import Section
+from perception.io.section import Section
 
 # The release of a bundle: number, expiry, licence and signing key. No torch here.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.section import Section
+from perception.io.section import Section
 from perception.taxonomy import Taxonomy
 
 

@@ -11,7 +11,7 @@ from deploy.signature import signer
 from deploy.targets import find_target
 from deploy.verify import verify_bundle
 from perception.errors import InputError
-from perception.files import atomic_folder, write_atomically
+from perception.io.files import atomic_folder, write_atomically
 
 
 def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:

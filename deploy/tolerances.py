@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from perception.errors import InputError
-from perception.section import Section, Share
+from perception.io.section import Section, Share
 from perception.tasks.task import Output, Task
 
 Precision = Literal["fp32", "fp16", "int8"]

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from perception.errors import InputError
-from perception.files import write_atomically
+from perception.io.files import write_atomically
 
 STATE = "release.json"
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.section import Section, load_section, shipped, shipped_names
+from perception.io.section import Section, load_section, shipped, shipped_names
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
 DISTORTIONS = (0, 4, 5, 8)  # numbers of OpenCV's coefficients

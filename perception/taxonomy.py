@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
-from perception.section import Section, load_section, shipped, shipped_names
+from perception.io.section import Section, load_section, shipped, shipped_names
 
 Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several

@@ -13,10 +13,10 @@ from benchmark import KEYFRAMES
 
 from perception.config import find_config, load_config
 from perception.datasets.keyframes import Reads
+from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
-from perception.sources import open_source
 from perception.tasks import tasks_of
 from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.targets import center_labels, heatmaps_of, map_name

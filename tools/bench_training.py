@@ -21,8 +21,8 @@ from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
-from perception.pretrained import PACKAGE, PACKAGED
 from perception.sensors.camera.depth import depth_labels
+from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import loop
 from perception.training.checkpoint import load_model

@@ -61,7 +61,7 @@ UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
 # What must not be imported on the vehicle, and what begins there.
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 WORKSHOP = {
-    *(f"deploy.{name}" for name in ("demo", "export", "network", "onnx_export", "plan")),
+    *(f"deploy.{name}" for name in ("demo", "export", "onnx_export", "plan")),
     *("deploy.precision", "deploy.replay.rerun_results", "deploy.street"),
 }
 # Imported late, in functions that the vehicle does not call: training, export, and the official splits.

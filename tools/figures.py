@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from perception.files import write_atomically
+from perception.io.files import write_atomically
 
 REPOSITORY = Path(__file__).parents[1]
 RECORD, PAGE, README = (REPOSITORY / name for name in ("docs/figures.json", "docs/figures.md", "README.md"))

@@ -16,8 +16,7 @@ from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame, Prediction
 from perception.rig import Rig
 from perception.simulate.simulate import simulate
-from perception.tasks.detection.columns import BoxColumns
-from perception.tasks.detection.matching import match
+from perception.tasks.detection.columns import BoxColumns, match
 from perception.taxonomy import Taxonomy
 
 AHEAD, ASIDE = (2.0, 60.0), 35.0  # m

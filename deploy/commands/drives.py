@@ -86,9 +86,9 @@ def evaluate(
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.predictions import AHEAD, Processes
-    from perception.stores import upload_results
+    from perception.io.stores import upload_results
+    from perception.io.workers import open_pool
     from perception.tasks.detection.official import compare, require_official
-    from perception.workers import open_pool
 
     if (model / "manifest.json").exists():
         if rig is not None:
@@ -127,7 +127,7 @@ def _bundle_and_drives(
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     """A bundle and the drives to score it on."""
     from deploy.runtime import Runtime
-    from perception.sources import open_source
+    from perception.datasets.sources import open_source
 
     runtime = Runtime(bundle, target, trust)
     spec = runtime.bundle.spec
@@ -138,8 +138,8 @@ def _run_and_drives(
     run: Path, data: Path, version: str | None, rig: str | None, batch: int, flip: bool
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     """A run and the drives to score it on."""
+    from perception.datasets.sources import open_source
     from perception.predict import TorchPredictor
-    from perception.sources import open_source
 
     predictor = TorchPredictor.load(run, rig_of(rig), batch, flip)
     return predictor, predictor.spec, open_source(data, version, predictor.spec.rig, predictor.taxonomy)
@@ -255,8 +255,8 @@ def replay(
     from deploy.replay.settings import Selection, Settings, Source
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
-    from perception.section import load_section
-    from perception.stores import upload_results
+    from perception.io.section import load_section
+    from perception.io.stores import upload_results
 
     settings = Settings(
         target=target,
@@ -303,7 +303,7 @@ def judge(
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.results import STATISTICS
     from deploy.replay.verdict import judge as run_judge
-    from perception.section import load_section
+    from perception.io.section import load_section
 
     finished = (run / STATISTICS).exists()  # else the folder is of no replay, and its files stay
     with error_if_unjudged(run, judged=True) if finished else nullcontext():

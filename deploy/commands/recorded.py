@@ -51,7 +51,7 @@ def health(
     A load is a sign of a fault divided by its limit: above 1 the monitor calls it a fault.
     """
     from deploy.health_loads import measure_loads, tables
-    from perception.sources import open_source
+    from perception.datasets.sources import open_source
 
     console = console_for(as_json)
     found = measure_loads(open_source(data, version, rig_of(rig)), names(scenes), faults, console)

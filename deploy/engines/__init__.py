@@ -32,8 +32,7 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
 
         network = bundle.read(bundle.cpu_onnx.name)
         return OnnxRuntimeEngine(network.data, network.path)
-    from deploy.engines.tensorrt import compiler_version
-    from deploy.engines.tensorrt_plan import TensorRtEngine
+    from deploy.engines.tensorrt import TensorRtEngine, compiler_version
 
     plan = bundle.plan(target, compiler_version(find_target(target)))
     return TensorRtEngine(plan, find_target(target), bundle.read(ONNX) if plan.record.refitted else None)

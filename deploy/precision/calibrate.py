@@ -15,10 +15,10 @@ import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, PercentileCalibrater
 
 from perception.datasets.keyframes import Keyframes
+from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
-from perception.sources import open_source
 
 # Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph.
 

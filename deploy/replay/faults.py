@@ -23,9 +23,9 @@ from deploy.replay.settings import DriveTime
 from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.frame import Boxes, Camera, Frame, Prediction
+from perception.io.section import Section
 from perception.rig import GROUPS, Sensors
 from perception.scene.health.monitor import Status
-from perception.section import Section
 from perception.taxonomy import Taxonomy
 
 LONGEST_DELAY = 10.0  # s for which frames are kept in memory

@@ -27,9 +27,9 @@ from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
 from perception.errors import InputError
-from perception.files import atomic_file, join_frame_files, make_folder, write_atomically
-from perception.stores import fetch, origin_of, read_file, remove_folder, upload_results
-from perception.workers import open_pool
+from perception.io.files import atomic_file, join_frame_files, make_folder, write_atomically
+from perception.io.stores import fetch, origin_of, read_file, remove_folder, upload_results
+from perception.io.workers import open_pool
 
 PART = "part.json"  # in the folder of a drive that is finished
 

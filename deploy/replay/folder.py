@@ -11,7 +11,7 @@ from xml.etree import ElementTree as xml
 from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWERS
 from perception.errors import InputError
-from perception.files import make_folder, write_atomically
+from perception.io.files import make_folder, write_atomically
 from perception.tasks import TASKS
 
 VERDICT, JUNIT = "verdict.json", "junit.xml"

@@ -34,8 +34,8 @@ from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 from mcap_protobuf.writer import Writer
 
 from deploy.replay.pictures import box_edges, draw_layers, jpeg, raster_colours
-from perception.files import atomic_file
 from perception.frame import Camera, Frame
+from perception.io.files import atomic_file
 from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb

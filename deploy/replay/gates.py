@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from deploy.replay.latency import STAGES
 from deploy.replay.measures import Measures, agreements, metrics
 from perception.errors import InputError
-from perception.section import Section
+from perception.io.section import Section
 from perception.tasks.metric import GateMetric, Subject
 from perception.taxonomy import Taxonomy
 

@@ -28,8 +28,8 @@ from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
 from perception.errors import InputError
-from perception.files import write_atomically
-from perception.section import Section
+from perception.io.files import write_atomically
+from perception.io.section import Section
 from perception.taxonomy import Taxonomy
 
 PROVENANCE = "replay.json"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.replay.change import change
-from deploy.replay.comparable import common_frames
 from deploy.replay.gates import (
     DEFAULT_COMMON,
     LEAST_FRAMES,
@@ -23,12 +23,146 @@ from deploy.replay.gates import (
 )
 from deploy.replay.latency import VEHICLE
 from deploy.replay.measures import Measures, metrics
-from deploy.replay.outcome import Case, Verdict
+from deploy.replay.outcome import Case, Outcome, Verdict
+from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.report import with_verdict
 from deploy.replay.results import ReplayResults
 from perception.errors import InputError
-from perception.files import write_together
-from perception.tasks.metric import Unmeasured
+from perception.evaluation.interval import jackknife_interval, too_few
+from perception.io.files import write_together
+from perception.tasks.metric import Subject, Unmeasured, mean_shares
+
+# Check that two replays can be compared: same frames, annotations, sensor data, faults and settings.
+
+
+def require_different(out: Path, baseline: Path) -> None:
+    """Raise InputError if the baseline is the judged replay itself."""
+    if out.resolve() == baseline.resolve():
+        raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
+
+
+def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> list[str]:
+    """The tokens of the frames that both replays have, in the order of the run.
+
+    Args:
+        least: the least share of the run's frames that the baseline must have.
+
+    Raises:
+        InputError: the baseline has fewer, or the two replays differ in data or settings.
+    """
+    require_different(run.folder, baseline.folder)
+    _require_same_settings(run.folder, baseline.folder)
+    theirs = set(baseline.tokens)
+    common = [token for token in run.tokens if token in theirs]
+    if not common:
+        raise InputError(f"{baseline.folder}: has no frame of this replay; give a replay of the same drives")
+    if len(common) < least * len(run):
+        raise InputError(
+            f"{baseline.folder}: has {len(common)} of the {len(run)} frames of this replay "
+            f"({len(common) / len(run):.0%}, at least {least:.0%} are needed); replay the same drives, or set a lower "
+            "`common` in the gates"
+        )
+    _require_same_truth(run.only(common), baseline.only(common))
+    return common
+
+
+def _require_same_settings(run: Path, baseline: Path) -> None:
+    ours, theirs = ReplayProvenance.load(run), ReplayProvenance.load(baseline)
+    here, there = ({"topics": each.topics_sha256 or "none"} | each.brief() for each in (ours, theirs))
+    for what in ("faults", "conditions", "evidence", "selection", "topics"):
+        if here[what] != there[what]:
+            raise InputError(
+                f"{baseline}: was replayed with {what} {there[what]}, this replay with {here[what]}; replay the "
+                "baseline with the same settings"
+            )
+    if ours.taxonomy != theirs.taxonomy:
+        raise InputError(f"{baseline}: its network has other classes or conditions; give a replay of a like network")
+
+
+def _require_same_truth(run: ReplayResults, baseline: ReplayResults) -> None:
+    names = {"scene": "scene", "timestamp": "time", "ego": "vehicle pose", "conditions": "condition"}
+    names["sensors"] = "sweep or picture"  # last, because it also depends on the others
+    for ours, theirs in zip(run.lines, baseline.lines, strict=True):
+        different = [what for key, what in names.items() if ours[key] != theirs[key]]
+        tasks = ours["tasks"].keys() & theirs["tasks"].keys()
+        if any(ours["tasks"][name].get("truth") != theirs["tasks"][name].get("truth") for name in tasks):
+            different.insert(0, "annotation")
+        if different:
+            raise InputError(
+                f"{baseline.folder}: frame {ours['token']} has another {different[0]} than in this replay; "
+                "replay the baseline on the same data set"
+            )
+
+
+# The change of a score against a baseline, with a confidence interval over scenes.
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Change:
+    """A score of a baseline and of the judged replay."""
+
+    before: float
+    after: float
+    scenes: int  # with frames under the condition
+    same: bool  # whether both replays have the same results
+    interval: tuple[float, float] | None  # of after - before; None if there are too few scenes
+    why: str  # there is no interval
+
+    @property
+    def value(self) -> float:
+        return self.after - self.before
+
+    @property
+    def excludes(self) -> float | None:
+        """The smallest loss that the scenes exclude; None if they exclude none."""
+        if self.same:
+            return 0.0
+        return None if self.interval is None else max(0.0, -self.interval[0])
+
+    def outcome(self, at_most: float) -> Outcome:
+        """Pass: the scenes exclude a loss over `at_most`. Fail: they show one. Inconclusive: neither."""
+        if self.excludes is None:
+            return "inconclusive"
+        if self.excludes <= at_most + _ROUNDING:
+            return "pass"
+        return "fail" if self.interval is not None and self.interval[1] < -at_most - _ROUNDING else "inconclusive"
+
+    def reason(self, at_most: float, confidence: float) -> str:
+        numbers = f"{self.before:.4f} became {self.after:.4f} ({self.value:+.4f}"
+        limit = f"it may fall by {at_most:g}"
+        here = "this scene" if self.scenes == 1 else f"these {self.scenes} scenes"
+        if self.same:
+            return f"{numbers}; both replays have the same results); {limit}"
+        if self.interval is None:
+            return f"{numbers}); {limit}, but {here} cannot exclude any loss: {self.why}"
+        low, high = self.interval
+        judged = f"{numbers}, {confidence:.0%} interval {low:+.4f} to {high:+.4f} of {self.scenes} scenes); {limit}"
+        outcome = self.outcome(at_most)
+        if outcome == "fail":
+            return f"{judged}, and fell further"
+        if outcome == "inconclusive":
+            excluded = math.ceil(round(-low * 1e4, 6)) / 1e4
+            return f"{judged}, but {here} can only exclude a loss of {excluded:.4f} or more"
+        return judged
+
+
+def change(run: Measures, baseline: Measures, subject: Subject, confidence: float) -> Change:
+    """Compare a score of two replays of the same frames, scene by scene.
+
+    Raises:
+        Unmeasured: the frames have nothing to measure it on.
+    """
+    after, before = run.score(subject), baseline.score(subject)
+    assert after.sizes is not None
+    same, sizes = after.same(before), mean_shares(after.sizes)
+    interval, why = None, "" if same else too_few(sizes)
+    if not same and not why:
+        scores = run.score(subject, leaving_out=True).values - baseline.score(subject, leaving_out=True).values
+        low, high = jackknife_interval(scores, sizes, confidence).tolist()
+        interval = low, high
+    return Change(float(before.values[0]), float(after.values[0]), len(sizes), same, interval, why)
 
 
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:

@@ -18,10 +18,9 @@ from deploy.manifest import Manifest
 from deploy.replay.results import STATISTICS, VIEWERS
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.files import atomic_file
 from perception.frame import Frame, Prediction
+from perception.io.files import atomic_file, jsonable
 from perception.scene.scene import SceneFrame
-from perception.strict_json import jsonable
 from perception.tasks.task import FrameWriter, Task
 
 _ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows

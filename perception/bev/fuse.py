@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.layers import ConvBlock
+from perception.modules.layers import ConvBlock
 
 
 class Fuse(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.config import Trunk as TrunkConfig
-from perception.distributed import drawn
-from perception.layers import ConvBlock
+from perception.io.distributed import drawn
 from perception.modules.computation.computation import ChannelNorm
+from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 
 # The 2-D BEV trunk: stages and deblocks of SECOND (Yan et al., 2018).

@@ -51,7 +51,7 @@ class _Command(TyperCommand):
 
 def _require_local(name: str, value: Any) -> None:
     """Raise InputError for a path in an object store, which would be taken for a folder of this machine."""
-    from perception.stores import is_remote
+    from perception.io.stores import is_remote
 
     if isinstance(value, Path) and is_remote(value):
         raise InputError(f"{name}: {value} is in an object store; copy it here, or give a path on this machine")
@@ -73,14 +73,14 @@ app = _Application(
 
 def from_store(path: Path | None) -> Path | None:
     """A path of an argument, after fetching what is in an object store."""
-    from perception.stores import fetch
+    from perception.io.stores import fetch
 
     return None if path is None else fetch(path)
 
 
 def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
     """A path to write to; what is in an object store is put there when the command ends."""
-    from perception.stores import sync_folder
+    from perception.io.stores import sync_folder
 
     return None if path is None else ctx.with_resource(sync_folder(path))
 
@@ -138,8 +138,8 @@ def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = No
 
 def print_trained(last: Path) -> None:
     """Print the checkpoint of a training, in its main process."""
-    from perception.distributed import rank
-    from perception.stores import with_addresses
+    from perception.io.distributed import rank
+    from perception.io.stores import with_addresses
 
     if rank() == 0:
         print(with_addresses(str(last)))

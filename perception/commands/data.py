@@ -34,7 +34,7 @@ def annotate_occupancy(
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.datasets.occupancy.writing import annotate_drives
     from perception.datasets.pandaset import PandaSet
-    from perception.sources import open_source
+    from perception.datasets.sources import open_source
     from perception.taxonomy import load_taxonomy
 
     source = open_source(data, version, rig_of(rig), None if taxonomy is None else load_taxonomy(taxonomy))

@@ -104,7 +104,7 @@ def train(
     """
     keep_memory()
     from perception.config import load_config
-    from perception.sources import open_source
+    from perception.datasets.sources import open_source
     from perception.training.loop import train as run
 
     settings = load_config(config, changes or ())
@@ -148,7 +148,7 @@ def import_pointpillars(
 
 
 def _report_import(out: Path, config: Config, network: PerceptionModel, as_json: bool) -> None:
-    from perception.stores import with_addresses
+    from perception.io.stores import with_addresses
 
     parameters, run = sum(parameter.numel() for parameter in network.parameters()), with_addresses(str(out))
     shown = f"{run}: {config.name}, {parameters:,} parameters"

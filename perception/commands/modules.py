@@ -115,8 +115,8 @@ def adapt(
     from accelerate.utils import set_seed
 
     from perception.datasets.nuscenes.dataset import NuScenesTables
+    from perception.datasets.sources import open_source
     from perception.mmdet3d.foreign_config import foreign_config
-    from perception.sources import open_source
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_task, task_taxonomy
     from perception.training.checkpoint import trained_config
@@ -176,7 +176,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge modules of one kind into a new one. OUT is a checkpoint with the new one and its members."""
-    from perception.sources import open_source
+    from perception.datasets.sources import open_source
     from perception.training.checkpoint import trained_config
     from perception.training.combine import merge as run
 
@@ -193,9 +193,9 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
+    from perception.datasets.sources import open_source
     from perception.modules.status import as_figure, as_table, routing_table
     from perception.predict import TorchPredictor
-    from perception.sources import open_source
 
     scene, _, number = frame.partition(":")
     if not number.isdigit():

@@ -1,6 +1,6 @@
 """Reads tables that pandas pickled, without pandas and without calling anything that the file names.
 
-What stands for pandas' objects here keeps their state and checks it; the rest is as in `perception.unpickle`.
+What stands for pandas' objects here keeps their state and checks it; the rest is as in `perception.io.unpickle`.
 
 Format: `DataFrame.to_pickle` of pandas before 1.3, with gzip; the blocks of columns are in `BlockManager.__getstate__`,
 under "0.14.1".
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
-from perception.unpickle import Dtype, Inert, PlainUnpickler, Refused, size_of, unpickled
+from perception.io.unpickle import Dtype, Inert, PlainUnpickler, Refused, size_of, unpickled
 
 _MAX_BYTES = 1 << 28  # of a decompressed table; gzip can hold a thousand times its size
 _GZIP = 16 + zlib.MAX_WBITS

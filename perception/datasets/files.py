@@ -13,7 +13,7 @@ import numpy as np
 
 from perception.errors import InputError, damaged
 from perception.frame import JpegFile
-from perception.stores import read_file
+from perception.io.stores import read_file
 
 Stamp = tuple[str, int, int]  # path, size and time of change (ns) of a file, by which a changed one is recognised
 

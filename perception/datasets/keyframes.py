@@ -17,11 +17,10 @@ import numpy as np
 from perception.datasets.files import Stamp, read_cloud, read_image, stamp
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions, Frame, reduced_intrinsics
-from perception.grid import Reference
+from perception.grid import Occupancy, Reference
 from perception.rig import Box, Rig
 from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, join_lidars
 from perception.taxonomy import Taxonomy
-from perception.voxels import Occupancy
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion

@@ -21,9 +21,8 @@ from perception.errors import InputError
 from perception.evaluation.interval import LEAST_SCENES, jackknife_interval, too_few
 from perception.evaluation.report import comparison_page
 from perception.evaluation.slices import Evaluated, Subset, subsets
-from perception.files import make_folder, write_together
-from perception.section import Section, parse_section
-from perception.strict_json import shown, strict
+from perception.io.files import make_folder, shown, strict, write_together
+from perception.io.section import Section, parse_section
 from perception.tasks.metric import CountedFrames, Weights, mean_shares
 
 CONFIDENCE = 0.95

@@ -25,7 +25,7 @@ from perception.evaluation.robustness import (
     robustness_table,
 )
 from perception.evaluation.slices import Evaluated, Known, check_axes, slice_scores, slice_table
-from perception.files import make_folder, write_together
+from perception.io.files import make_folder, write_together
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
 from perception.tasks.metric import CountedFrames

@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame, Prediction
+from perception.io.workers import Pool
 from perception.sensors.inputs import InputSpec
-from perception.workers import Pool
 
 Predicted = Iterator[tuple[Frame, Prediction]]  # frames as the model sees them, in the order of their tokens
 AHEAD = 4  # keyframes of each process that are predicted before they are needed

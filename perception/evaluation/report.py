@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.evaluation.slices import Evaluated, numbers
+from perception.io.files import shown
 from perception.page.single_file import single_file
-from perception.strict_json import shown
 from perception.tasks.metric import CountedFrames
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.evaluation.slices import Scores, numbers
 from perception.frame import Frame
-from perception.strict_json import shown
+from perception.io.files import shown
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of an image, at a level
 LidarChange = Callable[[Frame, float, np.random.Generator], Frame]  # of a frame with points, at a level

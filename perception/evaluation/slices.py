@@ -12,7 +12,7 @@ from rich.table import Table
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.strict_json import shown
+from perception.io.files import shown
 from perception.tasks.metric import CountedFrames, Metric
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle

@@ -16,8 +16,8 @@ from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import SampleData
 from perception.errors import InputError
-from perception.files import write_atomically
 from perception.frame import Boxes
+from perception.io.files import write_atomically
 from perception.mmdet3d.install import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.layers import add_slots
+from perception.io.section import Section, parse_section
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.checkpoint import read_state, require_same_keys
 from perception.mmdet3d.foreign_config import FILE, ForeignBackbone, ForeignConfig, write_foreign_config
@@ -29,8 +29,8 @@ from perception.mmdet3d.install import NUSCENES, import_mmdet3d
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS
+from perception.modules.layers import add_slots
 from perception.modules.spec import AnyModule
-from perception.section import Section, parse_section
 from perception.tasks import TASKS
 from perception.training import trainable
 from perception.training.optimize import optimizer_of

@@ -16,8 +16,8 @@ import yaml
 from pydantic import Field
 
 from perception.errors import InputError
-from perception.files import write_atomically
-from perception.section import Positive, Section, load_section
+from perception.io.files import write_atomically
+from perception.io.section import Positive, Section, load_section
 
 FILE = "foreign.yaml"  # in the folder of a run
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from perception.mmdet3d.install import NUSCENES, import_mmdet3d
-from perception.tasks.detection.attributes import fitting_attributes
-from perception.tasks.detection.submission import ResultsWriter
+from perception.tasks.detection.submission import ResultsWriter, fitting_attributes
 
 import_mmdet3d()
 

@@ -18,13 +18,13 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from perception.errors import InputError
-from perception.files import make_folder, write_together
+from perception.io.files import make_folder, write_together
+from perception.io.section import Section, first_error
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
 from perception.modules.slot import Slot
 from perception.modules.spec import Module, parse_module, require_facts
-from perception.section import Section, first_error
 
 FORMAT = 1  # version of the JSON file; later versions are refused
 

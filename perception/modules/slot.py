@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception import distributed
-from perception.distributed import SYNCHRONISED
 from perception.errors import InputError
+from perception.io import distributed
+from perception.io.distributed import SYNCHRONISED
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
 from perception.modules.computation.kinds import KINDS

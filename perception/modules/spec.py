@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter, model_validator
 
 from perception.errors import InputError
-from perception.section import MODULE_NAME, Positive, Section
+from perception.io.section import MODULE_NAME, Positive, Section
 from perception.taxonomy import SENSORS
 
 # Kind -> its file in perception/modules/computation and the class of its computation function there.

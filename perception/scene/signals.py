@@ -23,8 +23,8 @@ from pydantic import Field
 
 from perception.errors import InputError
 from perception.frame import Frame, Reading
+from perception.io.section import Section
 from perception.scene.belief import ERROR_RATE, Vocabulary
-from perception.section import Section
 from perception.tasks.task import Evidence
 
 # Conditions on the signals of a vehicle, such as `outside < 0 and wipers >= 1`, whose truth may be unknown.

@@ -23,10 +23,10 @@ from pydantic import Field, field_validator
 
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.io.section import Section, load_section
 from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, tagged
 from perception.scene.geofence import load_geofences
 from perception.scene.signals import SignalConfig, Signals, SignalsConfig, SourceConfig
-from perception.section import Section, load_section
 from perception.tasks.task import Evidence
 
 # The elevation of the sun from time and position. numpy only.

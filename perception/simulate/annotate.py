@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perception.grid import OTHERS, VoxelGrid, occupancy_classes, traverse
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate.agents import attribute
 from perception.simulate.nuscenes_writer import Row, link, token, visibility_token
 from perception.simulate.snapshot import CATEGORIES, GROUND_CATEGORIES, NOISE, GroundRaster, Solids
 from perception.simulate.world import World
 from perception.taxonomy import Taxonomy
-from perception.voxel_rays import traverse
-from perception.voxels import OTHERS, VoxelGrid, occupancy_classes
 
 # Annotations: boxes of the objects that the sensors saw, linked over the keyframes of a drive.
 

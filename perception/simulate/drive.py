@@ -11,7 +11,8 @@ import numpy as np
 
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
-from perception.files import make_folder
+from perception.grid import Occupancy, occupancy_classes
+from perception.io.files import make_folder
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.simulate import camera, lidar
@@ -39,7 +40,6 @@ from perception.simulate.nuscenes_writer import (
 from perception.simulate.obstacles import with_obstacles
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
-from perception.voxels import Occupancy, occupancy_classes
 
 KEYFRAME_PERIOD = 0.5  # s between keyframes
 SWEEP_PERIOD = 0.05  # s between LiDAR sweeps

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from shapely.geometry import LineString, Polygon
 
-from perception.files import atomic_folder, write_atomically
 from perception.frame import Conditions
+from perception.io.files import atomic_folder, write_atomically
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.simulate.agents import SIZES

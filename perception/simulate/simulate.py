@@ -14,7 +14,9 @@ from typing import NamedTuple
 from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
 from perception.datasets.nuscenes.labels import occ3d_file
 from perception.errors import InputError
-from perception.files import make_folder, write_atomically
+from perception.io.files import make_folder, write_atomically
+from perception.io.stores import is_remote, mirror_of, origin_of, put_files, remove_folder
+from perception.io.workers import open_pool
 from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Course, parse, split
@@ -31,9 +33,7 @@ from perception.simulate.nuscenes_writer import (
 )
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.worlds import Worlds
-from perception.stores import is_remote, mirror_of, origin_of, put_files, remove_folder
 from perception.taxonomy import load_taxonomy
-from perception.workers import open_pool
 
 # Records drives in several processes, each drive once: an interrupted run goes on with the drives that it has.
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.section import Section, Share, load_section, parse_section, shipped, shipped_names
+from perception.io.section import Section, Share, load_section, parse_section, shipped, shipped_names
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 from perception.taxonomy import Taxonomy, Word
 

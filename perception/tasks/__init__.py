@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import create_model
 
 from perception.grid import BevGrid
-from perception.section import Section
+from perception.io.section import Section
 from perception.tasks.conditions.task import ConditionsTask
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.task import MapTask

@@ -16,7 +16,7 @@ import numpy as np
 
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
-from perception.section import Section
+from perception.io.section import Section
 from perception.tasks.metric import Metric, Result
 from perception.taxonomy import Taxonomy
 

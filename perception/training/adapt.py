@@ -14,11 +14,11 @@ from rich.progress import track
 
 from perception.config import Config, extended, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.distributed import rank
 from perception.errors import InputError
+from perception.io.distributed import rank
+from perception.io.section import Section, load_section
 from perception.model import PerceptionModel
 from perception.modules.spec import LearnedRouting, Module
-from perception.section import Section, load_section
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import Taxonomy

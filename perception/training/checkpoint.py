@@ -22,11 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from perception.config import Config, parse_config
+from perception.config import Config, InitFrom, parse_config
 from perception.errors import InputError
-from perception.files import atomic_folder
+from perception.io.files import atomic_folder
 from perception.model import PerceptionModel
-from perception.recipe import InitFrom
 from perception.rig import Rig
 
 _WEIGHTS = "weights."  # prefix of the weights that train, beside their average

@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
-from perception.distributed import DistributedNorm, processes
 from perception.errors import InputError
+from perception.io.distributed import DistributedNorm, processes
 from perception.model import PerceptionModel
 from perception.training.checkpoint import Stateful
 from perception.training.losses import Losses, Scope

@@ -25,8 +25,8 @@ from safetensors.numpy import save
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
-from perception.files import write_atomically
 from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
+from perception.io.files import write_atomically
 
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for these folders and with these files
 _APART = ("bev", "commands", "evaluation", "modules", "page", "scene", "simulate", "tasks", "training")

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
-from perception.distributed import drawn, processes, total
 from perception.frame import Conditions
+from perception.io.distributed import drawn, processes, total
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route
 from perception.modules.routing.fixed import shared_routes

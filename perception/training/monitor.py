@@ -16,14 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from perception import distributed
+from perception.config import Validation
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.slices import numbers
+from perception.io import distributed
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
-from perception.recipe import Validation
 
 
 class TrainingLog:

@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
-from perception.files import atomic_folder, make_folder
 from perception.frame import Boxes, Frame
+from perception.io.files import atomic_folder, make_folder
 from perception.sensors.inputs import InputSpec
 from perception.training.loading import iterate
 from perception.training.placement import places, points_of

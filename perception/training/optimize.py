@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from perception.config import Schedule
 from perception.errors import InputError
 from perception.modules.base import is_base_key
-from perception.recipe import Schedule
 from perception.training.trainable import parameters
 
 

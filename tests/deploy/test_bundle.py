@@ -20,10 +20,10 @@ from vocabulary import CLASSES, RIG
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.engines import open_engine
+from deploy.export import UNITS
 from deploy.golden_file import read_golden
 from deploy.integrity import Content
 from deploy.manifest import TensorInfo
-from deploy.network import UNITS
 from deploy.onnx_file import DTYPES, read_graph, require_self_contained
 from deploy.runtime import Runtime
 from deploy.signature import signer
@@ -128,7 +128,7 @@ def test_failure_while_writing_keeps_the_old_one(tmp_path: Path, monkeypatch: py
     """The disk fills up at each file in turn, and the last rename fails."""
     path = copied(tmp_path / "bundle")
     before = {name: (path / name).read_bytes() for name in listed(path)}
-    monkeypatch.setattr("perception.files._exchange", lambda *_: False)  # as on a disk that cannot
+    monkeypatch.setattr("perception.io.files._exchange", lambda *_: False)  # as on a disk that cannot
     for method in ("write_bytes", "rename"):
         original = getattr(Path, method)
 

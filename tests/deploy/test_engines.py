@@ -175,7 +175,7 @@ class OnnxParserRefitter:
         return types.SimpleNamespace(desc=lambda: "no such node")
 trt.OnnxParserRefitter = OnnxParserRefitter
 sys.modules["tensorrt"] = trt
-from deploy.engines.tensorrt_plan import TensorRtEngine
+from deploy.engines.tensorrt import TensorRtEngine
 
 def opened(content, weights=None):
     weights = None if weights is None else Content(Path("model.onnx"), weights)

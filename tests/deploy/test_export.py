@@ -146,7 +146,7 @@ def test_operator_outside_the_standard_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_engine_that_computes_something_else_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outputs = bundle().golden()
     outputs["map/probabilities"] = outputs["map/probabilities"] + np.float32(3e-4)
-    monkeypatch.setattr("deploy.network.to_onnx", lambda *arguments: onnx.load(bundle().onnx))  # the slow part
+    monkeypatch.setattr("deploy.export.to_onnx", lambda *arguments: onnx.load(bundle().onnx))  # the slow part
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: outputs)
     with pytest.raises(InputError, match=r"map/probabilities is off by 0\.0003"):
         export(checkpoint(), tmp_path / "bundle", console=QUIET)

@@ -15,7 +15,7 @@ from deploy.build import build, refit
 from deploy.bundle import Bundle
 from deploy.engines import cuda, open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.engines.tensorrt_plan import TensorRtEngine
+from deploy.engines.tensorrt import TensorRtEngine
 from deploy.golden import differences
 from deploy.runtime import Runtime
 from deploy.targets import TARGETS, Target

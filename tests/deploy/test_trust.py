@@ -223,7 +223,7 @@ def drive(path: Path, public: Path, network: bytes | None = None) -> Runtime:
     engine = OnnxRuntimeEngine(network or bundle().onnx)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="10.3.0.30"))
-        patch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", lambda *_: engine)
+        patch.setattr("deploy.engines.tensorrt.TensorRtEngine", lambda *_: engine)
         return Runtime(path, "orin", trusting(public))
 
 
@@ -446,7 +446,7 @@ def test_a_memory_that_is_damaged_or_cannot_be_written_is_no_way_back(path: Path
 
 def test_an_export_states_its_release(tmp_path: Path, owner: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = onnx.load(bundle().onnx)
-    monkeypatch.setattr("deploy.network.to_onnx", lambda *arguments: graph)  # the slow part
+    monkeypatch.setattr("deploy.export.to_onnx", lambda *arguments: graph)  # the slow part
     stated = ["--release", "5", "--expires", "2999-06-30T12:00+02:00", "--signed-plans", "--sign", str(owner[0])]
     done = CliRunner().invoke(app, ["export", str(checkpoint()), "--out", str(tmp_path / "bundle"), *stated])
     assert done.exit_code == 0, done.output

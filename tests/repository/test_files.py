@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.replay.schedule import QUEUE_DEPTH, BackgroundWriter, prefetch
-from perception import files
 from perception.errors import InputError
-from perception.files import (
+from perception.io import files
+from perception.io.files import (
     atomic_file,
     atomic_folder,
     pause_collector,

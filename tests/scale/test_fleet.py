@@ -22,7 +22,7 @@ from deploy.replay.gates import Gates
 from deploy.replay.run import replay
 from deploy.replay.settings import Selection, Settings, Source
 from perception.errors import InputError
-from perception.files import FrameFile, join_frame_files
+from perception.io.files import FrameFile, join_frame_files
 
 SCENES, KEYFRAMES, VERSION = 5, 24, "v1.0-tiny"
 FAULTS = ("drop:lidar@2-4", "freeze:lidar@5-7", "hidden:car@1-9")

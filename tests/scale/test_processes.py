@@ -12,7 +12,7 @@ from tiny import write_tiny
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import AHEAD, Processes
 from perception.frame import Frame, Prediction
-from perception.workers import ATTEMPTS, open_pool
+from perception.io.workers import ATTEMPTS, open_pool
 
 
 def test_the_files_are_the_same_for_any_number_of_processes(sim_root: Path, tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Processes
+from perception.io.workers import open_pool
 from perception.simulate import simulate as simulation
 from perception.simulate.simulate import Run, simulate
-from perception.workers import open_pool
 
 SCENES, KEYFRAMES = 40, 3
 

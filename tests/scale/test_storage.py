@@ -12,10 +12,10 @@ from object_store import STORES, Breaking, Store, served
 from replays import SAME, small
 from tiny import write_scenes
 
-from perception import stores
-from perception.cache import user_cache
 from perception.errors import InputError
-from perception.stores import fetch, mirror_of, read_file, sync_folder, upload_results
+from perception.io import stores
+from perception.io.cache import user_cache
+from perception.io.stores import fetch, mirror_of, read_file, sync_folder, upload_results
 
 
 @pytest.fixture(scope="module", params=STORES)

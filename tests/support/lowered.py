@@ -116,7 +116,7 @@ def bundles_of(
         return deepcopy(traced[0])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.network.to_onnx", trace)
+        patch.setattr("deploy.export.to_onnx", trace)
         given = {each: {"precision": each, "calibration": drives if each == "int8" else None} for each in precisions}
         return {each: export(checkpoint, out / each, routes, QUIET, **options) for each, options in given.items()}
 

@@ -10,7 +10,7 @@ from vocabulary import NUSCENES
 
 from perception.datasets.keyframes import Truth
 from perception.frame import Boxes
-from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
+from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 
 CLASSES = occupancy_classes(NUSCENES)
 FREE = len(CLASSES) - 1

@@ -27,7 +27,7 @@ from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec(BevGrid(), None, None, load_rig("nuscenes"))
 IMPORTED = (
-    *("deploy.cli", "perception.training.loop", "perception.training.adapt", "perception.sources"),
+    *("deploy.cli", "perception.training.loop", "perception.training.adapt", "perception.datasets.sources"),
     *("perception.evaluation.evaluate", "torch.distributed.launcher.api"),
 )
 

@@ -8,10 +8,10 @@ import numpy as np
 from perception.datasets.drives import Drives
 from perception.datasets.keyframes import JointCloud, Reads, Recording, Truth, assemble
 from perception.frame import Boxes, Camera, Conditions, Frame
+from perception.grid import VoxelGrid
 from perception.rig import Rig
 from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy
-from perception.voxels import VoxelGrid
 
 GRID = VoxelGrid((-12.0, 12.0), (-8.0, 8.0), (-1.0, 3.8))
 WALL = 6.1  # m, y of the wall, which has its face there

@@ -12,11 +12,11 @@ from deploy.replay.sources.drives import DatasetDrive, RecordedDrive
 from deploy.replay.sources.topics import load_topics
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions
+from perception.datasets.sources import format_and_path, open_source
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
-from perception.sources import format_and_path, open_source
 from perception.taxonomy import Taxonomy
 
 

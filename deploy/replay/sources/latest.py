@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import CorruptMessage, Fix, stamp_of
-from perception.datasets.nuscenes.georeference import position_on_map
+from perception.datasets.nuscenes.descriptions import position_on_map
 from perception.frame import Reading
 from perception.scene.signals import SignalConfig
 

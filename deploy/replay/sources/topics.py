@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
+from perception.io.section import Section, parse_section, read_yaml
 from perception.rig import Rig, Sensors
-from perception.section import Section, parse_section, read_yaml
 
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=10)]

@@ -20,13 +20,11 @@ import numpy as np
 from perception.datasets.drives import Drives
 from perception.datasets.files import stamp
 from perception.datasets.keyframes import Picture, Reads, Recording, SweepFile, Truth, assemble
-from perception.datasets.nuscenes.annotations import Annotations
-from perception.datasets.nuscenes.descriptions import phases_of
-from perception.datasets.nuscenes.georeference import position_on_map
+from perception.datasets.nuscenes.descriptions import phases_of, position_on_map
 from perception.datasets.nuscenes.labels import Lidarseg, with_voxels
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.recordings import Recordings, SampleData
-from perception.datasets.nuscenes.tables import linked, rows, version_folder
+from perception.datasets.nuscenes.tables import Annotations, linked, rows, version_folder
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.rig import Rig, load_rig

@@ -1,12 +1,20 @@
-"""Conditions from the descriptions of scenes."""
+"""How a scene's description encodes its conditions, and where the maps lie on the earth."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
 
 from perception.frame import Conditions
 from perception.taxonomy import Taxonomy
+
+# Conditions from the descriptions of scenes.
 
 UNSAID = ("clear", "day")  # conditions of a scene whose description says nothing else
 
@@ -57,3 +65,35 @@ def _worded(description: str, location: str, vocabulary: Mapping[str, Sequence[s
 
 def _forms(word: str) -> set[str]:
     return {word, f"{word}y", f"{word}ing", f"{word}{word[-1]}y"}  # foggy
+
+
+# Where on earth the maps of nuScenes are. Imports no torch.
+#
+# `origins.json` has latitude and longitude of each map's south-western corner, the origin of its global frame, as
+# published in `nuscenes.map_expansion.map_api` of the devkit.
+
+EARTH = 6.378137e6  # m, radius; the devkit's
+
+
+@cache
+def _origins() -> dict[str, tuple[float, float]]:
+    return json.loads(files("perception.datasets.nuscenes").joinpath("origins.json").read_text(encoding="utf-8"))
+
+
+def position_on_map(location: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
+    """Latitude and longitude (degrees) of the vehicle, as `nuscenes.scripts.export_poses` of the devkit has them: along
+    a great circle from the map's origin. None on a map without a known origin.
+
+    Args:
+        location: name of the map.
+        global_from_ego: (4, 4); x is east and y is north, m.
+    """
+    if location not in _origins():
+        return None
+    latitude, longitude = (math.radians(degrees) for degrees in _origins()[location])
+    east, north = float(global_from_ego[0, 3]), float(global_from_ego[1, 3])
+    bearing, arc = math.atan2(east, north), math.hypot(east, north) / EARTH
+    sine = math.sin(latitude) * math.cos(arc) + math.cos(latitude) * math.sin(arc) * math.cos(bearing)
+    across = math.sin(bearing) * math.sin(arc) * math.cos(latitude)
+    longitude += math.atan2(across, math.cos(arc) - math.sin(latitude) * sine)
+    return math.degrees(math.asin(sine)), math.degrees(longitude)

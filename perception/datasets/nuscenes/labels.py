@@ -23,8 +23,8 @@ import numpy as np
 from perception.datasets.keyframes import Truth
 from perception.datasets.nuscenes.tables import linked, rows
 from perception.errors import InputError
+from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 from perception.taxonomy import Taxonomy
-from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
 
 TABLE = "lidarseg"
 NO_CLASS = -1

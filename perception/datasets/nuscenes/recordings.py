@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.cache import cached_arrays
 from perception.datasets.nuscenes.tables import linked, rows, stamps
 from perception.errors import InputError
+from perception.io.cache import cached_arrays
 from perception.rig import DISTORTIONS, Rig, Sensors
 from perception.rotations import rigid
 

@@ -13,13 +13,108 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
-from perception.datasets.occupancy.levels import Levels
-from perception.datasets.occupancy.movable import Assigned, Movable
-from perception.datasets.occupancy.objects import motion_between
-from perception.datasets.occupancy.returns import UNKNOWN, Returns, returns_of
-from perception.datasets.occupancy.thinned_cloud import ThinnedCloud, cell_keys
+from perception.datasets.occupancy.objects import Assigned, Movable, motion_between
+from perception.datasets.occupancy.returns import UNKNOWN, Returns, moved, returns_of
 from perception.frame import Boxes, Frame
-from perception.voxels import VoxelGrid
+from perception.grid import VoxelGrid
+
+# Corrects the heights of a drive's poses by the ground that the LiDAR meets. numpy only.
+
+_COLUMN = 0.5  # m
+_NEAR, _HIGH = 20.0, 1.0  # m from the vehicle, and from the height of its wheels, that the ground is sought
+_ENOUGH = 50  # columns that two keyframes must share
+
+
+class Levels:
+    """How far each keyframe of a drive must be raised, so that all are on the same ground as the first.
+
+    The poses of nuScenes have no height: z is 0 all along, although the vehicle drives up and down hills. The lowest
+    points of columns that a keyframe shares with the one before tell the difference; its median does not depend on
+    what moves.
+    """
+
+    def __init__(self) -> None:
+        self._before = (np.zeros(0, np.int64), np.zeros(0))
+        self._height = 0.0
+
+    def next(self, returns: Returns, global_from_ego: np.ndarray) -> float:
+        """m to add to z of all that is measured at the next keyframe.
+
+        Args:
+            returns: of the keyframe alone, in the global frame.
+        """
+        keys, lowest = _ground(returns.points, global_from_ego)
+        _, here, there = np.intersect1d(keys, self._before[0], assume_unique=True, return_indices=True)
+        if len(here) >= _ENOUGH:
+            self._height -= float(np.median(lowest[here] - self._before[1][there]))
+        self._before = keys, lowest
+        return self._height
+
+
+def _ground(points: np.ndarray, global_from_ego: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) keys of the columns around the vehicle, ascending, and (C,) z of the lowest point in each, m."""
+    x, y, z = moved(points, np.linalg.inv(global_from_ego)).T
+    points = points[(np.hypot(x, y) < _NEAR) & (np.abs(z) < _HIGH)]
+    points = points[np.argsort(points[:, 2], kind="stable")]
+    column, row = np.floor(points[:, :2] / _COLUMN).astype(np.int64).T
+    keys, first = np.unique((column << 32) + row, return_index=True)
+    return keys, points[first, 2]
+
+
+# Points with classes, gathered over a drive in memory that grows with the space, not with the time. numpy only.
+
+_BUFFER = 1 << 20  # points, before they are thinned
+
+
+class ThinnedCloud:
+    """One point, the first, for each class in each cell of a regular grid, and how many it stands for.
+
+    Args:
+        cell: m, edge length of a cell.
+        anchor: (3,) m, near the points, for points that are stored in float32.
+    """
+
+    def __init__(self, cell: float, anchor: np.ndarray) -> None:
+        self._cell, self._anchor = cell, anchor
+        self._kept = (np.zeros((0, 3), np.float32), np.zeros(0, np.int16), np.zeros(0, np.int64))
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting = 0
+
+    def add(self, points: np.ndarray, classes: np.ndarray) -> None:
+        """points (N, 3) m, classes (N,) int."""
+        self._new.append(((points - self._anchor).astype(np.float32), classes.astype(np.int16)))
+        self._waiting += len(points)
+        if self._waiting > max(_BUFFER, len(self._kept[0])):  # so that all thinning together takes n log n
+            self._thin()
+
+    def content(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N, 3) float64 points (m), (N,) int16 classes, (N,) int64 how many points each stands for."""
+        self._thin()
+        points, classes, counts = self._kept
+        return points.astype(np.float64) + self._anchor, classes, counts
+
+    def _thin(self) -> None:
+        if not self._waiting:
+            return
+        points = np.concatenate([self._kept[0], *(points for points, _ in self._new)])
+        classes = np.concatenate([self._kept[1], *(classes for _, classes in self._new)])
+        counts = np.concatenate([self._kept[2], np.ones(self._waiting, np.int64)])
+        kinds = int(np.ptp(classes)) + 1
+        key = cell_keys(points.astype(np.float64), self._cell) * kinds + (classes - classes.min())
+        _, first, number = np.unique(key, return_index=True, return_inverse=True)
+        total = np.bincount(number.reshape(-1), counts, len(first)).astype(np.int64)
+        order = np.argsort(first)
+        self._kept = points[first[order]], classes[first[order]], total[order]
+        self._new, self._waiting = [], 0
+
+
+def cell_keys(points: np.ndarray, cell: float) -> np.ndarray:
+    """(N,) int64, equal for points (N, 3) m that are in the same cell of a regular grid; N > 0."""
+    place = np.floor(points / cell).astype(np.int64)
+    place -= place.min(axis=0)
+    _, rows, levels = (place.max(axis=0) + 1).tolist()
+    return np.asarray((place[:, 0] * rows + place[:, 1]) * levels + place[:, 2])
+
 
 CELL = 0.1  # m, of which one point of each class is kept
 _HEIGHT = 8.0  # m above and below a LiDAR that its rays are followed

@@ -7,13 +7,114 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
-from perception.datasets.occupancy.annotation import annotate
-from perception.datasets.occupancy.drive import gather
+from perception.datasets.occupancy.crossed_voxels import mark_crossed, seen_by_cameras
+from perception.datasets.occupancy.drive import Drive, gather
+from perception.datasets.occupancy.objects import Motion, Movable, owners
+from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, moved, returns_of
 from perception.errors import InputError
-from perception.files import make_folder, write_atomically
+from perception.frame import Boxes, Frame
+from perception.grid import OTHERS, Occupancy, VoxelGrid, occupancy_classes
+from perception.io.files import make_folder, write_atomically
+
+# The occupancy of one keyframe, from what was gathered over its drive. numpy and scipy only.
+
+Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # (N, 3) m, (N,) classes, (N,) number of returns
+
+
+def annotate(frame: Frame, source: Keyframes, drive: Drive, grid: VoxelGrid) -> Occupancy:
+    """The voxels of a keyframe, in the ego frame at its time.
+
+    A voxel with a point in it is occupied, and of the class of most points. One that a ray crosses before it ends is
+    seen, and free unless it is occupied. In the boxes of objects only points and rays of the keyframe itself and points
+    of the objects count.
+
+    Args:
+        frame: of a keyframe, in the ego frame, with points of it alone and with cameras.
+        drive: gathered for this grid.
+    """
+    movable, from_global = Movable(source), np.linalg.inv(frame.global_from_reference)
+    boxes = movable.boxes(frame.token)
+    own = returns_of(frame, source, 0)
+    own_classes = movable.assigned(own, Motion(boxes, boxes), 1.0).classes
+    own, boxes = own.transformed(from_global), boxes.transformed(from_global)
+    parts = [_static(drive, np.linalg.inv(drive.global_from_ego(frame)), grid), *_objects(drive, boxes)]
+    parts.append((own.points, own_classes, np.ones(len(own_classes), np.int64)))
+    points, classes, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
+    known = classes if drive.annotated else np.maximum(classes, NONE)
+    occupied, of_voxel = voxel_classes(points, known, counts, grid, len(source.taxonomy.point_classes))
+    seen = occupied | _crossed(own, boxes, drive, drive.global_from_ego(frame), grid)
+    free = occupancy_classes(source.taxonomy).index("free")
+    return Occupancy(
+        grid=grid,
+        classes=np.where(occupied, of_voxel, free).astype(np.uint8),
+        seen_by_lidar=seen,
+        seen_by_cameras=seen_by_cameras(frame, occupied, seen, grid),
+    )
+
+
+def _static(drive: Drive, from_global: np.ndarray, grid: VoxelGrid) -> Points:
+    points, classes, counts = drive.static.content()
+    points = moved(points, from_global)
+    _, inside = grid.indices(points)
+    return points[inside], classes[inside], counts[inside]
+
+
+def _objects(drive: Drive, boxes: Boxes) -> list[Points]:
+    found = []
+    for n, name in enumerate(boxes.instances.tolist()):
+        if name in drive.objects:
+            points, classes, counts = drive.objects[name].content()
+            found.append((points @ boxes.rotations[n].T + boxes.centers[n], classes, counts))
+    return found
+
+
+def voxel_classes(
+    points: np.ndarray, classes: np.ndarray, counts: np.ndarray, grid: VoxelGrid, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which voxels have points, and of which class most of them are; the lower class if two have as many.
+
+    A voxel with points but none with an annotation takes the class of the nearest one that has; OTHERS if none has.
+
+    Args:
+        points: (N, 3) m.
+        classes: (N,) index of the point class, NONE or UNKNOWN.
+        counts: (N,) of each point.
+        number: of point classes.
+
+    Returns:
+        (levels, rows, columns) bool, and int64 index into `occupancy_classes`, OTHERS where there is no point.
+    """
+    flat, inside = grid.indices(points)
+    flat, classes, counts = flat[inside], classes[inside], counts[inside]
+    occupied = np.zeros(grid.shape, bool)
+    occupied.reshape(-1)[flat] = True
+    voxels = np.flatnonzero(occupied)
+    place = np.searchsorted(voxels, flat)
+    voted = classes != UNKNOWN
+    key = place[voted] * (number + 1) + classes[voted] + 1  # none of the classes is OTHERS, the others follow
+    votes = np.bincount(key, counts[voted], len(voxels) * (number + 1)).reshape(len(voxels), number + 1)
+    chosen, known = votes.argmax(axis=1), votes.any(axis=1)
+    if known.any() and not known.all():
+        where = np.stack(np.unravel_index(voxels, grid.shape), axis=1) * grid.edges[::-1]
+        _, nearest = cKDTree(where[known]).query(where[~known])
+        chosen[~known] = chosen[known][nearest]
+    result = np.full(grid.shape, OTHERS, np.int64)
+    result.reshape(-1)[voxels] = chosen
+    return occupied, result
+
+
+def _crossed(own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+    """(levels, rows, columns) bool: crossed by a ray of the keyframe, or outside the boxes by any ray of the drive."""
+    centers = grid.centers().reshape(-1, 3).astype(np.float64)
+    inside, _ = owners(centers, np.ones(len(centers)), Motion(boxes, boxes), grid.cell / 2)
+    crossed = drive.crossed.at(moved(centers, global_from_ego)) & (inside < 0)
+    mark_crossed(crossed, grid, own.origins, own.points)
+    return crossed.reshape(grid.shape)
+
 
 _FOLDER = "gts"
 

@@ -28,8 +28,8 @@ from collections.abc import Callable, Collection, Sequence
 from torch import Tensor
 
 from perception.errors import InputError
+from perception.io.section import MODULE_NAME
 from perception.modules.computation.computation import Affine, Site
-from perception.section import MODULE_NAME
 
 NAME = re.compile(MODULE_NAME)
 

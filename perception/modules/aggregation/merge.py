@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from perception.errors import InputError
+from perception.io.section import first_error
 from perception.modules.bank import Bank
 from perception.modules.slot import matching
-from perception.section import first_error
 
 Method = Literal["average", "task_arithmetic", "ties", "dare"]
 

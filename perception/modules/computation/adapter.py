@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from perception.io.section import Positive
 from perception.modules.computation.computation import (
     CONVOLUTIONS,
     Affine,
@@ -19,7 +20,6 @@ from perception.modules.computation.computation import (
     pointwise,
 )
 from perception.modules.spec import Module
-from perception.section import Positive
 
 EPS = 2.0**-10  # a power of two, so that a variance of 1 - EPS normalises by exactly one
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception.distributed import SYNCHRONISED
+from perception.io.distributed import SYNCHRONISED
 from perception.modules.spec import Module
 
 

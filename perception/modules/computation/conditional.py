@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from perception.io.section import Positive
 from perception.modules.computation.computation import (
     CHANNELWISE,
     Affine,
@@ -23,7 +24,6 @@ from perception.modules.computation.computation import (
 )
 from perception.modules.computation.rescale import scaled
 from perception.modules.spec import Module
-from perception.section import Positive
 
 
 class Film(Computation):

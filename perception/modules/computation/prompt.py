@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
+from perception.io.section import Positive
 from perception.modules.computation.computation import Affine, Computation, Site, apply_weight, outputs
 from perception.modules.spec import Module
-from perception.section import Positive
 
 
 class Prompt(Computation):

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from perception.io.section import Positive
 from perception.modules.computation.computation import (
     CONVOLUTIONS,
     Affine,
@@ -28,7 +29,6 @@ from perception.modules.computation.computation import (
 )
 from perception.modules.route import Weight
 from perception.modules.spec import Module
-from perception.section import Positive
 
 
 class WeightDelta(Computation):

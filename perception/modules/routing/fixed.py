@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from perception.distributed import gathered, own
 from perception.frame import Conditions
+from perception.io.distributed import gathered, own
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route, Routes, Weight

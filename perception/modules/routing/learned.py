@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from perception import distributed
-from perception.distributed import drawn, mean, processes
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.io import distributed
+from perception.io.distributed import drawn, mean, processes
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing.fixed import meets_requirements, required_kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from perception import distributed
+from perception.io import distributed
 
 HIDDEN = 32
 MAX_DEVIATIONS = 5.0  # deviations

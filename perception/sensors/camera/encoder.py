@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from perception.config import CameraBranch, Depth, Image
 from perception.errors import InputError
-from perception.layers import ConvBlock, add_slots
+from perception.modules.layers import ConvBlock, add_slots
 from perception.modules.slot import Slot
-from perception.pretrained import picture_backbone
+from perception.sensors.camera.pretrained import picture_backbone
 from perception.tasks.network import Loss
 
 # Depth with the lens given: the same object at the same distance looks larger through a longer one.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from perception.config import Lidar
-from perception.distributed import SYNCHRONISED
 from perception.grid import BevGrid
+from perception.io.distributed import SYNCHRONISED
 from perception.modules.slot import Slot
 
 # LiDAR branch: pillars of points to a BEV feature map (PointPillars, Lang et al., 2019).

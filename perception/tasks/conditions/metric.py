@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.frame import Frame
-from perception.strict_json import shown
+from perception.io.files import shown
 from perception.tasks.metric import Counts, Metric, Score, Weights, mean_known
 
 if TYPE_CHECKING:

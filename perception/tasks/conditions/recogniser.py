@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
-from perception.pretrained import PACKAGED, packaged_weights, picture_backbone
+from perception.sensors.camera.pretrained import PACKAGED, packaged_weights, picture_backbone
 from perception.tasks.conditions.fitting import Fitted, Pictures, fit, folds_of_drives, learned_values
 from perception.tasks.conditions.network import cross_entropies
 from perception.tasks.network import FittedNetwork, Loss

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import BevGrid
-from perception.layers import ConvBlock
+from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.attributes import MOVING_SPEED
 from perception.tasks.detection.config import DetectionHead, IouScore, Weights
+from perception.tasks.detection.submission import MOVING_SPEED
 from perception.tasks.detection.targets import Heatmap, heatmaps_of, map_name
 from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.taxonomy import Taxonomy

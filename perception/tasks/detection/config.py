@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from perception.section import Positive, Section, Share
+from perception.io.section import Positive, Section, Share
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import ObjectClass, Taxonomy
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.errors import InputError
-from perception.strict_json import strict
+from perception.io.files import strict
 from perception.tasks.detection.submission_reader import read_samples
 
 

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from perception.errors import InputError
-from perception.files import write_atomically
 from perception.frame import Boxes, Frame
-from perception.strict_json import shown, strict
-from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.io.files import shown, strict, write_atomically
+from perception.tasks.detection.columns import BoxColumns, match, read_submission
 from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
-from perception.tasks.detection.matching import match
 from perception.tasks.detection.scores import ERRORS, RECALLS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import submitted
 from perception.tasks.drawing import COUNTED_SCORE

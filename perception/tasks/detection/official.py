@@ -12,8 +12,7 @@ from rich.console import Console
 
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.files import write_atomically
-from perception.strict_json import strict
+from perception.io.files import strict, write_atomically
 from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
 from perception.tasks.detection.files import SUBMISSION
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.tasks.detection.columns import BoxColumns
-from perception.tasks.detection.matching import best_first, match
+from perception.tasks.detection.columns import BoxColumns, best_first, match
 from perception.taxonomy import ObjectClass, Taxonomy
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # m

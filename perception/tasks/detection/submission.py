@@ -15,11 +15,33 @@ from typing import TypeVar
 import numpy as np
 
 from perception.errors import InputError
-from perception.files import FrameFile
 from perception.frame import Boxes, Frame
+from perception.io.files import FrameFile
 from perception.rotations import quaternions
-from perception.tasks.detection.attributes import fitting_attributes
 from perception.taxonomy import Taxonomy
+
+# The attributes of detections, where the network predicts none that fit. numpy only.
+
+MOVING_SPEED = 0.2  # m/s; faster objects are moving
+
+
+def fitting_attributes(
+    labels: np.ndarray, attributes: np.ndarray, speeds: np.ndarray, taxonomy: Taxonomy
+) -> np.ndarray:
+    """(N,) the predicted attributes where the class can have them, else the default ones by speed.
+
+    Args:
+        labels: (N,) indices of the classes.
+        attributes: (N,) indices of the attributes; -1 where none was predicted.
+        speeds: (N,) m/s in the ground plane; NaN counts as at rest.
+
+    Returns:
+        Indices of the attributes; -1 for classes without any.
+    """
+    possible = np.array([[*taxonomy.possible_attributes(label), False] for label in range(len(taxonomy.classes))])
+    default = np.array(taxonomy.default_attributes())
+    return np.where(possible[labels, attributes], attributes, default[labels, (speeds > MOVING_SPEED).astype(int)])
+
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
 
@@ -102,7 +124,7 @@ class ResultsWriter:
     @classmethod
     @contextmanager
     def open(cls: type[Writer], path: Path, sensors: Sequence[str], taxonomy: Taxonomy) -> Iterator[Writer]:
-        """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.files`).
+        """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.io.files`).
 
         Args:
             path: its folder must exist.

@@ -11,7 +11,7 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.strict_json import shown
+from perception.io.files import shown
 from perception.tasks.map.iou import THRESHOLDS, count_rings, count_thresholds, ious, predicted_cells
 from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Score, Subject, Unmeasured, Weights
 

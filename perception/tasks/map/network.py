@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.layers import ConvBlock
+from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.map.config import MapHead
 from perception.tasks.network import Loss, TaskNetwork

@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from perception.grid import BevGrid, Reference
-from perception.section import Positive, Section
+from perception.grid import BevGrid, Reference, VoxelGrid, occupancy_classes
+from perception.io.section import Positive, Section
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Metres, Name, Taxonomy
-from perception.voxels import VoxelGrid, occupancy_classes
 
 # Where the voxels lie on the trunk's feature map.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from perception.frame import Boxes, Frame
+from perception.grid import VoxelGrid
 from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.obstacles import (
@@ -24,7 +25,6 @@ from perception.tasks.occupancy.obstacles import (
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Memory
 from perception.taxonomy import Taxonomy
-from perception.voxels import VoxelGrid
 
 VOXELS = 20  # of a class in a frame, below which nothing follows from them
 SHARE = 0.7  # of the voxels of a class, above which its objects seem to be missed

@@ -7,8 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from perception.voxel_rays import traverse
-from perception.voxels import VoxelGrid
+from perception.grid import VoxelGrid, traverse
 
 DIRECTIONS = 360  # of one degree each; direction 0 is along x, then counter-clockwise
 OCCUPIED = 0.5  # probability above which a voxel stops the vehicle

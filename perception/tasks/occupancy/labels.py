@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from perception.frame import Frame
-from perception.voxels import Occupancy, VoxelGrid
+from perception.grid import Occupancy, VoxelGrid
 
 UNKNOWN = 255  # label of voxels that nothing observed
 Observed = Literal["lidar", "cameras", "either"]

@@ -9,12 +9,11 @@ from functools import cache
 import numpy as np
 
 from perception.frame import Frame
-from perception.grid import BevGrid
+from perception.grid import BevGrid, VoxelGrid
 from perception.tasks.moving_window import Covered, MovingWindow
 from perception.tasks.occupancy.free_space import OCCUPIED, free_rays
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Memory
-from perception.voxels import VoxelGrid
 
 SCALE = 256  # log-odds are integers in units of 1 / SCALE
 FRAME_LIMIT = 2.0  # of the log-odds that one frame adds

@@ -16,10 +16,10 @@ import numpy as np
 from perception.datasets.keyframes import Reads
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.strict_json import shown
+from perception.grid import Occupancy, VoxelGrid, occupancy_classes
+from perception.io.files import shown
 from perception.tasks.metric import RING, Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious, rings
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
-from perception.tasks.occupancy.obstacle_file import read_obstacles
 from perception.tasks.occupancy.obstacle_scores import (
     CURVE,
     explained,
@@ -27,6 +27,7 @@ from perception.tasks.occupancy.obstacle_scores import (
     found_again,
     obstacle_report,
     obstacle_rows,
+    read_obstacles,
     real,
     recalled,
     score_obstacles,
@@ -35,7 +36,6 @@ from perception.tasks.occupancy.obstacle_scores import (
 from perception.tasks.occupancy.obstacles import obstacle_clusters
 from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
-from perception.grid import BevGrid
-from perception.layers import ConvBlock
+from perception.grid import OTHERS, BevGrid
+from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.lovasz import lovasz_softmax
 from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN
-from perception.voxels import OTHERS
 
 # Losses of occupancy over the observed voxels of one frame.
 

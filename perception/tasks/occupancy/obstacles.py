@@ -12,10 +12,10 @@ import numpy as np
 from scipy.ndimage import label
 
 from perception.frame import Boxes
+from perception.grid import VoxelGrid
 from perception.tasks.association import associate
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.voxels import VoxelGrid
 
 PROBABILITY = 0.5  # of the class others, above which a voxel is of a cluster
 LEAST = 1  # voxels of a cluster

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perception.grid import VoxelGrid, traverse
 from perception.tasks.metric import RING
 from perception.tasks.occupancy.free_space import crossed
-from perception.voxel_rays import traverse
-from perception.voxels import VoxelGrid
 
 THRESHOLDS = (1.0, 2.0, 4.0)  # m, of the error in distance
 ORIGINS = 8  # most origins of a frame

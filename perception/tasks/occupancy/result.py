@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.grid import Reference
-from perception.voxels import VoxelGrid
+from perception.grid import Reference, VoxelGrid
 
 LEVELS = 253  # steps of the probabilities; an odd number, so that none is 0.5
 _UNKNOWN = 255  # instead of a level
@@ -20,7 +19,7 @@ class OccupancyResult:
     """Occupancy around the vehicle, in the frame's reference.
 
     Attributes:
-        classes: (levels, rows, columns) uint8 index into `perception.voxels.occupancy_classes`, the likeliest.
+        classes: (levels, rows, columns) uint8 index into `perception.grid.occupancy_classes`, the likeliest.
         occupied: (levels, rows, columns) float32 probability that a voxel is not free, a multiple of 1 / LEVELS; NaN
             where the network gave none.
         others: likewise, probability that it holds something of no point class.

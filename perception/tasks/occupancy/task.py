@@ -11,7 +11,7 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
-from perception.grid import BevGrid
+from perception.grid import BevGrid, occupancy_classes
 from perception.tasks.drawing import Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.explained import ExplainedOccupancy, OccupiedSpace
@@ -19,12 +19,11 @@ from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
 from perception.tasks.occupancy.labels import UNKNOWN, ego_from_reference, observed_classes, resampled
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
-from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
+from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacles import covered
 from perception.tasks.occupancy.result import OccupancyResult, levels_of, pack, probabilities_of, unpack
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
-from perception.voxels import occupancy_classes
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork

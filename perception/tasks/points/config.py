@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perception.section import Positive
+from perception.io.section import Positive
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy
 

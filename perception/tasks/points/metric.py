@@ -11,7 +11,7 @@ import numpy as np
 
 from perception.datasets.keyframes import Reads
 from perception.frame import Frame
-from perception.strict_json import shown
+from perception.io.files import shown
 from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.iou import NONE, count_rings, ious, summary
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import BevGrid
-from perception.layers import ConvBlock
+from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.lovasz import lovasz_softmax
 from perception.tasks.network import Loss, PointFeatures, TaskNetwork

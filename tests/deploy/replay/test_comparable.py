@@ -24,8 +24,8 @@ from deploy.replay.settings import Selection, Settings, Source
 from deploy.replay.verdict import judge
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
+from perception.io.section import load_section
 from perception.page.single_file import as_script
-from perception.section import load_section
 from perception.tasks.detection.devkit import open_devkit
 from perception.tasks.detection.tracking import score_tracks
 

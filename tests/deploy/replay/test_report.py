@@ -32,8 +32,8 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions, Frame, JpegFile, Prediction
 from perception.scene.scene import Routed, Scene, SceneFrame
-from perception.tasks.detection.drawing import mistakes
 from perception.tasks.detection.submission import sample_results
+from perception.tasks.detection.task import mistakes
 
 POINT = np.zeros((1, 5), np.float32)  # a frame without data says nothing
 SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none

@@ -25,16 +25,16 @@ from vocabulary import RIG
 from perception.config import Lidar
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
+from perception.io.unpickle import read_plain
 from perception.mmdet3d.infos import Infos
 from perception.mmdet3d.layouts import read_keyframes
 from perception.sensors.inputs import InputSpec
-from perception.sources import open_source
 from perception.training.loader import FrameDataset, batches
-from perception.unpickle import read_plain
 
 
 @dataclass(frozen=True)

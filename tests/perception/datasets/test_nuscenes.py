@@ -35,17 +35,15 @@ from perception.datasets.files import read_points
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import map_expansion
 from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
-from perception.datasets.nuscenes.descriptions import conditions_of
-from perception.datasets.nuscenes.georeference import position_on_map
+from perception.datasets.nuscenes.descriptions import conditions_of, position_on_map
 from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
-from perception.grid import BevGrid
+from perception.grid import BevGrid, VoxelGrid, occupancy_classes
 from perception.rig import Box
 from perception.sensors.lidar.sweeps import Sweep, join_lidars, outside_roof
 from perception.training.augment import draw_similarity, transformed
-from perception.voxels import VoxelGrid, occupancy_classes
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from recordings import SPEC
 from vocabulary import CAMERAS, NUSCENES, RIG
 
 from deploy.replay.sources.drives import DatasetDrive
-from perception.cache import cached_arrays
 from perception.datasets.keyframes import Reads
-from perception.datasets.nuscenes import annotations, recordings, tables
+from perception.datasets.nuscenes import recordings, tables
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
+from perception.io.cache import cached_arrays
 from perception.tasks.detection.submission_reader import read_samples
 
 LIDAR, SWEEP, FRONT = "samples/LIDAR_TOP/*", "sweeps/LIDAR_TOP/*", "samples/CAM_FRONT/*"
@@ -260,7 +260,7 @@ def counted() -> Mock:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache for arrays of any size."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("perception.cache.LEAST", 0)
+    monkeypatch.setattr("perception.io.cache.LEAST", 0)
     return tmp_path / "cache" / "perception"
 
 
@@ -280,12 +280,12 @@ def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypat
     for changed in (["/data/t.json", 4, 2], ["/data/t.json", 5, 2]):
         cached_arrays("numbers", {"t": changed}, {"x": 1}, compute)
         assert len(list(cache.glob("numbers-*"))) == 3  # it, that of the other files, and mine
-    monkeypatch.setattr("perception.cache.FORMAT", 2)
+    monkeypatch.setattr("perception.io.cache.FORMAT", 2)
     cached_arrays("numbers", {"t": changed}, {"x": 1}, compute)
     assert len(list(cache.glob("numbers-*"))) == 3
     assert mine.exists()
     np.testing.assert_array_equal(other["a"], found["a"])
-    monkeypatch.setattr("perception.cache.LEAST", 6 * 8 + 2 * 2 + 1)
+    monkeypatch.setattr("perception.io.cache.LEAST", 6 * 8 + 2 * 2 + 1)
     cached_arrays("small", FILES, {}, compute)
     assert not list(cache.glob("small*"))
 
@@ -326,7 +326,7 @@ def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_clas
     whole = [first.frame(sample, Reads(sweeps=2, cameras=False)) for sample in samples]
     assert len(list(cache.iterdir())) == 2
     with monkeypatch.context() as patch:
-        for module in (annotations, recordings):
+        for module in (tables, recordings):
             patch.setattr(module, "_read", None)  # not called again
         second = NuScenesTables(tiny_root, VERSION)
         assert {**second.recordings} == {**first.recordings}

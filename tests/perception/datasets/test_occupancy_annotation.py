@@ -21,22 +21,17 @@ from walled_drive import GRID, WalledDrive
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
-from perception.datasets.occupancy.annotation import annotate, voxel_classes
-from perception.datasets.occupancy.camera_views import seen_by_cameras
-from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
-from perception.datasets.occupancy.drive import gather
-from perception.datasets.occupancy.levels import Levels
-from perception.datasets.occupancy.movable import Movable
-from perception.datasets.occupancy.objects import Motion, motion_between, owners
+from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, seen_by_cameras
+from perception.datasets.occupancy.drive import Levels, ThinnedCloud, gather
+from perception.datasets.occupancy.objects import Motion, Movable, motion_between, owners
 from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, returns_of
-from perception.datasets.occupancy.thinned_cloud import ThinnedCloud
-from perception.datasets.occupancy.writing import annotate_drives, link_dataroot
+from perception.datasets.occupancy.writing import annotate, annotate_drives, link_dataroot, voxel_classes
 from perception.datasets.pandaset import PandaSet
-from perception.files import make_folder
+from perception.datasets.sources import open_source
 from perception.frame import Boxes
-from perception.sources import open_source
+from perception.grid import OTHERS, Occupancy, VoxelGrid, occupancy_classes
+from perception.io.files import make_folder
 from perception.taxonomy import load_taxonomy
-from perception.voxels import OTHERS, Occupancy, VoxelGrid, occupancy_classes
 
 GROUND, WALL, CAR, FREE = 1, 2, 3, 4  # classes of voxels
 
@@ -105,9 +100,7 @@ def test_free_is_what_rays_cross() -> None:
     points, _ = walled.cast(walled.SPEED * walled.PERIOD, walled.car_at(walled.PERIOD))
     share = np.linspace(0, 1, 200)[:, None, None]
     march = walled.LIDAR + share * (points - [walled.SPEED * walled.PERIOD, 0, 0] - walled.LIDAR)
-    assert voxels.seen_by_lidar[
-        voxels_of(march.reshape(-1, 3))
-    ].all()  # by rays of the keyframe itself, boxes or not
+    assert voxels.seen_by_lidar[voxels_of(march.reshape(-1, 3))].all()  # by rays of the keyframe itself, boxes or not
 
 
 def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:

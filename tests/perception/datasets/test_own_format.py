@@ -14,10 +14,10 @@ from vocabulary import NUSCENES, RIG
 from perception.config import parse_config
 from perception.datasets.drives import Drives
 from perception.datasets.keyframes import Keyframes, Picture, Reads, Recording, SweepFile, Truth, assemble
+from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.rig import Rig
-from perception.sources import open_source
 from perception.taxonomy import Taxonomy
 
 FORMAT = f"{__name__}:Folder"

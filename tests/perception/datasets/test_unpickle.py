@@ -19,10 +19,10 @@ from pickles import DEEP, Hostile, assert_refused, system
 
 from deploy.precision.calibrate import Drives
 from perception.config import find_config, load_config
+from perception.datasets.sources import open_source
 from perception.errors import InputError
+from perception.io.unpickle import read_plain
 from perception.sensors.inputs import InputSpec
-from perception.sources import open_source
-from perception.unpickle import read_plain
 
 PLAIN = {
     "numbers": [0, 255, 256, 65535, 65536, -1, 2**31, -(2**40), 1.5, float("inf"), True, None],

@@ -25,11 +25,10 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.corrupt import blurred, moved, thinned
 from perception.frame import Camera, Frame
 from perception.rig import LidarLimits, Rig, RigLidar
-from perception.scene.health.alignment import Alignment
-from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unroll
+from perception.scene.health.alignment import PARTS, REACH, SHIFTS, STEP, Alignment, fit, range_edges, unroll
 from perception.scene.health.features import latest_sweep, sweep_features
+from perception.scene.health.lidar_readings import ring_continuity
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.scene.health.scan_gaps import ring_continuity
 from perception.simulate.simulate import simulate
 
 HALF_SECOND = 500_000  # us between keyframes

@@ -20,6 +20,7 @@ from vocabulary import NUSCENES, RIG
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
+from perception.grid import VoxelGrid, occupancy_classes, traverse
 from perception.rig import load_rig
 from perception.simulate import scenario
 from perception.simulate.annotate import Seen, crossed, pictured, pixel_rays, voxel_classes
@@ -33,8 +34,6 @@ from perception.simulate.simulate import simulate
 from perception.simulate.snapshot import CATEGORIES, Ground, Solids
 from perception.simulate.world import World
 from perception.taxonomy import load_taxonomy
-from perception.voxel_rays import traverse
-from perception.voxels import VoxelGrid, occupancy_classes
 
 RECORDED = courses("clear-day-boston", "rain-night-singapore")  # of the fixture sim_root
 GRID = VoxelGrid(x=(-4.0, 4.0), y=(-3.2, 3.2), z=(-1.0, 2.2))

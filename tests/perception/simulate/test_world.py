@@ -20,7 +20,7 @@ from simulated import WORLDS, courses, in_town, outline
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.descriptions import conditions_of
-from perception.section import shipped_names
+from perception.io.section import shipped_names
 from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.conditions import Course, describe, every, parse

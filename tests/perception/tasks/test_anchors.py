@@ -25,9 +25,9 @@ from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
+from perception.io.section import parse_section
 from perception.modules.base import base_hash
 from perception.predict import TorchPredictor
-from perception.section import parse_section
 from perception.sensors.inputs import prepare
 from perception.tasks.detection.anchor_head import (
     NOTHING,

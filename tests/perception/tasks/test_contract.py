@@ -37,7 +37,7 @@ from deploy.tolerances import LEAST
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame, Prediction
-from perception.grid import BevGrid
+from perception.grid import OTHERS, BevGrid, VoxelGrid
 from perception.model import PerceptionModel
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import require_facts
@@ -52,7 +52,6 @@ from perception.tasks.task import Task, joined_labels
 from perception.training.adapt import adapt, add_task
 from perception.training.checkpoint import load_model, save_model
 from perception.training.loader import batch_labels
-from perception.voxels import OTHERS, VoxelGrid
 
 FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
 POINT_CLASSES = NUSCENES.point_names

@@ -27,7 +27,6 @@ from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
-from perception.tasks.detection.attributes import fitting_attributes
 from perception.tasks.detection.center_head import (
     REGRESSION,
     CenterHead,
@@ -38,7 +37,7 @@ from perception.tasks.detection.center_head import (
 )
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.peaks import PeakHead, at_peaks
-from perception.tasks.detection.submission import SubmissionWriter, sample_results
+from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
 from perception.tasks.detection.targets import center_labels, gaussian_radius
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.config import MapHead

@@ -18,11 +18,12 @@ from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
-from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import HiddenClass, hide
 from deploy.replay.settings import DriveTime
+from deploy.replay.totals import FaultDetections
 from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction
+from perception.grid import VoxelGrid, occupancy_classes
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
@@ -30,11 +31,10 @@ from perception.tasks.metric import Range, Score, Weights, mean_shares
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.explained import Doubts, unexplained_voxels
 from perception.tasks.occupancy.metric import OccupancyMetric
-from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
+from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, covered, distances
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Task
-from perception.voxels import VoxelGrid, occupancy_classes
 
 POINT = keyframe(np.zeros((1, 5), np.float32))  # a frame without data says nothing
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")

@@ -17,7 +17,7 @@ from vocabulary import NUSCENES
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from perception.config import Augment
 from perception.frame import Frame
-from perception.grid import BevGrid
+from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
 from perception.tasks.lovasz import lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement
 from perception.tasks.occupancy.free_space import body_levels, free_rays
@@ -28,7 +28,6 @@ from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entrop
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.training.augment import draw_similarity, transformed
-from perception.voxels import OTHERS, Occupancy, VoxelGrid
 
 COARSE = BevGrid((-25.6, 25.6), (-25.6, 25.6), cell=1.6)
 GRID = BevGrid((-51.2, 51.2), (-51.2, 51.2), cell=0.8)

@@ -14,8 +14,8 @@ from vocabulary import NUSCENES
 
 from perception.datasets.keyframes import Reads, Truth
 from perception.frame import Boxes, Frame
-from perception.grid import BevGrid
-from perception.strict_json import jsonable
+from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid, traverse
+from perception.io.files import jsonable
 from perception.tasks.metric import CountedFrames, Score, Weights, mean_shares, rings
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric, confusion, geometric_iou, ious, parts
@@ -24,8 +24,6 @@ from perception.tasks.occupancy.obstacles import obstacle_clusters
 from perception.tasks.occupancy.ray_iou import ORIGINS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
-from perception.voxel_rays import traverse
-from perception.voxels import OTHERS, Occupancy, VoxelGrid
 
 GRID = VoxelGrid((-16.0, 16.0), (-16.0, 16.0), (-1.0, 5.4), 0.8)
 

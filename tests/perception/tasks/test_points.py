@@ -27,9 +27,9 @@ from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.robustness import corrupted
 from perception.frame import Frame, Prediction
 from perception.grid import BevGrid
+from perception.io.files import jsonable
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
-from perception.strict_json import jsonable
 from perception.tasks.metric import CountedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead

@@ -22,8 +22,8 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.computation.weight_delta import LowRank
-from perception.pretrained import PACKAGE, PACKAGED
 from perception.sensors.camera.encoder import ImageEncoder
+from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
 from perception.training.adapt import MODULE_RATE, add_task, read_task
 from perception.training.checkpoint import load_model, save_model
 from perception.training.loop import train

@@ -21,7 +21,7 @@ from perception.datasets.keyframes import Reads, Truth
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
-from perception.grid import BevGrid
+from perception.grid import BevGrid, VoxelGrid
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.task import OccupancyTask
@@ -30,7 +30,6 @@ from perception.training.loader import FrameDataset, batches
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
 from perception.training.placement import Layer, Place, footprints, overlapping, painted, places, points_of
-from perception.voxels import VoxelGrid
 
 seeds = st.integers(0, 2**32 - 1)
 TINY = load_config(find_config("tiny")).model_dump(mode="json")

@@ -22,13 +22,12 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from perception import config as c
-from perception.config import Config, Data
+from perception.config import Config, Data, InitFrom, Schedule, Train, Validation
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.distributed import SYNCHRONISED
 from perception.errors import InputError
+from perception.io.distributed import SYNCHRONISED
 from perception.model import PerceptionModel
 from perception.modules.computation.weight_delta import LowRank
-from perception.recipe import InitFrom, Schedule, Train, Validation
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead

@@ -21,8 +21,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perception.cache import user_cache
 from perception.errors import InputError
+from perception.io.cache import user_cache
 
 STORES = ("s3", "gs")
 ATTEMPTS, WAIT = 5, 0.2  # of a transfer; s before the second one, twice as long before each further one

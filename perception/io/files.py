@@ -1,10 +1,11 @@
-"""Files and folders that are whole or absent, safe against a crash of the process or the machine."""
+"""Files that are written whole, JSON without NaN, and JSON files with an entry for each frame."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import json
+import math
 import os
 import shutil
 import sys
@@ -14,7 +15,11 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from perception.errors import InputError
+
+# Files and folders that are whole or absent, safe against a crash of the process or the machine.
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # renameat2(2)
 _SEPARATOR, _END = b",\n", b"}}\n"  # of entries in a `FrameFile`
@@ -269,3 +274,33 @@ def pause_collector() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+# Formats scores for strict JSON and for tables.
+
+
+def strict(value: Any) -> Any:
+    """The value for strict JSON: string keys, None for NaN, Python numbers."""
+    if isinstance(value, dict):
+        return {str(key): strict(entry) for key, entry in value.items()}
+    if value is None or isinstance(value, int):
+        return value
+    return None if math.isnan(value) else float(value)
+
+
+def jsonable(value: Any) -> Any:
+    """The value with lists in place of arrays, in which None stands for NaN."""
+    if isinstance(value, dict):
+        return {key: jsonable(entry) for key, entry in value.items()}
+    if not isinstance(value, np.ndarray):
+        return value
+    unknown = np.isnan(value) if value.dtype.kind == "f" else np.zeros(0, bool)
+    if unknown.any():
+        value = value.astype(object)
+        value[unknown] = None
+    return value.tolist()
+
+
+def shown(value: float | None) -> str:
+    """The number with three digits; - for None; integers unchanged."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

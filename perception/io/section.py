@@ -125,5 +125,5 @@ def shipped_names(folder: str) -> list[str]:
 
 
 def _shipped_folders(folder: str) -> list[Path]:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     return [here / "configs" / folder, here.parent / "configs" / folder]  # an installed package; a checkout

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
-from perception.files import atomic_folder
+from perception.io.files import atomic_folder
 
 FORMAT = 1  # of what is stored; a higher one makes the arrays anew
 LEAST = 1 << 24  # bytes of all arrays together, below which computing them anew is quick
