@@ -24,11 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import Error, JUnitXml
 from pages import page_data
-from recordings import SPEC, STORAGES, TINY, assert_equal_frames, make_log
+from recordings import SPEC, STORAGES, TINY, assert_equal_frames
 from replays import FAULTS, VERSION, assert_same, frames, gates, replayed, small, unreadable
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
 
+from deploy.log import write_log
 from deploy.manifest import MANIFEST
 from deploy.replay import schedule
 from deploy.replay.faults import Fault, inject
@@ -192,7 +193,7 @@ def test_of_frames_that_are_left_out_nothing_is_decoded(
 ) -> None:
     """Neither pictures nor joined sweeps of a recording; those of the others are those of the whole drive."""
     path, decoded, joined = tmp_path / STORAGES[storage], list[bytes](), list[int]()
-    make_log(drive, f"{TINY}:0-12", path, storage, VERSION, 3)
+    write_log(drive, f"{TINY}:0-12", path, storage, VERSION, 3)
     (whole,) = open_drives(path, None, (), SPEC, None)
     every, selection = list(whole.frames()), Selection(1.0, 4.5, 3)
     decode, join = encoded.decode_image, assembler.join_lidars
@@ -214,7 +215,7 @@ def test_a_fault_that_shows_earlier_frames_has_them_decoded(
 ) -> None:
     """The windows of all count from the start of the drive, which no frame shows that is replayed."""
     path, joined, join = tmp_path / "drive.mcap", list[int](), assembler.join_lidars
-    make_log(drive, f"{TINY}:0-8", path, "file", VERSION, 1)
+    write_log(drive, f"{TINY}:0-8", path, "file", VERSION, 1)
     whole, part = (tmp_path / name for name in ("whole", "part"))
     for out, selection in ((whole, Selection()), (part, Selection(2.0, 4.0))):
         monkeypatch.setattr(assembler, "join_lidars", lambda *given: joined.append(given[1]) or join(*given))
