@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deploy.replay.faults import parse_faults
 from deploy.replay.folder import SCENES, final_files, occupied, remove
 from deploy.replay.player import Player, Watcher
 from deploy.replay.provenance import differences, new_provenance
@@ -66,6 +67,9 @@ class Fleet:
     Args:
         source: where the drives come from.
         watcher: receives the progress; nothing is printed here.
+
+    Raises:
+        InputError: there is no such fault.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Fleet:
     ) -> None:
         self.runtime, self.source, self.drives, self.out = runtime, source, drives, out
         self.settings, self.watcher = settings or Settings(), watcher or Watcher()
+        manifest = runtime.bundle.manifest
+        parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)  # before any file is removed
         frames = [self.settings.selection.expected(len(drive), drive.seconds) for drive in drives]
         firsts = accumulate(frames, initial=0)
         places = (DriveRange(first, each, sum(frames)) for first, each in zip(firsts, frames, strict=False))

@@ -155,7 +155,7 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
     moving = [[0, 0], [1, -0.5], [-3, 5], [0, 0]]
     np.testing.assert_allclose(boxes.velocities[:4, :2], moving, atol=1e-4)  # seconds since 1970 in float64
     assert np.isnan(boxes.velocities[5, :2]).all()  # in one frame only
-    first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).boxes("007-02")  # the other LiDAR's boxes
+    first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).truth("007-02").boxes()  # the other LiDAR's boxes
     assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
     np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
     cone = drives.truth("007-02").obstacles()
@@ -165,7 +165,7 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(frame.boxes.transformed(frame.global_from_reference).centers, boxes.centers, atol=1e-9)
     assert drives.frame("007-02", Reads(annotations=False, lidar=False, cameras=False)).points is None
     shutil.copytree(root, tmp_path / "unlabelled", ignore=shutil.ignore_patterns("annotations"))
-    assert opened(tmp_path / "unlabelled").boxes("007-02") is None
+    assert opened(tmp_path / "unlabelled").truth("007-02").boxes() is None
 
 
 def test_pictures_are_rectified(root: Path) -> None:
