@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from deploy.golden import Arrays, GoldenFrame, require_golden
-from deploy.golden_end_to_end import MEANING, require_end_to_end
-from deploy.golden_file import golden_content, read_golden
+from deploy.golden_file import MEANING, golden_content, read_golden, require_end_to_end
 from deploy.integrity import Content, SelfHashed, read_unchanged, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained

@@ -17,7 +17,7 @@ from rich.table import Table
 from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
-from deploy.golden_end_to_end import MEANING, meaning_content, with_sensors
+from deploy.golden_file import MEANING, meaning_content, with_sensors
 from deploy.manifest import Calibration, Manifest, NetworkFacts, Origin, TensorInfo
 from deploy.onnx_export import OPSET, run, to_onnx
 from deploy.precision.calibrate import Drives

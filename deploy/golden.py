@@ -237,7 +237,7 @@ class GoldenFrame:
         compared: by task with detections, (B, K) or (B, groups, K) bool, as `scores`: the detections that an engine
             must find. It excludes those that depend on rounding, such as one of two peaks with nearly equal scores.
         graph: the file whose outputs they are; INT8 has one for TensorRT and one for ONNX Runtime.
-        sensors: what its inputs are made of; only the frame of `deploy.golden_end_to_end` has it.
+        sensors: what its inputs are made of; only the frame of `deploy.golden_file` has it.
         prediction: what is made of its outputs; of that frame too.
     """
 

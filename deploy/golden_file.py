@@ -1,24 +1,35 @@
-"""Read and write golden.safetensors, the golden frames of a bundle. No torch here.
-
-Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`. Pillars
-are stored without padding, which would be most of the file. One frame also has `NAME.sensors.*` and, for each graph,
-`NAME.GRAPH.prediction.*`.
-"""
+"""The golden frames in the files of a bundle: those for the engine, and one that goes end to end. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from deploy.golden import GoldenFrame, require_enough
+from deploy.golden import Arrays, GoldenFrame, require_enough
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
+from deploy.route import parse_conditions, route_conditions, route_name, steering_inputs
+from deploy.tolerances import REMEDY
 from perception.errors import InputError
-from perception.sensors.inputs import PILLARS, no_sensors, without_padding
+from perception.frame import Camera, Frame
+from perception.grid import Reference
+from perception.sensors.inputs import PILLARS, InputSpec, no_sensors, prepare, without_padding
+from perception.tasks.task import Task, part_of, prefixed, to_prediction
+
+# Read and write golden.safetensors, the golden frames of a bundle. No torch here.
+#
+# Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`.
+# Pillars are stored without padding, which would be most of the file. One frame also has `NAME.sensors.*` and, for
+# each graph, `NAME.GRAPH.prediction.*`.
 
 _SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> GRAPH in the keys
 
@@ -87,3 +98,150 @@ def _checked(file: Path, tensors: Mapping[str, np.ndarray], side: str, described
         found = "is missing" if array is None else f"is {array.dtype.name} {array.shape}"
         raise InputError(f"{file}: {name} {found}, the manifest says {described.dtype} {described.shape}")
     return array
+
+
+# The golden frame from sensor data to a prediction: what is before and behind the engine. No torch here.
+#
+# Engines are compared on the inputs and outputs of golden frames (`deploy.golden`). One of these frames also has its
+# sensor data, which must give these inputs, and the prediction that these outputs must give; golden.json names what
+# the numbers stand for. So a vehicle's software and the manifest are those of the export, whatever the engine's
+# precision.
+
+MEANING = "golden.json"
+# Builds of OpenCV round differently: 4.11 and 5.0 differ by more than a grey level in up to 1.3 % of a picture.
+_GREY_LEVELS, _ROUNDED = 1, 0.02
+_FIELDS = [each.name for each in fields(Frame)]
+_KEPT = "kept pillars"
+_MATRICES = ("intrinsics", "ego_from_camera", "global_from_ego")  # of a camera
+_UNUSABLE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError, cv2.error, zlib.error)
+_STEP = np.float32(0.053)  # m; no distance of a suppression is a multiple of it
+
+
+def meaning_content(manifest: Manifest, golden: Sequence[GoldenFrame]) -> bytes:
+    """golden.json: what the numbers stand for, and which modules run if some conditions are known."""
+    values = manifest.taxonomy.condition_values
+    known = [route_name([value for value in module.asks if value in values]) for module in manifest.banked]
+    return json.dumps(_meaning(manifest, golden, dict.fromkeys(["base", *known])), indent=1).encode()
+
+
+def _meaning(manifest: Manifest, golden: Sequence[GoldenFrame], known: Iterable[str]) -> dict[str, Any]:
+    taxonomy, known = manifest.taxonomy, list(known)
+    meaning: dict[str, Any] = {
+        "known": known,
+        "grid": manifest.grid.model_dump(),
+        "head_grid": manifest.head_grid.model_dump(),
+        "classes": taxonomy.class_names,
+        "attributes": taxonomy.attributes,
+        "map_layers": taxonomy.map_names,
+        "point_classes": taxonomy.point_names,
+        "conditions": [*taxonomy.conditions.items()],
+    }
+    for name in known:
+        conditions = parse_conditions(sorted(route_conditions(name)), taxonomy)
+        for frame in golden:
+            steer = steering_inputs(conditions, frame.inputs, manifest.banked, manifest.condition_values)
+            weights = steer["route"][0].tolist() if manifest.banked else []
+            meaning[f"{frame.name} with {name}"] = [*zip((each.name for each in manifest.banked), weights, strict=True)]
+    return meaning
+
+
+def with_sensors(golden: GoldenFrame, frame: Frame, manifest: Manifest) -> GoldenFrame:
+    """The golden frame with the sensor data that its inputs are of, and the prediction of its outputs.
+
+    Pictures are PNG files, which lose nothing: decoders of JPEG differ.
+    """
+    arrays = {name: value for name in _FIELDS if isinstance(value := getattr(frame, name), np.ndarray)}
+    for name, camera in frame.cameras.items():
+        picture = cv2.imencode(".png", cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR))[1]
+        arrays[f"cameras/{name}/png"] = picture.reshape(-1)
+        arrays |= {f"cameras/{name}/{matrix}": getattr(camera, matrix) for matrix in _MATRICES}
+    arrays[_KEPT] = _kept_pillars(golden.inputs, frame, manifest.spec)
+    return replace(golden, sensors=arrays, prediction=_prediction(manifest.heads, golden.outputs))
+
+
+def _frame(sensors: Arrays, reference: Reference) -> Frame:
+    """The inverse of `with_sensors`."""
+    cameras = {}
+    for name in [key.split("/")[1] for key in sensors if key.endswith("/png")]:
+        picture = cv2.imdecode(sensors[f"cameras/{name}/png"], cv2.IMREAD_COLOR)
+        matrices: dict[str, Any] = {matrix: sensors[f"cameras/{name}/{matrix}"] for matrix in _MATRICES}
+        cameras[name] = Camera(image=cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), timestamp=0, **matrices)
+    arrays: dict[str, Any] = {"points": None, **{name: each for name, each in sensors.items() if name in _FIELDS}}
+    return Frame(token="golden", timestamp=0, reference=reference, cameras=cameras, **arrays)
+
+
+def require_end_to_end(golden: Sequence[GoldenFrame], meaning: Content, manifest: Manifest, file: object) -> None:
+    """Raise InputError unless this software and this manifest do before and behind the engine what the export did.
+
+    Args:
+        golden: all golden frames.
+        meaning: golden.json.
+        file: that the golden frames are from, for messages.
+    """
+    whole = next((frame for frame in golden if frame.sensors), None)
+    if whole is None:
+        raise InputError(f"{file}: no golden frame has sensor data; {REMEDY}")
+    try:
+        stored = json.loads(meaning.data)
+        found = json.loads(json.dumps(_meaning(manifest, golden, stored["known"])))
+        names = [name for name in {**stored, **found} if stored.get(name) != found.get(name)]
+        off = [] if names else _differing(whole, manifest)
+    except _UNUSABLE as error:
+        raise InputError(f"{file}, {MEANING}: cannot be used here ({error!r}); {REMEDY}") from None
+    for name in names:
+        both = f"{name}: {found.get(name)}, at the export {stored.get(name)}"
+        raise InputError(f"{meaning.path}: {both}; {REMEDY}, with this version")
+    if off:
+        raise InputError(f"{file}: {whole.name}: {', '.join(off)} not as at the export; {REMEDY}, with this version")
+
+
+def _differing(golden: GoldenFrame, manifest: Manifest) -> list[str]:
+    """Names of the inputs that the sensor data do not give, and of the predictions that the outputs do not give."""
+    frame, tasks = _frame(golden.sensors, manifest.grid.reference), manifest.heads
+    found = prepare(frame, manifest.spec) | _prediction(tasks, golden.outputs)
+    found[_KEPT] = _kept_pillars(golden.inputs, frame, manifest.spec)
+    stored = {name: each for name, each in golden.inputs.items() if name not in ("route", "conditions")}
+    stored[_KEPT] = golden.sensors[_KEPT]
+    for name, task in tasks.items():  # packed anew, since builds of zlib compress differently
+        stored |= prefixed(name, task.pack(task.unpack(part_of(name, golden.prediction))))
+    return [name for name, expected in stored.items() if not _same(name, expected, found[name])]
+
+
+def _same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
+    if expected.shape != actual.shape:
+        return False
+    if name == "images":
+        off = np.abs(actual.astype(np.int16) - expected) > _GREY_LEVELS
+        return bool(off.mean(axis=(0, 2, 3, 4)).max() <= _ROUNDED)
+    close = 1e-5 if expected.dtype.kind == "f" else 0
+    return np.allclose(actual, expected, rtol=close, atol=close, equal_nan=True)
+
+
+def _kept_pillars(inputs: Arrays, frame: Frame, spec: InputSpec) -> np.ndarray:
+    """(P,) int32: the cells that are kept if there is room for half of the frame's pillars."""
+    if spec.lidar is None:
+        return np.zeros(0, np.int32)
+    half = max(1, int((inputs["pillar_counts"] > 0).sum()) // 2)
+    few = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": half}), camera=None)
+    return prepare(frame, few)["pillar_cells"][0]
+
+
+def _prediction(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np.ndarray]:
+    """TASK/NAME -> an array of the prediction.
+
+    The detections of a class are put in a row, at ever greater distances and with scores from 1 to 0, so that it
+    depends on every number of a suppression which of them remain.
+    """
+    packed: dict[str, np.ndarray] = {}
+    crowded = dict(outputs)
+    for name in [name for name, task in tasks.items() if task.ranked]:
+        boxes, scores, labels = (outputs[f"{name}/{each}"] for each in ("boxes", "scores", "labels"))
+        crowded[f"{name}/scores"] = np.broadcast_to(np.linspace(1, 0, scores.shape[-1], dtype=np.float32), scores.shape)
+        crowded[f"{name}/boxes"] = boxes.copy()
+        rows = crowded[f"{name}/boxes"].reshape(-1, boxes.shape[-1])
+        for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):
+            rows[own, :3] = rows[own[0], :3]
+            rows[own, 0] += _STEP * np.arange(len(own), dtype=np.float32) ** 2
+    for name, result in to_prediction(tasks, crowded).results.items():
+        packed |= prefixed(name, tasks[name].pack(result))
+    return packed

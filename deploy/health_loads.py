@@ -18,8 +18,8 @@ from deploy.replay.faults import Fault, inject
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame
 from perception.rig import Sensors
+from perception.scene.health.features import Status
 from perception.scene.health.monitor import HealthMonitor
-from perception.scene.health.readings import Status
 
 FAULTS = (
     *("freeze:lidar", "delay:lidar", "noise:lidar", "points:lidar", "corruption:lidar"),

@@ -16,7 +16,7 @@ from perception.frame import Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
-from perception.tasks.result import to_prediction
+from perception.tasks.task import to_prediction
 
 CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
 

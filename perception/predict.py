@@ -19,7 +19,7 @@ from perception.modules.route import Route
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import Axis
-from perception.tasks.result import to_prediction
+from perception.tasks.task import to_prediction
 from perception.training.augment import transformed
 from perception.training.checkpoint import load_model
 from perception.training.loader import batch_inputs

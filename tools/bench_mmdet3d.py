@@ -25,7 +25,7 @@ from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.importing import import_checkpoint
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks.detection.task import DetectionTask
-from perception.tasks.result import to_prediction
+from perception.tasks.task import to_prediction
 from perception.training.checkpoint import load_model
 
 OUTPUTS = [f"detection/{output.name}" for output in DetectionTask.outputs]

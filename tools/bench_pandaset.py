@@ -22,14 +22,14 @@ from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from deploy.verify import verify
 from perception.datasets.pandaset import PandaSet
-from perception.mmdet3d.import_pointpillars import import_pointpillars
+from perception.mmdet3d.importing import import_pointpillars
 from perception.model import PerceptionModel
 from perception.modules.base import base_parameters
 from perception.modules.spec import parse_module
 from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.adapt import add_task, read_task, task_taxonomy
 from perception.training.checkpoint import load_model, newest, trained_config
 from perception.training.loop import fit
@@ -53,13 +53,13 @@ def _with_module(model: PerceptionModel) -> None:
     spec = parse_module(MODULE)
     model.bank.add(spec)
     model.reconfigure(model.config.model_copy(update={"modules": (spec,)}))
-    trainable.post_hoc(model, [spec.name])
+    optimize.post_hoc(model, [spec.name])
 
 
 WAYS: dict[str, Callable[[PerceptionModel], object]] = {
-    "zero_shot": lambda model: trainable.post_hoc(model, ()),
+    "zero_shot": lambda model: optimize.post_hoc(model, ()),
     "adapted": _with_module,
-    "head": lambda model: trainable.base(model, ["heads.*"]),
+    "head": lambda model: optimize.base(model, ["heads.*"]),
     "full": lambda model: model.requires_grad_(True),
 }
 
@@ -124,7 +124,7 @@ class _Bench:
         model = _model(self.out / "kitti", self.steps, self.rate[way == "full"])
         drives, before = self._drives(model.config.taxonomy), model.bank.base_hash()
         WAYS[way](model)
-        trained = sum(parameter.numel() for _, parameter in trainable.parameters(model))
+        trained = sum(parameter.numel() for _, parameter in optimize.parameters(model))
         start, run = time.process_time(), self.out / way
         if trained:
             model.eval()  # the imported normalisations have no statistics of their own to renew

@@ -30,8 +30,8 @@ from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.result import to_prediction
-from perception.training.trainable import with_conditions
+from perception.tasks.task import to_prediction
+from perception.training.optimize import with_conditions
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SWEEPS = 20  # synthetic frames that have as many points as a nuScenes keyframe with nine sweeps

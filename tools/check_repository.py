@@ -129,9 +129,9 @@ def vehicle() -> list[str]:
     own = sorted(name for name in names if name not in WORKSHOP and not name.startswith("deploy.precision."))
     return [
         *("perception.frame", "perception.grid", "perception.scene.scene", "perception.sensors.inputs"),
-        *("perception.sensors.lidar.pillars", "perception.tasks.result", "perception.datasets.nuscenes.dataset"),
+        *("perception.sensors.lidar.pillars", "perception.tasks.task", "perception.datasets.nuscenes.dataset"),
         *("perception.datasets.nuscenes.map_expansion",),
-        *(f"perception.tasks.detection.{name}" for name in ("nms", "submission", "tracker", "tracking")),
+        *(f"perception.tasks.detection.{name}" for name in ("nms", "submission", "tracker", "devkit")),
         *own,
     ]
 

@@ -88,7 +88,7 @@ def evaluate(
     from perception.evaluation.predictions import AHEAD, Processes
     from perception.io.stores import upload_results
     from perception.io.workers import open_pool
-    from perception.tasks.detection.official import compare, require_official
+    from perception.tasks.detection.devkit import compare, require_official
 
     if (model / "manifest.json").exists():
         if rig is not None:

@@ -142,7 +142,7 @@ def import_pointpillars(
     as_json: Json = False,
 ) -> None:
     """Import a trained PointPillars of SECOND's family, such as one for KITTI, as a run."""
-    from perception.mmdet3d.import_pointpillars import import_pointpillars as run
+    from perception.mmdet3d.importing import import_pointpillars as run
 
     _report_import(out, *run(config, weights, out), as_json)
 

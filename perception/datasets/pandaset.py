@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import yaml
 
-from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.drives import Drives
 from perception.datasets.files import read_json, stamp
 from perception.datasets.keyframes import JointCloud, Paths, Picture, Reads, Recording, Truth, assemble
 from perception.datasets.nuscenes.labels import with_voxels
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
+from perception.io.unpickle import read_table
 from perception.rig import Rig, load_rig
 from perception.rotations import rigid
 from perception.sensors.lidar.points_in_boxes import points_in_boxes

@@ -32,7 +32,7 @@ from perception.modules.computation.computation import LAYERS
 from perception.modules.layers import add_slots
 from perception.modules.spec import AnyModule
 from perception.tasks import TASKS
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.optimize import optimizer_of
 
 
@@ -188,7 +188,7 @@ def adapt_foreign(
     spec: Any = parse_section(_NewModule, {"module": module}, f"module {module.get('name')}").module
     trunk = load_foreign(config)
     trunk.bank.add(spec)
-    tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
+    tokens = optimize.with_conditions(tables, tables.samples(split, selectors), spec.when)
     annotations = run / "annotations.json"
     annotation_file.write(annotations, tables, tokens)
     fit(trunk, spec.name, training_set(trunk.config, tables, annotations), config, steps, learning_rate)
@@ -232,7 +232,7 @@ def fit(
         if not torch.isfinite(loss):
             raise InputError(f"{config.name}: the loss at step {len(losses)} is {loss.item()}; lower --learning-rate")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in trainable.parameters(detector)], GRADIENT_CLIP)
+        torch.nn.utils.clip_grad_norm_([p for _, p in optimize.parameters(detector)], GRADIENT_CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -1,19 +1,25 @@
-"""Imports a configuration and a checkpoint of mmdet3d as a run."""
+"""Imports trained networks as runs: of mmdet3d, and PointPillars of SECOND's family, such as one for KITTI."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from perception.config import Config
+from perception.config import Config, load_config
 from perception.errors import InputError
+from perception.grid import BevGrid
 from perception.mmdet3d import centerpoint, pillarnest, pointpillars
-from perception.mmdet3d.checkpoint import ConfigSection, read_config, read_state
+from perception.mmdet3d.checkpoint import NORM_EPSILON, ConfigSection, read_config, read_state, require_same_keys
 from perception.model import PerceptionModel
 from perception.training.checkpoint import save_model
+
+# Imports a configuration and a checkpoint of mmdet3d as a run.
 
 Converter = Callable[[ConfigSection, Path, Mapping[str, Tensor]], tuple[Config, PerceptionModel]]
 CONVERTERS: Mapping[str, Converter] = {"CenterPoint": centerpoint.convert, "MVXFasterRCNN": pointpillars.convert}
@@ -59,3 +65,124 @@ def _converter(model: ConfigSection, kind: str) -> Converter:
     if kind == "CenterPoint" and model.part("pts_backbone").get("type", None) == pillarnest.BACKBONE:
         return pillarnest.convert
     return CONVERTERS[kind]
+
+
+# Imports a PointPillars network with folded batch normalisations, as inference toolkits keep it, as a run.
+#
+# The network is SECOND's for KITTI (Yan et al., 2018; Lang et al., 2019). Its tensors are called pillar, blocks.I.J,
+# deblocks.I and heads.NAME; grid, layers, classes and anchors are those of a configuration such as
+# configs/kitti/pointpillars.yaml. The weights absorb what differs from ours:
+#
+# - A point is x, y, z between 0 and 1 within the grid, and intensity between 0 and 1; without offsets from the pillar.
+# - Padding has features of 0 in that scale, so that it counts as the layer's bias in the maximum over a pillar.
+# - Convolutions have biases. They become those of batch normalisations that change nothing else.
+# - Rotations are clockwise, from -y. Encoded rotations change their sign; the anchors' are in the configuration.
+
+_HEADS = {"classes": "cls", "boxes": "box", "directions": "dir_cls"}  # our branch -> theirs
+_POINTS = "lidar.layers.0.points.layer.weight"
+_Z, _Z_FROM_CENTRE = 2, 10  # features of a point, see `sensors/lidar/encoder.py`
+_ROTATION = 6  # place in an encoded box
+
+
+def import_pointpillars(config: Path, weights: Path, out: Path) -> tuple[Config, PerceptionModel]:
+    """Write the network to the folder `out` as a run; returns configuration and model.
+
+    Args:
+        config: YAML of the network.
+        weights: a .safetensors file.
+
+    Raises:
+        InputError: a file that cannot be read, a network of another kind, tensors that are missing, unexpected or of
+            another shape, or `out` is not empty.
+    """
+    ours = load_config(config)
+    _require_supported(ours, config)
+    network = PerceptionModel(ours)
+    state = network.state_dict()
+    layers = _layers(ours)
+    tensors = _read(weights)
+    require_same_keys(tensors, _expected(state, layers), weights)
+    for name, theirs in layers.items():
+        weight = tensors[f"{theirs}.weight"]
+        # Deblocks of stride 1 are transposed convolutions, and convolutions in our trunk.
+        state[f"{name}.weight"] = weight.transpose(0, 1) if _is_unit_deblock(theirs, weight) else weight
+        if name.startswith("heads."):
+            state[f"{name}.bias"] = tensors[f"{theirs}.bias"]
+        else:
+            state |= _only_bias(
+                name.replace(".points.", ".norm.").replace(".conv.", ".norm."), tensors[f"{theirs}.bias"]
+            )
+    state[_POINTS] = _point_weights(tensors["pillar.weight"], ours.grid.build(), network.lidar.scale)
+    for leaf in ("weight", "bias"):
+        codes = state[f"heads.detection.branches.boxes.layer.{leaf}"]
+        turned = codes.clone().unflatten(0, (-1, 7))
+        turned[:, _ROTATION] *= -1
+        state[f"heads.detection.branches.boxes.layer.{leaf}"] = turned.flatten(0, 1)
+    network.load_state_dict(state)
+    save_model(out, ours, network.eval(), [f"weights {weights.name}"])
+    return ours, network
+
+
+def _require_supported(config: Config, path: Path) -> None:
+    lidar, head = config.model.lidar, config.tasks.get("detection")
+    anchors = getattr(head, "anchors", None)
+    if list(config.tasks) != ["detection"] or anchors is None or anchors.velocity:
+        raise InputError(f"{path}: `tasks` must be detection alone, with `anchors` and `velocity: false`")
+    if lidar is None or lidar.encoder != "padded" or lidar.hidden or config.model.fusion or config.model.trunk.pyramid:
+        raise InputError(f"{path}: `model` must be LiDAR alone, its encoder padded and of one layer, without `fusion`")
+    if sum(config.grid.z) == 0:
+        raise InputError(f"{path}: grid.z must not be symmetric: z from its middle tells points from padding")
+
+
+def _layers(config: Config) -> dict[str, str]:
+    """Our layer -> theirs."""
+    layers = {"lidar.layers.0.points.layer": "pillar"}
+    for i, blocks in enumerate(config.model.trunk.blocks):
+        layers |= {f"trunk.stages.{i}.{j}.conv.layer": f"blocks.{i}.{j}" for j in range(blocks + 1)}
+        layers[f"trunk.lifts.{i}.conv.layer"] = f"deblocks.{i}"
+    return layers | {f"heads.detection.branches.{ours}.layer": f"heads.{name}" for ours, name in _HEADS.items()}
+
+
+def _expected(state: dict[str, Tensor], layers: dict[str, str]) -> dict[str, Tensor]:
+    """Their tensors, for names and shapes."""
+    expected = {}
+    for name, theirs in layers.items():
+        weight = state[f"{name}.weight"]
+        weight = weight[:, :4] if theirs == "pillar" else weight
+        expected[f"{theirs}.weight"] = weight.transpose(0, 1) if _is_unit_deblock(theirs, weight) else weight
+        channels = weight.shape[1 if theirs.startswith("deblocks") and not _is_unit_deblock(theirs, weight) else 0]
+        expected[f"{theirs}.bias"] = weight.new_zeros(channels)
+    return expected
+
+
+def _is_unit_deblock(theirs: str, weight: Tensor) -> bool:
+    return theirs.startswith("deblocks") and weight.shape[-1] == 1
+
+
+def _only_bias(norm: str, bias: Tensor) -> dict[str, Tensor]:
+    """A batch normalisation that adds a bias."""
+    one = torch.ones_like(bias)
+    values = {"weight": one, "bias": bias, "running_mean": 0 * one, "running_var": one - NORM_EPSILON}
+    return {f"{norm}.{leaf}": value for leaf, value in values.items()}
+
+
+def _point_weights(weight: Tensor, grid: BevGrid, scale: Tensor) -> Tensor:
+    """(C, 11) of our features of a point from (C, 4) of x, y, z scaled to the grid, and intensity.
+
+    What scaling adds for points, and not for padding, is a constant: z minus its distance from the grid's middle.
+    """
+    low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(grid.x, grid.y, grid.z, strict=True))
+    per_metre = weight[:, :3].double() / (high - low)
+    constant = -(per_metre * low).sum(dim=1) / (sum(grid.z) / 2)
+    ours = weight.new_zeros(len(weight), len(scale), dtype=torch.float64)
+    ours[:, :3], ours[:, 3] = per_metre, weight[:, 3].double() / 255
+    ours[:, _Z] += constant
+    ours[:, _Z_FROM_CENTRE] -= constant
+    return (ours / scale.double()).float()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot read the weights ({' '.join(str(error).split())})") from None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from perception.datasets.keyframes import Keyframes
     from perception.tasks.drawing import Layer
     from perception.tasks.network import TaskNetwork
+from perception.frame import Prediction
 
 Arrays = Mapping[str, np.ndarray]
 # An observation: kind of condition -> probability of each value in the order of the taxonomy, for some kinds.
@@ -261,3 +262,24 @@ def part_of(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
     """The tensors of one task, without its prefix."""
     start = f"{task}/"
     return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
+
+
+# Converts the outputs of a network to a prediction. numpy only.
+
+
+def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarray]) -> Prediction:
+    """Prediction of the first frame of a batch, from its finite outputs; `not_finite` counts the others.
+
+    A NaN would never leave a tracker or a belief again.
+
+    Args:
+        tasks: of the network.
+        outputs: TASK/NAME -> (B, ...).
+    """
+    results, not_finite = {}, {}
+    for name, task in tasks.items():
+        own = {key: values[0] for key, values in part_of(name, outputs).items()}
+        finite, counts = task.finite(own)
+        results[name] = task.result(finite)
+        not_finite.update({f"{name}/{key}": count for key, count in counts.items()})
+    return Prediction(results, not_finite)

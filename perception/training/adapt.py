@@ -22,7 +22,7 @@ from perception.modules.spec import LearnedRouting, Module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import Taxonomy
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.checkpoint import load_model, newest, provenance, save_model
 from perception.training.loader import batch_inputs, batch_labels
 from perception.training.loop import described, fit
@@ -83,14 +83,14 @@ def adapt(
     base, config = load_model(checkpoint, tables.rig)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
-    tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
+    tokens = optimize.with_conditions(tables, tables.samples(split, selectors), spec.when)
     if isinstance(config.routing, LearnedRouting):
         # The learned router keeps its options, else its weights for all frames would change; the new module is routed
         # by its conditions.
         routing = config.routing.model_copy(update={"modules": tuple(base.chooser.names)})
         config = config.model_copy(update={"routing": routing})
     base.reconfigure(config)
-    trainable.post_hoc(base, [spec.name])
+    optimize.post_hoc(base, [spec.name])
     own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
     scope = Scope(own) if own else None
     last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data, scope=scope)
@@ -173,7 +173,7 @@ def add_task(
     if isinstance(model.head(task), FittedNetwork):
         last = fit_head(model, task, tables, tokens, run, earlier)
     else:
-        scope = trainable.added_task(model, task, [module["name"] for module in own])
+        scope = optimize.added_task(model, task, [module["name"] for module in own])
         last = fit(model, tables, tokens, run, earlier=earlier, scope=scope)
     if rank() == 0:
         bank.save(task, run / "modules" / task)

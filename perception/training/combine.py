@@ -21,7 +21,7 @@ from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model, provenance, save_model
 from perception.training.loader import batch_inputs
-from perception.training.trainable import with_conditions
+from perception.training.optimize import with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 

@@ -19,7 +19,7 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint, trainable
+from perception.training import checkpoint, optimize
 from perception.training.checkpoint import Stateful, initialise
 from perception.training.distribute import (
     GatheredState,
@@ -45,7 +45,7 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     model = PerceptionModel(config)
     if config.model.camera is not None and not resume:
         model.camera.load_pretrained()
-    trainable.joint(model)
+    optimize.joint(model)
     earlier: tuple[str, ...] = ()
     if resume:
         earlier = checkpoint.provenance(run).data[:-1]

@@ -13,8 +13,8 @@ from deploy.replay.faults import Fault, inject
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
+from perception.scene.health.features import Status
 from perception.scene.health.monitor import HealthMonitor
-from perception.scene.health.readings import Status
 
 KEYFRAMES = 6
 

@@ -47,8 +47,7 @@ from perception.modules.computation.prompt import Prompt
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks import configured, tasks_of
-from perception.tasks.result import to_prediction
-from perception.tasks.task import part_of
+from perception.tasks.task import part_of, to_prediction
 from perception.training.checkpoint import load_model, save_model
 
 FRAMES = 5

@@ -13,7 +13,7 @@ from vehicles import shuttle_root
 
 from deploy.log import messages, topics_of, write_log, write_mcap
 from deploy.replay.sources import open_drives
-from deploy.replay.sources.cameras import intrinsics_of
+from deploy.replay.sources.latest import intrinsics_of
 from deploy.replay.sources.topics import load_topics
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -25,7 +25,7 @@ from perception.predict import TorchPredictor
 from perception.rig import Rig, load_rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate.simulate import simulate
-from perception.tasks.detection.official import compare
+from perception.tasks.detection.devkit import compare
 
 VERSION, SWEEPS = "v1.0-sim", 2
 RIG = load_rig("shuttle")

@@ -20,8 +20,7 @@ from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import tasks_of
-from perception.tasks.result import to_prediction
-from perception.tasks.task import part_of, prefixed
+from perception.tasks.task import part_of, prefixed, to_prediction
 from perception.training.checkpoint import load_model
 
 TOLERANCE = 1e-4

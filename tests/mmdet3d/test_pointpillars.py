@@ -26,8 +26,7 @@ from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.result import to_prediction
-from perception.tasks.task import part_of, prefixed
+from perception.tasks.task import part_of, prefixed, to_prediction
 from perception.training.checkpoint import load_model
 from perception.training.loader import batch_labels
 

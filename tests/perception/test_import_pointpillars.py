@@ -20,7 +20,7 @@ from perception.config import load_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame
-from perception.mmdet3d.import_pointpillars import import_pointpillars
+from perception.mmdet3d.importing import import_pointpillars
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks.detection.anchor_head import AnchorHead

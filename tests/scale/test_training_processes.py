@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.checkpoint import newest, weights
 from perception.training.distribute import accelerator_of, is_sharded
 from perception.training.losses import Scope
@@ -202,22 +202,22 @@ def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path
 def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuScenesTables) -> None:
     config = parse_config(CONFIG, "small")
     model, every = PerceptionModel(config), tables.samples("all")
-    wet = trainable.with_conditions(tables, every, ["rain"])
+    wet = optimize.with_conditions(tables, every, ["rain"])
     assert 0 < len(wet) < len(every)
 
     def searched(tokens: list[str], *tasks: str) -> tuple[bool, bool]:
         handler = accelerator_of(model, Scope(tasks or tuple(model.tasks)), tables, tokens).ddp_handler
         return handler.find_unused_parameters, handler.static_graph
 
-    trainable.joint(model)
+    optimize.joint(model)
     assert searched(every) == searched(wet) == (True, False)  # `dry` does not run there
-    trainable.post_hoc(model, ["rain"])
+    optimize.post_hoc(model, ["rain"])
     assert searched(every) == (True, False)
     assert searched(wet) == (False, True)
-    trainable.post_hoc(model, ["night"])
+    optimize.post_hoc(model, ["night"])
     assert searched(wet) == (False, True)
     assert searched(wet, "map") == (True, False)
-    trainable.base(model)
+    optimize.base(model)
     assert searched(every) == (False, False)
 
 

@@ -11,10 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.replay.settings import FrameChoice
-from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures, intrinsics_of
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.latest import LEAP, STAMPS_KEPT, Positions, Readings, Stamps
-from deploy.replay.sources.lidar import LidarSweeps
+from deploy.replay.sources.latest import (
+    LEAP,
+    STAMPS_KEPT,
+    UNMOUNTED,
+    CameraPictures,
+    LidarSweeps,
+    Positions,
+    Readings,
+    Stamps,
+    intrinsics_of,
+)
 from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Placement

@@ -1,20 +1,28 @@
-"""The latest stamps, positions and signals of a recording, in bounded memory."""
+"""The latest messages of a recording, from which a frame is assembled: signals, sweeps, pictures."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import CorruptMessage, Fix, stamp_of
+from deploy.replay.sources.messages import Cloud, CorruptMessage, Fix, Intrinsics, Lens, Picture, stamp_of
+from deploy.replay.sources.payloads import point_times
+from deploy.replay.sources.topics import CameraTopics, LidarTopic
+from deploy.replay.sources.transforms import Placement
+from perception.datasets.files import jpeg_file
 from perception.datasets.nuscenes.descriptions import position_on_map
-from perception.frame import Reading
+from perception.frame import Camera, Reading
+from perception.rig import RigCamera
 from perception.scene.signals import SignalConfig
+from perception.sensors.lidar.sweeps import Motion, Sweep
+
+# The latest stamps, positions and signals of a recording, in bounded memory.
 
 STAMPS_KEPT = 64  # of each topic
 # us by which the time from one message of a topic to the next may differ between its stamps and the recording; more is
@@ -152,3 +160,195 @@ def _value(message: Any, field: str | None) -> float | str:
         with suppress(OverflowError):
             return float(value)
     raise CorruptMessage("a signal that is neither a number nor a short text")
+
+
+# The latest sweeps of a recorded LiDAR, from which the points of each frame are gathered.
+
+_EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
+_OLDEST = 1_000_000  # us before the frame, where no keyframe lists its sweeps
+
+
+class LidarSweeps:
+    """A bounded number of sweeps, in order of arrival, each with the vehicle's pose once that is known.
+
+    Args:
+        sweeps: number of earlier sweeps that belong to a frame.
+    """
+
+    def __init__(self, topic: LidarTopic, sweeps: int, placement: Placement, counts: Counts) -> None:
+        self.topic, self._given = topic.topic, topic
+        self._placement, self._counts = placement, counts
+        self.frame_ids = [] if topic.frame is None else [topic.frame]  # of the sensor, in order of preference
+        self._sweeps = sweeps
+        self._clouds: dict[int, np.ndarray] = {}  # points (N, 5) as in `Cloud`, by stamp
+        self._times: dict[int, np.ndarray] = {}  # (N,) s of the points, by stamp, where they are known
+        self._motions: dict[int, Motion] = {}  # by stamp, of sweeps with times that were used
+        self._poses: dict[int, np.ndarray] = {}  # (4, 4) global from ego, by stamp
+
+    def add(self, cloud: Cloud) -> None:
+        if cloud.frame not in self.frame_ids:
+            self.frame_ids = [*self.frame_ids[:1], cloud.frame]
+        self._clouds[cloud.stamp] = cloud.points
+        try:
+            times = point_times(cloud, self._given)
+        except CorruptMessage:
+            self._counts.add_problem("uncompensated", self.topic)
+        else:
+            if times is not None:
+                self._times[cloud.stamp] = times
+        if len(self._clouds) > self._sweeps + _EXTRA_SWEEPS:
+            self._drop(next(iter(self._clouds)))
+
+    def has(self, stamp: int) -> bool:
+        """Whether there is a sweep with this stamp."""
+        return stamp in self._clouds
+
+    def look_up_poses(self) -> None:
+        """Look up poses that are not known yet, before old transforms are dropped."""
+        for stamp in self._clouds.keys() - self._poses.keys():
+            pose = self._placement.pose(stamp)
+            if pose is not None:
+                self._poses[stamp] = pose
+
+    def closest(self, stamp: int, tolerance: int) -> int | None:
+        """The stamp of the sweep closest to this stamp, within a tolerance (us); None if there is none with a pose."""
+        near = [(abs(each - stamp), each) for each in self._poses if abs(each - stamp) <= tolerance]
+        return min(near)[1] if near else None
+
+    def sweeps(self, stamp: int, earlier: Sequence[int] | None, ego_from_lidar: np.ndarray) -> list[Sweep]:
+        """The sweep with this stamp, then earlier ones; none without a sweep of exactly this stamp.
+
+        A sweep whose pose is not known is counted and dropped; one whose points have times, but the vehicle no poses
+        then, is counted and used as of one time.
+
+        Args:
+            earlier: stamps of the earlier sweeps; None: those within the last second, latest first.
+        """
+        if stamp not in self._poses:
+            return []
+        if earlier is None:
+            earlier = sorted((s for s in self._clouds if stamp - _OLDEST <= s < stamp), reverse=True)
+        sweeps = []
+        for each in [stamp, *earlier[: self._sweeps]]:
+            if each in self._poses:
+                sweeps.append(Sweep(self._clouds[each], each, self._poses[each], ego_from_lidar, self._motion(each)))
+            elif each in self._clouds:
+                self._counts.add_problem("unposed", self.topic)
+                self._drop(each)
+        return sweeps
+
+    def _motion(self, stamp: int) -> Motion | None:
+        """The vehicle's motion during a sweep; None if its points have no times, or the poses are not known."""
+        if stamp in self._times and stamp not in self._motions:
+            motion = self._placement.motion(stamp, self._times[stamp])
+            if motion is None:
+                self._counts.add_problem("uncompensated", self.topic)
+                del self._times[stamp]
+            else:
+                self._motions[stamp] = motion
+        return self._motions.get(stamp)
+
+    def _drop(self, stamp: int) -> None:
+        del self._clouds[stamp]
+        for known in (self._poses, self._times, self._motions):
+            known.pop(stamp, None)
+
+
+# The latest pictures of a recorded camera, from which that of each frame is chosen.
+
+UNMOUNTED = "no transform from the sensor to the vehicle"
+_MOST = 32  # pictures
+
+
+def intrinsics_of(camera: RigCamera) -> Intrinsics:
+    """The calibration of a rig's camera; rectified pictures keep its focal length and size."""
+    matrix, coefficients, lens = camera.intrinsics, camera.lens.distortion if camera.lens else (), None
+    if coefficients:
+        model = "rational_polynomial" if len(coefficients) == 8 else "plumb_bob"
+        lens = Lens(model, np.array(coefficients), matrix, np.eye(3), matrix, camera.size)
+    return Intrinsics(0, camera.name, camera.size, matrix, lens)
+
+
+class CameraPictures:
+    """A bounded number of pictures, not yet decoded, and the camera's latest calibration.
+
+    Args:
+        tolerance: us, largest difference between the stamps of a picture and of its frame.
+        keep: us of recording time for which a picture is kept.
+    """
+
+    def __init__(self, topics: CameraTopics, tolerance: int, keep: int) -> None:
+        self.topics, self._tolerance, self._keep = topics, tolerance, keep
+        self.intrinsics: Intrinsics | None = None
+        self._pictures: deque[tuple[int, Picture]] = deque(maxlen=_MOST)
+
+    def set_intrinsics(self, intrinsics: Intrinsics) -> None:
+        """Set the calibration. CameraInfo repeats it with each picture; an equal lens is kept with its remap tables."""
+        before = self.intrinsics
+        if before is not None and before.lens is not None and before.lens.equals(intrinsics.lens):
+            intrinsics = replace(intrinsics, lens=before.lens)
+        self.intrinsics = intrinsics
+
+    def add(self, time: int, picture: Picture) -> None:
+        """Add a picture that was recorded at this time (us)."""
+        while self._pictures and time - self._pictures[0][0] > self._keep:
+            self._pictures.popleft()
+        self._pictures.append((time, picture))
+
+    def closest(
+        self,
+        stamp: int,
+        pose_at: Callable[[int], np.ndarray | None],
+        mounting_of: Callable[[str], np.ndarray | None],
+        counts: Counts,
+    ) -> Camera | None:
+        """Return the picture closest to the stamp (us), with its pose and calibration; None if there is no usable one.
+
+        Damaged pictures are counted and dropped; then the next closest one is used.
+        """
+        by_distance = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
+        dropped = []
+        camera = None
+        for distance, _, n in sorted(by_distance):
+            if distance > self._tolerance:
+                break
+            picture = self._pictures[n][1]
+            pose = pose_at(picture.stamp)
+            if pose is None:
+                counts.add_problem("unposed", self.topics.image)
+                dropped.append(picture)
+                continue
+            try:
+                camera = self._camera(picture, pose, mounting_of)
+                break
+            except CorruptMessage as error:
+                counts.add_corrupt(self.topics.image, str(error))
+                dropped.append(picture)
+        for picture in dropped:
+            self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
+        return camera
+
+    def has(self, stamp: int) -> bool:
+        """Whether there is a picture near a stamp (us); it may turn out to be damaged."""
+        return any(abs(each.stamp - stamp) <= self._tolerance for _, each in self._pictures)
+
+    def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
+        mounting = mounting_of(self.topics.frame or picture.frame)
+        if self.intrinsics is None:
+            raise CorruptMessage("a picture of a camera without CameraInfo")
+        if mounting is None:
+            raise CorruptMessage(UNMOUNTED)
+        if picture.size != self.intrinsics.size:
+            raise CorruptMessage("a picture of another size than its CameraInfo")
+        lens = self.intrinsics.lens if self.topics.unrectified else None
+        if lens is not None and not lens.known:
+            raise CorruptMessage("a picture with an unknown lens model")
+        image = picture.decode()
+        file = jpeg_file(picture.content, image) if lens is None else None
+        if (image.shape[1], image.shape[0]) != picture.size:
+            raise CorruptMessage("a picture of another size than its header says")
+        if lens is not None:
+            image = lens.rectify(image)
+            mounting = mounting.copy()
+            mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
+        return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp, file)

@@ -15,7 +15,6 @@ from rosbags.interfaces import Nodetype
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
-from deploy.replay.sources.encoded import compressed_picture, raw_picture
 from deploy.replay.sources.messages import (
     Content,
     CorruptMessage,
@@ -25,7 +24,7 @@ from deploy.replay.sources.messages import (
     stamp_of,
     transform,
 )
-from deploy.replay.sources.points import cloud
+from deploy.replay.sources.payloads import cloud, compressed_picture, raw_picture
 
 # These types have been the same in every ROS 2 distribution so far.
 TYPES = get_typestore(Stores.ROS2_HUMBLE)

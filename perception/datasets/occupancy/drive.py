@@ -13,8 +13,7 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
-from perception.datasets.occupancy.objects import Assigned, Movable, motion_between
-from perception.datasets.occupancy.returns import UNKNOWN, Returns, moved, returns_of
+from perception.datasets.occupancy.returns import UNKNOWN, Assigned, Movable, Returns, motion_between, moved, returns_of
 from perception.frame import Boxes, Frame
 from perception.grid import VoxelGrid
 

@@ -1,13 +1,19 @@
-"""Returns of LiDARs with where each ray began. numpy only."""
+"""What the LiDARs returned, and which object each return is of. numpy only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.frame import Frame
+from perception.errors import InputError
+from perception.frame import Boxes, Frame
+from perception.rotations import axes_and_angles
+from perception.taxonomy import Taxonomy
+
+# Returns of LiDARs with where each ray began. numpy only.
 
 NONE, UNKNOWN = -1, -2  # annotated as none of the point classes; not annotated
 _OWN_VEHICLE = 1.5  # m from the LiDAR, within which it meets the roof that it stands on
@@ -70,3 +76,140 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
     assert frame.sweep_of_point is not None
     found = Returns(points, origins, classes.astype(np.int16), ages, frame.sweep_of_point, lidars)
     return found.select(~(np.linalg.norm(points - origins, axis=1) < _OWN_VEHICLE))
+
+
+# Objects that move, their points and their places over a drive.
+
+# Which returns are of which annotated object, while it moves. numpy only.
+
+MARGIN = 0.1  # m, by which parts of an object, such as mirrors, may be outside its box
+
+
+class Motion(NamedTuple):
+    """N boxes that move along straight lines and turn evenly from `start` to `end`; the same objects in both."""
+
+    start: Boxes
+    end: Boxes
+
+
+def motion_between(before: Boxes, after: Boxes, seconds: float) -> Motion:
+    """The motion of all boxes from one keyframe to the next, in one frame of reference.
+
+    An object that only one of them has moves with its velocity there; it stands still if that is unknown. Objects
+    without an id are different ones.
+    """
+    row = {name: n for n, name in enumerate(before.instances.tolist()) if name}
+    at = np.array([row.get(name, -1) for name in after.instances.tolist()], np.int64)
+    gone = before.select(np.setdiff1d(np.arange(len(before)), at[at >= 0]))
+    both, new = after.select(at >= 0), after.select(at < 0)
+    start = Boxes.joined(before.select(at[at >= 0]), _shifted(new, -seconds), gone)
+    return Motion(start, Boxes.joined(both, new, _shifted(gone, seconds)))
+
+
+def _shifted(boxes: Boxes, seconds: float) -> Boxes:
+    fields = dict(vars(boxes))
+    fields["centers"] = boxes.centers + seconds * np.nan_to_num(boxes.velocities)
+    return Boxes(**fields)
+
+
+def owners(points: np.ndarray, shares: np.ndarray, motion: Motion, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """The box that each point is in, and where in it.
+
+    Args:
+        points: (N, 3) m.
+        shares: (N,) when each was measured: 0 at the motion's start, 1 at its end.
+        margin: m, added on each side of a box.
+
+    Returns:
+        (N,) int64 index of the box, the first if there are several, -1 for none; (N, 3) m in the box's own frame: x is
+        its heading, the origin its middle.
+    """
+    order = np.argsort(points[:, 0], kind="stable")
+    owner, local = np.full(len(points), -1, np.int64), np.zeros_like(points)
+    start, end = motion
+    middles, half = (start.centers + end.centers) / 2, end.sizes[:, [1, 0, 2]] / 2 + margin
+    radii = np.linalg.norm(half, axis=1) + np.linalg.norm(end.centers - start.centers, axis=1) / 2
+    axes, angles = axes_and_angles(start.rotations.transpose(0, 2, 1) @ end.rotations)
+    firsts = np.searchsorted(points[:, 0], middles[:, 0] - radii, sorter=order)
+    lasts = np.searchsorted(points[:, 0], middles[:, 0] + radii, side="right", sorter=order)
+    for n in range(len(end)):
+        near = order[firsts[n] : lasts[n]]
+        near = near[(np.abs(points[near] - middles[n]) <= radii[n]).all(axis=1) & (owner[near] < 0)]
+        share = shares[near, None]
+        offset = points[near] - start.centers[n] - share * (end.centers[n] - start.centers[n])
+        place = _turned_back(offset @ start.rotations[n], axes[n], angles[n] * share)
+        inside = (np.abs(place) <= half[n]).all(axis=1)
+        owner[near[inside]], local[near[inside]] = n, place[inside]
+    return owner, local
+
+
+def _turned_back(points: np.ndarray, axis: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """(N, 3) points, each turned about the axis by minus its angle (N, 1), rad: Rodrigues' formula."""
+    across = np.cross(axis, points)
+    return np.asarray(points - np.sin(angles) * across + (1 - np.cos(angles)) * np.cross(axis, across))
+
+
+# Which objects of a data set may move, and which returns are of them. numpy only.
+
+_ROAD = 0.2  # m above the bottom of a box, where points without a class are the road's
+
+
+class Movable:
+    """The annotated objects of a data set that may move, and the point classes that they have."""
+
+    def __init__(self, source: Keyframes) -> None:
+        self._source, taxonomy = source, source.taxonomy
+        self._moves = np.array([*(not each.static for each in taxonomy.classes), True])  # by label; the last of -1
+        self._class_of_label = _point_classes(taxonomy)
+        self._classes = np.setdiff1d(self._class_of_label[self._moves], NONE)
+
+    def boxes(self, sample: str) -> Boxes:
+        """In the global frame, with the label -1 for those of no detection class; InputError without annotations."""
+        truth = self._source.truth(sample)
+        boxes, others = truth.boxes(), truth.obstacles()
+        if boxes is None:
+            raise InputError(
+                f"{self._source.dataroot}: keyframe {sample} has no boxes, and what moves would leave a trail; "
+                "annotate drives that have them"
+            )
+        return boxes if others is None else Boxes.joined(boxes, others)
+
+    def assigned(self, returns: Returns, motion: Motion, seconds: float) -> Assigned:
+        """Which returns are of which object.
+
+        A return in the box of an object that may move is the object's if its class is one that such objects have.
+        Without a class it is, too, unless it is at the bottom of the box. Returns in any box get their class from it
+        if they have none.
+
+        Args:
+            motion: of the boxes in the `seconds` before the keyframe.
+        """
+        shares = np.where(returns.own, 1, 1 - returns.ages / seconds)
+        owner, local = owners(returns.points, shares, motion, MARGIN)
+        bottoms = np.append(-motion.end.sizes[:, 2] / 2, 0)[owner]
+        thing = np.isin(returns.classes, self._classes)
+        low = (returns.classes == UNKNOWN) & (local[:, 2] < bottoms + _ROAD)
+        label = np.append(motion.end.labels, -1)[owner]
+        given = (returns.classes == UNKNOWN) & (owner >= 0) & ~low
+        classes = np.where(given, self._class_of_label[label], returns.classes)
+        owner = np.where((thing | (returns.classes < 0)) & ~low & self._moves[label], owner, -1)
+        return Assigned(shares, owner, local, classes.astype(np.int16), (owner < 0) & ~thing)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Of N returns."""
+
+    shares: np.ndarray  # (N,) of the time from the keyframe before; 1 at the keyframe
+    owner: np.ndarray  # (N,) int64 index of the box, -1 for none
+    local: np.ndarray  # (N, 3) m in the frame of that box
+    classes: np.ndarray  # (N,) int16, with those that follow from the box
+    static: np.ndarray  # (N,) bool: of nothing that may move; neither: of an object's class, but in no box
+
+
+def _point_classes(taxonomy: Taxonomy) -> np.ndarray:
+    """(C + 1,) point class of each detection class, by their categories in the data set; NONE where there is none, and
+    for label -1."""
+    labels = taxonomy.point_labels_of_categories()
+    found = [[labels[c] for c in each.categories or (each.name,) if c in labels] for each in taxonomy.classes]
+    return np.array([*((each[0] if each else NONE) for each in found), NONE], np.int16)

@@ -13,8 +13,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.occupancy.crossed_voxels import mark_crossed, seen_by_cameras
 from perception.datasets.occupancy.drive import Drive, gather
-from perception.datasets.occupancy.objects import Motion, Movable, owners
-from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, moved, returns_of
+from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, moved, owners, returns_of
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.grid import OTHERS, Occupancy, VoxelGrid, occupancy_classes

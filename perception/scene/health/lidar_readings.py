@@ -10,8 +10,14 @@ from scipy.spatial import cKDTree
 
 from perception.frame import Frame
 from perception.rig import LidarLimits
-from perception.scene.health.features import SweepFeatures, in_vehicle_frame, latest_sweep
-from perception.scene.health.readings import LastContent, Readings, load_below
+from perception.scene.health.features import (
+    LastContent,
+    Readings,
+    SweepFeatures,
+    in_vehicle_frame,
+    latest_sweep,
+    load_below,
+)
 
 # Gaps in a spinning LiDAR's scan of the ground, from a single sweep and without knowing the sensor.
 #

@@ -16,9 +16,17 @@ from perception.frame import Camera, Frame
 from perception.rig import CameraLimits, LidarLimits, Sensors
 from perception.scene.admission import POSES
 from perception.scene.health.alignment import Alignment
-from perception.scene.health.features import SLOPE_TEXTURE, SweepFeatures, image_features, sweep_features
+from perception.scene.health.features import (
+    SLOPE_TEXTURE,
+    LastContent,
+    Readings,
+    Status,
+    SweepFeatures,
+    image_features,
+    load_below,
+    sweep_features,
+)
 from perception.scene.health.lidar_readings import LidarReadings
-from perception.scene.health.readings import LastContent, Readings, Status, load_below
 
 
 @dataclass(frozen=True)

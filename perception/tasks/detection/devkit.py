@@ -1,9 +1,11 @@
-"""Scores of a submission by an official devkit: mAP, NDS, true-positive errors, AP per class."""
+"""Files of detections and tracks, and their scores by the official devkits."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -13,11 +15,33 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from perception.errors import InputError
 from perception.io.files import strict
+from perception.tasks.detection.submission import MAX_BOXES, ResultsWriter, global_boxes
 from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.tracker import Tracks
+
+if TYPE_CHECKING:  # the devkit takes a second to import
+    from nuscenes import NuScenes
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from rich.console import Console
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import Boxes, Frame
+from perception.io.files import write_atomically
+from perception.tasks.detection.submission import SubmissionWriter
+from perception.taxonomy import Taxonomy
+
+# Scores of a submission by an official devkit: mAP, NDS, true-positive errors, AP per class.
 
 
 @dataclass(frozen=True)
@@ -181,3 +205,176 @@ def _annotations(devkit: Devkit, tables: Any, samples: Sequence[str], box_type: 
         ]
         boxes.add_boxes(sample, found)
     return boxes
+
+
+# Tracks as a nuScenes tracking submission, and its scores by the official devkit: AMOTA, AMOTP, id switches, recall.
+#
+# Format and metrics: https://www.nuscenes.org/tracking.
+
+PROTOCOL = "tracking_nips_2019"
+# Over all classes: the first six are means over those that occur, the others sums.
+SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "tp", "fp", "fn", "mt", "ml")
+
+
+class TrackWriter(ResultsWriter):
+    """Writes tracks.
+
+    with TrackWriter.open(path, sensors=("camera", "lidar"), taxonomy) as submission:
+        submission.add(frame.token, tracker.update(boxes, frame.timestamp))
+    """
+
+    def add(self, sample: str, tracks: Tracks) -> None:
+        """Append the detected tracks of one sample, of the classes that are `tracked`.
+
+        Predicted but undetected tracks are omitted, because the devkit interpolates gaps itself. Unconfirmed tracks are
+        written, because AMOTA ranks tracks by their scores, and their objects would be missed.
+
+        Raises:
+            InputError: the sample was added before, or the disk is full.
+        """
+        counts = np.array([each.tracked for each in self._taxonomy.classes])[tracks.boxes.labels]
+        index = np.flatnonzero((tracks.unseen == 0) & counts)
+        index = index[np.argsort(-tracks.boxes.scores[index], kind="stable")[:MAX_BOXES]]
+        boxes, names = tracks.boxes.select(index), self._taxonomy.class_names
+        entries = [
+            box | {"tracking_id": str(track), "tracking_name": names[label], "tracking_score": score}
+            for box, track, label, score in zip(
+                global_boxes(sample, boxes),
+                tracks.ids[index].tolist(),
+                boxes.labels.tolist(),
+                boxes.scores.tolist(),
+                strict=True,
+            )
+        ]
+        self.add_entries(sample, entries)
+
+
+def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> dict[str, Any]:
+    """Score the tracks of `samples` with the devkit's TrackingEval, as if there were no other samples.
+
+    Args:
+        submission: the JSON file; tracks of other samples are ignored.
+        samples: keyframes of any scenes, without gaps within a scene.
+
+    Returns:
+        A dict for strict JSON, with None for undefined values. Under the devkit's names its summary: `amota`, `amotp`
+        (m), `recall`, `ids` (switches), ... over all classes, and its scores per class in `label_metrics`.
+
+    Raises:
+        InputError: the file is no submission, or some of the samples have no entry in it.
+    """
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.tracking.data_classes import TrackingBox
+    from nuscenes.eval.tracking.evaluate import TrackingEval
+    from nuscenes.eval.tracking.loaders import create_tracks
+
+    class SampleEval(TrackingEval):
+        """TrackingEval on given samples, without its folder of plots."""
+
+        def __init__(self) -> None:
+            self.cfg = config_factory(PROTOCOL)
+            self.output_dir, self.verbose, self.render_classes = "", False, None
+            predictions, annotations = boxes_to_compare(submission, nusc, samples, self.cfg, TrackingBox)
+            with TemporaryDirectory() as folder:
+                scenes = _only_split(nusc, samples, Path(folder))
+                self.tracks_gt = create_tracks(annotations, scenes, _SPLIT, gt=True)
+                self.tracks_pred = create_tracks(predictions, scenes, _SPLIT, gt=False)
+
+    metrics, _ = SampleEval().evaluate()
+    summary = metrics.serialize()
+    return strict({name: summary[name] for name in (*SCORES, "label_metrics")})
+
+
+_SPLIT = "selected"
+
+
+def _only_split(nusc: NuScenes, samples: Sequence[str], folder: Path) -> NuScenes:
+    """The same tables with one custom split, the scenes of `samples`, because the devkit builds tracks for a split."""
+    scenes = {nusc.get("sample", sample)["scene_token"]: None for sample in samples}
+    names = [nusc.get("scene", scene)["name"] for scene in scenes]
+    (folder / nusc.version).mkdir()
+    (folder / nusc.version / "splits.json").write_text(json.dumps({_SPLIT: names}))
+    view = copy.copy(nusc)
+    view.dataroot = str(folder)
+    return view
+
+
+# The files of detection in a replay: all detections and all tracks, as nuScenes submissions.
+
+RESULTS, TRACKS, TRACKING = "results.json", "tracks.json", "tracking_metrics.json"
+SUBMISSION = "results_nusc.json"
+
+
+class ResultFiles(NamedTuple):
+    results: SubmissionWriter
+    tracks: TrackWriter
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, sensors: Sequence[str], taxonomy: Taxonomy) -> Iterator[ResultFiles]:
+        """Writers of both files, which appear atomically when the block ends; errors as in `ResultsWriter.open`."""
+        with (
+            SubmissionWriter.open(folder / RESULTS, sensors, taxonomy) as results,
+            TrackWriter.open(folder / TRACKS, sensors, taxonomy) as tracks,
+        ):
+            yield cls(results, tracks)
+
+    def add(self, frame: Frame, result: Boxes, state: Tracks) -> None:
+        self.results.add(frame, result)
+        self.tracks.add(frame.token, state)
+
+
+# Compares the scores of an evaluation with those of the official devkit.
+
+SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
+
+
+def require_official(tables: Keyframes) -> None:
+    """Raise InputError, before a long evaluation, unless the devkit is installed and can read these drives."""
+    _devkit_of(tables).require()
+    if not (tables.dataroot / tables.version).is_dir():
+        raise InputError(f"{tables.dataroot}: the devkit reads the tables of one dataroot; leave out --official")
+
+
+def _devkit_of(tables: Keyframes) -> Devkit:
+    if tables.taxonomy.devkit is None:
+        raise InputError(f"the taxonomy {tables.taxonomy.name} names no `devkit` that scores it; leave out --official")
+    return DEVKITS[tables.taxonomy.devkit]
+
+
+def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Score the submission in the folder `out` with the devkit as well, and add its scores to metrics.json.
+
+    Args:
+        metrics: the result of `evaluate`.
+
+    Returns:
+        `metrics` with `official`: the devkit's `version`, its scores under the same keys, and `largest_difference` to
+        ours: NaN, written as None, if only one of them defines a score.
+    """
+    devkit, samples = _devkit_of(tables), tables.samples(metrics["split"], metrics["selectors"])
+    with console.status(f"Scoring with {devkit.distribution}"):
+        official_tables = open_devkit(tables.dataroot, tables.version, devkit)
+        scores = score_submission(out / SUBMISSION, official_tables, samples, devkit)
+    largest = float(np.max([_difference(*pair) for key in SCORED for pair in _pairs(metrics[key], scores[key])]))
+    official = {"version": devkit.version, **scores, "largest_difference": strict(largest)}
+    metrics = metrics | {"official": official}
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False).encode())
+    console.print(
+        f"{devkit.distribution} {devkit.version}: mAP {scores['mAP']:.4f}, NDS {scores['NDS']:.4f}; "
+        f"our scores differ from it by at most {largest:.1e}"
+    )
+    return metrics
+
+
+def _pairs(ours: Any, theirs: Any) -> list[tuple[float | None, float | None]]:
+    """Each number of a nested dict of scores with its counterpart in another one with the same keys."""
+    if isinstance(theirs, dict):
+        return [pair for key in theirs for pair in _pairs(ours[key], theirs[key])]
+    return [(ours, theirs)]
+
+
+def _difference(ours: float | None, theirs: float | None) -> float:
+    if ours is None or theirs is None:
+        return 0.0 if ours is theirs else math.nan
+    return abs(ours - theirs)

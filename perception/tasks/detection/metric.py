@@ -15,7 +15,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.io.files import shown, strict, write_atomically
 from perception.tasks.detection.columns import BoxColumns, match, read_submission
-from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
+from perception.tasks.detection.devkit import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.scores import ERRORS, RECALLS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import submitted
 from perception.tasks.drawing import COUNTED_SCORE
@@ -299,7 +299,7 @@ class DetectionMetric(Metric[Boxes]):
             return
         if any(find_spec(name) is None for name in (scoring.package, "motmetrics")):
             return
-        from perception.tasks.detection.tracking import score_tracks
+        from perception.tasks.detection.devkit import score_tracks
 
         scores = score_tracks(folder / TRACKS, open_devkit(source.dataroot, source.version), tokens)
         write_atomically(folder / TRACKING, json.dumps(scores, indent=2).encode())

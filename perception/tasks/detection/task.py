@@ -15,7 +15,7 @@ from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
 from perception.tasks.detection.config import DetectionHead
-from perception.tasks.detection.files import RESULTS, SUBMISSION, TRACKS, ResultFiles
+from perception.tasks.detection.devkit import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter

@@ -13,8 +13,7 @@ from perception.errors import InputError
 from perception.grid import OTHERS, BevGrid
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.lovasz import lovasz_softmax
-from perception.tasks.network import Axis, Loss, TaskNetwork
+from perception.tasks.network import Axis, Loss, TaskNetwork, lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN

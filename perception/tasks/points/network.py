@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from perception.grid import BevGrid
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.lovasz import lovasz_softmax
-from perception.tasks.network import Loss, PointFeatures, TaskNetwork
+from perception.tasks.network import Loss, PointFeatures, TaskNetwork, lovasz_softmax
 from perception.tasks.points.config import PointsHead
 
 _OWN = 7  # features of a point itself

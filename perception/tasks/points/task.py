@@ -11,8 +11,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.drawing import PointLayer
 from perception.tasks.points.config import PointsHead
-from perception.tasks.points.iou import NONE
-from perception.tasks.points.metric import PointsMetric
+from perception.tasks.points.metric import NONE, PointsMetric
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 

@@ -26,8 +26,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.io.section import load_section
 from perception.page.single_file import as_script
-from perception.tasks.detection.devkit import open_devkit
-from perception.tasks.detection.tracking import score_tracks
+from perception.tasks.detection.devkit import open_devkit, score_tracks
 
 
 def load(text: str, folder: Path) -> Gates:

@@ -40,7 +40,7 @@ from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
 from deploy.replay.schedule import RealTime
 from deploy.replay.settings import FrameChoice, Selection, Settings, Source
-from deploy.replay.sources import assembler, encoded, open_drives
+from deploy.replay.sources import assembler, open_drives, payloads
 from deploy.replay.sources.counts import Counts
 from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
@@ -48,7 +48,7 @@ from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.tasks.detection.tracking import TrackWriter
+from perception.tasks.detection.devkit import TrackWriter
 
 FRAMES, FOUR = 24, Selection(end=2.0)
 EASY, LIMIT = gates({"metric": "dropped", "at_most": 1000}), gates({"metric": "latency", "at_most": 1e6})
@@ -196,8 +196,8 @@ def test_of_frames_that_are_left_out_nothing_is_decoded(
     write_log(drive, f"{TINY}:0-12", path, storage, VERSION, 3)
     (whole,) = open_drives(path, None, (), SPEC, None)
     every, selection = list(whole.frames()), Selection(1.0, 4.5, 3)
-    decode, join = encoded.decode_image, assembler.join_lidars
-    monkeypatch.setattr(encoded, "decode_image", lambda content: decoded.append(content) or decode(content))
+    decode, join = payloads.decode_image, assembler.join_lidars
+    monkeypatch.setattr(payloads, "decode_image", lambda content: decoded.append(content) or decode(content))
     monkeypatch.setattr(assembler, "join_lidars", lambda *given: joined.append(given[1]) or join(*given))
     (part,) = open_drives(path, None, (), SPEC, None)
     found = list(part.frames(FrameChoice(selection)))

@@ -36,8 +36,8 @@ from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import map_expansion
 from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import conditions_of, position_on_map
-from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.datasets.sources import JoinedTables
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.grid import BevGrid, VoxelGrid, occupancy_classes

@@ -23,8 +23,16 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, seen_by_cameras
 from perception.datasets.occupancy.drive import Levels, ThinnedCloud, gather
-from perception.datasets.occupancy.objects import Motion, Movable, motion_between, owners
-from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, returns_of
+from perception.datasets.occupancy.returns import (
+    NONE,
+    UNKNOWN,
+    Motion,
+    Movable,
+    Returns,
+    motion_between,
+    owners,
+    returns_of,
+)
 from perception.datasets.occupancy.writing import annotate, annotate_drives, link_dataroot, voxel_classes
 from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import open_source

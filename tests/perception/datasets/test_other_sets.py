@@ -30,16 +30,14 @@ from perception.datasets.files import read_cloud, read_image, read_pcd
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import phases_of
-from perception.datasets.nuscenes.joined import JoinedTables
-from perception.datasets.sources import open_source
+from perception.datasets.sources import JoinedTables, open_source
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
 from perception.simulate.nuscenes_writer import tagged_description, tags
-from perception.tasks.detection.devkit import DEVKITS, open_devkit
-from perception.tasks.detection.official import compare, require_official
+from perception.tasks.detection.devkit import DEVKITS, compare, open_devkit, require_official
 from perception.taxonomy import load_taxonomy
 
 T4, T4_RIG = load_taxonomy("t4"), load_rig("t4")

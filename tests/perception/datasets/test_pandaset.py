@@ -27,10 +27,10 @@ from pickles import DEEP, assert_refused
 from vocabulary import taxonomy_of
 
 from perception.datasets import pandaset
-from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
+from perception.io.unpickle import read_table
 from perception.rig import Sensors, load_rig
 from perception.scene.health.monitor import HealthMonitor
 from perception.taxonomy import Taxonomy, load_taxonomy

@@ -19,8 +19,8 @@ from deploy.replay.sources.topics import CameraTopics, Topics
 from perception.datasets.files import jpeg_size, read_image
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.pandaset import PandaSet
+from perception.datasets.sources import JoinedTables
 from perception.frame import Frame
 from perception.mmdet3d.infos import Infos
 from perception.training.loader import FrameDataset

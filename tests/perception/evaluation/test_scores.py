@@ -35,10 +35,9 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
-from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
-from perception.tasks.detection.official import compare, require_official
+from perception.tasks.detection.devkit import DEVKITS, Devkit, compare, open_devkit, require_official, score_submission
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, undefined_errors
-from perception.tasks.map.iou import THRESHOLDS as LEVELS
+from perception.tasks.map.metric import THRESHOLDS as LEVELS
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 CONFIG = config_factory("detection_cvpr_2019")

@@ -29,7 +29,7 @@ from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import learned as learned_routes
 from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
 from perception.modules.status import as_figure, as_table, routing_table
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.loader import batch_labels
 from perception.training.losses import Losses
 
@@ -332,7 +332,7 @@ def test_what_is_recognised_is_a_distribution_of_each_kind_and_shapes_neither_ba
 @torch.no_grad()
 def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
     model = little(ALL[:2], recognising=True)
-    losses = Losses(model, trainable.added_task(model, "conditions"))
+    losses = Losses(model, optimize.added_task(model, "conditions"))
     tags = Conditions(weather="clear", light="day", city="boston")
     labels = model.tasks["conditions"].labels(replace(synthetic_frame("ego", RIG, seed=1), conditions=tags))
     inputs, found = frame_inputs(model, 1), set()
@@ -341,7 +341,7 @@ def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
         losses(inputs, [tags], batch_labels([{"conditions": labels}]))
         found.add(frozenset(losses.routes[0].weights))
     assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
-    assert {name.split(".")[0] for name, _ in trainable.parameters(model)} == {"added"}
+    assert {name.split(".")[0] for name, _ in optimize.parameters(model)} == {"added"}
 
 
 def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
@@ -351,7 +351,7 @@ def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> No
     model.train()(inputs, tags, trace=trace)
     assert model.routing_losses(trace.routes)
     assert model.routing_balance(trace.routes)
-    scope = trainable.added_task(model, "conditions")
+    scope = optimize.added_task(model, "conditions")
     assert all(name.startswith("conditions/") for name in model(inputs, tags, scope.tasks, trace=alone))
     assert len(alone.routes) == 1
     assert model.routing_losses(alone.routes) == model.routing_balance(alone.routes) == {}

@@ -38,10 +38,9 @@ from perception.errors import InputError
 from perception.frame import Boxes
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
-from perception.tasks.detection.devkit import boxes_to_compare, open_devkit
+from perception.tasks.detection.devkit import PROTOCOL, TrackWriter, boxes_to_compare, open_devkit, score_tracks
 from perception.tasks.detection.submission import global_boxes
 from perception.tasks.detection.tracker import Tracks
-from perception.tasks.detection.tracking import PROTOCOL, TrackWriter, score_tracks
 
 Simulated = tuple[list[Scene], NuScenes]
 START = 1_500_000_000_000_000  # us

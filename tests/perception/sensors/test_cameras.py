@@ -33,7 +33,7 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.encoder import depth_loss, depth_targets, intrinsics
 from perception.sensors.camera.lift import Lift
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.loader import FrameDataset, Sample
 
 IMAGE, CELLS, DEPTH = Image(height=32, width=64), (4, 8), Depth(near=1.0, far=21.0, bins=10, supervision=3.0)
@@ -345,14 +345,14 @@ def test_depth_is_an_output_only_where_the_camera_trains():
 
     assert model.depth_cells() == CELLS
     assert logits()["camera/depth"].shape == (1, 6, 32, *CELLS)
-    trainable.base(model)  # leaves the model itself in evaluation mode
+    optimize.base(model)  # leaves the model itself in evaluation mode
     assert "camera/depth" in logits()
-    trainable.base(model, ["heads.*"])
+    optimize.base(model, ["heads.*"])
     assert not logits()
-    trainable.joint(model)
+    optimize.joint(model)
     for slots, trains in (("trunk.*", False), ("camera.neck", True)):
         model.bank.add(LowRank.Options(name="module", rank=1, slots=(slots,)))
-        trainable.post_hoc(model, ["module"])
+        optimize.post_hoc(model, ["module"])
         assert (model.depth_cells() is not None) == trains
         assert ("camera/depth" in logits()) == trains
         model.bank.delete("module")

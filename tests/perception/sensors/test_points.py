@@ -32,7 +32,7 @@ from perception.sensors.lidar.pillars import group
 from perception.tasks import tasks_of
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.map.config import MapHead
-from perception.tasks.result import to_prediction
+from perception.tasks.task import to_prediction
 from perception.training.checkpoint import load_model
 
 # 4 rows, 8 columns

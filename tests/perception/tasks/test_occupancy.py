@@ -18,7 +18,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
-from perception.tasks.lovasz import lovasz_softmax
+from perception.tasks.network import lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement
 from perception.tasks.occupancy.free_space import body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN, resampled

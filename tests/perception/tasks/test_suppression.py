@@ -13,8 +13,7 @@ from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.nms import footprints, non_maximum_suppression, rotated_iou
 from perception.tasks.detection.task import DetectionTask
-from perception.tasks.result import to_prediction
-from perception.tasks.task import prefixed
+from perception.tasks.task import prefixed, to_prediction
 
 
 def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

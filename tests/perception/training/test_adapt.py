@@ -20,7 +20,7 @@ from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training import trainable
+from perception.training import optimize
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge, recalibrate
@@ -60,7 +60,7 @@ def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
     ):
         torch.manual_seed(0)
         model = PerceptionModel(config)
-        trainable.joint(model)
+        optimize.joint(model)
         for name, parameter in model.named_parameters():
             if ".computations." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -80,10 +80,10 @@ def test_what_is_asked_for_learns_and_nothing_else(tables, trained, tmp_path, pa
         model.bank.add(BatchNorm.Options(name="b", slots=("*",)))
     before = copy.deepcopy(model.state_dict())
     if part == "the modules":
-        trainable.post_hoc(model, ["a", "b"])
+        optimize.post_hoc(model, ["a", "b"])
     else:
-        trainable.base(model, *([("heads.*",)] if part == "the heads" else []))
-    learning = {name for name, _ in trainable.parameters(model)}
+        optimize.base(model, *([("heads.*",)] if part == "the heads" else []))
+    learning = {name for name, _ in optimize.parameters(model)}
     fit(model, tables, tables.samples("all"), tmp_path / "run")
     after = model.state_dict()
     moved = {key for key in after if not torch.equal(before[key], after[key])}
@@ -130,10 +130,10 @@ def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trai
 
 def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
     every = tables.samples("all")
-    wet = trainable.with_conditions(tables, every, ("rain", "night"))
+    wet = optimize.with_conditions(tables, every, ("rain", "night"))
     assert 0 < len(wet) < len(every)
     assert {tables.conditions(token)["weather"] for token in wet} == {"rain"}
-    assert trainable.with_conditions(tables, every, ("map",)) == every  # a task is no condition
+    assert optimize.with_conditions(tables, every, ("map",)) == every  # a task is no condition
 
 
 def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path):
@@ -202,7 +202,7 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
             variances[slot] += x[0].var(dim=(0, 2, 3))
 
         each.norm.register_forward_pre_hook(measure)
-    wet, spec = trainable.with_conditions(tables, tables.samples("all"), ["rain"]), InputSpec.of(model.config)
+    wet, spec = optimize.with_conditions(tables, tables.samples("all"), ["rain"]), InputSpec.of(model.config)
     for token in wet:
         inputs = prepare(tables.frame(token, Reads(spec.grid.reference, spec.sweeps)), spec)
         with torch.no_grad():
@@ -238,7 +238,7 @@ def recalibrated(model: PerceptionModel, tables: NuScenesTables, norms: dict[str
 
 def test_recalibrated_statistics_are_those_of_the_frames(tables, trained):
     model, _ = load_model(trained)
-    trainable.post_hoc(model, ())  # a frozen base is recalibrated as well
+    optimize.post_hoc(model, ())  # a frozen base is recalibrated as well
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     flags = [p.requires_grad for p in model.parameters()]
     recalibrated(model, tables, norms)
@@ -251,7 +251,7 @@ def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, 
     model, _ = load_model(trained)
     model.bank.add(parse_module({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
     model.bank.activate("own")
-    trainable.post_hoc(model, ["own"])
+    optimize.post_hoc(model, ["own"])
     before, base = model.bank.base_hash(), {k: v.clone() for k, v in model.state_dict().items()}
     norms = {name: computation.norm for name, computation in model.bank.at("own").items()}
     recalibrated(model, tables, norms, "own")

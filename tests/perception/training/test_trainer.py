@@ -31,7 +31,7 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
-from perception.training import checkpoint, trainable
+from perception.training import checkpoint, optimize
 from perception.training.adapt import adapt
 from perception.training.checkpoint import initialise, load_model, newest, provenance, save_model
 from perception.training.distribute import restore_norms, synchronise_norms
@@ -219,7 +219,7 @@ def test_passes_of_parts_make_the_step_of_the_whole_batch(recorded: NuScenesTabl
         config = minimal(steps=2, accumulate=passes, batch=4, weight_decay=0.0)
         torch.manual_seed(0)
         model = PerceptionModel(config)
-        trainable.base(model)
+        optimize.base(model)
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
