@@ -241,7 +241,7 @@ class Bundle:
         return record
 
     def _require_permitted(self, file: Path, record: EngineRecord) -> None:
-        """Raise InputError unless the manifest permits this plan to run without a signature (`deploy.release`)."""
+        """Raise InputError unless the manifest permits this plan to run without a signature (`deploy.trust`)."""
         if record.refitted:
             reason = "the manifest cannot permit a plan of another bundle's network"
         elif not any(permit.covers(record.target, record.compiler) for permit in self.manifest.builds):

@@ -11,12 +11,12 @@ import traceback
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Importing these modules adds their commands to the application; --help lists them in this order.
-from perception.commands import data, learn, modules  # noqa: F401
+from perception.commands import learn, modules  # noqa: F401
 from perception.commands.common import app
 from perception.errors import InputError
 
 # isort: split
-from deploy.commands import bundles, drives, recorded  # noqa: F401
+from deploy.commands import bundles, drives  # noqa: F401
 
 
 def main() -> None:

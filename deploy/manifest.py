@@ -11,10 +11,9 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, SerializeAsAny, ValidationError, field_validator
 
 from deploy.integrity import Content, SelfHashed, require_inside
-from deploy.release import Permit
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances, require_bounded
-from deploy.trust import Trust
+from deploy.trust import Permit, Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
 from perception.rig import Rig

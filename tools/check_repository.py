@@ -68,7 +68,7 @@ WORKSHOP = {
 LATE_WORKSHOP = {
     *("perception.tasks.network", "perception.tasks.map.network"),
     *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "peaks")),
-    *("perception.tasks.conditions.network", "perception.tasks.conditions.recogniser"),
+    "perception.tasks.conditions.network",
     *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
 }
 # TensorRT comes with the device, fsspec and ray with an extra; bindings of CUDA are imported by their name.

@@ -100,7 +100,7 @@ def export(
     """
     from deploy.export import export as run
     from deploy.precision.calibrate import Drives
-    from deploy.release import Release, parse_expiry
+    from deploy.trust import Release, parse_expiry
     from perception.mmdet3d.foreign_config import refuse_export
 
     refuse_export(checkpoint)

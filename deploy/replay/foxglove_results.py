@@ -35,8 +35,8 @@ from mcap_protobuf.writer import Writer
 
 from deploy.replay.pictures import box_edges, draw_layers, jpeg, raster_colours
 from perception.frame import Camera, Frame
+from perception.geometry import quaternions
 from perception.io.files import atomic_file
-from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
 from perception.tasks.task import Task

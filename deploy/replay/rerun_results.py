@@ -12,8 +12,8 @@ import numpy as np
 from deploy.replay.pictures import draw_layers, jpeg, raster_colours
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.geometry import quaternions
 from perception.io.files import atomic_file
-from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
 from perception.tasks.task import Task

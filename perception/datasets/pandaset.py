@@ -25,10 +25,9 @@ from perception.datasets.keyframes import JointCloud, Paths, Picture, Reads, Rec
 from perception.datasets.nuscenes.labels import with_voxels
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
+from perception.geometry import points_in_boxes, rigid
 from perception.io.unpickle import read_table
 from perception.rig import Rig, load_rig
-from perception.rotations import rigid
-from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
 

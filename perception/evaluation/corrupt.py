@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from perception.frame import Frame
-from perception.rotations import turned
+from perception.geometry import turned
 
 MCU = 16  # pixels, side of JPEG's blocks with 4:2:0 chroma
 SECTOR = np.radians(2.0)  # azimuth of one packet of a spinning LiDAR: 12 firings, as of a Velodyne HDL-32E

@@ -19,11 +19,11 @@ from perception.datasets.files import stamp
 from perception.datasets.keyframes import Picture, Reads, Recording, SweepFile, Truth, assemble
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
+from perception.geometry import quaternions
 from perception.io.unpickle import read_plain
 from perception.mmdet3d.install import NUSCENES
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
 from perception.rig import load_rig
-from perception.rotations import quaternions
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion

@@ -22,8 +22,8 @@ import numpy as np
 from perception.datasets.nuscenes.dataset import BICYCLE_RACK
 from perception.errors import InputError
 from perception.frame import Boxes
+from perception.geometry import rigid
 from perception.mmdet3d.install import CAMERAS, CLASSES, LIDAR
-from perception.rotations import rigid
 
 # Checked access to values of unknown content; errors name the file and the path of keys to the value.
 

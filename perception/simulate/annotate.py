@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perception.geometry import points_in_boxes
 from perception.grid import OTHERS, VoxelGrid, occupancy_classes, traverse
-from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate.agents import attribute
 from perception.simulate.nuscenes_writer import Row, link, token, visibility_token
 from perception.simulate.snapshot import CATEGORIES, GROUND_CATEGORIES, NOISE, GroundRaster, Solids

@@ -11,10 +11,10 @@ import numpy as np
 
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
+from perception.geometry import quaternion
 from perception.grid import Occupancy, occupancy_classes
 from perception.io.files import make_folder
 from perception.rig import Rig, RigCamera, RigSensor
-from perception.rotations import quaternion
 from perception.simulate import camera, lidar
 from perception.simulate.annotate import (
     Observation,

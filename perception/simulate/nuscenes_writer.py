@@ -15,9 +15,9 @@ import numpy as np
 from shapely.geometry import LineString, Polygon
 
 from perception.frame import Conditions
+from perception.geometry import quaternion
 from perception.io.files import atomic_folder, write_atomically
 from perception.rig import Rig, RigCamera, RigSensor
-from perception.rotations import quaternion
 from perception.simulate.agents import SIZES
 from perception.simulate.city import City
 from perception.simulate.snapshot import CATEGORIES, Ground

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import numpy as np
 
-from perception.frame import Boxes, Frame
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.io.section import Section
 from perception.tasks.metric import Metric, Result
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from perception.datasets.keyframes import Keyframes
     from perception.tasks.drawing import Layer
     from perception.tasks.network import TaskNetwork
-from perception.frame import Prediction
+
 
 Arrays = Mapping[str, np.ndarray]
 # An observation: kind of condition -> probability of each value in the order of the taxonomy, for some kinds.

@@ -28,9 +28,9 @@ from deploy.manifest import Origin
 from deploy.onnx_export import run, to_onnx
 from deploy.plan import plan
 from deploy.precision.measure import make_golden_frames
-from deploy.release import Release
 from deploy.route import parse_conditions, steering_inputs
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
+from deploy.trust import Release
 from deploy.verify import verify
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables

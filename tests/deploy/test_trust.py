@@ -31,14 +31,13 @@ from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
 from deploy.cli import app
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.release import Permit, default_permits, parse_expiry
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.sign import sign
 from deploy.signature import require_signed, signer
 from deploy.targets import TARGETS
-from deploy.trust import Trust
+from deploy.trust import Permit, Trust, default_permits, parse_expiry
 from deploy.verify import verify
 from perception.errors import InputError
 

@@ -18,9 +18,9 @@ from vocabulary import CAMERAS
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
+from perception.geometry import rigid
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.annotation_file import LABELS
-from perception.rotations import rigid
 from perception.sensors.lidar.sweeps import outside_roof
 
 

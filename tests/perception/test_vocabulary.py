@@ -27,11 +27,11 @@ from vocabulary import NUSCENES, RIG
 from deploy.verify import verify
 from perception.config import find_config, load_config, parse_config
 from perception.frame import PER_POINT, Frame
+from perception.geometry import quaternion, quaternions, rotation_matrices, turned
 from perception.mmdet3d import centerpoint, pillarnest
 from perception.mmdet3d.checkpoint import read_config
 from perception.model import PerceptionModel
 from perception.rig import Box, Mount, Rig, load_rig, ordered_by_view
-from perception.rotations import quaternion, quaternions, rotation_matrices, turned
 from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.tasks.detection.scores import DetectionScores
 from perception.taxonomy import Taxonomy, load_taxonomy

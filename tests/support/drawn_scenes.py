@@ -11,7 +11,7 @@ import numpy as np
 from perception.evaluation.interval import jackknife_interval
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.scores import DetectionScores
-from perception.tasks.map.metric import ious
+from perception.tasks.map.task import ious
 from perception.tasks.metric import leave_one_out
 from perception.taxonomy import load_taxonomy
 

@@ -24,9 +24,8 @@ from deploy.bundle import Bundle, EngineRecord, manifest_files, write_bundle
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.manifest import Manifest
-from deploy.release import Release
 from deploy.signature import signer
-from deploy.trust import Trust
+from deploy.trust import Release, Trust
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel

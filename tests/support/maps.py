@@ -9,7 +9,7 @@ import numpy as np
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.tasks.map.metric import MapMetric, count_thresholds
+from perception.tasks.map.task import MapMetric, count_thresholds
 
 LAYERS = (
     *("polygon", "line", "node", "drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway"),

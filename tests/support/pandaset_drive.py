@@ -12,8 +12,8 @@ import yaml
 from pandas_tables import write_table
 
 from perception.datasets.pandaset import LIDARS
+from perception.geometry import quaternion
 from perception.rig import Rig, load_rig
-from perception.rotations import quaternion
 
 FRAMES, PERIOD, START = 4, 0.1, 1_557_539_956.5  # s
 YAW = 0.7  # rad, of the LiDAR's frame in the world; the vehicle drives along its y

@@ -9,8 +9,8 @@ import numpy as np
 
 from deploy.replay.sources.messages import CorruptMessage, Transform
 from deploy.replay.sources.topics import Topics
+from perception.geometry import rigid
 from perception.rig import Rig, RigSensor
-from perception.rotations import rigid
 from perception.sensors.lidar.sweeps import Motion
 
 MOST_FRAMES = 64  # those that came first are dropped, but for static ones and those that a pose was asked through

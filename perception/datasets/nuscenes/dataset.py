@@ -27,8 +27,8 @@ from perception.datasets.nuscenes.recordings import Recordings, SampleData
 from perception.datasets.nuscenes.tables import Annotations, linked, rows, version_folder
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
+from perception.geometry import rotation_matrices
 from perception.rig import Rig, load_rig
-from perception.rotations import rotation_matrices
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 BICYCLE_RACK = "static_object.bicycle_rack"  # category

@@ -13,9 +13,9 @@ import numpy as np
 
 from perception.datasets.nuscenes.tables import linked, rows, stamps
 from perception.errors import InputError
+from perception.geometry import rigid
 from perception.io.cache import cached_arrays
 from perception.rig import DISTORTIONS, Rig, Sensors
-from perception.rotations import rigid
 
 _START, _LOST = -1, -2  # for a row: the drive's first recording, and one whose predecessor is not in the table
 

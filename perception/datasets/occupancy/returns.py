@@ -10,7 +10,7 @@ import numpy as np
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
-from perception.rotations import axes_and_angles
+from perception.geometry import axes_and_angles
 from perception.taxonomy import Taxonomy
 
 # Returns of LiDARs with where each ray began. numpy only.
@@ -77,8 +77,6 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
     found = Returns(points, origins, classes.astype(np.int16), ages, frame.sweep_of_point, lidars)
     return found.select(~(np.linalg.norm(points - origins, axis=1) < _OWN_VEHICLE))
 
-
-# Objects that move, their points and their places over a drive.
 
 # Which returns are of which annotated object, while it moves. numpy only.
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perception.geometry import axes_and_angles
 from perception.grid import Reference
 from perception.rig import Box
-from perception.rotations import axes_and_angles
 
 # Carries the points of a sweep from their own times to one: motion compensation within the sweep. numpy only.
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from perception.errors import InputError
 from perception.frame import Boxes
+from perception.geometry import rotation_matrices
 from perception.io.files import pause_collector
-from perception.rotations import rotation_matrices
 from perception.tasks.detection.submission_reader import read_samples
 from perception.taxonomy import Taxonomy
 

@@ -6,9 +6,11 @@ import contextlib
 import copy
 import io
 import json
+import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -16,30 +18,23 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
-from perception.errors import InputError
-from perception.io.files import strict
-from perception.tasks.detection.submission import MAX_BOXES, ResultsWriter, global_boxes
-from perception.tasks.detection.submission_reader import read_samples
-from perception.tasks.detection.tracker import Tracks
-
-if TYPE_CHECKING:  # the devkit takes a second to import
-    from nuscenes import NuScenes
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
-
 from rich.console import Console
 
 from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
 from perception.frame import Boxes, Frame
-from perception.io.files import write_atomically
-from perception.tasks.detection.submission import SubmissionWriter
+from perception.io.files import strict, write_atomically
+from perception.tasks.detection.submission import MAX_BOXES, ResultsWriter, SubmissionWriter, global_boxes
+from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.tracker import Tracks
 from perception.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from nuscenes import NuScenes
+
 
 # Scores of a submission by an official devkit: mAP, NDS, true-positive errors, AP per class.
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
+from perception.geometry import quaternions
 from perception.io.files import FrameFile
-from perception.rotations import quaternions
 from perception.taxonomy import Taxonomy
 
 # The attributes of detections, where the network predicts none that fit. numpy only.

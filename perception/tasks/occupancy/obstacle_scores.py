@@ -21,9 +21,9 @@ import numpy as np
 
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
+from perception.geometry import quaternions
 from perception.grid import VoxelGrid
 from perception.io.files import FrameFile
-from perception.rotations import quaternions
 from perception.tasks.metric import Counts, Range, Score, Weights
 from perception.tasks.occupancy.obstacles import PROBABILITY, ObstacleClusters, Obstacles, distances
 from perception.taxonomy import Taxonomy

@@ -2,21 +2,214 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.io.files import shown
 from perception.tasks.drawing import PointLayer
+from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.config import PointsHead
-from perception.tasks.points.metric import NONE, PointsMetric
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from perception.tasks.network import TaskNetwork
+
+
+# Intersection over union of the classes of points, as nuScenes' devkit scores lidarseg. numpy only.
+
+NONE = 255  # instead of a class: no point, or one that the network did not take
+RINGS = 20  # of counts; the last has all points that are further away
+
+
+def count_rings(predicted: np.ndarray, truth: np.ndarray, points: np.ndarray, classes: int) -> np.ndarray:
+    """(3, classes, RINGS) points of intersection, prediction and truth, in rings of RING around the vehicle.
+
+    Points without an annotated class are left out, as class 0 in the devkit.
+
+    Args:
+        predicted: (M,) class of each point, NONE without one.
+        truth: (M,) annotated class; -1 without one.
+        points: (M, >=2) x y (m).
+    """
+    distance = np.hypot(points[:, 0], points[:, 1])
+    ring = np.minimum(distance // RING, RINGS - 1).astype(np.int64)
+    known = truth >= 0
+
+    def count(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        index = labels[chosen].astype(np.int64) * RINGS + ring[chosen]
+        return np.bincount(index, minlength=classes * RINGS).reshape(classes, RINGS)
+
+    return np.stack(
+        [count(truth, known & (predicted == truth)), count(predicted, known & (predicted != NONE)), count(truth, known)]
+    )
+
+
+def ious(counts: np.ndarray) -> np.ndarray:
+    """(..., classes) IoU of counts (..., 3, classes) of intersection, prediction and truth.
+
+    NaN for a class that is neither annotated nor predicted. The union is rounded to float32 as in the devkit's
+    `ConfusionMatrix.get_per_class_iou`, to be equal to it for more than 2^24 points.
+    """
+    intersection, predicted, true = np.moveaxis(counts, -2, 0)
+    union = (predicted + true - intersection).astype(np.float32).astype(np.float64)
+    return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Scores of counts (3, classes): `mean` over the classes with an IoU, `frequency_weighted`, and `classes`.
+
+    Those of the devkit's `LidarSegEval`: `miou`, `freq_weighted_iou` and `iou_per_class`. None where undefined.
+    """
+    each, true = ious(counts), counts[2]
+    present = ~np.isnan(each)
+    return {
+        "mean": float(each[present].mean()) if present.any() else None,
+        "frequency_weighted": float(np.nansum(true * each) / true.sum()) if true.any() else None,
+        "classes": {
+            name: float(value) if known else None for name, value, known in zip(names, each, present, strict=True)
+        },
+    }
+
+
+def pack(classes: np.ndarray) -> str:
+    """Classes (K,) uint8 for JSON."""
+    return base64.b64encode(zlib.compress(classes.tobytes(), 9)).decode()
+
+
+def unpack(packed: str) -> np.ndarray:
+    """The inverse of `pack`."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
+
+
+class PointsMetric(RingMetric[np.ndarray]):
+    """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`iou.summary`).
+
+    points_mIoU   mean over the classes that are annotated or predicted
+    points_IoU    by class
+    """
+
+    main = "points_mIoU"
+    shown = ("points_mIoU", "points_IoU")
+    gates: ClassVar[Mapping[str, GateMetric]] = {
+        "points": GateMetric(
+            "point_names",
+            step=RING,
+            overall="points_mIoU",
+            by_class="points_IoU",
+            missing="the drive has no annotated points",
+            nothing="no point is annotated",
+            nothing_of="no point of {} is annotated",
+        )
+    }
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"point_classes": GateMetric("point_names", ranged=False)}
+
+    def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
+        """`counts` (3, classes, RINGS), see `count_rings`; None without annotated points.
+
+        Annotated points that the network did not see, because a corruption or fault took them away, are missed.
+
+        Args:
+            result: points beyond its K places have no class.
+        """
+        recorded = self._annotated(frame)
+        if recorded is None or recorded.keyframe_classes is None:
+            return {"counts": None}
+        points = recorded.keyframe_points
+        seen = points[:0] if frame.points is None else frame.keyframe_points
+        predicted, classes = classes_at(points, seen, result), len(self.taxonomy.point_names)
+        return {"counts": count_rings(predicted, recorded.keyframe_classes, points, classes)}
+
+    def _annotated(self, frame: Frame) -> Frame | None:
+        """The frame as recorded, with the annotated classes of its points; None if they are not annotated."""
+        if frame.keyframe_classes is None and self.source is not None and self.truth(frame).has_point_classes():
+            return self.source.frame(frame.token, Reads(frame.reference, cameras=False))
+        return None if frame.keyframe_classes is None else frame
+
+    def outputs(self, result: np.ndarray) -> dict[str, Any]:
+        return {"classes": pack(result)}
+
+    def ious(self, counts: np.ndarray) -> np.ndarray:
+        return ious(counts)
+
+    def names(self) -> Sequence[str]:
+        return self.taxonomy.point_names
+
+    def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
+        """`points`: the result of `iou.summary`; None if no frame has annotated points."""
+        known = [each["counts"].sum(axis=2) for each in counts if each["counts"] is not None]
+        total = np.sum(known, axis=0) if known else np.zeros(1)
+        return {"points": summary(total, self.taxonomy.point_names) if total.any() else None}
+
+    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
+        """IoU per class."""
+        from rich.table import Table
+
+        if scores["points"] is None:
+            return []
+        table = Table(title="points", show_footer=True)
+        table.add_column("class", footer="mean")
+        table.add_column("IoU", shown(scores["points"]["mean"]), justify="right")
+        for name in self.taxonomy.point_names:
+            table.add_row(name, shown(scores["points"]["classes"][name]))
+        return [table]
+
+    def agreement(
+        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
+    ) -> tuple[float, str]:
+        """Share of the points with equal classes; of a class: among those to which either replay gives it."""
+        same = either = 0
+        wanted = range(NONE) if subject.class_ is None else [self.taxonomy.point_names.index(subject.class_)]
+        for i in np.flatnonzero(weights.frames):
+            own, other = counts[i], others[i]
+            if own is None or other is None:
+                continue
+            classes, theirs = unpack(own["classes"]), unpack(other["classes"])
+            if len(classes) != len(theirs):
+                raise Unmeasured("the networks take different numbers of points")
+            chosen = np.isin(classes, wanted) | np.isin(theirs, wanted)
+            same += np.count_nonzero(chosen & (classes == theirs))
+            either += np.count_nonzero(chosen)
+        if not either:
+            raise Unmeasured(f"neither replay has a point{f' of {subject.class_}' if subject.class_ else ''}")
+        return same / either, ""
+
+
+def classes_at(points: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(N,) uint8 class that the network gave to each recorded point (N, >=3); NONE for those that it did not see.
+
+    Points at the same place, bit for bit, are the same. The others were moved, in their order, if as many are left of
+    the recorded ones as of those that the network saw.
+
+    Args:
+        seen: (M, >=3) points that the network saw.
+        classes: (K,) uint8 of the first K of them.
+    """
+    given = np.full(len(seen), NONE, np.uint8)
+    given[: len(classes)] = classes[: len(seen)]
+    ours, theirs = _places(points), _places(seen)
+    if np.array_equal(ours, theirs):
+        return given
+    class_at = dict(zip(theirs.tolist(), given.tolist(), strict=True))
+    found = np.array([class_at.get(place, NONE) for place in ours.tolist()], np.uint8)
+    gone, moved = ~np.isin(ours, theirs), ~np.isin(theirs, ours)
+    if np.count_nonzero(gone) == np.count_nonzero(moved):
+        found[gone] = given[moved]
+    return found
+
+
+def _places(points: np.ndarray) -> np.ndarray:
+    """(N,) x y z as bytes."""
+    return np.ascontiguousarray(points[:, :3], np.float32).view("S12")[:, 0]
 
 
 class PointsTask(Task[np.ndarray]):

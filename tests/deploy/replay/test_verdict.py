@@ -34,7 +34,7 @@ from perception.tasks import configured, tasks_of
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.map.metric import pack, unpack
+from perception.tasks.map.task import pack, unpack
 from perception.tasks.metric import Subject, mean_shares
 
 LATENCY = {

@@ -24,9 +24,9 @@ from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
 from perception.config import Lidar
 from perception.frame import Frame
+from perception.geometry import quaternion, turned
 from perception.grid import BevGrid
 from perception.rig import Rig
-from perception.rotations import quaternion, turned
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Motion, compensated
 

@@ -37,7 +37,7 @@ from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import DEVKITS, Devkit, compare, open_devkit, require_official, score_submission
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, undefined_errors
-from perception.tasks.map.metric import THRESHOLDS as LEVELS
+from perception.tasks.map.task import THRESHOLDS as LEVELS
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 CONFIG = config_factory("detection_cvpr_2019")

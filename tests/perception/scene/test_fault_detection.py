@@ -25,7 +25,7 @@ from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
 from deploy.replay.run import replay
 from deploy.replay.settings import DriveTime, Settings, Source
 from deploy.replay.totals import FaultDetections
-from perception import rotations
+from perception import geometry
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt
@@ -243,7 +243,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted(drives: Drives, deg
 def turned(frame: Frame, name: str, degrees: float) -> Frame:
     """With the LiDAR turned about the vertical, or a camera about its own."""
     turn = np.eye(4)
-    turn[:3, :3] = rotations.turned(np.array([0.0, name != LIDAR, name == LIDAR]), np.radians(degrees))
+    turn[:3, :3] = geometry.turned(np.array([0.0, name != LIDAR, name == LIDAR]), np.radians(degrees))
     if name == LIDAR:
         return corrupt.moved(frame, turn)
     camera = frame.cameras[name]

@@ -29,11 +29,11 @@ from perception.tasks import tasks_of
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
 from perception.tasks.metric import Range, Score, Weights, mean_shares
 from perception.tasks.occupancy.config import OccupancyHead
-from perception.tasks.occupancy.explained import Doubts, unexplained_voxels
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, covered, distances
 from perception.tasks.occupancy.result import OccupancyResult
+from perception.tasks.occupancy.task import Doubts, unexplained_voxels
 from perception.tasks.task import Task
 
 POINT = keyframe(np.zeros((1, 5), np.float32))  # a frame without data says nothing

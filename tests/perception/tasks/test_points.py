@@ -33,9 +33,8 @@ from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks.metric import CountedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead
-from perception.tasks.points.metric import NONE, PointsMetric, ious
 from perception.tasks.points.network import PointSegmentationHead
-from perception.tasks.points.task import PointsTask
+from perception.tasks.points.task import NONE, PointsMetric, PointsTask, ious
 
 PLACES = 2500
 GRID = BevGrid((-12.8, 12.8), (-12.8, 12.8))
