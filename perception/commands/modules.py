@@ -27,7 +27,6 @@ from perception.commands.common import (
     to_store,
     training_split,
 )
-from perception.datasets.keyframes import Reads
 from perception.errors import InputError
 from perception.modules.spec import KINDS
 
@@ -193,6 +192,7 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
+    from perception.datasets.keyframes import Reads
     from perception.datasets.sources import open_source
     from perception.modules.status import as_figure, as_table, routing_table
     from perception.predict import TorchPredictor

@@ -78,8 +78,9 @@ def atomic_file(path: Path, what: str) -> Iterator[BinaryIO]:
         InputError: the disk is full or the folder not writable.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    raw = _NamedFile(temporary, path, what)
     try:
-        with _NamedFile(temporary, path, what) as raw:
+        with raw:
             file = BufferedWriter(raw)
             yield file
             with raw.errors():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, T
 
 import numpy as np
 
+from perception.datasets.keyframes import Truth
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.taxonomy import Taxonomy
@@ -22,7 +23,7 @@ from perception.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from perception.datasets.keyframes import Keyframes, Truth
+    from perception.datasets.keyframes import Keyframes
 
 Result = TypeVar("Result")
 Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
