@@ -22,6 +22,7 @@ from pathlib import Path
 
 import architecture
 import figures
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -332,6 +333,14 @@ def named_tests() -> Iterator[str]:
             yield f"{newest}: names {name}, which is not there"
 
 
+def written_defects() -> Iterator[str]:
+    """Defects written by hand whose text does not stand once in its file, so that no test can find them."""
+    for row in yaml.safe_load((ROOT / "tools" / "mutants.yaml").read_text()):
+        file = ROOT / row["file"]
+        if not file.exists() or file.read_text().count(row["before"]) != 1:
+            yield f"tools/mutants.yaml: {row['why']}: its text does not stand once in {row['file']}"
+
+
 CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     *(
         layers,
@@ -343,6 +352,7 @@ CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
         pages,
         named_files,
         named_tests,
+        written_defects,
         top_level,
     ),
 )
