@@ -90,10 +90,12 @@ class Taxonomy(Section):
     conditions: dict[Word, Annotated[tuple[Word, ...], Field(strict=False, min_length=1)]] = Field(
         default={}
     )  # kind -> values
-    descriptions: Literal["words", "tags"] = "words"  # how scenes tell their conditions; tags are such as weather.rain
+    descriptions: Literal["words", "tags"] = (
+        "words"  # how a scene's description encodes its conditions; tags are such as weather.rain
+    )
     simulated: dict[Word, Annotated[tuple[Word, ...], Field(strict=False)]] = Field(
         default={}
-    )  # condition of the simulator, or `always` -> conditions that tags of simulated scenes tell then
+    )  # condition of the simulator, or `always` -> conditions in the tags of simulated scenes
     devkit: Devkit | None = None  # that reads drives with these names and scores detections
 
     @model_validator(mode="after")

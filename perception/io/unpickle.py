@@ -143,7 +143,7 @@ class PlainUnpickler(pickle._Unpickler):
         replacement = self.allowed.get((module, name))
         if replacement is None:
             shown = ascii(f"{module[:40]}.{name[:40]}")
-            raise Refused(f"it asks for {shown}, which plain data and numpy arrays do not need")
+            raise Refused(f"it contains {shown}, which plain data and numpy arrays do not need")
         return replacement
 
     def _encoded(self, text: Any, encoding: Any) -> bytes:

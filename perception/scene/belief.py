@@ -134,7 +134,7 @@ class _Filter:
             self.value, self.supported, self.source = value, time, origin.source
             self.why = self._reason(value, time)
         elif self.value is not None and time - self.supported > TIMEOUT:
-            self.why = f"nothing has spoken for {self.value} since {self.supported:.1f} s"
+            self.why = f"no support for {self.value} since {self.supported:.1f} s"
             self.value, self.source = None, ""
         elif self.value is None and observations:
             each = (f"{value} {p:.2f}" for value, p in zip(self.values, self.probabilities, strict=True))

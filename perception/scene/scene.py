@@ -191,4 +191,4 @@ class Scene:
             elif (sensor := fact.removeprefix("no-")) in present:
                 holds = present[sensor] != fact.startswith("no-")
                 reasons[holds].append(f"{sensor} {'there' if present[sensor] else 'missing'}")
-        return "; ".join(reasons[weight > 0]) or "asks for nothing more"
+        return "; ".join(reasons[weight > 0]) or "no requirements"

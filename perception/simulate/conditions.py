@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from perception.datasets.nuscenes.descriptions import UNSAID, conditions_of
+from perception.datasets.nuscenes.descriptions import DEFAULT_CONDITIONS, conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.simulate.nuscenes_writer import tagged_description
@@ -153,7 +153,7 @@ def describe(course: Course, changes: Sequence[tuple[float, Phase]], scenery: Se
 
 def _said(conditions: Conditions, place: Place) -> list[str]:
     """The words for these conditions: the location says the city, and a clear day goes unsaid."""
-    return [value.capitalize() for value in conditions.known() if value not in (*UNSAID, place.name)]
+    return [value.capitalize() for value in conditions.known() if value not in (*DEFAULT_CONDITIONS, place.name)]
 
 
 def split(courses: Sequence[Course]) -> tuple[list[int], list[int]]:

@@ -201,7 +201,7 @@ class Task(ABC, Generic[Result]):
         """The inverse of `pack`."""
         return arrays["values"]
 
-    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """The outputs of one frame for `result`, and output -> number of NaN or infinite values.
 
         A task that can omit such values does so here; otherwise its `result` gets them unchanged.
@@ -279,7 +279,7 @@ def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarr
     results, not_finite = {}, {}
     for name, task in tasks.items():
         own = {key: values[0] for key, values in part_of(name, outputs).items()}
-        finite, counts = task.finite(own)
+        finite, counts = task.drop_non_finite(own)
         results[name] = task.result(finite)
         not_finite.update({f"{name}/{key}": count for key, count in counts.items()})
     return Prediction(results, not_finite)

@@ -39,8 +39,7 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", 
 
 
 class FramesInMemory:
-    """The frames of a data set, of which the first ones that fit stay decoded: with random access no eviction policy is
-    better.
+    """Keeps the first decoded frames that fit; with random access no eviction policy gains anything.
 
     Args:
         size: bytes of all that stay.

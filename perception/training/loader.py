@@ -132,7 +132,7 @@ class FrameDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
         recorded = self._frames.frame(self.token(position))
-        unpasted = self._with_dropped_sensors(self._seen(recorded), rng)
+        unpasted = self._with_dropped_sensors(self._without_label_only_points(recorded), rng)
         frame = self._with_pasted(unpasted, position)
         # Of a frame with pasted objects only its own points tell the depth.
         measured = recorded if frame is unpasted else frame
@@ -154,7 +154,7 @@ class FrameDataset(Dataset[Sample]):
             labels["camera"] = {"depth": self._depth(measured, inputs["image_from_reference"][0] @ similarity)}
         return Sample(inputs, labels, frame.conditions, frame.token)
 
-    def _seen(self, recorded: Frame) -> Frame:
+    def _without_label_only_points(self, recorded: Frame) -> Frame:
         """The frame without points that only depth labels need."""
         return recorded if self._spec.lidar else recorded.without_points()
 

@@ -44,7 +44,7 @@ _BINARY = ("points.bin", "pictures.bin")
 
 
 class Contents(NamedTuple):
-    """What of a keyframe is stored."""
+    """The sensor data of a keyframe that is stored."""
 
     lidar: bool
     pictures: bool
@@ -202,7 +202,7 @@ def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Pat
         _Extraction(tables, tokens, config),
         batch_size=None,
         num_workers=config.data.workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         generator=torch.Generator(),  # else the training would depend on whether the database was there
     )
     with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
@@ -224,7 +224,7 @@ def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Pat
     (folder / "objects.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def _as_it_is(found: Any) -> Any:
+def _identity(found: Any) -> Any:
     return found
 
 

@@ -16,7 +16,7 @@ from perception.taxonomy import Taxonomy
 
 # Conditions from the descriptions of scenes.
 
-UNSAID = ("clear", "day")  # conditions of a scene whose description says nothing else
+DEFAULT_CONDITIONS = ("clear", "day")  # conditions of a scene whose description says nothing else
 
 
 def phases_of(description: str, location: str, taxonomy: Taxonomy) -> list[tuple[float, Conditions]]:
@@ -57,7 +57,7 @@ def _worded(description: str, location: str, vocabulary: Mapping[str, Sequence[s
     place = location.lower().split("-", maxsplit=1)[0]
     found = {}
     for kind, values in vocabulary.items():
-        silent = [value for value in values if value in UNSAID]
+        silent = [value for value in values if value in DEFAULT_CONDITIONS]
         said = [value for value in values if value not in silent and (words & _forms(value) or place == value)]
         found[kind] = next(iter([*said, *(silent if words else ())]), None)
     return found

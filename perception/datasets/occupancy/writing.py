@@ -74,7 +74,7 @@ def _objects(drive: Drive, boxes: Boxes) -> list[Points]:
 def voxel_classes(
     points: np.ndarray, classes: np.ndarray, counts: np.ndarray, grid: VoxelGrid, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which voxels have points, and of which class most of them are; the lower class if two have as many.
+    """Occupied voxels and the majority class of their points; ties go to the lower class.
 
     A voxel with points but none with an annotation takes the class of the nearest one that has; OTHERS if none has.
 

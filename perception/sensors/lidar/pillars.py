@@ -121,7 +121,7 @@ def _flat_cells(x: np.ndarray, y: np.ndarray, grid: BevGrid) -> np.ndarray:
 
 
 def _stable_order(cells: np.ndarray, occupied: np.ndarray, count: int) -> np.ndarray:
-    """Stable argsort (N,) int32 of the points' cells, of which the `occupied` ones, ascending, occur among `count`."""
+    """Stable argsort (N,) int32 of points by cell; `occupied` lists the cells that occur among `count`, ascending."""
     if len(occupied) > _SHORT:
         return np.argsort(cells, kind="stable").astype(np.int32)
     rank = np.empty(count, np.uint16)

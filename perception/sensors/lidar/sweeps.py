@@ -187,7 +187,7 @@ def move(points: np.ndarray, transform: np.ndarray) -> None:
 def _in_reference(
     sweep: Sweep, timestamp: int, reference_from_global: np.ndarray, own: Box | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(M, 5) the points as of `accumulate_sweeps`, and (N,) bool which of the sweep's they are."""
+    """(M, 5) points in the frame of reference as in `accumulate_sweeps`, and the mask (N,) bool of the points kept."""
     if own is None:
         kept = outside_roof(sweep.points)
     else:

@@ -30,7 +30,7 @@ class Moments:
 
     @staticmethod
     def of(features: Tensor, values: Tensor, number: int) -> Moments:
-        """Of features (n, D) with values (n,) below `number`; those below 0 do not count."""
+        """Accumulates features (n, D) by class, from values (n,) below `number`; those below 0 are skipped."""
         known = values >= 0
         x, member = features[known].double(), F.one_hot(values[known], number).double()
         return Moments(member.sum(dim=0), member.T @ x, x.T @ x)
@@ -129,7 +129,7 @@ class Pictures(NamedTuple):
     keyframe: Tensor  # (n,) index of its keyframe
 
     def moments(self, values: Tensor, number: int) -> tuple[Moments, Moments]:
-        """Those of the classifier and of the distance, for values (K,); keyframes with one below 0 do not count."""
+        """Moments for the classifier and the distance, from values (K,); keyframes with one below 0 are skipped."""
         own = values[self.keyframe]
         recorded = Moments.of(self.recorded, own, number)
         return recorded + Moments.of(self.changed, own, number), recorded

@@ -159,7 +159,7 @@ class DetectionTask(Task[Boxes]):
     def unpack(arrays: Arrays) -> Boxes:
         return Boxes(**arrays, instances=np.full(len(arrays["centers"]), "", "U32"))
 
-    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """Boxes with a NaN or infinite value or score are removed."""
         wrong = ~(np.isfinite(outputs["boxes"]).all(axis=-1) & np.isfinite(outputs["scores"]))
         if not wrong.any():

@@ -253,7 +253,7 @@ class MapTask(Task[np.ndarray]):
     def unpack(arrays: Arrays) -> np.ndarray:
         return unpack_map(arrays["levels"])
 
-    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """Values that are not finite are replaced by NaN, which the fused map ignores."""
         probabilities = outputs["probabilities"]
         wrong = ~np.isfinite(probabilities)

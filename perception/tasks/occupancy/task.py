@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Fused occupancy, and what of it the objects of all tasks do not explain. numpy only.
+# Fused occupancy, and the part of it that no tracked object explains. numpy only.
 #
 # A detector that misses a class leaves the voxels of this class unexplained. No annotation is needed to see it.
 
@@ -230,7 +230,7 @@ class OccupancyTask(Task[OccupancyResult]):
     def unpack(arrays: Arrays) -> OccupancyResult:
         return unpack(arrays)
 
-    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """Probabilities that are not finite become NaN, which the memory ignores; such free distances become 0."""
         kept, counts = dict(outputs), {}
         for name, instead in (("occupied", np.nan), ("others", np.nan), ("free", 0.0)):

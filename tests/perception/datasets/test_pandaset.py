@@ -346,8 +346,8 @@ def having(**columns: np.ndarray) -> bytes:
 
 
 HOSTILE: list[tuple[Callable[[], bytes], str]] = [
-    (lambda: whole(SYSTEM), "asks for 'posix.system'"),
-    (lambda: having().replace(plain("Cones"), SYSTEM), "asks for 'posix.system'"),
+    (lambda: whole(SYSTEM), "contains 'posix.system'"),
+    (lambda: having().replace(plain("Cones"), SYSTEM), "contains 'posix.system'"),
     (lambda: having().replace(plain("Cones"), plain([1])), "more than text and numbers"),
     (lambda: b"\x80\x03" + named("collections OrderedDict") + b")\x81.", "damaged"),
     (lambda: b"\x80\x03" + FRAME + plain((1,)) + b"\x81.", "damaged"),

@@ -102,11 +102,11 @@ def changed(value: Any, old: bytes, new: bytes, protocol: int = 2) -> bytes:
 F8 = np.dtype("f8")
 REPLACED = b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R."  # a place in the memo
 HOSTILE: list[tuple[Callable[[], bytes], str]] = [
-    (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
-    (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
-    (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
+    (lambda: pickle.dumps({"infos": system()}, 2), "contains 'posix.system'"),
+    (lambda: pickle.dumps(system(), 4), "contains 'posix.system'"),
+    (lambda: pickle.dumps(np.array([system()], object)), "contains|of type 'O8'"),
     (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
-    (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
+    (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"contains '\\n.a'"),
     (lambda: b"\x80\x04]]\x93.", "damaged"),
     # Types.
     (lambda: changed(np.arange(4.0), b"f8", b"O8"), "type 'O8'"),
@@ -116,7 +116,7 @@ HOSTILE: list[tuple[Callable[[], bytes], str]] = [
     (lambda: pickle.dumps(kind("f8", "?", None, None, None)), "fields"),
     (lambda: changed(np.arange(2.0), b"f8", b"f\x00"), "numbers and text"),
     # Arrays.
-    (lambda: array(np.matrix), "asks for 'numpy.*matrix'"),
+    (lambda: array(np.matrix), "contains 'numpy.*matrix'"),
     (lambda: array(np.ndarray, (1, (0,))), "damaged"),
     (lambda: shaped((2,), [1, 2]), "without type or content"),
     (lambda: shaped((-2, -1), b"a" * 16), "shape"),
@@ -148,8 +148,8 @@ HOSTILE: list[tuple[Callable[[], bytes], str]] = [
 HOSTILE += [
     (partial(bytes.fromhex, code.hex()), says)
     for code, says in (
-        (b"\x80\x04(iposix\nsystem\n.", "asks for 'posix.system'"),  # INST
-        (b"\x80\x04(cposix\nsystem\no.", "asks for 'posix.system'"),  # OBJ
+        (b"\x80\x04(iposix\nsystem\n.", "contains 'posix.system'"),  # INST
+        (b"\x80\x04(cposix\nsystem\no.", "contains 'posix.system'"),  # OBJ
         (b"\x80\x04cnumpy\nndarray\n)\x81.", "damaged"),  # NEWOBJ
         (b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n)\x81.", "damaged"),
         (b"\x80\x04cnumpy\nndarray\n)}\x92.", "damaged"),  # NEWOBJ_EX
@@ -185,7 +185,7 @@ def test_data_sets_and_calibration_read_with_it(tmp_path: Path, monkeypatch: pyt
     infos.write_bytes(pickle.dumps({"infos": system()}, 2))
     spec = InputSpec.of(load_config(find_config("tiny")))
     for read_infos in (lambda: open_source(infos, None), lambda: Drives(infos).inputs(spec)):
-        with one_line_error(r"asks for 'posix\.system'"):
+        with one_line_error(r"contains 'posix\.system'"):
             read_infos()
     assert not canary.exists()
 

@@ -170,7 +170,7 @@ def test_what_is_not_observed_is_held_and_then_unknown() -> None:
         conditions = belief.update(second * 1_000_000, [tags(light="day"), {"city": EVEN}])
         held = second <= TIMEOUT
         assert conditions == Conditions(weather="rain" if held else None, light="day", city="boston" if held else None)
-    assert belief.beliefs["weather"].why == "nothing has spoken for rain since 0.0 s"
+    assert belief.beliefs["weather"].why == "no support for rain since 0.0 s"
 
 
 @pytest.mark.parametrize("wrong", [31_536_000 * 10**6, -3_600 * 10**6])

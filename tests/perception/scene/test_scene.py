@@ -124,7 +124,7 @@ def test_why_a_route_is_in_force() -> None:
         "rain": "rain since 0.0 s by tags: 1 of 1 frames",
         "rain-night": "day since 0.5 s by tags: 1 of 1 frames",
         "blind": "cameras there",
-        "always": "asks for nothing more",
+        "always": "no requirements",
     }
     blind = replace(frame_at(4), cameras={})
     scene.observe(blind)

@@ -193,7 +193,7 @@ def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(name, frames, tab
     outputs = network.decode(dense)
     for i, frame in enumerate(frames):
         own = {key: values[i].numpy() for key, values in outputs.items()}
-        kept, counts = task.finite(own)
+        kept, counts = task.drop_non_finite(own)
         assert counts == {}
         assert all(kept[key] is own[key] for key in own)
         seen = task.result(kept)

@@ -478,7 +478,7 @@ def test_a_result_comes_back_from_its_file_bit_by_bit() -> None:
     np.testing.assert_allclose(near, outputs["occupied"], atol=0.5 / 253 + 1e-6)
     broken = {name: values.copy() for name, values in outputs.items()}
     broken["occupied"][1, :3], broken["others"][0, 1, 2], broken["free"][:2] = np.inf, np.nan, np.nan
-    kept, counts = TASK.finite(broken)
+    kept, counts = TASK.drop_non_finite(broken)
     assert counts == {"occupied": 96, "others": 1, "free": 2}
     assert kept["free"][:2].tolist() == [0, 0]
     seen = TASK.result(kept)
