@@ -23,7 +23,7 @@ from perception.datasets.drives import Drives
 from perception.datasets.files import read_json, stamp
 from perception.datasets.keyframes import JointCloud, Paths, Picture, Reads, Recording, Truth, assemble
 from perception.datasets.nuscenes.labels import with_voxels
-from perception.errors import InputError
+from perception.errors import InputError, damaged
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import points_in_boxes, rigid
 from perception.io.unpickle import read_table
@@ -88,6 +88,8 @@ class PandaSet:
         tokens = {d.name: [token for token, (drive, _) in self._place.items() if drive == d] for d in folders}
         drives = Drives(str(self.dataroot), tokens)
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
+        self._inside: dict[tuple[Path, int], np.ndarray] = {}  # few numbers, for which a sweep is decoded
+        self._missing: set[tuple[Path, int]] = set()  # damaged sweeps that were counted as missing
 
     def _placed(self, token: str) -> tuple[Path, int]:
         """Folder of the drive, and index of the frame."""
@@ -139,7 +141,7 @@ class PandaSet:
         renamed = (table["cuboids.sensor_id"] == 1 - first) & (siblings != "-")
         return replace(
             boxes,
-            num_points=_points_inside(drive, index, self._lidars)[chosen],
+            num_points=self._points_inside(drive, index)[chosen],
             instances=np.where(renamed, siblings, table["uuid"]).astype(np.str_),
         )
 
@@ -204,12 +206,19 @@ class PandaSet:
             self.taxonomy.point_labels_of_categories(),
             classified and bool(self.taxonomy.point_classes),
         )
-        found = [_sweep(drive, i, self._lidars) for i in indices]
+        sweeps_by_index: dict[int, _PandaSweep] = {}
+        for i in indices:
+            try:
+                sweeps_by_index[i] = self._sweep(drive, i)
+            except FileNotFoundError:
+                if i == index:
+                    return Cloud()
+        found = [*sweeps_by_index.values()]
         points = np.concatenate([each.columns for each in found])
         points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
         points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
-        pairs = zip(indices, found, strict=True)
-        classes = [_classes_of_sweep(drive, i, each.kept, labels) for i, each in pairs] if classified else []
+        pairs = sweeps_by_index.items() if classified else ()
+        classes = [_classes_of_sweep(drive, i, each.kept, labels) for i, each in pairs]
         known = [each for each in classes if each is not None]
         return Cloud(
             points.astype(np.float32),
@@ -217,6 +226,35 @@ class PandaSet:
             np.concatenate([each.lidars for each in found]),
             np.concatenate(known) if len(known) == len(found) else None,
         )
+
+    def _sweep(self, drive: Path, index: int) -> _PandaSweep:
+        """The points of a sweep.
+
+        Raises:
+            FileNotFoundError: it is damaged, and counted as missing (`damaged`), now or when it was read before.
+            InputError: it is damaged.
+        """
+        try:
+            return _sweep_of(drive, index, self._lidars)
+        except InputError as error:
+            missing = damaged(str(error))
+            if isinstance(missing, FileNotFoundError):
+                self._missing.add((drive, index))
+            elif (drive, index) in self._missing:
+                missing = FileNotFoundError(str(error))
+            raise missing from None
+
+    def _points_inside(self, drive: Path, index: int) -> np.ndarray:
+        """(N,) number of points inside each of a frame's cuboids; -1 if the sweep is missing."""
+        key, table = (drive, index), _cuboids(drive, index)
+        assert table is not None
+        if key not in self._inside:
+            try:
+                points = self._sweep(drive, index).columns[:, :3]
+            except FileNotFoundError:
+                return np.full(len(table["uuid"]), -1)
+            self._inside[key] = points_in_boxes(points, **_places(table))
+        return self._inside[key]
 
     def _files(self, drive: Path, index: int, reads: Reads) -> Iterator[Path]:
         """Those that a frame is read from, there or not."""
@@ -263,14 +301,6 @@ def _places(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"centers": numbers[:, :3], "sizes": numbers[:, 3:6], "yaws": numbers[:, 6] + np.pi / 2}
 
 
-@cache  # few numbers, for which a sweep is decoded
-def _points_inside(drive: Path, index: int, lidars: tuple[int, ...]) -> np.ndarray:
-    """(N,) number of points of these LiDARs inside each of a frame's cuboids."""
-    table = _cuboids(drive, index)
-    assert table is not None
-    return points_in_boxes(_sweep(drive, index, lidars).columns[:, :3], **_places(table))
-
-
 @lru_cache(maxsize=8)
 def _cuboids(drive: Path, index: int) -> dict[str, np.ndarray] | None:
     path = _file_of(drive / "annotations" / "cuboids", index)
@@ -286,7 +316,7 @@ class _PandaSweep(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def _sweep(drive: Path, index: int, lidars: tuple[int, ...]) -> _PandaSweep:
+def _sweep_of(drive: Path, index: int, lidars: tuple[int, ...]) -> _PandaSweep:
     """The points of LiDARs by their numbers in the tables."""
     table = read_table(_file_of(drive / "lidar", index), _POINT_COLUMNS)
     place = np.full(2, -1)

@@ -29,7 +29,7 @@ from vocabulary import taxonomy_of
 from perception.datasets import pandaset
 from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
-from perception.errors import InputError
+from perception.errors import DAMAGE, InputError
 from perception.io.unpickle import read_table
 from perception.rig import Sensors, load_rig
 from perception.scene.health.monitor import HealthMonitor
@@ -214,6 +214,29 @@ def test_damaged_files_are_named_in_one_line(root: Path, tmp_path: Path, file: s
     damage(path)
     with one_line_error(re.escape(path.name), says=says):
         PandaSet(tmp_path / "drives", None, with_points(LABELS)).frame("007-01")
+
+
+def test_a_damaged_sweep_is_missing_where_damage_is_counted(root: Path, tmp_path: Path) -> None:
+    """As in a replay: without the keyframe's sweep there are no points, without an earlier one the others."""
+    folder, lines = shutil.copytree(root, tmp_path / "drives"), list[str]()
+    cut(0)((folder / "007" / "lidar" / "00.pkl.gz").resolve())
+    source, reads = PandaSet(folder), Reads(sweeps=1)
+    before = DAMAGE.set(lines.append)
+    try:
+        frame, later = source.frame("007-00"), source.frame("007-01", reads)
+    finally:
+        DAMAGE.reset(before)
+    whole, others = PandaSet(root).frame("007-00"), PandaSet(root).frame("007-01", reads)
+    assert frame.points is frame.sweep_of_point is frame.lidar_of_point is None
+    assert {*frame.cameras} == {*whole.cameras}
+    np.testing.assert_array_equal(frame.boxes.centers, whole.boxes.centers)
+    np.testing.assert_array_equal(later.points, others.points[others.sweep_of_point != 1])
+    assert {*later.sweep_of_point.tolist()} == {0}
+    assert len({*lines}) == 1
+    assert re.search("00.pkl.gz.*truncated", lines[0])
+    assert (source.truth("007-00").boxes().num_points == -1).all()  # a metric asks later, in another thread
+    with one_line_error("00.pkl.gz", says="truncated"):
+        PandaSet(folder).truth("007-00").boxes()
 
 
 @pytest.mark.parametrize("token", ["002-00", "002-20"])
