@@ -227,7 +227,7 @@ def _no_reading(patch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise AssertionError("a sensor file is read again")
 
-    for module, name in ((keyframes, "read_image"), (keyframes, "read_cloud"), (pandaset, "_sweep")):
+    for module, name in ((keyframes, "read_image"), (keyframes, "read_cloud"), (pandaset, "_sweep_of")):
         patch.setattr(module, name, refused)
 
 
