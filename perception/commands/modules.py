@@ -28,7 +28,7 @@ from perception.commands.common import (
     training_split,
 )
 from perception.errors import InputError
-from perception.modules.spec import KINDS
+from perception.modules.computation import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,22 +11,8 @@ from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter, model_v
 
 from perception.errors import InputError
 from perception.io.section import MODULE_NAME, Positive, Section
+from perception.modules.computation import KINDS
 from perception.taxonomy import SENSORS
-
-# Kind -> its file in perception/modules/computation and the class of its computation function there.
-KINDS = {
-    "low_rank": ("weight_delta", "LowRank"),
-    "sparse_delta": ("weight_delta", "SparseDelta"),
-    "batch_norm": ("batch_norm", "BatchNorm"),
-    "prompt": ("prompt", "Prompt"),
-    "series_adapter": ("adapter", "SeriesAdapter"),
-    "parallel_adapter": ("adapter", "ParallelAdapter"),
-    "bottleneck": ("adapter", "Bottleneck"),
-    "rescale": ("rescale", "Rescale"),
-    "scale_shift": ("rescale", "ScaleShift"),
-    "film": ("conditional", "Film"),
-    "hypernetwork": ("conditional", "HyperNetwork"),
-}
 
 
 def require_facts(when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], where: str) -> None:

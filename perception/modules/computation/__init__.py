@@ -1,0 +1,16 @@
+"""The computation functions: a kind is a file, a class in it with its options, and a line here."""
+
+# kind -> file and class; the files need torch, the names do not
+KINDS = {
+    "low_rank": ("weight_delta", "LowRank"),
+    "sparse_delta": ("weight_delta", "SparseDelta"),
+    "batch_norm": ("batch_norm", "BatchNorm"),
+    "prompt": ("prompt", "Prompt"),
+    "series_adapter": ("adapter", "SeriesAdapter"),
+    "parallel_adapter": ("adapter", "ParallelAdapter"),
+    "bottleneck": ("adapter", "Bottleneck"),
+    "rescale": ("rescale", "Rescale"),
+    "scale_shift": ("rescale", "ScaleShift"),
+    "film": ("conditional", "Film"),
+    "hypernetwork": ("conditional", "HyperNetwork"),
+}
