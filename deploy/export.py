@@ -21,8 +21,9 @@ from deploy.golden_file import MEANING, meaning_content, with_sensors
 from deploy.manifest import Calibration, Manifest, NetworkFacts, Origin, TensorInfo
 from deploy.onnx_export import OPSET, run, to_onnx
 from deploy.precision.calibrate import Drives
-from deploy.precision.convert import Ranges, convert
+from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
+from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import Signer, signer
 from deploy.street import STREET, street_frames

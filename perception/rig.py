@@ -86,7 +86,7 @@ class LidarLimits(Section):
     step_quantile: float = 0.25  # of the distances to the nearest point, taken as the step along a ring
     max_step: float = 1.6  # steps between neighbours; a lost point leaves 2
 
-    # The range image in which `edges` finds edges.
+    # The range image in which `scene/health/alignment.py` finds edges.
     column: float = 0.4  # degrees of azimuth, a little more than between firings
     row: float = 1.4  # degrees of elevation, a little more than between beams
     rows: int = 24

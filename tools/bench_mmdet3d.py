@@ -17,7 +17,7 @@ from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
 
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
-from deploy.precision.convert import CPU, activations, quantisable, quantise
+from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions

@@ -21,7 +21,7 @@ from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives, ranges
-from deploy.precision.convert import CPU, activations, quantisable, quantise
+from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from perception.config import find_config, load_config

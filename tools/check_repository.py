@@ -316,6 +316,16 @@ def named_files() -> Iterator[str]:
                 yield f"{file}: names {name}, which is not there"
 
 
+def files_in_text() -> Iterator[str]:
+    """Python files that the product's docstrings and comments name as `NAME.py`, and that are not there."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    own = (each for each in tracked if each.endswith(".py") and each.startswith(("perception/", "deploy/")))
+    for file in (each for each in own if not each.startswith("perception/mmdet3d/")):  # that names mmdet3d's files too
+        for name in set(re.findall(r"`([\w/]+\.py)`", (ROOT / file).read_text())):
+            if not any(f"/{each}".endswith(f"/{name}") for each in tracked):
+                yield f"{file}: names {name}, which is not there"
+
+
 def top_level() -> Iterator[str]:
     """Files and folders of the top level that are not of the given ones."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -351,6 +361,7 @@ CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
         docker_versions,
         pages,
         named_files,
+        files_in_text,
         named_tests,
         written_defects,
         top_level,

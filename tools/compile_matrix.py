@@ -23,7 +23,8 @@ from bench_networks import with_tasks
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
-from deploy.precision.convert import TENSORRT, activations, quantisable, quantise, to_half
+from deploy.precision.convert import to_half
+from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
 from perception.config import parse_config
 from perception.errors import InputError

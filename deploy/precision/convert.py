@@ -9,105 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
 
 from deploy.bundle import CPU_ONNX, ONNX
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.manifest import Block
 from deploy.precision.calibrate import Inputs, ranges
-from deploy.precision.graph import CONVOLUTIONS, drop_unused, floats, is_grouped_transpose, places
+from deploy.precision.graph import drop_unused, floats, places
+from deploy.precision.quantise import CPU, TENSORRT, Layout, Ranges, activations, quantisable, quantise
 from deploy.tolerances import Precision
 from perception.errors import InputError
 from perception.tasks.task import Task
-
-# Quantise convolutions to INT8 with explicit Q/DQ nodes, in the two layouts that the engines need.
-#
-# `TENSORRT`: symmetric INT8 activations in front of the convolutions, float biases. TensorRT supports no zero points,
-# and rejects an int32 bias behind a DequantizeLinear. `CPU`: UINT8 activations with a zero point, also behind the
-# convolutions, and int32 biases, from which ONNX Runtime makes its integer kernels; it has them for Conv, but not for
-# ConvTranspose. Weights are symmetric INT8 with a scale per output channel in both.
-
-Ranges = Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where an engine needs Q/DQ nodes, as arguments of ONNX Runtime's quantiser."""
-
-    operators: tuple[str, ...]
-    activations: QuantType
-    options: Mapping[str, Any]
-
-
-TENSORRT = Layout(
-    operators=tuple(CONVOLUTIONS),
-    activations=QuantType.QInt8,
-    options={
-        "ActivationSymmetric": True,
-        "OpTypesToExcludeOutputQuantization": tuple(CONVOLUTIONS),
-        "QuantizeBias": False,
-        "QDQDisableWeightAdjustForInt32Bias": True,
-    },
-)
-CPU = Layout(operators=("Conv", "Relu"), activations=QuantType.QUInt8, options={})
-
-
-def quantisable(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """The convolutions with constant weights that may become INT8, by output: all but the last layers."""
-    last, constants = places(graph).last, {tensor.name for tensor in graph.initializer}
-    found = {node.output[0]: node for node in graph.node if node.op_type in CONVOLUTIONS and node.input[1] in constants}
-    return {output: node for output, node in found.items() if output not in last and not is_grouped_transpose(node)}
-
-
-def activations(graph: onnx.GraphProto) -> set[str]:
-    """The tensors whose ranges `quantise` needs: inputs and outputs of the `quantisable` convolutions."""
-    layers = quantisable(graph).values()
-    return {node.input[0] for node in layers} | {_activated(graph, node) for node in layers}
-
-
-def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, layout: Layout) -> onnx.ModelProto:
-    """A copy of an FP32 graph with some of its `quantisable` convolutions in INT8, those that the layout supports.
-
-    Args:
-        layers: outputs of the convolutions.
-        ranges: as `calibrate.ranges` measured them on `activations`.
-    """
-    named = onnx.ModelProto()  # the quantiser selects nodes by name, which the exporter does not guarantee
-    named.CopyFrom(model)
-    limits = {
-        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
-    }
-    chosen = set(layers)
-    for node in named.graph.node:
-        node.name = node.output[0]
-        if node.name in layers:
-            output = _activated(named.graph, node)
-            chosen.add(output)
-            limits[node.name] = limits[output]  # the quantiser fuses the ReLU into the QuantizeLinear behind it
-    quantiser = QDQQuantizer(
-        named,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=layout.activations,
-        tensors_range=limits,
-        nodes_to_quantize=[],
-        nodes_to_exclude=[node.name for node in named.graph.node if node.name not in chosen],
-        op_types_to_quantize=layout.operators,
-        extra_options=dict(layout.options),
-    )
-    result: onnx.ModelProto = quantiser.quantize_model()
-    quantiser.model.topological_sort()
-    result.producer_name, result.producer_version = model.producer_name, model.producer_version
-    del result.metadata_props[:], result.graph.value_info[:]
-    return result
-
-
-def _activated(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
-    """The output of a convolution, or of the ReLU behind it if that is its only consumer."""
-    consumers = [other for other in graph.node if node.output[0] in other.input]
-    return consumers[0].output[0] if [other.op_type for other in consumers] == ["Relu"] else node.output[0]
-
 
 # Decide which blocks of the network become INT8, by quantising each alone and measuring the change of the outputs.
 
@@ -314,8 +225,8 @@ def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
 
 SENSITIVITY_FRAMES = 8  # calibration frames on which the blocks are tested
 
-LARGEST_CHANGE = 0.2  # `sensitivity.error` of an output that is not steady
-LARGEST_TOGETHER = 0.5  # `sensitivity.error` of the maps that detections and the map are decoded from
+LARGEST_CHANGE = 0.2  # `error` of an output that is not steady
+LARGEST_TOGETHER = 0.5  # `error` of the maps that detections and the map are decoded from
 _CALIBRATION = ", or calibrate on drives that show all that the network was trained for"
 
 

@@ -277,7 +277,7 @@ class Report:
         provenance: Mapping[str, str] | None = None,
         faults: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The page without a verdict, which `page_data.with_verdict` adds.
+        """The page without a verdict, which `with_verdict` adds.
 
         Args:
             latency: Latency.summary().

@@ -168,7 +168,7 @@ class LidarSweep:
 
     points: np.ndarray  # (N, 5) float32: x y z m, intensity 0-255, ring
     owners: np.ndarray  # (N,) int64 index of the agent that was hit, -1 for anything else
-    categories: np.ndarray  # (N,) uint8 index into `categories.CATEGORIES`
+    categories: np.ndarray  # (N,) uint8 index into `CATEGORIES`
 
 
 def sweep(

@@ -63,7 +63,7 @@ class Solids:
     reflectances: np.ndarray  # (M,) in [0, 1] at the LiDAR's wavelength (905 nm)
     lamps: np.ndarray  # (M,) in [0, 1]: emitted light of headlamps, tail lamps, windows and street lamps
     owners: np.ndarray  # (M,) index of the agent that the box is part of, -1 for static objects
-    categories: np.ndarray  # (M,) uint8 index into `categories.CATEGORIES`
+    categories: np.ndarray  # (M,) uint8 index into `CATEGORIES`
 
     def __getitem__(self, chosen: np.ndarray) -> Solids:
         """The boxes of a mask (M,) or of indices (N,)."""

@@ -27,19 +27,10 @@ from deploy.golden import Arrays, clear_detections, differences, match_detection
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
-from deploy.precision.convert import (
-    CPU,
-    LARGEST_ERROR,
-    TENSORRT,
-    activations,
-    blocks,
-    quantisable,
-    quantise,
-    sensitivity,
-    to_half,
-)
+from deploy.precision.convert import LARGEST_ERROR, blocks, sensitivity, to_half
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.measure import MARGIN, make_golden_frames
+from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
 from deploy.verify import verify

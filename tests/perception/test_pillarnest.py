@@ -17,7 +17,8 @@ from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
-from deploy.precision.convert import CPU, TENSORRT, activations, quantisable, quantise, to_half
+from deploy.precision.convert import to_half
+from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
 from perception.bev.trunks import ConvNextBlock, ConvNextTrunk
 from perception.config import Config, Trunk, parse_config

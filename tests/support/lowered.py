@@ -23,7 +23,8 @@ from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives, ranges
-from deploy.precision.convert import CPU, TENSORRT, Ranges, activations, convert, quantisable, quantise
+from deploy.precision.convert import convert
+from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
 from deploy.tolerances import Precision
 from perception.config import parse_config
 from perception.frame import Conditions

@@ -36,7 +36,7 @@ class Site(NamedTuple):
     x: Tensor  # input of the layer: (B, I, ...), for a Linear (..., I)
     y: Tensor  # output of the layer with the modules stacked before: (B, O, ...), for a Linear (..., O)
     layer: Any  # the slot's layer; read only
-    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/predicates.py`; None: unknown
+    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/fixed.py`; None: unknown
 
 
 class Affine(NamedTuple):

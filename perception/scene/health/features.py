@@ -1,6 +1,6 @@
 """Features of one image or sweep that indicate sensor faults. numpy and OpenCV only.
 
-Their limits are in `limits.py`; `monitor.py` evaluates them over a drive.
+Their limits are in `rig.py`; `monitor.py` evaluates them over a drive.
 """
 
 from __future__ import annotations

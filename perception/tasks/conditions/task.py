@@ -91,7 +91,7 @@ LIMIT = 0.5  # of the output `distance`
 
 class ConditionsConfig(TaskConfig):
     added: bool = True
-    # bev: trained by gradient. imagenet: pictures alone, fitted in closed form; unknown is an answer (`recogniser.py`).
+    # bev: trained by gradient. imagenet: pictures alone, fitted in closed form; unknown is an answer (`network.py`).
     features: Literal["bev", "imagenet"] = "bev"
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:

@@ -70,7 +70,7 @@ class AnchorTargets:
 
     labels: Tensor  # (N,) int64: a class, NOTHING or UNSURE
     positives: Tensor  # (P,) int64, indices of positive anchors
-    codes: Tensor  # (P, 9 or 7) float32 encoded boxes, see `anchors.py`; NaN for unknown velocities
+    codes: Tensor  # (P, 9 or 7) float32 boxes, encoded as above; NaN for unknown velocities
     directions: Tensor  # (P,) int64: 0 or 1
 
 

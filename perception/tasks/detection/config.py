@@ -62,7 +62,7 @@ class AnchorHead(Section):
 
     @property
     def code(self) -> int:
-        """Number of values that encode a box, see `anchors.py`."""
+        """Number of values that encode a box, see `anchor_head.py`."""
         return 9 if self.velocity else 7
 
     @model_validator(mode="after")

@@ -94,7 +94,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
     _places: tuple[str, np.ndarray] = ("", np.zeros((0, 3)))  # of the LiDAR in the latest drive
 
     def counts(self, frame: Frame, result: OccupancyResult) -> dict[str, Any]:
-        """`counts` (rings, 3, classes) of `confusion.parts`, of the voxels that the cameras or the LiDAR see.
+        """`counts` (rings, 3, classes) of `parts`, of the voxels that the cameras or the LiDAR see.
 
         And `obstacles`: distance and whether it is found, of each annotated one; `truth`: `obstacles` and `objects` of
         detection classes, as `obstacle_rows` in the global frame. None without annotations.

@@ -92,7 +92,7 @@ def unpack(packed: str) -> np.ndarray:
 
 
 class PointsMetric(RingMetric[np.ndarray]):
-    """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`iou.summary`).
+    """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`summary`).
 
     points_mIoU   mean over the classes that are annotated or predicted
     points_IoU    by class
@@ -145,7 +145,7 @@ class PointsMetric(RingMetric[np.ndarray]):
         return self.taxonomy.point_names
 
     def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
-        """`points`: the result of `iou.summary`; None if no frame has annotated points."""
+        """`points`: the result of `summary`; None if no frame has annotated points."""
         known = [each["counts"].sum(axis=2) for each in counts if each["counts"] is not None]
         total = np.sum(known, axis=0) if known else np.zeros(1)
         return {"points": summary(total, self.taxonomy.point_names) if total.any() else None}

@@ -23,20 +23,10 @@ from deploy.golden import Arrays, differences, synthetic_frame
 from deploy.onnx_export import run as run_torch
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives, ranges
-from deploy.precision.convert import (
-    CPU,
-    TENSORRT,
-    Layout,
-    activations,
-    blocks,
-    convert,
-    quantisable,
-    quantise,
-    require_close_outputs,
-    with_measured_outputs,
-)
+from deploy.precision.convert import blocks, convert, require_close_outputs, with_measured_outputs
 from deploy.precision.graph import places
 from deploy.precision.measure import make_golden_frames
+from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
 from perception.config import parse_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
