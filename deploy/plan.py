@@ -19,7 +19,7 @@ from perception.modules.computation.computation import inputs, outputs
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.detection.peaks import PeakHead
+from perception.tasks.detection.center_head import PeakHead
 from perception.training.checkpoint import load_model
 
 What = Literal[

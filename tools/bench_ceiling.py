@@ -18,8 +18,8 @@ from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks import tasks_of
-from perception.tasks.detection.center_head import REGRESSION
-from perception.tasks.detection.targets import center_labels, heatmaps_of, map_name
+from perception.tasks.detection.config import heatmaps_of, map_name
+from perception.tasks.detection.targets import REGRESSION, center_labels
 from perception.tasks.detection.task import DetectionTask
 
 # Without centerpoint, whose head is that of mmdet3d, and tiny, which is for simulated streets without crowds.

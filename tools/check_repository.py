@@ -68,7 +68,7 @@ WORKSHOP = {
 # Imported late, in functions that the vehicle does not call: training, export, and the official splits.
 LATE_WORKSHOP = {
     *("perception.tasks.network", "perception.tasks.map.network"),
-    *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "peaks")),
+    *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "targets")),
     "perception.tasks.conditions.network",
     *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
 }
@@ -132,7 +132,7 @@ def vehicle() -> list[str]:
         *("perception.frame", "perception.grid", "perception.scene.scene", "perception.sensors.inputs"),
         *("perception.sensors.lidar.pillars", "perception.tasks.task", "perception.datasets.nuscenes.dataset"),
         *("perception.datasets.nuscenes.map_expansion",),
-        *(f"perception.tasks.detection.{name}" for name in ("nms", "submission", "tracker", "devkit")),
+        *(f"perception.tasks.detection.{name}" for name in ("task", "submission", "tracker", "devkit")),
         *own,
     ]
 

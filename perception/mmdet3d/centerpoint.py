@@ -25,9 +25,8 @@ from perception.mmdet3d.second import (
     trunk_names,
 )
 from perception.model import PerceptionModel
-from perception.tasks.detection.center_head import REGRESSION
-from perception.tasks.detection.config import DetectionHead, IouScore, Suppression
-from perception.tasks.detection.targets import map_name
+from perception.tasks.detection.config import DetectionHead, IouScore, Suppression, map_name
+from perception.tasks.detection.targets import REGRESSION
 
 # Settings of PillarFeatureNet: supported value, mmdet3d's default.
 ENCODER_SETTINGS = {

@@ -27,7 +27,7 @@ from perception.mmdet3d.registered import PerceptionDetector, _annotated
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
 from perception.sensors.lidar.sweeps import outside_roof
-from perception.tasks.detection.center_head import REGRESSION
+from perception.tasks.detection.targets import REGRESSION
 from perception.training.checkpoint import save_model
 from perception.training.loader import batch_inputs
 

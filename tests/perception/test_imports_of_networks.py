@@ -30,7 +30,7 @@ from perception.mmdet3d.pillarnest import HEAD_NAMES
 from perception.mmdet3d.second import sweep_step
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.lidar.pillars import group
-from perception.tasks.detection.center_head import REGRESSION
+from perception.tasks.detection.targets import REGRESSION
 from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
 

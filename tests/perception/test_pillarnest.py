@@ -26,9 +26,8 @@ from perception.frame import Boxes, Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.detection.center_head import iou_3d, iou_loss
 from perception.tasks.detection.config import DetectionHead, IouScore
-from perception.tasks.detection.targets import center_labels
+from perception.tasks.detection.targets import center_labels, iou_3d, iou_loss
 
 SMALL = {
     "name": "small",

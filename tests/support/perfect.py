@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from vocabulary import ATTRIBUTES
 
-from perception.tasks.detection.center_head import REGRESSION
+from perception.tasks.detection.targets import REGRESSION
 
 SURE = 30.0  # logit
 

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
+from perception.frame import Boxes
+from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.detection.center_head import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
@@ -317,3 +320,15 @@ class JoinedHead(TaskNetwork):
         first, further = self.first.decode(dense), self.further.decode(part_of(_FURTHER, dense))
         further["labels"] = further["labels"] + self.first.count
         return {name: torch.cat([first[name], further[name]], dim=1) for name in first}
+
+
+def anchor_labels(boxes: Boxes, grid: BevGrid) -> dict[str, np.ndarray]:
+    """Labels of one frame's N objects on the grid: boxes (N, 9) x y z w l h yaw vx vy, classes (N,), `real`, True."""
+    x, y = boxes.centers[:, 0], boxes.centers[:, 1]
+    boxes = boxes.select((x > grid.x[0]) & (x < grid.x[1]) & (y > grid.y[0]) & (y < grid.y[1]))
+    numbers = [boxes.centers, boxes.sizes, boxes.yaws[:, None], boxes.velocities[:, :2]]
+    return {
+        "boxes": np.concatenate(numbers, axis=1).astype(np.float32),
+        "classes": boxes.labels,
+        "real": np.ones(len(boxes), bool),
+    }

@@ -1,118 +1,25 @@
-"""CenterPoint's head (Yin et al., 2021): network, losses, decoding."""
+"""CenterPoint's head (Yin et al., 2021): objects as peaks of BEV heatmaps; network and decoding."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from perception.grid import BevGrid
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.config import DetectionHead, IouScore, Weights
+from perception.tasks.detection.config import DetectionHead, Heatmap, IouScore, heatmaps_of, map_name
 from perception.tasks.detection.submission import MOVING_SPEED
-from perception.tasks.detection.targets import Heatmap, heatmaps_of, map_name
+from perception.tasks.detection.targets import AXIS, REGRESSION, along_axis, center_losses, iou_loss
 from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
-
-# Headings of objects whose front and rear are hard to tell apart.
-#
-# A network that is unsure gives the mean of both headings, which is short and points anywhere. The axis, as sine and
-# cosine of twice the yaw, is the same for both: it says how the box lies, and the heading only which end is in front.
-
-AXIS = {"axis": 2}  # regression output: sine and cosine of twice the yaw
-
-
-def along_axis(heading: Tensor, axis: Tensor) -> Tensor:
-    """(..., 2) the heading's projection onto the axis: sine and cosine of the yaw, times its length there.
-
-    It is short where the heading does not tell the ends apart, so that rounding changes it little.
-
-    Args:
-        heading: (..., 2) sine and cosine of the yaw, times any factor.
-        axis: (..., 2) sine and cosine of twice the yaw, times any positive factor.
-    """
-    sine, cosine = axis.unbind(dim=-1)
-    length = (axis**2).sum(dim=-1).sqrt()
-    # tan(yaw) = sin(2 yaw) / (1 + cos(2 yaw)) = (1 - cos(2 yaw)) / sin(2 yaw): the one that is far from 0 / 0.
-    flat = torch.stack([sine, length + cosine], dim=-1)
-    steep = torch.stack([length - cosine, sine], dim=-1)
-    along = torch.where(cosine[..., None] >= 0, flat, steep)
-    share = (along * heading).sum(dim=-1, keepdim=True) / (along**2).sum(dim=-1, keepdim=True).clamp(min=1e-12)
-    return along * share
-
-
-# Losses of CenterPoint's head (Yin et al., 2021).
-
-REGRESSION = {
-    "offset": 2,  # of the centre from the cell's corner, in cells
-    "height": 1,  # of the centre, m
-    "size": 3,  # logarithm of width, length, height in m
-    "heading": 2,  # sine and cosine of the yaw
-    "velocity": 2,  # m/s
-}  # regression output at an object's cell -> number of channels
-_BOX = (*REGRESSION, *AXIS)
-_AT_OBJECTS = (*_BOX, "attribute")
-
-
-def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
-    """Penalty-reduced focal loss of heatmaps (B, ...) per object (CornerNet, Law and Deng, 2018, eq. 1).
-
-    -(1 - p)^2 log p where the target is 1, which counts as an object, else -(1 - target)^4 p^2 log(1 - p).
-    """
-    positive = target == 1
-    wrong = torch.where(positive, -logits, logits)  # logit of the wrong answer
-    weight = torch.where(positive, 1.0, (1 - target) ** 2)
-    values = (weight * wrong.sigmoid()) ** 2 * F.softplus(wrong)
-    return Loss(values.flatten(1).sum(dim=1), positive.flatten(1).sum(dim=1))
-
-
-def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], config: DetectionHead) -> dict[str, Loss]:
-    """Heatmap and regression terms of each group, and an attribute term if the head learns attributes.
-
-    Each group is normalised by its own objects, so that rare classes count as much as frequent ones.
-
-    Args:
-        dense: outputs of `CenterHead.forward`.
-        labels: a batch of `targets.center_labels`.
-    """
-    losses: dict[str, Loss] = {}
-    for i in range(len(config.groups)):
-        heat = [gaussian_focal(dense[each.name], labels[each.name]) for each in heatmaps_of(config) if each.group == i]
-        sums, counts = (torch.stack(values).sum(dim=0) for values in zip(*heat, strict=True))
-        own = {name: dense[full] for name in _AT_OBJECTS if (full := map_name(config, name, i)) in dense}
-        terms = {"heatmap": Loss(sums, counts)} | _at_objects(own, labels, labels["groups"] == i, config.weights)
-        losses |= {map_name(config, name, i): term for name, term in terms.items()}
-    return losses
-
-
-def _at_objects(
-    dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], own: Tensor, weights: Weights
-) -> dict[str, Loss]:
-    """The terms at the cells of one group's objects, own (B, N)."""
-    real = labels["real"] & own
-    values = {}  # B N n
-    for name, found in dense.items():
-        place = labels["cells"][..., None].expand(-1, -1, found.shape[1])
-        values[name] = found.flatten(2).transpose(1, 2).gather(1, place)
-    regression = values["offset"].new_zeros(len(real))
-    for name in (name for name in _BOX if name in values):
-        wanted = labels[name]
-        known = real[..., None] & ~wanted.isnan()
-        distance = torch.where(known, (values[name] - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)
-        regression = regression + distance * (weights.velocity if name == "velocity" else 1.0)
-    losses = {"regression": Loss(weights.regression * regression, real.sum(dim=1))}
-    if "attribute" in values:
-        has = real & (labels["attributes"] >= 0)
-        logits = values["attribute"].transpose(1, 2)
-        entropy = F.cross_entropy(logits, labels["attributes"].clamp(min=0), reduction="none")  # B N
-        losses["attribute"] = Loss(weights.attribute * torch.where(has, entropy, 0.0).sum(dim=1), has.sum(dim=1))
-    return losses
-
 
 # Scores that also say how well a box fits: the head predicts the IoU of each box with its object.
 #
@@ -135,71 +42,6 @@ def rectified(found: Mapping[str, Tensor], logits: Tensor, config: IouScore) -> 
     return {"boxes": boxes, "scores": scores, **others}
 
 
-def iou_loss(groups: Sequence[Mapping[str, Tensor]], labels: Mapping[str, Tensor], weight: float, cell: float) -> Loss:
-    """Absolute difference of the predicted IoU from that of the predicted box with its object.
-
-    The gradient changes the prediction of the IoU only, not the box.
-
-    Args:
-        groups: regression outputs of each group, (B, n, rows, columns).
-        labels: a batch of `targets.center_labels`.
-        cell: side of the maps' cells in metres.
-    """
-    place, wanted = labels["cells"][:, None], _boxes(labels, cell)
-    sums = wanted.new_zeros(len(wanted))
-    for i, maps in enumerate(groups):
-        at = {n: m.flatten(2).gather(2, place.expand(-1, m.shape[1], -1)).transpose(1, 2) for n, m in maps.items()}
-        with torch.no_grad():
-            target = iou_3d(_boxes(at, cell), wanted)
-        off = (at["iou"][..., 0].sigmoid() - target).abs()
-        sums = sums + torch.where(labels["real"] & (labels["groups"] == i), off, 0.0).sum(dim=1)
-    return Loss(weight * sums, labels["real"].sum(dim=1))
-
-
-def _boxes(values: Mapping[str, Tensor], cell: float) -> Tensor:
-    """(..., 8) float32 x y z (m, x and y from the cell's corner), width length height, sine and cosine of the yaw."""
-    heading = along_axis(values["heading"], values["axis"]) if "axis" in values else values["heading"]
-    parts = (
-        values["offset"] * cell,
-        values["height"],
-        values["size"].clamp(-5, 5).exp(),
-        F.normalize(heading.float(), dim=-1),
-    )
-    return torch.cat([part.float() for part in parts], dim=-1)
-
-
-def iou_3d(one: Tensor, other: Tensor) -> Tensor:
-    """(...) IoU of upright boxes, pair by pair.
-
-    The footprint of the other box is clipped to the first one as in `nms.py`: by clamping its outline in the
-    first box's frame, where what lies outside ends on the border and has no area.
-
-    Args:
-        one, other: (..., 8) x y z, width length height, sine and cosine of the yaw.
-    """
-    turn = torch.stack([one[..., [7, 6]], torch.stack([-one[..., 6], one[..., 7]], dim=-1)], dim=-2)  # ahead, left
-    middle = (turn @ (other - one)[..., :2, None])[..., 0]
-    ahead = (turn @ other[..., [7, 6], None])[..., 0]
-    left = torch.stack([-ahead[..., 1], ahead[..., 0]], dim=-1)
-    ahead, left = ahead * other[..., 4:5] / 2, left * other[..., 3:4] / 2
-    corners = torch.stack([ahead - left, ahead + left, left - ahead, -ahead - left], dim=-2) + middle[..., None, :]
-    half = one[..., [4, 3]][..., None, :] / 2
-    sides = corners.roll(-1, dims=-2) - corners  # ... 4 2
-    to_lines = torch.cat([-half - corners, half - corners], dim=-1)
-    steps = torch.cat([sides, sides], dim=-1)
-    crossed = torch.where(steps != 0, to_lines / steps, 0.0).clamp(0, 1).sort(dim=-1).values
-    crossed = torch.cat([torch.zeros_like(crossed[..., :1]), crossed], dim=-1)  # ... 4 5
-    outline = (corners[..., None, :] + crossed[..., None] * sides[..., None, :]).flatten(-3, -2)
-    x, y = torch.maximum(torch.minimum(outline, half), -half).unbind(dim=-1)
-    shared = (x * y.roll(-1, dims=-1) - x.roll(-1, dims=-1) * y).sum(dim=-1) / 2
-
-    top = torch.minimum(one[..., 2] + one[..., 5] / 2, other[..., 2] + other[..., 5] / 2)
-    bottom = torch.maximum(one[..., 2] - one[..., 5] / 2, other[..., 2] - other[..., 5] / 2)
-    shared = shared * (top - bottom).clamp(min=0)
-    volumes = one[..., 3:6].prod(dim=-1) + other[..., 3:6].prod(dim=-1)
-    return shared / (volumes - shared).clamp(min=1e-9)
-
-
 # Default attributes in a network that predicts none.
 
 
@@ -213,8 +55,6 @@ def by_speed(labels: Tensor, velocities: Tensor, taxonomy: Taxonomy) -> Tensor:
     at_rest, in_motion = labels.new_tensor(taxonomy.default_attributes()).T[:, labels]
     return in_motion.where(velocities.square().sum(dim=-1) > MOVING_SPEED**2, at_rest)
 
-
-# CenterPoint's detection head (Yin et al., 2021): objects as peaks of BEV heatmaps.
 
 _SLACK = 1.0  # subcells beyond its own that the centre of a peak's object may be
 
@@ -385,3 +225,99 @@ class CenterHead(TaskNetwork):
         position = (index[..., None] >= starts[1:]).sum(dim=-1)  # of the class in `classes`
         label, subcells = (index.new_tensor(column)[position] for column in zip(*classes, strict=True))
         return label, subcells, index - starts[position]
+
+
+class PeakHead(nn.Module):
+    """A trained CenterHead for inference: heatmaps first, then the regression branches at their K best cells.
+
+    The regression at a cell depends on a patch around it: 3 x 3 cells, or 5 x 5 if the last convolutions have 3 x 3
+    kernels. So the branches run on K patches of the shared features, with all branches of a group stacked into one.
+    """
+
+    inside: Tensor
+
+    def __init__(self, head: CenterHead) -> None:
+        """Stacked weights are copies of the head's, the others are shared with it."""
+        super().__init__()
+        self.head = head
+        self.size = head.config.output_kernel  # of the patch that the last convolutions see
+        self.border = (self.size + 2) // 2  # cells around the map that patches at its edge reach into
+        stacked = [_stacked(head, i) for i in range(len(head.config.groups))]
+        self.hidden, self.last = (nn.ModuleList(layers) for layers in zip(*stacked, strict=True))
+        inside = F.pad(torch.ones(head.grid.shape), (self.border,) * 4)
+        self.register_buffer("inside", inside.flatten(), persistent=False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The heatmaps, and the features (B, C, rows, columns) shared by the branches of all groups."""
+        x = self.head.shared(x)
+        return self.head.heat(x) | {"features": x}
+
+    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same result as `CenterHead.decode`."""
+        features = F.pad(dense["features"], (self.border,) * 4).permute(0, 2, 3, 1)  # B rows columns C
+        return self.head.boxes(dense, lambda group, cell: self._regress(group, features, cell))
+
+    def _regress(self, group: int, features: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        """(B, K, n) of each regression output, from the padded features."""
+        numbers = self.head.regressed
+        x = torch.relu(self.hidden[group](self._patches(features, cell, self.size + 2).permute(0, 3, 1, 2)))
+        if self.size > 1:
+            # The last convolutions pad the map with zeros, and see nothing of what lies beyond it.
+            inside = self.inside.expand(len(features), -1)[..., None].unflatten(1, features.shape[1:3])
+            x = x * self._patches(inside, cell, self.size).permute(0, 3, 1, 2)
+        found = self.last[group](x).reshape(*cell.shape, sum(numbers.values()))
+        return dict(zip(numbers, found.split(list(numbers.values()), dim=-1), strict=True))
+
+    def _patches(self, padded: Tensor, cell: Tensor, size: int) -> Tensor:
+        """(B K, size, size, C) patches around cells (B, K) of a padded feature map (B, rows, columns, C)."""
+        b, rows, columns, channels = padded.shape
+        row = torch.div(cell, self.head.grid.shape[1], rounding_mode="floor")
+        column = cell - row * self.head.grid.shape[1]
+        first = self.border - size // 2  # of the patch around the map's first cell
+        corner = (row + first) * columns + column + first
+        corner = corner + torch.arange(b, device=cell.device)[:, None] * (rows * columns)
+        steps = torch.arange(size, device=cell.device)
+        index = corner.flatten()[:, None] + (steps[:, None] * columns + steps).flatten()  # BK size * size
+        patches = padded.flatten(0, 2).index_select(0, index.flatten())
+        return patches.reshape(-1, size, size, channels)
+
+
+def at_peaks(head: nn.Module) -> nn.Module:
+    """The head as a `PeakHead`; unchanged if it is no CenterHead or if modules at its branches need whole maps."""
+    if not isinstance(head, CenterHead):
+        return head
+    names = [map_name(head.config, name, i) for i in range(len(head.config.groups)) for name in head.regressed]
+    slots = [m for name in names for m in head.branches[name].modules() if isinstance(m, Slot)]
+    if any(slot.computations or slot.stack or slot.constant is not None for slot in slots):
+        return head
+    return PeakHead(head).eval()
+
+
+class _Stacked(nn.Module):
+    """A convolution with the stacked weights of several; they are not parameters."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, layers: list[Any]) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", torch.cat([layer.bias for layer in layers]).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+def _stacked(head: CenterHead, group: int) -> tuple[_Stacked, _Stacked]:
+    """A group's branches stacked: their first convolutions with the normalisation, and their last ones.
+
+    The first convolutions share their input; each last one reads the output of its own first one.
+    """
+    branches: list[Any] = [head.branches[map_name(head.config, name, group)] for name in head.regressed]
+    hidden = [fuse_conv_bn_eval(first.conv.layer, first.norm.layer) for first, _ in branches]
+    last = [slot.layer for _, slot in branches]
+    apart = torch.block_diag(*(layer.weight.flatten(1) for layer in last))
+    return (
+        _Stacked(torch.cat([layer.weight for layer in hidden]), hidden),
+        _Stacked(apart.unflatten(1, (-1, *last[0].weight.shape[2:])), last),
+    )

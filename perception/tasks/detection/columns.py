@@ -14,7 +14,7 @@ from perception.errors import InputError
 from perception.frame import Boxes
 from perception.geometry import rotation_matrices
 from perception.io.files import pause_collector
-from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.submission import read_samples
 from perception.taxonomy import Taxonomy
 
 

@@ -1,8 +1,8 @@
-"""Configuration of the detection head, with or without anchors."""
+"""Configuration of the detection head, with or without anchors, and the heatmaps that it gives CenterPoint's."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ _NARROW = 1.0  # m
 
 
 class Suppression(Section):
-    """Non-maximum suppression after the engine, see `tasks/detection/nms.py`."""
+    """Non-maximum suppression after the engine, see `non_maximum_suppression`."""
 
     threshold: Share  # boxes with lower or equal scores are removed
     low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, bounds of box centres
@@ -181,3 +181,34 @@ class DetectionHead(TaskConfig):
             super().require_levels(levels)
         elif len(self.anchors.scales) != levels:
             raise ValueError(f"anchors.scales must have one for each of the trunk's feature maps, {levels}")
+
+
+class Heatmap(NamedTuple):
+    """One dense output, (B, classes, rows * subcells, columns * subcells)."""
+
+    name: str
+    group: int  # index of the head's group
+    subcells: int  # heatmap cells along each side of a cell of the trunk
+    labels: tuple[int, ...]  # of its classes, in the taxonomy
+
+
+def heatmaps_of(config: DetectionHead) -> list[Heatmap]:
+    """The heatmaps of all groups, coarsest first in each; a group has one for each size of cells among its classes.
+
+    Args:
+        config: settled (`DetectionHead.settled`).
+    """
+    assert isinstance(config.subcells, dict)
+    maps, first = [], 0
+    for i, group in enumerate(config.groups):
+        sizes = [config.subcells.get(name, 1) for name in group]
+        for size in sorted(set(sizes)):
+            name = map_name(config, "heatmap" if size == 1 else f"heatmap_{size}x", i)
+            maps.append(Heatmap(name, i, size, tuple(first + k for k, own in enumerate(sizes) if own == size)))
+        first += len(group)
+    return maps
+
+
+def map_name(config: DetectionHead, name: str, group: int) -> str:
+    """Name of a group's branch and dense output; without the group's index if there is only one group."""
+    return name if len(config.groups) == 1 else f"group{group}_{name}"

@@ -27,8 +27,13 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.io.files import strict, write_atomically
-from perception.tasks.detection.submission import MAX_BOXES, ResultsWriter, SubmissionWriter, global_boxes
-from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.submission import (
+    MAX_BOXES,
+    ResultsWriter,
+    SubmissionWriter,
+    global_boxes,
+    read_samples,
+)
 from perception.tasks.detection.tracker import Tracks
 from perception.taxonomy import Taxonomy
 

@@ -1,50 +1,52 @@
-"""Labels of the detection heads, and the heatmaps of CenterPoint's head that they are for. numpy only."""
+"""What CenterPoint's head learns (Yin et al., 2021): labels of annotated boxes, and losses."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from perception.frame import Boxes
 from perception.grid import BevGrid
-from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.config import DetectionHead, Heatmap, Weights, heatmaps_of, map_name
+from perception.tasks.network import Loss
 
-# Names and classes of the heatmaps of CenterPoint's head. numpy only.
+REGRESSION = {
+    "offset": 2,  # of the centre from the cell's corner, in cells
+    "height": 1,  # of the centre, m
+    "size": 3,  # logarithm of width, length, height in m
+    "heading": 2,  # sine and cosine of the yaw
+    "velocity": 2,  # m/s
+}  # regression output at an object's cell -> number of channels
+# Headings of objects whose front and rear are hard to tell apart.
+#
+# A network that is unsure gives the mean of both headings, which is short and points anywhere. The axis, as sine and
+# cosine of twice the yaw, is the same for both: it says how the box lies, and the heading only which end is in front.
+AXIS = {"axis": 2}  # regression output: sine and cosine of twice the yaw
+_BOX = (*REGRESSION, *AXIS)
+_AT_OBJECTS = (*_BOX, "attribute")
 
 
-class Heatmap(NamedTuple):
-    """One dense output, (B, classes, rows * subcells, columns * subcells)."""
+def along_axis(heading: Tensor, axis: Tensor) -> Tensor:
+    """(..., 2) the heading's projection onto the axis: sine and cosine of the yaw, times its length there.
 
-    name: str
-    group: int  # index of the head's group
-    subcells: int  # heatmap cells along each side of a cell of the trunk
-    labels: tuple[int, ...]  # of its classes, in the taxonomy
-
-
-def heatmaps_of(config: DetectionHead) -> list[Heatmap]:
-    """The heatmaps of all groups, coarsest first in each; a group has one for each size of cells among its classes.
+    It is short where the heading does not tell the ends apart, so that rounding changes it little.
 
     Args:
-        config: settled (`DetectionHead.settled`).
+        heading: (..., 2) sine and cosine of the yaw, times any factor.
+        axis: (..., 2) sine and cosine of twice the yaw, times any positive factor.
     """
-    assert isinstance(config.subcells, dict)
-    maps, first = [], 0
-    for i, group in enumerate(config.groups):
-        sizes = [config.subcells.get(name, 1) for name in group]
-        for size in sorted(set(sizes)):
-            name = map_name(config, "heatmap" if size == 1 else f"heatmap_{size}x", i)
-            maps.append(Heatmap(name, i, size, tuple(first + k for k, own in enumerate(sizes) if own == size)))
-        first += len(group)
-    return maps
-
-
-def map_name(config: DetectionHead, name: str, group: int) -> str:
-    """Name of a group's branch and dense output; without the group's index if there is only one group."""
-    return name if len(config.groups) == 1 else f"group{group}_{name}"
-
-
-# Labels of the detection heads, from annotated boxes (CenterPoint, Yin et al., 2021). numpy only.
+    sine, cosine = axis.unbind(dim=-1)
+    length = (axis**2).sum(dim=-1).sqrt()
+    # tan(yaw) = sin(2 yaw) / (1 + cos(2 yaw)) = (1 - cos(2 yaw)) / sin(2 yaw): the one that is far from 0 / 0.
+    flat = torch.stack([sine, length + cosine], dim=-1)
+    steep = torch.stack([length - cosine, sine], dim=-1)
+    along = torch.where(cosine[..., None] >= 0, flat, steep)
+    share = (along * heading).sum(dim=-1, keepdim=True) / (along**2).sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    return along * share
 
 
 def gaussian_radius(length: np.ndarray, width: np.ndarray, overlap: float = 0.1) -> np.ndarray:
@@ -120,13 +122,121 @@ def _heatmap(boxes: Boxes, grid: BevGrid, layer: Heatmap, min_radius: int) -> np
     return heatmap
 
 
-def anchor_labels(boxes: Boxes, grid: BevGrid) -> dict[str, np.ndarray]:
-    """Labels of one frame's N objects on the grid: boxes (N, 9) x y z w l h yaw vx vy, classes (N,), `real`, True."""
-    x, y = boxes.centers[:, 0], boxes.centers[:, 1]
-    boxes = boxes.select((x > grid.x[0]) & (x < grid.x[1]) & (y > grid.y[0]) & (y < grid.y[1]))
-    numbers = [boxes.centers, boxes.sizes, boxes.yaws[:, None], boxes.velocities[:, :2]]
-    return {
-        "boxes": np.concatenate(numbers, axis=1).astype(np.float32),
-        "classes": boxes.labels,
-        "real": np.ones(len(boxes), bool),
-    }
+def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
+    """Penalty-reduced focal loss of heatmaps (B, ...) per object (CornerNet, Law and Deng, 2018, eq. 1).
+
+    -(1 - p)^2 log p where the target is 1, which counts as an object, else -(1 - target)^4 p^2 log(1 - p).
+    """
+    positive = target == 1
+    wrong = torch.where(positive, -logits, logits)  # logit of the wrong answer
+    weight = torch.where(positive, 1.0, (1 - target) ** 2)
+    values = (weight * wrong.sigmoid()) ** 2 * F.softplus(wrong)
+    return Loss(values.flatten(1).sum(dim=1), positive.flatten(1).sum(dim=1))
+
+
+def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], config: DetectionHead) -> dict[str, Loss]:
+    """Heatmap and regression terms of each group, and an attribute term if the head learns attributes.
+
+    Each group is normalised by its own objects, so that rare classes count as much as frequent ones.
+
+    Args:
+        dense: outputs of `CenterHead.forward`.
+        labels: a batch of `targets.center_labels`.
+    """
+    losses: dict[str, Loss] = {}
+    for i in range(len(config.groups)):
+        heat = [gaussian_focal(dense[each.name], labels[each.name]) for each in heatmaps_of(config) if each.group == i]
+        sums, counts = (torch.stack(values).sum(dim=0) for values in zip(*heat, strict=True))
+        own = {name: dense[full] for name in _AT_OBJECTS if (full := map_name(config, name, i)) in dense}
+        terms = {"heatmap": Loss(sums, counts)} | _at_objects(own, labels, labels["groups"] == i, config.weights)
+        losses |= {map_name(config, name, i): term for name, term in terms.items()}
+    return losses
+
+
+def _at_objects(
+    dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], own: Tensor, weights: Weights
+) -> dict[str, Loss]:
+    """The terms at the cells of one group's objects, own (B, N)."""
+    real = labels["real"] & own
+    values = {}  # B N n
+    for name, found in dense.items():
+        place = labels["cells"][..., None].expand(-1, -1, found.shape[1])
+        values[name] = found.flatten(2).transpose(1, 2).gather(1, place)
+    regression = values["offset"].new_zeros(len(real))
+    for name in (name for name in _BOX if name in values):
+        wanted = labels[name]
+        known = real[..., None] & ~wanted.isnan()
+        distance = torch.where(known, (values[name] - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)
+        regression = regression + distance * (weights.velocity if name == "velocity" else 1.0)
+    losses = {"regression": Loss(weights.regression * regression, real.sum(dim=1))}
+    if "attribute" in values:
+        has = real & (labels["attributes"] >= 0)
+        logits = values["attribute"].transpose(1, 2)
+        entropy = F.cross_entropy(logits, labels["attributes"].clamp(min=0), reduction="none")  # B N
+        losses["attribute"] = Loss(weights.attribute * torch.where(has, entropy, 0.0).sum(dim=1), has.sum(dim=1))
+    return losses
+
+
+def iou_loss(groups: Sequence[Mapping[str, Tensor]], labels: Mapping[str, Tensor], weight: float, cell: float) -> Loss:
+    """Absolute difference of the predicted IoU from that of the predicted box with its object.
+
+    The gradient changes the prediction of the IoU only, not the box.
+
+    Args:
+        groups: regression outputs of each group, (B, n, rows, columns).
+        labels: a batch of `targets.center_labels`.
+        cell: side of the maps' cells in metres.
+    """
+    place, wanted = labels["cells"][:, None], _boxes(labels, cell)
+    sums = wanted.new_zeros(len(wanted))
+    for i, maps in enumerate(groups):
+        at = {n: m.flatten(2).gather(2, place.expand(-1, m.shape[1], -1)).transpose(1, 2) for n, m in maps.items()}
+        with torch.no_grad():
+            target = iou_3d(_boxes(at, cell), wanted)
+        off = (at["iou"][..., 0].sigmoid() - target).abs()
+        sums = sums + torch.where(labels["real"] & (labels["groups"] == i), off, 0.0).sum(dim=1)
+    return Loss(weight * sums, labels["real"].sum(dim=1))
+
+
+def _boxes(values: Mapping[str, Tensor], cell: float) -> Tensor:
+    """(..., 8) float32 x y z (m, x and y from the cell's corner), width length height, sine and cosine of the yaw."""
+    heading = along_axis(values["heading"], values["axis"]) if "axis" in values else values["heading"]
+    parts = (
+        values["offset"] * cell,
+        values["height"],
+        values["size"].clamp(-5, 5).exp(),
+        F.normalize(heading.float(), dim=-1),
+    )
+    return torch.cat([part.float() for part in parts], dim=-1)
+
+
+def iou_3d(one: Tensor, other: Tensor) -> Tensor:
+    """(...) IoU of upright boxes, pair by pair.
+
+    The footprint of the other box is clipped to the first one as in `task.rotated_iou`: by clamping its outline in the
+    first box's frame, where what lies outside ends on the border and has no area.
+
+    Args:
+        one, other: (..., 8) x y z, width length height, sine and cosine of the yaw.
+    """
+    turn = torch.stack([one[..., [7, 6]], torch.stack([-one[..., 6], one[..., 7]], dim=-1)], dim=-2)  # ahead, left
+    middle = (turn @ (other - one)[..., :2, None])[..., 0]
+    ahead = (turn @ other[..., [7, 6], None])[..., 0]
+    left = torch.stack([-ahead[..., 1], ahead[..., 0]], dim=-1)
+    ahead, left = ahead * other[..., 4:5] / 2, left * other[..., 3:4] / 2
+    corners = torch.stack([ahead - left, ahead + left, left - ahead, -ahead - left], dim=-2) + middle[..., None, :]
+    half = one[..., [4, 3]][..., None, :] / 2
+    sides = corners.roll(-1, dims=-2) - corners  # ... 4 2
+    to_lines = torch.cat([-half - corners, half - corners], dim=-1)
+    steps = torch.cat([sides, sides], dim=-1)
+    crossed = torch.where(steps != 0, to_lines / steps, 0.0).clamp(0, 1).sort(dim=-1).values
+    crossed = torch.cat([torch.zeros_like(crossed[..., :1]), crossed], dim=-1)  # ... 4 5
+    outline = (corners[..., None, :] + crossed[..., None] * sides[..., None, :]).flatten(-3, -2)
+    x, y = torch.maximum(torch.minimum(outline, half), -half).unbind(dim=-1)
+    shared = (x * y.roll(-1, dims=-1) - x.roll(-1, dims=-1) * y).sum(dim=-1) / 2
+
+    top = torch.minimum(one[..., 2] + one[..., 5] / 2, other[..., 2] + other[..., 5] / 2)
+    bottom = torch.maximum(one[..., 2] - one[..., 5] / 2, other[..., 2] - other[..., 5] / 2)
+    shared = shared * (top - bottom).clamp(min=0)
+    volumes = one[..., 3:6].prod(dim=-1) + other[..., 3:6].prod(dim=-1)
+    return shared / (volumes - shared).clamp(min=1e-9)

@@ -14,12 +14,10 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
-from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.devkit import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.metric import DetectionMetric
-from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.detection.targets import anchor_labels, center_labels
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
 from perception.tasks.task import Arrays, Memory, Output, Task
@@ -92,12 +90,15 @@ class DetectionTask(Task[Boxes]):
 
     def deployed(self, network: Any) -> Any:
         """The head with its regression computed only at the decoded peaks."""
-        from perception.tasks.detection.peaks import at_peaks
+        from perception.tasks.detection.center_head import at_peaks
 
         return at_peaks(network)
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
         """Labels of the objects on the grid with LiDAR or RADAR points, as the evaluation counts them."""
+        from perception.tasks.detection.anchor_head import anchor_labels
+        from perception.tasks.detection.targets import center_labels
+
         boxes = Boxes.none() if frame.boxes is None else frame.boxes
         seen = boxes.select(boxes.num_points != 0)
         return anchor_labels(seen, self.grid) if self.config.anchors else center_labels(seen, self.grid, self.config)
@@ -212,3 +213,113 @@ def _mistakes(frame: Frame, detections: Boxes, grid: BevGrid) -> tuple[int, str]
     counted = detections.select(detections.scores >= COUNTED_SCORE)
     missed, extra = mistakes(counted, frame.boxes.select(there))
     return missed + extra, f"{missed} missed, {extra} extra"
+
+
+# Non-maximum suppression on the CPU, after the engine, of upright boxes by their footprints. numpy only.
+
+
+def rotated_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) IoU of the footprint of one box with those of N others.
+
+    Clips each polygon to the first box by clamping it in that box's frame: parts outside are clamped onto the border,
+    where they have no area. The clamped outline is straight between its intersections with the lines of the box's
+    sides.
+
+    Args:
+        one: (6,) x, y, width, length, sine and cosine of the heading.
+        others: (N, 6).
+    """
+    sin, cos = one[4:6]
+    x, y = (others[:, :2] - one[:2]).T
+    middle = np.stack([x * cos + y * sin, y * cos - x * sin], axis=-1)  # N 2
+    turned_sin, turned_cos = others[:, 4] * cos - others[:, 5] * sin, others[:, 5] * cos + others[:, 4] * sin
+    ahead = others[:, 3:4] / 2 * np.stack([turned_cos, turned_sin], axis=-1)
+    left = others[:, 2:3] / 2 * np.stack([-turned_sin, turned_cos], axis=-1)
+    corners = np.stack([ahead - left, ahead + left, left - ahead, -ahead - left], axis=1) + middle[:, None]  # N 4 2
+    sides = np.roll(corners, -1, axis=1) - corners
+    half = np.array([one[3], one[2]]) / 2
+    to_lines = np.concatenate([-half - corners, half - corners], axis=-1)  # N 4 4, along x y x y
+    steps = np.tile(sides, 2)
+    crossed = np.divide(to_lines, steps, out=np.zeros_like(steps), where=steps != 0).clip(0, 1)
+    crossed = np.concatenate([np.zeros_like(crossed[..., :1]), np.sort(crossed, axis=-1)], axis=-1)  # N 4 5
+    outline = corners[:, :, None] + crossed[..., None] * sides[:, :, None]
+    x, y = outline.clip(-half, half).reshape(-1, 20, 2).transpose(2, 0, 1)
+    shared = (x * np.roll(y, -1, axis=1) - np.roll(x, -1, axis=1) * y).sum(axis=1) / 2
+    union = one[2] * one[3] + others[:, 2] * others[:, 3] - shared
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+
+
+def footprints(boxes: np.ndarray) -> np.ndarray:
+    """(N, 6) float64 for `rotated_iou`, from boxes (N, >=8): x y z, w l h, sine and cosine of the yaw (any scale)."""
+    boxes = boxes.astype(np.float64)
+    length = np.sqrt(np.square(boxes[:, 6:8]).sum(axis=1, keepdims=True))
+    heading = np.divide(boxes[:, 6:8], length, out=np.tile([0.0, 1.0], (len(boxes), 1)), where=length > 0)
+    return np.concatenate([boxes[:, [0, 1, 3, 4]], heading], axis=1)
+
+
+def rotated_nms(footprints: np.ndarray, largest: float) -> np.ndarray:
+    """Indices of the boxes after greedy NMS: a box is suppressed by a better one with an IoU of `largest` or more.
+
+    Args:
+        footprints: (N, 6) as from `footprints`, best first.
+        largest: IoU.
+    """
+    reach = np.sqrt(np.square(footprints[:, 2:4]).sum(axis=1)) / 2
+    there, kept = np.ones(len(footprints), bool), []
+    for i, footprint in enumerate(footprints):
+        if not there[i]:
+            continue
+        kept.append(i)
+        away = np.square(footprints[i + 1 :, :2] - footprint[:2]).sum(axis=1)
+        near = i + 1 + np.flatnonzero(there[i + 1 :] & (away < np.square(reach[i + 1 :] + reach[i])))
+        there[near[rotated_iou(footprint, footprints[near]) >= largest]] = False
+    return np.array(kept, np.int64)
+
+
+def non_maximum_suppression(outputs: Mapping[str, np.ndarray], settings: Suppression, group: int) -> np.ndarray:
+    """(S,) indices of the remaining boxes of one group.
+
+    Args:
+        outputs: boxes (K, >=8) x y z, w l h (m), sine and cosine of the yaw times any positive factor; scores and
+            labels (K,).
+        group: index of the head's group.
+    """
+    boxes, scores, labels = (outputs[name] for name in ("boxes", "scores", "labels"))
+    stays = scores > settings.threshold
+    if settings.low is not None and settings.high is not None:
+        stays &= ((boxes[:, :3] >= settings.low) & (boxes[:, :3] <= settings.high)).all(axis=1)
+    index = np.flatnonzero(stays)
+    index = index[np.argsort(-scores[index], kind="stable")]
+    if settings.within == "group":
+        return index[_survivors(boxes[index], settings, group)]
+    parts = [(label, index[labels[index] == label]) for label in np.unique(labels[index])]
+    return np.concatenate([index[:0], *(own[_survivors(boxes[own], settings, label)] for label, own in parts)])
+
+
+def _survivors(boxes: np.ndarray, settings: Suppression, part: int) -> np.ndarray:
+    """Indices of the remaining ones of boxes, best first, that suppress each other.
+
+    Args:
+        part: index of their group or class.
+    """
+    if settings.kind == "circle":
+        kept = _greedy(_distances(boxes[:, :2]) <= settings.radii[part] ** 2)
+    else:
+        kept = rotated_nms(footprints(boxes), settings.overlap)
+    return kept[: settings.most]
+
+
+def _greedy(near: np.ndarray) -> np.ndarray:
+    """Greedy NMS of N boxes, best first, by a matrix (N, N) of which boxes suppress each other."""
+    stays, kept = np.ones(len(near), bool), []
+    for i in range(len(near)):
+        if stays[i]:
+            kept.append(i)
+            stays &= ~near[i]
+    return np.array(kept, np.int64)
+
+
+def _distances(centers: np.ndarray) -> np.ndarray:
+    """(N, N) squared distances of points (N, 2)."""
+    x, y = centers.T.copy()  # numpy is slow along an axis of length two
+    return np.square(x[:, None] - x) + np.square(y[:, None] - y)

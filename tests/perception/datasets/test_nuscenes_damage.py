@@ -25,7 +25,7 @@ from perception.datasets.nuscenes import recordings, tables
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.io.cache import cached_arrays
-from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.submission import read_samples
 
 LIDAR, SWEEP, FRONT = "samples/LIDAR_TOP/*", "sweeps/LIDAR_TOP/*", "samples/CAM_FRONT/*"
 SEGMENTED, VOXELS = "lidarseg/*/*", "gts/*/*/*"

@@ -27,18 +27,17 @@ from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
-from perception.tasks.detection.center_head import (
+from perception.tasks.detection.center_head import CenterHead, PeakHead, at_peaks, by_speed
+from perception.tasks.detection.config import DetectionHead, Suppression
+from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
+from perception.tasks.detection.targets import (
     REGRESSION,
-    CenterHead,
     along_axis,
-    by_speed,
+    center_labels,
     center_losses,
     gaussian_focal,
+    gaussian_radius,
 )
-from perception.tasks.detection.config import DetectionHead, Suppression
-from perception.tasks.detection.peaks import PeakHead, at_peaks
-from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
-from perception.tasks.detection.targets import center_labels, gaussian_radius
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.network import MapSegmentationHead
