@@ -19,6 +19,7 @@ from deploy.build import build
 from deploy.export import export
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
+from perception.checkpoint import load_model
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -28,7 +29,6 @@ from perception.predict import TorchPredictor
 from perception.simulate.simulate import Run, simulate
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task
-from perception.training.checkpoint import load_model
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"

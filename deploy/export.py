@@ -29,6 +29,7 @@ from deploy.signature import Signer, signer
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision
 from deploy.trust import Release, default_permits
+from perception.checkpoint import load_model, provenance
 from perception.config import Config
 from perception.errors import InputError
 from perception.frame import Frame
@@ -38,7 +39,6 @@ from perception.modules.routing.fixed import SteeredRouter
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import TASKS
 from perception.tasks.task import Task
-from perception.training.checkpoint import load_model, provenance
 
 # Make the graphs of one network, which serves some routes, from a trained model, and compare them with torch.
 #

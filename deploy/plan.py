@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import run
 from deploy.route import parse_conditions
+from perception.checkpoint import load_model
 from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.detection.center_head import PeakHead
-from perception.training.checkpoint import load_model
 
 What = Literal[
     "folded", "banked", "inline"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perception.errors import InputError
+from perception.geometry import move
 from perception.grid import Reference
 
 PER_POINT = ("points", "sweep_of_point", "lidar_of_point", "class_of_point")  # of Frame, all of one length
@@ -147,6 +148,21 @@ class Boxes:
             centers=self.centers @ rotation.T + translation,
             rotations=rotation @ self.rotations,
             velocities=self.velocities @ rotation.T,
+        )
+
+    def under_similarity(self, similarity: np.ndarray) -> Boxes:
+        """The boxes after a similarity (4, 4), see `Frame.transformed`."""
+        linear = similarity[:3, :3]
+        determinant = np.linalg.det(linear)
+        scale = np.cbrt(abs(determinant))
+        # Boxes are symmetric, so flipping a box's y axis as well keeps the rotation proper.
+        flip = np.diag([1.0, np.sign(determinant), 1.0])
+        return replace(
+            self,
+            centers=self.centers @ linear.T + similarity[:3, 3],
+            sizes=self.sizes * scale,
+            rotations=(linear / scale) @ self.rotations @ flip,
+            velocities=self.velocities @ linear.T,
         )
 
     def corners(self) -> np.ndarray:
@@ -285,6 +301,26 @@ class Frame:
         if self.lidar_of_point is None:
             return self
         return replace(self.select_points(self.lidar_of_point == lidar), lidar_of_point=None)
+
+    def transformed(self, similarity: np.ndarray) -> Frame:
+        """The frame with points and boxes transformed by the similarity; images do not change.
+
+        `global_from_reference` of the result is a similarity instead of a rigid transformation, so that the projections
+        into images and the map are transformed as well.
+
+        Args:
+            similarity: (4, 4) transformed_from_reference; its linear part is a scaled rotation, possibly with a
+                reflection.
+        """
+        points = None if self.points is None else self.points.copy()
+        if points is not None:
+            move(points, similarity.astype(np.float32))
+        return replace(
+            self,
+            global_from_reference=self.global_from_reference @ np.linalg.inv(similarity),
+            points=points,
+            boxes=None if self.boxes is None else self.boxes.under_similarity(similarity),
+        )
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

@@ -83,7 +83,14 @@ def turned(axis: np.ndarray, angle: float) -> np.ndarray:
     return np.asarray(np.eye(3) + (np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross))
 
 
-# Counts the LiDAR points inside boxes. numpy only.
+# LiDAR points: moved, and counted inside boxes. numpy only.
+
+
+def move(points: np.ndarray, transform: np.ndarray) -> None:
+    """Transform the coordinates of points (N, >=3) in place, by a matrix (4, 4) of their type."""
+    turned = points[:, :3] @ transform[:3, :3].T
+    for axis in range(3):  # by columns, because numpy is slow along an axis of length three
+        np.add(turned[:, axis], transform[axis, 3], out=points[:, axis])
 
 
 def points_in_boxes(points: np.ndarray, centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from perception.modules.routing.fixed import FixedRouter, SettledRouter, Steered
 from perception.modules.routing.learned import LearnedRouter, learned
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
+from perception.sensors.inputs import without_padding
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
@@ -335,3 +337,9 @@ class _Features:
             points, cells = self.inputs["points"], self.inputs["point_cells"]
             return PointFeatures.of(self("trunk", route), points, cells, columns, stride)
         return self.inputs
+
+
+def batch_inputs(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Batched inputs, from those that `prepare` returns for each frame; pillars that are padding in all are removed."""
+    inputs = without_padding({name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]})
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}

@@ -10,20 +10,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from perception.checkpoint import load_model
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.evaluation.predictions import Predicted
 from perception.frame import Frame, Prediction
-from perception.model import PerceptionModel, Trace
+from perception.io.loading import iterate
+from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import Axis
 from perception.tasks.task import to_prediction
-from perception.training.augment import transformed
-from perception.training.checkpoint import load_model
-from perception.training.loader import batch_inputs
-from perception.training.loading import iterate
 
 Arrays = dict[str, np.ndarray]
 Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes
@@ -109,7 +107,7 @@ class TorchPredictor:
 def _prepared(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[Arrays]:
     """Inputs of each mirror image of the frame."""
     signs = [[-1.0 if axis in mirror else 1.0 for axis in ("x", "y", "z")] for mirror in mirrors]
-    return [prepare(transformed(frame, np.diag([*each, 1.0])) if min(each) < 0 else frame, spec) for each in signs]
+    return [prepare(frame.transformed(np.diag([*each, 1.0])) if min(each) < 0 else frame, spec) for each in signs]
 
 
 class _PreparedFrames(Dataset[tuple[Frame, list[Arrays]]]):

@@ -22,7 +22,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import loader as loaders
-from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.augment import draw_image_affine, draw_similarity, shuffled
 from perception.training.frame_cache import FrameCache
 from perception.training.loader import FrameDataset, reads_of
 
@@ -114,7 +114,7 @@ def _loaded(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
     def load(position: int) -> tuple[np.ndarray | None, dict[str, np.ndarray], Boxes | None]:
         rng, token = np.random.default_rng(position), tokens[position]
         recorded = tables.frame(token, reads) if stored is None else stored.frame(token)
-        frame = shuffled(transformed(recorded, draw_similarity(rng, augment)), rng)
+        frame = shuffled(recorded.transformed(draw_similarity(rng, augment)), rng)
         sizes = {name: camera.image.shape for name, camera in frame.cameras.items()}
         affines = {name: draw_image_affine(rng, augment, size, camera.image) for name, size in sizes.items()}
         return frame.points, prepare(frame, pictures, affines), frame.boxes

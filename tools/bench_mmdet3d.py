@@ -18,6 +18,7 @@ from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
+from perception.checkpoint import load_model
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
@@ -26,7 +27,6 @@ from perception.mmdet3d.importing import import_checkpoint
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.task import to_prediction
-from perception.training.checkpoint import load_model
 
 OUTPUTS = [f"detection/{output.name}" for output in DetectionTask.outputs]
 THREADS = 2

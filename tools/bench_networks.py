@@ -20,13 +20,13 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import run, to_onnx
+from perception.checkpoint import save_model
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.sensors.lidar.pillars import group
 from perception.training.adapt import read_task
-from perception.training.checkpoint import save_model
 
 # ----- modules in one graph, folded, and as separate networks
 

@@ -21,6 +21,7 @@ from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from deploy.verify import verify
+from perception.checkpoint import load_model, newest, trained_config
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.importing import import_pointpillars
 from perception.model import PerceptionModel
@@ -31,7 +32,6 @@ from perception.rig import load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 from perception.training import optimize
 from perception.training.adapt import add_task, read_task, task_taxonomy
-from perception.training.checkpoint import load_model, newest, trained_config
 from perception.training.loop import fit
 
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"

@@ -13,6 +13,7 @@ from benchmark import QUIET
 from scene_obstacles import scene_obstacles
 
 from deploy.replay.faults import HiddenClass, hide
+from perception.checkpoint import newest
 from perception.config import Config, find_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -24,7 +25,6 @@ from perception.simulate.simulate import simulate
 from perception.simulate.worlds import Worlds
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task, read_task
-from perception.training.checkpoint import newest
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"

@@ -16,6 +16,7 @@ import torch
 import typer
 from benchmark import KEYFRAMES, SHARED, NuScenes, Rounds
 
+from perception.checkpoint import load_model
 from perception.commands.common import KEEP_MEMORY
 from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
@@ -25,7 +26,6 @@ from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import loop
-from perception.training.checkpoint import load_model
 
 # ----- error of the cameras' depth against the LiDAR on real keyframes
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perception.checkpoint import load_model
 from perception.config import Config
 from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.install import import_mmdet3d
-from perception.training.checkpoint import load_model
 
 CONFIGS = Path(import_mmdet3d().__file__ or "").parent / ".mim" / "configs" / "centerpoint"
 NMS = {

@@ -28,7 +28,7 @@ from perception.commands.common import (
     training_split,
 )
 from perception.errors import InputError
-from perception.modules.computation import KINDS
+from perception.modules.computation import KIND_LOCATIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +78,7 @@ def adapt(
         str,
         typer.Option(
             help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain. "
-            f"Kinds: {', '.join(KINDS)}."
+            f"Kinds: {', '.join(KIND_LOCATIONS)}."
         ),
     ] = "",
     task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
@@ -113,12 +113,12 @@ def adapt(
     keep_memory()
     from accelerate.utils import set_seed
 
+    from perception.checkpoint import trained_config
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.datasets.sources import open_source
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_task, task_taxonomy
-    from perception.training.checkpoint import trained_config
 
     if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
         raise InputError("give --add with --conditions and --option for a module, or --task with --config for a task")
@@ -175,8 +175,8 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge modules of one kind into a new one. OUT is a checkpoint with the new one and its members."""
+    from perception.checkpoint import trained_config
     from perception.datasets.sources import open_source
-    from perception.training.checkpoint import trained_config
     from perception.training.combine import merge as run
 
     drives, options = None, _numbers(option or [])
@@ -236,8 +236,8 @@ def modules(
         raise InputError("--frame and --data go together, and --picture needs them")
     from dataclasses import asdict
 
+    from perception.checkpoint import load_model
     from perception.modules.status import table
-    from perception.training.checkpoint import load_model
     from perception.training.combine import combine, module_rows
 
     if out is not None:

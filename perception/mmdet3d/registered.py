@@ -21,7 +21,7 @@ and modules that require conditions are never active.
 
 To evaluate, adapt and export a model trained by MMEngine's Runner, save it as a run:
 
-    save_model(folder, detector.network.config, detector.network)  # perception/training/checkpoint.py
+    save_model(folder, detector.network.config, detector.network)  # perception/checkpoint.py
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perception.checkpoint import load_model
 from perception.config import load_config
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.mmdet3d.frames import to_frame  # also registers its step of the pipeline
 from perception.mmdet3d.install import ATTRIBUTES, import_mmdet3d
-from perception.model import PerceptionModel, Trace
+from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of
-from perception.training.checkpoint import load_model
-from perception.training.loader import batch_inputs, batch_labels
+from perception.training.loader import batch_labels
 
 import_mmdet3d()
 

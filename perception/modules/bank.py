@@ -12,11 +12,10 @@ from perception.errors import InputError
 from perception.modules import files
 from perception.modules.aggregation.composition import Block, fuses, names
 from perception.modules.base import Freeze, base_hash, base_parameters
-from perception.modules.computation.kinds import build
 from perception.modules.files import Head
 from perception.modules.route import CurrentRoute, Route
 from perception.modules.slot import Slot, exact, fits, matching
-from perception.modules.spec import Module, require_facts
+from perception.modules.spec import Module, build, require_facts
 from perception.modules.status import Row, head_row, row
 
 BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name -> sensor

@@ -22,9 +22,8 @@ from perception.io.files import make_folder, write_together
 from perception.io.section import Section, first_error
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
-from perception.modules.computation.kinds import KINDS, build
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, parse_module, require_facts
+from perception.modules.spec import Module, build, computation_classes, parse_module, require_facts
 
 FORMAT = 1  # version of the JSON file; later versions are refused
 
@@ -284,7 +283,7 @@ def _check_place(json_file: Path, place: Place, slots: Mapping[str, Slot], kind:
             f"{json_file}: slot {place.name!r} was a {place.layer} {place.shape}, here it is a {here.layer} "
             f"{here.shape}"
         )
-    if not KINDS[kind].attaches_to(slots[place.name].layer):
+    if not computation_classes()[kind].attaches_to(slots[place.name].layer):
         raise InputError(f"{json_file}: {kind} does not attach to slot {place.name!r}, a {here.layer}")
 
 

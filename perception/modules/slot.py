@@ -16,10 +16,9 @@ from perception.io import distributed
 from perception.io.distributed import SYNCHRONISED
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
-from perception.modules.computation.kinds import KINDS
 from perception.modules.computation.weight_delta import LowRank, LowRankStack
 from perception.modules.route import CurrentRoute, Route
-from perception.modules.spec import Module, ModuleUnion
+from perception.modules.spec import Module, ModuleUnion, computation_classes
 
 
 class Slot(nn.Module):
@@ -217,7 +216,8 @@ def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> l
         matches = {name: slot for name, slot in slots.items() if fnmatchcase(name, pattern)}
         if not matches:
             raise InputError(f"no slot is called {pattern!r}; there are {', '.join(slots)}")
-        attachable = {name: slot for name, slot in matches.items() if KINDS[kind].attaches_to(slot.layer)}
+        fits = computation_classes()[kind].attaches_to
+        attachable = {name: slot for name, slot in matches.items() if fits(slot.layer)}
         if not attachable:
             layers = sorted({type(slot.layer).__name__ for slot in matches.values()})
             raise InputError(f"{kind} does not attach to {', '.join(layers)}, which is what {pattern!r} names")

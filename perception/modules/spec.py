@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter, model_v
 
 from perception.errors import InputError
 from perception.io.section import MODULE_NAME, Positive, Section
-from perception.modules.computation import KINDS
+from perception.modules.computation import KIND_LOCATIONS
 from perception.taxonomy import SENSORS
 
 
@@ -49,18 +49,29 @@ class Module(Section):
 
 
 @cache
-def computations() -> dict[str, Any]:
+def computation_classes() -> dict[str, Any]:
     """Kind -> computation function. They need torch, so that only what has modules imports them."""
     return {
         kind: getattr(import_module(f"perception.modules.computation.{file}"), name)
-        for kind, (file, name) in KINDS.items()
+        for kind, (file, name) in KIND_LOCATIONS.items()
     }
+
+
+def build(module: Module, layer: Any, conditions: int) -> Any:
+    """A new `Computation` for this layer, of a module of one kind.
+
+    Args:
+        conditions: length of a condition vector.
+    """
+    kind = computation_classes()[module.kind]
+    further = {"conditions": conditions} if kind.conditional else {}
+    return kind(layer, **further, **module.options())
 
 
 @cache
 def _parser(*others: type[Module]) -> TypeAdapter[Module]:
     """Parses a module of one of the kinds, or one of the others."""
-    kinds = (*(each.Options for each in computations().values()), *others)
+    kinds = (*(each.Options for each in computation_classes().values()), *others)
     every: Any = Union[kinds]  # noqa: UP007 - its members are known at run time only
     return TypeAdapter(Annotated[every, Field(discriminator="kind")])
 

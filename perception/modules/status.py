@@ -11,11 +11,10 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from perception.modules.base import is_base_key
-from perception.modules.computation.kinds import KINDS
 from perception.modules.files import Head
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import Module
+from perception.modules.spec import Module, computation_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +45,8 @@ def row(spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot]
         base: number of the base's parameters.
     """
     kinds = list(dict.fromkeys(part.kind for part in spec.single()))
-    attachable = [s.name for s in slots.values() if any(KINDS[kind].attaches_to(s.layer) for kind in kinds)]
+    classes = [computation_classes()[kind] for kind in kinds]
+    attachable = [s.name for s in slots.values() if any(each.attaches_to(s.layer) for each in classes)]
     parameters = [parameter for computation in computations.values() for parameter in computation.parameters()]
     count = sum(parameter.numel() for parameter in parameters)
     trainable = any(parameter.requires_grad for parameter in parameters)

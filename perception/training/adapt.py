@@ -12,19 +12,19 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
+from perception.checkpoint import load_model, newest, provenance, save_model
 from perception.config import Config, extended, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.io.distributed import rank
 from perception.io.section import Section, load_section
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, batch_inputs
 from perception.modules.spec import LearnedRouting, Module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import Taxonomy
 from perception.training import optimize
-from perception.training.checkpoint import load_model, newest, provenance, save_model
-from perception.training.loader import batch_inputs, batch_labels
+from perception.training.loader import batch_labels
 from perception.training.loop import described, fit
 from perception.training.losses import Scope
 

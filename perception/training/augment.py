@@ -5,14 +5,11 @@ As in Huang et al., "BEVDet: High-performance multi-camera 3D object detection i
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from perception.config import Augment, Image
-from perception.frame import Boxes, Frame
+from perception.frame import Frame
 from perception.sensors.inputs import fit_width
-from perception.sensors.lidar.sweeps import move
 
 
 def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
@@ -28,46 +25,11 @@ def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
     return similarity
 
 
-def transformed(frame: Frame, similarity: np.ndarray) -> Frame:
-    """The frame with points and boxes transformed by the similarity; images do not change.
-
-    `global_from_reference` of the result is a similarity instead of a rigid transformation, so that the projections
-    into images and the map are augmented as well.
-
-    Args:
-        similarity: (4, 4) augmented_from_reference; its linear part is a scaled rotation, possibly with a reflection.
-    """
-    points = None if frame.points is None else frame.points.copy()
-    if points is not None:
-        move(points, similarity.astype(np.float32))
-    return replace(
-        frame,
-        global_from_reference=frame.global_from_reference @ np.linalg.inv(similarity),
-        points=points,
-        boxes=None if frame.boxes is None else _transformed_boxes(frame.boxes, similarity),
-    )
-
-
 def shuffled(frame: Frame, rng: np.random.Generator) -> Frame:
     """The frame with its points in random order, so that a pillar with too many keeps random ones."""
     if frame.points is None:
         return frame
     return frame.select_points(rng.permutation(len(frame.points)))
-
-
-def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:
-    linear = similarity[:3, :3]
-    determinant = np.linalg.det(linear)
-    scale = np.cbrt(abs(determinant))
-    # Boxes are symmetric, so flipping a box's y axis as well keeps the rotation proper.
-    flip = np.diag([1.0, np.sign(determinant), 1.0])
-    return replace(
-        boxes,
-        centers=boxes.centers @ linear.T + similarity[:3, 3],
-        sizes=boxes.sizes * scale,
-        rotations=(linear / scale) @ boxes.rotations @ flip,
-        velocities=boxes.velocities @ linear.T,
-    )
 
 
 def draw_image_affine(

@@ -10,17 +10,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from perception.checkpoint import load_model, provenance, save_model
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.model import PerceptionModel
+from perception.model import PerceptionModel, batch_inputs
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.base import is_base_key
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training.checkpoint import load_model, provenance, save_model
-from perception.training.loader import batch_inputs
 from perception.training.optimize import with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge

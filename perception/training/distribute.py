@@ -22,12 +22,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from perception.checkpoint import Stateful
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.io.distributed import DistributedNorm, processes
 from perception.model import PerceptionModel
-from perception.training.checkpoint import Stateful
 from perception.training.losses import Losses, Scope
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer counts as lost

@@ -18,13 +18,14 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
+from perception.io.loading import iterate
+from perception.model import batch_inputs
 from perception.sensors.camera.depth import depth_labels
-from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
-from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.augment import draw_image_affine, draw_similarity, shuffled
 from perception.training.frame_cache import FrameCache, FramesInMemory
-from perception.training.loading import iterate
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
@@ -140,7 +141,7 @@ class FrameDataset(Dataset[Sample]):
         augment = self._config.data.augment
         if augment is not None:
             similarity = draw_similarity(rng, augment)
-            frame = transformed(frame, similarity)
+            frame = frame.transformed(similarity)
             frame = shuffled(frame, rng) if augment.shuffle else frame
             if self._spec.camera is not None:
                 size = self._spec.camera.image
@@ -207,12 +208,6 @@ def batch_labels(frames: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> di
         task: {k: torch.from_numpy(v) for k, v in joined_labels([frame[task] for frame in frames]).items()}
         for task in frames[0]
     }
-
-
-def batch_inputs(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Batched inputs, from those that `prepare` returns for each frame; pillars that are padding in all are removed."""
-    inputs = without_padding({name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]})
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
 
 
 def batches(

@@ -15,12 +15,13 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from perception import checkpoint
+from perception.checkpoint import Stateful, initialise
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint, optimize
-from perception.training.checkpoint import Stateful, initialise
+from perception.training import optimize
 from perception.training.distribute import (
     GatheredState,
     LongBarrier,

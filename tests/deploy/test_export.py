@@ -32,6 +32,7 @@ from deploy.route import parse_conditions, steering_inputs
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from deploy.trust import Release
 from deploy.verify import verify
+from perception.checkpoint import load_model, save_model
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -39,7 +40,6 @@ from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.modules.files import read_record
 from perception.sensors.inputs import prepare
-from perception.training.checkpoint import load_model, save_model
 
 
 @cache

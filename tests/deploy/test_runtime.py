@@ -37,6 +37,7 @@ from deploy.replay.results import ReplayResults
 from deploy.route import steering_inputs
 from deploy.runtime import Runtime
 from deploy.verify import verify
+from perception.checkpoint import load_model, save_model
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -48,7 +49,6 @@ from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks import configured, tasks_of
 from perception.tasks.task import part_of, to_prediction
-from perception.training.checkpoint import load_model, save_model
 
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")

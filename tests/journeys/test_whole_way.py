@@ -35,6 +35,7 @@ from deploy.bundle import Bundle
 from deploy.golden import synthetic_frame
 from deploy.precision.calibrate import Drives
 from deploy.runtime import Runtime
+from perception.checkpoint import provenance, trained_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame
@@ -43,7 +44,6 @@ from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt
-from perception.training.checkpoint import provenance, trained_config
 
 
 @dataclass(frozen=True)

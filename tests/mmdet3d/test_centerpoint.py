@@ -15,13 +15,13 @@ from vocabulary import NUSCENES
 
 from deploy.export import export
 from deploy.runtime import Runtime
+from perception.checkpoint import load_model
 from perception.frame import Boxes, Frame
 from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import tasks_of
 from perception.tasks.task import part_of, prefixed, to_prediction
-from perception.training.checkpoint import load_model
 
 TOLERANCE = 1e-4
 TURNS = [([1, 0, 2, 3, 4], [-1, 1, 1, 1, 1]), ([0, 1, 2, 3, 4], [-1, -1, 1, 1, 1]), ([1, 0, 2, 3, 4], [1, -1, 1, 1, 1])]

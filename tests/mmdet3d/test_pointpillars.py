@@ -21,13 +21,13 @@ from vocabulary import CLASSES
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
+from perception.checkpoint import load_model
 from perception.frame import Frame, Prediction
 from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of, prefixed, to_prediction
-from perception.training.checkpoint import load_model
 from perception.training.loader import batch_labels
 
 TOLERANCE = 1e-4  # of the maps

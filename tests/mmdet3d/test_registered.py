@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from runners import LOADING, runner_config, tiny
 from torch import Tensor
 
+from perception.checkpoint import save_model
 from perception.config import find_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -24,12 +25,11 @@ from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
 from perception.mmdet3d.registered import PerceptionDetector, _annotated
+from perception.model import batch_inputs
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
 from perception.sensors.lidar.sweeps import outside_roof
 from perception.tasks.detection.targets import REGRESSION
-from perception.training.checkpoint import save_model
-from perception.training.loader import batch_inputs
 
 PREFIX = "NuScenes metric/pred_instances_3d_NuScenes"
 STEPS = 80  # enough for objects to be found, so that scores say something

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from vocabulary import taxonomy_of
 
+from perception.checkpoint import load_model
 from perception.config import load_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
@@ -24,7 +25,6 @@ from perception.mmdet3d.importing import import_pointpillars
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks.detection.anchor_head import AnchorHead
-from perception.training.checkpoint import load_model
 
 CONFIG = ROOT / "configs" / "kitti" / "pointpillars.yaml"
 CLASSES = ("car", "cyclist", "pedestrian")

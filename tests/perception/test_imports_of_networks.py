@@ -19,6 +19,7 @@ from infos import MMDET3D_CLASSES
 from vocabulary import ATTRIBUTES, CLASSES, RIG
 
 from deploy.golden import synthetic_frame
+from perception.checkpoint import load_model
 from perception.config import Config
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -32,7 +33,6 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.lidar.pillars import group
 from perception.tasks.detection.targets import REGRESSION
 from perception.tasks.task import part_of
-from perception.training.checkpoint import load_model
 
 FRAME = synthetic_frame("lidar", RIG, seed=3)
 NETWORKS = {  # maps, sweeps; fpn and secfpn are PointPillars

@@ -16,11 +16,11 @@ from processes import train, training
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from perception.checkpoint import newest, weights
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.training import optimize
-from perception.training.checkpoint import newest, weights
 from perception.training.distribute import accelerator_of, is_sharded
 from perception.training.losses import Scope
 

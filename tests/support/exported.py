@@ -26,12 +26,12 @@ from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.manifest import Manifest
 from deploy.signature import signer
 from deploy.trust import Release, Trust
+from perception.checkpoint import save
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of
-from perception.training.checkpoint import save
 
 QUIET = Console(quiet=True)
 

@@ -13,25 +13,24 @@ from vocabulary import CONDITIONS, NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
 from deploy.tolerances import LEAST, Ranked, Spread, Tolerances
+from perception.checkpoint import save_model
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Boxes, Conditions
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
-from perception.modules.computation.kinds import KINDS
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LearnedRouting, Module, parse_module
+from perception.modules.spec import LearnedRouting, Module, computation_classes, parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.task import Task
-from perception.training.checkpoint import save_model
 from perception.training.loader import Batch
 
 FOG = Conditions(weather="fog")
 BRANCHES = ("lidar.*", "camera.*", "fuse*", "trunk.*", "heads.*")
-AFFINE = [kind for kind, computation in KINDS.items() if computation.affine]
+AFFINE = [kind for kind, computation in computation_classes().items() if computation.affine]
 
 
 def spec(name: str, kind: str, *slots: str, **options: object) -> Module:

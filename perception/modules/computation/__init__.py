@@ -1,7 +1,7 @@
 """The computation functions: a kind is a file, a class in it with its options, and a line here."""
 
 # kind -> file and class; the files need torch, the names do not
-KINDS = {
+KIND_LOCATIONS = {
     "low_rank": ("weight_delta", "LowRank"),
     "sparse_delta": ("weight_delta", "SparseDelta"),
     "batch_norm": ("batch_norm", "BatchNorm"),

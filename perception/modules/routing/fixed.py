@@ -11,8 +11,8 @@ from torch import Tensor
 from perception.frame import Conditions
 from perception.io.distributed import gathered, own
 from perception.modules.bank import Bank
-from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route, Routes, Weight
+from perception.modules.spec import computation_classes
 from perception.taxonomy import SENSORS
 
 Facts = frozenset[str]  # conditions, sensors and tasks
@@ -168,7 +168,8 @@ def _routes(
 
 
 def _reads_conditions(bank: Bank) -> bool:
-    return any(KINDS[part.kind].conditional for module in bank.modules.values() for part in module.single())
+    kinds = {part.kind for module in bank.modules.values() for part in module.single()}
+    return any(computation_classes()[kind].conditional for kind in kinds)
 
 
 def fixed_weights(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perception.geometry import axes_and_angles
+from perception.geometry import axes_and_angles, move
 from perception.grid import Reference
 from perception.rig import Box
 
@@ -162,13 +162,6 @@ def outside_roof(points: np.ndarray) -> np.ndarray:
     """(N,) bool: points (N, >=2) in the sensor's frame that are not returns from the vehicle's own roof."""
     # By columns, because numpy is slow along an axis of length two.
     return np.asarray((np.abs(points[:, 0]) >= _ROOF) | (np.abs(points[:, 1]) >= _ROOF))
-
-
-def move(points: np.ndarray, transform: np.ndarray) -> None:
-    """Transform the coordinates of points (N, >=3) in place, by a matrix (4, 4) of their type."""
-    turned = points[:, :3] @ transform[:3, :3].T
-    for axis in range(3):  # by columns, because numpy is slow along an axis of length three
-        np.add(turned[:, axis], transform[axis, 3], out=points[:, axis])
 
 
 def _in_reference(

@@ -43,7 +43,7 @@ from perception.frame import Conditions, Frame
 from perception.grid import BevGrid, VoxelGrid, occupancy_classes
 from perception.rig import Box
 from perception.sensors.lidar.sweeps import Sweep, join_lidars, outside_roof
-from perception.training.augment import draw_similarity, transformed
+from perception.training.augment import draw_similarity
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ def test_areas_equal_point_in_polygon_tests(tmp_path: Path, seed: int | None, ce
     if seed is not None:  # mirrored, turned, scaled and shifted; the ground stays the plane z = 0
         similarity = draw_similarity(np.random.default_rng(seed), Augment(rotation=3, scale=0.2, translation=4))
         similarity[2, 3] = 0
-        frame = transformed(frame, similarity)
+        frame = frame.transformed(similarity)
     masks = area.rasterize(frame, grid)
     assert (masks.shape, masks.dtype) == ((6, *grid.shape), np.uint8)
     places = _global_centers(frame, grid)

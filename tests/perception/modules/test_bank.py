@@ -21,12 +21,12 @@ from perception.modules.aggregation.composition import Average, Fuse, Parallel, 
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.base import is_base_key
-from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.routing.fixed import fixed_routes
+from perception.modules.spec import computation_classes
 from perception.modules.status import compact
 
-KIND_NAMES = list(KINDS)
+KIND_NAMES = list(computation_classes())
 
 
 class Routed(Layers):
@@ -91,7 +91,7 @@ PLACES = [(kind, Routed, ("conv*", "up", "head.*")) for kind in KIND_NAMES] + [(
 
 
 def some_slots(data: st.DataObject, network: Any, kind: str, patterns: tuple[str, ...]) -> list[str]:
-    able = [slot for slot in network.bank.slots.values() if KINDS[kind].attaches_to(slot.layer)]
+    able = [slot for slot in network.bank.slots.values() if computation_classes()[kind].attaches_to(slot.layer)]
     globs = [glob for glob in patterns if any(fnmatchcase(slot.name, glob) for slot in able)]
     return data.draw(st.lists(st.sampled_from(globs), min_size=1, max_size=2, unique=True))
 

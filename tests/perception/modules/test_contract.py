@@ -34,9 +34,9 @@ from vocabulary import Z
 
 from perception.modules.aggregation.composition import Average, Parallel, Stack
 from perception.modules.computation.computation import CHANNELWISE, Affine, Site
-from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.slot import Slot
+from perception.modules.spec import computation_classes
 
 every_kind = pytest.mark.parametrize("case", CASES)
 every_affine_kind = pytest.mark.parametrize("case", AFFINE)
@@ -44,14 +44,14 @@ few = settings(deadline=None, max_examples=10)
 weights = st.sampled_from([1.0, -0.7, 0.0])
 PAIRS = [  # affine kinds that share a layer
     pair for pair in itertools.product(AFFINE, AFFINE)
-    if set(KINDS[CASES[pair[0]][0]].layers) & set(KINDS[CASES[pair[1]][0]].layers)
+    if set(computation_classes()[CASES[pair[0]][0]].layers) & set(computation_classes()[CASES[pair[1]][0]].layers)
 ]  # fmt: skip
 ROWS = 2  # of each frame, as slots in the camera branch have six
 
 
 def attached(case):
     """A place for each class of layers that the kind attaches to."""
-    return [fixed(kind) for kind in KINDS[CASES[case][0]].layers]
+    return [fixed(kind) for kind in computation_classes()[CASES[case][0]].layers]
 
 
 @every_kind
@@ -145,7 +145,7 @@ def test_what_is_not_affine_refuses_to_fold_and_stays_at_its_slot():
     assert list(slot.computations) == ["a", "m"]
     assert torch.equal(slot(x), before)
     assert torch.equal(slot.layer.weight, layer.weight)
-    assert [kind for kind in KINDS if not KINDS[kind].affine] == ["bottleneck"]
+    assert [kind for kind in computation_classes() if not computation_classes()[kind].affine] == ["bottleneck"]
 
 
 @every_kind
@@ -223,19 +223,22 @@ def test_task_vectors_add_as_their_deltas_do(case, data, share):
 
 
 def test_a_kind_attaches_to_the_layers_that_it_can_change():
-    assert {kind for kind, _ in CASES.values()} == set(KINDS), "a kind that these tests leave out"
-    for name, kind in KINDS.items():
+    assert {kind for kind, _ in CASES.values()} == set(computation_classes()), "a kind that these tests leave out"
+    for name, kind in computation_classes().items():
         assert kind.kind == name
         assert {layer for layer in CHANNELWISE if kind.attaches_to(fixed(layer).layer)} == set(kind.layers)
         others = (nn.ReLU(), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.Sequential())
         assert not any(kind.attaches_to(layer) for layer in others)
-    parallel, hyper = KINDS["parallel_adapter"].attaches_to, KINDS["hypernetwork"].attaches_to
+    parallel, hyper = (
+        computation_classes()["parallel_adapter"].attaches_to,
+        computation_classes()["hypernetwork"].attaches_to,
+    )
     assert parallel(nn.Conv2d(2, 2, (3, 5), padding=(2, 4), dilation=2))
     assert not parallel(nn.Conv2d(2, 2, 3))  # the middle tap is not over the output's own cell
     assert not parallel(nn.Conv2d(2, 2, 2, padding=1))  # there is no middle tap
     assert not hyper(nn.Conv2d(2, 2, 1, groups=2))
-    assert not KINDS["rescale"].attaches_to(nn.BatchNorm2d(2, affine=False))  # nothing to fold into
-    assert not KINDS["batch_norm"].attaches_to(nn.BatchNorm2d(2, track_running_stats=False))
+    assert not computation_classes()["rescale"].attaches_to(nn.BatchNorm2d(2, affine=False))  # nothing to fold into
+    assert not computation_classes()["batch_norm"].attaches_to(nn.BatchNorm2d(2, track_running_stats=False))
 
 
 # Outside of convolutions and matrix products, which torch's counter passes over: at each cell the normalisations of
@@ -247,7 +250,7 @@ PER_FRAME = {"hypernetwork": 7 * 8 + 8 * 4 * 2}
 
 @every_kind
 def test_the_stated_multiplications_are_those_that_torch_counts(case):
-    for kind in KINDS[CASES[case][0]].layers:
+    for kind in computation_classes()[CASES[case][0]].layers:
         layer, x, z = fixed(kind, **({"stride": 2} if kind in (nn.Conv2d, nn.ConvTranspose2d) else {}))
         x = x[:1]  # of a prompt all frames share one convolution
         site = Site(x, layer(x), layer, z)
@@ -317,7 +320,7 @@ def test_the_gradient_of_a_weight_is_the_products_sum_of_gradient_and_delta(case
 
 @every_kind
 def test_each_cell_has_its_weight(case):
-    for kind in set(KINDS[CASES[case][0]].layers) - {nn.Linear, nn.BatchNorm1d}:
+    for kind in set(computation_classes()[CASES[case][0]].layers) - {nn.Linear, nn.BatchNorm1d}:
         place = fixed(kind)
         module = trained(case, place.layer)
         out = slot_with(place.layer, m=module)(place.x)
@@ -402,7 +405,7 @@ def test_all_kinds_export_and_folded_modules_leave_no_operator():
     for case in CASES:
         networks[case] = copy.deepcopy(base)
         for slot in networks[case].children():
-            if KINDS[CASES[case][0]].attaches_to(slot.layer):
+            if computation_classes()[CASES[case][0]].attaches_to(slot.layer):
                 slot.computations["m"] = trained(case, slot.layer)
             slot.current.route = Route({"m": 1.0}, z=torch.ones(1, Z))
         assert (networks[case](x) - base(x)).abs().max() > 1e-3
@@ -426,7 +429,7 @@ def test_all_kinds_export_and_folded_modules_leave_no_operator():
     found = {name: operators(graph, name) for name in networks}
     for case in AFFINE:
         # A prompt becomes a map that is added, and the normalisation after it no longer merges with the convolution.
-        more = {"Add": 1, "BatchNormalization": 1} if KINDS[CASES[case][0]].kind == "prompt" else {}
+        more = {"Add": 1, "BatchNormalization": 1} if computation_classes()[CASES[case][0]].kind == "prompt" else {}
         assert found[f"folded {case}"] == found["base"] + Counter(more), case
         alone, plain = found[case].total(), found["base"].total()
         assert alone == plain if case == "batch_norm" else alone > plain, case

@@ -21,12 +21,12 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import fold_norms, to_onnx
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Affine
-from perception.modules.computation.kinds import KINDS
 from perception.modules.computation.rescale import ScaleShift
 from perception.modules.computation.weight_delta import LowRank, SparseDelta
 from perception.modules.route import Route
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.slot import Slot
+from perception.modules.spec import computation_classes
 
 
 def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -319,7 +319,7 @@ def test_a_bottleneck_adds_what_passes_its_relu():
 
 
 def test_scale_and_shift_act_on_channels():
-    for kind, case in itertools.product(KINDS["scale_shift"].layers, ("rescale", "scale_shift")):
+    for kind, case in itertools.product(computation_classes()["scale_shift"].layers, ("rescale", "scale_shift")):
         place = fixed(kind)
         module, y = trained(case, place.layer), place.layer(place.x)
         channels = -1 if kind is nn.Linear else 1

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 from vocabulary import CONDITIONS
 
+from perception.checkpoint import load_model, resume, save_model
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
-from perception.modules.computation.kinds import KINDS
 from perception.modules.files import read_record
-from perception.training.checkpoint import load_model, resume, save_model
+from perception.modules.spec import computation_classes
 from perception.training.combine import combine
 
 
@@ -46,7 +46,7 @@ def saved(folder: Path, kind: str = "low_rank", name: str = "m", **options: Any)
     return network, folder / f"{name}.json"
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", list(computation_classes()))
 def test_what_is_saved_comes_back_bit_for_bit_by_any_path_and_under_any_name(tmp_path, kind, monkeypatch):
     """With one fingerprint of the base, which takes long."""
     network, _ = saved(tmp_path, kind)

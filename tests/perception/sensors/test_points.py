@@ -19,6 +19,7 @@ from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
+from perception.checkpoint import load_model
 from perception.config import CameraBranch, Image, Lidar, load_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -33,7 +34,6 @@ from perception.tasks import tasks_of
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.map.config import MapHead
 from perception.tasks.task import to_prediction
-from perception.training.checkpoint import load_model
 
 # 4 rows, 8 columns
 GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)

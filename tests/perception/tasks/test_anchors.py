@@ -21,6 +21,7 @@ from torch import Tensor
 from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
+from perception.checkpoint import load_model
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -42,7 +43,6 @@ from perception.tasks.detection.config import AnchorHead as Settings
 from perception.tasks.detection.config import FurtherClasses, Suppression
 from perception.tasks.detection.task import DetectionTask
 from perception.training.adapt import add_task, task_taxonomy
-from perception.training.checkpoint import load_model
 from perception.training.loader import batch_labels
 
 ANCHORS = [

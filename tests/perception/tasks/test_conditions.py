@@ -27,6 +27,7 @@ from deploy.precision.convert import blocks, convert, require_close_outputs, wit
 from deploy.precision.graph import places
 from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
+from perception.checkpoint import load_model, save_model
 from perception.config import parse_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -51,7 +52,6 @@ from perception.tasks.conditions.task import LIMIT, ConditionsMetric
 from perception.tasks.metric import CountedFrames
 from perception.tasks.task import part_of
 from perception.training.adapt import add_task
-from perception.training.checkpoint import load_model, save_model
 from perception.training.loop import train
 
 IMAGENET = {"tasks": {"conditions": {"features": "imagenet"}}}

@@ -34,6 +34,7 @@ from deploy.onnx_export import to_onnx
 from deploy.route import BankedModule
 from deploy.targets import find_target
 from deploy.tolerances import LEAST
+from perception.checkpoint import load_model, save_model
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame, Prediction
@@ -50,7 +51,6 @@ from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Task, joined_labels
 from perception.training.adapt import adapt, add_task
-from perception.training.checkpoint import load_model, save_model
 from perception.training.loader import batch_labels
 
 FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell

@@ -27,7 +27,7 @@ from perception.tasks.occupancy.metric import on_grid_of_truth
 from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
-from perception.training.augment import draw_similarity, transformed
+from perception.training.augment import draw_similarity
 
 COARSE = BevGrid((-25.6, 25.6), (-25.6, 25.6), cell=1.6)
 GRID = BevGrid((-51.2, 51.2), (-51.2, 51.2), cell=0.8)
@@ -180,7 +180,7 @@ def test_labels_of_an_augmented_frame_are_what_is_there() -> None:
     for seed in range(4):
         similarity = draw_similarity(np.random.default_rng(seed), settings)
         flips.add(bool(np.linalg.det(similarity[:2, :2]) < 0))
-        frame = transformed(posed(seed), similarity)
+        frame = posed(seed).transformed(similarity)
         labels = own.labels(frame, Occupied(None, lambda _: truth))["classes"]
         expected, inside = looked_up(own.voxels, similarity, truth.grid, truth.classes, UNKNOWN)
         assert (labels.reshape(-1) == expected).mean() > 0.9999  # but for centres on an edge

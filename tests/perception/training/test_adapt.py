@@ -10,6 +10,7 @@ from commands import refuses
 from networks import assert_same, small
 from torch import nn
 
+from perception.checkpoint import load_model, provenance
 from perception.config import Config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -22,7 +23,6 @@ from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import optimize
 from perception.training.adapt import adapt
-from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge, recalibrate
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import fit, train

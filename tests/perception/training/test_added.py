@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from unchanged import EVERY, assert_kept
 
+from perception.checkpoint import load_model, save_model
 from perception.config import Config, Data, Train
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -25,7 +26,6 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
 from perception.training.adapt import MODULE_RATE, add_task, read_task
-from perception.training.checkpoint import load_model, save_model
 from perception.training.loop import train
 
 

@@ -25,7 +25,7 @@ from perception.sensors.inputs import InputSpec, fit_width, prepare
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import Axis
-from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.augment import draw_image_affine, draw_similarity, shuffled
 
 STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
 FRAME = painted_frame(np.array([20.0, 2.0, 0.5]))
@@ -65,7 +65,7 @@ def _pixels(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
 def test_boxes_points_and_projections_move_with_the_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
-    after = transformed(frame, similarity)
+    after = frame.transformed(similarity)
     expected = _apply(similarity, frame.boxes.corners())
     if np.linalg.det(similarity) < 0:
         expected = expected[:, MIRRORED_CORNERS]
@@ -91,7 +91,7 @@ def test_pixels_move_with_the_projected_point(seed: int) -> None:
     size = Image(height=256, width=704)
     affine = draw_image_affine(rng, STRONG.model_copy(update={"image_rotation": 5.4}), FULL, size)
     spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
-    inputs = prepare(transformed(frame, similarity), spec, {"CAM_FRONT": affine})
+    inputs = prepare(frame.transformed(similarity), spec, {"CAM_FRONT": affine})
     projection, spot = inputs["image_from_reference"][0, 0].astype(np.float64), spot_of(inputs["images"][0, 0])
     np.testing.assert_allclose(spot, _pixels(projection, _apply(similarity, point[None]))[0], atol=0.08)
 
@@ -145,10 +145,10 @@ def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
     boxes = _boxes(rng)
     boxes.velocities[1] = np.nan
     frame = replace(_frame(rng), points=None, boxes=boxes)
-    after = transformed(frame, draw_similarity(rng, STRONG))
+    after = frame.transformed(draw_similarity(rng, STRONG))
     assert after.points is None
     assert np.isnan(after.boxes.velocities).all(axis=1).tolist() == [False, True, False, False]
-    assert transformed(replace(frame, boxes=None), np.eye(4)).boxes is None
+    assert replace(frame, boxes=None).transformed(np.eye(4)).boxes is None
 
 
 def _affines(number: int, **settings: Any) -> np.ndarray:
@@ -214,7 +214,7 @@ def test_labels_of_the_mirror_image_become_those_of_the_scene(axis: Axis) -> Non
     task = DetectionTask(DetectionHead(axis=True), grid, NUSCENES)
     network = task.network(4)
     dense, wanted = [], task.labels(frame)
-    for each in (frame, transformed(frame, SIGNS[axis])):
+    for each in (frame, frame.transformed(SIGNS[axis])):
         labels = task.labels(each)
         maps = {name: torch.from_numpy(values)[None] for name, values in labels.items() if values.ndim == 3}
         for name in network.regressed.keys() & labels.keys():
@@ -236,7 +236,7 @@ def test_the_average_over_mirror_images_sees_a_mirrored_scene_mirrored(recorded_
     network, frame = model(), tables.frame(tables.samples()[0])
     mirrored = frame
     for axis in axes:
-        mirrored = transformed(mirrored, SIGNS[axis])
+        mirrored = mirrored.transformed(SIGNS[axis])
     average, single = TorchPredictor(network, flip=True), TorchPredictor(network)
     here, there = average(frame).results, average(mirrored).results
     a, b = here["detection"], there["detection"]

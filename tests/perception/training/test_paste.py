@@ -25,7 +25,7 @@ from perception.grid import BevGrid, VoxelGrid
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.task import OccupancyTask
-from perception.training.augment import draw_similarity, transformed
+from perception.training.augment import draw_similarity
 from perception.training.loader import FrameDataset, batches
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
@@ -164,7 +164,7 @@ def test_where_an_object_is_pasted_the_voxels_are_unknown(objects: Objects, fram
     frame = replace(frames[0], cameras={})
     turned = draw_similarity(np.random.default_rng(2), Augment(flip=True, rotation=0.4, scale=0.1, translation=0.5))
     pasted = Paster(objects, config())(frame, np.random.default_rng(1))
-    frame, pasted = transformed(frame, turned), transformed(pasted, turned)
+    frame, pasted = frame.transformed(turned), pasted.transformed(turned)
     plain, found = (task.labels(each, source)["classes"] for each in (frame, pasted))
     footprints = unary_union([polygon(pasted.boxes, i) for i in range(len(frame.boxes), len(pasted.boxes))])
     cells = grid.centers()[0, ..., :2]

@@ -21,7 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from perception import checkpoint
 from perception import config as c
+from perception.checkpoint import initialise, load_model, newest, provenance, save_model
 from perception.config import Config, Data, InitFrom, Schedule, Train, Validation
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -31,9 +33,8 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
-from perception.training import checkpoint, optimize
+from perception.training import optimize
 from perception.training.adapt import adapt
-from perception.training.checkpoint import initialise, load_model, newest, provenance, save_model
 from perception.training.distribute import restore_norms, synchronise_norms
 from perception.training.loop import fit, train
 from perception.training.monitor import TrainingLog
