@@ -21,7 +21,7 @@ from perception.simulate.camera import render
 from perception.simulate.snapshot import CATEGORIES, MANMADE, Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED, STREET = 0, "street"
-_SMALLER = 2  # the pictures' edges are those of the rig divided by this, which renders four times as fast
+_SMALLER = 2  # the pictures' edges are those of the rig divided by this, to render faster
 _CELL = 0.1  # m
 _REACH = 80.0  # m of ground around the vehicle
 _BETWEEN = 0.1  # m that the vehicle moves from picture to picture; the cameras of this rig are so much farther back

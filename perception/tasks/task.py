@@ -104,6 +104,7 @@ class Task(ABC, Generic[Result]):
     random_routes: bool = False  # train the head on a frozen base with random modules
     metric: type[Metric[Any]]
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
+    instead_of_non_finite: ClassVar[Mapping[str, float]] = {}  # output -> what replaces its NaN and infinite values
     outputs: Sequence[Output]
 
     def __init__(self, config: Any, grid: BevGrid, taxonomy: Taxonomy) -> None:
@@ -204,10 +205,16 @@ class Task(ABC, Generic[Result]):
     def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """The outputs of one frame for `result`, and output -> number of NaN or infinite values.
 
-        A task that can omit such values does so here; otherwise its `result` gets them unchanged.
+        Those of outputs with a value in `instead_of_non_finite` are replaced by it, others stay.
         """
-        counts = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in outputs.items()}
-        return outputs, {name: count for name, count in counts.items() if count}
+        finite = {name: np.isfinite(values) for name, values in outputs.items()}
+        counts = {name: int(np.count_nonzero(~known)) for name, known in finite.items() if not known.all()}
+        replaced = {
+            name: np.where(finite[name], outputs[name], instead).astype(outputs[name].dtype)
+            for name, instead in self.instead_of_non_finite.items()
+            if name in counts
+        }
+        return {**outputs, **replaced} if replaced else outputs, counts
 
 
 class FrameWriter(Protocol):

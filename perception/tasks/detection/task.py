@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -257,25 +257,6 @@ def footprints(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, [0, 1, 3, 4]], heading], axis=1)
 
 
-def rotated_nms(footprints: np.ndarray, largest: float) -> np.ndarray:
-    """Indices of the boxes after greedy NMS: a box is suppressed by a better one with an IoU of `largest` or more.
-
-    Args:
-        footprints: (N, 6) as from `footprints`, best first.
-        largest: IoU.
-    """
-    reach = np.sqrt(np.square(footprints[:, 2:4]).sum(axis=1)) / 2
-    there, kept = np.ones(len(footprints), bool), []
-    for i, footprint in enumerate(footprints):
-        if not there[i]:
-            continue
-        kept.append(i)
-        away = np.square(footprints[i + 1 :, :2] - footprint[:2]).sum(axis=1)
-        near = i + 1 + np.flatnonzero(there[i + 1 :] & (away < np.square(reach[i + 1 :] + reach[i])))
-        there[near[rotated_iou(footprint, footprints[near]) >= largest]] = False
-    return np.array(kept, np.int64)
-
-
 def non_maximum_suppression(outputs: Mapping[str, np.ndarray], settings: Suppression, group: int) -> np.ndarray:
     """(S,) indices of the remaining boxes of one group.
 
@@ -297,29 +278,47 @@ def non_maximum_suppression(outputs: Mapping[str, np.ndarray], settings: Suppres
 
 
 def _survivors(boxes: np.ndarray, settings: Suppression, part: int) -> np.ndarray:
-    """Indices of the remaining ones of boxes, best first, that suppress each other.
+    """Indices of the boxes, best first, that remain after greedy NMS.
 
     Args:
         part: index of their group or class.
     """
     if settings.kind == "circle":
-        kept = _greedy(_distances(boxes[:, :2]) <= settings.radii[part] ** 2)
+        x, y = boxes[:, :2].T.copy()  # numpy is slow along an axis of length two
+        nearest = settings.radii[part] ** 2
+        kept = _greedy(len(boxes), lambda i, rest: np.square(x[i] - x[rest]) + np.square(y[i] - y[rest]) <= nearest)
     else:
         kept = rotated_nms(footprints(boxes), settings.overlap)
     return kept[: settings.most]
 
 
-def _greedy(near: np.ndarray) -> np.ndarray:
-    """Greedy NMS of N boxes, best first, by a matrix (N, N) of which boxes suppress each other."""
-    stays, kept = np.ones(len(near), bool), []
-    for i in range(len(near)):
-        if stays[i]:
-            kept.append(i)
-            stays &= ~near[i]
+def rotated_nms(footprints: np.ndarray, largest: float) -> np.ndarray:
+    """Indices of the boxes after greedy NMS: a box is suppressed by a better one with an IoU of `largest` or more.
+
+    Args:
+        footprints: (N, 6) as from `footprints`, best first.
+        largest: IoU.
+    """
+    reach = np.sqrt(np.square(footprints[:, 2:4]).sum(axis=1)) / 2
+
+    def suppresses(i: int, rest: np.ndarray) -> np.ndarray:
+        away = np.square(footprints[rest, :2] - footprints[i, :2]).sum(axis=1)
+        near = away < np.square(reach[rest] + reach[i])
+        near[near] = rotated_iou(footprints[i], footprints[rest[near]]) >= largest
+        return near
+
+    return _greedy(len(footprints), suppresses)
+
+
+def _greedy(count: int, suppresses: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Indices of the boxes, best first, that no better remaining box suppresses.
+
+    Args:
+        suppresses: index of a box, and those (M,) of worse ones -> (M,) bool: which of them it suppresses.
+    """
+    rest, kept = np.arange(count), []
+    while len(rest):
+        best, rest = int(rest[0]), rest[1:]
+        kept.append(best)
+        rest = rest[~suppresses(best, rest)]
     return np.array(kept, np.int64)
-
-
-def _distances(centers: np.ndarray) -> np.ndarray:
-    """(N, N) squared distances of points (N, 2)."""
-    x, y = centers.T.copy()  # numpy is slow along an axis of length two
-    return np.square(x[:, None] - x) + np.square(y[:, None] - y)

@@ -215,6 +215,7 @@ class MapTask(Task[np.ndarray]):
     name = "map"
     metric = MapMetric
     Config = MapHead
+    instead_of_non_finite: ClassVar[Mapping[str, float]] = {"probabilities": np.nan}  # the fused map ignores NaN
 
     def __init__(self, config: MapHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
@@ -252,12 +253,3 @@ class MapTask(Task[np.ndarray]):
     @staticmethod
     def unpack(arrays: Arrays) -> np.ndarray:
         return unpack_map(arrays["levels"])
-
-    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """Values that are not finite are replaced by NaN, which the fused map ignores."""
-        probabilities = outputs["probabilities"]
-        wrong = ~np.isfinite(probabilities)
-        if not wrong.any():
-            return outputs, {}
-        kept = np.where(wrong, np.nan, probabilities).astype(probabilities.dtype)
-        return {"probabilities": kept}, {"probabilities": int(np.count_nonzero(wrong))}

@@ -152,6 +152,8 @@ class OccupancyTask(Task[OccupancyResult]):
     metric = OccupancyMetric
     Config = OccupancyHead
     files: ClassVar[Mapping[str, str]] = {"obstacles": OBSTACLES}
+    # The memory ignores NaN.
+    instead_of_non_finite: ClassVar[Mapping[str, float]] = {"occupied": np.nan, "others": np.nan, "free": 0.0}
 
     def __init__(self, config: OccupancyHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
@@ -229,13 +231,3 @@ class OccupancyTask(Task[OccupancyResult]):
     @staticmethod
     def unpack(arrays: Arrays) -> OccupancyResult:
         return unpack(arrays)
-
-    def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """Probabilities that are not finite become NaN, which the memory ignores; such free distances become 0."""
-        kept, counts = dict(outputs), {}
-        for name, instead in (("occupied", np.nan), ("others", np.nan), ("free", 0.0)):
-            wrong = ~np.isfinite(outputs[name])
-            if wrong.any():
-                kept[name] = np.where(wrong, instead, outputs[name]).astype(outputs[name].dtype)
-                counts[name] = int(np.count_nonzero(wrong))
-        return kept if counts else outputs, counts

@@ -62,7 +62,7 @@ class PointSegmentationHead(TaskNetwork):
         """
         rows, columns = self.grid.shape
         at = (place + 1) * place.new_tensor([2 / (columns + 2), 2 / (rows + 2)]) - 1  # from edge to edge
-        # ONNX Runtime takes seven times as long to sample with padding_mode="border".
+        # ONNX Runtime is slow with padding_mode="border".
         maps = F.pad(maps, (1, 1, 1, 1), mode="replicate")
         return F.grid_sample(maps, at[:, None], align_corners=False).squeeze(2).transpose(1, 2)
 
