@@ -14,6 +14,7 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.evaluation.predictions import Predicted
 from perception.frame import Frame, Prediction
+from perception.io.workers import iterate
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route
 from perception.rig import Rig
@@ -23,7 +24,6 @@ from perception.tasks.task import to_prediction
 from perception.training.augment import transformed
 from perception.training.checkpoint import load_model
 from perception.training.loader import batch_inputs
-from perception.training.loading import iterate
 
 Arrays = dict[str, np.ndarray]
 Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes

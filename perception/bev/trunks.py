@@ -15,13 +15,12 @@ from perception.modules.computation.computation import ChannelNorm
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 
-# The 2-D BEV trunk: stages and deblocks of SECOND (Yan et al., 2018).
-
 
 class Trunk(nn.Module):
     """(B, C, rows, columns) at the fused stride -> (B, channels, ...) at the heads' stride.
 
-    Each stage is coarser than the one before; the deblocks (`lifts`) resample the outputs of all to the heads' grid.
+    SECOND's stages, each coarser than the one before, and deblocks (`lifts`), which resample the outputs of all to the
+    heads' grid (Yan et al., 2018).
     """
 
     def __init__(self, config: TrunkConfig, inputs: int, stride: int) -> None:
@@ -142,13 +141,10 @@ def _stage(index: int, inputs: int, channels: int, stride: int, kernel: int, dro
     return nn.Sequential(layers)
 
 
-# A trunk with one output for each stage: SECOND's stages with a feature pyramid (Lin et al., 2017).
-
-
 class PyramidTrunk(nn.Module):
     """(B, C, rows, columns) -> (B, channels, ...) on the grid of each stage, finest first.
 
-    Features of coarser stages are added to the finer ones.
+    SECOND's stages with a feature pyramid (Lin et al., 2017): features of coarser stages are added to the finer ones.
     """
 
     def __init__(self, config: TrunkConfig, inputs: int) -> None:

@@ -21,11 +21,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from heapq import heappop, heappush
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import cv2
 
 from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 ATTEMPTS = 3  # processes that may die of an item
 START = -1  # stands for the start of a worker among the indices of its items
@@ -340,3 +343,17 @@ class _Actor:
 
     def call(self, call: Call, item: Any) -> Any:
         return _call(call, item)
+
+
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The items of a loader; raises the InputError of a worker without its traceback."""
+    threads = cv2.getNumThreads()
+    if loader.num_workers:
+        # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
+        cv2.setNumThreads(1)
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
+    finally:
+        cv2.setNumThreads(threads)

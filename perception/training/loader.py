@@ -18,13 +18,13 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
+from perception.io.workers import iterate
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 from perception.training.frame_cache import FrameCache, FramesInMemory
-from perception.training.loading import iterate
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 

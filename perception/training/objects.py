@@ -33,8 +33,8 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.io.files import atomic_folder, make_folder
+from perception.io.workers import iterate
 from perception.sensors.inputs import InputSpec
-from perception.training.loading import iterate
 from perception.training.placement import places, points_of
 
 SCHEMA = 2

@@ -1,4 +1,7 @@
-"""Which parameters train, and their optimizer and schedule."""
+"""Which parameters train, and their optimizer and schedule.
+
+Frozen layers are in evaluation mode, so that their batch normalisations keep their statistics.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,6 @@ from perception.model import PerceptionModel
 from perception.modules.base import is_base_key
 from perception.tasks.network import FittedNetwork
 from perception.training.losses import Scope
-
-# Which parameters of a model train. Frozen layers are in evaluation mode, so that their batch normalisations keep
-# their statistics.
 
 
 def joint(model: PerceptionModel) -> None:
@@ -46,12 +46,6 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
     if model.chooser is not None:
         model.chooser.requires_grad_(False).eval()
     model.added.requires_grad_(False).eval()
-
-
-def routing(model: PerceptionModel) -> None:
-    """Train only the learned router; base and modules are frozen."""
-    post_hoc(model, ())
-    model.chooser.requires_grad_(True).train()
 
 
 def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
@@ -85,9 +79,6 @@ def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[st
     if not found:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(facts)}")
     return found
-
-
-# The optimizer of a training and its learning rate.
 
 
 def optimizer_of(

@@ -187,6 +187,17 @@ def pointwise(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
     return nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False)
 
 
+def resized(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
+    """A layer of this one's kind and geometry with other channels and groups, initial weights and no bias."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(inputs, outputs, bias=False)
+    shape = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    if isinstance(layer, nn.ConvTranspose2d):
+        shape["output_padding"] = layer.output_padding
+    kind = nn.ConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else nn.Conv2d
+    return kind(inputs, outputs, groups=groups, bias=False, **shape)
+
+
 def apply_weight(x: Tensor, weight: Tensor, layer: Any) -> Tensor:
     """The layer's operation on x with another weight and without bias."""
     if isinstance(layer, nn.Linear):
