@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.bev.fuse import Fuse, SingleSensor
-from perception.bev.trunks import ConvNextTrunk, PyramidTrunk, Trunk
+from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSensor, Trunk
 from perception.config import Config, extended, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions

@@ -21,14 +21,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 
 from perception.errors import InputError
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
 
 ATTEMPTS = 3  # processes that may die of an item
 START = -1  # stands for the start of a worker among the indices of its items
@@ -345,8 +342,8 @@ class _Actor:
         return _call(call, item)
 
 
-def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The items of a loader; raises the InputError of a worker without its traceback."""
+def iterate(loader: Any) -> Iterator[Any]:
+    """The items of a DataLoader of torch; raises the InputError of a worker without its traceback."""
     threads = cv2.getNumThreads()
     if loader.num_workers:
         # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.

@@ -89,7 +89,8 @@ class Computation(nn.Module):
     @classmethod
     def attaches_to(cls, layer: nn.Module) -> bool:
         """Whether a slot with this layer can hold such a module."""
-        return isinstance(layer, cls.layers) and not (isinstance(layer, NORMS) and _is_bare(layer))
+        bare = isinstance(layer, NORMS) and not (layer.affine and layer.track_running_stats)
+        return isinstance(layer, cls.layers) and not bare
 
     def forward(self, site: Site) -> Tensor:
         """The delta, with the shape of `site.y`."""
@@ -128,11 +129,6 @@ class Computation(nn.Module):
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
         """Set the module to this task vector, as closely as its size allows."""
         raise NotImplementedError
-
-
-def _is_bare(norm: Any) -> bool:
-    """Whether a batch normalisation lacks weights or statistics."""
-    return not (norm.affine and norm.track_running_stats)
 
 
 def inputs(layer: Any) -> int:

@@ -152,7 +152,7 @@ def _reads_conditions(bank: Bank) -> bool:
 
 
 def fixed_weights(
-    requirements: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight] | None = None
+    requirements: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight]
 ) -> dict[str, Weight]:
     """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
 
@@ -161,7 +161,6 @@ def fixed_weights(
         frames: the facts of each frame.
         shared: cache of weights, so that equal ones are the same object.
     """
-    shared = {} if shared is None else shared
     weights: dict[str, Weight] = {}
     for name, required in requirements.items():
         chosen = tuple(required <= known for known in frames)

@@ -34,12 +34,19 @@ class _Encoder(nn.Module):
         scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *near, *near[:axes]]
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
-    def point_features(self, points: Tensor, counts: Tensor, cells: Tensor, real: Tensor) -> Tensor:
-        """(B, P, M, 8 + axes), zero for padding.
+    def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
+        """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
+        cells = cells.long()
+        real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
+        features = self._of_pillars(self._of_points(points, counts, cells, real), counts, real)
+        return scatter_pillars(features, cells, self.grid.shape)
 
-        Args:
-            real: (B, P, M) bool, whether a place holds a point.
-        """
+    def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
+        """(B, P, C) from the features of points (B, P, M, 8 + axes)."""
+        raise NotImplementedError
+
+    def _of_points(self, points: Tensor, counts: Tensor, cells: Tensor, real: Tensor) -> Tensor:
+        """(B, P, M, 8 + axes), zero for padding."""
         columns = self.grid.shape[1]
         xyz = points[..., :3]
         mean = xyz.sum(dim=2, keepdim=True) / counts.clamp(min=1)[..., None, None]
@@ -63,15 +70,10 @@ class PillarEncoder(_Encoder):
         self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
         self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
 
-    def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
-        """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
-        cells = cells.long()
-        real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
-        inputs = self.point_features(points, counts, cells, real)
+    def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
         # A module at a slot can train its normalisation while the base is in evaluation mode.
         trains = self.real_statistics and any(part.training for part in self.modules())
-        features = self._of_real_points(inputs, real) if trains else self._of_all_points(inputs, real)
-        return scatter_pillars(features, cells, self.grid.shape)
+        return self._of_real_points(points, real) if trains else self._of_all_points(points, real)
 
     def _of_all_points(self, inputs: Tensor, real: Tensor) -> Tensor:
         """(B, P, C) features of pillars, zero for padding; computes the padding as well, for tensors of fixed shape."""
@@ -140,11 +142,8 @@ class VoxelFeatureEncoder(_Encoder):
             for i, (inputs, outputs) in enumerate(pairwise(widths))
         )
 
-    def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
-        """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
-        cells = cells.long()
-        real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
-        x, pillar_max = self.point_features(points, counts, cells, real).flatten(0, 1), None  # BP M 11
+    def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
+        x, pillar_max = points.flatten(0, 1), None  # BP M 11
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, pillar_max))
             pillar_max = x.amax(dim=1)
@@ -156,7 +155,7 @@ class VoxelFeatureEncoder(_Encoder):
             features = torch.relu(features)
             mean = features.sum(dim=1) / counts.clamp(min=1).flatten()[:, None]
             features = (features.amax(dim=1) + mean) / 2
-        return scatter_pillars(features.unflatten(0, counts.shape), cells, self.grid.shape)
+        return features.unflatten(0, counts.shape)
 
 
 class _Layer(nn.Module):

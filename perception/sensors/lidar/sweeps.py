@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -120,31 +120,18 @@ def global_from_reference(
     return np.asarray(global_from_ego @ ego_from_lidar)
 
 
-def accumulate_sweeps(
-    sweeps: Iterable[Sweep], timestamp: int, reference_from_global: np.ndarray, own: Box | None = None
-) -> np.ndarray:
-    """(N, 5) float32 points of all sweeps in the reference frame, with dt (s) instead of the ring.
-
-    As LidarPointCloud.from_file_multisweep of the devkit: compensated for the motion of the vehicle, not for that of
-    objects; one dt for a sweep. Within a sweep it is compensated where `Sweep.motion` is known.
-
-    Args:
-        sweeps: at least one.
-        timestamp: us, of the keyframe; dt is the time from the sweep, or the point, to it.
-        own: the own vehicle, whose points are left out; None: those within 1 m of the sensor, as in the devkit.
-    """
-    return np.concatenate([_in_reference(sweep, timestamp, reference_from_global, own)[0] for sweep in sweeps])
-
-
 def join_lidars(
     sweeps: Mapping[int, Sequence[Sweep]], timestamp: int, reference_from_global: np.ndarray, own: Box | None
 ) -> Cloud:
     """The points of all LiDARs, each at its own times. Those of sweeps without classes are of none of them, -1.
 
+    As LidarPointCloud.from_file_multisweep of the devkit: compensated for the motion of the vehicle, not for that of
+    objects; one dt for a sweep. Within a sweep it is compensated where `Sweep.motion` is known.
+
     Args:
         sweeps: index of a LiDAR -> the keyframe's sweep, then its earlier ones, latest first; empty without data.
-        timestamp: us, of the frame.
-        own: as for `accumulate_sweeps`.
+        timestamp: us, of the frame; dt is the time from the sweep, or the point, to it.
+        own: the own vehicle, whose points are left out; None: those within 1 m of the sensor, as in the devkit.
     """
     found = [(lidar, number, sweep) for lidar, each in sweeps.items() for number, sweep in enumerate(each)]
     if not found:
@@ -183,7 +170,7 @@ def move(points: np.ndarray, transform: np.ndarray) -> None:
 def _in_reference(
     sweep: Sweep, timestamp: int, reference_from_global: np.ndarray, own: Box | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(M, 5) points in the frame of reference as in `accumulate_sweeps`, and the mask (N,) bool of the points kept."""
+    """(M, 5) points in the frame of reference, with dt instead of the ring, and the mask (N,) bool of those kept."""
     if own is None:
         kept = outside_roof(sweep.points)
     else:
