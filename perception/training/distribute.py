@@ -192,7 +192,7 @@ def synchronise_norms(model: nn.Module) -> list[Place]:
 
     Returns the layers that were replaced; those in their place have the same parameters and statistics.
     """
-    places = [
+    places: list[Place] = [
         (parent, name, layer)
         for parent in model.modules()
         for name, layer in parent.named_children()
