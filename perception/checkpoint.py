@@ -77,14 +77,8 @@ def save(
         "model.safetensors": (averaged or model).state_dict(),
         "training.safetensors": moments | trained | {"random": torch.get_rng_state()},
     }
-    content = {
-        "config": config.model_dump(mode="json"),
-        "step": step,
-        "schedule": schedule,
-        "optimizer": state["param_groups"],
-        "data": list(data),
-    }
-    _write(final, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
+    content = {"step": step, "schedule": schedule, "optimizer": state["param_groups"], "data": list(data)}
+    _write(final, config, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
     for old in _by_step(final.parent)[:-KEPT]:
         old.rename(old.with_name(f".{old.name}.old"))  # so that no half of it is left under its name
     for unfinished in final.parent.glob(".step-*"):  # also of a process that was killed
@@ -98,8 +92,8 @@ def save_best(run: Path, step: int, config: Config, model: nn.Module, data: Sequ
     Raises:
         InputError: the disk is full or not writable; the earlier one does not change.
     """
-    content = {"config": config.model_dump(mode="json"), "step": step, "score": score, "data": list(data)}
-    _write(run / "checkpoints" / "best", {"model.safetensors": model.state_dict()}, content)
+    content = {"step": step, "score": score, "data": list(data)}
+    _write(run / "checkpoints" / "best", config, {"model.safetensors": model.state_dict()}, content)
 
 
 def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
@@ -115,20 +109,22 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
         raise InputError(f"{folder}: holds files already; choose another --out")
     bank = model.bank
     config = config.model_copy(update={"modules": tuple(bank.modules.values()), "fusions": tuple(bank.fusions)})
-    content = {"config": config.model_dump(mode="json"), "data": list(data)}
-    _write(folder, {"model.safetensors": model.state_dict()}, content)
+    _write(folder, config, {"model.safetensors": model.state_dict()}, {"data": list(data)})
 
 
-def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any], advice: str = "") -> None:
-    """Write a safetensors file for each name of `tensors`, and `content` with their sha256 as checkpoint.json."""
+def _write(
+    final: Path, config: Config, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any], advice: str = ""
+) -> None:
+    """Write a safetensors file for each name of `tensors`, and checkpoint.json with configuration, content, sha256."""
     with atomic_folder(final, "the checkpoint", advice) as folder:
         for name, values in tensors.items():
             try:
                 save_file({k: v.contiguous() for k, v in values.items()}, folder / name)
             except SafetensorError as error:
                 raise OSError(str(error)) from None
-        content["sha256"] = {name: _sha256(folder / name) for name in sorted(tensors)}
-        (folder / "checkpoint.json").write_text(json.dumps(content, indent=1))
+        hashes = {name: _sha256(folder / name) for name in sorted(tensors)}
+        facts = {"config": config.model_dump(mode="json"), **content, "sha256": hashes}
+        (folder / "checkpoint.json").write_text(json.dumps(facts, indent=1))
 
 
 def _sha256(file: Path) -> str:
@@ -184,20 +180,12 @@ def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Con
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers of a checkpoint or of a run's newest one.
-
-    Raises:
-        InputError: no checkpoint, or a damaged one.
-    """
+    """Parameters and buffers of a checkpoint or of a run's newest one; InputError without one, or if it is damaged."""
     return load_file(_read(path)[0] / "model.safetensors")
 
 
 def trained_config(path: Path) -> Config:
-    """The configuration of a checkpoint or of a run's newest one.
-
-    Raises:
-        InputError: no checkpoint, or a damaged one.
-    """
+    """The configuration of a checkpoint or of a run's newest one; InputError as in `weights`."""
     folder, content = _read(path)
     return parse_config(content["config"], str(folder / "checkpoint.json"))
 
@@ -210,11 +198,7 @@ class Provenance(NamedTuple):
 
 
 def provenance(path: Path) -> Provenance:
-    """Provenance of a checkpoint or of a run's newest one.
-
-    Raises:
-        InputError: no checkpoint, or a damaged one.
-    """
+    """Provenance of a checkpoint or of a run's newest one; InputError as in `weights`."""
     _, content = _read(path)
     return Provenance(content["sha256"]["model.safetensors"], tuple(content.get("data", ())))
 

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perception.bev.fuse import Fuse, SingleSensor
-from perception.bev.trunks import ConvNextTrunk, PyramidTrunk, Trunk
+from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSensor, Trunk
 from perception.config import Config, extended, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -20,7 +19,7 @@ from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Routes
-from perception.modules.routing.fixed import FixedRouter, SettledRouter, SteeredRouter, present, settled_routes
+from perception.modules.routing.fixed import SettledRouter, SteeredRouter, fixed_routes, present, settled_routes
 from perception.modules.routing.learned import LearnedRouter, learned
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
@@ -82,7 +81,7 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SettledRouter | SteeredRouter = FixedRouter(self.bank)
+        self.router: SettledRouter | SteeredRouter | None = None  # None: what is known of each frame decides
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
 
     def forward(
@@ -104,7 +103,9 @@ class PerceptionModel(nn.Module):
         outputs: dict[str, Tensor] = {}
         features = _Features(self, inputs, trace)
         if routes is None:
-            routes = self.router(inputs, conditions, self.tasks if tasks is None else tasks)
+            asked = self.tasks if tasks is None else tasks
+            own = self.router
+            routes = own(inputs, asked) if own else fixed_routes(self.bank, asked, conditions, present(inputs))
         for task, route in self._routed(features, routes, conditions):
             feature = features(self.tasks[task].reads, route)
             with self.bank.current.running(route):

@@ -15,7 +15,7 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.evaluation.predictions import Predicted
 from perception.frame import Frame, Prediction
-from perception.io.loading import iterate
+from perception.io.workers import iterate
 from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
 from perception.rig import Rig

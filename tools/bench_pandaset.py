@@ -22,6 +22,7 @@ from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from deploy.verify import verify
 from perception.checkpoint import load_model, newest, trained_config
+from perception.config import extended
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.importing import import_pointpillars
 from perception.model import PerceptionModel
@@ -31,7 +32,7 @@ from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 from perception.training import optimize
-from perception.training.adapt import add_task, read_task, task_taxonomy
+from perception.training.adapt import add_task, read_task
 from perception.training.loop import fit
 
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"
@@ -142,10 +143,11 @@ class _Bench:
     def further(self) -> dict[str, Any]:
         """The adapted network with further classes; and with its module switched off what it still knows."""
         content, run = read_task(CONFIGS / "pandaset_further.yaml"), self.out / "further"
-        taxonomy = task_taxonomy(trained_config(self.out / "adapted"), "detection", content, "further")
+        options = content["tasks"]["detection"]
+        taxonomy = extended(trained_config(self.out / "adapted"), "detection", options, "further")
         drives, rate = self._drives(taxonomy), self.rate[2]
-        options = {"steps": self.steps, "learning_rate": rate}
-        add_task(self.out / "adapted", "detection", content, drives, "all", [self.trained], run, **options)
+        training = {"steps": self.steps, "learning_rate": rate}
+        add_task(self.out / "adapted", "detection", content, drives, "all", [self.trained], run, **training)
         model, config = load_model(run)
         own = [each.name for each in config.tasks["detection"].further.classes]  # type: ignore[attr-defined]
         added = sum(parameter.numel() for parameter in model.added.parameters())

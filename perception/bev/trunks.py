@@ -1,4 +1,4 @@
-"""The 2-D BEV trunks: SECOND's, with a feature pyramid, and of ConvNeXt blocks."""
+"""Fusion of the sensors' BEV feature maps, and the 2-D trunks: SECOND's, with a feature pyramid, of ConvNeXt blocks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,47 @@ from perception.modules.computation.computation import ChannelNorm
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 
-# The 2-D BEV trunk: stages and deblocks of SECOND (Yan et al., 2018).
+
+class Fuse(nn.Module):
+    """BEV feature maps of the sensors, each at its own stride, -> (B, C, rows, columns) at the fused stride.
+
+    A missing sensor has a map of zeros; training drops sensors at random to learn this.
+
+    Args:
+        inputs: (channels, stride in pillars) of each sensor's map.
+        channels: C.
+        stride: of the fused map, in pillars.
+    """
+
+    def __init__(self, inputs: list[tuple[int, int]], channels: int, stride: int) -> None:
+        super().__init__()
+        self.adapt = nn.ModuleList(
+            ConvBlock(f"fuse.adapt{i}", c, channels, kernel=3 if s < stride else 1, stride=max(stride // s, 1))
+            for i, (c, s) in enumerate(inputs)
+        )
+        self.mix = ConvBlock("fused", channels * len(inputs), channels)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        adapted = [adapt(m) for adapt, m in zip(self.adapt, maps, strict=True)]
+        size = max(tuple(m.shape[-2:]) for m in adapted)
+        adapted = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="nearest") for m in adapted]
+        fused: Tensor = self.mix(torch.cat(adapted, dim=1))
+        return fused
+
+
+class SingleSensor(nn.Module):
+    """The BEV feature map of a single sensor, unchanged."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        (single,) = maps
+        return single
 
 
 class Trunk(nn.Module):
     """(B, C, rows, columns) at the fused stride -> (B, channels, ...) at the heads' stride.
 
-    Each stage is coarser than the one before; the deblocks (`lifts`) resample the outputs of all to the heads' grid.
+    SECOND's stages, each coarser than the one before, and deblocks (`lifts`), which resample the outputs of all to the
+    heads' grid (Yan et al., 2018).
     """
 
     def __init__(self, config: TrunkConfig, inputs: int, stride: int) -> None:
@@ -142,13 +176,10 @@ def _stage(index: int, inputs: int, channels: int, stride: int, kernel: int, dro
     return nn.Sequential(layers)
 
 
-# A trunk with one output for each stage: SECOND's stages with a feature pyramid (Lin et al., 2017).
-
-
 class PyramidTrunk(nn.Module):
     """(B, C, rows, columns) -> (B, channels, ...) on the grid of each stage, finest first.
 
-    Features of coarser stages are added to the finer ones.
+    SECOND's stages with a feature pyramid (Lin et al., 2017): features of coarser stages are added to the finer ones.
     """
 
     def __init__(self, config: TrunkConfig, inputs: int) -> None:

@@ -114,11 +114,12 @@ def adapt(
     from accelerate.utils import set_seed
 
     from perception.checkpoint import trained_config
+    from perception.config import extended
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.datasets.sources import open_source
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
-    from perception.training.adapt import add_task, read_task, task_taxonomy
+    from perception.training.adapt import add_task, read_task
 
     if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
         raise InputError("give --add with --conditions and --option for a module, or --task with --config for a task")
@@ -130,7 +131,8 @@ def adapt(
     config_before = trained_config(checkpoint) if foreign is None else None
     vehicle = rig_of(rig) or (config_before.rig if config_before else None)
     content = read_task(config) if config else {}
-    taxonomy = task_taxonomy(config_before, task, content, str(config)) if config_before else None
+    options = content.get("tasks", {}).get(task) or {}
+    taxonomy = extended(config_before, task, options, str(config)) if config_before else None
     tables = open_source(data, version, vehicle, taxonomy)
     split = split or training_split(tables.version)
     # Initial weights of the module or head are drawn before its training, which sets the seed itself.

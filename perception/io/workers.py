@@ -340,3 +340,17 @@ class _Actor:
 
     def call(self, call: Call, item: Any) -> Any:
         return _call(call, item)
+
+
+def iterate(loader: Any) -> Iterator[Any]:
+    """The items of a DataLoader of torch; raises the InputError of a worker without its traceback."""
+    threads = cv2.getNumThreads()
+    if loader.num_workers:
+        # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
+        cv2.setNumThreads(1)
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
+    finally:
+        cv2.setNumThreads(threads)

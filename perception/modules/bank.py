@@ -38,7 +38,8 @@ class Bank:
         conditions: Mapping[str, Sequence[str]] | None = None,
         tasks: Collection[str] = (),
     ) -> None:
-        self.network, self.conditions, self.tasks = network, conditions or {}, tuple(tasks)
+        self.network: Any = network
+        self.conditions, self.tasks = conditions or {}, tuple(tasks)
         self.condition_values = tuple(value for values in self.conditions.values() for value in values)
         self.current = CurrentRoute()
         self.slots: dict[str, Slot] = {}
@@ -89,7 +90,7 @@ class Bank:
             self._keep_slots(slots)
             for slot in slots:
                 del self.slots[slot]
-            self._network.detach_head(name)
+            self.network.detach_head(name)
         for module in modules:
             self._delete(module)
 
@@ -210,7 +211,7 @@ class Bank:
     def heads(self) -> dict[str, Head]:
         """Task -> added head; empty for a network that is not a `PerceptionModel`, such as a foreign one."""
         added: Mapping[str, nn.Module] = getattr(self.network, "added", {})
-        return {task: Head(task, self._network.config.tasks[task], network) for task, network in added.items()}
+        return {task: Head(task, self.network.config.tasks[task], network) for task, network in added.items()}
 
     @property
     def names(self) -> list[str]:
@@ -220,7 +221,7 @@ class Bank:
     def modules_of(self, task: str) -> list[str]:
         """The modules that belong to an added head: those that run only for its task, or only at its slots."""
         slots = self.heads[task].slots().keys()
-        alone = () if task in self._network.heads else (task,)  # it extends one of the base
+        alone = () if task in self.network.heads else (task,)  # it extends one of the base
         return [name for name, spec in self.modules.items() if {*alone} & {*spec.when} or self.at(name).keys() <= slots]
 
     def require(self, modules: Iterable[str]) -> None:
@@ -252,20 +253,16 @@ class Bank:
     def _attachment(self, name: str) -> files.Attachment:
         return exact(self.modules[name], self.slots, self.at(name)), self.at(name)
 
-    @property
-    def _network(self) -> Any:
-        return self.network
-
     def _new_head(self, task: str, options: Mapping[str, Any], source: str) -> Head:
         """A head with initial weights, not attached yet; as `add_head`."""
         if not hasattr(self.network, "new_head"):
             raise InputError(f"{source}: a foreign network takes no head of a task")
-        return Head(task, *self._network.new_head(task, options, source))
+        return Head(task, *self.network.new_head(task, options, source))
 
     def _attach_head(self, head: Head) -> None:
         self._keep_slots(head.slots())
         head.network.train(self.network.training).requires_grad_(not self._freeze.base_is_frozen())
-        self._network.attach_head(head.task, head.config, head.network)
+        self.network.attach_head(head.task, head.config, head.network)
         self._take(head.slots())
 
     def _keep_slots(self, changing: Collection[str]) -> None:
@@ -288,7 +285,7 @@ class Bank:
 
     def _route(self, block: Block) -> Route:
         self.require(names(block))
-        keys = {key for slot in self.slots.values() for key in slot.fusions}
+        keys = self._freeze.keys()
         untrained = [fuse for fuse in fuses(block) if fuse.key not in keys]
         if untrained:
             raise InputError(f"{untrained[0]}: the model has no attention for it; add_fusion makes it, then train it")

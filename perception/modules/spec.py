@@ -76,11 +76,7 @@ def _parser(*others: type[Module]) -> TypeAdapter[Module]:
     return TypeAdapter(Annotated[every, Field(discriminator="kind")])
 
 
-def _parse_single(content: object) -> Module:
-    return _parser().validate_python(content)
-
-
-_Single = Annotated[SerializeAsAny[Module], PlainValidator(_parse_single)]
+_Single = Annotated[SerializeAsAny[Module], PlainValidator(lambda content: _parser().validate_python(content))]
 
 
 class ModuleUnion(Module):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from perception.checkpoint import load_model, newest, provenance, save_model
-from perception.config import Config, extended, parse_config
+from perception.config import Config, parse_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.io.distributed import rank
@@ -22,7 +22,6 @@ from perception.model import PerceptionModel, batch_inputs
 from perception.modules.spec import LearnedRouting, Module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
-from perception.taxonomy import Taxonomy
 from perception.training import optimize
 from perception.training.loader import batch_labels
 from perception.training.loop import described, fit
@@ -111,18 +110,6 @@ def read_task(path: Path) -> dict[str, Any]:
     return load_section(NewTask, path, "the task").model_dump()
 
 
-def task_taxonomy(config: Config, task: str, content: Mapping[str, Any], source: str) -> Taxonomy:
-    """The taxonomy to read the data with: the checkpoint's, extended by the new task.
-
-    Args:
-        content: as in `add_task`.
-
-    Raises:
-        InputError: an unknown or wrong option.
-    """
-    return extended(config, task, content.get("tasks", {}).get(task) or {}, source)
-
-
 def add_task(
     checkpoint: Path,
     task: str,
@@ -142,7 +129,7 @@ def add_task(
     Args:
         task: its name in `perception.tasks.TASKS`.
         content: `tasks` with the configuration of its head, and `modules` that run only for this task.
-        tables: drives with the names of `task_taxonomy`.
+        tables: drives with the names of the checkpoint's taxonomy, `extended` by the new task.
         checkpoint, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each keyframe
             once, whatever the number of steps.
 

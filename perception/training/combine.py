@@ -16,7 +16,6 @@ from perception.errors import InputError
 from perception.model import PerceptionModel, batch_inputs
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
-from perception.modules.base import is_base_key
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare
@@ -123,27 +122,23 @@ def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], check
 
 
 @torch.no_grad()
-def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], module: str | None = None) -> None:
-    """Recompute the running mean and variance of batch normalisations in place, as averages over these keyframes.
+def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], module: str) -> None:
+    """Recompute the running mean and variance of a module's batch normalisations, as averages over these keyframes.
 
     Merged weights have other activations than the ones that the statistics were computed for (Jordan et al., REPAIR,
     2023). `torch.optim.swa_utils.update_bn` does not fit: it resets the normalisations of frozen parts as well, passes
     no conditions to the model, and the hook of `Freeze` would put the layers back into evaluation mode.
 
     Args:
-        module: update the batch normalisations of this module, which must run on the frames. None: those of the base,
-            for a model whose modules are merged or folded.
+        module: its name; it must run on the frames.
 
     Raises:
-        InputError: there are none.
+        InputError: it has none.
     """
-    layers = [layer for name, layer in model.named_modules() if name and is_base_key(f"{name}.")]
-    if module is not None:
-        model.bank.require([module])
-        layers = [layer for computation in model.bank.at(module).values() for layer in computation.modules()]
+    layers = [layer for computation in model.bank.at(module).values() for layer in computation.modules()]
     norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if not norms:
-        raise InputError(f"{module or 'the base'}: no batch normalisation to recalibrate")
+        raise InputError(f"{module}: no batch normalisation to recalibrate")
     mode, momenta = model.training, [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -184,12 +184,7 @@ class GatheredState:
         return self._state
 
 
-class Place(NamedTuple):
-    """Where a layer is."""
-
-    parent: nn.Module
-    name: str
-    layer: nn.Module
+Place = tuple[nn.Module, str, nn.Module]  # a module, and the name of a layer in it with the layer
 
 
 def synchronise_norms(model: nn.Module) -> list[Place]:
@@ -197,8 +192,8 @@ def synchronise_norms(model: nn.Module) -> list[Place]:
 
     Returns the layers that were replaced; those in their place have the same parameters and statistics.
     """
-    places = [
-        Place(parent, name, layer)
+    places: list[Place] = [
+        (parent, name, layer)
         for parent in model.modules()
         for name, layer in parent.named_children()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm)

@@ -32,6 +32,7 @@ _SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for t
 _APART = ("bev", "commands", "evaluation", "modules", "page", "scene", "simulate", "tasks", "training")
 _OF_FRAMES = ("training/frame_cache.py",)
 _LEAST_FREE = 0.05  # of the disk, which the cache leaves free
+_PLAIN = ("token", "timestamp", "reference", "scene", "location")  # of Frame
 _POSES = ("global_from_reference", "global_from_ego")  # of Frame
 _CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
 _BOXES = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # arrays of numbers of Boxes
@@ -150,13 +151,9 @@ def _packed(frame: Frame) -> bytes:
     if frame.boxes is not None:
         arrays |= {f"boxes/{name}": getattr(frame.boxes, name) for name in _BOXES}
     rest = {
-        "token": frame.token,
-        "timestamp": frame.timestamp,
-        "reference": frame.reference,
+        **{name: getattr(frame, name) for name in _PLAIN},
         "cameras": {name: camera.timestamp for name, camera in frame.cameras.items()},
         "conditions": dict(frame.conditions),
-        "scene": frame.scene,
-        "location": frame.location,
         "position": frame.position,
         "signals": {name: list(readings) for name, readings in frame.signals.items()},
         "instances": None if frame.boxes is None else [frame.boxes.instances.dtype.str, frame.boxes.instances.tolist()],
@@ -193,22 +190,16 @@ def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fram
     if rest["instances"] is not None:
         kind, names = rest["instances"]
         boxes = Boxes(**{name: arrays[f"boxes/{name}"] for name in _BOXES}, instances=np.array(names, kind))
-    cloud: dict[str, Any] = {name: arrays.get(name) for name in PER_POINT}
+    same: dict[str, Any] = {name: rest[name] for name in _PLAIN}
+    same |= {name: arrays.get(name) for name in (*_POSES, *PER_POINT)}
     return Frame(
-        token=rest["token"],
-        timestamp=rest["timestamp"],
-        reference=rest["reference"],
-        global_from_reference=arrays["global_from_reference"],
-        global_from_ego=arrays["global_from_ego"],
         cameras={
             name: Camera(**{part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}, timestamp=timestamp, file=None)
             for name, timestamp in rest["cameras"].items()
         },
         conditions=Conditions(**rest["conditions"]),
         boxes=boxes,
-        scene=rest["scene"],
-        location=rest["location"],
         position=None if rest["position"] is None else tuple(rest["position"]),
         signals={name: [Reading(*each) for each in readings] for name, readings in rest["signals"].items()},
-        **cloud,
+        **same,
     )

@@ -18,7 +18,7 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
-from perception.io.loading import iterate
+from perception.io.workers import iterate
 from perception.model import batch_inputs
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.inputs import InputSpec, prepare
@@ -133,8 +133,10 @@ class FrameDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
         recorded = self._frames.frame(self.token(position))
-        unpasted = self._with_dropped_sensors(self._without_label_only_points(recorded), rng)
-        frame = self._with_pasted(unpasted, position)
+        seen = recorded if self._spec.lidar else recorded.without_points()  # which only depth labels need
+        frame = unpasted = self._with_dropped_sensors(seen, rng)
+        if self._paster is not None and position < self._pasted:
+            frame = self._paster(unpasted, np.random.default_rng([self._config.seed, 2, position]))
         # Of a frame with pasted objects only its own points tell the depth.
         measured = recorded if frame is unpasted else frame
         affines, similarity = None, np.eye(4)
@@ -155,10 +157,6 @@ class FrameDataset(Dataset[Sample]):
             labels["camera"] = {"depth": self._depth(measured, inputs["image_from_reference"][0] @ similarity)}
         return Sample(inputs, labels, frame.conditions, frame.token)
 
-    def _without_label_only_points(self, recorded: Frame) -> Frame:
-        """The frame without points that only depth labels need."""
-        return recorded if self._spec.lidar else recorded.without_points()
-
     def _depth(self, frame: Frame, image_from_reference: np.ndarray) -> np.ndarray:
         """`depth_labels` from the points of a frame before its augmentation, whether or not the network gets them."""
         assert self._spec.camera is not None
@@ -177,12 +175,6 @@ class FrameDataset(Dataset[Sample]):
         if draw < drop_lidar + self._config.train.drop_cameras:
             return replace(frame, cameras={})
         return frame
-
-    def _with_pasted(self, frame: Frame, position: int) -> Frame:
-        """The frame with objects pasted, in the steps of the training in which they are."""
-        if self._paster is None or position >= self._pasted:
-            return frame
-        return self._paster(frame, np.random.default_rng([self._config.seed, 2, position]))
 
 
 def reads_of(config: Config, depth: bool = False) -> Reads:

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from perception import checkpoint
@@ -37,7 +38,7 @@ from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.losses import Losses, Scope
 from perception.training.monitor import TrainingLog, Validator
 from perception.training.objects import Objects, objects_of
-from perception.training.optimize import averaged_model, optimizer_of, schedule_of, set_momentum
+from perception.training.optimize import optimizer_of, schedule_of, set_momentum
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -114,10 +115,10 @@ class _Training:
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
-        # Copied before the model is shared, as the main process evaluates alone.
-        self.average = None if options.ema is None else averaged_model(model, options.ema)
-        self.validator = None if options.validation is None else Validator(options.validation, tables, run)
         self.shards = is_sharded(self.config)
+        # Copied before the model is shared, as the main process evaluates alone. Divided tensors average one by one.
+        self.average = None if options.ema is None else ModelEmaV3(model, options.ema, foreach=not self.shards)
+        self.validator = None if options.validation is None else Validator(options.validation, tables, run)
         alone = self.average is None or self.shards
         self.validated = copy.deepcopy(model) if self.validator and alone else None
         self.best = -math.inf  # score so far
@@ -144,8 +145,6 @@ class _Training:
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""
         step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer, self.averaged)
-        if self.average is not None:
-            self.average.n_averaged.fill_(step)
         self.schedule.load_state_dict(state["rate"])
         self.best = state.get("best", -math.inf)
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -164,6 +163,8 @@ class _Training:
         with TrainingLog(self.run, first, self.steps, self.main) as log:
             for step, passes in enumerate(self.passes(first), first + 1):
                 log.add(step, self.step(passes))
+                if self.average is not None:
+                    self.average.update(self.model, step)  # the first one copies
                 saves = step % options.checkpoint_every == 0 or step == self.steps
                 validates = self.validates(step)
                 if saves or validates or step % options.log_every == 0:
@@ -207,8 +208,6 @@ class _Training:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         return {**sums, "norm": gather(norm)}
 
     def scalars(self) -> dict[str, float]:

@@ -114,17 +114,18 @@ class Validator:
             InputError: the metric is no number among the scores, or the evaluation fails.
         """
         first = self.tokens[0]
-        self._scores(model, (f"{self.tables.scene(first)}:0-1",))
+        self.scores(model, (f"{self.tables.scene(first)}:0-1",))
 
-    def scores(self, model: PerceptionModel) -> tuple[float, dict[str, float]]:
+    def scores(self, model: PerceptionModel, scenes: tuple[str, ...] | None = None) -> tuple[float, dict[str, float]]:
         """The score that the best checkpoint is chosen by, and all numbers; puts the model into evaluation mode.
+
+        Args:
+            scenes: or keyframes to evaluate; None: those of the settings.
 
         Raises:
             InputError: the metric is no number among the scores, or the evaluation fails.
         """
-        return self._scores(model, self.settings.scenes)
-
-    def _scores(self, model: PerceptionModel, scenes: tuple[str, ...]) -> tuple[float, dict[str, float]]:
+        scenes = self.settings.scenes if scenes is None else scenes
         predictor = TorchPredictor(model, self.settings.batch)
         with torch.random.fork_rng(devices=[]):
             found = evaluate(

@@ -33,7 +33,7 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.io.files import atomic_folder, make_folder
-from perception.io.loading import iterate
+from perception.io.workers import iterate
 from perception.sensors.inputs import InputSpec
 from perception.training.placement import places, points_of
 
@@ -41,18 +41,6 @@ SCHEMA = 2
 PATIENCE = 600  # s for which a database that another process builds may not grow
 _STORED = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points")  # of Boxes
 _BINARY = ("points.bin", "pictures.bin")
-
-
-class Contents(NamedTuple):
-    """The sensor data of a keyframe that is stored."""
-
-    lidar: bool
-    pictures: bool
-
-    @staticmethod
-    def of(config: Config) -> Contents:
-        pictures = config.data.paste is not None and config.data.paste.pictures == "paste"
-        return Contents(config.model.lidar is not None, pictures and config.model.camera is not None)
 
 
 @dataclass(frozen=True)
@@ -113,10 +101,16 @@ def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder:
     return _opened(own)
 
 
+def _reads(config: Config) -> Reads:
+    """What of a keyframe is read: its boxes, and the sensor data that is stored."""
+    reads, paste = InputSpec.of(config).reads, config.data.paste
+    pictures = paste is not None and paste.pictures == "paste"
+    return reads._replace(annotations=True, cameras=pictures and reads.cameras)
+
+
 def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
     """A hash of what the content depends on: keyframes and annotations, names, sensors, sweeps and reference."""
-    spec = InputSpec.of(config)
-    annotations = hashlib.sha256()
+    reads, annotations = _reads(config), hashlib.sha256()
     for token in tokens:
         boxes = tables.truth(token).boxes()
         for name in _STORED if boxes is not None else ():
@@ -128,9 +122,10 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
         "annotations": annotations.hexdigest(),
         "taxonomy": config.taxonomy.model_dump(mode="json"),
         "rig": config.rig.model_dump(mode="json"),
-        "reference": spec.grid.reference,
-        "sweeps": spec.sweeps,
-        **Contents.of(config)._asdict(),
+        "reference": reads.reference,
+        "sweeps": reads.sweeps,
+        "lidar": reads.lidar,
+        "pictures": reads.cameras,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -163,14 +158,13 @@ class _Extraction(Dataset[_Found]):
 
     def __init__(self, tables: Keyframes, tokens: Sequence[str], config: Config) -> None:
         self.tables, self.tokens = tables, list(tokens)
-        self.spec, self.contents = InputSpec.of(config), Contents.of(config)
+        self.reads, self.cameras = _reads(config), config.rig.sensors.cameras
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> _Found:
-        reads = Reads(self.spec.grid.reference, self.spec.sweeps, True, self.contents.lidar, self.contents.pictures)
-        frame = self.tables.frame(self.tokens[index], reads)
+        frame = self.tables.frame(self.tokens[index], self.reads)
         boxes = Boxes.none() if frame.boxes is None else frame.boxes
         boxes = boxes.select(boxes.num_points > 0)
         points = [np.zeros((0, 6), np.float32)] * len(boxes)
@@ -179,13 +173,13 @@ class _Extraction(Dataset[_Found]):
             points = [numbered[i] for i in points_of(frame.points, boxes)]
         crops = self._crops(frame, boxes)
         # An object is evidence only for a sensor that has seen it.
-        seen = [bool(len(p)) if self.contents.lidar else bool(c) for p, c in zip(points, crops, strict=True)]
+        seen = [bool(len(p)) if self.reads.lidar else bool(c) for p, c in zip(points, crops, strict=True)]
         kept = np.flatnonzero(seen)
         return _Found(boxes.select(kept), [points[i] for i in kept], [crops[i] for i in kept])
 
     def _crops(self, frame: Frame, boxes: Boxes) -> list[dict[int, bytes]]:
         crops: list[dict[int, bytes]] = [{} for _ in range(len(boxes))]
-        for camera, name in enumerate(self.spec.rig.sensors.cameras):
+        for camera, name in enumerate(self.cameras):
             if name in frame.cameras:
                 picture = frame.cameras[name].image
                 for crop, place in zip(

@@ -1,4 +1,7 @@
-"""Which parameters train, and their optimizer and schedule."""
+"""Which parameters train, and their optimizer and schedule.
+
+Frozen layers are in evaluation mode, so that their batch normalisations keep their statistics.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from perception.config import Schedule
 from perception.datasets.keyframes import Keyframes
@@ -22,9 +23,6 @@ from perception.model import PerceptionModel
 from perception.modules.base import is_base_key
 from perception.tasks.network import FittedNetwork
 from perception.training.losses import Scope
-
-# Which parameters of a model train. Frozen layers are in evaluation mode, so that their batch normalisations keep
-# their statistics.
 
 
 def joint(model: PerceptionModel) -> None:
@@ -48,12 +46,6 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
     if model.chooser is not None:
         model.chooser.requires_grad_(False).eval()
     model.added.requires_grad_(False).eval()
-
-
-def routing(model: PerceptionModel) -> None:
-    """Train only the learned router; base and modules are frozen."""
-    post_hoc(model, ())
-    model.chooser.requires_grad_(True).train()
 
 
 def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
@@ -87,9 +79,6 @@ def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[st
     if not found:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(facts)}")
     return found
-
-
-# The optimizer of a training, its learning rate, and the average of the weights.
 
 
 def optimizer_of(
@@ -155,26 +144,3 @@ def share_of_peak(schedule: Schedule, steps: int, done: int) -> float:
     if schedule.kind == "step":
         return float(0.1 ** bisect_right(schedule.milestones, done / steps))
     return (1 + math.cos(math.pi * min(1.0, (done - rise) / max(1.0, steps - rise)))) / 2
-
-
-def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model whose `update_parameters` moves it by 1 - decay towards the model: average.module.
-
-    The first update copies the weights. Running statistics are averaged, too; integers, such as the counters of batch
-    normalisations, are copied. Tensors that do not change keep their bytes.
-    """
-    average = get_ema_multi_avg_fn(decay)
-
-    def update(own: Any, current: Any, count: Tensor | int) -> None:
-        own, current = [*map(_local_shard, own)], [*map(_local_shard, current)]
-        if own[0].is_floating_point():
-            average(own, current, count)
-        else:  # torch's function would round down
-            torch._foreach_copy_(own, current)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def _local_shard(value: Tensor) -> Tensor:
-    """The part in this process of a tensor that may be divided."""
-    return value.to_local() if isinstance(value, DTensor) else value

@@ -27,8 +27,8 @@ class Merging:
     """How task vectors are merged.
 
     Attributes:
-        method: average: the mean, or the weighted sum; task_arithmetic: the sum; ties; dare: the sum, or the weighted
-            sum, after entries were dropped at random.
+        method: average: the mean, or the weighted sum; task_arithmetic: the sum (theta_0 + lambda * sum tau_i, Ilharco
+            et al., 2023); ties; dare: the sum, or the weighted sum, after entries were dropped at random.
         weights: one for each member; need not sum to one.
         strength: lambda, by which the result of any method is multiplied.
         keep: share of its entries, over all slots, that each member keeps in ties.
@@ -129,9 +129,8 @@ def _joined(vectors: list[Vector], merging: Merging, fixed: set[str]) -> Vector:
         ]
         thinned = dare(thin, merging.drop, torch.Generator().manual_seed(merging.seed))
         vectors = [kept | rest for kept, rest in zip(whole, thinned, strict=True)]
-    if merging.weights is not None:
-        return weighted(vectors, merging.weights)
-    return average(vectors) if merging.method == "average" else task_arithmetic(vectors, 1.0)
+    each = 1 / max(1, len(vectors)) if merging.method == "average" else 1.0
+    return weighted(vectors, [each] * len(vectors) if merging.weights is None else merging.weights)
 
 
 def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:
@@ -183,31 +182,17 @@ def _norm(vector: Mapping[str, Tensor]) -> float:
 Vector = dict[str, Tensor]
 
 
-def average(vectors: Sequence[Vector]) -> Vector:
-    """The mean.
-
-    Raises:
-        InputError: no vectors, or their names or shapes differ (as in all functions here).
-    """
-    return weighted(vectors, [1 / max(1, len(vectors))] * len(vectors))
-
-
 def weighted(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """sum_i weights_i * vectors_i; the weights need not sum to one.
 
     Raises:
-        InputError: also if there is not one weight for each vector.
+        InputError: no vectors, or their names or shapes differ (as in all functions here); or not one weight for each.
     """
     _check(vectors)
     if len(weights) != len(vectors):
         raise InputError(f"{len(vectors)} modules, {len(weights)} weights: give one weight for each module")
     terms = [{name: weight * tensor for name, tensor in v.items()} for v, weight in zip(vectors, weights, strict=True)]
     return {name: sum((term[name] for term in terms[1:]), start=terms[0][name]) for name in terms[0]}
-
-
-def task_arithmetic(vectors: Sequence[Vector], strength: float) -> Vector:
-    """strength * the sum of the vectors: theta_0 + lambda * sum tau_i (Ilharco et al., 2023)."""
-    return weighted(vectors, [strength] * len(vectors))
 
 
 def ties(vectors: Sequence[Vector], keep: float) -> Vector:
@@ -237,7 +222,7 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
 def dare(vectors: Sequence[Vector], drop: float, generator: torch.Generator) -> list[Vector]:
     """Drop and rescale (Yu et al., 2024): each entry becomes 0 with probability `drop`, else entry / (1 - drop).
 
-    Each entry keeps its expected value. The result is merged like other vectors, for instance by `average`.
+    Each entry keeps its expected value. The result is merged like other vectors, by `weighted`.
 
     Args:
         drop: 0 <= drop < 1.

@@ -20,7 +20,6 @@ from perception.modules.computation.computation import Site, outputs
 
 if TYPE_CHECKING:
     from perception.modules.bank import Bank
-    from perception.modules.slot import Slot
 
 
 class AttentionFusion(nn.Module):
@@ -85,7 +84,8 @@ def add_fusion(bank: Bank, block: Block) -> None:
     absent = [name for name in names(block) if name not in bank.modules]
     if absent:
         raise InputError(f"{block}: the model has no module called {absent[0]!r}; there are {', '.join(bank.modules)}")
-    shared = [slot for slot in bank.slots.values() if len(_members(block, slot)) > 1]
+    members = [{*names(member)} for member in block.members]
+    shared = [slot for slot in bank.slots.values() if sum(bool(m & slot.computations.keys()) for m in members) > 1]
     if not shared:
         raise InputError(f"{block}: no slot has two of its members, so there is nothing to fuse; use parallel")
     if any(block.key in slot.fusions for slot in shared):
@@ -93,8 +93,3 @@ def add_fusion(bank: Bank, block: Block) -> None:
     frozen = not any(parameter.requires_grad for parameter in base_parameters(bank.network))
     for slot in shared:
         slot.fusions[block.key] = AttentionFusion(slot.layer, block).train(slot.training).requires_grad_(not frozen)
-
-
-def _members(block: Fuse, slot: Slot) -> list[Any]:
-    """Members of the block with at least one module at the slot."""
-    return [member for member in block.members if any(name in slot.computations for name in names(member))]

@@ -89,7 +89,8 @@ class Computation(nn.Module):
     @classmethod
     def attaches_to(cls, layer: nn.Module) -> bool:
         """Whether a slot with this layer can hold such a module."""
-        return isinstance(layer, cls.layers) and not (isinstance(layer, NORMS) and _is_bare(layer))
+        bare = isinstance(layer, NORMS) and not (layer.affine and layer.track_running_stats)
+        return isinstance(layer, cls.layers) and not bare
 
     def forward(self, site: Site) -> Tensor:
         """The delta, with the shape of `site.y`."""
@@ -128,11 +129,6 @@ class Computation(nn.Module):
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
         """Set the module to this task vector, as closely as its size allows."""
         raise NotImplementedError
-
-
-def _is_bare(norm: Any) -> bool:
-    """Whether a batch normalisation lacks weights or statistics."""
-    return not (norm.affine and norm.track_running_stats)
 
 
 def inputs(layer: Any) -> int:
@@ -185,6 +181,17 @@ def pointwise(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias=False)
     return nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False)
+
+
+def resized(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
+    """A layer of this one's kind and geometry with other channels and groups, initial weights and no bias."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(inputs, outputs, bias=False)
+    shape = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    if isinstance(layer, nn.ConvTranspose2d):
+        shape["output_padding"] = layer.output_padding
+    kind = nn.ConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else nn.Conv2d
+    return kind(inputs, outputs, groups=groups, bias=False, **shape)
 
 
 def apply_weight(x: Tensor, weight: Tensor, layer: Any) -> Tensor:

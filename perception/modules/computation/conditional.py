@@ -21,6 +21,7 @@ from perception.modules.computation.computation import (
     inputs,
     outputs,
     per_channel,
+    resized,
 )
 from perception.modules.computation.rescale import scaled
 from perception.modules.spec import Module
@@ -95,13 +96,7 @@ class HyperNetwork(Computation):
     def __init__(self, layer: Any, conditions: int, rank: int, hidden: int) -> None:
         super().__init__()
         self.rank = rank
-        if isinstance(layer, nn.Linear):
-            self.a: Any = nn.Linear(inputs(layer), rank, bias=False)
-        else:
-            self.a = nn.Conv2d(
-                inputs(layer), rank, layer.kernel_size, layer.stride, layer.padding,
-                layer.dilation, bias=False, padding_mode=layer.padding_mode,
-            )  # fmt: skip
+        self.a: Any = resized(layer, inputs(layer), rank)
         nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))
         self.embed, self.generate = (
             nn.Linear(conditions, hidden, bias=False),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.io.section import Positive
-from perception.modules.computation.computation import Affine, Computation, Site, apply_weight, outputs
+from perception.modules.computation.computation import Affine, Computation, Site, apply_weight, outputs, resized
 from perception.modules.spec import Module
 
 
@@ -42,10 +42,7 @@ class Prompt(Computation):
         self.map = nn.Parameter(torch.zeros(1, channels or layer.in_channels, size, size))
         self.mix: Any = None
         if channels:
-            self.mix = nn.Conv2d(
-                channels, outputs(layer), layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-                bias=False, padding_mode=layer.padding_mode,
-            )  # fmt: skip
+            self.mix = resized(layer, channels, outputs(layer))
             nn.init.zeros_(self.mix.weight)
             nn.init.normal_(self.map)
         self.seen: tuple[int, int] | None = None  # rows and columns of the last input

@@ -26,6 +26,7 @@ from perception.modules.computation.computation import (
     inputs,
     outputs,
     pointwise,
+    resized,
 )
 from perception.modules.route import Weight
 from perception.modules.spec import Module
@@ -75,18 +76,9 @@ class LowRank(WeightDelta):
         hidden = rank * self.groups
         if self.transposed:
             self.a: Any = pointwise(layer, inputs(layer), hidden, self.groups)
-            self.b: Any = nn.ConvTranspose2d(
-                hidden, outputs(layer), layer.kernel_size, layer.stride, layer.padding,
-                layer.output_padding, self.groups, False, layer.dilation, layer.padding_mode,
-            )  # fmt: skip
+            self.b: Any = resized(layer, hidden, outputs(layer), self.groups)
         else:
-            if isinstance(layer, nn.Linear):
-                self.a = nn.Linear(inputs(layer), hidden, bias=False)
-            else:
-                self.a = nn.Conv2d(
-                    inputs(layer), hidden, layer.kernel_size, layer.stride, layer.padding,
-                    layer.dilation, self.groups, False, layer.padding_mode,
-                )  # fmt: skip
+            self.a = resized(layer, inputs(layer), hidden, self.groups)
             self.b = pointwise(layer, hidden, outputs(layer), self.groups)
         nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))
         nn.init.zeros_(self.b.weight)

@@ -18,40 +18,14 @@ from perception.taxonomy import SENSORS
 Facts = frozenset[str]  # conditions, sensors and tasks
 
 
-class FixedRouter:
-    """Runs a module on the frames that are known to meet all its requirements.
-
-    Unknown counts as not met, so a frame with unknown conditions uses the base alone.
-
-    Args:
-        bank: of the model; modules that are added to it later are routed too.
-    """
-
-    def __init__(self, bank: Bank) -> None:
-        self.bank = bank
-
-    def __call__(
-        self, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
-    ) -> Routes:
-        """Routes for a batch of frames, each with the tasks that it serves.
-
-        Args:
-            inputs: of the network; a sensor that a frame lacks has zeros.
-            conditions: of each frame; empty where nothing is known.
-        """
-        return fixed_routes(self.bank, tasks, conditions, present(inputs))
-
-
 class SettledRouter:
     """Uses the same routes for all frames."""
 
     def __init__(self, routes: Routes) -> None:
         self.routes = routes
 
-    def __call__(
-        self, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
-    ) -> Routes:
-        """As in `FixedRouter`."""
+    def __call__(self, inputs: Mapping[str, Tensor], tasks: Collection[str]) -> Routes:
+        """The routes of these tasks."""
         return [(route, tuple(task for task in group if task in tasks)) for route, group in self.routes]
 
 
@@ -69,10 +43,8 @@ class SteeredRouter:
         self.steered = tuple(name for name in bank.modules if name not in always)
         self.conditional = _reads_conditions(bank)
 
-    def __call__(
-        self, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
-    ) -> Routes:
-        """As in `FixedRouter`; conditions and sensors of the frames are encoded in two more inputs.
+    def __call__(self, inputs: Mapping[str, Tensor], tasks: Collection[str]) -> Routes:
+        """Routes for a batch of frames, whose conditions and sensors are encoded in two more inputs.
 
         Args:
             inputs: `route` (1, M) has the weights of the `steered` modules, none without any; `conditions` (1, Z) is
@@ -93,7 +65,15 @@ class SteeredRouter:
 def fixed_routes(
     bank: Bank, tasks: Collection[str], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
 ) -> Routes:
-    """As `FixedRouter`, for the sensors that are `present`."""
+    """Routes for a batch of frames, each with the tasks that it serves.
+
+    A module runs on the frames that are known to meet all its requirements. Unknown counts as not met, so a frame with
+    unknown conditions uses the base alone.
+
+    Args:
+        conditions: of each frame; empty where nothing is known.
+        sensors: as returned by `present`.
+    """
     return _routes(bank, tasks, {name: bank.requirements(name) for name in bank.modules}, conditions, sensors)
 
 
@@ -111,7 +91,7 @@ def settled_routes(bank: Bank, tasks: Collection[str], conditions: Conditions, m
 def shared_routes(
     bank: Bank, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
 ) -> Routes:
-    """As `FixedRouter`, for the frames of all processes of a training as one batch.
+    """As `fixed_routes`, for the frames of all processes of a training as one batch.
 
     So all processes run the same parts of the network equally often, which synchronised normalisations need, also where
     a module runs on frames of another process alone.
@@ -173,7 +153,7 @@ def _reads_conditions(bank: Bank) -> bool:
 
 
 def fixed_weights(
-    requirements: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight] | None = None
+    requirements: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight]
 ) -> dict[str, Weight]:
     """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
 
@@ -182,7 +162,6 @@ def fixed_weights(
         frames: the facts of each frame.
         shared: cache of weights, so that equal ones are the same object.
     """
-    shared = {} if shared is None else shared
     weights: dict[str, Weight] = {}
     for name, required in requirements.items():
         chosen = tuple(required <= known for known in frames)

@@ -16,14 +16,13 @@ from perception.modules.slot import Slot
 from perception.sensors.camera.pretrained import picture_backbone
 from perception.tasks.network import Loss
 
-# Depth with the lens given: the same object at the same distance looks larger through a longer one.
-
 
 class LensDepth(nn.Module):
     """Features (BN, C, h, w) and projections (B, N, 3, 4) to logits of the depth (BN, D, h, w).
 
-    The intrinsics weigh the channels, as in the depth network of BEVDepth (Li et al., AAAI 2023, section 3.2), whose
-    squeeze-and-excitation gets them; extrinsics do not change a depth along the optical axis. Initially all weigh 1.
+    The same object at the same distance looks larger through a longer lens, so the intrinsics weigh the channels, as in
+    the depth network of BEVDepth (Li et al., AAAI 2023, section 3.2), whose squeeze-and-excitation gets them;
+    extrinsics do not change a depth along the optical axis. Initially all weigh 1.
     """
 
     def __init__(self, config: CameraBranch) -> None:
@@ -61,9 +60,6 @@ def intrinsics(image_from_reference: Tensor, image: Image) -> Tensor:
     return torch.stack([fx, fy, cx, cy], dim=-1)
 
 
-# The loss of the depth distribution against depth labels.
-
-
 def depth_targets(labels: Tensor, depth: Depth) -> tuple[Tensor, Tensor, Tensor]:
     """The two bins around each depth, and the share of the second: lower, upper (int64) and share, shaped as labels.
 
@@ -91,9 +87,6 @@ def depth_loss(logits: Tensor, labels: Tensor, depth: Depth) -> Loss:
     known = labels > 0
     sums = torch.where(known, cost.squeeze(2), 0).sum(dim=(1, 2, 3))
     return Loss(depth.supervision * sums, known.sum(dim=(1, 2, 3)))
-
-
-# Camera branch: image features with a depth distribution for each feature cell.
 
 
 class ImageEncoder(nn.Module):

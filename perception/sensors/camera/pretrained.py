@@ -46,7 +46,10 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
         blocks: Any = network.blocks
         network.blocks = blocks[:last]
     if weights not in (None, "imagenet"):
-        state = _packaged_for(backbone) if weights == PACKAGE else _file(Path(str(weights)))
+        packaged, setting = weights == PACKAGE, f"model.camera.weights: {PACKAGE}"
+        if packaged and backbone != PACKAGED:
+            raise InputError(f"{setting} is for the backbone {PACKAGED}, this is {backbone}")
+        state = packaged_weights(setting) if packaged else _file(Path(str(weights)))
         if absent := network.load_state_dict(state, strict=False).missing_keys:
             raise InputError(f"model.camera.weights: {weights} lacks {len(absent)} tensors, such as {absent[0]}")
     return network
@@ -76,12 +79,6 @@ def packaged_weights(setting: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: not the weights of an EfficientNet-Lite0 ({error})") from None
     return dict(whole.state_dict())
-
-
-def _packaged_for(backbone: str) -> dict[str, Tensor]:
-    if backbone != PACKAGED:
-        raise InputError(f"model.camera.weights: {PACKAGE} is for the backbone {PACKAGED}, this is {backbone}")
-    return packaged_weights(f"model.camera.weights: {PACKAGE}")
 
 
 def _file(path: Path) -> dict[str, Tensor]:

@@ -14,41 +14,39 @@ from perception.grid import BevGrid
 from perception.io.distributed import SYNCHRONISED
 from perception.modules.slot import Slot
 
-# LiDAR branch: pillars of points to a BEV feature map (PointPillars, Lang et al., 2019).
 
-
-class PillarEncoder(nn.Module):
+class _Encoder(nn.Module):
     """Points of each pillar -> features of its cell -> BEV feature map (B, C, rows, columns) on the pillar grid.
 
-    A point has ten features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from the
-    centre of the cell (2). Positions in metres are scaled to about one by the size of the grid.
+    A point has these features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from the
+    centre of the cell, along x and y or along all `axes`. Positions in metres are scaled to about one by the size of
+    the grid.
     """
 
     scale: Tensor
 
-    def __init__(self, config: Lidar, grid: BevGrid) -> None:
+    def __init__(self, grid: BevGrid, axes: int) -> None:
         super().__init__()
-        self.grid, self.channels = grid, config.channels
-        self.real_statistics = config.encoder == "real"
-        self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
-        self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
+        self.grid, self.axes = grid, axes
         far = max(abs(v) for v in (*grid.x, *grid.y))
         high = max(abs(v) for v in grid.z)
-        scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *(1 / grid.cell,) * 2, 1.0, *(1 / grid.cell,) * 2]
+        near = [1 / grid.cell, 1 / grid.cell, 1.0]
+        scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *near, *near[:axes]]
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
         cells = cells.long()
         real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
-        inputs = self._point_features(points, counts, cells, real)
-        # A module at a slot can train its normalisation while the base is in evaluation mode.
-        trains = self.real_statistics and any(part.training for part in self.modules())
-        features = self._of_real_points(inputs, real) if trains else self._of_all_points(inputs, real)
+        features = self._of_pillars(self._of_points(points, counts, cells, real), counts, real)
         return scatter_pillars(features, cells, self.grid.shape)
 
-    def _point_features(self, points: Tensor, counts: Tensor, cells: Tensor, real: Tensor) -> Tensor:
-        """(B, P, M, 10), zero for padding."""
+    def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
+        """(B, P, C) from the features of points (B, P, M, 8 + axes)."""
+        raise NotImplementedError
+
+    def _of_points(self, points: Tensor, counts: Tensor, cells: Tensor, real: Tensor) -> Tensor:
+        """(B, P, M, 8 + axes), zero for padding."""
         columns = self.grid.shape[1]
         xyz = points[..., :3]
         mean = xyz.sum(dim=2, keepdim=True) / counts.clamp(min=1)[..., None, None]
@@ -56,8 +54,26 @@ class PillarEncoder(nn.Module):
         row = torch.div(cells, columns, rounding_mode="floor").to(points.dtype)
         center = torch.stack([column + 0.5, row + 0.5], dim=-1) * self.grid.cell  # B P 2
         center = center + center.new_tensor([self.grid.x[0], self.grid.y[0]])
-        inputs = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)
+        if self.axes == 3:
+            center = torch.cat([center, torch.full_like(center[..., :1], sum(self.grid.z) / 2)], dim=-1)
+        inputs = torch.cat([points, xyz - mean, xyz[..., : self.axes] - center[:, :, None]], dim=-1)
         return inputs * self.scale * real[..., None]
+
+
+class PillarEncoder(_Encoder):
+    """One layer for the points, and their maximum (PointPillars, Lang et al., 2019); ten features a point."""
+
+    def __init__(self, config: Lidar, grid: BevGrid) -> None:
+        super().__init__(grid, axes=2)
+        self.channels = config.channels
+        self.real_statistics = config.encoder == "real"
+        self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
+        self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
+
+    def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
+        # A module at a slot can train its normalisation while the base is in evaluation mode.
+        trains = self.real_statistics and any(part.training for part in self.modules())
+        return self._of_real_points(points, real) if trains else self._of_all_points(points, real)
 
     def _of_all_points(self, inputs: Tensor, real: Tensor) -> Tensor:
         """(B, P, C) features of pillars, zero for padding; computes the padding as well, for tensors of fixed shape."""
@@ -108,41 +124,26 @@ def scatter_pillars(features: Tensor, cells: Tensor, shape: tuple[int, int]) -> 
     return flat.transpose(1, 2).reshape(b, channels, rows, columns)
 
 
-# LiDAR branch with stacked voxel feature encoding layers (VoxelNet, Zhou and Tuzel, 2018).
+class VoxelFeatureEncoder(_Encoder):
+    """Stacked layers for the points (VoxelNet, Zhou and Tuzel, 2018); eleven features a point.
 
-POINT_FEATURES = 11
-
-
-class VoxelFeatureEncoder(nn.Module):
-    """Points of each pillar -> features of its cell -> BEV feature map (B, C, rows, columns) on the pillar grid.
-
-    A point has eleven features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from
-    the centre of the pillar (3). Positions in metres are scaled to about one by the size of the grid. Layers after the
-    first also read the maximum over the pillar's points. As in mmdet3d's HardVFE (and PillarFeatureNet, with one layer)
-    the padding of a pillar is included in the maximum, as points of zeros. With the pool `max_mean`, as in PillarNeSt
-    (Mao et al., 2024), the result is the mean of that maximum and of the sum over all points, padding too, divided by
-    the number of real points.
+    Layers after the first also read the maximum over the pillar's points. As in mmdet3d's HardVFE (and
+    PillarFeatureNet, with one layer) the padding of a pillar is included in the maximum, as points of zeros. With the
+    pool `max_mean`, as in PillarNeSt (Mao et al., 2024), the result is the mean of that maximum and of the sum over all
+    points, padding too, divided by the number of real points.
     """
 
-    scale: Tensor
-
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
-        super().__init__()
-        self.grid, self.pool = grid, config.pool
-        widths = (POINT_FEATURES, *config.hidden, config.channels)
+        super().__init__(grid, axes=3)
+        self.pool = config.pool
+        widths = (11, *config.hidden, config.channels)
         self.layers = nn.ModuleList(
             _Layer(f"lidar.pillar{i}", inputs, outputs, shared=i > 0)
             for i, (inputs, outputs) in enumerate(pairwise(widths))
         )
-        far = max(abs(v) for v in (*grid.x, *grid.y))
-        high = max(abs(v) for v in grid.z)
-        place, near = [1 / far, 1 / far, 1 / high], (1 / grid.cell,) * 2
-        self.register_buffer("scale", torch.tensor([*place, 1 / 255, 2.0, *near, 1.0, *near, 1.0]), persistent=False)
 
-    def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
-        """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
-        cells = cells.long()
-        x, pillar_max = self._point_features(points, counts, cells).flatten(0, 1), None  # BP M 11
+    def _of_pillars(self, points: Tensor, counts: Tensor, real: Tensor) -> Tensor:
+        x, pillar_max = points.flatten(0, 1), None  # BP M 11
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, pillar_max))
             pillar_max = x.amax(dim=1)
@@ -154,21 +155,7 @@ class VoxelFeatureEncoder(nn.Module):
             features = torch.relu(features)
             mean = features.sum(dim=1) / counts.clamp(min=1).flatten()[:, None]
             features = (features.amax(dim=1) + mean) / 2
-
-        return scatter_pillars(features.unflatten(0, counts.shape), cells, self.grid.shape)
-
-    def _point_features(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
-        """(B, P, M, 11)."""
-        columns = self.grid.shape[1]
-        real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
-        xyz = points[..., :3]
-        mean = xyz.sum(dim=2, keepdim=True) / counts.clamp(min=1)[..., None, None]
-        row = torch.div(cells, columns, rounding_mode="floor")
-        cell = torch.stack([cells - row * columns, row], dim=-1).to(points.dtype) + 0.5
-        center = cell * self.grid.cell + cell.new_tensor([self.grid.x[0], self.grid.y[0]])  # B P 2
-        center = torch.cat([center, torch.full_like(center[..., :1], sum(self.grid.z) / 2)], dim=-1)
-        features = torch.cat([points, xyz - mean, xyz - center[:, :, None]], dim=-1)
-        return features * self.scale * real[..., None]
+        return features.unflatten(0, counts.shape)
 
 
 class _Layer(nn.Module):

@@ -90,8 +90,6 @@ def fit_temperature(logits: Tensor, values: Tensor) -> float:
     return float(torch.tensor(minimize_scalar(loss, bounds=(-5.0, 7.0), method="bounded").x).exp())
 
 
-# Which drives are held out to calibrate on, and which values of a condition can be learned.
-
 FOLDS = 8  # parts of the drives; each is held out once
 
 
@@ -115,8 +113,6 @@ def learned_values(values: Tensor, drives: Sequence[str], number: int) -> Tensor
             shown[value].add(drive)
     return torch.tensor([len(each) >= 2 for each in shown])
 
-
-# Fits the Gaussians of a kind of condition, and calibrates them by cross-validation over drives.
 
 COVERED = 0.99  # share of held-out keyframes within the limit of the distance
 

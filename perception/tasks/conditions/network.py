@@ -15,8 +15,6 @@ from perception.sensors.camera.pretrained import PACKAGED, packaged_weights, pic
 from perception.tasks.conditions.fitting import Fitted, Pictures, fit, folds_of_drives, learned_values
 from perception.tasks.network import FittedNetwork, Loss, TaskNetwork
 
-# Recognises weather, light and city from the fused BEV features.
-
 
 class ConditionsHead(TaskNetwork):
     """Classifies the conditions of a frame; the scene filters them over time and routes the next frame by them.
@@ -55,7 +53,6 @@ def cross_entropies(kinds: Iterable[str], dense: Mapping[str, Tensor], labels: M
 
 
 # Recognises conditions from pictures alone, and says unknown where they are unlike its training data.
-
 # Features of pictures from the first stages of an EfficientNet-Lite0 with ImageNet weights, which stay frozen.
 
 STAGES = (1, 2, 3)  # timm feature levels, at strides 4, 8 and 16
@@ -123,8 +120,6 @@ def photometric(pictures: Tensor, generator: torch.Generator) -> Tensor:
     changed: Tensor = 255 * x.clamp(0, 1)
     return changed
 
-
-# Recognises conditions from pictures alone, and says unknown where they are unlike its training data.
 
 _NEVER = -1e4  # logit of a value that was not learned
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Accuracy and coverage of the recognised conditions on tagged frames.
-
-
 class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
     """Accuracy and coverage by kind of condition, over the frames where it is tagged.
 

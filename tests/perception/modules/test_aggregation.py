@@ -15,7 +15,7 @@ from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Parallel
-from perception.modules.aggregation.merge import Merging, average, dare, merge_modules, task_arithmetic, ties, weighted
+from perception.modules.aggregation.merge import Merging, dare, merge_modules, ties, weighted
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
 from perception.modules.computation.weight_delta import LowRank
@@ -28,9 +28,7 @@ def f64(*numbers: Any) -> Tensor:
 
 def test_weights_are_used_as_they_are_and_vectors_of_other_layers_are_refused():
     vectors = [{"v": f64(1.0, 2.0)}, {"v": f64(10.0, -4.0)}]
-    close(average(vectors)["v"], f64(5.5, -1.0))
     close(weighted(vectors, [2.0, -0.5])["v"], f64(2 - 5, 4 + 2))
-    close(task_arithmetic(vectors, 0.5)["v"], f64(5.5, -1.0))
     with pytest.raises(InputError, match=r"modules 1 and 2 .* v is \(2,\) in one and missing in the other"):
         ties([vectors[0], {"w": f64(1)}], 0.5)
 

@@ -135,7 +135,7 @@ class Banked(nn.Module):
             slot.stack_low_rank()
 
     def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        ((route, _),) = self.router(inputs, [], ["detection"])
+        ((route, _),) = self.router(inputs, ["detection"])
         with self.bank.current.running(route):
             return {"y": self.two(self.norm(self.one(inputs["x"])).relu())}
 

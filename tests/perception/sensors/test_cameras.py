@@ -21,8 +21,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.onnx_export import to_onnx
 from deploy.targets import find_target
-from perception.bev.fuse import Fuse
-from perception.bev.trunks import Trunk
+from perception.bev.trunks import Fuse, Trunk
 from perception.config import Augment, CameraBranch, Config, Data, Depth, Image
 from perception.config import Trunk as TrunkConfig
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -38,7 +38,7 @@ from perception.training.adapt import adapt
 from perception.training.distribute import restore_norms, synchronise_norms
 from perception.training.loop import fit, train
 from perception.training.monitor import TrainingLog
-from perception.training.optimize import averaged_model, optimizer_of, schedule_of, set_momentum
+from perception.training.optimize import optimizer_of, schedule_of, set_momentum
 
 
 @pytest.fixture(scope="module")
@@ -139,22 +139,18 @@ def test_the_rate_is_linear_in_the_batch_and_parts_have_their_own() -> None:
         optimizer_of(model, 0.1, 0.01, {"*": 1.0, "camera.*": 0.1})
 
 
-def test_the_average_is_that_of_a_loop() -> None:
-    torch.manual_seed(0)
-    model, decay = nn.BatchNorm1d(3), 0.999
-    average, expected = averaged_model(model, decay), {}
-    for _ in range(30):
-        with torch.no_grad():
-            model.weight.normal_()
-        model(torch.randn(4, 3))
-        average.update_parameters(model)
-        for name, value in model.state_dict().items():
-            value = value.double()
-            expected[name] = value if name not in expected else decay * expected[name] + (1 - decay) * value
-    state = average.module.state_dict()
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        torch.testing.assert_close(state[name].double(), expected[name], rtol=1e-5, atol=1e-6)
-    assert state["num_batches_tracked"] == 30
+def test_the_average_moves_from_the_first_weights_towards_the_next(recorded: NuScenesTables, tmp_path: Path) -> None:
+    last = train(minimal(steps=2, checkpoint_every=1, ema=0.6, learning_rate=0.01), recorded, "all", tmp_path)
+    first, second = (
+        (load_file(step / "model.safetensors"), load_file(step / "training.safetensors"))
+        for step in (last.with_name("step-000001"), last)
+    )
+    for name, start in first[0].items():
+        weights = [trained[f"weights.{name}"].double() for _, trained in (first, second)]
+        assert torch.equal(start.double(), weights[0]), name
+        expected = 0.6 * weights[0] + 0.4 * weights[1] if start.is_floating_point() else weights[1]
+        torch.testing.assert_close(second[0][name].double(), expected, rtol=1e-6, atol=1e-7, msg=name)
+    assert any(not torch.equal(first[0][name], value) for name, value in second[0].items())
 
 
 def bytes_of(checkpoint: Path) -> dict[str, bytes]:
