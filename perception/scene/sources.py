@@ -120,11 +120,8 @@ class Daylight:
         here = next((i for i, band in enumerate(self.bands) if now >= band.above), None)
         if here is None:
             return {}
-        if names[here] is not None:
-            likely = {names[here]}
-        else:
-            above, below = names[:here][::-1], names[here:]
-            likely = {name for side in (above, below) if (name := next(filter(None, side), None)) is not None}
+        sides = names[here::-1], names[here:]  # both begin with this band
+        likely = {next(filter(None, side), None) for side in sides} - {None}
         return {self.kind: [float(value in likely) / len(likely) for value in self.values]} if likely else {}
 
     def _name(self, band: Band, rises: bool) -> str | None:

@@ -143,7 +143,7 @@ def in_vehicle_frame(frame: Frame, points: np.ndarray) -> np.ndarray:
 
 
 def quantile(values: np.ndarray, share: float) -> np.ndarray:
-    """The quantile (scalar) without interpolation; np.quantile takes five times as long."""
+    """The quantile (scalar) without interpolation; np.quantile is slower."""
     place = int(share * len(values))
     return np.asarray(np.partition(values, place)[place])
 
