@@ -49,6 +49,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
+    "lzf": "python-neo-lzf",
     "mcap_protobuf": "mcap-protobuf-support",
     "mpl_toolkits": "matplotlib",
     "rerun": "rerun-sdk",

@@ -3,9 +3,6 @@
 Only the driver API is used, because its library comes with every GPU driver; see the "CUDA Driver API Reference
 Manual". Drivers are backward compatible, so the bindings of CUDA 12 work on JetPack 6 (CUDA 12.6) and later. Objects
 must be used in the thread that created them.
-
-None of this has run on a GPU yet. The tests cover the errors on machines without a GPU, and the calls, through the real
-bindings, with a stand-in for the driver.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Compile an ONNX graph to a TensorRT plan.
 
 The code uses the API that `tensorrt` (10 and later; Jetson, DRIVE) and `tensorrt_rtx` (RTX GPUs) share. Compiling with
-`tensorrt_rtx` needs no GPU and is tested on every change. Three things need the device and have never run: compiling
-with `tensorrt`; placing layers on a DLA (the calls are tested on the builder configuration of `tensorrt_rtx`); and
-compiling a refittable plan, for which `tensorrt_rtx` needs a GPU too (1.4 and 1.7 fail without the driver if the graph
-has weights: "graph_jit.cpp: CHECK(status == CUDA_SUCCESS)").
+`tensorrt_rtx` needs no GPU, unless the plan is to be refittable.
 """
 
 from __future__ import annotations
@@ -173,10 +170,8 @@ def _parser_error(parser: Any, log: Any) -> str:
 
 # Run a TensorRT plan on a GPU.
 #
-# See NVIDIA's documentation: "Performing Inference", "CUDA Graphs" and "Refitting an Engine". The code uses the API
-# that `tensorrt` and `tensorrt_rtx` share. It has not run on a GPU yet: it is tested with stand-ins for TensorRT and
-# the driver, and by tests/deploy/test_gpu.py where there is a GPU. `Runtime` runs the golden frames first, which shows
-# whether a plan computes the network, refitted or not.
+# See NVIDIA's documentation: "Performing Inference", "CUDA Graphs" and "Refitting an Engine". `Runtime` runs the golden
+# frames first, which shows whether a plan computes the network, refitted or not.
 
 
 class TensorRtEngine:

@@ -39,55 +39,44 @@ def blocks(graph: onnx.GraphProto) -> dict[str, list[str]]:
     return found
 
 
-def sensitivity(
-    model: onnx.ModelProto,
-    ranges: Ranges,
-    frames: Sequence[Inputs],
-    trunk_outputs: Collection[str] = (),
-    exact: Collection[str] = (),
-) -> tuple[Block, ...]:
-    """Measure the error of each block on these frames; it becomes INT8 up to `LARGEST_ERROR`.
+class Errors:
+    """Measures the `error` of a network with some layers in INT8 on these frames.
+
+    Boxes may be regressed at the peaks only. With FP32's peaks given as further inputs, values at the same cells are
+    compared.
 
     Args:
         trunk_outputs: see `with_measured_outputs`.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], trunk_outputs: Collection[str] = ()
+    ) -> None:
+        self.graph, self.ranges = model.graph, ranges
+        self._measured = with_measured_outputs(model, trunk_outputs)
+        cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
+        found = run(_with_outputs(model, cells), frames) if cells else [{} for _ in frames]
+        given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
+        self._frames = [{**frame, **each} for frame, each in zip(frames, given, strict=True)]
+        self._expected = run(self._measured, self._frames)
+
+    def of(self, layers: Collection[str], layout: Layout) -> float:
+        """The error with these layers in INT8."""
+        return error(self._expected, run(quantise(self._measured, layers, self.ranges, layout), self._frames))
+
+
+def sensitivity(errors: Errors, exact: Collection[str] = ()) -> tuple[Block, ...]:
+    """Measure the error of each block; it becomes INT8 up to `LARGEST_ERROR`.
+
+    Args:
         exact: blocks that never become INT8.
     """
-    measured, frames = _with_fixed_peaks(model, frames, trunk_outputs)
-    expected = run(measured, frames)
     table = []
-    for name, layers in blocks(model.graph).items():
-        off = error(expected, run(quantise(measured, layers, ranges, TENSORRT), frames))
+    for name, layers in blocks(errors.graph).items():
+        off = errors.of(layers, TENSORRT)
         precision: Precision = "int8" if off <= LARGEST_ERROR and name not in exact else "fp32"
         table.append(Block(name=name, layers=len(layers), error=off, precision=precision))
     return tuple(table)
-
-
-def combined_error(
-    model: onnx.ModelProto,
-    layers: Collection[str],
-    ranges: Ranges,
-    frames: Sequence[Inputs],
-    layout: Layout,
-    trunk_outputs: Collection[str] = (),
-) -> float:
-    """The error with all these layers in INT8."""
-    measured, frames = _with_fixed_peaks(model, frames, trunk_outputs)
-    return error(run(measured, frames), run(quantise(measured, layers, ranges, layout), frames))
-
-
-def _with_fixed_peaks(
-    model: onnx.ModelProto, frames: Sequence[Inputs], trunk_outputs: Collection[str]
-) -> tuple[onnx.ModelProto, Sequence[Inputs]]:
-    """The graph to measure errors on (`with_measured_outputs`), and the frames with FP32's peaks as further inputs.
-
-    Boxes may be regressed at the peaks only. With FP32's peaks given, values at the same cells are compared.
-    """
-    cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
-    found = run(_with_outputs(model, cells), frames) if cells else [{} for _ in frames]
-    given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
-    return with_measured_outputs(model, trunk_outputs), [
-        {**frame, **each} for frame, each in zip(frames, given, strict=True)
-    ]
 
 
 def with_measured_outputs(model: onnx.ModelProto, trunk_outputs: Collection[str] = ()) -> onnx.ModelProto:
@@ -266,11 +255,12 @@ def convert(
     ]
     # The distance from the training data weighs features by how little they vary, so rounded ones are far from it.
     exact = [f"{part}.{name}" for name, task in tasks.items() if task.reads == "inputs" for part in ("heads", "added")]
-    table, members = sensitivity(model, measured, few, trunk_outputs, exact), blocks(model.graph)
+    errors, members = Errors(model, measured, few, trunk_outputs), blocks(model.graph)
+    table = sensitivity(errors, exact)
     layers = [layer for block in table if block.precision == "int8" for layer in members[block.name]]
     graphs = {}
     for name, layout in ((ONNX, TENSORRT), (CPU_ONNX, CPU)):
-        if (off := combined_error(model, layers, measured, few, layout, trunk_outputs)) > LARGEST_TOGETHER:
+        if (off := errors.of(layers, layout)) > LARGEST_TOGETHER:
             raise InputError(
                 f"int8 differs too much from fp32 on the drives it was calibrated on (error {off:.2f}, at most "
                 f"{LARGEST_TOGETHER:g}); export at a higher precision{_CALIBRATION}"

@@ -89,6 +89,11 @@ ERRORS = 2.0  # standard errors added to a mean, which may be small by chance
 # times as much as torch and ONNX Runtime differ.
 MANTISSAS: dict[Precision, tuple[int, ...]] = {"fp32": (18,), "int8": (10, 12)}
 
+_EXPORT_REMEDY = {
+    "fp32": "train the network further: too few detections stand out, or rounding changes its outputs",
+    "fp16": "export at a higher precision",
+    "int8": "export at a higher precision, or calibrate on drives that show all that the network was trained for",
+}
 FEW_LABELS = 2  # elements of an output of class indices that may always differ
 FEWEST = 20  # detections to compare, or a quarter of a short list; with fewer none is compared
 
@@ -177,11 +182,13 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
         dense={name: _dense(measured, precision, name, output) for name, output in dense_outputs(tasks).items()},
         labels={name: _labels(measured, name) for name in label_outputs(tasks)},
     )
+    frames = [frame for frame, _ in measured]
     try:
         require_bounded(tolerances, precision, tasks, f"the graph in {precision} does not compute the network")
-    except InputError as error:
-        raise _with_export_remedy(error, precision) from None
-    _require_enough([frame for frame, _ in measured], precision)
+        for file in {frame.graph for frame in frames}:
+            require_enough([frame for frame in frames if frame.graph == file], f"{file} in {precision}")
+    except InputError as error:  # with the remedy for whoever exports, instead of the one for the vehicle
+        raise InputError(f"{str(error).removesuffix(f'; {REMEDY}')}; {_EXPORT_REMEDY[precision]}") from None
     return tolerances
 
 
@@ -218,24 +225,6 @@ def _labels(measured: Sequence[Measured], name: str) -> float:
     found = [differing(frame.outputs[name], other[name]) for frame, others in measured for other in others]
     few = FEW_LABELS / measured[0][0].outputs[name].size
     return max(LEAST.labels, min(1.0, float(f"{max(MARGIN * max(found), few):.2g}")))
-
-
-def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None:
-    for file in {frame.graph for frame in frames}:
-        try:
-            require_enough([frame for frame in frames if frame.graph == file], f"{file} in {precision}")
-        except InputError as error:
-            raise _with_export_remedy(error, precision) from None
-
-
-def _with_export_remedy(error: InputError, precision: Precision) -> InputError:
-    """The error with a remedy for whoever exports, instead of the one for the vehicle."""
-    remedy = {
-        "fp32": "train the network further: too few detections stand out, or rounding changes its outputs",
-        "fp16": "export at a higher precision",
-        "int8": "export at a higher precision, or calibrate on drives that show all that the network was trained for",
-    }[precision]
-    return InputError(f"{str(error).removesuffix(f'; {REMEDY}')}; {remedy}")
 
 
 def _halved_bounds(precision: Precision) -> Ranked:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import lzf
 import numpy as np
 
 from perception.errors import InputError, damaged
@@ -196,7 +197,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         table = _table(content)
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise damaged(f"{path}: not a point cloud ({reason}); copy the file again or delete it") from None
     names = table.dtype.names or ()
@@ -248,7 +249,9 @@ def _table(content: bytes) -> np.ndarray:
     packed, whole = (int(n) for n in np.frombuffer(body, "<u4", 2))
     if len(body) < 8 + packed or whole < count * dtype.itemsize:
         raise ValueError(f"{len(body)} bytes for {count} points (truncated?)")
-    columns, table, start = _lzf(body[8 : 8 + packed], whole), np.empty(count, dtype), 0
+    columns, table, start = lzf.decompress(body[8 : 8 + packed], whole), np.empty(count, dtype), 0
+    if columns is None or len(columns) != whole:
+        raise ValueError("its compressed points are damaged")
     for name in dtype.names or ():  # one field after the other
         part = np.frombuffer(
             columns, dtype[name].base, count * (dtype[name].itemsize // dtype[name].base.itemsize), start
@@ -256,32 +259,3 @@ def _table(content: bytes) -> np.ndarray:
         table[name] = part.reshape(table[name].shape)
         start += count * dtype[name].itemsize
     return table
-
-
-def _lzf(packed: bytes, size: int) -> bytes:
-    """Decompress LZF (Lehmann's liblzf, lzf_d.c): runs of literals, and copies of what was written before."""
-    out, at = bytearray(), 0
-    while at < len(packed):
-        control = packed[at]
-        at += 1
-        if control < 32:
-            out += packed[at : at + control + 1]
-            at += control + 1
-            continue
-        length, back = control >> 5, (control & 31) << 8
-        if length == 7:
-            length += packed[at]
-            at += 1
-        start = len(out) - back - packed[at] - 1
-        at += 1
-        if start < 0:
-            raise ValueError("its compressed points are damaged")
-        length += 2
-        if start + length <= len(out):
-            out += out[start : start + length]
-        else:  # it copies what it writes
-            piece = bytes(out[start:])
-            out += (piece * (length // len(piece) + 1))[:length]
-    if len(out) != size:
-        raise ValueError("its compressed points are damaged")
-    return bytes(out)

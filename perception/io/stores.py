@@ -4,8 +4,7 @@ What is read is mirrored below the user's cache; files of sensors are fetched wh
 written below the cache and put into the store in the end. Access is configured as for any client of the store, such as
 by AWS_ENDPOINT_URL.
 
-fsspec's clients transfer. Its `rsync` and `filecache` compare sizes and times, keep one index that processes overwrite,
-and fetch a batch again if one file of it fails; so versions, retries of single files and their order are kept here.
+fsspec's clients transfer. Versions, retries of single files and their order are kept here (docs/libraries.md).
 """
 
 from __future__ import annotations

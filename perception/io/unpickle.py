@@ -21,8 +21,7 @@ from perception.errors import InputError
 # This is Python's own unpickler with an allow-list of globals: the few that numpy arrays need, replaced by functions
 # of this file, so that nothing is imported. States are given to what stands for numpy's objects alone, and are
 # checked: numpy itself takes a type with fields outside of its items, or changes the type that all arrays share. The
-# unpickler is the one in Python, because the one in C allocates a memo of any size that a damaged file states: 1 GB
-# for ten bytes.
+# unpickler is the one in Python, because the one in C allocates a memo of any size that a damaged file states.
 #
 # Format: `pickletools` of the standard library, protocols 2 to 5; arrays as numpy 1 (`numpy.core`) and 2
 # (`numpy._core`) write them.
@@ -91,10 +90,12 @@ def size_of(shape: Any) -> int:
 
 
 class Inert:
-    """Stands for an object of a file; its state is checked and kept, and nothing else happens."""
+    """Stands for an object of a file; its state is kept, and nothing else happens."""
+
+    state: Any = None
 
     def build(self, state: Any) -> None:
-        raise NotImplementedError
+        self.state = state
 
 
 class Dtype(Inert):
@@ -248,22 +249,14 @@ def _decompressed(path: Path) -> bytes:
 
 
 class _ObjectType(Inert):
-    """The dtype of an array of text or mixed values."""
-
-    def build(self, state: Any) -> None:
-        pass  # always the same
+    """The dtype of an array of text or mixed values; its state is always the same."""
 
 
 class _Manager(Inert):
     """Stands for pandas' BlockManager."""
 
-    state: Any = None
 
-    def build(self, state: Any) -> None:
-        self.state = state
-
-
-class _DataFrame(_Manager):
+class _DataFrame(Inert):
     """Stands for pandas' DataFrame."""
 
 

@@ -13,12 +13,12 @@ import os
 import signal
 import socket
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -66,23 +66,21 @@ def open_pool(
     return Pool(backend, ahead, died)
 
 
-class Worker(ABC):
+@dataclass(eq=False)
+class Worker:
     """A process. Its results are values, or an InputError that was raised there.
 
     Attributes:
         number: different from those of all workers that live at the same time.
         pending: results of its start and its items by index, in order, until they are taken.
+        submit: a call and an item.
+        close: ends the process; True: at once, False: after its item.
     """
 
-    def __init__(self, number: int, start: Future[Any]) -> None:
-        self.number, self.pending = number, {START: start}
-
-    @abstractmethod
-    def submit(self, call: Call, item: Any) -> Future[Any]: ...
-
-    @abstractmethod
-    def close(self, at_once: bool) -> None:
-        """End the process, `at_once` or after its item."""
+    number: int
+    pending: dict[int, Future[Any]]
+    submit: Callable[[Call, Any], Future[Any]]
+    close: Callable[[bool], None]
 
     @property
     def first(self) -> tuple[int, Future[Any]]:
@@ -121,7 +119,7 @@ class Pool(Generic[State]):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for worker in self._workers:
-            worker.close(at_once=kind is not None)
+            worker.close(kind is not None)
         self._backend.close()
 
     def in_order(
@@ -193,7 +191,7 @@ class Pool(Generic[State]):
     def _bury(self, worker: Worker, item: str | None, error: Exception, deaths: int) -> None:
         """Remove a dead worker; InputError if its item (None: its start) has had ATTEMPTS deaths."""
         self._workers.remove(worker)
-        worker.close(at_once=True)
+        worker.close(True)
         if item is not None:
             self._died(item)
         if deaths == ATTEMPTS:
@@ -206,32 +204,32 @@ class Pool(Generic[State]):
 
 
 def _processes(make_state: Callable[[], Any], jobs: int, ahead: int) -> Backend:
-    start, advice = partial(_Process, make_state), "if memory is short, use fewer --jobs"
+    start, advice = partial(_process, make_state), "if memory is short, use fewer --jobs"
     return Backend(start, lambda: jobs, ahead * jobs, BrokenProcessPool, advice)
 
 
-class _Process(Worker):
-    def __init__(self, make_state: Callable[[], Any], number: int) -> None:
-        context = multiprocessing.get_context("spawn")  # threads of torch and of engines do not survive a fork
-        self._pool = ProcessPoolExecutor(1, context, _guard)
-        others = multiprocessing.active_children()
-        with _one_thread():  # the process starts with its first call
-            super().__init__(number, self._pool.submit(_begin, make_state, number))
-        self._children = [child for child in multiprocessing.active_children() if child not in others]
+def _process(make_state: Callable[[], Any], number: int) -> Worker:
+    context = multiprocessing.get_context("spawn")  # threads of torch and of engines do not survive a fork
+    pool = ProcessPoolExecutor(1, context, _guard)
+    others = multiprocessing.active_children()
+    with _one_thread():  # the process starts with its first call
+        begun = pool.submit(_begin, make_state, number)
+    children = [child for child in multiprocessing.active_children() if child not in others]
 
-    def submit(self, call: Call, item: Any) -> Future[Any]:
+    def submit(call: Call, item: Any) -> Future[Any]:
         try:
-            return self._pool.submit(_call, call, item)
+            return pool.submit(_call, call, item)
         except BrokenProcessPool as error:  # it died since the last call
             lost: Future[Any] = Future()
             lost.set_exception(error)
             return lost
 
-    def close(self, at_once: bool) -> None:
-        if at_once:
-            for child in self._children:
-                child.kill()
-        self._pool.shutdown(cancel_futures=True)
+    def close(at_once: bool) -> None:
+        for child in children if at_once else ():
+            child.kill()
+        pool.shutdown(cancel_futures=True)
+
+    return Worker(number, {START: begun}, submit, close)
 
 
 @contextmanager
@@ -305,28 +303,21 @@ def _cluster(make_state: Callable[[], Any], address: str) -> Backend:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--ray {address}: cannot connect to the cluster ({reason}); start it first") from None
     environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-    actor, given = ray.remote(num_cpus=1, runtime_env=environment)(_Actor), ray.put(make_state)
+    actors, given = ray.remote(num_cpus=1, runtime_env=environment)(_Actor), ray.put(make_state)
+
+    def start(number: int) -> Worker:
+        actor = actors.remote(given, number)  # Ray ends its process when nobody holds it any more
+        submit = lambda call, item: actor.call.remote(call, item).future()  # noqa: E731
+        return Worker(number, {START: actor.ready.remote().future()}, submit, lambda at_once: None)
+
     return Backend(
-        lambda number: _RayWorker(number, actor.remote(given, number)),
+        start,
         lambda: max(1, int(ray.cluster_resources().get("CPU", 0))),  # the first machine may join later
         CLUSTER_WINDOW,
         RayActorError,
         "look for lack of memory, and install the same version on all machines",
         ray.shutdown,
     )
-
-
-class _RayWorker(Worker):
-    def __init__(self, number: int, actor: Any) -> None:
-        self._actor = actor
-        super().__init__(number, actor.ready.remote().future())
-
-    def submit(self, call: Call, item: Any) -> Future[Any]:
-        done: Future[Any] = self._actor.call.remote(call, item).future()
-        return done
-
-    def close(self, at_once: bool) -> None:
-        """Ray ends a process whose actor nobody holds."""
 
 
 class _Actor:

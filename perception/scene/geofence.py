@@ -95,7 +95,7 @@ def load_geofences(path: Path, conditions: Mapping[str, Sequence[str]]) -> Geofe
     for number, feature in enumerate(features):
         try:
             fences.append(_fence(feature, conditions))
-        except _Invalid as error:
+        except InputError as error:
             raise InputError(f"{path}: features.{number}: {error}") from None
     fences = [fence for fence in fences if fence.conditions]
     if not fences:
@@ -103,26 +103,22 @@ def load_geofences(path: Path, conditions: Mapping[str, Sequence[str]]) -> Geofe
     return Geofences(fences, hashlib.sha256(data).hexdigest())
 
 
-class _Invalid(ValueError):
-    """What is wrong with a feature."""
-
-
 def _fence(feature: Any, conditions: Mapping[str, Sequence[str]]) -> Geofence:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
-        raise _Invalid("not a Feature")
+        raise InputError("not a Feature")
     properties, geometry = feature.get("properties") or {}, feature.get("geometry")
     if not isinstance(properties, dict):
-        raise _Invalid("properties are not an object")
+        raise InputError("properties are not an object")
     named = {kind: properties[kind] for kind in conditions if properties.get(kind) is not None}
     for kind, value in named.items():
         if value not in conditions[kind]:
-            raise _Invalid(f"{kind} {json.dumps(value)[:60]} is none of {', '.join(conditions[kind])}")
+            raise InputError(f"{kind} {json.dumps(value)[:60]} is none of {', '.join(conditions[kind])}")
     locations = properties.get(LOCATION) or []
     locations = [locations] if isinstance(locations, str) else locations
     if not isinstance(locations, list) or not all(isinstance(each, str) for each in locations):
-        raise _Invalid(f"{LOCATION} is neither a name nor a list of names")
+        raise InputError(f"{LOCATION} is neither a name nor a list of names")
     if geometry is None and named and not locations:
-        raise _Invalid(f"neither a geometry nor a {LOCATION}")
+        raise InputError(f"neither a geometry nor a {LOCATION}")
     area = _area(geometry) if geometry is not None and named else None
     return Geofence(named, frozenset(locations) - {""}, area)
 
@@ -130,37 +126,19 @@ def _fence(feature: Any, conditions: Mapping[str, Sequence[str]]) -> Geofence:
 def _area(geometry: Any) -> shapely.Geometry:
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind not in ("Polygon", "MultiPolygon"):
-        raise _Invalid(f"the geometry is a {kind}, not a Polygon or MultiPolygon")
-    coordinates = geometry.get("coordinates")
-    polygons = [coordinates] if kind == "Polygon" else coordinates
-    if not isinstance(polygons, list) or not polygons:
-        raise _Invalid("no coordinates")
-    parts = []
-    for polygon in polygons:
-        if not isinstance(polygon, list) or not polygon:
-            raise _Invalid("a polygon is not a list of rings")
-        shell, *holes = map(_ring, polygon)
-        parts.append(shapely.Polygon(shell, holes))
-    area = parts[0] if kind == "Polygon" else shapely.MultiPolygon(parts)
-    if not shapely.is_valid(area) or not area.area > 0:
-        raise _Invalid(f"not a valid polygon ({shapely.is_valid_reason(area)}); draw it without crossing itself")
-    return area
-
-
-def _ring(positions: Any) -> np.ndarray:
-    """(N, 2) longitude, latitude of a closed ring."""
-    pairs = [each[:2] if isinstance(each, list) else [] for each in positions] if isinstance(positions, list) else []
-    numbers = all(type(number) in (int, float) for pair in pairs for number in pair)
-    if len(pairs) < 4 or not numbers or any(len(pair) != 2 for pair in pairs):
-        raise _Invalid("a ring is not a list of at least four positions [longitude, latitude]")
-    if any(not (-180 <= longitude <= 180 and -90 <= latitude <= 90) for longitude, latitude in pairs):
-        raise _Invalid("a position is beyond longitude 180 or latitude 90; GeoJSON has the longitude first")
-    ring = np.array(pairs, np.float64)
-    if (ring[0] != ring[-1]).any():
-        raise _Invalid("a ring is not closed; repeat its first position at its end")
-    if (np.abs(np.diff(ring[:, 0])) > 180).any():
-        raise _Invalid(
+        raise InputError(f"the geometry is a {kind}, not a Polygon or MultiPolygon")
+    try:
+        area = shapely.from_geojson(json.dumps(geometry))
+    except shapely.GEOSException as error:
+        raise InputError(f"not a {kind} of GeoJSON ({' '.join(str(error).split())})") from None
+    if (np.abs(shapely.get_coordinates(area)) > (180, 90)).any():
+        raise InputError("a position is beyond longitude 180 or latitude 90; GeoJSON has the longitude first")
+    rings = [ring for polygon in shapely.get_parts(area) for ring in (polygon.exterior, *polygon.interiors)]
+    if any((np.abs(np.diff(shapely.get_coordinates(ring)[:, 0])) > 180).any() for ring in rings):
+        raise InputError(
             "an edge spans more than 180 degrees of longitude; cut an area that crosses the antimeridian there "
             "(RFC 7946, 3.1.9)"
         )
-    return ring
+    if not shapely.is_valid(area) or not area.area > 0:
+        raise InputError(f"not a valid polygon ({shapely.is_valid_reason(area)}); draw it without crossing itself")
+    return area

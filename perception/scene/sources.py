@@ -12,8 +12,9 @@ Without a file: tags, then what the tasks recognised in the previous frame.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,11 +120,8 @@ class Daylight:
         here = next((i for i, band in enumerate(self.bands) if now >= band.above), None)
         if here is None:
             return {}
-        if names[here] is not None:
-            likely = {names[here]}
-        else:
-            above, below = names[:here][::-1], names[here:]
-            likely = {name for side in (above, below) if (name := next(filter(None, side), None)) is not None}
+        sides = names[here::-1], names[here:]  # both begin with this band
+        likely = {next(filter(None, side), None) for side in sides} - {None}
         return {self.kind: [float(value in likely) / len(likely) for value in self.values]} if likely else {}
 
     def _name(self, band: Band, rises: bool) -> str | None:
@@ -132,78 +130,28 @@ class Daylight:
         return next((name for name in names if name in self.values), None)
 
 
-class Source(ABC):
+@dataclass(frozen=True)
+class Source:
     """A source of evidence.
 
     Attributes:
-        about: all that its evidence depends on besides the frames, for the provenance of a replay.
+        evidence: observations at a frame, from it and what the tasks recognised in the previous frame.
+        depends: what its evidence depends on besides the frames and the error rate.
+        begin: forgets what is remembered of a drive, before another one.
     """
 
-    def __init__(self, name: str, error_rate: float = ERROR_RATE, about: str = "") -> None:
-        self.name, self.error_rate = name, error_rate
-        rate = "" if error_rate == ERROR_RATE else f"wrong in {error_rate:g}"
-        more = ", ".join(filter(None, (about, rate)))
-        self.about = f"{name} ({more})" if more else name
+    name: str
+    error_rate: float
+    evidence: Callable[[Frame, Sequence[Evidence]], Sequence[Evidence]]
+    depends: str = ""
+    begin: Callable[[], None] = lambda: None
 
-    @abstractmethod
-    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        """Observations at a frame.
-
-        Args:
-            recognised: by the tasks in the previous frame.
-        """
-
-    def begin(self) -> None:  # noqa: B027 - most sources remember nothing
-        """Forget what is remembered of a drive, before another one."""
-
-
-class _Tags(Source):
-    def __init__(self, conditions: Vocabulary, error_rate: float = ERROR_RATE) -> None:
-        super().__init__("tags", error_rate)
-        self._conditions = conditions
-
-    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        return [tagged(frame.conditions, self._conditions)]
-
-
-class _Recognised(Source):
-    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        return recognised
-
-
-class _Sun(Source):
-    def __init__(self, config: SunConfig, conditions: Vocabulary) -> None:
-        if config.kind not in conditions:
-            raise InputError(f"{config.kind} is no kind of condition; there are {', '.join(conditions)}")
-        bands = ", ".join(f"{'/'.join(filter(None, (b.value, b.rising)))} {b.above:g}" for b in config.bands)
-        super().__init__("sun", config.error_rate, "" if config.bands == BANDS else f"{config.kind}: {bands}")
-        self._daylight = Daylight(config.kind, conditions[config.kind], config.bands)
-
-    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        return [self._daylight.evidence(frame)]
-
-
-class _Geofences(Source):
-    def __init__(self, config: GeofencesConfig, folder: Path, conditions: Vocabulary) -> None:
-        path = folder / config.file
-        self._geofences, self._conditions = load_geofences(path, conditions), conditions
-        super().__init__("geofences", config.error_rate, f"{path.name} {self._geofences.sha256[:16]}")
-
-    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        found = self._geofences.at(frame.position, frame.location)
-        return [{kind: [float(each == value) for each in self._conditions[kind]] for kind, value in found.items()}]
-
-
-class _Signals(Source):
-    def __init__(self, config: SignalsConfig, conditions: Vocabulary) -> None:
-        super().__init__("signals", config.error_rate, config.about)
-        self._signals = Signals(config, conditions)
-
-    def begin(self) -> None:
-        self._signals.begin()
-
-    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        return self._signals.evidence(frame)
+    @property
+    def about(self) -> str:
+        """All that its evidence depends on besides the frames, for the provenance of a replay."""
+        rate = "" if self.error_rate == ERROR_RATE else f"wrong in {self.error_rate:g}"
+        more = ", ".join(filter(None, (self.depends, rate)))
+        return f"{self.name} ({more})" if more else self.name
 
 
 class TagsConfig(SourceConfig):
@@ -233,13 +181,11 @@ class GeofencesConfig(SourceConfig):
     file: str  # GeoJSON, relative to the YAML file
 
 
+AnyConfig = TagsConfig | SunConfig | GeofencesConfig | SignalsConfig | RecognisedConfig
+
+
 class EvidenceConfig(Section):
-    sources: tuple[
-        Annotated[
-            TagsConfig | SunConfig | GeofencesConfig | SignalsConfig | RecognisedConfig, Field(discriminator="source")
-        ],
-        ...,
-    ] = Field(min_length=1, strict=False)
+    sources: tuple[Annotated[AnyConfig, Field(discriminator="source")], ...] = Field(min_length=1, strict=False)
 
 
 class Sources:
@@ -280,7 +226,8 @@ class Sources:
 
 def default_sources(conditions: Vocabulary) -> Sources:
     """Tags, then what the tasks recognise."""
-    return Sources([_Tags(conditions), _Recognised("recognised")])
+    configs = TagsConfig(source="tags"), RecognisedConfig(source="recognised")
+    return Sources([_opened(each, Path(), conditions) for each in configs])
 
 
 def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
@@ -309,18 +256,28 @@ def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
     return Sources(sources, signals)
 
 
-def _opened(config: SourceConfig, folder: Path, conditions: Vocabulary) -> Source:
+def _opened(config: AnyConfig, folder: Path, conditions: Vocabulary) -> Source:
+    opened = partial(Source, config.source, config.error_rate)
     match config:
-        case SunConfig():
-            return _Sun(config, conditions)
-        case GeofencesConfig():
-            return _Geofences(config, folder, conditions)
-        case SignalsConfig():
-            return _Signals(config, conditions)
         case TagsConfig():
-            return _Tags(conditions, config.error_rate)
-        case _:
-            return _Recognised("recognised", config.error_rate)
+            return opened(lambda frame, _: [tagged(frame.conditions, conditions)])
+        case SunConfig(kind=kind, bands=bands):
+            if kind not in conditions:
+                raise InputError(f"{kind} is no kind of condition; there are {', '.join(conditions)}")
+            daylight = Daylight(kind, conditions[kind], bands)
+            limits = ", ".join(f"{'/'.join(filter(None, (b.value, b.rising)))} {b.above:g}" for b in bands)
+            return opened(lambda frame, _: [daylight.evidence(frame)], "" if bands == BANDS else f"{kind}: {limits}")
+        case GeofencesConfig(file=file):
+            fences = load_geofences(folder / file, conditions)
+            return opened(
+                lambda frame, _: [tagged(fences.at(frame.position, frame.location), conditions)],
+                f"{(folder / file).name} {fences.sha256[:16]}",
+            )
+        case SignalsConfig():
+            signals = Signals(config, conditions)
+            return opened(lambda frame, _: signals.evidence(frame), config.about, signals.begin)
+        case RecognisedConfig():
+            return opened(lambda _, recognised: recognised)
 
 
 def _decides(observations: Sequence[Sequence[float]]) -> bool:

@@ -27,7 +27,7 @@ from deploy.golden import Arrays, clear_detections, differences, match_detection
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
-from deploy.precision.convert import LARGEST_ERROR, blocks, sensitivity, to_half
+from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, sensitivity, to_half
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.measure import MARGIN, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
@@ -284,7 +284,7 @@ def test_blocks_are_the_parts_of_the_model() -> None:
 def test_a_block_that_hurts_stays_in_fp32() -> None:
     """One channel between two layers of a block a thousand times the size, and back: FP32 computes the same."""
     frames, measured = [lowered.frame(1)], lowered.measured("folded")
-    before = {b.name: b for b in sensitivity(single(), measured, frames)}
+    before = {b.name: b for b in sensitivity(Errors(single(), measured, frames))}
     first, second = (f"model.trunk.stages.2.{i}.conv.layer.weight" for i in (1, 2))
 
     def grown(values: np.ndarray) -> np.ndarray:
@@ -298,7 +298,7 @@ def test_a_block_that_hurts_stays_in_fp32() -> None:
     graph = lowered.changed(single(), {first: grown, f"{first}_bias": grown, second: shrunk})
     same = (lowered.run(each, frames[0]) for each in (single(), graph))
     assert differences(*same, uniform_tolerances(1e-2, tasks())) == []
-    after = {b.name: b for b in sensitivity(graph, ranges(graph, measured, frames), frames)}
+    after = {b.name: b for b in sensitivity(Errors(graph, ranges(graph, measured, frames), frames))}
     assert before["trunk.stages.2"].error < LARGEST_ERROR < after["trunk.stages.2"].error
     assert (before["trunk.stages.2"].precision, after["trunk.stages.2"].precision) == ("int8", "fp32")
     assert after["heads.map"].precision == "int8"

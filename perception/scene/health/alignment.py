@@ -167,23 +167,17 @@ YAWS = STEP * np.arange(-REACH, REACH + 1)  # rad, of the LiDAR about the vertic
 TILTS = np.radians(np.arange(-3.0, 3.1))  # rad, of the LiDAR about the horizontal axes
 
 
-@dataclass(frozen=True)
-class AlignmentLimits:
-    """Cameras against a LiDAR. A rotation is reported if it fits better than all tolerated ones by `min_gain` and
-    `min_agreement`."""
+# A rotation is reported if it fits better than all tolerated ones by MIN_GAIN and MIN_AGREEMENT.
+MIN_MOTION = 1.0  # m, and
+MIN_INTERVAL = 0.4  # s between evaluated frames, so that their edges differ
+KEPT = 0.85  # of the sum over earlier frames, at each frame: the last six or seven count
+MIN_FRAMES = 3
+TOLERANCE = math.radians(0.9)
+MIN_GAIN = 1.4  # relative to the square root of the number of points
+MIN_AGREEMENT = 2.0  # sum of the gains of image parts relative to their norm: at least four parts agree
+HYSTERESIS = 0.5  # factor of both limits for rotations that were reported in the frame before
+MIN_CAMERAS = 3  # and more than half of them: a rotation that they share is the LiDAR's
 
-    min_motion: float = 1.0  # m, and
-    min_interval: float = 0.4  # s between evaluated frames, so that their edges differ
-    forgetting: float = 0.15  # of the sum over earlier frames, at each frame: the last six or seven count
-    min_frames: int = 3
-    tolerance: float = 0.9  # degrees
-    min_gain: float = 1.4  # relative to the square root of the number of points
-    min_agreement: float = 2.0  # sum of the gains of image parts relative to their norm: at least four parts agree
-    hysteresis: float = 0.5  # factor of both limits for rotations that were reported in the frame before
-    min_cameras: int = 3  # and more than half of them: a rotation that they share is the LiDAR's
-
-
-_LIMITS = AlignmentLimits()
 _DOWN, _RIGHT = STEP * np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1]  # rad, of every shift of an image
 
 
@@ -200,9 +194,8 @@ class _Fit:
         global_from_camera = camera.global_from_ego @ camera.ego_from_camera
         camera_from_vehicle = np.linalg.inv(global_from_camera) @ frame.global_from_ego
         parts, points = fit(camera, camera_from_vehicle, edges, limits)
-        kept = 1 - _LIMITS.forgetting
-        self.parts = kept * self.parts + parts
-        self.points = kept * self.points + points
+        self.parts = KEPT * self.parts + parts
+        self.points = KEPT * self.points + points
         self.frames, self.vehicle_from_camera = self.frames + 1, camera.ego_from_camera[:3, :3]
 
 
@@ -242,78 +235,73 @@ class Alignment:
     def _moved(self, frame: Frame) -> bool:
         """Whether the vehicle has moved since the start of the last round; if so, a new round begins."""
         time, position = self._round_start or (-math.inf, np.full(3, np.inf))
-        here, limits = frame.global_from_ego[:3, 3], _LIMITS
-        distance = np.linalg.norm(here - position)
-        if abs(frame.timestamp - time) <= 1e6 * limits.min_interval or distance <= limits.min_motion:
+        here = frame.global_from_ego[:3, 3]
+        if abs(frame.timestamp - time) <= 1e6 * MIN_INTERVAL or np.linalg.norm(here - position) <= MIN_MOTION:
             return False
         self._round_start = frame.timestamp, here
         return True
 
     def _update_findings(self) -> None:
-        hysteresis, min_frames = _LIMITS.hysteresis, _LIMITS.min_frames
-        known = {name: each for name, each in self._fits.items() if each.frames >= min_frames}
-        common, evidence = self._common(list(known.values()))
-        self.loads, self.lidar_load = {}, evidence if self.lidar is None else evidence / hysteresis
+        known = {name: each for name, each in self._fits.items() if each.frames >= MIN_FRAMES}
+        common, evidence = _common(list(known.values()))
+        self.loads, self.lidar_load = {}, evidence if self.lidar is None else evidence / HYSTERESIS
         self.lidar = math.degrees(np.linalg.norm(common)) if self.lidar_load > 1 else None
         before, self.cameras = self.cameras, {}
         for name, each in known.items():
-            degrees, evidence = self._rotation(each, common)
-            self.loads[name] = evidence / hysteresis if name in before else evidence
+            degrees, evidence = _rotation(each, common)
+            self.loads[name] = evidence / HYSTERESIS if name in before else evidence
             if self.loads[name] > 1:
                 self.cameras[name] = degrees
 
-    def _rotation(self, camera: _Fit, common: np.ndarray) -> tuple[float, float]:
-        """Rotation in degrees of a camera against a LiDAR that is itself rotated by `common` (3,), and its evidence."""
-        down, right = _shift(camera.vehicle_from_camera, common)
-        away, fits = np.hypot(_DOWN - down, _RIGHT - right).ravel(), camera.parts.sum(axis=0).ravel()
-        best, tolerated = int(fits.argmax()), _argmax(fits, away <= self._tolerance)
-        gains = camera.parts.reshape(PARTS, -1)[:, [best, tolerated]]
-        return math.degrees(away[best]), self._evidence(gains[:, 0] - gains[:, 1], camera.points)
 
-    def _common(self, fits: list[_Fit]) -> tuple[np.ndarray, float]:
-        """Rotation vector (3,) rad of the LiDAR, in the vehicle's frame, on which most cameras agree, and its evidence.
-        Zero with too little agreement or evidence.
-        """
-        limits, none = _LIMITS, np.zeros(3)
-        if len(fits) < limits.min_cameras:
-            return none, 0.0
-        rotations = np.stack(np.meshgrid(TILTS, TILTS, YAWS, indexing="ij"), axis=-1).reshape(-1, 3)
-        places = []
-        for each in fits:
-            down, right = np.rint(_shift(each.vehicle_from_camera, rotations) / STEP).astype(np.int64) + REACH
-            places.append(down.clip(0, 2 * REACH) * SHIFTS + right.clip(0, 2 * REACH))
-        per_camera = [each.parts.sum(axis=0).ravel()[place] for each, place in zip(fits, places, strict=True)]
-        total = np.sum(per_camera, axis=0)
-        best = int(total.argmax())
-        tolerated = _argmax(total, np.linalg.norm(rotations, axis=1) <= self._tolerance)
-        gains, agreeing = [], 0
-        for each, place in zip(fits, places, strict=True):
-            parts = each.parts.reshape(PARTS, -1)[:, place[[best, tolerated]]]
-            gains.append(parts[:, 0] - parts[:, 1])
-            gains_enough = gains[-1].sum() > limits.hysteresis * limits.min_gain * math.sqrt(each.points)
-            agreeing += gains_enough and self._rotation(each, rotations[best])[1] <= limits.hysteresis
-        evidence = self._evidence(np.concatenate(gains), sum(each.points for each in fits))
-        if agreeing < limits.min_cameras or agreeing <= len(fits) / 2:
-            return none, min(evidence, agreeing / max(limits.min_cameras, len(fits) / 2))
-        return (rotations[best] if evidence > limits.hysteresis else none), evidence
+def _rotation(camera: _Fit, common: np.ndarray) -> tuple[float, float]:
+    """Rotation in degrees of a camera against a LiDAR that is itself rotated by `common` (3,), and its evidence."""
+    down, right = _shift(camera.vehicle_from_camera, common)
+    away, fits = np.hypot(_DOWN - down, _RIGHT - right).ravel(), camera.parts.sum(axis=0).ravel()
+    best, tolerated = int(fits.argmax()), _argmax(fits, away <= TOLERANCE)
+    gains = camera.parts.reshape(PARTS, -1)[:, [best, tolerated]]
+    return math.degrees(away[best]), _evidence(gains[:, 0] - gains[:, 1], camera.points)
 
-    @property
-    def _tolerance(self) -> float:
-        return math.radians(_LIMITS.tolerance)
 
-    def _evidence(self, gains: np.ndarray, points: float) -> float:
-        """Evidence of a rotation relative to the limit of a new finding, which is 1.
+def _common(fits: list[_Fit]) -> tuple[np.ndarray, float]:
+    """Rotation vector (3,) rad of the LiDAR, in the vehicle's frame, on which most cameras agree, and its evidence.
+    Zero with too little agreement or evidence.
+    """
+    none = np.zeros(3)
+    if len(fits) < MIN_CAMERAS:
+        return none, 0.0
+    rotations = np.stack(np.meshgrid(TILTS, TILTS, YAWS, indexing="ij"), axis=-1).reshape(-1, 3)
+    places = []
+    for each in fits:
+        down, right = np.rint(_shift(each.vehicle_from_camera, rotations) / STEP).astype(np.int64) + REACH
+        places.append(down.clip(0, 2 * REACH) * SHIFTS + right.clip(0, 2 * REACH))
+    per_camera = [each.parts.sum(axis=0).ravel()[place] for each, place in zip(fits, places, strict=True)]
+    total = np.sum(per_camera, axis=0)
+    best = int(total.argmax())
+    tolerated = _argmax(total, np.linalg.norm(rotations, axis=1) <= TOLERANCE)
+    gains, agreeing = [], 0
+    for each, place in zip(fits, places, strict=True):
+        parts = each.parts.reshape(PARTS, -1)[:, place[[best, tolerated]]]
+        gains.append(parts[:, 0] - parts[:, 1])
+        gains_enough = gains[-1].sum() > HYSTERESIS * MIN_GAIN * math.sqrt(each.points)
+        agreeing += gains_enough and _rotation(each, rotations[best])[1] <= HYSTERESIS
+    evidence = _evidence(np.concatenate(gains), sum(each.points for each in fits))
+    if agreeing < MIN_CAMERAS or agreeing <= len(fits) / 2:
+        return none, min(evidence, agreeing / max(MIN_CAMERAS, len(fits) / 2))
+    return (rotations[best] if evidence > HYSTERESIS else none), evidence
 
-        Args:
-            gains: (N,) by how much the rotation fits better than the best tolerated one, in each part.
-            points: number of points in all parts.
-        """
-        gain, limits = gains.sum(), _LIMITS
-        if gain <= 0:
-            return 0.0
-        return float(
-            min(gain / (limits.min_gain * math.sqrt(points)), gain / (limits.min_agreement * np.linalg.norm(gains)))
-        )
+
+def _evidence(gains: np.ndarray, points: float) -> float:
+    """Evidence of a rotation relative to the limit of a new finding, which is 1.
+
+    Args:
+        gains: (N,) by how much the rotation fits better than the best tolerated one, in each part.
+        points: number of points in all parts.
+    """
+    gain = gains.sum()
+    if gain <= 0:
+        return 0.0
+    return float(min(gain / (MIN_GAIN * math.sqrt(points)), gain / (MIN_AGREEMENT * np.linalg.norm(gains))))
 
 
 def _shift(vehicle_from_camera: np.ndarray, rotation: np.ndarray) -> np.ndarray:
