@@ -118,7 +118,7 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
     spec = InputSpec.of(config)
     annotations = hashlib.sha256()
     for token in tokens:
-        boxes = tables.truth(token).boxes()
+        boxes = tables.recording(token).annotated("boxes")
         for name in _STORED if boxes is not None else ():
             annotations.update(np.ascontiguousarray(getattr(boxes, name)).tobytes())
     content = {

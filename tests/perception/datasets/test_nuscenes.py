@@ -75,7 +75,7 @@ def oracle(keyframes: tuple[Path, str]) -> Oracle:
 def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
     seen = 0
     for sample in oracle.tables.samples():
-        boxes, anns = oracle.tables.truth(sample).boxes(), oracle.devkit.get("sample", sample)["anns"]
+        boxes, anns = oracle.tables.recording(sample).annotated("boxes"), oracle.devkit.get("sample", sample)["anns"]
         rows = [oracle.devkit.get("sample_annotation", annotation) for annotation in anns]
         ours = [row for row in rows if category_to_detection_name(row["category_name"])]
         assert len(boxes) == len(ours)
@@ -92,7 +92,7 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
             assert [ATTRIBUTES[a] for a in boxes.attributes[i : i + 1] if a >= 0] == names
             seen += 1
         others = [row["instance_token"] for row in rows if row not in ours]
-        assert oracle.tables.truth(sample).obstacles().instances.tolist() == others
+        assert oracle.tables.recording(sample).annotated("obstacles").instances.tolist() == others
     assert seen > 20
     for record in oracle.devkit.scene:  # samples are in order of time
         expected, sample = [], record["first_sample_token"]
@@ -214,19 +214,19 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
     root = write_annotated(tmp_path / "tiny")
     own, tables = NuScenesTables(root, VERSION), opened(root, joined)
     for sample in tables.samples():
-        rack = tables.truth(sample).obstacles()
+        rack = tables.recording(sample).annotated("obstacles")
         assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
         np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
         np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
-        assert tables.truth(sample).boxes().instances.tolist() == [
+        assert tables.recording(sample).annotated("boxes").instances.tolist() == [
             token("instance", "car"),
             token("instance", "walker"),
         ]
 
     first, second, third = tables.samples()
-    assert [tables.truth(sample).has_occupancy() for sample in tables.samples()] == [True, False, False]
-    assert tables.truth(second).occupancy() is None
-    found = tables.truth(first).occupancy()
+    assert [tables.recording(sample).exists("occupancy") for sample in tables.samples()] == [True, False, False]
+    assert tables.recording(second).annotated("occupancy") is None
+    found = tables.recording(first).annotated("occupancy")
     assert found.grid == VoxelGrid()
     assert occupancy_classes(NUSCENES)[17] == "free"
     with np.load(voxels_of(root)) as file:
@@ -237,7 +237,7 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
 
     names = [each.name for each in NUSCENES.point_classes]
     expected = {0: -1, 17: names.index("car"), 2: names.index("pedestrian"), 13: -1}
-    assert [tables.truth(sample).has_point_classes() for sample in tables.samples()] == [True, True, False]
+    assert [tables.recording(sample).has_point_classes() for sample in tables.samples()] == [True, True, False]
     for k, sample in enumerate((first, second)):
         frame = tables.frame(sample, Reads("lidar", sweeps=2, cameras=False))
         file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
@@ -261,11 +261,11 @@ def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
     (root / VERSION / "lidarseg.json").unlink()
     shutil.rmtree(root / "gts")
     tables, first = NuScenesTables(root, VERSION), token("sample", 0)
-    assert not tables.truth(first).has_point_classes()
-    assert not tables.truth(first).has_occupancy()
+    assert not tables.recording(first).has_point_classes()
+    assert not tables.recording(first).exists("occupancy")
     assert tables.frame(first).class_of_point is None
     (root / VERSION / "sample_annotation.json").write_text("[]")
-    assert NuScenesTables(root, VERSION).truth(first).obstacles() is None
+    assert NuScenesTables(root, VERSION).recording(first).annotated("obstacles") is None
 
 
 def test_classes_stay_with_the_points_of_joined_lidars() -> None:

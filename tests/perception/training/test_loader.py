@@ -176,7 +176,7 @@ def test_rare_classes_are_seen_more_often(tiny_root: Path) -> None:
     assert dataset.epoch_length == 4
     shown = Counter(dataset.token(position) for position in range(400))
     assert shown[rare] / 400 == pytest.approx((2 + 2 / 3) / 4, abs=0.02)
-    assert {CLASSES[label] for label in tables.truth(rare).boxes().labels} == {"car", "pedestrian"}
+    assert {CLASSES[label] for label in tables.recording(rare).annotated("boxes").labels} == {"car", "pedestrian"}
 
 
 def test_nothing_to_train_on(tiny_root: Path) -> None:
