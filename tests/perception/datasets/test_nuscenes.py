@@ -3,6 +3,7 @@ or by hand; positions are the devkit's."""
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,6 +256,44 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
     assert tables.frame(first, Reads(annotations=False)).class_of_point is None
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_truth_is_read_with_the_frame_and_stays(tmp_path: Path, joined: bool) -> None:
+    """Of the kinds that are asked for; a corruption takes the LiDAR away, and the data set is gone when it is used."""
+    root = write_annotated(tmp_path / "tiny")
+    tables, first = opened(root, joined), token("sample", 0)
+    recording, plain = tables.recording(first), tables.frame(first, Reads(sweeps=2))
+    expected = {kind: recording.annotated(kind) for kind in ("boxes", "obstacles", "bicycle_racks", "occupancy")}
+    path = [tables.frame(each, Reads("lidar")).global_from_reference[:3, 3] for each in tables.samples()]
+    expected["lidar_path"] = np.array(path)
+    reads = Reads(sweeps=2, annotations=False, truth=(*expected, "points", "map", "of another data set"))
+    frame = tables.frame(first, reads._replace(change=Frame.without_points))
+    shutil.rmtree(root)
+    assert frame.points is frame.class_of_point is frame.boxes is None
+    points, classes = frame.truth["points"]
+    np.testing.assert_array_equal(points, plain.keyframe_points)
+    np.testing.assert_array_equal(classes, plain.keyframe_classes)
+    assert {*frame.truth} == {*expected, "points"}  # there is no map
+    for kind in ("boxes", "obstacles", "occupancy"):
+        for name, value in vars(expected[kind]).items():
+            np.testing.assert_array_equal(getattr(frame.truth[kind], name), value)
+    assert frame.truth["bicycle_racks"] == expected["bicycle_racks"]
+    np.testing.assert_array_equal(frame.truth["lidar_path"], expected["lidar_path"])
+
+
+def test_truth_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    root, first = write_annotated(tmp_path / "tiny"), token("sample", 0)
+    voxels_of(root).write_bytes(b"")
+    labels_of(root, 0).unlink()
+    tables = NuScenesTables(root, VERSION)
+    assert {*tables.frame(first, Reads(annotations=False, truth=("boxes", "lidar_path"))).truth} == {
+        "boxes",
+        "lidar_path",
+    }
+    for kind, says in (("occupancy", "labels.npz"), ("points", "classes of points")):
+        with one_line_error(says=says):
+            tables.frame(first, Reads(annotations=False, truth=(kind,)))
+
+
 def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
     """Without the table of the classes of points, the folder that is left does not matter."""
     root = write_annotated(tmp_path / "tiny")
@@ -412,6 +451,17 @@ def test_a_location_without_a_map_and_a_damaged_one(tmp_path: Path) -> None:
     writer.layers["node"].pop(0)
     with one_line_error(r"boston-seaport.json: not a map .*KeyError: 'node0'"):
         writer.write(tmp_path)
+
+
+def test_a_map_goes_to_another_process_by_its_name(tmp_path: Path) -> None:
+    """Another content of the file is another map."""
+    area, frame, grid = _street().write(tmp_path), _frame(), BevGrid()
+    sent = pickle.dumps(area)
+    assert b"starts" not in sent  # of the edges
+    np.testing.assert_array_equal(pickle.loads(sent).rasterize(frame, grid), area.rasterize(frame, grid))
+    other = MapWriter()
+    other.area("walkway", other.polygon([(290.0, 290.0), (310.0, 290.0), (310.0, 310.0), (290.0, 310.0)]))
+    assert not other.write(tmp_path).rasterize(frame, grid)[0].any()
 
 
 def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
