@@ -176,6 +176,11 @@ class Recording:
         """What is annotated of a kind, as in `truth`; None: nothing is."""
         return self.truth[kind].read() if kind in self.truth else None
 
+    def read_truth(self, kinds: Iterable[str]) -> dict[str, Any]:
+        """Kind -> what is annotated of it, without the kinds of which nothing is."""
+        found = ((kind, self.annotated(kind)) for kind in kinds)
+        return {kind: each for kind, each in found if each is not None}
+
     def exists(self, kind: str) -> bool:
         """Whether there is something to read of a kind; reads no file of the keyframe."""
         return kind in self.truth and self.truth[kind].exists()
@@ -264,10 +269,9 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
     """
     reference = global_from_reference(recording.global_from_ego, recording.ego_from_lidar, reads.reference)
     reference_from_global = np.linalg.inv(reference)
-    truth = {kind: each for kind in reads.truth if (each := recording.annotated(kind)) is not None}
-    boxes = truth.get("boxes")
-    if reads.annotations and boxes is None:
-        boxes = recording.annotated("boxes")
+    truth, boxes = recording.read_truth(reads.truth), None
+    if reads.annotations:
+        boxes = truth["boxes"] if "boxes" in truth else recording.annotated("boxes")
     classified = reads.annotations or "points" in reads.truth
     cloud = _cloud(recording, reference_from_global, classified) if reads.lidar else Cloud()
     pictures = recording.pictures.items() if reads.cameras else ()
@@ -280,7 +284,7 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
         global_from_ego=recording.global_from_ego,
         cameras={name: camera for name, camera in cameras.items() if camera is not None},
         conditions=recording.conditions,
-        boxes=None if boxes is None or not reads.annotations else boxes.transformed(reference_from_global),
+        boxes=None if boxes is None else boxes.transformed(reference_from_global),
         scene=recording.scene,
         location=recording.location,
         position=recording.position,

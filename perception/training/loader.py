@@ -159,9 +159,7 @@ class FrameDataset(Dataset[Sample]):
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""
         if not self._truth:
             return frame
-        recording = self._tables.recording(frame.token)
-        truth = {kind: each for kind in self._truth if (each := recording.annotated(kind)) is not None}
-        return replace(frame, truth=truth)
+        return replace(frame, truth=self._tables.recording(frame.token).read_truth(self._truth))
 
     def _without_label_only_points(self, recorded: Frame) -> Frame:
         """The frame without points that only depth labels need."""
