@@ -18,7 +18,7 @@ from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
-from perception.tasks import configured, point_places, tasks_of
+from perception.tasks import configured, counted_truth, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
@@ -116,7 +116,8 @@ class Manifest(SelfHashed, NetworkFacts):
     @property
     def spec(self) -> InputSpec:
         """How a frame becomes the network's inputs."""
-        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, point_places(self.tasks))
+        places, truth = point_places(self.tasks), counted_truth(self.tasks)
+        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, places, truth)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -238,6 +238,8 @@ class Frame:
     signals: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
     # (N,) uint8: 0 for points of the keyframe's sweep of each LiDAR, 1 and more for earlier ones; required with points.
     sweep_of_point: np.ndarray | None = None
+    # Kind of truth (`Recording.truth`) -> what is annotated, as recorded: it stays when data and boxes are changed.
+    truth: Mapping[str, Any] = field(default_factory=dict)
 
     def _per_point(self) -> dict[str, np.ndarray]:
         return {name: each for name in PER_POINT if (each := getattr(self, name)) is not None}

@@ -111,7 +111,7 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     samples, rows = tables.samples(), []
     frames = [tables.frame(token, Reads(lidar=False, cameras=False, annotations=False)) for token in samples]
     for i, token in enumerate(samples):
-        boxes = tables.truth(token).boxes() or Boxes.none()
+        boxes = tables.recording(token).annotated("boxes") or Boxes.none()
         rows.append(
             np.column_stack(
                 [
@@ -121,8 +121,8 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
             )
         )  # fmt: skip
     egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
-    truths = enumerate(map(tables.truth, samples))
-    racks = np.array([[i, *rack] for i, truth in truths for rack in truth.bicycle_racks()]).reshape(-1, 11)
+    by_frame = enumerate(tables.recording(token).annotated("bicycle_racks") for token in samples)
+    racks = np.array([[i, *rack] for i, own in by_frame for rack in own]).reshape(-1, 11)
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
     detections = read_submission(submission, {token: i for i, token in enumerate(samples)}, NUSCENES)
     truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks, NUSCENES)

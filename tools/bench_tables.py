@@ -159,7 +159,7 @@ def _open(root: Path) -> dict[str, float]:
     start = time.perf_counter()
     tables = NuScenesTables(root, VERSION)
     opened = time.perf_counter() - start
-    assert tables.truth(tables.samples()[-1]).boxes() is not None
+    assert tables.recording(tables.samples()[-1]).annotated("boxes") is not None
     seconds = time.perf_counter() - start
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return {"open_seconds": opened, "with_boxes_seconds": seconds, "megabytes": float(peak.split()[1]) / 1e3}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes, Reads, Truth
+from perception.datasets.keyframes import NO_SENSORS, Keyframes, Reads, Recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame, Prediction
@@ -53,8 +53,8 @@ class TwoViews:
     def scene(self, token: str) -> str:
         return self._drives.scene(token.removesuffix(REAR))
 
-    def truth(self, token: str) -> Truth:
-        return self._drives.truth(token.removesuffix(REAR))
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
+        return self._drives.recording(token.removesuffix(REAR), reads)
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         frame = self._drives.frame(token.removesuffix(REAR), reads)

@@ -65,7 +65,8 @@ def scene_obstacles(run: Path, drives: Keyframes, scenes: Sequence[str]) -> dict
         counts = [DriveCount(probability) for probability in CURVE]
         annotated, places = set[str](), []
         for frame, seen in _perceived(predictor, drives, scene):
-            obstacles, objects = drives.truth(frame.token).obstacles(), drives.truth(frame.token).boxes()
+            recording = drives.recording(frame.token)
+            obstacles, objects = recording.annotated("obstacles"), recording.annotated("boxes")
             assert obstacles is not None
             assert objects is not None
             ego = frame.global_from_ego[:2, 3]

@@ -144,7 +144,7 @@ def reduced(frame: Frame, width: int) -> Frame:
         black = np.broadcast_to(np.uint8(0), camera.image.shape)
         cameras[name] = replace(camera, image=black, file=JpegFile(camera.jpeg or small_jpeg(camera, width), black))
     frame = frame if frame.points is None else frame.select_points(frame.of_keyframe)
-    return replace(frame, cameras=cameras)
+    return replace(frame, cameras=cameras, truth={})
 
 
 def small_jpeg(camera: Camera, width: int, reduced: bool = False) -> bytes:

@@ -76,7 +76,7 @@ class Player:
         clock = RealTime() if self.settings.real_time and measured is None else None
         self.runtime.scene.restart()
         with frozen_objects(), ExitStack() as files:
-            writers = open_writers(files, folder, self.runtime.bundle.manifest, drive.tables, self.viewers)
+            writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewers)
             background = files.enter_context(BackgroundWriter())
             for taken in files.enter_context(closing(prefetch(self._frames(drive)))):
                 admitted, seen = self._step(taken, clock)

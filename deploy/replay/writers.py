@@ -16,7 +16,6 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay.results import STATISTICS, VIEWERS
-from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Frame, Prediction
 from perception.io.files import atomic_file, jsonable
@@ -32,14 +31,11 @@ class StatisticsWriter:
     Args:
         sensors: those that the network takes, of "camera" and "lidar".
         tasks: the network's tasks by name.
-        source: of the annotations; None if the drive has none.
     """
 
-    def __init__(
-        self, file: BinaryIO, sensors: Sequence[str], tasks: Mapping[str, Task[Any]], source: Keyframes | None
-    ) -> None:
+    def __init__(self, file: BinaryIO, sensors: Sequence[str], tasks: Mapping[str, Task[Any]]) -> None:
         self._file, self._sensors = file, set(sensors)
-        self._metrics = {name: task.metric(task.taxonomy, task.grid, source) for name, task in tasks.items()}
+        self._metrics = {name: task.metric(task.taxonomy, task.grid) for name, task in tasks.items()}
 
     def add(self, frame: Frame, prediction: Prediction) -> None:
         """Write the line of a frame."""
@@ -114,13 +110,10 @@ class Writers(NamedTuple):
         self.statistics.add(frame, seen.prediction)
 
 
-def open_writers(
-    files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[ViewerWriter]
-) -> Writers:
+def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewers: Sequence[ViewerWriter]) -> Writers:
     """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed.
 
     Args:
-        source: of the annotations; None if the drive has none.
         viewers: of the whole replay.
 
     Raises:
@@ -130,9 +123,7 @@ def open_writers(
     own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}
     return Writers(
         {name: files.enter_context(writer) for name, writer in own.items() if writer is not None},
-        StatisticsWriter(
-            files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks, source
-        ),
+        StatisticsWriter(files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks),
         viewers,
     )
 

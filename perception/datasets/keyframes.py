@@ -6,24 +6,21 @@ A data set gives a `Recording` of each keyframe; `assemble` reads the sensor fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
 from perception.datasets.files import Stamp, read_cloud, read_image, stamp
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, Conditions, Frame, reduced_intrinsics
-from perception.grid import Occupancy, Reference
+from perception.frame import Camera, Conditions, Frame, reduced_intrinsics
+from perception.grid import Reference
 from perception.rig import Box, Rig
 from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, join_lidars
 from perception.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from perception.datasets.nuscenes.map_expansion import MapExpansion
 
 Paths = Mapping[int, tuple[np.ndarray, np.ndarray]]  # LiDAR -> (M,) times, us, ascending, and (M, 3) places, m, global
 
@@ -34,11 +31,13 @@ class Reads(NamedTuple):
     Attributes:
         reference: the frame of reference of points and boxes, at the LiDAR's time.
         sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
-        annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
+        annotations: whether to read the boxes, and the classes of points if the taxonomy has some, into the fields of
+            the frame that change with its data.
         lidar: whether to read the LiDAR.
         cameras: whether to read the images.
         least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
-        change: made to the frame that was read, such as a corruption; None: none.
+        change: made to the frame that was read, such as a corruption; None: none. The truth stays.
+        truth: kinds of truth to read, see `Recording`.
     """
 
     reference: Reference = "ego"
@@ -48,6 +47,10 @@ class Reads(NamedTuple):
     cameras: bool = True
     least_width: int = 0
     change: Callable[[Frame], Frame] | None = None
+    truth: tuple[str, ...] = ()
+
+
+NO_SENSORS = Reads(annotations=False, lidar=False, cameras=False)
 
 
 class SweepFile(NamedTuple):
@@ -102,30 +105,27 @@ class Picture(NamedTuple):
     distortion: np.ndarray | None = None
 
 
-def _nothing() -> None:
-    return None
+def _yes() -> bool:
+    return True
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The annotations of a keyframe by kind, read when they are called for. What a data set has not stays as it is.
+class Annotation(NamedTuple):
+    """What is annotated of one kind in a keyframe.
 
     Attributes:
-        boxes: of the taxonomy's classes, in the global frame; None if the data set has no annotations.
-        obstacles: of objects of none of the classes, with the label -1.
-        bicycle_racks: each x y z, width length height (m), rotation w x y z, in the global frame. The detection metric
-            ignores bicycles and motorcycles inside them.
-        has_point_classes: whether `Frame.class_of_point` is annotated; reads no sensor file.
-        has_occupancy: whether the voxels are annotated; reads no file.
-        occupancy: voxels in the ego frame at the keyframe's time; None if they are not annotated.
+        read: gives it; None where nothing is annotated.
+        exists: whether there is something to read; reads no file of the keyframe.
     """
 
-    boxes: Callable[[], Boxes | None] = _nothing
-    obstacles: Callable[[], Boxes | None] = _nothing
-    bicycle_racks: Callable[[], Sequence[Sequence[float]]] = tuple
-    has_point_classes: Callable[[], bool] = bool
-    has_occupancy: Callable[[], bool] = bool
-    occupancy: Callable[[], Occupancy | None] = _nothing
+    read: Callable[[], Any]
+    exists: Callable[[], bool] = _yes
+
+
+class AnnotatedPoints(NamedTuple):
+    """The points of a keyframe as recorded, and their classes."""
+
+    points: np.ndarray  # (M, 5) as `Frame.keyframe_points`
+    classes: np.ndarray  # (M,) as `Frame.keyframe_classes`
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,22 @@ class Recording:
         ego_from_lidar: (4, 4), of the reference LiDAR.
         lidars: index in the rig -> the keyframe's sweep, then earlier ones, latest first; or all LiDARs' points.
         pictures: camera -> its picture.
+        truth: kind -> what is annotated of it; kinds that the data set does not have are left out. A task may have
+            kinds of its own. Those of the tasks here:
+            boxes: `Boxes` of the taxonomy's classes, in the global frame.
+            obstacles: `Boxes` of objects of none of the classes, with the label -1, in the global frame.
+            bicycle_racks: each x y z, width length height (m), rotation w x y z, in the global frame. The detection
+                metric ignores bicycles and motorcycles inside them.
+            occupancy: `Occupancy` in the ego frame at the keyframe's time.
+            lidar_path: (N, 3) m, where the reference LiDAR was at each keyframe of the drive, in the global frame.
+            map: `MapExpansion` of the location.
         location: name of the location of the drive, which its map has too; "" if unknown.
         position: latitude and longitude (degrees, WGS 84) of the vehicle; None if unknown.
         own: the own vehicle, whose points are left out; None: those within 1 m of a LiDAR.
         files: further files that a frame is read from, there or not.
         opened: the stamps of files that were read when the data set was opened.
+        has_point_classes: whether the keyframe's points have classes, which are read with them; reads no file of the
+            keyframe. In the frame they are also its kind of truth `points`, as `AnnotatedPoints`.
     """
 
     token: str
@@ -152,13 +163,27 @@ class Recording:
     ego_from_lidar: np.ndarray
     lidars: Mapping[int, Sequence[SweepFile]] | JointCloud
     pictures: Mapping[str, Picture]
-    truth: Truth = Truth()
+    truth: Mapping[str, Annotation] = field(default_factory=dict)
     conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
     location: str = ""
     position: tuple[float, float] | None = None
     own: Box | None = None
     files: Callable[[], Iterable[Path]] = tuple
     opened: Sequence[Stamp] = ()
+    has_point_classes: Callable[[], bool] = bool
+
+    def annotated(self, kind: str) -> Any:
+        """What is annotated of a kind, as in `truth`; None: nothing is."""
+        return self.truth[kind].read() if kind in self.truth else None
+
+    def read_truth(self, kinds: Iterable[str]) -> dict[str, Any]:
+        """Kind -> what is annotated of it, without the kinds of which nothing is."""
+        found = ((kind, self.annotated(kind)) for kind in kinds)
+        return {kind: each for kind, each in found if each is not None}
+
+    def exists(self, kind: str) -> bool:
+        """Whether there is something to read of a kind; reads no file of the keyframe."""
+        return kind in self.truth and self.truth[kind].exists()
 
     def lidar_paths(self) -> Paths:
         """Where the rays of each LiDAR begin, at the times of its sweeps; a single one has one place."""
@@ -201,23 +226,11 @@ class Keyframes(Protocol):
         """Name of the drive of a keyframe."""
         ...
 
-    def timestamp(self, token: str) -> int:
-        """Time of a keyframe, us."""
-        ...
-
     def conditions(self, token: str) -> Conditions:
         """The known conditions of a keyframe; reads no file."""
         ...
 
-    def truth(self, token: str) -> Truth:
-        """The annotations of a keyframe."""
-        ...
-
-    def map(self, location: str) -> MapExpansion | None:
-        """The HD map of a location; None without one."""
-        ...
-
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a keyframe that are asked for, with their poses, and its annotations.
 
         Raises:
@@ -234,6 +247,20 @@ class Keyframes(Protocol):
         ...
 
 
+class LidarPaths(dict[str, np.ndarray]):
+    """Drive -> (N, 3) m, where the reference LiDAR was at each of its keyframes, in the global frame."""
+
+    def __init__(self, source: Keyframes) -> None:
+        super().__init__()
+        self._source = source
+
+    def __missing__(self, scene: str) -> np.ndarray:
+        found = (self._source.recording(token) for token in self._source.samples(None, [scene]))
+        poses = [global_from_reference(each.global_from_ego, each.ego_from_lidar, "lidar") for each in found]
+        self[scene] = np.array([pose[:3, 3] for pose in poses])
+        return self[scene]
+
+
 def assemble(recording: Recording, reads: Reads) -> Frame:
     """The frame of a keyframe, from its files; sensors without a file are missing.
 
@@ -242,8 +269,11 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
     """
     reference = global_from_reference(recording.global_from_ego, recording.ego_from_lidar, reads.reference)
     reference_from_global = np.linalg.inv(reference)
-    boxes = recording.truth.boxes() if reads.annotations else None
-    cloud = _cloud(recording, reference_from_global, reads.annotations) if reads.lidar else Cloud()
+    truth, boxes = recording.read_truth(reads.truth), None
+    if reads.annotations:
+        boxes = truth["boxes"] if "boxes" in truth else recording.annotated("boxes")
+    classified = reads.annotations or "points" in reads.truth
+    cloud = _cloud(recording, reference_from_global, classified) if reads.lidar else Cloud()
     pictures = recording.pictures.items() if reads.cameras else ()
     cameras = {name: _camera(picture, reads.least_width) for name, picture in pictures}
     frame = Frame(
@@ -258,8 +288,11 @@ def assemble(recording: Recording, reads: Reads) -> Frame:
         scene=recording.scene,
         location=recording.location,
         position=recording.position,
+        truth=truth,
         **cloud._asdict(),
     )
+    if "points" in reads.truth and frame.keyframe_classes is not None:
+        truth["points"] = AnnotatedPoints(frame.keyframe_points, frame.keyframe_classes)
     return frame if reads.change is None else reads.change(frame)
 
 

@@ -14,15 +14,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 
 from perception.datasets.drives import Drives
 from perception.datasets.files import read_json, stamp
-from perception.datasets.keyframes import JointCloud, Paths, Picture, Reads, Recording, Truth, assemble
-from perception.datasets.nuscenes.labels import with_voxels
+from perception.datasets.keyframes import (
+    NO_SENSORS,
+    Annotation,
+    JointCloud,
+    LidarPaths,
+    Paths,
+    Picture,
+    Reads,
+    Recording,
+    assemble,
+)
+from perception.datasets.nuscenes.labels import voxel_truth
 from perception.errors import InputError, damaged
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import points_in_boxes, rigid
@@ -30,9 +40,6 @@ from perception.io.unpickle import read_table
 from perception.rig import Rig, load_rig
 from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
-
-if TYPE_CHECKING:
-    from perception.datasets.nuscenes.map_expansion import MapExpansion
 
 CALIBRATION = "static_extrinsic_calibration.yaml"
 LIDARS = ("pandar64", "pandar_gt")  # by their number in the tables
@@ -89,7 +96,7 @@ class PandaSet:
         drives = Drives(str(self.dataroot), tokens)
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
         self._inside: dict[tuple[Path, int], np.ndarray] = {}  # few numbers, for which a sweep is decoded
-        self._missing: set[tuple[Path, int]] = set()  # damaged sweeps that were counted as missing
+        self._lidar_paths = LidarPaths(self)
 
     def _placed(self, token: str) -> tuple[Path, int]:
         """Folder of the drive, and index of the frame."""
@@ -97,30 +104,18 @@ class PandaSet:
             raise InputError(f"{self.dataroot}: no frame {token}")
         return self._place[token]
 
-    def timestamp(self, token: str) -> int:
-        """The LiDAR's time of a frame, us."""
-        drive, index = self._placed(token)
-        return round(1e6 * self._poses[drive.name].times[index])
-
     def conditions(self, token: str) -> Conditions:
         """Unknown."""
         return Conditions()
 
-    def map(self, location: str) -> MapExpansion | None:
-        """There is none."""
-        return None
-
-    def truth(self, token: str) -> Truth:
+    def _truth(self, token: str, drive: str) -> dict[str, Annotation]:
         """The annotations of a frame in the drive's world, with velocities from the frame before to the one after;
         obstacles are such as signs and pylons. `perception annotate-occupancy` makes the voxels."""
-        drive, index = self._placed(token)
-        classes = _file_of(drive / "annotations" / "semseg", index)
-        truth = Truth(
-            boxes=partial(self._boxes, token, True),
-            obstacles=partial(self._boxes, token, False),
-            has_point_classes=classes.exists if self.taxonomy.point_classes else bool,
-        )
-        return with_voxels(truth, self.dataroot, drive.name, token, self.taxonomy)
+        return {
+            "boxes": Annotation(partial(self._boxes, token, True)),
+            "obstacles": Annotation(partial(self._boxes, token, False)),
+            **voxel_truth(self.dataroot, drive, token, self.taxonomy, self._lidar_paths),
+        }
 
     def _boxes(self, token: str, of_classes: bool) -> Boxes | None:
         drive, index = self._place[token]
@@ -154,7 +149,7 @@ class PandaSet:
                 frames[times[i]] = dict(zip(table["uuid"], places, strict=True))
         return track_velocities(frames, tracks)
 
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a frame with their poses, and its annotations.
 
         Raises:
@@ -165,6 +160,7 @@ class PandaSet:
         fix = _fixes(drive / "meta" / "gps.json").get(index)
         paths = {name: drive / "camera" / f"{name}_camera" / f"{index:02d}.jpg" for name in self._distortions}
         pictures = paths.items() if reads.cameras else ()
+        classes = _file_of(drive / "annotations" / "semseg", index)
         return Recording(
             token=token,
             scene=drive.name,
@@ -173,10 +169,11 @@ class PandaSet:
             ego_from_lidar=_EGO_FROM_LIDAR,
             lidars=JointCloud(partial(self._cloud, token, reads.sweeps), partial(self._paths, drive)),
             pictures={name: self._picture(drive, index, name, path) for name, path in pictures if path.exists()},
-            truth=self.truth(token),
+            truth=self._truth(token, drive.name),
             position=None if fix is None else (float(fix["lat"]), float(fix["long"])),
             files=partial(self._files, drive, index, reads),
             opened=self._opened,
+            has_point_classes=classes.exists if self.taxonomy.point_classes else bool,
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
@@ -231,18 +228,13 @@ class PandaSet:
         """The points of a sweep.
 
         Raises:
-            FileNotFoundError: it is damaged, and counted as missing (`damaged`), now or when it was read before.
+            FileNotFoundError: it is damaged, and counted as missing (`damaged`).
             InputError: it is damaged.
         """
         try:
             return _sweep_of(drive, index, self._lidars)
         except InputError as error:
-            missing = damaged(str(error))
-            if isinstance(missing, FileNotFoundError):
-                self._missing.add((drive, index))
-            elif (drive, index) in self._missing:
-                missing = FileNotFoundError(str(error))
-            raise missing from None
+            raise damaged(str(error)) from None
 
     def _points_inside(self, drive: Path, index: int) -> np.ndarray:
         """(N,) number of points inside each of a frame's cuboids; -1 if the sweep is missing."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from perception.datasets.drives import Drives
 from perception.datasets.files import read_json
-from perception.datasets.keyframes import Keyframes, Reads, Recording, Truth, assemble
+from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.tables import only_version, versions
@@ -67,26 +69,20 @@ class JoinedTables:
         }
         return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits.items()}
 
-    def timestamp(self, token: str) -> int:
-        """When a keyframe was taken, us."""
-        return self._of_token[token].timestamp(token)
-
     def conditions(self, token: str) -> Conditions:
         """The known conditions of a keyframe."""
         return self._of_token[token].conditions(token)
 
-    def truth(self, token: str) -> Truth:
-        """The annotations of a keyframe."""
-        return self._of_token[token].truth(token)
-
-    def map(self, location: str) -> MapExpansion | None:
+    def _map(self, location: str) -> MapExpansion | None:
         """The HD map of a location, from the first dataroot that has it; None without one."""
-        found = (tables.map(location) for tables in self._of_scene.values())
+        roots, layers = {tables.dataroot: None for tables in self._of_scene.values()}, self.taxonomy.map_layers
+        found = (MapExpansion.load(root, location, layers) for root in roots)
         return next((each for each in found if each is not None), None)
 
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a keyframe with their poses, and its annotations."""
-        return self._of_token[token].recording(token, reads)
+        found = self._of_token[token].recording(token, reads)
+        return replace(found, truth={**found.truth, "map": Annotation(partial(self._map, found.location))})
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         """The keyframe, as in `Keyframes`."""

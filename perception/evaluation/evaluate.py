@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
 from perception.evaluation.comparison import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, predictions
 from perception.evaluation.report import REPORT, is_report, report_page
@@ -28,7 +29,7 @@ from perception.evaluation.slices import Evaluated, Known, check_axes, slice_sco
 from perception.io.files import make_folder, write_together
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
-from perception.tasks.metric import CountedFrames
+from perception.tasks.metric import CountedFrames, Unmeasured
 from perception.tasks.task import FrameWriter
 
 
@@ -60,15 +61,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `predictor` on the samples of a split.
 
-    Frames are read without their annotations, one at a time or in the batches of the predictor. Samples without any
-    sensor file are scored as well, as frames with all sensors missing.
+    Frames are read one at a time or in the batches of the predictor. Samples without any sensor file are scored as
+    well, as frames with all sensors missing.
 
     Args:
         split: official or custom split; None or "all" for all samples of the tables.
         selectors: scenes or keyframes of the split (see NuScenesTables.samples); empty for all.
         out: folder for `metrics.json`, the returned scores, and the tasks' submissions, such as `results_nusc.json`.
             What an earlier evaluation wrote there for comparisons and as a report is replaced or removed.
-        spec: inputs of the model; other sensors are not read.
+        spec: inputs of the model, and the truth that its tasks are scored by; nothing else is read.
         console: for progress and tables; standard output by default.
         breakdown: further scores.
 
@@ -83,13 +84,16 @@ def evaluate(
     console = console or Console()
     samples = tables.samples(split, selectors)
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
-    reads, cameras = spec.reads, spec.rig.sensors.cameras
+    reads, cameras = spec.reads._replace(truth=spec.truth), spec.rig.sensors.cameras
     frames = _shown(predictions(predictor, tables, reads, samples), samples, "Evaluating", console)
     evaluated = _counted(frames, tables, spec, samples, make_folder(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
-        for counted in evaluated.counted.values():
-            scores |= counted.report()
+        try:
+            for counted in evaluated.counted.values():
+                scores |= counted.report()
+        except Unmeasured as why:
+            raise InputError(f"{tables.dataroot}: {tables.version} has {why}") from None
     if breakdown.by:
         scores["slices"] = slice_scores(evaluated, breakdown.by)
     if corruptions:
@@ -123,7 +127,7 @@ def _counted(
         for frame, prediction in predicted:
             for task, result in prediction.results.items():
                 if task not in counted:
-                    counted[task] = CountedFrames(TASKS[task].metric(tables.taxonomy, spec.grid, tables))
+                    counted[task] = CountedFrames(TASKS[task].metric(tables.taxonomy, spec.grid))
                     submission = None if out is None else TASKS[task].submission(out, spec.sensors, tables.taxonomy)
                     if submission is not None:
                         writers[task] = files.enter_context(submission)

@@ -44,7 +44,7 @@ class Corruption:
 
 def _lidar(change: LidarChange) -> Apply:
     def apply(frame: Frame, level: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
-        return frame if frame.points is None else replace(change(frame, level, rng), class_of_point=None)
+        return frame if frame.points is None else change(frame, level, rng)
 
     return apply
 

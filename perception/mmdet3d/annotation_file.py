@@ -58,7 +58,7 @@ def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
     return {
         "sample_idx": index,
         "token": sample,
-        "timestamp": 1e-6 * tables.timestamp(sample),  # s
+        "timestamp": 1e-6 * frame.timestamp,  # s
         "ego2global": frame.global_from_ego.tolist(),
         "lidar_points": {
             "num_pts_feats": 5,

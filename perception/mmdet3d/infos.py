@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from perception.datasets.drives import Drives
 from perception.datasets.files import stamp
-from perception.datasets.keyframes import Picture, Reads, Recording, SweepFile, Truth, assemble
+from perception.datasets.keyframes import NO_SENSORS, Annotation, Picture, Reads, Recording, SweepFile, assemble
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import quaternions
@@ -24,9 +23,6 @@ from perception.io.unpickle import read_plain
 from perception.mmdet3d.install import NUSCENES
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
 from perception.rig import load_rig
-
-if TYPE_CHECKING:
-    from perception.datasets.nuscenes.map_expansion import MapExpansion
 
 _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
 
@@ -58,22 +54,15 @@ class Infos:
                 f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"
             )
 
-    def timestamp(self, token: str) -> int:
-        """The LiDAR's time of a keyframe, us."""
-        return self._keyframes[token].lidar.timestamp
-
     def conditions(self, token: str) -> Conditions:
         """Unknown."""
         return Conditions()
 
-    def map(self, location: str) -> MapExpansion | None:
-        """There is none."""
-        return None
-
-    def truth(self, token: str) -> Truth:
+    def _truth(self, token: str) -> dict[str, Annotation]:
         """The annotations of a keyframe; no boxes in a file without annotations, such as the test set's, and no bicycle
         racks in one since mmdet3d 1.1."""
-        return Truth(boxes=partial(self._boxes, token), bicycle_racks=partial(self._bicycle_racks, token))
+        racks = Annotation(partial(self._bicycle_racks, token))
+        return {"boxes": Annotation(partial(self._boxes, token)), "bicycle_racks": racks}
 
     def _boxes(self, token: str) -> Boxes | None:
         keyframe = self._keyframes[token]
@@ -88,7 +77,7 @@ class Infos:
             np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist() if len(racks) else []
         )
 
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a keyframe with their poses, and its annotations. The file usually lists ten sweeps.
 
         Raises:
@@ -111,7 +100,7 @@ class Infos:
             ego_from_lidar=np.linalg.inv(global_from_ego) @ lidar.global_from_sensor,
             lidars={0: sweeps} if reads.lidar else {},
             pictures={name: self._picture(each) for name, each in pictures},
-            truth=self.truth(token),
+            truth=self._truth(token),
             own=self.rig.own,
             opened=self._opened,
         )

@@ -14,7 +14,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
 from perception.sensors.lidar.pillars import group
-from perception.tasks import point_places
+from perception.tasks import counted_truth, point_places
 
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
 
@@ -28,11 +28,13 @@ class InputSpec:
     camera: CameraBranch | None
     rig: Rig
     points: int = 0  # places for single points of the keyframe; 0: no task reads them
+    truth: tuple[str, ...] = ()  # kinds of `Frame.truth` that the tasks are scored by
 
     @staticmethod
     def of(config: Config) -> InputSpec:
         model = config.model
-        return InputSpec(config.grid.build(), model.lidar, model.camera, config.rig, point_places(config.tasks))
+        places, truth = point_places(config.tasks), counted_truth(config.tasks)
+        return InputSpec(config.grid.build(), model.lidar, model.camera, config.rig, places, truth)
 
     @property
     def sensors(self) -> tuple[str, ...]:

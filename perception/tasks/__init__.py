@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import create_model
@@ -36,6 +36,11 @@ def configured(content: object) -> dict[str, TaskConfig]:
 def point_places(configs: Mapping[str, TaskConfig]) -> int:
     """Number of points of the keyframe that the network takes for these tasks; 0 if none of them reads points."""
     return max((config.point_places for config in configs.values()), default=0)
+
+
+def counted_truth(tasks: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of `Frame.truth` that the metrics of these tasks count with."""
+    return tuple(dict.fromkeys(kind for name in tasks for kind in TASKS[name].metric.truth))
 
 
 def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid, taxonomy: Taxonomy) -> dict[str, Task[Any]]:

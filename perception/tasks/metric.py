@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, T
 
 import numpy as np
 
-from perception.datasets.keyframes import Truth
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.taxonomy import Taxonomy
@@ -214,9 +213,9 @@ class Metric(ABC, Generic[Result]):
     Args:
         taxonomy: the names of classes, map layers and conditions.
         grid: of the pillars, or of the results, which cover the same area.
-        source: of the truth, without corruptions and injected faults; None: there is none.
     """
 
+    truth: ClassVar[Sequence[str]] = ()  # kinds of `Frame.truth` that it counts with
     main: ClassVar[str | None] = None  # the number of `shown` for robustness
     shown: ClassVar[Sequence[str]] = ()  # of the scores those that an evaluation has of every part of its frames
     lower_is_better: ClassVar[Sequence[str]] = ()  # of the numbers of `shown`
@@ -225,16 +224,12 @@ class Metric(ABC, Generic[Result]):
     agreements: ClassVar[Mapping[str, GateMetric]] = {}  # outputs of two replays that can be compared
     files: ClassVar[Sequence[str]] = ()  # that `measure_whole` writes
 
-    def __init__(self, taxonomy: Taxonomy, grid: BevGrid | None = None, source: Keyframes | None = None) -> None:
-        self.taxonomy, self.grid, self.source = taxonomy, grid or BevGrid(), source
-
-    def truth(self, frame: Frame) -> Truth:
-        """The annotations of the frame; without a source there are none."""
-        return Truth() if self.source is None else self.source.truth(frame.token)
+    def __init__(self, taxonomy: Taxonomy, grid: BevGrid | None = None) -> None:
+        self.taxonomy, self.grid = taxonomy, grid or BevGrid()
 
     @abstractmethod
     def counts(self, frame: Frame, result: Result) -> dict[str, Any]:
-        """What was to be found in one frame, as the network saw it, perhaps corrupted, and what was found.
+        """What was to be found in one frame, which a corruption or fault may have changed, and what was found.
 
         A replay stores it of every frame: annotations are under `truth`.
         """
@@ -271,7 +266,7 @@ class Metric(ABC, Generic[Result]):
         """The scores over all frames of an evaluation, as strict JSON. Their names are unique among tasks.
 
         Raises:
-            InputError: the frames have no annotations.
+            Unmeasured: the frames have no annotations.
         """
 
     @abstractmethod

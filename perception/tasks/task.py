@@ -21,7 +21,7 @@ from perception.tasks.metric import Metric, Result
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from perception.datasets.keyframes import Keyframes
+    from perception.datasets.keyframes import Recording
     from perception.tasks.drawing import Layer
     from perception.tasks.network import TaskNetwork
 
@@ -101,6 +101,7 @@ class Task(ABC, Generic[Result]):
     # Features after the trunk, these and the points of the keyframe, features before it, or the sensors' data.
     reads: Literal["trunk", "points", "fused", "inputs"] = "trunk"
     ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
+    truth: ClassVar[Sequence[str]] = ()  # kinds of `Frame.truth` that its labels are made of
     random_routes: bool = False  # train the head on a frozen base with random modules
     metric: type[Metric[Any]]
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
@@ -127,14 +128,14 @@ class Task(ABC, Generic[Result]):
         return network
 
     @abstractmethod
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """Labels for the losses of one frame after augmentation; computed in the loader's workers.
 
         Batches concatenate the arrays frame by frame; arrays with different first dimensions are padded with zeros.
         """
 
-    def labelled(self, source: Keyframes, token: str) -> bool:
-        """Whether a keyframe has labels for training this head alone; reads no file."""
+    def labelled(self, recording: Recording) -> bool:
+        """Whether a keyframe has labels for training this head alone; reads no file of it."""
         return True
 
     @abstractmethod

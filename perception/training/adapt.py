@@ -153,7 +153,7 @@ def add_task(
     rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
     given["train"] = _further(given["train"], {"rates": rates, **training})
     model.reconfigure(parse_config(given, str(checkpoint)))
-    tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
+    tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables.recording(t))]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
     earlier = provenance(checkpoint).data
@@ -199,10 +199,10 @@ def fit_head(
     head.to(device)
     spec, arrays = InputSpec.of(model.config), None
     for token in track(tokens, "keyframes", console=Console(stderr=True)):
-        frame = tables.frame(token, Reads(spec.grid.reference, lidar=False))
+        frame = tables.frame(token, Reads(spec.grid.reference, lidar=False, truth=tuple(model.tasks[task].truth)))
         arrays = prepare(frame, spec, into=arrays)
         inputs = {name: value.to(device) for name, value in batch_inputs([arrays]).items()}
-        labels = batch_labels([{task: model.tasks[task].labels(frame, tables)}])[task]
+        labels = batch_labels([{task: model.tasks[task].labels(frame)}])[task]
         head.observe(inputs, labels, tables.scene(token))
     head.fit()
     model.to("cpu").requires_grad_(False).eval()

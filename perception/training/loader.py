@@ -93,6 +93,7 @@ class FrameDataset(Dataset[Sample]):
         self._spec, self._depth_cells = InputSpec.of(config), depth_cells
         every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
+        self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
         self._paster = None if objects is None else Paster(objects, config)
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until
@@ -132,7 +133,7 @@ class FrameDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
-        recorded = self._frames.frame(self.token(position))
+        recorded = self._with_truth(self._frames.frame(self.token(position)))
         seen = recorded if self._spec.lidar else recorded.without_points()  # which only depth labels need
         frame = unpasted = self._with_dropped_sensors(seen, rng)
         if self._paster is not None and position < self._pasted:
@@ -152,10 +153,16 @@ class FrameDataset(Dataset[Sample]):
                     for name, camera in frame.cameras.items()
                 }
         inputs = prepare(frame, self._spec, affines)
-        labels = {name: task.labels(frame, self._tables) for name, task in self._tasks.items()}
+        labels = {name: task.labels(frame) for name, task in self._tasks.items()}
         if self._depth_cells is not None:
             labels["camera"] = {"depth": self._depth(measured, inputs["image_from_reference"][0] @ similarity)}
         return Sample(inputs, labels, frame.conditions, frame.token)
+
+    def _with_truth(self, frame: Frame) -> Frame:
+        """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""
+        if not self._truth:
+            return frame
+        return replace(frame, truth=self._tables.recording(frame.token).read_truth(self._truth))
 
     def _depth(self, frame: Frame, image_from_reference: np.ndarray) -> np.ndarray:
         """`depth_labels` from the points of a frame before its augmentation, whether or not the network gets them."""
@@ -242,7 +249,7 @@ def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]
     """Indices of the frames of each class that occurs."""
     holders: list[list[int]] = [[] for _ in tables.taxonomy.classes]
     for i, token in enumerate(tokens):
-        boxes = tables.truth(token).boxes()
+        boxes = tables.recording(token).annotated("boxes")
         for label in np.unique(boxes.labels[boxes.num_points > 0]) if boxes is not None else ():
             holders[label].append(i)
     present = [np.array(frames) for frames in holders if frames]

@@ -112,7 +112,7 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
     """A hash of what the content depends on: keyframes and annotations, names, sensors, sweeps and reference."""
     reads, annotations = _reads(config), hashlib.sha256()
     for token in tokens:
-        boxes = tables.truth(token).boxes()
+        boxes = tables.recording(token).annotated("boxes")
         for name in _STORED if boxes is not None else ():
             annotations.update(np.ascontiguousarray(getattr(boxes, name)).tobytes())
     content = {

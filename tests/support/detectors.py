@@ -12,7 +12,7 @@ def detector(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
     """Sees annotated objects by their LiDAR points, which pull their centres, and rates them by the pictures."""
 
     def predict(frame: Frame) -> Prediction:
-        boxes = tables.truth(frame.token).boxes().transformed(np.linalg.inv(frame.global_from_reference))
+        boxes = tables.recording(frame.token).annotated("boxes").transformed(np.linalg.inv(frame.global_from_reference))
         centers, scores = boxes.centers.copy(), np.zeros(len(boxes))
         points = np.zeros((0, 3)) if frame.points is None else frame.points[:, :3].astype(np.float64)
         grain = [np.abs(np.diff(camera.image.astype(int), axis=1)).mean() for camera in frame.cameras.values()]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import Reads, Truth
+from perception.datasets.keyframes import NO_SENSORS, AnnotatedPoints, Reads, Recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 
@@ -23,9 +23,14 @@ class Heights:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tables, name)
 
-    def truth(self, token: str) -> Truth:
-        return replace(self._tables.truth(token), has_point_classes=lambda: True)
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
+        return replace(self._tables.recording(token, reads), has_point_classes=lambda: True)
 
-    def frame(self, token: str, reads: Reads) -> Frame:
-        frame = self._tables.frame(token, reads)
-        return replace(frame, class_of_point=heights(frame.points)) if reads.annotations else frame
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        frame = self._tables.frame(token, reads._replace(change=None))
+        if reads.annotations or "points" in reads.truth:
+            frame = replace(frame, class_of_point=heights(frame.points))
+        if "points" in reads.truth:
+            own = AnnotatedPoints(frame.keyframe_points, frame.keyframe_classes)
+            frame = replace(frame, truth={**frame.truth, "points": own})
+        return frame if reads.change is None else reads.change(frame)

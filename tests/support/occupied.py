@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from vocabulary import NUSCENES
 
-from perception.datasets.keyframes import Truth
-from perception.frame import Boxes
+from perception.datasets.keyframes import NO_SENSORS, Annotation, Reads, Recording, assemble
+from perception.frame import Boxes, Frame
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 
 CLASSES = occupancy_classes(NUSCENES)
@@ -44,10 +44,13 @@ class Occupied:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tables, name)
 
-    def truth(self, token: str) -> Truth:
-        return replace(
-            Truth() if self._tables is None else self._tables.truth(token),
-            obstacles=partial(self._obstacles, token),
-            has_occupancy=lambda: True,
-            occupancy=partial(self._occupancy, token),
-        )
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
+        found: Recording = self._tables.recording(token, reads)
+        own = {
+            "occupancy": Annotation(partial(self._occupancy, token)),
+            "obstacles": Annotation(partial(self._obstacles, token)),
+        }
+        return replace(found, truth={**found.truth, **own})
+
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        return assemble(self.recording(token, reads), reads)

@@ -10,7 +10,6 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
@@ -88,7 +87,7 @@ class Toy(Task[np.ndarray]):
     def network(self, channels: int) -> TaskNetwork:
         return ToyHead(channels)
 
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         return {"cells": occupied(frame, self.grid)}
 
     def result(self, outputs: Arrays) -> np.ndarray:

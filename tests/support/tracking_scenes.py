@@ -98,7 +98,7 @@ def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
     moments = []
     for sample in tables.samples(selectors=[scene]):
         frame = tables.frame(sample, Reads(annotations=False, lidar=False, cameras=False))
-        boxes = tables.truth(sample).boxes()
+        boxes = tables.recording(sample).annotated("boxes")
         assert boxes is not None, f"{scene} has no annotations"
         boxes = boxes.select(boxes.num_points > 0)
         moments.append(Moment(sample, frame.timestamp, boxes, boxes))

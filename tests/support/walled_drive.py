@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets.drives import Drives
-from perception.datasets.keyframes import JointCloud, Reads, Recording, Truth, assemble
+from perception.datasets.keyframes import NO_SENSORS, Annotation, JointCloud, Reads, Recording, assemble
 from perception.frame import Boxes, Camera, Conditions, Frame
 from perception.grid import VoxelGrid
 from perception.rig import Rig
@@ -45,17 +45,8 @@ class WalledDrive:
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
         self.labelled, self.instance = labelled, instance
 
-    def timestamp(self, token: str) -> int:
-        return START + round(1e6 * PERIOD * int(token))
-
     def conditions(self, token: str) -> Conditions:
         return Conditions()
-
-    def map(self, location: str) -> None:
-        return None
-
-    def truth(self, token: str) -> Truth:
-        return Truth(boxes=lambda: self._boxes(token))
 
     def _boxes(self, token: str) -> Boxes:
         x = car_at(PERIOD * int(token))
@@ -67,14 +58,14 @@ class WalledDrive:
         """(4, 4) where the flat drive is."""
         return np.eye(4)
 
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         pose, hill = np.eye(4), self.downhill(token)
         pose[0, 3] = SPEED * PERIOD * int(token)
         seconds = PERIOD * int(token) - 0.1 * np.arange(reads.sweeps, -1, -1)
         places = np.stack([np.array([SPEED * t, 0, 0]) + LIDAR for t in seconds]) @ hill[:3, :3].T + hill[:3, 3]
         cloud = JointCloud(lambda *_: self._cloud(token, reads.sweeps), lambda: {0: (START + 1e6 * seconds, places)})
-        truth, pose = self.truth(token), hill @ pose
-        return Recording(token, "drive", self.timestamp(token), pose, np.eye(4), cloud, {}, truth)
+        time, truth = START + round(1e6 * PERIOD * int(token)), {"boxes": Annotation(lambda: self._boxes(token))}
+        return Recording(token, "drive", time, hill @ pose, np.eye(4), cloud, {}, truth)
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         frame = assemble(self.recording(token, reads), reads)

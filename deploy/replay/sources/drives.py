@@ -31,7 +31,7 @@ class DatasetDrive:
 
     Args:
         selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
-        spec: gives the frame of reference and the number of LiDAR sweeps.
+        spec: gives the frame of reference, the number of LiDAR sweeps, and the truth to read.
 
     Raises:
         InputError: there is no such scene.
@@ -46,7 +46,10 @@ class DatasetDrive:
     @property
     def seconds(self) -> float:
         """The time from the first keyframe to the last."""
-        return 1e-6 * (self.tables.timestamp(self._samples[-1]) - self.tables.timestamp(self._samples[0]))
+        return 1e-6 * (self._timestamp(self._samples[-1]) - self._timestamp(self._samples[0]))
+
+    def _timestamp(self, sample: str) -> int:
+        return self.tables.recording(sample).timestamp
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -54,11 +57,12 @@ class DatasetDrive:
     def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
         self.counts = Counts(self._spec.rig.sensors)
         count, choice = cache(self.counts.add_damage), choice or FrameChoice()  # a file once, although several read it
+        reads = Reads(self._spec.grid.reference, self._spec.sweeps, truth=self._spec.truth)
         for sample in self._samples:
-            if choice(self.name, self.tables.timestamp(sample)):
+            if choice(self.name, self._timestamp(sample)):
                 before = DAMAGE.set(count)
                 try:
-                    frame = self.tables.frame(sample, Reads(self._spec.grid.reference, self._spec.sweeps))
+                    frame = self.tables.frame(sample, reads)
                 finally:
                     DAMAGE.reset(before)
                 self.counts.add_frame(frame)

@@ -19,9 +19,18 @@ import numpy as np
 
 from perception.datasets.drives import Drives
 from perception.datasets.files import stamp
-from perception.datasets.keyframes import Picture, Reads, Recording, SweepFile, Truth, assemble
+from perception.datasets.keyframes import (
+    NO_SENSORS,
+    Annotation,
+    LidarPaths,
+    Picture,
+    Reads,
+    Recording,
+    SweepFile,
+    assemble,
+)
 from perception.datasets.nuscenes.descriptions import phases_of, position_on_map
-from perception.datasets.nuscenes.labels import Lidarseg, with_voxels
+from perception.datasets.nuscenes.labels import Lidarseg, voxel_truth
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.recordings import Recordings, SampleData
 from perception.datasets.nuscenes.tables import Annotations, linked, rows, version_folder
@@ -51,7 +60,6 @@ class NuScenesTables:
     def __init__(self, dataroot: Path, version: str, rig: Rig | None = None, taxonomy: Taxonomy | None = None) -> None:
         self.dataroot, self.version = Path(dataroot), version
         self.rig, self.taxonomy = rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes")
-        self._maps: dict[str, MapExpansion | None] = {}
         self._folder = version_folder(self.dataroot, version)
         self._opened = [stamp(path) for path in sorted(self._folder.resolve().glob("*.json"))]
         with linked(self._folder, "scene"):
@@ -75,7 +83,7 @@ class NuScenesTables:
             self._conditions[token] = next(each for start, each in reversed(phases[scene]) if start <= seconds)
         drives = Drives(str(self._folder), self._samples, self._splits)
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
-        self.recordings = Recordings(self._folder, self.rig)
+        self.recordings, self._lidar_paths = Recordings(self._folder, self.rig), LidarPaths(self)
 
     @cached_property
     def _annotations(self) -> Annotations:
@@ -93,29 +101,20 @@ class NuScenesTables:
             raise InputError(f"{path}: not an object of split names and lists of scene names")
         return splits
 
-    def timestamp(self, token: str) -> int:
-        """When a keyframe was taken, us."""
-        return self._timestamps[token]
-
     def conditions(self, token: str) -> Conditions:
         """The known conditions of a keyframe."""
         return self._conditions[token]
 
-    def map(self, location: str) -> MapExpansion | None:
-        """The HD map of a location; None without one."""
-        if location not in self._maps:
-            self._maps[location] = MapExpansion.load(self.dataroot, location, self.taxonomy.map_layers)
-        return self._maps[location]
-
-    def truth(self, token: str) -> Truth:
+    def _truth(self, token: str, scene: str) -> dict[str, Annotation]:
         """The annotations of a keyframe; no boxes in a version without annotations, such as v1.0-test."""
-        truth = Truth(
-            boxes=partial(self._boxes, token),
-            obstacles=partial(self._obstacles, token),
-            bicycle_racks=lambda: self._bicycle_racks.get(token, []),
-            has_point_classes=lambda: bool([*self._class_files(token)]),
-        )
-        return with_voxels(truth, self.dataroot, self.scene(token), token, self.taxonomy)
+        load_map = partial(MapExpansion.load, self.dataroot, self._locations[scene], self.taxonomy.map_layers)
+        return {
+            "boxes": Annotation(partial(self._boxes, token)),
+            "obstacles": Annotation(partial(self._obstacles, token)),
+            "bicycle_racks": Annotation(lambda: self._bicycle_racks.get(token, [])),
+            "map": Annotation(load_map),
+            **voxel_truth(self.dataroot, scene, token, self.taxonomy, self._lidar_paths),
+        }
 
     def _boxes(self, token: str) -> Boxes | None:
         return self._chosen_boxes(token, self._of_classes) if self._of_classes.any() else None
@@ -173,7 +172,7 @@ class NuScenesTables:
             if sweep.file in self._lidarseg.files:
                 yield self.dataroot / self._lidarseg.files[sweep.file]
 
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a keyframe with their poses, and its annotations.
 
         Raises:
@@ -182,24 +181,25 @@ class NuScenesTables:
         keyframe, sensors = self.recordings.get(token, {}), self.rig.sensors
         if sensors.lidars[0] not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {sensors.lidars[0]} keyframe of sample {token}")
-        reference, location = self._sweep(keyframe[sensors.lidars[0]]), self._locations[self.scene(token)]
+        reference, scene = self._sweep(keyframe[sensors.lidars[0]]), self.scene(token)
         lidars = enumerate(sensors.lidars if reads.lidar else ())
         cameras = sensors.cameras if reads.cameras else ()
         return Recording(
             token=token,
-            scene=self.scene(token),
+            scene=scene,
             timestamp=reference.timestamp,
             global_from_ego=reference.global_from_ego,
             ego_from_lidar=reference.ego_from_lidar,
             lidars={i: self._sweeps(keyframe[name], reads.sweeps) for i, name in lidars if name in keyframe},
             pictures={name: self._picture(keyframe[name]) for name in cameras if name in keyframe},
-            truth=self.truth(token),
+            truth=self._truth(token, scene),
             conditions=self._conditions[token],
-            location=location,
-            position=position_on_map(location, reference.global_from_ego),
+            location=self._locations[scene],
+            position=position_on_map(self._locations[scene], reference.global_from_ego),
             own=self.rig.own,
             files=partial(self._class_files, token) if reads.lidar else tuple,
             opened=self._opened,
+            has_point_classes=lambda: any(True for _ in self._class_files(token)),
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable

@@ -12,7 +12,7 @@ of (200, 200, 16): voxels by x, y and z in the ego frame at the LiDAR's time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,7 +20,7 @@ from zlib import error as ZlibError
 
 import numpy as np
 
-from perception.datasets.keyframes import Truth
+from perception.datasets.keyframes import Annotation
 from perception.datasets.nuscenes.tables import linked, rows
 from perception.errors import InputError
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
@@ -126,12 +126,21 @@ def read_occ3d(path: Path, taxonomy: Taxonomy) -> Occupancy | None:
     )
 
 
-def with_voxels(truth: Truth, dataroot: Path, scene: str, sample: str, taxonomy: Taxonomy) -> Truth:
-    """The annotations of a keyframe with its voxels, if the taxonomy has the classes of them."""
+def voxel_truth(
+    dataroot: Path, scene: str, sample: str, taxonomy: Taxonomy, paths: Mapping[str, np.ndarray]
+) -> dict[str, Annotation]:
+    """The kinds of truth `occupancy` and `lidar_path` of a keyframe, if the taxonomy has the classes of voxels.
+
+    Args:
+        paths: as `LidarPaths`.
+    """
     if not taxonomy.point_classes:
-        return truth
+        return {}
     path = occ3d_file(dataroot, scene, sample)
-    return replace(truth, has_occupancy=path.exists, occupancy=partial(read_occ3d, path, taxonomy))
+    return {
+        "occupancy": Annotation(partial(read_occ3d, path, taxonomy), path.exists),
+        "lidar_path": Annotation(partial(paths.__getitem__, scene)),
+    }
 
 
 def occ3d_arrays(occupancy: Occupancy) -> dict[str, np.ndarray]:

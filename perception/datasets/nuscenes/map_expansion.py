@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,15 @@ class MapExpansion:
     """The map of one location, in the global frame, by layer."""
 
     layers: Mapping[str, Edges | Lines]
+    loaded: tuple[Path, str, tuple[MapLayer, ...]] | None = None  # the arguments of `load`
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Frames that go to another process take only the name of their map along; it loads the map once."""
+        return (MapExpansion, (self.layers,)) if self.loaded is None else (MapExpansion.load, self.loaded)
 
     @staticmethod
-    def load(dataroot: Path, location: str, layers: Sequence[MapLayer]) -> MapExpansion | None:
-        """The map of a location; None if the dataroot has none.
+    def load(dataroot: Path, location: str, layers: tuple[MapLayer, ...]) -> MapExpansion | None:
+        """The map of a location, which a process parses once; None if the dataroot has none.
 
         Raises:
             InputError: the file is damaged.
@@ -76,11 +82,7 @@ class MapExpansion:
         path = Path(dataroot) / "maps" / "expansion" / f"{location}.json"
         if not path.exists():
             return None
-        try:
-            return _parse(json.loads(path.read_text(encoding="utf-8")), layers)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(f"{error.__class__.__name__}: {error}".split())
-            raise InputError(f"{path}: not a map of the nuScenes map expansion ({reason}); copy it again") from None
+        return MapExpansion(_layers(path, path.stat().st_mtime_ns, layers), (dataroot, location, layers))
 
     def rasterize(self, frame: Frame, grid: BevGrid) -> np.ndarray:
         """(layers, rows, columns) uint8: 1 where the layer covers the cell's centre.
@@ -100,7 +102,17 @@ class MapExpansion:
         return np.stack([mask(layer) for layer in self.layers.values()])
 
 
-def _parse(content: Mapping[str, Any], layers: Sequence[MapLayer]) -> MapExpansion:
+@lru_cache(maxsize=16)
+def _layers(path: Path, changed: int, layers: tuple[MapLayer, ...]) -> dict[str, Edges | Lines]:
+    """What is in a file, by layer; `changed` is its time of change, so that another content is read again."""
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")), layers)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{error.__class__.__name__}: {error}".split())
+        raise InputError(f"{path}: not a map of the nuScenes map expansion ({reason}); copy it again") from None
+
+
+def _parse(content: Mapping[str, Any], layers: Sequence[MapLayer]) -> dict[str, Edges | Lines]:
     nodes = {node["token"]: (node["x"], node["y"]) for node in content["node"]}
     polygons = {polygon["token"]: polygon for polygon in content["polygon"]}
     lines = {line["token"]: line["node_tokens"] for line in content["line"]}
@@ -121,7 +133,7 @@ def _parse(content: Mapping[str, Any], layers: Sequence[MapLayer]) -> MapExpansi
             return Lines.of(ring(lines[record["line_token"]]) for record in records)
         return Edges.of(outline for record in records for outline in outlines(record))
 
-    return MapExpansion({layer.name: parsed(layer) for layer in layers})
+    return {layer.name: parsed(layer) for layer in layers}
 
 
 def _area(ring: np.ndarray) -> float:

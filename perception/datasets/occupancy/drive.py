@@ -159,8 +159,8 @@ def gather(
     before: tuple[int, Boxes] | None = None
     begun, height = np.full(256, -np.inf), 0.0
     for sample in samples:
-        boxes, time = movable.boxes(sample), source.timestamp(sample)
-        frame = source.frame(sample, Reads(sweeps=sweeps, cameras=False))
+        boxes, frame = movable.boxes(sample), source.frame(sample, Reads(sweeps=sweeps, cameras=False))
+        time = frame.timestamp
         if frame.points is not None:
             drive = drive or _empty(grid, frame.global_from_ego[:3, 3])
             seconds = 1e-6 * (time - before[0]) if before else 1.0

@@ -163,8 +163,8 @@ class Movable:
 
     def boxes(self, sample: str) -> Boxes:
         """In the global frame, with the label -1 for those of no detection class; InputError without annotations."""
-        truth = self._source.truth(sample)
-        boxes, others = truth.boxes(), truth.obstacles()
+        recording = self._source.recording(sample)
+        boxes, others = recording.annotated("boxes"), recording.annotated("obstacles")
         if boxes is None:
             raise InputError(
                 f"{self._source.dataroot}: keyframe {sample} has no boxes, and what moves would leave a trail; "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Recording
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import shown
@@ -39,8 +39,7 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
 
     def details(self, frame: Frame, result: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         """`counts` (3, kinds): whether each kind is right, whether it is not unknown, and whether it is tagged."""
-        tags = {} if self.source is None else self.source.conditions(frame.token)
-        kinds = self.taxonomy.conditions
+        tags, kinds = frame.conditions, self.taxonomy.conditions
         counts = np.zeros((3, len(kinds)), np.int64)
         for i, (kind, values) in enumerate(kinds.items()):
             if kind in tags:
@@ -130,7 +129,7 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
             return ConditionsRecogniser(self.taxonomy.conditions)
         return ConditionsHead(channels, self.taxonomy.conditions)
 
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """For each kind of condition the index of its value, -1 if unknown."""
         return {
             kind: np.array(values.index(frame.conditions[kind]) if kind in frame.conditions else -1)
@@ -148,8 +147,8 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
     def unpack(arrays: Arrays) -> Mapping[str, Sequence[float]]:
         return {kind: values.tolist() for kind, values in arrays.items()}
 
-    def labelled(self, source: Keyframes, token: str) -> bool:
-        return bool(source.conditions(token).known())
+    def labelled(self, recording: Recording) -> bool:
+        return bool(recording.conditions.known())
 
     def result(self, outputs: Arrays) -> Mapping[str, Sequence[float]]:
         left = iter(outputs["probabilities"].tolist())

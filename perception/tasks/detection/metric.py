@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.io.files import shown, strict, write_atomically
 from perception.tasks.detection.columns import BoxColumns, match, read_submission
@@ -87,6 +86,7 @@ class DetectionMetric(Metric[Boxes]):
     boxes          number of scored annotations
     """
 
+    truth = ("boxes", "bicycle_racks")
     main = "NDS"
     shown = ("boxes", "mAP", "NDS", "mAP_present", "AP")
     sized_by_items = True
@@ -114,8 +114,7 @@ class DetectionMetric(Metric[Boxes]):
         Its `boxes` are rows of label, x y z, w l h, yaw, vx vy, attribute, score, points; `bike_racks` of centre, size
         and rotation. All in the global frame.
         """
-        truth = self.truth(frame)
-        boxes = truth.boxes()
+        boxes: Boxes | None = frame.truth.get("boxes")
         if boxes is None:
             return {"truth": None}
         rows = np.column_stack(
@@ -124,7 +123,7 @@ class DetectionMetric(Metric[Boxes]):
                 boxes.attributes, boxes.scores, boxes.num_points,
             ]
         )  # fmt: skip
-        return {"truth": {"boxes": rows, "bike_racks": list(truth.bicycle_racks())}}
+        return {"truth": {"boxes": rows, "bike_racks": list(frame.truth.get("bicycle_racks", ()))}}
 
     def details(self, frame: Frame, result: Boxes) -> dict[str, Any]:
         """The detections `boxes` and the `pose` (4, 4) of the vehicle, in the global frame."""
@@ -199,11 +198,10 @@ class DetectionMetric(Metric[Boxes]):
         }
 
     def _whole(self, counts: Sequence[Counts]) -> tuple[BoxColumns, BoxColumns, DetectionScores]:
-        """Annotations, detections, and all frames matched as one scene; InputError without annotations."""
+        """Annotations, detections, and all frames matched as one scene; Unmeasured without annotations."""
         joined = self._joined(counts)
         if joined.truth is None:
-            where = "" if self.source is None else f"{self.source.dataroot}: {self.source.version} has "
-            raise InputError(f"{where}no annotations to score with")
+            raise Unmeasured("no annotations to score with")
         scenes = np.zeros(len(counts), np.int64)
         matched = DetectionScores(joined.truth, joined.detections, scenes, self.taxonomy)
         return joined.truth, joined.detections, matched

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
@@ -94,7 +93,7 @@ class DetectionTask(Task[Boxes]):
 
         return at_peaks(network)
 
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """Labels of the objects on the grid with LiDAR or RADAR points, as the evaluation counts them."""
         from perception.tasks.detection.anchor_head import anchor_labels
         from perception.tasks.detection.targets import center_labels

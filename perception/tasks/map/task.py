@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import shown
@@ -103,6 +103,7 @@ class MapMetric(RingMetric[np.ndarray]):
     IoU    by class
     """
 
+    truth = ("map",)
     main = "mIoU"
     shown = ("mIoU", "IoU")
     gates: ClassVar[Mapping[str, GateMetric]] = {
@@ -127,7 +128,7 @@ class MapMetric(RingMetric[np.ndarray]):
         """The grid of the result, and the cells (layers, rows, columns) of the map on it; None without a map."""
         grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
         if self._latest[0] is not frame:
-            area = None if self.source is None else self.source.map(frame.location)
+            area: MapExpansion | None = frame.truth.get("map")
             self._latest = frame, None if area is None else area.rasterize(frame, grid)
         return grid, self._latest[1]
 
@@ -213,6 +214,7 @@ class MapTask(Task[np.ndarray]):
     """BEV map segmentation; its result is (layers, rows, columns) probabilities."""
 
     name = "map"
+    truth = ("map",)
     metric = MapMetric
     Config = MapHead
     instead_of_non_finite: ClassVar[Mapping[str, float]] = {"probabilities": np.nan}  # the fused map ignores NaN
@@ -226,9 +228,9 @@ class MapTask(Task[np.ndarray]):
 
         return MapSegmentationHead(self.config, channels, len(self.taxonomy.map_layers))
 
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """`cells` (layers, rows, columns) uint8, and whether the location has a map (`known`)."""
-        area = None if source is None else source.map(frame.location)
+        area: MapExpansion | None = frame.truth.get("map")
         if area is None:
             return {
                 "cells": np.zeros((len(self.taxonomy.map_layers), *self.grid.shape), np.uint8),

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Reads
 from perception.errors import InputError
-from perception.frame import Frame
+from perception.frame import Boxes, Frame
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 from perception.io.files import shown
 from perception.tasks.metric import RING, Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious, rings
@@ -70,6 +69,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
     explained                  share of the occupied voxels of detection classes that objects explain
     """
 
+    truth = ("occupancy", "obstacles", "boxes", "lidar_path")
     main = "RayIoU"
     shown = ("occupancy_mIoU", "RayIoU", "obstacle_recall", "false_alarms", "occupancy_IoU")
     lower_is_better = ("false_alarms",)
@@ -91,7 +91,6 @@ class OccupancyMetric(Metric[OccupancyResult]):
             nothing="no unknown obstacle is annotated",
         ),
     }
-    _places: tuple[str, np.ndarray] = ("", np.zeros((0, 3)))  # of the LiDAR in the latest drive
 
     def counts(self, frame: Frame, result: OccupancyResult) -> dict[str, Any]:
         """`counts` (rings, 3, classes) of `parts`, of the voxels that the cameras or the LiDAR see.
@@ -99,8 +98,9 @@ class OccupancyMetric(Metric[OccupancyResult]):
         And `obstacles`: distance and whether it is found, of each annotated one; `truth`: `obstacles` and `objects` of
         detection classes, as `obstacle_rows` in the global frame. None without annotations.
         """
-        annotated = self.truth(frame)
-        voxels, obstacles, objects = annotated.occupancy(), annotated.obstacles(), annotated.boxes()
+        voxels: Occupancy | None = frame.truth.get("occupancy")
+        obstacles: Boxes | None = frame.truth.get("obstacles")
+        objects: Boxes | None = frame.truth.get("boxes")
         counts, found, truth = None, None, None
         if voxels is not None:
             predicted, seen = self._predicted(frame, result, voxels), voxels.seen_by_cameras | voxels.seen_by_lidar
@@ -126,8 +126,8 @@ class OccupancyMetric(Metric[OccupancyResult]):
         And `curve`: the `ObstacleScore` at each probability of CURVE, None without annotated obstacles; `ego` (2,) m,
         the position of the vehicle; `scene`.
         """
-        truth = self.truth(frame)
-        voxels, obstacles = truth.occupancy(), truth.obstacles()
+        voxels: Occupancy | None = frame.truth.get("occupancy")
+        obstacles: Boxes | None = frame.truth.get("obstacles")
         found: dict[str, Any] = {"ego": frame.global_from_ego[:2, 3], "scene": frame.scene}
         found |= {"voxels": None, "rays": None, "curve": None}
         if voxels is not None:
@@ -141,22 +141,13 @@ class OccupancyMetric(Metric[OccupancyResult]):
         free, grid = len(self._classes) - 1, truth.grid
         masks = {"cameras": truth.seen_by_cameras, "lidar": truth.seen_by_lidar}
         voxels = [confusion(predicted, truth.classes, masks[name], free + 1, grid) for name in MASKS]
-        ego_from_global = np.linalg.inv(frame.global_from_ego)
-        places = self._lidar_places(frame.scene) @ ego_from_global[:3, :3].T + ego_from_global[:3, 3]
+        path, ego_from_global = frame.truth.get("lidar_path", np.zeros((0, 3))), np.linalg.inv(frame.global_from_ego)
+        places = path @ ego_from_global[:3, :3].T + ego_from_global[:3, 3]
         origins = chosen_origins(places, grid)
         rays = np.tile(directions(), (len(origins), 1))
         starts = np.repeat(origins, len(directions()), axis=0)
         found, true = cast(np.stack([predicted, truth.classes]), grid, starts, rays, free)
         return {"voxels": np.stack(voxels), "rays": count_rays(found, true, free + 1, grid)}
-
-    def _lidar_places(self, scene: str) -> np.ndarray:
-        """(N, 3) m, where the reference LiDAR was at each keyframe of a drive, in the global frame."""
-        if self._places[0] != scene and self.source is not None:
-            tokens, read = self.source.samples(None, [scene]), self.source.frame
-            nothing = Reads("lidar", annotations=False, lidar=False, cameras=False)
-            frames = (read(token, nothing) for token in tokens)
-            self._places = scene, np.array([frame.global_from_reference[:3, 3] for frame in frames])
-        return self._places[1]
 
     def recorded(
         self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]

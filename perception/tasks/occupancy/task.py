@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes
+from perception.datasets.keyframes import Recording
 from perception.frame import Boxes, Frame
-from perception.grid import BevGrid, VoxelGrid, occupancy_classes
+from perception.grid import BevGrid, Occupancy, VoxelGrid, occupancy_classes
 from perception.tasks.drawing import COUNTED_SCORE, Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
@@ -149,6 +149,7 @@ class OccupancyTask(Task[OccupancyResult]):
     """
 
     name = "occupancy"
+    truth = ("occupancy",)
     metric = OccupancyMetric
     Config = OccupancyHead
     files: ClassVar[Mapping[str, str]] = {"obstacles": OBSTACLES}
@@ -174,9 +175,9 @@ class OccupancyTask(Task[OccupancyResult]):
 
         return ChannelToHeightHead(self.config, channels, self.grid, self.classes)
 
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations."""
-        truth = None if source is None else source.truth(frame.token).occupancy()
+        truth: Occupancy | None = frame.truth.get("occupancy")
         if truth is None:
             return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
         annotated = observed_classes(truth, self.config.observed)
@@ -188,8 +189,8 @@ class OccupancyTask(Task[OccupancyResult]):
             classes[:, covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN
         return {"classes": classes}
 
-    def labelled(self, source: Keyframes, token: str) -> bool:
-        return source.truth(token).has_occupancy()
+    def labelled(self, recording: Recording) -> bool:
+        return recording.exists("occupancy")
 
     def result(self, outputs: Arrays) -> OccupancyResult:
         # Rounded as in a file.

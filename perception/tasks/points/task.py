@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.keyframes import AnnotatedPoints, Recording
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import shown
@@ -98,6 +98,7 @@ class PointsMetric(RingMetric[np.ndarray]):
     points_IoU    by class
     """
 
+    truth = ("points",)
     main = "points_mIoU"
     shown = ("points_mIoU", "points_IoU")
     gates: ClassVar[Mapping[str, GateMetric]] = {
@@ -121,19 +122,13 @@ class PointsMetric(RingMetric[np.ndarray]):
         Args:
             result: points beyond its K places have no class.
         """
-        recorded = self._annotated(frame)
-        if recorded is None or recorded.keyframe_classes is None:
+        annotated: AnnotatedPoints | None = frame.truth.get("points")
+        if annotated is None:
             return {"counts": None}
-        points = recorded.keyframe_points
+        points, truth = annotated
         seen = points[:0] if frame.points is None else frame.keyframe_points
-        predicted, classes = classes_at(points, seen, result), len(self.taxonomy.point_names)
-        return {"counts": count_rings(predicted, recorded.keyframe_classes, points, classes)}
-
-    def _annotated(self, frame: Frame) -> Frame | None:
-        """The frame as recorded, with the annotated classes of its points; None if they are not annotated."""
-        if frame.keyframe_classes is None and self.source is not None and self.truth(frame).has_point_classes():
-            return self.source.frame(frame.token, Reads(frame.reference, cameras=False))
-        return None if frame.keyframe_classes is None else frame
+        predicted = classes_at(points, seen, result)
+        return {"counts": count_rings(predicted, truth, points, len(self.taxonomy.point_names))}
 
     def outputs(self, result: np.ndarray) -> dict[str, Any]:
         return {"classes": pack(result)}
@@ -233,15 +228,15 @@ class PointsTask(Task[np.ndarray]):
         weights = [self.config.class_weights.get(name, 1.0) for name in self.taxonomy.point_names]
         return PointSegmentationHead(self.config, channels, self.grid, weights)
 
-    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+    def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """`classes` (K,) int16 of the points that the network gets; -1 for those without a class, and for padding."""
         classes, known = np.full(self.config.max_points, -1, np.int16), frame.keyframe_classes
         if known is not None:
             classes[: len(known)] = known[: len(classes)]
         return {"classes": classes}
 
-    def labelled(self, source: Keyframes, token: str) -> bool:
-        return source.truth(token).has_point_classes()
+    def labelled(self, recording: Recording) -> bool:
+        return recording.has_point_classes()
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.where(outputs["confidence"][0] == 0, np.uint8(NONE), outputs["classes"])

@@ -96,7 +96,7 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
     """In the LiDAR's frame, where infos have them upright."""
     seen = 0
     for token in sources.tables.samples():
-        truth = sources.tables.truth(token).boxes()
+        truth = sources.tables.recording(token).annotated("boxes")
         ours = sources.infos.frame(token, Reads("lidar", lidar=False, cameras=False)).boxes
         channel = sources.devkit.get("sample", token)["data"]["LIDAR_TOP"]
         theirs = sources.devkit.get_sample_data(channel, BoxVisibility.NONE)[1]
@@ -114,13 +114,13 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
         np.testing.assert_allclose(ours.velocities[:, :2], (flat @ global_from_lidar[:3, :3])[:, :2], atol=1e-6)
         np.testing.assert_array_equal(ours.labels, truth.labels)
         np.testing.assert_array_equal(ours.num_points, truth.num_points)
-        np.testing.assert_allclose(sources.infos.truth(token).boxes().centers, truth.centers, atol=2e-4)
+        np.testing.assert_allclose(sources.infos.recording(token).annotated("boxes").centers, truth.centers, atol=2e-4)
     assert seen > 20
 
 
 def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> None:
     """By the devkit there, by our own numpy here; only attributes are not known, and their error counts as 1."""
-    spec = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+    spec = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks"))
 
     def find(frame: Frame) -> Prediction:
         """The annotated boxes out of place, among others that are nowhere; always the same ones in a keyframe."""

@@ -3,6 +3,7 @@ or by hand; positions are the devkit's."""
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def oracle(keyframes: tuple[Path, str]) -> Oracle:
 def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
     seen = 0
     for sample in oracle.tables.samples():
-        boxes, anns = oracle.tables.truth(sample).boxes(), oracle.devkit.get("sample", sample)["anns"]
+        boxes, anns = oracle.tables.recording(sample).annotated("boxes"), oracle.devkit.get("sample", sample)["anns"]
         rows = [oracle.devkit.get("sample_annotation", annotation) for annotation in anns]
         ours = [row for row in rows if category_to_detection_name(row["category_name"])]
         assert len(boxes) == len(ours)
@@ -92,7 +93,7 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
             assert [ATTRIBUTES[a] for a in boxes.attributes[i : i + 1] if a >= 0] == names
             seen += 1
         others = [row["instance_token"] for row in rows if row not in ours]
-        assert oracle.tables.truth(sample).obstacles().instances.tolist() == others
+        assert oracle.tables.recording(sample).annotated("obstacles").instances.tolist() == others
     assert seen > 20
     for record in oracle.devkit.scene:  # samples are in order of time
         expected, sample = [], record["first_sample_token"]
@@ -214,19 +215,19 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
     root = write_annotated(tmp_path / "tiny")
     own, tables = NuScenesTables(root, VERSION), opened(root, joined)
     for sample in tables.samples():
-        rack = tables.truth(sample).obstacles()
+        rack = tables.recording(sample).annotated("obstacles")
         assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
         np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
         np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
-        assert tables.truth(sample).boxes().instances.tolist() == [
+        assert tables.recording(sample).annotated("boxes").instances.tolist() == [
             token("instance", "car"),
             token("instance", "walker"),
         ]
 
     first, second, third = tables.samples()
-    assert [tables.truth(sample).has_occupancy() for sample in tables.samples()] == [True, False, False]
-    assert tables.truth(second).occupancy() is None
-    found = tables.truth(first).occupancy()
+    assert [tables.recording(sample).exists("occupancy") for sample in tables.samples()] == [True, False, False]
+    assert tables.recording(second).annotated("occupancy") is None
+    found = tables.recording(first).annotated("occupancy")
     assert found.grid == VoxelGrid()
     assert occupancy_classes(NUSCENES)[17] == "free"
     with np.load(voxels_of(root)) as file:
@@ -237,7 +238,7 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
 
     names = [each.name for each in NUSCENES.point_classes]
     expected = {0: -1, 17: names.index("car"), 2: names.index("pedestrian"), 13: -1}
-    assert [tables.truth(sample).has_point_classes() for sample in tables.samples()] == [True, True, False]
+    assert [tables.recording(sample).has_point_classes() for sample in tables.samples()] == [True, True, False]
     for k, sample in enumerate((first, second)):
         frame = tables.frame(sample, Reads("lidar", sweeps=2, cameras=False))
         file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
@@ -255,17 +256,55 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
     assert tables.frame(first, Reads(annotations=False)).class_of_point is None
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_truth_is_read_with_the_frame_and_stays(tmp_path: Path, joined: bool) -> None:
+    """Of the kinds that are asked for; a corruption takes the LiDAR away, and the data set is gone when it is used."""
+    root = write_annotated(tmp_path / "tiny")
+    tables, first = opened(root, joined), token("sample", 0)
+    recording, plain = tables.recording(first), tables.frame(first, Reads(sweeps=2))
+    expected = {kind: recording.annotated(kind) for kind in ("boxes", "obstacles", "bicycle_racks", "occupancy")}
+    path = [tables.frame(each, Reads("lidar")).global_from_reference[:3, 3] for each in tables.samples()]
+    expected["lidar_path"] = np.array(path)
+    reads = Reads(sweeps=2, annotations=False, truth=(*expected, "points", "map", "of another data set"))
+    frame = tables.frame(first, reads._replace(change=Frame.without_points))
+    shutil.rmtree(root)
+    assert frame.points is frame.class_of_point is frame.boxes is None
+    points, classes = frame.truth["points"]
+    np.testing.assert_array_equal(points, plain.keyframe_points)
+    np.testing.assert_array_equal(classes, plain.keyframe_classes)
+    assert {*frame.truth} == {*expected, "points"}  # there is no map
+    for kind in ("boxes", "obstacles", "occupancy"):
+        for name, value in vars(expected[kind]).items():
+            np.testing.assert_array_equal(getattr(frame.truth[kind], name), value)
+    assert frame.truth["bicycle_racks"] == expected["bicycle_racks"]
+    np.testing.assert_array_equal(frame.truth["lidar_path"], expected["lidar_path"])
+
+
+def test_truth_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    root, first = write_annotated(tmp_path / "tiny"), token("sample", 0)
+    voxels_of(root).write_bytes(b"")
+    labels_of(root, 0).unlink()
+    tables = NuScenesTables(root, VERSION)
+    assert {*tables.frame(first, Reads(annotations=False, truth=("boxes", "lidar_path"))).truth} == {
+        "boxes",
+        "lidar_path",
+    }
+    for kind, says in (("occupancy", "labels.npz"), ("points", "classes of points")):
+        with one_line_error(says=says):
+            tables.frame(first, Reads(annotations=False, truth=(kind,)))
+
+
 def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
     """Without the table of the classes of points, the folder that is left does not matter."""
     root = write_annotated(tmp_path / "tiny")
     (root / VERSION / "lidarseg.json").unlink()
     shutil.rmtree(root / "gts")
     tables, first = NuScenesTables(root, VERSION), token("sample", 0)
-    assert not tables.truth(first).has_point_classes()
-    assert not tables.truth(first).has_occupancy()
+    assert not tables.recording(first).has_point_classes()
+    assert not tables.recording(first).exists("occupancy")
     assert tables.frame(first).class_of_point is None
     (root / VERSION / "sample_annotation.json").write_text("[]")
-    assert NuScenesTables(root, VERSION).truth(first).obstacles() is None
+    assert NuScenesTables(root, VERSION).recording(first).annotated("obstacles") is None
 
 
 def test_classes_stay_with_the_points_of_joined_lidars() -> None:
@@ -412,6 +451,17 @@ def test_a_location_without_a_map_and_a_damaged_one(tmp_path: Path) -> None:
     writer.layers["node"].pop(0)
     with one_line_error(r"boston-seaport.json: not a map .*KeyError: 'node0'"):
         writer.write(tmp_path)
+
+
+def test_a_map_goes_to_another_process_by_its_name(tmp_path: Path) -> None:
+    """Another content of the file is another map."""
+    area, frame, grid = _street().write(tmp_path), _frame(), BevGrid()
+    sent = pickle.dumps(area)
+    assert b"starts" not in sent  # of the edges
+    np.testing.assert_array_equal(pickle.loads(sent).rasterize(frame, grid), area.rasterize(frame, grid))
+    other = MapWriter()
+    other.area("walkway", other.polygon([(290.0, 290.0), (310.0, 290.0), (310.0, 310.0), (290.0, 310.0)]))
+    assert not other.write(tmp_path).rasterize(frame, grid)[0].any()
 
 
 def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, 
         source = NuScenesTables(root, VERSION)
         [sample, *_] = source.samples("train")
         source.frame(sample, Reads(sweeps=1))
-        source.truth(sample).occupancy()
+        source.recording(sample).annotated("occupancy")
 
 
 @pytest.mark.parametrize(("files", "damage", "says"), DAMAGE[:6])
@@ -116,7 +116,7 @@ def test_between_keyframes_of_one_time_no_velocity_is_known(tiny_root: Path) -> 
     first = rows[0]["timestamp"]
     for wrong, known in ((first, [False, True, True]), (first - 1_000_000, [False, True, False])):
         in_json(put("1.timestamp", wrong))(tiny_root / table("sample"))
-        boxes = [NuScenesTables(tiny_root, VERSION).truth(row["token"]).boxes() for row in rows]
+        boxes = [NuScenesTables(tiny_root, VERSION).recording(row["token"]).annotated("boxes") for row in rows]
         assert [bool(np.isfinite(each.velocities).all()) for each in boxes] == known
         assert not any(np.isinf(each.velocities).any() for each in boxes)
 

@@ -114,7 +114,7 @@ def test_free_is_what_rays_cross() -> None:
 def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
     """Also if a keyframe lacks its velocity; without an id it is as it is seen in the keyframe."""
     source = WalledDrive(labelled=False)
-    boxes = {k: source.truth(k).boxes() for k in "0123"}
+    boxes = {k: source.recording(k).annotated("boxes") for k in "0123"}
     boxes["2"] = replace(boxes["2"], velocities=boxes["2"].velocities * np.nan)
     source.boxes = boxes.__getitem__
     voxels = annotated(source, "2", "12", sweeps=4)
@@ -150,7 +150,7 @@ def test_sweeps_count_once() -> None:
 
 def test_which_returns_are_of_an_object() -> None:
     """By hand: a car of 2 x 4 x 1.6 m at the origin of the ground, and a sign, which does not move, at x = 10 m."""
-    one = WalledDrive().truth("0").boxes()
+    one = WalledDrive().recording("0").annotated("boxes")
     parts = (replace(one, centers=np.array([[x, 0, 0.8]]), labels=np.array([n])) for n, x in enumerate((0.0, 10.0)))
     boxes = Boxes.joined(*parts)
     ground, car = GROUND - 1, CAR - 1  # classes of points
@@ -269,18 +269,18 @@ def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None
     assert counts == {"out": str(out), "drives": 1, "keyframes": 1, "without_lidar": 0}
     assert sorted(root.rglob("*")) == before
     source = open_source(out, None)
-    frame, found = source.frame("007-01"), source.truth("007-01").occupancy()
-    assert source.truth("007-01").has_occupancy()
-    assert source.truth("007-01").has_point_classes()
+    frame, found = source.frame("007-01"), source.recording("007-01").annotated("occupancy")
+    assert source.recording("007-01").exists("occupancy")
+    assert source.recording("007-01").has_point_classes()
     flat, inside = found.grid.indices(frame.points)
     assert inside.sum() > 100
     assert (found.classes.reshape(-1)[flat[inside]] < len(occupancy_classes(source.taxonomy)) - 1).all()
-    assert open_source(root, None).truth("007-01").occupancy() is None
+    assert open_source(root, None).recording("007-01").annotated("occupancy") is None
     link_dataroot(root, out)  # as when more keyframes are annotated into the same folder
     annotate_drives(PandaSet(root), ["007:1-2"], 0, root)  # a dataroot may hold its own voxels
-    assert [PandaSet(root).truth(f"007-0{i}").has_occupancy() for i in (0, 1)] == [False, True]
+    assert [PandaSet(root).recording(f"007-0{i}").exists("occupancy") for i in (0, 1)] == [False, True]
     link_dataroot(root, make_folder(tmp_path / "other"))  # with voxels of its own, not with links to these
-    assert not PandaSet(tmp_path / "other").truth("007-01").has_occupancy()
+    assert not PandaSet(tmp_path / "other").recording("007-01").exists("occupancy")
 
 
 def test_refused(root: Path, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_keyframes_without_lidar_are_left_out(tiny_root: Path, tmp_path: Path) -
     counts = annotate_drives(source, [], 1, tmp_path / "out")
     assert counts == {"drives": 1, "keyframes": 2, "without_lidar": 1}
     source = open_source(tmp_path / "out", None)
-    assert [source.truth(sample).has_occupancy() for sample in source.samples()] == [True, False, True]
+    assert [source.recording(sample).exists("occupancy") for sample in source.samples()] == [True, False, True]
     for file in (files[0], files[2]):
         file.unlink()
     with one_line_error("no LiDAR file of the 3 keyframes"):

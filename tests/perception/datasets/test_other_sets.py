@@ -110,7 +110,7 @@ def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
     labels, found = T4.labels_of_categories(), 0
     for row, token in zip(devkit.sample, tables.samples(), strict=True):
         boxes, annotations = (
-            tables.truth(token).boxes(),
+            tables.recording(token).annotated("boxes"),
             [devkit.get("sample_annotation", each) for each in row.ann_3ds],
         )
         kept = [each for each in annotations if each.category_name in labels]
@@ -146,10 +146,10 @@ def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables, tmp
     for token in joined.samples():
         ours, theirs = joined.frame(token, Reads(cameras=False)), tables.frame(token, Reads(cameras=False))
         np.testing.assert_array_equal(ours.points, theirs.points)
-        assert (joined.scene(token), joined.timestamp(token)) == (tables.scene(token), tables.timestamp(token))
-        assert len(ours.boxes) == len(joined.truth(token).boxes())
-    assert not any(joined.truth(token).bicycle_racks() for token in joined.samples())
-    assert joined.map("") is None
+        assert (ours.scene, ours.timestamp) == (theirs.scene, theirs.timestamp)
+        assert joined.recording(token).annotated("map") is None
+        assert len(ours.boxes) == len(joined.recording(token).annotated("boxes"))
+    assert not any(joined.recording(token).annotated("bicycle_racks") for token in joined.samples())
     with one_line_error(at=t4_root, says="has no split test; known are train, val, all"):
         joined.scenes("test")
     for name in ("a", "b"):
@@ -204,7 +204,7 @@ def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any)
             np.testing.assert_allclose(own[:, :3], cloud.points[:3, outside].T, atol=1e-3)
             np.testing.assert_array_equal(own[:, 3], cloud.points[3, outside])
             np.testing.assert_allclose(own[:, 4], lags[0, outside], atol=1e-5)
-        boxes = trucks.truth(token).boxes()
+        boxes = trucks.recording(token).annotated("boxes")
         kept = [a for a in row["anns"] if category_to_detection_name(devkit.get_box(a).name)]
         theirs = [devkit.get_box(a) for a in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
@@ -295,7 +295,7 @@ def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
 
     def perturbed(frame: Frame) -> Prediction:
         """Most annotations, moved, resized, turned, sped up and renamed by chance, and false ones of all classes."""
-        boxes = mini.truth(frame.token).boxes()
+        boxes = mini.recording(frame.token).annotated("boxes")
         found = boxes.select(rng.permutation(np.repeat(np.arange(len(boxes)), 3))[: 2 * len(boxes)])
         count = len(found)
         other = rng.random(count) < 0.1
@@ -310,7 +310,7 @@ def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
         )
         return Prediction({"detection": moved.transformed(np.linalg.inv(frame.global_from_reference))})
 
-    spec = InputSpec(BevGrid(), lidar=None, camera=None, rig=RIG)
+    spec = InputSpec(BevGrid(), lidar=None, camera=None, rig=RIG, truth=("boxes", "bicycle_racks"))
     metrics = evaluate(perturbed, mini, "mini_val", [], tmp_path, spec, console, slices)
     assert all(metrics["ground_truth"].values()), metrics["ground_truth"]
     path = str(tmp_path / "results_nusc.json")

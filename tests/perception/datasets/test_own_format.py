@@ -13,7 +13,16 @@ from vocabulary import NUSCENES, RIG
 
 from perception.config import parse_config
 from perception.datasets.drives import Drives
-from perception.datasets.keyframes import Keyframes, Picture, Reads, Recording, SweepFile, Truth, assemble
+from perception.datasets.keyframes import (
+    NO_SENSORS,
+    Annotation,
+    Keyframes,
+    Picture,
+    Reads,
+    Recording,
+    SweepFile,
+    assemble,
+)
 from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
@@ -40,24 +49,13 @@ class Folder:
         drives = Drives(str(dataroot), {"drive": tokens})
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
 
-    def timestamp(self, token: str) -> int:
-        return START + PERIOD * int(token)
-
     def conditions(self, token: str) -> Conditions:
         return Conditions(weather="rain")
 
-    def map(self, location: str) -> None:
-        return None
-
-    def truth(self, token: str) -> Truth:
-        zero, car = np.zeros(1), (np.array([[30.0, 2.0, 1.0]]), np.array([[2.0, 4.0, 1.5]]))
-        return Truth(lambda: Boxes.from_yaws(*car, zero, np.zeros((1, 2)), zero, zero - 1, zero + 1))
-
-    def recording(self, token: str, reads: Reads) -> Recording:
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         sweeps = [self._sweep(i) for i in range(int(token), max(int(token) - reads.sweeps, 0) - 1, -1)]
-        time, ego = self.timestamp(token), self._ego(int(token))
+        time, ego = START + PERIOD * int(token), self._ego(int(token))
         picture = Picture(self.dataroot / f"{token}.png", time, INTRINSICS, CAMERA, ego, (80, 50))
-        conditions, truth = self.conditions(token), self.truth(token)
         return Recording(
             token,
             "drive",
@@ -66,8 +64,8 @@ class Folder:
             np.eye(4),
             {0: sweeps},
             {"CAM_FRONT": picture},
-            truth,
-            conditions,
+            {"boxes": Annotation(_boxes)},
+            self.conditions(token),
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
@@ -80,6 +78,12 @@ class Folder:
         pose = np.eye(4)
         pose[0, 3] = SPEED * 1e-6 * PERIOD * i
         return pose
+
+
+def _boxes() -> Boxes:
+    """A car, in the global frame."""
+    zero, car = np.zeros(1), (np.array([[30.0, 2.0, 1.0]]), np.array([[2.0, 4.0, 1.5]]))
+    return Boxes.from_yaws(*car, zero, np.zeros((1, 2)), zero, zero - 1, zero + 1)
 
 
 class Nameless:

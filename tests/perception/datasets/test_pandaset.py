@@ -88,9 +88,9 @@ def test_drives_frames_and_what_is_unknown_or_not_there(root: Path, tmp_path: Pa
     assert drives.samples() == ["007-00", "007-01", "007-02", "007-03"]
     assert drives.samples(selectors=["007:1-3"]) == ["007-01", "007-02"]
     assert drives.scene("007-02") == "007"
-    assert drives.timestamp("007-02") == 1_557_539_956_700_000
+    assert drives.recording("007-02").timestamp == 1_557_539_956_700_000
     assert drives.conditions("007-02").known() == ()
-    assert (drives.map(""), [*drives.truth("007-00").bicycle_racks()]) == (None, [])
+    assert drives.recording("007-00").annotated("map") is drives.recording("007-00").annotated("bicycle_racks") is None
     with one_line_error("has no split val"):
         drives.samples("val")
     with one_line_error("no frame 007-09"):
@@ -113,7 +113,7 @@ def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: st
     np.testing.assert_allclose(frame.points[:, 3], chosen[:, 3], rtol=1e-6)
     np.testing.assert_allclose(frame.points[:, 4], np.maximum(-chosen[:, 4], 0), atol=1e-6)
     assert frame.points.dtype == np.float32
-    assert drives.truth("007-00").boxes().num_points[0] == inside(chosen).sum() > 0
+    assert drives.recording("007-00").annotated("boxes").num_points[0] == inside(chosen).sum() > 0
 
 
 def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
@@ -145,27 +145,29 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
 
 def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None:
     drives = opened(root)
-    boxes = drives.truth("007-02").boxes()
+    boxes = drives.recording("007-02").annotated("boxes")
     assert boxes.instances.tolist() == ["parked", "walker", "ahead", "one-way", "far", "lost-gt"]
     assert boxes.labels.tolist() == [0, 1, 0, 0, 0, 0]
-    assert PandaSet(root, None, taxonomy_of({"Cones": 5})).truth("007-02").boxes().labels.tolist() == [5]
+    assert PandaSet(root, None, taxonomy_of({"Cones": 5})).recording("007-02").annotated("boxes").labels.tolist() == [5]
     np.testing.assert_allclose(boxes.centers[2], [-0.6, 31.0, 0.4])
     np.testing.assert_allclose(boxes.sizes[1], [0.6, 0.7, 1.8])
     np.testing.assert_allclose(boxes.rotations[0] @ [1, 0, 0], [-np.sin(0.4), np.cos(0.4), 0], atol=1e-12)
     moving = [[0, 0], [1, -0.5], [-3, 5], [0, 0]]
     np.testing.assert_allclose(boxes.velocities[:4, :2], moving, atol=1e-4)  # seconds since 1970 in float64
     assert np.isnan(boxes.velocities[5, :2]).all()  # in one frame only
-    first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).truth("007-02").boxes()  # the other LiDAR's boxes
+    first = (
+        PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).recording("007-02").annotated("boxes")
+    )  # the other LiDAR's boxes
     assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
     np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
-    cone = drives.truth("007-02").obstacles()
+    cone = drives.recording("007-02").annotated("obstacles")
     assert (cone.instances.tolist(), cone.labels.tolist()) == (["cone"], [-1])
     np.testing.assert_allclose(cone.centers, [[0, 12, 0]])
     frame = drives.frame("007-02")  # whose boxes turn with its reference
     np.testing.assert_allclose(frame.boxes.transformed(frame.global_from_reference).centers, boxes.centers, atol=1e-9)
     assert drives.frame("007-02", Reads(annotations=False, lidar=False, cameras=False)).points is None
     shutil.copytree(root, tmp_path / "unlabelled", ignore=shutil.ignore_patterns("annotations"))
-    assert opened(tmp_path / "unlabelled").truth("007-02").boxes() is None
+    assert opened(tmp_path / "unlabelled").recording("007-02").annotated("boxes") is None
 
 
 def test_pictures_are_rectified(root: Path) -> None:
@@ -176,7 +178,7 @@ def test_pictures_are_rectified(root: Path) -> None:
         assert [*frame.cameras] == ["front", "left", "back"]  # the others have no pictures
         for name, camera in frame.cameras.items():
             np.testing.assert_allclose(camera.ego_from_camera, written.vehicle_from_camera(name), atol=1e-4)
-            assert camera.timestamp == drives.timestamp(token) + round(1e6 * written.EXPOSURE[name])
+            assert camera.timestamp == drives.recording(token).timestamp + round(1e6 * written.EXPOSURE[name])
             marks = written.marks_in_world()
             in_reference = (marks - frame.global_from_reference[:3, 3]) @ frame.global_from_reference[:3, :3]
             u, v, depth = frame.image_from_reference(name) @ np.column_stack([in_reference, np.ones(len(marks))]).T
@@ -223,7 +225,7 @@ def test_a_damaged_sweep_is_missing_where_damage_is_counted(root: Path, tmp_path
     source, reads = PandaSet(folder), Reads(sweeps=1)
     before = DAMAGE.set(lines.append)
     try:
-        frame, later = source.frame("007-00"), source.frame("007-01", reads)
+        frame, later = source.frame("007-00", Reads(truth=("boxes",))), source.frame("007-01", reads)
     finally:
         DAMAGE.reset(before)
     whole, others = PandaSet(root).frame("007-00"), PandaSet(root).frame("007-01", reads)
@@ -234,9 +236,9 @@ def test_a_damaged_sweep_is_missing_where_damage_is_counted(root: Path, tmp_path
     assert {*later.sweep_of_point.tolist()} == {0}
     assert len({*lines}) == 1
     assert re.search("00.pkl.gz.*truncated", lines[0])
-    assert (source.truth("007-00").boxes().num_points == -1).all()  # a metric asks later, in another thread
+    assert (frame.truth["boxes"].num_points == -1).all()
     with one_line_error("00.pkl.gz", says="truncated"):
-        PandaSet(folder).truth("007-00").boxes()
+        PandaSet(folder).recording("007-00").annotated("boxes")
 
 
 @pytest.mark.parametrize("token", ["002-00", "002-20"])
@@ -303,7 +305,10 @@ def test_each_table_is_decoded_once(root: Path, tmp_path: Path, monkeypatch: pyt
             f"drives/007/lidar/{each:02d}.pkl.gz": 1 for each in range(i - sweeps, i + 1)
         }
         decoded.clear()
-    assert (drives.truth("007-00").boxes().num_points[0], len(drives.truth("007-03").obstacles())) == (
+    assert (
+        drives.recording("007-00").annotated("boxes").num_points[0],
+        len(drives.recording("007-03").annotated("obstacles")),
+    ) == (
         inside(POINTS).sum(),
         1,
     )

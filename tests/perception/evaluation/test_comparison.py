@@ -17,7 +17,7 @@ from scipy import stats
 from vocabulary import CLASSES, RIG
 
 from perception.config import Lidar
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import NO_SENSORS
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.comparison import LEFT_OUT, LeftOutScores, compare, comparison_table
@@ -34,7 +34,7 @@ from perception.tasks.occupancy.metric import OccupancyMetric
 
 VERSION = "v1.0-mini"
 PIECES = 5  # of a drive
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
 BY = ("condition", "scene", "range")
 
 
@@ -67,7 +67,7 @@ def network(tables: NuScenesTables, found: float = 0.8, metres: float = 0.4) -> 
 
     def predict(frame: Frame) -> Prediction:
         rng = np.random.default_rng([int(frame.token[:8], 16)])
-        boxes = tables.truth(frame.token).boxes()
+        boxes = tables.recording(frame.token).annotated("boxes")
         number = len(boxes)
         chosen, away = rng.random(number), rng.normal(0, 1, (2, number, 3))
         boxes = replace(boxes, scores=np.round(rng.uniform(0.05, 1, number), 6))
@@ -123,9 +123,9 @@ def test_differences_are_those_of_the_devkit_without_each_scene(drives: NuScenes
 
 def test_slices_are_left_out_one_by_one_as_well(drives: NuScenesTables, runs: tuple[Path, Path]) -> None:
     """The sums of each scene must give the scores of what is left, scored again and again."""
-    predictor, metric = network(drives), CountedFrames(DetectionMetric(drives.taxonomy, SPEC.grid, drives))
+    predictor, metric = network(drives), CountedFrames(DetectionMetric(drives.taxonomy, SPEC.grid))
     tokens = drives.samples("all")
-    frames = [drives.frame(token, Reads(annotations=False, lidar=False, cameras=False)) for token in tokens]
+    frames = [drives.frame(token, NO_SENSORS._replace(truth=SPEC.truth)) for token in tokens]
     for frame in frames:
         metric.add(frame, predictor(frame).results["detection"])
     names, scenes = np.unique([frame.scene for frame in frames], return_inverse=True)

@@ -31,7 +31,7 @@ from perception.tasks.detection.scores import RECALLS, THRESHOLDS
 HOSTILE = "</script><img src=x onerror=\"window.broken='yes'\">'&lt;"
 BY = ("condition", "scene", "range")
 CORRUPTIONS = ("lidar_noise", "lidar_missing")
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
 BARE = Reads(annotations=False, lidar=False, cameras=False)
 SEEN = """
   const texts = (root, what) => [...root.querySelectorAll(what)].map(each => each.textContent);
@@ -214,7 +214,7 @@ def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTab
 
 def test_footprints_are_the_devkits_in_the_vehicles_frame(run: Path, drives: NuScenesTables) -> None:
     sample = page_data(run / REPORT)["worst"][0]["samples"][0]
-    boxes, expected = drives.truth(sample["token"]).boxes(), []
+    boxes, expected = drives.recording(sample["token"]).annotated("boxes"), []
     ego_from_global = np.linalg.inv(drives.frame(sample["token"], BARE).global_from_ego)
     for center, size, rotation in zip(boxes.centers, boxes.sizes, boxes.rotations, strict=True):
         corners = Box(center, size, Quaternion(matrix=rotation)).bottom_corners()  # the front ones first
@@ -233,7 +233,7 @@ def test_footprints_are_the_devkits_in_the_vehicles_frame(run: Path, drives: NuS
 def brute_force(drives: NuScenesTables, token: str, boxes: list[dict[str, Any]]) -> tuple[int, int]:
     """Missed annotations and extra detections of a keyframe, by a loop over the submission, best score first."""
     ego = drives.frame(token, BARE).global_from_ego[:2, 3]
-    reach, truth = {each.name: each.range for each in NUSCENES.classes}, drives.truth(token).boxes()
+    reach, truth = {each.name: each.range for each in NUSCENES.classes}, drives.recording(token).annotated("boxes")
     names, centers = [NUSCENES.class_names[label] for label in truth.labels], truth.centers[:, :2]
     free = [
         (name, center) for name, center, points in zip(names, centers, truth.num_points, strict=True)

@@ -35,7 +35,7 @@ from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import read_submission
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 
-LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
 BOTH = replace(LIDAR, camera=CameraBranch())
 RINGS = {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}
 

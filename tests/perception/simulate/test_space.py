@@ -101,11 +101,14 @@ def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
     assert not unknown & {*NUSCENES.labels_of_categories(), *NUSCENES.point_labels_of_categories()}
     for sample in tables.samples():
         annotations = [devkit.get("sample_annotation", name) for name in devkit.get("sample", sample)["anns"]]
-        theirs, obstacles = [a for a in annotations if a["category_name"] in unknown], tables.truth(sample).obstacles()
+        theirs, obstacles = (
+            [a for a in annotations if a["category_name"] in unknown],
+            tables.recording(sample).annotated("obstacles"),
+        )
         assert obstacles.instances.tolist() == [a["instance_token"] for a in theirs]
-        assert len(obstacles) + len(tables.truth(sample).boxes()) == len(annotations)
-        assert tables.truth(sample).has_point_classes()
-        assert tables.truth(sample).has_occupancy()
+        assert len(obstacles) + len(tables.recording(sample).annotated("boxes")) == len(annotations)
+        assert tables.recording(sample).has_point_classes()
+        assert tables.recording(sample).exists("occupancy")
     assert (obstacles.num_points > 0).any()
     for path in root.glob("gts/scene-0001/*/labels.npz"):  # the same seed gives the same bytes: no time of writing
         assert {entry.date_time for entry in ZipFile(path).infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -114,7 +117,7 @@ def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
 def test_voxels_fit_points_and_boxes(root: Path) -> None:
     tables, grid = NuScenesTables(root, VERSION), VoxelGrid()
     for sample in tables.samples():
-        frame, voxels = tables.frame(sample, Reads("ego")), tables.truth(sample).occupancy()
+        frame, voxels = tables.frame(sample, Reads("ego")), tables.recording(sample).annotated("occupancy")
         assert voxels is not None
         assert frame.points is not None
         index, inside = grid.indices(frame.points)
@@ -126,7 +129,7 @@ def test_voxels_fit_points_and_boxes(root: Path) -> None:
             assert np.mean(found[classes == CLASS[name] - 1] == CLASS[name]) > 0.5
         boxes, obstacles = (
             frame.boxes,
-            tables.truth(sample).obstacles().transformed(np.linalg.inv(frame.global_from_ego)),
+            tables.recording(sample).annotated("obstacles").transformed(np.linalg.inv(frame.global_from_ego)),
         )
         cars = boxes.select(boxes.labels == NUSCENES.label("car"))
         for chosen, number in ((cars, CLASS["car"]), (obstacles, CLASS["others"])):
@@ -186,8 +189,8 @@ def test_a_truck_meets_obstacles_too(tmp_path: Path) -> None:
     simulate(tmp_path, 1, 1, 0, parse(["clear-day-boston"], taxonomy, WORLDS, Extras(obstacles=True)), rig=rig)
     tables = NuScenesTables(tmp_path, VERSION, rig, taxonomy)
     (sample,) = tables.samples()
-    assert len(tables.truth(sample).obstacles()) > 0
-    assert not tables.truth(sample).has_point_classes()
+    assert len(tables.recording(sample).annotated("obstacles")) > 0
+    assert not tables.recording(sample).has_point_classes()
     assert not (tmp_path / "lidarseg").exists()
     with pytest.raises(InputError, match="has no point_classes"):
         parse(["clear-day-boston"], taxonomy, WORLDS, Extras(occupancy=True))

@@ -73,7 +73,7 @@ def frames(tables: NuScenesTables) -> list[Frame]:
         points = np.pad(rng.normal(0, 20, (count, 3)), ((0, 0), (0, 2))).astype(np.float32)
         classes = rng.integers(-1, len(POINT_CLASSES), count).astype(np.int16)
         own = keyframe(points) | {"class_of_point": classes}
-        found.append(replace(tables.frame(token, Reads(lidar=False, cameras=False)), **own))
+        found.append(replace(tables.frame(token, Reads(lidar=False, cameras=False, truth=("occupancy", "map"))), **own))
     return found
 
 
@@ -121,7 +121,7 @@ def assert_detected(found: Boxes, frame: Frame, _: NuScenesTables, grid: BevGrid
 
 
 def assert_mapped(found: np.ndarray, frame: Frame, tables: NuScenesTables, grid: BevGrid) -> None:
-    cells = tables.map(frame.location).rasterize(frame, grid)
+    cells = tables.recording(frame.token).annotated("map").rasterize(frame, grid)
     assert cells[0].any()
     np.testing.assert_array_equal(found > 0.5, cells > 0)
 
@@ -140,7 +140,7 @@ def assert_classified(found: np.ndarray, frame: Frame, _: NuScenesTables, __: Be
 
 
 def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables, _: BevGrid) -> None:
-    truth = tables.truth(frame.token).occupancy()
+    truth = tables.recording(frame.token).annotated("occupancy")
     seen = truth.seen_by_lidar | truth.seen_by_cameras
     assert found.grid == truth.grid == SMALL
     assert not seen.all()
@@ -178,16 +178,16 @@ def features_for(task: Task[Any]) -> Any:
     return PointFeatures(features, torch.randn(2, places, 5), cells)
 
 
-def labels_of(task: Task[Any], frames: list[Frame], tables: NuScenesTables) -> Dense:
+def labels_of(task: Task[Any], frames: list[Frame]) -> Dense:
     """As the loader makes and joins them."""
-    return batch_labels([{task.name: task.labels(frame, tables)} for frame in frames])[task.name]
+    return batch_labels([{task.name: task.labels(frame)} for frame in frames])[task.name]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(name, frames, tables):
     task = default(name, FINE)
     assert task.name == name
-    network, labels = task.network(8), labels_of(task, frames, tables)
+    network, labels = task.network(8), labels_of(task, frames)
     dense = PERFECT[name](labels)
     assert dense.keys() == network(features_for(task)).keys()
     outputs = network.decode(dense)
@@ -222,7 +222,7 @@ def with_boxes(boxes: Boxes | None) -> Frame:
 def test_from_a_frame_without_data_or_pose_nothing_is_remembered(name, lost, frames, tables):
     """Whatever the network makes of it, the state is the same; and after a frame with both it is another one."""
     task, first = default(name, FINE), frames[0]
-    outputs = task.network(8).decode(PERFECT[name](labels_of(task, frames, tables)))
+    outputs = task.network(8).decode(PERFECT[name](labels_of(task, frames)))
     results = [task.result({key: values[i].numpy() for key, values in outputs.items()}) for i in range(len(frames))]
     seen, later = [], replace(first, token="later", timestamp=first.timestamp + 500_000)
     for result, more in product(results, ({}, lost)):
@@ -261,12 +261,12 @@ def test_each_frame_loses_in_a_batch_what_it_loses_alone(name, frames, tables):
     torch.manual_seed(0)
     shapes = {key: values.shape for key, values in network(features_for(task)).items()}
     dense = {key: torch.randn(shape, dtype=torch.float64).requires_grad_() for key, shape in shapes.items()}
-    labels = labels_of(task, frames, tables)
+    labels = labels_of(task, frames)
     assert "real" not in labels or len(set(labels["real"].sum(dim=1).tolist())) == 2  # one frame is padded
     together = network.losses(dense, labels)
     for i, frame in enumerate(frames):
         alone = {key: values[i : i + 1].detach().requires_grad_() for key, values in dense.items()}
-        losses = network.losses(alone, labels_of(task, [frame], tables))
+        losses = network.losses(alone, labels_of(task, [frame]))
         assert losses.keys() == together.keys()
         for term, loss in losses.items():
             assert loss.mean().item() > 0, term
@@ -311,7 +311,7 @@ def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenes
     tags = [Conditions(weather="rain"), Conditions(weather="fog", light="night"), Conditions()]
     task = default("conditions", COARSE)
     frames = [Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, conditions=known) for known in tags]
-    labels = labels_of(task, frames, tables)
+    labels = labels_of(task, frames)
     torch.manual_seed(0)
     logits = {kind: torch.randn(3, len(values), dtype=torch.float64) for kind, values in CONDITIONS.items()}
     p = {kind: np.exp(x.numpy()) / np.exp(x.numpy()).sum(axis=1, keepdims=True) for kind, x in logits.items()}
@@ -321,7 +321,7 @@ def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenes
     assert losses["light"].mean().item() == pytest.approx(-np.log(p["light"][1, 1]), rel=1e-12)
     assert losses["city"].mean().item() == 0
     token = tables.samples("all")[0]
-    assert task.labelled(tables, token)
+    assert task.labelled(tables.recording(token))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=4))

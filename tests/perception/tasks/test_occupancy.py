@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import one_line_error
 from networks import small
-from occupied import CLASSES, FREE, SMALL, Occupied, random_occupancy
+from occupied import CLASSES, FREE, SMALL, random_occupancy
 from pydantic import ValidationError
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -144,7 +144,7 @@ def test_labels_are_the_observed_voxels() -> None:
     truth = random_occupancy("a")
     either = truth.seen_by_lidar | truth.seen_by_cameras
     for observed, seen in (("lidar", truth.seen_by_lidar), ("cameras", truth.seen_by_cameras), ("either", either)):
-        labels = task(observed=observed).labels(posed(1), Occupied(None))["classes"]
+        labels = task(observed=observed).labels(replace(posed(1), truth={"occupancy": truth}))["classes"]
         np.testing.assert_array_equal(labels, np.where(seen, truth.classes, UNKNOWN))
     assert (task().labels(posed(1))["classes"] == UNKNOWN).all()
 
@@ -154,9 +154,9 @@ def test_what_lies_on_the_ground_is_in_a_large_voxel_of_it() -> None:
     classes, (road, box) = np.full(fine.shape, FREE, np.uint8), (CLASSES.index("driveable_surface"), 0)
     classes[:, :, :2], classes[0, 0, 0] = road, box
     seen = np.ones(fine.shape, bool)
-    source = Occupied(None, lambda _: Occupancy(fine, classes, seen, seen))
+    frame = replace(posed(1), truth={"occupancy": Occupancy(fine, classes, seen, seen)})
     for options, first in (({}, box), ({"flat": []}, road)):
-        labels = task(**options).labels(posed(1), source)["classes"]
+        labels = task(**options).labels(frame)["classes"]
         assert labels[0, 0, 0] == first
         assert (labels[0, 1:, 0] == road).all()
 
@@ -180,8 +180,8 @@ def test_labels_of_an_augmented_frame_are_what_is_there() -> None:
     for seed in range(4):
         similarity = draw_similarity(np.random.default_rng(seed), settings)
         flips.add(bool(np.linalg.det(similarity[:2, :2]) < 0))
-        frame = posed(seed).transformed(similarity)
-        labels = own.labels(frame, Occupied(None, lambda _: truth))["classes"]
+        frame = replace(posed(seed), truth={"occupancy": truth}).transformed(similarity)
+        labels = own.labels(frame)["classes"]
         expected, inside = looked_up(own.voxels, similarity, truth.grid, truth.classes, UNKNOWN)
         assert (labels.reshape(-1) == expected).mean() > 0.9999  # but for centres on an edge
         assert 0 < (~inside).sum() < inside.sum()

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from occupied import CLASSES, FREE, Occupied, random_occupancy
+from occupied import CLASSES, FREE, random_occupancy
 from vocabulary import NUSCENES
 
-from perception.datasets.keyframes import Reads, Truth
 from perception.frame import Boxes, Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid, traverse
 from perception.io.files import jsonable
@@ -200,33 +199,24 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     seen = np.random.default_rng(0).random(GRID.shape) < 0.7
     places = {token: np.array([5.0 * int(token[1]), 0.0, 0.0]) for token in truths}
 
-    class Drives:
-        taxonomy = NUSCENES
-
-        def truth(self, token: str) -> Truth:
-            return Truth()
-
-        def samples(self, split: None, selectors: list[str]) -> list[str]:
-            return [token for token in truths if token[0] == selectors[0]]
-
-        def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-            ego, lidar = np.eye(4), np.eye(4)
-            ego[:3, 3] = places[token]
-            lidar[:3, 3] = places[token] + [0.9, 0, 1.8]
-            return Frame(token, 0, "ego", lidar if reads.reference == "lidar" else ego, ego, None, {}, scene=token[0])
-
     def obstacles(token: str) -> Boxes:
         moved = boxes((6.0, 0.0, 1.0, 1.0, 0.0, 3), (12.0, 0.0, 1.0, 1.0, 0.0, 3))
         return replace(moved, centers=moved.centers + places[token])
 
-    source: Any = Occupied(Drives(), lambda token: Occupancy(GRID, truths[token], seen, seen), obstacles)
-    metric = CountedFrames(OccupancyMetric(NUSCENES, BevGrid(), source))
+    def frame(token: str) -> Frame:
+        path = np.array([places[each] + [0.9, 0, 1.8] for each in truths if each[0] == token[0]])
+        voxels, ego = Occupancy(GRID, truths[token], seen, seen), np.eye(4)
+        ego[:3, 3] = places[token]
+        truth = {"occupancy": voxels, "obstacles": obstacles(token), "lidar_path": path}
+        return Frame(token, 0, "ego", ego, ego, None, {}, scene=token[0], truth=truth)
+
+    metric = CountedFrames(OccupancyMetric(NUSCENES, BevGrid()))
     for token, truth in truths.items():
         predicted = truth.copy()
         predicted[1, 20, 27], predicted[1, 20, 35] = OTHERS if token[0] == "a" else FREE, FREE
         if token[0] == "b":
             predicted[:, 20:] = FREE
-        metric.add(Drives().frame(token), result(predicted))
+        metric.add(frame(token), result(predicted))
     first, second = np.array([True, True, False, False]), np.array([False, False, True, True])
     right, half = metric.part(first), metric.part(second)
     assert min(right["occupancy_mIoU"], right["RayIoU"]) > 0.95
@@ -272,7 +262,8 @@ def test_gates_score_scenes_conditions_classes_and_ranges(tmp_path: Path) -> Non
     frames = [Frame(f"{s}{i}", i * 10**6, "ego", here, here, None, {}, scene=s) for i, s in enumerate("aab")]
     truths = {frame.token: random_occupancy(frame.token, grid) for frame in frames}
     near, away = (6.0, 0.4, 1, 1, 0, 3), (11.0, 0.4, 1, 1, 0, 3)
-    tables: Any = Occupied(None, truths.__getitem__, lambda token: boxes(near, away))
+    known = [{"occupancy": truths[frame.token], "obstacles": boxes(near, away)} for frame in frames]
+    annotated = [replace(frame, truth=own) for frame, own in zip(frames, known, strict=True)]
     results = []
     for frame in frames:
         classes = truths[frame.token].classes.copy()
@@ -282,9 +273,9 @@ def test_gates_score_scenes_conditions_classes_and_ranges(tmp_path: Path) -> Non
             classes[:, :16] = FREE
         sure = {"occupied": (classes != FREE).astype(np.float32), "others": (classes == OTHERS).astype(np.float32)}
         results.append(TASK.result({"classes": classes, "free": far, **sure}))
-    metric, scenes = OccupancyMetric(NUSCENES, TASK.grid, tables), np.array(["a", "a", "b"])
+    metric, scenes = OccupancyMetric(NUSCENES, TASK.grid), np.array(["a", "a", "b"])
 
-    def counts(seen: Sequence[OccupancyResult], metric: OccupancyMetric = metric) -> Sequence[Any]:
+    def counts(seen: Sequence[OccupancyResult], frames: Sequence[Frame] = annotated) -> Sequence[Any]:
         kept = [jsonable(metric.counts(frame, each)) for frame, each in zip(frames, seen, strict=True)]
         return metric.recorded(tmp_path, [frame.token for frame in frames], np.zeros((3, 2)), kept)
 
@@ -314,7 +305,7 @@ def test_gates_score_scenes_conditions_classes_and_ranges(tmp_path: Path) -> Non
     assert score("seen_mIoU").same(score("seen_mIoU"))
     assert not score("seen_mIoU").same(score("seen_mIoU", of=other))
     assert not score("seen_mIoU", bounds=(0.0, 10.0)).same(score("seen_mIoU", bounds=(0.0, 10.0), of=other))
-    unknown = counts(results, OccupancyMetric(NUSCENES, TASK.grid))
+    unknown = counts(results, frames)
     assert all(score(name, of=unknown).sizes is None for name in ("obstacle_recall", "seen_mIoU"))
 
 

@@ -20,7 +20,7 @@ from deploy.golden import GoldenFrame, differences
 from deploy.precision.measure import measure_tolerances
 from deploy.tolerances import BOUNDS, LEAST, Tolerances
 from perception.config import Lidar, parse_config
-from perception.datasets.keyframes import Reads
+from perception.datasets.keyframes import AnnotatedPoints, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
@@ -235,7 +235,9 @@ NAMES = NUSCENES.point_names
 
 def frame_of(points: np.ndarray, classes: np.ndarray | None) -> Frame:
     sweeps = np.where(np.abs(points[:, 4]) < 0.025, np.uint8(0), np.uint8(1))
-    return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes, sweep_of_point=sweeps)
+    found = Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes, sweep_of_point=sweeps)
+    own = found.keyframe_classes
+    return found if own is None else replace(found, truth={"points": AnnotatedPoints(found.keyframe_points, own)})
 
 
 def cloud(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -251,7 +253,6 @@ def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
 
 
 def nothing_but_frames() -> CountedFrames[np.ndarray]:
-    """Without a source, for frames that have their annotations."""
     return CountedFrames(PointsMetric(NUSCENES))
 
 
@@ -312,10 +313,10 @@ def test_points_that_the_network_did_not_take_are_missed() -> None:
     assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
 
 
-def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(tables: NuScenesTables) -> None:
-    """The class is that of the height; each frame is read without annotations, with another sweep, and has a fault."""
-    source, token = Heights(tables), tables.samples()[0]
-    frame = tables.frame(token, Reads(sweeps=1, annotations=False, cameras=False))
+def test_annotations_are_those_that_were_read_whatever_became_of_the_frames_points(tables: NuScenesTables) -> None:
+    """The class is that of the height; each frame is read with another sweep, and has a fault."""
+    reads = Reads(sweeps=1, annotations=False, cameras=False, truth=("points",))
+    frame = Heights(tables).frame(tables.samples()[0], reads)
     points = frame.points
     assert len(frame.keyframe_points) < len(points)
     odd = np.arange(len(points)) % 2 == 1
@@ -330,7 +331,7 @@ def test_annotations_come_from_the_source_whatever_became_of_the_frames_points(t
         (frame.without_points(), 0.0),
     ):
         own = points[:0] if seen.points is None else seen.keyframe_points
-        found, metric = np.full(30_000, NONE, np.uint8), CountedFrames(PointsMetric(NUSCENES, BevGrid(), source))
+        found, metric = np.full(30_000, NONE, np.uint8), CountedFrames(PointsMetric(NUSCENES))
         found[: len(own)] = heights(own)
         metric.add(seen, found)
         assert metric.report()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
@@ -355,7 +356,7 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
 
     names = ["lidar_noise", "lidar_lost_points", "lidar_packets", "lidar_miscalibrated", "lidar_missing"]
     source: Any = Heights(tables)
-    spec = InputSpec(GRID, Lidar(sweeps=0), None, RIG, 30_000)
+    spec = InputSpec(GRID, Lidar(sweeps=0), None, RIG, 30_000, ("points",))
     scores = evaluate(predict, source, "all", [], tmp_path, spec, breakdown=Breakdown(corruptions=names))
     assert scores["points"]["mean"] == 1
     true = sum(np.bincount(heights(points), minlength=16) for points in recorded.values())

@@ -22,6 +22,7 @@ from infos import new_infos, old_infos, opened_tiny, write_infos
 from maps import MapWriter
 from networks import assert_equal_batches as _assert_equal
 from networks import loader_config as _config
+from occupied import SMALL, Occupied, random_occupancy
 from vocabulary import CLASSES
 
 from perception.config import Config, find_config, load_config, parse_config
@@ -31,6 +32,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
 from perception.frame import PER_POINT, Camera, Frame, Reading
+from perception.grid import Occupancy
 from perception.mmdet3d.infos import Infos
 from perception.rig import load_rig
 from perception.sensors.inputs import prepare
@@ -123,6 +125,32 @@ def test_without_augmentation_samples_are_the_prepared_frames(mapped: NuScenesTa
     assert [conditions["weather"] for conditions in batch.conditions] == ["rain", "rain"]
 
 
+def test_labels_are_made_of_truth_that_is_not_kept(mapped: NuScenesTables) -> None:
+    """Voxels of all frames would fill the memory, so they are read anew for each sample; the frames are kept."""
+    read, head = list[str](), {"x": list(SMALL.x), "y": list(SMALL.y), "z": list(SMALL.z), "cell": SMALL.cell}
+
+    def voxels(token: str) -> Occupancy:
+        read.append(token)
+        return random_occupancy(token)
+
+    config = load_config(find_config("tiny"), ["data.class_balanced=false", "data.augment=null"])
+    content = config.model_dump(mode="json") | {"tasks": {"map": {}, "occupancy": head}}
+    source: Any = Occupied(mapped, voxels)
+    dataset = FrameDataset(source, mapped.samples()[:1], parse_config(content, "voxels"))
+    first, again = dataset[0], dataset[0]
+    token = mapped.samples()[0]
+    assert read == [token, token]
+    truth = random_occupancy(token)
+    seen = truth.seen_by_lidar | truth.seen_by_cameras
+    area = mapped.recording(token).annotated("map")
+    for sample in (first, again):
+        classes = sample.labels["occupancy"]["classes"]
+        np.testing.assert_array_equal(classes[seen], truth.classes[seen])
+        cells = area.rasterize(mapped.frame(token), parse_config(content, "voxels").head_grid)
+        np.testing.assert_array_equal(sample.labels["map"]["cells"], cells)
+    assert [frame.truth for frame in dataset._frames._frames.values()] == [{}]
+
+
 def test_sensors_are_dropped_in_their_shares_and_never_both(mapped: NuScenesTables) -> None:
     dataset = FrameDataset(mapped, mapped.samples(), _config({"drop_lidar": 0.3, "drop_cameras": 0.2}))
     samples = [dataset[position] for position in range(300)]
@@ -176,7 +204,7 @@ def test_rare_classes_are_seen_more_often(tiny_root: Path) -> None:
     assert dataset.epoch_length == 4
     shown = Counter(dataset.token(position) for position in range(400))
     assert shown[rare] / 400 == pytest.approx((2 + 2 / 3) / 4, abs=0.02)
-    assert {CLASSES[label] for label in tables.truth(rare).boxes().labels} == {"car", "pedestrian"}
+    assert {CLASSES[label] for label in tables.recording(rare).annotated("boxes").labels} == {"car", "pedestrian"}
 
 
 def test_nothing_to_train_on(tiny_root: Path) -> None:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import keyframe
-from occupied import Occupied, random_occupancy
+from occupied import random_occupancy
 from shapely import Polygon, unary_union
 from shapely import box as square
 from vocabulary import CAMERAS, NUSCENES
 
 from perception.config import Augment, Config, find_config, load_config, parse_config
-from perception.datasets.keyframes import Reads, Truth
+from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
@@ -158,14 +158,13 @@ def test_points_in_a_pasted_box_are_the_objects_and_others_stay(objects: Objects
 def test_where_an_object_is_pasted_the_voxels_are_unknown(objects: Objects, frames: Sequence[Frame]) -> None:
     """Annotated as free or not; so are those that its footprint touches or nearly does, others stay."""
     grid = VoxelGrid((-51.2, 51.2), (-51.2, 51.2), (-1.0, 3.0), 0.8)
-    source: Any = Occupied(None, lambda token: random_occupancy(token, grid))
     voxels = {"x": grid.x, "y": grid.y, "z": grid.z, "cell": grid.cell}
     task = OccupancyTask(OccupancyHead.model_validate(voxels), BevGrid(), NUSCENES)
-    frame = replace(frames[0], cameras={})
+    frame = replace(frames[0], cameras={}, truth={"occupancy": random_occupancy(frames[0].token, grid)})
     turned = draw_similarity(np.random.default_rng(2), Augment(flip=True, rotation=0.4, scale=0.1, translation=0.5))
     pasted = Paster(objects, config())(frame, np.random.default_rng(1))
     frame, pasted = frame.transformed(turned), pasted.transformed(turned)
-    plain, found = (task.labels(each, source)["classes"] for each in (frame, pasted))
+    plain, found = (task.labels(each)["classes"] for each in (frame, pasted))
     footprints = unary_union([polygon(pasted.boxes, i) for i in range(len(frame.boxes), len(pasted.boxes))])
     cells = grid.centers()[0, ..., :2]
     for row, column in np.ndindex(*cells.shape[:2]):
@@ -460,14 +459,14 @@ def test_the_databases_key_depends_on_its_making(tables: NuScenesTables, monkeyp
     keys = [key_of(tables, some, config()) for some in (tokens, tokens[1:], tokens[::-1])]
     keys += [key_of(tables, tokens, other) for other in others]
     assert key_of(tables, tokens, _changed(model__camera=None)) == key_of(tables, tokens, masked)  # without pictures
-    truth = NuScenesTables.truth
+    boxes = NuScenesTables._boxes
 
-    def moved(source: NuScenesTables, token: str) -> Truth:
-        found = truth(source, token).boxes()
+    def moved(source: NuScenesTables, token: str) -> Boxes:
+        found = boxes(source, token)
         found.centers[-1, 0] += 1e-3
-        return Truth(boxes=lambda: found)
+        return found
 
-    monkeypatch.setattr(NuScenesTables, "truth", moved)
+    monkeypatch.setattr(NuScenesTables, "_boxes", moved)
     keys.append(key_of(tables, tokens, config()))
     assert len(set(keys)) == len(keys) == 9
 
