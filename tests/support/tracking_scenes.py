@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
+from bench_tracking import CLASSES, NUSCENES, Moment, Scene, ids_of_objects
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.tasks.association import associate
 from perception.tasks.detection.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
-from perception.taxonomy import load_taxonomy
-
-NUSCENES = load_taxonomy("nuscenes")
-CLASSES = NUSCENES.class_names
 
 GATE = 4.0  # m, of the naive tracker, for all classes
 OCCLUDED = 1.0  # s
@@ -25,10 +21,6 @@ CLUTTER = 5.0  # false detections per keyframe
 LOST = 0.25  # share of the missed objects without any peak
 SIDES = 0.3  # share of the detections with a side peak
 JUNK = 100  # false peaks per keyframe
-
-
-class AnyTracker(Protocol):
-    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks: ...
 
 
 def nuscenes_tracker() -> Tracker:
@@ -78,19 +70,6 @@ class SingleStage:
         latest = np.array([self.latest[track] for track in tracks.ids.tolist()]) * np.exp(-tracks.unseen / FADING)
         attributes = np.full(len(tracks.ids), -1)
         return replace(tracks, boxes=replace(tracks.boxes, scores=latest, attributes=attributes))
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One keyframe of a scene."""
-
-    sample: str
-    timestamp: int  # us
-    truth: Boxes  # annotations with LiDAR or radar points, in the global frame
-    boxes: Boxes  # detections, in the global frame
-
-
-Scene = list[Moment]
 
 
 def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
@@ -180,10 +159,6 @@ def occluded(scene: Scene, seed: int = 0) -> tuple[Scene, dict[str, tuple[int, i
     return moments, hidden
 
 
-def tracked(tracker: AnyTracker, scene: Scene) -> list[Tracks]:
-    return [tracker.update(moment.boxes, moment.timestamp) for moment in scene]
-
-
 def survival(scene: Scene, hidden: dict[str, tuple[int, int]], history: list[Tracks]) -> dict[str, bool]:
     """Whether each hidden object has the same id before and after the occlusion.
 
@@ -198,15 +173,3 @@ def survival(scene: Scene, hidden: dict[str, tuple[int, int]], history: list[Tra
         if earlier and later:
             survived[instance] = earlier[-1] == later[0]
     return survived
-
-
-def ids_of_objects(moment: Moment, tracks: Tracks) -> dict[str, int]:
-    """The id of the seen track at each object."""
-    seen = tracks.unseen == 0
-    found: dict[str, int] = {}
-    for label in range(len(CLASSES)):
-        own = np.flatnonzero(moment.truth.labels == label)
-        theirs = np.flatnonzero(seen & (tracks.boxes.labels == label))
-        rows, columns = associate(moment.truth.centers[own, :2], tracks.boxes.centers[theirs, :2], 2.0)
-        found |= dict(zip(moment.truth.instances[own[rows]], tracks.ids[theirs[columns]].tolist(), strict=True))
-    return found

@@ -1,4 +1,4 @@
-"""Tracks detections over time with a Kalman filter. numpy only."""
+"""Tracks detections over time with a Kalman filter. numpy and scipy only."""
 
 from __future__ import annotations
 
@@ -8,115 +8,21 @@ import numpy as np
 
 from perception.frame import Boxes
 from perception.tasks.association import associate_in_stages
+from perception.tasks.detection.motion import Motion, Noise, known
+from perception.tasks.detection.traffic import flow, gains, headings, strongest, unit, without_doubles
 from perception.taxonomy import Taxonomy
-
-# A constant-velocity Kalman filter for many objects at once. numpy only.
-#
-# All operations are elementwise, so that results do not depend on the summation order of a BLAS library and replays
-# are bit-identical. Noise is isotropic in the ground plane, so x and y share one covariance of position and velocity,
-# and the update has a closed form. Height has a second filter without velocity.
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Standard deviations of N objects, (N,) each, or scalars."""
-
-    acceleration: np.ndarray  # m/s, change of the velocity within 1 s
-    climb: np.ndarray  # m, change of the height within 1 s
-    position: np.ndarray  # m, of a measured centre
-    velocity: np.ndarray  # m/s, of a measured velocity
-    speed: np.ndarray  # m/s, of the prior of velocities
-
-
-@dataclass(frozen=True)
-class Motion:
-    """Estimated motion of N objects."""
-
-    centers: np.ndarray  # (N, 3) m
-    velocities: np.ndarray  # (N, 2) m/s in the ground plane
-    covariances: np.ndarray  # (N, 3) along any direction of the ground: of position, of both, of velocity
-    height_variances: np.ndarray  # (N,) m^2
-
-    @staticmethod
-    def begun(centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
-        """The initial estimate from one measurement, with a prior by class; arguments as in `updated`."""
-        known, prior, measured = _known(velocities), noise.speed**2, noise.velocity**2
-        weight = np.where(known, prior / (prior + measured), 0.0)
-        return Motion(
-            centers=np.array(centers),
-            velocities=weight[:, None] * np.where(known[:, None], velocities, 0.0),
-            covariances=np.stack([noise.position**2, np.zeros(len(known)), (1 - weight) * prior], axis=1),
-            height_variances=noise.position**2,
-        )
-
-    def predicted(self, seconds: float, noise: Noise) -> Motion:
-        """The prediction after `seconds` >= 0, with white noise acceleration."""
-        position, both, velocity = self.covariances.T
-        density = noise.acceleration**2  # m^2/s^3
-        centers = self.centers.copy()
-        centers[:, :2] += seconds * self.velocities
-        covariances = np.stack(
-            [
-                position + seconds * (2 * both + seconds * velocity) + density * seconds**3 / 3,
-                both + seconds * velocity + density * seconds**2 / 2,
-                velocity + density * seconds,
-            ],
-            axis=1,
-        )
-        heights = self.height_variances + noise.climb**2 * seconds
-        return Motion(centers, self.velocities, covariances, heights)
-
-    def updated(self, centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
-        """The estimate after one measurement of each object.
-
-        The errors of position, velocity and height are independent, so they are processed one after the other.
-
-        Args:
-            centers: (N, 3) m.
-            velocities: (N, 2) m/s; not finite where not measured.
-        """
-        position, both, velocity = self.covariances.T
-        measured = noise.position**2
-        total = position + measured
-        innovation = centers[:, :2] - self.centers[:, :2]
-        place = self.centers[:, :2] + (position / total)[:, None] * innovation
-        speed = self.velocities + (both / total)[:, None] * innovation
-        velocity = velocity - both * both / total
-        position, both = position * measured / total, both * measured / total
-
-        known = _known(velocities)
-        measured = noise.velocity**2
-        total = velocity + measured
-        innovation = np.where(known[:, None], velocities, speed) - speed
-        place = place + (both / total)[:, None] * innovation
-        speed = speed + (velocity / total)[:, None] * innovation
-        position = np.where(known, position - both * both / total, position)
-        kept = np.where(known, measured / total, 1.0)
-
-        gain = self.height_variances / (self.height_variances + noise.position**2)
-        height = self.centers[:, 2] + gain * (centers[:, 2] - self.centers[:, 2])
-        return Motion(
-            centers=np.column_stack([place, height]),
-            velocities=speed,
-            covariances=np.stack([position, both * kept, velocity * kept], axis=1),
-            height_variances=(1 - gain) * self.height_variances,
-        )
-
-
-def _known(velocities: np.ndarray) -> np.ndarray:
-    return np.isfinite(velocities).all(axis=1)
-
 
 # Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
 #
 # Each class is tracked separately with a constant-velocity Kalman filter, as in AB3DMOT (Weng et al., "3D Multi-Object
 # Tracking", IROS 2020). Detections are associated by the distance of centres in the ground plane, as in CenterPoint
-# (Yin et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). docs/tracking.md compares variants.
+# (Yin et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). `traffic` has what keeps the ids of
+# vehicles in a queue apart. docs/tracking.md compares variants.
 
 LIFETIME = 3.0  # s without a detection, after which a track ends
 FADING = 1.0  # s without a detection, in which a track's score falls to a half
 MAX_TRACKS = 1000  # at once; where there are more, those with the lowest scores end
-LIKELY = 4.0  # standard deviations from its expected place, within which a track takes a detection
+DOUBTFUL = 3  # a track of at most so many detections may have taken one of another object, and tells no velocity
 MAJORITY = 0.2  # a track turns round when the share of detections that face back is larger by this
 CLIMB = 0.3  # m, what the height of an object changes by within 1 s
 DRIFT = np.array([0.02, 1.0])  # how much the variance of size and heading grows in 1 s, in variances of a measured one
@@ -139,7 +45,6 @@ class Motions:
             np.full(len(labels), CLIMB),
             self.position[labels],
             self.velocity[labels],
-            self.speed[labels],
         )
 
 
@@ -224,14 +129,25 @@ class Tracker:
         if not len(self._tracks) or timestamp < self._time - 1e6 * LIFETIME:
             self._tracks, self._time = self._tracks[:0], timestamp
         now = max(timestamp, self._time)
-        tracks = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
-        tracks = _predicted(tracks, 1e-6 * (now - self._time), self._motions)
-        boxes = boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
-        rows, columns = _associated(tracks, boxes, self._rules, self._motions)
+        seconds = 1e-6 * (now - self._time)
+        before = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
+        tracks = _predicted(before, seconds, self._motions)
+        boxes = strongest(boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor)))
+        rows, columns = _associated(tracks, boxes, seconds, self._rules, self._motions)
         tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules, self._motions)
         new = boxes.scores >= self._rules.birth
         new[columns] = False
-        born = _born(boxes.select(new), now, self._motions)
+
+        doubtful = np.setdiff1d(np.flatnonzero((before["hits"] <= DOUBTFUL) & (before["seen"] == self._time)), rows)
+        again = _begun_anew(before[doubtful], before, seconds, self._motions)
+        silent = np.flatnonzero(new & ~known(boxes.velocities[:, :2]))
+        rows, columns = _associated(again, boxes.select(silent), seconds, self._rules, self._motions)
+        columns = silent[columns]
+        tracks[doubtful[rows]] = _seen(again[rows], boxes.select(columns), now, self._rules, self._motions)
+        new[columns] = False
+
+        tracks = without_doubles(tracks, now)
+        born = _born(boxes.select(new), tracks, now, self._motions)
         born["id"] = np.arange(self._next, self._next + len(born))
         self._next += len(born)
         self._tracks = _best(np.concatenate([tracks, born]), now)
@@ -239,19 +155,33 @@ class Tracker:
         return _output(self._tracks, now, self._rules)
 
 
-def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules, motions: Motions) -> tuple[np.ndarray, np.ndarray]:
+def _associated(
+    tracks: np.ndarray, boxes: Boxes, seconds: float, rules: Rules, motions: Motions
+) -> tuple[np.ndarray, np.ndarray]:
     """`associate_in_stages` for each class separately."""
-    own, theirs = [], []
-    reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + motions.position[tracks["label"]] ** 2)
+    own, theirs = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
     confirmed, sure = tracks["hits"] >= rules.hits, boxes.scores >= rules.sure
-    for label, gate in enumerate(motions.gate):
+    for label in np.intersect1d(tracks["label"], boxes.labels).tolist():
         old, new = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
-        rows, columns = associate_in_stages(
-            tracks["centers"][old, :2], confirmed[old], boxes.centers[new, :2], sure[new], gate, reach[old]
-        )
+        gain, allowed = gains(tracks[old], boxes.centers[new], seconds, motions.position[label], motions.gate[label])
+        rows, columns = associate_in_stages(gain, allowed, confirmed[old], sure[new])
         own.append(old[rows])
         theirs.append(new[columns])
     return np.concatenate(own), np.concatenate(theirs)
+
+
+def _begun_anew(tracks: np.ndarray, around: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
+    """The tracks at their latest place as if their velocity were not known, predicted by `seconds`.
+
+    A track that once took a detection of the next vehicle has a velocity that leads nowhere; it would stay behind, and
+    take each vehicle that comes by.
+    """
+    tracks = tracks.copy()
+    tracks["hits"] = 1
+    noise = motions.noise(tracks["label"])
+    expected = flow(tracks, around[around["hits"] > DOUBTFUL], motions.speed[tracks["label"]])
+    _put(tracks, Motion.begun(tracks["centers"], np.full((len(tracks), 2), np.nan), noise, expected))
+    return _predicted(tracks, seconds, motions)
 
 
 def _predicted(tracks: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
@@ -270,12 +200,12 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Mot
     tracks["size"] += size_gain * (boxes.sizes - tracks["size"])
 
     # Detectors confuse front and rear: the axis is filtered, and the majority decides the direction.
-    measured = _headings(boxes)
+    measured = headings(boxes)
     same = np.where((measured * tracks["heading"]).sum(axis=1) < 0, -1.0, 1.0)
     tracks["forward"] += size_gain[:, 0] * (same - tracks["forward"])
     sense = np.where(tracks["forward"] < -MAJORITY, -1.0, 1.0)
     heading = tracks["heading"] + heading_gain * (same[:, None] * measured - tracks["heading"])
-    tracks["heading"] = _unit(sense[:, None] * heading)
+    tracks["heading"] = unit(sense[:, None] * heading)
     tracks["forward"] *= sense
 
     tracks["hits"] += 1
@@ -285,13 +215,20 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Mot
     return tracks
 
 
-def _born(boxes: Boxes, now: int, motions: Motions) -> np.ndarray:
+def _born(boxes: Boxes, around: np.ndarray, now: int, motions: Motions) -> np.ndarray:
+    """A track of each detection; `around`: tracks that were there before."""
     tracks = np.zeros(len(boxes), _TRACK)
     tracks["label"], tracks["attribute"], tracks["score"] = boxes.labels, boxes.attributes, boxes.scores
     tracks["hits"] = 1
     tracks["born"] = tracks["seen"] = tracks["backed"] = now
-    tracks["size"], tracks["heading"], tracks["forward"], tracks["shape"] = boxes.sizes, _headings(boxes), 1, 1
-    _put(tracks, Motion.begun(boxes.centers, boxes.velocities[:, :2], motions.noise(boxes.labels)))
+    tracks["centers"], tracks["size"], tracks["heading"] = boxes.centers, boxes.sizes, headings(boxes)
+    tracks["forward"], tracks["shape"] = 1, 1
+    noise, measured = motions.noise(boxes.labels), boxes.velocities[:, :2]
+    speed = motions.speed[boxes.labels]
+    mean, variance = flow(tracks, around[around["hits"] > DOUBTFUL], speed)
+    told = known(measured)
+    expected = np.where(told[:, None], 0.0, mean), np.where(told, speed**2, variance)
+    _put(tracks, Motion.begun(boxes.centers, measured, noise, expected))
     return tracks
 
 
@@ -331,16 +268,6 @@ def _output(tracks: np.ndarray, now: int, rules: Rules) -> Tracks:
 def _finite(boxes: Boxes) -> np.ndarray:
     numbers = [boxes.centers, boxes.sizes, boxes.rotations.reshape(len(boxes), 9), boxes.scores]
     return np.isfinite(np.column_stack(numbers)).all(axis=1)
-
-
-def _headings(boxes: Boxes) -> np.ndarray:
-    """(N, 2) unit vectors in the ground plane: sine and cosine of the yaw."""
-    return _unit(boxes.rotations[:, [1, 0], 0])
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-    return np.divide(vectors, length, out=np.tile([0.0, 1.0], (len(vectors), 1)), where=length > 0)
 
 
 def _motion(tracks: np.ndarray) -> Motion:

@@ -1,33 +1,27 @@
 """Tracks as a submission and their scores by the devkit: perfect, swapped, absent; how far the tracker is better."""
 
-import contextlib
-import io
-import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from bench_tracking import Kind, Moment, Scene, detected, devkit_scores, lanes, switches, tracked
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
-from nuscenes.eval.tracking.loaders import interpolate_tracks
 from simulated import courses
 from tracking_scenes import (
-    Moment,
     NaiveTracker,
-    Scene,
     SingleStage,
     annotated_scene,
     nuscenes_tracker,
     occluded,
     survival,
-    tracked,
     with_errors,
     with_peaks,
 )
@@ -39,7 +33,6 @@ from perception.frame import Boxes
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 from perception.tasks.detection.devkit import PROTOCOL, TrackWriter, boxes_to_compare, open_devkit, score_tracks
-from perception.tasks.detection.submission import global_boxes
 from perception.tasks.detection.tracker import Tracks
 
 Simulated = tuple[list[Scene], NuScenes]
@@ -152,40 +145,10 @@ def test_seen_tracks_of_the_seven_classes_are_written_best_first(tmp_path: Path)
         TrackingBox.deserialize(entry)  # raises where the devkit takes no such box
 
 
-def devkit_scores(scene: Scene, tracker: Callable, classes: Sequence[str]) -> dict[str, Any]:
-    """The devkit's summary of what a tracker makes of a scene that is in no dataroot, for some of the classes."""
-    evaluation = object.__new__(TrackingEval)
-    evaluation.cfg = config_factory(PROTOCOL)  # its boxes take the names of the latest configuration
-    evaluation.cfg.class_names = list(classes)
-    truth = {m.timestamp: _boxes(m.sample, m.truth, m.truth.instances) for m in scene}
-    found, scores = {}, defaultdict(list)
-    for moment, tracks in zip(scene, tracked(tracker(), scene), strict=True):
-        seen = tracks.select(tracks.unseen == 0)
-        found[moment.timestamp] = _boxes(moment.sample, seen.boxes, seen.ids)
-    for box in itertools.chain(*found.values()):
-        scores[box.tracking_id].append(box.tracking_score)
-    for box in itertools.chain(*found.values()):
-        # The mean score of its track, as in the devkit's `create_tracks`, to a tenth, as each score takes it long.
-        box.tracking_score = round(float(np.mean(scores[box.tracking_id])), 1)
-    evaluation.output_dir, evaluation.verbose, evaluation.render_classes = "", False, None
-    evaluation.tracks_gt, evaluation.tracks_pred = {"0": interpolate_tracks(truth)}, {"0": interpolate_tracks(found)}
-    with contextlib.redirect_stdout(io.StringIO()):
-        metrics, _ = evaluation.evaluate()
-    return metrics.serialize()
-
-
-def _boxes(sample: str, boxes: Boxes, ids: np.ndarray) -> list[TrackingBox]:
-    return [
-        TrackingBox(**box, tracking_id=str(ids[i]), tracking_name=CLASSES[boxes.labels[i]], tracking_score=score)
-        for i, (box, score) in enumerate(zip(global_boxes(sample, boxes), boxes.scores.tolist(), strict=True))
-        if NUSCENES.classes[boxes.labels[i]].tracked
-    ]
-
-
 @pytest.mark.slow("the devkit's AMOTA of several trackers")
 def test_on_recorded_objects_the_tracker_is_near_the_best(nuscenes_root: Path) -> None:
     scene, classes = annotated_scene(NuScenesTables(nuscenes_root, "v1.0-mini"), "scene-0103"), ["car", "pedestrian"]
-    best, ours, naive = (devkit_scores(scene, each, classes) for each in (KnownIds, nuscenes_tracker, NaiveTracker))
+    best, ours, naive = (devkit_scores(scene, each(), classes) for each in (KnownIds, nuscenes_tracker, NaiveTracker))
     assert (best["amota"], best["ids"]) == (1, 0)
     assert ours["amota"] > 0.9
     assert ours["amota"] > naive["amota"]
@@ -230,6 +193,47 @@ def test_ids_survive_a_second_without_detections(world: World, period: float, se
 
 def test_the_devkit_finds_higher_amota_and_fewer_id_switches_than_with_a_single_stage(world: World) -> None:
     scene = with_peaks(traffic(world, 0.5))
-    ours, single = (devkit_scores(scene, each, ["car"]) for each in (nuscenes_tracker, SingleStage))
+    ours, single = (devkit_scores(scene, each(), ["car"]) for each in (nuscenes_tracker, SingleStage))
     assert ours["amota"] > single["amota"]
     assert ours["ids"] < single["ids"]
+
+
+def with_velocities(scene: Scene, value: float) -> Scene:
+    return [replace(m, boxes=replace(m.boxes, velocities=np.full_like(m.boxes.velocities, value))) for m in scene]
+
+
+@pytest.mark.parametrize("kind", ["flow", "jam", "queue"])
+def test_cars_in_a_row_keep_their_ids_without_measured_velocities(kind: Kind) -> None:
+    """Nothing is missed: after the first second, in which nobody knows who moves, no id changes."""
+    for seed in range(3):
+        scene = lanes(kind, seed, seconds=12.0)
+        unknown = [
+            replace(m, boxes=replace(m.boxes, velocities=np.full_like(m.boxes.velocities, np.nan))) for m in scene
+        ]
+        begun = nuscenes_tracker()
+        tracked(begun, unknown[:2])
+        assert switches(unknown[2:], begun) == (0, *2 * [sum(len(m.truth) for m in scene[2:])])
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_errors_change_few_ids_in_traffic(kind: Kind) -> None:
+    """Whether velocities are measured or not; and those of moving cars are better unknown than called 0."""
+    ids: dict[str, int] = defaultdict(int)
+    for seed in range(3):
+        known, unknown = (detected(lanes(kind, seed), seed, measured) for measured in (True, False))
+        for name, scene in (("known", known), ("unknown", unknown), ("zero", with_velocities(unknown, 0.0))):
+            ids[name] += switches(scene, nuscenes_tracker())[0]
+        ids["naive"] += switches(unknown, NaiveTracker())[0]
+    assert ids["known"] < ids["naive"] / 4
+    assert ids["unknown"] < ids["naive"] / 4
+    if kind in ("flow", "stop_and_go"):  # elsewhere 0 is nearly true
+        assert ids["unknown"] < ids["zero"]
+
+
+def test_a_standing_car_that_is_found_twice_has_one_track() -> None:
+    rng, tracker = np.random.default_rng(0), nuscenes_tracker()
+    for moment in lanes("queue", 0, seconds=6.0):
+        again = moment.truth.select(rng.random(len(moment.truth)) < 0.3)
+        shift = np.column_stack([rng.uniform(-0.9, 0.9, (len(again), 2)), np.zeros(len(again))])
+        again = replace(again, centers=again.centers + shift, scores=rng.uniform(0.2, 0.9, len(again)))
+        assert len(tracker.update(Boxes.joined(moment.truth, again), moment.timestamp).ids) == len(moment.truth)

@@ -12,7 +12,9 @@ from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
 from perception.tasks.association import associate, associate_in_stages
-from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Motion, Noise, Tracker, Tracks
+from perception.tasks.detection.motion import Motion, Noise
+from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
+from perception.tasks.detection.traffic import strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 START, HALF_SECOND = 1_500_000_000_000_000, 500_000  # us
@@ -62,23 +64,21 @@ coordinates = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
     st.lists(coordinates, max_size=4),
     st.lists(coordinates, max_size=4),
     st.floats(0.1, 6),
-    st.lists(st.floats(0, 8), min_size=4, max_size=4),
 )
-@example([(0.0, 0.0)], [(1.65e-252, 0.0)], 1.0, [1e-252, 1.0, 1.0, 1.0])  # squares of these underflow
-def test_association_is_the_best_of_all(old: list, new: list, gate: float, reaches: list) -> None:
+@example([(0.0, 0.0)], [(1.65e-252, 0.0)], 1e-252)  # squares of these underflow
+def test_association_is_the_best_of_all(old: list, new: list, gate: float) -> None:
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(new, (-1, 2))
-    reach = np.array(reaches[: len(tracks)])
 
     def gain(row: int, column: int) -> float:
         distance = float(np.hypot(*(tracks[row] - detections[column])))
-        return gate - distance if distance < min(gate, reach[row]) else 0.0
+        return gate - distance if distance < gate else 0.0
 
     size = max(len(tracks), len(detections))
     best = max(
         sum(gain(row, column) for row, column in enumerate(order) if row < len(tracks) and column < len(detections))
         for order in itertools.permutations(range(size))
     )
-    rows, columns = associate(tracks, detections, gate, reach)
+    rows, columns = associate(tracks, detections, gate)
     assert len(set(rows.tolist())) == len(rows) == len(set(columns.tolist())) == len(columns)
     gains = [gain(row, column) for row, column in zip(rows, columns, strict=True)]
     assert all(g > 0 for g in gains)
@@ -93,8 +93,9 @@ def test_unsure_detections_change_nothing_of_what_sure_ones_get(
 ) -> None:
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(sure + unsure, (-1, 2))
     confirmed = np.array(data.draw(st.lists(st.booleans(), min_size=len(old), max_size=len(old))), bool)
-    is_sure, reach = np.arange(len(detections)) < len(sure), np.full(len(old), 3.0)
-    rows, columns = associate_in_stages(tracks, confirmed, detections, is_sure, 2.0, reach)
+    is_sure = np.arange(len(detections)) < len(sure)
+    distance = np.hypot(*(tracks[:, None] - detections).transpose(2, 0, 1))
+    rows, columns = associate_in_stages(2 - distance, distance < 2, confirmed, is_sure)
     assert len(set(rows.tolist())) == len(rows) == len(set(columns.tolist())) == len(columns)
     assert (np.hypot(*(tracks[rows] - detections[columns]).T) < 2).all()
 
@@ -138,7 +139,8 @@ def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: fl
 def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float) -> None:
     """200 detections a frame that score too low to begin a track, among cars that stand still and then are gone."""
     rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
-    real = boxes_at((rng.uniform(-50, 50, (cars, 2))).tolist())
+    places = np.stack(np.meshgrid(np.arange(-50, 50, 12.0), np.arange(-50, 50, 12.0)), axis=-1).reshape(-1, 2)
+    real = boxes_at(rng.permutation(places)[:cars].tolist())
     for k in range(11):
         junk = boxes_at(rng.uniform(-60, 60, (200, 2)).tolist(), score=score)
         there = real if k < 6 else Boxes.none()
@@ -236,6 +238,7 @@ def test_whatever_comes_tracks_are_sound(seed: int) -> None:
         assert (np.diff(tracks.ids) > 0).all()
         assert not ids & gone
         # Each detection that may begin a track is in one, of the others some are; frames of one time add up.
+        usable[usable] = np.isin(boxes.scores[usable], strongest(boxes.select(usable)).scores)
         seen, births = (tracks.unseen == 0).sum(), usable & (boxes.scores >= RULES.birth)
         assert births.sum() <= seen
         assert seen <= usable.sum() or time <= latest
@@ -284,10 +287,12 @@ def noise_of(n: int, rng: np.random.Generator) -> Noise:
 class Textbook:
     """One object in float64 matrices: x' = F x with noise Q, z = H x with noise R, gain K, Joseph's form."""
 
-    def __init__(self, center: np.ndarray, velocity: np.ndarray, noise: Noise, i: int) -> None:
+    def __init__(
+        self, center: np.ndarray, velocity: np.ndarray, noise: Noise, expected: tuple[np.ndarray, np.ndarray], i: int
+    ) -> None:
         self.noise = {f.name: float(getattr(noise, f.name)[i]) for f in fields(Noise)}
-        self.x = np.array([*center, 0, 0])
-        self.p = np.diag([self.noise["position"] ** 2] * 3 + [self.noise["speed"] ** 2] * 2)
+        self.x = np.array([*center, *expected[0][i]])
+        self.p = np.diag([self.noise["position"] ** 2] * 3 + [expected[1][i]] * 2)
         self.update(np.full(3, np.nan), velocity)
 
     def predict(self, seconds: float) -> None:
@@ -333,8 +338,9 @@ def test_the_filter_is_the_textbooks(seed: int, steps: list[float]) -> None:
         return rng.normal(0, 50, (n, 3)), velocities
 
     centers, velocities = measurement()
-    motion = Motion.begun(centers, velocities, noise)
-    books = [Textbook(centers[i], velocities[i], noise, i) for i in range(n)]
+    expected = rng.normal(0, 10, (n, 2)), rng.uniform(0.1, 30, n)
+    motion = Motion.begun(centers, velocities, noise, expected)
+    books = [Textbook(centers[i], velocities[i], noise, expected, i) for i in range(n)]
     assert_equal(motion, books)
     for seconds in steps:
         motion = motion.predicted(seconds, noise)
@@ -352,11 +358,12 @@ def test_the_filter_is_the_textbooks(seed: int, steps: list[float]) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 64])
 def test_an_object_is_filtered_the_same_alone_to_the_last_bit(n: int) -> None:
     rng = np.random.default_rng(n)
-    noise, (centers, velocities) = noise_of(n, rng), (rng.normal(0, 50, (n, 3)), rng.normal(0, 10, (n, 2)))
+    noise, centers, velocities = noise_of(n, rng), rng.normal(0, 50, (n, 3)), rng.normal(0, 10, (n, 2))
+    mean, variance = rng.normal(0, 10, (n, 2)), rng.uniform(0.1, 30, n)
 
     def filtered(index: slice) -> Motion:
         own = Noise(*(getattr(noise, f.name)[index] for f in fields(Noise)))
-        motion = Motion.begun(centers[index], velocities[index], own)
+        motion = Motion.begun(centers[index], velocities[index], own, (mean[index], variance[index]))
         for k in range(10):
             motion = motion.predicted(0.1 * k, own).updated(centers[index] + k, velocities[index] - k, own)
         return motion

@@ -1,0 +1,134 @@
+"""What tells the vehicles of a street apart: boxes do not overlap, and traffic moves along its headings. numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perception.frame import Boxes
+
+# Arrays `tracks` are the tracker's. Headings are unit vectors (N, 2) in the ground plane: sine and cosine of the yaw.
+
+LIKELY = 4.0  # standard deviations from its expected place, within which a track takes a detection
+ELONGATED = 1.5  # an object that is longer than wide by this factor moves along its heading
+ALONG = 0.9  # share of the variance of an unknown velocity that is along the heading, and not aside
+# The velocity of a new vehicle is first that of the vehicles around it, with weights that fall to a quarter at LANE m
+# aside and to a half at GAP m along. FIRM is the weight of "as fast as any other".
+LANE, GAP = 1.5, 15.0  # m
+FIRM = 0.2
+SPREAD = 0.04  # variance of the speeds of vehicles in a row, in that of all vehicles
+PARALLEL = 0.9  # cosine of the angle between headings
+
+
+def strongest(boxes: Boxes) -> Boxes:
+    """The detections whose centre lies in no box of their class with a higher score."""
+    inside = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
+    order, remaining = np.argsort(-boxes.scores, kind="stable"), np.ones(len(boxes), bool)
+    for k, i in enumerate(order):
+        if remaining[i]:
+            weaker = order[k + 1 :]
+            remaining[weaker] &= ~inside[weaker, i]
+    return boxes.select(remaining)
+
+
+def without_doubles(tracks: np.ndarray, now: int) -> np.ndarray:
+    """The tracks, without undetected ones whose centre lies in the box of a detected older track of their class."""
+    detected, hits, ids = tracks["seen"] == now, tracks["hits"], tracks["id"]
+    mine, theirs = np.flatnonzero(~detected), np.flatnonzero(detected)
+    inside = cover(
+        *(tracks[name][mine] for name in ("centers", "label")),
+        *(tracks[name][theirs] for name in ("centers", "label", "size", "heading")),
+    )
+    older = (hits[theirs] > hits[mine, None]) | ((hits[theirs] == hits[mine, None]) & (ids[theirs] < ids[mine, None]))
+    remaining = np.ones(len(tracks), bool)
+    remaining[mine] = ~(inside & older).any(axis=1)
+    return tracks[remaining]
+
+
+def cover(
+    places: np.ndarray,
+    labels: np.ndarray,
+    centers: np.ndarray,
+    others: np.ndarray,
+    sizes: np.ndarray,
+    directions: np.ndarray,
+) -> np.ndarray:
+    """(N, M) bool: which of N places lie, seen from above, in which of M boxes of the same class.
+
+    Args:
+        places: (N, 3) m, of the classes labels (N,).
+        centers: (M, 3) m, of the classes others (M,), with sizes (M, 3) m and headings (M, 2).
+    """
+    along, aside = _offsets(centers, directions, places)
+    inside = (np.abs(along) < sizes[:, 1:2] / 2) & (np.abs(aside) < sizes[:, :1] / 2)
+    return (inside & (others[:, None] == labels)).T
+
+
+def gains(
+    tracks: np.ndarray, centers: np.ndarray, seconds: float, position: float, gate: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """How well each track of a class leads to each detection of it.
+
+    Distance is measured from the expected place. Aside of the heading of an elongated object it counts more, since
+    little of what is not known of its velocity is aside. The gate of a track of one detection, whose velocity is not
+    known, is larger by what that may be.
+
+    Args:
+        tracks: (T,) predicted by `seconds`.
+        centers: (D, 3) m of the detections.
+        position: m, error of a detection.
+        gate: m.
+
+    Returns:
+        (T, D) m gate minus distance; and whether the track may take the detection.
+    """
+    variance = tracks["covariances"][:, 0] + position**2
+    unknown = seconds**2 * tracks["covariances"][:, 2]
+    narrow = np.sqrt(variance / np.maximum(variance - ALONG * unknown, position**2))
+    along, aside = _offsets(tracks["centers"], tracks["heading"], centers)
+    distance = np.hypot(along, aside * np.where(_elongated(tracks), narrow, 1.0)[:, None])
+    gates = gate + np.where(tracks["hits"] == 1, np.sqrt(unknown), 0.0)
+    allowed = distance < np.minimum(gates, LIKELY * np.sqrt(variance))[:, None]
+    return gates[:, None] - distance, allowed
+
+
+def flow(tracks: np.ndarray, around: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The expected velocity of vehicles, from those that are around them, before it is measured.
+
+    Args:
+        tracks: (N,) whose velocity is not known.
+        around: (M,) tracks of known velocity, of any class.
+        speed: (N,) m/s, standard deviation without anyone around.
+
+    Returns:
+        (N, 2) m/s mean and (N,) m^2/s^2 variance; zero and speed^2 for objects that are not elongated.
+    """
+    around = around[_elongated(around)]
+    along, aside = _offsets(tracks["centers"], tracks["heading"], around["centers"])
+    cosine = (tracks["heading"][:, None] * around["heading"]).sum(axis=2)
+    weights = 1 / (1 + np.square(along / GAP)) / np.square(1 + np.square(aside / LANE))
+    weights = np.where((np.abs(cosine) > PARALLEL) & _elongated(tracks)[:, None], weights, 0.0)
+    total = weights.sum(axis=1) + FIRM
+    mean = (weights[:, :, None] * around["velocities"]).sum(axis=1) / total[:, None]
+    return mean, np.minimum(FIRM / total + SPREAD, 1.0) * speed**2
+
+
+def headings(boxes: Boxes) -> np.ndarray:
+    """(N, 2) of upright boxes."""
+    return unit(boxes.rotations[:, [1, 0], 0])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(N, 2) vectors of length 1; a yaw of 0 where the length is 0."""
+    length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return np.divide(vectors, length, out=np.tile([0.0, 1.0], (len(vectors), 1)), where=length > 0)
+
+
+def _offsets(centers: np.ndarray, directions: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, M) m along and aside of N headings, from N centres to M places."""
+    x, y = (places[None, :, axis] - centers[:, None, axis] for axis in (0, 1))
+    sine, cosine = directions[:, :1], directions[:, 1:]
+    return x * cosine + y * sine, y * cosine - x * sine
+
+
+def _elongated(tracks: np.ndarray) -> np.ndarray:
+    return np.asarray(tracks["size"][:, 1] > ELONGATED * tracks["size"][:, 0])

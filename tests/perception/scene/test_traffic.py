@@ -1,0 +1,107 @@
+"""What keeps vehicles apart: boxes that overlap, distances along a heading, velocities of the vehicles around."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import Point, Polygon
+from vocabulary import CLASSES
+
+from perception.frame import Boxes
+from perception.tasks.detection.tracker import _TRACK
+from perception.tasks.detection.traffic import FIRM, GAP, LANE, LIKELY, SPREAD, cover, flow, gains, headings, strongest
+
+CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
+
+
+def crowd(seed: int, n: int) -> Boxes:
+    rng = np.random.default_rng(seed)
+    return Boxes.from_yaws(
+        rng.uniform(-6, 6, (n, 3)), rng.uniform(0.5, 5, (n, 3)), rng.uniform(-4, 4, n), np.zeros((n, 2)),
+        rng.integers(0, 2, n), np.full(n, -1), rng.permutation(n) / n,
+    )  # fmt: skip
+
+
+def tracks_at(
+    places: np.ndarray, yaws: np.ndarray | float = 0.0, label: int = CAR, velocity: float = 0.0
+) -> np.ndarray:
+    tracks = np.zeros(len(places), _TRACK)
+    tracks["centers"][:, :2], tracks["label"], tracks["hits"] = places, label, 9
+    tracks["size"] = [1.9, 4.6, 1.6] if label == CAR else [0.7, 0.7, 1.7]
+    tracks["heading"] = np.stack(np.broadcast_arrays(np.sin(yaws), np.cos(yaws)), axis=-1)
+    return tracks
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_places_in_boxes_are_those_of_shapely(seed: int, n: int) -> None:
+    boxes = crowd(seed, n)
+    found = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
+    corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
+    for j in range(n):
+        turn = boxes.rotations[j, :2, :2]
+        polygon = Polygon(boxes.centers[j, :2] + (corners * boxes.sizes[j, [1, 0]]) @ turn.T)
+        for i in range(n):
+            inside = polygon.contains(Point(boxes.centers[i, :2])) and boxes.labels[i] == boxes.labels[j]
+            assert found[i, j] == inside
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_of_boxes_on_one_object_the_strongest_remains(seed: int, n: int) -> None:
+    boxes = crowd(seed, n)
+    inside = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
+    remaining: list[int] = []
+    for i in sorted(range(n), key=lambda k: -boxes.scores[k]):
+        if not any(inside[i, j] for j in remaining):
+            remaining.append(i)
+    assert strongest(boxes).scores.tolist() == boxes.scores[sorted(remaining)].tolist()
+
+
+def test_a_known_velocity_makes_all_directions_alike_and_an_unknown_one_those_along_the_heading() -> None:
+    tracks = tracks_at(np.zeros((2, 2)), yaws=np.pi / 2)
+    tracks["covariances"][:, 0] = 0.16
+    tracks["covariances"][1, 0] += 0.25 * 25  # of a velocity of 5 m/s in 0.5 s
+    tracks["covariances"][1, 2] = 25
+    gain, allowed = gains(tracks, np.array([[0.0, 1, 0], [1, 0, 0]]), 0.5, 0.3, 5.0)
+    assert gain[0] == pytest.approx([4, 4])
+    narrow = np.sqrt((0.25 * 25 + 0.25) / (0.1 * 0.25 * 25 + 0.25))
+    assert gain[1] == pytest.approx([4, 5 - narrow])
+    assert allowed.all()
+    pedestrians = tracks_at(np.zeros((1, 2)), label=PEDESTRIAN)
+    pedestrians["covariances"] = tracks["covariances"][1]
+    assert gains(pedestrians, np.array([[0.0, 1, 0]]), 0.5, 0.3, 5.0)[0] == pytest.approx(4)
+
+
+def test_the_gate_is_wider_for_a_track_of_one_detection_and_narrow_for_a_certain_one() -> None:
+    tracks = tracks_at(np.zeros((3, 2)))
+    tracks["covariances"] = [[6.25, 0, 25], [6.25, 0, 25], [0.16, 0, 0]]
+    tracks["hits"] = [1, 2, 9]
+    limits = [7.5, 5.0, LIKELY * np.sqrt(0.16 + 0.09)]
+    for shift, expected in ((-1e-6, True), (1e-6, False)):
+        centers = np.column_stack([np.array(limits) + shift, np.zeros((3, 2))])
+        assert gains(tracks, centers, 0.5, 0.3, 5.0)[1].diagonal().tolist() == [expected] * 3
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 8))
+@settings(max_examples=40, deadline=None)
+def test_the_velocity_of_traffic_is_a_weighted_mean(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    around = tracks_at(rng.uniform(-20, 20, (n, 2)), rng.choice([0.0, 0.1, np.pi, 1.5], n))
+    around["velocities"] = rng.normal(0, 10, (n, 2))
+    around["size"][rng.random(n) < 0.3] = [1.0, 1.2, 1.0]
+    new, speed = tracks_at(rng.uniform(-20, 20, (2, 2))), np.array([5.0, 6.0])
+    mean, variance = flow(new, around, speed)
+    for i in range(2):
+        total, velocity = FIRM, np.zeros(2)
+        for other in around:
+            x, y, _ = other["centers"] - new["centers"][i]
+            if other["size"][1] > 1.5 * other["size"][0] and abs(other["heading"][1]) > 0.9:
+                weight = 1 / (1 + (x / GAP) ** 2) / (1 + (y / LANE) ** 2) ** 2
+                total, velocity = total + weight, velocity + weight * other["velocities"]
+        assert mean[i] == pytest.approx(velocity / total)
+        assert variance[i] == pytest.approx(min(1, FIRM / total + SPREAD) * speed[i] ** 2)
+    pedestrian = tracks_at(new["centers"][:, :2], label=PEDESTRIAN)
+    mean, variance = flow(pedestrian, around, speed)
+    assert (mean == 0).all()
+    assert (variance == speed**2).all()
