@@ -24,8 +24,7 @@ from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.tasks.association import associate
 from perception.tasks.detection.devkit import PROTOCOL
-from perception.tasks.detection.submission import global_boxes
-from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.submission import global_boxes, read_samples
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.taxonomy import load_taxonomy
 
@@ -264,9 +263,8 @@ def _published(data: Path) -> list[Scene]:
             np.full(len(entries), -1),
             np.array([entry["detection_score"] for entry in entries]),
         )
-        truth = tables.truth(sample).boxes()
-        assert truth is not None
+        recording = tables.recording(sample)
+        truth = recording.annotated("boxes")
         truth = _cars(truth.select((truth.labels == CAR) & (truth.num_points > 0)))
-        timestamp = tables.frame(sample, Reads(annotations=False, lidar=False, cameras=False)).timestamp
-        scenes[tables.scene(sample)].append(Moment(sample, timestamp, truth, boxes))
+        scenes[tables.scene(sample)].append(Moment(sample, recording.timestamp, truth, boxes))
     return list(scenes.values())
