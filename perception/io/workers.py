@@ -306,7 +306,7 @@ def _cluster(make_state: Callable[[], Any], address: str) -> Backend:
     actors, given = ray.remote(num_cpus=1, runtime_env=environment)(_Actor), ray.put(make_state)
 
     def start(number: int) -> Worker:
-        actor = actors.remote(given, number)  # Ray ends its process when nobody holds it any more
+        actor: Any = actors.remote(given, number)  # Ray ends its process when nobody holds it any more
         submit = lambda call, item: actor.call.remote(call, item).future()  # noqa: E731
         return Worker(number, {START: actor.ready.remote().future()}, submit, lambda at_once: None)
 
