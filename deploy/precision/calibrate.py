@@ -29,7 +29,7 @@ Inputs = Mapping[str, np.ndarray]
 
 
 def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
-    """Measure the range (low, high) of each tensor on the frames, by name; it always contains 0.
+    """Measure the range (low, high) of each tensor on the frames, sorted by name; it always contains 0.
 
     Args:
         model: an FP32 graph.
