@@ -29,7 +29,7 @@ Inputs = Mapping[str, np.ndarray]
 
 
 def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
-    """Measure the range (low, high) of each tensor on the frames; it always contains 0.
+    """Measure the range (low, high) of each tensor on the frames, sorted by name; it always contains 0.
 
     Args:
         model: an FP32 graph.
@@ -41,7 +41,8 @@ def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inpu
         for inputs in frames:  # one at a time, because collect_data keeps all activations of its frames in memory
             calibrater.collect_data(_Reader(inputs))
         found = calibrater.compute_data()
-    return {name: (min(0.0, float(each.lowest)), max(0.0, float(each.highest))) for name, each in found.items()}
+    low_high = {name: (min(0.0, float(each.lowest)), max(0.0, float(each.highest))) for name, each in found.items()}
+    return dict(sorted(low_high.items()))
 
 
 class _Calibrater(PercentileCalibrater):

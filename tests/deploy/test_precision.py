@@ -122,6 +122,7 @@ def test_frames_equal_torch_within_rounding(keyframes: tuple[Path, str], precisi
         others = tables.samples(selectors=[f"{scene}:{part}" for scene in scenes for part in ("0-1", "2-3")])
         drives = [prepare(tables.frame(token, Reads(sweeps=2)), spec) for token in others]
         measured = ranges(graph, activations(graph.graph), drives)
+        assert [*measured] == sorted(measured)  # ONNX Runtime gives another order in each process
         layout = TENSORRT if precision == "int8" else CPU
         graph = quantise(graph, [*quantisable(graph.graph)], measured, layout)
     for scene in scenes:
