@@ -12,7 +12,7 @@ from perception.geometry import axes_and_angles, move
 from perception.grid import Reference
 from perception.rig import Box
 
-# Carries the points of a sweep from their own times to one: motion compensation within the sweep. numpy only.
+# Carries the points of a sweep from their own times to one: motion compensation within the sweep.
 
 _PART = 8192  # points that are moved together, so that they stay in the cache
 
@@ -88,7 +88,7 @@ def _stages(
     return matrices.reshape(-1, 9, 5), angles
 
 
-# Accumulates LiDAR sweeps in one frame of reference. numpy only.
+# Accumulates LiDAR sweeps in one frame of reference.
 
 _ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
 

@@ -10,7 +10,7 @@ from perception.frame import Boxes
 from perception.tasks.association import associate_in_stages
 from perception.taxonomy import Taxonomy
 
-# A constant-velocity Kalman filter for many objects at once. numpy only.
+# A constant-velocity Kalman filter for many objects at once.
 #
 # All operations are elementwise, so that results do not depend on the summation order of a BLAS library and replays
 # are bit-identical. Noise is isotropic in the ground plane, so x and y share one covariance of position and velocity,
