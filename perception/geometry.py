@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# Rotations: matrices, quaternions w x y z, axis and angle. numpy only.
+# Rotations: matrices, quaternions w x y z, axis and angle.
 
 
 def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def turned(axis: np.ndarray, angle: float) -> np.ndarray:
     return np.asarray(np.eye(3) + (np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross))
 
 
-# LiDAR points: moved, and counted inside boxes. numpy only.
+# LiDAR points: moved, and counted inside boxes.
 
 
 def move(points: np.ndarray, transform: np.ndarray) -> None:

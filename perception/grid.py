@@ -65,7 +65,7 @@ class BevGrid:
         return np.stack(np.meshgrid(xs, ys), axis=-1).astype(np.float32)
 
 
-# Semantic occupancy: what each voxel around the vehicle holds. numpy only.
+# Semantic occupancy: what each voxel around the vehicle holds.
 #
 # Classes are those of Occ3D-nuScenes (Tian et al., 2023): 0 for objects of none of the taxonomy's point classes, then
 # these in their order, then free space.
@@ -141,7 +141,7 @@ class Occupancy:
     seen_by_cameras: np.ndarray  # (levels, rows, columns) bool
 
 
-# Rays through voxels. numpy only.
+# Rays through voxels.
 #
 # Amanatides and Woo, "A Fast Voxel Traversal Algorithm for Ray Tracing", Eurographics 1987, for many rays at once.
 

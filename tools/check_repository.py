@@ -73,6 +73,7 @@ LATE_WORKSHOP = {
     "perception.tasks.conditions.network",
     *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
 }
+TRAINS = {"training", "commands", "mmdet3d"}  # parts of perception that may import the training
 # TensorRT comes with the device, fsspec and ray with an extra; bindings of CUDA are imported by their name.
 NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "fsspec", "ray", "nuscenes"}, {"cuda-bindings"}
 
@@ -117,6 +118,8 @@ def layers() -> Iterator[str]:
         for other in others if name.split(".")[0] == "perception" else ():
             if other.split(".")[0] == "deploy":
                 yield f"{ours[name]}: imports {other}; perception imports nothing of deploy"
+            if other.startswith("perception.training.") and name.split(".")[1] not in TRAINS:
+                yield f"{ours[name]}: imports {other}; what only predicts needs no training"
     try:
         TopologicalSorter(arrows).prepare()
     except CycleError as error:

@@ -272,7 +272,7 @@ def part_of(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
     return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
 
 
-# Converts the outputs of a network to a prediction. numpy only.
+# Converts the outputs of a network to a prediction.
 
 
 def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarray]) -> Prediction:

@@ -12,6 +12,8 @@ from perception.geometry import axes_and_angles, move
 from perception.grid import Reference
 from perception.rig import Box
 
+# Carries the points of a sweep from their own times to one: motion compensation within the sweep.
+
 _PART = 8192  # points that are moved together, so that they stay in the cache
 
 
@@ -85,6 +87,8 @@ def _stages(
     matrices[:, 0, :, 4] = np.diff(poses[:, :3, 3], axis=0) @ reference_from_global[:3, :3].T
     return matrices.reshape(-1, 9, 5), angles
 
+
+# Accumulates LiDAR sweeps in one frame of reference.
 
 _ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
 

@@ -168,7 +168,7 @@ def _vectors(boxes: Sequence[Mapping[str, Any]], name: str, length: int) -> np.n
     return np.fromiter(chain.from_iterable(values), np.float64, length * len(values)).reshape(-1, length)
 
 
-# Matches detections with annotations by the distance of their centres, as the nuScenes devkit does. numpy only.
+# Matches detections with annotations by the distance of their centres, as the nuScenes devkit does.
 #
 # Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", 2020, section 3.1.
 

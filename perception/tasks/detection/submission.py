@@ -24,7 +24,7 @@ from perception.geometry import quaternions
 from perception.io.files import FrameFile
 from perception.taxonomy import Taxonomy
 
-# The attributes of detections, where the network predicts none that fit. numpy only.
+# The attributes of detections, where the network predicts none that fit.
 
 MOVING_SPEED = 0.2  # m/s; faster objects are moving
 

@@ -169,7 +169,7 @@ class DetectionTask(Task[Boxes]):
         return {**outputs, "boxes": boxes, "scores": scores}, {"boxes": int(np.count_nonzero(wrong))}
 
 
-# Layers of detections, tracks and annotations, and the count of mistakes. numpy only.
+# Layers of detections, tracks and annotations, and the count of mistakes.
 
 WITHIN = 2.0  # m in the ground plane between the centres of a detection and its annotation
 
@@ -214,7 +214,7 @@ def _mistakes(frame: Frame, detections: Boxes, grid: BevGrid) -> tuple[int, str]
     return missed + extra, f"{missed} missed, {extra} extra"
 
 
-# Non-maximum suppression on the CPU, after the engine, of upright boxes by their footprints. numpy only.
+# Non-maximum suppression on the CPU, after the engine, of upright boxes by their footprints.
 
 
 def rotated_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Intersection over union of the HD map, per class. numpy only.
+# Intersection over union of the HD map, per class.
 
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
 THRESHOLDS = np.array([0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65], np.float32)

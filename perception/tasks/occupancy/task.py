@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Fused occupancy, and the part of it that no tracked object explains. numpy only.
+# Fused occupancy, and the part of it that no tracked object explains.
 #
 # A detector that misses a class leaves the voxels of this class unexplained. No annotation is needed to see it.
 

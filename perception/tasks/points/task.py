@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Intersection over union of the classes of points, as nuScenes' devkit scores lidarseg. numpy only.
+# Intersection over union of the classes of points, as nuScenes' devkit scores lidarseg.
 
 NONE = 255  # instead of a class: no point, or one that the network did not take
 RINGS = 20  # of counts; the last has all points that are further away
