@@ -105,6 +105,10 @@ class Picture(NamedTuple):
     distortion: np.ndarray | None = None
 
 
+def _nothing() -> None:
+    return None
+
+
 def _yes() -> bool:
     return True
 
@@ -113,11 +117,11 @@ class Annotation(NamedTuple):
     """What is annotated of one kind in a keyframe.
 
     Attributes:
-        read: gives it; None where nothing is annotated.
+        read: gives it; None where nothing is annotated, or where it is read with the data of a sensor.
         exists: whether there is something to read; reads no file of the keyframe.
     """
 
-    read: Callable[[], Any]
+    read: Callable[[], Any] = _nothing
     exists: Callable[[], bool] = _yes
 
 
@@ -147,13 +151,12 @@ class Recording:
             occupancy: `Occupancy` in the ego frame at the keyframe's time.
             lidar_path: (N, 3) m, where the reference LiDAR was at each keyframe of the drive, in the global frame.
             map: `MapExpansion` of the location.
+            points: `AnnotatedPoints`, read with the LiDAR.
         location: name of the location of the drive, which its map has too; "" if unknown.
         position: latitude and longitude (degrees, WGS 84) of the vehicle; None if unknown.
         own: the own vehicle, whose points are left out; None: those within 1 m of a LiDAR.
         files: further files that a frame is read from, there or not.
         opened: the stamps of files that were read when the data set was opened.
-        has_point_classes: whether the keyframe's points have classes, which are read with them; reads no file of the
-            keyframe. In the frame they are also its kind of truth `points`, as `AnnotatedPoints`.
     """
 
     token: str
@@ -170,7 +173,6 @@ class Recording:
     own: Box | None = None
     files: Callable[[], Iterable[Path]] = tuple
     opened: Sequence[Stamp] = ()
-    has_point_classes: Callable[[], bool] = bool
 
     def annotated(self, kind: str) -> Any:
         """What is annotated of a kind, as in `truth`; None: nothing is."""

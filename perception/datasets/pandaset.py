@@ -108,13 +108,16 @@ class PandaSet:
         """Unknown."""
         return Conditions()
 
-    def _truth(self, token: str, drive: str) -> dict[str, Annotation]:
+    def _truth(self, token: str) -> dict[str, Annotation]:
         """The annotations of a frame in the drive's world, with velocities from the frame before to the one after;
         obstacles are such as signs and pylons. `perception annotate-occupancy` makes the voxels."""
+        drive, index = self._place[token]
+        classes = _file_of(drive / "annotations" / "semseg", index)
         return {
             "boxes": Annotation(partial(self._boxes, token, True)),
             "obstacles": Annotation(partial(self._boxes, token, False)),
-            **voxel_truth(self.dataroot, drive, token, self.taxonomy, self._lidar_paths),
+            "points": Annotation(exists=classes.exists if self.taxonomy.point_classes else bool),
+            **voxel_truth(self.dataroot, drive.name, token, self.taxonomy, self._lidar_paths),
         }
 
     def _boxes(self, token: str, of_classes: bool) -> Boxes | None:
@@ -160,7 +163,6 @@ class PandaSet:
         fix = _fixes(drive / "meta" / "gps.json").get(index)
         paths = {name: drive / "camera" / f"{name}_camera" / f"{index:02d}.jpg" for name in self._distortions}
         pictures = paths.items() if reads.cameras else ()
-        classes = _file_of(drive / "annotations" / "semseg", index)
         return Recording(
             token=token,
             scene=drive.name,
@@ -169,11 +171,10 @@ class PandaSet:
             ego_from_lidar=_EGO_FROM_LIDAR,
             lidars=JointCloud(partial(self._cloud, token, reads.sweeps), partial(self._paths, drive)),
             pictures={name: self._picture(drive, index, name, path) for name, path in pictures if path.exists()},
-            truth=self._truth(token, drive.name),
+            truth=self._truth(token),
             position=None if fix is None else (float(fix["lat"]), float(fix["long"])),
             files=partial(self._files, drive, index, reads),
             opened=self._opened,
-            has_point_classes=classes.exists if self.taxonomy.point_classes else bool,
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable

@@ -136,7 +136,7 @@ class Task(ABC, Generic[Result]):
 
     def labelled(self, recording: Recording) -> bool:
         """Whether a keyframe has labels for training this head alone; reads no file of it."""
-        return True
+        return all(map(recording.exists, self.truth))
 
     @abstractmethod
     def result(self, outputs: Arrays) -> Result:

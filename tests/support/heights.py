@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import NO_SENSORS, AnnotatedPoints, Reads, Recording
+from perception.datasets.keyframes import NO_SENSORS, AnnotatedPoints, Annotation, Reads, Recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 
@@ -24,7 +24,8 @@ class Heights:
         return getattr(self._tables, name)
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        return replace(self._tables.recording(token, reads), has_point_classes=lambda: True)
+        found = self._tables.recording(token, reads)
+        return replace(found, truth={**found.truth, "points": Annotation()})
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         frame = self._tables.frame(token, reads._replace(change=None))

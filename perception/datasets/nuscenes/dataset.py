@@ -113,6 +113,7 @@ class NuScenesTables:
             "obstacles": Annotation(partial(self._obstacles, token)),
             "bicycle_racks": Annotation(lambda: self._bicycle_racks.get(token, [])),
             "map": Annotation(load_map),
+            "points": Annotation(exists=lambda: bool([*self._class_files(token)])),
             **voxel_truth(self.dataroot, scene, token, self.taxonomy, self._lidar_paths),
         }
 
@@ -199,7 +200,6 @@ class NuScenesTables:
             own=self.rig.own,
             files=partial(self._class_files, token) if reads.lidar else tuple,
             opened=self._opened,
-            has_point_classes=lambda: any(True for _ in self._class_files(token)),
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import Recording
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid, Occupancy, VoxelGrid, occupancy_classes
 from perception.tasks.drawing import COUNTED_SCORE, Layer, VoxelLayer
@@ -188,9 +187,6 @@ class OccupancyTask(Task[OccupancyResult]):
             columns, margin = self.voxels.centers()[0], self.voxels.cell / np.sqrt(2)
             classes[:, covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN
         return {"classes": classes}
-
-    def labelled(self, recording: Recording) -> bool:
-        return recording.exists("occupancy")
 
     def result(self, outputs: Arrays) -> OccupancyResult:
         # Rounded as in a file.

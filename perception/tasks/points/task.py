@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.datasets.keyframes import AnnotatedPoints, Recording
+from perception.datasets.keyframes import AnnotatedPoints
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import shown
@@ -212,6 +212,7 @@ class PointsTask(Task[np.ndarray]):
 
     name = "points"
     reads = "points"
+    truth = ("points",)
     metric = PointsMetric
     Config = PointsHead
 
@@ -234,9 +235,6 @@ class PointsTask(Task[np.ndarray]):
         if known is not None:
             classes[: len(known)] = known[: len(classes)]
         return {"classes": classes}
-
-    def labelled(self, recording: Recording) -> bool:
-        return recording.has_point_classes()
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.where(outputs["confidence"][0] == 0, np.uint8(NONE), outputs["classes"])

@@ -238,7 +238,7 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
 
     names = [each.name for each in NUSCENES.point_classes]
     expected = {0: -1, 17: names.index("car"), 2: names.index("pedestrian"), 13: -1}
-    assert [tables.recording(sample).has_point_classes() for sample in tables.samples()] == [True, True, False]
+    assert [tables.recording(sample).exists("points") for sample in tables.samples()] == [True, True, False]
     for k, sample in enumerate((first, second)):
         frame = tables.frame(sample, Reads("lidar", sweeps=2, cameras=False))
         file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
@@ -300,7 +300,7 @@ def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
     (root / VERSION / "lidarseg.json").unlink()
     shutil.rmtree(root / "gts")
     tables, first = NuScenesTables(root, VERSION), token("sample", 0)
-    assert not tables.recording(first).has_point_classes()
+    assert not tables.recording(first).exists("points")
     assert not tables.recording(first).exists("occupancy")
     assert tables.frame(first).class_of_point is None
     (root / VERSION / "sample_annotation.json").write_text("[]")

@@ -271,7 +271,7 @@ def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None
     source = open_source(out, None)
     frame, found = source.frame("007-01"), source.recording("007-01").annotated("occupancy")
     assert source.recording("007-01").exists("occupancy")
-    assert source.recording("007-01").has_point_classes()
+    assert source.recording("007-01").exists("points")
     flat, inside = found.grid.indices(frame.points)
     assert inside.sum() > 100
     assert (found.classes.reshape(-1)[flat[inside]] < len(occupancy_classes(source.taxonomy)) - 1).all()

@@ -107,7 +107,7 @@ def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
         )
         assert obstacles.instances.tolist() == [a["instance_token"] for a in theirs]
         assert len(obstacles) + len(tables.recording(sample).annotated("boxes")) == len(annotations)
-        assert tables.recording(sample).has_point_classes()
+        assert tables.recording(sample).exists("points")
         assert tables.recording(sample).exists("occupancy")
     assert (obstacles.num_points > 0).any()
     for path in root.glob("gts/scene-0001/*/labels.npz"):  # the same seed gives the same bytes: no time of writing
@@ -190,7 +190,7 @@ def test_a_truck_meets_obstacles_too(tmp_path: Path) -> None:
     tables = NuScenesTables(tmp_path, VERSION, rig, taxonomy)
     (sample,) = tables.samples()
     assert len(tables.recording(sample).annotated("obstacles")) > 0
-    assert not tables.recording(sample).has_point_classes()
+    assert not tables.recording(sample).exists("points")
     assert not (tmp_path / "lidarseg").exists()
     with pytest.raises(InputError, match="has no point_classes"):
         parse(["clear-day-boston"], taxonomy, WORLDS, Extras(occupancy=True))
