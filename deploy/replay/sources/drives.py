@@ -56,15 +56,20 @@ class DatasetDrive:
         count, choice = cache(self.counts.add_damage), choice or FrameChoice()  # a file once, although several read it
         for sample in self._samples:
             if choice(self.name, self.tables.timestamp(sample)):
-                before = DAMAGE.set(count)
+                before = DAMAGE.set(_uncounted if choice.warming else count)
                 try:
                     frame = self.tables.frame(sample, Reads(self._spec.grid.reference, self._spec.sweeps))
                 finally:
                     DAMAGE.reset(before)
-                self.counts.add_frame(frame)
+                if not choice.warming:
+                    self.counts.add_frame(frame)
                 yield frame
             elif choice.over:
                 return
+
+
+def _uncounted(line: str) -> None:
+    """Damage of a frame that only warms up is counted by the segment before."""
 
 
 class RecordedDrive:
