@@ -219,6 +219,10 @@ def replay(
         float | None, typer.Option(help="Skip the frames from here on, in seconds from the start of each drive.")
     ] = None,
     every: Annotated[int, typer.Option(help="Replay every Nth frame only.")] = 1,
+    segment: Annotated[
+        float | None,
+        typer.Option(help="Cut longer drives into segments of so many seconds, for --jobs and after an interruption."),
+    ] = None,
     real_time: Annotated[
         bool, typer.Option("--real-time", help="Replay at the recorded pace. Default: as fast as possible.")
     ] = False,
@@ -269,6 +273,7 @@ def replay(
         real_time=real_time,
         latency=latency,
         viewers=names(viewer),
+        segment=segment,
     )
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from deploy.replay.player import Player, Watcher
 from deploy.replay.provenance import differences, new_provenance
 from deploy.replay.report import DriveRange
 from deploy.replay.results import STATISTICS, ReplayResults
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import WHOLE, Segment, Settings, Source
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import open_viewers
@@ -36,9 +37,12 @@ PART = "part.json"  # in the folder of a drive that is finished
 
 
 class Assignment(NamedTuple):
-    """A drive that a process replays."""
+    """A drive, or a segment of one, that a process replays."""
 
-    number: int  # among the drives of the replay; also names its folder
+    number: int  # among those of the replay; also names its folder
+    name: str  # of the drive, with the segment's start
+    drive: int  # its number
+    segment: Segment
     place: DriveRange
 
 
@@ -85,11 +89,15 @@ class Fleet:
         self.settings, self.watcher = settings or Settings(), watcher or Watcher()
         manifest = runtime.bundle.manifest
         parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)  # before any file is removed
-        frames = [self.settings.selection.expected(len(drive), drive.seconds) for drive in drives]
-        firsts = accumulate(frames, initial=0)
-        places = (DriveRange(first, each, sum(frames)) for first, each in zip(firsts, frames, strict=False))
-        self.assignments = [Assignment(i, place) for i, place in enumerate(places)]
+        selection, length = self.settings.selection, self.settings.segment
+        parts = [(i, part) for i, drive in enumerate(drives) for part in selection.segments(drive.seconds, length)]
+        frames = [selection.expected(len(drives[i]), drives[i].seconds, part) for i, part in parts]
         self.expected = sum(frames)
+        self.assignments = list[Assignment]()
+        for first, each, (i, part) in zip(accumulate(frames, initial=0), frames, parts, strict=False):
+            name = drives[i].name + ("" if part == WHOLE else part.suffix)
+            place = DriveRange(first, each, self.expected)
+            self.assignments.append(Assignment(len(self.assignments), name, i, part, place))
 
     def run(self, jobs: int = 0, ray: str | None = None) -> ReplayResults:
         """Replay everything once.
@@ -117,9 +125,9 @@ class Fleet:
             if settings.latency or settings.viewers:  # latencies are of one run, and viewers get every frame
                 remove_folder(self.out / SCENES)
             resumed = 0
-            for drive, played in self._alone() if ray is None and not jobs else self._pooled(jobs, ray):
+            for name, played in self._alone() if ray is None and not jobs else self._pooled(jobs, ray):
                 if played.discarded:
-                    message = f"{drive.name}: restarting, because it was replayed with {played.discarded}"
+                    message = f"{name}: restarting, because it was replayed with {played.discarded}"
                     self.watcher.message(message)
                 if played.resumed and not resumed:
                     self.watcher.message(f"{self.out}: resuming the interrupted replay")
@@ -128,18 +136,18 @@ class Fleet:
             remove_folder(self.out / SCENES)
         return ReplayResults(self.out)
 
-    def _alone(self) -> Iterator[tuple[Drive, Played]]:
-        """Replay all drives in this process, and yield what became of each."""
+    def _alone(self) -> Iterator[tuple[str, Played]]:
+        """Replay all drives in this process, and yield the name of each and what became of it."""
         with ExitStack() as files:
             viewers = open_viewers(files, self.out, self.runtime.bundle.manifest, self.settings.viewers)
             player = Player(self.runtime, self.settings, self.watcher, viewers)
             worker = Worker(player, self.source, self.drives, self.out)
-            for drive, assigned in zip(self.drives, self.assignments, strict=True):
+            for assigned in self.assignments:
                 played = worker.play(assigned)
                 self.watcher.advance(assigned.place.frames if played.resumed else 0)
-                yield drive, played
+                yield assigned.name, played
 
-    def _pooled(self, jobs: int, ray: str | None) -> Iterator[tuple[Drive, Played]]:
+    def _pooled(self, jobs: int, ray: str | None) -> Iterator[tuple[str, Played]]:
         """As `_alone`, in other processes and any order."""
 
         def anywhere(path: Path) -> Path:
@@ -157,11 +165,10 @@ class Fleet:
             anywhere(self.out),
             replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
         )
-        with open_pool(opened, min(jobs, len(self.drives)), ray, died=died) as workers:
-            names = {assigned: self.drives[assigned.number].name for assigned in self.assignments}
-            for i, played in workers.completed(Worker.play, self.assignments, names.__getitem__):
+        with open_pool(opened, min(jobs, len(self.assignments)), ray, died=died) as workers:
+            for i, played in workers.completed(Worker.play, self.assignments, attrgetter("name")):
                 self.watcher.advance(self.assignments[i].place.frames)
-                yield self.drives[i], played
+                yield self.assignments[i].name, played
         if ray is not None:
             fetch(origin_of(self.out.absolute() / SCENES))
 
@@ -223,9 +230,8 @@ class Worker:
             return self._play(assigned, make_folder(here) / PART)
 
     def _play(self, assigned: Assignment, part: Path) -> Played:
-        drive = self.drives[assigned.number]
         # Of the other drives, which pictures the report shows.
-        known = {"about": {**self._about, "scene": drive.name, "place": assigned.place}, "computed": self._computed}
+        known = {"about": {**self._about, "scene": assigned.name, "place": assigned.place}, "computed": self._computed}
         found = _found(part)
         discarded = ""
         if found is not None:
@@ -236,7 +242,7 @@ class Worker:
                 )
             if not (discarded := differences(found["computed"], known["computed"])):
                 return Played(resumed=sum(found["totals"]["frames"].values()))
-        totals = self.player.play(drive, part.parent, assigned.place)
+        totals = self.player.play(self.drives[assigned.drive], part.parent, assigned.place, assigned.segment)
         write_atomically(part, json.dumps({**known, "totals": totals.to_json()}).encode())
         return Played(discarded=discarded)
 

@@ -12,7 +12,18 @@ import numpy as np
 from deploy.replay.results import ReplayResults
 from perception.datasets.keyframes import Keyframes
 from perception.tasks import TASKS
-from perception.tasks.metric import Counts, GateMetric, Metric, Range, Score, Scores, Subject, Unmeasured, Weights
+from perception.tasks.metric import (
+    Counts,
+    GateMetric,
+    Metric,
+    Range,
+    Recorded,
+    Score,
+    Scores,
+    Subject,
+    Unmeasured,
+    Weights,
+)
 
 
 class Measures:
@@ -21,21 +32,26 @@ class Measures:
     def __init__(self, finished: ReplayResults) -> None:
         self.finished = finished
         self.metrics: dict[str, Metric[Any]] = {name: task.metric(finished.taxonomy) for name, task in TASKS.items()}
-        self._counts: dict[str, Sequence[Counts | None]] = {}
+        self._recorded: dict[str, Recorded] = {}
         self._scores: dict[tuple[str, str | None, Range, bool], Scores] = {}
 
     def tasks(self) -> list[str]:
         """The tasks that the network has."""
-        return [name for name in TASKS if any(each is not None for each in self.finished.statistics(name))]
+        return [name for name in TASKS if name in self.finished.tasks]
+
+    def recorded(self, task: str) -> Recorded:
+        """What a metric has of the frames."""
+        if task not in self._recorded:
+            frames, here = self.finished.statistics(task), self.finished
+            counts: Sequence[Counts | None] = [None] * len(frames)
+            if task in here.tasks:
+                counts = self.metrics[task].recorded(here.replayed, frames)
+            self._recorded[task] = Recorded(frames, counts)
+        return self._recorded[task]
 
     def counts(self, task: str) -> Sequence[Counts | None]:
-        """What was counted in each frame; None: the task did not run."""
-        if task not in self._counts:
-            found, here = self.finished.statistics(task), self.finished
-            if any(each is not None for each in found):
-                found = self.metrics[task].recorded(here.folder, here.tokens, here.egos, found)
-            self._counts[task] = found
-        return self._counts[task]
+        """See `Recorded.counts`."""
+        return self.recorded(task).counts
 
     def weights(self, condition: str | None = None, range: Range = None) -> Weights:
         """The frames that are known to have all conditions of a text such as rain+night, scene by scene.
@@ -44,7 +60,7 @@ class Measures:
             Unmeasured: there is no such frame.
         """
         wanted = frozenset(condition.split("+")) if condition else frozenset()
-        frames = np.array([wanted <= set(line["conditions"]) for line in self.finished.lines], bool)
+        frames = self.finished.under(wanted)
         if not frames.any():
             raise Unmeasured(f"no frame is known to be in {condition}")
         return Weights.of(frames, self.finished.scenes, range)
@@ -90,7 +106,7 @@ class Measures:
         """See `Metric.agreement`."""
         task = task_of(subject.metric)
         weights = self.weights(subject.condition, subject.range)
-        return self.metrics[task].agreement(self.counts(task), baseline.counts(task), weights, subject)
+        return self.metrics[task].agreement(self.recorded(task), baseline.recorded(task), weights, subject)
 
 
 def task_of(metric: str) -> str:

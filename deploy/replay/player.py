@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from deploy.replay.faults import hide, inject, parse_faults
 from deploy.replay.report import DriveRange
 from deploy.replay.schedule import BackgroundWriter, RealTime, frozen_objects, prefetch, single_core
-from deploy.replay.settings import FrameChoice, Selection, Settings
+from deploy.replay.settings import WHOLE, FrameChoice, Segment, Selection, Settings
 from deploy.replay.sources import Drive
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import ViewerWriter, Writers, open_writers
@@ -38,6 +39,7 @@ class _Taken(NamedTuple):
     frame: Frame
     seconds: float  # since the start of its drive
     reading: float  # s that reading it took
+    warming: bool  # before the segment
 
 
 class Player:
@@ -63,25 +65,27 @@ class Player:
         manifest = runtime.bundle.manifest
         self._faults, self._hidden = parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)
 
-    def play(self, drive: Drive, folder: Path, place: DriveRange) -> ReplayTotals:
-        """Replay a drive from its start, and write to a folder that exists:
+    def play(self, drive: Drive, folder: Path, place: DriveRange, segment: Segment = WHOLE) -> ReplayTotals:
+        """Replay a drive or a segment from its start, and write to a folder that exists:
 
         TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
         statistics.jsonl  what a verdict also needs of every frame
 
         There may be no frame.
         """
-        totals = ReplayTotals(self.runtime, self.settings, place)
-        measured = self._measure(drive, totals) if self.settings.latency else None
+        totals = ReplayTotals(self.runtime, self.settings, place, segment.suffix if segment != WHOLE else "")
+        measured = self._measure(drive, totals, segment) if self.settings.latency else None
         clock = RealTime() if self.settings.real_time and measured is None else None
-        self.runtime.scene.restart()
+        self.runtime.scene.restart(segment.first_id)
         with frozen_objects(), ExitStack() as files:
             writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewers)
             background = files.enter_context(BackgroundWriter())
-            for taken in files.enter_context(closing(prefetch(self._frames(drive)))):
+            for taken in files.enter_context(closing(prefetch(self._frames(drive, segment)))):
                 admitted, seen = self._step(taken, clock)
                 if measured is not None:
                     seen = replace(seen, seconds=measured.popleft())
+                if taken.warming:
+                    continue
                 background.call(_write, writers, totals, admitted, seen)
                 self.watcher.advance()
         totals.counts.append(drive.counts.summary())
@@ -89,28 +93,30 @@ class Player:
             totals.behind = clock.behind
         return totals
 
-    def _measure(self, drive: Drive, totals: ReplayTotals) -> deque[Mapping[str, float]]:
+    def _measure(self, drive: Drive, totals: ReplayTotals, segment: Segment) -> deque[Mapping[str, float]]:
         """Perceive every frame at its own time, without other threads; returns the seconds of each frame's stages."""
         self.watcher.message(f"measuring latencies at the recorded pace: up to {drive.seconds:.0f} s")
         self.runtime.scene.restart()
         clock = RealTime()
         with single_core():
-            measured = deque(self._step(taken, clock)[1].seconds for taken in self._frames(drive))
+            measured = deque(self._step(taken, clock)[1].seconds for taken in self._frames(drive, segment))
         totals.behind = clock.behind
         return measured
 
-    def _frames(self, drive: Drive) -> Iterator[_Taken]:
-        """The selected frames of a drive, with the faults."""
-        choice = FrameChoice(self.settings.selection)
+    def _frames(self, drive: Drive, segment: Segment) -> Iterator[_Taken]:
+        """The selected frames of a segment and of its warm-up, with the faults."""
+        choice = FrameChoice(self.settings.selection, segment)
         if any(fault.kind.shows_earlier for fault in self._faults):
-            every = FrameChoice(Selection(end=self.settings.selection.end))
+            all_before = segment._replace(warm_up=math.inf)
+            every = FrameChoice(Selection(end=self.settings.selection.end), all_before)
             read = inject(drive.frames(every), self._faults, every.time)
             frames: Iterator[Frame] = (frame for frame in read if choice(frame.scene, frame.timestamp))
         else:
             frames = inject(drive.frames(choice), self._faults, choice.time)
         start = time.perf_counter()
         for frame in frames:
-            yield _Taken(frame, choice.time(frame.scene, frame.timestamp), time.perf_counter() - start)
+            seconds = choice.time(frame.scene, frame.timestamp)
+            yield _Taken(frame, seconds, time.perf_counter() - start, choice.warming)
             start = time.perf_counter()
 
     def _step(self, taken: _Taken, clock: RealTime | None) -> tuple[_Taken, SceneFrame]:

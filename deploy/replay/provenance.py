@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import WARM_UP, Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
 from perception.errors import InputError
@@ -61,10 +61,17 @@ class SelectionUsed(Section):
     every: int
 
 
-class DriveUsed(Section):
-    """A scene of a dataroot, or a recording."""
+class SegmentUsed(Section):
+    """Into what longer drives were cut."""
 
-    name: str  # of the scene, or of the recorded file
+    seconds: float
+    warm_up: float  # s, replayed before each segment without being counted
+
+
+class DriveUsed(Section):
+    """A scene of a dataroot, a recording, or a segment of either."""
+
+    name: str  # of the scene, or of the recorded file; with the start of a segment, as scene-0001@60s
     frames: int  # that were perceived
 
 
@@ -86,6 +93,7 @@ class ReplayProvenance(Section):
     conditions: tuple[str, ...] | None  # used instead of the drive's tags; None: the tags
     evidence: tuple[str, ...] = ("tags", "recognised")  # its sources, with what they depend on
     selection: SelectionUsed
+    segment: SegmentUsed | None = None  # None: drives were not cut
     real_time: bool
     latency: bool  # whether latencies were measured as on a vehicle (`perception replay --latency`)
     drives: tuple[DriveUsed, ...] = ()
@@ -117,7 +125,17 @@ class ReplayProvenance(Section):
             path: of the drives.
         """
         known = self.model_dump(mode="json")
-        names = ("version", "scenes", "topics_sha256", "faults", "conditions", "evidence", "selection", "latency")
+        names = (
+            "version",
+            "scenes",
+            "topics_sha256",
+            "faults",
+            "conditions",
+            "evidence",
+            "selection",
+            "segment",
+            "latency",
+        )
         about = {"drive": str(path.resolve()), **{name: known[name] for name in names}}
         return about | {"bundle": self.bundle.manifest_sha256, "target": self.engine.target}
 
@@ -135,7 +153,7 @@ class ReplayProvenance(Section):
             "bundle": f"manifest {self.bundle.manifest_sha256[:16]}{release}",
             "compiler": self.engine.compiler,
             "drives": f"{len(self.drives)} of {self.path}, {self.frames} frames",
-            "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}",
+            "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}{self._segments}",
             "faults": ", ".join(self.faults) or "none",
             "conditions": "the drive's tags" if self.conditions is None else ", ".join(self.conditions) or "none known",
             "evidence": ", ".join(self.evidence),
@@ -144,6 +162,12 @@ class ReplayProvenance(Section):
             "machine": f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.platform}",
             "finished": self.finished,
         }
+
+    @property
+    def _segments(self) -> str:
+        if self.segment is None:
+            return ""
+        return f", in segments of {self.segment.seconds:g} s after a warm-up of {self.segment.warm_up:g} s"
 
     def write(self, folder: Path) -> None:
         """Write replay.json. InputError if the folder cannot be written."""
@@ -252,6 +276,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
         selection=SelectionUsed(
             start=selection.start, end=None if math.isinf(selection.end) else selection.end, every=selection.every
         ),
+        segment=None if settings.segment is None else SegmentUsed(seconds=settings.segment, warm_up=WARM_UP),
         real_time=settings.real_time,
         latency=settings.latency,
     )

@@ -7,10 +7,39 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.frame import Conditions
+
+WARM_UP = 10.0  # s; tracks live 3 s, beliefs change within 2 s, and the map around the vehicle is seen on the way
+_IDS = 1_000_000  # of tracks and obstacles in a segment
+
+
+class Segment(NamedTuple):
+    """A part of a long drive that is replayed as a drive of its own, by time since the first frame of the drive.
+
+    The frames of the warm-up before it bring tracks, map, beliefs and health up to date; they are not counted.
+    """
+
+    number: int  # in the drive, from 0 on
+    start: float  # s
+    end: float  # s; infinite for the last one
+    warm_up: float = WARM_UP  # s
+
+    @property
+    def suffix(self) -> str:
+        """What follows the drive's name."""
+        return f"@{self.start:g}s"
+
+    @property
+    def first_id(self) -> int:
+        """The ids of its tracks and obstacles begin here, so that those of a drive differ."""
+        return 1 + self.number * _IDS
+
+
+WHOLE = Segment(0, 0.0, math.inf)  # a drive that is not cut
 
 
 @dataclass(frozen=True)
@@ -36,18 +65,37 @@ class Selection:
         if self.every < 1:
             raise InputError(f"--every {self.every}: give 1 for every frame, 2 for every second one, ...")
 
-    def expected(self, frames: int, seconds: float) -> int:
+    def segments(self, seconds: float, length: float | None) -> list[Segment]:
+        """The segments of a drive in which frames may be selected; WHOLE alone if it is not longer than one.
+
+        Args:
+            seconds: from the first frame of the drive to the last.
+            length: s, of a segment; None: drives are not cut.
+        """
+        if length is None or seconds <= length:
+            return [WHOLE]
+        count = math.ceil(seconds / length)
+        ends = [*(length * (i + 1) for i in range(count - 1)), math.inf]
+        found = [Segment(i, length * i, end) for i, end in enumerate(ends)]
+        return [each for each in found if each.end > self.start and each.start < self.end]
+
+    def expected(self, frames: int, seconds: float, segment: Segment = WHOLE) -> int:
         """How many of the frames of a drive are selected, if they come at a steady rate.
 
         Args:
             seconds: from the first to the last of them.
+            segment: of the drive.
         """
         period = seconds / max(frames - 1, 1)
         if period <= 0:
             return -(-frames // self.every)
         first = math.ceil(self.start / period)
-        end = frames if math.isinf(self.end) else min(frames, math.ceil(self.end / period))
-        return -(-max(end - first, 0) // self.every)
+
+        def before(time: float) -> int:
+            end = frames if math.isinf(time) else min(frames, math.ceil(time / period))
+            return -(-max(end - first, 0) // self.every)
+
+        return before(min(self.end, segment.end)) - before(min(self.end, segment.start))
 
 
 class DriveTime:
@@ -66,15 +114,19 @@ class FrameChoice:
 
     Args:
         selection: None: all, also those before the start by a clock that was set.
+        segment: which frames of the selection are chosen, with those of its warm-up.
 
     Attributes:
         time: since the start of the drive.
         over: no later frame is chosen.
+        warming: the latest frame is before the segment.
     """
 
-    def __init__(self, selection: Selection | None = None) -> None:
+    def __init__(self, selection: Selection | None = None, segment: Segment = WHOLE) -> None:
         self._selection, self.time, self.over = selection, DriveTime(), False
+        self._segment, self.warming = segment, False
         self._first: int | None = None  # us
+        self._elapsed = 0.0  # s, which a clock that is set back does not reduce
         self._inside = Counter[str]()  # frames between start and end, by scene
 
     def __call__(self, scene: str, timestamp: int) -> bool:
@@ -83,11 +135,14 @@ class FrameChoice:
         if selection is None:
             return True
         self._first = timestamp if self._first is None else self._first
-        self.over = self.over or 1e-6 * (timestamp - self._first) >= selection.end
+        self._elapsed = max(self._elapsed, 1e-6 * (timestamp - self._first))
+        self.over = self.over or self._elapsed >= min(selection.end, self._segment.end)
         if self.over or not selection.start <= seconds < selection.end:
             return False
         self._inside[scene] += 1
-        return (self._inside[scene] - 1) % selection.every == 0
+        self.warming = self._elapsed < self._segment.start
+        near = self._elapsed >= self._segment.start - self._segment.warm_up
+        return near and (self._inside[scene] - 1) % selection.every == 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +173,7 @@ class Settings:
         conditions: used for every frame instead of the drive's tags; None: the tags.
         evidence: YAML file of the sources of evidence for the conditions; None: tags, then what is recognised.
         selection: the part of every drive that is replayed.
+        segment: s; longer drives are cut into segments (`Segment`); None: they are not.
         real_time: whether frames are replayed at the recorded pace.
         latency: whether latencies are measured as on a vehicle: at the recorded pace, with no other work.
         viewers: names in deploy.replay.folder.VIEWERS for which to write a file.
@@ -132,3 +188,8 @@ class Settings:
     real_time: bool = False
     latency: bool = False
     viewers: Sequence[str] = ()
+    segment: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.segment is not None and not 0 < self.segment < math.inf:
+            raise InputError(f"--segment {self.segment:g}: give the seconds of a segment, such as 60")

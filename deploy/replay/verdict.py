@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def require_different(out: Path, baseline: Path) -> None:
         raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
 
 
-def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> list[str]:
+def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> Sequence[str]:
     """The tokens of the frames that both replays have, in the order of the run.
 
     Args:
@@ -214,7 +214,8 @@ class _Judge:
             other = ReplayResults.load(baseline)
             common = common_frames(finished, other, DEFAULT_COMMON if gates is None else gates.common)
             self.judged = finished.only(common)
-            self.pair = Measures(self.judged), Measures(other.only(common))
+            ours = self.run if self.judged is finished else Measures(self.judged)
+            self.pair = ours, Measures(other.only(common))
         self.gates = gates or default_gates(self.pair[0] if self.pair else self.run)
 
     def verdict(self) -> Verdict:

@@ -235,7 +235,8 @@ def join_frame_files(parts: Sequence[Path], path: Path, what: str) -> None:
     with atomic_file(path, what) as file:
         head, separator = b"", b""
         for part in parts:
-            own, *lines = _lines(part)
+            lines = _lines(part)
+            own = next(lines)
             if head and own != head:
                 raise InputError(f"{part}: is of another network than {parts[0]}; remove both to make them again")
             file.write(b"" if head else own)
@@ -244,6 +245,19 @@ def join_frame_files(parts: Sequence[Path], path: Path, what: str) -> None:
                 file.write(separator + line)
                 separator = _SEPARATOR
         file.write(b"\n" + _END)
+
+
+def read_frame_file(path: Path) -> Iterator[tuple[str, Any]]:
+    """Token and entry of each frame of a file that a `FrameFile` wrote, one line in memory at a time.
+
+    Raises:
+        InputError: the file cannot be read or is not whole.
+        ValueError: a line is no JSON.
+    """
+    lines = _lines(path)
+    next(lines)  # before the entries
+    for line in lines:
+        yield next(iter(json.loads(b"{" + line + b"}").items()))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

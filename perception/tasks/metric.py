@@ -207,6 +207,22 @@ class Sample:
     outlines: Sequence[Outline] = ()
 
 
+class ReplayedFrames(NamedTuple):
+    """The F frames of a finished replay."""
+
+    folder: Path  # of the replay
+    tokens: Sequence[str]
+    egos: np.ndarray  # (F, 2) m, position of the vehicle in the global frame
+    groups: np.ndarray  # (F,) int; frames of a group have the same scene and conditions, so all or none of them count
+
+
+class Recorded(NamedTuple):
+    """What a metric has of the F frames of a finished replay; None for frames in which the task did not run."""
+
+    frames: Sequence[Counts | None]  # as statistics.jsonl has them; each is read when it is asked for
+    counts: Sequence[Counts | None]  # as `Metric.recorded` keeps them
+
+
 class Metric(ABC, Generic[Result]):
     """Counts and scores of a task.
 
@@ -242,17 +258,16 @@ class Metric(ABC, Generic[Result]):
         """What agreements of two replays compare of a frame, as JSON."""
         return {}
 
-    def recorded(
-        self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]
-    ) -> list[dict[str, Any] | None]:
-        """The counts and outputs of the frames of a finished replay, with what its files have of them.
+    def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> Sequence[Counts | None]:
+        """What `scores` needs of the frames of a replay, without what grows with their number in vain.
 
         Args:
-            folder: of the replay.
-            egos: (F, 2) m, position of the vehicle in the global frame.
-            counts: of each frame with these tokens, from statistics.jsonl; None: the task did not run.
+            counts: of each frame, from statistics.jsonl, to be read once; None: the task did not run.
+
+        Returns:
+            F counts; None also for frames whose counts were added to those of an earlier frame of their group.
         """
-        return [None if each is None else _with_array(each) for each in counts]
+        return list(counts)
 
     @abstractmethod
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> Scores:
@@ -286,10 +301,8 @@ class Metric(ABC, Generic[Result]):
         with it."""
         return (), ()
 
-    def agreement(
-        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
-    ) -> tuple[float, str]:
-        """Agreement of the outputs with those of another replay of the same frames, in [0, 1], and its description.
+    def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
+        """Agreement of the outputs of two replays of the same frames, in [0, 1], and its description.
 
         Args:
             subject: its metric is one of `agreements`.
@@ -325,6 +338,11 @@ class RingMetric(Metric[Result]):
     def names(self) -> Sequence[str]:
         """Of the classes."""
 
+    def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> list[dict[str, Any] | None]:
+        """The sum of the `counts` of each group, at its first frame with the task."""
+        sums = GroupSums(frames.groups)
+        return [sums.add(i, None if each is None else {"counts": each["counts"]}) for i, each in enumerate(counts)]
+
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
         """`shown`: the mean over the classes that are defined, and each class."""
 
@@ -345,6 +363,33 @@ class RingMetric(Metric[Result]):
         """The frames with the lowest mean."""
         found = (None if each["counts"] is None else self.ious(each["counts"].sum(axis=2)) for each in counts)
         return lowest_ious(self.shown[0], found, most)
+
+
+class GroupSums:
+    """Adds up the `counts` of each group of frames.
+
+    Args:
+        groups: (F,) int, the group of each frame.
+    """
+
+    def __init__(self, groups: np.ndarray) -> None:
+        self._groups, self._sums = groups, dict[int, dict[str, Any]]()
+
+    def add(self, frame: int, own: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Add the `counts` of a frame, lists or None.
+
+        Returns:
+            For the first frame of a group `own`, to which the counts of later ones will be added; None for those.
+        """
+        if own is None:
+            return None
+        first = self._sums.setdefault(int(self._groups[frame]), own)
+        counts = None if own["counts"] is None else np.array(own["counts"])
+        if first is own or first["counts"] is None:
+            first["counts"] = counts
+        elif counts is not None:
+            first["counts"] = first["counts"] + counts
+        return own if first is own else None
 
 
 class CountedFrames(Generic[Result]):
@@ -408,9 +453,3 @@ def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list
     """
     means = np.array([np.nan if each is None or np.isnan(each).all() else np.nanmean(each) for each in ious])
     return [Sample(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:most] if means[i] >= 0]
-
-
-def _with_array(counts: Counts) -> dict[str, Any]:
-    """The counts from JSON, with those called `counts` as an array."""
-    found = counts.get("counts")
-    return {**counts, "counts": None if found is None else np.array(found)} if "counts" in counts else {**counts}

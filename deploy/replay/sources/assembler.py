@@ -281,7 +281,8 @@ class Assembler:
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
         self._recent.append((pending.stamp, frozenset(frame.cameras) | there))
-        self._counts.add_frame(frame)
+        if not self._choice.warming:
+            self._counts.add_frame(frame)
         yield frame
 
     def _index(self, lidar: str) -> int:

@@ -60,15 +60,20 @@ class DatasetDrive:
         reads = Reads(self._spec.grid.reference, self._spec.sweeps, truth=self._spec.truth)
         for sample in self._samples:
             if choice(self.name, self._timestamp(sample)):
-                before = DAMAGE.set(count)
+                before = DAMAGE.set(_uncounted if choice.warming else count)
                 try:
                     frame = self.tables.frame(sample, reads)
                 finally:
                     DAMAGE.reset(before)
-                self.counts.add_frame(frame)
+                if not choice.warming:
+                    self.counts.add_frame(frame)
                 yield frame
             elif choice.over:
                 return
+
+
+def _uncounted(line: str) -> None:
+    """Damage of a frame that only warms up is counted by the segment before."""
 
 
 class RecordedDrive:

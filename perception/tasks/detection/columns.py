@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, pairwise
 from pathlib import Path
@@ -92,9 +93,13 @@ class BoxColumns:
             egos: (F, 2) m, position of the vehicle in each frame.
             bicycle_racks: (K, 11) frame, x y z, w l h and rotation w x y z.
         """
+        return self.select(self.are_counted(egos, bicycle_racks, taxonomy))
+
+    def are_counted(self, egos: np.ndarray, bicycle_racks: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+        """(N,) bool, see `counted`."""
         near = self.distances(egos) < np.array([each.range for each in taxonomy.classes])[self.labels]
         racked = np.array([each.racked for each in taxonomy.classes])[self.labels]
-        return self.select(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks, racked))
+        return np.asarray(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks, racked))
 
     def distances(self, egos: np.ndarray) -> np.ndarray:
         """(N,) m, horizontal distance from the vehicle."""
@@ -118,24 +123,56 @@ class BoxColumns:
         return racked
 
 
-def read_submission(path: Path, frame_of: Mapping[str, int], taxonomy: Taxonomy) -> BoxColumns:
+class GrowingColumns:
+    """Boxes that are collected frame by frame, in little more memory than their columns take."""
+
+    def __init__(self) -> None:
+        self._empty = BoxColumns.of(np.zeros((0, 14)))
+        self._columns = {f.name: array(getattr(self._empty, f.name).dtype.char) for f in fields(BoxColumns)}
+
+    def add(self, boxes: BoxColumns) -> None:
+        """Append the boxes of a frame, as made by BoxColumns.of."""
+        for name, column in self._columns.items():
+            column.frombytes(getattr(boxes, name).tobytes())
+
+    def columns(self) -> BoxColumns:
+        """All of them; no more can be added."""
+        shapes = {name: (-1, *getattr(self._empty, name).shape[1:]) for name in self._columns}
+        return BoxColumns(
+            **{
+                name: np.frombuffer(column, column.typecode).reshape(shapes[name])
+                for name, column in self._columns.items()
+            }
+        )
+
+
+def read_submission(
+    path: Path,
+    frame_of: Mapping[str, int],
+    taxonomy: Taxonomy,
+    chosen: Callable[[BoxColumns], np.ndarray] | None = None,
+) -> BoxColumns:
     """The detections of the samples in `frame_of` (token -> frame), in the order of the file.
 
     The order matters, because the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
 
+    Args:
+        chosen: (N,) bool, which boxes of a sample are kept; None: all.
+
     Raises:
         InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
     """
-    rows: list[np.ndarray] = [np.zeros((0, 14))]
+    found = GrowingColumns()
     label = {name: i for i, name in enumerate(taxonomy.class_names)}
     attribute = {name: i for i, name in enumerate(taxonomy.attributes)} | {"": -1}
     with pause_collector():
         for token, boxes in read_samples(path, frame_of):
             try:
-                rows.append(_rows(boxes, frame_of[token], label, attribute))
+                own = BoxColumns.of(_rows(boxes, frame_of[token], label, attribute))
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
-    return BoxColumns.of(np.concatenate(rows))
+            found.add(own if chosen is None else own.select(chosen(own)))
+    return found.columns()
 
 
 def _rows(

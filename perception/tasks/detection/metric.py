@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 
 from perception.frame import Boxes, Frame
 from perception.io.files import shown, strict, write_atomically
-from perception.tasks.detection.columns import BoxColumns, match, read_submission
+from perception.tasks.detection.columns import BoxColumns, GrowingColumns, match, read_submission
 from perception.tasks.detection.devkit import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.scores import ERRORS, RECALLS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import submitted
@@ -25,6 +26,8 @@ from perception.tasks.metric import (
     Kind,
     Metric,
     Outline,
+    Recorded,
+    ReplayedFrames,
     Sample,
     Score,
     Subject,
@@ -47,7 +50,7 @@ _CORNERS = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2  # of a box of len
 class _BoxScore(Score):
     """A score that is made of detections."""
 
-    detections: BoxColumns | None = None
+    detections: Callable[[], BoxColumns] | None = None
     label: int | None = None  # of the detections that it is made of; None: all
 
     def of_class(self, name: str) -> Score:
@@ -62,18 +65,36 @@ class _BoxScore(Score):
 
     @property
     def _own(self) -> BoxColumns | None:
-        boxes = self.detections
-        return boxes if boxes is None or self.label is None else boxes.select(boxes.labels == self.label)
+        if self.detections is None:
+            return None
+        boxes = self.detections()
+        return boxes if self.label is None else boxes.select(boxes.labels == self.label)
 
 
 @dataclass(frozen=True)
 class _Joined:
     """The scored boxes of many frames."""
 
-    counts: Sequence[Counts | None]  # of which they are
     egos: np.ndarray  # (F, 2) m, position of the vehicle in the global frame
     truth: BoxColumns | None  # None: a frame has no annotations
     detections: BoxColumns
+
+
+class _RecordedBoxes(list[Counts | None]):
+    """The frames of a finished replay, {} or None, and the boxes of all of them."""
+
+    def __init__(self, frames: Sequence[Counts | None], joined: _Joined) -> None:
+        super().__init__(frames)
+        self.joined = joined
+
+
+def _annotated(truth: Mapping[str, Any], frame: int) -> tuple[BoxColumns, np.ndarray]:
+    """The annotations and the bicycle racks (K, 11) from the `truth` of a frame."""
+    boxes, racks = (
+        np.insert(np.array(truth[name], np.float64).reshape(-1, length), 0, frame, axis=1)
+        for name, length in (("boxes", 13), ("bike_racks", 10))
+    )
+    return BoxColumns.of(boxes), racks
 
 
 class DetectionMetric(Metric[Boxes]):
@@ -106,7 +127,7 @@ class DetectionMetric(Metric[Boxes]):
     }
     agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric("class_names")}
     files = (TRACKING,)
-    _latest: _Joined | None = None
+    _latest: tuple[Sequence[Counts | None], int, _Joined] | None = None
 
     def counts(self, frame: Frame, result: Boxes) -> dict[str, Any]:
         """`truth`: the annotations; None without them. A replay has the detections in results.json.
@@ -130,47 +151,56 @@ class DetectionMetric(Metric[Boxes]):
         boxes = BoxColumns.of_frame(submitted(frame, result, self.taxonomy))
         return {"boxes": boxes, "pose": frame.global_from_ego, "ego": frame.global_from_ego[:2, 3]}
 
-    def recorded(
-        self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]
-    ) -> list[dict[str, Any] | None]:
-        """With the detections of results.json, and their `place` in it: the devkit breaks ties of scores by it."""
-        found = read_submission(folder / RESULTS, {token: i for i, token in enumerate(tokens)}, self.taxonomy)
-        order = np.argsort(found.frames, kind="stable")
-        starts = np.searchsorted(found.frames[order], np.arange(len(tokens) + 1))
-        recorded = list[dict[str, Any] | None]()
-        for own, ego, start, end in zip(counts, egos, starts[:-1], starts[1:], strict=True):
-            here = order[start:end]
-            place = int(here[0]) if len(here) else 0
-            recorded.append(None if own is None else {**own, "boxes": found.select(here), "place": place, "ego": ego})
-        return recorded
+    def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> _RecordedBoxes:
+        """With the detections of results.json, in its order: the devkit breaks ties of scores by it."""
+        annotated, racks, recorded = GrowingColumns(), dict[int, np.ndarray](), list[Counts | None]()
+        none, complete = np.zeros((0, 11)), True
+        for i, own in enumerate(counts):
+            recorded.append(None if own is None else {})
+            complete = complete and own is not None and bool(own["truth"])
+            if own is not None and own["truth"]:
+                boxes, racks_here = _annotated(own["truth"], i)
+                if len(racks_here):
+                    racks[i] = racks_here
+                annotated.add(boxes.counted(frames.egos, racks_here, self.taxonomy))
+
+        def counted(boxes: BoxColumns) -> np.ndarray:
+            """(N,) bool of the boxes of one frame."""
+            frame = int(boxes.frames[0]) if len(boxes) else 0
+            if recorded[frame] is None:
+                return np.zeros(len(boxes), bool)
+            return boxes.are_counted(frames.egos, racks.get(frame, none), self.taxonomy)
+
+        number = {token: i for i, token in enumerate(frames.tokens)}
+        detections = read_submission(frames.folder / RESULTS, number, self.taxonomy, counted)
+        joined = _Joined(frames.egos, annotated.columns() if complete else None, detections)
+        return _RecordedBoxes(recorded, joined)
 
     def _joined(self, counts: Sequence[Counts | None]) -> _Joined:
         """The boxes of the frames; those of the latest ones are kept."""
-        if self._latest is None or self._latest.counts is not counts or len(self._latest.egos) != len(counts):
+        if isinstance(counts, _RecordedBoxes):
+            return counts.joined
+        if self._latest is None or self._latest[0] is not counts or self._latest[1] != len(counts):
             known = [(i, each) for i, each in enumerate(counts) if each is not None]
-            truths = [(i, each["truth"]) for i, each in known if each["truth"]]
-            rows = [np.insert(np.array(t["boxes"], np.float64).reshape(-1, 13), 0, i, axis=1) for i, t in truths]
-            annotated = BoxColumns.of(np.concatenate([np.zeros((0, 14)), *rows]))
-            inside = sorted(known, key=lambda each: each[1].get("place", 0))
+            truths = [_annotated(each["truth"], i) for i, each in known if each["truth"]]
+            annotated = BoxColumns.joined([boxes for boxes, _ in truths])
+            racks = np.concatenate([np.zeros((0, 11)), *(each for _, each in truths)])
             found = BoxColumns.joined(
-                [replace(each["boxes"], frames=np.full(len(each["boxes"]), i)) for i, each in inside]
+                [replace(each["boxes"], frames=np.full(len(each["boxes"]), i)) for i, each in known]
             )
-            racks = [[i, *rack] for i, truth in truths for rack in truth["bike_racks"]]
             egos = np.zeros((len(counts), 2))
             for i, each in known:
                 egos[i] = each["ego"]
-            truth, detections = (
-                boxes.counted(egos, np.array(racks, np.float64).reshape(-1, 11), self.taxonomy)
-                for boxes in (annotated, found)
-            )
-            self._latest = _Joined(counts, egos, truth if len(truths) == len(counts) else None, detections)
-        return self._latest
+            truth, detections = (boxes.counted(egos, racks, self.taxonomy) for boxes in (annotated, found))
+            joined = _Joined(egos, truth if len(truths) == len(counts) else None, detections)
+            self._latest = counts, len(counts), joined
+        return self._latest[2]
 
     def _chosen(self, joined: _Joined, boxes: BoxColumns, weights: Weights) -> BoxColumns:
         chosen = weights.frames[boxes.frames]
         if weights.range is not None:
             chosen &= boxes.within(weights.range, joined.egos)
-        return boxes.select(chosen)
+        return boxes if chosen.all() else boxes.select(chosen)
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
         joined, names = self._joined(counts), self.taxonomy.class_names
@@ -181,6 +211,7 @@ class DetectionMetric(Metric[Boxes]):
             return {"boxes": Score(np.zeros(len(none), np.int64)), **nothing, "AP": _BoxScore(none, names)}
         truth = self._chosen(joined, joined.truth, weights)
         matched = DetectionScores(truth, found, weights.scenes, self.taxonomy)
+        same = partial(self._chosen, joined, joined.detections, weights)
         scored, there = matched.scored(weights.draws), matched.annotated
         present = weights.draws @ there > 0
         some, aps = present.any(axis=1), scored.class_aps
@@ -193,8 +224,8 @@ class DetectionMetric(Metric[Boxes]):
         }
         return {
             "boxes": Score((weights.draws @ there).sum(axis=1).astype(np.int64)),
-            **{name: _BoxScore(values, (), there, None, found) for name, values in means.items()},
-            "AP": _BoxScore(np.where(present, aps, np.nan), names, there, None, found),
+            **{name: _BoxScore(values, (), there, None, same) for name, values in means.items()},
+            "AP": _BoxScore(np.where(present, aps, np.nan), names, there, None, same),
         }
 
     def _whole(self, counts: Sequence[Counts]) -> tuple[BoxColumns, BoxColumns, DetectionScores]:
@@ -271,22 +302,20 @@ class DetectionMetric(Metric[Boxes]):
         annotated = self._joined(counts).truth is not None
         return (("mAP", "NDS"), ()) if annotated else ((), ("detections",))
 
-    def agreement(
-        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
-    ) -> tuple[float, str]:
+    def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """2 M / (A + B) for A and B detections above the score, M of them matched."""
         sides = []
-        for each in (counts, others):
-            joined = self._joined(each)
+        for each in (here, there):
+            joined = self._joined(each.counts)
             boxes = self._chosen(joined, joined.detections, weights)
             if subject.class_ is not None:
                 boxes = boxes.select(boxes.labels == self.taxonomy.label(subject.class_))
             sides.append(boxes.select(boxes.scores >= subject.score))
-        here, there = map(len, sides)
-        if not here + there:
+        ours, theirs = map(len, sides)
+        if not ours + theirs:
             raise Unmeasured(f"neither replay detects anything with a score of {subject.score:g}{subject.where}")
         matched = (match(sides[1], sides[0], (subject.metres,)) >= 0).sum()
-        return float(2 * matched / (here + there)), f" of {here} detections and the baseline's {there}"
+        return float(2 * matched / (ours + theirs)), f" of {ours} detections and the baseline's {theirs}"
 
     def measure_whole(self, folder: Path, tokens: Sequence[str], source: Keyframes) -> None:
         """The devkit scores the tracks; without one, as on a vehicle, AMOTA is not measured."""

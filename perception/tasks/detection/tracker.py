@@ -115,7 +115,7 @@ class Tracker:
         self._rules, self._motions = rules, Motions(taxonomy)
         self._tracks = np.zeros(0, _TRACK)
         self._time = 0  # us, of the latest frame
-        self._next = 1
+        self.next_id = 1
 
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
         """The tracks after one more frame.
@@ -148,8 +148,8 @@ class Tracker:
 
         tracks = without_doubles(tracks, now)
         born = _born(boxes.select(new), tracks, now, self._motions)
-        born["id"] = np.arange(self._next, self._next + len(born))
-        self._next += len(born)
+        born["id"] = np.arange(self.next_id, self.next_id + len(born))
+        self.next_id += len(born)
         self._tracks = _best(np.concatenate([tracks, born]), now)
         self._time = now
         return _output(self._tracks, now, self._rules)

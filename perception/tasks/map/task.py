@@ -17,7 +17,7 @@ from perception.io.files import shown
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
-from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Score, Subject, Unmeasured, Weights
+from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
 from perception.tasks.task import Arrays, Memory, Output, Task
 from perception.taxonomy import Taxonomy
 
@@ -178,14 +178,12 @@ class MapMetric(RingMetric[np.ndarray]):
             table.add_row(name, shown(highest[name]), shown(fixed[name]))
         return [table]
 
-    def agreement(
-        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
-    ) -> tuple[float, str]:
+    def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """IoU between the cells of both replays, of a class or the mean over the classes in either."""
         names = np.array(self.taxonomy.map_names)
         both = either = np.zeros(len(names))
         for i in np.flatnonzero(weights.frames):
-            own, other = counts[i], others[i]
+            own, other = here.frames[i], there.frames[i]
             if own is not None and other is not None:
                 cells, theirs = unpack(own["cells"]), unpack(other["cells"])
                 if cells.shape != theirs.shape:

@@ -6,9 +6,8 @@ Driving", NeurIPS 2023): over the voxels that the cameras, or the LiDAR, see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +16,20 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 from perception.io.files import shown
-from perception.tasks.metric import RING, Counts, Curve, GateMetric, Metric, Sample, Score, Weights, lowest_ious, rings
+from perception.tasks.metric import (
+    RING,
+    Counts,
+    Curve,
+    GateMetric,
+    GroupSums,
+    Metric,
+    ReplayedFrames,
+    Sample,
+    Score,
+    Weights,
+    lowest_ious,
+    rings,
+)
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
 from perception.tasks.occupancy.obstacle_scores import (
     CURVE,
@@ -149,18 +161,26 @@ class OccupancyMetric(Metric[OccupancyResult]):
         found, true = cast(np.stack([predicted, truth.classes]), grid, starts, rays, free)
         return {"voxels": np.stack(voxels), "rays": count_rays(found, true, free + 1, grid)}
 
-    def recorded(
-        self, folder: Path, tokens: Sequence[str], egos: np.ndarray, counts: Sequence[Counts | None]
-    ) -> list[dict[str, Any] | None]:
-        """With the `followed` obstacles of obstacles.json; None if it cannot be read."""
-        found = super().recorded(folder, tokens, egos, counts)
+    def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> list[dict[str, Any] | None]:
+        """With the sum of the `counts` of each group, and the `followed` obstacles of obstacles.json.
+
+        `followed` is None if the file cannot be read.
+        """
         try:
-            followed: Sequence[Any] = read_obstacles(folder, tokens)
+            followed: Sequence[Any] = read_obstacles(frames.folder, frames.tokens)
         except InputError:
-            followed = [None] * len(tokens)
-        for own, each, ego in zip(found, followed, egos, strict=True):
+            followed = [None] * len(frames.tokens)
+        sums, found = GroupSums(frames.groups), list[dict[str, Any] | None]()
+        for i, own in enumerate(counts):
+            kept = None
             if own is not None:
-                own |= {"followed": each, "ego": ego}
+                truth = own["truth"] and {name: _rows(rows) for name, rows in own["truth"].items()}
+                obstacles = _rows(own["obstacles"])
+                kept = {"counts": own["counts"], "obstacles": obstacles, "truth": truth}
+                kept |= {"followed": followed[i], "ego": frames.egos[i]}
+                if sums.add(i, kept) is None:
+                    kept["counts"] = None
+            found.append(kept)
         return found
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
@@ -286,6 +306,11 @@ def on_grid_of_truth(frame: Frame, result: OccupancyResult, grid: VoxelGrid, fre
     """(levels, rows, columns) predicted classes on a grid in the ego frame; free outside the grid of the result."""
     index, inside = lookup(grid, result.grid, np.linalg.inv(ego_from_reference(frame)))
     return np.where(inside, result.classes.reshape(-1)[index], np.uint8(free))
+
+
+def _rows(rows: Sequence[Any] | None) -> np.ndarray | None:
+    """Rows from JSON as an array."""
+    return None if rows is None else np.array(rows, np.float64)
 
 
 def _of(values: np.ndarray | None, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:

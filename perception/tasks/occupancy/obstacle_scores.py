@@ -10,7 +10,6 @@ of any annotated object, detection classes included: those are objects too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.geometry import quaternions
 from perception.grid import VoxelGrid
-from perception.io.files import FrameFile
+from perception.io.files import FrameFile, read_frame_file
 from perception.tasks.metric import Counts, Range, Score, Weights
 from perception.tasks.occupancy.obstacles import PROBABILITY, ObstacleClusters, Obstacles, distances
 from perception.taxonomy import Taxonomy
@@ -86,16 +85,19 @@ class FrameObstacles(NamedTuple):
 
 
 def read_obstacles(folder: Path, tokens: Sequence[str]) -> list[FrameObstacles]:
-    """The frames with these tokens.
+    """The frames with these tokens; one at a time is held as Python objects.
 
     Raises:
         InputError: the file is missing, damaged or lacks a frame.
     """
     path = folder / OBSTACLES
     try:
-        frames = json.loads(path.read_text(encoding="utf-8"))["frames"]
-        return [_read(frames[token]) for token in tokens]
-    except (OSError, ValueError, KeyError, TypeError):
+        place, found = {token: i for i, token in enumerate(tokens)}, dict[int, FrameObstacles]()
+        for token, entry in read_frame_file(path):
+            if token in place:
+                found[place[token]] = _read(entry)
+        return [found[i] for i in range(len(tokens))]
+    except (InputError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: cannot be read or lacks a frame of the replay; replay again") from None
 
 

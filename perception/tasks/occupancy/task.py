@@ -68,6 +68,9 @@ class ExplainedOccupancy(Memory[OccupancyResult]):
         self._fused, self._taxonomy = fused, taxonomy
         self._tracker, self._doubts = ObstacleTracker(), Doubts(taxonomy.class_names)
 
+    def number_from(self, first: int) -> None:
+        self._tracker.next_id = first
+
     @property
     def bytes(self) -> int:
         """Size of the fused occupancy, the same for the whole drive."""

@@ -14,7 +14,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import shown
 from perception.tasks.drawing import PointLayer
-from perception.tasks.metric import RING, Counts, GateMetric, RingMetric, Subject, Unmeasured, Weights
+from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.config import PointsHead
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
@@ -158,14 +158,12 @@ class PointsMetric(RingMetric[np.ndarray]):
             table.add_row(name, shown(scores["points"]["classes"][name]))
         return [table]
 
-    def agreement(
-        self, counts: Sequence[Counts | None], others: Sequence[Counts | None], weights: Weights, subject: Subject
-    ) -> tuple[float, str]:
+    def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """Share of the points with equal classes; of a class: among those to which either replay gives it."""
         same = either = 0
         wanted = range(NONE) if subject.class_ is None else [self.taxonomy.point_names.index(subject.class_)]
         for i in np.flatnonzero(weights.frames):
-            own, other = counts[i], others[i]
+            own, other = here.frames[i], there.frames[i]
             if own is None or other is None:
                 continue
             classes, theirs = unpack(own["classes"]), unpack(other["classes"])

@@ -31,7 +31,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.tasks import configured, counted_truth, tasks_of
-from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.map.task import pack, unpack
@@ -258,18 +258,20 @@ def test_a_network_that_lost_a_class_fails_for_it_alone(finish: Finish, six: lis
     assert judge(fair_six, blind, margin).passed  # better than the baseline is no fault
 
 
-def annotated(counts: Any) -> list[int]:
+def annotated(line: Any) -> list[int]:
     """Scored annotations of a frame by class: with points, near enough, in no rack."""
-    boxes = BoxColumns.of(np.array([[0, *row] for row in counts["truth"]["boxes"]], np.float64))
-    racks = np.array([[0, *rack] for rack in counts["truth"]["bike_racks"]], np.float64).reshape(-1, 11)
-    own = boxes.counted(counts["ego"][None], racks, NUSCENES)
+    truth, ego = line["tasks"]["detection"]["truth"], np.array([line["ego"]])
+    boxes = BoxColumns.of(np.array([[0, *row] for row in truth["boxes"]], np.float64))
+    racks = np.array([[0, *rack] for rack in truth["bike_racks"]], np.float64).reshape(-1, 11)
+    own = boxes.counted(ego, racks, NUSCENES)
     return [int((own.labels == c).sum()) for c in range(10)]
 
 
-def likely(counts: Any) -> int:
-    """Scored detections of a frame with a score of 0.2."""
-    boxes = replace(counts["boxes"], frames=np.zeros(len(counts["boxes"]), np.int64))
-    return int((boxes.counted(counts["ego"][None], np.zeros((0, 11)), NUSCENES).scores >= 0.2).sum())
+def likely(folder: Path) -> int:
+    """Scored detections with a score of 0.2 (none is in a rack)."""
+    frames = ReplayResults.load(folder).frames
+    boxes = read_submission(folder / "results.json", {token: i for i, token in enumerate(frames.tokens)}, NUSCENES)
+    return int((boxes.counted(frames.egos, np.zeros((0, 11)), NUSCENES).scores >= 0.2).sum())
 
 
 @pytest.mark.parametrize("of", ["NDS", "mAP", "IoU"])
@@ -289,7 +291,7 @@ def test_the_interval_is_the_jackknife_by_a_loop(of: str, finish: Finish, six: l
     if of == "IoU":
         there = np.array([each["counts"][2].sum(axis=-1) for each in Measures(run).counts("map")], float)
     else:
-        there = np.array([annotated(each) for each in Measures(run).counts("detection")], float)
+        there = np.array([annotated(each) for each in run.lines], float)
     there = there[:, there.sum(axis=0) > 0]
     sizes = (there / there.sum(axis=0)).mean(axis=1)
     number = sizes.sum() ** 2 / (sizes**2).sum()
@@ -360,7 +362,7 @@ def test_without_annotations_agreement_decides(tables: NuScenesTables, finish: F
     assert [case.name for case in usual.cases] == [f"agreement of detections{part} with the baseline" for part in parts]
     case = judge(blind, fair).cases[0]
     assert not case.passed
-    here, there = (sum(likely(each) for each in measured(path).counts("detection")) for path in (blind, fair))
+    here, there = (likely(path) for path in (blind, fair))
     assert case.value == pytest.approx(2 * here / (here + there))  # what is left has its partner
     assert f"of {here} detections and the baseline's {there}; at least 0.9" in case.reason
     case = only(judge(blind, fair, gate("agreement", of="map", at_least=0.9)))
@@ -399,8 +401,10 @@ def test_frames_that_lack_and_blind_ones_are_dropped(finish: Finish, frames: lis
     ],
 )  # fmt: skip
 def test_keyframes_are_missing_in_the_gaps_of_their_drive(times: dict[str, Any], missing: int, tmp_path: Path) -> None:
-    lines = [{"scene": scene, "timestamp": 100_000 * t, "blind": False} for scene, each in times.items() for t in each]
-    assert ReplayResults(tmp_path, lines).dropped == (missing, 0)
+    line = {"token": "", "ego": [0, 0], "conditions": [], "sensors": "", "blind": False, "not_finite": {}, "tasks": {}}
+    lines = [line | {"scene": scene, "timestamp": 100_000 * t} for scene, each in times.items() for t in each]
+    (tmp_path / "statistics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert ReplayResults(tmp_path).dropped == (missing, 0)
 
 
 @pytest.mark.parametrize(

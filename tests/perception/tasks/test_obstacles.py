@@ -27,7 +27,7 @@ from perception.grid import VoxelGrid, occupancy_classes
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
-from perception.tasks.metric import Range, Score, Weights, mean_shares
+from perception.tasks.metric import Range, ReplayedFrames, Score, Weights, mean_shares
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
@@ -229,7 +229,8 @@ def scores(
     """The scores of frames with annotations, from the first on; a drive of two frames and one of the rest."""
     metric, count = OccupancyMetric(NUSCENES), len(truths)
     lines = [{"counts": None, "obstacles": None, "truth": truth} for truth in truths]
-    counts = metric.recorded(folder, [f"s{i}" for i in np.arange(count)], np.zeros((count, 2)), lines)
+    frames = ReplayedFrames(folder, [f"s{i}" for i in np.arange(count)], np.zeros((count, 2)), np.arange(count))
+    counts = metric.recorded(frames, lines)
     weights = Weights.of(np.arange(count) >= first, np.array([0, 0] + [1] * (count - 2)), range)
     return metric.scores(counts, weights if draws is None else replace(weights, draws=draws))
 

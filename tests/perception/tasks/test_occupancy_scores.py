@@ -15,7 +15,7 @@ from vocabulary import NUSCENES
 from perception.frame import Boxes, Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid, traverse
 from perception.io.files import jsonable
-from perception.tasks.metric import CountedFrames, Score, Weights, mean_shares, rings
+from perception.tasks.metric import CountedFrames, ReplayedFrames, Score, Weights, mean_shares, rings
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric, confusion, geometric_iou, ious, parts
 from perception.tasks.occupancy.obstacle_scores import driven, score_obstacles
@@ -277,7 +277,8 @@ def test_gates_score_scenes_conditions_classes_and_ranges(tmp_path: Path) -> Non
 
     def counts(seen: Sequence[OccupancyResult], frames: Sequence[Frame] = annotated) -> Sequence[Any]:
         kept = [jsonable(metric.counts(frame, each)) for frame, each in zip(frames, seen, strict=True)]
-        return metric.recorded(tmp_path, [frame.token for frame in frames], np.zeros((3, 2)), kept)
+        tokens = [frame.token for frame in frames]
+        return metric.recorded(ReplayedFrames(tmp_path, tokens, np.zeros((3, 2)), np.arange(3)), kept)
 
     def score(
         name: str, chosen: Any = (True, True, True), bounds: Any = None, of: Sequence[Any] = counts(results)

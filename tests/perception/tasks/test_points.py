@@ -30,7 +30,7 @@ from perception.grid import BevGrid
 from perception.io.files import jsonable
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
-from perception.tasks.metric import CountedFrames, Subject, Weights, mean_shares
+from perception.tasks.metric import CountedFrames, Recorded, ReplayedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead
 from perception.tasks.points.network import PointSegmentationHead
@@ -384,7 +384,7 @@ def test_a_replay_has_the_scores_of_an_evaluation_and_draws_count_scenes_several
     """Two scenes; the first frame is the only one without rain."""
     kept, seen = replayed(np.random.default_rng(4), 3)
     metric, evaluated, scenes = PointsMetric(NUSCENES), nothing_but_frames(), np.arange(3) % 2
-    counts = metric.recorded(Path(), ["0", "1", "2"], np.zeros((3, 2)), kept)
+    counts = metric.recorded(ReplayedFrames(Path(), "012", np.zeros((3, 2)), np.arange(3)), kept)
     for frame, result in (*seen, seen[1]):
         evaluated.add(frame, result)
     whole, rain = np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool)
@@ -405,13 +405,17 @@ def test_replays_agree_in_the_share_of_equal_classes() -> None:
     other = seen[1][1].copy()
     other[:40] = (other[:40] + 1) % 12
     changed[1] = {**metric.outputs(other), **metric.counts(seen[1][0], other)}
-    every, mine, theirs = Weights.of(np.ones(2, bool)), kept, changed
+    every, mine, theirs = Weights.of(np.ones(2, bool)), Recorded(kept, ()), Recorded(changed, ())
     assert metric.agreement(mine, theirs, every, Subject("point_classes"))[0] == pytest.approx(1 - 40 / 800)
     first, second = (np.concatenate([seen[0][1], last]) for last in (seen[1][1], other))
     either = (first == 3) | (second == 3)
     expected = (first == second)[either].mean()
     assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"))[0] == pytest.approx(expected)
-    sides = [metric.recorded(Path(), ["0", "1"], np.zeros((2, 2)), each) for each in (mine, [*mine], theirs)]
+    alike = ReplayedFrames(Path(), "01", np.zeros((2, 2)), np.zeros(2, np.int64))
+    sides = [metric.recorded(alike, each) for each in (kept, [*kept], changed)]
+    assert [side[1] for side in sides] == [
+        None
+    ] * 3  # added to the first frame, which has the same scene and conditions
     score, same, another = (metric.scores(each, every)["points_mIoU"] for each in sides)
     assert score.same(same)
     assert not score.same(another)
