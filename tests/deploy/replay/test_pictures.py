@@ -60,6 +60,12 @@ def place_of(pixel: tuple[int, int], size: int, reference: str) -> tuple[float, 
     return (-down, -right) if reference == "ego" else (right, -down)
 
 
+def test_a_frame_that_waits_to_be_drawn_keeps_no_truth() -> None:
+    """A report keeps many such frames, and the voxels of each have megabytes."""
+    frame = replace(frame_of(), truth={"occupancy": np.zeros((16, 200, 200), np.uint8)})
+    assert pictures.reduced(frame, 400).truth == {}
+
+
 def test_a_picture_with_many_colours_is_read_back() -> None:
     rng = np.random.default_rng(0)
     for count in (3, 15, 16, 255):
