@@ -338,6 +338,7 @@ def fused(sim_root: Path) -> SimpleNamespace:
     return SimpleNamespace(model=model, graph=graph, frames=frames)
 
 
+@pytest.mark.slow("exports a network")
 def test_the_fused_map_is_no_last_layer_where_conditions_are_recognised_from_it(fused: SimpleNamespace) -> None:
     """It leads on into the trunk; what recognises hangs on it without a convolution of its own."""
     assert "fuse.mix" in blocks(fused.graph.graph)
