@@ -19,11 +19,10 @@ from networks import config, tasks, uniform_tolerances
 from onnx import TensorProto, helper, numpy_helper
 from tiny import write_tiny
 from torch import nn
-from vocabulary import RIG
 
 from deploy.build import build
 from deploy.engines import open_engine
-from deploy.golden import Arrays, clear_detections, differences, match_detections, synthetic_frame
+from deploy.golden import Arrays, clear_detections, differences, match_detections
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
@@ -31,7 +30,6 @@ from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, sensitivity,
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.measure import MARGIN, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
-from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
 from deploy.verify import verify
 from perception.datasets.keyframes import Reads
@@ -312,7 +310,7 @@ def drives() -> Path:
 
 @pytest.mark.slow("traces a network with modules, and measures INT8 block by block")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision: Precision, tmp_path: Path) -> None:
+def test_the_manifest_says_how_exact_it_is(precision: Precision) -> None:
     manifest = switched(precision).manifest
     assert manifest.precision == precision
     found, bounds = manifest.tolerances, BOUNDS[precision]
@@ -326,12 +324,6 @@ def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision:
     for block in manifest.blocks:
         assert block.precision == ("int8" if block.error <= LARGEST_ERROR else "fp32")
     assert sum(block.precision == "int8" for block in manifest.blocks) >= len(manifest.blocks) / 2
-    runtime = Runtime(switched(precision).path)  # it runs the golden frame
-    scores = runtime(synthetic_frame("ego", RIG, 3)).results["detection"].scores
-    assert len(scores) > 0
-    assert (scores > config().tasks["detection"].suppression.threshold).all()
-    copied = shutil.copytree(switched(precision).path, tmp_path / "bundle")
-    assert build(copied, "cpu").layers == sum(manifest.operators.values())
 
 
 def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ With one graph that an input switches, with a network for each route, or with on
 """
 
 import json
+import resource
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
+from typing import cast
 
 import exported
 import numpy as np
@@ -20,7 +23,6 @@ from commands import one_line_error
 from exported import QUIET, apart, assert_equal, bundle, checkpoint_of, copied, modular, rewritten, trusting, without
 from hypothesis import given
 from hypothesis import strategies as st
-from long_drive import long_drive, resident
 from networks import anchored_run as anchored
 from onnx import helper
 from replays import gates, replayed
@@ -41,7 +43,7 @@ from perception.checkpoint import load_model, save_model
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Conditions, Frame, Prediction
+from perception.frame import Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.computation.prompt import Prompt
@@ -53,6 +55,34 @@ from perception.tasks.task import part_of, to_prediction
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")
 TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), BevGrid(), NUSCENES)
+DIFFERENT = 8  # frames that are repeated at new positions
+SPEED = 10.0  # m/s
+
+
+def long_drive(frames: int) -> Iterator[Frame]:
+    """A straight drive; weather and light change, and sensors fail now and then."""
+    pool = [synthetic_frame("ego", RIG, seed) for seed in range(DIFFERENT)]
+    for frame in pool:  # small pictures, because resizing large ones would take most of the time
+        for name, camera in frame.cameras.items():
+            cast(dict[str, Camera], frame.cameras)[name] = replace(camera, image=camera.image[::8, ::8].copy())
+    for i in range(frames):
+        frame, pose = pool[i % DIFFERENT], np.eye(4)
+        pose[0, 3] = 0.5 * SPEED * i
+        yield replace(
+            frame,
+            token=f"frame-{i}",
+            timestamp=500_000 * i,
+            global_from_reference=pose,
+            global_from_ego=pose,
+            points=None if i % 13 == 0 else frame.points,
+            cameras={} if i % 17 == 0 else frame.cameras,
+            conditions=Conditions(weather=("clear", "rain")[i // 50 % 2], light=("day", "night")[i // 70 % 2]),
+        )
+
+
+def resident() -> float:
+    """Resident memory of this process in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def test_step_is_prepare_engine_and_postprocess() -> None:

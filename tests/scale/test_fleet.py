@@ -2,7 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,6 @@ from commands import one_line_error
 from exported import QUIET
 from hypothesis import given
 from hypothesis import strategies as st
-from kills import killed
 from pages import timeless
 from replays import SAME, assert_same, small, unreadable
 from tiny import write_scenes
@@ -28,6 +32,56 @@ SCENES, KEYFRAMES, VERSION = 5, 24, "v1.0-tiny"
 FAULTS = ("drop:lidar@2-4", "freeze:lidar@5-7", "hidden:car@1-9")
 AGREEMENT = {"metric": "agreement", "of": "detections", "at_least": 0.9}
 GATES = {"gates": [{"metric": "mAP", "at_least": 0.5}, AGREEMENT, {"metric": "dropped", "at_most": 0}]}
+
+
+def children(process: int) -> list[int]:
+    """Processes that this one started to work for it."""
+    try:
+        found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return [int(each) for each in found if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    except OSError:
+        return []  # it ended meanwhile
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def kill_one(driver: BaseProcess, rng: random.Random) -> str:
+    """Kill a driver, or one of its workers if it has any; which, or "" if it was done before."""
+    workers = children(driver.pid or 0)
+    chosen = rng.choice(["driver", "worker"]) if workers else "driver"
+    try:
+        os.kill(rng.choice(workers) if chosen == "worker" else driver.pid or 0, signal.SIGKILL)
+    except ProcessLookupError:
+        return ""
+    if chosen == "driver":
+        driver.join()
+        ends = time.monotonic() + 60
+        while any(map(is_alive, workers)):  # they end by themselves
+            assert time.monotonic() < ends, "a worker goes on without its driver"
+            time.sleep(0.01)
+        return "" if driver.exitcode == 0 else "driver"
+    return chosen
+
+
+def killed(start: Callable[[], BaseProcess], kills: int, rng: random.Random, longest: float) -> Counter[str]:
+    """Kill so many processes of a run, which is started again after each death of its driver; who was killed.
+
+    Args:
+        longest: s between two kills.
+    """
+    found: Counter[str] = Counter()
+    while found.total() < kills:
+        driver = start()
+        while driver.is_alive():
+            driver.join(rng.uniform(0, longest))
+            if driver.is_alive() and found.total() < kills and (which := kill_one(driver, rng)):
+                found[which] += 1
+    return found
 
 
 @pytest.fixture(scope="module")

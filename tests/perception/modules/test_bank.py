@@ -20,7 +20,6 @@ from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.base import is_base_key
 from perception.modules.route import Route
 from perception.modules.routing.fixed import fixed_routes
 from perception.modules.spec import computation_classes
@@ -194,21 +193,6 @@ def test_what_trains_follows_the_networks_mode_and_all_else_stays_in_evaluation(
     twin.bank.train("a", "c")
     assert learning(twin) == {"a", "c"}
     assert learning(network) == in_training(network) == set()
-
-
-def test_what_is_frozen_holds_still_though_it_had_gradients_or_the_base_trains():
-    network = two_modules()
-    network.bank.freeze("a")
-    network.train()
-    before = state(network)
-    sum(value.sum() for value in network(inputs(1), [FOG]).values()).backward()
-    assert learning(network) == {"base", "b"}
-    assert moved(network, before)  # the base's statistics
-    assert all(is_base_key(name) for name in moved(network, before))
-    network.bank.train("b")
-    before = state(network)
-    torch.optim.SGD(network.parameters(), lr=1.0).step()
-    assert not moved(network, before)
 
 
 def test_the_attention_of_a_fuse_block_trains_alone_by_its_key_and_goes_with_its_modules():

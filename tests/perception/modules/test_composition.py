@@ -208,17 +208,6 @@ def test_folding_a_nest_equals_running_it_and_running_it_the_brute_force(tree, d
     close(slot(X), running)
 
 
-def test_a_fuse_block_of_which_one_member_is_at_the_slot_folds():
-    slot = conv_slot()
-    put(slot, "a", "low_rank")
-    put(slot, "b", "scale_shift")
-    slot.current.route = route(Stack(Fuse("a", "elsewhere"), "b"))
-    running = slot(X)
-    slot.fold(slot.current.route)
-    assert len(slot.computations) == 0
-    close(slot(X), running)
-
-
 SHAPES = [
     (nn.Conv2d(2, 3, 1), (2, 3, 2, 4)),
     (nn.ConvTranspose2d(2, 3, 2), (2, 3, 2, 4)),

@@ -55,18 +55,6 @@ def test_a_module_whose_sensor_is_missing_is_never_chosen(lidar, chooser, level,
 
 
 @every_level
-def test_what_is_left_without_a_sensor_is_the_softmax_over_what_is_left(level: str) -> None:
-    network = randomised(Net(ROUTED, learned("soft", level))).double()
-    x = maps(1)
-    network(x, seen(False))
-    blind = network.route.chosen
-    network.bank.delete("seeing")
-    network(x, seen(False))
-    assert (blind[:, 3] == 0).all()
-    torch.testing.assert_close(blind[:, :3], network.route.chosen, **EXACT)
-
-
-@every_level
 @pytest.mark.parametrize("chooser", CHOOSERS)
 def test_evaluation_leaves_nothing_to_chance(chooser: str, level: str) -> None:
     network = randomised(Net(ROUTED, learned(chooser, level, k=2)), 0.3).double().eval()
@@ -92,25 +80,6 @@ def test_at_level_slot_each_slot_follows_its_own_logits(at_one: bool) -> None:
     assert {name: w.item() for name, w in weights_at(network, "heads.two").items()} == {"a": 0, "b": 1}
     if at_one:
         assert {name: w.item() for name, w in weights_at(network, "trunk.one").items()} == {"a": 1, "b": 0}
-
-
-def test_all_levels_agree_where_their_logits_do() -> None:
-    """Heads that look at nothing but their bias give the same weights everywhere."""
-    x, sensors = maps(2), seen(True, False)
-    everywhere = [m.model_copy(update={"slots": EVERYWHERE}) for m in ROUTED]
-    outputs = []
-    for level in LEVELS:
-        network = randomised(Net(everywhere, learned("soft", level)))
-        torch.manual_seed(3)
-        for slot in (network.one, network.two):
-            for parameter in slot.parameters():
-                nn.init.normal_(parameter)
-        for i, head in enumerate((network.chooser.base, *network.chooser.options.values())):
-            nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, 0.3 * i)
-        outputs.append(network.double()(x, sensors))
-    torch.testing.assert_close(outputs[1], outputs[0], **EXACT)
-    torch.testing.assert_close(outputs[2], outputs[0], **EXACT)
 
 
 @every_level

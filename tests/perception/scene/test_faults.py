@@ -122,16 +122,6 @@ def test_points_keep_their_sweep_and_lidar_under_a_fault(text: str, hit: tuple[s
     assert after.has_lidar(0) == (fault.text not in ("drop:LIDAR", "blackout:LIDAR"))
 
 
-def test_drop_and_blackout_differ() -> None:
-    frames = drive(1)
-    dropped, black = faulty(frames, "drop:all")[0], faulty(frames, "blackout:all")[0]
-    assert dropped.points is None
-    assert dropped.cameras == {}
-    assert black.points.shape == (0, 5)
-    assert not any(camera.image.any() for camera in black.cameras.values())
-    assert list(black.cameras) == list(frames[0].cameras)
-
-
 def test_a_frozen_sensor_shows_the_last_picture_before_as_if_it_were_new() -> None:
     frames = drive()
     changed = faulty(frames, "freeze:all@1.0-2.0")
