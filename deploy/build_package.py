@@ -158,8 +158,8 @@ def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
         "device": target.device,
         "install": target.install,
         "versions": str(versions),
-        "first": _numbered(versions.first),
-        "end": _numbered(versions.end),
+        "first": _version_number(versions.first),
+        "end": _version_number(versions.end),
         "graph": bundle.onnx.name,
         "compile": "\n".join(f"compile {folder}" for folder in _folders(bundle)),
         "flags": _flags(bundle, dla, refittable),
@@ -194,6 +194,6 @@ def _capabilities(target: Target, between: str) -> str:
     return between.join(str(value / 10) for value in target.compute_capabilities)
 
 
-def _numbered(version: tuple[int, int]) -> str:
+def _version_number(version: tuple[int, int]) -> str:
     """A version in the format of trtexec: 100300 for 10.3.0."""
     return str(10000 * version[0] + 100 * version[1])

@@ -31,10 +31,10 @@ from pydantic import ValidationError
 
 from deploy.golden import Arrays, GoldenFrame, require_golden
 from deploy.golden_file import MEANING, golden_content, read_golden, require_end_to_end
-from deploy.integrity import Content, SelfHashed, read_unchanged, require_inside, require_nothing_else, sha256
+from deploy.integrity import Content, SelfHashed, read_verified, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained
-from deploy.targets import same_compiler
+from deploy.targets import is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.io.files import atomic_folder, restore_folder, write_atomically
@@ -126,10 +126,10 @@ class Bundle:
                 path leads out of the folder, or `trust` refuses it.
         """
         restore_folder(path)
-        return Bundle._opened(path, read_manifest(path, trust), trust)
+        return Bundle._open_accepted(path, read_manifest(path, trust), trust)
 
     @staticmethod
-    def _opened(path: Path, manifest: Manifest, trust: Trust | None) -> Bundle:
+    def _open_accepted(path: Path, manifest: Manifest, trust: Trust | None) -> Bundle:
         """Open the bundle of an accepted manifest, whose hashes cover the bundles of other routes."""
         require_vocabulary(path / MANIFEST, manifest)
         for name in manifest.files:
@@ -146,14 +146,14 @@ class Bundle:
             if name in (ONNX, CPU_ONNX):
                 require_self_contained(content)
         routes = {
-            route: Bundle._opened(path / folder, parse_manifest(bundle.read(f"{folder}/{MANIFEST}")), trust)
+            route: Bundle._open_accepted(path / folder, parse_manifest(bundle.read(f"{folder}/{MANIFEST}")), trust)
             for route, folder in apart.items()
         }
         return replace(bundle, routes=routes)
 
     def read(self, name: str) -> Content:
         """Read a file that the manifest names; InputError if its hash differs."""
-        return read_unchanged(self.path / name, self.manifest.files[name], "export the bundle again")
+        return read_verified(self.path / name, self.manifest.files[name], "export the bundle again")
 
     @property
     def spec(self) -> InputSpec:
@@ -211,9 +211,9 @@ class Bundle:
         record, plan = self._record(target), self.path / ENGINES / f"{target}.plan"
         remedy = self._build_remedy(target)
         compiled_by = record.compiler.split(" with ")[0]  # without " with DLA 0"
-        if compiler is not None and not same_compiler(compiler, compiled_by):
+        if compiler is not None and not is_same_compiler(compiler, compiled_by):
             raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
-        return StoredPlan(plan, read_unchanged(plan, record.plan_sha256, remedy).data, record)
+        return StoredPlan(plan, read_verified(plan, record.plan_sha256, remedy).data, record)
 
     def _record(self, target: str) -> EngineRecord:
         """Read the record of the plan for `target`; raises like `plan`, which also checks the plan itself."""
@@ -230,7 +230,7 @@ class Bundle:
             raise InputError(f"{file}: not an engine record of this version; {remedy}") from None
         if self.trust is not None and file.with_suffix(".sig").exists():
             self.trust.require_signed(file, content)
-        if content != record.hashed_json():
+        if content != record.to_hashed_json():
             raise InputError(f"{file}: was changed (its sha256 differs); {remedy}")
         if record.target != target:
             raise InputError(f"{file}: is of an engine for {record.target}; {remedy}")
@@ -255,7 +255,7 @@ class Bundle:
 
     def add_plan(self, plan: bytes, record: EngineRecord, signer: Signer | None = None) -> Path:
         """Store a compiled plan. The record is written last: without it, or with an older one, the plan is refused."""
-        file, content = self.path / ENGINES / f"{record.target}.plan", record.hashed_json()
+        file, content = self.path / ENGINES / f"{record.target}.plan", record.to_hashed_json()
         require_inside(self.path, ENGINES)
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, plan)
@@ -269,7 +269,7 @@ class Bundle:
     def require_signed_by(self, signer: Signer) -> None:
         """Raise InputError unless this key signed the manifest, so that it signs only plans of its own bundles."""
         file = self.path / MANIFEST
-        if not signer.signed(file, file.read_bytes()):
+        if not signer.has_signed(file, file.read_bytes()):
             raise InputError(
                 f"{file}: is not signed by the key {signer.id}, which signs plans of its own bundles only; if it is "
                 f"yours, run `perception sign {self.path} --key PRIVATE` first"
@@ -282,7 +282,7 @@ class Bundle:
 
 def manifest_files(manifest: Manifest, signer: Signer | None) -> dict[str, bytes]:
     """The content of the manifest and, with a signer, of its signature, by file name."""
-    content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).hashed_json()
+    content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).to_hashed_json()
     return {MANIFEST: content} | ({SIGNATURE: signer.sign(content)} if signer else {})
 
 

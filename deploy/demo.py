@@ -200,13 +200,13 @@ def _summary(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         "mAP": clear["mAP"],
         "NDS": clear["NDS"],
         "iou_drivable_area": clear["IoU"]["drivable_area"],
-        "modules": {weather: _compared(before[weather], after[weather]) for weather in WEATHERS},
+        "modules": {weather: _compare_scores(before[weather], after[weather]) for weather in WEATHERS},
         "clear_unchanged": clear == still,
         "weather_recognised": recognised,
     }
 
 
-def _compared(base: Mapping[str, Any], with_module: Mapping[str, Any]) -> dict[str, Any]:
+def _compare_scores(base: Mapping[str, Any], with_module: Mapping[str, Any]) -> dict[str, Any]:
     """NDS without and with the module, and other scores alike."""
 
     def both(score: str) -> dict[str, float]:

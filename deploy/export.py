@@ -90,7 +90,7 @@ def make_network(
     first = next(iter(golden.values()))
     expected = [run(trained, first, each)[0] for each in known]  # this run also tells prompts the size of their input
     model = trained.deployed(*known)
-    banked, conditional = _banked(trained, model)
+    banked, conditional = _list_banked_modules(trained, model)
     values = taxonomy.condition_values if conditional else ()
     steered = [first | steering_inputs(each, first, banked, values) for each in known]
     more = {name: array for name, array in steered[0].items() if name not in first}
@@ -131,7 +131,7 @@ def make_network(
     return Network(graphs, proofs, (*facts.folded, *facts.inline, *names), converted.ranges, facts)
 
 
-def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:
+def _list_banked_modules(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:
     """The modules that the input `route` switches, with the facts they require, and whether conditions are an input."""
     if not isinstance(model.router, SteeredRouter):
         return (), False

@@ -201,7 +201,7 @@ def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
     sweeps = rng.choice(3, n)
     points = np.column_stack([xyz, intensity, 0.05 * sweeps]).astype(np.float32)
     cameras = {}
-    for camera in rig.calibrated().cameras:
+    for camera in rig.calibrate().cameras:
         assert camera.mount is not None
         yaw = np.radians(5 * round(camera.mount.yaw / 5))
         ego_from_camera = np.eye(4)
@@ -272,7 +272,7 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
     Args:
         compared: as `GoldenFrame.compared`; None: all `clear_detections`.
     """
-    if problems := _malformed(expected, actual):
+    if problems := _describe_malformed(expected, actual):
         return problems
     for task, ranked in allowed.ranked.items():
         mine, other = part_of(task, expected), part_of(task, actual)
@@ -309,7 +309,7 @@ def differing(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(np.mean(expected != actual))
 
 
-def _malformed(expected: Arrays, actual: Arrays) -> list[str]:
+def _describe_malformed(expected: Arrays, actual: Arrays) -> list[str]:
     problems = []
     for name, wanted in expected.items():
         if name not in actual:

@@ -23,7 +23,7 @@ from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.grid import Reference
 from perception.sensors.inputs import PILLARS, InputSpec, no_sensors, prepare, without_padding
-from perception.tasks.task import Task, part_of, prefixed, to_prediction
+from perception.tasks.task import Task, add_prefix, part_of, to_prediction
 
 # Read and write golden.safetensors, the golden frames of a bundle. No torch here.
 #
@@ -64,9 +64,9 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
     listed = [TensorInfo(name=task, shape=shapes[f"{task}/scores"], dtype="bool", unit="") for task in ranked]
     for name in sorted({key.split(".")[0] for key in tensors}):
         prefix = f"{name}.{_SHORT[graph]}"
-        outputs = {each.name: _checked(file, tensors, f"{prefix}.outputs", each) for each in manifest.outputs}
-        compared = {each.name: _checked(file, tensors, f"{prefix}.compared", each) for each in listed}
-        inputs = _padded(file, tensors, f"{name}.inputs", manifest)
+        outputs = {each.name: _read_tensor(file, tensors, f"{prefix}.outputs", each) for each in manifest.outputs}
+        compared = {each.name: _read_tensor(file, tensors, f"{prefix}.compared", each) for each in listed}
+        inputs = _pad_inputs(file, tensors, f"{name}.inputs", manifest)
         more = (_below(tensors, start) for start in (f"{name}.sensors.", f"{prefix}.prediction."))
         frames.append(GoldenFrame(name, inputs, outputs, compared, graph, *more))
     require_enough(frames, str(file))
@@ -77,7 +77,7 @@ def _below(tensors: Mapping[str, np.ndarray], start: str) -> dict[str, np.ndarra
     return {name.removeprefix(start): each for name, each in tensors.items() if name.startswith(start)}
 
 
-def _padded(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: Manifest) -> dict[str, np.ndarray]:
+def _pad_inputs(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: Manifest) -> dict[str, np.ndarray]:
     inputs = {}
     padding = no_sensors(manifest.spec)
     for described in manifest.inputs:
@@ -86,13 +86,13 @@ def _padded(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: 
             pillars = min(stored.shape[1], described.shape[1])
             short = described.model_copy(update={"shape": (described.shape[0], pillars, *described.shape[2:])})
             inputs[described.name] = padding[described.name]
-            inputs[described.name][:, :pillars] = _checked(file, tensors, side, short)
+            inputs[described.name][:, :pillars] = _read_tensor(file, tensors, side, short)
         else:
-            inputs[described.name] = _checked(file, tensors, side, described)
+            inputs[described.name] = _read_tensor(file, tensors, side, described)
     return inputs
 
 
-def _checked(file: Path, tensors: Mapping[str, np.ndarray], side: str, described: TensorInfo) -> np.ndarray:
+def _read_tensor(file: Path, tensors: Mapping[str, np.ndarray], side: str, described: TensorInfo) -> np.ndarray:
     array, name = tensors.get(f"{side}.{described.name}"), f"{side}.{described.name}"
     if array is None or (array.shape, array.dtype.name) != (described.shape, described.dtype):
         found = "is missing" if array is None else f"is {array.dtype.name} {array.shape}"
@@ -155,7 +155,7 @@ def with_sensors(golden: GoldenFrame, frame: Frame, manifest: Manifest) -> Golde
         picture = cv2.imencode(".png", cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR))[1]
         arrays[f"cameras/{name}/png"] = picture.reshape(-1)
         arrays |= {f"cameras/{name}/{matrix}": getattr(camera, matrix) for matrix in _MATRICES}
-    arrays[_KEPT] = _kept_pillars(golden.inputs, frame, manifest.spec)
+    arrays[_KEPT] = _select_kept_pillars(golden.inputs, frame, manifest.spec)
     return replace(golden, sensors=arrays, prediction=_prediction(manifest.heads, golden.outputs))
 
 
@@ -199,15 +199,15 @@ def _differing(golden: GoldenFrame, manifest: Manifest) -> list[str]:
     """Names of the inputs that the sensor data do not give, and of the predictions that the outputs do not give."""
     frame, tasks = _frame(golden.sensors, manifest.grid.reference), manifest.heads
     found = prepare(frame, manifest.spec) | _prediction(tasks, golden.outputs)
-    found[_KEPT] = _kept_pillars(golden.inputs, frame, manifest.spec)
+    found[_KEPT] = _select_kept_pillars(golden.inputs, frame, manifest.spec)
     stored = {name: each for name, each in golden.inputs.items() if name not in ("route", "conditions")}
     stored[_KEPT] = golden.sensors[_KEPT]
     for name, task in tasks.items():  # packed anew, since builds of zlib compress differently
-        stored |= prefixed(name, task.pack(task.unpack(part_of(name, golden.prediction))))
-    return [name for name, expected in stored.items() if not _same(name, expected, found[name])]
+        stored |= add_prefix(name, task.pack(task.unpack(part_of(name, golden.prediction))))
+    return [name for name, expected in stored.items() if not _is_same(name, expected, found[name])]
 
 
-def _same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
+def _is_same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
     if expected.shape != actual.shape:
         return False
     if name == "images":
@@ -217,7 +217,7 @@ def _same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
     return np.allclose(actual, expected, rtol=close, atol=close, equal_nan=True)
 
 
-def _kept_pillars(inputs: Arrays, frame: Frame, spec: InputSpec) -> np.ndarray:
+def _select_kept_pillars(inputs: Arrays, frame: Frame, spec: InputSpec) -> np.ndarray:
     """(P,) int32: the cells that are kept if there is room for half of the frame's pillars."""
     if spec.lidar is None:
         return np.zeros(0, np.int32)
@@ -243,5 +243,5 @@ def _prediction(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np
             rows[own, :3] = rows[own[0], :3]
             rows[own, 0] += _STEP * np.arange(len(own), dtype=np.float32) ** 2
     for name, result in to_prediction(tasks, crowded).results.items():
-        packed |= prefixed(name, tasks[name].pack(result))
+        packed |= add_prefix(name, tasks[name].pack(result))
     return packed

@@ -17,7 +17,7 @@ class SelfHashed(Section):
 
     sha256: str = ""  # of the record's JSON with an empty string here
 
-    def hashed_json(self) -> bytes:
+    def to_hashed_json(self) -> bytes:
         """The content of the record's file, with the hash."""
         digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
         return self.model_copy(update={"sha256": digest.hexdigest()}).model_dump_json(indent=2).encode()
@@ -36,7 +36,7 @@ class Content:
     data: bytes = field(repr=False)
 
 
-def read_unchanged(path: Path, digest: str, remedy: str) -> Content:
+def read_verified(path: Path, digest: str, remedy: str) -> Content:
     """Read a file. InputError if it is missing or has another sha256."""
     if not path.is_file():
         raise InputError(f"{path}: the file is missing; {remedy}")

@@ -18,7 +18,7 @@ from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
-from perception.tasks import configured, counted_truth, point_places, tasks_of
+from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
@@ -105,8 +105,8 @@ class Manifest(SelfHashed, NetworkFacts):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _configured(cls, content: object) -> dict[str, TaskConfig]:
-        return configured(content)
+    def _parse_tasks(cls, content: object) -> dict[str, TaskConfig]:
+        return parse_tasks(content)
 
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
@@ -171,7 +171,7 @@ def parse_manifest(file: Content) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
         raise InputError(f"{file.path}: {where}: {first['msg'].lower()}; export the bundle again") from None
-    if file.data != manifest.hashed_json():
+    if file.data != manifest.to_hashed_json():
         raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
     _require_outputs(file.path, manifest)
     require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path))

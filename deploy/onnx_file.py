@@ -52,7 +52,7 @@ def read_graph(onnx: Content) -> Graph:
     """
     content = onnx.data
     try:
-        graph = _merged(content, _GRAPH)
+        graph = _merge_pieces(content, _GRAPH)
         return Graph(
             opsets={_text(each, 1) or "ONNX": _integer(each, 2) for each in _parts(content, _OPSET)},
             operators=dict(Counter(_text(node, 4) for node in _parts(graph, _NODE))),
@@ -90,9 +90,9 @@ def _tensors(values: Iterable[memoryview]) -> dict[str, str]:
     """Type and shape of a graph's inputs or outputs (ValueInfoProto) by name."""
     tensors = {}
     for value in values:
-        tensor = _merged(_merged(value, 2), 1)  # TypeProto.Tensor
+        tensor = _merge_pieces(_merge_pieces(value, 2), 1)  # TypeProto.Tensor
         dtype = DTYPES.get(_integer(tensor, 1), f"type {_integer(tensor, 1)}")
-        dimensions = _parts(_merged(tensor, 2), 1)
+        dimensions = _parts(_merge_pieces(tensor, 2), 1)
         tensors[_text(value, 1)] = f"{dtype} {tuple(_text(d, 2) or _integer(d, 1) for d in dimensions)}"
     return tensors
 
@@ -133,7 +133,7 @@ def _parts(message: bytes | memoryview, field: int) -> list[memoryview]:
     return [value for number, value in _fields(message) if number == field and isinstance(value, memoryview)]
 
 
-def _merged(message: bytes | memoryview, field: int) -> bytes | memoryview:
+def _merge_pieces(message: bytes | memoryview, field: int) -> bytes | memoryview:
     """The message in a field; one that was written in several pieces is joined."""
     pieces = _parts(message, field)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

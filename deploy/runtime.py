@@ -65,7 +65,7 @@ class Runtime:
         self._networks = [_Network.open(part, target, route_conditions(route)) for route, part in parts.items()]
         if trust is not None:
             trust.accept(self.bundle.manifest.release)  # after its networks have passed the golden frames
-        self._switched = _switched(self._networks)
+        self._switched = _list_switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         conditions = manifest.taxonomy.conditions
         self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources)
@@ -144,7 +144,7 @@ class Runtime:
         return max(fitting, key=lambda network: len(network.conditions), default=self._networks[0])
 
 
-def _switched(networks: list[_Network]) -> Mapping[str, tuple[str, ...]]:
+def _list_switched(networks: list[_Network]) -> Mapping[str, tuple[str, ...]]:
     """The modules that do not run in every frame, each with the facts that it requires."""
     required: dict[str, tuple[str, ...]] = {}
     for network in networks:

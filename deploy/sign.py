@@ -45,5 +45,5 @@ def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
     bundle.require_signed_by(of_key)
     for part in (bundle, *bundle.routes.values()):
         record = part.plan(target).record
-        write_atomically(part.path / ENGINES / f"{target}.sig", of_key.sign(record.hashed_json()))
+        write_atomically(part.path / ENGINES / f"{target}.sig", of_key.sign(record.to_hashed_json()))
     return {"signed": str(path / ENGINES / f"{target}.json"), "key": of_key.id}

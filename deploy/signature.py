@@ -42,7 +42,7 @@ class Signer:
     sign: Callable[[bytes], bytes]  # content -> signature
     public: Ed25519PublicKey
 
-    def signed(self, record: Path, content: bytes) -> bool:
+    def has_signed(self, record: Path, content: bytes) -> bool:
         """Whether the .sig file beside `record` is this key's signature of `content`."""
         file = record.with_suffix(".sig")
         return file.is_file() and _valid(self.public, file.read_bytes(), content)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from perception.frame import Camera, Frame, reduced_intrinsics
+from perception.frame import Camera, Frame, reduce_intrinsics
 from perception.grid import Reference
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
@@ -60,7 +60,7 @@ def street_frames(spec: InputSpec) -> dict[str, Frame]:
     """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras."""
     frame = street_frame(spec.grid.reference, spec.rig)
     if spec.camera is not None:
-        cameras = {name: _enlarged(camera, 2 * spec.camera.image.width) for name, camera in frame.cameras.items()}
+        cameras = {name: _enlarge(camera, 2 * spec.camera.image.width) for name, camera in frame.cameras.items()}
         frame = replace(frame, cameras=cameras)
     if spec.lidar is not None:
         partial = replace(frame.select_points(slice(None, None, 16)), cameras={})
@@ -73,7 +73,7 @@ def street_frames(spec: InputSpec) -> dict[str, Frame]:
 def street_frame(reference: Reference, rig: Rig) -> Frame:
     """The street by day, seen by a rig's simulated sensors; always the same. Pictures are taken one after the other."""
     snapshot, still = _snapshot(), np.eye(4)
-    rig = rig.calibrated()
+    rig = rig.calibrate()
     rng = np.random.default_rng(SEED)
     global_from_reference = still if reference == "ego" else rig.lidars[0].ego_from_sensor
     points = []
@@ -103,10 +103,10 @@ def street_frame(reference: Reference, rig: Rig) -> Frame:
     )
 
 
-def _enlarged(camera: Camera, width: int) -> Camera:
+def _enlarge(camera: Camera, width: int) -> Camera:
     """At least as wide as this, by repeated pixels, so that it is reduced as recorded pictures are."""
     times = max(1, -(-width // camera.image.shape[1]))
-    intrinsics = reduced_intrinsics(camera.intrinsics, 1 / times)
+    intrinsics = reduce_intrinsics(camera.intrinsics, 1 / times)
     return replace(camera, image=camera.image.repeat(times, axis=0).repeat(times, axis=1), intrinsics=intrinsics)
 
 
@@ -136,13 +136,13 @@ def _snapshot() -> Snapshot:
             owners=np.array(owners + [-1] * len(houses)),
             categories=np.array([CATEGORIES.index(_AGENTS[i][0]) for i in owners] + [MANMADE] * len(houses), np.uint8),
         ),
-        ground=_ground(),
+        ground=_paint_ground(),
         agent_velocities=np.zeros((len(_AGENTS), 3)),
         weather=Weather(),
     )
 
 
-def _ground() -> GroundRaster:
+def _paint_ground() -> GroundRaster:
     cells = round(2 * _REACH / _CELL)
     kinds = np.full((cells, cells), Ground.GRASS, np.uint8)
     for kind, along, across in _PAINT:

@@ -46,7 +46,7 @@ class Versions:
         return numbers is not None and self.first <= (int(numbers[1]), int(numbers[2])) < self.end
 
 
-def same_compiler(a: str, b: str) -> bool:
+def is_same_compiler(a: str, b: str) -> bool:
     """Whether two names, such as `tensorrt 10.3.0` by trtexec and `tensorrt 10.3.0.30` by Python, are the same release.
 
     The fourth number is the build of a release. If plans of two builds are incompatible, TensorRT refuses them.
@@ -91,7 +91,7 @@ class Target:
         if not first <= opset <= last:
             raise InputError(f"{self.name}: takes ONNX opsets {first} to {last}, but the bundle has {opset}")
 
-    def described(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The target as JSON values."""
         return {
             "target": self.name,
@@ -181,7 +181,7 @@ def table() -> Table:
             target.name,
             target.device,
             f"{target.compiler}\n{target.versions}",
-            target.described()["compiles_on"],
+            target.to_json()["compiles_on"],
             "\n".join(str(value / 10) for value in target.compute_capabilities),
             "\n".join(target.precisions),
             "{}-{}".format(*target.opsets),

@@ -91,15 +91,15 @@ class Bounds(Section):
 
 def dense_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
     """Outputs of probabilities, TASK/NAME."""
-    return {name: output for name, output in _unranked(tasks).items() if not output.labels}
+    return {name: output for name, output in _unranked_outputs(tasks).items() if not output.labels}
 
 
 def label_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
     """Outputs of class indices, TASK/NAME."""
-    return {name: output for name, output in _unranked(tasks).items() if output.labels}
+    return {name: output for name, output in _unranked_outputs(tasks).items() if output.labels}
 
 
-def _unranked(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
+def _unranked_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
     """Outputs that are no lists of detections."""
     every = ((name, task, output) for name, task in tasks.items() for output in task.outputs)
     return {f"{name}/{output.name}": output for name, task, output in every if not task.ranked}

@@ -80,13 +80,13 @@ class Trust:
             raise InputError(
                 f"{self.state}: cannot keep the release ({error.strerror}); choose another --state"
             ) from None
-        with _locked(self.state):
+        with _lock(self.state):
             if release > self.highest():  # another process may have raised it
                 write_atomically(self.state / STATE, json.dumps({"release": release}).encode())
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)

@@ -8,7 +8,7 @@ from pathlib import Path
 from deploy.build_package import SUMS, SUMS_SIGNATURE
 from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else
+from deploy.integrity import Content, read_verified, require_inside, require_nothing_else
 from deploy.manifest import MANIFEST, Calibration, Manifest, TensorInfo
 from deploy.onnx_file import read_graph
 from deploy.trust import Trust
@@ -81,8 +81,8 @@ def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] |
     graph = read_graph(file)
     for what, found, described in (
         ("opset", graph.opsets, {"ONNX": manifest.opset}),
-        ("inputs", graph.inputs, _described(manifest.inputs)),
-        ("outputs", graph.outputs, _described(manifest.outputs)),
+        ("inputs", graph.inputs, _describe_tensors(manifest.inputs)),
+        ("outputs", graph.outputs, _describe_tensors(manifest.outputs)),
         ("operators", graph.operators, graph.operators if operators is None else operators),
     ):
         for name in {**described, **found}:
@@ -105,12 +105,12 @@ def _verify_package(path: Path, trust: Trust | None) -> dict[str, str]:
     free = [name.removesuffix(MANIFEST) + ENGINES for name in digests if name.endswith(f"/{MANIFEST}")]
     require_nothing_else(path, {SUMS, SUMS_SIGNATURE, "build.log", *digests}, free)
     for name, digest in digests.items():
-        read_unchanged(path / name, digest, "copy the package again")
-    signature = f"by {signed}" if signed else _unchecked(path / SUMS_SIGNATURE)
+        read_verified(path / name, digest, "copy the package again")
+    signature = f"by {signed}" if signed else _describe_unchecked(path / SUMS_SIGNATURE)
     return {"package": f"{len(digests)} files as in {SUMS}, signature: {signature}"} | verify(path / "bundle", trust)
 
 
-def _described(tensors: Iterable[TensorInfo]) -> dict[str, str]:
+def _describe_tensors(tensors: Iterable[TensorInfo]) -> dict[str, str]:
     shapes = {t.name: (1, "pillars", *t.shape[2:]) if t.name in PILLARS else t.shape for t in tensors}
     return {tensor.name: f"{tensor.dtype} {shapes[tensor.name]}" for tensor in tensors}
 
@@ -129,9 +129,9 @@ def _calibration(bundle: Bundle) -> str:
 
 def _signature(bundle: Bundle) -> str:
     if bundle.trust is None:
-        return _unchecked(bundle.path / SIGNATURE)
-    return f"by the key {bundle.trust.require_signed(bundle.path / MANIFEST, bundle.manifest.hashed_json())}"
+        return _describe_unchecked(bundle.path / SIGNATURE)
+    return f"by the key {bundle.trust.require_signed(bundle.path / MANIFEST, bundle.manifest.to_hashed_json())}"
 
 
-def _unchecked(signature: Path) -> str:
+def _describe_unchecked(signature: Path) -> str:
     return "not checked, no --key was given" if signature.exists() else "none"

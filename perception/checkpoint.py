@@ -184,7 +184,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     return load_file(_read(path)[0] / "model.safetensors")
 
 
-def trained_config(path: Path) -> Config:
+def read_config(path: Path) -> Config:
     """The configuration of a checkpoint or of a run's newest one; InputError as in `weights`."""
     folder, content = _read(path)
     return parse_config(content["config"], str(folder / "checkpoint.json"))

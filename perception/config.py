@@ -15,9 +15,9 @@ from perception.grid import BevGrid, Reference
 from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.rig import Rig, load_rig
-from perception.tasks import TASKS, configured
+from perception.tasks import TASKS, parse_tasks
 from perception.tasks.task import TaskConfig
-from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
+from perception.taxonomy import Taxonomy, load_taxonomy, read_named_taxonomy
 
 # The recipe of a training: length, batch, schedule, averaging, validation, and the weights that it starts from.
 
@@ -37,7 +37,7 @@ class Schedule(Section):
     milestones: tuple[Share, ...] = Field(default=(), strict=False)  # shares of the steps; for step
 
     @model_validator(mode="after")
-    def _milestones(self) -> Schedule:
+    def _require_milestones(self) -> Schedule:
         if bool(self.milestones) != (self.kind == "step"):
             raise ValueError("`milestones` are for the kind `step`, which needs them")
         return self
@@ -87,13 +87,13 @@ class Train(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _epochs_alone(cls, content: Any) -> Any:
+    def _drop_default_steps(cls, content: Any) -> Any:
         if isinstance(content, dict) and content.get("epochs") is not None and "steps" not in content:
             return {**content, "steps": None}
         return content
 
     @model_validator(mode="after")
-    def _one_length(self) -> Train:
+    def _require_one_length(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give `steps` or `epochs`, one of them")
         return self
@@ -156,7 +156,7 @@ class Lidar(Section):
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
 
     @model_validator(mode="after")
-    def _layers(self) -> Lidar:
+    def _require_padded_encoder(self) -> Lidar:
         if self.hidden and self.encoder != "padded":
             raise ValueError("`hidden` layers are for the encoder `padded`")
         if self.pool != "max" and self.encoder != "padded":
@@ -205,13 +205,13 @@ class Trunk(Section):
     drop_path: Share = 0.0  # for convnext: chance that the last block is skipped in training; the first never is
 
     @model_validator(mode="after")
-    def _lengths(self) -> Trunk:
+    def _require_equal_lengths(self) -> Trunk:
         if not len(self.channels) == len(self.blocks) == len(self.strides):
             raise ValueError("channels, blocks and strides must have the same length")
         return self
 
     @model_validator(mode="after")
-    def _kind(self) -> Trunk:
+    def _require_kind(self) -> Trunk:
         if self.kind == "second":
             if self.kernels or self.first_joined or self.drop_path:
                 raise ValueError("`kernels`, `first_joined` and `drop_path` are for the kind `convnext`")
@@ -233,13 +233,13 @@ class Model(Section):
     trunk: Trunk = Trunk()
 
     @model_validator(mode="after")
-    def _a_sensor(self) -> Model:
+    def _require_sensor(self) -> Model:
         if self.lidar is None and self.camera is None:
             raise ValueError("the model needs `lidar`, `camera` or both")
         return self
 
     @model_validator(mode="after")
-    def _nothing_to_fuse(self) -> Model:
+    def _require_nothing_to_fuse(self) -> Model:
         if not self.fusion:
             alone = self.lidar is not None and self.camera is None
             if not alone or self.lidar is None or (self.fused_channels, self.fused_stride) != (self.lidar.channels, 1):
@@ -300,26 +300,26 @@ class Config(Section):
     init_from: InitFrom | None = None
     train: Train = Train()
 
-    _named = field_validator("taxonomy", mode="before")(named_taxonomy)
+    _named = field_validator("taxonomy", mode="before")(read_named_taxonomy)
 
     @field_validator("rig", mode="before")
     @classmethod
-    def _loaded(cls, content: Any) -> Any:
+    def _load_rig(cls, content: Any) -> Any:
         return load_rig(content) if isinstance(content, str) else content
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _configured(cls, content: object) -> dict[str, TaskConfig]:
-        return configured(content)
+    def _parse_tasks(cls, content: object) -> dict[str, TaskConfig]:
+        return parse_tasks(content)
 
     @model_validator(mode="after")
-    def _cameras(self) -> Config:
+    def _require_cameras(self) -> Config:
         if self.model.camera is not None and not self.rig.cameras:
             raise ValueError(f"model.camera: the rig {self.rig.name} has no camera")
         return self
 
     @model_validator(mode="after")
-    def _pasted(self) -> Config:
+    def _require_pastable(self) -> Config:
         paste = self.data.paste
         for name in paste.classes if paste is not None else ():
             if name not in self.taxonomy.class_names:
@@ -330,7 +330,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _levels(self) -> Config:
+    def _require_levels(self) -> Config:
         trunk = self.model.trunk
         for name, task in self.tasks.items():
             try:
@@ -345,7 +345,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _facts(self) -> Config:
+    def _require_facts(self) -> Config:
         for module in self.modules:
             try:
                 require_facts(module.when, self.taxonomy.condition_values, TASKS, f"modules.{module.name}.when")
@@ -376,7 +376,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
     return parse_config(overridden(read_yaml(path, "the configuration"), changes), str(path))
 
 
-def extended(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:
+def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:
     """The taxonomy with the names by which further options of a task's head extend it.
 
     Raises:

@@ -15,7 +15,7 @@ class InputError(Exception):
 DAMAGE: ContextVar[Callable[[str], object] | None] = ContextVar("DAMAGE", default=None)
 
 
-def damaged(line: str) -> Exception:
+def report_damage(line: str) -> Exception:
     """The error to raise for a damaged sensor file: FileNotFoundError if `DAMAGE` gets the line, else InputError."""
     count = DAMAGE.get()
     if count is None:

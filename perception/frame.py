@@ -44,7 +44,7 @@ class Conditions(Mapping[str, str]):
         return tuple(self._values.values())
 
 
-def reduced_intrinsics(intrinsics: np.ndarray, reduction: float) -> np.ndarray:
+def reduce_intrinsics(intrinsics: np.ndarray, reduction: float) -> np.ndarray:
     """(3, 3) intrinsics of an image whose pixels each stand for `reduction` recorded ones along both axes."""
     shift = 0.5 / reduction - 0.5  # integer coordinates are pixel centres
     return np.array([[1 / reduction, 0, shift], [0, 1 / reduction, shift], [0, 0, 1]]) @ intrinsics

@@ -77,7 +77,7 @@ def _outer(m: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array(rows), 2, 0)
 
 
-def turned(axis: np.ndarray, angle: float) -> np.ndarray:
+def rotation_about(axis: np.ndarray, angle: float) -> np.ndarray:
     """(3, 3) rotation by an angle (rad) about a unit vector, by Rodrigues' formula."""
     cross = np.cross(np.eye(3), axis)
     return np.asarray(np.eye(3) + (np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross))

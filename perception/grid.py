@@ -165,7 +165,7 @@ def traverse(origins: np.ndarray, ends: np.ndarray, grid: VoxelGrid) -> Iterator
     start = (np.asarray(origins, np.float64) - low) / grid.edges
     end = (np.asarray(ends, np.float64) - low) / grid.edges
     direction = end - start
-    enters, leaves = _inside(start, direction, count)
+    enters, leaves = _clip_rays(start, direction, count)
     touches = _in_grid(start, count) | _in_grid(end, count)  # a face of the grid that a ray only meets is in or out
     rays = np.flatnonzero((enters < leaves) | ((enters == leaves) & touches))
     start, end, direction = start[rays], end[rays], direction[rays]
@@ -194,7 +194,7 @@ def traverse(origins: np.ndarray, ends: np.ndarray, grid: VoxelGrid) -> Iterator
         yield rays[:n], voxel[:n]
 
 
-def _inside(start: np.ndarray, direction: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _clip_rays(start: np.ndarray, direction: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) shares of a ray's length, from 0 to 1, where it enters and leaves the grid; enters > leaves: it misses."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         at_low, at_high = -start / direction, (count - start) / direction

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSensor, Trunk
-from perception.config import Config, extended, parse_config
+from perception.config import Config, extend_taxonomy, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Routes
-from perception.modules.routing.fixed import SettledRouter, SteeredRouter, fixed_routes, present, settled_routes
-from perception.modules.routing.learned import LearnedRouter, learned
+from perception.modules.routing.fixed import SettledRouter, SteeredRouter, make_fixed_routes, present, settle_routes
+from perception.modules.routing.learned import LearnedRouter, select_learned
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.inputs import without_padding
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
-from perception.tasks.task import Task, TaskConfig, part_of, prefixed
+from perception.tasks.task import Task, TaskConfig, add_prefix, part_of
 from perception.taxonomy import SENSORS, Taxonomy
 
 # Features by name, see `Task.reads`, and the parts of the network that they pass: the first words of slots' names.
@@ -105,14 +105,14 @@ class PerceptionModel(nn.Module):
         if routes is None:
             asked = self.tasks if tasks is None else tasks
             own = self.router
-            routes = own(inputs, asked) if own else fixed_routes(self.bank, asked, conditions, present(inputs))
-        for task, route in self._routed(features, routes, conditions):
+            routes = own(inputs, asked) if own else make_fixed_routes(self.bank, asked, conditions, present(inputs))
+        for task, route in self._route_tasks(features, routes, conditions):
             feature = features(self.tasks[task].reads, route)
             with self.bank.current.running(route):
-                outputs |= prefixed(task, self.head(task)(feature))
+                outputs |= add_prefix(task, self.head(task)(feature))
         return outputs
 
-    def _routed(
+    def _route_tasks(
         self, features: _Features, routes: Routes, conditions: Sequence[Conditions]
     ) -> Iterator[tuple[str, Route]]:
         """Each task with its route; a learned router chooses that of the tasks behind the trunk after the others."""
@@ -151,7 +151,7 @@ class PerceptionModel(nn.Module):
         if any(options.get(key, value) != value for key, value in own.items() if key != "further"):
             raise InputError(f"{source}: its base has the task {name} already, with other options")
         content["tasks"][name] = {**own, **options, "added": not own}
-        config = parse_config(content | {"taxonomy": extended(self.config, name, options, source)}, source)
+        config = parse_config(content | {"taxonomy": extend_taxonomy(self.config, name, options, source)}, source)
         task = tasks_of(config.tasks, config.head_grid, config.taxonomy)[name]
         network = self._initial(task)
         assert network is not None
@@ -160,7 +160,7 @@ class PerceptionModel(nn.Module):
     def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
         """Add the head of a task; tasks keep the order of `TASKS`."""
         self.added[name] = network
-        self._set_tasks({**self.config.tasks, name: config}, extended(self.config, name, dict(config), name))
+        self._set_tasks({**self.config.tasks, name: config}, extend_taxonomy(self.config, name, dict(config), name))
 
     def detach_head(self, name: str) -> None:
         """Remove an added head, or the further layers of one of the base."""
@@ -200,7 +200,7 @@ class PerceptionModel(nn.Module):
         terms: dict[str, Loss] = {}
         for name, own in labels.items():
             part = self.camera if name == "camera" else self.head(name)
-            terms |= prefixed(name, part.losses(part_of(name, dense), own))
+            terms |= add_prefix(name, part.losses(part_of(name, dense), own))
         return terms
 
     def routing_losses(self, routes: Sequence[Route], costs: Tensor | None = None) -> dict[str, Tensor]:
@@ -213,18 +213,18 @@ class PerceptionModel(nn.Module):
         Raises:
             ValueError: REINFORCE without costs.
         """
-        return self.chooser.losses(chosen, costs) if (chosen := learned(routes)) else {}
+        return self.chooser.losses(chosen, costs) if (chosen := select_learned(routes)) else {}
 
     def routing_balance(self, routes: Sequence[Route]) -> dict[str, float]:
         """Load balance of a learned router on the routes of a `Trace`; empty without one."""
-        return self.chooser.balance(chosen) if (chosen := learned(routes)) else {}
+        return self.chooser.balance(chosen) if (chosen := select_learned(routes)) else {}
 
     def _chooses(self) -> bool:
         """Whether the learned router has a choice: its slots have modules, and none is activated by hand."""
         holding = any(self.bank.slots[slot].computations for slot in self.bank.after_fusion())
         return self.chooser is not None and self.bank.active is None and holding
 
-    def same_in(self, route: Route, other: Route, parts: Collection[str]) -> bool:
+    def is_same_in(self, route: Route, other: Route, parts: Collection[str]) -> bool:
         """Whether two routes run the same modules with the same weights in these parts of the network."""
         if route.block != other.block or route.z is not other.z:
             return False
@@ -249,7 +249,7 @@ class PerceptionModel(nn.Module):
 
     def depth_cells(self) -> tuple[int, int] | None:
         """(h, w) of the depth labels that training the current parameters needs; None if it needs none."""
-        return self.camera.supervised_cells() if self.config.model.camera else None
+        return self.camera.cells_to_supervise() if self.config.model.camera else None
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Decoded outputs of all tasks, TASK/NAME -> (B, ...); inputs as in `forward`."""
@@ -259,14 +259,14 @@ class PerceptionModel(nn.Module):
         """The dense outputs of scenes, from those of their mirror images; see `TaskNetwork.unflipped`."""
         outputs: dict[str, Tensor] = {}
         for task in self.tasks:
-            outputs |= prefixed(task, self.head(task).unflipped(part_of(task, dense), axis))
+            outputs |= add_prefix(task, self.head(task).unflipped(part_of(task, dense), axis))
         return outputs
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
         """Decoded outputs of all tasks, from their dense outputs."""
         outputs: dict[str, Tensor] = {}
         for task in self.tasks:
-            outputs |= prefixed(task, self.head(task).decode(part_of(task, dense)))
+            outputs |= add_prefix(task, self.head(task).decode(part_of(task, dense)))
         return outputs
 
     def folded(self, *routes: Conditions) -> PerceptionModel:
@@ -282,7 +282,7 @@ class PerceptionModel(nn.Module):
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
         sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
         known = routes or (Conditions(),)
-        cases = [settled_routes(model.bank, model.tasks, each, missing) for missing in sensors for each in known]
+        cases = [settle_routes(model.bank, model.tasks, each, missing) for missing in sensors for each in known]
         settled = {
             slot: [route for case in cases for route, tasks in case if any(model._reaches(slot, t) for t in tasks)]
             for slot in model.bank.slots
@@ -319,7 +319,7 @@ class _Features:
         """The feature of this name on the route."""
         if name in self._kept:
             earlier, value = self._kept[name]
-            if earlier is route or self.model.same_in(route, earlier, PARTS[name]):
+            if earlier is route or self.model.is_same_in(route, earlier, PARTS[name]):
                 return value
         with self.model.bank.current.running(route):
             value = self._compute(name, route)

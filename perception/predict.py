@@ -63,7 +63,7 @@ class TorchPredictor:
         return TorchPredictor(model, batch, flip)
 
     def __call__(self, frame: Frame) -> Prediction:
-        return self._predict([frame], [_prepared(frame, self.spec, self.mirrors)])[0]
+        return self._predict([frame], [_prepare_mirrors(frame, self.spec, self.mirrors)])[0]
 
     @torch.inference_mode()
     def routes(self, frame: Frame) -> list[Route]:
@@ -104,7 +104,7 @@ class TorchPredictor:
         ]
 
 
-def _prepared(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[Arrays]:
+def _prepare_mirrors(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[Arrays]:
     """Inputs of each mirror image of the frame."""
     signs = [[-1.0 if axis in mirror else 1.0 for axis in ("x", "y", "z")] for mirror in mirrors]
     return [prepare(frame.transformed(np.diag([*each, 1.0])) if min(each) < 0 else frame, spec) for each in signs]
@@ -123,4 +123,4 @@ class _PreparedFrames(Dataset[tuple[Frame, list[Arrays]]]):
 
     def __getitem__(self, position: int) -> tuple[Frame, list[Arrays]]:
         frame = self.read(self.tokens[position])
-        return frame, _prepared(frame, self.spec, self.mirrors)
+        return frame, _prepare_mirrors(frame, self.spec, self.mirrors)

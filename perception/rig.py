@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Section, load_section, shipped, shipped_names
+from perception.io.section import Section, find_shipped, list_shipped, load_section
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
 DISTORTIONS = (0, 4, 5, 8)  # numbers of OpenCV's coefficients
@@ -153,7 +153,7 @@ class Lens(Section):
 
     @field_validator("distortion")
     @classmethod
-    def _known(cls, distortion: tuple[float, ...]) -> tuple[float, ...]:
+    def _require_known(cls, distortion: tuple[float, ...]) -> tuple[float, ...]:
         if len(distortion) not in DISTORTIONS:
             raise ValueError(f"has {len(distortion)} coefficients; OpenCV's models have 4, 5 or 8")
         return distortion
@@ -256,7 +256,7 @@ class Rig(Section):
         for name, what in missing:
             raise InputError(f"rig {self.name}: {name} has no `{what}`, its calibration; add it")
 
-    def calibrated(self) -> Rig:
+    def calibrate(self) -> Rig:
         """The rig with a mount for each sensor: those without look around evenly, from 1.6 m above the rear axle."""
         turn = 360 / max(1, len(self.cameras))
         here = (0.0, 0.0, 1.6)
@@ -282,14 +282,14 @@ def load_rig(rig: str | Path) -> Rig:
     """
     path = Path(rig)
     if path.suffix not in (".yaml", ".yml"):
-        named = shipped("rigs", str(rig))
+        named = find_shipped("rigs", str(rig))
         if named is None:
-            raise InputError(f"rig {rig}: not known; give a YAML file or one of {', '.join(shipped_names('rigs'))}")
+            raise InputError(f"rig {rig}: not known; give a YAML file or one of {', '.join(list_shipped('rigs'))}")
         path = named
     return load_section(Rig, path, "the rig")
 
 
-def ordered_by_view(yaws: dict[str, float]) -> tuple[list[str], list[str]]:
+def order_by_view(yaws: dict[str, float]) -> tuple[list[str], list[str]]:
     """Cameras as they look: those to the front, then those to the rear, each from left to right as the pictures hang.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Section, load_section, shipped, shipped_names
+from perception.io.section import Section, find_shipped, list_shipped, load_section
 
 Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several
@@ -55,7 +55,7 @@ class ObjectClass(Section):
     colour: Colour | None = None  # in reports and viewers
 
     @model_validator(mode="after")
-    def _attributes(self) -> ObjectClass:
+    def _require_attributes(self) -> ObjectClass:
         if len(self.attributes) == 1:
             raise ValueError("`attributes` are two: at rest and in motion")
         return self
@@ -99,7 +99,7 @@ class Taxonomy(Section):
     devkit: Devkit | None = None  # that reads drives with these names and scores detections
 
     @model_validator(mode="after")
-    def _names(self) -> Taxonomy:
+    def _require_names(self) -> Taxonomy:
         for what, names in (
             ("classes", self.class_names),
             ("attributes", self.attributes),
@@ -215,9 +215,9 @@ def load_taxonomy(name: str | Path) -> Taxonomy:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        named = shipped("taxonomies", str(name))
+        named = find_shipped("taxonomies", str(name))
         if named is None:
-            known = ", ".join(shipped_names("taxonomies"))
+            known = ", ".join(list_shipped("taxonomies"))
             raise InputError(f"taxonomy {name}: not known; give a YAML file or one of {known}")
         path = named
     return _load(path)
@@ -228,6 +228,6 @@ def _load(path: Path) -> Taxonomy:
     return load_section(Taxonomy, path, "the taxonomy")
 
 
-def named_taxonomy(content: Any) -> Any:
+def read_named_taxonomy(content: Any) -> Any:
     """The content of a taxonomy where a configuration names one, for a pydantic validator."""
     return load_taxonomy(content) if isinstance(content, str) else content

@@ -175,6 +175,6 @@ def recorded_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def log(recorded_root: Path) -> list[Any]:
     """Messages of its three keyframes 0.5 s apart, a sweep before each; cameras 1 to 6 ms after the LiDAR."""
-    from recordings import TINY, sent
+    from recordings import TINY, messages_of
 
-    return sent(recorded_root, "v1.0-tiny", TINY)
+    return messages_of(recorded_root, "v1.0-tiny", TINY)

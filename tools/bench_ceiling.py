@@ -48,7 +48,7 @@ def ceiling(
         for token in source.samples("all"):
             boxes = source.frame(token, Reads(config.grid.reference, 0, lidar=False, cameras=False)).boxes
             if boxes is not None:
-                counts += found_and_there(task, on_grid(boxes.select(boxes.num_points != 0), task.grid), rng)
+                counts += count_found(task, on_grid(boxes.select(boxes.num_points != 0), task.grid), rng)
         names = config.taxonomy.class_names
         by_config[name] = {each: counts[0, names.index(each)] / counts[1, names.index(each)] for each in CLASSES}
     if not by_config:
@@ -62,7 +62,7 @@ def on_grid(boxes: Boxes, grid: BevGrid) -> Boxes:
     return boxes.select(((place >= 0) & (place < grid.shape[::-1])).all(axis=1))
 
 
-def found_and_there(task: DetectionTask, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
+def count_found(task: DetectionTask, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
     """(2, classes) number of objects that a perfect network finds in a frame, and of all."""
     certainties = rng.uniform(0.3, 0.95, len(boxes))
     dense = perfect_outputs(task, boxes, certainties)
@@ -70,11 +70,13 @@ def found_and_there(task: DetectionTask, boxes: Boxes, rng: np.random.Generator)
         outputs = task.network(1).decode({name: torch.from_numpy(values[None]) for name, values in dense.items()})
     result = task.result({name: values[0].numpy() for name, values in outputs.items()})
     classes = len(task.taxonomy.classes)
-    found = [len(matched(boxes.select(boxes.labels == c), result.select(result.labels == c))) for c in range(classes)]
+    found = [
+        len(match_objects(boxes.select(boxes.labels == c), result.select(result.labels == c))) for c in range(classes)
+    ]
     return np.stack([found, np.bincount(boxes.labels, minlength=classes)])
 
 
-def matched(objects: Boxes, detections: Boxes) -> set[int]:
+def match_objects(objects: Boxes, detections: Boxes) -> set[int]:
     """Indices of the objects that the detections, best first, find."""
     taken: set[int] = set()
     for center in detections.centers[:, :2]:

@@ -126,7 +126,7 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
     detections = read_submission(submission, {token: i for i, token in enumerate(samples)}, NUSCENES)
     truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks, NUSCENES)
-    scores = DetectionScores(truth, detections.counted(egos, racks, NUSCENES), scenes, NUSCENES).scored()
+    scores = DetectionScores(truth, detections.counted(egos, racks, NUSCENES), scenes, NUSCENES).score()
     every = [scores.mean_ap[0], scores.nds[0], *scores.aps[0].ravel(), *scores.errors[0].ravel()]
     return [None if np.isnan(number) else float(number) for number in every]
 

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
+from benchmark import KEYFRAMES, NuScenes, Rounds, measure_times, medians
 from ten_sweeps import SWEEPS, drive
 
 from perception.config import Config, find_config, load_config
@@ -22,7 +22,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import loader as loaders
-from perception.training.augment import draw_image_affine, draw_similarity, shuffled
+from perception.training.augment import draw_image_affine, draw_similarity, shuffle_points
 from perception.training.frame_cache import FrameCache
 from perception.training.loader import FrameDataset, reads_of
 
@@ -62,8 +62,8 @@ def loader(data: NuScenes = KEYFRAMES, rounds: Rounds = 15) -> dict[str, Any]:
         sides: dict[str, Side] = {**_theirs(tables, tokens, root)}
         for name, config in configs.items():
             sides[f"{name}/complete"] = FrameDataset(tables, tokens, config, ["detection"]).__getitem__
-            sides[f"{name}/loaded"] = _loaded(tables, tokens, config)
-        seconds = timed(sides, rounds, [time.perf_counter, time.process_time], range(len(tokens)), discarded=1)
+            sides[f"{name}/loaded"] = _load(tables, tokens, config)
+        seconds = measure_times(sides, rounds, [time.perf_counter, time.process_time], range(len(tokens)), discarded=1)
         wall, processor = medians(seconds), medians(seconds, clock=1)
         stored = [path.stat().st_size for path in (Path(folder) / "cache").rglob("*.frame")]
         points = [len(sides["whole/loaded"](i)[0]) for i in range(len(tokens))]
@@ -102,7 +102,7 @@ def no_memory() -> Iterator[None]:
         loaders._CACHE_BYTES = kept
 
 
-def _loaded(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
+def _load(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
     """Our samples without pillars and targets: points, pictures and boxes after augmentation."""
     spec, augment, cache = InputSpec.of(config), config.data.augment, config.data.cache
     camera = spec.camera
@@ -114,7 +114,7 @@ def _loaded(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
     def load(position: int) -> tuple[np.ndarray | None, dict[str, np.ndarray], Boxes | None]:
         rng, token = np.random.default_rng(position), tokens[position]
         recorded = tables.frame(token, reads) if stored is None else stored.frame(token)
-        frame = shuffled(recorded.transformed(draw_similarity(rng, augment)), rng)
+        frame = shuffle_points(recorded.transformed(draw_similarity(rng, augment)), rng)
         sizes = {name: camera.image.shape for name, camera in frame.cameras.items()}
         affines = {name: draw_image_affine(rng, augment, size, camera.image) for name, size in sizes.items()}
         return frame.points, prepare(frame, pictures, affines), frame.boxes
@@ -124,13 +124,13 @@ def _loaded(tables: NuScenesTables, tokens: list[str], config: Config) -> Side:
 
 def _theirs(tables: NuScenesTables, tokens: list[str], root: Path) -> dict[str, Side]:
     """mmdet3d's pipeline, with pictures as float32 and as bytes; `complete` has voxels and targets as well."""
-    from centerpoints import built  # imports mmdet3d
+    from centerpoints import build  # imports mmdet3d
     from mmdet3d.datasets import NuScenesDataset
 
     from perception.mmdet3d.annotation_file import LABELS, write
 
     write(root / "infos.json", tables, tokens)
-    network = built().train()  # its numbers of voxels are those of training
+    network = build().train()  # its numbers of voxels are those of training
     cameras = {name: f"samples/{name}" for name in tables.rig.sensors.cameras}
 
     def side(float32: bool, complete: bool) -> Side:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import torch
 import typer
-from benchmark import KEYFRAMES, NuScenes, Rounds, medians, timed
+from benchmark import KEYFRAMES, NuScenes, Rounds, measure_times, medians
 
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
@@ -44,17 +44,17 @@ def mmdet3d(
     deployed network without padding, and `to_prediction`. All blocks are INT8 in INT8. The shares of pre- and
     postprocessing are of the exported FP32 network's time.
     """
-    from centerpoints import built, flat, predicted, raw, saved, spread  # imports mmdet3d
+    from centerpoints import build, flat, predict, raw, save, spread  # imports mmdet3d
 
     torch.set_num_threads(THREADS)
     tables = NuScenesTables(data, "v1.0-mini")
     frames = [tables.frame(t, Reads("lidar", 9, cameras=False)) for t in tables.samples(selectors=[scenes])]
-    theirs, points = built(), frames[-1].points
+    theirs, points = build(), frames[-1].points
     if points is None:
         raise SystemExit(f"{data}: {scenes} ends with a keyframe without LiDAR")
     spread(theirs, points)
     with tempfile.TemporaryDirectory() as folder:
-        import_checkpoint(flat("circle"), saved(theirs), Path(folder) / "run")
+        import_checkpoint(flat("circle"), save(theirs), Path(folder) / "run")
         model, config = load_model(Path(folder) / "run")
     spec = InputSpec.of(config)
     inputs = [prepare(frame, spec) for frame in frames]
@@ -91,12 +91,12 @@ def mmdet3d(
         return to_prediction(model.tasks, outputs)
 
     sides: Mapping[str, Callable[[Any], Any]] = {
-        "mmdet3d": lambda frame: predicted(theirs, frame.points),
+        "mmdet3d": lambda frame: predict(theirs, frame.points),
         "torch": in_torch,
         "fp32": exported("fp32"),
         "int8": exported("int8"),
     }
-    times = timed(sides, rounds, [time.perf_counter, time.process_time], frames, discarded=1)
+    times = measure_times(sides, rounds, [time.perf_counter, time.process_time], frames, discarded=1)
     seconds, processor = medians(times), medians(times, clock=1)
     whole = statistics.median(map(sum, zip(*stages.values(), strict=True)))
     return {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx.utils
 import torch
-from benchmark import QUIET, Rounds, medians, timed
+from benchmark import QUIET, Rounds, measure_times, medians
 
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -50,13 +50,13 @@ def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
         inputs = {name: dict(np.load(path.with_suffix(".npz"))) for name, path in graphs.items()}
         one = ("base", "folded", *PLACES, "detection rain", "map rain")
         engines = {name: OnnxRuntimeEngine(graphs[name]) for name in one}
-        median = medians(timed({name: _with(engine, inputs[name]) for name, engine in engines.items()}, rounds))
+        median = medians(measure_times({name: _with(engine, inputs[name]) for name, engine in engines.items()}, rounds))
         banked = [inputs["banked"] | {"route": route[None]} for route in np.eye(len(DOMAINS), dtype=np.float32)]
         switched: dict[str, Callable[[int], object]] = {
             "steady": lambda _: engines["banked"].run(banked[0]),
             "switching": lambda i: engines["banked"].run(banked[i % len(DOMAINS)]),
         }
-        (steady,), (switching,) = timed(switched, 1, inputs=range(SWITCHES), discarded=0).values()
+        (steady,), (switching,) = measure_times(switched, 1, inputs=range(SWITCHES), discarded=0).values()
         separate = [path for name, path in graphs.items() if " " in name]
         sides = {"base": [graphs["base"]], "banked": [graphs["banked"]], "separate": separate}
         memory = {name: _memory(paths) for name, paths in sides.items()}
@@ -145,10 +145,10 @@ def tasks(rounds: Rounds = 30) -> dict[str, Any]:
     `cpu` is the median processor time of all threads, with alternating rounds, without making the inputs; `operations`
     counts a multiplication and an addition as two. Both are ratios to the network without further tasks.
     """
-    flops, engines = _deployed(TIMED, TASKS)
+    flops, engines = _deploy(TIMED, TASKS)
     variants = {name: _with(engine, inputs) for name, (engine, inputs) in engines.items()}
-    seconds = medians(timed(variants, rounds, [time.process_time]))
-    counted, _ = _deployed(COUNTED, LARGE)
+    seconds = medians(measure_times(variants, rounds, [time.process_time]))
+    counted, _ = _deploy(COUNTED, LARGE)
     return {
         "config": TIMED,
         "cpu": {name: value / seconds["base"] for name, value in seconds.items()},
@@ -176,7 +176,7 @@ def with_tasks(name: str, files: Sequence[str], modules: bool = False) -> Config
 Engines = dict[str, tuple[OnnxRuntimeEngine, dict[str, np.ndarray]]]  # with the inputs of one frame
 
 
-def _deployed(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]:
+def _deploy(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]:
     """Operations and engine of the configuration, with each task alone, and with all."""
     flops: dict[str, int] = {}
     engines: Engines = {}
@@ -184,12 +184,12 @@ def _deployed(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]
     for variant, added in {**variants, "with modules": files}.items():
         config = with_tasks(name, added, modules=variant == "with modules")
         inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
-        flops[variant], engine = deployed_graph(config, inputs)
+        flops[variant], engine = export_graph(config, inputs)
         engines[variant] = engine, inputs
     return flops, engines
 
 
-def deployed_graph(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, OnnxRuntimeEngine]:
+def export_graph(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, OnnxRuntimeEngine]:
     """Operations of the exported network, and its engine."""
     torch.manual_seed(config.seed)
     model = PerceptionModel(config).deployed(Conditions())
@@ -213,7 +213,7 @@ def pillars(config: str = "nuscenes/fusion", rounds: Rounds = 50) -> dict[str, A
         raise SystemExit(f"{config} has no LiDAR")
     inputs = no_sensors(InputSpec(grid, lidar, None, chosen.rig))
     buffers = [inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")]
-    seconds = timed({"pillars": lambda _: group(points, grid, *buffers)}, rounds, [time.thread_time])
+    seconds = measure_times({"pillars": lambda _: group(points, grid, *buffers)}, rounds, [time.thread_time])
     return {"points": len(points), "ms": 1000 * medians(seconds)["pillars"]}
 
 

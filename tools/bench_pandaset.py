@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from benchmark import QUIET, SHARED
-from pandaset_scores import Memory, Predict, TwoViews, scored
+from pandaset_scores import Memory, Predict, TwoViews, score
 
 from deploy.build import build
 from deploy.bundle import EngineRecord
@@ -21,8 +21,8 @@ from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from deploy.verify import verify
-from perception.checkpoint import load_model, newest, trained_config
-from perception.config import extended
+from perception.checkpoint import load_model, newest, read_config
+from perception.config import extend_taxonomy
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.importing import import_pointpillars
 from perception.model import PerceptionModel
@@ -79,7 +79,7 @@ def pandaset(
     held_back: Annotated[str, typer.Option(help="Frames to score.")] = HELD_BACK,
     trained: Annotated[str, typer.Option(help="Frames to train on.")] = TRAINED,
 ) -> dict[str, Any]:
-    """Scores on held-back frames, seen to the front and to the rear (`pandaset_scores.scored`), parameters that
+    """Scores on held-back frames, seen to the front and to the rear (`pandaset_scores.score`), parameters that
     trained, and what is left on simulated sweeps of KITTI's LiDAR; of the adapted network with further classes, too,
     and of what is exported of it.
 
@@ -144,7 +144,7 @@ class _Bench:
         """The adapted network with further classes; and with its module switched off what it still knows."""
         content, run = read_task(CONFIGS / "pandaset_further.yaml"), self.out / "further"
         options = content["tasks"]["detection"]
-        taxonomy = extended(trained_config(self.out / "adapted"), "detection", options, "further")
+        taxonomy = extend_taxonomy(read_config(self.out / "adapted"), "detection", options, "further")
         drives, rate = self._drives(taxonomy), self.rate[2]
         training = {"steps": self.steps, "learning_rate": rate}
         add_task(self.out / "adapted", "detection", content, drives, "all", [self.trained], run, **training)
@@ -161,7 +161,7 @@ class _Bench:
     def vehicle(self) -> dict[str, Any]:
         """The adapted network with further classes, exported and compiled; PandaSet is replayed in INT8."""
         run, folder = self.out / "further", self.out / "vehicle"
-        config = trained_config(run)
+        config = read_config(run)
         drives, names = self._drives(config.taxonomy), config.taxonomy.class_names
         classes = [name for name in names if name in self.everything.taxonomy.class_names]
         precisions: tuple[Precision, ...] = ("fp32", "int8")
@@ -178,7 +178,7 @@ class _Bench:
         return {**result, "replayed_frames": summary["frames"]}
 
     def _scored(self, predict: Predict, drives: TwoViews, names: list[str]) -> dict[str, Any]:
-        return scored(predict, drives, self.everything, drives.samples(selectors=[self.held_back]), names)
+        return score(predict, drives, self.everything, drives.samples(selectors=[self.held_back]), names)
 
 
 def _model(run: Path, steps: int, rate: float) -> PerceptionModel:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import torch
 import typer
-from benchmark import QUIET, Rounds, medians, timed
+from benchmark import QUIET, Rounds, measure_times, medians
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
@@ -75,8 +75,8 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[object], object]:
         return lambda _: to_prediction(model.tasks, run(prepare(frame, spec)))
 
-    wall = medians(timed({name: whole_frame(engine.run) for name, engine in engines.items()}, rounds))
-    cpu = medians(timed({name: whole_frame(run) for name, run in alone.items()}, rounds, [time.process_time]))
+    wall = medians(measure_times({name: whole_frame(engine.run) for name, engine in engines.items()}, rounds))
+    cpu = medians(measure_times({name: whole_frame(run) for name, run in alone.items()}, rounds, [time.process_time]))
     return {
         "int8_speedup": wall["fp32"] / wall["int8"],
         "int8_speedup_one_thread": cpu["fp32"] / cpu["int8"],  # processor time, less affected by other load

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from benchmark import DRIVES, QUIET, Bundle, Rounds, drives, medians, timed
+from benchmark import DRIVES, QUIET, Bundle, Rounds, drives, measure_times, medians
 
 from deploy.replay.latency import STAGES
 from deploy.replay.run import replay as run_replay
@@ -46,15 +46,15 @@ def replay(
     stages: list[dict[str, float]] = []
 
     def alone(_: object) -> None:
-        summary = _replayed(source, bundle)
+        summary = _replay(source, bundle)
         stages.append({stage: summary["latency_ms"][stage]["mean"] for stage in STAGES})
 
-    variants = {"alone": alone, "several": lambda _: _replayed(source, bundle, JOBS)}
-    seconds = timed(variants, rounds, [time.perf_counter, time.process_time], discarded=0)
+    variants = {"alone": alone, "several": lambda _: _replay(source, bundle, JOBS)}
+    seconds = measure_times(variants, rounds, [time.perf_counter, time.process_time], discarded=0)
     wall, frames = medians(seconds), len(tables.samples(selectors=names))
     stage_ms = {stage: median(each[stage] for each in stages) for stage in STAGES}
     runtime = Runtime(bundle)
-    network = medians(timed({"check": lambda _: runtime.check()}, 15))["check"]
+    network = medians(measure_times({"check": lambda _: runtime.check()}, 15))["check"]
     return {
         "realtime_factor": driven / wall["alone"],
         f"speed_up_of_{JOBS}_processes": wall["alone"] / wall["several"],
@@ -70,7 +70,7 @@ def replay(
     }
 
 
-def _replayed(source: Source, bundle: Path, jobs: int = 0) -> dict[str, Any]:
+def _replay(source: Source, bundle: Path, jobs: int = 0) -> dict[str, Any]:
     """The summary of a replay, whose files are gone."""
     with tempfile.TemporaryDirectory() as folder:
         return run_replay(source, bundle, Path(folder) / "out", jobs=jobs, console=QUIET)
@@ -104,7 +104,7 @@ def fleet(
     runs = ((0, "all"), (1, "half"), (1, "all"), (2, "half"), (2, "all"))
     variants = {f"{jobs} {part}": _of(replayed, part, jobs) for jobs, part in runs}
     variants["together"] = lambda _: _together(sources["all"], bundle)
-    seconds = timed(variants, rounds, [time.perf_counter, time.process_time], discarded=0)
+    seconds = measure_times(variants, rounds, [time.perf_counter, time.process_time], discarded=0)
     wall, driver = medians(seconds), medians(seconds, clock=1)
     second_half = len(scenes) - len(scenes) // 2
     return {

@@ -54,7 +54,7 @@ def simulated(
     `unchanged`: the scores of detection and map are the same with the heads, and with the modules in their weathers.
     `obstacles` have the best recall within 30 m of the metric's probabilities with at most one false alarm per 100 m,
     else that at the highest one; boxes find none, since obstacles are of no detection class. `scene_obstacles` are
-    those that the scene follows, with the best recall of the same kind over all distances. `hidden`: see `_hidden`.
+    those that the scene follows, with the best recall of the same kind over all distances. `hidden`: see `_hide_class`.
     Parts that the folder has are not made again.
     """
     head_steps = head_steps or steps
@@ -94,7 +94,7 @@ def simulated(
         **{weather: {"without": _figures(a), "with_module": _figures(b)} for weather, (a, b) in pairs.items()},
         "unchanged": all(_of_base(a) == _of_base(b) for a, b in compared),
         "scene_obstacles": {**followed, "recall": max(quiet, default=0.0)},
-        "hidden": _hidden(added, tables, held_out["clear"]),
+        "hidden": _hide_class(added, tables, held_out["clear"]),
         "keyframes": {name: KEYFRAMES * len(training[name]) for name in weathers},
         "held_out_keyframes": {name: KEYFRAMES * len(held_out[name]) for name in weathers},
         "steps": steps,
@@ -169,7 +169,7 @@ def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _hidden(run: Path, drives: NuScenesTables, scenes: Sequence[str]) -> dict[str, Any]:
+def _hide_class(run: Path, drives: NuScenesTables, scenes: Sequence[str]) -> dict[str, Any]:
     """Classes that the scene doubts at the end of a drive, when the network's boxes of a class are removed.
 
     Returns for each class `drives` with an annotated object of it, of these `doubted`, and `doubted_without_fault`.

@@ -64,19 +64,19 @@ def tracking(
     """Id switches and the share of objects with a track; AMOTA of real detections by nuScenes' devkit.
 
     `pandaset_2hz` is a network trained on KITTI on five times every fifth frame, looking ahead and behind;
-    `predictions` are PointPillars' of nuScenes' two mini_val scenes. Lanes (`lanes`) have errors (`detected`), without
+    `predictions` are PointPillars' of nuScenes' two mini_val scenes. Lanes (`lanes`) have errors (`detect`), without
     velocities and with them.
     """
     drive, result = _pandaset_detections(pandaset, weights), dict[str, Any]()
     result["pandaset_2hz"] = _score([drive[first::5] for first in range(5)])
     result["pandaset_10hz"] = _score([drive])
-    result["predictions"] = _score(_published(data))
+    result["predictions"] = _score(_published_scenes(data))
     for each in result.values():
         amota = [devkit_scores(scene, Tracker(NUSCENES), ["car"])["amota"] for scene in each.pop("scenes")]
         each["amota"] = float(np.mean(amota))
     for kind in get_args(Kind):
         for name, known in (("", False), ("_with_velocities", True)):
-            scenes = [detected(lanes(kind, seed), seed, known) for seed in range(seeds)]
+            scenes = [detect(lanes(kind, seed), seed, known) for seed in range(seeds)]
             result[kind + name] = _score(scenes)
             del result[kind + name]["scenes"]
     return result
@@ -88,7 +88,7 @@ def _score(scenes: Sequence[Scene]) -> dict[str, Any]:
     return {"id_switches": ids, "recall": found / objects, "scenes": scenes}
 
 
-def tracked(tracker: AnyTracker, scene: Scene) -> list[Tracks]:
+def track(tracker: AnyTracker, scene: Scene) -> list[Tracks]:
     return [tracker.update(moment.boxes, moment.timestamp) for moment in scene]
 
 
@@ -96,7 +96,7 @@ def switches(scene: Scene, tracker: AnyTracker) -> tuple[int, int, int]:
     """How often an object's id changes; how often an object has one; how many objects there are."""
     latest: dict[str, int] = {}
     ids = found = 0
-    for moment, tracks in zip(scene, tracked(tracker, scene), strict=True):
+    for moment, tracks in zip(scene, track(tracker, scene), strict=True):
         now = ids_of_objects(moment, tracks)
         ids += sum(latest.get(name, number) != number for name, number in now.items())
         found += len(now)
@@ -127,7 +127,7 @@ def devkit_scores(scene: Scene, tracker: AnyTracker, classes: Sequence[str]) -> 
     evaluation.cfg.class_names = list(classes)
     truth = {m.timestamp: _tracking_boxes(m.sample, m.truth, m.truth.instances) for m in scene}
     found, scores = {}, defaultdict(list)
-    for moment, tracks in zip(scene, tracked(tracker, scene), strict=True):
+    for moment, tracks in zip(scene, track(tracker, scene), strict=True):
         seen = tracks.select(tracks.unseen == 0)
         found[moment.timestamp] = _tracking_boxes(moment.sample, seen.boxes, seen.ids)
     for box in itertools.chain(*found.values()):
@@ -194,7 +194,7 @@ def lanes(kind: Kind, seed: int, period: float = 0.5, seconds: float = 20.0) -> 
     return moments
 
 
-def detected(scene: Scene, seed: int, known: bool = False) -> Scene:
+def detect(scene: Scene, seed: int, known: bool = False) -> Scene:
     """The scene as a detector sees it: a tenth of the objects missed, noise, a second box on 15 %, five false ones.
 
     Args:
@@ -204,18 +204,18 @@ def detected(scene: Scene, seed: int, known: bool = False) -> Scene:
     for k, moment in enumerate(scene):
         rng = np.random.default_rng([seed, k])
         boxes = moment.truth.select(rng.random(len(moment.truth)) >= 0.1)
-        boxes = _moved(boxes, 0.2, rng.beta(6, 3, len(boxes)), rng)
+        boxes = _displace(boxes, 0.2, rng.beta(6, 3, len(boxes)), rng)
         second = boxes.select(rng.random(len(boxes)) < 0.15)
-        second = _moved(second, 0.6, second.scores * rng.uniform(0.3, 0.95, len(second)), rng)
+        second = _displace(second, 0.6, second.scores * rng.uniform(0.3, 0.95, len(second)), rng)
         false = moment.truth.select(rng.integers(0, len(moment.truth), rng.poisson(5)))
-        false = _moved(false, 8.0, rng.beta(3, 6, len(false)), rng)
+        false = _displace(false, 8.0, rng.beta(3, 6, len(false)), rng)
         boxes = Boxes.joined(boxes, second, false)
         velocities = boxes.velocities + rng.normal(0, 0.5, boxes.velocities.shape) if known else np.nan
         moments.append(replace(moment, boxes=replace(boxes, velocities=np.broadcast_to(velocities, (len(boxes), 3)))))
     return moments
 
 
-def _moved(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
+def _displace(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
     shift = np.column_stack([rng.normal(0, metres, (len(boxes), 2)), np.zeros(len(boxes))])
     return replace(boxes, centers=boxes.centers + shift, scores=scores)
 
@@ -247,7 +247,7 @@ def _cars(boxes: Boxes) -> Boxes:
     return replace(boxes, labels=np.full(len(boxes), CAR), attributes=np.full(len(boxes), -1))
 
 
-def _published(data: Path) -> list[Scene]:
+def _published_scenes(data: Path) -> list[Scene]:
     """Cars that a published PointPillars found in the scenes of mini_val."""
     tables = NuScenesTables(data, "v1.0-mini")
     samples, scenes = tables.samples("mini_val"), defaultdict(list)

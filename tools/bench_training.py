@@ -152,7 +152,7 @@ def train(
         }  # fmt: skip
         result: dict[str, Any] = {}
         for threads in ("1", "all"):
-            steps = {name: _compared(command, threads, out, rounds) for name, command in commands.items()}
+            steps = {name: _compare(command, threads, out, rounds) for name, command in commands.items()}
             result["one_thread" if threads == "1" else "all_threads"] = steps
     single = result["one_thread"]
     return {
@@ -165,7 +165,7 @@ def train(
     }
 
 
-def _compared(command: list[Any], threads: str, out: Path, rounds: int) -> dict[str, Any]:
+def _compare(command: list[Any], threads: str, out: Path, rounds: int) -> dict[str, Any]:
     """Medians of both sides, and the ratios of their seconds and of their memory."""
     used: dict[str, list[Used]] = {"default": [], "kept": []}
     for _ in range(rounds):

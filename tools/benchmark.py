@@ -25,7 +25,7 @@ NuScenes = Annotated[Path, typer.Option("--data", help="Real keyframes, v1.0-min
 Bundle = Annotated[Path, typer.Option(help="An exported bundle.")]
 
 
-def timed(
+def measure_times(
     variants: Mapping[str, Callable[[Any], object]],
     rounds: int,
     clocks: Sequence[Callable[[], float]] = (time.perf_counter,),

@@ -42,7 +42,7 @@ def flat(nms: str) -> Path:
 
 
 @cache
-def built(nms: str = "circle") -> Any:
+def build(nms: str = "circle") -> Any:
     """mmdet3d's network, built from its configuration."""
     from mmdet3d.registry import MODELS
     from mmengine.config import Config
@@ -83,7 +83,7 @@ def spread(model: Any, points: np.ndarray) -> None:
                     last.bias -= 3.5
 
 
-def given(model: Any, points: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
+def arguments_of(model: Any, points: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
     """The arguments of `predict`."""
     from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 
@@ -95,19 +95,19 @@ def given(model: Any, points: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
 @torch.no_grad()
 def raw(model: Any, points: np.ndarray) -> list[dict[str, Tensor]]:
     """The maps of each task, from the last convolutions."""
-    inputs, samples = given(model, points)
+    inputs, samples = arguments_of(model, points)
     features = model.extract_feat(inputs, [sample.metainfo for sample in samples])[1]
     return [task[0] for task in model.pts_bbox_head(features)]
 
 
 @torch.no_grad()
-def predicted(model: Any, points: np.ndarray) -> Any:
+def predict(model: Any, points: np.ndarray) -> Any:
     """Boxes, scores and labels after NMS."""
-    inputs, samples = given(model, points)
+    inputs, samples = arguments_of(model, points)
     return model.predict(inputs, samples)[0].pred_instances_3d
 
 
-def saved(model: Any) -> Path:
+def save(model: Any) -> Path:
     """A checkpoint of the network in mmengine's format."""
     file = folder() / f"centerpoint-{id(model)}.pth"
     torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": model.state_dict()}, file)
@@ -123,6 +123,6 @@ def run(checkpoint: Path, nms: str = "circle") -> Path:
 
 
 @cache
-def converted(nms: str = "circle") -> Config:
+def convert(nms: str = "circle") -> Config:
     """Our configuration of the imported network."""
-    return load_model(run(saved(built(nms)), nms))[1]
+    return load_model(run(save(build(nms)), nms))[1]

@@ -84,7 +84,7 @@ def requirements(file: Path) -> dict[str, Requirement]:
     return {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
 
 
-def pinned(lock: Path) -> dict[str, str]:
+def read_pins(lock: Path) -> dict[str, str]:
     """Version by distribution, in lower case; hashes are left out."""
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
 
@@ -163,7 +163,7 @@ def vehicle_requirements() -> Iterator[str]:
     for name in needed ^ wanted.keys():
         yield f"requirements/vehicle.in: {name} is {'not imported' if name in wanted else 'imported and not in it'}"
     for lock in JETPACKS:
-        versions = pinned(lock)
+        versions = read_pins(lock)
         for name in {*ABSENT, "nuscenes-devkit", "matplotlib"} & versions.keys():
             yield f"{lock}: {name} is of the workshop"
         yield from _out_of_range(lock, wanted.values())
@@ -177,7 +177,7 @@ def locks() -> Iterator[str]:
     for version in found.keys() ^ supported:
         yield f"requirements/py{version}.txt: {'is missing' if version in supported else 'is of no supported Python'}"
     for version, path in found.items():
-        versions = pinned(path)
+        versions = read_pins(path)
         extras = ["rtx", "viewer", "pretrained", "devkit", "dev", *(["mmdet3d"] if version in OLD else [])]
         installed = chain(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
         yield from _out_of_range(path, map(Requirement, installed))
@@ -190,7 +190,7 @@ def locks() -> Iterator[str]:
 
 
 def _out_of_range(lock: Path, wanted: Iterable[Requirement]) -> Iterator[str]:
-    versions = pinned(lock)
+    versions = read_pins(lock)
     for requirement in wanted:
         version = versions.get(canonicalize_name(requirement.name))
         if version is None or not requirement.specifier.contains(version):
@@ -228,7 +228,7 @@ def arguments(file: Path, instruction: str) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(f"{instruction} ")]
 
 
-def ignored(path: str) -> bool:
+def is_ignored(path: str) -> bool:
     """As docker reads .dockerignore: the last pattern that matches a path or a folder above it decides."""
     decision = False
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -249,7 +249,7 @@ def dockerfiles() -> Iterator[str]:
     for file in DOCKERFILES:
         sources = {source for copy in arguments(file, "COPY") for source in shlex.split(copy)[:-1]}
         for source in {"perception", "deploy", "configs", "pyproject.toml", *sources}:
-            if source not in sources or not (ROOT / source).exists() or ignored(source):
+            if source not in sources or not (ROOT / source).exists() or is_ignored(source):
                 yield f"{file}: {source} is not copied, not there, or in .dockerignore"
         if hadolint is None:
             yield f"{file}: was not checked, because hadolint is not installed"
@@ -257,7 +257,7 @@ def dockerfiles() -> Iterator[str]:
         done = subprocess.run([hadolint, "--no-color", file], check=False, capture_output=True, text=True)
         yield from done.stdout.splitlines()
     for path in (".git", ".venv", "runs", "tests", "docs", "perception/__pycache__", "deploy/replay/__pycache__"):
-        if not ignored(path):
+        if not is_ignored(path):
             yield f".dockerignore: {path} reaches the engine"
 
 
@@ -294,7 +294,7 @@ def pages() -> Iterator[str]:
     record, readme = json.loads(figures.RECORD.read_text()), figures.README.read_text()
     if figures.PAGE.read_text() != figures.page(record):
         yield f"{figures.PAGE}: is not what {figures.RECORD.name} says; run `python tools/figures.py --write`"
-    if figures.with_block(readme, figures.quoted(record)) != readme:
+    if figures.with_block(readme, figures.quote(record)) != readme:
         yield f"{figures.README}: is not what {figures.RECORD.name} says; run `python tools/figures.py --write`"
     for section, entry in record.items():
         if entry["command"] != figures.COMMANDS.get(section) or not entry["figures"]:

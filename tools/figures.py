@@ -149,18 +149,18 @@ def _table(figures: Any) -> str:
     head, rows = ["figure", "value"], [[name, value] for name, value in flat(figures)]
     if isinstance(figures, list):
         head, rows = list(figures[0]), [list(each.values()) for each in figures]
-    lines = [f"| {' | '.join(_shown(value) for value in row)} |\n" for row in (head, *rows)]
+    lines = [f"| {' | '.join(_format(value) for value in row)} |\n" for row in (head, *rows)]
     return lines[0] + "|---" * len(head) + "|\n" + "".join(lines[1:])
 
 
-def quoted(record: Record) -> str:
+def quote(record: Record) -> str:
     """README's block: the figures whose sections were measured."""
     rows = []
     for what, text in QUOTED.items():
         sections = sorted(set(re.findall(r"\{(\w+)\.", text)))
         if all(section in record for section in sections):
             commands = ", ".join(f"`{record[section]['command'].removesuffix(' --json')}`" for section in sections)
-            rows.append(f"| {what} | {_filled(text, record)} | {commands} |")
+            rows.append(f"| {what} | {_fill(text, record)} | {commands} |")
     return "| what | figures | command |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
@@ -179,7 +179,7 @@ def flat(figures: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, figures
 
 
-def _filled(text: str, record: Record) -> str:
+def _fill(text: str, record: Record) -> str:
     def fill(match: re.Match[str]) -> str:
         section, *keys = match[1].split(".")
         value = record[section]["figures"]
@@ -190,7 +190,7 @@ def _filled(text: str, record: Record) -> str:
     return re.sub(r"\{([\w.]+):([^}]*)\}", fill, text)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -222,7 +222,7 @@ def main() -> None:
         record[section] = measure(section, before)
         write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     write_atomically(PAGE, page(record).encode())
-    write_atomically(README, with_block(README.read_text(), quoted(record)).encode())
+    write_atomically(README, with_block(README.read_text(), quote(record)).encode())
 
 
 if __name__ == "__main__":

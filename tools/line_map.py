@@ -124,11 +124,11 @@ def record(out: Path, root: Path, options: list[str]) -> int:
     }
     command = [sys.executable, "-m", "pytest", "-p", "line_map_plugin", *options]
     code = subprocess.run(command, check=False, cwd=root, env=environment).returncode
-    (out / "map.json").write_text(json.dumps(_joined(parts)))
+    (out / "map.json").write_text(json.dumps(_join(parts)))
     return code
 
 
-def _joined(parts: Path) -> dict[str, Any]:
+def _join(parts: Path) -> dict[str, Any]:
     """Tests and fixtures with their seconds and lines, from what the processes wrote."""
     lines: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for path in parts.glob("*.lines.json"):
@@ -190,12 +190,12 @@ def _pairs(files: dict[str, list[int]]) -> set[tuple[str, int]]:
     return {(file, line) for file, lines in files.items() for line in lines}
 
 
-def lost(before: LineMap, after: LineMap) -> list[str]:
+def find_lost(before: LineMap, after: LineMap) -> list[str]:
     """Lines that only the first run executed, as `file:line`."""
     return [f"{file}:{line}" for file, line in sorted(before.executed() - after.executed())]
 
 
-def least(recorded: LineMap, share: float) -> list[str]:
+def choose_least(recorded: LineMap, share: float) -> list[str]:
     """Functions that execute this share of the lines in bodies of functions, chosen greedily by lines per second."""
     wanted = recorded.executed() - recorded.imported
     gains: dict[str, set[tuple[str, int]]] = defaultdict(set)
@@ -230,10 +230,10 @@ def main() -> int:
     if arguments.command == "record":
         return record(arguments.out, arguments.root.resolve(), options)
     if arguments.command == "lost":
-        missing = lost(LineMap(arguments.before), LineMap(arguments.after))
+        missing = find_lost(LineMap(arguments.before), LineMap(arguments.after))
         print("\n".join(missing))
         return int(bool(missing))
-    print("\n".join(least(LineMap(arguments.map), arguments.share)))
+    print("\n".join(choose_least(LineMap(arguments.map), arguments.share)))
     return 0
 
 

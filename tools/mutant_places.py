@@ -144,10 +144,10 @@ def places(root: Path, file: str) -> list[Mutant]:
     source = (root / file).read_text()
     finder = _Places(file, source)
     finder.visit(ast.parse(source))
-    return [mutant for mutant in finder.found if _compiles(changed(source, mutant))]
+    return [mutant for mutant in finder.found if _compiles(change(source, mutant))]
 
 
-def changed(source: str, mutant: Mutant) -> str:
+def change(source: str, mutant: Mutant) -> str:
     end = mutant.start + len(mutant.before)
     if source[mutant.start : end] != mutant.before:
         raise ValueError(f"{mutant.name}: the file has changed meanwhile")
@@ -162,7 +162,7 @@ def _compiles(source: str) -> bool:
     return True
 
 
-def drawn(root: Path, executed: set[tuple[str, int]], count: int, seed: int) -> list[Mutant]:
+def draw(root: Path, executed: set[tuple[str, int]], count: int, seed: int) -> list[Mutant]:
     """`count` mutants in executed lines, of each folder its share by number of places, at least one of each."""
     rng = random.Random(seed)
     folders: dict[str, list[Mutant]] = defaultdict(list)
@@ -183,7 +183,7 @@ def drawn(root: Path, executed: set[tuple[str, int]], count: int, seed: int) -> 
     return sorted(chosen[:count], key=lambda mutant: mutant.name)
 
 
-def written(root: Path, path: Path) -> list[Mutant]:
+def read_written(root: Path, path: Path) -> list[Mutant]:
     """The mutants of a YAML file: rows of `file`, `before` (found once in the file), `after` and `why`."""
     mutants = []
     for row in yaml.safe_load(path.read_text()):

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pytest
 from line_map import ROOT, LineMap
-from mutant_places import Mutant, changed, drawn, earlier, written
+from mutant_places import Mutant, change, draw, earlier, read_written
 
 IMPORTED = (
     *(
@@ -187,7 +187,7 @@ class Attempt:
         self.folder, self.mutant, self.start = folder, mutant, time.monotonic()
         self._path = folder / mutant.file
         self._source, self._times = self._path.read_text(), self._path.stat()
-        self._path.write_text(changed(self._source, mutant))
+        self._path.write_text(change(self._source, mutant))
         # Python compiles a file anew if its time is another one.
         os.utime(self._path, (self._times.st_atime, self._times.st_mtime + stamp))
         self._answer, writing = os.pipe()
@@ -226,7 +226,7 @@ class Attempt:
 def run_all(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> Iterator[Outcome]:
     """Each job in one of `workers` copies of the repository."""
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as where:
-        free = [_copied(root, Path(where) / f"copy{i}" / "main") for i in range(workers)]
+        free = [_copy(root, Path(where) / f"copy{i}" / "main") for i in range(workers)]
         waiting, running, stamp = list(reversed(jobs)), list[Attempt](), 0
         while waiting or running:
             while waiting and free:
@@ -245,7 +245,7 @@ def run_all(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> I
                     yield outcome
 
 
-def _copied(root: Path, to: Path) -> Path:
+def _copy(root: Path, to: Path) -> Path:
     to.mkdir(parents=True)
     for name in COPIED:
         if (root / name).exists():
@@ -277,7 +277,7 @@ def main() -> int:
     selection = Selection(root, LineMap(arguments.map))
     if arguments.against is None:
         executed = set(selection.by_line)
-        mutants = [*written(root, arguments.written), *drawn(root, executed, arguments.count, arguments.seed)]
+        mutants = [*read_written(root, arguments.written), *draw(root, executed, arguments.count, arguments.seed)]
     else:
         mutants = earlier(root, arguments.against)
     jobs = [(mutant, selection.tests_of(mutant)) for mutant in mutants]
@@ -285,16 +285,16 @@ def main() -> int:
     for name in filter(None, arguments.preload.split(",")):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    outcomes = _tested(root, jobs, arguments.workers)
+    outcomes = _run_tests(root, jobs, arguments.workers)
     if arguments.against is not None:  # the tests are others, so the one that found it may not be among the ten
         found = {row["mutant"]["name"] for row in json.loads(arguments.against.read_text()) if row["found_by"]}
         lost = [each.mutant for each in outcomes if not each.found_by and each.mutant.name in found]
         outcomes = [each for each in outcomes if each.mutant not in lost]
-        outcomes += _tested(root, [(mutant, selection.tests_of(mutant, 6)) for mutant in lost], arguments.workers)
+        outcomes += _run_tests(root, [(mutant, selection.tests_of(mutant, 6)) for mutant in lost], arguments.workers)
     return _report(outcomes, arguments.out, arguments.against)
 
 
-def _tested(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> list[Outcome]:
+def _run_tests(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> list[Outcome]:
     outcomes = []
     for outcome in run_all(root, jobs, workers):
         outcomes.append(outcome)

@@ -70,7 +70,7 @@ class TwoViews:
         )
 
 
-def scored(
+def score(
     predict: Predict, drives: TwoViews, everything: TwoViews, tokens: Sequence[str], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """`ap`, `recall`, `precision` at SCORE and `objects` of each class of these names.
@@ -97,7 +97,7 @@ def scored(
             mine = predicted.select(_seen(predicted) & (predicted.labels == label))
             right = _right(own.select(counted), mine, i)
             elsewhere = np.concatenate([rest, own.centers[~counted]])
-            kept = right | (_apart(mine.centers, elsewhere) > OTHER)
+            kept = right | (_distances(mine.centers, elsewhere) > OTHER)
             found[name].append(np.column_stack([mine.scores, right])[kept])
             objects[name] += int(counted.sum())
     return {name: average_precision(np.concatenate(found[name]), objects[name]) for name in names}
@@ -108,7 +108,7 @@ def _right(truth: Boxes, found: Boxes, frame: int) -> np.ndarray:
     return match(BoxColumns.of_frame(truth, frame), BoxColumns.of_frame(found, frame), (NEAR,))[0] >= 0
 
 
-def _apart(places: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _distances(places: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N,) m on the ground from each place to the nearest other one."""
     away = np.linalg.norm(places[:, None, :2] - others[None, :, :2], axis=2)
     return np.asarray(away.min(axis=1, initial=np.inf))
@@ -171,8 +171,8 @@ class Memory:
             found.append(np.column_stack([mine.scores, _right(counted, mine, i)]))
             objects += len(counted)
             sure, known = (boxes.select(boxes.scores >= SCORE) for boxes in (mine, before))
-            kept.append(_apart(known.centers, sure.centers) <= NEAR)
-            new.append(_apart(sure.centers, known.centers) > NEAR)
+            kept.append(_distances(known.centers, sure.centers) <= NEAR)
+            new.append(_distances(sure.centers, known.centers) > NEAR)
         return {
             "ap": average_precision(np.concatenate(found), objects)["ap"],
             "kept": float(np.concatenate(kept).mean()),

@@ -64,7 +64,7 @@ def scene_obstacles(run: Path, drives: Keyframes, scenes: Sequence[str]) -> dict
     for scene in scenes:
         counts = [DriveCount(probability) for probability in CURVE]
         annotated, places = set[str](), []
-        for frame, seen in _perceived(predictor, drives, scene):
+        for frame, seen in _perceive(predictor, drives, scene):
             recording = drives.recording(frame.token)
             obstacles, objects = recording.annotated("obstacles"), recording.annotated("boxes")
             assert obstacles is not None
@@ -88,7 +88,7 @@ def scene_obstacles(run: Path, drives: Keyframes, scenes: Sequence[str]) -> dict
     return {"obstacles": there, "metres": metres, "curve": rows}
 
 
-def _perceived(predictor: TorchPredictor, drives: Keyframes, scene: str) -> Iterator[tuple[Frame, SceneFrame]]:
+def _perceive(predictor: TorchPredictor, drives: Keyframes, scene: str) -> Iterator[tuple[Frame, SceneFrame]]:
     """The frames of a drive, and what a scene makes of them."""
     spec = predictor.spec
     state = Scene(spec.rig.sensors, predictor.model.tasks, drives.taxonomy.conditions)

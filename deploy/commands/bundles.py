@@ -144,7 +144,7 @@ def build(
     if show:
         from deploy.targets import TARGETS, table
 
-        return report({"targets": [each.described() for each in TARGETS.values()]}, as_json, table())
+        return report({"targets": [each.to_json() for each in TARGETS.values()]}, as_json, table())
     if bundle is None or not target:
         raise InputError("build takes a bundle and its --target; `perception build --list` shows the targets")
     if refit_from is not None:

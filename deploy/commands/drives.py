@@ -146,7 +146,7 @@ def _run_and_drives(
     return predictor, predictor.spec, open_source(data, version, predictor.spec.rig, predictor.taxonomy)
 
 
-def _given(conditions: str, bundle: Path) -> Conditions | None:
+def _parse_conditions(conditions: str, bundle: Path) -> Conditions | None:
     """The value of --conditions, by the taxonomy of the bundle."""
     from deploy.manifest import read_manifest
     from deploy.route import parse_conditions
@@ -267,7 +267,7 @@ def replay(
         target=target,
         trust=make_trust(key, state, allow_older),
         faults=fault or (),
-        conditions=_given(conditions, bundle),
+        conditions=_parse_conditions(conditions, bundle),
         evidence=evidence,
         selection=Selection(start, math.inf if end is None else end, every),
         real_time=real_time,

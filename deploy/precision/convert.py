@@ -53,16 +53,16 @@ class Errors:
         self, model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], trunk_outputs: Collection[str] = ()
     ) -> None:
         self.graph, self.ranges = model.graph, ranges
-        self._measured = with_measured_outputs(model, trunk_outputs)
+        self._require_stage = with_measured_outputs(model, trunk_outputs)
         cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
         found = run(_with_outputs(model, cells), frames) if cells else [{} for _ in frames]
         given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
         self._frames = [{**frame, **each} for frame, each in zip(frames, given, strict=True)]
-        self._expected = run(self._measured, self._frames)
+        self._expected = run(self._require_stage, self._frames)
 
     def of(self, layers: Collection[str], layout: Layout) -> float:
         """The error with these layers in INT8."""
-        return error(self._expected, run(quantise(self._measured, layers, self.ranges, layout), self._frames))
+        return error(self._expected, run(quantise(self._require_stage, layers, self.ranges, layout), self._frames))
 
 
 def sensitivity(errors: Errors, exact: Collection[str] = ()) -> tuple[Block, ...]:

@@ -55,8 +55,8 @@ def places(graph: onnx.GraphProto) -> NetworkParts:
         else:
             continue
         encoding.add(node.output[0])
-    ends, decoding = _traced_back(graph, {tensor.name for tensor in graph.output}, encoding)
-    view_transform, lifted = _traced_back(graph, joined, encoding)
+    ends, decoding = _trace_back(graph, {tensor.name for tensor in graph.output}, encoding)
+    view_transform, lifted = _trace_back(graph, joined, encoding)
     heads = ends - _feeding_convolutions(graph)  # the fused map gives an output (conditions), but also feeds the trunk
     return NetworkParts(frozenset(encoding), frozenset(heads), frozenset(view_transform), frozenset(decoding | lifted))
 
@@ -79,7 +79,7 @@ def _feeding_convolutions(graph: onnx.GraphProto) -> set[str]:
     return feeding
 
 
-def _traced_back(graph: onnx.GraphProto, wanted: set[str], encoding: set[str]) -> tuple[set[str], set[str]]:
+def _trace_back(graph: onnx.GraphProto, wanted: set[str], encoding: set[str]) -> tuple[set[str], set[str]]:
     """The last convolutions before these tensors, and the nodes between; stops at the encoding."""
     last, between = set(), set()
     for node in reversed(graph.node):

@@ -64,7 +64,7 @@ WEIGHTS = {
 
 def structure_sha256(model: ModelProto) -> str:
     """The hash of a graph without its weights: equal for two graphs that differ in their weights alone."""
-    rest, trained = ModelProto(), trained_weights(model.graph)
+    rest, trained = ModelProto(), find_trained_weights(model.graph)
     rest.CopyFrom(model)
     for tensor in rest.graph.initializer:
         # Scalars are constants of the computation.
@@ -73,7 +73,7 @@ def structure_sha256(model: ModelProto) -> str:
     return hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
-def trained_weights(graph: GraphProto) -> set[str]:
+def find_trained_weights(graph: GraphProto) -> set[str]:
     """Names of the tensors that are only used as trained weights."""
     trained: set[str] = set()
     other: set[str] = set()
@@ -132,7 +132,7 @@ def make_golden_frames(
             outputs = trained if precision == "fp16" else engine.run(inputs)
             found: list[Arrays] = [other.run(inputs) for other in others]
             compared = {
-                task: steady(part_of(task, outputs), [part_of(task, each) for each in found], precision)
+                task: find_steady(part_of(task, outputs), [part_of(task, each) for each in found], precision)
                 for task in ranked
             }
             frame = GoldenFrame(name, inputs, outputs, compared, file)
@@ -148,7 +148,7 @@ def round_weights(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
     """
     copy, cut = onnx.ModelProto(), np.uint32(1 << (23 - mantissa))
     copy.CopyFrom(graph)
-    trained = trained_weights(graph.graph)  # not tables of constants, which no engine rounds
+    trained = find_trained_weights(graph.graph)  # not tables of constants, which no engine rounds
     for tensor in copy.graph.initializer:
         if tensor.name in trained and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
             bits = numpy_helper.to_array(tensor).copy().view(np.uint32)
@@ -157,9 +157,9 @@ def round_weights(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
     return copy
 
 
-def steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> np.ndarray:
+def find_steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> np.ndarray:
     """The detections (bool, like scores) that all engines find, with scores clear of the last in the list."""
-    half, lost = _halved_bounds(precision), BOUNDS[precision].ranked.lost
+    half, lost = _halve_bounds(precision), BOUNDS[precision].ranked.lost
     apart = max(score_spread(expected["scores"], actual["scores"], lost).each for actual in others)
     apart = max(apart, LEAST.ranked.score.each / 10)  # below the spacing of an untrained network's scores
     compared = clear_detections(expected, min(apart, half.score.each))
@@ -178,7 +178,7 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
         InputError: they exceed the bounds of the precision, or too few detections can be compared.
     """
     tolerances = Tolerances(
-        ranked={name: _ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
+        ranked={name: _make_ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
         dense={name: _dense(measured, precision, name, output) for name, output in dense_outputs(tasks).items()},
         labels={name: _labels(measured, name) for name in label_outputs(tasks)},
     )
@@ -192,8 +192,8 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
     return tolerances
 
 
-def _ranked(measured: Sequence[Measured], precision: Precision, task: str) -> Ranked:
-    least, half, lost = LEAST.ranked, _halved_bounds(precision), BOUNDS[precision].ranked.lost
+def _make_ranked(measured: Sequence[Measured], precision: Precision, task: str) -> Ranked:
+    least, half, lost = LEAST.ranked, _halve_bounds(precision), BOUNDS[precision].ranked.lost
     spreads = {name: [spread] for name, spread in least.spreads()}
     for frame, others in measured:
         expected = part_of(task, frame.outputs)
@@ -202,9 +202,9 @@ def _ranked(measured: Sequence[Measured], precision: Precision, task: str) -> Ra
                 same = match_detections(expected, actual, i, compared, half)
                 for name in QUANTITIES:
                     spread = same.spread(name, ERRORS)
-                    spreads[name].append(_rounded(MARGIN * spread.each, spread.mean))
+                    spreads[name].append(_round_spread(MARGIN * spread.each, spread.mean))
             off = score_spread(expected["scores"], actual["scores"], lost)
-            spreads["score"].append(_rounded(MARGIN * off.each, MARGIN * off.mean))
+            spreads["score"].append(_round_spread(MARGIN * off.each, MARGIN * off.mean))
     return Ranked(**{name: _largest(found) for name, found in spreads.items()}, lost=lost)
 
 
@@ -214,7 +214,7 @@ def _dense(measured: Sequence[Measured], precision: Precision, name: str, output
     found = [dense_spreads(frame.outputs[name], other[name]) for frame, others in measured for other in others]
     largest = [_largest(each) for each in zip(*found, strict=True)]
     usual = sum(each.mean for each in largest) / max(1, len(largest))
-    spreads = [_rounded(MARGIN * each.each, MARGIN * max(each.mean, usual)) for each in largest]
+    spreads = [_round_spread(MARGIN * each.each, MARGIN * max(each.mean, usual)) for each in largest]
     if not output.steady:
         spreads = [each.model_copy(update={"each": min(each.each, bound.each)}) for each in spreads]
     return {channel: _largest([each, least]) for channel, each in zip(output.channels, spreads, strict=True)}
@@ -227,7 +227,7 @@ def _labels(measured: Sequence[Measured], name: str) -> float:
     return max(LEAST.labels, min(1.0, float(f"{max(MARGIN * max(found), few):.2g}")))
 
 
-def _halved_bounds(precision: Precision) -> Ranked:
+def _halve_bounds(precision: Precision) -> Ranked:
     """The bounds divided by `MARGIN`, with no limit on lost detections."""
     bound = BOUNDS[precision].ranked
     halved = {name: Spread(each=each.each / MARGIN, mean=each.mean / MARGIN) for name, each in bound.spreads()}
@@ -239,6 +239,6 @@ def _largest(spreads: Iterable[Spread]) -> Spread:
     return Spread(each=max(each.each for each in every), mean=max(each.mean for each in every))
 
 
-def _rounded(each: float, mean: float) -> Spread:
+def _round_spread(each: float, mean: float) -> Spread:
     """A spread rounded to two digits."""
     return Spread(each=float(f"{each:.2g}"), mean=float(f"{mean:.2g}"))

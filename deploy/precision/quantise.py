@@ -53,7 +53,7 @@ def quantisable(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 def activations(graph: onnx.GraphProto) -> set[str]:
     """The tensors whose ranges `quantise` needs: inputs and outputs of the `quantisable` convolutions."""
     layers = quantisable(graph).values()
-    return {node.input[0] for node in layers} | {_activated(graph, node) for node in layers}
+    return {node.input[0] for node in layers} | {_activation_output(graph, node) for node in layers}
 
 
 def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, layout: Layout) -> onnx.ModelProto:
@@ -72,7 +72,7 @@ def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, la
     for node in named.graph.node:
         node.name = node.output[0]
         if node.name in layers:
-            output = _activated(named.graph, node)
+            output = _activation_output(named.graph, node)
             chosen.add(output)
             limits[node.name] = limits[output]  # the quantiser fuses the ReLU into the QuantizeLinear behind it
     quantiser = QDQQuantizer(
@@ -94,7 +94,7 @@ def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, la
     return result
 
 
-def _activated(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+def _activation_output(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
     """The output of a convolution, or of the ReLU behind it if that is its only consumer."""
     consumers = [other for other in graph.node if node.output[0] in other.input]
     return consumers[0].output[0] if [other.op_type for other in consumers] == ["Relu"] else node.output[0]

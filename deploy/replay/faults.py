@@ -99,7 +99,7 @@ class Delay(Kind):
             return frame.without_points()
         late = past.points + np.array([0, 0, 0, 0, 1e-6 * (frame.timestamp - past.timestamp)], np.float32)
         shown = replace(frame.without_points(), points=late, sweep_of_point=past.sweep_of_point)
-        return corrupt.moved(shown, np.linalg.inv(frame.global_from_reference) @ past.global_from_reference)
+        return corrupt.move_points(shown, np.linalg.inv(frame.global_from_reference) @ past.global_from_reference)
 
 
 class Blackout(Kind):
@@ -119,7 +119,7 @@ class Blur(Kind):
     pixels: Amount = 5.0  # standard deviation, in the recorded picture
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.blurred(image, self.pixels)
+        return corrupt.blur(image, self.pixels)
 
 
 class Noise(Kind):
@@ -151,7 +151,7 @@ class Miscalibration(Kind):
         return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
 
     def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
-        return corrupt.moved(frame, self._displacement(rng))
+        return corrupt.move_points(frame, self._displacement(rng))
 
     def _displacement(self, rng: np.random.Generator) -> np.ndarray:
         return corrupt.displacement(self.degrees, self.metres, rng)
@@ -164,7 +164,7 @@ class Points(Kind):
     share: Fraction = 0.5
 
     def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
-        return corrupt.thinned(frame, self.share, rng)
+        return corrupt.thin_points(frame, self.share, rng)
 
 
 class Corruption(Kind):
@@ -174,10 +174,10 @@ class Corruption(Kind):
     share: Fraction = 0.2  # of the LiDAR's packets, or of the pictures' rows of blocks
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.damaged_image(image, self.share, rng)
+        return corrupt.damage_image(image, self.share, rng)
 
     def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> Frame:
-        return corrupt.garbled_points(frame, self.share, rng)
+        return corrupt.garble_points(frame, self.share, rng)
 
 
 KINDS: dict[str, type[Kind]] = {kind.__name__.lower(): kind for kind in Kind.__subclasses__()}
@@ -313,11 +313,11 @@ def _inject_one(frames: Iterable[Frame], fault: Fault, time: DriveTime) -> Itera
         if frame.scene != scene:
             scene, past = frame.scene, deque()
         inside = fault.start <= time(frame.scene, frame.timestamp) < fault.end
-        known = _shown_frame(fault.kind, past, frame, inside)
+        known = _frame_to_show(fault.kind, past, frame, inside)
         yield fault.apply(frame, known) if inside else frame
 
 
-def _shown_frame(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:
+def _frame_to_show(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:
     """The earlier frame that the sensor still shows; removes frames from `past` that are no longer needed."""
     if isinstance(kind, Freeze):
         if not inside or not past:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.replay.faults import parse_faults
-from deploy.replay.folder import SCENES, final_files, occupied, remove
+from deploy.replay.folder import SCENES, final_files, occupy, remove
 from deploy.replay.player import Player, Watcher
 from deploy.replay.provenance import differences, new_provenance
 from deploy.replay.report import DriveRange
@@ -120,23 +120,23 @@ class Fleet:
             if given and (jobs or ray is not None):
                 raise InputError(f"--jobs and {option}: this needs a single process; use one of both")
         begun = new_provenance(self.runtime, self.source, settings)
-        with occupied(make_folder(self.out)):
+        with occupy(make_folder(self.out)):
             remove(self.out, final_files())
             if settings.latency or settings.viewers:  # latencies are of one run, and viewers get every frame
                 remove_folder(self.out / SCENES)
             resumed = 0
-            for name, played in self._alone() if ray is None and not jobs else self._pooled(jobs, ray):
+            for name, played in self._replay_here() if ray is None and not jobs else self._replay_in_pool(jobs, ray):
                 if played.discarded:
                     message = f"{name}: restarting, because it was replayed with {played.discarded}"
                     self.watcher.message(message)
                 if played.resumed and not resumed:
                     self.watcher.message(f"{self.out}: resuming the interrupted replay")
                 resumed += played.resumed
-            self._joined().write(self.out, begun, resumed)
+            self._join().write(self.out, begun, resumed)
             remove_folder(self.out / SCENES)
         return ReplayResults(self.out)
 
-    def _alone(self) -> Iterator[tuple[str, Played]]:
+    def _replay_here(self) -> Iterator[tuple[str, Played]]:
         """Replay all drives in this process, and yield the name of each and what became of it."""
         with ExitStack() as files:
             viewers = open_viewers(files, self.out, self.runtime.bundle.manifest, self.settings.viewers)
@@ -147,8 +147,8 @@ class Fleet:
                 self.watcher.advance(assigned.place.frames if played.resumed else 0)
                 yield assigned.name, played
 
-    def _pooled(self, jobs: int, ray: str | None) -> Iterator[tuple[str, Played]]:
-        """As `_alone`, in other processes and any order."""
+    def _replay_in_pool(self, jobs: int, ray: str | None) -> Iterator[tuple[str, Played]]:
+        """As `_replay_here`, in other processes and any order."""
 
         def anywhere(path: Path) -> Path:
             """A path for processes with another working directory, or on another machine."""
@@ -166,13 +166,13 @@ class Fleet:
             replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
         )
         with open_pool(opened, min(jobs, len(self.assignments)), ray, died=died) as workers:
-            for i, played in workers.completed(Worker.play, self.assignments, attrgetter("name")):
+            for i, played in workers.run(Worker.play, self.assignments, attrgetter("name")):
                 self.watcher.advance(self.assignments[i].place.frames)
                 yield self.assignments[i].name, played
         if ray is not None:
             fetch(origin_of(self.out.absolute() / SCENES))
 
-    def _joined(self) -> ReplayTotals:
+    def _join(self) -> ReplayTotals:
         """Join the files of all drives; returns their totals."""
         folders = [self.out / SCENES / str(each.number) for each in self.assignments]
         absent = next((folder for folder in folders if not (folder / PART).exists()), None)
@@ -232,7 +232,7 @@ class Worker:
     def _play(self, assigned: Assignment, part: Path) -> Played:
         # Of the other drives, which pictures the report shows.
         known = {"about": {**self._about, "scene": assigned.name, "place": assigned.place}, "computed": self._computed}
-        found = _found(part)
+        found = _read_part(part)
         discarded = ""
         if found is not None:
             if different := differences(found["about"], known["about"]):
@@ -247,7 +247,7 @@ class Worker:
         return Played(discarded=discarded)
 
 
-def _found(part: Path) -> Mapping[str, Any] | None:
+def _read_part(part: Path) -> Mapping[str, Any] | None:
     """What is known of a drive that was replayed to its end; None if there is none, or it is damaged."""
     try:
         found = json.loads(read_file(part))

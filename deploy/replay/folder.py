@@ -65,7 +65,7 @@ class OccupiedError(InputError):
 
 
 @contextmanager
-def occupied(folder: Path) -> Iterator[None]:
+def occupy(folder: Path) -> Iterator[None]:
     """Let no other replay write to a folder meanwhile; OccupiedError if one does."""
     import fcntl
 

@@ -45,7 +45,7 @@ class _Subset(_Gate):
 
     @field_validator("range")
     @classmethod
-    def _ordered(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _require_order(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
         if bounds is not None and not 0 <= bounds[0] < bounds[1]:
             raise ValueError("a range is [from, to] in metres")
         return bounds
@@ -104,7 +104,7 @@ class LatencyLimit(_Gate):
 
     @field_validator("stage")
     @classmethod
-    def _measured(cls, stage: str) -> str:
+    def _require_stage(cls, stage: str) -> str:
         if stage not in (*STAGES, "total"):
             raise ValueError(f"{stage!r} is none of {', '.join((*STAGES, 'total'))}")
         return stage
@@ -209,7 +209,7 @@ def default_gates(measures: Measures) -> Gates:
     gates: list[Gate] = []
     for condition in (None, *measures.finished.conditions):
         for task in measures.tasks():
-            differences, agreeing = measures.metrics[task].usual_gates(measures.counts(task))
+            differences, agreeing = measures.metrics[task].list_usual_gates(measures.counts(task))
             for of in differences:
                 gates.append(Difference(metric="difference", of=of, condition=condition, at_most=DEFAULT_LOSS))
             for of in agreeing:

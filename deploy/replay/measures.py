@@ -76,7 +76,7 @@ class Measures:
         """
         task, gate = task_of(subject.metric), metrics()[subject.metric]
         if gate.whole:
-            return Score(np.array([self.metrics[task].whole_score(self.finished.folder, subject.metric)]))
+            return Score(np.array([self.metrics[task].read_whole_score(self.finished.folder, subject.metric)]))
         key = task, subject.condition, subject.range, leaving_out
         if key not in self._scores:
             weights = self.weights(subject.condition, subject.range)

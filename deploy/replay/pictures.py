@@ -52,10 +52,10 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
         return None
     points = frame.keyframe_points
     shades = height_shades(points, frame, len(HEIGHT_COLOURS))
-    return data_uri("png", indexed_png(painted_above(points, shades + 1, frame, grid, size), HEIGHT_COLOURS))
+    return data_uri("png", encode_indexed_png(paint_above(points, shades + 1, frame, grid, size), HEIGHT_COLOURS))
 
 
-def painted_above(points: np.ndarray, colours: np.ndarray, frame: Frame, grid: BevGrid, size: int) -> np.ndarray:
+def paint_above(points: np.ndarray, colours: np.ndarray, frame: Frame, grid: BevGrid, size: int) -> np.ndarray:
     """A picture (size, size) uint8 of the grid from above: 0, and at each point its colour, the highest on top.
 
     Args:
@@ -86,7 +86,7 @@ def height_shades(points: np.ndarray, frame: Frame, shades: int) -> np.ndarray:
     return np.clip(share * shades, 0, shades - 1).astype(np.uint8)
 
 
-def indexed_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
+def encode_indexed_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
     """PNG of a picture (H, W) uint8 of colour indices, W even: 0 is transparent, i is colours[i - 1].
 
     OpenCV cannot write indices: 20 times as fast as RGBA, and half the size.
@@ -133,7 +133,7 @@ def raster_picture(layer: RasterLayer) -> str:
     return data_uri("png", content.tobytes())
 
 
-def reduced(frame: Frame, width: int) -> Frame:
+def reduce_frame(frame: Frame, width: int) -> Frame:
     """The frame with no more than its pictures are drawn from: the keyframe's points, and of each camera a JPEG file.
 
     The cameras have black images of the recorded size, which take no memory. Pictures without a recorded file are
@@ -151,7 +151,7 @@ def small_jpeg(camera: Camera, width: int, reduced: bool = False) -> bytes:
     """A camera's picture as a JPEG file, `width` pixels wide; a recorded file that is not wider is taken as it is.
 
     Args:
-        reduced: it is a camera of a frame that is `reduced`, whose image is black.
+        reduced: it is a camera of a frame that is `reduce_frame`, whose image is black.
     """
     content, image = camera.jpeg, camera.image
     if content is not None and jpeg_size(content)[0] <= width:
@@ -159,15 +159,15 @@ def small_jpeg(camera: Camera, width: int, reduced: bool = False) -> bytes:
     if content is not None and reduced:
         image = decode_image(content, reduction_to(content, width))
     height = round(image.shape[0] * width / image.shape[1])
-    return _encoded(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 66)
+    return _encode_jpeg(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 66)
 
 
 def jpeg(camera: Camera) -> bytes:
     """A camera's picture as a JPEG file: the recorded one if it has this image."""
-    return camera.jpeg or _encoded(camera.image, JPEG_QUALITY)
+    return camera.jpeg or _encode_jpeg(camera.image, JPEG_QUALITY)
 
 
-def _encoded(image: np.ndarray, quality: int) -> bytes:
+def _encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """A picture (H, W, 3) uint8 RGB as a JPEG file."""
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return content.tobytes()
@@ -197,7 +197,7 @@ def box_edges(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]) -> t
     edges, inside = np.full((len(boxes), 12, 2, 2), np.nan), np.zeros(len(boxes), bool)
     before = np.flatnonzero((corners[..., 2] >= _NEAR).any(axis=1))  # at least partly in front of the camera
     start, end = corners[before[:, None], _EDGES[:, 0]], corners[before[:, None], _EDGES[:, 1]]  # (M, 12, 3)
-    start, end = _clipped(start, end), _clipped(end, start)
+    start, end = _clip_edge(start, end), _clip_edge(end, start)
     found = np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2)
     low, high = np.nanmin(found, axis=(1, 2)), np.nanmax(found, axis=(1, 2))
     edges[before] = found
@@ -219,7 +219,7 @@ def box_edges_resized(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ..
     }
 
 
-def _clipped(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def _clip_edge(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """`start`, moved along the edge to the near plane if it is behind it; NaN if the whole edge is."""
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (_NEAR - start[..., 2:]) / (end[..., 2:] - start[..., 2:])
@@ -261,13 +261,13 @@ def layer_pictures(
     if isinstance(layer, VoxelLayer):
         return {"above": _uri(voxels_above(layer, frame, grid, above), shaded_colours(layer)), "cameras": {}}
     colours = np.array([rgb(colour) for colour in layer.colours.values()], np.uint8)
-    seen = painted_above(layer.points, (layer.labels + 1).astype(np.uint8), frame, grid, above)
+    seen = paint_above(layer.points, (layer.labels + 1).astype(np.uint8), frame, grid, above)
     cameras = {name: _uri(points_in_camera(layer, frame, name, width), colours) for name in frame.cameras}
     return {"above": _uri(seen, colours), "cameras": cameras}
 
 
 def points_in_camera(layer: PointLayer, frame: Frame, camera: str, width: int) -> np.ndarray:
-    """A picture (height, width) uint8 as of `indexed_png`: each point's label + 1, the nearest on top."""
+    """A picture (height, width) uint8 as of `encode_indexed_png`: each point's label + 1, the nearest on top."""
     rows, columns = frame.cameras[camera].image.shape[:2]
     height = round(rows * width / columns)
     projection = frame.image_from_reference(camera)
@@ -285,7 +285,7 @@ def points_in_camera(layer: PointLayer, frame: Frame, camera: str, width: int) -
 
 
 def voxels_above(layer: VoxelLayer, frame: Frame, grid: BevGrid, size: int) -> np.ndarray:
-    """A picture (size, size) uint8 of the topmost voxels, as of `indexed_png` with `shaded_colours`."""
+    """A picture (size, size) uint8 of the topmost voxels, as of `encode_indexed_png` with `shaded_colours`."""
     if not len(layer.centers):
         return np.zeros((size, size), np.uint8)
     low, centers = layer.centers.min(axis=0).astype(np.float64), layer.centers.astype(np.float64)
@@ -317,4 +317,4 @@ def _shades(layer: VoxelLayer) -> int:
 
 
 def _uri(picture: np.ndarray, colours: np.ndarray) -> str:
-    return data_uri("png", indexed_png(picture, colours))
+    return data_uri("png", encode_indexed_png(picture, colours))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from deploy.replay.faults import hide, inject, parse_faults
 from deploy.replay.report import DriveRange
-from deploy.replay.schedule import BackgroundWriter, RealTime, frozen_objects, prefetch, single_core
+from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch, single_core
 from deploy.replay.settings import WHOLE, FrameChoice, Segment, Selection, Settings
 from deploy.replay.sources import Drive
 from deploy.replay.totals import ReplayTotals
@@ -77,7 +77,7 @@ class Player:
         measured = self._measure(drive, totals, segment) if self.settings.latency else None
         clock = RealTime() if self.settings.real_time and measured is None else None
         self.runtime.scene.restart(segment.first_id)
-        with frozen_objects(), ExitStack() as files:
+        with freeze_objects(), ExitStack() as files:
             writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewers)
             background = files.enter_context(BackgroundWriter())
             for taken in files.enter_context(closing(prefetch(self._frames(drive, segment)))):

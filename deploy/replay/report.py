@@ -20,7 +20,7 @@ from deploy.replay.timeline import Timeline, WorstFrames
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.page.single_file import as_script, single_file
-from perception.rig import ordered_by_view
+from perception.rig import order_by_view
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.task import Task
@@ -69,7 +69,7 @@ class PageFrames:
         self.layers: dict[str, dict[str, Any]] = {}
         self._tasks, self._grid = tasks, grid
         self._pages: dict[int, dict[str, Any]] = {}  # as JSON
-        self._undrawn: dict[int, tuple[Frame, Sequence[Layer]]] = {}  # frames that are `reduced`
+        self._undrawn: dict[int, tuple[Frame, Sequence[Layer]]] = {}  # frames that are `reduce_frame`
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
 
     def layers_of(self, frame: Frame, seen: SceneFrame) -> list[Layer]:
@@ -77,7 +77,7 @@ class PageFrames:
         found = []
         for task, layer in pictures.draw_layers(self._tasks, frame, seen):
             if layer.name not in self.layers:
-                self.layers[layer.name] = _described(task, layer)
+                self.layers[layer.name] = _describe_layer(task, layer)
             if isinstance(layer, BoxLayer) and layer.style == "tracked":
                 self._trails[layer.name].add(frame.scene, frame.timestamp, layer)
             found.append(layer)
@@ -95,7 +95,7 @@ class PageFrames:
         if stays:
             self._draw(page, frame, layers)
         else:
-            self._undrawn[page["number"]] = pictures.reduced(frame, CAMERA_WIDTH), layers
+            self._undrawn[page["number"]] = pictures.reduce_frame(frame, CAMERA_WIDTH), layers
 
     def keep(self, numbers: Collection[int]) -> None:
         """Remove the other frames."""
@@ -154,7 +154,7 @@ class PageFrames:
         ]
 
 
-def _described(task: str, layer: Layer) -> dict[str, Any]:
+def _describe_layer(task: str, layer: Layer) -> dict[str, Any]:
     """A layer's data for the page that is equal in all frames: checkbox, legend and style."""
     style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else (_STYLES[type(layer)], None)
     classes = [{"name": name, "colour": colour} for name, colour in layer.colours.items()]
@@ -291,7 +291,7 @@ class Report:
             "bundle": _bundle_facts(self.manifest, self.target) | dict(provenance or {}),
             "layers": list(self._frames.layers.values()),
             "lidars": self.manifest.rig.sensors.lidars,
-            "cameras": self._arranged(),
+            "cameras": self._arrange_cameras(),
             "cameraWidth": CAMERA_WIDTH,
             "cameraHeights": self._heights,
             "extent": [low[0].min(), low[1].min(), np.ptp(low[0]), np.ptp(low[1])],
@@ -302,14 +302,14 @@ class Report:
             "scenes": self._scenes,
             "lanes": self._timeline.lanes(),
             "faults": faults,
-            "worst": self._worst.listed(),
+            "worst": self._worst.to_rows(),
             "frames": self._frames.drawn(),
         }
         return single_file("deploy.replay", data)
 
-    def _arranged(self) -> list[list[str]]:
+    def _arrange_cameras(self) -> list[list[str]]:
         """The rig's cameras as rows of the page, as they look; those without a picture come last."""
-        front, rear = ordered_by_view(self._yaws)
+        front, rear = order_by_view(self._yaws)
         rear += [name for name in self.manifest.rig.sensors.cameras if name not in self._yaws]
         return [row for row in (front, rear) if row]
 

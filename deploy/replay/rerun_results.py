@@ -59,7 +59,7 @@ class RerunWriter:
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))
         for _, layer in draw_layers(self._tasks, frame, seen):
-            log(*_logged(layer))
+            log(*_to_components(layer))
         points = np.zeros((0, 3)) if frame.points is None else frame.points[:, :3]
         log("world/vehicle/points", rerun.Points3D(points))
         reference_from_global = np.linalg.inv(frame.global_from_reference)
@@ -81,7 +81,7 @@ def _words(seen: SceneFrame) -> dict[str, list[str]]:
     }
 
 
-def _logged(layer: Layer) -> tuple[str, rerun.AsComponents]:
+def _to_components(layer: Layer) -> tuple[str, rerun.AsComponents]:
     """The path and the content of a layer."""
     if isinstance(layer, RasterLayer):
         return layer.name, rerun.Image(raster_colours(layer)[::-1])

@@ -65,7 +65,7 @@ class FrameColumns(NamedTuple):
                         column.append(number)
                     start += len(text)
         except (OSError, ValueError):
-            raise _unfinished(path.parent, path.name) from None
+            raise _unfinished_error(path.parent, path.name) from None
         columns = {name: np.array(each, np.int64) for name, each in numbers.items()}
         by_name = np.argsort(np.argsort(np.array(list(scenes), str)))
         return FrameColumns(
@@ -100,7 +100,7 @@ class _Lines(Sequence[dict[str, Any]]):
             with self._path.open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
-            raise _unfinished(self._path.parent, self._path.name) from None
+            raise _unfinished_error(self._path.parent, self._path.name) from None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -253,8 +253,8 @@ class ReplayResults:
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise _unfinished(self.folder, name) from None
+            raise _unfinished_error(self.folder, name) from None
 
 
-def _unfinished(folder: Path, name: str) -> InputError:
+def _unfinished_error(folder: Path, name: str) -> InputError:
     return InputError(f"{folder}: holds no finished replay (no readable {name}); replay again")

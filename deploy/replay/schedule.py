@@ -93,7 +93,7 @@ class RealTime:
 
 
 @contextmanager
-def frozen_objects() -> Iterator[None]:
+def freeze_objects() -> Iterator[None]:
     """Exclude existing objects, such as tables and the bundle, from garbage collection."""
     gc.freeze()
     try:
@@ -113,7 +113,7 @@ def single_core() -> Iterator[None]:
     try:
         if cores:
             os.sched_setaffinity(0, {min(cores)})
-        with frozen_objects():
+        with freeze_objects():
             yield
     finally:
         if cores:

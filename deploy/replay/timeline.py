@@ -86,7 +86,7 @@ class WorstFrames:
     def numbers(self) -> set[int]:
         return {-entry[1] for heap in self._heaps.values() for entry in heap}
 
-    def listed(self) -> list[dict[str, Any]]:
+    def to_rows(self) -> list[dict[str, Any]]:
         """Each measure's frames, the worst first."""
         return [
             {"measure": measure, "number": -negative, "text": text}

@@ -94,7 +94,7 @@ class FaultDetections:
             for status, seconds in other["delays"].items():
                 each.delays[status] = max(each.delays.get(status, 0.0), seconds)
 
-    def listed(self) -> list[dict[str, Any]]:
+    def to_rows(self) -> list[dict[str, Any]]:
         """For each fault and sensor or class: its frames, frames with detection, and s until each status."""
         return [
             {
@@ -180,6 +180,6 @@ class ReplayTotals:
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
         )
-        page = self.report.html(latency, provenance.brief(), self.faults.listed())
+        page = self.report.html(latency, provenance.brief(), self.faults.to_rows())
         write_atomically(out / REPORT, page.encode())
         provenance.write(out)

@@ -246,10 +246,10 @@ class _Judge:
     def _latency(self, gate: LatencyLimit) -> Case:
         measured, name = self.finished.latency, f"latency {gate.stage} {gate.quantile}"
         if measured.get("mode") != VEHICLE:
-            return _unmeasured(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
+            return _unmeasured_case(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
         if (frames := measured["frames"]) < LEAST_FRAMES:
             few = Unmeasured(f"{frames} frames are too few, {LEAST_FRAMES} are needed")
-            return _unmeasured(name, gate.metric, gate.at_most, few)
+            return _unmeasured_case(name, gate.metric, gate.at_most, few)
         value = measured["stages"][gate.stage][gate.quantile]
         reason = f"{value:.1f} ms; at most {gate.at_most:g} ms"
         return Case(name, gate.metric, value <= gate.at_most, value, gate.at_most, reason)
@@ -276,7 +276,7 @@ class _Judge:
         try:
             value = float(self.run.score(gate.subject(gate.metric)).values[0])
         except Unmeasured as why:
-            return _unmeasured(name, gate.metric, limit, why)
+            return _unmeasured_case(name, gate.metric, limit, why)
         return Case(name, gate.metric, value >= limit, value, limit, f"{value:.4f}; at least {limit:g}")
 
     def _difference(self, gate: Difference) -> Case:
@@ -286,7 +286,7 @@ class _Judge:
         try:
             found = change(run, baseline, gate.subject(gate.of), gate.confidence)
         except Unmeasured as why:
-            return _unmeasured(name, gate.metric, gate.at_most, why)
+            return _unmeasured_case(name, gate.metric, gate.at_most, why)
         outcome, reason = found.outcome(gate.at_most), found.reason(gate.at_most, gate.confidence)
         return Case(
             name, gate.metric, outcome == "pass", found.value, gate.at_most, reason, found.interval, found.excludes,
@@ -300,10 +300,10 @@ class _Judge:
         try:
             value, words = run.agreement(baseline, gate.subject(gate.of)._replace(score=gate.score, metres=gate.metres))
         except Unmeasured as why:
-            return _unmeasured(name, gate.metric, gate.at_least, why)
+            return _unmeasured_case(name, gate.metric, gate.at_least, why)
         reason = f"{value:.4f}{words}; at least {gate.at_least:g}"
         return Case(name, gate.metric, value >= gate.at_least, value, gate.at_least, reason)
 
 
-def _unmeasured(name: str, metric: str, limit: float, why: Unmeasured) -> Case:
+def _unmeasured_case(name: str, metric: str, limit: float, why: Unmeasured) -> Case:
     return Case(name, metric, False, None, limit, f"not measured: {why}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.config import Trunk as TrunkConfig
-from perception.io.distributed import drawn
+from perception.io.distributed import draw_locally
 from perception.modules.computation.computation import ChannelNorm
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
@@ -128,7 +128,7 @@ class ConvNextBlock(nn.Module):
         y = self.project(F.gelu(self.expand(self.norm(self.depthwise(x)))))
         y = self.gamma[:, None, None] * y
         if self.training and self.drop:
-            stays = drawn(lambda frames: torch.rand(frames, 1, 1, 1, device=x.device), len(x)) >= self.drop
+            stays = draw_locally(lambda frames: torch.rand(frames, 1, 1, 1, device=x.device), len(x)) >= self.drop
             y = torch.where(stays, y / (1 - self.drop), 0.0)
         return x + y
 

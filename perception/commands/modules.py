@@ -113,8 +113,8 @@ def adapt(
     keep_memory()
     from accelerate.utils import set_seed
 
-    from perception.checkpoint import trained_config
-    from perception.config import extended
+    from perception.checkpoint import read_config
+    from perception.config import extend_taxonomy
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.datasets.sources import open_source
     from perception.mmdet3d.foreign_config import foreign_config
@@ -128,11 +128,11 @@ def adapt(
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
     foreign = foreign_config(checkpoint)
-    config_before = trained_config(checkpoint) if foreign is None else None
+    config_before = read_config(checkpoint) if foreign is None else None
     vehicle = rig_of(rig) or (config_before.rig if config_before else None)
     content = read_task(config) if config else {}
     options = content.get("tasks", {}).get(task) or {}
-    taxonomy = extended(config_before, task, options, str(config)) if config_before else None
+    taxonomy = extend_taxonomy(config_before, task, options, str(config)) if config_before else None
     tables = open_source(data, version, vehicle, taxonomy)
     split = split or training_split(tables.version)
     # Initial weights of the module or head are drawn before its training, which sets the seed itself.
@@ -177,13 +177,13 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge modules of one kind into a new one. OUT is a checkpoint with the new one and its members."""
-    from perception.checkpoint import trained_config
+    from perception.checkpoint import read_config
     from perception.datasets.sources import open_source
     from perception.training.combine import merge as run
 
     drives, options = None, _numbers(option or [])
     if recalibrate is not None:
-        config = trained_config(checkpoint)
+        config = read_config(checkpoint)
         tables = open_source(recalibrate, version, config.rig, config.taxonomy)
         drives = tables, training_split(tables.version)
     lost = run(checkpoint, names(modules), name, method, out, names(conditions), drives=drives, **options)

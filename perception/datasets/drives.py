@@ -36,12 +36,12 @@ class Drives:
         Raises:
             InputError: an unknown split or selector.
         """
-        names = self._split(split)
+        names = self._drives_of(split)
         chosen = [_parse_selector(selector)[0] for selector in selectors]
         for name in chosen:
             if name not in names:
                 where = self._where if split is None else f"split {split} of {self._where}"
-                raise InputError(f"{name}: no such scene in {where}; it has {_shortened(names)}")
+                raise InputError(f"{name}: no such scene in {where}; it has {_shorten(names)}")
         return list(dict.fromkeys(chosen)) if selectors else names
 
     def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
@@ -66,7 +66,7 @@ class Drives:
             tokens.update(dict.fromkeys(of_scene[start:stop]))
         return list(tokens)
 
-    def _split(self, split: str | None) -> list[str]:
+    def _drives_of(self, split: str | None) -> list[str]:
         every = list(self._samples)
         if split in (None, "all"):
             return every
@@ -77,7 +77,7 @@ class Drives:
             raise InputError(f"{self._where}: has no split {split}; known are {', '.join([*splits, 'all'])}")
         names = [name for name in every if name in set(splits[split])]
         if not names:
-            raise InputError(f"{self._where}: no scene of split {split} is here; it has {_shortened(every)}")
+            raise InputError(f"{self._where}: no scene of split {split} is here; it has {_shorten(every)}")
         return names
 
 
@@ -90,6 +90,6 @@ def _parse_selector(selector: str) -> tuple[str, int, int | None]:
     return name, int(start or 0), None if stop is None else int(stop)
 
 
-def _shortened(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     """The names in one line, only the first ones if there are many."""
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... ({len(names)} in all)"

@@ -12,7 +12,7 @@ import cv2
 import lzf
 import numpy as np
 
-from perception.errors import InputError, damaged
+from perception.errors import InputError, report_damage
 from perception.frame import JpegFile
 from perception.io.stores import read_file
 
@@ -57,16 +57,16 @@ def read_points(path: Path) -> np.ndarray:
     """
     content = read_file(path)
     if not content:
-        raise damaged(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
+        raise report_damage(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
     if len(content) % _POINT_BYTES:
-        raise damaged(
+        raise report_damage(
             f"{path}: {len(content)} bytes are no whole number of {_POINT_BYTES}-byte points (truncated?); "
             "copy the file again or delete it"
         )
     points = np.frombuffer(content, np.float32).reshape(-1, 5)
     if not np.isfinite(points).all():
         bad = ~np.isfinite(points).all(axis=1)
-        raise damaged(
+        raise report_damage(
             f"{path}: {bad.sum()} of {len(points)} points hold NaN or infinity, first point {bad.argmax()}; "
             "copy the file again or delete it"
         )
@@ -97,7 +97,7 @@ def read_image(path: Path, least_width: int = 0) -> ReadPicture:
         image = decode_image(content, reduction)
         return ReadPicture(image, reduction, jpeg_file(content, image) if reduction == 1 else None)
     except ValueError as error:
-        raise damaged(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
+        raise report_damage(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
 
 
 def decode_image(content: bytes, reduction: int = 1) -> np.ndarray:
@@ -199,12 +199,12 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)
     except (ValueError, KeyError, IndexError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise damaged(f"{path}: not a point cloud ({reason}); copy the file again or delete it") from None
+        raise report_damage(f"{path}: not a point cloud ({reason}); copy the file again or delete it") from None
     names = table.dtype.names or ()
     points = np.column_stack([points, table["ring"] if "ring" in names else np.zeros(len(points))]).astype(np.float32)
     there = ~np.isnan(points[:, :3]).any(axis=1)
     if not np.isfinite(points[there]).all():
-        raise damaged(f"{path}: a point holds NaN or infinity; copy the file again or delete it")
+        raise report_damage(f"{path}: a point holds NaN or infinity; copy the file again or delete it")
     return points[there], table["timestamp"][there] if "timestamp" in names else None
 
 

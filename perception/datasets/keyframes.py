@@ -16,7 +16,7 @@ import numpy as np
 
 from perception.datasets.files import Stamp, read_cloud, read_image, stamp
 from perception.errors import InputError
-from perception.frame import Camera, Conditions, Frame, reduced_intrinsics
+from perception.frame import Camera, Conditions, Frame, reduce_intrinsics
 from perception.grid import Reference
 from perception.rig import Box, Rig
 from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, join_lidars
@@ -327,7 +327,7 @@ def _camera(picture: Picture, least_width: int) -> Camera | None:
         image, reduction, file = read_image(picture.path, least_width)
     except FileNotFoundError:
         return None
-    intrinsics = reduced_intrinsics(picture.intrinsics, reduction)
+    intrinsics = reduce_intrinsics(picture.intrinsics, reduction)
     _require_calibrated(picture, image, reduction, intrinsics)
     distortion = picture.distortion
     return Camera(

@@ -33,7 +33,7 @@ from perception.datasets.keyframes import (
     assemble,
 )
 from perception.datasets.nuscenes.labels import voxel_truth
-from perception.errors import InputError, damaged
+from perception.errors import InputError, report_damage
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import points_in_boxes, rigid
 from perception.io.unpickle import read_table
@@ -98,7 +98,7 @@ class PandaSet:
         self._inside: dict[tuple[Path, int], np.ndarray] = {}  # few numbers, for which a sweep is decoded
         self._lidar_paths = LidarPaths(self)
 
-    def _placed(self, token: str) -> tuple[Path, int]:
+    def _locate(self, token: str) -> tuple[Path, int]:
         """Folder of the drive, and index of the frame."""
         if token not in self._place:
             raise InputError(f"{self.dataroot}: no frame {token}")
@@ -158,7 +158,7 @@ class PandaSet:
         Raises:
             InputError: an unknown frame, or damaged poses.
         """
-        drive, index = self._placed(token)
+        drive, index = self._locate(token)
         time = self._poses[drive.name].times[index]
         fix = _fixes(drive / "meta" / "gps.json").get(index)
         paths = {name: drive / "camera" / f"{name}_camera" / f"{index:02d}.jpg" for name in self._distortions}
@@ -229,13 +229,13 @@ class PandaSet:
         """The points of a sweep.
 
         Raises:
-            FileNotFoundError: it is damaged, and counted as missing (`damaged`).
+            FileNotFoundError: it is damaged, and counted as missing (`report_damage`).
             InputError: it is damaged.
         """
         try:
             return _sweep_of(drive, index, self._lidars)
         except InputError as error:
-            raise damaged(str(error)) from None
+            raise report_damage(str(error)) from None
 
     def _points_inside(self, drive: Path, index: int) -> np.ndarray:
         """(N,) number of points inside each of a frame's cuboids; -1 if the sweep is missing."""

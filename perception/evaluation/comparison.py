@@ -21,7 +21,7 @@ from perception.errors import InputError
 from perception.evaluation.interval import LEAST_SCENES, jackknife_interval, too_few
 from perception.evaluation.report import comparison_page
 from perception.evaluation.slices import Evaluated, Subset, subsets
-from perception.io.files import make_folder, shown, strict, write_together
+from perception.io.files import format_number, make_folder, strict, write_together
 from perception.io.section import Section, parse_section
 from perception.tasks.metric import CountedFrames, Weights, mean_shares
 
@@ -66,7 +66,7 @@ class LeftOutScores(Section):
         return parse_section(LeftOutScores, content, str(path))
 
 
-def left_out_scores(evaluated: Evaluated, by: Sequence[str]) -> LeftOutScores:
+def leave_scenes_out(evaluated: Evaluated, by: Sequence[str]) -> LeftOutScores:
     """The scores of all frames, and of their subsets (`slice_scores`) along the axes, without each scene in turn."""
     known, conditions = evaluated.known, evaluated.tables.taxonomy.conditions
     scenes = np.array([each.scene for each in known])
@@ -76,13 +76,13 @@ def left_out_scores(evaluated: Evaluated, by: Sequence[str]) -> LeftOutScores:
         own, count = np.unique(scenes[subset.frames]).tolist(), int(subset.frames.sum())
         scores: dict[str, LeftOutScore] = {}
         for counted in evaluated.counted.values():
-            scores |= _left_out(counted, subset, scenes if len(own) >= LEAST_SCENES else None)
+            scores |= _leave_out(counted, subset, scenes if len(own) >= LEAST_SCENES else None)
         slices.setdefault(subset.axis, {})[subset.name] = Slice(samples=count, scenes=own, scores=scores)
     keyframes = dict(zip(evaluated.tokens, (each.scene for each in known), strict=True))
     return LeftOutScores(keyframes=keyframes, slices=slices)
 
 
-def _left_out(counted: CountedFrames[Any], subset: Subset, scenes: np.ndarray | None) -> dict[str, LeftOutScore]:
+def _leave_out(counted: CountedFrames[Any], subset: Subset, scenes: np.ndarray | None) -> dict[str, LeftOutScore]:
     """The scores of one task; scenes: (F,) of the frames, None: too few for an interval, so that none is left out."""
     metric, weights = counted.metric, Weights.of(subset.frames, scenes, subset.bounds)
     count = weights.draws.shape[1]
@@ -220,7 +220,7 @@ def comparison_table(found: dict[str, Any]) -> Table:
 
 def _cell(change: dict[str, Any]) -> str:
     if change["difference"] is None:
-        return shown(None)
+        return format_number(None)
     interval = " [{:+.3f}, {:+.3f}]".format(*change["interval"]) if change["interval"] else ""
     text = escape(f"{change['difference']:+.3f}{interval}")
     colour = _COLOURS[change["outcome"]]

@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 
 from perception.frame import Frame
-from perception.geometry import turned
+from perception.geometry import rotation_about
 
 MCU = 16  # pixels, side of JPEG's blocks with 4:2:0 chroma
 SECTOR = np.radians(2.0)  # azimuth of one packet of a spinning LiDAR: 12 firings, as of a Velodyne HDL-32E
 REACH = 100.0  # m, the largest range in a packet
 
 
-def blurred(image: np.ndarray, pixels: float) -> np.ndarray:
+def blur(image: np.ndarray, pixels: float) -> np.ndarray:
     """(H, W, 3) blurred by a Gaussian with this standard deviation in recorded pixels."""
     return np.asarray(cv2.GaussianBlur(image, (0, 0), pixels))
 
@@ -32,7 +32,7 @@ def noisy_image(image: np.ndarray, levels: float, rng: np.random.Generator) -> n
     return np.clip(np.rint(noise, out=noise), 0, 255, out=noise).astype(np.uint8)
 
 
-def damaged_image(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def damage_image(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) uint8 as decoded from a JPEG with damaged bytes.
 
     A wrong byte derails the Huffman decoding up to the next restart marker, here the end of a row of 16 x 16 blocks:
@@ -62,13 +62,13 @@ def noisy_points(frame: Frame, metres: float, rng: np.random.Generator) -> Frame
     return replace(frame, points=noisy)
 
 
-def thinned(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
+def thin_points(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
     """The frame, which must have points, without a random share of them."""
     assert frame.points is not None
     return frame.select_points(rng.random(len(frame.points)) >= share)
 
 
-def garbled_points(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
+def garble_points(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
     """The frame, which must have points, with random ranges and intensities in this share of the packets.
 
     A packet has the returns of 2 degrees of azimuth of one sweep of a LiDAR, here about the origin of the frame of
@@ -88,7 +88,7 @@ def garbled_points(frame: Frame, share: float, rng: np.random.Generator) -> Fram
     return replace(frame, points=garbled)
 
 
-def moved(frame: Frame, to_from: np.ndarray) -> Frame:
+def move_points(frame: Frame, to_from: np.ndarray) -> Frame:
     """The frame, which must have points, with their x, y and z transformed by a rigid motion (4, 4)."""
     assert frame.points is not None
     placed = frame.points.copy()
@@ -101,6 +101,6 @@ def displacement(degrees: float, metres: float, rng: np.random.Generator) -> np.
     """(4, 4) rigid motion: rotation by these degrees about a random axis, shift by these metres in any direction."""
     axis, way = rng.standard_normal((2, 3))
     motion = np.eye(4)
-    motion[:3, :3] = turned(-axis / np.linalg.norm(axis), np.radians(degrees))
+    motion[:3, :3] = rotation_about(-axis / np.linalg.norm(axis), np.radians(degrees))
     motion[:3, 3] = metres * way / np.linalg.norm(way)
     return motion

@@ -14,13 +14,13 @@ from rich.progress import track
 
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.evaluation.comparison import LEFT_OUT, left_out_scores
+from perception.evaluation.comparison import LEFT_OUT, leave_scenes_out
 from perception.evaluation.predictions import Predicted, Predictor, predictions
 from perception.evaluation.report import REPORT, is_report, report_page
 from perception.evaluation.robustness import (
     Level,
-    chosen_corruptions,
-    corrupted,
+    apply_corruption,
+    choose_corruptions,
     levels_of,
     robustness,
     robustness_table,
@@ -83,10 +83,10 @@ def evaluate(
     check_axes(breakdown.by, tables.taxonomy.conditions)
     console = console or Console()
     samples = tables.samples(split, selectors)
-    corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
+    corruptions = choose_corruptions(breakdown.corruptions, spec.sensors)
     reads, cameras = spec.reads._replace(truth=spec.truth), spec.rig.sensors.cameras
-    frames = _shown(predictions(predictor, tables, reads, samples), samples, "Evaluating", console)
-    evaluated = _counted(frames, tables, spec, samples, make_folder(out))
+    frames = _show_progress(predictions(predictor, tables, reads, samples), samples, "Evaluating", console)
+    evaluated = _count(frames, tables, spec, samples, make_folder(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
         try:
@@ -99,9 +99,11 @@ def evaluate(
     if corruptions:
         parts: dict[Level, dict[str, Any]] = {}
         for each in levels_of(corruptions, cameras):
-            changed = reads._replace(change=partial(corrupted, name=each.name, level=each.level, cameras=cameras))
-            frames = _shown(predictions(predictor, tables, changed, samples), samples, each.title, console)
-            parts[each] = _counted(frames, tables, spec, samples).part()
+            changed = reads._replace(
+                change=partial(apply_corruption, name=each.name, level=each.level, cameras=cameras)
+            )
+            frames = _show_progress(predictions(predictor, tables, changed, samples), samples, each.title, console)
+            parts[each] = _count(frames, tables, spec, samples).part()
         main = next((metric.main for metric in evaluated.metrics if metric.main), None)
         scores["robustness"] = robustness(main, evaluated.part(), parts)
     _write(out, scores, evaluated, breakdown)
@@ -109,12 +111,12 @@ def evaluate(
     return scores
 
 
-def _shown(predicted: Predicted, samples: Sequence[str], what: str, console: Console) -> Predicted:
+def _show_progress(predicted: Predicted, samples: Sequence[str], what: str, console: Console) -> Predicted:
     """The same with a progress bar."""
     return iter(track(predicted, what, total=len(samples), console=console, transient=True))
 
 
-def _counted(
+def _count(
     predicted: Predicted, tables: Keyframes, spec: InputSpec, samples: Sequence[str], out: Path | None = None
 ) -> Evaluated:
     """Count the frames by the metrics of the tasks that were predicted in them.
@@ -142,7 +144,7 @@ def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: B
     """Write metrics.json and the other files of the evaluation; those of an earlier one do not stay beside them."""
     files = {out / "metrics.json": json.dumps(scores, indent=2, allow_nan=False).encode()}
     if breakdown.left_out:
-        files[out / LEFT_OUT] = left_out_scores(evaluated, breakdown.by).model_dump_json().encode()
+        files[out / LEFT_OUT] = leave_scenes_out(evaluated, breakdown.by).model_dump_json().encode()
     if breakdown.report:
         files[out / REPORT] = report_page(scores, evaluated).encode()
     write_together(files)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.evaluation.slices import Evaluated, numbers
-from perception.io.files import shown
+from perception.io.files import format_number
 from perception.page.single_file import single_file
 from perception.tasks.metric import CountedFrames
 
@@ -43,7 +43,9 @@ def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
             },
             "curves": _curves(evaluated.counted.values()),
             "corruptions": scores.get("robustness", {}).get("corruptions", {}),
-            "worst": [{"task": task, "samples": _worst(own, evaluated)} for task, own in evaluated.counted.items()],
+            "worst": [
+                {"task": task, "samples": _list_worst(own, evaluated)} for task, own in evaluated.counted.items()
+            ],
             "tables": [_table(table) for metric in metrics for table in metric.tables(scores)],
         },
     )
@@ -70,7 +72,7 @@ def _curves(counted: Iterable[CountedFrames[Any]]) -> list[dict[str, Any]]:
     return [*diagrams.values()]
 
 
-def _worst(counted: CountedFrames[Any], evaluated: Evaluated) -> list[dict[str, Any]]:
+def _list_worst(counted: CountedFrames[Any], evaluated: Evaluated) -> list[dict[str, Any]]:
     """The worst frames of a task."""
     return [
         {
@@ -78,13 +80,13 @@ def _worst(counted: CountedFrames[Any], evaluated: Evaluated) -> list[dict[str, 
             "scene": (known := evaluated.known[sample.frame]).scene,
             "conditions": ", ".join(known.conditions.known()),
             "values": sample.values,
-            "text": ", ".join(f"{name} {shown(value)}" for name, value in sample.values.items()),
+            "text": ", ".join(f"{name} {format_number(value)}" for name, value in sample.values.items()),
             "outlines": [
                 {"kind": each.kind, "name": each.name, "corners": each.corners.round(2).tolist()}
                 for each in sample.outlines
             ],
         }
-        for sample in counted.metric.worst(counted.counts, WORST)
+        for sample in counted.metric.find_worst(counted.counts, WORST)
     ]
 
 

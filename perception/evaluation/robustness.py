@@ -20,7 +20,7 @@ from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.evaluation.slices import Scores, numbers
 from perception.frame import Frame
-from perception.io.files import shown
+from perception.io.files import format_number
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of an image, at a level
 LidarChange = Callable[[Frame, float, np.random.Generator], Frame]  # of a frame with points, at a level
@@ -57,11 +57,11 @@ def _images(change: Change) -> Apply:
     return apply
 
 
-def _turned_points(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
-    return corrupt.moved(frame, corrupt.displacement(degrees, 0.1 * degrees, rng))
+def _turn_points(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
+    return corrupt.move_points(frame, corrupt.displacement(degrees, 0.1 * degrees, rng))
 
 
-def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
+def _turn_cameras(frame: Frame, degrees: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
     # Drawn for all cameras, so that a missing one does not change the displacement of others.
     moved = {name: corrupt.displacement(degrees, 0.1 * degrees, rng) for name in cameras}
     turned = {name: replace(c, ego_from_camera=c.ego_from_camera @ moved[name]) for name, c in frame.cameras.items()}
@@ -79,21 +79,19 @@ def _without_lidar(frame: Frame, number: float, rng: np.random.Generator, camera
 
 CORRUPTIONS = {
     "lidar_noise": Corruption("lidar", (0.05, 0.1, 0.2), "m", _lidar(corrupt.noisy_points)),
-    "lidar_lost_points": Corruption("lidar", (0.3, 0.6, 0.9), "of the points", _lidar(corrupt.thinned)),
-    "lidar_packets": Corruption("lidar", (0.05, 0.1, 0.2), "of the packets", _lidar(corrupt.garbled_points)),
-    "lidar_miscalibrated": Corruption(
-        "lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _lidar(_turned_points), True
-    ),
+    "lidar_lost_points": Corruption("lidar", (0.3, 0.6, 0.9), "of the points", _lidar(corrupt.thin_points)),
+    "lidar_packets": Corruption("lidar", (0.05, 0.1, 0.2), "of the packets", _lidar(corrupt.garble_points)),
+    "lidar_miscalibrated": Corruption("lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _lidar(_turn_points), True),
     "lidar_missing": Corruption("lidar", (1,), "LiDAR", _without_lidar),
-    "camera_blur": Corruption("camera", (2, 5, 10), "pixels", _images(lambda i, level, _: corrupt.blurred(i, level))),
+    "camera_blur": Corruption("camera", (2, 5, 10), "pixels", _images(lambda i, level, _: corrupt.blur(i, level))),
     "camera_noise": Corruption("camera", (10, 25, 50), "grey levels", _images(corrupt.noisy_image)),
-    "camera_damage": Corruption("camera", (0.1, 0.2, 0.4), "of the rows", _images(corrupt.damaged_image)),
-    "camera_miscalibrated": Corruption("camera", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _turned_cameras, True),
+    "camera_damage": Corruption("camera", (0.1, 0.2, 0.4), "of the rows", _images(corrupt.damage_image)),
+    "camera_miscalibrated": Corruption("camera", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _turn_cameras, True),
     "camera_missing": Corruption("camera", (1, 3, 6), "cameras", _fewer_cameras),  # of six; see `levels_of`
 }
 
 
-def chosen_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str]:
+def choose_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str]:
     """The corruptions with these names, or `all` for those of the model's sensors.
 
     Raises:
@@ -146,7 +144,7 @@ def robustness(main: str | None, clean: Scores, corrupted: Mapping[Level, Scores
     return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}
 
 
-def corrupted(frame: Frame, name: str, level: float, cameras: Sequence[str]) -> Frame:
+def apply_corruption(frame: Frame, name: str, level: float, cameras: Sequence[str]) -> Frame:
     """The frame with a corruption of CORRUPTIONS at a level, for a rig with these cameras.
 
     Random draws depend only on the corruption's name, its level and the frame, so that all models get the same frames;
@@ -159,7 +157,7 @@ def corrupted(frame: Frame, name: str, level: float, cameras: Sequence[str]) -> 
 
 def robustness_table(metrics: dict[str, Any]) -> Table:
     """A table with a row for each corruption and level, below the clean scores."""
-    table = Table(title=f"corrupted sensors: mRA {shown(metrics['mRA'])}")
+    table = Table(title=f"corrupted sensors: mRA {format_number(metrics['mRA'])}")
     table.add_column("corruption")
     table.add_column("level")
     levels = [level for corruption in metrics["corruptions"].values() for level in corruption["levels"]]
@@ -171,8 +169,8 @@ def robustness_table(metrics: dict[str, Any]) -> Table:
             table.add_row(
                 name if level is corruption["levels"][0] else "",
                 f"{level['level']:g} {corruption['unit']}",
-                *(shown(level[column]) for column in columns),
-                shown(corruption["resilience"]) if level is corruption["levels"][-1] else "",
+                *(format_number(level[column]) for column in columns),
+                format_number(corruption["resilience"]) if level is corruption["levels"][-1] else "",
             )
         table.add_section()
     return table

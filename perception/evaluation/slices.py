@@ -12,7 +12,7 @@ from rich.table import Table
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.io.files import shown
+from perception.io.files import format_number
 from perception.tasks.metric import CountedFrames, Metric
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle
@@ -119,6 +119,6 @@ def slice_table(slices: dict[str, dict[str, Scores]]) -> Table:
         table.add_column(column, justify="right")
     for each in slices.values():
         for name, part in each.items():
-            table.add_row(name, *map(shown, numbers(part).values()))
+            table.add_row(name, *map(format_number, numbers(part).values()))
         table.add_section()
     return table

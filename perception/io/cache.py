@@ -39,7 +39,7 @@ def cached_arrays(
     """
     place, version, rest = map(_hash, ([each[0] for each in files.values()], [FORMAT, files], about))
     folder = user_cache() / f"{name}-{place}-{version}-{rest}"
-    found = _stored(folder)
+    found = _read_arrays(folder)
     if found is None:
         found = compute()
         if sum(each.nbytes for each in found.values()) >= LEAST:
@@ -57,7 +57,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
-def _stored(folder: Path) -> dict[str, np.ndarray] | None:
+def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
     """The arrays in a folder; None if it is absent or damaged."""
     try:
         names = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))

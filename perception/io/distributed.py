@@ -54,7 +54,7 @@ def mean(values: Tensor) -> Tensor:
     return total(values) / processes()
 
 
-def gathered(values: Tensor) -> Tensor:
+def gather(values: Tensor) -> Tensor:
     """(B, ...) of this process -> (processes * B, ...) of all, in the order of their frames; without gradients."""
     if processes() == 1:
         return values
@@ -63,12 +63,12 @@ def gathered(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def own(values: Tensor) -> Tensor:
-    """(processes * B, ...) -> (B, ...), this process's part of what `gathered` returns."""
+def local_part(values: Tensor) -> Tensor:
+    """(processes * B, ...) -> (B, ...), this process's part of what `gather` returns."""
     return values.chunk(processes())[rank()]
 
 
-def drawn(draw: Callable[[int], Tensor], frames: int) -> Tensor:
+def draw_locally(draw: Callable[[int], Tensor], frames: int) -> Tensor:
     """(frames, ...) random numbers for the frames of this process.
 
     Each process draws for the frames of all and takes its own, so that the numbers of a frame are those of a training
@@ -77,7 +77,7 @@ def drawn(draw: Callable[[int], Tensor], frames: int) -> Tensor:
     Args:
         draw: number of frames B -> (B, ...).
     """
-    return own(draw(processes() * frames))
+    return local_part(draw(processes() * frames))
 
 
 class DistributedNorm(nn.modules.batchnorm._BatchNorm):

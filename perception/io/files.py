@@ -316,6 +316,6 @@ def jsonable(value: Any) -> Any:
     return value.tolist()
 
 
-def shown(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """The number with three digits; - for None; integers unchanged."""
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

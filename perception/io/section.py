@@ -100,30 +100,30 @@ def overridden(content: Any, changes: Sequence[str]) -> Any:
             equals = ""
         if not equals or not key:
             raise InputError(f"{change}: write KEY=VALUE, such as train.batch=8")
-        content = _changed(content, key.split("."), parsed, change)
+        content = _change_key(content, key.split("."), parsed, change)
     return content
 
 
-def _changed(content: Any, keys: Sequence[str], value: Any, change: str) -> Any:
+def _change_key(content: Any, keys: Sequence[str], value: Any, change: str) -> Any:
     if not keys:
         return value
     if not isinstance(content, dict | None):
         raise InputError(f"{change}: {keys[0]} would be a key of {content!r}, which has none")
     content = content or {}
-    return {**content, keys[0]: _changed(content.get(keys[0]), keys[1:], value, change)}
+    return {**content, keys[0]: _change_key(content.get(keys[0]), keys[1:], value, change)}
 
 
-def shipped(folder: str, name: str) -> Path | None:
+def find_shipped(folder: str, name: str) -> Path | None:
     """The YAML file of this name in a folder of `configs`, which comes with the package; None if there is none."""
-    found = [path / f"{name}.yaml" for path in _shipped_folders(folder)]
+    found = [path / f"{name}.yaml" for path in _folders_of(folder)]
     return next((path for path in found if path.parent.name == folder and path.is_file()), None)
 
 
-def shipped_names(folder: str) -> list[str]:
-    """The names that `shipped` knows."""
-    return sorted({path.stem for each in _shipped_folders(folder) for path in each.glob("*.yaml")})
+def list_shipped(folder: str) -> list[str]:
+    """The names that `find_shipped` knows."""
+    return sorted({path.stem for each in _folders_of(folder) for path in each.glob("*.yaml")})
 
 
-def _shipped_folders(folder: str) -> list[Path]:
+def _folders_of(folder: str) -> list[Path]:
     here = Path(__file__).parents[1]
     return [here / "configs" / folder, here.parent / "configs" / folder]  # an installed package; a checkout

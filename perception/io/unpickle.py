@@ -52,10 +52,10 @@ def read_plain(path: Path) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
-    return unpickled(content, path, PlainUnpickler)
+    return unpickle(content, path, PlainUnpickler)
 
 
-def unpickled(content: bytes, path: Path, kind: type[PlainUnpickler]) -> Any:
+def unpickle(content: bytes, path: Path, kind: type[PlainUnpickler]) -> Any:
     """What a pickle holds.
 
     Args:
@@ -131,7 +131,7 @@ class PlainUnpickler(pickle._Unpickler):
         self.allowed: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): "ndarray",  # only used as an argument
             ("numpy", "dtype"): Dtype,
-            ("_codecs", "encode"): self._encoded,
+            ("_codecs", "encode"): self._encode,
             ("__builtin__", "bytes"): lambda: b"",  # empty bytes in protocol 2
             ("collections", "OrderedDict"): lambda: {},
         }
@@ -147,7 +147,7 @@ class PlainUnpickler(pickle._Unpickler):
             raise Refused(f"it contains {shown}, which plain data and numpy arrays do not need")
         return replacement
 
-    def _encoded(self, text: Any, encoding: Any) -> bytes:
+    def _encode(self, text: Any, encoding: Any) -> bytes:
         """Bytes in protocol 2."""
         if type(text) is not str or encoding != "latin1":
             raise Refused("bytes in an unknown encoding: damaged")
@@ -219,7 +219,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
         FileNotFoundError: there is no such file.
         InputError: the file is unsafe or damaged, or lacks such a column.
     """
-    found = unpickled(_decompressed(path), path, _TableUnpickler)
+    found = unpickle(_decompress(path), path, _TableUnpickler)
     for name, kinds in columns.items():
         if name not in found:
             raise InputError(f"{path}: has no column {name!r}; it has {', '.join(found)}")
@@ -231,7 +231,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     return {name: found[name] for name in columns}
 
 
-def _decompressed(path: Path) -> bytes:
+def _decompress(path: Path) -> bytes:
     try:
         stream = zlib.decompressobj(_GZIP)
         content = stream.decompress(path.read_bytes(), _MAX_FRAME_BYTES)

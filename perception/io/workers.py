@@ -125,16 +125,16 @@ class Pool(Generic[State]):
     def in_order(
         self, call: Callable[[State, Item], Result], items: Sequence[Item], named: Callable[[Item], str] = str
     ) -> Iterator[Result]:
-        """The results of the items in their order; as `completed` otherwise."""
+        """The results of the items in their order; as `run` otherwise."""
         found: dict[int, Result] = {}
         given = 0
-        for i, result in self.completed(call, items, named, self._backend.window):
+        for i, result in self.run(call, items, named, self._backend.window):
             found[i] = result
             while given in found:
                 yield found.pop(given)
                 given += 1
 
-    def completed(
+    def run(
         self,
         call: Callable[[State, Item], Result],
         items: Sequence[Item],

@@ -13,16 +13,16 @@ from pathlib import Path
 from torch import Tensor
 
 from perception.config import Config, Lidar, Model, Trunk
-from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, renamed_state
+from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.install import CLASSES
 from perception.mmdet3d.second import (
     POINT_WEIGHTS,
     grid_config,
     lidar_config,
-    preprocessed_voxels,
     transpose_unit_stride_deblocks,
     trunk_config,
     trunk_names,
+    voxelisation_of,
 )
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import DetectionHead, IouScore, Suppression, map_name
@@ -63,7 +63,7 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     assert isinstance(head, DetectionHead)
     network = PerceptionModel(converted)
     names = trunk_names(converted.model.trunk) | module_names(head, NAMES)
-    weights = renamed_state(state, network.state_dict(), names, checkpoint)
+    weights = rename_state(state, network.state_dict(), names, checkpoint)
     weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
     transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
     convert_norm_epsilons(weights, norm_epsilons(model) | {"trunk.stages.": (model.part("pts_backbone"), 1e-3)})
@@ -81,7 +81,7 @@ def configuration(config: ConfigSection) -> Config:
         InputError: unsupported settings.
     """
     model = config.part("model")
-    voxels, head = preprocessed_voxels(model), head_config(model, "CenterHead", NAMES)
+    voxels, head = voxelisation_of(model), head_config(model, "CenterHead", NAMES)
     lidar = lidar_config(config, voxels, "PillarFeatureNet", ENCODER_SETTINGS)
     trunk = trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
     return pillar_detector(config, voxels, lidar, trunk, head)
@@ -101,7 +101,7 @@ def pillar_detector(
     """
     if lidar.hidden:
         encoder = config.part("model").part("pts_voxel_encoder")
-        raise encoder.unsupported(f"{len(lidar.hidden) + 1} layers, ours has one")
+        raise encoder.unsupported_error(f"{len(lidar.hidden) + 1} layers, ours has one")
     model = Model(lidar=lidar, fusion=False, fused_channels=lidar.channels, trunk=trunk)
     return Config(name=config.path.stem, grid=grid_config(voxels), model=model, tasks={"detection": head})
 
@@ -138,7 +138,7 @@ def head_config(model: ConfigSection, kind: str, names: Mapping[str, str]) -> De
     separate.require("head_conv", channels, default=64)
     groups = tuple(tuple(task["class_names"]) for task in head["tasks"])
     if tuple(name for group in groups for name in group) != CLASSES:
-        raise head.unsupported(f"the classes of its tasks must be, in this order, {', '.join(CLASSES)}")
+        raise head.unsupported_error(f"the classes of its tasks must be, in this order, {', '.join(CLASSES)}")
     return DetectionHead(
         channels=channels,
         groups=groups,
@@ -159,7 +159,7 @@ def _suppression(coder: ConfigSection, testing: ConfigSection, with_iou: bool) -
         testing.require("post_center_limit_range", limits)
         testing.require("score_threshold", coder["score_threshold"])
         if testing["pre_max_size"] < coder["max_num"]:
-            raise testing.unsupported(f"pre_max_size must be at least bbox_coder.max_num, {coder['max_num']}")
+            raise testing.unsupported_error(f"pre_max_size must be at least bbox_coder.max_num, {coder['max_num']}")
     return Suppression(
         # The first threshold is the heatmap's, before the IoU enters the score; rotated NMS has one of its own.
         threshold=0.0 if with_iou and circle else coder["score_threshold"],

@@ -62,9 +62,11 @@ class ConfigSection:
             return
         given = self[key] if default is ... else self.get(key, default)
         if _as_lists(given) not in [_as_lists(each) for each in supported]:
-            raise self.unsupported(f"{key} is {given!r}, ours has {' or '.join(repr(each) for each in supported)}")
+            raise self.unsupported_error(
+                f"{key} is {given!r}, ours has {' or '.join(repr(each) for each in supported)}"
+            )
 
-    def unsupported(self, reason: str) -> InputError:
+    def unsupported_error(self, reason: str) -> InputError:
         return InputError(f"{self.path}: {self.name}: no counterpart here: {reason}")
 
 
@@ -135,7 +137,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise InputError(
-                f"{path}: holds more than tensors and plain data ({_refused_object(error)}), which would run code when "
+                f"{path}: holds more than tensors and plain data ({_name_refused(error)}), which would run code when "
                 "read; keep the weights alone: tools/model_converters/publish_model.py of mmdet3d"
             ) from None
         raise InputError(f"{path}: not a checkpoint of torch, or damaged") from None
@@ -147,13 +149,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _refused_object(error: Exception) -> str:
+def _name_refused(error: Exception) -> str:
     """Name of the object that torch's unpickler refused."""
     text = str(error)
     return text[text.find("GLOBAL ") :].split()[1] if "GLOBAL " in text else "unknown"
 
 
-def renamed_state(
+def rename_state(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], modules: Mapping[str, str], path: Path
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors under our names.

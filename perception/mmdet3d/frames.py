@@ -15,7 +15,7 @@ from torch import Tensor
 from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.mmdet3d.install import CAMERAS, import_mmdet3d
-from perception.sensors.lidar.sweeps import outside_roof
+from perception.sensors.lidar.sweeps import is_outside_roof
 
 import_mmdet3d()
 
@@ -67,7 +67,7 @@ def to_frame(points: Tensor | None, images: Tensor | None, meta: Mapping[str, An
     Raises:
         InputError: not six images, or the pipeline has resized or mirrored them.
     """
-    recorded_from_reference, own = _recorded_from_augmented(meta), None
+    recorded_from_reference, own = _invert_augmentation(meta), None
     if points is not None:
         own = _without_roof_returns(points.detach().cpu().numpy(), recorded_from_reference)
     return Frame(
@@ -82,7 +82,7 @@ def to_frame(points: Tensor | None, images: Tensor | None, meta: Mapping[str, An
     )
 
 
-def _recorded_from_augmented(meta: Mapping[str, Any]) -> np.ndarray:
+def _invert_augmentation(meta: Mapping[str, Any]) -> np.ndarray:
     """(4, 4) the inverse of the pipeline's augmentation of points."""
     corners = apply_3d_transformation(torch.eye(4, 3).roll(1, dims=0), "LIDAR", dict(meta), reverse=True)
     origin, *axes = corners.numpy().astype(np.float64)
@@ -97,7 +97,7 @@ def _without_roof_returns(points: np.ndarray, recorded_from_reference: np.ndarra
     mmdet3d removes these from earlier sweeps only; here they are removed from the keyframe, too (dt = 0).
     """
     recorded = points[:, :3] @ recorded_from_reference[:3, :3].T + recorded_from_reference[:3, 3]
-    return np.ascontiguousarray(points[outside_roof(recorded) | (points[:, 4] > 0)], np.float32)
+    return np.ascontiguousarray(points[is_outside_roof(recorded) | (points[:, 4] > 0)], np.float32)
 
 
 def _cameras(images: Tensor, meta: Mapping[str, Any]) -> dict[str, Camera]:

@@ -101,7 +101,7 @@ def import_pointpillars(config: Path, weights: Path, out: Path) -> tuple[Config,
     state = network.state_dict()
     layers = _layers(ours)
     tensors = _read(weights)
-    require_same_keys(tensors, _expected(state, layers), weights)
+    require_same_keys(tensors, _expected_tensors(state, layers), weights)
     for name, theirs in layers.items():
         weight = tensors[f"{theirs}.weight"]
         # Deblocks of stride 1 are transposed convolutions, and convolutions in our trunk.
@@ -143,7 +143,7 @@ def _layers(config: Config) -> dict[str, str]:
     return layers | {f"heads.detection.branches.{ours}.layer": f"heads.{name}" for ours, name in _HEADS.items()}
 
 
-def _expected(state: dict[str, Tensor], layers: dict[str, str]) -> dict[str, Tensor]:
+def _expected_tensors(state: dict[str, Tensor], layers: dict[str, str]) -> dict[str, Tensor]:
     """Their tensors, for names and shapes."""
     expected = {}
     for name, theirs in layers.items():

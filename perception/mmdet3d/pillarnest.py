@@ -21,7 +21,7 @@ from perception.mmdet3d.centerpoint import (
     norm_epsilons,
     pillar_detector,
 )
-from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, renamed_state
+from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.second import POINT_WEIGHTS, deblocks_config, lidar_config, transpose_unit_stride_deblocks
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import DetectionHead
@@ -66,7 +66,7 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     assert isinstance(head, DetectionHead)
     network = PerceptionModel(converted)
     names = _trunk_names(converted.model.trunk) | module_names(head, HEAD_NAMES)
-    weights = renamed_state(_as_convolutions(state), network.state_dict(), names, checkpoint)
+    weights = rename_state(_as_convolutions(state), network.state_dict(), names, checkpoint)
     weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
     transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
     convert_norm_epsilons(weights, norm_epsilons(model))
@@ -107,7 +107,7 @@ def _trunk_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
     blocks, channels = _architecture(backbone)
     joined, strides = list(backbone["out_indices"]), (1, *(2,) * (len(blocks) - 1))
     if joined != list(range(joined[0], len(blocks))):
-        raise backbone.unsupported(f"out_indices are {joined}, ours joins the last stages")
+        raise backbone.unsupported_error(f"out_indices are {joined}, ours joins the last stages")
     up_channels, stride = deblocks_config(neck, channels[joined[0] :], [2**i for i in joined])
     return Trunk(
         kind="convnext",
@@ -130,7 +130,7 @@ def _architecture(backbone: ConfigSection) -> tuple[tuple[int, ...], tuple[int, 
     elif named in ARCHITECTURES:
         blocks, channels = ARCHITECTURES[named]
     else:
-        raise backbone.unsupported(f"arch is {named!r}, known are {', '.join(ARCHITECTURES)}")
+        raise backbone.unsupported_error(f"arch is {named!r}, known are {', '.join(ARCHITECTURES)}")
     return tuple(blocks), (backbone["in_channels"], *channels[1:])  # as there, the first stage keeps its inputs'
 
 

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from perception.config import Config, Lidar, Model, Trunk
-from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, renamed_state
+from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.install import CLASSES
 from perception.mmdet3d.second import (
     POINT_WEIGHTS,
     grid_config,
     lidar_config,
-    preprocessed_voxels,
     sweep_step,
     transpose_unit_stride_deblocks,
     trunk_config,
     trunk_names,
+    voxelisation_of,
 )
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import Anchor, AnchorHead, DetectionHead, Suppression
@@ -49,7 +49,7 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
         model.require(part, None, default=None)
     pyramidal = model.part("pts_neck").get("type", "") == "mmdet.FPN"
     backbone, neck = model.part("pts_backbone"), model.part("pts_neck")
-    voxels = preprocessed_voxels(model)
+    voxels = voxelisation_of(model)
     encoder = lidar_config(config, voxels, "HardVFE", ENCODER_SETTINGS)
     converted = Config(
         name=config.path.stem,
@@ -64,10 +64,10 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     )
     network = PerceptionModel(converted)
     columns = _point_columns(config)
-    expected = _expected(network, encoder, columns)
+    expected = _expected_tensors(network, encoder, columns)
     if not pyramidal:
         transpose_unit_stride_deblocks(expected, neck)
-    weights = renamed_state(state, expected, _modules(converted), checkpoint)
+    weights = rename_state(state, expected, _modules(converted), checkpoint)
     _expand_point_weights(weights, columns, network)
     _split_layers(weights, encoder)
     if not pyramidal:
@@ -89,11 +89,13 @@ def _point_columns(config: ConfigSection) -> list[int]:
     """Indices into x, y, z, intensity, dt of the network's inputs per point."""
     sweeps, encoder = sweep_step(config), config.part("model").part("pts_voxel_encoder")
     if sweeps is None:
-        raise encoder.unsupported("the `test_pipeline` has no LoadPointsFromMultiSweeps, which gives points their dt")
+        raise encoder.unsupported_error(
+            "the `test_pipeline` has no LoadPointsFromMultiSweeps, which gives points their dt"
+        )
     columns = list(sweeps.get("use_dim", (0, 1, 2, 4)))  # mmdet3d's default
     encoder.require("in_channels", len(columns), default=4)
     if columns[:3] != [0, 1, 2] or not {*columns} <= {*range(5)}:
-        raise encoder.unsupported(f"its points have the columns {columns} of x, y, z, intensity, dt")
+        raise encoder.unsupported_error(f"its points have the columns {columns} of x, y, z, intensity, dt")
     return columns
 
 
@@ -176,7 +178,7 @@ def _modules(config: Config) -> dict[str, str]:
     return modules
 
 
-def _expected(network: PerceptionModel, lidar: Lidar, columns: list[int]) -> dict[str, Tensor]:
+def _expected_tensors(network: PerceptionModel, lidar: Lidar, columns: list[int]) -> dict[str, Tensor]:
     """Our `state_dict` with the encoder's layers in mmdet3d's shapes: without absent point features, and with one
     matrix for point and pillar features."""
     expected = dict(network.state_dict())
@@ -206,7 +208,7 @@ def _classes(config: ConfigSection) -> tuple[str, ...]:
     """Class names in the order of the network's outputs."""
     names = config.get("class_names", ())
     if sorted(names) != sorted(CLASSES):
-        raise config.part("model").unsupported(f"`class_names` must be, in any order, {', '.join(CLASSES)}")
+        raise config.part("model").unsupported_error(f"`class_names` must be, in any order, {', '.join(CLASSES)}")
     return tuple(names)
 
 

@@ -124,7 +124,7 @@ class PerceptionDetector(BaseModel):
         if mode != "loss":
             return dense
         task, device = self.network.tasks["detection"], next(self.parameters()).device
-        labels = batch_labels([{"detection": task.labels(_annotated(each))} for each in data_samples or ()])
+        labels = batch_labels([{"detection": task.labels(_make_annotated_frame(each))} for each in data_samples or ()])
         on_device = {name: values.to(device) for name, values in labels["detection"].items()}
         terms = self.network.losses(dense, {"detection": on_device})
         losses = {name: term.mean() for name, term in terms.items()} | self.network.routing_losses(trace.routes)
@@ -146,7 +146,7 @@ class PerceptionDetector(BaseModel):
         return {name: array.to(device) for name, array in arrays.items()}
 
 
-def _annotated(sample: Any) -> Frame:
+def _make_annotated_frame(sample: Any) -> Frame:
     """A frame with the annotations of a sample and without sensor data."""
     pose, boxes = np.eye(4), _boxes(sample.gt_instances_3d)
     return Frame("", 0, "lidar", global_from_reference=pose, global_from_ego=pose, points=None, cameras={}, boxes=boxes)

@@ -47,7 +47,7 @@ def deblocks_config(neck: ConfigSection, channels: Sequence[int], strides: Seque
     up_channels = neck["out_channels"]
     output_strides = {stride / up for stride, up in zip(strides, neck["upsample_strides"], strict=True)}
     if len(output_strides) != 1 or len(set(up_channels)) != 1:
-        raise neck.unsupported("its stages must come out with the same channels, on the same grid")
+        raise neck.unsupported_error("its stages must come out with the same channels, on the same grid")
     return up_channels[0], round(output_strides.pop())
 
 
@@ -76,7 +76,7 @@ def transpose_unit_stride_deblocks(weights: dict[str, Tensor], neck: ConfigSecti
 POINT_WEIGHTS = "lidar.layers.0.points.layer.weight"  # our weights of the point features
 
 
-def preprocessed_voxels(model: ConfigSection) -> ConfigSection:
+def voxelisation_of(model: ConfigSection) -> ConfigSection:
     """The voxelisation, where mmdet3d has it since version 1.1."""
     preprocessor = model.part("data_preprocessor")
     preprocessor.require("voxel_type", "hard", default="hard")
@@ -92,7 +92,7 @@ def grid_config(voxels: ConfigSection) -> Grid:
     low, high = voxels["point_cloud_range"][:3], voxels["point_cloud_range"][3:]
     size = voxels["voxel_size"]
     if size[0] != size[1] or abs(size[2] - (high[2] - low[2])) > 1e-6:
-        raise voxels.unsupported(f"voxels of {size} are no pillars on square cells")
+        raise voxels.unsupported_error(f"voxels of {size} are no pillars on square cells")
     x, y, z = zip(low, high, strict=True)
     return Grid(x=x, y=y, z=z, cell=size[0], reference="lidar")
 

@@ -193,9 +193,9 @@ class Bank:
                 routed |= set(slot.computations)
                 continue
             here = routes[slot.name] or [Route()]
-            names_here = slot.routed(*here)
+            names_here = slot.routed_modules(*here)
             routed |= set(names_here)
-            if slot.same_for_all(here):
+            if slot.is_same_for_all(here):
                 slot.fold(here[0])
             else:
                 slot.computations = nn.ModuleDict({name: slot.computations[name] for name in names_here})

@@ -96,7 +96,7 @@ class HeadRecord(_Format):
     sha256: str
 
 
-def attached(spec: Module, slots: Iterable[Slot]) -> dict[str, Any]:
+def describe_attached(spec: Module, slots: Iterable[Slot]) -> dict[str, Any]:
     """Fields of `Attached`."""
     places = tuple(Place.of(slot) for slot in slots)
     return {"name": spec.name, "kind": spec.kind, "options": spec.options(), "slots": places, "when": spec.when}
@@ -175,7 +175,7 @@ def write(path: Path, module: Attachment, slots: Mapping[str, Slot], description
     """
     spec, computations = module
     content = _bytes(_tensors(computations))
-    fields = attached(spec, [slots[name] for name in computations])
+    fields = describe_attached(spec, [slots[name] for name in computations])
     _write(path, content, Record(**fields, **description._asdict(), sha256=_sha256(content)))
 
 
@@ -189,7 +189,7 @@ def write_head(
         kind="task",
         options=head.config.model_dump(mode="json", exclude={"added"}),
         modules=tuple(
-            Attached(**attached(spec, [slots[name] for name in computations]))
+            Attached(**describe_attached(spec, [slots[name] for name in computations]))
             for spec, computations in modules.values()
         ),
         **description._asdict(),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from perception.errors import InputError
 from perception.io import distributed
 from perception.io.distributed import SYNCHRONISED
-from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
+from perception.modules.aggregation.composition import Block, Fuse, deltas, fold_block, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
 from perception.modules.computation.weight_delta import LowRank, LowRankStack
 from perception.modules.route import CurrentRoute, Route
@@ -59,19 +59,19 @@ class Slot(nn.Module):
             y = y + self.constant
         parts = [self.stack(x, route.at(self.name))] if self.stack else []
         if block is not None:
-            weighted, fuse = partial(self._weighted_delta, route), partial(self._fuse, route)
+            weighted, fuse = partial(self._weigh_delta, route), partial(self._fuse, route)
             parts.append(deltas(block, Site(x, y, self.layer, route.z), weighted, fuse))
         return sum((part for part in parts if part is not None), start=y)
 
     def _single(self, block: Block, route: Route) -> Any:
         """The only module that the route runs here, if its delta is neither weighted nor part of an attention."""
-        names_here = self.routed(route)
+        names_here = self.routed_modules(route)
         if len(names_here) != 1 or not is_sum(block):
             return None
         weight = route.at(self.name)[names_here[0]]
         return self.computations[names_here[0]] if not isinstance(weight, Tensor) and weight == 1 else None
 
-    def routed(self, *routes: Route) -> list[str]:
+    def routed_modules(self, *routes: Route) -> list[str]:
         """The modules at this slot that at least one of the routes runs, in their order."""
         found: dict[str, None] = {}
         for route in routes:
@@ -80,7 +80,7 @@ class Slot(nn.Module):
                 found |= dict.fromkeys(n for n in names(block) if n in self.computations and n in weights)
         return list(found)
 
-    def same_for_all(self, routes: Sequence[Route]) -> bool:
+    def is_same_for_all(self, routes: Sequence[Route]) -> bool:
         """Whether all routes compute the same at this slot."""
         conditional = any(module.conditional for module in self.computations.values())
 
@@ -99,7 +99,7 @@ class Slot(nn.Module):
 
     def folds(self, route: Route) -> bool:
         """Whether what the route runs here is affine, with weights that do not depend on the input."""
-        block, modules = route.combination(self.name), [self.computations[name] for name in self.routed(route)]
+        block, modules = route.combination(self.name), [self.computations[name] for name in self.routed_modules(route)]
         joined = block is None or is_affine(block, list(self.fusions))
         return route.static and joined and all(m.affine for m in modules)
 
@@ -109,12 +109,12 @@ class Slot(nn.Module):
 
         All of them fold or none: one that reads the layer's output must not find another's delta in it.
         """
-        routed, block = self.routed(route), route.combination(self.name)
+        routed, block = self.routed_modules(route), route.combination(self.name)
         if not self.folds(route):
             self.computations = nn.ModuleDict({name: self.computations[name] for name in routed})
             return
         if routed and block is not None:
-            function = folded(block, Affine.of(self.layer, self.constant), partial(self._with_module, route))
+            function = fold_block(block, Affine.of(self.layer, self.constant), partial(self._with_module, route))
             self.layer.weight.copy_(function.weight)
             if self.layer.bias is not None:
                 self.layer.bias.copy_(function.bias)
@@ -159,7 +159,7 @@ class Slot(nn.Module):
                 runs = runs | ((spread(weight, y) if isinstance(weight, Tensor) else weight) != 0)
         return runs
 
-    def _weighted_delta(self, route: Route, name: str, site: Site) -> Tensor | None:
+    def _weigh_delta(self, route: Route, name: str, site: Site) -> Tensor | None:
         """weight * delta of a module; None if it is not at this slot or not routed."""
         weight = route.at(self.name).get(name)
         if weight is None or name not in self.computations:

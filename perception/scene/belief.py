@@ -51,7 +51,7 @@ _UNNAMED = Origin("")
 Vocabulary = Mapping[str, Sequence[str]]  # kind of condition -> values
 
 
-def tagged(conditions: Mapping[str, str], vocabulary: Vocabulary) -> Evidence:
+def evidence_of_tags(conditions: Mapping[str, str], vocabulary: Vocabulary) -> Evidence:
     """Recorded tags as certain evidence; none for kinds without a tag, and for values that the vocabulary lacks."""
     return {
         kind: [float(value == conditions[kind]) for value in values]

@@ -83,7 +83,7 @@ class Expression:
                 return None if truth is None else not truth
             case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
                 sides = [self._side(each, values) for each in (left, *others)]
-                each = [_compared(op, *pair) for op, pair in zip(ops, pairwise(sides), strict=True)]
+                each = [_compare(op, *pair) for op, pair in zip(ops, pairwise(sides), strict=True)]
                 return False if False in each else None if None in each else True
             case ast.Name(id=name):
                 value = values.get(name)
@@ -110,7 +110,7 @@ class Expression:
         )
 
 
-def _compared(op: ast.cmpop, left: Value | None, right: Value | None) -> bool | None:
+def _compare(op: ast.cmpop, left: Value | None, right: Value | None) -> bool | None:
     if left is None or right is None or isinstance(left, str) != isinstance(right, str):
         return None
     return _COMPARISONS[type(op)](left, right)

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.io.section import Section, load_section
-from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, tagged
+from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, evidence_of_tags
 from perception.scene.geofence import load_geofences
 from perception.scene.signals import SignalConfig, Signals, SignalsConfig, SourceConfig
 from perception.tasks.task import Evidence
@@ -169,7 +169,7 @@ class SunConfig(SourceConfig):
 
     @field_validator("bands")
     @classmethod
-    def _descend(cls, bands: tuple[Band, ...]) -> tuple[Band, ...]:
+    def _require_descending_bands(cls, bands: tuple[Band, ...]) -> tuple[Band, ...]:
         limits = [band.above for band in bands]
         if any(low >= high for high, low in pairwise(limits)):
             raise ValueError("name the bands from the highest to the lowest")
@@ -227,7 +227,7 @@ class Sources:
 def default_sources(conditions: Vocabulary) -> Sources:
     """Tags, then what the tasks recognise."""
     configs = TagsConfig(source="tags"), RecognisedConfig(source="recognised")
-    return Sources([_opened(each, Path(), conditions) for each in configs])
+    return Sources([_open_source(each, Path(), conditions) for each in configs])
 
 
 def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
@@ -246,7 +246,7 @@ def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
     signals: dict[str, SignalConfig] = {}
     for number, each in enumerate(config.sources):
         try:
-            sources.append(_opened(each, path.parent, conditions))
+            sources.append(_open_source(each, path.parent, conditions))
             if isinstance(each, SignalsConfig):
                 for name, signal in each.signals.items():
                     if signals.setdefault(name, signal) != signal:
@@ -256,11 +256,11 @@ def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
     return Sources(sources, signals)
 
 
-def _opened(config: AnyConfig, folder: Path, conditions: Vocabulary) -> Source:
+def _open_source(config: AnyConfig, folder: Path, conditions: Vocabulary) -> Source:
     opened = partial(Source, config.source, config.error_rate)
     match config:
         case TagsConfig():
-            return opened(lambda frame, _: [tagged(frame.conditions, conditions)])
+            return opened(lambda frame, _: [evidence_of_tags(frame.conditions, conditions)])
         case SunConfig(kind=kind, bands=bands):
             if kind not in conditions:
                 raise InputError(f"{kind} is no kind of condition; there are {', '.join(conditions)}")
@@ -270,7 +270,7 @@ def _opened(config: AnyConfig, folder: Path, conditions: Vocabulary) -> Source:
         case GeofencesConfig(file=file):
             fences = load_geofences(folder / file, conditions)
             return opened(
-                lambda frame, _: [tagged(fences.at(frame.position, frame.location), conditions)],
+                lambda frame, _: [evidence_of_tags(fences.at(frame.position, frame.location), conditions)],
                 f"{(folder / file).name} {fences.sha256[:16]}",
             )
         case SignalsConfig():

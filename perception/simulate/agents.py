@@ -175,12 +175,12 @@ def build_parts(category: str, size: np.ndarray, rng: np.random.Generator, ridde
     if category == "vehicle.bus.rigid":
         colours["paint"] = np.array([[190, 40, 44], [54, 128, 84], [232, 228, 214], [240, 196, 60]])[rng.integers(4)]
     # The height of a ridden cycle includes its rider.
-    rows = [scaled(part, size, colours, lit, 0.66 if cycle and ridden else 1.0) for part in body]
-    rows += [scaled(part, size, colours, lit) for part in RIDER] if cycle and ridden else []
+    rows = [scale_part(part, size, colours, lit, 0.66 if cycle and ridden else 1.0) for part in body]
+    rows += [scale_part(part, size, colours, lit) for part in RIDER] if cycle and ridden else []
     return np.array(rows)
 
 
-def scaled(
+def scale_part(
     part: Part, size: np.ndarray, colours: Mapping[str, np.ndarray], lit: bool, height_share: float = 1.0
 ) -> list[float]:
     """A row of `Agent.parts`: a part of an agent of this size, which is as high as this share of the agent's height."""

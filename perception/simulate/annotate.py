@@ -147,7 +147,7 @@ def pixel_rays(intrinsics: np.ndarray, size: tuple[int, int], global_from_camera
     return Seen(origin, origin + np.minimum(to_ground, 2 * reach)[:, None] * rays)
 
 
-def crossed(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+def find_crossed(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
     """(levels, rows, columns) bool: the voxels that rays cross or end in."""
     met, inverse = np.zeros(grid.shape, bool), np.linalg.inv(global_from_ego)
     for each in seen:
@@ -156,7 +156,7 @@ def crossed(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid) 
     return met
 
 
-def pictured(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid, filled: np.ndarray) -> np.ndarray:
+def find_pictured(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid, filled: np.ndarray) -> np.ndarray:
     """(levels, rows, columns) bool: the voxels that cameras see: on the way of a ray, up to the first filled one.
 
     Rays are too sparse to meet each far voxel of the ground. A filled voxel also counts if a free one before its face
@@ -173,7 +173,7 @@ def pictured(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid,
             own.ravel()[voxels[~hidden[rays]]] = True
             hidden[rays] |= filled.ravel()[voxels]
         camera = inverse[:3, :3] @ each.origin + inverse[:3, 3]
-        met |= own | (filled & _behind(own & ~filled, (camera - (grid.x[0], grid.y[0], grid.z[0])) / grid.edges))
+        met |= own | (filled & _find_behind(own & ~filled, (camera - (grid.x[0], grid.y[0], grid.z[0])) / grid.edges))
     return met
 
 
@@ -182,7 +182,7 @@ def _steps(seen: Seen, ego_from_global: np.ndarray, grid: VoxelGrid) -> Iterator
     return traverse(np.broadcast_to(origin, ends.shape), ends, grid)
 
 
-def _behind(voxels: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _find_behind(voxels: np.ndarray, place: np.ndarray) -> np.ndarray:
     """(levels, rows, columns) bool: neighbours of voxels whose face towards a place they share.
 
     Args:
@@ -225,8 +225,8 @@ def voxel_classes(
     if 0 <= level < levels:
         kinds = ground.at(centers @ global_from_ego[:2, :2].T + global_from_ego[:2, 3])
         classes[level] = class_of[GROUND_CATEGORIES[kinds]]
-    solids = _near(solids[solids.categories != NOISE], global_from_ego, grid)
-    solid, voxel, volume = _filled(solids, global_from_ego, grid)
+    solids = _select_near(solids[solids.categories != NOISE], global_from_ego, grid)
+    solid, voxel, volume = _fill_voxels(solids, global_from_ego, grid)
     order = np.argsort(volume, kind="stable")
     classes.ravel()[voxel[order]] = class_of[solids.categories[solid[order]]]
     return classes
@@ -237,14 +237,16 @@ def _level_of(grid: VoxelGrid, height: float) -> int:
     return int(np.floor((-height - grid.z[0]) / grid.cell))
 
 
-def _near(solids: Solids, global_from_ego: np.ndarray, grid: VoxelGrid) -> Solids:
+def _select_near(solids: Solids, global_from_ego: np.ndarray, grid: VoxelGrid) -> Solids:
     """The solids that may be in the grid."""
     reach = np.hypot(max(map(abs, grid.x)), max(map(abs, grid.y)))
     apart = np.linalg.norm(solids.centers[:, :2] - global_from_ego[:2, 3], axis=1)
     return solids[apart < reach + np.hypot(solids.sizes[:, 0], solids.sizes[:, 1]) / 2]
 
 
-def _filled(solids: Solids, global_from_ego: np.ndarray, grid: VoxelGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _fill_voxels(
+    solids: Solids, global_from_ego: np.ndarray, grid: VoxelGrid
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N,) solid, flat voxel that it is in, and the volume (m^3) of it there, about."""
     solid, xy, area = _plan(solids)
     local = (xy - global_from_ego[:2, 3]) @ global_from_ego[:2, :2]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from perception.datasets.nuscenes.descriptions import DEFAULT_CONDITIONS, conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.simulate.nuscenes_writer import tagged_description
+from perception.simulate.nuscenes_writer import describe_by_tags
 from perception.simulate.worlds import Place, Surroundings, Worlds
 from perception.taxonomy import Taxonomy
 
@@ -67,7 +67,7 @@ def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds, extras: Extr
         raise InputError(f"no conditions given: name at least one, such as {example}, or all")
     found = []
     for name, phases in drives:
-        place, parts = _composed(name, phases, spoken, worlds)
+        place, parts = _compose(name, phases, spoken, worlds)
         if not tagged:
             _require_readable(name, place, phases, taxonomy)
         found.append(Course(place, parts, taxonomy, extras))
@@ -107,7 +107,7 @@ def _parse_phase(name: str, taxonomy: Taxonomy) -> Conditions:
     return Conditions(**dict(zip(kinds, values, strict=True)))
 
 
-def _composed(
+def _compose(
     name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds: Worlds
 ) -> tuple[Place, tuple[Phase, ...]]:
     composed = [worlds.compose(conditions, taxonomy) for conditions in phases]
@@ -123,7 +123,7 @@ def _composed(
 def _require_readable(name: str, place: Place, phases: Sequence[Conditions], taxonomy: Taxonomy) -> None:
     """Raise InputError if the reader of the tables would have other conditions from the description."""
     for conditions in phases:
-        read = conditions_of(", ".join(_said(conditions, place)) or "Clear", place.location, taxonomy)
+        read = conditions_of(", ".join(_words_for(conditions, place)) or "Clear", place.location, taxonomy)
         if wrong := [kind for kind in conditions if read.get(kind) != conditions[kind]]:
             raise InputError(
                 f"'{name}': a description cannot say {wrong[0]} {conditions[wrong[0]]}: it would be read as "
@@ -140,18 +140,18 @@ def describe(course: Course, changes: Sequence[tuple[float, Phase]], scenery: Se
     """
     first = course.phases[0].conditions
     if course.taxonomy.descriptions == "tags":
-        return tagged_description(
+        return describe_by_tags(
             [(0.0, first), *((start, phase.conditions) for start, phase in changes)], course.taxonomy
         )
-    words = _said(first, course.place)
+    words = _words_for(first, course.place)
     for word in scenery:
         read = conditions_of(", ".join([*words, word]), course.place.location, course.taxonomy)
         words += [word] if read == first else []
-    later = [(start, ", ".join(_said(phase.conditions, course.place)) or "Clear") for start, phase in changes]
+    later = [(start, ", ".join(_words_for(phase.conditions, course.place)) or "Clear") for start, phase in changes]
     return (", ".join(words) or "Quiet street") + "".join(f"; from {start:g} s: {text}" for start, text in later)
 
 
-def _said(conditions: Conditions, place: Place) -> list[str]:
+def _words_for(conditions: Conditions, place: Place) -> list[str]:
     """The words for these conditions: the location says the city, and a clear day goes unsaid."""
     return [value.capitalize() for value in conditions.known() if value not in (*DEFAULT_CONDITIONS, place.name)]
 

@@ -20,9 +20,9 @@ from perception.simulate.annotate import (
     Observation,
     Seen,
     annotate,
-    crossed,
+    find_crossed,
+    find_pictured,
     observe,
-    pictured,
     pixel_rays,
     voxel_classes,
 )
@@ -31,9 +31,9 @@ from perception.simulate.nuscenes_writer import (
     VERSION,
     Row,
     Tables,
-    calibrated_sensors,
     layout_of,
     link,
+    list_calibrated_sensors,
     motion_row,
     token,
 )
@@ -194,7 +194,7 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
         "sample": samples,
         "sample_annotation": annotations,
         "instance": instances,
-        "calibrated_sensor": calibrated_sensors(drive.token(), drive.rig),
+        "calibrated_sensor": list_calibrated_sensors(drive.token(), drive.rig),
         **({"log": [_log_row(drive)]} if recorder.layout.logs else {}),
         "scene": [
             _scene_row(drive, samples)
@@ -272,7 +272,7 @@ def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen
         for each in drive.rig.cameras
     ]
     filled = classes != len(occupancy_classes(drive.course.taxonomy)) - 1
-    voxels = Occupancy(GRID, classes, crossed(seen, pose, GRID), pictured(pixels, pose, GRID, filled))
+    voxels = Occupancy(GRID, classes, find_crossed(seen, pose, GRID), find_pictured(pixels, pose, GRID, filled))
     path = occ3d_file(recorder.out, drive.name, sample)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **occ3d_arrays(voxels))

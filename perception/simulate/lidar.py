@@ -97,10 +97,10 @@ def _candidates(rays: Rays, solids: Solids, velocities: np.ndarray) -> tuple[np.
 
     azimuths = np.arctan2(rays.directions[..., 1], rays.directions[..., 0])
     column_middle = azimuths[:, azimuths.shape[1] // 2]
-    spread = np.abs(_wrapped(azimuths - column_middle[:, None])).max(axis=1)
+    spread = np.abs(_wrap(azimuths - column_middle[:, None])).max(axis=1)
     elevations = np.arcsin(rays.directions[..., 2].clip(-1, 1))
 
-    sees_column = np.abs(_wrapped(column_middle - middle[:, None])) <= half_width[:, None] + spread
+    sees_column = np.abs(_wrap(column_middle - middle[:, None])) <= half_width[:, None] + spread
     sees_beam = (elevations.max(axis=0) >= low[:, None]) & (elevations.min(axis=0) <= high[:, None])
     solid, column = np.nonzero(sees_column)
     pair, beam = np.nonzero(sees_beam[solid])
@@ -120,7 +120,7 @@ def _angular_extent(
     x = offset[:, :1] + cos * along - sin * across
     y = offset[:, 1:2] + sin * along + cos * across
     middle = np.arctan2(offset[:, 1], offset[:, 0])
-    half_width = np.abs(_wrapped(np.arctan2(y, x) - middle[:, None])).max(axis=1)
+    half_width = np.abs(_wrap(np.arctan2(y, x) - middle[:, None])).max(axis=1)
 
     # The nearest horizontal distance, from the position of the centre in the box's frame.
     forward = np.abs(cos[:, 0] * offset[:, 0] + sin[:, 0] * offset[:, 1]) - half[:, 0]
@@ -137,7 +137,7 @@ def _angular_extent(
     return middle, half_width + margin, low - margin, high + margin
 
 
-def _wrapped(angles: np.ndarray) -> np.ndarray:
+def _wrap(angles: np.ndarray) -> np.ndarray:
     """The angles (rad) wrapped to (-pi, pi]."""
     return angles - 2 * np.pi * np.round(angles / (2 * np.pi))
 
@@ -196,7 +196,7 @@ def sweep(
     directions = _directions(sensor.beams)
     middle = time - SWEEP_SECONDS / 2
     snapshot = snapshot_at(middle)
-    global_from_lidar = _interpolated_poses(global_from_ego_at, firing_times) @ ego_from_lidar
+    global_from_lidar = _interpolate_poses(global_from_ego_at, firing_times) @ ego_from_lidar
     rays = Rays(
         origins=global_from_lidar[:, :3, 3],
         directions=directions @ global_from_lidar[:, :3, :3].transpose(0, 2, 1),
@@ -211,7 +211,7 @@ def sweep(
     spread = np.exp(rng.normal(-(SIGNAL_SPREAD**2) / 2, SIGNAL_SPREAD, ranges.shape))  # of mean 1
     echoes = echoes * spread
     detected = echoes / ranges**2 > SENSITIVITY
-    detected &= (ranges >= MIN_RANGE) & (ranges <= reach) & ~_blocked_by(body, directions, ego_from_lidar)
+    detected &= (ranges >= MIN_RANGE) & (ranges <= reach) & ~_is_blocked(body, directions, ego_from_lidar)
     column, ring = np.nonzero(detected)
     measured = ranges[detected] + rng.normal(0, RANGE_NOISE, len(column))
     # The HDL-32E reports reflectivity, 100 for a matt white wall, compensated for range but not for weather.
@@ -276,7 +276,7 @@ def oren_nayar(cosines: np.ndarray) -> np.ndarray:
     return (matt * cosines + rough * (1 - cosines**2)) / matt
 
 
-def _interpolated_poses(pose_at: Callable[[float], np.ndarray], times: np.ndarray) -> np.ndarray:
+def _interpolate_poses(pose_at: Callable[[float], np.ndarray], times: np.ndarray) -> np.ndarray:
     """(C, 4, 4) poses at the times (C,), linear between nine of them: over their 6 ms the error of the rotation is
     below a microradian."""
     knots = np.linspace(times[0], times[-1], 9)
@@ -287,7 +287,7 @@ def _interpolated_poses(pose_at: Callable[[float], np.ndarray], times: np.ndarra
     return poses[index] * (1 - weight) + poses[index + 1] * weight
 
 
-def _blocked_by(body: Sequence[Box], directions: np.ndarray, ego_from_lidar: np.ndarray) -> np.ndarray:
+def _is_blocked(body: Sequence[Box], directions: np.ndarray, ego_from_lidar: np.ndarray) -> np.ndarray:
     """(C, R) whether the vehicle's own body blocks the beam."""
     origins = np.broadcast_to(ego_from_lidar[:3, 3], (len(directions), 3))
     rays = Rays(origins, directions @ ego_from_lidar[:3, :3].T, np.zeros(len(directions)))

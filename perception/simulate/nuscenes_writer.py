@@ -189,7 +189,7 @@ def visibility_token(share: float) -> str:
     return str(1 + sum(share >= limit for limit in VISIBILITY_LIMITS))  # NaN is not >= anything
 
 
-def fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str], numbered: bool = False) -> Tables:
+def make_fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str], numbered: bool = False) -> Tables:
     """The tables that are the same in every log of a rig, with these names of a data set.
 
     Args:
@@ -213,7 +213,7 @@ def fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str],
     }
 
 
-def calibrated_sensors(scene: str, rig: Rig) -> list[Row]:
+def list_calibrated_sensors(scene: str, rig: Rig) -> list[Row]:
     """Rows of calibrated_sensor for the scene with this token."""
     sensors: tuple[RigSensor, ...] = (*rig.lidars, *rig.cameras)
     return [
@@ -301,7 +301,7 @@ def tags(conditions: Mapping[str, str | None], taxonomy: Taxonomy) -> list[str]:
     return [f"{kind}.{found[0]}" for kind, found in known.items() if found]
 
 
-def tagged_description(phases: list[tuple[float, Conditions]], taxonomy: Taxonomy) -> str:
+def describe_by_tags(phases: list[tuple[float, Conditions]], taxonomy: Taxonomy) -> str:
     """The description of a drive whose phases start at these times, s."""
     (_, first), *changes = phases
     later = [f"; from {start:g} s: {','.join(tags(phase, taxonomy))}" for start, phase in changes]

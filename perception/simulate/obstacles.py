@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perception.simulate.agents import RUBBER, Agent, Part, scaled
+from perception.simulate.agents import RUBBER, Agent, Part, scale_part
 from perception.simulate.snapshot import Ground
 from perception.simulate.world import World
 
@@ -117,17 +117,17 @@ def with_obstacles(world: World, keyframes: np.ndarray, rng: np.random.Generator
         kind = KINDS[_NAMES[int(rng.integers(len(_NAMES)))]]
         size = rng.uniform(kind.smallest, kind.largest).round(3)
         colours = {"paint": np.array(kind.paints[int(rng.integers(len(kind.paints)))])}
-        parts = np.array([scaled(part, size, colours, lit=False) for part in kind.parts])
+        parts = np.array([scale_part(part, size, colours, lit=False) for part in kind.parts])
         radius = float(np.hypot(*size[:2])) / 2
         for _ in range(ATTEMPTS):
             xy, yaw = way.draw(rng), float(rng.uniform(-np.pi, np.pi))
-            if way.is_free(xy, radius) and all(_apart(xy, radius, other) for other in placed):
+            if way.is_free(xy, radius) and all(_is_apart(xy, radius, other) for other in placed):
                 placed.append(Agent(kind.category, size, "", parts, xy[None], np.array([yaw])))
                 break
     return world.with_agents(placed) if placed else world
 
 
-def _apart(xy: np.ndarray, radius: float, other: Agent) -> bool:
+def _is_apart(xy: np.ndarray, radius: float, other: Agent) -> bool:
     gap = float(np.linalg.norm(xy - other.xy[0]) - np.hypot(*other.size[:2]) / 2)
     return gap > radius + CLEARANCE
 

@@ -68,12 +68,12 @@ def project(polygons: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, n
     kept = np.flatnonzero((depths > NEAR).any(axis=1))
     outlines = np.concatenate([polygons[kept], polygons[kept, -1:]], axis=1)
     for i in np.flatnonzero((depths[kept] <= NEAR).any(axis=1)):
-        outlines[i] = _clipped(polygons[kept[i]])
+        outlines[i] = _clip(polygons[kept[i]])
     pixels = outlines @ intrinsics.T
     return pixels[..., :2] / pixels[..., 2:], kept
 
 
-def _clipped(polygon: np.ndarray) -> np.ndarray:
+def _clip(polygon: np.ndarray) -> np.ndarray:
     """(5, 3) the quadrilateral (4, 3) clipped at the near plane (Sutherland & Hodgman, CACM 1974)."""
     corners: list[np.ndarray] = []
     for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):

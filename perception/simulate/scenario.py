@@ -91,7 +91,7 @@ def kerbside_agents(city: City, drive: np.ndarray, rng: np.random.Generator) -> 
     return agents
 
 
-def parked_vehicles(city: City, drive: np.ndarray, site: Lane | None, rng: np.random.Generator) -> list[Agent]:
+def park_vehicles(city: City, drive: np.ndarray, site: Lane | None, rng: np.random.Generator) -> list[Agent]:
     """Vehicles in the parking strips at the kerb and in the parking lots, clear of the construction site's lane."""
     plan, occupied = city.plan, city.place.agents.parked
     agents = []
@@ -242,7 +242,7 @@ def _draw_world(
     for pedestrian in pedestrians:
         agents.append(_pedestrian_agent(pedestrian, rng))
     agents += walkers(city, ego_xy, times, rng)
-    agents += parked_vehicles(city, ego_xy, lanes[site] if site is not None else None, rng)
+    agents += park_vehicles(city, ego_xy, lanes[site] if site is not None else None, rng)
     agents += kerbside_agents(city, ego_xy, rng)
     if site is not None:
         agents += construction_site(city, lanes[site], rng)

@@ -249,11 +249,11 @@ def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray |
     # Ground, level and upright surfaces are upsampled separately, so that light does not bleed between them.
     kinds = np.where(surfaces.upright, 2, surfaces.face_at >= 0)
     small = kinds[sampled]
-    planes = [_upsampled(total, small == kind, width, height) for kind in range(3)]
+    planes = [_upsample(total, small == kind, width, height) for kind in range(3)]
     return np.where(kinds == 0, planes[0], np.where(kinds == 1, planes[1], planes[2])) * np.float32(LUX)
 
 
-def _upsampled(coarse: np.ndarray, valid: np.ndarray, width: int, height: int) -> np.ndarray:
+def _upsample(coarse: np.ndarray, valid: np.ndarray, width: int, height: int) -> np.ndarray:
     """(3, H, W) bilinear upsampling of coarse (3, h, w) from its valid (h, w) values only."""
     weight = cv2.resize(valid.astype(np.float32), (width, height)) + np.float32(1e-6)
     return np.stack([cv2.resize(plane * valid, (width, height)) / weight for plane in coarse])

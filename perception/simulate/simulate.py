@@ -25,8 +25,8 @@ from perception.simulate.nuscenes_writer import (
     VERSION,
     Row,
     Tables,
-    fixed_tables,
     layout_of,
+    make_fixed_tables,
     token,
     write_maps,
     write_tables,
@@ -45,7 +45,7 @@ def begin_run(drives: Sequence[Drive], out: Path) -> bool:
 
     Else what it has recorded is not used.
     """
-    folder = _finished(drives, out)
+    folder = _tables_folder(drives, out)
     if folder.exists():
         return True
     remove_folder(folder.parent)
@@ -73,7 +73,7 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
     Raises:
         InputError: processes die of the same drive again and again.
     """
-    finished = _finished(drives, out).relative_to(out)
+    finished = _tables_folder(drives, out).relative_to(out)
     files = [out / finished / f"{drive.name}.json" for drive in drives]
     found = {i: dict(json.loads(file.read_bytes())) for i, file in enumerate(files) if file.exists()}
     rest = [i for i in range(len(drives)) if i not in found]
@@ -81,11 +81,13 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
         run.progress(drives[i].samples)
     jobs = min(len(rest), run.jobs or os.cpu_count() or 1)
     if not rest or (jobs == 1 and run.ray is None):
-        return [found.get(i) or _recorded(_Place(out, finished), drives[i], run.progress) for i in range(len(drives))]
+        return [found.get(i) or _record(_Place(out, finished), drives[i], run.progress) for i in range(len(drives))]
     out = out.absolute()
-    opened, call = (partial(_Place, out), _recorded) if run.ray is None else (partial(_shared, origin_of(out)), _put)
+    opened, call = (
+        (partial(_Place, out), _record) if run.ray is None else (partial(_shared_place, origin_of(out)), _put)
+    )
     with open_pool(partial(opened, finished), jobs, run.ray) as workers:
-        for i, tables in workers.completed(call, [drives[i] for i in rest], lambda drive: drive.name):
+        for i, tables in workers.run(call, [drives[i] for i in rest], lambda drive: drive.name):
             found[rest[i]] = tables
             run.progress(drives[rest[i]].samples)
     return [found[i] for i in range(len(drives))]
@@ -108,7 +110,7 @@ class _Place(NamedTuple):
     finished: Path
 
 
-def _shared(out: Path, finished: Path) -> _Place:
+def _shared_place(out: Path, finished: Path) -> _Place:
     """The place on a machine of a cluster.
 
     Raises:
@@ -123,8 +125,8 @@ def _shared(out: Path, finished: Path) -> _Place:
 
 
 def _put(place: _Place, drive: Drive) -> Tables:
-    """As `_recorded`; the files of a drive for an object store are put there, its tables last, and removed here."""
-    tables, out = _recorded(place, drive), place.out
+    """As `_record`; the files of a drive for an object store are put there, its tables last, and removed here."""
+    tables, out = _record(place, drive), place.out
     if origin_of(out) != out:
         rows = (row for name in ("sample_data", LIDARSEG) for row in tables.get(name, ()))
         names = [row["filename"] for row in rows]
@@ -138,7 +140,7 @@ def _put(place: _Place, drive: Drive) -> Tables:
     return tables
 
 
-def _recorded(place: _Place, drive: Drive, progress: Callable[[int], None] = lambda keyframes: None) -> Tables:
+def _record(place: _Place, drive: Drive, progress: Callable[[int], None] = lambda keyframes: None) -> Tables:
     """The tables of a drive, after recording it."""
     tables = record(drive, place.out, partial(progress, 1))
     folder = make_folder(place.out / place.finished)
@@ -146,7 +148,7 @@ def _recorded(place: _Place, drive: Drive, progress: Callable[[int], None] = lam
     return tables
 
 
-def _finished(drives: Sequence[Drive], out: Path) -> Path:
+def _tables_folder(drives: Sequence[Drive], out: Path) -> Path:
     """The folder with the tables of recorded drives, named after all drives and the code that records them."""
     return out / UNFINISHED / _hash(drives)
 
@@ -216,7 +218,7 @@ def simulate(
         remove_folder(out / LIDARSEG / VERSION)
     further = UNKNOWN if courses[0].extras.obstacles else ()
     categories = tuple(dict.fromkeys((*layout.categories, *further)))
-    tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)
+    tables = make_fixed_tables(rig, categories, layout.attributes, layout.lidarseg)
     for tables_of_drive in record_all(drives, out, run):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)

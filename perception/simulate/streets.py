@@ -206,7 +206,7 @@ class LaneGraph:
         start, end = plan.stretch(i, j, arm)
         along = np.linspace(start, end, 80)
         left = np.full(80, self.offset(plan.lanes(i, j, arm), k))
-        uv = plan.centre(i, j) + along[:, None] * DIRECTIONS[arm] + left[:, None] * _left(arm)
+        uv = plan.centre(i, j) + along[:, None] * DIRECTIONS[arm] + left[:, None] * _direction_left_of(arm)
         path, length = resample(plan.to_global(uv))
         arm_in = (arm + 2) % 4
         self._by_start[i, j, arm, k] = self._by_end[other[0], other[1], arm_in, k] = len(self.lanes)
@@ -216,7 +216,7 @@ class LaneGraph:
     def _add_connectors(self, i: int, j: int, arm_in: int) -> None:
         plan, lanes = self.plan, self.plan.lanes(i, j, arm_in)
         heading = (arm_in + 2) % 4
-        near = self._near(heading)
+        near = self._near_arm(heading)
         far = (near + 2) % 4
         exists = [plan.neighbour(i, j, arm) is not None for arm in range(4)]
         for k in range(lanes):
@@ -233,7 +233,7 @@ class LaneGraph:
             for arm_out, k_out in options:
                 self._add_connector(i, j, (arm_in, k), (arm_out, k_out))
 
-    def _near(self, heading: int) -> int:
+    def _near_arm(self, heading: int) -> int:
         """The arm out of a turn that does not cross oncoming traffic."""
         return (heading + (3 if self.plan.style.right_hand else 1)) % 4
 
@@ -242,8 +242,8 @@ class LaneGraph:
         plan, (arm_in, k_in), (arm_out, k_out) = self.plan, lane_in, lane_out
         heading = (arm_in + 2) % 4
         begin, end = DIRECTIONS[heading].astype(float), DIRECTIONS[arm_out].astype(float)
-        left_in = self.offset(plan.lanes(i, j, arm_in), k_in) * _left(heading)
-        left_out = self.offset(plan.lanes(i, j, arm_out), k_out) * _left(arm_out)
+        left_in = self.offset(plan.lanes(i, j, arm_in), k_in) * _direction_left_of(heading)
+        left_out = self.offset(plan.lanes(i, j, arm_out), k_out) * _direction_left_of(arm_out)
         p0 = -plan.reach(i, j, arm_in) * begin + left_in
         p1 = plan.reach(i, j, arm_out) * end + left_out
         if heading == arm_out:
@@ -256,7 +256,7 @@ class LaneGraph:
                 plan.half_width(i, j, arm_out) + plan.style.corner + float(begin @ corner),
                 plan.half_width(i, j, arm_in) + plan.style.corner - float(end @ corner),
             )
-            if arm_out == self._near(heading):
+            if arm_out == self._near_arm(heading):
                 radius -= REAR_CLEARANCE
             middle = corner - radius * begin + radius * end
             angle = np.linspace(0, np.pi / 2, 40)[:, None]
@@ -296,6 +296,6 @@ class LaneGraph:
                 self.lanes[a].siblings = tuple(pairs)
 
 
-def _left(arm: int) -> np.ndarray:
+def _direction_left_of(arm: int) -> np.ndarray:
     direction = DIRECTIONS[arm].astype(float)
     return np.array([-direction[1], direction[0]])

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.io.section import Section, Share, load_section, parse_section, shipped, shipped_names
+from perception.io.section import Section, Share, find_shipped, list_shipped, load_section, parse_section
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 from perception.taxonomy import Taxonomy, Word
 
@@ -68,7 +68,7 @@ class Streets(Section):
     carparks: Share = 0.5  # of blocks with a parking lot
 
     @model_validator(mode="after")
-    def _spacious(self) -> Streets:
+    def _require_space(self) -> Streets:
         if len({self.columns[0], self.columns[-1], self.rows[0], self.rows[-1]}) > 1:
             raise ValueError(
                 "the outermost of `columns` and `rows` differ in lanes, which end at corners; make them equal"
@@ -112,7 +112,7 @@ class Mix(Section):
     bicycle: Share = 0.06
 
     @model_validator(mode="after")
-    def _some(self) -> Mix:
+    def _require_cars(self) -> Mix:
         if self.car <= 0:
             raise ValueError("the share of `car` is 0; what cannot be placed becomes a car")
         return self
@@ -217,7 +217,7 @@ class WorldFile(Section):
     ground: Cover = Cover()
 
     @model_validator(mode="after")
-    def _streets_of_a_city(self) -> WorldFile:
+    def _require_location(self) -> WorldFile:
         if "streets" in self.model_fields_set and self.location is None:
             raise ValueError("`streets` are a city's, whose file has a `location`; add one, or leave the streets out")
         return self
@@ -240,7 +240,7 @@ class Worlds:
         """Kind -> the values with a world file. Kinds are in reverse order of the alphabet: weather, light, city."""
         own = [] if self._folder is None else [path.stem for path in self._folder.glob("*.yaml")]
         found: dict[str, list[str]] = {}
-        for value in sorted({*own, *shipped_names("worlds")}):
+        for value in sorted({*own, *list_shipped("worlds")}):
             path = self._path(value)
             assert path is not None
             found.setdefault(self._read(path).kind, []).append(value)
@@ -260,7 +260,7 @@ class Worlds:
                 if "location" in merged:
                     raise InputError(f"{value} and {merged['name']}: both are cities, with a `location`; keep one")
                 merged["name"] = value
-            merged = _merged(merged, found.model_dump(exclude_unset=True, exclude={"kind"}))
+            merged = _merge(merged, found.model_dump(exclude_unset=True, exclude={"kind"}))
         where = f"world of {'-'.join(conditions.known())}"
         of_place = {name: part for name, part in merged.items() if name in Place.model_fields}
         changing = {name: part for name, part in merged.items() if name in Surroundings.model_fields}
@@ -281,7 +281,7 @@ class Worlds:
 
     def _path(self, value: str) -> Path | None:
         own = None if self._folder is None else self._folder / f"{value}.yaml"
-        return own if own is not None and own.exists() else shipped("worlds", value)
+        return own if own is not None and own.exists() else find_shipped("worlds", value)
 
     def _read(self, path: Path) -> WorldFile:
         if path not in self._files:
@@ -289,12 +289,12 @@ class Worlds:
         return self._files[path]
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of both; where both have one, that of `above`, and of sections their keys in turn."""
     return {
         **below,
         **{
-            key: _merged(below[key], value) if isinstance(value, Mapping) and key in below else value
+            key: _merge(below[key], value) if isinstance(value, Mapping) and key in below else value
             for key, value in above.items()
         },
     }

@@ -22,7 +22,7 @@ TASKS: dict[str, type[Task[Any]]] = {
 }
 
 
-def configured(content: object) -> dict[str, TaskConfig]:
+def parse_tasks(content: object) -> dict[str, TaskConfig]:
     """Task -> configuration, from a parsed document; None omits a task.
 
     Raises:

@@ -292,11 +292,11 @@ class Metric(ABC, Generic[Result]):
         """Curves over all frames of an evaluation."""
         return ()
 
-    def worst(self, counts: Sequence[Counts], most: int) -> Sequence[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> Sequence[Sample]:
         """At most so many frames of an evaluation with the most mistakes, worst first."""
         return ()
 
-    def usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
+    def list_usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
         """In the absence of a file of gates: scores that must not fall against a baseline, and outputs that must agree
         with it."""
         return (), ()
@@ -322,7 +322,7 @@ class Metric(ABC, Generic[Result]):
         """
         raise NotImplementedError
 
-    def whole_score(self, folder: Path, name: str) -> float:
+    def read_whole_score(self, folder: Path, name: str) -> float:
         """A score that `measure_whole` wrote; raises Unmeasured without it."""
         raise Unmeasured(self.gates[name].missing)
 
@@ -359,7 +359,7 @@ class RingMetric(Metric[Result]):
             by_class: Score(shares, names, true, by_scene),
         }
 
-    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
         """The frames with the lowest mean."""
         found = (None if each["counts"] is None else self.ious(each["counts"].sum(axis=2)) for each in counts)
         return lowest_ious(self.shown[0], found, most)

@@ -249,7 +249,7 @@ class Memory(ABC, Generic[Result]):
         return state
 
 
-def joined_labels(frames: Sequence[Arrays]) -> dict[str, np.ndarray]:
+def join_labels(frames: Sequence[Arrays]) -> dict[str, np.ndarray]:
     """Batched labels (B, ...) of several frames, padded with zeros along their first dimension."""
     batch = {}
     for name in frames[0]:
@@ -264,7 +264,7 @@ def joined_labels(frames: Sequence[Arrays]) -> dict[str, np.ndarray]:
 Values = TypeVar("Values")
 
 
-def prefixed(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
+def add_prefix(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
     """A task's tensors with their names among those of all tasks, TASK/NAME."""
     return {f"{task}/{name}": value for name, value in values.items()}
 

@@ -24,7 +24,7 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
 from perception.training import optimize
 from perception.training.loader import batch_labels
-from perception.training.loop import described, fit
+from perception.training.loop import describe_keyframes, fit
 from perception.training.losses import Scope
 
 # Factor of the rate for a new task's own modules, which start from a trained network, its head from random weights. At
@@ -40,11 +40,11 @@ def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> C
     """
     content = config.model_dump(mode="json")
     content["modules"].append(dict(module))
-    content["train"] = _further(content["train"], training)
+    content["train"] = _further_training(content["train"], training)
     return parse_config(content, f"module {module.get('name')}")
 
 
-def _further(train: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+def _further_training(train: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """The `train` section of a checkpoint for a further training, without what only the earlier one needs."""
     length = {"epochs": None} if "steps" in training else {}
     rate = {"base_batch": None} if "learning_rate" in training else {}
@@ -151,7 +151,7 @@ def add_task(
     given["fusions"] = bank.fusions
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
     rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
-    given["train"] = _further(given["train"], {"rates": rates, **training})
+    given["train"] = _further_training(given["train"], {"rates": rates, **training})
     model.reconfigure(parse_config(given, str(checkpoint)))
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables.recording(t))]
     if not tokens:
@@ -160,7 +160,7 @@ def add_task(
     if isinstance(model.head(task), FittedNetwork):
         last = fit_head(model, task, tables, tokens, run, earlier)
     else:
-        scope = optimize.added_task(model, task, [module["name"] for module in own])
+        scope = optimize.train_added_task(model, task, [module["name"] for module in own])
         last = fit(model, tables, tokens, run, earlier=earlier, scope=scope)
     if rank() == 0:
         bank.save(task, run / "modules" / task)
@@ -207,5 +207,5 @@ def fit_head(
     head.fit()
     model.to("cpu").requires_grad_(False).eval()
     last = run / "checkpoints" / "step-000000"
-    save_model(last, model.config, model, (*earlier, described(tables, tokens)))
+    save_model(last, model.config, model, (*earlier, describe_keyframes(tables, tokens)))
     return last

@@ -25,7 +25,7 @@ def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
     return similarity
 
 
-def shuffled(frame: Frame, rng: np.random.Generator) -> Frame:
+def shuffle_points(frame: Frame, rng: np.random.Generator) -> Frame:
     """The frame with its points in random order, so that a pillar with too many keeps random ones."""
     if frame.points is None:
         return frame

@@ -84,7 +84,7 @@ def merge(
     unknown = sorted(options.keys() - OPTIONS)
     if unknown:
         raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
-    names, weights = _weighted(members)
+    names, weights = _parse_weights(members)
     model, _ = load_model(checkpoint)
     rank, merging = options.pop("rank", None), Merging(cast(Method, method.replace("-", "_")), weights, **options)
     lost = merge_modules(model.bank, name, names, merging, rank, when)
@@ -99,7 +99,7 @@ def merge(
     return lost
 
 
-def _weighted(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
+def _parse_weights(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
     """Names of modules, and their weights if written as 0.7*rain."""
     text = f"average({', '.join(members)})"
     if "*" not in text:

@@ -46,7 +46,7 @@ def accelerator_of(model: PerceptionModel, scope: Scope, tables: Keyframes, toke
                 f"accelerate launch: {name} is not supported; launch without it, and set train.shard=true to divide "
                 "the model among the GPUs"
             )
-    modules = trained_modules(model)
+    modules = find_trained_modules(model)
     chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
     changing = chooses or not always_run(model, scope, modules, tables, tokens)
     # Parameters without a gradient are searched for in the graph of each pass only if they differ between passes.
@@ -58,7 +58,7 @@ def accelerator_of(model: PerceptionModel, scope: Scope, tables: Keyframes, toke
     )
 
 
-def trained_modules(model: PerceptionModel) -> set[str]:
+def find_trained_modules(model: PerceptionModel) -> set[str]:
     """Names of the modules, and keys of the Fuse blocks, with parameters that train."""
     parts = (part for slot in model.bank.slots.values() for part in (slot.computations, slot.fusions))
     every = [item for part in parts for item in part.items()]

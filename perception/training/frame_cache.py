@@ -96,7 +96,7 @@ class FrameCache:
         """
         files = self._tables.recording(token, self._reads).stamps()
         path = self.folder / f"{_hash([token, files])[:32]}.frame"
-        stored = _stored(path)
+        stored = _read_frame(path)
         if stored is not None:
             return stored
         frame = self._tables.frame(token, self._reads)
@@ -104,7 +104,7 @@ class FrameCache:
         return frame
 
     def _store(self, path: Path, frame: Frame) -> None:
-        content = _packed(frame)
+        content = _pack(frame)
         with suppress(InputError, OSError):  # a full disk, or the folder was deleted; the frame is there
             disk = shutil.disk_usage(self.folder)
             if disk.free - len(content) >= _LEAST_FREE * disk.total:
@@ -143,7 +143,7 @@ def _checksum(content: np.ndarray) -> bytes:
     return ((total + int.from_bytes(content[words:].tobytes(), "little")) % 2**64).to_bytes(8, "little")
 
 
-def _packed(frame: Frame) -> bytes:
+def _pack(frame: Frame) -> bytes:
     arrays = {name: getattr(frame, name) for name in _POSES}
     arrays |= {name: getattr(frame, name) for name in PER_POINT if getattr(frame, name) is not None}
     for name, camera in frame.cameras.items():
@@ -162,7 +162,7 @@ def _packed(frame: Frame) -> bytes:
     return _checksum(np.frombuffer(content, np.uint8)) + content
 
 
-def _stored(path: Path) -> Frame | None:
+def _read_frame(path: Path) -> Frame | None:
     """The frame in a file, memory-mapped; None if it is absent or damaged."""
     try:
         with path.open("rb") as file:
@@ -171,7 +171,7 @@ def _stored(path: Path) -> Frame | None:
             return None
         start = 16 + int.from_bytes(content[8:16].tobytes(), "little")
         header = json.loads(content[16:start].tobytes())
-        return _unpacked(json.loads(header.pop("__metadata__")["frame"]), _arrays(header, content[start:]))
+        return _unpack(json.loads(header.pop("__metadata__")["frame"]), _arrays(header, content[start:]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -185,7 +185,7 @@ def _arrays(header: Mapping[str, Any], data: np.ndarray) -> dict[str, np.ndarray
     return found
 
 
-def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
+def _unpack(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
     boxes = None
     if rest["instances"] is not None:
         kind, names = rest["instances"]

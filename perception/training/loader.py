@@ -23,8 +23,8 @@ from perception.model import batch_inputs
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import tasks_of
-from perception.tasks.task import joined_labels
-from perception.training.augment import draw_image_affine, draw_similarity, shuffled
+from perception.tasks.task import join_labels
+from perception.training.augment import draw_image_affine, draw_similarity, shuffle_points
 from perception.training.frame_cache import FrameCache, FramesInMemory
 from perception.training.objects import Objects
 from perception.training.paste import Paster
@@ -47,19 +47,19 @@ class Batch:
     """B training frames."""
 
     inputs: dict[str, torch.Tensor]
-    labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `joined_labels`
+    labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `join_labels`
     conditions: list[Conditions]
     tokens: list[str]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy runs while the caller goes on."""
-        return self._changed(lambda value: value.to(device, non_blocking=True))
+        return self._change(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by the DataLoader."""
-        return self._changed(torch.Tensor.pin_memory)
+        return self._change(torch.Tensor.pin_memory)
 
-    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         labels = {task: {k: change(v) for k, v in own.items()} for task, own in self.labels.items()}
         return replace(self, inputs={name: change(value) for name, value in self.inputs.items()}, labels=labels)
 
@@ -98,7 +98,7 @@ class FrameDataset(Dataset[Sample]):
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until
         # Objects are pasted into the samples of the first steps, at the positions before this one.
-        self._pasted = round(until * self.steps) * config.train.batch
+        self._require_pastable = round(until * self.steps) * config.train.batch
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
         reads, folder = reads_of(config, depth_cells is not None), config.data.cache
         memory = _CACHE_BYTES // max(1, config.data.workers)
@@ -136,7 +136,7 @@ class FrameDataset(Dataset[Sample]):
         recorded = self._with_truth(self._frames.frame(self.token(position)))
         seen = recorded if self._spec.lidar else recorded.without_points()  # which only depth labels need
         frame = unpasted = self._with_dropped_sensors(seen, rng)
-        if self._paster is not None and position < self._pasted:
+        if self._paster is not None and position < self._require_pastable:
             frame = self._paster(unpasted, np.random.default_rng([self._config.seed, 2, position]))
         # Of a frame with pasted objects only its own points tell the depth.
         measured = recorded if frame is unpasted else frame
@@ -145,7 +145,7 @@ class FrameDataset(Dataset[Sample]):
         if augment is not None:
             similarity = draw_similarity(rng, augment)
             frame = frame.transformed(similarity)
-            frame = shuffled(frame, rng) if augment.shuffle else frame
+            frame = shuffle_points(frame, rng) if augment.shuffle else frame
             if self._spec.camera is not None:
                 size = self._spec.camera.image
                 affines = {
@@ -204,7 +204,7 @@ def collate(samples: list[Sample]) -> Batch:
 def batch_labels(frames: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, torch.Tensor]]:
     """Batched labels by task, from the labels of each frame by task."""
     return {
-        task: {k: torch.from_numpy(v) for k, v in joined_labels([frame[task] for frame in frames]).items()}
+        task: {k: torch.from_numpy(v) for k, v in join_labels([frame[task] for frame in frames]).items()}
         for task in frames[0]
     }
 

@@ -101,7 +101,7 @@ class _Training:
     ) -> None:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
-        self.data = (*earlier, described(tables, tokens))
+        self.data = (*earlier, describe_keyframes(tables, tokens))
         self.accelerator = accelerator_of(model, scope, tables, tokens)
         self.barrier = LongBarrier()
         set_seed(self.config.seed)
@@ -177,7 +177,7 @@ class _Training:
     def check(self) -> None:
         """Raise InputError if the validation cannot work."""
         if self.validator is not None:
-            model = self.evaluated()
+            model = self.model_to_evaluate()
             if self.main:
                 self.validator.check(model)
         self.barrier.wait()
@@ -217,7 +217,7 @@ class _Training:
             "learning_rate": float(self.schedule.get_last_lr()[0]),
         }
 
-    def evaluated(self) -> PerceptionModel:
+    def model_to_evaluate(self) -> PerceptionModel:
         """A model with the weights to evaluate, which is not the one that trains; all processes take part."""
         trained = self.averaged or self.model
         if self.validated is None:
@@ -239,7 +239,7 @@ class _Training:
             InputError: a weight is not finite, the evaluation fails, or the disk is full.
         """
         found: dict[str, float] = {}
-        model = self.evaluated()
+        model = self.model_to_evaluate()
         if self.main and self.validator is not None:
             _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             score, found = self.validator.scores(model)
@@ -292,6 +292,6 @@ def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
             raise InputError(f"{where} the weights {name} are not finite; lower train.learning_rate")
 
 
-def described(tables: Keyframes, tokens: Sequence[str]) -> str:
+def describe_keyframes(tables: Keyframes, tokens: Sequence[str]) -> str:
     """Description of the keyframes of a training, such as `v1.0-mini: 323 keyframes of 8 scenes`."""
     return f"{tables.version}: {len(tokens)} keyframes of {len({*map(tables.scene, tokens)})} scenes"

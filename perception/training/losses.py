@@ -10,10 +10,10 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from perception.frame import Conditions
-from perception.io.distributed import drawn, processes, total
+from perception.io.distributed import draw_locally, processes, total
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route
-from perception.modules.routing.fixed import shared_routes
+from perception.modules.routing.fixed import make_shared_routes
 from perception.tasks.network import Loss
 
 
@@ -55,7 +55,7 @@ class Losses(nn.Module):
         if self.scope.random_conditions:
             conditions = random_conditions(bank.conditions, len(conditions))
         shared = processes() > 1 and bank.modules
-        routes = shared_routes(bank, inputs, conditions, self.scope.tasks) if shared else None
+        routes = make_shared_routes(bank, inputs, conditions, self.scope.tasks) if shared else None
         dense = model(inputs, conditions, self.scope.tasks, routes, trace)
         self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
@@ -79,7 +79,7 @@ def random_conditions(kinds: Mapping[str, Sequence[str]], frames: int) -> list[C
     def draw(count: int) -> Tensor:
         return torch.tensor([[int(torch.randint(len(values), ())) for values in kinds.values()] for _ in range(count)])
 
-    places = drawn(draw, frames).tolist()
+    places = draw_locally(draw, frames).tolist()
     return [
         Conditions(**{kind: values[i] for (kind, values), i in zip(kinds.items(), frame, strict=True)})
         for frame in places

@@ -68,7 +68,7 @@ class TrainingLog:
         """
         if not self._pending:
             return
-        steps = self._fetched()
+        steps = self._fetch()
         for step, values in steps:
             if not math.isfinite(values["loss"]):
                 message = f"{self.run}: the loss at step {step} is {values['loss']}; lower train.learning_rate"
@@ -88,7 +88,7 @@ class TrainingLog:
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def _fetched(self) -> list[tuple[int, dict[str, float]]]:
+    def _fetch(self) -> list[tuple[int, dict[str, float]]]:
         """The pending values by step, copied from the device at once."""
         pending, self._pending = self._pending, []
         own = torch.stack([value.float() for _, values in pending for value in values.values()])

@@ -98,7 +98,7 @@ def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder:
         make_folder(folder)
         with atomic_folder(own, "the database of objects") as fresh:
             _build(tables, tokens, config, fresh, key)
-    return _opened(own)
+    return _open_objects(own)
 
 
 def _reads(config: Config) -> Reads:
@@ -130,7 +130,7 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _opened(folder: Path) -> Objects:
+def _open_objects(folder: Path) -> Objects:
     try:
         facts = json.loads((folder / "objects.json").read_text(encoding="utf-8"))
         whole = all((folder / name).stat().st_size == facts["bytes"][name] for name in _BINARY)
@@ -200,7 +200,7 @@ def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Pat
         generator=torch.Generator(),  # else the training would depend on whether the database was there
     )
     with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
-        columns = _written(
+        columns = _write_sensors(
             track(iterate(loader), "objects", len(tokens), console=Console(stderr=True)), points, pictures
         )
     if not len(columns["labels"]):
@@ -222,7 +222,7 @@ def _identity(found: Any) -> Any:
     return found
 
 
-def _written(found: Iterable[_Found], points: BinaryIO, pictures: BinaryIO) -> dict[str, np.ndarray]:
+def _write_sensors(found: Iterable[_Found], points: BinaryIO, pictures: BinaryIO) -> dict[str, np.ndarray]:
     """Write points and pictures; returns the tensors of objects.safetensors."""
     boxes: dict[str, list[np.ndarray]] = {name: [] for name in _STORED}
     starts: dict[str, list[int]] = {"points": [0], "crops": [0], "pictures": [0]}

@@ -48,7 +48,7 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
     model.added.requires_grad_(False).eval()
 
 
-def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
+def train_added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
     """Train only the head of an added task and its own modules."""
     post_hoc(model, modules)
     model.added[task].requires_grad_(True).train()

@@ -15,7 +15,7 @@ import numpy as np
 from perception.config import Config
 from perception.frame import Boxes, Camera, Frame
 from perception.training.objects import Objects
-from perception.training.placement import Layer, footprints, overlapping, painted, places, points_of
+from perception.training.placement import Layer, footprints, overlapping, paint, places, points_of
 
 
 class Paster:
@@ -43,7 +43,7 @@ class Paster:
         """
         if frame.boxes is None or (frame.points is None and not (self._pictures and frame.cameras)):
             return frame
-        chosen = self._chosen(frame, frame.boxes, rng)
+        chosen = self._choose(frame, frame.boxes, rng)
         if not len(chosen):
             return frame
         pasted = self._objects.boxes.select(chosen)
@@ -51,7 +51,7 @@ class Paster:
         changed = frame if frame.points is None else self._with_points(frame, frame.points, chosen, pasted)
         return replace(changed, boxes=Boxes.joined(frame.boxes, pasted), pasted=len(pasted), cameras=cameras)
 
-    def _chosen(self, frame: Frame, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
+    def _choose(self, frame: Frame, boxes: Boxes, rng: np.random.Generator) -> np.ndarray:
         """Numbers of drawn objects whose footprints overlap neither the boxes nor each other."""
         taken, chosen = footprints(boxes), list[int]()
         there = {i for i, name in enumerate(self._cameras) if name in frame.cameras}
@@ -94,5 +94,5 @@ class Paster:
                 # The frame's own objects are painted as well, for those that are nearer than a pasted one.
                 own = places(boxes, projection, picture.shape)
                 layers += [Layer(place, place.of(picture)) for place in own if place is not None]
-                cameras[name] = replace(cameras[name], image=painted(picture, layers))
+                cameras[name] = replace(cameras[name], image=paint(picture, layers))
         return cameras

@@ -109,7 +109,7 @@ def _place(corners: np.ndarray, depth: float, shape: tuple[int, ...]) -> Place |
     return Place(depth, int(left), int(top), int(right), int(bottom)) if left < right and top < bottom else None
 
 
-def painted(picture: np.ndarray, layers: Iterable[Layer]) -> np.ndarray:
+def paint(picture: np.ndarray, layers: Iterable[Layer]) -> np.ndarray:
     """A copy of the picture (H, W, 3) uint8 with these layers, painted from far to near."""
     result, mean = picture.copy(), None
     for place, crop in sorted(layers, key=lambda layer: -layer.place.depth):

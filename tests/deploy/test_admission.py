@@ -14,7 +14,7 @@ from vocabulary import CAMERAS, RIG, SENSORS, sensors
 
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
-from perception.frame import PER_POINT, Camera, Conditions, Frame, Reading, reduced_intrinsics
+from perception.frame import PER_POINT, Camera, Conditions, Frame, Reading, reduce_intrinsics
 from perception.rig import Sensors
 from perception.scene.admission import admit
 from perception.scene.scene import SceneFrame
@@ -33,7 +33,7 @@ def seen(seed: int) -> Frame:
     """A frame with fewer points and smaller pictures."""
     frame = synthetic_frame("ego", RIG, seed)
     small = {
-        name: replace(each, image=each.image[::6, ::6], intrinsics=reduced_intrinsics(each.intrinsics, 6))
+        name: replace(each, image=each.image[::6, ::6], intrinsics=reduce_intrinsics(each.intrinsics, 6))
         for name, each in frame.cameras.items()
     }
     fewer = frame.select_points(slice(None, None, 4))

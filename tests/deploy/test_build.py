@@ -12,8 +12,8 @@ from pathlib import Path
 import onnx
 import pytest
 from commands import one_line_error, perception, succeeds
-from devices import Device, refused
-from exported import QUIET, apart, bundle, copied
+from devices import Device, require_refusal
+from exported import QUIET, apart, bundle, copy_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from lowered import onnx_model
@@ -27,7 +27,7 @@ from deploy.engines.cuda import compute_capability
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
 from deploy.runtime import Runtime
-from deploy.targets import TARGETS, Versions, find_target, same_compiler
+from deploy.targets import TARGETS, Versions, find_target, is_same_compiler
 from perception.errors import InputError
 
 PILLARS = "pillar_points:1x12000x8x5,pillar_counts:1x12000,pillar_cells:1x12000"
@@ -86,25 +86,27 @@ def test_script_refuses_the_wrong_machine(tmp_path: Path) -> None:
         ("thor", False, 101303, "this GPU has compute capability 8.7, a Jetson Thor has 11.0"),
     )):  # fmt: skip
         device = Device(tmp_path / str(i), version)
-        refused(device.builds(packaged(tmp_path / str(i), target, dla)), reason)
+        require_refusal(device.builds(packaged(tmp_path / str(i), target, dla)), reason)
         assert device.recorded.exists() is ("GPU" in reason)
         assert not list((tmp_path / str(i) / "package" / "bundle").glob("engines/*"))
 
 
 def test_script_refuses_another_device_changes_and_arguments(tmp_path: Path) -> None:
     package, device = packaged(tmp_path, "orin"), Device(tmp_path, 100300)
-    refused(Device(tmp_path / "empty", None).builds(package), "no trtexec on the PATH")
-    refused(device.builds(package, "--fast", "--faster"), "takes the public key that must have signed this package")
-    refused(device.builds(package, "--fast"), "--fast: no such key")
+    require_refusal(Device(tmp_path / "empty", None).builds(package), "no trtexec on the PATH")
+    require_refusal(
+        device.builds(package, "--fast", "--faster"), "takes the public key that must have signed this package"
+    )
+    require_refusal(device.builds(package, "--fast"), "--fast: no such key")
     graph = tmp_path / "package" / "bundle" / "model.onnx"
     content = graph.read_bytes()
     graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    refused(device.builds(package), "build.sh: bundle/model.onnx: is missing or was changed")
+    require_refusal(device.builds(package), "build.sh: bundle/model.onnx: is missing or was changed")
     graph.unlink()
-    refused(device.builds(package), "build.sh: bundle/model.onnx: is missing or was changed")
+    require_refusal(device.builds(package), "build.sh: bundle/model.onnx: is missing or was changed")
     graph.write_bytes(content)
     (tmp_path / "package" / "SHA256SUMS").unlink()
-    refused(device.builds(package), "build.sh: SHA256SUMS: is missing or was changed")
+    require_refusal(device.builds(package), "build.sh: SHA256SUMS: is missing or was changed")
     assert not device.recorded.exists()
 
 
@@ -131,7 +133,7 @@ def test_script_passes_shellcheck(tmp_path: Path) -> None:
 
 
 def test_package_is_whole_and_stale_engines_stay_behind(tmp_path: Path) -> None:
-    path = copied(tmp_path / "bundle")
+    path = copy_bundle(tmp_path / "bundle")
     build(path, "orin", QUIET)
     (path / "engines").mkdir()
     (path / "engines" / "rtx-ada.plan").write_bytes(b"of another GPU")
@@ -192,11 +194,11 @@ def test_one_release_of_a_compiler_is_one_however_many_numbers_it_tells(
 ) -> None:
     """trtexec says 10.3.0, Python's module 10.3.0.30. Another patch is another compiler."""
     one, again, another = (".".join(map(str, each)) for each in ((*release, *more), (*release, *others), other))
-    assert same_compiler(f"tensorrt {one}", f"tensorrt {again}")
-    assert not same_compiler(f"tensorrt {one}", f"tensorrt_rtx {again}")
-    assert same_compiler(f"tensorrt {one}", f"tensorrt {another}") == (release == other)
-    assert same_compiler("tensorrt of mine", "tensorrt of mine")
-    assert not same_compiler("tensorrt of mine", f"tensorrt {one}")
+    assert is_same_compiler(f"tensorrt {one}", f"tensorrt {again}")
+    assert not is_same_compiler(f"tensorrt {one}", f"tensorrt_rtx {again}")
+    assert is_same_compiler(f"tensorrt {one}", f"tensorrt {another}") == (release == other)
+    assert is_same_compiler("tensorrt of mine", "tensorrt of mine")
+    assert not is_same_compiler("tensorrt of mine", f"tensorrt {one}")
 
 
 def test_a_target_refuses_what_it_does_not_take(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_dla_is_configured_and_found_absent() -> None:
 
 def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
-    path = copied(tmp_path / "bundle")
+    path = copy_bundle(tmp_path / "bundle")
     with pytest.raises(InputError, match="no engine for rtx-blackwell; run `perception build"):
         Runtime(path, "rtx-blackwell")
     made = build(path, "rtx-blackwell", QUIET)
@@ -287,18 +289,18 @@ def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
         ({"compiler": "tensorrt_rtx 1.0.0"}, f"{plan}: compiled by tensorrt_rtx 1.0.0, but here is {here}"),
         ({"plan_sha256": "0" * 64}, f"{plan}: was changed (its sha256 differs from the record)"),
     ):
-        file.write_bytes(record.model_copy(update=change).hashed_json())
+        file.write_bytes(record.model_copy(update=change).to_hashed_json())
         with one_line_error(exactly=f"{message}; run `perception build {path} --target rtx-blackwell`"):
             Runtime(path, "rtx-blackwell")
-    changed = record.hashed_json().replace(f'"layers": {record.layers}'.encode(), b'"layers": 1')
-    assert changed != record.hashed_json()
+    changed = record.to_hashed_json().replace(f'"layers": {record.layers}'.encode(), b'"layers": 1')
+    assert changed != record.to_hashed_json()
     file.write_bytes(changed)
     with one_line_error(at=f"{file}: was changed (its sha256 differs); run `perception build"):
         Runtime(path, "rtx-blackwell")
     file.write_text("{}")
     with pytest.raises(InputError, match=r"rtx-blackwell.json: not an engine record of this version; run `perception"):
         Runtime(path, "rtx-blackwell")
-    file.write_bytes(record.hashed_json())
+    file.write_bytes(record.to_hashed_json())
     try:
         compute_capability()
     except InputError as error:
@@ -307,7 +309,7 @@ def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
 
 
 def test_cpu_build_runs_the_golden_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = copied(tmp_path / "bundle")
+    path = copy_bundle(tmp_path / "bundle")
     assert build(path, "cpu", QUIET).layers == sum(bundle().manifest.operators.values())
     _, another = bundle("rain").golden()
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: another)

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from commands import one_line_error, python, succeeds
-from exported import bundle, copied, keys, nano, plan_record, rewritten, trusting
+from exported import bundle, copy_bundle, keys, nano, plan_record, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import onnx_model
@@ -31,7 +31,7 @@ from deploy.tolerances import Tolerances
 from deploy.verify import verify
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
-from perception.tasks import configured
+from perception.tasks import parse_tasks
 
 FILES = (
     "manifest.json",
@@ -66,7 +66,7 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 
 
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> None:
-    file = copied(tmp_path / "bundle") / "manifest.json"
+    file = copy_bundle(tmp_path / "bundle") / "manifest.json"
     content = {"news": 1} | json.loads(file.read_text()) | {"grid": None}
     for version, remedy in ((11, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
         file.write_text(json.dumps(content | {"schema_version": version}))
@@ -80,14 +80,14 @@ def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> 
 def test_outputs_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path) -> None:
     """Though all hashes hold: what no task reads, nothing would compare."""
     given = bundle().manifest.outputs
-    tasks = {**bundle().manifest.tasks, **configured({"conditions": {}})}
+    tasks = {**bundle().manifest.tasks, **parse_tasks({"conditions": {}})}
     changes = [{"outputs": each} for each in (given[1:], given[:-1], (*given, EXTRA), given[::-1])]
     for i, change in enumerate([*changes, {"tasks": tasks}]):
         described = ", ".join(output.name for output in change.get("outputs", given))
         wanted = ", ".join((*OUTPUTS, EXTRA.name) if "tasks" in change else OUTPUTS)
         message = f"outputs are {described}, those of its tasks {wanted}; export the bundle again"
         with one_line_error(exactly=f"{tmp_path}/{i}/manifest.json: {message}"):
-            rewritten(copied(tmp_path / str(i)), **change)
+            rewritten(copy_bundle(tmp_path / str(i)), **change)
 
 
 def test_tolerances_must_be_those_of_every_output_and_channel(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_tolerances_must_be_those_of_every_output_and_channel(tmp_path: Path) ->
         found = bundle().manifest.tolerances.model_dump()
         change(found["ranked"], found["dense"])
         with one_line_error(rf"manifest\.json: has {message}.*; export the bundle again$"):
-            rewritten(copied(tmp_path / str(i)), tolerances=Tolerances.model_validate(found))
+            rewritten(copy_bundle(tmp_path / str(i)), tolerances=Tolerances.model_validate(found))
 
 
 def rewrite(path: Path) -> None:
@@ -111,7 +111,7 @@ def rewrite(path: Path) -> None:
 
 
 def test_write_replaces_a_bundle_and_its_engines_and_nothing_else(tmp_path: Path) -> None:
-    path = copied(tmp_path / "bundle")
+    path = copy_bundle(tmp_path / "bundle")
     (path / "engines").mkdir()
     (path / "engines" / "orin.plan").write_bytes(b"of the older network")
     rewrite(path)
@@ -126,7 +126,7 @@ def test_write_replaces_a_bundle_and_its_engines_and_nothing_else(tmp_path: Path
 @pytest.mark.parametrize("failing", [*(Path(name).name for name in FILES), "rename"])
 def test_failure_while_writing_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """The disk fills up at each file in turn, and the last rename fails."""
-    path = copied(tmp_path / "bundle")
+    path = copy_bundle(tmp_path / "bundle")
     before = {name: (path / name).read_bytes() for name in listed(path)}
     monkeypatch.setattr("perception.io.files._exchange", lambda *_: False)  # as on a disk that cannot
     for method in ("write_bytes", "rename"):
@@ -169,8 +169,8 @@ def opset(model: ModelProto, version: int = 17) -> None:
 def test_what_is_verified_is_told_by_a_vehicle_too(tmp_path: Path) -> None:
     """By the command itself, in a process that cannot import torch and onnx."""
     key, public = keys(tmp_path)
-    path = rewritten(copied(tmp_path / "bundle", "rain"), sign=key)
-    other = rewritten(copied(tmp_path / "other"), onnx=changed(one_node_more))
+    path = rewritten(copy_bundle(tmp_path / "bundle", "rain"), sign=key)
+    other = rewritten(copy_bundle(tmp_path / "other"), onnx=changed(one_node_more))
     given = ["perception", "verify", str(path), "--key", str(public), "--state", str(tmp_path / "state"), "--json"]
     done = python(
         f"from deploy.cli import main\nsys.argv = {given}\ntry:\n    main()\nexcept SystemExit as end:\n"
@@ -218,7 +218,7 @@ def test_another_graph_is_refused(tmp_path: Path) -> None:
             "outputs: detection/labels is int32 (1, 200)", "int64 (1, 200)",
         ),
     )):  # fmt: skip
-        path = rewritten(copied(tmp_path / str(i)), onnx=changed(change))
+        path = rewritten(copy_bundle(tmp_path / str(i)), onnx=changed(change))
         Bundle.load(path)
         with one_line_error(exactly=f"{path}/model.onnx: {found}, the manifest says {said}; export the bundle again"):
             verify(path)
@@ -227,11 +227,11 @@ def test_another_graph_is_refused(tmp_path: Path) -> None:
 def test_a_graph_that_no_engine_takes_is_one_line(tmp_path: Path) -> None:
     """The last as a vehicle meets it, where there is no onnx to see it beforehand."""
     with pytest.raises(InputError, match=r"model\.onnx: not an ONNX file"):
-        rewritten(copied(tmp_path / "bundle"), onnx=b"not a graph")
-    path = rewritten(copied(tmp_path / "new"), onnx=changed(lambda model: opset(model, 99)), opset=99)
+        rewritten(copy_bundle(tmp_path / "bundle"), onnx=b"not a graph")
+    path = rewritten(copy_bundle(tmp_path / "new"), onnx=changed(lambda model: opset(model, 99)), opset=99)
     with one_line_error(r"model\.onnx: ONNX Runtime refuses it: .*[Oo]pset 99"):
         verify(path)
-    path = rewritten(copied(tmp_path / "renamed"), onnx=changed(renamed))
+    path = rewritten(copy_bundle(tmp_path / "renamed"), onnx=changed(renamed))
     with one_line_error(r"ONNX Runtime cannot run the network: .*pillar_points"):
         Runtime(path)
 
@@ -246,7 +246,7 @@ def test_a_golden_frame_that_is_not_the_manifests(tmp_path: Path) -> None:
         ({"name": "radar"}, "first.inputs.radar is missing, the manifest says float32 (1, 12000, 8, 5)"),
     ):
         wrong = (inputs[0].model_copy(update=change), *inputs[1:])
-        path = rewritten(copied(tmp_path / str(change)), inputs=wrong)
+        path = rewritten(copy_bundle(tmp_path / str(change)), inputs=wrong)
         with one_line_error(at=f"{path}/golden.safetensors: {message}"):
             Runtime(path)
     header = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()  # which numpy lacks
@@ -265,7 +265,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A signed bundle with a module and an engine, and the public key."""
     folder = tmp_path_factory.mktemp("signed")
     key, public = keys(folder)
-    path, plan = rewritten(copied(folder / "bundle", "rain"), sign=key), bytes(range(256)) * 4
+    path, plan = rewritten(copy_bundle(folder / "bundle", "rain"), sign=key), bytes(range(256)) * 4
     record = plan_record(path, plan, target="rtx-ampere", compiler="tensorrt_rtx 1.7")
     Bundle.load(path).add_plan(plan, record, signer(key))
     return path, public
@@ -312,7 +312,7 @@ def test_a_file_that_the_manifest_does_not_name_is_told(signed: tuple[Path, Path
 def naming(path: Path, files: dict[str, str]) -> Path:
     """A copy of the bundle for rain whose manifest names these files."""
     manifest = bundle("rain").manifest.model_copy(update={"files": files})
-    (copied(path, "rain") / "manifest.json").write_bytes(manifest.hashed_json())
+    (copy_bundle(path, "rain") / "manifest.json").write_bytes(manifest.to_hashed_json())
     return path
 
 
@@ -358,7 +358,7 @@ def test_what_is_no_file_is_none_of_the_bundles(tmp_path: Path, signed: tuple[Pa
     """A link to the bundle is fine; one to itself, or a pipe, of which reading would wait for ever, is no file."""
     (tmp_path / "latest").symlink_to(signed[0])
     opened(tmp_path / "latest", signed[1])
-    path = copied(tmp_path / "bundle", "rain")
+    path = copy_bundle(tmp_path / "bundle", "rain")
     (path / "engines").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(InputError, match="engines: a link leads out"):
@@ -376,7 +376,7 @@ def test_what_is_no_file_is_none_of_the_bundles(tmp_path: Path, signed: tuple[Pa
 
 
 def test_a_file_that_changes_after_it_was_hashed_is_refused_or_was_read(tmp_path: Path) -> None:
-    path, content = copied(tmp_path / "bundle"), b"a plan"
+    path, content = copy_bundle(tmp_path / "bundle"), b"a plan"
     record, loaded = plan_record(path, content), Bundle.load(path)
     file = loaded.add_plan(content, record)
     plan = loaded.plan("orin")
@@ -398,7 +398,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_refused_or_was_read(tmp_path
 
 def test_a_network_that_changes_under_the_engine_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swapped at the last moment, as ONNX Runtime is about to open it: it has the bytes already, and drops them."""
-    path, opened = copied(tmp_path / "bundle"), onnxruntime.InferenceSession
+    path, opened = copy_bundle(tmp_path / "bundle"), onnxruntime.InferenceSession
 
     def late(*arguments: object, **options: object) -> onnxruntime.InferenceSession:
         (path / "model.onnx").write_bytes(b"of another")
@@ -442,7 +442,7 @@ def test_weights_in_another_file_are_refused_wherever_they_are(place: str) -> No
 
 
 def test_a_bundle_with_weights_elsewhere_is_refused(tmp_path: Path) -> None:
-    path = copied(tmp_path / "bundle")
+    path = copy_bundle(tmp_path / "bundle")
     elsewhere = changed(lambda model: model.graph.MergeFrom(weights_at("graph").graph))
     for use in (lambda: rewritten(path, onnx=elsewhere), lambda: Runtime(path)):
         with pytest.raises(InputError, match=r"bundle/model\.onnx: keeps weights in another file"):

@@ -251,14 +251,14 @@ def scaled(factor: float) -> tuple[PerceptionModel, onnx.ModelProto]:
     with torch.no_grad():
         last.weight *= factor
     changes = {f"model.heads.map.{name}.weight": lambda weight: weight * np.float32(factor)}
-    return network, lowered.changed(lowered.single("folded"), changes)
+    return network, lowered.change_weights(lowered.single("folded"), changes)
 
 
 @cache
 def prove(factor: float, wrong: bool = False) -> tuple[tuple[GoldenFrame, ...], Tolerances]:
     network, graph = scaled(factor)
     frames = {str(seed): (lowered.frame(seed), run(network, lowered.frame(seed))[0]) for seed in range(3)}
-    return make_golden_frames({ONNX: lowered.damaged(graph) if wrong else graph}, "fp32", frames, tasks())
+    return make_golden_frames({ONNX: lowered.damage_convolution(graph) if wrong else graph}, "fp32", frames, tasks())
 
 
 @pytest.mark.slow("computes a network in float64")
@@ -285,7 +285,7 @@ def test_a_network_that_multiplies_rounding_errors_has_greater_tolerances() -> N
 
 
 def test_a_wrong_graph_does_not_widen_them() -> None:
-    wrong, (golden, allowed) = lowered.damaged(scaled(1)[1]), prove(1, wrong=True)
+    wrong, (golden, allowed) = lowered.damage_convolution(scaled(1)[1]), prove(1, wrong=True)
     bounds = dict(BOUNDS["fp32"].all(tasks()).numbers())
     assert all(number < bounds[name] for name, number in allowed.numbers() if bounds[name])
     for frame in golden:

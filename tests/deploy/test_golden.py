@@ -20,7 +20,7 @@ import onnx
 import pytest
 from commands import one_line_error
 from damage import Change, put
-from exported import bundle, checkpoint_of, copied, keys, resealed, rewritten, trusting
+from exported import bundle, checkpoint_of, copy_bundle, keys, reseal, rewritten, trusting
 from hypothesis import given
 from hypothesis import strategies as st
 from lowered import bundles_of, switched
@@ -52,11 +52,11 @@ from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.sensors.inputs import fit_width, group, warp
-from perception.tasks import TASKS, configured, tasks_of
+from perception.tasks import TASKS, parse_tasks, tasks_of
 from perception.tasks.detection.task import DetectionTask
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-EVERY = tasks_of(configured({name: {} for name in TASKS}), BevGrid(), NUSCENES)
+EVERY = tasks_of(parse_tasks({name: {} for name in TASKS}), BevGrid(), NUSCENES)
 
 
 def small_config() -> Config:
@@ -72,7 +72,7 @@ def small_config() -> Config:
     own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
     voxels = {"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-1.0, 2.2), "cell": 0.8}
     others = {name: voxels if name == "occupancy" else {} for name in TASKS.keys() - tiny.tasks}
-    tasks = configured({**own, **others})
+    tasks = parse_tasks({**own, **others})
     return tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
 
 
@@ -303,7 +303,7 @@ def test_tolerances_beyond_the_precision_are_refused(tmp_path: Path, precision: 
         with pytest.raises(InputError, match=rf"^here: tolerance {quantity} is .*, in {precision} at most"):
             require_bounded(beyond, precision, tasks(), "here")
     with pytest.raises(InputError, match=r"manifest\.json: tolerance "):
-        rewritten(copied(tmp_path / "bundle"), tolerances=beyond, precision=precision)
+        rewritten(copy_bundle(tmp_path / "bundle"), tolerances=beyond, precision=precision)
 
 
 def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
         replace(frame, compared={name: np.zeros_like(each) for name, each in frame.compared.items()})
         for frame in bundle().golden_frames()
     ]
-    forged = Bundle.load(rewritten(copied(tmp_path / "bundle"), golden=blind))
+    forged = Bundle.load(rewritten(copy_bundle(tmp_path / "bundle"), golden=blind))
     with pytest.raises(InputError, match=r"compares 0 of \d+ detections, \d+ are needed; export the bundle again"):
         forged.golden_frames()
 
@@ -438,7 +438,7 @@ def test_a_defect_before_or_behind_the_engine_is_found(
     private, public = keys(tmp_path / "keys")
     for name, key in (("unsigned", None), ("signed", private)):
         path = shutil.copytree(switched(precision).path, tmp_path / name)
-        resealed(path, (lambda manifest: None) if isinstance(where, str) else where, key)
+        reseal(path, (lambda manifest: None) if isinstance(where, str) else where, key)
         with monkeypatch.context() as patch:
             if isinstance(where, str):
                 patch.setattr(where, instead)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exported import QUIET, bundle, copied, rewritten
+from exported import QUIET, bundle, copy_bundle, rewritten
 from networks import uniform_tolerances
-from refits import has_gpu, trained_further
+from refits import has_gpu, train_further
 
 from deploy.build import build, refit
 from deploy.bundle import Bundle
@@ -42,16 +42,16 @@ def target() -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def compiled(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = copied(tmp_path_factory.mktemp("compiled") / "bundle")
+    path = copy_bundle(tmp_path_factory.mktemp("compiled") / "bundle")
     build(path, target.name, QUIET)
     return path
 
 
 def retrained(path: Path) -> Path:
     """A copy of the bundle with other weights, and with what ONNX Runtime computes with them as its golden frame."""
-    onnx_bytes = trained_further(onnx.load(bundle().onnx)).SerializeToString(deterministic=True)
+    onnx_bytes = train_further(onnx.load(bundle().onnx)).SerializeToString(deterministic=True)
     inputs, _ = bundle().golden()
-    return rewritten(copied(path), onnx_bytes, golden=(inputs, OnnxRuntimeEngine(onnx_bytes).run(inputs)))
+    return rewritten(copy_bundle(path), onnx_bytes, golden=(inputs, OnnxRuntimeEngine(onnx_bytes).run(inputs)))
 
 
 def engine_of(path: Path, target: Target) -> TensorRtEngine:
@@ -82,7 +82,7 @@ def test_the_plan_computes_the_network_and_a_recorded_frame_is_the_frame(target:
 
 @on_gpu
 def test_a_refitted_plan_is_the_one_compiled_anew(target: Target, tmp_path: Path) -> None:
-    old, new, anew = copied(tmp_path / "old"), retrained(tmp_path / "new"), retrained(tmp_path / "anew")
+    old, new, anew = copy_bundle(tmp_path / "old"), retrained(tmp_path / "new"), retrained(tmp_path / "anew")
     build(old, target.name, QUIET, refittable=True)
     refit(new, old, target.name, QUIET)
     build(anew, target.name, QUIET)

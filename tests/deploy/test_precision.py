@@ -150,7 +150,7 @@ def test_the_tolerance_passes_the_graph_and_no_other(precision: Precision, kind:
 
     for file, graph in graphs.items():
         assert not found(graph, file, lambda inputs: inputs)
-        assert found(lowered.damaged(graph), file, lambda inputs: inputs)
+        assert found(lowered.damage_convolution(graph), file, lambda inputs: inputs)
         if kind == "folded":
             assert found(graph, file, lambda inputs: inputs | {"images": inputs["images"][:, ::-1]})
             assert found(graph, file, lambda inputs: inputs | {"pillar_counts": 0 * inputs["pillar_counts"]})
@@ -160,7 +160,7 @@ def test_the_tolerance_passes_the_graph_and_no_other(precision: Precision, kind:
 
 def test_a_graph_that_is_too_far_off_gets_no_tolerance() -> None:
     inputs = lowered.frame(0)
-    graphs = {"model.onnx": lowered.damaged(at("fp16"))}
+    graphs = {"model.onnx": lowered.damage_convolution(at("fp16"))}
     with pytest.raises(InputError, match=r"the graph in fp16 does not compute the network: .* at a higher precision$"):
         make_golden_frames(graphs, "fp16", {"first": (inputs, lowered.run(single(), inputs))}, tasks())
 
@@ -199,7 +199,7 @@ def test_geometry_and_pillars_keep_every_bit() -> None:
 
 
 def test_weights_beyond_half_are_refused() -> None:
-    graph = lowered.changed(single(), {"model.trunk.stages.1.1.conv.layer.weight": lambda weight: 1e6 * weight})
+    graph = lowered.change_weights(single(), {"model.trunk.stages.1.1.conv.layer.weight": lambda weight: 1e6 * weight})
     with pytest.raises(InputError, match=r"model\.trunk\.stages\.1\.1.*beyond FP16; export with another precision"):
         to_half(graph)
 
@@ -282,7 +282,7 @@ def test_blocks_are_the_parts_of_the_model() -> None:
 @pytest.mark.slow("measures each block in INT8")
 def test_a_block_that_hurts_stays_in_fp32() -> None:
     """One channel between two layers of a block a thousand times the size, and back: FP32 computes the same."""
-    frames, measured = [lowered.frame(1)], lowered.measured("folded")
+    frames, measured = [lowered.frame(1)], lowered.measure_ranges("folded")
     before = {b.name: b for b in sensitivity(Errors(single(), measured, frames))}
     first, second = (f"model.trunk.stages.2.{i}.conv.layer.weight" for i in (1, 2))
 
@@ -294,7 +294,7 @@ def test_a_block_that_hurts_stays_in_fp32() -> None:
         values[:, 0] *= 1e-3
         return values
 
-    graph = lowered.changed(single(), {first: grown, f"{first}_bias": grown, second: shrunk})
+    graph = lowered.change_weights(single(), {first: grown, f"{first}_bias": grown, second: shrunk})
     same = (lowered.run(each, frames[0]) for each in (single(), graph))
     assert differences(*same, uniform_tolerances(1e-2, tasks())) == []
     after = {b.name: b for b in sensitivity(Errors(graph, ranges(graph, measured, frames), frames))}

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 import pytest
 from commands import refuses
-from exported import QUIET, bundle, copied, keys, rewritten
+from exported import QUIET, bundle, copy_bundle, keys, rewritten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import onnx_model
-from networks import EVERYWHERE, Net, learned, randomised
+from networks import EVERYWHERE, Net, make_learned_routing, randomise
 from onnx import TensorProto, helper, numpy_helper
-from refits import no_gpu, trained_further, weights
+from refits import no_gpu, train_further, weights
 
 from deploy.build import build, refit
 from deploy.bundle import Bundle
@@ -39,7 +39,7 @@ TARGET = "rtx-ampere"
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_weights_are_no_part_of_the_structure(precision: str) -> None:
     graph = lowered.graph(precision, "banked")
-    other = trained_further(graph)
+    other = train_further(graph)
     assert other.SerializeToString() != graph.SerializeToString()
     assert structure_sha256(other) == structure_sha256(graph)
     if precision != "int8":  # where they pass through a Q/DQ pair first
@@ -84,7 +84,8 @@ def test_a_module_trained_further_is_the_same_structure() -> None:
     """From the exporter itself, with a learned router in the graph."""
     example = {"x": np.ones((1, 4, 6, 8), np.float32), "lidar": np.ones(1, np.float32)}
     networks = (
-        randomised(Net([LowRank.Options(name="rain", slots=EVERYWHERE, rank=2)], learned()), by) for by in (1.0, 1.5)
+        randomise(Net([LowRank.Options(name="rain", slots=EVERYWHERE, rank=2)], make_learned_routing()), by)
+        for by in (1.0, 1.5)
     )
     old, further = (to_onnx(network.eval(), example, ["y"]) for network in networks)
     assert further.SerializeToString() != old.SerializeToString()
@@ -132,7 +133,7 @@ def test_the_compiler_knows_the_weights_by_their_names(precision: str) -> None:
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the bundle with a plan."""
     pytest.importorskip("tensorrt_rtx")
-    path = copied(tmp_path_factory.mktemp("compiled") / "bundle")
+    path = copy_bundle(tmp_path_factory.mktemp("compiled") / "bundle")
     build(path, TARGET, QUIET)
     return path
 
@@ -141,15 +142,15 @@ def with_plan(compiled: Path, path: Path, **changed: object) -> Path:
     """A copy of the compiled bundle with a record as of a plan that was compiled to be refitted."""
     shutil.copytree(compiled, path)
     record = Bundle.load(path).plan(TARGET).record.model_copy(update={"refittable": True, **changed})
-    (path / "engines" / f"{TARGET}.json").write_bytes(record.hashed_json())
+    (path / "engines" / f"{TARGET}.json").write_bytes(record.to_hashed_json())
     return path
 
 
 def retrained(path: Path, seed: int = 1) -> Path:
     """A copy of the bundle with other weights."""
-    graph = trained_further(onnx.load(bundle().onnx), seed)
+    graph = train_further(onnx.load(bundle().onnx), seed)
     assert structure_sha256(graph) == bundle().manifest.structure_sha256
-    return rewritten(copied(path), graph.SerializeToString(deterministic=True))
+    return rewritten(copy_bundle(path), graph.SerializeToString(deterministic=True))
 
 
 def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path, compiled: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path, compiled: P
     before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     record = refit(new, old, TARGET, QUIET, private)
     loaded, compiled = Bundle.load(new), Bundle.load(old).plan(TARGET).record
-    assert loaded.plan(TARGET).record.hashed_json() == record.hashed_json()
+    assert loaded.plan(TARGET).record.to_hashed_json() == record.to_hashed_json()
     file = new / "engines" / f"{TARGET}.json"
     require_signed(file, file.read_bytes(), public)
     assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
@@ -175,7 +176,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path, compiled: P
     with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
         Bundle.load(new).plan(TARGET)
     forged = refit(new, old, TARGET, QUIET).model_copy(update={"refittable": False})
-    (new / "engines" / f"{TARGET}.json").write_bytes(forged.hashed_json())
+    (new / "engines" / f"{TARGET}.json").write_bytes(forged.to_hashed_json())
     with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
         Bundle.load(new).plan(TARGET)
 
@@ -198,7 +199,7 @@ def test_another_network_is_refused(tmp_path: Path, compiled: Path) -> None:
     conv = next(node for node in graph.graph.node if node.op_type == "Conv")
     next(a for a in conv.attribute if a.name == "dilations").ints[0] = 2
     described = {"structure_sha256": structure_sha256(graph)}
-    new = rewritten(copied(tmp_path / "new"), graph.SerializeToString(), **described)
+    new = rewritten(copy_bundle(tmp_path / "new"), graph.SerializeToString(), **described)
     with pytest.raises(InputError, match=r"new/model.onnx: has another structure than \S*old/model.onnx, so it needs"):
         refit(new, with_plan(compiled, tmp_path / "old"), TARGET, QUIET)
     with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
@@ -217,7 +218,7 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
     }.items():
         assert reason in refuses("build", path, *arguments)
     with pytest.raises(InputError, match="rtx-ampere: the scales of int8 follow its weights and are compiled"):
-        build(rewritten(copied(tmp_path / "bundle"), precision="int8"), TARGET, QUIET, refittable=True)
+        build(rewritten(copy_bundle(tmp_path / "bundle"), precision="int8"), TARGET, QUIET, refittable=True)
 
 
 @no_gpu

@@ -20,12 +20,23 @@ import onnx
 import pytest
 import torch
 from commands import one_line_error
-from exported import QUIET, apart, assert_equal, bundle, checkpoint_of, copied, modular, rewritten, trusting, without
+from exported import (
+    QUIET,
+    apart,
+    assert_equal,
+    bundle,
+    checkpoint_of,
+    copy_bundle,
+    modular,
+    rewritten,
+    trusting,
+    without,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import anchored_run as anchored
 from onnx import helper
-from replays import gates, replayed
+from replays import gates, replay_with_faults
 from tiny import token, write_tiny
 from vocabulary import CONDITION_VALUES, NUSCENES, RIG
 
@@ -49,12 +60,12 @@ from perception.model import PerceptionModel
 from perception.modules.computation.prompt import Prompt
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
-from perception.tasks import configured, tasks_of
+from perception.tasks import parse_tasks, tasks_of
 from perception.tasks.task import part_of, to_prediction
 
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")
-TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), BevGrid(), NUSCENES)
+TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {}}), BevGrid(), NUSCENES)
 DIFFERENT = 8  # frames that are repeated at new positions
 SPEED = 10.0  # m/s
 
@@ -99,7 +110,7 @@ def test_step_is_prepare_engine_and_postprocess() -> None:
 def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
     """Sealed and whole, but the recorded outputs are another network's, or an engine's that drifts a little."""
     inputs, outputs = bundle().golden()
-    path = rewritten(copied(tmp_path / "bundle"), golden=(inputs, bundle("rain").golden()[1]))
+    path = rewritten(copy_bundle(tmp_path / "bundle"), golden=(inputs, bundle("rain").golden()[1]))
     Bundle.load(path)
     with one_line_error("does not compute the exported network"):
         Runtime(path)
@@ -150,7 +161,7 @@ def test_inputs_are_written_to_the_same_memory_and_hold_nothing_of_the_frame_bef
 
 def blinded(path: Path) -> Path:
     """A bundle whose network gives NaN for boxes and map where it sees no point."""
-    model = onnx.load(copied(path) / "model.onnx")
+    model = onnx.load(copy_bundle(path) / "model.onnx")
     graph = model.graph
     for node in graph.node:
         node.output[:] = [f"{name}_raw" if name in BLINDED else name for name in node.output]
@@ -170,7 +181,7 @@ def test_a_replay_with_nan_finishes_and_fails(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny", FRAMES)
     path, out = blinded(tmp_path / "bundle"), tmp_path / "out"
     faults, easy = ["drop:lidar@1.0-2.0"], gates({"metric": "dropped", "at_most": 1000})
-    verdict = replayed(tmp_path / "tiny", out, bundle=path, faults=faults, gates=easy)["verdict"]
+    verdict = replay_with_faults(tmp_path / "tiny", out, bundle=path, faults=faults, gates=easy)["verdict"]
     assert not (out / "scenes").exists()
     blind = [token("sample", i) for i in (2, 3)]
     finished = ReplayResults.load(out)
@@ -324,7 +335,7 @@ def test_verify_looks_into_every_network_each_with_the_operators_of_the_base_alo
         with pytest.raises(InputError, match=f"{file.split('/')[-1]}: .*{message}"):
             Bundle.load(path)
     forged = made.manifest.model_copy(update={"apart": ("../elsewhere",)})
-    (path / "manifest.json").write_bytes(forged.hashed_json())
+    (path / "manifest.json").write_bytes(forged.to_hashed_json())
     with pytest.raises(InputError, match=r"apart: '\.\./elsewhere' is none of clear"):
         Bundle.load(path)
 

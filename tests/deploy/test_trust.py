@@ -19,11 +19,11 @@ import pytest
 from commands import one_line_error, refuses, succeeds
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
-from devices import Device, refused
-from exported import QUIET, bundle, checkpoint, copied, keys, plan_record, rewritten, trusting
+from devices import Device, require_refusal
+from exported import QUIET, bundle, checkpoint, copy_bundle, keys, plan_record, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refits import trained_further
+from refits import train_further
 from typer.testing import CliRunner
 
 from deploy.build import build
@@ -58,11 +58,11 @@ def stranger(tmp_path: Path) -> Keys:
 @pytest.fixture
 def path(tmp_path: Path, owner: Keys) -> Path:
     """A bundle that the owner signed."""
-    return rewritten(copied(tmp_path / "bundle"), sign=owner[0])
+    return rewritten(copy_bundle(tmp_path / "bundle"), sign=owner[0])
 
 
 def retrained() -> bytes:
-    return trained_further(onnx.load(bundle().onnx)).SerializeToString()
+    return train_further(onnx.load(bundle().onnx)).SerializeToString()
 
 
 def test_what_the_owner_of_the_key_signed_runs_and_what_a_forger_made_whole_does_not(path: Path, owner: Keys) -> None:
@@ -172,7 +172,7 @@ def test_openssl_makes_the_keys_and_agrees_on_the_signature(tmp_path: Path) -> N
         return subprocess.run(command, shell=True, check=True, capture_output=True, cwd=tmp_path, text=True).stdout
 
     shell("openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem")
-    rewritten(copied(tmp_path / "bundle"), sign=tmp_path / "key.pem")
+    rewritten(copy_bundle(tmp_path / "bundle"), sign=tmp_path / "key.pem")
     check = (
         "openssl pkeyutl -verify -rawin -in bundle/manifest.json -sigfile bundle/manifest.sig -pubin -inkey public.pem"
     )
@@ -206,7 +206,7 @@ def test_an_interrupted_signature_leaves_the_bundle_as_it_was(path, owner, stran
 
 def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: Keys) -> None:
     key, public = owner
-    path = copied(tmp_path / "bundle", "rain")
+    path = copy_bundle(tmp_path / "bundle", "rain")
     done = CliRunner().invoke(app, ["sign", str(path), "--key", str(key), "--json"])
     assert json.loads(done.stdout) == {"signed": f"{path}/manifest.json", "key": Bundle.load(path).manifest.signer}
     assert Runtime(path, trust=trusting(public)).bundle.manifest.files == bundle("rain").manifest.files
@@ -233,7 +233,7 @@ def device(folder: Path) -> Device:
 
 def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
     """A signed bundle in a signed build package, as a workshop without an Orin makes them."""
-    path = rewritten(copied(folder / "bundle"), sign=key, **manifest)
+    path = rewritten(copy_bundle(folder / "bundle"), sign=key, **manifest)
     return build(path, "orin", QUIET, out=folder / "package", sign=key)
 
 
@@ -328,19 +328,19 @@ def test_the_script_checks_the_signature_first(tmp_path: Path, owner: Keys, stra
         (tmp_path / "none.pem", "none.pem: no such key"),
         (inside, "the key lies in the package, whose maker could be any"),
     ):
-        refused(orin.builds(package, str(trusted)), message)
+        require_refusal(orin.builds(package, str(trusted)), message)
     inside.unlink()
     whole, signed = graph.read_bytes(), sums.read_bytes()
     graph.write_bytes(whole + b"\0")
     sums.write_bytes(signed.replace(*(hashlib.sha256(b).hexdigest().encode() for b in (whole, graph.read_bytes()))))
     assert orin.builds(package).returncode == 0  # which is why there is a key
-    refused(orin.builds(package, str(public)), f"SHA256SUMS was not signed by {public}, or was changed since")
+    require_refusal(orin.builds(package, str(public)), f"SHA256SUMS was not signed by {public}, or was changed since")
     with pytest.raises(InputError, match=r"SHA256SUMS\.sig: not the signature of SHA256SUMS"):
         verify(folder, trusting(public))
     graph.write_bytes(whole)
     sums.write_bytes(signed)
     (folder / "SHA256SUMS.sig").unlink()
-    refused(orin.builds(package, str(public)), "this package is not signed (SHA256SUMS.sig is missing)")
+    require_refusal(orin.builds(package, str(public)), "this package is not signed (SHA256SUMS.sig is missing)")
     with pytest.raises(InputError, match=r"SHA256SUMS: is not signed \(SHA256SUMS\.sig is missing\)"):
         verify(folder, trusting(public))
 
@@ -371,7 +371,7 @@ def test_the_readme_has_the_commands_that_check_the_package(tmp_path: Path, owne
 
 
 def released(path: Path, key: Path, release: int, expires: datetime | None = None) -> Path:
-    return rewritten(path if path.exists() else copied(path), sign=key, release=release, expires=expires)
+    return rewritten(path if path.exists() else copy_bundle(path), sign=key, release=release, expires=expires)
 
 
 def test_an_older_release_is_refused_unless_told(tmp_path: Path, owner: Keys) -> None:
@@ -392,7 +392,7 @@ def test_an_older_release_is_refused_unless_told(tmp_path: Path, owner: Keys) ->
 def test_a_release_that_does_not_compute_its_golden_frame_is_not_remembered(tmp_path: Path, owner: Keys) -> None:
     """Else a broken bundle would keep the vehicle from going on with the one that it has."""
     key, public = owner
-    broken = rewritten(copied(tmp_path / "bundle"), onnx=retrained(), sign=key, release=9)
+    broken = rewritten(copy_bundle(tmp_path / "bundle"), onnx=retrained(), sign=key, release=9)
     Bundle.load(broken, trusting(public))
     with pytest.raises(InputError, match="does not compute the exported network"):
         Runtime(broken, trust=trusting(public))

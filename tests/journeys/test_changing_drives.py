@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from commands import succeeds
 from exported import QUIET, checkpoint_of
-from maps import box, feature, polygon, written
+from maps import box, feature, polygon, write_map
 from networks import small
 from pages import page_data
-from recordings import Sent, assembled, edited, fix, message, write_raw_mcap
+from recordings import Sent, assemble, edit, fix, message, write_raw_mcap
 from simulated import with_pictures
 
 from deploy.export import export
@@ -180,7 +180,7 @@ def test_belief_and_route_follow_time_position_and_wipers(tmp_path: Path) -> Non
     routes = [[], ["night"], ["night", "singapore"], ["night", "singapore", "rain"]]
     bundle = export(checkpoint_of(small().model_copy(update=own)), tmp_path / "bundle", routes, console=QUIET).path
     west, east = polygon(box(11, 48, BORDER, 49)), polygon(box(BORDER, 48, 12, 49))
-    written(tmp_path, feature(west, city="boston"), feature(east, city="singapore"))
+    write_map(tmp_path, feature(west, city="boston"), feature(east, city="singapore"))
     evidence, out = tmp_path / "evidence.yaml", tmp_path / "out"
     evidence.write_text(EVIDENCE)
     recording = write_raw_mcap(tmp_path / "drive.mcap", sorted(log() + wipers(), key=lambda each: each.time))
@@ -213,7 +213,7 @@ def test_belief_and_route_follow_time_position_and_wipers(tmp_path: Path) -> Non
 
 
 def test_a_frame_has_the_position_of_a_fix_within_two_seconds_or_on_a_map_of_nuscenes() -> None:
-    frames, counts = assembled(log(fixes=4))
+    frames, counts = assemble(log(fixes=4))
     assert [frame.position is not None for frame in frames] == [i <= 7 for i in range(FRAMES)]
     assert frames[0].position == pytest.approx((LATITUDE, BORDER - 1e-5 * BORDER_AT))
     assert frames[2].position != frames[1].position
@@ -221,13 +221,13 @@ def test_a_frame_has_the_position_of_a_fix_within_two_seconds_or_on_a_map_of_nus
     stamp, nan, nowhere = begin(), float("nan"), "a position that is not on earth"
     for given, reasons in (
         (fix(stamp, nan, nan, status=-1), {}),  # the receiver has none
-        (edited(fix(stamp, 1, 2), stamp=stamp - 3_000_000), {}),
+        (edit(fix(stamp, 1, 2), stamp=stamp - 3_000_000), {}),
         (fix(stamp, nan, 11), {"/gps": {nowhere: 1}}),
         (fix(stamp, 91, 11), {"/gps": {nowhere: 1}}),
         (fix(stamp, 48, 181), {"/gps": {nowhere: 1}}),
     ):
-        (frame,), counts = assembled([given, *keyframe(0)])
+        (frame,), counts = assemble([given, *keyframe(0)])
         assert frame.position is None
         assert counts.summary().get("reasons", {}) == reasons
-    (frame,), _ = assembled(keyframe(0, location="boston-seaport"))
+    (frame,), _ = assemble(keyframe(0, location="boston-seaport"))
     assert frame.position == pytest.approx((42.336849169438615, -71.05785369873047))

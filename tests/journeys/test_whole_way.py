@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from centerpoint_reference import files
-from commands import command, refuses, scored_and_replayed, succeeds
+from commands import command, refuses, score_and_replay, succeeds
 from exported import QUIET
 from infos import new_infos, old_infos, write_infos
 from lowered import bundles_of
@@ -35,7 +35,7 @@ from deploy.bundle import Bundle
 from deploy.golden import synthetic_frame
 from deploy.precision.calibrate import Drives
 from deploy.runtime import Runtime
-from perception.checkpoint import provenance, trained_config
+from perception.checkpoint import provenance, read_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame
@@ -157,7 +157,7 @@ def test_names_of_ones_own_go_the_whole_way(tmp_path: Path, capsys: pytest.Captu
     way = to_a_replay(run, tables.dataroot, tmp_path, command, "base,sleet+winter,oslo", by, gates)
 
     manifest = way.bundle.manifest
-    assert trained_config(run).taxonomy == manifest.taxonomy == taxonomy
+    assert read_config(run).taxonomy == manifest.taxonomy == taxonomy
     assert taxonomy.condition_values == ("dry", "sleet", "summer", "winter", "munich", "oslo")
     assert taxonomy.class_names == ("motor_vehicle", "person", "cone")
     shapes = {each.name: each.shape for each in manifest.outputs}
@@ -210,7 +210,7 @@ def test_a_truck_goes_the_whole_way(truck_root: Path, recorded_root: Path, tmp_p
     succeeds("train", tmp_path / "truck.yaml", "--data", truck_root, "--split", "all", "--out", run)
     lost = ("--fault", f"drop:{first}@0.4-0.6", "--fault", f"drop:{lidar}@0.4-0.6")
     way = to_a_replay(run, truck_root, tmp_path, scored=("--official",), replayed=lost)
-    assert trained_config(run).rig == way.bundle.manifest.rig == rig
+    assert read_config(run).rig == way.bundle.manifest.rig == rig
     assert way.bundle.manifest.taxonomy == taxonomy
     shapes = way.bundle.manifest.input_shapes
     assert shapes["images"][1] == shapes["image_from_reference"][1] == len(rig.cameras)
@@ -245,7 +245,7 @@ def test_a_truck_goes_the_whole_way(truck_root: Path, recorded_root: Path, tmp_p
     assert json.loads(succeeds("evaluate", run, *given, *told, "--out", tmp_path / "e", "--json"))["samples"] == 3
     added = ("--add", "low_rank:shuttle", "--steps", "2")
     succeeds("adapt", run, *given, *told, *added, "--out", tmp_path / "adapted")
-    assert trained_config(tmp_path / "adapted").rig == load_rig("shuttle")
+    assert read_config(tmp_path / "adapted").rig == load_rig("shuttle")
 
 
 # ---- infos files where others have a dataroot
@@ -323,7 +323,7 @@ def test_a_network_from_mmdet3d_gives_its_boxes_at_every_precision(sim_root: Pat
     np.testing.assert_allclose(found["fp32"].centers, expected.centers, atol=1e-4)
     np.testing.assert_allclose(found["fp32"].corners(), expected.corners(), atol=1e-3)
     assert abs(len(found["fp16"]) - len(expected)) <= 0.05 * len(expected)  # a few are on the edge of being suppressed
-    metrics, tracks = scored_and_replayed(bundles["fp32"].path, sim_root, tmp_path)
+    metrics, tracks = score_and_replay(bundles["fp32"].path, sim_root, tmp_path)
     assert 0 <= metrics["mAP"] < 0.2  # random weights
     assert len(tracks["results"]) == 3
     assert np.mean([len(boxes) for boxes in tracks["results"].values()]) > 1

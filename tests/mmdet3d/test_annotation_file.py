@@ -21,7 +21,7 @@ from perception.errors import InputError
 from perception.geometry import rigid
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.annotation_file import LABELS
-from perception.sensors.lidar.sweeps import outside_roof
+from perception.sensors.lidar.sweeps import is_outside_roof
 
 
 def test_the_file_says_what_mmdet3ds_converter_says(mini_root: Path, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_both_sides_of_the_benchmark_of_loaders_read_the_same(nuscenes_root: Pat
     for i, token in enumerate(tokens):
         sample, frame = theirs[i], tables.frame(token, Reads("lidar", SWEEPS))
         points = sample["points"].numpy()
-        points = points[outside_roof(points) | (points[:, 4] > 0)]  # mmdet3d leaves those of the keyframe's roof
+        points = points[is_outside_roof(points) | (points[:, 4] > 0)]  # mmdet3d leaves those of the keyframe's roof
         assert frame.points is not None
         assert points.shape == frame.points.shape
         # Theirs may have the sweeps in another order.

@@ -21,7 +21,7 @@ from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import tasks_of
-from perception.tasks.task import part_of, prefixed, to_prediction
+from perception.tasks.task import add_prefix, part_of, to_prediction
 
 TOLERANCE = 1e-4
 TURNS = [([1, 0, 2, 3, 4], [-1, 1, 1, 1, 1]), ([0, 1, 2, 3, 4], [-1, -1, 1, 1, 1]), ([1, 0, 2, 3, 4], [1, -1, 1, 1, 1])]
@@ -34,14 +34,14 @@ def frames(nuscenes_root: Path, sim_root: Path) -> dict[str, Frame]:
 
 @pytest.fixture(scope="module")
 def theirs(frames: dict[str, Frame]) -> Any:
-    model = centerpoints.built()
+    model = centerpoints.build()
     centerpoints.spread(model, frames["real"].points)
     return model
 
 
 @pytest.fixture(scope="module")
 def ours(theirs: Any) -> PerceptionModel:
-    return load_model(centerpoints.run(centerpoints.saved(theirs)))[0]
+    return load_model(centerpoints.run(centerpoints.save(theirs)))[0]
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def test_maps_are_those_of_mmdet3d(theirs: Any, ours: PerceptionModel, frames: d
 @pytest.mark.parametrize("limit", ["train", "eval"])
 def test_pillars_are_those_of_hard_voxelisation(frames: dict[str, Frame], limit: str) -> None:
     """With the limits of training, 30000, and of testing, 40000, on more pillars than either."""
-    layer = centerpoints.built().data_preprocessor.voxel_layer
+    layer = centerpoints.build().data_preprocessor.voxel_layer
     clouds = [frame.points for frame in frames.values()]
     clouds += [cloud[:, order] * np.float32(sign) for cloud in clouds for order, sign in TURNS]
     points = np.concatenate(clouds)
@@ -73,7 +73,7 @@ def test_pillars_are_those_of_hard_voxelisation(frames: dict[str, Frame], limit:
     layer.eval()
     most = {"train": 30_000, "eval": 40_000}[limit]
     assert len(voxels) == most
-    spec = InputSpec.of(centerpoints.converted())
+    spec = InputSpec.of(centerpoints.convert())
     spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": most}))
     inputs = prepare(replace(frames["real"], **keyframe(points)), spec)
     places = cells[:, 1] * 512 + cells[:, 2]
@@ -89,23 +89,23 @@ def test_boxes_are_those_of_mmdet3d(
     theirs: Any, ours: PerceptionModel, frames: dict[str, Frame], name: str, nms: str
 ) -> None:
     theirs.pts_bbox_head.test_cfg["nms_type"] = nms
-    config = centerpoints.converted(nms)
+    config = centerpoints.convert(nms)
     with torch.no_grad():
         outputs = ours.heads["detection"].decode(dense(ours, frames[name], InputSpec.of(config)))
     arrays = {key: value.numpy() for key, value in outputs.items()}
     tasks = tasks_of(config.tasks, config.head_grid, NUSCENES)
-    found = to_prediction(tasks, prefixed("detection", arrays)).results["detection"]
-    require_equal(found, centerpoints.predicted(theirs, frames[name].points))
+    found = to_prediction(tasks, add_prefix("detection", arrays)).results["detection"]
+    require_equal(found, centerpoints.predict(theirs, frames[name].points))
 
 
 def test_boxes_of_the_exported_network_are_those_of_mmdet3d(
     theirs: Any, frames: dict[str, Frame], tmp_path: Path
 ) -> None:
     theirs.pts_bbox_head.test_cfg["nms_type"] = "circle"
-    run = centerpoints.run(centerpoints.saved(theirs))
+    run = centerpoints.run(centerpoints.save(theirs))
     runtime = Runtime(export(run, tmp_path / "bundle", console=QUIET).path)
     for name in ("real", "simulated"):
-        require_equal(runtime(frames[name]).results["detection"], centerpoints.predicted(theirs, frames[name].points))
+        require_equal(runtime(frames[name]).results["detection"], centerpoints.predict(theirs, frames[name].points))
 
 
 def require_equal(found: Boxes, expected: Any) -> None:

@@ -27,7 +27,7 @@ from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.task import part_of, prefixed, to_prediction
+from perception.tasks.task import add_prefix, part_of, to_prediction
 from perception.training.loader import batch_labels
 
 TOLERANCE = 1e-4  # of the maps
@@ -194,7 +194,7 @@ def require_same(pair: Pair, inputs: Mapping[str, np.ndarray], points: np.ndarra
     maps = dense(pair.ours, inputs)
     assert_same_maps(raw(pair.theirs, points, training), maps)
     outputs = {name: value.numpy() for name, value in pair.ours.heads["detection"].decode(maps).items()}
-    found = to_prediction(pair.ours.tasks, prefixed("detection", outputs))
+    found = to_prediction(pair.ours.tasks, add_prefix("detection", outputs))
     assert_same_boxes(predicted(pair.theirs, points, training), found, least)
 
 

@@ -24,11 +24,11 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
-from perception.mmdet3d.registered import PerceptionDetector, _annotated
+from perception.mmdet3d.registered import PerceptionDetector, _make_annotated_frame
 from perception.model import batch_inputs
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
-from perception.sensors.lidar.sweeps import outside_roof
+from perception.sensors.lidar.sweeps import is_outside_roof
 from perception.tasks.detection.targets import REGRESSION
 
 PREFIX = "NuScenes metric/pred_instances_3d_NuScenes"
@@ -115,7 +115,7 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
 
     for data, frame in pairs:
         task = detector.network.tasks["detection"]
-        got, expected = (task.labels(each) for each in (_annotated(data["data_samples"]), frame))
+        got, expected = (task.labels(each) for each in (_make_annotated_frame(data["data_samples"]), frame))
         for name in ("heatmap", "attributes", "cells", "groups", "real"):
             np.testing.assert_array_equal(got[name], expected[name])
         for name in REGRESSION:
@@ -195,7 +195,7 @@ def test_of_too_many_pillars_those_stay_that_the_configuration_says(tmp_path: Pa
     lidar = {"max_pillars": 20, "overflow": "first", "channels": 32}
     detector = PerceptionDetector(config=str(tiny(tmp_path, camera=None, lidar=lidar))).eval()
     points = np.random.default_rng(0).uniform([-30, -30, -2, 0, 0], [30, 30, 1, 255, 0], (400, 5)).astype(np.float32)
-    points = points[outside_roof(points)]
+    points = points[is_outside_roof(points)]
     frame = Frame("t", 0, "lidar", np.eye(4), np.eye(4), cameras={}, **keyframe(points))
     ours = {name: torch.from_numpy(array) for name, array in prepare(frame, detector.spec).items()}
     with torch.no_grad():

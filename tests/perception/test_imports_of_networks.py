@@ -11,7 +11,7 @@ import pillarnest_reference
 import pointpillars_reference
 import pytest
 import torch
-from centerpoint_reference import TASKS, voxelised
+from centerpoint_reference import TASKS, voxelise
 from commands import one_line_error, refuses, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,7 +129,7 @@ def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 def plain_maps(network: str) -> dict[str, torch.Tensor]:
     """Of the network written plainly, under our names, with our order of classes and sizes and our headings."""
-    voxels = voxelised(FRAME.points, 700, 6)
+    voxels = voxelise(FRAME.points, 700, 6)
     assert len(voxels[0]) == 700  # there were more
     inputs = map(torch.from_numpy, voxels)
     if network == "centerpoint":
@@ -182,9 +182,9 @@ def test_boxes_are_those_of_the_published_code(runs: dict[str, Path]) -> None:
     ours, config = load_model(runs["pillarnest"])
     found = part_of("detection", ours.deployed(Conditions()).predict(inputs_of(config)))
     counts, first = [], 0
-    maps = pillarnest_reference.reference()(*map(torch.from_numpy, voxelised(FRAME.points, 700, 6)))
+    maps = pillarnest_reference.reference()(*map(torch.from_numpy, voxelise(FRAME.points, 700, 6)))
     for i, task in enumerate(maps):
-        boxes = pillarnest_reference.decoded(task)
+        boxes = pillarnest_reference.decode(task)
         scores = found["scores"][0, i].numpy()
         np.testing.assert_allclose(scores[: len(boxes)], [score for _, score, _ in boxes], atol=1e-5)
         assert not scores[len(boxes) :].any()
@@ -330,7 +330,7 @@ def test_first_pillars_equal_a_loop_over_points(seed: int, number: int, spread: 
     points = (rng.normal(size=(number, 5)) * spread).astype(np.float32)
     edges = np.float32(-12.8) + np.float32(0.4) * rng.integers(0, 65, number).astype(np.float32)
     points[:, 0] = np.where(rng.random(number) < 0.5, edges, points[:, 0])  # where precision decides
-    voxels, counts, cells = voxelised(points, most, 3)
+    voxels, counts, cells = voxelise(points, most, 3)
     pillars, (found_counts, found_cells) = np.ones((most, 3, 5), np.float32), np.ones((2, most), np.int32)
     grid = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), z=(-5.0, 3.0), cell=0.4, reference="lidar")
     found = group(points, grid, pillars, found_counts, found_cells, "first")

@@ -11,7 +11,7 @@ import pillarnest_reference
 import pytest
 import yaml
 from commands import one_line_error
-from exported import bundle, copied
+from exported import bundle, copy_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import random_boxes
@@ -27,11 +27,11 @@ from vocabulary import NUSCENES, RIG
 from deploy.verify import verify
 from perception.config import find_config, load_config, parse_config
 from perception.frame import PER_POINT, Frame
-from perception.geometry import quaternion, quaternions, rotation_matrices, turned
+from perception.geometry import quaternion, quaternions, rotation_about, rotation_matrices
 from perception.mmdet3d import centerpoint, pillarnest
 from perception.mmdet3d.checkpoint import read_config
 from perception.model import PerceptionModel
-from perception.rig import Box, Mount, Rig, load_rig, ordered_by_view
+from perception.rig import Box, Mount, Rig, load_rig, order_by_view
 from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.tasks.detection.scores import DetectionScores
 from perception.taxonomy import Taxonomy, load_taxonomy
@@ -126,9 +126,9 @@ def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
 
 def test_a_manifest_with_fewer_classes_than_its_network(tmp_path: Path) -> None:
     """Though all hashes hold: labels would name what is not there."""
-    path, manifest = copied(tmp_path / "bundle"), bundle().manifest
+    path, manifest = copy_bundle(tmp_path / "bundle"), bundle().manifest
     fewer = manifest.taxonomy.model_copy(update={"classes": manifest.taxonomy.classes[:9]})
-    (path / "manifest.json").write_bytes(manifest.model_copy(update={"taxonomy": fewer}).hashed_json())
+    (path / "manifest.json").write_bytes(manifest.model_copy(update={"taxonomy": fewer}).to_hashed_json())
     with one_line_error(at=f"{path}/golden.json: classes: ['car', ", says="'traffic_cone']; export the bundle again"):
         verify(path)
 
@@ -136,7 +136,7 @@ def test_a_manifest_with_fewer_classes_than_its_network(tmp_path: Path) -> None:
 def test_without_attributes_the_other_errors_weigh_as_much_as_all() -> None:
     (truth, found), scenes = random_boxes(np.random.default_rng(1), 6), np.zeros(6, np.int64)
     bare = Taxonomy(name="bare", classes=tuple(each.model_copy(update={"attributes": ()}) for each in NUSCENES.classes))
-    ours, full = (DetectionScores(truth, found, scenes, each).scored() for each in (bare, NUSCENES))
+    ours, full = (DetectionScores(truth, found, scenes, each).score() for each in (bare, NUSCENES))
     assert np.isnan(ours.mean_errors[0, 4])
     np.testing.assert_array_equal(ours.mean_errors[0, :4], full.mean_errors[0, :4])
     share = np.maximum(0, 1 - ours.mean_errors[0, :4]).mean()
@@ -168,7 +168,7 @@ def test_rigs_that_come_with_the_package(name: str, tmp_path: Path) -> None:
     """By name, by file and inline they are the same, and simulated as they are."""
     rig = load_rig(name)
     rig.require_calibration()
-    assert rig.calibrated() == rig
+    assert rig.calibrate() == rig
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(rig.model_dump(mode="json")))
     assert load_rig(file) == rig == Rig.model_validate_json(rig.model_dump_json())
@@ -195,7 +195,7 @@ def test_an_unknown_rig_and_one_without_what_is_needed(tmp_path: Path) -> None:
     rig = parse_config({"name": "a", "rig": content}, "a.yaml").rig
     with one_line_error(exactly="rig mine: top has no `mount`, its calibration; add it"):
         rig.require_calibration()
-    spread = rig.calibrated()
+    spread = rig.calibrate()
     assert [camera.mount and camera.mount.yaw for camera in spread.cameras] == [0, 120, 240]
     with one_line_error(exactly="rig mine: a has no `lens`, its calibration; add it"):
         spread.require_calibration()
@@ -207,7 +207,7 @@ def test_the_order_by_view() -> None:
         ("truck", "CAMERA_", "LEFT_FRONT RIGHT_FRONT", "LEFT_BACK RIGHT_BACK"),
     ):
         yaws = {each.name.removeprefix(prefix): np.radians(each.mount.yaw) for each in load_rig(name).cameras}
-        assert ordered_by_view(yaws) == (ahead.split(), behind.split())
+        assert order_by_view(yaws) == (ahead.split(), behind.split())
 
 
 def sweep(places: np.ndarray, mount: Mount, time: float = 0.0, speed: float = 0.0) -> Sweep:
@@ -408,4 +408,4 @@ def test_a_turn_about_an_axis_is_pyquaternions(elements: tuple[float, ...], angl
     axis = Quaternion(elements).unit.elements[1:]
     if np.linalg.norm(axis) > 1e-3:
         expected = Quaternion(axis=axis, radians=angle).rotation_matrix
-        np.testing.assert_allclose(turned(axis / np.linalg.norm(axis), angle), expected, atol=1e-14)
+        np.testing.assert_allclose(rotation_about(axis / np.linalg.norm(axis), angle), expected, atol=1e-14)

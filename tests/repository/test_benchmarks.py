@@ -2,7 +2,7 @@
 
 import pytest
 from bench import SUBJECTS, command
-from benchmark import medians, timed
+from benchmark import measure_times, medians
 from typer.testing import CliRunner
 
 
@@ -25,7 +25,7 @@ def test_variants_alternate_and_the_first_rounds_do_not_count() -> None:
         return run
 
     clocks = [lambda: now[0], lambda: -now[0]]
-    seconds = timed({"a": variant("a", 1), "b": variant("b", 10)}, 2, clocks, inputs=[1, 3], discarded=1)
+    seconds = measure_times({"a": variant("a", 1), "b": variant("b", 10)}, 2, clocks, inputs=[1, 3], discarded=1)
     assert called == 3 * [("a", 1), ("b", 1), ("a", 3), ("b", 3)]
     assert (medians(seconds), medians(seconds, clock=1)) == ({"a": 2, "b": 20}, {"a": -2, "b": -20})
     assert seconds["b"].tolist() == [[10, 30, 10, 30], [-10, -30, -10, -30]]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from line_map import LineMap, least, lost
+from line_map import LineMap, choose_least, find_lost
 from repository import ROOT
 
 PRODUCT = """\
@@ -77,10 +77,10 @@ def test_lines_are_those_that_each_test_and_its_fixtures_execute(recorded):
     assert own["test_logged_is_only_run"] == {(file, 8), (file, 9)}
     assert own["test_in_another_process"] >= {("deploy/sign.py", 2)}
     assert (file, 13) not in lines.executed()
-    assert len(least(lines, 1.0)) == 3
+    assert len(choose_least(lines, 1.0)) == 3
     after = LineMap(recorded / "lines")
     del after.tests["tests/test_it.py::test_larger"]
-    assert lost(lines, after) == [f"perception/numbers.py:{line}" for line in (2, 3, 4)]
+    assert find_lost(lines, after) == [f"perception/numbers.py:{line}" for line in (2, 3, 4)]
 
 
 def test_a_defect_is_found_by_an_assertion_and_not_by_being_executed(recorded):

@@ -68,7 +68,7 @@ def kill_one(driver: BaseProcess, rng: random.Random) -> str:
     return chosen
 
 
-def killed(start: Callable[[], BaseProcess], kills: int, rng: random.Random, longest: float) -> Counter[str]:
+def kill_often(start: Callable[[], BaseProcess], kills: int, rng: random.Random, longest: float) -> Counter[str]:
     """Kill so many processes of a run, which is started again after each death of its driver; who was killed.
 
     Args:
@@ -139,9 +139,9 @@ def test_whatever_is_killed_the_bytes_are_the_same(
         return driver
 
     rng = random.Random(1)
-    found = killed(start, 3 * len(whom), rng, longest=3)
+    found = kill_often(start, 3 * len(whom), rng, longest=3)
     while found.keys() != whom:  # on a slow machine, a driver may die before it has workers
-        found += killed(start, 1, rng, longest=20)
+        found += kill_often(start, 1, rng, longest=20)
     replayed(drives, tmp_path, jobs)
     assert_same(tmp_path, expected)
     assert not (tmp_path / "scenes").exists()
@@ -167,7 +167,7 @@ def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tm
 def test_a_drive_that_is_on_another_machine_is_named(
     drives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fleet, "_pooled", lambda *_: [])  # as where its workers see another disk
+    monkeypatch.setattr(Fleet, "_replay_in_pool", lambda *_: [])  # as where its workers see another disk
     with one_line_error("0: the results of this drive are on another machine"):
         replayed(drives, tmp_path, 1)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import one_line_error, refuses, succeeds
 from exported import checkpoint
-from processes import SPEC, opened
+from processes import SPEC, open_predictor
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -35,7 +35,7 @@ def tables(tmp_path: Path) -> NuScenesTables:
 
 def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
     samples = tables.samples()
-    with open_pool(partial(opened, tables.dataroot, samples[5], deaths), 2, ahead=AHEAD) as workers:
+    with open_pool(partial(open_predictor, tables.dataroot, samples[5], deaths), 2, ahead=AHEAD) as workers:
         return list(Processes(workers).predictions(tables, SPEC.reads, samples))
 
 

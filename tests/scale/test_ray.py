@@ -14,8 +14,8 @@ import psutil
 import pytest
 from commands import one_line_error, refuses, succeeds
 from exported import QUIET
-from object_store import served
-from processes import SPEC, opened
+from object_store import serve
+from processes import SPEC, open_predictor
 from ray.cluster_utils import Cluster
 from replays import SAME, VERSION, assert_same, small, unreadable
 from repository import ROOT
@@ -77,7 +77,7 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     write_tiny(tmp_path, keyframes=12)
     tables = NuScenesTables(tmp_path, VERSION)
     samples = tables.samples()
-    with open_pool(partial(opened, tmp_path, samples[5], 1), 0, address) as workers:
+    with open_pool(partial(open_predictor, tmp_path, samples[5], 1), 0, address) as workers:
         found = list(Processes(workers).predictions(tables, SPEC.reads, samples))
     assert [frame.token for frame, _ in found] == samples
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
@@ -108,7 +108,7 @@ def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytes
         open_pool(module.opened, 0, address) as workers,
         one_line_error("workers die when they start .*only_here"),
     ):
-        list(workers.completed(print, [1]))
+        list(workers.run(print, [1]))
 
 
 def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_machines_without_common_disk_share_an_object_store(
     """The workers' cache is not that of the driver."""
     drives = tmp_path / "drives"
     write_scenes(drives, 3, KEYFRAMES)
-    with served(tmp_path / "theirs") as store:
+    with serve(tmp_path / "theirs") as store:
         store.upload(drives, "drives")
         store.upload(small(), "bundle")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

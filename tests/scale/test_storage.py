@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import one_line_error, refuses, succeeds
-from object_store import STORES, Breaking, Store, served
+from object_store import STORES, Breaking, Store, serve
 from replays import SAME, small
 from tiny import write_scenes
 
@@ -20,7 +20,7 @@ from perception.io.stores import fetch, mirror_of, read_file, sync_folder, uploa
 
 @pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with served(tmp_path_factory.mktemp("cache"), request.param) as store:
+    with serve(tmp_path_factory.mktemp("cache"), request.param) as store:
         yield store
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_repository import ABSENT, pinned, requirements
+from check_repository import ABSENT, read_pins, requirements
 from exported import QUIET, bundle
 from repository import ROOT
 
@@ -39,7 +39,7 @@ def test_every_package_has_a_wheel_for_the_device(jetpack: str, tmp_path: Path) 
     done = run([*pip, *device, "--no-deps", "--require-hashes", "--requirement", str(lock)], ROOT)
     assert done.returncode == 0, done.stderr
     found = [package["metadata"] for package in json.loads(done.stdout)["install"]]
-    assert {package["name"].lower().translate(DASHES): package["version"] for package in found} == pinned(lock)
+    assert {package["name"].lower().translate(DASHES): package["version"] for package in found} == read_pins(lock)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -155,7 +155,7 @@ def described(voxels: Tensor, counts: Tensor, cells: Tensor, columns: list[int])
     return points * (torch.arange(voxels.shape[1]) < counts[:, None])[..., None]
 
 
-def disturbed(model: nn.Module) -> None:
+def disturb(model: nn.Module) -> None:
     """Random weights and statistics of normalisations that all matter."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -169,7 +169,7 @@ def disturbed(model: nn.Module) -> None:
 def reference() -> Reference:
     torch.manual_seed(0)
     model = Reference().eval()
-    disturbed(model)
+    disturb(model)
     settle(model)
     return model
 
@@ -185,17 +185,17 @@ def settle(model: Reference) -> None:
 
 def files(folder: Path) -> tuple[Path, Path]:
     """Configuration and checkpoint of it, as mmdet3d and mmengine write them."""
-    return written(folder, "centerpoint", CONFIG, reference())
+    return write_network(folder, "centerpoint", CONFIG, reference())
 
 
-def written(folder: Path, name: str, config: str, model: nn.Module) -> tuple[Path, Path]:
+def write_network(folder: Path, name: str, config: str, model: nn.Module) -> tuple[Path, Path]:
     file, checkpoint = folder / f"{name}.py", folder / f"{name}.pth"
     file.write_text(config)
     torch.save({"meta": {"epoch": 20}, "state_dict": model.state_dict()}, checkpoint)
     return file, checkpoint
 
 
-def voxelised(points: np.ndarray, most: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def voxelise(points: np.ndarray, most: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hard voxelisation on the grid of CONFIG, point by point: voxels, counts, cells (P, 2)."""
     places: dict[tuple[int, int], list[np.ndarray]] = {}
     for point in points.astype(np.float32):

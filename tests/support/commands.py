@@ -69,7 +69,7 @@ def refuses(*arguments: object) -> str:
     return done.stderr
 
 
-def scored_and_replayed(bundle: Path, drives: Path, out: Path) -> list[dict[str, Any]]:
+def score_and_replay(bundle: Path, drives: Path, out: Path) -> list[dict[str, Any]]:
     """Metrics and tracks of the first simulated scene, from `evaluate` and `replay`."""
     scene = ("--scenes", "scene-0001", "--out")
     succeeds("evaluate", bundle, "--data", drives, "--split", "all", *scene, out / "scores")

@@ -58,7 +58,7 @@ def randomize(module: nn.Module, size: float = 0.5) -> None:
             nn.init.uniform_(norm.running_var, 0.5, 2.0)
 
 
-def trained(case: str, layer: nn.Module, size: float = 0.5) -> Computation:
+def make_trained(case: str, layer: nn.Module, size: float = 0.5) -> Computation:
     """A module with random weights, in evaluation."""
     module = make(case, layer).eval()
     randomize(module, size)
@@ -142,7 +142,7 @@ def inputs_like(place: Place, rows: int) -> Tensor:
     return torch.randn(rows, *place.x.shape[1:], dtype=place.x.dtype)
 
 
-def fixed(kind: type[nn.Module], **options: Any) -> Place:
+def place_of(kind: type[nn.Module], **options: Any) -> Place:
     """One layer of each class, in float64, where a test needs no random one."""
     torch.manual_seed(0)
     if kind is nn.Linear:

@@ -47,7 +47,7 @@ class Device:
         return self.recorded.read_text().splitlines()
 
 
-def refused(done: subprocess.CompletedProcess[str], reason: str) -> None:
+def require_refusal(done: subprocess.CompletedProcess[str], reason: str) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert reason in done.stderr

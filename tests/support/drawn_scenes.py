@@ -56,7 +56,7 @@ def heavy_tails(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
     return _means(0.03 * rng.standard_t(3, (repeats, scenes)) - 0.01)
 
 
-def skewed(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
+def draw_skewed(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
     """The mean of changes whose losses are exponential, so that few scenes hold most of the loss."""
     return _means(0.02 - rng.exponential(0.03, (repeats, scenes)))
 
@@ -152,7 +152,7 @@ def detection(rng: np.random.Generator, repeats: int, scenes: int, count: int = 
         """Changes (2, 1 + R K) of mAP and NDS, for all scenes and for each draw of the picked ones."""
         given = np.frombuffer(draws).reshape(-1, scenes)
         each = np.einsum("kn,rns->rks", given, np.eye(count)[picked]).reshape(-1, count)
-        before, after = (side.scored(np.vstack([np.ones((1, count)), each])) for side in sides)
+        before, after = (side.score(np.vstack([np.ones((1, count)), each])) for side in sides)
         return np.stack([after.mean_ap - before.mean_ap, after.nds - before.nds])
 
     def score(draws: np.ndarray, metric: int) -> np.ndarray:

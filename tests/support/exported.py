@@ -133,7 +133,7 @@ def apart() -> tuple[Bundle, Path, Path]:
     return Bundle.load(path), folder_of_keys / "key.pem", folder_of_keys / "public.pem"
 
 
-def copied(to: Path, *conditions: str) -> Path:
+def copy_bundle(to: Path, *conditions: str) -> Path:
     """A copy of the bundle that a test may damage."""
     return shutil.copytree(bundle(*conditions).path, to)
 
@@ -186,7 +186,7 @@ def rewritten(
     return path
 
 
-def resealed(path: Path, change: Callable[[dict[str, Any]], object], key: Path | None = None) -> Path:
+def reseal(path: Path, change: Callable[[dict[str, Any]], object], key: Path | None = None) -> Path:
     """The bundle at `path` with a change of its manifest alone, whose hash is made anew; signed if there is a key."""
     content = json.loads((path / "manifest.json").read_text())
     change(content)

@@ -22,7 +22,7 @@ MMDET3D_CLASSES = (
 Row = dict[str, Any]
 
 
-def opened_tiny(root: Path) -> NuScenes:
+def open_tiny(root: Path) -> NuScenes:
     """The dataroot of `write_tiny`, with what the devkit wants beside; it looks whether the map is there."""
     logs = [row["token"] for row in json.loads((root / "v1.0-tiny" / "log.json").read_text())]
     row = {"token": "map", "log_tokens": logs, "filename": "map.png", "category": "-"}
@@ -134,12 +134,12 @@ def _new_row(index: int, old: Row) -> Row:
         "sample_idx": index,
         "token": old["token"],
         "timestamp": old["timestamp"] / 1e6,
-        "ego2global": _placed(old, "ego2global"),
+        "ego2global": _to_matrix(old, "ego2global"),
         "images": {
             name: {
                 "img_path": Path(camera["data_path"]).name,
                 "cam2img": camera["cam_intrinsic"].tolist(),
-                "cam2ego": _placed(camera, "sensor2ego"),
+                "cam2ego": _to_matrix(camera, "sensor2ego"),
                 "sample_data_token": camera["sample_data_token"],
                 "timestamp": camera["timestamp"] / 1e6,
                 "lidar2cam": _sensor_from_lidar(camera),
@@ -149,7 +149,7 @@ def _new_row(index: int, old: Row) -> Row:
         "lidar_points": {
             "num_pts_feats": 5,
             "lidar_path": Path(old["lidar_path"]).name,
-            "lidar2ego": _placed(old, "lidar2ego"),
+            "lidar2ego": _to_matrix(old, "lidar2ego"),
         },
         "instances": [
             {
@@ -167,11 +167,11 @@ def _new_row(index: int, old: Row) -> Row:
     sweeps = [
         {
             "timestamp": sweep["timestamp"] / 1e6,
-            "ego2global": _placed(sweep, "ego2global"),
+            "ego2global": _to_matrix(sweep, "ego2global"),
             "lidar_points": {
                 "num_pts_feats": None,
                 "lidar_path": sweep["data_path"],
-                "lidar2ego": _placed(sweep, "sensor2ego"),
+                "lidar2ego": _to_matrix(sweep, "sensor2ego"),
                 "lidar2sensor": _sensor_from_lidar(sweep),
             },
             "sample_data_token": sweep["sample_data_token"],
@@ -181,7 +181,7 @@ def _new_row(index: int, old: Row) -> Row:
     return row | ({"lidar_sweeps": sweeps} if sweeps else {})  # the converter drops empty lists
 
 
-def _placed(row: Row, name: str) -> list[list[float]]:
+def _to_matrix(row: Row, name: str) -> list[list[float]]:
     return _matrix(row[f"{name}_rotation"], row[f"{name}_translation"]).astype(np.float32).tolist()
 
 

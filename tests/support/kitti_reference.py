@@ -87,7 +87,7 @@ def bird_eye_view(weights: dict[str, Tensor], points: np.ndarray) -> Tensor:
     return view
 
 
-def decoded(dense: Dense) -> tuple[Tensor, Tensor]:
+def decode(dense: Dense) -> tuple[Tensor, Tensor]:
     """(6 * rows * columns, 3) scores of the classes, and (6 * rows * columns, 7) boxes in double precision."""
     _, rows, columns = dense.classes.shape
     scores = dense.classes.double().sigmoid().reshape(6, 3, rows, columns)
@@ -112,7 +112,7 @@ def decoded(dense: Dense) -> tuple[Tensor, Tensor]:
 
 def detections(dense: Dense, label: int, threshold: float = 0.4, apart: float = 1.0) -> Found:
     """Boxes of a class above a score, without those that are nearer than `apart` (m) to a better one."""
-    scores, boxes = (each.numpy() for each in decoded(dense))
+    scores, boxes = (each.numpy() for each in decode(dense))
     chosen = np.flatnonzero(scores[:, label] >= threshold)
     chosen = chosen[np.argsort(-scores[chosen, label], kind="stable")]
     kept: list[int] = []

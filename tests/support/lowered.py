@@ -77,7 +77,7 @@ def single(kind: str) -> onnx.ModelProto:
 
 
 @cache
-def measured(kind: str) -> Ranges:
+def measure_ranges(kind: str) -> Ranges:
     return ranges(single(kind), activations(single(kind).graph), [frame(seed, kind) for seed in (1, 2)])
 
 
@@ -88,7 +88,7 @@ def graph(precision: str, kind: str) -> onnx.ModelProto:
         return convert(single(kind), "fp16", (), network(kind).tasks).graphs["model.onnx"]
     layout = {"int8": TENSORRT, "int8.cpu": CPU}.get(precision)
     whole = single(kind)
-    return quantise(whole, [*quantisable(whole.graph)], measured(kind), layout) if layout else whole
+    return quantise(whole, [*quantisable(whole.graph)], measure_ranges(kind), layout) if layout else whole
 
 
 def run(graph: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -139,7 +139,9 @@ def switched(precision: Precision) -> Bundle:
     return Bundle.load(once("switched", make) / precision)
 
 
-def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> onnx.ModelProto:
+def change_weights(
+    graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+) -> onnx.ModelProto:
     """A copy with other weights, each by its name or, of a matrix, by a part of it."""
     copy = deepcopy(graph)
     for part, change in changes.items():
@@ -149,9 +151,9 @@ def changed(graph: onnx.ModelProto, changes: Mapping[str, Callable[[np.ndarray],
     return copy
 
 
-def damaged(graph: onnx.ModelProto) -> onnx.ModelProto:
+def damage_convolution(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the weights of one convolution in the trunk upside down."""
-    return changed(graph, {"trunk.stages.1.1.conv.layer.weight": lambda weight: weight[::-1]})
+    return change_weights(graph, {"trunk.stages.1.1.conv.layer.weight": lambda weight: weight[::-1]})
 
 
 Values = Mapping[str, Any]  # shape by name; of another type than float32: type and shape

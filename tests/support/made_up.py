@@ -35,7 +35,7 @@ def spot_of(image: np.ndarray) -> np.ndarray:
     return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
 
 
-def painted_frame(point: np.ndarray, size: tuple[int, int] = (900, 1600)) -> Frame:
+def paint_frame(point: np.ndarray, size: tuple[int, int] = (900, 1600)) -> Frame:
     """A frame whose front camera, at its own time and place, sees a bright spot where the point (3,) projects."""
     ego_from_camera = np.eye(4)
     ego_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]

@@ -68,7 +68,7 @@ def polygon(*rings: list[list[float]]) -> dict[str, Any]:
     return {"type": "Polygon", "coordinates": list(rings)}
 
 
-def written(folder: Path, *features: Any) -> Path:
+def write_map(folder: Path, *features: Any) -> Path:
     path = folder / "areas.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path

@@ -19,7 +19,7 @@ from perception.frame import Boxes, Conditions
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.computation.weight_delta import LowRank
-from perception.modules.routing.fixed import fixed_routes
+from perception.modules.routing.fixed import make_fixed_routes
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
 from perception.modules.spec import LearnedRouting, Module, computation_classes, parse_module
@@ -66,7 +66,7 @@ def inputs(*seeds: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def settled(model: PerceptionModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def settle_statistics(model: PerceptionModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Outputs in training, whose statistics the normalisations take over."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -82,7 +82,7 @@ def _model() -> tuple[PerceptionModel, Tensor]:
     """With torch's random state behind it."""
     torch.manual_seed(0)
     model = PerceptionModel(config())
-    settled(model, inputs(7, 8))
+    settle_statistics(model, inputs(7, 8))
     return model.eval(), torch.get_rng_state()
 
 
@@ -149,7 +149,7 @@ class Net(nn.Module):
         self.chooser = LearnedRouter(routing, 4, self.bank) if routing else None
 
     def forward(self, x: Tensor, sensors: dict[str, Tensor], conditions: list[Conditions] | None = None) -> Tensor:
-        ((fixed, tasks),) = fixed_routes(self.bank, ["detection"], conditions or [], {})
+        ((fixed, tasks),) = make_fixed_routes(self.bank, ["detection"], conditions or [], {})
         self.route = self.chooser(x, fixed, sensors, tasks, conditions or []) if self.chooser else fixed
         with self.bank.current.running(self.route):
             y: Tensor = self.two(self.one(x))
@@ -166,7 +166,7 @@ ROUTED = [
 ]
 
 
-def randomised(network: Any, scale: float = 1.0) -> Any:
+def randomise(network: Any, scale: float = 1.0) -> Any:
     """Modules and chooser with random numbers; new modules are the identity and a new chooser is indifferent."""
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -175,7 +175,7 @@ def randomised(network: Any, scale: float = 1.0) -> Any:
     return network
 
 
-def learned(choose: str = "soft", level: str = "global", **options: Any) -> LearnedRouting:
+def make_learned_routing(choose: str = "soft", level: str = "global", **options: Any) -> LearnedRouting:
     return LearnedRouting.model_validate({"kind": "learned", "choose": choose, "level": level, **options})
 
 
@@ -223,7 +223,7 @@ def little(
     model = PerceptionModel(parse_config(content, "little"))
     heatmap: Any = model.heads["detection"].branches["heatmap"]
     nn.init.normal_(heatmap[1].layer.weight, 0, 0.3)  # so that the peaks differ
-    return randomised(model, 0.2).eval()
+    return randomise(model, 0.2).eval()
 
 
 def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
@@ -272,7 +272,7 @@ def anchored_run(neck: str, modular: bool = False) -> Path:
     torch.manual_seed(0)
     model = PerceptionModel(anchored_config(neck, [RAIN] if modular else None))
     inputs = prepare(synthetic_frame("lidar", RIG, seed=7), InputSpec.of(model.config))
-    dense = settled(model, {name: torch.from_numpy(array) for name, array in inputs.items()})
+    dense = settle_statistics(model, {name: torch.from_numpy(array) for name, array in inputs.items()})
     with torch.no_grad():
         for name, deviation in {"classes": 1.0, "boxes": 0.2, "directions": 1.0}.items():
             layer = model.heads["detection"].branches[name].layer

@@ -64,7 +64,7 @@ def _emulator() -> Iterator[str]:
 
 
 @contextmanager
-def served(cache: Path, scheme: str = "s3") -> Iterator[Store]:
+def serve(cache: Path, scheme: str = "s3") -> Iterator[Store]:
     """A store; the environment has its address, and `cache` as the user's cache."""
     with {"s3": _moto, "gs": _emulator}[scheme]() as address, pytest.MonkeyPatch.context() as patch:
         for name, value in {

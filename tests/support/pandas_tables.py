@@ -42,7 +42,7 @@ def call(function: str, *arguments: bytes) -> bytes:
     return name(function) + a_tuple(*arguments) + b"R"
 
 
-def built(kind: str, state: bytes) -> bytes:
+def build_object(kind: str, state: bytes) -> bytes:
     return name(kind) + b")\x81" + state + b"b"
 
 
@@ -55,10 +55,10 @@ def rows(count: int) -> bytes:
     return call(f"{INDEX} _new_Index", name("pandas.core.indexes.range RangeIndex"), a_dict(**entries))
 
 
-def whole(manager: bytes) -> bytes:
+def pickle_table(manager: bytes) -> bytes:
     """A pickle of the table with this state of its blocks."""
-    state = a_dict(_data=built(MANAGER, manager), _typ=plain("dataframe"), _metadata=plain([]))
-    return b"\x80\x03" + built(FRAME, state) + b"."
+    state = a_dict(_data=build_object(MANAGER, manager), _typ=plain("dataframe"), _metadata=plain([]))
+    return b"\x80\x03" + build_object(FRAME, state) + b"."
 
 
 def blocks(columns: Mapping[str, np.ndarray]) -> list[tuple[bytes, bytes, Sequence[str]]]:
@@ -85,7 +85,7 @@ def table(columns: Mapping[str, np.ndarray]) -> bytes:
     described = a_list(*(a_dict(values=values, mgr_locs=where) for values, where, _ in found))
     extra = a_dict(**{"0.14.1": a_dict(axes=axes, blocks=described)})
     values, items = a_list(*(each[0] for each in found)), a_list(*(index(names) for _, _, names in found))
-    return whole(a_tuple(axes, values, items, extra))
+    return pickle_table(a_tuple(axes, values, items, extra))
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:

@@ -124,7 +124,7 @@ def write_camera(folder: Path, name: str) -> None:
     write(folder, "intrinsics.json", INTRINSICS)
     for i, pose in enumerate(matrices):
         image = np.zeros((SIZE[1], SIZE[0]), np.uint8)
-        for u, v in distorted(marks_in_world() @ np.linalg.inv(pose)[:3, :3].T + np.linalg.inv(pose)[:3, 3]):
+        for u, v in distort(marks_in_world() @ np.linalg.inv(pose)[:3, :3].T + np.linalg.inv(pose)[:3, 3]):
             cv2.circle(image, (round(16 * u), round(16 * v)), 16 * 3, 255, -1, cv2.LINE_AA, shift=4)
         cv2.imwrite(str(folder / f"{i:02d}.jpg"), image)
 
@@ -135,7 +135,7 @@ def marks_in_world() -> np.ndarray:
     return MARKS @ first[:3, :3].T + first[:3, 3]
 
 
-def distorted(points: np.ndarray) -> np.ndarray:
+def distort(points: np.ndarray) -> np.ndarray:
     """(K, 2) pixels of the points (M, 3) m in the camera's frame that are well in its view, by OpenCV's own model."""
     near = points[(points[:, 2] > 1) & (np.abs(points[:, :2]) < 0.6 * points[:, 2:3]).all(axis=1)]
     k = INTRINSICS

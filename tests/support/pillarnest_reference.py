@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from centerpoint_reference import BRANCHES, Reference, disturbed, filled, lifts, named, scattered, settle, written
+from centerpoint_reference import BRANCHES, Reference, disturb, filled, lifts, named, scattered, settle, write_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -105,7 +105,7 @@ class PillarNeSt(Reference):
 def reference() -> PillarNeSt:
     torch.manual_seed(0)
     model = PillarNeSt().eval()
-    disturbed(model)
+    disturb(model)
     for module in model.modules():
         if isinstance(module, Block):
             module.gamma.uniform_(0.5, 1.5)
@@ -119,7 +119,7 @@ def reference() -> PillarNeSt:
     return model
 
 
-def decoded(task: dict[str, Tensor]) -> list[tuple[int, float, list[float]]]:
+def decode(task: dict[str, Tensor]) -> list[tuple[int, float, list[float]]]:
     """The boxes of one task as its coder and CenterPlusHead give them to NMS: class, score, x y z w l h yaw vx vy.
 
     The yaw is that of nuScenes' box, as its `output_to_nusc_box` turns it.
@@ -143,4 +143,4 @@ def decoded(task: dict[str, Tensor]) -> list[tuple[int, float, list[float]]]:
 
 def files(folder: Path) -> tuple[Path, Path]:
     """Configuration and checkpoint of it, as mmcv 1.4 writes them."""
-    return written(folder, "pillarnest", CONFIG, reference())
+    return write_network(folder, "pillarnest", CONFIG, reference())

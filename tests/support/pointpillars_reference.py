@@ -6,7 +6,7 @@
 from pathlib import Path
 
 import torch
-from centerpoint_reference import conv, described, disturbed, lifted_stages, lifts, named, norm, run, second, stages
+from centerpoint_reference import conv, described, disturb, lifted_stages, lifts, named, norm, run, second, stages
 from infos import MMDET3D_CLASSES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,7 +92,7 @@ class Reference(nn.Module):
 def reference(neck: str) -> Reference:
     torch.manual_seed(0)
     model = Reference(neck).eval()
-    disturbed(model)
+    disturb(model)
     model.pts_voxel_encoder.vfe_layers[0].norm.running_var.uniform_(2, 5)
     return model
 

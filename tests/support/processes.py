@@ -42,7 +42,7 @@ def mortal(folder: Path, fatal: str, deaths: int, frame: Frame) -> Prediction:
     return Prediction({"time": np.array(frame.timestamp)})
 
 
-def opened(root: Path, fatal: str, deaths: int) -> tuple[Predictor, InputSpec, Keyframes]:
+def open_predictor(root: Path, fatal: str, deaths: int) -> tuple[Predictor, InputSpec, Keyframes]:
     return partial(mortal, root, fatal, deaths), SPEC, NuScenesTables(root, "v1.0-tiny")
 
 

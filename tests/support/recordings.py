@@ -42,13 +42,13 @@ class Sent(NamedTuple):
     data: bytes
 
 
-def sent(root: Path, version: str, scene: str, sweeps: int = 10) -> list[Sent]:
+def messages_of(root: Path, version: str, scene: str, sweeps: int = 10) -> list[Sent]:
     """The messages of a scene."""
     log = messages(NuScenesTables(root, version), scene, sweeps)
     return [Sent(each.topic, each.type_name, each.stamp, each.data) for each in log]
 
 
-def assembled(log: Iterable[Sent], *given: Any, **options: Any) -> tuple[list[Frame], Counts]:
+def assemble(log: Iterable[Sent], *given: Any, **options: Any) -> tuple[list[Frame], Counts]:
     """The frames of messages, and what was counted; the options are those of `stream`."""
     counts = Counts(SENSORS)
     return list(stream(log, counts, *given, **options)), counts
@@ -91,7 +91,7 @@ def write_raw_mcap(path: Path, log: Sequence[Sent]) -> Path:
     return path
 
 
-def edited(message: Sent, **changes: Any) -> Sent:
+def edit(message: Sent, **changes: Any) -> Sent:
     """The message with fields of its content replaced; `stamp` (us) is that of the header, `time` that of the log."""
     content = TYPES.deserialize_cdr(message.data, message.type_name)
     time = changes.pop("time", message.time)

@@ -20,7 +20,7 @@ def has_gpu() -> bool:
 no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU; tests/deploy/test_engines.py does it for real")
 
 
-def trained_further(graph: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
+def train_further(graph: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
     """The same network with other numbers wherever a layer, a norm or a module has its own, by onnx's reader."""
     other, rng, trained = onnx.ModelProto(), np.random.default_rng(seed), weights(graph)
     other.CopyFrom(graph)

@@ -41,7 +41,7 @@ def small() -> Path:
     return once("small", lambda out: export(checkpoint_of(config), out, [[], ["rain"]], console=QUIET))
 
 
-def replayed(drive: Path, out: Path, **options: Any) -> dict[str, Any]:
+def replay_with_faults(drive: Path, out: Path, **options: Any) -> dict[str, Any]:
     """With FAULTS; the options are those of Source, Settings and replay."""
     source = Source(drive, VERSION, options.pop("scenes", []))
     given = {name: options.pop(name) for name in ("bundle", "baseline", "gates", "console") if name in options}

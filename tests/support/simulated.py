@@ -61,7 +61,7 @@ def boxes(rows: Sequence[tuple], reflectance: float = 0.8, category: str = "stat
     )  # fmt: skip
 
 
-def paved(kind: Ground = Ground.ROAD) -> GroundRaster:
+def pave(kind: Ground = Ground.ROAD) -> GroundRaster:
     return GroundRaster(np.full((1, 1), kind, np.uint8), (-500.0, -500.0), 1000.0)
 
 

@@ -23,7 +23,7 @@ COLOURS = ("#ff0000", "#00ff00", "#0000ff")
 EDGES = (-np.inf, 0.5, 1.5, np.inf)  # m
 
 
-def occupied(frame: Frame, grid: BevGrid) -> np.ndarray:
+def find_occupied(frame: Frame, grid: BevGrid) -> np.ndarray:
     """(3, rows, columns) float32: 1 where a point lies in the cell, in that band of heights."""
     cells = np.zeros((len(BANDS), *grid.shape), np.float32)
     if frame.points is not None:
@@ -49,7 +49,7 @@ class Accuracy(Metric[np.ndarray]):
 
     def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
         grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
-        return {"accuracy": float(((result > 0.5) == occupied(frame, grid)).mean())}
+        return {"accuracy": float(((result > 0.5) == find_occupied(frame, grid)).mean())}
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
         by_scene = weights.sums(counts, lambda own: np.array([own["accuracy"], 1.0]))
@@ -88,7 +88,7 @@ class Toy(Task[np.ndarray]):
         return ToyHead(channels)
 
     def labels(self, frame: Frame) -> dict[str, np.ndarray]:
-        return {"cells": occupied(frame, self.grid)}
+        return {"cells": find_occupied(frame, self.grid)}
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.asarray(outputs["cells"])

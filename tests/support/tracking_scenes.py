@@ -72,7 +72,7 @@ class SingleStage:
         return replace(tracks, boxes=replace(tracks.boxes, scores=latest, attributes=attributes))
 
 
-def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
+def scene_of_annotations(tables: NuScenesTables, scene: str) -> Scene:
     """A scene whose detections are the annotations themselves."""
     moments = []
     for sample in tables.samples(selectors=[scene]):
@@ -120,19 +120,21 @@ def with_peaks(scene: Scene, seed: int = 0) -> Scene:
         found, drawn = detected.boxes, rng.random(len(missed))
         weak, sides = moment.boxes.select(missed & (drawn > LOST)), found.select(rng.random(len(found)) < SIDES)
         junk = moment.truth.select(rng.integers(0, len(moment.truth), JUNK if len(moment.boxes) else 0))
-        boxes = Boxes.joined(found, _moved(weak, 0.4, rng.beta(2, 12, len(weak)), rng))
-        boxes = Boxes.joined(boxes, _moved(sides, 0.6, sides.scores * rng.uniform(0.05, 0.5, len(sides)), rng))
-        moments.append(replace(moment, boxes=Boxes.joined(boxes, _moved(junk, 20, rng.beta(1.2, 30, len(junk)), rng))))
+        boxes = Boxes.joined(found, _displace(weak, 0.4, rng.beta(2, 12, len(weak)), rng))
+        boxes = Boxes.joined(boxes, _displace(sides, 0.6, sides.scores * rng.uniform(0.05, 0.5, len(sides)), rng))
+        moments.append(
+            replace(moment, boxes=Boxes.joined(boxes, _displace(junk, 20, rng.beta(1.2, 30, len(junk)), rng)))
+        )
     return moments
 
 
-def _moved(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
+def _displace(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
     """The boxes, displaced by about `metres`."""
     shift = np.column_stack([rng.normal(0, metres, (len(boxes), 2)), np.zeros(len(boxes))])
     return replace(boxes, centers=boxes.centers + shift, scores=scores)
 
 
-def occluded(scene: Scene, seed: int = 0) -> tuple[Scene, dict[str, tuple[int, int]]]:
+def occlude(scene: Scene, seed: int = 0) -> tuple[Scene, dict[str, tuple[int, int]]]:
     """The scene without the detections of each object for OCCLUDED, from a random moment on.
 
     Returns:

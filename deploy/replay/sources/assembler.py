@@ -153,17 +153,17 @@ class Assembler:
     def advance(self, time: int) -> Iterator[Frame]:
         """Yield the frames that have waited long enough, given the recording time (us) of the next message."""
         while self._pending and (time - self._pending[0].time >= self._wait or len(self._pending) > _MAX_PENDING):
-            yield from self._assembled(self._pending.pop(0))
+            yield from self._assemble(self._pending.pop(0))
 
     def finish(self) -> Iterator[Frame]:
         """Yield the remaining frames at the end of the recording."""
         while self._pending:
-            yield from self._assembled(self._pending.pop(0))
+            yield from self._assemble(self._pending.pop(0))
 
     def add(self, topic: str, time: int, contents: list[Content]) -> None:
         """Add the content of a message that was recorded at this time (us)."""
         for each in contents:
-            t, content = self._topics, _shifted(each, self._offsets.get(topic, 0))
+            t, content = self._topics, _shift_time(each, self._offsets.get(topic, 0))
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
                 self._add_transform(topic, content)
             elif isinstance(content, Intrinsics) and topic in self._camera_of_info:
@@ -230,7 +230,7 @@ class Assembler:
         token = f"{self._drive.scene}@{stamp}{resets}"
         self._pending.append(_PendingFrame(stamp, time, token, None))
 
-    def _assembled(self, pending: _PendingFrame) -> Iterator[Frame]:
+    def _assemble(self, pending: _PendingFrame) -> Iterator[Frame]:
         """Yield the frame, or nothing if the vehicle's pose is not known."""
         mountings: dict[str, np.ndarray] = {}
         for name, lidar in self._lidars.items():
@@ -298,7 +298,7 @@ class Assembler:
         return [] if closest is None else lidar.sweeps(closest, None, mounting)
 
 
-def _shifted(content: Content, offset: int) -> Content:
+def _shift_time(content: Content, offset: int) -> Content:
     """The content of a message at its own time, which is so many us after its stamp."""
     if offset and isinstance(content, Cloud | Picture | Keyframe):
         content = replace(content, stamp=content.stamp + offset)

@@ -103,7 +103,7 @@ def _cloud(message: Any) -> list[Content]:
     return [cloud(_stamp(message), message.frame_id, fields, int(message.point_stride), data, False)]
 
 
-def _compressed(message: Any) -> list[Content]:
+def _read_compressed(message: Any) -> list[Content]:
     return [compressed_picture(_stamp(message), message.frame_id, _bytes(message.data))]
 
 
@@ -135,7 +135,7 @@ def _fix(message: Any) -> list[Content]:
 
 CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "foxglove.PointCloud": _cloud,
-    "foxglove.CompressedImage": _compressed,
+    "foxglove.CompressedImage": _read_compressed,
     "foxglove.RawImage": _raw,
     "foxglove.CameraCalibration": _calibration,
     "foxglove.FrameTransform": _transform,

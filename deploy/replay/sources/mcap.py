@@ -81,7 +81,7 @@ class McapRecording:
             try:
                 record = next(records, None)
                 within = (
-                    breakup_chunk(_decompressed(record), validate_crc=True) if isinstance(record, Chunk) else [record]
+                    breakup_chunk(_decompress(record), validate_crc=True) if isinstance(record, Chunk) else [record]
                 )
             except Exception as error:  # decompressors, struct and decoding raise different exceptions
                 damage(f"{self._path.name}: damaged before byte {file.tell()} ({_brief(error)})")
@@ -113,13 +113,13 @@ class McapRecording:
         if channel.id not in self._decoders:
             schema = self._schemas.get(channel.schema_id)
             if schema is None:
-                self._decoders[channel.id] = _unsupported
+                self._decoders[channel.id] = _refuse
             elif channel.message_encoding == "cdr":
                 self._decoders[channel.id] = partial(ros.decode, schema.name)
             elif channel.message_encoding in ("protobuf", "json"):
                 self._decoders[channel.id] = foxglove.decoder(channel.message_encoding, schema)
             else:
-                self._decoders[channel.id] = _unsupported
+                self._decoders[channel.id] = _refuse
         return self._decoders[channel.id]
 
     def _parse(self, channel: Channel, data: bytes) -> Any:
@@ -128,7 +128,7 @@ class McapRecording:
             if encoding == "json":
                 self._parsers[channel.id] = foxglove.parser(encoding, None)
             elif schema is None or encoding not in ("cdr", "protobuf"):
-                self._parsers[channel.id] = _unsupported
+                self._parsers[channel.id] = _refuse
             elif encoding == "protobuf":
                 self._parsers[channel.id] = foxglove.parser(encoding, schema)
             else:
@@ -148,7 +148,7 @@ class McapRecording:
         return file
 
 
-def _decompressed(chunk: Chunk) -> Chunk:
+def _decompress(chunk: Chunk) -> Chunk:
     """The chunk without compression; ValueError if it holds more than it says, or than a record may."""
     size = chunk.uncompressed_size
     if size > MAX_RECORD:
@@ -195,5 +195,5 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:120] if text else type(error).__name__
 
 
-def _unsupported(_data: bytes) -> list[Content]:
+def _refuse(_data: bytes) -> list[Content]:
     raise CorruptMessage("an unsupported message type")

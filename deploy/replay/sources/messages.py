@@ -151,7 +151,7 @@ def stamp_of(seconds: int, nanoseconds: int) -> int:
 def picture(
     stamp: int, frame: str, decode: Callable[[], np.ndarray], size: tuple[int, int], content: bytes = b""
 ) -> Picture:
-    return Picture(stamp, checked_name(frame), decode, _checked_size(size), content)
+    return Picture(stamp, check_name(frame), decode, _check_size(size), content)
 
 
 def intrinsics(
@@ -183,12 +183,12 @@ def intrinsics(
         raise CorruptMessage("invalid lens parameters")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 0.01:
         raise CorruptMessage("invalid lens parameters")
-    size = _checked_size(size)
+    size = _check_size(size)
     lens = None
     if raw is not None and (d.any() or (rotation != np.eye(3)).any() or (raw != matrix).any()):
         coefficients = d if d.any() else np.zeros(4)
         lens = Lens(str(model) if d.any() else "plumb_bob", coefficients, raw.copy(), rotation.copy(), matrix, size)
-    return Intrinsics(stamp, checked_name(frame), size, matrix, lens)
+    return Intrinsics(stamp, check_name(frame), size, matrix, lens)
 
 
 def _is_pinhole(matrix: np.ndarray) -> bool:
@@ -206,7 +206,7 @@ def transform(stamp: int, parent: str, child: str, translation: list[float], rot
         raise CorruptMessage("a rotation that is not a unit quaternion")
     if parent == child:
         raise CorruptMessage("a frame that is its own parent")
-    return Transform(stamp, checked_name(parent), checked_name(child), t, q)
+    return Transform(stamp, check_name(parent), check_name(child), t, q)
 
 
 def fix(stamp: int, latitude: float, longitude: float) -> Fix:
@@ -231,7 +231,7 @@ def keyframe(content: object) -> Keyframe:
         raise CorruptMessage("a keyframe without a token")
     conditions = Conditions(**tags)
     return Keyframe(
-        int(stamp or 0), checked_name(token), checked_name(scene), checked_name(location), conditions, tuple(sweeps)
+        int(stamp or 0), check_name(token), check_name(scene), check_name(location), conditions, tuple(sweeps)
     )
 
 
@@ -244,13 +244,13 @@ def _is_stamp(value: object) -> bool:
     return type(value) is int and 0 <= value <= LATEST
 
 
-def checked_name(name: object) -> str:
+def check_name(name: object) -> str:
     if not isinstance(name, str) or len(name) > _MAX_NAME or not name.isprintable():
         raise CorruptMessage("an invalid name")
     return name.lstrip("/")  # ROS 1 wrote frame ids with a leading slash
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     if not all(0 < edge <= _MAX_EDGE for edge in size):
         raise CorruptMessage("an invalid picture size")
     return int(size[0]), int(size[1])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from deploy.replay.sources.messages import Cloud, CorruptMessage, Picture, checked_name, picture
+from deploy.replay.sources.messages import Cloud, CorruptMessage, Picture, check_name, picture
 from deploy.replay.sources.topics import LidarTopic
 from perception.datasets.files import decode_image, jpeg_size
 
@@ -71,7 +71,7 @@ def cloud(stamp: int, frame: str, fields: Fields, step: int, data: np.ndarray, d
         numbers = _numbers(rows, *fields[name])
         return numbers if every else numbers[finite]
 
-    return Cloud(stamp, checked_name(frame), points, column)
+    return Cloud(stamp, check_name(frame), points, column)
 
 
 def _numbers(rows: np.ndarray, offset: int, dtype: np.dtype) -> np.ndarray:

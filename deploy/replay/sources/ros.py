@@ -64,7 +64,7 @@ def _cloud(message: Any) -> list[Content]:
     return [cloud(_stamp(message), message.header.frame_id, fields, step, data, bool(message.is_dense))]
 
 
-def _compressed(message: Any) -> list[Content]:
+def _read_compressed(message: Any) -> list[Content]:
     return [compressed_picture(_stamp(message), message.header.frame_id, message.data.tobytes())]
 
 
@@ -113,7 +113,7 @@ def _stamp(message: Any) -> int:
 
 CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "sensor_msgs/msg/PointCloud2": _cloud,
-    "sensor_msgs/msg/CompressedImage": _compressed,
+    "sensor_msgs/msg/CompressedImage": _read_compressed,
     "sensor_msgs/msg/Image": _image,
     "sensor_msgs/msg/CameraInfo": _camera_info,
     "tf2_msgs/msg/TFMessage": _transforms,
@@ -172,7 +172,9 @@ def _definitions(type_name: str, schema: str, language: str) -> Any:
     else:
         parts = [part.partition("\n")[2] for part in schema.split(_SEPARATOR)[1:]] or [schema]
         found = {name: each for part in parts for name, each in get_types_from_idl(part).items()}
-    return {_name(name): ([], [(_name(each), _checked(kind)) for each, kind in found[name][1]]) for name in found}
+    return {
+        _name(name): ([], [(_name(each), _check_description(kind)) for each, kind in found[name][1]]) for name in found
+    }
 
 
 def _name(name: Any) -> str:
@@ -181,7 +183,7 @@ def _name(name: Any) -> str:
     return name
 
 
-def _checked(description: Any) -> Any:
+def _check_description(description: Any) -> Any:
     kind, content = description
     if kind == Nodetype.NAME:
         return kind, _name(content)
@@ -194,4 +196,4 @@ def _checked(description: Any) -> Any:
         raise ValueError("an unknown type")
     if kind == Nodetype.ARRAY and not 0 < length <= (_MAX_ARRAY if of[0] == Nodetype.BASE else _MAX_UNROLLED):
         raise ValueError("an array of that length")
-    return kind, (_checked(of), length)
+    return kind, (_check_description(of), length)

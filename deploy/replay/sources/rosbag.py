@@ -83,7 +83,7 @@ class _SqliteFile:
                 parsers = {each.id: partial(_parse, each) for each in wanted}
                 for connection, time, data in reader.messages(wanted) if wanted else ():
                     data = data if isinstance(data, bytes) else b""  # a column of SQLite holds any type
-                    data = _decompressed(data) if packed else data
+                    data = _decompress(data) if packed else data
                     yield RawMessage(
                         connection.topic, time // 1000, data, decoders[connection.msgtype], parsers[connection.id]
                     )
@@ -91,7 +91,7 @@ class _SqliteFile:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")
 
 
-def _decompressed(data: bytes) -> bytes:
+def _decompress(data: bytes) -> bytes:
     """A message without compression; nothing if it is damaged, or longer than a record may be."""
     try:
         stated = zstandard.frame_content_size(data)

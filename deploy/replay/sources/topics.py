@@ -60,7 +60,7 @@ class Topics(Section):
     wait: Seconds = 0.25  # recording time for which a frame waits for its messages
 
     @model_validator(mode="after")
-    def _distinct(self) -> Topics:
+    def _require_distinct(self) -> Topics:
         if not self.lidars and not self.cameras:
             raise ValueError("neither a LiDAR nor a camera; name at least one")
         names = self.names()

@@ -33,7 +33,7 @@ from perception.datasets.nuscenes.descriptions import phases_of, position_on_map
 from perception.datasets.nuscenes.labels import Lidarseg, voxel_truth
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.recordings import Recordings, SampleData
-from perception.datasets.nuscenes.tables import Annotations, linked, rows, version_folder
+from perception.datasets.nuscenes.tables import Annotations, report_links, rows, version_folder
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import rotation_matrices
@@ -62,14 +62,14 @@ class NuScenesTables:
         self.rig, self.taxonomy = rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes")
         self._folder = version_folder(self.dataroot, version)
         self._opened = [stamp(path) for path in sorted(self._folder.resolve().glob("*.json"))]
-        with linked(self._folder, "scene"):
+        with report_links(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._locations = _locations(self._folder, scenes.values())
             phases = {
                 row["name"]: phases_of(row["description"], self._locations[row["name"]], self.taxonomy)
                 for row in scenes.values()
             }
-        with linked(self._folder, "sample"):
+        with report_links(self._folder, "sample"):
             samples = [
                 (row["timestamp"], row["token"], scenes[row["scene_token"]]["name"])
                 for row in rows(self._folder, "sample")
@@ -118,17 +118,17 @@ class NuScenesTables:
         }
 
     def _boxes(self, token: str) -> Boxes | None:
-        return self._chosen_boxes(token, self._of_classes) if self._of_classes.any() else None
+        return self._select_boxes(token, self._of_classes) if self._of_classes.any() else None
 
     def _obstacles(self, token: str) -> Boxes | None:
-        return self._chosen_boxes(token, ~self._of_classes) if len(self._of_classes) else None
+        return self._select_boxes(token, ~self._of_classes) if len(self._of_classes) else None
 
     @cached_property
     def _of_classes(self) -> np.ndarray:
         """(N,) bool: the annotations of the detection classes."""
         return self._annotations.labels >= 0
 
-    def _chosen_boxes(self, token: str, chosen: np.ndarray) -> Boxes:
+    def _select_boxes(self, token: str, chosen: np.ndarray) -> Boxes:
         """The boxes of a keyframe that are among the chosen ones of all annotations, (N,) bool."""
         a = self._annotations
         index = a.rows(token)
@@ -148,12 +148,12 @@ class NuScenesTables:
     @cached_property
     def _bicycle_racks(self) -> dict[str, list[list[float]]]:
         folder, by_sample = self._folder, dict[str, list[list[float]]]()
-        with linked(folder, "category"):
+        with report_links(folder, "category"):
             categories = {row["token"] for row in rows(folder, "category") if row["name"] == BICYCLE_RACK}
-        with linked(folder, "instance"):
+        with report_links(folder, "instance"):
             instances = {row["token"] for row in rows(folder, "instance") if row["category_token"] in categories}
         if instances:  # without any, the largest table is not read
-            with linked(folder, "sample_annotation"):
+            with report_links(folder, "sample_annotation"):
                 for row in rows(folder, "sample_annotation"):
                     if row["instance_token"] in instances:
                         rack = [*row["translation"], *row["size"], *row["rotation"]]
@@ -233,7 +233,7 @@ def _locations(folder: Path, scenes: Iterable[dict[str, Any]]) -> dict[str, str]
     logs = {row["name"]: row["log_token"] for row in scenes}
     if not any(logs.values()):
         return dict.fromkeys(logs, "")
-    with linked(folder, "log"):
+    with report_links(folder, "log"):
         locations = {row["token"]: row["location"] for row in rows(folder, "log")}
     return {name: locations[log] if log else "" for name, log in logs.items()}
 

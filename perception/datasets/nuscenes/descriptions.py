@@ -33,11 +33,11 @@ def phases_of(description: str, location: str, taxonomy: Taxonomy) -> list[tuple
 def conditions_of(description: str, location: str, taxonomy: Taxonomy) -> Conditions:
     """Conditions from a scene's description, as the taxonomy says: in words or tags; None for what it does not tell."""
     if taxonomy.descriptions == "tags":
-        return Conditions(**_tagged(description, taxonomy.conditions))
-    return Conditions(**_worded(description, location, taxonomy.conditions))
+        return Conditions(**_read_tags(description, taxonomy.conditions))
+    return Conditions(**_read_words(description, location, taxonomy.conditions))
 
 
-def _tagged(description: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+def _read_tags(description: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
     """Conditions from tags, such as 'weather.rain;daytime.noon'."""
     tags = set(re.findall(r"\w+\.\w+", description))
     return {
@@ -46,7 +46,7 @@ def _tagged(description: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[s
     }
 
 
-def _worded(description: str, location: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+def _read_words(description: str, location: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
     """Conditions from words, such as 'Night, after rain, many peds', and the location.
 
     A value is known where its word, or one such as rainy or raining, is in the description, or where the location

@@ -21,7 +21,7 @@ from zlib import error as ZlibError
 import numpy as np
 
 from perception.datasets.keyframes import Annotation
-from perception.datasets.nuscenes.tables import linked, rows
+from perception.datasets.nuscenes.tables import report_links, rows
 from perception.errors import InputError
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 from perception.taxonomy import Taxonomy
@@ -54,12 +54,12 @@ class Lidarseg:
         labels = np.full(256, _UNKNOWN, np.int16)
         if not (folder / f"{TABLE}.json").exists():
             return Lidarseg(dataroot, {}, labels)
-        with linked(folder, TABLE):
+        with report_links(folder, TABLE):
             file_of = sweeps()
             named = [(file_of.get(row["sample_data_token"]), row["filename"]) for row in rows(folder, TABLE)]
         files = {sweep: str(file) for sweep, file in named if sweep is not None}
         label_of = taxonomy.point_labels_of_categories()
-        with linked(folder, "category"):
+        with report_links(folder, "category"):
             for row in rows(folder, "category"):
                 if not 0 <= (number := int(row["index"])) < len(labels):
                     raise ValueError(f"index {number} is no byte")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import linked, rows, stamps
+from perception.datasets.nuscenes.tables import report_links, rows, stamps
 from perception.errors import InputError
 from perception.geometry import rigid
 from perception.io.cache import cached_arrays
@@ -47,11 +47,11 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
     def __init__(self, folder: Path, rig: Rig) -> None:
         self._folder, sensors = folder, rig.sensors
         self._channels = (*sensors.lidars, *sensors.cameras)
-        with linked(folder, "sensor"):
+        with report_links(folder, "sensor"):
             listed = list(rows(folder, "sensor"))
             channels = {row["token"]: row["channel"] for row in listed}
             _require_rig(folder, rig, listed)
-        with linked(folder, "calibrated_sensor"):
+        with report_links(folder, "calibrated_sensor"):
             calibrations = {row["token"]: row for row in rows(folder, "calibrated_sensor")}
             channel_of = {token: channels[row["sensor_token"]] for token, row in calibrations.items()}
             # By token of the calibration: (7,) translation (m), quaternion w x y z; and as (4, 4) matrices.
@@ -159,7 +159,7 @@ def _read(
     channels = {name: i for i, name in enumerate((*sensors.lidars, *sensors.cameras))}
     index = {token: i for i, token in enumerate(calibrations)}
     found = _Rows()
-    with linked(folder, "sample_data"):
+    with report_links(folder, "sample_data"):
         for row in rows(folder, "sample_data"):
             channel = channel_of[row["calibrated_sensor_token"]]
             lidar = channel in sensors.lidars
@@ -186,7 +186,7 @@ def _poses(folder: Path, tokens: list[str]) -> np.ndarray:
     """(N, 7) translation and quaternion of the poses with these tokens."""
     place: dict[str, int] = dict.fromkeys(tokens, -1)
     values = array("d")
-    with linked(folder, "ego_pose"):
+    with report_links(folder, "ego_pose"):
         for row in rows(folder, "ego_pose"):
             if row["token"] in place:
                 place[row["token"]] = len(values) // 7

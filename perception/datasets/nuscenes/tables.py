@@ -137,7 +137,7 @@ def _single_rows(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def linked(folder: Path, table: str) -> Iterator[None]:
+def report_links(folder: Path, table: str) -> Iterator[None]:
     """Report a missing field or an unknown token, raised as KeyError, as an InputError about this table."""
     try:
         yield
@@ -203,7 +203,7 @@ class Annotations:
 def _read(folder: Path, timestamps: Mapping[str, int], taxonomy: Taxonomy) -> dict[str, np.ndarray]:
     """The fields of `Annotations`."""
     instance_tokens, labels_of = _instances(folder, taxonomy)
-    with linked(folder, "attribute"):
+    with report_links(folder, "attribute"):
         attribute_of = {
             row["token"]: taxonomy.attributes.index(row["name"])
             for row in rows(folder, "attribute")
@@ -214,7 +214,7 @@ def _read(folder: Path, timestamps: Mapping[str, int], taxonomy: Taxonomy) -> di
     row_of: dict[str, int] = {}
     links: list[tuple[str, str]] = []
     real, whole = array("d"), array("q")
-    with linked(folder, "sample_annotation"):
+    with report_links(folder, "sample_annotation"):
         for row in rows(folder, "sample_annotation"):
             row_of[row["token"]] = len(row_of)
             links.append((row["prev"], row["next"]))
@@ -247,9 +247,9 @@ def _read(folder: Path, timestamps: Mapping[str, int], taxonomy: Taxonomy) -> di
 def _instances(folder: Path, taxonomy: Taxonomy) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (I,) of all instances, and their labels (I,); -1 for those of none of the classes."""
     label = taxonomy.labels_of_categories()
-    with linked(folder, "category"):
+    with report_links(folder, "category"):
         labels = {row["token"]: label.get(row["name"], -1) for row in rows(folder, "category")}
-    with linked(folder, "instance"):
+    with report_links(folder, "instance"):
         instances = [(row["token"], labels[row["category_token"]]) for row in rows(folder, "instance")]
     return np.array([token for token, _ in instances], np.str_), np.array([label for _, label in instances], np.int64)
 

@@ -73,7 +73,7 @@ def mark_crossed(crossed: np.ndarray, grid: VoxelGrid, origins: np.ndarray, ends
 _NEAR = 0.1  # m along the optical axis
 
 
-def seen_by_cameras(frame: Frame, occupied: np.ndarray, seen: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+def find_seen_by_cameras(frame: Frame, occupied: np.ndarray, seen: np.ndarray, grid: VoxelGrid) -> np.ndarray:
     """(levels, rows, columns) bool: the middle of a seen voxel is in a picture, and no occupied voxel is before it.
 
     Args:

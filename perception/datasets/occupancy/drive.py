@@ -13,7 +13,15 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
-from perception.datasets.occupancy.returns import UNKNOWN, Assigned, Movable, Returns, motion_between, moved, returns_of
+from perception.datasets.occupancy.returns import (
+    UNKNOWN,
+    Assigned,
+    Movable,
+    Returns,
+    motion_between,
+    move_points,
+    returns_of,
+)
 from perception.frame import Boxes, Frame
 from perception.grid import VoxelGrid
 
@@ -42,7 +50,7 @@ class Levels:
         Args:
             returns: of the keyframe alone, in the global frame.
         """
-        keys, lowest = _ground(returns.points, global_from_ego)
+        keys, lowest = _find_ground(returns.points, global_from_ego)
         _, here, there = np.intersect1d(keys, self._before[0], assume_unique=True, return_indices=True)
         if len(here) >= _ENOUGH:
             self._height -= float(np.median(lowest[here] - self._before[1][there]))
@@ -50,9 +58,9 @@ class Levels:
         return self._height
 
 
-def _ground(points: np.ndarray, global_from_ego: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_ground(points: np.ndarray, global_from_ego: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(C,) keys of the columns around the vehicle, ascending, and (C,) z of the lowest point in each, m."""
-    x, y, z = moved(points, np.linalg.inv(global_from_ego)).T
+    x, y, z = move_points(points, np.linalg.inv(global_from_ego)).T
     points = points[(np.hypot(x, y) < _NEAR) & (np.abs(z) < _HIGH)]
     points = points[np.argsort(points[:, 2], kind="stable")]
     column, row = np.floor(points[:, :2] / _COLUMN).astype(np.int64).T
@@ -167,7 +175,7 @@ def gather(
             motion = motion_between(before[1] if before else Boxes.none(), boxes, seconds)
             returns = returns_of(frame, source, sweeps)
             returns = _not_measured(returns, 1e-6 * time, begun)
-            assigned = movable.assigned(returns, motion, seconds)
+            assigned = movable.assign(returns, motion, seconds)
             drive.heights[sample] = levels.next(returns.select(returns.own), frame.global_from_ego)
             raised = returns.raised(height + assigned.shares * (drive.heights[sample] - height))
             _add(drive, raised, assigned, motion.end, grid)

@@ -41,7 +41,7 @@ class Returns:
 
     def transformed(self, to_from: np.ndarray) -> Returns:
         """The same returns in another frame of reference: to_from (4, 4), rigid."""
-        return replace(self, points=moved(self.points, to_from), origins=moved(self.origins, to_from))
+        return replace(self, points=move_points(self.points, to_from), origins=move_points(self.origins, to_from))
 
     def raised(self, heights: np.ndarray) -> Returns:
         """The same returns, each with its ray raised by a height (N,), m."""
@@ -49,7 +49,7 @@ class Returns:
         return replace(self, points=self.points + up, origins=self.origins + up)
 
 
-def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
+def move_points(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
     """(N, 3) points in another frame of reference: to_from (4, 4), rigid."""
     return np.asarray(points @ to_from[:3, :3].T + to_from[:3, 3])
 
@@ -63,7 +63,7 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
         frame: with points, read with this number of earlier sweeps.
     """
     assert frame.points is not None
-    points = moved(frame.points[:, :3].astype(np.float64), frame.global_from_reference)
+    points = move_points(frame.points[:, :3].astype(np.float64), frame.global_from_reference)
     ages = frame.points[:, 4].astype(np.float64)
     lidars = np.zeros(len(points), np.uint8) if frame.lidar_of_point is None else frame.lidar_of_point
     origins = np.full_like(points, np.nan)
@@ -100,11 +100,11 @@ def motion_between(before: Boxes, after: Boxes, seconds: float) -> Motion:
     at = np.array([row.get(name, -1) for name in after.instances.tolist()], np.int64)
     gone = before.select(np.setdiff1d(np.arange(len(before)), at[at >= 0]))
     both, new = after.select(at >= 0), after.select(at < 0)
-    start = Boxes.joined(before.select(at[at >= 0]), _shifted(new, -seconds), gone)
-    return Motion(start, Boxes.joined(both, new, _shifted(gone, seconds)))
+    start = Boxes.joined(before.select(at[at >= 0]), _shift_boxes(new, -seconds), gone)
+    return Motion(start, Boxes.joined(both, new, _shift_boxes(gone, seconds)))
 
 
-def _shifted(boxes: Boxes, seconds: float) -> Boxes:
+def _shift_boxes(boxes: Boxes, seconds: float) -> Boxes:
     fields = dict(vars(boxes))
     fields["centers"] = boxes.centers + seconds * np.nan_to_num(boxes.velocities)
     return Boxes(**fields)
@@ -135,13 +135,13 @@ def owners(points: np.ndarray, shares: np.ndarray, motion: Motion, margin: float
         near = near[(np.abs(points[near] - middles[n]) <= radii[n]).all(axis=1) & (owner[near] < 0)]
         share = shares[near, None]
         offset = points[near] - start.centers[n] - share * (end.centers[n] - start.centers[n])
-        place = _turned_back(offset @ start.rotations[n], axes[n], angles[n] * share)
+        place = _turn_back(offset @ start.rotations[n], axes[n], angles[n] * share)
         inside = (np.abs(place) <= half[n]).all(axis=1)
         owner[near[inside]], local[near[inside]] = n, place[inside]
     return owner, local
 
 
-def _turned_back(points: np.ndarray, axis: np.ndarray, angles: np.ndarray) -> np.ndarray:
+def _turn_back(points: np.ndarray, axis: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """(N, 3) points, each turned about the axis by minus its angle (N, 1), rad: Rodrigues' formula."""
     across = np.cross(axis, points)
     return np.asarray(points - np.sin(angles) * across + (1 - np.cos(angles)) * np.cross(axis, across))
@@ -172,7 +172,7 @@ class Movable:
             )
         return boxes if others is None else Boxes.joined(boxes, others)
 
-    def assigned(self, returns: Returns, motion: Motion, seconds: float) -> Assigned:
+    def assign(self, returns: Returns, motion: Motion, seconds: float) -> Assigned:
         """Which returns are of which object.
 
         A return in the box of an object that may move is the object's if its class is one that such objects have.

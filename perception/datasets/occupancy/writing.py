@@ -11,9 +11,18 @@ from scipy.spatial import cKDTree
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
-from perception.datasets.occupancy.crossed_voxels import mark_crossed, seen_by_cameras
+from perception.datasets.occupancy.crossed_voxels import find_seen_by_cameras, mark_crossed
 from perception.datasets.occupancy.drive import Drive, gather
-from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, moved, owners, returns_of
+from perception.datasets.occupancy.returns import (
+    NONE,
+    UNKNOWN,
+    Motion,
+    Movable,
+    Returns,
+    move_points,
+    owners,
+    returns_of,
+)
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.grid import OTHERS, Occupancy, VoxelGrid, occupancy_classes
@@ -38,26 +47,26 @@ def annotate(frame: Frame, source: Keyframes, drive: Drive, grid: VoxelGrid) -> 
     movable, from_global = Movable(source), np.linalg.inv(frame.global_from_reference)
     boxes = movable.boxes(frame.token)
     own = returns_of(frame, source, 0)
-    own_classes = movable.assigned(own, Motion(boxes, boxes), 1.0).classes
+    own_classes = movable.assign(own, Motion(boxes, boxes), 1.0).classes
     own, boxes = own.transformed(from_global), boxes.transformed(from_global)
     parts = [_static(drive, np.linalg.inv(drive.global_from_ego(frame)), grid), *_objects(drive, boxes)]
     parts.append((own.points, own_classes, np.ones(len(own_classes), np.int64)))
     points, classes, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
     known = classes if drive.annotated else np.maximum(classes, NONE)
     occupied, of_voxel = voxel_classes(points, known, counts, grid, len(source.taxonomy.point_classes))
-    seen = occupied | _crossed(own, boxes, drive, drive.global_from_ego(frame), grid)
+    seen = occupied | _find_crossed(own, boxes, drive, drive.global_from_ego(frame), grid)
     free = occupancy_classes(source.taxonomy).index("free")
     return Occupancy(
         grid=grid,
         classes=np.where(occupied, of_voxel, free).astype(np.uint8),
         seen_by_lidar=seen,
-        seen_by_cameras=seen_by_cameras(frame, occupied, seen, grid),
+        seen_by_cameras=find_seen_by_cameras(frame, occupied, seen, grid),
     )
 
 
 def _static(drive: Drive, from_global: np.ndarray, grid: VoxelGrid) -> Points:
     points, classes, counts = drive.static.content()
-    points = moved(points, from_global)
+    points = move_points(points, from_global)
     _, inside = grid.indices(points)
     return points[inside], classes[inside], counts[inside]
 
@@ -106,11 +115,11 @@ def voxel_classes(
     return occupied, result
 
 
-def _crossed(own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+def _find_crossed(own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
     """(levels, rows, columns) bool: crossed by a ray of the keyframe, or outside the boxes by any ray of the drive."""
     centers = grid.centers().reshape(-1, 3).astype(np.float64)
     inside, _ = owners(centers, np.ones(len(centers)), Motion(boxes, boxes), grid.cell / 2)
-    crossed = drive.crossed.at(moved(centers, global_from_ego)) & (inside < 0)
+    crossed = drive.crossed.at(move_points(centers, global_from_ego)) & (inside < 0)
     mark_crossed(crossed, grid, own.origins, own.points)
     return crossed.reshape(grid.shape)
 

@@ -49,9 +49,9 @@ class Composition:
             raise InputError(f"{self!r}: {self.word()} needs {self.min_members} or more members")
         used: set[str] = set()
         for i, member in enumerate(members):
-            fault = self._fault(member) or _repeated(names(member), used)
+            fault = self._fault(member) or _find_repeated(names(member), used)
             if fault:
-                raise InputError(f"{self._marked(i)}: {fault}")
+                raise InputError(f"{self._mark(i)}: {fault}")
             used |= set(names(member))
 
     @classmethod
@@ -72,7 +72,7 @@ class Composition:
         """The members' text forms."""
         return [str(member) for member in self.members]
 
-    def _marked(self, wrong: int) -> str:
+    def _mark(self, wrong: int) -> str:
         parts = [f">>>{text}<<<" if i == wrong else text for i, text in enumerate(self._texts())]
         return f"{self.word()}({', '.join(parts)})"
 
@@ -129,7 +129,7 @@ class Average(Composition):
             raise InputError(f"{self!r}: {len(members)} members, {len(values)} weights")
         for i, weight in enumerate(values):
             if not math.isfinite(weight):
-                raise InputError(f"{self._marked(i)}: its weight {weight} is not a finite number")
+                raise InputError(f"{self._mark(i)}: its weight {weight} is not a finite number")
         self.weights = values if values != even else None
 
     @property
@@ -144,7 +144,7 @@ class Average(Composition):
         return [f"{weight!r}*{text}" for weight, text in zip(self.weights, texts, strict=True)]
 
 
-def _repeated(members: Sequence[str], used: set[str]) -> str | None:
+def _find_repeated(members: Sequence[str], used: set[str]) -> str | None:
     repeated = used & set(members)
     return f"module {min(repeated)!r} is in the block twice" if repeated else None
 
@@ -193,7 +193,7 @@ def deltas(
     return sum(running[1:], start=running[0]) if running else None
 
 
-def folded(block: Block, function: Affine, module: Callable[[str, Affine], Affine]) -> Affine:
+def fold_block(block: Block, function: Affine, module: Callable[[str, Affine], Affine]) -> Affine:
     """The affine function of a layer with the block's modules folded in.
 
     The block must be affine at the slot (`is_affine`), so at most one member of a Fuse block runs.
@@ -206,12 +206,12 @@ def folded(block: Block, function: Affine, module: Callable[[str, Affine], Affin
         return module(block, function)
     if isinstance(block, Stack):
         for member in block.members:
-            function = folded(member, function, module)
+            function = fold_block(member, function, module)
         return function
     shares = block.shares if isinstance(block, Average) else (1.0,) * len(block.members)
     total = function
     for member, share in zip(block.members, shares, strict=True):
-        total = total.plus(folded(member, function, module), function, share)
+        total = total.plus(fold_block(member, function, module), function, share)
     return total
 
 

@@ -71,7 +71,7 @@ def merge_modules(
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
     fixed = {slot for slot, (_, kind) in _kinds(bank, members[0]).items() if kind == "batch_norm"} if members else set()
-    joined = _joined(vectors, merging, fixed)
+    joined = _join_vectors(vectors, merging, fixed)
     merged = {key: merging.strength * v for key, v in joined.items()}
     bank.add(_spec(bank, specs, vectors, name, rank, when))
     return {slot: _fill(module, merged, bank.slots[slot]) for slot, module in bank.at(name).items()}
@@ -114,7 +114,7 @@ def _task_vector(bank: Bank, name: str) -> Vector:
         raise InputError(f"{name!r}: {error}") from None
 
 
-def _joined(vectors: list[Vector], merging: Merging, fixed: set[str]) -> Vector:
+def _join_vectors(vectors: list[Vector], merging: Merging, fixed: set[str]) -> Vector:
     if merging.method not in get_args(Method):
         raise InputError(f"no way to merge is called {merging.method!r}; there are {', '.join(get_args(Method))}")
     if merging.method == "ties":
@@ -130,7 +130,7 @@ def _joined(vectors: list[Vector], merging: Merging, fixed: set[str]) -> Vector:
         thinned = dare(thin, merging.drop, torch.Generator().manual_seed(merging.seed))
         vectors = [kept | rest for kept, rest in zip(whole, thinned, strict=True)]
     each = 1 / max(1, len(vectors)) if merging.method == "average" else 1.0
-    return weighted(vectors, [each] * len(vectors) if merging.weights is None else merging.weights)
+    return weighted_sum(vectors, [each] * len(vectors) if merging.weights is None else merging.weights)
 
 
 def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:
@@ -157,11 +157,11 @@ def _options(bank: Bank, parts: Sequence[Any], vectors: list[Vector], rank: int 
     if parts[0].kind == "sparse_delta":
         slots = {slot.name for slot in matching(bank.slots, parts[0].slots, parts[0].kind)}
         own = [{key: v for key, v in vector.items() if key.split("/")[0] in slots} for vector in vectors]
-        return {"share": min(1.0, max(sum(part.share for part in parts), _filled(own)))}
+        return {"share": min(1.0, max(sum(part.share for part in parts), _largest_density(own)))}
     return dict(parts[0].options())
 
 
-def _filled(vectors: list[Vector]) -> float:
+def _largest_density(vectors: list[Vector]) -> float:
     """Largest share of a tensor's entries that are non-zero in at least one of the vectors."""
     used = {key: torch.stack([vector[key] != 0 for vector in vectors]).any(dim=0) for key in vectors[0]}
     return max(float(mask.double().mean()) for mask in used.values())
@@ -182,7 +182,7 @@ def _norm(vector: Mapping[str, Tensor]) -> float:
 Vector = dict[str, Tensor]
 
 
-def weighted(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
+def weighted_sum(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """sum_i weights_i * vectors_i; the weights need not sum to one.
 
     Raises:
@@ -210,7 +210,7 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
     _check(vectors)
     if not 0 < keep <= 1:
         raise InputError(f"TIES keeps a share of more than 0 and at most 1 of the entries, not {keep}")
-    trimmed = [_trimmed(vector, keep) for vector in vectors]
+    trimmed = [_trim(vector, keep) for vector in vectors]
     merged = {}
     for name in trimmed[0]:
         entries = torch.stack([vector[name] for vector in trimmed])
@@ -222,7 +222,7 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
 def dare(vectors: Sequence[Vector], drop: float, generator: torch.Generator) -> list[Vector]:
     """Drop and rescale (Yu et al., 2024): each entry becomes 0 with probability `drop`, else entry / (1 - drop).
 
-    Each entry keeps its expected value. The result is merged like other vectors, by `weighted`.
+    Each entry keeps its expected value. The result is merged like other vectors, by `weighted_sum`.
 
     Args:
         drop: 0 <= drop < 1.
@@ -242,7 +242,7 @@ def dare(vectors: Sequence[Vector], drop: float, generator: torch.Generator) -> 
     return [{name: dropped(tensor) for name, tensor in vector.items()} for vector in vectors]
 
 
-def _trimmed(vector: Vector, keep: float) -> Vector:
+def _trim(vector: Vector, keep: float) -> Vector:
     magnitudes = torch.cat([tensor.abs().flatten() for tensor in vector.values()])
     count = max(1, round(keep * len(magnitudes)))
     smallest = magnitudes.kthvalue(len(magnitudes) - count + 1).values

@@ -15,7 +15,7 @@ from perception.modules.computation.computation import (
     Site,
     groups_of,
     inputs,
-    mixed_outputs,
+    mix_outputs,
     outputs,
     pointwise,
 )
@@ -72,7 +72,7 @@ class SeriesAdapter(Computation):
             return torch.einsum("gpo,go...->gp...", m, channels.unflatten(0, (self.groups, -1))).flatten(0, 1)
 
         constant = None if function.constant is None else mixed(function.constant[0])[None]
-        return Affine(mixed_outputs(function.weight, m, layer), mixed(function.bias) + shift, constant)
+        return Affine(mix_outputs(function.weight, m, layer), mixed(function.bias) + shift, constant)
 
     def multiply_adds(self, layer: Any) -> int:
         return int(self.a.weight.numel()) + 2 * outputs(layer)

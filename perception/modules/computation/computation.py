@@ -155,7 +155,7 @@ def per_channel(vector: Tensor, y: Tensor, layer: Any) -> Tensor:
     return frames.reshape(len(frames), -1, *(1,) * (y.ndim - 2))
 
 
-def scaled_outputs(weight: Tensor, scale: Tensor, layer: Any) -> Tensor:
+def scale_outputs(weight: Tensor, scale: Tensor, layer: Any) -> Tensor:
     """The layer's `weight` with output channel o multiplied by scale[o]."""
     if isinstance(layer, nn.ConvTranspose2d):  # (I, O / g, k, k), whose input channels are grouped
         by_group = weight.unflatten(0, (layer.groups, -1)) * scale.reshape(layer.groups, 1, -1, 1, 1)
@@ -163,7 +163,7 @@ def scaled_outputs(weight: Tensor, scale: Tensor, layer: Any) -> Tensor:
     return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
-def mixed_outputs(weight: Tensor, matrix: Tensor, layer: Any) -> Tensor:
+def mix_outputs(weight: Tensor, matrix: Tensor, layer: Any) -> Tensor:
     """The layer's `weight` with its output channels multiplied by a matrix (g, O / g, O / g), one for each group."""
     groups = len(matrix)
     if isinstance(layer, nn.ConvTranspose2d):

@@ -23,7 +23,7 @@ from perception.modules.computation.computation import (
     per_channel,
     resized,
 )
-from perception.modules.computation.rescale import scaled
+from perception.modules.computation.rescale import scale_function
 from perception.modules.spec import Module
 
 
@@ -47,13 +47,13 @@ class Film(Computation):
         self.shift = nn.Parameter(layer.weight.new_zeros(outputs(layer), conditions))
 
     def forward(self, site: Site) -> Tensor:
-        z = _known(site.z, self.scale, self.scale.shape[1])
+        z = _known_conditions(site.z, self.scale, self.scale.shape[1])
         scale, shift = (per_channel(z @ g.T, site.y, site.layer) for g in (self.scale, self.shift))
         return scale * site.y + shift
 
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        (z,) = _known(z, self.scale, self.scale.shape[1])
-        function = scaled(function, 1 + self.scale @ z, layer)
+        (z,) = _known_conditions(z, self.scale, self.scale.shape[1])
+        function = scale_function(function, 1 + self.scale @ z, layer)
         return function._replace(bias=function.bias + self.shift @ z)
 
     def multiply_adds(self, layer: Any) -> int:
@@ -107,7 +107,9 @@ class HyperNetwork(Computation):
 
     def factor(self, z: Tensor | None) -> Tensor:
         """B(z) (B, O, rank) for condition vectors (B, Z)."""
-        generated: Tensor = self.generate(torch.relu(self.embed(_known(z, self.a.weight, self.embed.in_features))))
+        generated: Tensor = self.generate(
+            torch.relu(self.embed(_known_conditions(z, self.a.weight, self.embed.in_features)))
+        )
         return generated.unflatten(-1, (-1, self.rank))
 
     def forward(self, site: Site) -> Tensor:
@@ -126,6 +128,6 @@ class HyperNetwork(Computation):
         return int(self.a.weight.numel()) + self.rank * outputs(layer)
 
 
-def _known(z: Tensor | None, like: Tensor, conditions: int) -> Tensor:
+def _known_conditions(z: Tensor | None, like: Tensor, conditions: int) -> Tensor:
     """Condition vectors with type and device of `like`; zeros for None."""
     return like.new_zeros(1, conditions) if z is None else z.to(like)

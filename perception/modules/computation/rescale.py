@@ -14,7 +14,7 @@ from perception.modules.computation.computation import (
     Site,
     outputs,
     per_channel,
-    scaled_outputs,
+    scale_outputs,
 )
 from perception.modules.spec import Module
 
@@ -35,7 +35,7 @@ class Rescale(Computation):
         return per_channel(self.scale - 1, site.y, site.layer) * site.y
 
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        return scaled(function, self.scale, layer)
+        return scale_function(function, self.scale, layer)
 
     def multiply_adds(self, layer: Any) -> int:
         return outputs(layer)
@@ -74,7 +74,7 @@ class ScaleShift(Rescale):
         self.shift.copy_(vector["shift"])
 
 
-def scaled(function: Affine, scale: Tensor, layer: Any) -> Affine:
+def scale_function(function: Affine, scale: Tensor, layer: Any) -> Affine:
     """The function with its output channels multiplied by scale (O)."""
     constant = None if function.constant is None else scale[:, None, None] * function.constant
-    return Affine(scaled_outputs(function.weight, scale, layer), function.bias * scale, constant)
+    return Affine(scale_outputs(function.weight, scale, layer), function.bias * scale, constant)

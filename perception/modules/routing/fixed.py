@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perception.frame import Conditions
-from perception.io.distributed import gathered, own
+from perception.io.distributed import gather, local_part
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Routes, Weight
 from perception.modules.spec import computation_classes
@@ -62,7 +62,7 @@ class SteeredRouter:
         ]
 
 
-def fixed_routes(
+def make_fixed_routes(
     bank: Bank, tasks: Collection[str], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
 ) -> Routes:
     """Routes for a batch of frames, each with the tasks that it serves.
@@ -77,7 +77,7 @@ def fixed_routes(
     return _routes(bank, tasks, {name: bank.requirements(name) for name in bank.modules}, conditions, sensors)
 
 
-def settled_routes(bank: Bank, tasks: Collection[str], conditions: Conditions, missing: Collection[str] = ()) -> Routes:
+def settle_routes(bank: Bank, tasks: Collection[str], conditions: Conditions, missing: Collection[str] = ()) -> Routes:
     """The routes of all frames under these conditions, with all sensors but the missing ones.
 
     Only the `when` of modules counts, because the branch of a missing sensor returns zeros anyway.
@@ -88,32 +88,32 @@ def settled_routes(bank: Bank, tasks: Collection[str], conditions: Conditions, m
     )
 
 
-def shared_routes(
+def make_shared_routes(
     bank: Bank, inputs: Mapping[str, Tensor], conditions: Sequence[Conditions], tasks: Collection[str]
 ) -> Routes:
-    """As `fixed_routes`, for the frames of all processes of a training as one batch.
+    """As `make_fixed_routes`, for the frames of all processes of a training as one batch.
 
     So all processes run the same parts of the network equally often, which synchronised normalisations need, also where
     a module runs on frames of another process alone.
     """
     sensors = present(inputs)
-    every = _gathered(conditions, bank.conditions, next(iter(sensors.values())).device)
+    every = _gather_conditions(conditions, bank.conditions, next(iter(sensors.values())).device)
     parts: dict[int, Tensor] = {}  # by whole tensor; routes with the same weights keep the same object
 
     def part(weight: Tensor) -> Tensor:
-        return parts.setdefault(id(weight), own(weight))
+        return parts.setdefault(id(weight), local_part(weight))
 
     def parts_of(weights: Mapping[str, Weight]) -> dict[str, Weight]:
         return {name: part(w) if isinstance(w, Tensor) else w for name, w in weights.items()}
 
-    routes = fixed_routes(bank, tasks, every, {name: gathered(there) for name, there in sensors.items()})
+    routes = make_fixed_routes(bank, tasks, every, {name: gather(there) for name, there in sensors.items()})
     return [
         (replace(route, weights=parts_of(route.weights), z=None if route.z is None else part(route.z)), group)
         for route, group in routes
     ]
 
 
-def _gathered(
+def _gather_conditions(
     conditions: Sequence[Conditions], kinds: Mapping[str, Sequence[str]], device: torch.device
 ) -> list[Conditions]:
     """The conditions of the frames of all processes."""
@@ -122,7 +122,7 @@ def _gathered(
     ]
     return [
         Conditions(**{kind: kinds[kind][i] for kind, i in zip(kinds, frame, strict=True) if i >= 0})
-        for frame in gathered(torch.tensor(places, device=device)).tolist()
+        for frame in gather(torch.tensor(places, device=device)).tolist()
     ]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.io import distributed
-from perception.io.distributed import drawn, mean, processes
+from perception.io.distributed import draw_locally, mean, processes
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing.fixed import meets_requirements, required_kinds
@@ -41,7 +41,7 @@ class LearnedRoute(Route):
     target: Tensor | None  # (B, N, P) choice by the tags, zero on frames without tags; None: not supervised
 
 
-def learned(routes: Sequence[Route]) -> list[LearnedRoute]:
+def select_learned(routes: Sequence[Route]) -> list[LearnedRoute]:
     """Those of the routes that a learned router chose."""
     return [route for route in routes if isinstance(route, LearnedRoute)]
 
@@ -117,7 +117,7 @@ class LearnedRouter(nn.Module):
         slots = [slot for slot in self.slots if self.bank.slots[slot].computations]
         present = self._options_at(slots).to(fused.device)
         logits = self._logits(fused, slots)
-        allowed = _like(self._allowed(sensors, tasks)[..., None] & present, logits)
+        allowed = _like(self._find_allowed(sensors, tasks)[..., None] & present, logits)
         logits = logits.masked_fill(~allowed, NEVER)
         chosen = self._choose(logits)
         target = None
@@ -199,7 +199,7 @@ class LearnedRouter(nn.Module):
         modules = [[name in self.bank.slots[slot].computations for slot in slots] for name in self.names]
         return torch.tensor([[True] * len(slots), *modules])
 
-    def _allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+    def _find_allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """(B, N) bool: the options whose sensors and task are available."""
         required = [frozenset[str](), *(self.bank.requirements(name) for name in self.names)]
         excluded = set(self.bank.tasks) - set(tasks)
@@ -360,5 +360,7 @@ def ranks(logits: Tensor) -> Tensor:
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel numbers, finite: -log of exponential ones, of which torch draws a zero now and then."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    numbers = drawn(lambda frames: like.new_empty((frames, *like.shape[1:]), dtype=dtype).exponential_(), len(like))
+    numbers = draw_locally(
+        lambda frames: like.new_empty((frames, *like.shape[1:]), dtype=dtype).exponential_(), len(like)
+    )
     return -numbers.clamp(min=torch.finfo(dtype).tiny).log()

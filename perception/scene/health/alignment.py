@@ -220,7 +220,7 @@ class Alignment:
             healthy: cameras of the frame without other faults.
         """
         waiting = [name for name in healthy if name not in self._round]
-        if not waiting or (not self._round and not self._moved(frame)):
+        if not waiting or (not self._round and not self._has_moved(frame)):
             return
         ground, lidar = np.nan_to_num([*features.tilt, features.height]), self._limits
         origin = np.mean([camera.ego_from_camera[:3, 3] for camera in frame.cameras.values()], axis=0)
@@ -232,7 +232,7 @@ class Alignment:
             self._round.clear()
             self._update_findings()
 
-    def _moved(self, frame: Frame) -> bool:
+    def _has_moved(self, frame: Frame) -> bool:
         """Whether the vehicle has moved since the start of the last round; if so, a new round begins."""
         time, position = self._round_start or (-math.inf, np.full(3, np.inf))
         here = frame.global_from_ego[:3, 3]

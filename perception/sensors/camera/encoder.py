@@ -143,7 +143,7 @@ class ImageEncoder(nn.Module):
             return context, logits
         return self.head(x).unflatten(0, (b, n)), self.lens_depth(x, image_from_reference).unflatten(0, (b, n))
 
-    def supervised_cells(self) -> tuple[int, int] | None:
+    def cells_to_supervise(self) -> tuple[int, int] | None:
         """(h, w) of the cells that need depth labels; None if the depth is not supervised, or nothing here trains.
 
         Raises:

@@ -49,13 +49,13 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
         packaged, setting = weights == PACKAGE, f"model.camera.weights: {PACKAGE}"
         if packaged and backbone != PACKAGED:
             raise InputError(f"{setting} is for the backbone {PACKAGED}, this is {backbone}")
-        state = packaged_weights(setting) if packaged else _file(Path(str(weights)))
+        state = load_packaged(setting) if packaged else _file(Path(str(weights)))
         if absent := network.load_state_dict(state, strict=False).missing_keys:
             raise InputError(f"model.camera.weights: {weights} lacks {len(absent)} tensors, such as {absent[0]}")
     return network
 
 
-def packaged_weights(setting: str) -> dict[str, Tensor]:
+def load_packaged(setting: str) -> dict[str, Tensor]:
     """ImageNet weights of the whole `PACKAGED`, by timm's names, from the package `PACKAGE`.
 
     Args:

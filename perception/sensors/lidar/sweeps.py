@@ -29,7 +29,7 @@ class Motion(NamedTuple):
     poses: np.ndarray  # (M, 4, 4) float64 global_from_ego
 
 
-def compensated(
+def compensate(
     points: np.ndarray, motion: Motion, ego_from_lidar: np.ndarray, reference_from_global: np.ndarray
 ) -> np.ndarray:
     """(N, 3) points in the reference frame, each placed by the vehicle's pose at its own time.
@@ -55,11 +55,11 @@ def compensated(
             part = slice(start, min(start + _PART, last))
             own = part if order is None else order[part]
             share = (motion.point_times[own] - motion.times[i]) / (motion.times[i + 1] - motion.times[i])
-            placed[own] = _moved(points[own], share, matrices[i], angles[i])
+            placed[own] = _move_between(points[own], share, matrices[i], angles[i])
     return placed
 
 
-def _moved(points: np.ndarray, share: np.ndarray, matrix: np.ndarray, angle: float) -> np.ndarray:
+def _move_between(points: np.ndarray, share: np.ndarray, matrix: np.ndarray, angle: float) -> np.ndarray:
     """(N, 3) points in the reference frame, between the same two poses; matrix (9, 5) is that of `_stages`."""
     # A row for each of x y z, because numpy is slow along an axis of length three.
     rows = np.empty((5, len(points)), points.dtype)
@@ -158,7 +158,7 @@ def join_lidars(
     return Cloud(np.concatenate(parts), of_sweeps, of_lidars if joined else None, classes)
 
 
-def outside_roof(points: np.ndarray) -> np.ndarray:
+def is_outside_roof(points: np.ndarray) -> np.ndarray:
     """(N,) bool: points (N, >=2) in the sensor's frame that are not returns from the vehicle's own roof."""
     # By columns, because numpy is slow along an axis of length two.
     return np.asarray((np.abs(points[:, 0]) >= _ROOF) | (np.abs(points[:, 1]) >= _ROOF))
@@ -169,7 +169,7 @@ def _in_reference(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(M, 5) points in the frame of reference as in `join_lidars`, and the mask (N,) bool of the points kept."""
     if own is None:
-        kept = outside_roof(sweep.points)
+        kept = is_outside_roof(sweep.points)
     else:
         mount = sweep.ego_from_lidar.astype(np.float32)
         kept = ~own.contains(sweep.points[:, :3] @ mount[:3, :3].T + mount[:3, 3])
@@ -177,7 +177,7 @@ def _in_reference(
     points = np.compress(kept, sweep.points, axis=0)
     if sweep.motion is not None:
         motion = sweep.motion._replace(point_times=sweep.motion.point_times[kept])
-        points[:, :3] = compensated(points[:, :3], motion, sweep.ego_from_lidar, reference_from_global)
+        points[:, :3] = compensate(points[:, :3], motion, sweep.ego_from_lidar, reference_from_global)
     else:
         transform = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
         move(points, transform)

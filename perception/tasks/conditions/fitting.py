@@ -41,7 +41,7 @@ class Moments:
     def __sub__(self, other: Moments) -> Moments:
         return Moments(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
 
-    def fitted(self) -> Gaussians:
+    def fit(self) -> Gaussians:
         """The Gaussians; the means of values without features are 0."""
         means = self.sums / self.counts.clamp(min=1)[:, None]
         scatter = self.products - means.T @ (self.counts[:, None] * means)
@@ -101,7 +101,7 @@ def folds_of_drives(drives: Sequence[str]) -> Tensor:
     return torch.tensor([fold[drive] for drive in drives], dtype=torch.int64)
 
 
-def learned_values(values: Tensor, drives: Sequence[str], number: int) -> Tensor:
+def find_learned_values(values: Tensor, drives: Sequence[str], number: int) -> Tensor:
     """(number,) bool: values that two drives show or more, so that one can be held out.
 
     Args:
@@ -166,7 +166,7 @@ def fit(pictures: Pictures, values: Tensor, learned: Tensor, folds: Tensor) -> F
         rest = [whole - own for whole, own in zip(everything, pictures.moments(held_out, number), strict=True)]
         if not chosen.any() or not (rest[0].counts[learned] > 0).all():
             continue
-        classifier, distance = (pictures.distances(each.fitted(), chosen)[:, learned] for each in rest)
+        classifier, distance = (pictures.distances(each.fit(), chosen)[:, learned] for each in rest)
         logits.append(-0.5 * classifier)
         nearest.append(distance.amin(dim=1))
         truth.append(index[held_out[chosen]])
@@ -174,4 +174,4 @@ def fit(pictures: Pictures, values: Tensor, learned: Tensor, folds: Tensor) -> F
         return None
     temperature = fit_temperature(torch.cat(logits), torch.cat(truth))
     limit = float(torch.cat(nearest).sqrt().quantile(COVERED))
-    return Fitted(everything[0].fitted(), everything[1].fitted(), temperature, limit)
+    return Fitted(everything[0].fit(), everything[1].fit(), temperature, limit)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.modules.routing.pooling import HIDDEN, PooledFeatures
-from perception.sensors.camera.pretrained import PACKAGED, packaged_weights, picture_backbone
-from perception.tasks.conditions.fitting import Fitted, Pictures, fit, folds_of_drives, learned_values
+from perception.sensors.camera.pretrained import PACKAGED, load_packaged, picture_backbone
+from perception.tasks.conditions.fitting import Fitted, Pictures, find_learned_values, fit, folds_of_drives
 from perception.tasks.network import FittedNetwork, Loss, TaskNetwork
 
 
@@ -76,7 +76,7 @@ class PictureFeatures(nn.Module):
         Raises:
             InputError: the package is not installed, or its file is damaged.
         """
-        weights = packaged_weights("tasks.conditions.features: imagenet")
+        weights = load_packaged("tasks.conditions.features: imagenet")
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
     def train(self, mode: bool = True) -> PictureFeatures:
@@ -84,7 +84,7 @@ class PictureFeatures(nn.Module):
         return super().train(False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        pictures = reduced(pictures.permute(0, 3, 1, 2).float())
+        pictures = reduce_pictures(pictures.permute(0, 3, 1, 2).float())
         pooled = []
         for level in self.backbone(pictures / 127.5 - 1):
             cells = level.flatten(2)
@@ -93,7 +93,7 @@ class PictureFeatures(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-def reduced(pictures: Tensor) -> Tensor:
+def reduce_pictures(pictures: Tensor) -> Tensor:
     """(N, 3, H, W) averaged over squares of pixels, such that they are about `WIDTH` wide."""
     factor = max(1, round(pictures.shape[-1] / WIDTH))
     return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
@@ -248,9 +248,9 @@ class ConditionsRecogniser(FittedNetwork):
         for kind, network in self.kinds.items():
             part: Any = network
             values = torch.tensor([keyframe.values[kind] for keyframe in seen], dtype=torch.int64)
-            learned = learned_values(values, drives, len(part.learned))
+            learned = find_learned_values(values, drives, len(part.learned))
             if learned.sum() >= 2:
-                pictures = pictures or _joined(seen)
+                pictures = pictures or _join(seen)
                 found = fit(pictures, torch.where((values >= 0) & learned[values], values, -1), learned, folds)
                 if found is not None:
                     part.take(found, learned)
@@ -271,7 +271,7 @@ class _Keyframe(NamedTuple):
     drive: str
 
 
-def _joined(seen: Sequence[_Keyframe]) -> Pictures:
+def _join(seen: Sequence[_Keyframe]) -> Pictures:
     counts = torch.tensor([len(keyframe.recorded) for keyframe in seen])
     return Pictures(
         torch.cat([keyframe.recorded for keyframe in seen]).double(),

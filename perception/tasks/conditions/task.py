@@ -10,7 +10,7 @@ import numpy as np
 from perception.datasets.keyframes import Recording
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.io.files import shown
+from perception.io.files import format_number
 from perception.tasks.metric import Counts, Metric, Score, Weights, mean_known
 from perception.tasks.task import Arrays, Evidence, Output, Task, TaskConfig
 from perception.taxonomy import Taxonomy
@@ -75,10 +75,12 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
 
         table = Table(title="conditions", show_footer=True)
         table.add_column("kind", footer="mean")
-        table.add_column("accuracy", shown(scores["conditions"]["mean"]), justify="right")
+        table.add_column("accuracy", format_number(scores["conditions"]["mean"]), justify="right")
         table.add_column("coverage", justify="right")
         for kind in self.taxonomy.conditions:
-            table.add_row(kind, shown(scores["conditions"][kind]), shown(scores["conditions_coverage"][kind]))
+            table.add_row(
+                kind, format_number(scores["conditions"][kind]), format_number(scores["conditions_coverage"][kind])
+            )
         return [table]
 
 

@@ -18,7 +18,7 @@ from perception.modules.slot import Slot
 from perception.tasks.detection.center_head import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
 from perception.tasks.network import Axis, Loss, TaskNetwork
-from perception.tasks.task import part_of, prefixed
+from perception.tasks.task import add_prefix, part_of
 from perception.taxonomy import Taxonomy
 
 # Positions of anchors.
@@ -276,12 +276,12 @@ class AnchorHead(TaskNetwork):
         center = own[..., 0:2] + place * own[..., 2:4] + code[..., 0:2] * diagonal
         z = own[..., 4:5] + (code[..., 2:3] + 0.5) * own[..., 7:8]
         size = own[..., 5:8] * code[..., 3:6].exp()
-        yaw = self._turned(own[..., 8] + code[..., 6], direction)[..., None]
+        yaw = self._turn(own[..., 8] + code[..., 6], direction)[..., None]
         velocity = code[..., 7:9] if self.config.velocity else torch.zeros_like(center)
         boxes = torch.cat([center, z, size, yaw.sin(), yaw.cos(), velocity], dim=-1)
         return boxes, at(scores, self.count)
 
-    def _turned(self, yaw: Tensor, direction: Tensor) -> Tensor:
+    def _turn(self, yaw: Tensor, direction: Tensor) -> Tensor:
         """The yaw modulo pi in the half circle after the offset, plus pi where the direction is 1."""
         offset, limit = self.config.direction_offset, self.config.direction_limit_offset
         turns = ((yaw - offset) / math.pi + limit).floor()
@@ -301,14 +301,14 @@ class JoinedHead(TaskNetwork):
         self.first, self.further = first, further
 
     def forward(self, levels: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        return self.first(levels) | prefixed(_FURTHER, self.further(levels))
+        return self.first(levels) | add_prefix(_FURTHER, self.further(levels))
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Each head learns from the objects of its own classes; the others are background."""
         classes, real, own = labels["classes"], labels["real"], self.first.count
         first = {**labels, "real": real & (classes < own)}
         further = {**labels, "classes": classes - own, "real": real & (classes >= own)}
-        return self.first.losses(dense, first) | prefixed(
+        return self.first.losses(dense, first) | add_prefix(
             _FURTHER, self.further.losses(part_of(_FURTHER, dense), further)
         )
 

@@ -26,7 +26,7 @@ from perception.taxonomy import Taxonomy
 # CIA-SSD (Zheng et al., 2021) and PillarNeSt (Mao et al., 2024).
 
 
-def rectified(found: Mapping[str, Tensor], logits: Tensor, config: IouScore) -> dict[str, Tensor]:
+def rectify(found: Mapping[str, Tensor], logits: Tensor, config: IouScore) -> dict[str, Tensor]:
     """Detections with the score heatmap^(1 - beta) * IoU^beta, best first; part of the graph.
 
     Args:
@@ -154,7 +154,7 @@ class CenterHead(TaskNetwork):
             regress: returns the regression outputs, each of `regressed` (B, K, n), for the index of a group and its
                 cells (B, K), row * columns + column.
         """
-        groups = [self._best(i, dense, partial(regress, i)) for i in range(len(self.config.groups))]
+        groups = [self._best_peaks(i, dense, partial(regress, i)) for i in range(len(self.config.groups))]
         if len(groups) == 1:
             return groups[0]
         return {name: torch.stack([group[name] for group in groups], dim=1) for name in groups[0]}
@@ -174,7 +174,7 @@ class CenterHead(TaskNetwork):
     def learns_attributes(self) -> bool:
         return self.config.attributes == "learned" and bool(self.taxonomy.attributes)
 
-    def _best(
+    def _best_peaks(
         self, group: int, dense: Mapping[str, Tensor], regress: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """The best peaks of one group."""
@@ -208,7 +208,7 @@ class CenterHead(TaskNetwork):
         else:
             attribute = by_speed(label, velocity, self.taxonomy)
         found = {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
-        return rectified(found, at["iou"], self.config.iou) if self.config.iou else found
+        return rectify(found, at["iou"], self.config.iou) if self.config.iou else found
 
     def _scores(self, heatmap: Tensor) -> Tensor:
         """(B, classes * rows * columns) of a heatmap; zero where no box may be."""
@@ -242,7 +242,7 @@ class PeakHead(nn.Module):
         self.head = head
         self.size = head.config.output_kernel  # of the patch that the last convolutions see
         self.border = (self.size + 2) // 2  # cells around the map that patches at its edge reach into
-        stacked = [_stacked(head, i) for i in range(len(head.config.groups))]
+        stacked = [_stack_branches(head, i) for i in range(len(head.config.groups))]
         self.hidden, self.last = (nn.ModuleList(layers) for layers in zip(*stacked, strict=True))
         inside = F.pad(torch.ones(head.grid.shape), (self.border,) * 4)
         self.register_buffer("inside", inside.flatten(), persistent=False)
@@ -308,7 +308,7 @@ class _Stacked(nn.Module):
         return F.conv2d(x, self.weight, self.bias)
 
 
-def _stacked(head: CenterHead, group: int) -> tuple[_Stacked, _Stacked]:
+def _stack_branches(head: CenterHead, group: int) -> tuple[_Stacked, _Stacked]:
     """A group's branches stacked: their first convolutions with the normalisation, and their last ones.
 
     The first convolutions share their input; each last one reads the output of its own first one.

@@ -213,7 +213,7 @@ _PAIRS = 1 << 18  # pairs of boxes in memory at once
 _LABELS = 1 << 20  # more than any taxonomy has
 
 
-def best_first(scores: np.ndarray) -> np.ndarray:
+def order_best_first(scores: np.ndarray) -> np.ndarray:
     """(N,) order of descending score; of equal scores the last comes first, as in the devkit."""
     return np.lexsort((np.arange(len(scores)), scores))[::-1]
 
@@ -225,11 +225,11 @@ def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]
     (m, in the ground plane). Vectorised over all (frame, class) groups, rank by rank.
     """
     taken_by = np.full((len(thresholds), len(detections)), -1, np.int64)
-    detection, annotation, distance = _near(truth, detections, max(thresholds))
+    detection, annotation, distance = _pairs_within(truth, detections, max(thresholds))
     if not len(detection):
         return taken_by
     rank = np.empty(len(detections), np.int64)
-    rank[best_first(detections.scores)] = np.arange(len(detections))
+    rank[order_best_first(detections.scores)] = np.arange(len(detections))
     order = np.lexsort((annotation, distance, rank[detection], _group(detections)[detection]))
     detection, annotation, distance = detection[order], annotation[order], distance[order]
 
@@ -263,7 +263,7 @@ def _group(boxes: BoxColumns) -> np.ndarray:
     return boxes.frames * _LABELS + boxes.labels
 
 
-def _near(truth: BoxColumns, detections: BoxColumns, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs_within(truth: BoxColumns, detections: BoxColumns, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of a detection and an annotation of the same group within `limit` metres, with their distance."""
     groups, own = _group(truth), _group(detections)
     order = np.argsort(groups, kind="stable")

@@ -66,7 +66,7 @@ class AnchorHead(Section):
         return 9 if self.velocity else 7
 
     @model_validator(mode="after")
-    def _sorted_in_the_graph(self) -> AnchorHead:
+    def _require_sortable(self) -> AnchorHead:
         if self.candidates * len(self.scales) >= 3840:
             raise ValueError("candidates of all maps together must be fewer than 3840, TensorRT's TopK limit")
         return self

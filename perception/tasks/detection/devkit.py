@@ -158,7 +158,7 @@ def boxes_to_compare(
     with contextlib.redirect_stderr(io.StringIO()):  # for a progress bar that `verbose` does not disable
         annotations = load_annotations(tables, list(samples), box_type)
     try:
-        return _filtered(loaders, tables, predictions, config), _filtered(loaders, tables, annotations, config)
+        return _filter(loaders, tables, predictions, config), _filter(loaders, tables, annotations, config)
     except KeyError as error:
         raise InputError(
             f"{tables.dataroot}: {devkit.distribution} measures distances from the sensor {error}, which these drives "
@@ -166,7 +166,7 @@ def boxes_to_compare(
         ) from None
 
 
-def _filtered(loaders: Any, tables: Any, boxes: Any, config: Any) -> Any:
+def _filter(loaders: Any, tables: Any, boxes: Any, config: Any) -> Any:
     """The devkit's filter by class range, points inside and bicycle racks."""
     if not boxes.all:  # filter_eval_boxes raises without any box
         return boxes

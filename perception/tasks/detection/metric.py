@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from perception.frame import Boxes, Frame
-from perception.io.files import shown, strict, write_atomically
+from perception.io.files import format_number, strict, write_atomically
 from perception.tasks.detection.columns import BoxColumns, GrowingColumns, match, read_submission
 from perception.tasks.detection.devkit import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.scores import ERRORS, RECALLS, THRESHOLDS, DetectionScores
-from perception.tasks.detection.submission import submitted
+from perception.tasks.detection.submission import select_submitted
 from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.metric import (
     Counts,
@@ -148,7 +148,7 @@ class DetectionMetric(Metric[Boxes]):
 
     def details(self, frame: Frame, result: Boxes) -> dict[str, Any]:
         """The detections `boxes` and the `pose` (4, 4) of the vehicle, in the global frame."""
-        boxes = BoxColumns.of_frame(submitted(frame, result, self.taxonomy))
+        boxes = BoxColumns.of_frame(select_submitted(frame, result, self.taxonomy))
         return {"boxes": boxes, "pose": frame.global_from_ego, "ego": frame.global_from_ego[:2, 3]}
 
     def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> _RecordedBoxes:
@@ -176,7 +176,7 @@ class DetectionMetric(Metric[Boxes]):
         joined = _Joined(frames.egos, annotated.columns() if complete else None, detections)
         return _RecordedBoxes(recorded, joined)
 
-    def _joined(self, counts: Sequence[Counts | None]) -> _Joined:
+    def _join(self, counts: Sequence[Counts | None]) -> _Joined:
         """The boxes of the frames; those of the latest ones are kept."""
         if isinstance(counts, _RecordedBoxes):
             return counts.joined
@@ -196,23 +196,23 @@ class DetectionMetric(Metric[Boxes]):
             self._latest = counts, len(counts), joined
         return self._latest[2]
 
-    def _chosen(self, joined: _Joined, boxes: BoxColumns, weights: Weights) -> BoxColumns:
+    def _select(self, joined: _Joined, boxes: BoxColumns, weights: Weights) -> BoxColumns:
         chosen = weights.frames[boxes.frames]
         if weights.range is not None:
             chosen &= boxes.within(weights.range, joined.egos)
         return boxes if chosen.all() else boxes.select(chosen)
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
-        joined, names = self._joined(counts), self.taxonomy.class_names
-        found = self._chosen(joined, joined.detections, weights)
+        joined, names = self._join(counts), self.taxonomy.class_names
+        found = self._select(joined, joined.detections, weights)
         if joined.truth is None:
             none = np.full((len(weights.draws), len(names)), np.nan)
             nothing = dict.fromkeys(("mAP", "NDS", "mAP_present"), _BoxScore(none[:, 0]))
             return {"boxes": Score(np.zeros(len(none), np.int64)), **nothing, "AP": _BoxScore(none, names)}
-        truth = self._chosen(joined, joined.truth, weights)
+        truth = self._select(joined, joined.truth, weights)
         matched = DetectionScores(truth, found, weights.scenes, self.taxonomy)
-        same = partial(self._chosen, joined, joined.detections, weights)
-        scored, there = matched.scored(weights.draws), matched.annotated
+        same = partial(self._select, joined, joined.detections, weights)
+        scored, there = matched.score(weights.draws), matched.annotated
         present = weights.draws @ there > 0
         some, aps = present.any(axis=1), scored.class_aps
         means = {
@@ -228,9 +228,9 @@ class DetectionMetric(Metric[Boxes]):
             "AP": _BoxScore(np.where(present, aps, np.nan), names, there, None, same),
         }
 
-    def _whole(self, counts: Sequence[Counts]) -> tuple[BoxColumns, BoxColumns, DetectionScores]:
+    def _match_whole(self, counts: Sequence[Counts]) -> tuple[BoxColumns, BoxColumns, DetectionScores]:
         """Annotations, detections, and all frames matched as one scene; Unmeasured without annotations."""
-        joined = self._joined(counts)
+        joined = self._join(counts)
         if joined.truth is None:
             raise Unmeasured("no annotations to score with")
         scenes = np.zeros(len(counts), np.int64)
@@ -244,8 +244,8 @@ class DetectionMetric(Metric[Boxes]):
         `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
         undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
         """
-        _, _, matched = self._whole(counts)
-        names, scores = self.taxonomy.class_names, matched.scored()
+        _, _, matched = self._match_whole(counts)
+        names, scores = self.taxonomy.class_names, matched.score()
         present = matched.annotated.sum(axis=0) > 0
         aps, errors, mean_errors = scores.class_aps[0], scores.errors[0], scores.mean_errors[0]
         return strict(
@@ -269,45 +269,45 @@ class DetectionMetric(Metric[Boxes]):
 
     def curves(self, counts: Sequence[Counts]) -> list[Curve]:
         """Precision by recall of each annotated class at each matching distance, as in the devkit."""
-        return precision_recall(self._whole(counts)[2], self.taxonomy)
+        return precision_recall(self._match_whole(counts)[2], self.taxonomy)
 
-    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
-        """See `worst_samples`."""
-        truth, detections, _ = self._whole(counts)
+    def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+        """See `find_worst_samples`."""
+        truth, detections, _ = self._match_whole(counts)
         poses = np.array([each["pose"] for each in counts], np.float64).reshape(-1, 4, 4)
-        return worst_samples(truth, detections, poses, self.taxonomy, most)
+        return find_worst_samples(truth, detections, poses, self.taxonomy, most)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """AP and true-positive errors per class, with mAP, NDS and mAP_present in the title."""
         from rich.table import Table
 
-        summary = "  ".join(f"{key} {shown(scores[key])}" for key in ("mAP", "NDS", "mAP_present"))
+        summary = "  ".join(f"{key} {format_number(scores[key])}" for key in ("mAP", "NDS", "mAP_present"))
         table = Table(title=summary, show_footer=True)
         table.add_column("class", footer="mean")
         table.add_column("boxes", str(sum(scores["ground_truth"].values())), justify="right")
-        table.add_column("AP", shown(scores["mAP"]), justify="right")
+        table.add_column("AP", format_number(scores["mAP"]), justify="right")
         for error, short in zip(ERRORS, ("ATE", "ASE", "AOE", "AVE", "AAE"), strict=True):
-            table.add_column(short, shown(scores["tp_errors"][error]), justify="right")
+            table.add_column(short, format_number(scores["tp_errors"][error]), justify="right")
         for name in self.taxonomy.class_names:
             errors = scores["label_tp_errors"][name]
             table.add_row(
                 name,
                 str(scores["ground_truth"][name]),
-                shown(scores["mean_dist_aps"][name]),
-                *(shown(errors[error]) for error in ERRORS),
+                format_number(scores["mean_dist_aps"][name]),
+                *(format_number(errors[error]) for error in ERRORS),
             )
         return [table]
 
-    def usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
-        annotated = self._joined(counts).truth is not None
+    def list_usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
+        annotated = self._join(counts).truth is not None
         return (("mAP", "NDS"), ()) if annotated else ((), ("detections",))
 
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """2 M / (A + B) for A and B detections above the score, M of them matched."""
         sides = []
         for each in (here, there):
-            joined = self._joined(each.counts)
-            boxes = self._chosen(joined, joined.detections, weights)
+            joined = self._join(each.counts)
+            boxes = self._select(joined, joined.detections, weights)
             if subject.class_ is not None:
                 boxes = boxes.select(boxes.labels == self.taxonomy.label(subject.class_))
             sides.append(boxes.select(boxes.scores >= subject.score))
@@ -331,7 +331,7 @@ class DetectionMetric(Metric[Boxes]):
         scores = score_tracks(folder / TRACKS, open_devkit(source.dataroot, source.version), tokens)
         write_atomically(folder / TRACKING, json.dumps(scores, indent=2).encode())
 
-    def whole_score(self, folder: Path, name: str) -> float:
+    def read_whole_score(self, folder: Path, name: str) -> float:
         try:
             return float(json.loads((folder / TRACKING).read_text(encoding="utf-8"))["amota"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -350,7 +350,7 @@ def precision_recall(matched: DetectionScores, taxonomy: Taxonomy) -> list[Curve
     ]
 
 
-def worst_samples(
+def find_worst_samples(
     truth: BoxColumns, detections: BoxColumns, poses: np.ndarray, taxonomy: Taxonomy, count: int
 ) -> list[Sample]:
     """At most so many frames with the most mistakes: missed annotations and extra detections; then the lowest F1.

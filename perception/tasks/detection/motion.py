@@ -31,15 +31,15 @@ class Motion:
     height_variances: np.ndarray  # (N,) m^2
 
     @staticmethod
-    def begun(
+    def begin(
         centers: np.ndarray, velocities: np.ndarray, noise: Noise, expected: tuple[np.ndarray, np.ndarray]
     ) -> Motion:
-        """The initial estimate from one measurement; arguments as in `updated`.
+        """The initial estimate from one measurement; arguments as in `update`.
 
         Args:
             expected: velocities before they are measured: (N, 2) m/s mean and (N,) m^2/s^2 variance.
         """
-        given, (mean, prior), measured = known(velocities), expected, noise.velocity**2
+        given, (mean, prior), measured = is_known(velocities), expected, noise.velocity**2
         weight = np.where(given, prior / (prior + measured), 0.0)
         return Motion(
             centers=np.array(centers),
@@ -48,7 +48,7 @@ class Motion:
             height_variances=noise.position**2,
         )
 
-    def predicted(self, seconds: float, noise: Noise) -> Motion:
+    def predict(self, seconds: float, noise: Noise) -> Motion:
         """The prediction after `seconds` >= 0, with white noise acceleration."""
         position, both, velocity = self.covariances.T
         density = noise.acceleration**2  # m^2/s^3
@@ -65,7 +65,7 @@ class Motion:
         heights = self.height_variances + noise.climb**2 * seconds
         return Motion(centers, self.velocities, covariances, heights)
 
-    def updated(self, centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
+    def update(self, centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
         """The estimate after one measurement of each object.
 
         The errors of position, velocity and height are independent, so they are processed one after the other.
@@ -83,7 +83,7 @@ class Motion:
         velocity = velocity - both * both / total
         position, both = position * measured / total, both * measured / total
 
-        given = known(velocities)
+        given = is_known(velocities)
         measured = noise.velocity**2
         total = velocity + measured
         innovation = np.where(given[:, None], velocities, speed) - speed
@@ -102,6 +102,6 @@ class Motion:
         )
 
 
-def known(velocities: np.ndarray) -> np.ndarray:
+def is_known(velocities: np.ndarray) -> np.ndarray:
     """(N,) bool: which of N velocities were measured."""
     return np.isfinite(velocities).all(axis=1)

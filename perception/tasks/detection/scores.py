@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.tasks.detection.columns import BoxColumns, best_first, match
+from perception.tasks.detection.columns import BoxColumns, match, order_best_first
 from perception.taxonomy import ObjectClass, Taxonomy
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # m
@@ -70,7 +70,7 @@ class DetectionScores:
         self.scenes = int(scenes.max(initial=0)) + 1
         self.annotated = np.zeros((self.scenes, len(self._classes)))  # boxes of each scene and class
         np.add.at(self.annotated, (scenes[truth.frames], truth.labels), 1)
-        order = best_first(detections.scores)
+        order = order_best_first(detections.scores)
         taken = match(truth, detections, THRESHOLDS)[:, order]
         best = detections.select(order)
         self._curves, self._scores, self._errors = [], [], []
@@ -82,7 +82,7 @@ class DetectionScores:
             matched = truth.select(taken[_ERROR_THRESHOLD][found])
             self._errors.append(_errors(matched, best.select(found), np.pi if kind.heading == "half" else 2 * np.pi))
 
-    def scored(self, draws: np.ndarray | None = None) -> Scores:
+    def score(self, draws: np.ndarray | None = None) -> Scores:
         """Scores of each draw as if there were no other scenes; a scene drawn twice counts as two scenes.
 
         Args:
@@ -105,7 +105,7 @@ class DetectionScores:
                         errors[part, label] = _mean_errors(
                             confidence, weights, self._scores[label][curve.positions], self._errors[label]
                         )
-            errors[:, label, [list(ERRORS).index(error) for error in undefined_errors(kind)]] = np.nan
+            errors[:, label, [list(ERRORS).index(error) for error in list_undefined_errors(kind)]] = np.nan
         return Scores(aps, errors)
 
     def precisions(self) -> np.ndarray:
@@ -119,7 +119,7 @@ class DetectionScores:
         return np.array(curves).reshape(len(self._classes), len(THRESHOLDS), len(RECALLS))
 
 
-def undefined_errors(kind: ObjectClass) -> list[str]:
+def list_undefined_errors(kind: ObjectClass) -> list[str]:
     """The ERRORS that objects of a class do not have, such as a cone's heading."""
     undefined = {"orient_err": kind.heading == "none", "vel_err": kind.static, "attr_err": not kind.attributes}
     return [error for error, applies in undefined.items() if applies]

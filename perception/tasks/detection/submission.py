@@ -50,7 +50,7 @@ def fitting_attributes(
 MAX_BOXES = 500  # per sample; the devkit refuses more
 
 
-def submitted(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> Boxes:
+def select_submitted(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> Boxes:
     """The boxes to submit, best score first, in the global frame.
 
     The best 500, with an attribute that fits their class and without numbers of points. Unknown velocities (NaN) become
@@ -82,8 +82,8 @@ def submitted(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> Boxes:
 
 
 def sample_results(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> list[dict[str, object]]:
-    """The entries of one sample; boxes and errors as in `submitted`."""
-    boxes, classes = submitted(frame, boxes, taxonomy), taxonomy.class_names
+    """The entries of one sample; boxes and errors as in `select_submitted`."""
+    boxes, classes = select_submitted(frame, boxes, taxonomy), taxonomy.class_names
     names = (*taxonomy.attributes, "")
     return [
         box

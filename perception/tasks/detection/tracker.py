@@ -8,8 +8,8 @@ import numpy as np
 
 from perception.frame import Boxes
 from perception.tasks.association import associate_in_stages
-from perception.tasks.detection.motion import Motion, Noise, known
-from perception.tasks.detection.traffic import flow, gains, headings, strongest, unit, without_doubles
+from perception.tasks.detection.motion import Motion, Noise, is_known
+from perception.tasks.detection.traffic import flow, gains, headings, select_strongest, unit, drop_doubles
 from perception.taxonomy import Taxonomy
 
 # Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
@@ -131,31 +131,33 @@ class Tracker:
         now = max(timestamp, self._time)
         seconds = 1e-6 * (now - self._time)
         before = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
-        tracks = _predicted(before, seconds, self._motions)
-        boxes = strongest(boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor)))
-        rows, columns = _associated(tracks, boxes, seconds, self._rules, self._motions)
-        tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules, self._motions)
+        tracks = _predict(before, seconds, self._motions)
+        boxes = select_strongest(
+            boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
+        )
+        rows, columns = _associate(tracks, boxes, seconds, self._rules, self._motions)
+        tracks[rows] = _update_tracks(tracks[rows], boxes.select(columns), now, self._rules, self._motions)
         new = boxes.scores >= self._rules.birth
         new[columns] = False
 
         doubtful = np.setdiff1d(np.flatnonzero((before["hits"] <= DOUBTFUL) & (before["seen"] == self._time)), rows)
-        again = _begun_anew(before[doubtful], before, seconds, self._motions)
-        silent = np.flatnonzero(new & ~known(boxes.velocities[:, :2]))
-        rows, columns = _associated(again, boxes.select(silent), seconds, self._rules, self._motions)
+        again = _begin_anew(before[doubtful], before, seconds, self._motions)
+        silent = np.flatnonzero(new & ~is_known(boxes.velocities[:, :2]))
+        rows, columns = _associate(again, boxes.select(silent), seconds, self._rules, self._motions)
         columns = silent[columns]
-        tracks[doubtful[rows]] = _seen(again[rows], boxes.select(columns), now, self._rules, self._motions)
+        tracks[doubtful[rows]] = _update_tracks(again[rows], boxes.select(columns), now, self._rules, self._motions)
         new[columns] = False
 
-        tracks = without_doubles(tracks, now)
-        born = _born(boxes.select(new), tracks, now, self._motions)
+        tracks = drop_doubles(tracks, now)
+        born = _start_tracks(boxes.select(new), tracks, now, self._motions)
         born["id"] = np.arange(self.next_id, self.next_id + len(born))
         self.next_id += len(born)
-        self._tracks = _best(np.concatenate([tracks, born]), now)
+        self._tracks = _select_best(np.concatenate([tracks, born]), now)
         self._time = now
         return _output(self._tracks, now, self._rules)
 
 
-def _associated(
+def _associate(
     tracks: np.ndarray, boxes: Boxes, seconds: float, rules: Rules, motions: Motions
 ) -> tuple[np.ndarray, np.ndarray]:
     """`associate_in_stages` for each class separately."""
@@ -170,7 +172,7 @@ def _associated(
     return np.concatenate(own), np.concatenate(theirs)
 
 
-def _begun_anew(tracks: np.ndarray, around: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
+def _begin_anew(tracks: np.ndarray, around: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
     """The tracks at their latest place as if their velocity were not known, predicted by `seconds`.
 
     A track that once took a detection of the next vehicle has a velocity that leads nowhere; it would stay behind, and
@@ -180,21 +182,21 @@ def _begun_anew(tracks: np.ndarray, around: np.ndarray, seconds: float, motions:
     tracks["hits"] = 1
     noise = motions.noise(tracks["label"])
     expected = flow(tracks, around[around["hits"] > DOUBTFUL], motions.speed[tracks["label"]])
-    _put(tracks, Motion.begun(tracks["centers"], np.full((len(tracks), 2), np.nan), noise, expected))
-    return _predicted(tracks, seconds, motions)
+    _put(tracks, Motion.begin(tracks["centers"], np.full((len(tracks), 2), np.nan), noise, expected))
+    return _predict(tracks, seconds, motions)
 
 
-def _predicted(tracks: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
+def _predict(tracks: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
     tracks = tracks.copy()
-    _put(tracks, _motion(tracks).predicted(seconds, motions.noise(tracks["label"])))
+    _put(tracks, _motion(tracks).predict(seconds, motions.noise(tracks["label"])))
     tracks["shape"] += DRIFT * seconds
     return tracks
 
 
-def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Motions) -> np.ndarray:
+def _update_tracks(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Motions) -> np.ndarray:
     """The tracks after their detections."""
     tracks = tracks.copy()
-    _put(tracks, _motion(tracks).updated(boxes.centers, boxes.velocities[:, :2], motions.noise(tracks["label"])))
+    _put(tracks, _motion(tracks).update(boxes.centers, boxes.velocities[:, :2], motions.noise(tracks["label"])))
     tracks["shape"] /= tracks["shape"] + 1
     size_gain, heading_gain = tracks["shape"][:, :1], tracks["shape"][:, 1:]
     tracks["size"] += size_gain * (boxes.sizes - tracks["size"])
@@ -215,7 +217,7 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Mot
     return tracks
 
 
-def _born(boxes: Boxes, around: np.ndarray, now: int, motions: Motions) -> np.ndarray:
+def _start_tracks(boxes: Boxes, around: np.ndarray, now: int, motions: Motions) -> np.ndarray:
     """A track of each detection; `around`: tracks that were there before."""
     tracks = np.zeros(len(boxes), _TRACK)
     tracks["label"], tracks["attribute"], tracks["score"] = boxes.labels, boxes.attributes, boxes.scores
@@ -226,9 +228,9 @@ def _born(boxes: Boxes, around: np.ndarray, now: int, motions: Motions) -> np.nd
     noise, measured = motions.noise(boxes.labels), boxes.velocities[:, :2]
     speed = motions.speed[boxes.labels]
     mean, variance = flow(tracks, around[around["hits"] > DOUBTFUL], speed)
-    told = known(measured)
+    told = is_known(measured)
     expected = np.where(told[:, None], 0.0, mean), np.where(told, speed**2, variance)
-    _put(tracks, Motion.begun(boxes.centers, measured, noise, expected))
+    _put(tracks, Motion.begin(boxes.centers, measured, noise, expected))
     return tracks
 
 
@@ -241,7 +243,7 @@ def _scores(tracks: np.ndarray, now: int) -> np.ndarray:
     )  # not an exponential, whose last bit may differ in numpy
 
 
-def _best(tracks: np.ndarray, now: int) -> np.ndarray:
+def _select_best(tracks: np.ndarray, now: int) -> np.ndarray:
     """The best MAX_TRACKS tracks, in the same order."""
     best = np.argsort(-_scores(tracks, now), kind="stable")[:MAX_TRACKS]
     return tracks[np.sort(best)]

@@ -19,7 +19,7 @@ SPREAD = 0.04  # variance of the speeds of vehicles in a row, in that of all veh
 PARALLEL = 0.9  # cosine of the angle between headings
 
 
-def strongest(boxes: Boxes) -> Boxes:
+def select_strongest(boxes: Boxes) -> Boxes:
     """The detections whose centre lies in no box of their class with a higher score."""
     inside = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
     order, remaining = np.argsort(-boxes.scores, kind="stable"), np.ones(len(boxes), bool)
@@ -30,7 +30,7 @@ def strongest(boxes: Boxes) -> Boxes:
     return boxes.select(remaining)
 
 
-def without_doubles(tracks: np.ndarray, now: int) -> np.ndarray:
+def drop_doubles(tracks: np.ndarray, now: int) -> np.ndarray:
     """The tracks, without undetected ones whose centre lies in the box of a detected older track of their class."""
     detected, hits, ids = tracks["seen"] == now, tracks["hits"], tracks["id"]
     mine, theirs = np.flatnonzero(~detected), np.flatnonzero(detected)

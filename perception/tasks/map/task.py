@@ -13,7 +13,7 @@ import numpy as np
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.io.files import shown
+from perception.io.files import format_number
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
@@ -39,7 +39,7 @@ def ious(counts: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.full_like(union, np.nan), where=true > 0)
 
 
-def predicted_cells(probabilities: np.ndarray) -> np.ndarray:
+def predict_cells(probabilities: np.ndarray) -> np.ndarray:
     """(layers, rows, columns) bool: cells where each class has a probability of at least 0.5."""
     return np.asarray(probabilities >= np.float32(0.5))
 
@@ -122,7 +122,7 @@ class MapMetric(RingMetric[np.ndarray]):
     def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
         """`counts` (3, layers, rings), see `count_rings`; None for a frame without a map."""
         grid, truth = self._truth(frame, result)
-        return {"counts": None if truth is None else count_rings(predicted_cells(result), truth, grid)}
+        return {"counts": None if truth is None else count_rings(predict_cells(result), truth, grid)}
 
     def _truth(self, frame: Frame, result: np.ndarray) -> tuple[BevGrid, np.ndarray | None]:
         """The grid of the result, and the cells (layers, rows, columns) of the map on it; None without a map."""
@@ -138,7 +138,7 @@ class MapMetric(RingMetric[np.ndarray]):
         return {"thresholds": None if truth is None else count_thresholds(result, truth)}
 
     def outputs(self, result: np.ndarray) -> dict[str, Any]:
-        return {"cells": pack(predicted_cells(result))}
+        return {"cells": pack(predict_cells(result))}
 
     def ious(self, counts: np.ndarray) -> np.ndarray:
         return ious(counts)
@@ -156,9 +156,9 @@ class MapMetric(RingMetric[np.ndarray]):
             return {"map": None}
         per_threshold = ious(np.sum(known, axis=0))
         best, fixed = per_threshold.max(axis=0), per_threshold[THRESHOLDS == 0.5][0]
-        return {"map": {"iou_max": self._named(best), "iou_0.5": self._named(fixed)}}
+        return {"map": {"iou_max": self._by_name(best), "iou_0.5": self._by_name(fixed)}}
 
-    def _named(self, values: np.ndarray) -> dict[str, float | None]:
+    def _by_name(self, values: np.ndarray) -> dict[str, float | None]:
         present = ~np.isnan(values)
         mean = float(values[present].mean()) if present.any() else None
         return Score(values[None], self.taxonomy.map_names).first() | {"mean": mean}
@@ -172,10 +172,10 @@ class MapMetric(RingMetric[np.ndarray]):
         highest, fixed = scores["map"]["iou_max"], scores["map"]["iou_0.5"]
         table = Table(title="map", show_footer=True)
         table.add_column("class", footer="mean")
-        table.add_column("IoU max", shown(highest["mean"]), justify="right")
-        table.add_column("IoU 0.5", shown(fixed["mean"]), justify="right")
+        table.add_column("IoU max", format_number(highest["mean"]), justify="right")
+        table.add_column("IoU 0.5", format_number(fixed["mean"]), justify="right")
         for name in self.taxonomy.map_names:
-            table.add_row(name, shown(highest[name]), shown(fixed[name]))
+            table.add_row(name, format_number(highest[name]), format_number(fixed[name]))
         return [table]
 
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:

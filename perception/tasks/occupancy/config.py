@@ -39,12 +39,12 @@ class Placement:
     @staticmethod
     def of(voxels: VoxelGrid, grid: BevGrid) -> Placement | None:
         """The placement of voxels on the grid of the heads; None if the edges of voxels and cells do not meet."""
-        finer, coarser = _whole(grid.cell / voxels.cell), _whole(voxels.cell / grid.cell)
+        finer, coarser = _as_integer(grid.cell / voxels.cell), _as_integer(voxels.cell / grid.cell)
         if finer is None and coarser is None:
             return None
         places = []
         for (low, high), start in ((voxels.y, grid.y[0]), (voxels.x, grid.x[0])):
-            first, count = _whole((low - start) / grid.cell), _whole((high - low) / grid.cell)
+            first, count = _as_integer((low - start) / grid.cell), _as_integer((high - low) / grid.cell)
             if first is None or count is None:
                 return None
             places.append((first, count))
@@ -82,7 +82,7 @@ def require_overlap(voxels: VoxelGrid, grid: BevGrid) -> None:
             raise ValueError(f"{axis}: {low:g} to {high:g} m is outside the grid, {start:g} to {end:g} m")
 
 
-def _whole(number: float) -> int | None:
+def _as_integer(number: float) -> int | None:
     """The integer that a number is, up to rounding; None if it is none."""
     nearest = round(number)
     return nearest if abs(number - nearest) < _ROUNDING and (nearest or abs(number) < _ROUNDING) else None
@@ -117,7 +117,7 @@ class OccupancyHead(TaskConfig):
     losses: OccupancyLosses = OccupancyLosses()
 
     @model_validator(mode="after")
-    def _whole_voxels(self) -> OccupancyHead:
+    def _require_whole_voxels(self) -> OccupancyHead:
         height = self.height or self.cell
         for axis, (low, high), edge in (("x", self.x, self.cell), ("y", self.y, self.cell), ("z", self.z, height)):
             count = (high - low) / edge

@@ -34,7 +34,7 @@ class FreeRays:
 
 
 @cache
-def free_rays(grid: VoxelGrid) -> FreeRays:
+def make_free_rays(grid: VoxelGrid) -> FreeRays:
     """The rays over the ground of a grid."""
     flat = VoxelGrid(grid.x, grid.y, (0.0, grid.cell), grid.cell, grid.reference)
     angles = np.radians(np.arange(DIRECTIONS))
@@ -48,7 +48,7 @@ def free_rays(grid: VoxelGrid) -> FreeRays:
     ends = np.zeros(DIRECTIONS)
     for i, (rays, cells) in enumerate(steps):
         columns[rays, i] = cells
-        enters, leaves = crossed(origins[rays], directions[rays], cells, flat)
+        enters, leaves = clip_rays(origins[rays], directions[rays], cells, flat)
         distances[rays, i] = enters
         ends[rays] = leaves
     distances = np.where(np.isinf(distances), ends[:, None], distances)
@@ -63,7 +63,7 @@ def body_levels(grid: VoxelGrid, body: tuple[float, float]) -> slice:
     return slice(max(first, 0), min(last, grid.shape[0]))
 
 
-def crossed(
+def clip_rays(
     origins: np.ndarray, directions: np.ndarray, voxels: np.ndarray, grid: VoxelGrid
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N,) m along each ray, where it enters and leaves a voxel that it crosses.

@@ -50,7 +50,7 @@ def lookup(
     return np.where(inside, index, 0), inside
 
 
-def observed_classes(occupancy: Occupancy, observed: Observed) -> np.ndarray:
+def hide_unobserved(occupancy: Occupancy, observed: Observed) -> np.ndarray:
     """(levels, rows, columns) uint8 annotated classes, UNKNOWN where these sensors saw nothing."""
     seen = {
         "lidar": occupancy.seen_by_lidar,
@@ -60,7 +60,7 @@ def observed_classes(occupancy: Occupancy, observed: Observed) -> np.ndarray:
     return np.where(seen, occupancy.classes, np.uint8(UNKNOWN))
 
 
-def resampled(
+def resample(
     classes: np.ndarray,
     source: VoxelGrid,
     grid: VoxelGrid,

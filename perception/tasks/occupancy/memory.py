@@ -11,7 +11,7 @@ import numpy as np
 from perception.frame import Frame
 from perception.grid import BevGrid, VoxelGrid
 from perception.tasks.moving_window import Covered, MovingWindow
-from perception.tasks.occupancy.free_space import OCCUPIED, free_rays
+from perception.tasks.occupancy.free_space import OCCUPIED, make_free_rays
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Memory
 
@@ -117,4 +117,4 @@ class FusedOccupancy(Memory[OccupancyResult]):
         classes = np.where(there, classes, self._free).astype(np.uint8)
         blocked = (there & self._solid[classes])[self._body].any(axis=0)
         occupied, others = (_probabilities()[odds + np.int64(round(SCALE * LIMIT))] for odds in (occupied, others))
-        return OccupancyResult(classes, occupied, others, free_rays(self.grid).free(blocked), self.grid)
+        return OccupancyResult(classes, occupied, others, make_free_rays(self.grid).free(blocked), self.grid)

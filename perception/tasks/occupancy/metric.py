@@ -15,7 +15,7 @@ import numpy as np
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
-from perception.io.files import shown
+from perception.io.files import format_number
 from perception.tasks.metric import (
     RING,
     Counts,
@@ -33,19 +33,19 @@ from perception.tasks.metric import (
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
 from perception.tasks.occupancy.obstacle_scores import (
     CURVE,
-    explained,
+    count_explained,
+    count_followed,
+    count_recalled,
     false_alarms,
-    found_again,
     obstacle_report,
     obstacle_rows,
     read_obstacles,
     real,
-    recalled,
     score_obstacles,
     share,
 )
 from perception.tasks.occupancy.obstacles import obstacle_clusters
-from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, chosen_origins, count_rays, directions, ray_ious
+from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, choose_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 
 if TYPE_CHECKING:
@@ -115,7 +115,10 @@ class OccupancyMetric(Metric[OccupancyResult]):
         objects: Boxes | None = frame.truth.get("boxes")
         counts, found, truth = None, None, None
         if voxels is not None:
-            predicted, seen = self._predicted(frame, result, voxels), voxels.seen_by_cameras | voxels.seen_by_lidar
+            predicted, seen = (
+                self._predicted_classes(frame, result, voxels),
+                voxels.seen_by_cameras | voxels.seen_by_lidar,
+            )
             counts = parts(confusion(predicted, voxels.classes, seen, len(self._classes), voxels.grid))
         if obstacles is not None:
             own = obstacles.transformed(np.linalg.inv(frame.global_from_reference))
@@ -129,7 +132,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
     def _classes(self) -> Sequence[str]:
         return occupancy_classes(self.taxonomy)
 
-    def _predicted(self, frame: Frame, result: OccupancyResult, voxels: Occupancy) -> np.ndarray:
+    def _predicted_classes(self, frame: Frame, result: OccupancyResult, voxels: Occupancy) -> np.ndarray:
         return on_grid_of_truth(frame, result, voxels.grid, len(self._classes) - 1)
 
     def details(self, frame: Frame, result: OccupancyResult) -> dict[str, Any]:
@@ -143,19 +146,19 @@ class OccupancyMetric(Metric[OccupancyResult]):
         found: dict[str, Any] = {"ego": frame.global_from_ego[:2, 3], "scene": frame.scene}
         found |= {"voxels": None, "rays": None, "curve": None}
         if voxels is not None:
-            found |= self._counted(frame, self._predicted(frame, result, voxels), voxels)
+            found |= self._count(frame, self._predicted_classes(frame, result, voxels), voxels)
         if obstacles is not None:
             own, grid = obstacles.transformed(np.linalg.inv(frame.global_from_reference)), result.grid
             found["curve"] = [score_obstacles(obstacle_clusters(result, grid, each), grid, own) for each in CURVE]
         return found
 
-    def _counted(self, frame: Frame, predicted: np.ndarray, truth: Occupancy) -> dict[str, np.ndarray]:
+    def _count(self, frame: Frame, predicted: np.ndarray, truth: Occupancy) -> dict[str, np.ndarray]:
         free, grid = len(self._classes) - 1, truth.grid
         masks = {"cameras": truth.seen_by_cameras, "lidar": truth.seen_by_lidar}
         voxels = [confusion(predicted, truth.classes, masks[name], free + 1, grid) for name in MASKS]
         path, ego_from_global = frame.truth.get("lidar_path", np.zeros((0, 3))), np.linalg.inv(frame.global_from_ego)
         places = path @ ego_from_global[:3, :3].T + ego_from_global[:3, 3]
-        origins = chosen_origins(places, grid)
+        origins = choose_origins(places, grid)
         rays = np.tile(directions(), (len(origins), 1))
         starts = np.repeat(origins, len(directions()), axis=0)
         found, true = cast(np.stack([predicted, truth.classes]), grid, starts, rays, free)
@@ -184,15 +187,15 @@ class OccupancyMetric(Metric[OccupancyResult]):
         return found
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
-        scores = {"obstacle_recall": share(recalled(counts, weights), weights)}
+        scores = {"obstacle_recall": share(count_recalled(counts, weights), weights)}
         first = next((each for each in counts if each is not None), {})
         if "voxels" in first:
-            scores |= self._shown_scores(counts, weights)
+            scores |= self._scores_to_show(counts, weights)
         if "followed" in first:
-            scores |= self._gated_scores(counts, weights)
+            scores |= self._scores_for_gates(counts, weights)
         return scores
 
-    def _gated_scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+    def _scores_for_gates(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
         """Those that gates need besides the recall."""
         names, inside = self.taxonomy.voxel_names, rings(weights.range)
         by_scene = weights.sums(counts, lambda own: _of(own["counts"], lambda each: each[inside].sum(axis=0)))
@@ -200,21 +203,21 @@ class OccupancyMetric(Metric[OccupancyResult]):
         if by_scene is not None:
             drawn, true = weights.drawn(by_scene), by_scene[:, 2]
             values = np.where(drawn[:, 2] > 0, ious(drawn), np.nan)
-        voxels = explained(counts, weights)
+        voxels = count_explained(counts, weights)
         return {
             "seen_mIoU": Score(means(values), (), true, by_scene),
             "seen_IoU": Score(values, names, true, by_scene),
-            "scene_obstacle_recall": share(found_again(counts, weights), weights),
+            "scene_obstacle_recall": share(count_followed(counts, weights), weights),
             "scene_obstacle_precision": share(real(counts, weights), weights),
             "explained": share(None if voxels is None else voxels.sum(axis=2), weights),
             "explained_by_class": share(voxels, weights, self.taxonomy.class_names),
         }
 
-    def _shown_scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
+    def _scores_to_show(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
         """Those that an evaluation shows besides the recall."""
         undefined = np.full((len(weights.draws), len(self._classes) - 1), np.nan)
         shares, ray_means = undefined, undefined[:, 0]
-        voxels, rays = self._summed(counts, weights)
+        voxels, rays = self._sum_counts(counts, weights)
         if voxels is not None and rays is not None:
             shares = ious(parts(weights.drawn(voxels)[:, MASKS.index("cameras")]))
             ray_means = means(np.stack([ray_ious(each) for each in weights.drawn(rays)])).mean(axis=1)
@@ -225,7 +228,9 @@ class OccupancyMetric(Metric[OccupancyResult]):
             "occupancy_IoU": Score(shares, self._classes[:-1]),
         }
 
-    def _summed(self, counts: Sequence[Counts | None], weights: Weights) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _sum_counts(
+        self, counts: Sequence[Counts | None], weights: Weights
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(S, masks, classes, classes) confusions and (S, thresholds + 2, classes - 1) rays of each scene."""
         inside = rings(weights.range)
         voxels = weights.sums(counts, lambda own: _of(own["voxels"], lambda each: each[:, inside].sum(axis=1)))
@@ -242,7 +247,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
 
     def _voxel_report(self, counts: Sequence[Counts]) -> dict[str, Any] | None:
         weights = Weights.of(np.ones(len(counts), bool))
-        voxels, rays_by_scene = self._summed(counts, weights)
+        voxels, rays_by_scene = self._sum_counts(counts, weights)
         if voxels is None or rays_by_scene is None:
             return None
         by_class = {name: ious(parts(own)) for name, own in zip(MASKS, voxels[0], strict=True)}
@@ -267,7 +272,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
         axes = "false alarms per 100 m", "recall"
         return [Curve("unknown obstacles: recall by false alarms", "obstacles", axes, x, y)]
 
-    def worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+    def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
         """The frames with the lowest `occupancy_mIoU`."""
         seen = MASKS.index("cameras")
         found = (_of(each["voxels"], lambda own: ious(parts(own[seen].sum(axis=0)))) for each in counts)
@@ -279,12 +284,12 @@ class OccupancyMetric(Metric[OccupancyResult]):
 
         tables = []
         if voxels := scores["occupancy"]:
-            table = Table(title=f"occupancy  geometric IoU {shown(voxels['geometric_IoU'])}", show_footer=True)
+            table = Table(title=f"occupancy  geometric IoU {format_number(voxels['geometric_IoU'])}", show_footer=True)
             table.add_column("class", footer="mean")
-            table.add_column("IoU", shown(voxels["mIoU"]), justify="right")
-            table.add_column("RayIoU", shown(voxels["RayIoU"]), justify="right")
+            table.add_column("IoU", format_number(voxels["mIoU"]), justify="right")
+            table.add_column("RayIoU", format_number(voxels["RayIoU"]), justify="right")
             for name in self._classes[:-1]:
-                table.add_row(name, shown(voxels["IoU"][name]), shown(voxels["RayIoU_classes"][name]))
+                table.add_row(name, format_number(voxels["IoU"][name]), format_number(voxels["RayIoU_classes"][name]))
             tables.append(table)
         if obstacles := scores["obstacles"]:
             table = Table(title=f"unknown obstacles, {obstacles['metres']:.0f} m driven")
@@ -292,11 +297,11 @@ class OccupancyMetric(Metric[OccupancyResult]):
                 table.add_column(column, justify="right")
             for row in obstacles["curve"]:
                 numbers = (row["probability"], *row["by_distance"].values(), row["false_alarms_per_100_m"])
-                table.add_row(*map(shown, numbers))
+                table.add_row(*map(format_number, numbers))
             tables.append(table)
         return tables
 
-    def usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
+    def list_usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
         """Also without annotations: a class that is no longer detected leaves its voxels unexplained."""
         annotated = any(each and each["truth"] for each in counts)
         return ("scene_obstacle_recall", "explained") if annotated else ("explained",), ()

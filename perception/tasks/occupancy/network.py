@@ -15,7 +15,7 @@ from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.network import Axis, Loss, TaskNetwork, lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
-from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, free_rays
+from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, make_free_rays
 from perception.tasks.occupancy.labels import UNKNOWN
 
 # Losses of occupancy over the observed voxels of one frame.
@@ -123,7 +123,7 @@ class ChannelToHeightHead(TaskNetwork):
             by_class = last.bias.view(self.levels, self.classes, -1)  # type: ignore[union-attr]
             by_class[:, -1] += math.log(FREE * (self.classes - 1) / (1 - FREE))
         self.logits = Slot("heads.occupancy.output", last)
-        rays = free_rays(voxels)
+        rays = make_free_rays(voxels)
         solid = [name not in (*config.flat, classes[-1]) for name in classes]
         self._constant("columns", torch.from_numpy(rays.columns))
         self._constant("distances", torch.from_numpy(rays.distances))
@@ -136,10 +136,10 @@ class ChannelToHeightHead(TaskNetwork):
         self.register_buffer(name, values, persistent=False)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        logits = self.logits(self.shared(self._placed(features)))
+        logits = self.logits(self.shared(self._place_features(features)))
         return {"logits": F.pixel_shuffle(logits, self.finer) if self.finer > 1 else logits}
 
-    def _placed(self, features: Tensor) -> Tensor:
+    def _place_features(self, features: Tensor) -> Tensor:
         """A feature map where the voxels are, cut out or else interpolated, with zeros outside the map."""
         place, (rows, columns) = self.placement, features.shape[-2:]
         if place is None:
@@ -203,7 +203,7 @@ class ChannelToHeightHead(TaskNetwork):
         observed = truth != UNKNOWN
         own, labels, free = logits[observed], truth[observed].long(), self.classes - 1
         if not len(labels):
-            return {name: logits.sum() * 0 for name, weight in self._weighted() if weight}
+            return {name: logits.sum() * 0 for name, weight in self._weights_by_term() if weight}
         p, occupied = own.softmax(dim=1), (labels != free)[:, None]
         one_hot = F.one_hot(labels, self.classes).bool()
         terms = {
@@ -212,7 +212,7 @@ class ChannelToHeightHead(TaskNetwork):
             "geometric": lambda: scale_loss(1 - p[:, -1:], occupied),
             "semantic": lambda: scale_loss(p, one_hot),
         }
-        return {name: weight * terms[name]() for name, weight in self._weighted() if weight}
+        return {name: weight * terms[name]() for name, weight in self._weights_by_term() if weight}
 
-    def _weighted(self) -> list[tuple[str, float]]:
+    def _weights_by_term(self) -> list[tuple[str, float]]:
         return [(name, getattr(self.weights, name)) for name in ("cross_entropy", "lovasz", "geometric", "semantic")]

@@ -72,7 +72,7 @@ class ObstacleWriter:
 
     def add(self, frame: Frame, result: object, state: WithObstacles) -> None:
         """Append a frame."""
-        entry = {"obstacles": _listed(state.obstacles), "voxels": state.unexplained.tolist()}
+        entry = {"obstacles": _to_rows(state.obstacles), "voxels": state.unexplained.tolist()}
         self._file.add(frame.token, entry)
 
 
@@ -108,7 +108,7 @@ def _read(entry: Mapping[str, Any]) -> FrameObstacles:
     return FrameObstacles(ids, centers, np.array(entry["voxels"], np.int64))
 
 
-def _listed(obstacles: Obstacles) -> list[dict[str, object]]:
+def _to_rows(obstacles: Obstacles) -> list[dict[str, object]]:
     boxes = obstacles.boxes
     columns = {
         "id": obstacles.ids,
@@ -129,7 +129,7 @@ DISTANCES = (10.0, 20.0, 30.0, 40.0)  # m, bounds of the ranges that recall is g
 CURVE = (0.3, PROBABILITY, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999)  # probabilities that obstacles are scored at
 
 
-def touched(boxes: Boxes, clusters: ObstacleClusters, grid: VoxelGrid, margin: float) -> list[np.ndarray]:
+def find_touched(boxes: Boxes, clusters: ObstacleClusters, grid: VoxelGrid, margin: float) -> list[np.ndarray]:
     """For each box the indices of the clusters with a column of voxels whose centre is in it, seen from above.
 
     Args:
@@ -176,8 +176,8 @@ def score_obstacles(clusters: ObstacleClusters, grid: VoxelGrid, annotated: Boxe
     x, y = annotated.centers[:, 0], annotated.centers[:, 1]
     counted = (x >= grid.x[0]) & (x < grid.x[1]) & (y >= grid.y[0]) & (y < grid.y[1]) & (annotated.num_points > 0)
     own = annotated.select(np.flatnonzero(counted))
-    found = np.array([len(each) > 0 for each in touched(own, clusters, grid, grid.cell)], bool)
-    near = touched(annotated, clusters, grid, GROWN)
+    found = np.array([len(each) > 0 for each in find_touched(own, clusters, grid, grid.cell)], bool)
+    near = find_touched(annotated, clusters, grid, GROWN)
     known = np.isin(np.arange(len(clusters.voxels)), np.concatenate([*near, np.zeros(0, np.int64)]))
     alarms = np.linalg.norm(clusters.centers[~known, :2], axis=1)
     return ObstacleScore(np.linalg.norm(own.centers[:, :2], axis=1), found, alarms)
@@ -214,7 +214,7 @@ def _boxes(rows: Any) -> Boxes:
     return Boxes.from_yaws(centers, sizes, values[:, 4], np.zeros((len(values), 2)), zeros, zeros, zeros)
 
 
-def found_and_real(centers: np.ndarray, truth: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def match_obstacles(centers: np.ndarray, truth: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """For each annotated obstacle whether it is found, (A,), and for each predicted one whether it is real, (P,).
 
     Args:
@@ -245,7 +245,7 @@ def share(by_scene: np.ndarray | None, weights: Weights, classes: Sequence[str] 
     return Score(values, classes, by_scene[:, 1] if classes else by_scene[:, 1:], by_scene)
 
 
-def recalled(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
+def count_recalled(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
     """(S, 2) annotated obstacles that clusters find, and all of them; None without annotations."""
 
     def of(own: Counts) -> np.ndarray | None:
@@ -258,7 +258,7 @@ def recalled(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | 
     return weights.sums(counts, of)
 
 
-def found_again(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
+def count_followed(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
     """(S, 2) annotated obstacles that those of obstacles.json find, and all of them; None without the file."""
 
     def of(own: Counts) -> np.ndarray | None:
@@ -266,7 +266,7 @@ def found_again(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray
             return None if own["followed"] is None else np.zeros(2)
         rows = np.array(own["truth"]["obstacles"], np.float64).reshape(-1, 6)
         counted = (rows[:, 5] > 0) & _within(rows, own, weights.range)
-        found, _ = found_and_real(own["followed"].centers, own["truth"])
+        found, _ = match_obstacles(own["followed"].centers, own["truth"])
         return np.array([(found & counted).sum(), counted.sum()])
 
     return weights.sums(counts, of)
@@ -280,7 +280,7 @@ def real(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None
         if own is None or not own["truth"] or own["followed"] is None:
             continue
         followed: FrameObstacles = own["followed"]
-        _, is_real = found_and_real(followed.centers, own["truth"])
+        _, is_real = match_obstacles(followed.centers, own["truth"])
         inside = _within(followed.centers, own, weights.range)
         for name, each in zip(followed.ids[inside].tolist(), is_real[inside].tolist(), strict=True):
             key = int(weights.scenes[i]), name
@@ -292,7 +292,7 @@ def real(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None
     return by_scene
 
 
-def explained(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
+def count_explained(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
     """(S, 2, classes) occupied voxels that objects explain, and all of them; None without obstacles.json."""
 
     def of(own: Counts) -> np.ndarray | None:

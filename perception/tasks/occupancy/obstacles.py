@@ -86,7 +86,7 @@ def distances(places: np.ndarray, boxes: Boxes) -> np.ndarray:
     return np.hypot(np.maximum(along - length / 2, 0), np.maximum(across - width / 2, 0))
 
 
-def covered(places: np.ndarray, boxes: Boxes, margin: float) -> np.ndarray:
+def is_covered(places: np.ndarray, boxes: Boxes, margin: float) -> np.ndarray:
     """(P,) bool: places within `margin` (m) of the footprint of any box, PAIRS of them at a time."""
     found, some = np.zeros(len(places), bool), max(1, PAIRS // max(1, len(boxes)))
     for i in range(0, len(places), some):
@@ -162,22 +162,22 @@ class ObstacleTracker:
             objects: known ones, in the global frame.
         """
         objects = objects.select(objects.scores >= COUNTED_SCORE)
-        clusters = clusters.select(~covered(clusters.centers, objects, MARGIN))
+        clusters = clusters.select(~is_covered(clusters.centers, objects, MARGIN))
         old = self._obstacles.copy()
         rows, columns = associate(old["center"][:, :2], clusters.centers[:, :2], GATE)
         old["misses"] += 1
-        old[rows] = _seen(old[rows], clusters.select(columns))
+        old[rows] = _update_obstacles(old[rows], clusters.select(columns))
         new = np.ones(len(clusters), bool)
         new[columns] = False
-        born = _seen(np.zeros(int(new.sum()), _OBSTACLE), clusters.select(new))
+        born = _update_obstacles(np.zeros(int(new.sum()), _OBSTACLE), clusters.select(new))
         born["id"] = np.arange(self.next_id, self.next_id + len(born))
         self.next_id += len(born)
         self._obstacles = np.concatenate([old[old["misses"] < MISSES], born])
         known = self._obstacles[self._obstacles["hits"] >= HITS]
-        return _output(known[~covered(known["center"], objects, MARGIN)])
+        return _output(known[~is_covered(known["center"], objects, MARGIN)])
 
 
-def _seen(obstacles: np.ndarray, clusters: Boxes) -> np.ndarray:
+def _update_obstacles(obstacles: np.ndarray, clusters: Boxes) -> np.ndarray:
     """The obstacles after their clusters: means over the frames, later with a weight of GAIN for the newest."""
     obstacles = obstacles.copy()
     obstacles["hits"] += 1

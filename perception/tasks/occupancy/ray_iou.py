@@ -14,7 +14,7 @@ import numpy as np
 
 from perception.grid import VoxelGrid, traverse
 from perception.tasks.metric import RING
-from perception.tasks.occupancy.free_space import crossed
+from perception.tasks.occupancy.free_space import clip_rays
 
 THRESHOLDS = (1.0, 2.0, 4.0)  # m, of the error in distance
 ORIGINS = 8  # most origins of a frame
@@ -47,7 +47,7 @@ def directions() -> np.ndarray:
     return np.stack(vectors, axis=-1).reshape(-1, 3)
 
 
-def chosen_origins(places: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+def choose_origins(places: np.ndarray, grid: VoxelGrid) -> np.ndarray:
     """(T, 3) m, at most ORIGINS of the places (N, 3) well inside the sides of a grid, evenly spaced in their order."""
     low, high = np.array([grid.x[0], grid.y[0]]) + INSIDE, np.array([grid.x[1], grid.y[1]]) - INSIDE
     inside = places[((places[:, :2] > low) & (places[:, :2] < high)).all(axis=1)]
@@ -81,7 +81,7 @@ def cast(volumes: np.ndarray, grid: VoxelGrid, origins: np.ndarray, rays: np.nda
     for own, volume in zip(first, flat, strict=True):
         there = own >= 0
         ends = np.where(there, own, last)
-        enters, leaves = crossed(origins, rays, np.maximum(ends, 0), grid)
+        enters, leaves = clip_rays(origins, rays, np.maximum(ends, 0), grid)
         distances = np.where(ends < 0, 0.0, np.where(there, enters, leaves))
         hits.append(Hits(np.where(there, volume[np.maximum(own, 0)], free).astype(np.int64), distances, own))
     return hits

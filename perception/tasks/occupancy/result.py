@@ -53,9 +53,9 @@ def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
     """The result as small arrays."""
     grid = result.grid
     return {
-        "classes": _compressed(result.classes),
-        "occupied": _compressed(levels_of(result.occupied)),
-        "others": _compressed(levels_of(result.others)),
+        "classes": _compress(result.classes),
+        "occupied": _compress(levels_of(result.occupied)),
+        "others": _compress(levels_of(result.others)),
         "free": result.free,
         "grid": np.array([*grid.x, *grid.y, *grid.z, grid.cell, grid.edges[2], grid.reference == "ego"], np.float64),
     }
@@ -73,5 +73,5 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> OccupancyResult:
     return OccupancyResult(classes, probabilities_of(occupied), probabilities_of(others), arrays["free"], grid)
 
 
-def _compressed(values: np.ndarray) -> np.ndarray:
+def _compress(values: np.ndarray) -> np.ndarray:
     return np.frombuffer(zlib.compress(np.ascontiguousarray(values, np.uint8).tobytes(), 1), np.uint8)

@@ -15,7 +15,7 @@ from perception.grid import BevGrid, Occupancy, VoxelGrid, occupancy_classes
 from perception.tasks.drawing import COUNTED_SCORE, Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
-from perception.tasks.occupancy.labels import UNKNOWN, ego_from_reference, observed_classes, resampled
+from perception.tasks.occupancy.labels import UNKNOWN, ego_from_reference, hide_unobserved, resample
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
@@ -24,7 +24,7 @@ from perception.tasks.occupancy.obstacles import (
     Obstacles,
     ObstacleTracker,
     cluster_boxes,
-    covered,
+    is_covered,
     obstacle_clusters,
 )
 from perception.tasks.occupancy.result import OccupancyResult, levels_of, pack, probabilities_of, unpack
@@ -51,7 +51,7 @@ class OccupiedSpace:
     Attributes:
         fused: occupancy around the vehicle.
         obstacles: clusters of no known class that no object explains.
-        unexplained: (2, detection classes) int, from `unexplained_voxels`.
+        unexplained: (2, detection classes) int, from `count_unexplained_voxels`.
         doubts: detection classes whose objects seem to be missed -> the reason.
     """
 
@@ -83,11 +83,11 @@ class ExplainedOccupancy(Memory[OccupancyResult]):
         found, pose = obstacle_clusters(state, state.grid), frame.global_from_reference
         clusters = cluster_boxes(found.centers, found.sizes, found.probabilities).transformed(pose)
         here = objects.transformed(np.linalg.inv(pose))
-        voxels = unexplained_voxels(state.classes, state.grid, here, self._taxonomy)
+        voxels = count_unexplained_voxels(state.classes, state.grid, here, self._taxonomy)
         return OccupiedSpace(state, self._tracker.update(clusters, objects), voxels, self._doubts.update(voxels))
 
 
-def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxonomy: Taxonomy) -> np.ndarray:
+def count_unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxonomy: Taxonomy) -> np.ndarray:
     """(2, C) int: for each detection class its occupied voxels, and those of them that no box explains.
 
     A box explains the voxels of its class within MARGIN of its footprint, and from COUNTED_SCORE on those of all
@@ -101,10 +101,10 @@ def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxon
     labels = label_of[classes]
     movable = labels >= 0
     labels, centers = labels[movable], grid.centers()[movable].astype(np.float64)
-    lost, count = ~covered(centers, boxes.select(boxes.scores >= COUNTED_SCORE), MARGIN), len(taxonomy.classes)
+    lost, count = ~is_covered(centers, boxes.select(boxes.scores >= COUNTED_SCORE), MARGIN), len(taxonomy.classes)
     for label in np.unique(labels[lost]).tolist():
         own = np.flatnonzero(lost & (labels == label))
-        lost[own] = ~covered(centers[own], boxes.select(boxes.labels == label), MARGIN)
+        lost[own] = ~is_covered(centers[own], boxes.select(boxes.labels == label), MARGIN)
     return np.stack([np.bincount(labels, minlength=count), np.bincount(labels[lost], minlength=count)])
 
 
@@ -122,7 +122,7 @@ class Doubts:
         """Class -> reason, after one more frame.
 
         Args:
-            voxels: (2, C) from `unexplained_voxels`.
+            voxels: (2, C) from `count_unexplained_voxels`.
         """
         occupied, lost = voxels
         self._frames = np.where((occupied >= VOXELS) & (lost > SHARE * occupied), self._frames + 1, 0)
@@ -182,13 +182,13 @@ class OccupancyTask(Task[OccupancyResult]):
         truth: Occupancy | None = frame.truth.get("occupancy")
         if truth is None:
             return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
-        annotated = observed_classes(truth, self.config.observed)
+        annotated = hide_unobserved(truth, self.config.observed)
         pose, flat = ego_from_reference(frame), [i for i, name in enumerate(self.classes) if name in self.config.flat]
-        classes = resampled(annotated, truth.grid, self.voxels, pose, len(self.classes), flat)
+        classes = resample(annotated, truth.grid, self.voxels, pose, len(self.classes), flat)
         if frame.boxes is not None and frame.pasted:  # the annotations are of the place without them
             objects = frame.boxes.select(np.arange(len(frame.boxes))[-frame.pasted :])
             columns, margin = self.voxels.centers()[0], self.voxels.cell / np.sqrt(2)
-            classes[:, covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN
+            classes[:, is_covered(columns.reshape(-1, 3), objects, margin).reshape(columns.shape[:2])] = UNKNOWN
         return {"classes": classes}
 
     def result(self, outputs: Arrays) -> OccupancyResult:

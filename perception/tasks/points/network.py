@@ -49,12 +49,14 @@ class PointSegmentationHead(TaskNetwork):
         place = (points[..., :2] - points.new_tensor([self.grid.x[0], self.grid.y[0]])) / self.grid.cell
         rows, columns = self.grid.shape
         inside = (features.cells < rows * columns).to(cells.dtype)[..., None]
-        x = (self._sampled(cells, place) * inside).flatten(0, 1) + self.own(self._own(points, place).flatten(0, 1))
+        x = (self._sample(cells, place) * inside).flatten(0, 1) + self.own(
+            self._features_of_points(points, place).flatten(0, 1)
+        )
         x = torch.relu(self.hidden(torch.relu(x)))
         real = (points.abs().amax(dim=2) > 0).to(points.dtype)
         return {"logits": self.output(x).unflatten(0, points.shape[:2]), "real": real}
 
-    def _sampled(self, maps: Tensor, place: Tensor) -> Tensor:
+    def _sample(self, maps: Tensor, place: Tensor) -> Tensor:
         """(B, K, C) bilinear interpolation of maps (B, C, rows, columns); the outermost cells are repeated.
 
         Args:
@@ -66,7 +68,7 @@ class PointSegmentationHead(TaskNetwork):
         maps = F.pad(maps, (1, 1, 1, 1), mode="replicate")
         return F.grid_sample(maps, at[:, None], align_corners=False).squeeze(2).transpose(1, 2)
 
-    def _own(self, points: Tensor, place: Tensor) -> Tensor:
+    def _features_of_points(self, points: Tensor, place: Tensor) -> Tensor:
         """(B, K, 7): x, y, z and intensity, scaled to about 1; distance; offset from the centre of its cell."""
         scaled = points[..., :4] * self.scale
         distance = scaled[..., :2].square().sum(dim=-1, keepdim=True).sqrt()

@@ -12,7 +12,7 @@ import numpy as np
 from perception.datasets.keyframes import AnnotatedPoints
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.io.files import shown
+from perception.io.files import format_number
 from perception.tasks.drawing import PointLayer
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.config import PointsHead
@@ -153,9 +153,9 @@ class PointsMetric(RingMetric[np.ndarray]):
             return []
         table = Table(title="points", show_footer=True)
         table.add_column("class", footer="mean")
-        table.add_column("IoU", shown(scores["points"]["mean"]), justify="right")
+        table.add_column("IoU", format_number(scores["points"]["mean"]), justify="right")
         for name in self.taxonomy.point_names:
-            table.add_row(name, shown(scores["points"]["classes"][name]))
+            table.add_row(name, format_number(scores["points"]["classes"][name]))
         return [table]
 
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:

@@ -24,8 +24,8 @@ from deploy.replay import pictures
 from deploy.replay.faults import Fault, inject
 from deploy.replay.foxglove_results import FoxgloveWriter
 from deploy.replay.pictures import (
-    indexed_png,
-    painted_above,
+    encode_indexed_png,
+    paint_above,
     points_in_camera,
     raster_colours,
     shaded_colours,
@@ -63,7 +63,7 @@ def place_of(pixel: tuple[int, int], size: int, reference: str) -> tuple[float, 
 def test_a_frame_that_waits_to_be_drawn_keeps_no_truth() -> None:
     """A report keeps many such frames, and the voxels of each have megabytes."""
     frame = replace(frame_of(), truth={"occupancy": np.zeros((16, 200, 200), np.uint8)})
-    assert pictures.reduced(frame, 400).truth == {}
+    assert pictures.reduce_frame(frame, 400).truth == {}
 
 
 def test_a_picture_with_many_colours_is_read_back() -> None:
@@ -71,7 +71,7 @@ def test_a_picture_with_many_colours_is_read_back() -> None:
     for count in (3, 15, 16, 255):
         colours = rng.integers(0, 256, (count, 3)).astype(np.uint8)
         picture = rng.integers(0, count + 1, (10, 12)).astype(np.uint8)
-        read = cv2.imdecode(np.frombuffer(indexed_png(picture, colours), np.uint8), cv2.IMREAD_UNCHANGED)
+        read = cv2.imdecode(np.frombuffer(encode_indexed_png(picture, colours), np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(read[..., 3], np.where(picture > 0, 255, 0))
         np.testing.assert_array_equal(read[..., 2::-1][picture > 0], colours[picture[picture > 0] - 1])
 
@@ -120,7 +120,7 @@ def test_voxels_of_many_classes_have_fewer_shades_and_none_have_none() -> None:
 def test_the_highest_point_of_each_pixel_is_seen_from_above(seed: int, reference: Reference) -> None:
     rng, size = np.random.default_rng(seed), 8
     points, colours = rng.uniform(-9, 9, (150, 3)), rng.integers(1, 4, 150).astype(np.uint8)
-    picture = painted_above(points, colours, frame_of(reference), GRID, size)
+    picture = paint_above(points, colours, frame_of(reference), GRID, size)
     expected = np.zeros((size, size), np.uint8)
     for point, colour in sorted(zip(points.tolist(), colours, strict=True), key=lambda each: each[0][2]):
         x, y, z = point

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from junitparser import Error, JUnitXml
 from pages import page_data
 from recordings import SPEC, STORAGES, TINY, assert_equal_frames
-from replays import FAULTS, VERSION, assert_same, frames, gates, replayed, small, unreadable
+from replays import FAULTS, VERSION, assert_same, frames, gates, replay_with_faults, small, unreadable
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
 
@@ -66,7 +66,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a replay with FAULTS."""
     out = tmp_path_factory.mktemp("undisturbed")
-    summary = replayed(drive, out)
+    summary = replay_with_faults(drive, out)
     assert (summary["frames"], summary["resumed_at_frame"]) == (FRAMES, 0)
     return out
 
@@ -75,7 +75,7 @@ def undisturbed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the first four frames, without faults."""
     out = tmp_path_factory.mktemp("judged") / "out"
-    assert replayed(drive, out, gates=EASY, selection=FOUR)["verdict"]["passed"]
+    assert replay_with_faults(drive, out, gates=EASY, selection=FOUR)["verdict"]["passed"]
     return out
 
 
@@ -89,7 +89,7 @@ def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path:
 
 def test_a_part_of_a_drive(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Its detections are those of the whole drive; faults keep their times."""
-    assert replayed(drive, tmp_path, selection=Selection(6.2, 10.0, 3))["frames"] == 3
+    assert replay_with_faults(drive, tmp_path, selection=Selection(6.2, 10.0, 3))["frames"] == 3
     whole, part = (json.loads((out / "results.json").read_text())["results"] for out in (undisturbed, tmp_path))
     assert part == {token("sample", i): whole[token("sample", i)] for i in (13, 16, 19)}
 
@@ -175,13 +175,13 @@ def test_pictures_of_frames_that_are_left_out_are_not_read(tmp_path: Path) -> No
     """Damaged ones change nothing, unless a fault needs earlier frames."""
     write_tiny(tmp_path / "drive", 8)
     selection, pictures = Selection(1.0, 3.5, 2), sorted((tmp_path / "drive" / "samples" / "CAM_FRONT").iterdir())
-    replayed(tmp_path / "drive", tmp_path / "whole", selection=selection, faults=[])
+    replay_with_faults(tmp_path / "drive", tmp_path / "whole", selection=selection, faults=[])
     for i, picture in enumerate(pictures):
         if i not in (2, 4, 6):
             picture.write_bytes(b"damaged")
-    replayed(tmp_path / "drive", tmp_path / "damaged", selection=selection, faults=[])
+    replay_with_faults(tmp_path / "drive", tmp_path / "damaged", selection=selection, faults=[])
     assert_same(tmp_path / "whole", tmp_path / "damaged")
-    replayed(tmp_path / "drive", tmp_path / "late", selection=selection, faults=["delay:cameras,seconds=1"])
+    replay_with_faults(tmp_path / "drive", tmp_path / "late", selection=selection, faults=["delay:cameras,seconds=1"])
     without, late = (json.loads((tmp_path / name / "sources.json").read_text())[0] for name in ("damaged", "late"))
     assert (without["frames"], without["damage"]) == (3, [])
     assert pictures[0].name in late["damage"][0]
@@ -267,7 +267,7 @@ def test_the_same_results_at_the_drives_pace(drive: Path, tmp_path: Path, monkey
     three, took, summaries = {"selection": Selection(end=1.5), "gates": LIMIT}, {}, {}
     for name, options in {"fast": {}, "paced": {"latency": True}, "timed": {"real_time": True}}.items():
         start = time.monotonic()
-        summaries[name] = replayed(drive, tmp_path / name, **three, **options)["verdict"]
+        summaries[name] = replay_with_faults(drive, tmp_path / name, **three, **options)["verdict"]
         took[name] = time.monotonic() - start
     assert min(took["paced"], took["timed"]) >= 1.0  # three frames
     assert [verdict["passed"] for verdict in summaries.values()] == [False, True, False]
@@ -305,9 +305,9 @@ def test_nothing_goes_on_beside_a_frame(drive: Path, tmp_path: Path) -> None:
 def test_what_an_interrupted_run_measured_is_not_used(drive: Path, tmp_path: Path) -> None:
     options = {"selection": Selection(end=1.5), "latency": True}
     with unreadable(drive, 2) as name, pytest.raises(InputError, match=name):
-        replayed(drive, tmp_path, **options)
+        replay_with_faults(drive, tmp_path, **options)
     start = time.monotonic()
-    assert replayed(drive, tmp_path, **options)["resumed_at_frame"] == 0
+    assert replay_with_faults(drive, tmp_path, **options)["resumed_at_frame"] == 0
     assert time.monotonic() - start >= 1.0
     assert json.loads((tmp_path / "latency.json").read_text())["frames"] == 3
 
@@ -344,7 +344,9 @@ def test_a_baseline_that_a_replay_would_change_is_refused(drive: Path, judged: P
         (links / name).symlink_to(folder / name)
     out = {"a link": link, "inside": folder / "new" / "out"}.get(way, folder)
     with pytest.raises(InputError, match=r"(folder of the baseline itself|is a link to .*, which the replay replaces)"):
-        replayed(drive, out, baseline=links if way == "linked files" else folder, faults=["drop:all"], selection=FOUR)
+        replay_with_faults(
+            drive, out, baseline=links if way == "linked files" else folder, faults=["drop:all"], selection=FOUR
+        )
     assert contents(folder) == before
 
 
@@ -353,7 +355,7 @@ def test_a_later_replay_leaves_nothing_of_an_earlier_verdict(drive: Path, judged
     out, faults = Path(copytree(judged, tmp_path / "out")), ("drop:CAM_FRONT@0.5-1.0",)
     for name in ("tracking_metrics.json", "results.mcap", "results.rrd", "notes.txt"):
         (out / name).write_text("of before")
-    summary = replayed(drive, out, faults=[*faults], selection=FOUR, scenes=["scene-0001"])
+    summary = replay_with_faults(drive, out, faults=[*faults], selection=FOUR, scenes=["scene-0001"])
     left = {"verdict.json", "junit.xml", "tracking_metrics.json", "results.mcap", "results.rrd"} & contents(out).keys()
     assert (left, (out / "notes.txt").read_text()) == (set(), "of before")
     assert page_data(out / "report.html")["verdict"] is None
@@ -385,15 +387,15 @@ def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, j
 
     out = Path(copytree(judged, tmp_path / "out"))
     with pytest.raises(InputError, match="not a bundle"):
-        replayed(drive, out, bundle=tmp_path, gates=EASY)
+        replay_with_faults(drive, out, bundle=tmp_path, gates=EASY)
     assert "not a bundle" in broken()
     assert not (out / "verdict.json").exists()
     assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
     with unreadable(drive, 3), pytest.raises(InputError) as stopped:
-        replayed(drive, out, gates=EASY, selection=FOUR)
+        replay_with_faults(drive, out, gates=EASY, selection=FOUR)
     assert broken() == str(stopped.value)
     assert {file.name for file in out.iterdir()} == {"junit.xml", "scenes"}
-    assert replayed(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 0
+    assert replay_with_faults(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 0
     assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
     assert JUnitXml.fromfile(str(out / "junit.xml")).errors == 0
 
@@ -401,7 +403,7 @@ def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, j
 def test_files_of_other_origin_are_not_removed(drive: Path, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("mine")
     with one_line_error(at=f"{tmp_path / 'report.html'}: is of no replay, and a replay would remove it"):
-        replayed(drive, tmp_path, selection=FOUR)
+        replay_with_faults(drive, tmp_path, selection=FOUR)
     assert contents(tmp_path) == {"report.html": b"mine"}
 
 

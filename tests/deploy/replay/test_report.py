@@ -188,7 +188,7 @@ def test_worst_frames_are_those_that_sorting_finds(values: list[int]) -> None:
     for i, value in enumerate(values):
         worst.add(i, {"mistakes": (value, "")})
     bad = sorted((i for i, value in enumerate(values) if value), key=lambda i: (-values[i], i))
-    assert [each["number"] for each in worst.listed()] == bad[:4]
+    assert [each["number"] for each in worst.to_rows()] == bad[:4]
     assert worst.numbers == set(bad[:4])
 
 
@@ -201,7 +201,7 @@ def test_report_lists_the_frames_with_most_mistakes() -> None:
         cars([[40, 0, 0], [10, 0, 0], [44, 0, 0]], [0.9, 0.8, 0.2]),
     )
     given = [(blind(i, boxes=truth), boxes, {}) for i, boxes in enumerate(found)]
-    worst = reported(given, ("LIDAR_TOP", "CAM_FRONT"))._worst.listed()
+    worst = reported(given, ("LIDAR_TOP", "CAM_FRONT"))._worst.to_rows()
     listed = {(each["measure"], each["number"]): each["text"] for each in worst}
     wrong = "1 missed, 1 extra"
     assert {key[1]: text for key, text in listed.items() if key[0] == "mistakes"} == {1: wrong, 2: wrong}

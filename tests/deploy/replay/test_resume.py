@@ -12,12 +12,12 @@ import replays
 from commands import one_line_error
 from exported import QUIET, rewritten
 from pages import timeless
-from replays import VERSION, replayed, small, unreadable
+from replays import VERSION, replay_with_faults, small, unreadable
 from rich.console import Console
 from tiny import write_scenes
 
 from deploy.replay.fleet import PART
-from deploy.replay.folder import OccupiedError, occupied
+from deploy.replay.folder import OccupiedError, occupy
 from deploy.replay.run import replay
 from deploy.replay.settings import Selection, Source
 from perception.errors import InputError
@@ -37,7 +37,7 @@ def drives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a replay without interruption."""
     out = tmp_path_factory.mktemp("whole")
-    summary = replayed(drives, out, faults=FAULTS)
+    summary = replay_with_faults(drives, out, faults=FAULTS)
     assert (summary["frames"], summary["resumed_at_frame"]) == (SCENES * KEYFRAMES, 0)
     assert not (out / "scenes").exists()
     return out
@@ -48,7 +48,7 @@ def stopped(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a replay that could not read the last frame of the last drive."""
     out = tmp_path_factory.mktemp("stopped")
     with unreadable(drives, -1) as name, pytest.raises(InputError, match=name):
-        replayed(drives, out, faults=FAULTS)
+        replay_with_faults(drives, out, faults=FAULTS)
     assert sorted(path.name for path in out.iterdir()) == ["scenes"]
     assert [(out / "scenes" / f"{i}" / PART).exists() for i in range(SCENES)] == [True, True, False]
     return out
@@ -71,7 +71,7 @@ def test_finished_drives_are_not_read_again(drives: Path, whole: Path, stopped: 
     for file in files:
         file.unlink()
     try:
-        assert replayed(drives, out, faults=FAULTS)["resumed_at_frame"] == (SCENES - 1) * KEYFRAMES
+        assert replay_with_faults(drives, out, faults=FAULTS)["resumed_at_frame"] == (SCENES - 1) * KEYFRAMES
     finally:
         for file, content in zip(files, contents, strict=True):
             file.write_bytes(content)
@@ -95,9 +95,9 @@ def test_a_drive_under_way_is_replayed_again(
 
     monkeypatch.setattr("deploy.replay.run._Progress.advance", advance)
     with pytest.raises(Stopped):
-        replayed(drives, tmp_path, faults=FAULTS)
+        replay_with_faults(drives, tmp_path, faults=FAULTS)
     monkeypatch.undo()
-    assert replayed(drives, tmp_path, faults=FAULTS)["resumed_at_frame"] == frames // KEYFRAMES * KEYFRAMES
+    assert replay_with_faults(drives, tmp_path, faults=FAULTS)["resumed_at_frame"] == frames // KEYFRAMES * KEYFRAMES
     assert_same(tmp_path, whole)
 
 
@@ -114,7 +114,7 @@ def test_of_another_replay_they_are_refused_in_one_line(drives: Path, stopped: P
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     for what, (root, options) in others.items():
         with one_line_error(rf"is of an unfinished replay with {what} .* remove the folder scenes to restart"):
-            replayed(root, out, **({"faults": FAULTS} | options))
+            replay_with_faults(root, out, **({"faults": FAULTS} | options))
         assert {file: file.read_bytes() for file in before} == before
 
 
@@ -126,7 +126,7 @@ def test_a_scene_that_was_added_before_is_not_taken_for_another(drives: Path, st
     table.write_text(content.replace("scene-0001", "scene-0000"))
     try:
         with one_line_error("is of an unfinished replay with scene scene-0001 .now scene-0000"):
-            replayed(root, out, faults=FAULTS)
+            replay_with_faults(root, out, faults=FAULTS)
     finally:
         table.write_text(content)
 
@@ -150,7 +150,7 @@ def test_what_another_machine_or_nobody_finished_is_replayed_again(
 ) -> None:
     out, said = Path(copytree(stopped, tmp_path / "out")), io.StringIO()
     damage(out / "scenes" / "0" / PART)
-    summary = replayed(drives, out, faults=FAULTS, console=Console(file=said, width=1000))
+    summary = replay_with_faults(drives, out, faults=FAULTS, console=Console(file=said, width=1000))
     assert summary["resumed_at_frame"] == (SCENES - 2) * KEYFRAMES
     assert says in said.getvalue()
     assert "resuming the interrupted replay" in said.getvalue()
@@ -161,10 +161,10 @@ def test_latencies_and_viewers_files_are_of_one_run(drives: Path, whole: Path, t
     for name, options in (("latency", {"latency": True}), ("viewer", {"viewers": ["foxglove"]})):
         out = tmp_path / name
         with unreadable(drives, -1), pytest.raises(InputError):
-            replayed(drives, out, faults=FAULTS, **options)
+            replay_with_faults(drives, out, faults=FAULTS, **options)
         assert (out / "scenes" / "0" / PART).exists()
         assert not (out / "results.mcap").exists()
-        assert replayed(drives, out, faults=FAULTS, **options)["resumed_at_frame"] == 0
+        assert replay_with_faults(drives, out, faults=FAULTS, **options)["resumed_at_frame"] == 0
         assert_same(out, whole)
         assert (out / "results.mcap").exists() == (name == "viewer")
 
@@ -172,17 +172,17 @@ def test_latencies_and_viewers_files_are_of_one_run(drives: Path, whole: Path, t
 def test_two_replays_do_not_write_one_folder(drives: Path, whole: Path, tmp_path: Path) -> None:
     """And the second one leaves no error there."""
     for _ in range(2):
-        with occupied(tmp_path), pytest.raises(OccupiedError, match="another replay writes there; wait for it"):
-            replayed(drives, tmp_path, faults=FAULTS)
+        with occupy(tmp_path), pytest.raises(OccupiedError, match="another replay writes there; wait for it"):
+            replay_with_faults(drives, tmp_path, faults=FAULTS)
     assert list(tmp_path.iterdir()) == []
-    replayed(drives, tmp_path, faults=FAULTS)
+    replay_with_faults(drives, tmp_path, faults=FAULTS)
     assert_same(tmp_path, whole)
 
 
 def test_parts_of_a_scene_are_one_drive(drives: Path, whole: Path, tmp_path: Path) -> None:
     """Its tracks go on; and no name of a scene is a way out of the folder."""
     parts = ["scene-0001:0-2", "scene-0001:2-5", "scene-0002", "scene-0003"]
-    replayed(drives, tmp_path / "parts", scenes=parts, faults=FAULTS)
+    replay_with_faults(drives, tmp_path / "parts", scenes=parts, faults=FAULTS)
     assert_same(tmp_path / "parts", whole)
     table = Path(copytree(drives, tmp_path / "drives")) / VERSION / "scene.json"
     table.write_text(table.read_text().replace("scene-0001", "../../../escaped"))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import page_data, timeless
 from recordings import SPEC, STORAGES, TINY
-from replays import SAME, VERSION, replayed, small, unreadable
+from replays import SAME, VERSION, replay_with_faults, small, unreadable
 from tiny import write_tiny
 
 from deploy.log import write_log
@@ -43,7 +43,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undivided replay."""
     out = tmp_path_factory.mktemp("whole")
-    replayed(drive, out, faults=DROP)
+    replay_with_faults(drive, out, faults=DROP)
     return out
 
 
@@ -51,7 +51,7 @@ def whole(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a replay in segments."""
     out = tmp_path_factory.mktemp("cut")
-    assert replayed(drive, out, segment=LENGTH, faults=DROP)["frames"] == FRAMES
+    assert replay_with_faults(drive, out, segment=LENGTH, faults=DROP)["frames"] == FRAMES
     return out
 
 
@@ -73,8 +73,8 @@ def test_frames_and_detections_are_those_of_the_undivided_replay(
     out = cut
     if faults != DROP:  # these need earlier frames than those of the warm-up
         whole, out = tmp_path / "whole", tmp_path / "out"
-        replayed(drive, whole, faults=faults)
-        replayed(drive, out, faults=faults, segment=LENGTH)
+        replay_with_faults(drive, whole, faults=faults)
+        replay_with_faults(drive, out, faults=faults, segment=LENGTH)
     assert_cut(out, whole)
     assert [(each["name"], each["frames"]) for each in read(out, "replay.json")["drives"]] == list(
         zip(NAMES, (12, 12, 12, 4), strict=True)
@@ -109,16 +109,16 @@ def test_a_segment_is_warm_and_has_ids_of_its_own(drive: Path, whole: Path, cut:
 def test_the_same_command_goes_on_with_segments_that_are_finished(drive: Path, cut: Path, tmp_path: Path) -> None:
     """Of the last one alone, frames of the warm-up and its own are read: those before may be gone."""
     root = Path(copytree(drive, tmp_path / "drive"))
-    replayed(root, tmp_path / "whole", segment=LENGTH, faults=DROP)
+    replay_with_faults(root, tmp_path / "whole", segment=LENGTH, faults=DROP)
     out = tmp_path / "out"
     with unreadable(root, -1) as name, pytest.raises(InputError, match=name):
-        replayed(root, out, segment=LENGTH, faults=DROP)
+        replay_with_faults(root, out, segment=LENGTH, faults=DROP)
     assert [(out / "scenes" / f"{i}" / PART).exists() for i in range(4)] == [True, True, True, False]
     with one_line_error("is of an unfinished replay with segment"):
-        replayed(root, out, segment=7.0, faults=DROP)
+        replay_with_faults(root, out, segment=7.0, faults=DROP)
     for picture in sorted((root / "samples" / "CAM_FRONT").iterdir())[: 2 * (18 - 10)]:
         picture.write_bytes(b"damaged")
-    assert replayed(root, out, segment=LENGTH, faults=DROP)["resumed_at_frame"] == 36
+    assert replay_with_faults(root, out, segment=LENGTH, faults=DROP)["resumed_at_frame"] == 36
     for name in SAME:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert timeless(out) == timeless(tmp_path / "whole")

@@ -30,7 +30,7 @@ from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
-from perception.tasks import configured, counted_truth, tasks_of
+from perception.tasks import counted_truth, parse_tasks, tasks_of
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.submission import SubmissionWriter
@@ -42,7 +42,7 @@ LATENCY = {
     "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}},
 }  # fmt: skip
 GRID = BevGrid().coarser(2)  # of the map
-TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID, NUSCENES)
+TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}}), GRID, NUSCENES)
 CAR = {"class": "car"}
 Change = Callable[[Frame, Prediction], Prediction]
 

@@ -12,7 +12,7 @@ import pytest
 from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, message, nuscenes_topics, write_raw_mcap
+from recordings import TYPES, Sent, assemble, assert_equal_frames, edit, message, nuscenes_topics, write_raw_mcap
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
@@ -24,11 +24,11 @@ from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
 from perception.config import Lidar
 from perception.frame import Frame
-from perception.geometry import quaternion, turned
+from perception.geometry import quaternion, rotation_about
 from perception.grid import BevGrid
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
-from perception.sensors.lidar.sweeps import Motion, compensated
+from perception.sensors.lidar.sweeps import Motion, compensate
 
 LIDAR, FRONT = "/lidar_top", "/cam_front/image_rect_compressed"
 UNSAID = {"token": "", "scene": "", "location": "", "position": None}
@@ -36,7 +36,7 @@ UNSAID = {"token": "", "scene": "", "location": "", "position": None}
 
 @pytest.fixture(scope="module")
 def expected(log: list[Sent]) -> list[Frame]:
-    return assembled(log)[0]
+    return assemble(log)[0]
 
 
 def numbers(log: list[Sent], topic: str) -> list[int]:
@@ -49,7 +49,7 @@ def assert_equal(frames: list[Frame], expected: list[Frame]) -> None:
 
 
 def test_repeated_messages_are_counted_and_change_nothing(log: list[Sent], expected: list[Frame]) -> None:
-    frames, counts = assembled([each for each in log for _ in range(2)])
+    frames, counts = assemble([each for each in log for _ in range(2)])
     assert_equal(frames, expected)
     duplicated = counts.summary()["duplicated"]
     assert (duplicated[LIDAR], duplicated[FRONT], duplicated["/keyframe"]) == (6, 3, 3)
@@ -61,13 +61,13 @@ def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], e
     spare = [*log]
     for i in range(1, len(spare) - 1, 2):
         spare[i], spare[i + 1] = spare[i + 1], spare[i]
-    frames, counts = assembled(spare, nuscenes_topics(wait=0.4))
+    frames, counts = assemble(spare, nuscenes_topics(wait=0.4))
     assert_equal(frames, expected)
     assert "late" not in counts.summary()
     a, b = numbers(log, LIDAR)[:2]  # a sweep and its keyframe
     spare = [*log]
     spare[a], spare[b] = spare[b]._replace(time=log[a].time), spare[a]._replace(time=log[b].time)
-    frames, counts = assembled(spare)
+    frames, counts = assemble(spare)
     assert_equal_frames(frames[0], expected[0])
     assert counts.summary()["out_of_order"] == {LIDAR: 1}
 
@@ -77,7 +77,7 @@ def test_a_message_that_is_late_is_counted_and_missing(log: list[Sent], expected
     late = [*log]
     message = late.pop(numbers(log, FRONT)[0])
     late.insert(numbers(late, LIDAR)[2] + 1, message._replace(time=log[numbers(log, LIDAR)[2]].time + 1))
-    frames, counts = assembled(late)
+    frames, counts = assemble(late)
     assert "CAM_FRONT" not in frames[0].cameras
     assert_equal_frames(replace(expected[0], cameras=frames[0].cameras), frames[0])
     assert_equal_frames(frames[1], expected[1])
@@ -96,8 +96,8 @@ def test_the_tolerance_decides_which_picture_belongs_to_a_frame(log: list[Sent])
         ([-20_000, 15_000, 30_000], 0.06, 15_000),
         ([15_000], 0.01, None),
     ):
-        pictures = [edited(first, stamp=keyframe + offset, time=keyframe) for offset in offsets]
-        frames, _ = assembled([*others[:cut], *pictures, *others[cut:]], nuscenes_topics(tolerance=tolerance))
+        pictures = [edit(first, stamp=keyframe + offset, time=keyframe) for offset in offsets]
+        frames, _ = assemble([*others[:cut], *pictures, *others[cut:]], nuscenes_topics(tolerance=tolerance))
         camera = frames[1].cameras.get("CAM_FRONT")
         assert (camera and camera.timestamp - keyframe) == chosen
 
@@ -186,21 +186,21 @@ def test_the_vehicle_has_a_pose_among_any_number_of_objects() -> None:
 def test_without_keyframes_sweeps_set_the_pace(log: list[Sent], expected: list[Frame]) -> None:
     """From the first sweep on, every 0.5 s; every 0.25 s takes every sweep. Tokens are drive and stamp."""
     stamps = [log[i].time for i in numbers(log, LIDAR)]
-    frames, counts = assembled(log, nuscenes_topics(keyframes=None), keyframed=False)
+    frames, counts = assemble(log, nuscenes_topics(keyframes=None), keyframed=False)
     assert [frame.timestamp for frame in frames] == stamps[::2]
     assert counts.missing == dict.fromkeys(CAMERAS, 3)  # pictures are at the other sweeps
-    frames, _ = assembled(log, nuscenes_topics(keyframes=None, period=0.25), keyframed=False)
+    frames, _ = assemble(log, nuscenes_topics(keyframes=None, period=0.25), keyframed=False)
     assert [frame.token for frame in frames] == [f"log@{stamp}" for stamp in stamps]
     for a, b in zip(frames[1::2], expected, strict=True):
         assert_equal_frames(replace(a, **UNSAID), replace(b, **UNSAID, conditions=a.conditions))
     # Without LiDAR, pictures do. A LiDAR that should be there may be late: pictures wait half a period for it.
     silent = [each for each in log if each.topic != LIDAR]
-    frames, counts = assembled(silent, nuscenes_topics(keyframes=None, lidars={}), keyframed=False)
+    frames, counts = assemble(silent, nuscenes_topics(keyframes=None, lidars={}), keyframed=False)
     assert [(frame.timestamp, len(frame.cameras)) for frame in frames] == [
         (log[i].time, 6) for i in numbers(log, FRONT)
     ]
     assert counts.missing == {"LIDAR_TOP": 3}
-    assert len(assembled(silent, nuscenes_topics(keyframes=None), keyframed=False)[0]) == 1
+    assert len(assemble(silent, nuscenes_topics(keyframes=None), keyframed=False)[0]) == 1
 
 
 def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
@@ -213,10 +213,10 @@ def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
         return nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame=frame)})
 
     for frame in ("lidar_top", "elsewhere", None):
-        assert_equal_frames(assembled(log, named(frame))[0][0], expected[0])
-    other = [edited(each, header=header_of(each)) if each.topic == LIDAR else each for each in log]
-    assert_equal_frames(assembled(other, named("lidar_top"))[0][0], expected[0])
-    frames, counts = assembled(other, named(None))
+        assert_equal_frames(assemble(log, named(frame))[0][0], expected[0])
+    other = [edit(each, header=header_of(each)) if each.topic == LIDAR else each for each in log]
+    assert_equal_frames(assemble(other, named("lidar_top"))[0][0], expected[0])
+    frames, counts = assemble(other, named(None))
     assert [frame.points for frame in frames] == [None] * 3
     assert counts.summary()["reasons"] == {LIDAR: {"no transform from the sensor to the vehicle": 3}}
 
@@ -225,9 +225,9 @@ def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
     """A recording whose clock was set an hour back."""
     hour, again = 3_600_000_000, [each for each in log if each.topic != "/tf"]
     moving = [each for each in again if each.topic not in ("/keyframe", "/tf_static")]
-    shifted = [edited(each, stamp=each.time - hour, time=each.time + hour) for each in moving]
+    shifted = [edit(each, stamp=each.time - hour, time=each.time + hour) for each in moving]
     topics = nuscenes_topics(keyframes=None, odometry="/odometry")
-    tokens = [frame.token for frame in assembled([*again, *shifted], topics, keyframed=False)[0]]
+    tokens = [frame.token for frame in assemble([*again, *shifted], topics, keyframed=False)[0]]
     assert len(tokens) == len(set(tokens)) == 6
     assert [("#1" in token) for token in tokens] == [False] * 3 + [True] * 3
 
@@ -280,7 +280,7 @@ def rigid(rotation: np.ndarray, place: np.ndarray) -> np.ndarray:
 def steady(velocity: np.ndarray, axis: np.ndarray, rate: float, start: np.ndarray | None = None) -> Pose:
     """global_from_ego at a time (s) of a vehicle that drives straight ahead and turns at constant speed."""
     first = np.eye(4) if start is None else start
-    return lambda time: rigid(first[:3, :3] @ turned(axis, rate * time), first[:3, 3] + time * velocity)
+    return lambda time: rigid(first[:3, :3] @ rotation_about(axis, rate * time), first[:3, 3] + time * velocity)
 
 
 def seen(world: np.ndarray, times: np.ndarray, pose: Pose, mount: np.ndarray) -> np.ndarray:
@@ -301,16 +301,16 @@ def test_scattered_posts_lie_where_they_are(data: st.DataObject) -> None:
     """Whatever the motion, the mounting and the moments of points and poses."""
     velocity, axis, place = (np.array(data.draw(st.tuples(*[NUMBER] * 3))) for _ in range(3))
     axis = axis / np.linalg.norm(axis) if np.linalg.norm(axis) > 1e-3 else np.array([0.0, 0.0, 1.0])
-    start = rigid(turned(np.array([0.6, 0.8, 0.0]), 3 * data.draw(NUMBER)), 3000 * place)
+    start = rigid(rotation_about(np.array([0.6, 0.8, 0.0]), 3 * data.draw(NUMBER)), 3000 * place)
     pose = steady(40 * velocity, axis, 3 * data.draw(NUMBER), start)
-    mount = rigid(turned(axis, 2.0), 3 * place)
+    mount = rigid(rotation_about(axis, 2.0), 3 * place)
     knots = np.cumsum([-0.3, *data.draw(st.lists(st.floats(0.004, 0.3), min_size=1, max_size=20))])
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     times = random.uniform(knots[0], knots[-1], 50)
     world = start[:3, 3] + random.uniform(-60, 60, (50, 3))
     motion = Motion(times, knots, np.stack([pose(time) for time in knots]))
     reference = np.linalg.inv(pose(0.0))
-    found = compensated(seen(world, times, pose, mount), motion, mount, reference)
+    found = compensate(seen(world, times, pose, mount), motion, mount, reference)
     np.testing.assert_allclose(found, placed(world, reference), atol=1e-6)
 
 

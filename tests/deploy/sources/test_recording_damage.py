@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mcap.data_stream import RecordBuilder
 from mcap.records import Chunk, Header
-from recordings import SPEC, TINY, Sent, assembled, assert_equal_frames, edited, nuscenes_topics, stream, write_raw_mcap
+from recordings import SPEC, TINY, Sent, assemble, assert_equal_frames, edit, nuscenes_topics, stream, write_raw_mcap
 from vocabulary import SENSORS
 
 from deploy.log import write_log
@@ -34,7 +34,7 @@ FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 
 @pytest.fixture(scope="module")
 def expected(log: list[Sent]) -> list[Frame]:
-    return assembled(log)[0]
+    return assemble(log)[0]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_spoiled_bytes(log: list[Sent], data: st.DataObject) -> None:
     bad = [*log]
     for i in data.draw(st.lists(st.integers(0, len(log) - 1), min_size=1, max_size=12)):
         bad[i] = bad[i]._replace(data=spoiled(data, bad[i].data))
-    frames, counts = assembled(bad, keyframed=data.draw(st.booleans()))
+    frames, counts = assemble(bad, keyframed=data.draw(st.booleans()))
     assert_usable(frames)
     assert counts.frames == len(frames) <= 6
 
@@ -109,7 +109,7 @@ def test_any_order(log: list[Sent], data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         times = sorted(each.time for each in bad)
         bad = [each._replace(time=time) for each, time in zip(bad, times, strict=True)]
-    frames, _ = assembled(bad, keyframed=data.draw(st.booleans()))
+    frames, _ = assemble(bad, keyframed=data.draw(st.booleans()))
     assert_usable(frames)
     assert len(frames) <= 6
 
@@ -123,10 +123,10 @@ def test_any_stamps(log: list[Sent], data: st.DataObject) -> None:
     near = st.integers(-2_000_000, 2_000_000).map(lambda offset: log[0].time + offset)
     stamps = st.one_of(near, st.integers(0, (1 << 31) * 1_000_000 - 1))
     for i in data.draw(st.lists(st.sampled_from(stamped), min_size=1, max_size=20)):
-        bad[i] = edited(bad[i], stamp=data.draw(stamps))
+        bad[i] = edit(bad[i], stamp=data.draw(stamps))
     for i in data.draw(st.lists(st.integers(0, len(log) - 1), max_size=20)):
         bad[i] = bad[i]._replace(time=data.draw(st.one_of(near, st.integers(0, LATEST))))
-    frames, _ = assembled(bad, nuscenes_topics(odometry="/odometry"), keyframed=data.draw(st.booleans()))
+    frames, _ = assemble(bad, nuscenes_topics(odometry="/odometry"), keyframed=data.draw(st.booleans()))
     assert_usable(frames)
     assert len(frames) <= len(log)
 
@@ -142,7 +142,7 @@ def test_bytes_order_and_stamps_at_once_take_no_memory(log: list[Sent], data: st
         bad[i] = bad[i]._replace(data=spoiled(data, bad[i].data))
     keyframed = data.draw(st.booleans())
     tracemalloc.start()
-    frames, _ = assembled(bad, nuscenes_topics(odometry="/odometry"), keyframed=keyframed)
+    frames, _ = assemble(bad, nuscenes_topics(odometry="/odometry"), keyframed=keyframed)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert_usable(frames)
@@ -231,7 +231,7 @@ def test_a_chunk_of_another_size_than_it_says_is_damage(
 def changed(log: list[Sent], topic: str, **changes: Any) -> list[Sent]:
     """With some fields of the last message of a topic replaced."""
     i = max(i for i, each in enumerate(log) if each.topic == topic)
-    return [*log[:i], edited(log[i], **changes), *log[i + 1 :]]
+    return [*log[:i], edit(log[i], **changes), *log[i + 1 :]]
 
 
 def bytes_of(value: float) -> np.ndarray:
@@ -268,7 +268,7 @@ OTHER_SIZE, UNDECODED = "data of another size than the cloud", "a picture that c
 def test_a_corrupt_message_is_dropped_for_its_reason(
     log: list[Sent], expected: list[Frame], topic: str, changes: dict[str, Any], reason: str
 ) -> None:
-    frames, counter = assembled(changed(log, topic, **changes))
+    frames, counter = assemble(changed(log, topic, **changes))
     counts = counter.summary()
     assert (counts["reasons"], counts["corrupt"]) == ({topic: {reason: 1}}, {topic: 1})
     for a, b in zip(frames[:2], expected, strict=False):
@@ -278,9 +278,9 @@ def test_a_corrupt_message_is_dropped_for_its_reason(
 
 
 def test_a_cloud_that_is_not_dense_loses_the_beams_without_return(log: list[Sent], expected: list[Frame]) -> None:
-    frames, _ = assembled(changed(log, LIDAR, is_dense=False))
+    frames, _ = assemble(changed(log, LIDAR, is_dense=False))
     assert_equal_frames(frames[-1], expected[-1])
-    frames, counts = assembled(changed(log, LIDAR, is_dense=False, data=bytes_of(np.nan)), sweeps=0)
+    frames, counts = assemble(changed(log, LIDAR, is_dense=False, data=bytes_of(np.nan)), sweeps=0)
     assert len(frames[-1].points) == 0
     assert "corrupt" not in counts.summary()
     assert prepare(frames[-1], SPEC)["pillar_counts"].sum() == 0
@@ -297,15 +297,15 @@ def endless(log: list[Sent], keyframes: bool) -> Any:
             time = each.time + offset
             if each.topic == "/keyframe":
                 said = {"stamp": time, "token": f"{time}", "sweeps": [time - 250_000]}
-                yield edited(each, data=json.dumps(said), time=time)
+                yield edit(each, data=json.dumps(said), time=time)
                 continue
             kind = rng.integers(30)
             if kind == 0:
                 yield each._replace(time=time, data=each.data[: rng.integers(len(each.data))])
             elif kind == 1:
-                yield edited(each, stamp=int(rng.integers(0, 1 << 50)), time=time)
+                yield edit(each, stamp=int(rng.integers(0, 1 << 50)), time=time)
             else:
-                yield edited(each, stamp=time, time=time)
+                yield edit(each, stamp=time, time=time)
 
 
 @pytest.mark.parametrize("keyframed", [True, False])

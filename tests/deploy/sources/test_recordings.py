@@ -30,7 +30,7 @@ from mcap.reader import make_reader
 from mcap.records import Schema
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
-from recordings import SPEC, STORAGES, TINY, assembled, assert_equal_frames, nuscenes_topics, sent, write_raw_mcap
+from recordings import SPEC, STORAGES, TINY, assemble, assert_equal_frames, messages_of, nuscenes_topics, write_raw_mcap
 from rosbags import rosbag2
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
@@ -83,7 +83,7 @@ def test_a_simulated_scene_gives_the_same_bytes(sim_root: Path, tmp_path: Path) 
 @pytest.mark.parametrize("sweeps", [0, 1, 3])
 def test_frames_are_those_of_the_tables(tiny_root: Path, reference: str, sweeps: int) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    frames, _ = assembled(sent(tiny_root, "v1.0-tiny", TINY), sweeps=sweeps, reference=reference)
+    frames, _ = assemble(messages_of(tiny_root, "v1.0-tiny", TINY), sweeps=sweeps, reference=reference)
     assert [frame.token for frame in frames] == tables.samples()
     for frame in frames:
         assert_equal_frames(frame, tables.frame(frame.token, Reads(reference, sweeps)))
@@ -110,25 +110,25 @@ def test_a_missing_sweep_is_left_out_as_from_the_tables(tiny_root: Path) -> None
     sample = tables.samples()[-1]
     chain = list(tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 3))
     (tiny_root / chain[1].file).unlink()
-    frames, _ = assembled(sent(tiny_root, "v1.0-tiny", TINY), sweeps=2)
+    frames, _ = assemble(messages_of(tiny_root, "v1.0-tiny", TINY), sweeps=2)
     assert_equal_frames(frames[-1], tables.frame(sample, Reads("ego", 2)))
     assert len(np.unique(frames[-1].points[:, 4])) == 2  # not three: none took its place
 
 
 def test_a_recording_without_keyframes_or_lidar(tiny_root: Path, tmp_path: Path) -> None:
     """Pictures set the pace, without waiting for sweeps; the frames are named after the file."""
-    log = [each for each in sent(tiny_root, "v1.0-tiny", TINY) if each.topic not in ("/keyframe", "/lidar_top")]
+    log = [each for each in messages_of(tiny_root, "v1.0-tiny", TINY) if each.topic not in ("/keyframe", "/lidar_top")]
     frames, counts = read(write_raw_mcap(tmp_path / "walk.mcap", log))
     assert [frame.token for frame in frames] == [f"walk@{frame.cameras['CAM_FRONT'].timestamp}" for frame in frames]
     assert (len(frames), counts["missing"]) == (3, {"LIDAR_TOP": 3})
 
 
 def test_odometry_takes_the_place_of_transforms(tiny_root: Path) -> None:
-    log = sent(tiny_root, "v1.0-tiny", TINY)
-    expected, _ = assembled(log)
+    log = messages_of(tiny_root, "v1.0-tiny", TINY)
+    expected, _ = assemble(log)
     without = [each for each in log if each.topic != "/tf"]
-    assert assembled(without)[0] == []
-    frames, _ = assembled(without, nuscenes_topics(odometry="/odometry"))
+    assert assemble(without)[0] == []
+    frames, _ = assemble(without, nuscenes_topics(odometry="/odometry"))
     assert len(frames) == 3
     for a, b in zip(frames, expected, strict=True):
         assert_equal_frames(a, b)

@@ -13,7 +13,7 @@ from commands import one_line_error
 from damage import Change, put, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infos import new_infos, old_infos, opened_tiny, write_infos
+from infos import new_infos, old_infos, open_tiny, write_infos
 from networks import loader_config as _config
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
@@ -181,7 +181,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def contents(root: Path) -> dict[str, Any]:
     """Infos of the tiny drive in the old and the new layout, as they come out of a file."""
-    old, boxes_since = (old_infos(opened_tiny(root), old_boxes=each) for each in (True, False))
+    old, boxes_since = (old_infos(open_tiny(root), old_boxes=each) for each in (True, False))
     made = {"old": old, "new": new_infos(boxes_since)}
     return {layout: read_plain(write_infos(root / "infos.pkl", content)) for layout, content in made.items()}
 

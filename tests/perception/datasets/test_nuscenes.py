@@ -43,7 +43,7 @@ from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.grid import BevGrid, VoxelGrid, occupancy_classes
 from perception.rig import Box
-from perception.sensors.lidar.sweeps import Sweep, join_lidars, outside_roof
+from perception.sensors.lidar.sweeps import Sweep, is_outside_roof, join_lidars
 from perception.training.augment import draw_similarity
 
 
@@ -164,7 +164,7 @@ def test_a_keyframe_has_ten_real_clouds(nuscenes_root: Path, tmp_path: Path) -> 
         ages, counts = np.unique(frame.points[:, 4], return_counts=True)
         np.testing.assert_allclose(ages, 0.05 * np.arange(10), atol=1e-6)
         chain = [each.file for each in tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 10)]
-        assert counts.tolist() == [int(outside_roof(read_points(tmp_path / file)).sum()) for file in chain]
+        assert counts.tolist() == [int(is_outside_roof(read_points(tmp_path / file)).sum()) for file in chain]
 
 
 def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:

@@ -21,7 +21,7 @@ from walled_drive import GRID, WalledDrive
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
-from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, seen_by_cameras
+from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, find_seen_by_cameras
 from perception.datasets.occupancy.drive import Levels, ThinnedCloud, gather
 from perception.datasets.occupancy.returns import (
     NONE,
@@ -168,7 +168,7 @@ def test_which_returns_are_of_an_object() -> None:
     n = len(cases)
     points, classes = np.array([c[0] for c in cases]), np.array([c[1] for c in cases], np.int16)
     returns = Returns(points, np.zeros((n, 3)), classes, np.zeros(n), *np.zeros((2, n), np.uint8))
-    found = Movable(WalledDrive()).assigned(returns, Motion(boxes, boxes), 1.0)
+    found = Movable(WalledDrive()).assign(returns, Motion(boxes, boxes), 1.0)
     assert found.owner.tolist() == [c[2] for c in cases]
     assert found.classes.tolist() == [c[3] for c in cases]
     assert found.static.tolist() == [c[4] for c in cases]
@@ -428,7 +428,7 @@ def test_cameras_see_what_nothing_hides() -> None:
     rng, grid = np.random.default_rng(4), VoxelGrid((-2, 6), (-4, 4), (-1, 3), 0.5)
     frame = walled.WalledDrive().frame("1")
     occupied, seen = rng.random((2, *grid.shape)) < [[[[0.03]]], [[[0.8]]]]
-    found = seen_by_cameras(frame, occupied, seen, grid)
+    found = find_seen_by_cameras(frame, occupied, seen, grid)
     camera = np.array([0.3, 0.1, 1.5])
     expected = np.zeros(grid.shape, bool)
     for place in np.argwhere(seen):

@@ -36,7 +36,7 @@ from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
-from perception.simulate.nuscenes_writer import tagged_description, tags
+from perception.simulate.nuscenes_writer import describe_by_tags, tags
 from perception.tasks.detection.devkit import DEVKITS, compare, open_devkit, require_official
 from perception.taxonomy import load_taxonomy
 
@@ -244,7 +244,7 @@ def test_descriptions_are_tags_also_where_a_drive_changes(trucks: NuScenesTables
     expected = Conditions(**dict(zip(kinds, known, strict=True)))
     assert [trucks.conditions(token) for token in trucks.samples()] == [expected] * 3
     wet = Conditions(weather="rain", light="night", city="boston")
-    text = tagged_description([(0.0, Conditions(weather="clear", light="day")), (1.25, wet)], TRUCKSCENES)
+    text = describe_by_tags([(0.0, Conditions(weather="clear", light="day")), (1.25, wet)], TRUCKSCENES)
     assert {"weather.clear", "daytime.noon"} < {*text.split(";")}
     assert "weather.rain" not in text.split(";")  # for the devkit the drive is as it starts
     later = Conditions(**{**expected, "weather": "rain", "daytime": "night", "lighting": "dark"})

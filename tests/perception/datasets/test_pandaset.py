@@ -20,7 +20,7 @@ from commands import one_line_error
 from damage import Damage, cut, delete, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pandas_tables import a_dict, a_list, a_tuple, call, index, plain, rows, table, whole, write_table
+from pandas_tables import a_dict, a_list, a_tuple, call, index, pickle_table, plain, rows, table, write_table
 from pandas_tables import name as named
 from pandaset_drive import SPINNING, Object, rig_of
 from pickles import DEEP, assert_refused
@@ -366,7 +366,7 @@ def with_blocks(*blocks: tuple[bytes, bytes], names: bytes | None = None) -> byt
     """A table x y of one row with these values, each at its place."""
     axes = a_list(names or index(["x", "y"]), rows(1))
     described = a_list(*(a_dict(values=values, mgr_locs=place) for values, place in blocks))
-    return whole(a_tuple(axes, a_list(), a_list(), a_dict(**{"0.14.1": a_dict(axes=axes, blocks=described)})))
+    return pickle_table(a_tuple(axes, a_list(), a_list(), a_dict(**{"0.14.1": a_dict(axes=axes, blocks=described)})))
 
 
 def having(**columns: np.ndarray) -> bytes:
@@ -374,7 +374,7 @@ def having(**columns: np.ndarray) -> bytes:
 
 
 HOSTILE: list[tuple[Callable[[], bytes], str]] = [
-    (lambda: whole(SYSTEM), "contains 'posix.system'"),
+    (lambda: pickle_table(SYSTEM), "contains 'posix.system'"),
     (lambda: having().replace(plain("Cones"), SYSTEM), "contains 'posix.system'"),
     (lambda: having().replace(plain("Cones"), plain([1])), "more than text and numbers"),
     (lambda: b"\x80\x03" + named("collections OrderedDict") + b")\x81.", "damaged"),

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pandaset_drive as written
 import pytest
-from infos import new_infos, old_infos, opened_tiny, write_infos
+from infos import new_infos, old_infos, open_tiny, write_infos
 from networks import loader_config as _config
-from recordings import Sent, assembled, edited, nuscenes_topics
+from recordings import Sent, assemble, edit, nuscenes_topics
 from scipy.ndimage import map_coordinates
 from vocabulary import NUSCENES, RIG
 
@@ -84,7 +84,7 @@ def _pandaset(root: Path) -> Keyframes:
 
 
 def _infos(root: Path) -> Keyframes:
-    content = new_infos(old_infos(opened_tiny(root), old_boxes=False))
+    content = new_infos(old_infos(open_tiny(root), old_boxes=False))
     return Infos(write_infos(root / "nuscenes_infos_val.pkl", content))
 
 
@@ -159,7 +159,7 @@ def with_lens(log: list[Sent], model: str, d: list[float], r: np.ndarray, p: np.
     """The log with this lens before CAM_FRONT."""
     projection = np.concatenate([p, np.zeros((3, 1))], axis=1).ravel()
     info = {"distortion_model": model, "d": np.array(d), "k": TAKEN.ravel(), "r": r.ravel(), "p": projection}
-    return [edited(each, **info) if each.topic == "/cam_front/camera_info" else each for each in log]
+    return [edit(each, **info) if each.topic == "/cam_front/camera_info" else each for each in log]
 
 
 def as_taken(rectified: bool | None) -> Topics:
@@ -169,8 +169,8 @@ def as_taken(rectified: bool | None) -> Topics:
 
 
 def front(log: list[Sent], topics: Topics) -> Frame:
-    frames, counts = assembled(log, topics)
-    assert counts.line() == assembled(log, nuscenes_topics())[1].line()
+    frames, counts = assemble(log, topics)
+    assert counts.line() == assemble(log, nuscenes_topics())[1].line()
     return frames[0]
 
 
@@ -221,7 +221,7 @@ def test_pictures_that_are_rectified_are_left_as_they_are(log: list[Sent]) -> No
     ],
 )
 def test_an_unusable_lens_is_counted(log: list[Sent], model: str, d: list[float], turn: float, reason: str) -> None:
-    frames, counts = assembled(with_lens(log, model, d, turn * np.eye(3)), as_taken(False))
+    frames, counts = assemble(with_lens(log, model, d, turn * np.eye(3)), as_taken(False))
     assert all("CAM_FRONT" not in frame.cameras and len(frame.cameras) == 5 for frame in frames)
     assert reason in str(counts.summary())
 
@@ -231,7 +231,7 @@ def test_without_a_projection_the_pinhole_is_as_taken(log: list[Sent], monkeypat
     made = Mock(side_effect=cv2.initUndistortRectifyMap)
     monkeypatch.setattr(cv2, "initUndistortRectifyMap", made)
     lens = with_lens(log, "plumb_bob", LENSES["plumb_bob"], np.eye(3), p=np.zeros((3, 3)))
-    frames, _ = assembled(lens, as_taken(False))
+    frames, _ = assemble(lens, as_taken(False))
     assert (len(frames), made.call_count) == (3, 1)
     camera = frames[0].cameras["CAM_FRONT"]
     np.testing.assert_array_equal(camera.intrinsics, TAKEN)

@@ -36,7 +36,7 @@ from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import DEVKITS, Devkit, compare, open_devkit, require_official, score_submission
-from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, undefined_errors
+from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, list_undefined_errors
 from perception.tasks.map.task import THRESHOLDS as LEVELS
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -304,7 +304,7 @@ def test_random_boxes_score_as_with_the_devkit(
     detections = in_order(detections)
     scenes = np.arange(frames) % 2 * (frames > 1)
     theirs = devkit_scores(truth, detections, frames, name, taxonomy)
-    assert_devkits(DetectionScores(truth, detections, scenes, taxonomy).scored(), 0, theirs, taxonomy)
+    assert_devkits(DetectionScores(truth, detections, scenes, taxonomy).score(), 0, theirs, taxonomy)
 
 
 def copied(boxes: BoxColumns, frames: Sequence[int]) -> BoxColumns:
@@ -321,21 +321,21 @@ def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
     scenes = np.arange(9) // 3
     scored = DetectionScores(truth, detections, scenes, NUSCENES)
     draws = np.array([[1, 1, 1], [0, 2, 1], [3, 0, 0], [0, 0, 1], [1, 4, 2], [0, 0, 0]])
-    scores = scored.scored(draws)
+    scores = scored.score(draws)
     for i, draw in enumerate(draws):
         frames = [frame for frame in range(9) for _ in range(draw[scenes[frame]])]
         assert_devkits(scores, i, devkit_scores(copied(truth, frames), copied(detections, frames), len(frames)))
-    np.testing.assert_array_equal(scores.aps[0], scored.scored().aps[0])
+    np.testing.assert_array_equal(scores.aps[0], scored.score().aps[0])
     # Nothing found, and nothing there.
     for gt, found in ((copied(truth, []), detections), (truth, copied(detections, []))):
-        scores = DetectionScores(gt, found, scenes, NUSCENES).scored()
+        scores = DetectionScores(gt, found, scenes, NUSCENES).score()
         assert scores.mean_ap[0] == scores.nds[0] == 0
         assert_devkits(scores, 0, devkit_scores(gt, found, 9))
 
 
 def test_class_ranges_are_the_devkits() -> None:
     assert CONFIG.class_range == {each.name: each.range for each in NUSCENES.classes}
-    undefined = {each.name: tuple(found) for each in NUSCENES.classes if (found := undefined_errors(each))}
+    undefined = {each.name: tuple(found) for each in NUSCENES.classes if (found := list_undefined_errors(each))}
     assert undefined == {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
     assert tuple(CONFIG.dist_ths) == THRESHOLDS
 

@@ -27,7 +27,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted, levels_of, robustness
+from perception.evaluation.robustness import CORRUPTIONS, apply_corruption, choose_corruptions, levels_of, robustness
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.predict import TorchPredictor
@@ -168,7 +168,7 @@ def test_every_level_scores_as_its_frames_do(tables: NuScenesTables, tmp_path: P
         for level in found[name]["levels"]:
 
             def beforehand(frame, name=name, level=level["level"]):
-                return predictor(corrupted(frame, name, level, CAMERAS))
+                return predictor(apply_corruption(frame, name, level, CAMERAS))
 
             alone = evaluate(beforehand, tables, "all", scenes, tmp_path / "b", BOTH, console())
             assert level["NDS"] == pytest.approx(alone["NDS"], abs=1e-9)
@@ -244,13 +244,13 @@ def test_nothing_is_relative_to_a_level_without_a_score() -> None:
 
 
 def test_which_corruptions() -> None:
-    assert chosen_corruptions([], ["lidar"]) == []
-    assert chosen_corruptions(["all"], ["lidar", "camera"]) == list(CORRUPTIONS)
-    assert {CORRUPTIONS[name].sensor for name in chosen_corruptions(["all"], ["camera"])} == {"camera"}
+    assert choose_corruptions([], ["lidar"]) == []
+    assert choose_corruptions(["all"], ["lidar", "camera"]) == list(CORRUPTIONS)
+    assert {CORRUPTIONS[name].sensor for name in choose_corruptions(["all"], ["camera"])} == {"camera"}
     with pytest.raises(InputError, match="--corruptions rust: no such corruption; all, or of lidar_noise,"):
-        chosen_corruptions(["lidar_noise", "rust"], ["lidar", "camera"])
+        choose_corruptions(["lidar_noise", "rust"], ["lidar", "camera"])
     with pytest.raises(InputError, match="--corruptions camera_blur: the model does not see that sensor; all, or of"):
-        chosen_corruptions(["camera_blur"], ["lidar"])
+        choose_corruptions(["camera_blur"], ["lidar"])
     assert int(CORRUPTIONS["camera_missing"].levels[-1]) == len(CAMERAS)
 
 
@@ -271,7 +271,7 @@ def values(prediction: Prediction) -> np.ndarray:
 
 def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
     tables, found = NuScenesTables(recorded_root, "v1.0-tiny"), []
-    for change in (None, partial(corrupted, name="lidar_missing", level=1, cameras=CAMERAS)):
+    for change in (None, partial(apply_corruption, name="lidar_missing", level=1, cameras=CAMERAS)):
         each: dict[int, list[tuple[Frame, Prediction]]] = {}
         for batch, workers in ((1, 0), (2, 1)):
             predict = predictor(batch, workers)

@@ -15,7 +15,7 @@ from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Parallel
-from perception.modules.aggregation.merge import Merging, dare, merge_modules, ties, weighted
+from perception.modules.aggregation.merge import Merging, dare, merge_modules, ties, weighted_sum
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
 from perception.modules.computation.weight_delta import LowRank
@@ -28,7 +28,7 @@ def f64(*numbers: Any) -> Tensor:
 
 def test_weights_are_used_as_they_are_and_vectors_of_other_layers_are_refused():
     vectors = [{"v": f64(1.0, 2.0)}, {"v": f64(10.0, -4.0)}]
-    close(weighted(vectors, [2.0, -0.5])["v"], f64(2 - 5, 4 + 2))
+    close(weighted_sum(vectors, [2.0, -0.5])["v"], f64(2 - 5, 4 + 2))
     with pytest.raises(InputError, match=r"modules 1 and 2 .* v is \(2,\) in one and missing in the other"):
         ties([vectors[0], {"w": f64(1)}], 0.5)
 
@@ -218,7 +218,7 @@ def test_dare_draws_for_each_module_of_its_own_and_follows_its_seed(bank):
     for seed in (0, 7):
         merge_modules(bank, f"new{seed}", ["a", "b"], Merging("dare", drop=0.5, seed=seed, weights=[0.5, 0.25]))
         drawn = dare(vectors, 0.5, torch.Generator().manual_seed(seed))
-        close(vector(bank, f"new{seed}")["one/scale"], weighted(drawn, [0.5, 0.25])["one/scale"])
+        close(vector(bank, f"new{seed}")["one/scale"], weighted_sum(drawn, [0.5, 0.25])["one/scale"])
     assert not torch.equal(*((values["one/scale"] == 0) for values in drawn))
 
 

@@ -21,7 +21,7 @@ from perception.modules.aggregation.composition import Average, Fuse, Parallel, 
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route
-from perception.modules.routing.fixed import fixed_routes
+from perception.modules.routing.fixed import make_fixed_routes
 from perception.modules.spec import computation_classes
 from perception.modules.status import compact
 
@@ -37,7 +37,7 @@ class Routed(Layers):
         self.bank = Bank(self.eval(), CONDITIONS)
 
     def forward(self, x, conditions):
-        ((route, _),) = fixed_routes(self.bank, ["detection"], conditions, {})
+        ((route, _),) = make_fixed_routes(self.bank, ["detection"], conditions, {})
         with self.bank.current.running(route):
             return {"y": super().forward(x)}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from banks import add, new_bank
 from commands import one_line_error
-from computations import AFFINE, CASES, randomize, trained
+from computations import AFFINE, CASES, make_trained, randomize
 from computations import assert_near as close
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,7 +149,7 @@ def test_errors_show_the_nesting_that_is_wrong(make, message):
 
 def put(slot: Slot, name: str, case: str) -> Any:
     """A module with random numbers at the slot."""
-    slot.computations[name] = trained(case, slot.layer)
+    slot.computations[name] = make_trained(case, slot.layer)
     return slot.computations[name]
 
 

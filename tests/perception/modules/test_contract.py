@@ -18,13 +18,13 @@ from computations import (
     Place,
     assert_near,
     delta_of,
-    fixed,
     inputs_like,
     make,
+    make_trained,
+    place_of,
     places,
     randomize,
     slot_with,
-    trained,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +51,7 @@ ROWS = 2  # of each frame, as slots in the camera branch have six
 
 def attached(case):
     """A place for each class of layers that the kind attaches to."""
-    return [fixed(kind) for kind in computation_classes()[CASES[case][0]].layers]
+    return [place_of(kind) for kind in computation_classes()[CASES[case][0]].layers]
 
 
 @every_kind
@@ -82,7 +82,7 @@ def test_a_module_has_the_type_and_the_device_of_its_layer(case):
 @given(st.data(), weights)
 def test_folded_equals_unfolded_and_a_backup_of_the_layer_undoes_it_bit_for_bit(case, data, weight):
     layer, x, z = place = data.draw(places(case, frames=1))
-    slot = slot_with(layer, Route({"m": weight}, z=z), m=trained(case, layer))
+    slot = slot_with(layer, Route({"m": weight}, z=z), m=make_trained(case, layer))
     unfolded, backup = slot(x), copy.deepcopy(slot)
     assert_near(unfolded, layer(x) + weight * delta_of(slot.computations["m"], place))
     slot.fold(slot.current.route)
@@ -98,7 +98,7 @@ def test_folded_equals_unfolded_and_a_backup_of_the_layer_undoes_it_bit_for_bit(
 @given(st.data())
 def test_a_module_alone_computes_and_learns_as_by_its_delta(case, data):
     layer, x, z = data.draw(places(case))
-    module = trained(case, layer)
+    module = make_trained(case, layer)
     alone = slot_with(layer, Route({"m": 1.0}, z=z), m=module)
     beside = slot_with(layer, Route({"m": 1.0}, z=z, block=Average("m")), m=copy.deepcopy(module))
     for slot in (alone, beside):
@@ -119,7 +119,7 @@ def test_a_module_alone_computes_and_learns_as_by_its_delta(case, data):
 @given(st.data(), weights)
 def test_two_modules_fold_together_and_one_after_the_other(pair, data, weight):
     layer, x, z = data.draw(places(*pair, frames=1))
-    modules = {name: trained(case, layer) for name, case in zip("ab", pair, strict=True)}
+    modules = {name: make_trained(case, layer) for name, case in zip("ab", pair, strict=True)}
     for block in (Stack("a", "b"), Parallel("a", "b"), Average("a", "b", weights=[0.3, -1.2])):
         slot = slot_with(layer, Route({"a": -0.7, "b": weight}, z=z, block=block), **modules)
         unfolded = slot(x)
@@ -128,18 +128,18 @@ def test_two_modules_fold_together_and_one_after_the_other(pair, data, weight):
     slot = slot_with(layer, Route({"m": 1.0}, z=z), m=modules["a"])
     slot(x)
     slot.fold(slot.current.route)
-    slot.computations["m"] = trained(pair[1], slot.layer)
+    slot.computations["m"] = make_trained(pair[1], slot.layer)
     unfolded = slot(x)
     slot.fold(slot.current.route)
     assert_near(slot(x), unfolded)
 
 
 def test_what_is_not_affine_refuses_to_fold_and_stays_at_its_slot():
-    layer, x, _ = fixed(nn.Conv2d)
-    module = trained("bottleneck", layer)
+    layer, x, _ = place_of(nn.Conv2d)
+    module = make_trained("bottleneck", layer)
     with pytest.raises(NotImplementedError, match="bottleneck is not affine"):
         module.fold(Affine.of(layer), layer, None)
-    slot = slot_with(layer, Route({"a": 1.0, "m": 1.0}), a=trained("rescale", layer), m=module)
+    slot = slot_with(layer, Route({"a": 1.0, "m": 1.0}), a=make_trained("rescale", layer), m=module)
     before = slot(x)
     slot.fold(slot.current.route)
     assert list(slot.computations) == ["a", "m"]
@@ -153,7 +153,7 @@ def test_what_is_not_affine_refuses_to_fold_and_stays_at_its_slot():
 def test_gradients_equal_finite_differences_and_leave_a_frozen_layer_alone(case, training):
     for layer, x, z in attached(case):
         x = x[:2]
-        slot = slot_with(layer, Route({"m": -0.7}, z=z), m=trained(case, layer))
+        slot = slot_with(layer, Route({"m": -0.7}, z=z), m=make_trained(case, layer))
         slot.computations.train(training)
         before = copy.deepcopy(slot.layer.state_dict())
         parameters = list(slot.computations.parameters())
@@ -174,7 +174,7 @@ def test_gradients_equal_finite_differences_and_leave_a_frozen_layer_alone(case,
 @given(st.data())
 def test_copies_and_saved_tensors_keep_the_function(case, data):
     layer, x, z = data.draw(places(case))
-    slot = slot_with(layer, Route({"m": 1.0}, z=z), m=trained(case, layer))
+    slot = slot_with(layer, Route({"m": 1.0}, z=z), m=make_trained(case, layer))
     expected = slot(x)
     assert torch.equal(copy.deepcopy(slot)(x), expected)
     other = slot_with(layer, slot.current.route, m=make(case, layer))
@@ -192,7 +192,7 @@ NOT_MERGED = {"concatenated", "bottleneck", "hypernetwork"}
 @given(st.data())
 def test_a_task_vector_is_zero_at_first_and_says_all_that_was_learned(case, data):
     layer, x, z = data.draw(places(case))
-    new, module = make(case, layer), trained(case, layer)
+    new, module = make(case, layer), make_trained(case, layer)
     if case in NOT_MERGED:
         with pytest.raises(NotImplementedError, match="cannot be merged"):
             new.task_vector(layer)
@@ -216,7 +216,7 @@ def test_a_task_vector_is_zero_at_first_and_says_all_that_was_learned(case, data
 @given(st.data(), st.floats(-1, 1))
 def test_task_vectors_add_as_their_deltas_do(case, data, share):
     place = data.draw(places(case))
-    a, b, both = trained(case, place.layer), trained(case, place.layer), make(case, place.layer).eval()
+    a, b, both = make_trained(case, place.layer), make_trained(case, place.layer), make(case, place.layer).eval()
     one, other = a.task_vector(place.layer), b.task_vector(place.layer)
     both.set_task_vector({key: one[key] + share * other[key] for key in one}, place.layer)
     assert_near(delta_of(both, place), delta_of(a, place) + share * delta_of(b, place))
@@ -226,7 +226,7 @@ def test_a_kind_attaches_to_the_layers_that_it_can_change():
     assert {kind for kind, _ in CASES.values()} == set(computation_classes()), "a kind that these tests leave out"
     for name, kind in computation_classes().items():
         assert kind.kind == name
-        assert {layer for layer in CHANNELWISE if kind.attaches_to(fixed(layer).layer)} == set(kind.layers)
+        assert {layer for layer in CHANNELWISE if kind.attaches_to(place_of(layer).layer)} == set(kind.layers)
         others = (nn.ReLU(), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.Sequential())
         assert not any(kind.attaches_to(layer) for layer in others)
     parallel, hyper = (
@@ -251,10 +251,10 @@ PER_FRAME = {"hypernetwork": 7 * 8 + 8 * 4 * 2}
 @every_kind
 def test_the_stated_multiplications_are_those_that_torch_counts(case):
     for kind in computation_classes()[CASES[case][0]].layers:
-        layer, x, z = fixed(kind, **({"stride": 2} if kind in (nn.Conv2d, nn.ConvTranspose2d) else {}))
+        layer, x, z = place_of(kind, **({"stride": 2} if kind in (nn.Conv2d, nn.ConvTranspose2d) else {}))
         x = x[:1]  # of a prompt all frames share one convolution
         site = Site(x, layer(x), layer, z)
-        module = trained(case, layer)
+        module = make_trained(case, layer)
         if case in SCALES:
             assert module.multiply_adds(layer) == 4
             continue
@@ -269,8 +269,8 @@ def test_the_stated_multiplications_are_those_that_torch_counts(case):
 
 def test_a_slot_runs_the_modules_of_its_route_and_no_others():
     """By weights for all slots, or for this one; without any it gives its layer's output bit for bit."""
-    place = fixed(nn.Conv2d)
-    modules = {name: trained("low_rank", place.layer) for name in "ab"}
+    place = place_of(nn.Conv2d)
+    modules = {name: make_trained("low_rank", place.layer) for name in "ab"}
     y, a, b = place.layer(place.x), *(delta_of(module, place) for module in modules.values())
     for route, expected in (
         (Route({"a": 0.5, "b": -2}), y + 0.5 * a - 2 * b),
@@ -292,7 +292,7 @@ def test_each_frame_has_its_weight_and_its_condition(case, data, weights, learne
     frames = len(weights)
     z = None if place.z is None else torch.randn(frames, Z)
     place = Place(place.layer, inputs_like(place, frames * ROWS), z)
-    module = trained(case, place.layer)
+    module = make_trained(case, place.layer)
     weight = torch.tensor(weights, dtype=torch.float64, requires_grad=learned)
     out = slot_with(place.layer, Route({"m": weight}, z=z), m=module)(place.x)
     expected = place.layer(place.x).clone()
@@ -309,7 +309,7 @@ def test_each_frame_has_its_weight_and_its_condition(case, data, weights, learne
 @every_kind
 def test_the_gradient_of_a_weight_is_the_products_sum_of_gradient_and_delta(case):
     for place in attached(case):
-        module = trained(case, place.layer)
+        module = make_trained(case, place.layer)
         weight = torch.tensor([0.0, -0.7], dtype=torch.float64, requires_grad=True)
         out = slot_with(place.layer, Route({"m": weight}, z=place.z), m=module)(place.x)
         toward = torch.randn_like(out)
@@ -321,8 +321,8 @@ def test_the_gradient_of_a_weight_is_the_products_sum_of_gradient_and_delta(case
 @every_kind
 def test_each_cell_has_its_weight(case):
     for kind in set(computation_classes()[CASES[case][0]].layers) - {nn.Linear, nn.BatchNorm1d}:
-        place = fixed(kind)
-        module = trained(case, place.layer)
+        place = place_of(kind)
+        module = make_trained(case, place.layer)
         out = slot_with(place.layer, m=module)(place.x)
         rows, columns = out.shape[-2:]
         weight = torch.randn(4, 1, rows // 2, columns, dtype=torch.float64)
@@ -336,7 +336,7 @@ def test_each_cell_has_its_weight(case):
 
 @pytest.mark.parametrize("case", ["batch_norm", "series_adapter"])
 def test_frames_without_weight_stay_out_of_the_statistics(case):
-    place = fixed(nn.BatchNorm2d if case == "batch_norm" else nn.Conv2d)
+    place = place_of(nn.BatchNorm2d if case == "batch_norm" else nn.Conv2d)
     some, alone = make(case, place.layer), make(case, place.layer)
     alone.load_state_dict(some.state_dict())
     slot = slot_with(place.layer, Route({"m": torch.tensor([0.0, 1.0])}), m=some)
@@ -356,7 +356,7 @@ def test_frames_without_weight_stay_out_of_the_statistics(case):
 def test_frames_have_weights_in_mixed_precision(case, weights):
     for layer, x, z in attached(case):
         layer, x = layer.float(), x.float()
-        slot = slot_with(layer, Route({"m": torch.tensor(weights)}, z=z), m=trained(case, layer))
+        slot = slot_with(layer, Route({"m": torch.tensor(weights)}, z=z), m=make_trained(case, layer))
         exact = slot(x)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(slot(x).float(), exact, rtol=0.1, atol=0.1)
@@ -406,7 +406,7 @@ def test_all_kinds_export_and_folded_modules_leave_no_operator():
         networks[case] = copy.deepcopy(base)
         for slot in networks[case].children():
             if computation_classes()[CASES[case][0]].attaches_to(slot.layer):
-                slot.computations["m"] = trained(case, slot.layer)
+                slot.computations["m"] = make_trained(case, slot.layer)
             slot.current.route = Route({"m": 1.0}, z=torch.ones(1, Z))
         assert (networks[case](x) - base(x)).abs().max() > 1e-3
         if case in AFFINE:

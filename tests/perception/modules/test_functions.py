@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from computations import Place, assert_near, delta_of, fixed, make, places, randomize, slot_with, trained
+from computations import Place, assert_near, delta_of, make, make_trained, place_of, places, randomize, slot_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import onnx_model
@@ -45,8 +45,8 @@ def pixelwise(matrix: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 def test_low_rank_is_a_convolution_with_the_product_of_its_factors(groups, mode):
     torch.manual_seed(0)
-    place = fixed(nn.Conv2d, groups=groups, stride=2, dilation=(1, 2), padding=(1, 2), padding_mode=mode)
-    module = trained("low_rank", place.layer)  # rank 2 in each group, alpha 3
+    place = place_of(nn.Conv2d, groups=groups, stride=2, dilation=(1, 2), padding=(1, 2), padding_mode=mode)
+    module = make_trained("low_rank", place.layer)  # rank 2 in each group, alpha 3
     weight = torch.zeros_like(place.layer.weight)
     for o in range(4):
         group = o // (4 // groups)
@@ -60,8 +60,8 @@ def test_low_rank_is_a_convolution_with_the_product_of_its_factors(groups, mode)
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_low_rank_of_a_transposed_convolution_is_one_with_the_product_of_its_factors(groups):
-    place = fixed(nn.ConvTranspose2d, groups=groups, stride=2, output_padding=1)
-    module = trained("low_rank", place.layer)
+    place = place_of(nn.ConvTranspose2d, groups=groups, stride=2, output_padding=1)
+    module = make_trained("low_rank", place.layer)
     weight = torch.zeros_like(place.layer.weight)  # (I, O / g, k, k)
     for i in range(2):
         group = i // (2 // groups)
@@ -103,13 +103,13 @@ def test_low_rank_equals_peft(layer):
 @given(st.data())
 def test_stacked_low_rank_modules_compute_the_sum_of_their_weighted_deltas(data):
     layer, x, _ = data.draw(places("low_rank"))
-    one, other = slot_with(layer, a=trained("low_rank", layer)), LowRank(layer, rank=3, alpha=0.5)
+    one, other = slot_with(layer, a=make_trained("low_rank", layer)), LowRank(layer, rank=3, alpha=0.5)
     randomize(other)
     one.stack_low_rank()
     assert (one.stack, list(one.computations)) == (None, ["a"])  # one alone stays as it is
-    modules = {"a": trained("low_rank", layer), "b": other, "c": trained("low_rank", layer)}
+    modules = {"a": make_trained("low_rank", layer), "b": other, "c": make_trained("low_rank", layer)}
     weights = {"a": torch.tensor([0.3]), "b": 1.0, "r": torch.tensor([-0.7]), "s": torch.tensor([2.0])}  # not c
-    slot = slot_with(layer, Route(weights, static=False), **modules, r=trained("rescale", layer))
+    slot = slot_with(layer, Route(weights, static=False), **modules, r=make_trained("rescale", layer))
     expected = slot(x)
     slot.stack_low_rank()
     assert list(slot.computations) == ["r"]
@@ -192,7 +192,7 @@ def test_a_normalisation_folds_into_all_that_is_summed_up_before_it_unless_the_s
 
 
 def test_sparse_delta_changes_the_weights_in_its_mask_and_no_others():
-    place = fixed(nn.Conv2d)
+    place = place_of(nn.Conv2d)
     module = make("sparse_delta", place.layer)
     slot = slot_with(place.layer, m=module)
     loss = slot(place.x).square().sum()
@@ -218,8 +218,8 @@ def test_sparse_delta_has_the_share_that_was_asked_for(percent):
 
 
 def test_the_mask_of_a_sparse_delta_moves_to_what_scores_most():
-    place = fixed(nn.Linear)
-    module = trained("sparse_delta", place.layer)
+    place = place_of(nn.Linear)
+    module = make_trained("sparse_delta", place.layer)
     score = torch.randn_like(place.layer.weight)
     module.select(score)
     assert not delta_of(module, place).any()
@@ -228,8 +228,8 @@ def test_the_mask_of_a_sparse_delta_moves_to_what_scores_most():
 
 
 def test_a_batch_norm_replaces_the_layers_normalisation_and_a_step_moves_its_own_tensors_and_no_others():
-    layer, x, _ = fixed(nn.BatchNorm2d)
-    module = trained("batch_norm", layer)
+    layer, x, _ = place_of(nn.BatchNorm2d)
+    module = make_trained("batch_norm", layer)
     own, before = normalized(x, module.norm), normalized(x, layer)
     assert_near(slot_with(layer, m=module)(x), own)
     assert_near(slot_with(layer, Route({"m": 0.3}), m=module)(x), 0.7 * before + 0.3 * own)
@@ -269,11 +269,11 @@ def bilinear(p: Tensor, rows: int, columns: int) -> Tensor:
 
 def test_a_prompt_is_added_or_concatenated_to_the_input():
     for mode in ("zeros", "reflect"):
-        layer, x, _ = fixed(nn.Conv2d, stride=(2, 1), padding_mode=mode)
-        module = trained("prompt", layer)
+        layer, x, _ = place_of(nn.Conv2d, stride=(2, 1), padding_mode=mode)
+        module = make_trained("prompt", layer)
         assert_near(slot_with(layer, m=module)(x), layer(x + bilinear(module.map, 4, 5)))
-    layer, x, _ = fixed(nn.Conv2d, dilation=2, padding=2, padding_mode="circular")
-    module = trained("concatenated", layer)
+    layer, x, _ = place_of(nn.Conv2d, dilation=2, padding=2, padding_mode="circular")
+    module = make_trained("concatenated", layer)
     p = bilinear(module.map, 4, 5).expand(4, -1, -1, -1)
     weight = torch.cat([layer.weight, module.mix.weight], dim=1)
     padded = F.pad(torch.cat([x, p], dim=1), (2, 2, 2, 2), mode="circular")
@@ -281,8 +281,8 @@ def test_a_prompt_is_added_or_concatenated_to_the_input():
 
 
 def test_a_series_adapter_normalises_mixes_and_normalises_again():
-    layer, x, _ = fixed(nn.Conv2d)
-    module, y = trained("series_adapter", layer), layer(x)
+    layer, x, _ = place_of(nn.Conv2d)
+    module, y = make_trained("series_adapter", layer), layer(x)
     mixed = y + pixelwise(module.a.weight[..., 0, 0], normalized(y, module.before))
     assert_near(slot_with(layer, m=module)(x), normalized(mixed, module.after))
 
@@ -301,7 +301,7 @@ def test_a_series_adapter_normalises_mixes_and_normalises_again():
 def test_a_parallel_adapter_folds_into_the_middle_tap(size):
     torch.manual_seed(0)
     layer = nn.Conv2d(2, 4, size, 2, (size[0] // 2, size[1] // 2), bias=False, dtype=torch.float64)
-    module, x = trained("parallel_adapter", layer), torch.randn(1, 2, 7, 8, dtype=torch.float64)
+    module, x = make_trained("parallel_adapter", layer), torch.randn(1, 2, 7, 8, dtype=torch.float64)
     assert_near(delta_of(module, Place(layer, x, None)), pixelwise(module.a.weight[..., 0, 0], x[..., ::2, ::2]))
     change = module.fold(Affine.of(layer), layer, None).weight - layer.weight
     assert_near(change[..., size[0] // 2, size[1] // 2], module.a.weight[..., 0, 0])
@@ -310,8 +310,8 @@ def test_a_parallel_adapter_folds_into_the_middle_tap(size):
 
 
 def test_a_bottleneck_adds_what_passes_its_relu():
-    layer, x, _ = fixed(nn.Conv2d)
-    module = trained("bottleneck", layer)
+    layer, x, _ = place_of(nn.Conv2d)
+    module = make_trained("bottleneck", layer)
     down, up = module.down.weight[..., 0, 0], module.up.weight[..., 0, 0]
     assert down.shape == (2, 4)
     y = layer(x)
@@ -320,8 +320,8 @@ def test_a_bottleneck_adds_what_passes_its_relu():
 
 def test_scale_and_shift_act_on_channels():
     for kind, case in itertools.product(computation_classes()["scale_shift"].layers, ("rescale", "scale_shift")):
-        place = fixed(kind)
-        module, y = trained(case, place.layer), place.layer(place.x)
+        place = place_of(kind)
+        module, y = make_trained(case, place.layer), place.layer(place.x)
         channels = -1 if kind is nn.Linear else 1
         expected = y.clone()
         for c in range(4):
@@ -331,8 +331,8 @@ def test_scale_and_shift_act_on_channels():
 
 
 def test_film_under_a_fixed_condition_is_scale_and_shift_and_is_linear_in_the_condition():
-    place = fixed(nn.ConvTranspose2d, groups=2)
-    film, fixed_one = trained("film", place.layer), ScaleShift(place.layer)
+    place = place_of(nn.ConvTranspose2d, groups=2)
+    film, fixed_one = make_trained("film", place.layer), ScaleShift(place.layer)
     z, other = torch.randn(2, 1, 7, dtype=torch.float64)
     with torch.no_grad():
         fixed_one.scale.copy_(1 + film.scale @ z[0])
@@ -345,8 +345,8 @@ def test_film_under_a_fixed_condition_is_scale_and_shift_and_is_linear_in_the_co
 
 
 def test_a_hypernetwork_under_a_fixed_condition_is_low_rank_with_the_factor_it_wrote():
-    place = fixed(nn.Conv2d, stride=2, padding_mode="reflect")
-    hyper, low = trained("hypernetwork", place.layer), LowRank(place.layer, 2)
+    place = place_of(nn.Conv2d, stride=2, padding_mode="reflect")
+    hyper, low = make_trained("hypernetwork", place.layer), LowRank(place.layer, 2)
     z = torch.randn(1, 7, dtype=torch.float64)
     written = hyper.generate.weight @ (hyper.embed.weight @ z[0]).clamp(min=0)  # B row by row
     with torch.no_grad():

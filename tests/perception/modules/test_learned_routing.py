@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import EVERYWHERE, ROUTED, Net, learned, randomised, weights_at
+from networks import EVERYWHERE, ROUTED, Net, make_learned_routing, randomise, weights_at
 from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -38,7 +38,7 @@ def seen(*lidar: bool) -> dict[str, Tensor]:
 @settings(max_examples=60)
 @given(frames, st.sampled_from(CHOOSERS), st.sampled_from(LEVELS), st.booleans(), st.integers(0, 100))
 def test_a_module_whose_sensor_is_missing_is_never_chosen(lidar, chooser, level, training, seed):
-    network = randomised(Net(ROUTED, learned(chooser, level, k=2))).double().train(training)
+    network = randomise(Net(ROUTED, make_learned_routing(chooser, level, k=2))).double().train(training)
     torch.manual_seed(seed)
     there = torch.tensor(lidar)
     network(maps(len(lidar)), {"lidar": there})
@@ -57,7 +57,7 @@ def test_a_module_whose_sensor_is_missing_is_never_chosen(lidar, chooser, level,
 @every_level
 @pytest.mark.parametrize("chooser", CHOOSERS)
 def test_evaluation_leaves_nothing_to_chance(chooser: str, level: str) -> None:
-    network = randomised(Net(ROUTED, learned(chooser, level, k=2)), 0.3).double().eval()
+    network = randomise(Net(ROUTED, make_learned_routing(chooser, level, k=2)), 0.3).double().eval()
     x, sensors = maps(20), seen(*[True] * 20)
     draws = []
     for training, seed in itertools.product([False, True], [1, 2]):
@@ -72,7 +72,7 @@ def test_at_level_slot_each_slot_follows_its_own_logits(at_one: bool) -> None:
     """Row 0 of a head is for trunk.one, row 1 for heads.two, also where trunk.one holds no module."""
     slots = EVERYWHERE if at_one else ("heads.*",)
     network = Net(
-        [LowRank.Options(name=name, slots=slots, rank=1) for name in ("a", "b")], learned("gumbel", "slot")
+        [LowRank.Options(name=name, slots=slots, rank=1) for name in ("a", "b")], make_learned_routing("gumbel", "slot")
     ).eval()
     network.chooser.options["a"].bias.data = torch.tensor([3.0, 1.0])
     network.chooser.options["b"].bias.data = torch.tensor([1.0, 3.0])
@@ -84,7 +84,7 @@ def test_at_level_slot_each_slot_follows_its_own_logits(at_one: bool) -> None:
 
 @every_level
 def test_a_module_added_later_keeps_the_fixed_route_until_update(level: str) -> None:
-    network = randomised(Net(ROUTED[:1], learned("soft", level, supervise=1.0))).double().eval()
+    network = randomise(Net(ROUTED[:1], make_learned_routing("soft", level, supervise=1.0))).double().eval()
     x, sensors = maps(2), seen(True, True)
     dry, before = network(x, sensors), copy.deepcopy(network.chooser.state_dict())
     network.bank.add(LowRank.Options(name="fog", rank=2, when=("fog",)))
@@ -105,16 +105,16 @@ def test_a_module_added_later_keeps_the_fixed_route_until_update(level: str) -> 
 
 
 def test_options_may_be_named_and_must_exist() -> None:
-    assert Net(ROUTED, learned(modules=["blind"])).chooser.names == ["blind"]
+    assert Net(ROUTED, make_learned_routing(modules=["blind"])).chooser.names == ["blind"]
     with pytest.raises(InputError, match=r"routing\.modules: no module 'snow' is after the fusion; there are: rain, b"):
-        Net(ROUTED, learned(modules=["blind", "snow"]))
+        Net(ROUTED, make_learned_routing(modules=["blind", "snow"]))
 
 
 @every_level
 def test_supervision_is_the_cross_entropy_with_what_the_tags_choose_and_the_place_has(level: str) -> None:
     """The base where it is dry, and nothing is asked where the tags leave the weather or the light open."""
     modules = [ROUTED[0], LowRank.Options(name="night", slots=("heads.*",), rank=2, when=("night",))]
-    network = randomised(Net(modules, learned("soft", level, supervise=2.0))).double()
+    network = randomise(Net(modules, make_learned_routing("soft", level, supervise=2.0))).double()
     tags = [Conditions(weather=w, light=li) for w, li in (("rain", "night"), ("clear", "night"), ("rain", None))]
     network(maps(3), seen(True, True, True), tags)
     both, night, nothing = ([0, 0.5, 0.5], [0, 0, 1.0], [0.0, 0, 0])
@@ -132,7 +132,7 @@ def test_supervision_is_the_cross_entropy_with_what_the_tags_choose_and_the_plac
 
 
 def test_reinforce_compares_with_the_running_mean_of_earlier_costs() -> None:
-    network = randomised(Net(ROUTED, learned("reinforce"))).double().train()
+    network = randomise(Net(ROUTED, make_learned_routing("reinforce"))).double().train()
     x, sensors = maps(4), seen(*[True] * 4)
     means: list[float] = []
     for step in range(30):
@@ -156,7 +156,7 @@ def test_reinforce_compares_with_the_running_mean_of_earlier_costs() -> None:
 @pytest.mark.parametrize("chooser", CHOOSERS)
 def test_the_task_teaches_every_head_of_the_router(chooser: str, level: str) -> None:
     """Top-k's k is three: what is never among the k best learns from the balance alone."""
-    network = randomised(Net(ROUTED, learned(chooser, level, k=3)), 0.3).double().train()
+    network = randomise(Net(ROUTED, make_learned_routing(chooser, level, k=3)), 0.3).double().train()
     gradients = {name: torch.zeros_like(p) for name, p in network.chooser.named_parameters()}
     for seed in range(5):
         torch.manual_seed(seed)
@@ -182,7 +182,9 @@ class Side(nn.ModuleDict):
 @pytest.mark.slow("traces all choosers")
 def test_onnx_equals_torch_with_and_without_the_sensor():
     routings = itertools.product(("soft", "top_k", "gumbel"), LEVELS)
-    side = Side({f"{c}-{level}": randomised(Net(ROUTED, learned(c, level, k=2))) for c, level in routings}).eval()
+    side = Side(
+        {f"{c}-{level}": randomise(Net(ROUTED, make_learned_routing(c, level, k=2))) for c, level in routings}
+    ).eval()
     torch.manual_seed(0)
     example = {"x": np.ones((2, 4, 6, 8), np.float32), "lidar": np.ones(2, np.int32)}
     engine = OnnxRuntimeEngine(to_onnx(side, example, list(side)).SerializeToString())
@@ -203,7 +205,9 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
     """Right is the module that the output was made with. `supervised` is told by tags and never sees the output."""
     supervised = chooser == "supervised"
     weathers = [LowRank.Options(name=name, slots=("heads.*",), rank=3, when=(name,)) for name in ("rain", "fog")]
-    network = Net(weathers, learned("soft" if supervised else chooser, supervise=1.0 if supervised else 0.0))
+    network = Net(
+        weathers, make_learned_routing("soft" if supervised else chooser, supervise=1.0 if supervised else 0.0)
+    )
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
         if not name.startswith("chooser"):

@@ -25,8 +25,8 @@ from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
 from perception.modules.routing import learned as learned_routing
-from perception.modules.routing.fixed import fixed_routes
-from perception.modules.routing.learned import learned as learned_routes
+from perception.modules.routing.fixed import make_fixed_routes
+from perception.modules.routing.learned import select_learned as learned_routes
 from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
 from perception.modules.status import as_figure, as_table, routing_table
 from perception.training import optimize
@@ -47,7 +47,7 @@ def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(frames, as
     modules = [LowRank.Options(name=f"m{i}", rank=1, when=tuple(asked)) for i, asked in enumerate(asks)]
     bank = Net(modules).bank
     sensors = {"lidar": torch.tensor([f[1] for f in frames]), "cameras": torch.tensor([f[2] for f in frames])}
-    routes = fixed_routes(bank, ["detection", "map"], [c for c, *_ in frames], sensors)
+    routes = make_fixed_routes(bank, ["detection", "map"], [c for c, *_ in frames], sensors)
     assert sorted(task for _, tasks in routes for task in tasks) == ["detection", "map"]
     assert (len(routes) == 2) == bool(set().union(*asks) & {"detection", "map"})
     for route, tasks in routes:
@@ -332,7 +332,7 @@ def test_what_is_recognised_is_a_distribution_of_each_kind_and_shapes_neither_ba
 @torch.no_grad()
 def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
     model = little(ALL[:2], recognising=True)
-    losses = Losses(model, optimize.added_task(model, "conditions"))
+    losses = Losses(model, optimize.train_added_task(model, "conditions"))
     tags = Conditions(weather="clear", light="day", city="boston")
     labels = model.tasks["conditions"].labels(replace(synthetic_frame("ego", RIG, seed=1), conditions=tags))
     inputs, found = frame_inputs(model, 1), set()
@@ -351,7 +351,7 @@ def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> No
     model.train()(inputs, tags, trace=trace)
     assert model.routing_losses(trace.routes)
     assert model.routing_balance(trace.routes)
-    scope = optimize.added_task(model, "conditions")
+    scope = optimize.train_added_task(model, "conditions")
     assert all(name.startswith("conditions/") for name in model(inputs, tags, scope.tasks, trace=alone))
     assert len(alone.routes) == 1
     assert model.routing_losses(alone.routes) == model.routing_balance(alone.routes) == {}

@@ -14,14 +14,14 @@ import pytest
 from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maps import box, feature, polygon, written
+from maps import box, feature, polygon, write_map
 from repository import ROOT
 from vocabulary import CONDITIONS, sensors
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions, Frame
-from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, tagged
+from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, evidence_of_tags
 from perception.scene.scene import Scene
 from perception.scene.sources import BANDS, Band, Daylight, Sources, default_sources, elevation, load_sources
 from perception.tasks.task import Evidence
@@ -33,7 +33,7 @@ intervals = st.lists(st.integers(50_000, 500_000), min_size=60, max_size=60)
 
 
 def tags(**values: str | None) -> Evidence:
-    return tagged(Conditions(**values), CONDITIONS)
+    return evidence_of_tags(Conditions(**values), CONDITIONS)
 
 
 def times(spaces: list[int], start: int = 1_500_000_000_000_000) -> list[int]:
@@ -266,7 +266,7 @@ def loaded(folder: Path, text: str) -> Sources:
 
 @pytest.fixture
 def all_sources(tmp_path: Path) -> Sources:
-    written(tmp_path, feature(polygon(box(11, 48, 12, 49)), city="boston"))
+    write_map(tmp_path, feature(polygon(box(11, 48, 12, 49)), city="boston"))
     first = "{source: tags}, {source: sun, error_rate: 0.01}"
     return loaded(tmp_path, f"{first}, {{source: geofences, file: areas.geojson}}, {{source: recognised}}")
 
@@ -329,7 +329,7 @@ def test_what_a_replay_depends_on_is_told(tmp_path: Path, all_sources: Sources) 
     assert default_sources(CONDITIONS).about == ("tags", "recognised")
     assert all_sources.about[:2] == ("tags", "sun (wrong in 0.01)")
     assert all_sources.about[2].startswith("geofences (areas.geojson ")
-    written(tmp_path, feature(polygon(box(11, 48, 12, 50)), city="boston"))
+    write_map(tmp_path, feature(polygon(box(11, 48, 12, 50)), city="boston"))
     again = load_sources(tmp_path / "evidence.yaml", CONDITIONS)
     assert again.about[2] != all_sources.about[2]
     bands = "{source: sun, bands: [{value: day, above: 1}, {value: night}]}"

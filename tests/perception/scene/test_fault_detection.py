@@ -243,9 +243,9 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted(drives: Drives, deg
 def turned(frame: Frame, name: str, degrees: float) -> Frame:
     """With the LiDAR turned about the vertical, or a camera about its own."""
     turn = np.eye(4)
-    turn[:3, :3] = geometry.turned(np.array([0.0, name != LIDAR, name == LIDAR]), np.radians(degrees))
+    turn[:3, :3] = geometry.rotation_about(np.array([0.0, name != LIDAR, name == LIDAR]), np.radians(degrees))
     if name == LIDAR:
-        return corrupt.moved(frame, turn)
+        return corrupt.move_points(frame, turn)
     camera = frame.cameras[name]
     other = replace(camera, ego_from_camera=camera.ego_from_camera @ turn)
     return replace(frame, cameras={**frame.cameras, name: other})
@@ -297,6 +297,6 @@ def test_of_several_drives_the_longest_delay_counts(drives: Drives) -> None:
         monitor, time = HealthMonitor(sensors(LIDAR)), DriveTime()
         for frame in inject(frames, [fault], time):
             detections.add(frame, time(frame.scene, frame.timestamp), monitor.update(frame))
-    [found] = detections.listed()
+    [found] = detections.to_rows()
     assert (found["frames"], found["detected"]) == (6, 4)
     assert found["delays"] == {"miscalibrated": pytest.approx(0.5, abs=0.02)}

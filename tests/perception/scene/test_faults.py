@@ -203,14 +203,14 @@ def test_amounts_are_those_that_were_asked() -> None:
     moved = corrupt.noisy_points(frame, 0.2, rng).points - points
     assert moved[:, :3].std() == pytest.approx(0.2, abs=0.01)
     assert not moved[:, 3:].any()
-    thinned = corrupt.thinned(frame, 0.3, rng)
+    thinned = corrupt.thin_points(frame, 0.3, rng)
     assert len(thinned.points) == pytest.approx(14_000, abs=300)
     kept = np.isin(points.view("S20"), thinned.points.view("S20"))[:, 0]
     np.testing.assert_array_equal(thinned.points, points[kept])
     np.testing.assert_array_equal(thinned.sweep_of_point, frame.sweep_of_point[kept])
     edge = np.zeros((64, 64, 3), np.uint8)
     edge[:, 32:] = 255
-    across = np.diff(corrupt.blurred(edge, 3.0)[32, :, 0].astype(float))
+    across = np.diff(corrupt.blur(edge, 3.0)[32, :, 0].astype(float))
     middle = (across * np.arange(63)).sum() / across.sum()  # the derivative of a blurred edge is the Gaussian itself
     assert np.sqrt((across * (np.arange(63) - middle) ** 2).sum() / across.sum()) == pytest.approx(3, abs=0.1)
 
@@ -221,7 +221,7 @@ def test_garbled_packets_keep_directions_and_are_whole_sectors() -> None:
     points = rng.uniform(-50, 50, (50_000, 5)).astype(np.float32)
     sweeps, lidars = np.repeat(np.array([0, 1], np.uint8), 25_000), rng.integers(0, 2, 50_000).astype(np.uint8)
     frame = replace(recorded(0), points=points, sweep_of_point=sweeps, lidar_of_point=lidars)
-    garbled = corrupt.garbled_points(frame, 0.25, rng).points
+    garbled = corrupt.garble_points(frame, 0.25, rng).points
     hit = (garbled != points).any(axis=1)
     assert hit.mean() == pytest.approx(0.25, abs=0.06)
     sector = np.floor(np.degrees(np.arctan2(points[:, 1], points[:, 0]) + np.pi) / 2).astype(int)
@@ -239,7 +239,7 @@ def test_garbled_packets_keep_directions_and_are_whole_sectors() -> None:
 @pytest.mark.parametrize("shape", [(900, 1600), (50, 83)])
 def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> None:
     image = cv2.resize(np.random.default_rng(0).integers(0, 255, (5, 8, 3), np.uint8), shape[::-1])
-    damaged = corrupt.damaged_image(image, 0.5, np.random.default_rng(1))
+    damaged = corrupt.damage_image(image, 0.5, np.random.default_rng(1))
     wrong = (damaged != image).any(axis=2)
     assert 0.02 < wrong.mean() < 0.7
     for row in range(shape[0] // 16):

@@ -22,7 +22,7 @@ from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.corrupt import blurred, moved, thinned
+from perception.evaluation.corrupt import blur, move_points, thin_points
 from perception.frame import Camera, Frame
 from perception.rig import LidarLimits, Rig, RigLidar
 from perception.scene.health.alignment import PARTS, REACH, SHIFTS, STEP, Alignment, fit, range_edges, unroll
@@ -104,7 +104,7 @@ def other(frame: Frame, **changes: object) -> Frame:
 
 
 def fewer(frame: Frame, lost: float) -> Frame:
-    return thinned(frame, lost, np.random.default_rng(2))
+    return thin_points(frame, lost, np.random.default_rng(2))
 
 
 DARK, BRIGHT = "nearly all pixels are below 10 of 255", "nearly all pixels are above 245 of 255"
@@ -112,7 +112,7 @@ DARK, BRIGHT = "nearly all pixels are below 10 of 255", "nearly all pixels are a
 FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
     (C, lambda _, now: other(now, image=now.cameras[C].image // 32), "dark", DARK),
     (C, lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 255)), "saturated", BRIGHT),
-    (C, lambda _, now: other(now, image=blurred(now.cameras[C].image, 3)), "blurred", "no fine texture"),
+    (C, lambda _, now: other(now, image=blur(now.cameras[C].image, 3)), "blurred", "no fine texture"),
     # The same picture, or another one that is stamped as before.
     (C, lambda last, now: other(now, image=last.cameras[C].image), "frozen", "the same picture for 0.5"),
     (C, lambda last, now: other(now, timestamp=last.cameras[C].timestamp), "frozen", "the same picture for 0.5"),
@@ -430,7 +430,7 @@ TURNED, STRAIGHT = (1.5, 2.0, 0.3), (0.0, 0.0, 0.0)
 )
 def test_what_is_turned_is_told_and_by_how_much(cameras: dict[str, Turn], lidar: Turn) -> None:
     seen = [frame(way, cameras) for way in WAYS]
-    alignment = told([moved(each, turn(*lidar)) for each in seen])
+    alignment = told([move_points(each, turn(*lidar)) for each in seen])
     expected = {name: np.hypot(*turned[:2]) for name, turned in cameras.items()}  # not about its own axis
     expected = {name: pytest.approx(degrees, abs=0.7) for name, degrees in expected.items() if degrees > 1}
     assert alignment.cameras == expected

@@ -11,7 +11,7 @@ import pytest
 from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from maps import box, feature, polygon, written
+from maps import box, feature, polygon, write_map
 
 from perception.errors import InputError
 from perception.scene.geofence import load_geofences
@@ -77,7 +77,7 @@ def test_areas_holes_and_the_smallest_area(tmp_path: Path) -> None:
     city = feature(polygon(box(11, 48, 12, 49), box(11.4, 48.4, 11.6, 48.6)), city="munich", road="urban", name="M")
     road = feature(polygon(box(11.9, 48, 12.2, 48.1)), road="highway")
     for order in ((city, road), (road, city)):
-        fences = load_geofences(written(tmp_path, *order), AREAS)
+        fences = load_geofences(write_map(tmp_path, *order), AREAS)
         assert fences.at((48.2, 11.2)) == {"city": "munich", "road": "urban"}
         assert fences.at((48.5, 11.5)) == {}  # in the hole
         assert fences.at((48.05, 11.95)) == {"city": "munich", "road": "highway"}
@@ -90,7 +90,7 @@ def test_areas_holes_and_the_smallest_area(tmp_path: Path) -> None:
 
 def test_an_area_across_the_antimeridian_is_two(tmp_path: Path) -> None:
     parts = {"type": "MultiPolygon", "coordinates": [[box(177, -19, 180, -16)], [box(-180, -19, -179, -16)]]}
-    fences = load_geofences(written(tmp_path, feature(parts, city="suva")), AREAS)
+    fences = load_geofences(write_map(tmp_path, feature(parts, city="suva")), AREAS)
     for longitude, there in ((178, True), (180, True), (-180, True), (-179.5, True), (-178, False), (0, False)):
         assert fences.at((-18, longitude)) == ({"city": "suva"} if there else {})
     alone = tmp_path / "areas.geojson"  # a feature that is a file
@@ -99,7 +99,7 @@ def test_an_area_across_the_antimeridian_is_two(tmp_path: Path) -> None:
 
 
 def test_the_name_of_the_map_stands_in_for_the_position(tmp_path: Path) -> None:
-    path = written(
+    path = write_map(
         tmp_path,
         feature(SQUARE, city="munich", location=["munich-north", "munich-south"]),
         feature(None, road="highway", location="A9"),
@@ -126,7 +126,7 @@ def test_a_star_is_what_rays_say(tmp_path_factory: pytest.TempPathFactory, data:
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     star = np.stack([20 + radii * np.cos(angles), 40 + radii * np.sin(angles)], axis=1)
     star = np.concatenate([star, star[:1]])
-    path = written(tmp_path_factory.mktemp("star"), feature(polygon(star.tolist()), city="munich"))
+    path = write_map(tmp_path_factory.mktemp("star"), feature(polygon(star.tolist()), city="munich"))
     fences = load_geofences(path, AREAS)
     for x, y in data.draw(st.lists(st.tuples(st.floats(8, 32), st.floats(28, 52)), min_size=10, max_size=10)):
         edge = min(np.abs(np.hypot(*(star - [x, y]).T)).min(), 1)
@@ -177,7 +177,7 @@ def test_a_wrong_feature_or_file_is_one_line(tmp_path: Path, wrong: Any, message
     if isinstance(wrong, bytes):
         path.write_bytes(wrong)
     elif wrong is not None:
-        written(tmp_path, feature(SQUARE, city="munich"), wrong)
+        write_map(tmp_path, feature(SQUARE, city="munich"), wrong)
         message = f"areas.geojson: features.1: .*{message}"
     with one_line_error(message):
         load_geofences(path, AREAS)

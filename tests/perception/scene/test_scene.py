@@ -17,16 +17,16 @@ from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSOR
 
 from perception.frame import Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
-from perception.scene.belief import ConditionBelief, Origin, tagged
+from perception.scene.belief import ConditionBelief, Origin, evidence_of_tags
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
-from perception.tasks import configured, tasks_of
+from perception.tasks import parse_tasks, tasks_of
 from perception.tasks.detection.tracker import Tracker
 from perception.tasks.map import memory as map_memory
 from perception.tasks.map.memory import REACH, MapMemory
 
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
-TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), GRID, NUSCENES)
+TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {}}), GRID, NUSCENES)
 UNKNOWN, LIGHT = Conditions(), CONDITIONS["light"]
 BY_TAGS = dict.fromkeys(CONDITIONS, Origin("tags"))
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
@@ -86,7 +86,9 @@ def test_a_scene_is_its_parts() -> None:
         boxes = prediction.results["detection"]
         assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
         assert found.health == monitor.update(frame)
-        assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions, CONDITIONS)], BY_TAGS)
+        assert found.conditions == belief.update(
+            frame.timestamp, [evidence_of_tags(frame.conditions, CONDITIONS)], BY_TAGS
+        )
         assert found.conditions == Conditions(weather="rain", light="day")
         assert found.beliefs == belief.beliefs
         memory.update(prediction.results["map"], frame.global_from_reference)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from bench_tracking import Kind, Moment, Scene, detected, devkit_scores, lanes, switches, tracked
+from bench_tracking import Kind, Moment, Scene, detect, devkit_scores, lanes, switches, track
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
@@ -18,9 +18,9 @@ from simulated import courses
 from tracking_scenes import (
     NaiveTracker,
     SingleStage,
-    annotated_scene,
     nuscenes_tracker,
-    occluded,
+    occlude,
+    scene_of_annotations,
     survival,
     with_errors,
     with_peaks,
@@ -60,13 +60,13 @@ def write(path: Path, samples: Iterable[tuple[str, Tracks]]) -> Path:
 
 
 def tracks_of(scenes: list[Scene], tracker: Callable) -> list[tuple[str, Tracks]]:
-    return [(m.sample, t) for scene in scenes for m, t in zip(scene, tracked(tracker(), scene), strict=True)]
+    return [(m.sample, t) for scene in scenes for m, t in zip(scene, track(tracker(), scene), strict=True)]
 
 
 @pytest.fixture(scope="module")
 def simulated(sim_root: Path) -> Simulated:
     tables = NuScenesTables(sim_root, "v1.0-sim")
-    return [annotated_scene(tables, name) for name in tables.scenes("sim_val")], open_devkit(sim_root, "v1.0-sim")
+    return [scene_of_annotations(tables, name) for name in tables.scenes("sim_val")], open_devkit(sim_root, "v1.0-sim")
 
 
 def samples_of(scenes: list[Scene]) -> list[str]:
@@ -147,7 +147,10 @@ def test_seen_tracks_of_the_seven_classes_are_written_best_first(tmp_path: Path)
 
 @pytest.mark.slow("the devkit's AMOTA of several trackers")
 def test_on_recorded_objects_the_tracker_is_near_the_best(nuscenes_root: Path) -> None:
-    scene, classes = annotated_scene(NuScenesTables(nuscenes_root, "v1.0-mini"), "scene-0103"), ["car", "pedestrian"]
+    scene, classes = (
+        scene_of_annotations(NuScenesTables(nuscenes_root, "v1.0-mini"), "scene-0103"),
+        ["car", "pedestrian"],
+    )
     best, ours, naive = (devkit_scores(scene, each(), classes) for each in (KnownIds, nuscenes_tracker, NaiveTracker))
     assert (best["amota"], best["ids"]) == (1, 0)
     assert ours["amota"] > 0.9
@@ -181,10 +184,10 @@ def test_ids_survive_a_second_without_detections(world: World, period: float, se
     scene = traffic(world, period)
     same: dict[Any, list[bool]] = {nuscenes_tracker: [], NaiveTracker: []}
     for seed in range(seeds):
-        hidden_scene, hidden = occluded(scene, seed)
+        hidden_scene, hidden = occlude(scene, seed)
         found = with_errors(hidden_scene, seed, missed=0)
         for tracker, survived in same.items():
-            survived += survival(found, hidden, tracked(tracker(), found)).values()
+            survived += survival(found, hidden, track(tracker(), found)).values()
     share, naive = np.mean(same[nuscenes_tracker]), np.mean(same[NaiveTracker])
     assert len(same[nuscenes_tracker]) > 70 * seeds
     assert share > 0.93
@@ -211,7 +214,7 @@ def test_cars_in_a_row_keep_their_ids_without_measured_velocities(kind: Kind) ->
             replace(m, boxes=replace(m.boxes, velocities=np.full_like(m.boxes.velocities, np.nan))) for m in scene
         ]
         begun = nuscenes_tracker()
-        tracked(begun, unknown[:2])
+        track(begun, unknown[:2])
         assert switches(unknown[2:], begun) == (0, *2 * [sum(len(m.truth) for m in scene[2:])])
 
 
@@ -220,7 +223,7 @@ def test_errors_change_few_ids_in_traffic(kind: Kind) -> None:
     """Whether velocities are measured or not; and those of moving cars are better unknown than called 0."""
     ids: dict[str, int] = defaultdict(int)
     for seed in range(3):
-        known, unknown = (detected(lanes(kind, seed), seed, measured) for measured in (True, False))
+        known, unknown = (detect(lanes(kind, seed), seed, measured) for measured in (True, False))
         for name, scene in (("known", known), ("unknown", unknown), ("zero", with_velocities(unknown, 0.0))):
             ids[name] += switches(scene, nuscenes_tracker())[0]
         ids["naive"] += switches(unknown, NaiveTracker())[0]

@@ -14,7 +14,7 @@ from perception.frame import Boxes
 from perception.tasks.association import associate, associate_in_stages
 from perception.tasks.detection.motion import Motion, Noise
 from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
-from perception.tasks.detection.traffic import strongest
+from perception.tasks.detection.traffic import select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 START, HALF_SECOND = 1_500_000_000_000_000, 500_000  # us
@@ -238,7 +238,7 @@ def test_whatever_comes_tracks_are_sound(seed: int) -> None:
         assert (np.diff(tracks.ids) > 0).all()
         assert not ids & gone
         # Each detection that may begin a track is in one, of the others some are; frames of one time add up.
-        usable[usable] = np.isin(boxes.scores[usable], strongest(boxes.select(usable)).scores)
+        usable[usable] = np.isin(boxes.scores[usable], select_strongest(boxes.select(usable)).scores)
         seen, births = (tracks.unseen == 0).sum(), usable & (boxes.scores >= RULES.birth)
         assert births.sum() <= seen
         assert seen <= usable.sum() or time <= latest
@@ -339,17 +339,17 @@ def test_the_filter_is_the_textbooks(seed: int, steps: list[float]) -> None:
 
     centers, velocities = measurement()
     expected = rng.normal(0, 10, (n, 2)), rng.uniform(0.1, 30, n)
-    motion = Motion.begun(centers, velocities, noise, expected)
+    motion = Motion.begin(centers, velocities, noise, expected)
     books = [Textbook(centers[i], velocities[i], noise, expected, i) for i in range(n)]
     assert_equal(motion, books)
     for seconds in steps:
-        motion = motion.predicted(seconds, noise)
+        motion = motion.predict(seconds, noise)
         for book in books:
             book.predict(seconds)
         assert_equal(motion, books)
         if rng.random() < 0.7:
             centers, velocities = measurement()
-            motion = motion.updated(centers, velocities, noise)
+            motion = motion.update(centers, velocities, noise)
             for i, book in enumerate(books):
                 book.update(centers[i], velocities[i])
             assert_equal(motion, books)
@@ -363,9 +363,9 @@ def test_an_object_is_filtered_the_same_alone_to_the_last_bit(n: int) -> None:
 
     def filtered(index: slice) -> Motion:
         own = Noise(*(getattr(noise, f.name)[index] for f in fields(Noise)))
-        motion = Motion.begun(centers[index], velocities[index], own, (mean[index], variance[index]))
+        motion = Motion.begin(centers[index], velocities[index], own, (mean[index], variance[index]))
         for k in range(10):
-            motion = motion.predicted(0.1 * k, own).updated(centers[index] + k, velocities[index] - k, own)
+            motion = motion.predict(0.1 * k, own).update(centers[index] + k, velocities[index] - k, own)
         return motion
 
     together = filtered(slice(None))

@@ -9,7 +9,18 @@ from vocabulary import CLASSES
 
 from perception.frame import Boxes
 from perception.tasks.detection.tracker import _TRACK
-from perception.tasks.detection.traffic import FIRM, GAP, LANE, LIKELY, SPREAD, cover, flow, gains, headings, strongest
+from perception.tasks.detection.traffic import (
+    FIRM,
+    GAP,
+    LANE,
+    LIKELY,
+    SPREAD,
+    cover,
+    flow,
+    gains,
+    headings,
+    select_strongest,
+)
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 
@@ -55,7 +66,7 @@ def test_of_boxes_on_one_object_the_strongest_remains(seed: int, n: int) -> None
     for i in sorted(range(n), key=lambda k: -boxes.scores[k]):
         if not any(inside[i, j] for j in remaining):
             remaining.append(i)
-    assert strongest(boxes).scores.tolist() == boxes.scores[sorted(remaining)].tolist()
+    assert select_strongest(boxes).scores.tolist() == boxes.scores[sorted(remaining)].tolist()
 
 
 def test_a_known_velocity_makes_all_directions_alike_and_an_unknown_one_those_along_the_heading() -> None:

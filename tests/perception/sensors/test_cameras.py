@@ -29,7 +29,7 @@ from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank
-from perception.modules.routing.fixed import fixed_routes, present
+from perception.modules.routing.fixed import make_fixed_routes, present
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.encoder import depth_loss, depth_targets, intrinsics
 from perception.sensors.camera.lift import Lift
@@ -205,7 +205,7 @@ def test_the_graph_computes_what_torch_does_and_compiles() -> None:
     projections[:, 5] = 0
     given = {"features": torch.randn(6, 32, 4, 8), "image_from_reference": projections}
     with torch.no_grad():
-        ((route, _),) = fixed_routes(trained().bank, ["map"], [fog], present(pictures()))
+        ((route, _),) = make_fixed_routes(trained().bank, ["map"], [fog], present(pictures()))
         with trained().bank.current.running(route):
             expected = Depths(trained()).predict(given)["y"]
         plain = Depths(trained().folded()).predict(given)["y"]

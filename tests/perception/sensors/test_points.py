@@ -12,7 +12,7 @@ from bench_networks import pillars, street
 from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import _pixel, keyframe, painted_frame, spot_of
+from made_up import _pixel, keyframe, paint_frame, spot_of
 from repository import ROOT
 from torch import Tensor, nn
 from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
@@ -123,7 +123,7 @@ def test_more_pillars_than_16_bits_count_and_a_point_at_the_far_edge() -> None:
 def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
     point = np.array([20.0, 2.5, 0.4])
     spec = InputSpec(BevGrid(), None, CameraBranch(image=image), RIG)
-    inputs = prepare(painted_frame(point, size), spec)
+    inputs = prepare(paint_frame(point, size), spec)
     assert inputs["images"].shape == (1, 6, image.height, image.width, 3)
     expected = _pixel(inputs["image_from_reference"][0, 0].astype(np.float64), point)
     np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)

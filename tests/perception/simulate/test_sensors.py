@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
-from simulated import boxes, paved
+from simulated import boxes, pave
 from vocabulary import RIG
 
 from perception.simulate import lidar, weather_effects
@@ -30,7 +30,7 @@ WALL = (30, 0, 5, 1, 80, 10, 0)  # ahead
 
 def moment(solids: Solids, circumstances: Weather = CLEAR, velocity: tuple = (0, 0, 0)) -> Snapshot:
     agents = int(solids.owners.max(initial=-1)) + 1
-    return Snapshot(solids, paved(), np.tile(np.array(velocity, np.float64), (agents, 1)), circumstances)
+    return Snapshot(solids, pave(), np.tile(np.array(velocity, np.float64), (agents, 1)), circumstances)
 
 
 def turn(snapshot: Snapshot, speed: float = 0.0, seed: int = 0) -> lidar.LidarSweep:

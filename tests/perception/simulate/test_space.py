@@ -14,7 +14,7 @@ from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_io import load_bin_file
 from shapely.geometry import Polygon
-from simulated import WORLDS, boxes, courses, in_town, outline, paved
+from simulated import WORLDS, boxes, courses, in_town, outline, pave
 from vocabulary import NUSCENES, RIG
 
 from perception.datasets.keyframes import Reads
@@ -23,7 +23,7 @@ from perception.errors import InputError
 from perception.grid import VoxelGrid, occupancy_classes, traverse
 from perception.rig import load_rig
 from perception.simulate import scenario
-from perception.simulate.annotate import Seen, crossed, pictured, pixel_rays, voxel_classes
+from perception.simulate.annotate import Seen, find_crossed, find_pictured, pixel_rays, voxel_classes
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Extras, parse
 from perception.simulate.drive import Drive
@@ -213,7 +213,7 @@ _length = st.floats(0.05, 3)
 def test_a_solid_is_in_the_voxels_that_it_reaches_into(row: tuple, ego: tuple) -> None:
     """All that it fills much of, and none that it does not touch."""
     pose = pose_of(*ego)
-    car = voxel_classes(boxes([row], category="vehicle.car"), paved(), pose, NUSCENES, GRID) == CLASS["car"]
+    car = voxel_classes(boxes([row], category="vehicle.car"), pave(), pose, NUSCENES, GRID) == CLASS["car"]
     x, y, z, length, width, height, yaw = row
     inverse = np.linalg.inv(pose)
     corners = np.array(outline(np.array([x, y]), yaw, length, width).exterior.coords)
@@ -234,12 +234,12 @@ def test_what_fills_most_of_a_voxel_counts_and_the_ground_least() -> None:
     rows = (0.2, 0.2, 0.1, 0.4, 0.4, 0.2, 0.0), (0.25, 0.2, 0.15, 0.1, 0.1, 0.1, 0.0)
     debris, car = boxes(rows[:1], category="movable_object.debris"), boxes(rows[1:], category="vehicle.car")
     for both in (Solids.concatenate(debris, car), Solids.concatenate(car, debris)):
-        found = voxel_classes(both, paved(Ground.WALKWAY), np.eye(4), NUSCENES, GRID)
+        found = voxel_classes(both, pave(Ground.WALKWAY), np.eye(4), NUSCENES, GRID)
         at = tuple(GRID.indices(np.array([[0.2, 0.2, 0.1]]))[0])
         assert found.ravel()[at] == CLASS["others"]
         assert (found[2] == CLASS["sidewalk"]).sum() == found[2].size - 1
         assert (np.delete(found, 2, axis=0) == FREE).all()
-    spray = voxel_classes(boxes(rows[:1], category="noise"), paved(Ground.GRASS), np.eye(4), NUSCENES, GRID)
+    spray = voxel_classes(boxes(rows[:1], category="noise"), pave(Ground.GRASS), np.eye(4), NUSCENES, GRID)
     assert (spray[2] == CLASS["terrain"]).all()
 
 
@@ -275,8 +275,8 @@ def test_sensors_see_what_their_rays_meet(seed: int) -> None:
                 shown = (before >= 0).all() and (before < GRID.shape).all() and not filled[tuple(before)]
                 faces[tuple(voxel)] |= shown and own[tuple(before)]
         seen |= faces
-    np.testing.assert_array_equal(crossed(cameras, pose, GRID), met)
-    np.testing.assert_array_equal(pictured(cameras, pose, GRID, filled), seen)
+    np.testing.assert_array_equal(find_crossed(cameras, pose, GRID), met)
+    np.testing.assert_array_equal(find_pictured(cameras, pose, GRID, filled), seen)
     assert seen.sum() < met.sum()
 
 

@@ -20,7 +20,7 @@ from simulated import WORLDS, courses, in_town, outline
 from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.descriptions import conditions_of
-from perception.io.section import shipped_names
+from perception.io.section import list_shipped
 from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.conditions import Course, describe, every, parse
@@ -240,7 +240,7 @@ def test_what_is_drawn_for_one_does_not_depend_on_another() -> None:
 
 
 def test_the_world_files_of_the_package_and_of_the_page_are_right(tmp_path: Path) -> None:
-    names = {*shipped_names("worlds")}
+    names = {*list_shipped("worlds")}
     assert {*NUSCENES.condition_values, "snow"} <= names
     kinds = {**NUSCENES.conditions, "weather": [*NUSCENES.conditions["weather"], "snow"]}
     kinds["city"] = sorted(names - {value for kind in ("weather", "light") for value in kinds[kind]})

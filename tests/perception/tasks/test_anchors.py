@@ -22,7 +22,7 @@ from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
 from perception.checkpoint import load_model
-from perception.config import extended, parse_config
+from perception.config import extend_taxonomy, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
@@ -303,7 +303,9 @@ OWN = len(NUSCENES.classes)
 def both(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with both classes, trained on drives that have none of them: only as background."""
     out, config = tmp_path_factory.mktemp("further") / "run", load_model(run("joined"))[1]
-    tables = NuScenesTables(sim_root, "v1.0-sim", taxonomy=extended(config, "detection", {"further": FURTHER}, "here"))
+    tables = NuScenesTables(
+        sim_root, "v1.0-sim", taxonomy=extend_taxonomy(config, "detection", {"further": FURTHER}, "here")
+    )
     add_task(run("joined"), "detection", CONTENT, tables, "all", tables.scenes()[:1], out, steps=1, batch=1)
     return out
 

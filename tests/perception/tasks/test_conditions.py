@@ -14,7 +14,7 @@ import torch
 from commands import one_line_error
 from exported import checkpoint_of
 from lowered import MODULES
-from networks import CAMERA, LITTLE, module, randomised, small
+from networks import CAMERA, LITTLE, module, randomise, small
 from torch import Tensor
 from vocabulary import CONDITIONS, NUSCENES, RIG
 
@@ -34,7 +34,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
-from perception.modules.routing.fixed import fixed_routes
+from perception.modules.routing.fixed import make_fixed_routes
 from perception.predict import TorchPredictor
 from perception.scene.belief import ConditionBelief
 from perception.scene.sources import default_sources
@@ -43,9 +43,9 @@ from perception.tasks.conditions.fitting import (
     FOLDS,
     SHRINKAGE,
     Moments,
+    find_learned_values,
     fit_temperature,
     folds_of_drives,
-    learned_values,
 )
 from perception.tasks.conditions.network import KindOfCondition
 from perception.tasks.conditions.task import LIMIT, ConditionsMetric
@@ -82,7 +82,7 @@ def recognising(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory
     content |= {"tasks": {"map": {"channels": 8}}, "modules": [module("rain", "rain")]}
     config = parse_config(content, "little")
     torch.manual_seed(0)
-    save_model(folder / "base", config, randomised(PerceptionModel(config), 0.1))
+    save_model(folder / "base", config, randomise(PerceptionModel(config), 0.1))
     apart: Any = EachItsOwnDrive(tables)
     add_task(folder / "base", "conditions", IMAGENET, apart, "all", (), folder / "run")
     return folder / "run"
@@ -140,21 +140,21 @@ def test_distances_and_logits_are_those_of_the_closed_form() -> None:
     features, values = of_two_values()
     means, covariance = closed_form(features, values)
     halves = [Moments.of(features[part], values[part], 2) for part in (slice(0, 25), slice(25, None))]
-    fitted = (halves[0] + halves[1]).fitted()
+    fitted = (halves[0] + halves[1]).fit()
     others = torch.from_numpy(np.random.default_rng(1).normal(size=(9, 5)) * 7)
     expected = mahalanobis(others.numpy(), means, covariance)
     np.testing.assert_allclose(fitted.distances(others).numpy(), expected, rtol=1e-9)
     weights, biases = fitted.linear()
     logits = (others @ weights.T + biases).numpy()
     np.testing.assert_allclose(logits[:, 0] - logits[:, 1], -0.5 * (expected[:, 0] - expected[:, 1]), rtol=1e-7)
-    without = (halves[0] + halves[1] - halves[0]).fitted()
-    np.testing.assert_allclose(without.means.numpy(), halves[1].fitted().means.numpy(), rtol=1e-9)
+    without = (halves[0] + halves[1] - halves[0]).fit()
+    np.testing.assert_allclose(without.means.numpy(), halves[1].fit().means.numpy(), rtol=1e-9)
 
 
 def test_far_features_are_beyond_the_limit_and_missing_pictures_do_not_count() -> None:
     features, values = of_two_values()
     means, covariance = closed_form(features, values)
-    fitted, kind = Moments.of(features, values, 2).fitted(), KindOfCondition(5, 2)
+    fitted, kind = Moments.of(features, values, 2).fit(), KindOfCondition(5, 2)
     kind.whitening.copy_(fitted.whitening)
     kind.centres.copy_(fitted.means @ fitted.whitening)
     kind.learned.fill_(True)
@@ -190,7 +190,7 @@ def test_drives_are_held_out_as_a_whole_and_values_of_one_drive_are_not_learned(
     assert torch.equal(folds, folds.reshape(20, 3)[:, :1].expand(20, 3).reshape(-1))
     assert sorted(set(folds.tolist())) == list(range(FOLDS))
     values = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 1, -1, -1])
-    assert learned_values(values, drives[:12], 4).tolist() == [False, True, False, False]
+    assert find_learned_values(values, drives[:12], 4).tolist() == [False, True, False, False]
 
 
 # ---- a fitted recogniser
@@ -212,7 +212,7 @@ def test_without_pictures_or_with_black_ones_it_is_unknown(model: PerceptionMode
     for number in range(20):
         observations, origins = sources.observe(frame, [found])
         assert belief.update(500_000 * number, observations, origins) == Conditions()
-    ((route, _),) = fixed_routes(model.bank, model.tasks, [belief.conditions], {})
+    ((route, _),) = make_fixed_routes(model.bank, model.tasks, [belief.conditions], {})
     assert not route.weights
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import one_line_error
-from exported import bundle, copied, rewritten
+from exported import bundle, copy_bundle, rewritten
 from heights import Heights
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.task import Task, joined_labels
+from perception.tasks.task import Task, join_labels
 from perception.training.adapt import adapt, add_task
 from perception.training.loader import batch_labels
 
@@ -331,7 +331,7 @@ def test_labels_are_joined_frame_by_frame_and_padded_with_zeros(frames: list[tup
         {"rows": np.full((n, 2), value, np.int16), "alone": np.array(value > 0), "mask": np.ones(n, bool)}
         for n, value in frames
     ]
-    joined = joined_labels(each)
+    joined = join_labels(each)
     most = max(n for n, _ in frames)
     assert [joined[name].shape for name in ("rows", "alone", "mask")] == [
         (len(frames), most, 2), (len(frames),), (len(frames), most),
@@ -384,7 +384,7 @@ def test_tasks_share_each_part_of_the_network_before_their_modules_differ(module
     inputs, tags = frame_inputs(model, 1, 2), [Conditions(weather="rain"), Conditions(weather="clear")]
     outputs, found = counted(model, inputs, tags)
     assert found == calls
-    monkeypatch.setattr(model, "same_in", lambda *_: False)
+    monkeypatch.setattr(model, "is_same_in", lambda *_: False)
     alone, found = counted(model, inputs, tags)
     assert found == ([1, 1, 1] if len(modules) == 1 else [3, 3, 2])  # conditions are recognised before the trunk
     assert_same(outputs, alone)
@@ -526,7 +526,7 @@ def test_a_bundle_with_other_words_is_refused(tmp_path: Path) -> None:
             require_vocabulary(Path("manifest.json"), bundle().manifest.model_copy(update=change))
     swapped = NUSCENES.model_copy(update={"map_layers": NUSCENES.map_layers[::-1]})
     with one_line_error(says="another order than its outputs"):
-        rewritten(copied(tmp_path / "bundle"), taxonomy=swapped)
+        rewritten(copy_bundle(tmp_path / "bundle"), taxonomy=swapped)
 
 
 def test_facts_that_a_module_can_ask_for() -> None:

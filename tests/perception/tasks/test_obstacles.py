@@ -31,9 +31,9 @@ from perception.tasks.metric import Range, ReplayedFrames, Score, Weights, mean_
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
-from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, covered, distances
+from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, distances, is_covered
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.tasks.occupancy.task import Doubts, unexplained_voxels
+from perception.tasks.occupancy.task import Doubts, count_unexplained_voxels
 from perception.tasks.task import Task
 
 POINT = keyframe(np.zeros((1, 5), np.float32))  # a frame without data says nothing
@@ -157,7 +157,7 @@ def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
             place = Point(-4 + 0.4 * (column + 0.5), -4 + 0.4 * (row + 0.5))
             expected[0, NUSCENES.label(name)] += 1
             expected[1, NUSCENES.label(name)] += all(polygon.distance(place) > 0.5 for polygon in polygons)
-    np.testing.assert_array_equal(unexplained_voxels(classes, GRID, boxes, NUSCENES), expected)
+    np.testing.assert_array_equal(count_unexplained_voxels(classes, GRID, boxes, NUSCENES), expected)
 
 
 def test_many_voxels_and_boxes_take_no_memory_for_each_pair() -> None:
@@ -167,14 +167,14 @@ def test_many_voxels_and_boxes_take_no_memory_for_each_pair() -> None:
     labels = zero.astype(int)
     boxes = Boxes.from_yaws(near, np.full((1000, 3), 0.5), 3 * near[:, 0], np.zeros((1000, 2)), labels, labels, zero)
     tracemalloc.start()
-    found = covered(places, boxes, 0.3)
+    found = is_covered(places, boxes, 0.3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < len(places) * len(boxes)  # not even a byte each
     np.testing.assert_array_equal(found[-2000:], (distances(places[-2000:], boxes) <= 0.3).any(axis=1))
     assert 0.1 < found.mean() < 0.9
-    assert covered(places[:0], boxes, 0.3).shape == (0,)
-    assert not covered(places, Boxes.none(), 0.3).any()
+    assert is_covered(places[:0], boxes, 0.3).shape == (0,)
+    assert not is_covered(places, Boxes.none(), 0.3).any()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_many_voxels_and_boxes_take_no_memory_for_each_pair() -> None:
 )
 def test_an_unlikely_box_explains_voxels_of_its_class_alone(label: int, score: float, explained: bool) -> None:
     boxes = replace(objects([(-2, 2)], label=label), scores=np.array([score]))
-    found = unexplained_voxels(PARKED, GRID, boxes, NUSCENES)
+    found = count_unexplained_voxels(PARKED, GRID, boxes, NUSCENES)
     assert found[:, CAR].tolist() == [24, 0 if explained else 24]
 
 
@@ -209,7 +209,7 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
                 assert list(seen.doubts) == (["car"] if i in doubted else [])
                 writer.add(frame, None, seen.states["occupancy"])
                 detections.add(frame, seconds, seen.health, seen.doubts)
-        [found] = detections.listed()
+        [found] = detections.to_rows()
         assert (found["detected"], found["delays"]) == (len(doubted), delays)
         explained[text] = scores(folder, [None] * 16)["explained_by_class"].of_class("car").values[0]
     # The first frame's detection is no confirmed track yet; with it lost from 2 s on, six more frames are explained.
@@ -276,8 +276,8 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     assert found["explained"].values[0] == pytest.approx(1 - (60 + 80) / 480)
     assert mean_shares(found["explained"].sizes).tolist() == [0.5, 0.5]
     metric = OccupancyMetric(NUSCENES)
-    assert metric.usual_gates([{"truth": each} for each in truths]) == (("scene_obstacle_recall", "explained"), ())
-    assert metric.usual_gates([{"truth": None}]) == (("explained",), ())
+    assert metric.list_usual_gates([{"truth": each} for each in truths]) == (("scene_obstacle_recall", "explained"), ())
+    assert metric.list_usual_gates([{"truth": None}]) == (("explained",), ())
     assert np.isnan(scores(tmp_path, [None] * 4)["scene_obstacle_recall"].values[0])
     assert scores(tmp_path / "none", truths)["explained"].sizes is None
     gate = OccupancyMetric.gates["explained"]

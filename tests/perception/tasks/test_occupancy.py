@@ -20,8 +20,8 @@ from perception.frame import Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
 from perception.tasks.network import lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement
-from perception.tasks.occupancy.free_space import body_levels, free_rays
-from perception.tasks.occupancy.labels import UNKNOWN, resampled
+from perception.tasks.occupancy.free_space import body_levels, make_free_rays
+from perception.tasks.occupancy.labels import UNKNOWN, resample
 from perception.tasks.occupancy.memory import HALF_LIFE, PROBABILITIES
 from perception.tasks.occupancy.metric import on_grid_of_truth
 from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entropy, lovasz, scale_loss
@@ -109,7 +109,7 @@ def marched(blocked: np.ndarray, grid: VoxelGrid, angle: float) -> tuple[float, 
 def test_free_distances_are_those_of_a_march(grid: VoxelGrid) -> None:
     rng = np.random.default_rng(0)
     blocked = rng.random(grid.shape[1:]) < 0.02
-    rays = free_rays(grid)
+    rays = make_free_rays(grid)
     for layer in (blocked, np.zeros_like(blocked)):
         free = rays.free(layer)
         for direction in range(7, 360, 23):  # not along edges or through corners
@@ -199,7 +199,7 @@ def test_a_large_voxel_has_the_most_frequent_class_that_stands_up(parts: tuple[i
     classes = rng.choice([0, 1, 2, 3, 4, FREE, UNKNOWN], fine.shape, p=[0.05, 0.05, 0.05, 0.1, 0.1, 0.35, 0.3])
     unknown = np.kron(rng.random(coarse.shape) < 0.1, np.ones(parts))
     classes = np.where(unknown, UNKNOWN, classes).astype(np.uint8)
-    found = resampled(classes, fine, coarse, np.eye(4), FREE + 1, flat)
+    found = resample(classes, fine, coarse, np.eye(4), FREE + 1, flat)
     kinds = set()
     for place in np.ndindex(coarse.shape):
         own = classes[tuple(slice(n * i, n * (i + 1)) for i, n in zip(place, parts, strict=True))].ravel()
@@ -346,7 +346,7 @@ def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) ->
     assert len(flat) == 4
     solid = (1 - p[:, FREE] > 0.5) & ~np.isin(best, flat)
     blocked = solid[body_levels(task.voxels, (0.3, 2.0))].any(axis=0)
-    np.testing.assert_array_equal(outputs["free"][0], free_rays(task.voxels).free(blocked))
+    np.testing.assert_array_equal(outputs["free"][0], make_free_rays(task.voxels).free(blocked))
     assert (blocked != solid.any(axis=0)).any()  # heights count
     assert 10 < len(np.unique(outputs["free"])) < 360
 

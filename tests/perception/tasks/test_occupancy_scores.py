@@ -20,7 +20,7 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric, confusion, geometric_iou, ious, parts
 from perception.tasks.occupancy.obstacle_scores import driven, score_obstacles
 from perception.tasks.occupancy.obstacles import obstacle_clusters
-from perception.tasks.occupancy.ray_iou import ORIGINS, cast, chosen_origins, count_rays, directions, ray_ious
+from perception.tasks.occupancy.ray_iou import ORIGINS, cast, choose_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
 
@@ -127,11 +127,11 @@ def test_rays_and_origins_are_sparseoccs() -> None:
     np.testing.assert_allclose(np.diff(pitches[9:]), pitches[9] - pitches[8])
     assert pitches[-2] < 0.21 <= pitches[-1]
     along = np.column_stack([np.linspace(-50, 50, 101), np.zeros(101), np.full(101, 1.8)])
-    chosen = chosen_origins(along, VoxelGrid())
+    chosen = choose_origins(along, VoxelGrid())
     assert len(chosen) == ORIGINS
     assert chosen[0, 0] == -38
     assert chosen[-1, 0] == 38
-    assert len(chosen_origins(along[:14], VoxelGrid())) == 2
+    assert len(choose_origins(along[:14], VoxelGrid())) == 2
 
 
 def result(classes: np.ndarray, others: np.ndarray | None = None) -> OccupancyResult:
@@ -223,7 +223,7 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     assert all(0 < half[name] < 0.6 for name in ("occupancy_mIoU", "RayIoU"))
     alone = {i: metric.part(np.arange(4) == i)["occupancy_mIoU"] for i in range(4)}
     ranked = sorted(alone, key=alone.__getitem__)[:3]
-    worst = metric.metric.worst(metric.counts, 3)
+    worst = metric.metric.find_worst(metric.counts, 3)
     assert [each.frame for each in worst] == ranked
     assert [each.values["occupancy_mIoU"] for each in worst] == pytest.approx([alone[i] for i in ranked])
     assert (right["obstacle_recall"], half["obstacle_recall"]) == (0.5, 0)

@@ -24,7 +24,7 @@ from perception.datasets.keyframes import AnnotatedPoints, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.robustness import corrupted
+from perception.evaluation.robustness import apply_corruption
 from perception.frame import Frame, Prediction
 from perception.grid import BevGrid
 from perception.io.files import jsonable
@@ -295,7 +295,7 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
     assert metric.part(np.array([False, False, False, True]))["points_mIoU"] is None
     alone = {i: metric.part(np.arange(4) == i)["points_mIoU"] for i in range(3)}
     ranked = sorted(alone, key=alone.__getitem__)
-    worst = metric.metric.worst(metric.counts, 4)
+    worst = metric.metric.find_worst(metric.counts, 4)
     assert [each.frame for each in worst] == ranked
     assert [each.values["points_mIoU"] for each in worst] == pytest.approx([alone[i] for i in ranked])
 
@@ -350,7 +350,9 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
 
     def kept(name: str, level: float) -> np.ndarray:
         """(16,) points by class that the network sees."""
-        frames = (corrupted(replace(street(), token=t, **keyframe(p)), name, level, ()) for t, p in recorded.items())
+        frames = (
+            apply_corruption(replace(street(), token=t, **keyframe(p)), name, level, ()) for t, p in recorded.items()
+        )
         seen = (each.points for each in frames if each.points is not None)
         return np.sum([np.zeros(16), *(np.bincount(heights(points), minlength=16) for points in seen)], axis=0)
 

@@ -12,7 +12,7 @@ from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.task import DetectionTask, footprints, non_maximum_suppression, rotated_iou
-from perception.tasks.task import prefixed, to_prediction
+from perception.tasks.task import add_prefix, to_prediction
 
 
 def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +104,7 @@ def test_groups_do_not_suppress_each_other() -> None:
 
     def predicted(suppression: Suppression | None) -> Boxes:
         task = DetectionTask(DetectionHead(groups=classes, suppression=suppression), BevGrid(), NUSCENES)
-        return to_prediction({"detection": task}, prefixed("detection", outputs)).results["detection"]
+        return to_prediction({"detection": task}, add_prefix("detection", outputs)).results["detection"]
 
     found = predicted(rules)
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])

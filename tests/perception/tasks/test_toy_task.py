@@ -18,7 +18,7 @@ from mcap_protobuf.decoder import DecoderFactory
 from networks import LITTLE
 from pages import needs_chromium, page_data, visit
 from pydantic import ValidationError
-from toy_task import BANDS, COLOURS, Toy, occupied, voxels_of
+from toy_task import BANDS, COLOURS, Toy, find_occupied, voxels_of
 from vocabulary import NUSCENES
 
 from deploy.bundle import Bundle
@@ -217,7 +217,7 @@ def test_its_layers_are_in_reruns_file(way: Way) -> None:
 
 def test_a_gate_on_its_score_passes_and_fails(way: Way) -> None:
     seen = zip(way.frames, way.steps, strict=True)
-    right = [((step.prediction.results["toy"] > 0.5) == occupied(frame, way.grid)).mean() for frame, step in seen]
+    right = [((step.prediction.results["toy"] > 0.5) == find_occupied(frame, way.grid)).mean() for frame, step in seen]
     accuracy = float(np.mean(right))
     gates = [{"metric": "toy", "at_least": accuracy + off} for off in (-1e-6, 1e-6)]
     cases = judge(way.replayed, None, Gates.model_validate({"gates": gates})).cases

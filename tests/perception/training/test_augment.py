@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import keyframe, painted_frame, spot_of
+from made_up import keyframe, paint_frame, spot_of
 from networks import model, small
 from vocabulary import NUSCENES, RIG
 
@@ -25,10 +25,10 @@ from perception.sensors.inputs import InputSpec, fit_width, prepare
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import Axis
-from perception.training.augment import draw_image_affine, draw_similarity, shuffled
+from perception.training.augment import draw_image_affine, draw_similarity, shuffle_points
 
 STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
-FRAME = painted_frame(np.array([20.0, 2.0, 0.5]))
+FRAME = paint_frame(np.array([20.0, 2.0, 0.5]))
 MIRRORED_CORNERS = [1, 0, 3, 2, 5, 4, 7, 6]  # left and right change places
 FULL, SIZE = (900, 1600, 3), Image(height=128, width=352)
 seeds = st.integers(0, 2**32 - 1)
@@ -87,7 +87,7 @@ def test_boxes_points_and_projections_move_with_the_similarity(seed: int) -> Non
 def test_pixels_move_with_the_projected_point(seed: int) -> None:
     rng = np.random.default_rng(seed)
     point = rng.uniform([15, -2, 0], [25, 2, 1])
-    frame, similarity = painted_frame(point), draw_similarity(rng, STRONG)
+    frame, similarity = paint_frame(point), draw_similarity(rng, STRONG)
     size = Image(height=256, width=704)
     affine = draw_image_affine(rng, STRONG.model_copy(update={"image_rotation": 5.4}), FULL, size)
     spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
@@ -188,14 +188,14 @@ def test_shuffled_points_keep_their_sweep_lidar_and_class() -> None:
     frame.points[:, 3] = number
     own = {"sweep_of_point": number // 9, "lidar_of_point": number, "class_of_point": number}
     frame = replace(frame, **{name: each.astype(np.uint8) for name, each in own.items()})
-    after = shuffled(frame, np.random.default_rng(1))
+    after = shuffle_points(frame, np.random.default_rng(1))
     order = after.points[:, 3].astype(int)
     assert sorted(order) == number.tolist()
     assert (order != number).mean() > 0.9
     for name in PER_POINT:
         np.testing.assert_array_equal(getattr(after, name), getattr(frame, name)[order])
     missing = replace(frame, points=None)
-    assert shuffled(missing, np.random.default_rng(1)) is missing
+    assert shuffle_points(missing, np.random.default_rng(1)) is missing
 
 
 SIGNS = {"x": np.diag([-1.0, 1, 1, 1]), "y": np.diag([1.0, -1, 1, 1])}

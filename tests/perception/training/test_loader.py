@@ -18,7 +18,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from infos import new_infos, old_infos, opened_tiny, write_infos
+from infos import new_infos, old_infos, open_tiny, write_infos
 from maps import MapWriter
 from networks import assert_equal_batches as _assert_equal
 from networks import loader_config as _config
@@ -280,7 +280,7 @@ def test_stored_frames_are_the_read_ones(every_kind: dict[str, Keyframes], tmp_p
 
 def test_all_files_that_are_opened_have_a_stamp(every_kind, tiny_root, tmp_path):
     """By Python's own hook for files that are opened."""
-    infos = write_infos(tiny_root / "infos.pkl", new_infos(old_infos(opened_tiny(tiny_root), old_boxes=False)))
+    infos = write_infos(tiny_root / "infos.pkl", new_infos(old_infos(open_tiny(tiny_root), old_boxes=False)))
     opened = set[str]()
     watching = [True]
 
@@ -314,8 +314,8 @@ def test_every_field_of_a_frame_is_stored(tmp_path: Path) -> None:
     )  # fmt: skip
     for i, each in enumerate((frame, dataclasses.replace(frame.without_points(), cameras={}, position=None))):
         path = tmp_path / f"{i}.frame"
-        path.write_bytes(frame_cache._packed(each))
-        assert same(frame_cache._stored(path), each)
+        path.write_bytes(frame_cache._pack(each))
+        assert same(frame_cache._read_frame(path), each)
 
 
 def test_a_dropped_lidar_leaves_nothing_of_its_points(every_kind) -> None:
@@ -413,7 +413,7 @@ def test_damaged_files_are_not_taken_for_frames(tiny_root: Path, tmp_path: Path)
     cut = [whole[:length] for length in (0, 4, 8, 20, 3000, len(whole) - 1)]
     for content in (*flipped, zeroed, bytes(len(whole)), *cut, whole + b"0", b"no frame"):
         path.write_bytes(content)
-        assert frame_cache._stored(path) is None
+        assert frame_cache._read_frame(path) is None
     cache = FrameCache(tmp_path / "cache", tables, READS)
     assert all(same(cache.frame(token), tables.frame(token, READS)) for token in tables.samples())
     assert path.read_bytes() == whole

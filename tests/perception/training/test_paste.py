@@ -29,7 +29,7 @@ from perception.training.augment import draw_similarity
 from perception.training.loader import FrameDataset, batches
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
-from perception.training.placement import Layer, Place, footprints, overlapping, painted, places, points_of
+from perception.training.placement import Layer, Place, footprints, overlapping, paint, places, points_of
 
 seeds = st.integers(0, 2**32 - 1)
 TINY = load_config(find_config("tiny")).model_dump(mode="json")
@@ -373,7 +373,7 @@ def test_layers_are_painted_from_far_to_near() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     red, blue = np.full((4, 5, 3), (255, 0, 0), np.uint8), np.full((2, 2, 3), (0, 0, 255), np.uint8)
     near, far, mask = Place(5, 3, 4, 8, 8), Place(9, 6, 6, 12, 10), Place(20, 0, 0, 30, 5)
-    result = painted(picture, [Layer(near, red), Layer(mask, None), Layer(far, blue)])
+    result = paint(picture, [Layer(near, red), Layer(mask, None), Layer(far, blue)])
     expected = picture.copy()
     expected[0:5] = np.round(picture.reshape(-1, 3).mean(axis=0))
     expected[6:10, 6:12] = (0, 0, 255)
