@@ -9,7 +9,7 @@ import numpy as np
 from perception.frame import Boxes
 from perception.tasks.association import associate_in_stages
 from perception.tasks.detection.motion import Motion, Noise, is_known
-from perception.tasks.detection.traffic import flow, gains, headings, select_strongest, unit, drop_doubles
+from perception.tasks.detection.traffic import drop_doubles, flow, gains, headings, select_strongest, unit
 from perception.taxonomy import Taxonomy
 
 # Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
