@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +18,8 @@ from deploy.replay.sources import ros
 from deploy.replay.sources.mcap import MAX_RECORD, McapRecording
 from deploy.replay.sources.messages import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
+
+_PART = 1 << 22  # bytes that are decompressed at once
 
 
 class RosbagRecording:
@@ -58,6 +62,8 @@ class _SqliteFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if path.is_dir():
+            _require_space(path)
         try:
             with Reader(path) as reader:
                 counts: dict[str, int] = {}
@@ -89,6 +95,23 @@ class _SqliteFile:
                     )
         except Exception as error:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")
+
+
+def _require_space(folder: Path) -> None:
+    """Refuse compressed files that are longer than what their folder may be decompressed to: a few KB can be TB."""
+    free = left = shutil.disk_usage(tempfile.gettempdir()).free
+    for archive in sorted(folder.glob("*.zstd")):
+        try:
+            with archive.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as content:
+                while left >= 0 and (part := content.read(_PART)):
+                    left -= len(part)
+        except (OSError, zstandard.ZstdError):
+            continue  # the reader says what is wrong with it
+    if left < 0:
+        raise InputError(
+            f"{folder}: its files need more than the {free / 1e9:.1f} GB that are free in {tempfile.gettempdir()} when "
+            "they are decompressed; set TMPDIR to a larger folder, or see whether the recording is damaged"
+        )
 
 
 def _decompress(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import shutil
 import sqlite3
 import tracemalloc
 from collections import Counter
@@ -227,6 +228,21 @@ def test_a_compressed_recording_gives_the_same_frames(tiny_root: Path, tmp_path:
         archive.write_bytes(archive.read_bytes()[:-100])
         with one_line_error("cannot read the recording"):
             read(small)
+
+
+def test_files_that_decompress_to_more_than_the_disk_holds_are_refused(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is the one thing that is made up."""
+    small = compressed(recorded(tiny_root, TINY, "sqlite3", tmp_path), tmp_path / "small", "FILE", "SQLITE3")
+    (archive,) = small.glob("*.zstd")
+    needed = len(zstandard.ZstdDecompressor().stream_reader(archive.read_bytes()).read())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    assert len(read(small)[0]) == 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with one_line_error("set TMPDIR to a larger folder"):
+        read(small)
 
 
 @pytest.mark.parametrize("stated", [True, False])
