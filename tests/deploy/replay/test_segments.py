@@ -99,7 +99,8 @@ def test_a_segment_is_warm_and_has_ids_of_its_own(drive: Path, whole: Path, cut:
     cold = list(read(tmp_path, "tracks.json")["results"].values())
     for i in (24, 25):
         there = places(expected[i])
-        assert len(places(warm[i]) & there) > len(there) / 2 > len(places(cold[i - 24]) & there)
+        assert len(places(warm[i]) & there) > len(there) / 2
+        assert len(places(warm[i]) & there) > len(places(cold[i - 24]) & there)
     ids = [{int(box["tracking_id"]) for each in warm[12 * n : 12 * n + 12] for box in each} for n in range(4)]
     assert all(1 + n * 10**6 <= track < (n + 1) * 10**6 for n, each in enumerate(ids) for track in each)
     assert all(ids)
