@@ -33,7 +33,7 @@ Findings = dict[str, str]
 def admit(frame: Frame, sensors: Sensors, reference: Reference, before: Frame | None) -> tuple[Frame, Findings]:
     """The frame without what cannot be used, and the findings: name of a sensor or of a field of `Frame` -> the reason.
 
-    A time that does not grow, or too far, is a finding and stays. Annotated boxes are not looked at.
+    A time that does not grow, or too far, is a finding and stays. Annotations are not looked at: no sensor gives them.
 
     Args:
         frame: with any values in its fields.

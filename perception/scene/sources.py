@@ -26,7 +26,7 @@ from perception.errors import InputError
 from perception.frame import Frame
 from perception.io.section import Section, load_section
 from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, evidence_of_tags
-from perception.scene.geofence import load_geofences
+from perception.scene.geofence import Geofences, load_geofences
 from perception.scene.signals import SignalConfig, Signals, SignalsConfig, SourceConfig
 from perception.tasks.task import Evidence
 
@@ -130,6 +130,9 @@ class Daylight:
         return next((name for name in names if name in self.values), None)
 
 
+Observed = Sequence[Evidence]
+
+
 @dataclass(frozen=True)
 class Source:
     """A source of evidence.
@@ -137,14 +140,14 @@ class Source:
     Attributes:
         evidence: observations at a frame, from it and what the tasks recognised in the previous frame.
         depends: what its evidence depends on besides the frames and the error rate.
-        begin: forgets what is remembered of a drive, before another one.
+        begin: forgets what is remembered of a drive, before another one; None: nothing is.
     """
 
     name: str
     error_rate: float
-    evidence: Callable[[Frame, Sequence[Evidence]], Sequence[Evidence]]
+    evidence: Callable[[Frame, Observed], Observed]
     depends: str = ""
-    begin: Callable[[], None] = lambda: None
+    begin: Callable[[], None] | None = None
 
     @property
     def about(self) -> str:
@@ -203,7 +206,8 @@ class Sources:
     def begin(self) -> None:
         """Begin a drive: forget what is remembered of the one before."""
         for source in self._sources:
-            source.begin()
+            if source.begin is not None:
+                source.begin()
 
     def observe(self, frame: Frame, recognised: Sequence[Evidence]) -> tuple[Sequence[Evidence], Mapping[str, Origin]]:
         """The observations at a frame, and their origin by kind of condition.
@@ -260,24 +264,44 @@ def _open_source(config: AnyConfig, folder: Path, conditions: Vocabulary) -> Sou
     opened = partial(Source, config.source, config.error_rate)
     match config:
         case TagsConfig():
-            return opened(lambda frame, _: [evidence_of_tags(frame.conditions, conditions)])
+            return opened(partial(_tags, conditions))
         case SunConfig(kind=kind, bands=bands):
             if kind not in conditions:
                 raise InputError(f"{kind} is no kind of condition; there are {', '.join(conditions)}")
             daylight = Daylight(kind, conditions[kind], bands)
             limits = ", ".join(f"{'/'.join(filter(None, (b.value, b.rising)))} {b.above:g}" for b in bands)
-            return opened(lambda frame, _: [daylight.evidence(frame)], "" if bands == BANDS else f"{kind}: {limits}")
+            return opened(partial(_sun, daylight), "" if bands == BANDS else f"{kind}: {limits}")
         case GeofencesConfig(file=file):
             fences = load_geofences(folder / file, conditions)
-            return opened(
-                lambda frame, _: [evidence_of_tags(fences.at(frame.position, frame.location), conditions)],
-                f"{(folder / file).name} {fences.sha256[:16]}",
-            )
+            return opened(partial(_places, fences, conditions), f"{(folder / file).name} {fences.sha256[:16]}")
         case SignalsConfig():
             signals = Signals(config, conditions)
-            return opened(lambda frame, _: signals.evidence(frame), config.about, signals.begin)
+            return opened(partial(_signals, signals), config.about, signals.begin)
         case RecognisedConfig():
-            return opened(lambda _, recognised: recognised)
+            return opened(_recognised)
+
+
+# Functions with names, since a scene that is stored is pickled.
+
+
+def _tags(conditions: Vocabulary, frame: Frame, _: Observed) -> Observed:
+    return [evidence_of_tags(frame.conditions, conditions)]
+
+
+def _sun(daylight: Daylight, frame: Frame, _: Observed) -> Observed:
+    return [daylight.evidence(frame)]
+
+
+def _places(fences: Geofences, conditions: Vocabulary, frame: Frame, _: Observed) -> Observed:
+    return [evidence_of_tags(fences.at(frame.position, frame.location), conditions)]
+
+
+def _signals(signals: Signals, frame: Frame, _: Observed) -> Observed:
+    return signals.evidence(frame)
+
+
+def _recognised(_: Frame, recognised: Observed) -> Observed:
+    return recognised
 
 
 def _decides(observations: Sequence[Sequence[float]]) -> bool:

@@ -167,7 +167,7 @@ NOT_WRONG = {"position": [0], "lidar_of_point": [0], "class_of_point": [0], "fil
 
 def wrong_values(owner: type) -> list[tuple[str, Any]]:
     """The fields of a frame or a camera, each with every value that it cannot have."""
-    names = [each.name for each in fields(owner) if each.name not in ("boxes", "pasted")]
+    names = [each.name for each in fields(owner) if each.name not in ("boxes", "truth", "pasted")]
     return [(name, value) for name in names for i, value in enumerate(WRONG) if i not in NOT_WRONG.get(name, ())]
 
 

@@ -89,6 +89,7 @@ MATCHED = gates(
 )
 
 
+@pytest.mark.slow("verdicts over a long and a short drive, traced")
 def test_a_verdict_does_not_hold_the_frames_of_a_long_drive(tmp_path: Path) -> None:
     """With a baseline. Counts are added up: of the JSON of further frames not a twentieth stays. Of boxes the columns
     stay, 14 numbers each, and as much again while they are scored."""

@@ -53,7 +53,7 @@ def placed(voxels: VoxelGrid) -> tuple[Tensor, Tensor]:
     logits = head(torch.randn(2, 4, *GRID.shape))["logits"]
     assert logits.shape == (2, voxels.shape[0] * len(CLASSES), *voxels.shape[1:])
     centers = torch.from_numpy(GRID.centers()).movedim(-1, 0)[None]
-    x, y, inside = head._placed(torch.cat([centers, torch.ones_like(centers[:, :1])], dim=1))[0]
+    x, y, inside = head._place_features(torch.cat([centers, torch.ones_like(centers[:, :1])], dim=1))[0]
     return torch.stack([x, y], dim=-1), inside
 
 
