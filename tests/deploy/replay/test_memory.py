@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from replays import gates, record
 from vocabulary import CLASSES
 
