@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there but smaller."""
+"""The commands of README and of the guide, as they stand there but smaller."""
 
 from __future__ import annotations
 
@@ -61,10 +61,24 @@ def smaller_configs(folder: Path) -> None:
         (folder / file).write_text(yaml.safe_dump(content))
 
 
-def test_commands_of_the_readme(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text()
+def commands_of(page: str) -> list[str]:
+    return re.findall(r"^perception .*$", page, re.MULTILINE)
+
+
+def test_commands_of_readme_and_guide(tmp_path: Path) -> None:
+    readme, text = ((ROOT / page).read_text() for page in ("README.md", "docs/guide.md"))
     smaller_configs(tmp_path / "configs")
-    commands = re.findall(r"^perception .*$", text, re.MULTILINE)
+    commands = commands_of(text)
+    shown_first = commands_of(readme)
+    assert shown_first == [command for command in commands if command in shown_first]  # in an order in which they work
+    assert {command.split()[1] for command in shown_first} >= {
+        "simulate",
+        "train",
+        "evaluate",
+        "export",
+        "build",
+        "replay",
+    }
     shown = "simulate train evaluate compare export build replay adapt merge modules plan import-mmdet3d"
     assert {command.split()[1] for command in commands} >= {*shown.split()}
     for large, small in SMALLER.items():
@@ -100,7 +114,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert (tmp_path / "runs/tiny/bundle-orin/build.sh").exists()
     assert said("tiny/bundle/engines/rtx-ampere.json")["plan_bytes"] > 4 * manifest["parameters"]
     (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    (rain,) = parse_config(yaml.safe_load("name: readme\n" + modules), "README").modules
+    (rain,) = parse_config(yaml.safe_load("name: guide\n" + modules), "guide").modules
     assert [part.kind for part in rain.single()] == ["batch_norm", "low_rank"]
     (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "modules.py").write_text(python)
