@@ -39,7 +39,7 @@ test: $(INSTALLED)
 test-newest: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) @tests/newest.txt
 
-# Several processes and machines: clusters, servers, kills; a network of full size; the README's commands.
+# Several processes and machines: clusters, servers, kills; a network of full size; the commands of README and docs/guide.md.
 test-scale: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) tests/scale
 

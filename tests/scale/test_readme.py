@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there but smaller."""
+"""The commands of README and of the guide, as they stand there but smaller."""
 
 from __future__ import annotations
 
@@ -61,10 +61,21 @@ def smaller_configs(folder: Path) -> None:
         (folder / file).write_text(yaml.safe_dump(content))
 
 
-def test_commands_of_the_readme(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text()
+def commands_of(page: str) -> list[str]:
+    return re.findall(r"^perception .*$", (ROOT / page).read_text(), re.MULTILINE)
+
+
+def test_readme_shows_commands_of_the_guide_in_its_order() -> None:
+    shown = commands_of("README.md")
+    assert shown == [command for command in commands_of("docs/guide.md") if command in shown]
+    jobs = "simulate train evaluate export build replay"
+    assert {command.split()[1] for command in shown} >= {*jobs.split()}
+
+
+def test_commands_of_the_guide(tmp_path: Path) -> None:
+    text = (ROOT / "docs/guide.md").read_text()
     smaller_configs(tmp_path / "configs")
-    commands = re.findall(r"^perception .*$", text, re.MULTILINE)
+    commands = commands_of("docs/guide.md")
     shown = "simulate train evaluate compare export build replay adapt merge modules plan import-mmdet3d"
     assert {command.split()[1] for command in commands} >= {*shown.split()}
     for large, small in SMALLER.items():
@@ -100,7 +111,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert (tmp_path / "runs/tiny/bundle-orin/build.sh").exists()
     assert said("tiny/bundle/engines/rtx-ampere.json")["plan_bytes"] > 4 * manifest["parameters"]
     (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    (rain,) = parse_config(yaml.safe_load("name: readme\n" + modules), "README").modules
+    (rain,) = parse_config(yaml.safe_load("name: guide\n" + modules), "guide").modules
     assert [part.kind for part in rain.single()] == ["batch_norm", "low_rank"]
     (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "modules.py").write_text(python)
