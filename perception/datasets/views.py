@@ -29,28 +29,28 @@ class Views:
             source.dataroot, source.version, source.taxonomy, source.rig,
         )  # fmt: skip
         self.has_attributes, self.scenes = source.has_attributes, source.scenes
-        self._source, self._views = source, tuple(views)
+        self.source, self._views = source, tuple(views)
 
     def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
         """Tokens of all views of the selected keyframes, keyframe by keyframe."""
-        return [view_token(token, view) for token in self._source.samples(split, selectors) for view in self._views]
+        return [view_token(token, view) for token in self.source.samples(split, selectors) for view in self._views]
 
     def scene(self, token: str) -> str:
         """Name of the drive."""
-        return self._source.scene(_keyframe(token)[0])
+        return self.source.scene(_keyframe(token)[0])
 
     def conditions(self, token: str) -> Conditions:
         """The known conditions of the keyframe."""
-        return self._source.conditions(_keyframe(token)[0])
+        return self.source.conditions(_keyframe(token)[0])
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The recording of the keyframe."""
-        return self._source.recording(_keyframe(token)[0], reads)
+        return self.source.recording(_keyframe(token)[0], reads)
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
         """The keyframe, turned to the view."""
         keyframe, view = _keyframe(token)
-        return replace(self._source.frame(keyframe, reads).facing(view), token=token)
+        return replace(self.source.frame(keyframe, reads).facing(view), token=token)
 
 
 def see_views(source: Keyframes, tokens: Sequence[str], views: Sequence[View]) -> tuple[Keyframes, Sequence[str]]:
