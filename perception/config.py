@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from perception.errors import InputError
+from perception.frame import View
 from perception.grid import BevGrid, Reference
 from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
@@ -277,6 +278,8 @@ class Data(Section):
     scenes: tuple[str, ...] = Field(
         default=(), strict=False
     )  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
+    # Of a network that looks one way, along x: each keyframe is seen so often. Empty: the network looks around.
+    views: tuple[View, ...] = Field(default=(), strict=False)
     workers: Annotated[int, Field(ge=0)] = 0
     class_balanced: bool = True
     cache: str | None = None  # folder where decoded frames are stored (training/frame_cache.py); None: nowhere

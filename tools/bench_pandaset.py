@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from benchmark import QUIET, SHARED
-from pandaset_scores import Memory, Predict, TwoViews, score
+from pandaset_scores import Memory, Predict, score
 
 from deploy.build import build
 from deploy.bundle import EngineRecord
@@ -24,6 +24,8 @@ from deploy.verify import verify
 from perception.checkpoint import load_model, newest, read_config
 from perception.config import extend_taxonomy
 from perception.datasets.pandaset import PandaSet
+from perception.datasets.views import Views
+from perception.frame import VIEWS
 from perception.mmdet3d.importing import import_pointpillars
 from perception.model import PerceptionModel
 from perception.modules.base import base_parameters
@@ -117,8 +119,8 @@ class _Bench:
         self.memory = Memory(base, out / "simulated", load_taxonomy("kitti").label("car"))
         self.everything = self._drives(load_taxonomy("pandaset"))
 
-    def _drives(self, taxonomy: Taxonomy) -> TwoViews:
-        return TwoViews(PandaSet(self.data, RIG, taxonomy))
+    def _drives(self, taxonomy: Taxonomy) -> PandaSet:
+        return PandaSet(self.data, RIG, taxonomy)
 
     def way(self, way: str) -> dict[str, Any]:
         """Trains one way, and scores it."""
@@ -177,8 +179,9 @@ class _Bench:
         summary = replay(Source(self.data), folder / "int8", folder / "replay", console=QUIET)
         return {**result, "replayed_frames": summary["frames"]}
 
-    def _scored(self, predict: Predict, drives: TwoViews, names: list[str]) -> dict[str, Any]:
-        return score(predict, drives, self.everything, drives.samples(selectors=[self.held_back]), names)
+    def _scored(self, predict: Predict, drives: PandaSet, names: list[str]) -> dict[str, Any]:
+        seen, everything = Views(drives, VIEWS), Views(self.everything, VIEWS)
+        return score(predict, seen, everything, seen.samples(selectors=[self.held_back]), names)
 
 
 def _model(run: Path, steps: int, rate: float) -> PerceptionModel:

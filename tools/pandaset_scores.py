@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from perception.datasets.keyframes import NO_SENSORS, Keyframes, Reads, Recording
+from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Frame, Prediction
 from perception.rig import Rig
 from perception.simulate.simulate import simulate
@@ -32,46 +30,11 @@ HDL_64 = {
         }
     ],
 }
-REAR = "-rear"
-_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 Predict = Callable[[Frame], Prediction]
 
 
-class TwoViews:
-    """The frames of a data set, each a second time turned by half a turn, with its token and -rear."""
-
-    def __init__(self, drives: PandaSet) -> None:
-        self._drives = drives
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drives, name)
-
-    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Both views of the selected frames."""
-        return [token for each in self._drives.samples(split, selectors) for token in (each, each + REAR)]
-
-    def scene(self, token: str) -> str:
-        return self._drives.scene(token.removesuffix(REAR))
-
-    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        return self._drives.recording(token.removesuffix(REAR), reads)
-
-    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        frame = self._drives.frame(token.removesuffix(REAR), reads)
-        if not token.endswith(REAR):
-            return frame
-        points = None if frame.points is None else frame.points * np.array([-1, -1, 1, 1, 1], np.float32)
-        return replace(
-            frame,
-            token=token,
-            points=points,
-            boxes=None if frame.boxes is None else frame.boxes.transformed(_TURN),
-            global_from_reference=frame.global_from_reference @ _TURN,
-        )
-
-
 def score(
-    predict: Predict, drives: TwoViews, everything: TwoViews, tokens: Sequence[str], names: Sequence[str]
+    predict: Predict, drives: Keyframes, everything: Keyframes, tokens: Sequence[str], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """`ap`, `recall`, `precision` at SCORE and `objects` of each class of these names.
 

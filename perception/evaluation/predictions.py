@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.frame import Frame, Prediction
+from perception.datasets.views import see_views
+from perception.frame import TURNS, Boxes, Frame, Prediction, View
 from perception.io.workers import Pool
 from perception.sensors.inputs import InputSpec
+from perception.tasks.task import Task, join_views
 
 Predicted = Iterator[tuple[Frame, Prediction]]  # frames as the model sees them, in the order of their tokens
 AHEAD = 4  # keyframes of each process that are predicted before they are needed
@@ -35,6 +39,52 @@ def predictions(predictor: Predictor, keyframes: Keyframes, reads: Reads, tokens
     for token in tokens:
         frame = keyframes.frame(token, reads)
         yield frame, predictor(frame)
+
+
+class ViewsPredictor:
+    """A predictor that looks one way, on all views of each keyframe; its predictions are of the whole keyframe.
+
+    Annotated objects on the grid of no view are not among the `boxes` of a frame's truth, but are its `boxes_left_out`.
+
+    Args:
+        spec: inputs of the predictor.
+        tasks: of its network.
+        views: one or more.
+
+    Raises:
+        InputError: while predicting, a task that cannot join views.
+    """
+
+    def __init__(
+        self, predictor: Predictor, spec: InputSpec, tasks: Mapping[str, Task[Any]], views: Sequence[View]
+    ) -> None:
+        self._predictor, self._grid, self._tasks, self._views = predictor, spec.grid, tasks, tuple(views)
+
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes."""
+        source, seen = see_views(keyframes, tokens, self._views)
+        found = predictions(self._predictor, source, reads, seen)
+        for token in tokens:
+            parts = {view: next(found) for view in self._views}
+            turned, _ = parts[self._views[0]]
+            frame = replace(turned.facing(self._views[0]), token=token)
+            joined = join_views(self._tasks, {view: prediction for view, (_, prediction) in parts.items()})
+            yield self._divide_boxes(frame), joined
+
+    def _divide_boxes(self, frame: Frame) -> Frame:
+        """The frame with the annotated objects that some view covers apart from the others."""
+        boxes: Boxes | None = frame.truth.get("boxes")
+        if boxes is None:
+            return frame
+        centers = boxes.transformed(np.linalg.inv(frame.global_from_reference)).centers * [1, 1, 0]
+        covered = np.any([self._grid.inside(centers @ TURNS[view][:3, :3]) for view in self._views], axis=0)
+        parts = {"boxes": boxes.select(covered), "boxes_left_out": boxes.select(~covered)}
+        return replace(frame, truth={**frame.truth, **parts})
+
+
+def look_to(views: Sequence[View], predictor: Predictor, spec: InputSpec, tasks: Mapping[str, Task[Any]]) -> Predictor:
+    """The predictor on these views of each keyframe; without views itself. Arguments as of `ViewsPredictor`."""
+    return ViewsPredictor(predictor, spec, tasks, views) if views else predictor
 
 
 Opened = tuple[Predictor, InputSpec, Keyframes]

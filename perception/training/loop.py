@@ -20,6 +20,7 @@ from perception import checkpoint
 from perception.checkpoint import Stateful, initialise
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
+from perception.datasets.views import see_views
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.training import optimize
@@ -109,8 +110,9 @@ class _Training:
         if options.norm_momentum is not None:
             set_momentum(model, options.norm_momentum)
         optimizer = optimizer_of(model, options.peak, options.weight_decay, options.rates)
+        seen, views = see_views(tables, tokens, self.config.data.views)
         self.dataset = FrameDataset(
-            tables, tokens, self.config, scope.tasks, self._objects(tables, tokens), model.depth_cells()
+            seen, views, self.config, scope.tasks, self._objects(seen, views), model.depth_cells()
         )
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)

@@ -20,6 +20,7 @@ from perception.config import Validation
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
+from perception.evaluation.predictions import look_to
 from perception.evaluation.slices import numbers
 from perception.io import distributed
 from perception.model import PerceptionModel
@@ -127,9 +128,10 @@ class Validator:
         """
         scenes = self.settings.scenes if scenes is None else scenes
         predictor = TorchPredictor(model, self.settings.batch)
+        seeing = look_to(model.config.data.views, predictor, predictor.spec, model.tasks)
         with torch.random.fork_rng(devices=[]):
             found = evaluate(
-                predictor, self.tables, self.settings.split, scenes, self.folder, predictor.spec, Console(quiet=True)
+                seeing, self.tables, self.settings.split, scenes, self.folder, predictor.spec, Console(quiet=True)
             )
         values = {name: float(value) for name, value in numbers(found).items() if isinstance(value, int | float)}
         metric = self.settings.metric

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.frame import Boxes, Frame
+from perception.frame import TURNS, Boxes, Frame, View
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
 from perception.tasks.detection.config import DetectionHead, Suppression
@@ -25,6 +25,7 @@ from perception.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
+_ONE_OBJECT = 0.2  # least IoU of detections of one object in two views
 _PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
 
 
@@ -126,6 +127,18 @@ class DetectionTask(Task[Boxes]):
             attributes=outputs["attributes"].flat[kept],
             scores=scores.flat[kept],
         )
+
+    def join_views(self, results: Mapping[View, Boxes]) -> Boxes:
+        """The detections of all views, best score first; of those of one object that two views see, the best."""
+        boxes = Boxes.joined(*(each.transformed(TURNS[view]) for view, each in results.items()))
+        boxes = boxes.select(np.argsort(-boxes.scores, kind="stable"))
+        if len(results) == 1:
+            return boxes
+        headings = boxes.rotations[:, [1, 0], 0]
+        outlines = footprints(np.concatenate([boxes.centers, boxes.sizes, headings], axis=1))
+        parts = [np.flatnonzero(boxes.labels == label) for label in np.unique(boxes.labels)]
+        kept = [own[rotated_nms(outlines[own], _ONE_OBJECT)] for own in parts]
+        return boxes.select(np.sort(np.concatenate([np.zeros(0, np.int64), *kept])))
 
     @property
     def _knows_velocity(self) -> bool:

@@ -26,6 +26,7 @@ from perception import config as c
 from perception.checkpoint import initialise, load_model, newest, provenance, save_model
 from perception.config import Config, Data, InitFrom, Schedule, Train, Validation
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.views import Views
 from perception.errors import InputError
 from perception.io.distributed import SYNCHRONISED
 from perception.model import PerceptionModel
@@ -275,6 +276,20 @@ def test_validations_fall_on_the_ends_of_epochs(recorded: NuScenesTables, tmp_pa
     assert json.loads((best / "checkpoint.json").read_text())["step"] == 5
     assert load_model(best)[1] == config
     assert (best / "model.safetensors").read_bytes() == (then / "model.safetensors").read_bytes()
+
+
+def test_all_views_are_trained_and_validated(recorded: NuScenesTables, tmp_path: Path) -> None:
+    """The weights are those of a training on a data set that has each view as a keyframe of its own."""
+    validation = Validation(every=4, unit="steps", split="all", metric="mAP")
+    config = minimal(validation=validation)
+    config = config.model_copy(update={"data": Data(augment=None, views=("front", "rear"))})
+    weights = train(config, recorded, "all", tmp_path / "views") / "model.safetensors"
+    alike = train(minimal(), Views(recorded, ("front", "rear")), "all", tmp_path / "alike")
+    assert weights.read_bytes() == (alike / "model.safetensors").read_bytes()
+    front = train(minimal(), recorded, "all", tmp_path / "front")
+    assert weights.read_bytes() != (front / "model.safetensors").read_bytes()
+    scores = json.loads((tmp_path / "views" / "validation" / "metrics.json").read_text())
+    assert scores["samples"] == len(recorded.samples())
 
 
 def test_a_training_starts_from_parts_of_a_run(recorded: NuScenesTables, tmp_path: Path) -> None:

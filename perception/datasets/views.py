@@ -1,0 +1,68 @@
+"""The views of a vehicle as keyframes of their own, for the training of a network that looks one way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from perception.datasets.keyframes import NO_SENSORS, Keyframes, Reads, Recording
+from perception.frame import VIEWS, Conditions, Frame, View
+
+
+def view_token(token: str, view: View) -> str:
+    """The token of a view of a keyframe; that to the front has the keyframe's own."""
+    return token if view == "front" else f"{token}-{view}"
+
+
+class Views:
+    """The keyframes of a data set, once for each view: see `Frame.facing`.
+
+    What is annotated in the global frame, and the recordings, are those of the keyframe.
+
+    Args:
+        source: the data set.
+        views: in the order of their keyframes.
+    """
+
+    def __init__(self, source: Keyframes, views: Sequence[View]) -> None:
+        self.dataroot, self.version, self.taxonomy, self.rig = (
+            source.dataroot, source.version, source.taxonomy, source.rig,
+        )  # fmt: skip
+        self.has_attributes, self.scenes = source.has_attributes, source.scenes
+        self.source, self._views = source, tuple(views)
+
+    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Tokens of all views of the selected keyframes, keyframe by keyframe."""
+        return [view_token(token, view) for token in self.source.samples(split, selectors) for view in self._views]
+
+    def scene(self, token: str) -> str:
+        """Name of the drive."""
+        return self.source.scene(_keyframe(token)[0])
+
+    def conditions(self, token: str) -> Conditions:
+        """The known conditions of the keyframe."""
+        return self.source.conditions(_keyframe(token)[0])
+
+    def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
+        """The recording of the keyframe."""
+        return self.source.recording(_keyframe(token)[0], reads)
+
+    def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+        """The keyframe, turned to the view."""
+        keyframe, view = _keyframe(token)
+        return replace(self.source.frame(keyframe, reads).facing(view), token=token)
+
+
+def see_views(source: Keyframes, tokens: Sequence[str], views: Sequence[View]) -> tuple[Keyframes, Sequence[str]]:
+    """The data set with its keyframes once for each view, and the tokens of all views; without views as they are."""
+    if not views:
+        return source, tokens
+    return Views(source, views), [view_token(token, view) for token in tokens for view in views]
+
+
+def _keyframe(token: str) -> tuple[str, View]:
+    """The keyframe of a token, and the view."""
+    for view in VIEWS[1:]:
+        if token.endswith(f"-{view}"):
+            return token.removesuffix(f"-{view}"), view
+    return token, VIEWS[0]

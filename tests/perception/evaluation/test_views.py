@@ -1,0 +1,146 @@
+"""A network that looks one way, on the views of a vehicle: closed forms, simulated drives, and a recorded one."""
+
+import json
+from pathlib import Path
+
+import kitti_reference as kitti
+import numpy as np
+import pytest
+from commands import one_line_error, refuses, succeeds
+from repository import ROOT
+from rich.console import Console
+from vocabulary import NUSCENES, RIG
+
+from perception.config import Lidar
+from perception.datasets.keyframes import Reads
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.views import Views
+from perception.evaluation.evaluate import evaluate
+from perception.evaluation.predictions import look_to
+from perception.frame import Boxes, Frame, Prediction, View
+from perception.grid import BevGrid
+from perception.mmdet3d.importing import import_pointpillars
+from perception.sensors.inputs import InputSpec
+from perception.tasks import TASKS
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.task import Task
+
+AHEAD = BevGrid(x=(0.0, 32.0), y=(-12.8, 12.8))
+SPEC = InputSpec(AHEAD, Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks"))
+DETECTION: dict[str, Task] = {"detection": TASKS["detection"](DetectionHead(), AHEAD, NUSCENES)}
+BOTH: tuple[View, ...] = ("front", "rear")
+
+
+def perfect(frame: Frame) -> Prediction:
+    """What is annotated and was hit, on the grid ahead alone."""
+    boxes = frame.truth["boxes"].transformed(np.linalg.inv(frame.global_from_reference))
+    seen = AHEAD.inside(boxes.centers * [1, 1, 0]) & (boxes.num_points != 0)
+    return Prediction({"detection": boxes.select(seen)})
+
+
+def score(tables: NuScenesTables, out: Path, views: tuple[View, ...]) -> dict:
+    seeing = look_to(views, perfect, SPEC, DETECTION)
+    return evaluate(seeing, tables, "all", (), out, SPEC, Console(quiet=True))
+
+
+def scored(tables: NuScenesTables) -> np.ndarray:
+    """(N, 2) x and y (m, of the vehicle) of all objects that nuScenes scores; no drive here has bicycle racks."""
+    places = []
+    for token in tables.samples():
+        recording = tables.recording(token)
+        boxes = recording.annotated("boxes").transformed(np.linalg.inv(recording.global_from_ego))
+        reach = np.array([each.range for each in NUSCENES.classes])[boxes.labels]
+        counted = (np.hypot(*boxes.centers[:, :2].T) < reach) & (boxes.num_points != 0)
+        places.append(boxes.centers[counted, :2])
+    return np.concatenate(places)
+
+
+def test_a_view_is_the_frame_turned_by_half(tables: NuScenesTables) -> None:
+    token = tables.samples()[0]
+    frame = tables.frame(token, Reads("ego"))
+    rear = Views(tables, BOTH).frame(f"{token}-rear", Reads("ego"))
+    assert (rear.token, rear.scene, rear.timestamp) == (f"{token}-rear", frame.scene, frame.timestamp)
+    np.testing.assert_array_equal(rear.points, frame.points * np.array([-1, -1, 1, 1, 1], np.float32))
+    np.testing.assert_array_equal(rear.boxes.centers, frame.boxes.centers * [-1, -1, 1])
+    np.testing.assert_array_equal(rear.boxes.velocities, frame.boxes.velocities * [-1, -1, 1])
+    turned = (rear.boxes.yaws - frame.boxes.yaws) % (2 * np.pi)
+    np.testing.assert_allclose(turned, np.pi, atol=1e-12)
+    here, there = (np.column_stack([each.boxes.centers, np.ones(len(each.boxes))]) for each in (frame, rear))
+    np.testing.assert_allclose(there @ rear.global_from_reference.T, here @ frame.global_from_reference.T, atol=1e-9)
+    for name in frame.cameras:
+        pixels = here @ frame.image_from_reference(name).T
+        np.testing.assert_allclose(there @ rear.image_from_reference(name).T, pixels, rtol=1e-9, atol=1e-6)
+    again = rear.facing("rear")
+    np.testing.assert_array_equal(again.points, frame.points)
+    np.testing.assert_array_equal(again.global_from_reference, frame.global_from_reference)
+    np.testing.assert_array_equal(again.boxes.rotations, frame.boxes.rotations)
+
+
+def test_each_keyframe_is_there_once_for_each_view(tables: NuScenesTables) -> None:
+    views, scene = Views(tables, BOTH), tables.scenes()[0]
+    tokens = tables.samples(selectors=[f"{scene}:0-2"])
+    seen = [tokens[0], f"{tokens[0]}-rear", tokens[1], f"{tokens[1]}-rear"]
+    assert views.samples(selectors=[f"{scene}:0-2"]) == seen
+    assert {views.scene(each) for each in seen} == {scene}
+    assert views.conditions(seen[1]) == tables.conditions(tokens[0])
+    assert views.recording(seen[3]).token == tokens[1]
+
+
+@pytest.mark.parametrize("views", [BOTH, ("front",), ("rear",)])
+def test_all_that_a_view_covers_is_scored_and_the_rest_counted(
+    tables: NuScenesTables, tmp_path: Path, views: tuple[View, ...]
+) -> None:
+    scores, (x, y) = score(tables, tmp_path, views), scored(tables).T
+    ahead = np.any([{"front": x, "rear": -x}[view] >= 0 for view in views], axis=0)
+    covered = ahead & (np.abs(x) < 32) & (np.abs(y) < 12.8)
+    assert 0 < covered.sum() < len(x)
+    assert sum(scores["ground_truth"].values()) == covered.sum()
+    assert sum(scores["left_out"].values()) == (~covered).sum()
+    assert scores["mAP_present"] == pytest.approx(1)
+
+
+def test_without_views_all_objects_count(tables: NuScenesTables, tmp_path: Path) -> None:
+    scores = score(tables, tmp_path, ())
+    assert sum(scores["ground_truth"].values()) == len(scored(tables))
+    assert "left_out" not in scores
+
+
+def test_an_object_that_two_views_see_is_detected_once() -> None:
+    """Beside the vehicle each view sees a part of it; another one stands too far away to be the same."""
+    zero = np.zeros(2)
+    front = Boxes.from_yaws(
+        np.array([[0.3, 5.0, 1.0], [9.0, 5.0, 1.0]]), np.full((2, 3), [2.0, 4.5, 1.5]), zero, np.zeros((2, 2)), zero,
+        zero, np.array([0.6, 0.5]),
+    )  # fmt: skip
+    rear = Boxes.from_yaws(
+        np.array([[0.2, -5.0, 1.0]]), np.array([[2.0, 4.5, 1.5]]), np.full(1, np.pi), np.zeros((1, 2)), np.zeros(1),
+        np.zeros(1), np.array([0.9]),
+    )  # fmt: skip
+    joined = DETECTION["detection"].join_views({"front": front, "rear": rear})
+    np.testing.assert_allclose(joined.centers, [[-0.2, 5, 1], [9, 5, 1]], atol=1e-12)
+    np.testing.assert_allclose(np.cos(joined.yaws), 1)
+    assert joined.scores.tolist() == [0.9, 0.5]
+
+
+def test_a_task_of_one_view_and_unknown_views_are_refused(tmp_path: Path) -> None:
+    with one_line_error("the task map cannot join them"):
+        TASKS["map"](TASKS["map"].Config(), AHEAD, NUSCENES).join_views({})
+    given = ("evaluate", tmp_path, "--data", tmp_path, "--out", tmp_path / "e", "--views")
+    for wrong in ("back", "", "rear,rear"):
+        assert "write one or more of front, rear" in refuses(*given, wrong)
+
+
+@pytest.mark.slow("a network of full size")
+def test_the_cars_behind_a_recorded_vehicle_are_found(tmp_path: Path, pandaset_root: Path) -> None:
+    run, cars = tmp_path / "run", {}
+    import_pointpillars(ROOT / "configs" / "kitti" / "pointpillars.yaml", kitti.weights_file(), run)
+    for views in ((), ("--views", "front"), ("--views", "rear")):  # the first as in the configuration
+        out = tmp_path / "evaluation"
+        succeeds("evaluate", run, "--data", pandaset_root, "--scenes", "002:24-25", "--out", out, *views)
+        found = json.loads((out / "metrics.json").read_text())
+        cars[views[1:]] = [found[each]["car"] for each in ("ground_truth", "left_out", "mean_dist_aps")]
+    (both, none, _), (front, behind, _), (rear, ahead, _) = cars.values()
+    assert both == front + rear
+    assert (none, behind, ahead) == (0, rear, front)
+    assert min(rear, front) > 10
+    assert min(ap for _, _, ap in cars.values()) > 0.5
