@@ -14,7 +14,6 @@ from benchmark import KEYFRAMES
 from perception.config import find_config, load_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.sources import open_source
-from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks import tasks_of
@@ -24,21 +23,20 @@ from perception.tasks.detection.task import DetectionTask
 
 # Without centerpoint, whose head is that of mmdet3d, and tiny, which is for simulated streets without crowds.
 CONFIGS = "nuscenes/lidar,nuscenes/camera,nuscenes/fusion,nuscenes/overfit_fusion"
-CLASSES = ("pedestrian", "motorcycle", "bicycle", "car")
 DISTANCE = 0.5  # m, the smallest at which nuScenes counts a detection
 
 
 def ceiling(
     data: Annotated[Path, typer.Option(help="Annotated keyframes.")] = KEYFRAMES,
-    version: str = "v1.0-mini",
+    version: Annotated[str | None, typer.Option(help="Of the tables, if there are several.")] = None,
     configs: Annotated[str, typer.Option(help="Names, separated by commas.")] = CONFIGS,
 ) -> dict[str, Any]:
-    """Recall of each class over all annotated keyframes, the lowest of all configurations, and each one's.
+    """Recall of each class that occurs in the annotated keyframes, the lowest of all configurations, and each one's.
 
     The network says of every object what the labels say, with a random certainty; its outputs are decoded and
     suppressed as in the product. A detection finds one object of its class within 0.5 m.
     """
-    by_config = {}
+    by_config: dict[str, dict[str, float]] = {}
     for name in configs.split(","):
         config = load_config(find_config(name))
         task = tasks_of(config.tasks, config.head_grid, config.taxonomy)["detection"]
@@ -49,11 +47,13 @@ def ceiling(
             boxes = source.frame(token, Reads(config.grid.reference, 0, lidar=False, cameras=False)).boxes
             if boxes is not None:
                 counts += count_found(task, on_grid(boxes.select(boxes.num_points != 0), task.grid), rng)
-        names = config.taxonomy.class_names
-        by_config[name] = {each: counts[0, names.index(each)] / counts[1, names.index(each)] for each in CLASSES}
-    if not by_config:
-        raise InputError("--configs: names no configuration")
-    worst = {each: min(recalls[each] for recalls in by_config.values()) for each in CLASSES}
+        by_config[name] = {
+            each: found / objects
+            for each, found, objects in zip(config.taxonomy.class_names, *counts.tolist(), strict=True)
+            if objects
+        }
+    classes = dict.fromkeys(each for recalls in by_config.values() for each in recalls)
+    worst = {each: min(recalls[each] for recalls in by_config.values() if each in recalls) for each in classes}
     return worst | {"keyframes": len(source.samples("all")), "configs": by_config}
 
 

@@ -60,8 +60,8 @@ QUOTED = {
     "{overfit.lidar.car_ap:.3f} with LiDAR, {overfit.camera.car_ap:.3f} with cameras; pedestrian AP "
     "{overfit.fusion.pedestrian_ap:.3f}, {overfit.lidar.pedestrian_ap:.3f}, {overfit.camera.pedestrian_ap:.3f}",
     "what the decoder finds of all annotated objects in 81 real keyframes, if the network is perfect": "recall of "
-    "pedestrians {ceiling.pedestrian:.3f}, motorcycles {ceiling.motorcycle:.3f}, bicycles {ceiling.bicycle:.3f}, cars "
-    "{ceiling.car:.3f}",
+    "pedestrians {ceiling.pedestrian:.3f}, motorcycles {ceiling.motorcycle:.3f}, bicycles {ceiling.bicycle:.3f}, cones "
+    "{ceiling.traffic_cone:.3f}, cars {ceiling.car:.3f}, trucks {ceiling.truck:.3f}, buses {ceiling.bus:.3f}",
     "a module carries the demo's base to real keyframes": "car AP {real.before.car_ap:.3f} to "
     "{real.after.car_ap:.3f}, mAP of the classes present {real.before.mAP_present:.3f} to {real.after.mAP_present:.3f}",
     "a module carries a network for KITTI to PandaSet's car": "car AP {pandaset.zero_shot.car.ap:.3f} to "

@@ -1,8 +1,12 @@
 """Benchmarks: each has a command, and variants alternate."""
 
+from pathlib import Path
+
 import pytest
 from bench import SUBJECTS, command
+from bench_ceiling import ceiling
 from benchmark import measure_times, medians
+from tiny import write_tiny
 from typer.testing import CliRunner
 
 
@@ -29,3 +33,10 @@ def test_variants_alternate_and_the_first_rounds_do_not_count() -> None:
     assert called == 3 * [("a", 1), ("b", 1), ("a", 3), ("b", 3)]
     assert (medians(seconds), medians(seconds, clock=1)) == ({"a": 2, "b": 20}, {"a": -2, "b": -20})
     assert seconds["b"].tolist() == [[10, 30, 10, 30], [-10, -30, -10, -30]]
+
+
+def test_the_ceiling_names_the_classes_that_occur(tmp_path: Path) -> None:
+    """The drive has a car and a pedestrian, far apart."""
+    write_tiny(tmp_path)
+    found = {"car": 1.0, "pedestrian": 1.0}
+    assert ceiling(tmp_path, configs="tiny") == {**found, "keyframes": 3, "configs": {"tiny": found}}

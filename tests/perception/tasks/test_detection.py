@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_ceiling import perfect_outputs
+from bench_ceiling import count_found, perfect_outputs
 from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ from pyquaternion import Quaternion
 from torch import Tensor
 from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 
-from perception.config import parse_config
+from perception.config import find_config, load_config, parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
@@ -107,6 +107,39 @@ def test_each_object_of_a_crowd_has_a_peak_of_its_own(seed: int, groups: tuple[t
         shared = (cells == GRID.continuous(center[None]).astype(int)).all(axis=1).sum() > 1
         across = GRID.cell / FINE.get(CLASSES[label], 1)
         np.testing.assert_allclose(place, center[:2], atol=2 * across if shared else 1e-4)
+
+
+def found_of(
+    kind: str, name: str, places: np.ndarray, size: tuple[float, float, float], yaw: float, seed: int
+) -> float:
+    """How many objects of a class at (N, 2) m a perfect network of configs/nuscenes/`name` finds."""
+    trained, n, label = load_config(find_config(f"nuscenes/{name}")), len(places), CLASSES.index(kind)
+    head, cell = trained.tasks["detection"], trained.head_grid.cell
+    assert isinstance(head, DetectionHead)
+    task = DetectionTask(head, BevGrid(x=(-15 * cell, 15 * cell), y=(-15 * cell, 15 * cell), cell=cell), NUSCENES)
+    boxes = Boxes.from_yaws(
+        np.pad(places, ((0, 0), (0, 1))), np.tile(size, (n, 1)), np.full(n, yaw), np.zeros((n, 2)),
+        np.full(n, label), np.full(n, -1), np.ones(n),
+    )  # fmt: skip
+    return count_found(task, boxes, np.random.default_rng(seed))[0, label]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(1.2, 3.4), st.floats(-math.pi, math.pi), st.sampled_from(["fusion", "camera"]), st.integers(0, 99))
+def test_a_row_of_barriers_is_found_whole(spacing: float, yaw: float, name: str, seed: int) -> None:
+    """Barriers end to end, 0.5 m apart, of 0.7 to 2.9 m, through labels, perfect outputs, decoding and NMS."""
+    # A barrier's width is its long side, so that a row runs to the left of its heading.
+    along = spacing * np.outer(np.arange(6) - 2.5, [-math.sin(yaw), math.cos(yaw)])
+    places = along + np.random.default_rng(seed).uniform(-1, 1, 2)
+    assert found_of("barrier", name, places, (spacing - 0.5, 0.5, 1.0), yaw, seed) == 6
+
+
+@pytest.mark.parametrize("name", ["fusion", "camera"])
+@pytest.mark.parametrize("seed", range(4))
+def test_two_cones_in_one_cell_are_found(name: str, seed: int) -> None:
+    """0.51 m apart, as in a real keyframe: the less certain one, at its subcell, is 0.2 to 0.3 m from the other."""
+    places = 0.8 * np.array([[0.14, 0.31], [0.76, 0.18]])
+    assert found_of("traffic_cone", name, places, (0.4, 0.4, 0.95), 0.0, seed) == 2
 
 
 def test_the_taxonomy_says_which_classes_are_fine_and_how_far_apart() -> None:
