@@ -107,8 +107,8 @@ def adapt(
     With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its losses and data pipeline train the module.
 
     With --task it trains the head of a new task, and writes it with its own modules to OUT/modules. The head of
-    `conditions` recognises weather, light and city, by which a bundle routes drives without tags. From pretrained
-    picture features (configs/tasks/recognise.yaml) it is fitted in closed form, whatever --steps, and abstains.
+    `conditions` recognises weather, light and city, by which a bundle routes drives without tags. It is fitted in
+    closed form to pretrained picture features, whatever --steps, and abstains; a head of the run is built upon.
     """
     keep_memory()
     from accelerate.utils import set_seed

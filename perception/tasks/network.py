@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -96,8 +96,11 @@ class FittedNetwork(TaskNetwork):
     """A head that reads pictures and is fitted in closed form to each keyframe once, without gradients."""
 
     @abstractmethod
-    def start(self) -> None:
+    def start(self, earlier: nn.Module | None = None) -> None:
         """Load pretrained weights and forget the keyframes observed before.
+
+        Args:
+            earlier: the head that this one replaces; what it knows is built upon.
 
         Raises:
             InputError: the weights are not installed.
@@ -114,8 +117,8 @@ class FittedNetwork(TaskNetwork):
         """
 
     @abstractmethod
-    def fit(self) -> None:
-        """Fit to the observed keyframes.
+    def fit(self) -> Sequence[str]:
+        """Fit to the observed keyframes; returns lines that say what was taught and what was not.
 
         Raises:
             InputError: they are too few.

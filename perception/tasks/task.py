@@ -105,6 +105,7 @@ class Task(ABC, Generic[Result]):
     ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
     truth: ClassVar[Sequence[str]] = ()  # kinds of `Frame.truth` that its labels are made of
     random_routes: bool = False  # train the head on a frozen base with random modules
+    caution: str = ""  # what is printed before the head is trained on a frozen base
     metric: type[Metric[Any]]
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
     instead_of_non_finite: ClassVar[Mapping[str, float]] = {}  # output -> what replaces its NaN and infinite values

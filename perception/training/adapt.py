@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from perception.checkpoint import load_model, newest, provenance, save_model
 from perception.config import Config, parse_config
@@ -138,8 +140,9 @@ def add_task(
     """
     _require_untrained(run)
     model, _ = load_model(checkpoint, tables.rig)
-    bank = model.bank
+    bank, replaced = model.bank, None
     if task in bank.heads:
+        replaced = model.head(task)
         bank.delete(task)
     bank.add_head(task, content.get("tasks", {}).get(task) or {}, str(checkpoint))
     if task in model.heads and content.get("modules"):
@@ -156,9 +159,11 @@ def add_task(
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables.recording(t))]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
+    if model.tasks[task].caution and rank() == 0:
+        print(model.tasks[task].caution, file=sys.stderr)
     earlier = provenance(checkpoint).data
     if isinstance(model.head(task), FittedNetwork):
-        last = fit_head(model, task, tables, tokens, run, earlier)
+        last = fit_head(model, task, tables, tokens, run, earlier, replaced)
     else:
         scope = optimize.train_added_task(model, task, [module["name"] for module in own])
         last = fit(model, tables, tokens, run, earlier=earlier, scope=scope)
@@ -179,11 +184,13 @@ def fit_head(
     tokens: Sequence[str],
     run: Path,
     earlier: Sequence[str] = (),
+    replaced: nn.Module | None = None,
 ) -> Path:
     """Fit the head of a task to these keyframes, and write the model to RUN/checkpoints; returns the new checkpoint.
 
     Args:
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
+        replaced: the head that the task had before.
 
     Raises:
         InputError: pretrained weights are not installed, the keyframes are too few, the disk is full, or there are
@@ -195,7 +202,7 @@ def fit_head(
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     head: Any = model.head(task)
-    head.start()
+    head.start(replaced)
     head.to(device)
     spec, arrays = InputSpec.of(model.config), None
     for token in track(tokens, "keyframes", console=Console(stderr=True)):
@@ -204,7 +211,8 @@ def fit_head(
         inputs = {name: value.to(device) for name, value in batch_inputs([arrays]).items()}
         labels = batch_labels([{task: model.tasks[task].labels(frame)}])[task]
         head.observe(inputs, labels, tables.scene(token))
-    head.fit()
+    for line in head.fit():
+        print(line, file=sys.stderr)
     model.to("cpu").requires_grad_(False).eval()
     last = run / "checkpoints" / "step-000000"
     save_model(last, model.config, model, (*earlier, describe_keyframes(tables, tokens)))

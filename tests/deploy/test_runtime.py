@@ -65,7 +65,7 @@ from perception.tasks.task import part_of, to_prediction
 
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")
-TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {}}), BevGrid(), NUSCENES)
+TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {"features": "bev"}}), BevGrid(), NUSCENES)
 DIFFERENT = 8  # frames that are repeated at new positions
 SPEED = 10.0  # m/s
 

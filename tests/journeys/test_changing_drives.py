@@ -38,6 +38,7 @@ def spans(report: Path, kind: str, name: str) -> list[tuple[str, float]]:
 
 # ---- from clear into rain and into a tunnel, by tags and by what is recognised
 
+BEV = {"tasks": {"conditions": {"features": "bev"}}}  # it learns from few frames of one drive
 CHANGES = {"rain": 2.75, "night": 5.75}  # s
 SAMPLES, VERSION = 18, "v1.0-sim"
 ROUTES: list[list[str]] = [[], ["rain"], ["night"], ["rain", "night"]]
@@ -65,7 +66,7 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Changing:
     finished, tables = checkpoint_of(small().model_copy(update=own)), NuScenesTables(folder / "drives", VERSION, rig)
     training = {"steps": 160, "batch": 4, "learning_rate": 0.02, "drop_lidar": 0.0, "drop_cameras": 0.0}
     run = folder / "recognising"
-    add_task(finished, "conditions", {}, tables, "all", (), run, checkpoint_every=1000, **training)
+    add_task(finished, "conditions", BEV, tables, "all", (), run, checkpoint_every=1000, **training)
     return Changing(tables, finished, run, export(run, folder / "bundle", ROUTES, console=QUIET).path)
 
 

@@ -217,7 +217,7 @@ def little(
     recognising: bool = False,
 ) -> PerceptionModel:
     content: Any = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
-    content["tasks"] |= {"conditions": {}} if recognising else {}
+    content["tasks"] |= {"conditions": {"features": "bev"}} if recognising else {}
     content["model"] |= {"camera": CAMERA} if camera else {}
     torch.manual_seed(0)
     model = PerceptionModel(parse_config(content, "little"))

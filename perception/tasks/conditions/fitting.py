@@ -114,6 +114,24 @@ def find_learned_values(values: Tensor, drives: Sequence[str], number: int) -> T
     return torch.tensor([len(each) >= 2 for each in shown])
 
 
+def describe_taught(kind: str, names: Sequence[str], values: Tensor, drives: Sequence[str], learned: Tensor) -> str:
+    """How many frames and drives taught each value, and what stays unknown.
+
+    Args:
+        names: of the values of the kind.
+        values, drives: (n,) of each keyframe; -1 where the value is unknown.
+        learned: (number,) bool, of the values that are recognised.
+    """
+    told: dict[int, list[str]] = {value: [] for value in range(-1, len(names))}
+    for value, drive in zip(values.tolist(), drives, strict=True):
+        told[value].append(drive)
+    counts = {value: f"{len(each)} frames of {len({*each})} drives" for value, each in told.items()}
+    parts = [f"{name} {counts[i]}{'' if learned[i] else ' (stays unknown)'}" for i, name in enumerate(names)]
+    if told[-1]:
+        parts.append(f"without a tag {counts[-1]} (an empty description names none, not even clear or day)")
+    return f"{kind}: {', '.join(parts)}"
+
+
 COVERED = 0.99  # share of held-out keyframes within the limit of the distance
 
 
@@ -175,3 +193,49 @@ def fit(pictures: Pictures, values: Tensor, learned: Tensor, folds: Tensor) -> F
     temperature = fit_temperature(torch.cat(logits), torch.cat(truth))
     limit = float(torch.cat(nearest).sqrt().quantile(COVERED))
     return Fitted(everything[0].fit(), everything[1].fit(), temperature, limit)
+
+
+class Transferred(NamedTuple):
+    """A kind of condition that was learned from few drives, beside what an earlier recogniser knows; whitened."""
+
+    centres: Tensor  # (V, D); 0 where neither knows the value
+    learned: Tensor  # (V,) bool
+    temperature: float
+    limit: float  # of the distance
+
+
+def transfer(pictures: Pictures, values: Tensor, drives: Sequence[str], centres: Tensor, known: Tensor) -> Transferred:
+    """Carry an earlier recogniser over to other pictures: values that these do not show keep their place to the others.
+
+    The centre of a value without keyframes is that of each taught value, moved by the difference of the two earlier
+    centres, on average. Such a centre only rejects: what is nearest to it is unknown.
+
+    Args:
+        pictures: whitened features.
+        values: (K,), -1 where unknown; only known values occur, and two drives or more.
+        centres: (V, D) of the earlier recogniser.
+        known: (V,) bool, values that it learned.
+    """
+
+    def moved(chosen: Tensor) -> Tensor:
+        moments = pictures.moments(torch.where(chosen, values, -1), len(known))[1]
+        taught = moments.counts > 0
+        shift = (moments.sums[taught] / moments.counts[taught, None] - centres[taught]).mean(dim=0)
+        found = torch.where(known[:, None], centres + shift, 0.0)
+        found[taught] = moments.sums[taught] / moments.counts[taught, None]
+        return found
+
+    tagged = values >= 0
+    nearest, logits, truth = [], [], []
+    eye = torch.eye(centres.shape[1], dtype=centres.dtype)
+    for drive in dict.fromkeys(drives):
+        own = torch.tensor([each == drive for each in drives]) & tagged
+        if own.any() and (tagged & ~own).any():
+            squares = pictures.distances(Gaussians(moved(tagged & ~own), eye), own)[:, known]
+            nearest.append(squares.amin(dim=1))
+            logits.append(-0.5 * squares)
+            truth.append((known.cumsum(dim=0) - 1)[values[own]])
+    temperature = fit_temperature(torch.cat(logits), torch.cat(truth))
+    limit = float(torch.cat(nearest).sqrt().quantile(COVERED))
+    learned = torch.bincount(values[tagged], minlength=len(known)) > 0
+    return Transferred(moved(tagged), learned, temperature, limit)

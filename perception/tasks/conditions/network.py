@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from perception.errors import InputError
 from perception.modules.routing.pooling import HIDDEN, PooledFeatures
 from perception.sensors.camera.pretrained import PACKAGED, load_packaged, picture_backbone
-from perception.tasks.conditions.fitting import Fitted, Pictures, find_learned_values, fit, folds_of_drives
+from perception.tasks.conditions.fitting import (
+    Fitted,
+    Pictures,
+    describe_taught,
+    find_learned_values,
+    fit,
+    folds_of_drives,
+    transfer,
+)
 from perception.tasks.network import FittedNetwork, Loss, TaskNetwork
 
 
@@ -169,8 +177,26 @@ class KindOfCondition(nn.Module):
         self.temperature.fill_(fitted.temperature)
         self.per_limit.fill_(1 / fitted.limit)
 
+    def transfer(self, earlier: KindOfCondition, pictures: Pictures, values: Tensor, drives: Sequence[str]) -> None:
+        """Fit to values (K,) of few drives, beside what an earlier recogniser learned (`fitting.transfer`)."""
+        whitening, centre = earlier.whitening.double().cpu(), earlier.centre.double().cpu()
+        recorded, changed = ((each - centre) @ whitening for each in (pictures.recorded, pictures.changed))
+        white = Pictures(recorded, changed, pictures.keyframe)
+        found = transfer(white, values, drives, earlier.centres.double().cpu(), earlier.learned.cpu())
+        self.centre.copy_(centre)
+        self.whitening.copy_(whitening)
+        self.centres.copy_(found.centres)
+        self.weights.copy_(found.centres @ whitening.T)
+        self.biases.copy_(-0.5 * found.centres.square().sum(dim=1))
+        self.learned.copy_(found.learned)
+        self.temperature.fill_(found.temperature)
+        self.per_limit.fill_(1 / found.limit)
+
     def forward(self, features: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated logits (B, V), and the distance (B,) as d / (d + limit); 1 for a frame without pictures.
+
+        It is 1 too where a value that was not learned, but of which an earlier recogniser knew, is likelier than all
+        that were.
 
         Args:
             features: (B, N, D) of the pictures.
@@ -185,7 +211,10 @@ class KindOfCondition(nn.Module):
         nearest = torch.where(self.learned, each, each.amax(dim=1, keepdim=True)).amin(dim=1)
         far = 1 - 1 / (1 + nearest.sqrt() * self.per_limit)
         missing = shares.sum(dim=1) == 0
-        return torch.where(self.learned, logits, _NEVER), torch.where(missing, 1.0, far)
+        rejecting = (self.weights != 0).any(dim=1) & ~self.learned  # those of values that nobody knows are 0
+        likeliest = torch.where(self.learned, logits, logits.amin(dim=1, keepdim=True)).amax(dim=1, keepdim=True)
+        never_shown = torch.where(rejecting, logits - likeliest, 0.0).amax(dim=1) > 0
+        return torch.where(self.learned, logits, _NEVER), torch.where(missing | never_shown, 1.0, far)
 
 
 class ConditionsRecogniser(FittedNetwork):
@@ -205,6 +234,8 @@ class ConditionsRecogniser(FittedNetwork):
         self.kinds = nn.ModuleDict(
             {kind: KindOfCondition(self.features.size, len(values)) for kind, values in conditions.items()}
         )
+        self._vocabulary = conditions
+        self._earlier: dict[str, Any] = {}
         self._seen: list[_Keyframe] = []
         self._random = torch.Generator()
 
@@ -226,7 +257,8 @@ class ConditionsRecogniser(FittedNetwork):
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         return cross_entropies(self.kinds, dense, labels)
 
-    def start(self) -> None:
+    def start(self, earlier: nn.Module | None = None) -> None:
+        self._earlier = dict(earlier.kinds.items()) if isinstance(earlier, ConditionsRecogniser) else {}
         self.features.load_pretrained()
         self._seen = []
         self._random.manual_seed(0)
@@ -241,25 +273,35 @@ class ConditionsRecogniser(FittedNetwork):
             values = {kind: int(labels[kind]) for kind in self.kinds}
             self._seen.append(_Keyframe(recorded.cpu(), changed.cpu(), values, drive))
 
-    def fit(self) -> None:
+    def fit(self) -> Sequence[str]:
         seen, self._seen = self._seen, []
         drives = [keyframe.drive for keyframe in seen]
-        folds, pictures, fitted = folds_of_drives(drives), None, 0
+        folds, pictures, fitted, lines = folds_of_drives(drives), None, 0, []
         for kind, network in self.kinds.items():
             part: Any = network
             values = torch.tensor([keyframe.values[kind] for keyframe in seen], dtype=torch.int64)
             learned = find_learned_values(values, drives, len(part.learned))
-            if learned.sum() >= 2:
+            found: Any = None
+            earlier = self._earlier.get(kind)
+            shown = (values >= 0) & (torch.zeros_like(learned) if earlier is None else earlier.learned.cpu())[values]
+            if len({drive for drive, own in zip(drives, shown.tolist(), strict=True) if own}) >= 2:
+                pictures = pictures or _join(seen)
+                part.transfer(earlier, pictures, torch.where(shown, values, -1), drives)
+                found, learned = part, part.learned.cpu()
+                fitted += 1
+            elif learned.sum() >= 2:
                 pictures = pictures or _join(seen)
                 found = fit(pictures, torch.where((values >= 0) & learned[values], values, -1), learned, folds)
                 if found is not None:
                     part.take(found, learned)
                     fitted += 1
+            lines.append(describe_taught(kind, self._vocabulary[kind], values, drives, learned & (found is not None)))
         if not fitted:
             raise InputError(
                 f"{len({*drives})} drives with pictures, but no kind of condition with two values that two drives show "
-                "each; recognising takes more drives"
+                f"each; recognising takes more drives. {'. '.join(lines)}"
             )
+        return lines
 
 
 class _Keyframe(NamedTuple):

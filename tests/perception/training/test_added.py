@@ -43,6 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+BEV = {"tasks": {"conditions": {"features": "bev"}}}
 GROUND = {
     "tasks": {"map": {"channels": 8}},
     "modules": [{"name": "ground", "kind": "low_rank", "slots": ["trunk.*"], "rank": 1, "when": ["boston"]}],
@@ -71,7 +72,7 @@ def test_an_added_task_leaves_every_bit_and_every_output(finished, mapped, table
     # A second task keeps the first one's head, and its module; trained again, it learns anew.
     found = [after]
     for base, name, steps in ((mapped, "both", 2), (tmp_path / "both", "again", 3)):
-        add_task(base, "conditions", {}, tables, "all", (), tmp_path / name, steps=steps)
+        add_task(base, "conditions", BEV, tables, "all", (), tmp_path / name, steps=steps)
         found.append(load_model(tmp_path / name)[0])
         assert_kept(after, found[-1])
         assert [*found[-1].tasks] == ["detection", "map", "conditions"]
@@ -88,7 +89,7 @@ def test_its_own_module_learns_at_a_smaller_rate_than_the_head(finished, tables,
     head = float(model.added["map"].shared.norm.layer.bias.abs().max())
     assert moved == pytest.approx(MODULE_RATE * head, rel=1e-3)
     assert config.train.rates == {"*.computations.ground.*": MODULE_RATE}
-    add_task(tmp_path / "map", "conditions", {}, tables, "all", (), tmp_path / "both", steps=1)
+    add_task(tmp_path / "map", "conditions", BEV, tables, "all", (), tmp_path / "both", steps=1)
     assert load_model(tmp_path / "both")[1].train.rates == {}
 
 
