@@ -73,6 +73,7 @@ def test_readme_shows_commands_of_the_guide_in_its_order() -> None:
     assert {command.split()[1] for command in shown} >= {*jobs.split()}
 
 
+@pytest.mark.slow("all commands of the guide, as a newcomer types them")
 def test_commands_of_the_guide(tmp_path: Path) -> None:
     text = (ROOT / "docs/guide.md").read_text()
     smaller_configs(tmp_path / "configs")

@@ -159,6 +159,7 @@ EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
 }
 # Of heads whose default does not fit the frames and grids here.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "conditions": {"features": "bev"},  # which is trained; what recognises from pictures is fitted
     "points": {"max_points": 100},
     "occupancy": {"x": SMALL.x, "y": SMALL.y, "z": SMALL.z, "cell": SMALL.cell},
 }
