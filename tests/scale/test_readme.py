@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import centerpoint_reference
+import pytest
 import yaml
 from commands import perception
 from infos import new_infos, old_infos, write_infos
