@@ -56,7 +56,9 @@ from perception.tasks import TASKS, parse_tasks, tasks_of
 from perception.tasks.detection.task import DetectionTask
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-EVERY = tasks_of(parse_tasks({name: {} for name in TASKS}), BevGrid(), NUSCENES)
+EVERY = tasks_of(
+    parse_tasks({name: {"features": "bev"} if name == "conditions" else {} for name in TASKS}), BevGrid(), NUSCENES
+)
 
 
 def small_config() -> Config:
@@ -71,7 +73,8 @@ def small_config() -> Config:
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
     own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
     voxels = {"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-1.0, 2.2), "cell": 0.8}
-    others = {name: voxels if name == "occupancy" else {} for name in TASKS.keys() - tiny.tasks}
+    options: dict[str, Any] = {"occupancy": voxels, "conditions": {"features": "bev"}}
+    others = {name: options.get(name, {}) for name in TASKS.keys() - tiny.tasks}
     tasks = parse_tasks({**own, **others})
     return tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
 

@@ -136,7 +136,7 @@ def train_alps(folder: Path) -> Path:
     content = small_config().model_dump(mode="json")
     content["train"] |= {"steps": 20, "batch": 1, "learning_rate": 0.01}
     content["modules"] = [{"name": "sleet", "kind": "film", "slots": ["trunk.*"], "when": ["sleet", "winter"]}]
-    content["tasks"] |= {"conditions": {"added": False}}
+    content["tasks"] |= {"conditions": {"features": "bev", "added": False}}
     content |= {"name": "alps", "taxonomy": str(folder / "taxonomy.yaml"), "rig": str(folder / "rig.yaml")}
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     given = ("--data", folder / "drives", "--split", "all")

@@ -20,6 +20,7 @@ from perception.tasks.task import part_of
 
 POINTS = 500
 HEADS = {
+    "conditions": {"features": "bev"},  # which has slots; what recognises from pictures is before all of them
     "points": {"max_points": POINTS},
     "occupancy": {"x": [-8, 8], "y": [-8, 8], "z": [-1, 0.6], "cell": 0.8, "channels": 8},
 }
