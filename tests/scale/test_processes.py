@@ -43,7 +43,9 @@ def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:
     found = predicted(tables, deaths=ATTEMPTS - 1)
     assert len(list(tables.dataroot.glob("death-*"))) == ATTEMPTS - 1
     assert [frame.token for frame, _ in found] == tables.samples()
-    assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, tables.samples())]
+    assert [int(prediction.results["time"]) for _, prediction in found] == [
+        tables.recording(each).timestamp for each in tables.samples()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,9 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     with open_pool(partial(open_predictor, tmp_path, samples[5], 1), 0, address) as workers:
         found = list(Processes(workers).predictions(tables, SPEC.reads, samples))
     assert [frame.token for frame, _ in found] == samples
-    assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
+    assert [int(prediction.results["time"]) for _, prediction in found] == [
+        tables.recording(each).timestamp for each in samples
+    ]
     assert len(list(tmp_path.glob("death-*"))) == 1
 
 
