@@ -58,7 +58,7 @@ def _train(arguments: list[str]) -> None:
 
     torch.set_default_dtype(torch.float64)
     moved = Batch.to
-    Batch.to = lambda batch, device: moved(batch, device)._changed(double)
+    Batch.to = lambda batch, device: moved(batch, device)._change(double)
     sys.argv = ["perception", *arguments]
     deploy.cli.main()
 
