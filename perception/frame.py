@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from perception.errors import InputError
-from perception.geometry import move
+from perception.geometry import move, unit_headings
 from perception.grid import Reference
 
 View = Literal["front", "rear"]  # where a network that looks one way, along x, looks to
@@ -138,6 +138,11 @@ class Boxes:
     def yaws(self) -> np.ndarray:
         """(N,) rad: yaw of the heading in the ground plane."""
         return np.arctan2(self.rotations[:, 1, 0], self.rotations[:, 0, 0])
+
+    @property
+    def headings(self) -> np.ndarray:
+        """(N, 2) sine and cosine of the yaws."""
+        return unit_headings(self.rotations[:, [1, 0], 0])
 
     def select(self, index: np.ndarray) -> Boxes:
         """The boxes at the integer or boolean index (M,)."""

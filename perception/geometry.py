@@ -109,3 +109,25 @@ def points_in_boxes(points: np.ndarray, centers: np.ndarray, sizes: np.ndarray, 
         across = np.abs(np.cos(yaws[n]) * y - np.sin(yaws[n]) * x) <= sizes[n, 0] / 2
         counts[n] = np.count_nonzero(along & across & (np.abs(z) <= sizes[n, 2] / 2))
     return counts
+
+
+# Upright boxes, seen from above.
+
+
+def unit_headings(vectors: np.ndarray) -> np.ndarray:
+    """(N, 2) sine and cosine of yaws, from these times any positive factor; a yaw of 0 where both are 0."""
+    length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return np.divide(vectors, length, out=np.tile([0.0, 1.0], (len(vectors), 1)), where=length > 0)
+
+
+def along_and_aside(places: np.ndarray, centers: np.ndarray, headings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P, N) m ahead and to the left of N boxes, of P places.
+
+    Args:
+        places: (P, >=2) m.
+        centers: (N, >=2) m in the same frame.
+        headings: (N, 2) sine and cosine of the yaws.
+    """
+    x, y = (places[:, None, axis] - centers[:, axis] for axis in (0, 1))
+    sine, cosine = headings.T
+    return x * cosine + y * sine, y * cosine - x * sine

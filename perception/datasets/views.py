@@ -1,4 +1,4 @@
-"""The views of a vehicle as keyframes of their own, for the training of a network that looks one way."""
+"""The views of a vehicle as keyframes of their own, for a network that looks one way."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def _boxes(values: Mapping[str, Tensor], cell: float) -> Tensor:
 def iou_3d(one: Tensor, other: Tensor) -> Tensor:
     """(...) IoU of upright boxes, pair by pair.
 
-    The footprint of the other box is clipped to the first one as in `task.rotated_iou`: by clamping its outline in the
+    The footprint of the other box is clipped to the first one as in `nms.rotated_iou`: by clamping its outline in the
     first box's frame, where what lies outside ends on the border and has no area.
 
     Args:

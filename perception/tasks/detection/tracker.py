@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from perception.frame import Boxes
+from perception.geometry import unit_headings
 from perception.tasks.association import associate_in_stages
 from perception.tasks.detection.motion import Motion, Noise, is_known
-from perception.tasks.detection.traffic import drop_doubles, flow, gains, headings, select_strongest, unit
+from perception.tasks.detection.traffic import drop_doubles, flow, gains, select_strongest
 from perception.taxonomy import Taxonomy
 
 # Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
@@ -140,6 +141,7 @@ class Tracker:
         new = boxes.scores >= self._rules.birth
         new[columns] = False
 
+        # Young tracks whose velocity led to no detection are tried again, by detections that say nothing of velocity.
         doubtful = np.setdiff1d(np.flatnonzero((before["hits"] <= DOUBTFUL) & (before["seen"] == self._time)), rows)
         again = _begin_anew(before[doubtful], before, seconds, self._motions)
         silent = np.flatnonzero(new & ~is_known(boxes.velocities[:, :2]))
@@ -148,6 +150,7 @@ class Tracker:
         tracks[doubtful[rows]] = _update_tracks(again[rows], boxes.select(columns), now, self._rules, self._motions)
         new[columns] = False
 
+        # What is left begins tracks.
         tracks = drop_doubles(tracks, now)
         born = _start_tracks(boxes.select(new), tracks, now, self._motions)
         born["id"] = np.arange(self.next_id, self.next_id + len(born))
@@ -202,12 +205,12 @@ def _update_tracks(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, mot
     tracks["size"] += size_gain * (boxes.sizes - tracks["size"])
 
     # Detectors confuse front and rear: the axis is filtered, and the majority decides the direction.
-    measured = headings(boxes)
+    measured = boxes.headings
     same = np.where((measured * tracks["heading"]).sum(axis=1) < 0, -1.0, 1.0)
     tracks["forward"] += size_gain[:, 0] * (same - tracks["forward"])
     sense = np.where(tracks["forward"] < -MAJORITY, -1.0, 1.0)
     heading = tracks["heading"] + heading_gain * (same[:, None] * measured - tracks["heading"])
-    tracks["heading"] = unit(sense[:, None] * heading)
+    tracks["heading"] = unit_headings(sense[:, None] * heading)
     tracks["forward"] *= sense
 
     tracks["hits"] += 1
@@ -223,7 +226,7 @@ def _start_tracks(boxes: Boxes, around: np.ndarray, now: int, motions: Motions) 
     tracks["label"], tracks["attribute"], tracks["score"] = boxes.labels, boxes.attributes, boxes.scores
     tracks["hits"] = 1
     tracks["born"] = tracks["seen"] = tracks["backed"] = now
-    tracks["centers"], tracks["size"], tracks["heading"] = boxes.centers, boxes.sizes, headings(boxes)
+    tracks["centers"], tracks["size"], tracks["heading"] = boxes.centers, boxes.sizes, boxes.headings
     tracks["forward"], tracks["shape"] = 1, 1
     noise, measured = motions.noise(boxes.labels), boxes.velocities[:, :2]
     speed = motions.speed[boxes.labels]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from perception.frame import Boxes
+from perception.geometry import along_and_aside
+from perception.tasks.detection.nms import greedy
 
 # Arrays `tracks` are the tracker's. Headings are unit vectors (N, 2) in the ground plane: sine and cosine of the yaw.
 
@@ -15,19 +17,17 @@ ALONG = 0.9  # share of the variance of an unknown velocity that is along the he
 # aside and to a half at GAP m along. FIRM is the weight of "as fast as any other".
 LANE, GAP = 1.5, 15.0  # m
 FIRM = 0.2
-SPREAD = 0.04  # variance of the speeds of vehicles in a row, in that of all vehicles
+SPREAD = 0.04  # variance of the speeds of vehicles in a row, as a share of that of all vehicles
 PARALLEL = 0.9  # cosine of the angle between headings
 
 
 def select_strongest(boxes: Boxes) -> Boxes:
     """The detections whose centre lies in no box of their class with a higher score."""
-    inside = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
-    order, remaining = np.argsort(-boxes.scores, kind="stable"), np.ones(len(boxes), bool)
-    for k, i in enumerate(order):
-        if remaining[i]:
-            weaker = order[k + 1 :]
-            remaining[weaker] &= ~inside[weaker, i]
-    return boxes.select(remaining)
+    order = np.argsort(-boxes.scores, kind="stable")
+    sorted_boxes = boxes.select(order)
+    places = sorted_boxes.centers, sorted_boxes.labels
+    inside = cover(*places, *places, sorted_boxes.sizes, sorted_boxes.headings)
+    return boxes.select(np.sort(order[greedy(len(order), lambda best, rest: inside[rest, best])]))
 
 
 def drop_doubles(tracks: np.ndarray, now: int) -> np.ndarray:
@@ -58,9 +58,9 @@ def cover(
         places: (N, 3) m, of the classes labels (N,).
         centers: (M, 3) m, of the classes others (M,), with sizes (M, 3) m and headings (M, 2).
     """
-    along, aside = _offsets(centers, directions, places)
-    inside = (np.abs(along) < sizes[:, 1:2] / 2) & (np.abs(aside) < sizes[:, :1] / 2)
-    return (inside & (others[:, None] == labels)).T
+    along, aside = along_and_aside(places, centers, directions)
+    inside = (np.abs(along) < sizes[:, 1] / 2) & (np.abs(aside) < sizes[:, 0] / 2)
+    return inside & (labels[:, None] == others)
 
 
 def gains(
@@ -68,9 +68,9 @@ def gains(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How well each track of a class leads to each detection of it.
 
-    Distance is measured from the expected place. Aside of the heading of an elongated object it counts more, since
-    little of what is not known of its velocity is aside. The gate of a track of one detection, whose velocity is not
-    known, is larger by what that may be.
+    The distance is that from the expected place. For an elongated object the part aside of its heading weighs more as
+    long as its velocity is uncertain, since it hardly moves sideways. The gate of a track of one detection is wider by
+    the way that it may have gone.
 
     Args:
         tracks: (T,) predicted by `seconds`.
@@ -84,7 +84,7 @@ def gains(
     variance = tracks["covariances"][:, 0] + position**2
     unknown = seconds**2 * tracks["covariances"][:, 2]
     narrow = np.sqrt(variance / np.maximum(variance - ALONG * unknown, position**2))
-    along, aside = _offsets(tracks["centers"], tracks["heading"], centers)
+    along, aside = (each.T for each in along_and_aside(centers, tracks["centers"], tracks["heading"]))
     distance = np.hypot(along, aside * np.where(_elongated(tracks), narrow, 1.0)[:, None])
     gates = gate + np.where(tracks["hits"] == 1, np.sqrt(unknown), 0.0)
     allowed = distance < np.minimum(gates, LIKELY * np.sqrt(variance))[:, None]
@@ -103,31 +103,13 @@ def flow(tracks: np.ndarray, around: np.ndarray, speed: np.ndarray) -> tuple[np.
         (N, 2) m/s mean and (N,) m^2/s^2 variance; zero and speed^2 for objects that are not elongated.
     """
     around = around[_elongated(around)]
-    along, aside = _offsets(tracks["centers"], tracks["heading"], around["centers"])
+    along, aside = (each.T for each in along_and_aside(around["centers"], tracks["centers"], tracks["heading"]))
     cosine = (tracks["heading"][:, None] * around["heading"]).sum(axis=2)
     weights = 1 / (1 + np.square(along / GAP)) / np.square(1 + np.square(aside / LANE))
     weights = np.where((np.abs(cosine) > PARALLEL) & _elongated(tracks)[:, None], weights, 0.0)
     total = weights.sum(axis=1) + FIRM
     mean = (weights[:, :, None] * around["velocities"]).sum(axis=1) / total[:, None]
     return mean, np.minimum(FIRM / total + SPREAD, 1.0) * speed**2
-
-
-def headings(boxes: Boxes) -> np.ndarray:
-    """(N, 2) of upright boxes."""
-    return unit(boxes.rotations[:, [1, 0], 0])
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """(N, 2) vectors of length 1; a yaw of 0 where the length is 0."""
-    length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-    return np.divide(vectors, length, out=np.tile([0.0, 1.0], (len(vectors), 1)), where=length > 0)
-
-
-def _offsets(centers: np.ndarray, directions: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, M) m along and aside of N headings, from N centres to M places."""
-    x, y = (places[None, :, axis] - centers[:, None, axis] for axis in (0, 1))
-    sine, cosine = directions[:, :1], directions[:, 1:]
-    return x * cosine + y * sine, y * cosine - x * sine
 
 
 def _elongated(tracks: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import label
 
 from perception.frame import Boxes
+from perception.geometry import along_and_aside
 from perception.grid import VoxelGrid
 from perception.tasks.association import associate
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer
@@ -78,12 +79,9 @@ def obstacle_clusters(
 
 def distances(places: np.ndarray, boxes: Boxes) -> np.ndarray:
     """(P, N) m on the ground from places (P, >=2) to the footprints of N boxes in the same frame; 0 inside."""
-    offset = places[:, None, :2] - boxes.centers[:, :2]
-    heading = boxes.rotations[:, :2, 0]
-    along = np.abs((offset * heading).sum(axis=2))
-    across = np.abs(offset[..., 1] * heading[:, 0] - offset[..., 0] * heading[:, 1])
+    along, aside = along_and_aside(places, boxes.centers, boxes.rotations[:, [1, 0], 0])
     width, length = boxes.sizes[:, 0], boxes.sizes[:, 1]
-    return np.hypot(np.maximum(along - length / 2, 0), np.maximum(across - width / 2, 0))
+    return np.hypot(np.maximum(np.abs(along) - length / 2, 0), np.maximum(np.abs(aside) - width / 2, 0))
 
 
 def is_covered(places: np.ndarray, boxes: Boxes, margin: float) -> np.ndarray:

@@ -18,7 +18,6 @@ from perception.tasks.detection.traffic import (
     cover,
     flow,
     gains,
-    headings,
     select_strongest,
 )
 
@@ -47,7 +46,7 @@ def tracks_at(
 @settings(max_examples=40, deadline=None)
 def test_places_in_boxes_are_those_of_shapely(seed: int, n: int) -> None:
     boxes = crowd(seed, n)
-    found = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
+    found = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, boxes.headings)
     corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
     for j in range(n):
         turn = boxes.rotations[j, :2, :2]
@@ -61,7 +60,7 @@ def test_places_in_boxes_are_those_of_shapely(seed: int, n: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_of_boxes_on_one_object_the_strongest_remains(seed: int, n: int) -> None:
     boxes = crowd(seed, n)
-    inside = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, headings(boxes))
+    inside = cover(boxes.centers, boxes.labels, boxes.centers, boxes.labels, boxes.sizes, boxes.headings)
     remaining: list[int] = []
     for i in sorted(range(n), key=lambda k: -boxes.scores[k]):
         if not any(inside[i, j] for j in remaining):

@@ -11,7 +11,8 @@ from vocabulary import CLASSES, NUSCENES
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead, Suppression
-from perception.tasks.detection.task import DetectionTask, footprints, non_maximum_suppression, rotated_iou
+from perception.tasks.detection.nms import footprints, non_maximum_suppression, rotated_iou
+from perception.tasks.detection.task import DetectionTask
 from perception.tasks.task import add_prefix, to_prediction
 
 
