@@ -131,7 +131,7 @@ def add_task(
     Args:
         task: its name in `perception.tasks.TASKS`.
         content: `tasks` with the configuration of its head, and `modules` that run only for this task.
-        tables: drives with the names of the checkpoint's taxonomy, `extended` by the new task.
+        tables: drives with the names of the checkpoint's taxonomy and of the new task (`config.extend_taxonomy`).
         checkpoint, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each keyframe
             once, whatever the number of steps.
 

@@ -283,8 +283,12 @@ class ConditionsRecogniser(FittedNetwork):
             learned = find_learned_values(values, drives, len(part.learned))
             found: Any = None
             earlier = self._earlier.get(kind)
-            shown = (values >= 0) & (torch.zeros_like(learned) if earlier is None else earlier.learned.cpu())[values]
-            if len({drive for drive, own in zip(drives, shown.tolist(), strict=True) if own}) >= 2:
+            known = torch.zeros_like(learned) if earlier is None else earlier.learned.cpu()
+            shown = (values >= 0) & known[values]
+            shown_by = {drive for drive, own in zip(drives, shown.tolist(), strict=True) if own}
+            if (
+                len(shown_by) >= 2 and not (learned & ~known).any()
+            ):  # else some values are new to the earlier recogniser
                 pictures = pictures or _join(seen)
                 part.transfer(earlier, pictures, torch.where(shown, values, -1), drives)
                 found, learned = part, part.learned.cpu()

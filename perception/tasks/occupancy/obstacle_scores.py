@@ -49,7 +49,7 @@ class WithObstacles(Protocol):
 
     @property
     def unexplained(self) -> np.ndarray:
-        """(2, classes) int, from `unexplained_voxels`."""
+        """(2, classes) int, from `count_unexplained_voxels`."""
         ...
 
 

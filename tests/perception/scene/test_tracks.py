@@ -176,6 +176,29 @@ def test_two_cars_that_pass_each_other_keep_their_ids_and_classes_do_not_mix() -
     assert tracks.unseen.tolist() == [0.5, 0]
 
 
+def test_a_track_that_took_the_detection_of_the_next_car_goes_on_with_it() -> None:
+    """It seems to stand, and 7 m are further than its gate; with a known velocity nothing is in doubt."""
+    frames = [boxes_at([place]) for place in ((0, 0), (0, 0), (7, 0), (14, 0))]
+    assert [each.ids[each.unseen == 0].tolist() for each in followed(*frames)] == [[1], [1], [1], [1]]
+    known = [boxes_at([place], velocities=[(speed, 0)]) for place, speed in (((0, 0), 0), ((0, 0), 0), ((7, 0), 14))]
+    assert followed(*known)[-1].ids.tolist() == [1, 2]
+
+
+def test_a_car_whose_velocity_nobody_measured_moves_like_its_lane() -> None:
+    places = [[(6.0 * k + 15 * n, 0) for n in range(3)] for k in range(5)]
+    moving = [boxes_at(each, velocities=[(12, 0)] * 3) for each in places]
+    new = Boxes.joined(moving[-1], boxes_at([(10, 0)]))  # behind them
+    tracks = followed(*moving[:-1], new)[-1]
+    assert tracks.boxes.velocities[3, 0] == pytest.approx(tracks.boxes.velocities[0, 0], rel=0.2)
+    assert followed(boxes_at([(10, 0)]))[-1].boxes.velocities[0, 0] == 0
+
+
+def test_a_second_track_of_a_car_ends_when_the_car_covers_it() -> None:
+    twice = boxes_at([(0, 0), (2.6, 0)])  # not in the box, 4.5 m long
+    assert followed(*[boxes_at([(0, 0)])] * 3, twice)[-1].ids.tolist() == [1, 2]
+    assert followed(*[boxes_at([(0, 0)])] * 3, twice, boxes_at([(1.0, 0)]))[-1].ids.tolist() == [1]
+
+
 @pytest.mark.parametrize("times", [np.arange(0, 6, 0.5), np.arange(0, 6, 0.05), np.array([0, 0, 0.9, 0.95, 2, 2, 3.4])])
 def test_a_car_has_one_id_at_any_rate(times: np.ndarray) -> None:
     tracker = Tracker(NUSCENES)

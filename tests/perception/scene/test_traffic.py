@@ -16,6 +16,7 @@ from perception.tasks.detection.traffic import (
     LIKELY,
     SPREAD,
     cover,
+    drop_doubles,
     flow,
     gains,
     select_strongest,
@@ -115,3 +116,17 @@ def test_the_velocity_of_traffic_is_a_weighted_mean(seed: int, n: int) -> None:
     mean, variance = flow(pedestrian, around, speed)
     assert (mean == 0).all()
     assert (variance == speed**2).all()
+
+
+def test_an_undetected_track_in_the_box_of_an_older_one_is_dropped() -> None:
+    """Older is who was detected more often, then who began first; a detected track stays, and one of another class."""
+    cases = [  # hits, and when they were seen, of a track and of one 2 m behind it; whether the second one stays
+        ((5, 2), (9, 8), False), ((5, 5), (9, 8), False), ((2, 5), (9, 8), True), ((5, 2), (9, 9), True),
+        ((5, 2), (8, 8), True),
+    ]  # fmt: skip
+    for hits, seen, stays in cases:
+        tracks = tracks_at(np.array([[0.0, 0], [-2, 0.5]]))
+        tracks["id"], tracks["hits"], tracks["seen"] = [1, 2], hits, seen
+        assert drop_doubles(tracks, 9)["id"].tolist() == ([1, 2] if stays else [1]), (hits, seen)
+    tracks["hits"], tracks["seen"], tracks["label"] = (5, 2), (9, 8), (CAR, PEDESTRIAN)
+    assert len(drop_doubles(tracks, 9)) == 2

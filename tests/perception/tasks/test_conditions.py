@@ -50,7 +50,7 @@ from perception.tasks.conditions.fitting import (
     fit_temperature,
     folds_of_drives,
 )
-from perception.tasks.conditions.network import KindOfCondition
+from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition
 from perception.tasks.conditions.task import LIMIT, ConditionsMetric
 from perception.tasks.metric import CountedFrames
 from perception.tasks.task import part_of
@@ -219,6 +219,32 @@ def test_values_that_few_real_drives_never_showed_are_unknown() -> None:
     assert not known[shown >= 2].any()
     assert known[shown < 2].float().mean() > 0.8
     assert torch.equal(logits.argmax(dim=1)[shown < 2], shown[shown < 2])
+
+
+def test_a_value_that_the_earlier_recogniser_does_not_know_is_learned() -> None:
+    """With all others anew; where it knows all that is shown, it is built upon."""
+    rng, colours = np.random.default_rng(0), np.array([[220, 60, 60], [60, 220, 60], [60, 60, 220]])
+
+    def taught(values: tuple[int, ...], earlier: ConditionsRecogniser | None) -> ConditionsRecogniser:
+        recogniser = ConditionsRecogniser({"weather": ["clear", "rain", "fog"]})
+        recogniser.start(earlier)
+        for value in values:
+            for drive in range(3):
+                picture = (colours[value] + rng.normal(0, 20, (1, 2, 64, 64, 3))).clip(1, 255).astype(np.uint8)
+                recogniser.observe(
+                    {"images": torch.from_numpy(picture)}, {"weather": torch.tensor(value)}, f"{value} {drive}"
+                )
+        recogniser.fit()
+        return recogniser
+
+    def learned(recogniser: ConditionsRecogniser) -> list[bool]:
+        kind: Any = recogniser.kinds["weather"]
+        return kind.learned.tolist()
+
+    first = taught((0, 1), None)
+    assert learned(first) == [True, True, False]
+    assert learned(taught((0, 2), first)) == [True, False, True]
+    assert learned(taught((0,), first)) == [True, False, False]
 
 
 def test_what_was_taught_is_said() -> None:
