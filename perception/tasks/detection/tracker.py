@@ -10,7 +10,7 @@ from perception.frame import Boxes
 from perception.geometry import unit_headings
 from perception.tasks.association import associate_in_stages
 from perception.tasks.detection.motion import Motion, Noise, is_known
-from perception.tasks.detection.traffic import drop_doubles, flow, gains, select_strongest
+from perception.tasks.detection.traffic import drop_doubles, expected_velocity, gains, select_strongest
 from perception.taxonomy import Taxonomy
 
 # Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
@@ -184,7 +184,7 @@ def _begin_anew(tracks: np.ndarray, around: np.ndarray, seconds: float, motions:
     tracks = tracks.copy()
     tracks["hits"] = 1
     noise = motions.noise(tracks["label"])
-    expected = flow(tracks, around[around["hits"] > DOUBTFUL], motions.speed[tracks["label"]])
+    expected = expected_velocity(tracks, around[around["hits"] > DOUBTFUL], motions.speed[tracks["label"]])
     _put(tracks, Motion.begin(tracks["centers"], np.full((len(tracks), 2), np.nan), noise, expected))
     return _predict(tracks, seconds, motions)
 
@@ -230,7 +230,7 @@ def _start_tracks(boxes: Boxes, around: np.ndarray, now: int, motions: Motions) 
     tracks["forward"], tracks["shape"] = 1, 1
     noise, measured = motions.noise(boxes.labels), boxes.velocities[:, :2]
     speed = motions.speed[boxes.labels]
-    mean, variance = flow(tracks, around[around["hits"] > DOUBTFUL], speed)
+    mean, variance = expected_velocity(tracks, around[around["hits"] > DOUBTFUL], speed)
     told = is_known(measured)
     expected = np.where(told[:, None], 0.0, mean), np.where(told, speed**2, variance)
     _put(tracks, Motion.begin(boxes.centers, measured, noise, expected))

@@ -91,7 +91,7 @@ def gains(
     return gates[:, None] - distance, allowed
 
 
-def flow(tracks: np.ndarray, around: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def expected_velocity(tracks: np.ndarray, around: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The expected velocity of vehicles, from those that are around them, before it is measured.
 
     Args:

@@ -17,7 +17,7 @@ from perception.tasks.detection.traffic import (
     SPREAD,
     cover,
     drop_doubles,
-    flow,
+    expected_velocity,
     gains,
     select_strongest,
 )
@@ -102,7 +102,7 @@ def test_the_velocity_of_traffic_is_a_weighted_mean(seed: int, n: int) -> None:
     around["velocities"] = rng.normal(0, 10, (n, 2))
     around["size"][rng.random(n) < 0.3] = [1.0, 1.2, 1.0]
     new, speed = tracks_at(rng.uniform(-20, 20, (2, 2))), np.array([5.0, 6.0])
-    mean, variance = flow(new, around, speed)
+    mean, variance = expected_velocity(new, around, speed)
     for i in range(2):
         total, velocity = FIRM, np.zeros(2)
         for other in around:
@@ -113,7 +113,7 @@ def test_the_velocity_of_traffic_is_a_weighted_mean(seed: int, n: int) -> None:
         assert mean[i] == pytest.approx(velocity / total)
         assert variance[i] == pytest.approx(min(1, FIRM / total + SPREAD) * speed[i] ** 2)
     pedestrian = tracks_at(new["centers"][:, :2], label=PEDESTRIAN)
-    mean, variance = flow(pedestrian, around, speed)
+    mean, variance = expected_velocity(pedestrian, around, speed)
     assert (mean == 0).all()
     assert (variance == speed**2).all()
 
