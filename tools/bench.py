@@ -31,6 +31,7 @@ SUBJECTS = {
     "precision": "bench_precision:precision",
     "replay": "bench_replay:replay",
     "simulated": "bench_simulated:simulated",
+    "snow": "bench_simulated:snow",
     "tables": "bench_tables:tables",
     "tasks": "bench_networks:tasks",
     "tracking": "bench_tracking:tracking",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from bench_networks import TASKS, with_tasks
 from benchmark import QUIET
@@ -19,9 +21,14 @@ from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate
 from perception.predict import TorchPredictor
+from perception.rig import Beams, load_rig
 from perception.scene.scene import Scene
+from perception.simulate import lidar
 from perception.simulate.conditions import Extras, parse
+from perception.simulate.drive import KEYFRAME_PERIOD
+from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
+from perception.simulate.snapshot import NOISE
 from perception.simulate.worlds import Worlds
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task, read_task
@@ -38,6 +45,7 @@ KEYFRAMES, SEED = 4, 11  # of each drive
 RATE = 0.01  # peak of the learning rate of what is added
 ALARMS = 1.0  # false alarms per 100 m at which the recall of obstacles is quoted
 HIDDEN = ("car", "pedestrian", "barrier")  # classes that the detector loses
+RINGS_64 = Beams(elevation=(-24.9, 2.0), rings=64, columns=2083)  # as an HDL-64E
 OWN = ("points", "occupancy", "obstacles")  # scores of the tasks that are added
 
 
@@ -100,6 +108,42 @@ def simulated(
         "steps": steps,
         "head_steps": head_steps,
     }
+
+
+def snow(
+    rate: Annotated[float, typer.Option(help="mm/h of melted water.")] = 4.0,
+    sweeps: Annotated[int, typer.Option(help="Of one drive, 0.5 s apart.")] = 8,
+) -> dict[str, Any]:
+    """The points of falling snow in simulated sweeps of nuScenes' LiDAR and of one with 64 rings at its place.
+
+    `snow` is the share of all points; the other shares are of the points of snow.
+    """
+    taxonomy = load_taxonomy("nuscenes")
+    conditions = {**taxonomy.conditions, "weather": ("snow",)}
+    (course,) = parse(["snow-day-boston"], taxonomy.model_copy(update={"conditions": conditions}), Worlds())
+    weather = replace(course.phases[0].surroundings.draw(np.random.default_rng(SEED)), snow=rate)
+    world = build_world(course.place, weather, sweeps * KEYFRAME_PERIOD, np.random.default_rng(SEED))
+    rig = load_rig("nuscenes")
+    found = {}
+    for name, beams in {"32 rings": rig.lidars[0].beams, "64 rings": RINGS_64}.items():
+        sensor = rig.lidars[0].model_copy(update={"beams": beams})
+        ranges, intensities, count = [], [], 0
+        for k in range(sweeps):
+            rng, time = np.random.default_rng([SEED, k]), k * KEYFRAME_PERIOD
+            swept = lidar.sweep(world.snapshot_at, world.global_from_ego_at, time, sensor, rig.body, rng)
+            flakes = swept.points[swept.categories == NOISE]
+            ranges.append(np.linalg.norm(flakes[:, :3], axis=1))
+            intensities.append(flakes[:, 3])
+            count += len(swept.points)
+        of_snow = np.concatenate(ranges)
+        shares = {"within 2.5 m": of_snow < 2.5, "within 5 m": of_snow < 5, "beyond 20 m": of_snow > 20}
+        shares["intensity 0"] = np.concatenate(intensities) == 0
+        found[name] = {
+            "snow": round(len(of_snow) / count, 3),
+            "median range (m)": round(float(np.median(of_snow)), 1),
+            **{share: round(float(each.mean()), 3) for share, each in shares.items()},
+        }
+    return found
 
 
 def _drives(folder: Path, count: int, weathers: Sequence[str]) -> NuScenesTables:

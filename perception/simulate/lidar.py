@@ -149,6 +149,7 @@ MIN_RANGE = 1.0  # m
 RANGE_NOISE = 0.02  # m, standard deviation
 SENSITIVITY = 1e-5  # 1/m^2: a matt wall of 10 % reflectance is detected at 100 m half of the time
 SIGNAL_SPREAD = 0.4  # standard deviation of the logarithm of the signal: speckle, and texture finer than `Solids`
+NEVER_DETECTED = SENSITIVITY * np.exp(-4 * SIGNAL_SPREAD)  # 1/m^2
 ROUGHNESS = 0.3  # rad, in the Oren-Nayar model
 REFLECTANCES = {  # at 905 nm
     Ground.GRASS: 0.45,
@@ -258,7 +259,7 @@ def _echoes(
     path = 2 * np.where(hits.solids == NOTHING, 0, ranges)
     transmission = np.exp(-weather_effects.extinction(weather) * path)  # Beer-Lambert
     echoes = reflectances * oren_nayar(hits.cosines) * transmission
-    air_ranges, air_echoes = weather_effects.volume_echo(weather, ranges.size, rng)
+    air_ranges, air_echoes = weather_effects.volume_echo(weather, NEVER_DETECTED, ranges.size, rng)
     air_ranges, air_echoes = air_ranges.reshape(ranges.shape), air_echoes.reshape(ranges.shape)
     air = (air_ranges < ranges) & (air_echoes / air_ranges**2 > echoes / ranges**2)
     owners[air], categories[air] = -1, NOISE

@@ -16,6 +16,8 @@ from perception.simulate.snapshot import NOISE, Snapshot, Solids, Weather
 DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
 EXPOSURE = 0.008  # s, of a camera in bad weather
 PULSE_LENGTH = 0.75  # m, half the length of a 5 ns pulse: the air that echoes at once
+OVERLAP = (2.5, 10.0)  # m, where the receiver begins to see the beam, and sees all of it: docs/own_data.md
+FARTHEST_PARTICLE = 100.0  # m
 BEAM_EXIT, BEAM_DIVERGENCE = 0.011, 0.0019  # m and rad, geometric means of the HDL-32E's two axes
 CLEAR_AIR = 3.912 / 23e3  # 1/m of light on a clear day: a visual range of 23 km (Kruse 1962)
 WATER_INDEX = 1.33
@@ -26,9 +28,10 @@ DROP_GAIN = WATER_REFLECTION * (1 + (1 - WATER_REFLECTION) ** 2 * (WATER_INDEX /
 
 # Snow: density relative to water, as in Hahner et al., "LiDAR Snowfall Simulation for Robust 3D Object Detection", CVPR
 # 2022; albedo of fresh snow in daylight and at 905 nm (Warren, "Optical properties of snow", Rev. Geophys. 20, 1982).
-SNOW_DENSITY, SNOW_ALBEDO, SNOW_REFLECTANCE = 0.1, 0.95, 0.9
+# A flake is too thin to be as white: sr, its extinction over its backscatter per sr (ice: Young & Vaughan, J. Atmos.
+# Oceanic Technol. 26, 2009).
+SNOW_DENSITY, SNOW_ALBEDO, SNOW_REFLECTANCE, FLAKE_LIDAR_RATIO = 0.1, 0.95, 0.9, 25.0
 FLAKE_DIAMETER = SNOW_DENSITY ** (-1 / 3)  # relative to that of the drop to which a flake melts
-MATT_SPHERE = 2 / 3  # its backscatter, relative to a matt disk of its size (Russell, Astrophysical J. 43, 1916)
 
 
 class Particles(NamedTuple):
@@ -36,22 +39,20 @@ class Particles(NamedTuple):
 
     number: float  # per m^3 and mm
     slope: float  # 1/mm
-    smallest: float  # mm of water, that a LiDAR detects
-    farthest: float  # m, to which it detects any
     diameter: float  # relative to that of the water
     echo: float  # of one as wide as the beam
 
 
 def rain_drops(rain: float) -> Particles:
     """Drops at a rate in mm/h (Marshall & Palmer 1948). One of diameter D scatters back DROP_GAIN D^2 / 16 per sr."""
-    return Particles(DROPS, 4.1 * rain**-0.21, 0.5, 15.0, 1.0, DROP_GAIN / 4)
+    return Particles(DROPS, 4.1 * rain**-0.21, 1.0, DROP_GAIN / 4)
 
 
 def snow_flakes(snow: float) -> Particles:
     """Flakes at a rate in mm/h of melted water: Gunn & Marshall, "The distribution with size of aggregate snowflakes",
-    J. Meteorology 15 (1958). They are matt spheres."""
+    J. Meteorology 15 (1958). One of area A takes 2 A from a beam, and a matt wall scatters back A / pi per sr."""
     number, slope = 3.8e3 * snow**-0.87, 2.55 * snow**-0.48
-    return Particles(number, slope, 0.25, 20.0, FLAKE_DIAMETER, MATT_SPHERE * SNOW_REFLECTANCE)
+    return Particles(number, slope, FLAKE_DIAMETER, 2 * np.pi / FLAKE_LIDAR_RATIO)
 
 
 def extinction(weather: Weather) -> float:
@@ -76,16 +77,22 @@ def _extinction_of(particles: Particles) -> float:
     return np.pi * particles.number / particles.slope**3 * 1e-6 * particles.diameter**2
 
 
-def volume_echo(weather: Weather, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def volume_echo(
+    weather: Weather, weakest: float, beams: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """The strongest echo of fog, rain or snow in each beam: range (beams,) >= 1 m, and strength (beams,) with the
-    extinction on the way, 0 for no echo."""
+    extinction on the way, 0 for no echo.
+
+    Args:
+        weakest: 1/m^2, power of a drop or flake below which it counts as no echo.
+    """
     ranges, echoes = np.ones(beams), np.zeros(beams)
     alpha = extinction(weather)
     if np.isfinite(weather.visibility):
         ranges, echoes = _fog_echo(weather.visibility, alpha, beams, rng)
     for rate, kind in ((weather.rain, rain_drops), (weather.snow, snow_flakes)):
         if rate > 0:
-            own_ranges, own_echoes = _particle_echo(kind(rate), alpha, beams, rng)
+            own_ranges, own_echoes = _particle_echo(kind(rate), alpha, weakest, beams, rng)
             stronger = own_echoes / own_ranges**2 > echoes / ranges**2
             ranges, echoes = np.where(stronger, own_ranges, ranges), np.where(stronger, own_echoes, echoes)
     return ranges, echoes
@@ -105,25 +112,44 @@ def _fog_echo(visibility: float, alpha: float, beams: int, rng: np.random.Genera
 
 
 def _particle_echo(
-    particles: Particles, alpha: float, beams: int, rng: np.random.Generator
+    particles: Particles, alpha: float, weakest: float, beams: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Single drops or flakes, drawn in the volume of the beams by size as in LISA (Kilic et al., arXiv:2107.07004,
-    2021) and, for snow, in Hahner et al. (CVPR 2022). Each covers only part of the beam."""
-    number, slope, smallest, farthest, wider, echo_of_one = particles
-    r = np.linspace(1, farthest, 300)
+    2021) and, for snow, in Hahner et al. (CVPR 2022). Each covers only part of the beam.
+
+    Only those with at least the power `weakest` are drawn. From any diameter on, their sizes are distributed as from 0
+    on, since the distribution is exponential.
+    """
+    r = np.linspace(OVERLAP[0], FARTHEST_PARTICLE, 2000)[1:]
     section = np.pi / 4 * (BEAM_EXIT + BEAM_DIVERGENCE * r) ** 2
-    volume = float(section.mean() * (r[-1] - r[0]))
-    count = rng.poisson(number / slope * np.exp(-slope * smallest) * volume * beams)
+    smallest = _smallest_seen(particles, alpha, weakest, r)
+    density = section * particles.number / particles.slope * np.exp(-particles.slope * smallest)  # 1/m of a beam
+    count = rng.poisson(density.sum() * (r[1] - r[0]) * beams)
     beam = rng.integers(beams, size=count)
-    distance = np.interp(rng.random(count), *_distribution(section, r))
-    diameter = (smallest + rng.exponential(1 / slope, count)) * 1e-3 * wider  # m
-    share = np.minimum(diameter / (BEAM_EXIT + BEAM_DIVERGENCE * distance), 1) ** 2
-    echo = echo_of_one * share * np.exp(-2 * alpha * distance)
+    distance = np.interp(rng.random(count), *_distribution(density, r))
+    water = _smallest_seen(particles, alpha, weakest, distance) + rng.exponential(1 / particles.slope, count)  # mm
+    share = np.minimum(water * 1e-3 * particles.diameter / (BEAM_EXIT + BEAM_DIVERGENCE * distance), 1) ** 2
+    echo = particles.echo * share * overlap(distance) * np.exp(-2 * alpha * distance)
     weakest_first = np.argsort(echo / distance**2)
     ranges, echoes = np.ones(beams), np.zeros(beams)
     ranges[beam[weakest_first]] = distance[weakest_first]
     echoes[beam[weakest_first]] = echo[weakest_first]
     return ranges, echoes
+
+
+def _smallest_seen(particles: Particles, alpha: float, weakest: float, ranges: np.ndarray) -> np.ndarray:
+    """(N,) mm of water in the smallest particle at these ranges (N,) whose power is at least `weakest`; inf where one
+    as wide as the beam has less."""
+    share = weakest * ranges**2 / (particles.echo * overlap(ranges) * np.exp(-2 * alpha * ranges))
+    width = BEAM_EXIT + BEAM_DIVERGENCE * ranges
+    return np.where(share <= 1, np.sqrt(share) * width / (1e-3 * particles.diameter), np.inf)
+
+
+def overlap(ranges: np.ndarray) -> np.ndarray:
+    """Share of a beam that the receiver sees at these ranges (m): the crossover function xi of Rasshofer et al.,
+    "Influences of weather phenomena on automotive laser radar systems", Adv. Radio Sci. 9 (2011), eq. 3, as in Hahner
+    et al. (ICCV 2021, CVPR 2022)."""
+    return ((ranges - OVERLAP[0]) / (OVERLAP[1] - OVERLAP[0])).clip(0, 1)
 
 
 def _distribution(density: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

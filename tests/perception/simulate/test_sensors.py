@@ -16,7 +16,7 @@ from vocabulary import RIG
 from perception.simulate import lidar, weather_effects
 from perception.simulate.camera import Rendering, render
 from perception.simulate.lidar import NOTHING, Rays, cast
-from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
+from perception.simulate.snapshot import CATEGORIES, Ground, GroundRaster, Snapshot, Solids, Weather
 
 TOP = RIG.lidars[0]
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))  # of the HDL-32E's rings
@@ -201,23 +201,55 @@ def test_extinction_integrates_the_drops_and_flakes() -> None:
     assert extinction(Weather(visibility=100)) == pytest.approx(0.03912)
 
 
-@pytest.mark.parametrize("snow", [0.5, 3.0])
-def test_flakes_near_the_sensor_return_as_they_are_counted(snow: float) -> None:
-    """The share of beams in which no flake is stronger than a limit is exp(-n): n flakes in a beam are large enough for
-    it, by their size distribution and the beam's cross-section."""
-    beams = 60_000
-    ranges, echoes = weather_effects.volume_echo(Weather(snow=snow), beams, np.random.default_rng(0))
-    alpha, slope = weather_effects.extinction(Weather(snow=snow)), 2.55 * snow**-0.48
-    r = np.linspace(1, 20, 4001)
-    beam = 0.011 + 0.0019 * r  # m, diameter
-    for limit in (3e-5, 1e-4, 1e-3):
-        flake = beam * np.sqrt(limit * r**2 / (2 / 3 * 0.9 * np.exp(-2 * alpha * r)))  # m; the smallest that is seen
-        wide = flake > beam  # not even one that covers the beam
-        water = np.maximum(flake * 1e3 * 0.1 ** (1 / 3), 0.25)  # mm
-        above = np.where(wide, 0.0, 3800 * snow**-0.87 / slope * np.exp(-slope * water))  # flakes in a m^3
-        expected = math.exp(-float((np.pi / 4 * beam**2 * above).sum() * (r[1] - r[0])))
-        found = (echoes / ranges**2 < limit).mean()
-        assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 0.002)
+def strongest_particles(falling: Weather) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Oracle: range (1, R) m and power (P, 1) of the strongest drop or flake in a beam, and the probability (P, R) of
+    each, by quadrature. The number of those above a power follows from the size distribution, and a beam has none of
+    them with exp(-number)."""
+    r, power = np.linspace(2.5, 60, 1151)[None, 1:], np.geomspace(1e-7, 1, 1201)[:, None]
+    seen, beam = np.minimum((r - 2.5) / 7.5, 1), 0.011 + 0.0019 * r  # share that the receiver sees, and m, diameter
+    back = 0.0201 * (1 + (1 - 0.0201) ** 2 * (1.33 / 0.67) ** 2) / 4
+    number, slope, wider = 8000, 4.1 * falling.rain**-0.21 if falling.rain else 0, 1.0
+    if falling.snow:
+        number, slope = 3800 * falling.snow**-0.87, 2.55 * falling.snow**-0.48
+        back, wider = 2 * np.pi / 25, 0.1 ** (-1 / 3)
+    widest = back * seen * np.exp(-2 * weather_effects.extinction(falling) * r) / r**2  # of one as wide as the beam
+    water = beam * np.sqrt(power / widest) * 1e3 / wider  # mm
+    above = np.pi / 4 * beam**2 * number / slope * np.exp(-slope * water) * (power <= widest) * (r[0, 1] - r[0, 0])
+    none = np.exp(-above.sum(axis=1, keepdims=True))
+    middle = np.sqrt(power[1:] * power[:-1])
+    return r, middle, (above[:-1] - above[1:]) * np.sqrt(none[1:] * none[:-1])
+
+
+@pytest.mark.parametrize("falling", [Weather(snow=0.5), Weather(snow=4), Weather(rain=30)])
+def test_the_strongest_drop_or_flake_of_a_beam(falling: Weather) -> None:
+    """How many beams have one above a power, and where it is."""
+    beams = 100_000
+    ranges, echoes = weather_effects.volume_echo(falling, 2e-6, beams, np.random.default_rng(0))
+    r, power, probability = strongest_particles(falling)
+    for weakest, within in itertools.product((3e-6, 1e-5, 1e-4), (4.0, 7.0, 12.0, 60.0)):
+        expected = float((probability * (power > weakest) * (r < within)).sum())
+        found = ((echoes / ranges**2 > weakest) & (ranges < within)).mean()
+        assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 5e-4)
+
+
+@pytest.mark.parametrize("falling", [Weather(snow=1), Weather(snow=4), Weather(rain=30)])
+def test_drops_and_flakes_in_sweeps(falling: Weather) -> None:
+    """Beams into the sky: the share with a return, how near these are, and the share with intensity 0. A return is
+    detected where its power, times a lognormal of mean 1, exceeds the sensitivity."""
+    sweeps = [turn(moment(boxes([]), falling), seed=seed) for seed in range(4)]
+    points = np.concatenate([each.points[each.points[:, 4] >= 24] for each in sweeps])  # of the rings that look up
+    assert all((each.categories[each.points[:, 4] >= 24] == CATEGORIES.index("noise")).all() for each in sweeps)
+    ranges, beams = np.linalg.norm(points[:, :3], axis=1), 4 * 1090 * 8
+    r, power, probability = strongest_particles(falling)
+    spread = lidar.SIGNAL_SPREAD
+    for within in (5.0, 7.0, 12.0, 60.0):
+        expected = float((probability * seen_share(power) * (r < within)).sum())
+        found = np.count_nonzero(ranges < within) / beams
+        assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 5e-4)
+    dim = ndtr(np.log(0.005 / (power * r**2)) / spread + spread / 2) - (1 - seen_share(power))
+    expected = float((probability * dim.clip(0)).sum())
+    found = np.count_nonzero(points[:, 3] == 0) / beams
+    assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 5e-4)
 
 
 def test_snow_on_the_ground_sends_back_more() -> None:
@@ -232,7 +264,7 @@ def test_snow_on_the_ground_sends_back_more() -> None:
 
 def test_fog_sends_back_by_the_inverse_square() -> None:
     """Ranges of fog echoes follow exp(-2 alpha r) / r^2, and their mean power that of Hahner et al."""
-    ranges, echoes = weather_effects.volume_echo(Weather(visibility=50), 200_000, np.random.default_rng(0))
+    ranges, echoes = weather_effects.volume_echo(Weather(visibility=50), 0.0, 200_000, np.random.default_rng(0))
     alpha, r = weather_effects.extinction(Weather(visibility=50)), np.linspace(1, 40, 40_001)
     density = np.exp(-2 * alpha * r) / r**2
     for limit in (1.5, 2.0, 4.0, 8.0):
