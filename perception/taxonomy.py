@@ -66,6 +66,7 @@ class PointClass(Section):
 
     name: Name
     categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
+    solid: bool = True  # not what falls or floats in the air, which no voxel is full of
     colour: Colour | None = None
 
 
@@ -114,6 +115,8 @@ class Taxonomy(Section):
             categories = [category for each in classes for category in each.categories or (each.name,)]
             if double := [name for i, name in enumerate(categories) if name in categories[:i]]:
                 raise ValueError(f"{what}: category {double[0]!r} is of two classes")
+        if (solid := [each.solid for each in self.point_classes]) != sorted(solid, reverse=True):
+            raise ValueError("point_classes: those that are not `solid` stand last, since voxels have the others alone")
         for each in self.classes:
             if unknown := [name for name in each.attributes if name not in self.attributes]:
                 raise ValueError(f"classes: attribute {unknown[0]!r} of {each.name} is not among the attributes")
@@ -136,8 +139,8 @@ class Taxonomy(Section):
 
     @property
     def voxel_names(self) -> tuple[str, ...]:
-        """Classes of occupied voxels: what is of none of the point classes, then these."""
-        return "others", *self.point_names
+        """Classes of occupied voxels: what is of none of the point classes, then the solid ones of these."""
+        return "others", *(each.name for each in self.point_classes if each.solid)
 
     @property
     def condition_values(self) -> tuple[str, ...]:
@@ -196,7 +199,8 @@ class Taxonomy(Section):
         return _colours(self.point_classes)
 
     def voxel_colours(self) -> dict[str, str]:
-        return {"others": _UNNAMED, **self.point_colours()}
+        colours = {"others": _UNNAMED, **self.point_colours()}
+        return {name: colours[name] for name in self.voxel_names}
 
 
 def _by_category(classes: Sequence[ObjectClass | PointClass]) -> dict[str, int]:

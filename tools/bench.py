@@ -22,6 +22,7 @@ SUBJECTS = {
     "ceiling": "bench_ceiling:ceiling",
     "depth": "bench_training:depth",
     "evaluator": "bench_evaluator:evaluator",
+    "flakes": "bench_simulated:flakes",
     "fleet": "bench_replay:fleet",
     "loader": "bench_loader:loader",
     "mmdet3d": "bench_mmdet3d:mmdet3d",

@@ -16,7 +16,7 @@ from scene_obstacles import scene_obstacles
 
 from deploy.replay.faults import HiddenClass, hide
 from perception.checkpoint import newest
-from perception.config import Config, find_config
+from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate
@@ -30,7 +30,8 @@ from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
 from perception.simulate.snapshot import NOISE
 from perception.simulate.worlds import Worlds
-from perception.taxonomy import load_taxonomy
+from perception.tasks.points.task import count_rings, ious
+from perception.taxonomy import PointClass, Taxonomy, load_taxonomy
 from perception.training.adapt import adapt, add_task, read_task
 from perception.training.loop import train
 
@@ -118,9 +119,7 @@ def snow(
 
     `snow` is the share of all points; the other shares are of the points of snow.
     """
-    taxonomy = load_taxonomy("nuscenes")
-    conditions = {**taxonomy.conditions, "weather": ("snow",)}
-    (course,) = parse(["snow-day-boston"], taxonomy.model_copy(update={"conditions": conditions}), Worlds())
+    (course,) = parse(["snow-day-boston"], _winter(), Worlds())
     weather = replace(course.phases[0].surroundings.draw(np.random.default_rng(SEED)), snow=rate)
     world = build_world(course.place, weather, sweeps * KEYFRAME_PERIOD, np.random.default_rng(SEED))
     rig = load_rig("nuscenes")
@@ -144,6 +143,69 @@ def snow(
             **{share: round(float(each.mean()), 3) for share, each in shares.items()},
         }
     return found
+
+
+def flakes(
+    out: Annotated[Path, typer.Option(help="Folder of the drives and runs.")] = Path("runs/flakes"),
+    drives: Annotated[int, typer.Option(help="In snow, a quarter is held out.")] = 16,
+    steps: Annotated[int, typer.Option(help="Of each training.")] = 200,
+) -> dict[str, Any]:
+    """What LiDAR networks with the task `points` alone call falling snow, without and with the class `noise`.
+
+    `called` are the shares of the points of snow on held-out drives, `mIoU` is that of nuScenes' 16 classes, without
+    these points, as in its devkit. Parts that the folder has are not made again.
+    """
+    official, winter = _winter(), _winter(noise=True)
+    if not (out / "drives").exists():
+        names = ("snow-day-boston", "snow-day-singapore")
+        rig = load_rig("nuscenes").model_copy(update={"cameras": ()})
+        simulate(out / "drives", drives, 2, SEED, parse(names, winter, Worlds()), rig=rig)
+    found: dict[str, Any] = {}
+    for name, taxonomy in {"without noise": official, "with noise": winter}.items():
+        run = out / name.replace(" ", "_")
+        if newest(run) is None:
+            tables = NuScenesTables(out / "drives", VERSION, taxonomy=taxonomy)
+            train(_points_alone(taxonomy, steps), tables, "sim_train", run)
+        found[name] = _flakes_called(TorchPredictor.load(run), NuScenesTables(out / "drives", VERSION, taxonomy=winter))
+    return found
+
+
+def _winter(noise: bool = False) -> Taxonomy:
+    """nuScenes' taxonomy with snow, and with a class for the points of what falls."""
+    taxonomy = load_taxonomy("nuscenes")
+    conditions = {**taxonomy.conditions, "weather": (*taxonomy.conditions["weather"], "snow")}
+    falling = (PointClass(name="noise", solid=False),) if noise else ()
+    return taxonomy.model_copy(update={"conditions": conditions, "point_classes": (*taxonomy.point_classes, *falling)})
+
+
+def _points_alone(taxonomy: Taxonomy, steps: int) -> Config:
+    """`tiny` without cameras and with the task `points` alone."""
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    content |= {"taxonomy": taxonomy.model_dump(mode="json"), "modules": [], "tasks": {"points": {}}}
+    content["model"]["camera"] = None
+    content["train"] |= {"steps": steps, "drop_lidar": 0.0, "drop_cameras": 0.0}
+    return parse_config(content, "flakes")
+
+
+def _flakes_called(predictor: TorchPredictor, tables: NuScenesTables) -> dict[str, Any]:
+    """Of the held-out drives, whose taxonomy ends with `noise`."""
+    names = tables.taxonomy.point_names
+    noise, called = len(names) - 1, np.zeros(len(names))
+    counts, official = np.zeros((3, len(names))), np.zeros((3, len(names)))
+    for token in tables.samples("sim_val"):
+        frame = tables.frame(token, Reads(cameras=False, sweeps=predictor.spec.sweeps))
+        points, truth, result = frame.keyframe_points, frame.keyframe_classes, predictor(frame).results["points"]
+        assert truth is not None
+        called += np.bincount(result[: len(points)][truth == noise], minlength=len(names))
+        counts += count_rings(result[: len(points)], truth, points, len(names)).sum(axis=2)
+        solid = np.where(truth == noise, -1, truth)
+        official += count_rings(result[: len(points)], solid, points, len(names)).sum(axis=2)
+    shares = {name: round(float(called[i] / called.sum()), 3) for i, name in enumerate(names) if called[i]}
+    return {
+        "called": dict(sorted(shares.items(), key=lambda pair: -pair[1])),
+        "noise IoU": round(float(ious(counts)[noise]), 3),
+        "mIoU": round(float(np.nanmean(ious(official)[:noise])), 3),
+    }
 
 
 def _drives(folder: Path, count: int, weathers: Sequence[str]) -> NuScenesTables:

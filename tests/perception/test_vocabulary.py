@@ -73,6 +73,7 @@ WRONG: dict[Any, list[tuple[dict[str, Any], str]]] = {
         ({"classes": [CAR | {"range": 0.0}]}, "classes.0.range: input should be greater than 0"),
         ({"point_classes": [ROAD, ROAD]}, "point_classes: 'road' is there twice"),
         ({"point_classes": [ROAD, WAY]}, "point_classes: category 'road' is of two classes"),
+        ({"point_classes": [{"name": "noise", "solid": False}, ROAD]}, "those that are not `solid` stand last"),
         ({"conditions": {"weather": ["snow"], "season": ["snow"]}}, "conditions: 'snow' is there twice"),
         ({"conditions": {"sight": ["lidar"]}}, "'lidar' stands for something else"),
         ({"conditions": {"weather": ["heavy-rain"]}}, "conditions.weather.0: string should match"),

@@ -53,7 +53,7 @@ def annotate(frame: Frame, source: Keyframes, drive: Drive, grid: VoxelGrid) -> 
     parts.append((own.points, own_classes, np.ones(len(own_classes), np.int64)))
     points, classes, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
     known = classes if drive.annotated else np.maximum(classes, NONE)
-    occupied, of_voxel = voxel_classes(points, known, counts, grid, len(source.taxonomy.point_classes))
+    occupied, of_voxel = voxel_classes(points, known, counts, grid, len(source.taxonomy.voxel_names) - 1)
     seen = occupied | _find_crossed(own, boxes, drive, drive.global_from_ego(frame), grid)
     free = occupancy_classes(source.taxonomy).index("free")
     return Occupancy(
@@ -91,12 +91,13 @@ def voxel_classes(
         points: (N, 3) m.
         classes: (N,) index of the point class, NONE or UNKNOWN.
         counts: (N,) of each point.
-        number: of point classes.
+        number: of solid point classes, which are the first; points of the others are left out.
 
     Returns:
         (levels, rows, columns) bool, and int64 index into `occupancy_classes`, OTHERS where there is no point.
     """
     flat, inside = grid.indices(points)
+    inside &= classes < number
     flat, classes, counts = flat[inside], classes[inside], counts[inside]
     occupied = np.zeros(grid.shape, bool)
     occupied.reshape(-1)[flat] = True

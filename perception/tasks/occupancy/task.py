@@ -136,7 +136,7 @@ def detection_labels(taxonomy: Taxonomy) -> np.ndarray:
     """(classes of voxels,) int: the detection class with a category of each class of voxels; -1 for none."""
     label_of = taxonomy.labels_of_categories()
     found = [-1]  # others
-    for each in taxonomy.point_classes:
+    for each in taxonomy.point_classes[: len(taxonomy.voxel_names) - 1]:
         own = {label_of.get(category, -1) for category in each.categories or (each.name,)}
         found.append(own.pop() if len(own) == 1 else -1)
     return np.array([*found, -1])  # free

@@ -421,6 +421,9 @@ def test_class_of_a_voxel_is_that_of_most_points_or_of_the_nearest_annotated_one
     assert np.flatnonzero(occupied).tolist() == voxels.tolist()
     assert found[0, 0, voxels].tolist() == [2, 2, 1, 1, 1, OTHERS]
     assert (voxel_classes(points, np.full(6, UNKNOWN), np.ones(6, int), grid, 2)[1] == OTHERS).all()
+    occupied, found = voxel_classes(points, np.array([1, 2, UNKNOWN, 0, 3, NONE]), np.ones(6, int), grid, 2)
+    assert np.flatnonzero(occupied).tolist() == np.delete(voxels, [1, 4]).tolist()  # 2 and 3 are not solid
+    assert found[0, 0, voxels].tolist() == [2, OTHERS, 1, 1, OTHERS, OTHERS]
 
 
 def test_cameras_see_what_nothing_hides() -> None:

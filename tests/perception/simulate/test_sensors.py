@@ -252,6 +252,19 @@ def test_drops_and_flakes_in_sweeps(falling: Weather) -> None:
     assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 5e-4)
 
 
+def test_flakes_are_noise_and_what_is_behind_them_keeps_its_class() -> None:
+    """Every point on the wall or the ground is of these, every other one is a flake in the beam to them."""
+    sweep = turn(moment(boxes([WALL]), Weather(snow=4)))
+    points, categories = sweep.points, np.array(CATEGORIES)[sweep.categories]
+    wall = (np.abs(points[:, 1] - (29.5 - 0.94)) < 0.1) & (np.abs(points[:, 0]) < 40)
+    ground = np.abs(points[:, 2] + 1.84) < 0.1
+    assert (wall.sum() > 1000) & (ground.sum() > 1000)
+    assert (categories[~wall & ~ground] == "noise").all()
+    assert np.mean(categories[wall] == "static.manmade") > 0.99  # a flake may be as far
+    assert np.mean(categories[ground & ~wall] == "flat.driveable_surface") > 0.99
+    assert (sweep.owners[categories == "noise"] == -1).all()
+
+
 def test_snow_on_the_ground_sends_back_more() -> None:
     """Fresh snow reflects 90 % at 905 nm, asphalt 17 %, between them by the share that is covered."""
     mean = {}

@@ -33,7 +33,11 @@ from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
 from perception.simulate.snapshot import CATEGORIES, Ground, Solids
 from perception.simulate.world import World
-from perception.taxonomy import load_taxonomy
+from perception.simulate.worlds import Worlds
+from perception.tasks.metric import CountedFrames
+from perception.tasks.occupancy.task import detection_labels
+from perception.tasks.points.task import PointsMetric
+from perception.taxonomy import PointClass, load_taxonomy
 
 RECORDED = courses("clear-day-boston", "rain-night-singapore")  # of the fixture sim_root
 GRID = VoxelGrid(x=(-4.0, 4.0), y=(-3.2, 3.2), z=(-1.0, 2.2))
@@ -93,6 +97,32 @@ def test_every_point_is_where_its_category_is(sim_root: Path) -> None:
                 assert own[:, 2].max() > 2
     assert {"car", "driveable_surface", "sidewalk", "terrain", "manmade", "vegetation", "pedestrian"} <= seen
     devkit.get_sample_lidarseg_stats(devkit.sample[0]["token"])
+
+
+def test_falling_snow_is_a_class_of_points_and_none_of_voxels(tmp_path: Path) -> None:
+    """In a taxonomy with `noise`, read back from a drive in snow: a perfect head has IoU 1, one that calls flakes cars
+    has 0. Voxels are those of nuScenes' own taxonomy."""
+    conditions = {**NUSCENES.conditions, "weather": ("snow",)}
+    classes = (*NUSCENES.point_classes, PointClass(name="noise", solid=False))
+    winter = NUSCENES.model_copy(update={"conditions": conditions, "point_classes": classes})
+    assert occupancy_classes(winter) == occupancy_classes(NUSCENES)
+    assert winter.voxel_colours() == NUSCENES.voxel_colours()
+    assert detection_labels(winter).tolist() == detection_labels(NUSCENES).tolist()
+    (course,) = parse(["snow-day-boston"], winter, Worlds(), Extras(occupancy=True))
+    course = replace(course, place=in_town("clear-day-boston")[0].place)
+    simulate(tmp_path / "snow", 1, 1, 0, [course], rig=RIG.model_copy(update={"cameras": ()}))
+    tables, metric = NuScenesTables(tmp_path / "snow", VERSION, taxonomy=winter), CountedFrames(PointsMetric(winter))
+    frame = tables.frame(tables.samples()[0], Reads(sweeps=0, cameras=False, truth=("points", "occupancy")))
+    truth = frame.keyframe_classes
+    noise = truth == 16
+    assert noise.any()
+    metric.add(frame, truth.astype(np.uint8))
+    scores = metric.report()["points"]
+    assert scores["classes"]["noise"] == scores["mean"] == 1
+    called = CountedFrames(PointsMetric(winter))
+    called.add(frame, np.where(noise, CLASS["car"] - 1, truth).astype(np.uint8))
+    assert called.report()["points"]["classes"]["noise"] == 0
+    assert frame.truth["occupancy"].classes.max() == FREE
 
 
 def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
