@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from perception.errors import InputError
 from perception.io.section import Section, find_shipped, list_shipped, load_section
@@ -68,6 +68,11 @@ class PointClass(Section):
     categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
     solid: bool = True  # not what falls or floats in the air, which no voxel is full of
     colour: Colour | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_solid(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Solid classes keep the manifest that they had before there were others."""
+        return {name: content for name, content in serialize(self).items() if name != "solid" or not content}
 
 
 class MapLayer(Section):
