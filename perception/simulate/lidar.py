@@ -149,7 +149,7 @@ MIN_RANGE = 1.0  # m
 RANGE_NOISE = 0.02  # m, standard deviation
 SENSITIVITY = 1e-5  # 1/m^2: a matt wall of 10 % reflectance is detected at 100 m half of the time
 SIGNAL_SPREAD = 0.4  # standard deviation of the logarithm of the signal: speckle, and texture finer than `Solids`
-NEVER_DETECTED = SENSITIVITY * np.exp(-4 * SIGNAL_SPREAD)  # 1/m^2
+NEVER_DETECTED = SENSITIVITY * np.exp(-4 * SIGNAL_SPREAD)  # 1/m^2: even four standard deviations above it are not
 ROUGHNESS = 0.3  # rad, in the Oren-Nayar model
 REFLECTANCES = {  # at 905 nm
     Ground.GRASS: 0.45,

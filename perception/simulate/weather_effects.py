@@ -28,8 +28,8 @@ DROP_GAIN = WATER_REFLECTION * (1 + (1 - WATER_REFLECTION) ** 2 * (WATER_INDEX /
 
 # Snow: density relative to water, as in Hahner et al., "LiDAR Snowfall Simulation for Robust 3D Object Detection", CVPR
 # 2022; albedo of fresh snow in daylight and at 905 nm (Warren, "Optical properties of snow", Rev. Geophys. 20, 1982).
-# A flake is too thin to be as white: sr, its extinction over its backscatter per sr (ice: Young & Vaughan, J. Atmos.
-# Oceanic Technol. 26, 2009).
+# A flake is too thin to be as white; its lidar ratio, in sr, is its extinction over its backscatter per sr (ice: Young
+# & Vaughan, J. Atmos. Oceanic Technol. 26, 2009).
 SNOW_DENSITY, SNOW_ALBEDO, SNOW_REFLECTANCE, FLAKE_LIDAR_RATIO = 0.1, 0.95, 0.9, 25.0
 FLAKE_DIAMETER = SNOW_DENSITY ** (-1 / 3)  # relative to that of the drop to which a flake melts
 
