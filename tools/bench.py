@@ -29,6 +29,7 @@ SUBJECTS = {
     "pandaset": "bench_pandaset:pandaset",
     "pillars": "bench_networks:pillars",
     "precision": "bench_precision:precision",
+    "recogniser": "bench_recogniser:recogniser",
     "replay": "bench_replay:replay",
     "simulated": "bench_simulated:simulated",
     "tables": "bench_tables:tables",
