@@ -1,4 +1,4 @@
-"""How often a recogniser of conditions calls values unknown that nobody taught it, and is right about those it was taught."""
+"""How often a recogniser calls values unknown that nobody taught it, and is right about those it was taught."""
 
 from __future__ import annotations
 
