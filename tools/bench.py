@@ -30,6 +30,7 @@ SUBJECTS = {
     "pandaset": "bench_pandaset:pandaset",
     "pillars": "bench_networks:pillars",
     "precision": "bench_precision:precision",
+    "recogniser": "bench_recogniser:recogniser",
     "replay": "bench_replay:replay",
     "simulated": "bench_simulated:simulated",
     "snow": "bench_simulated:snow",

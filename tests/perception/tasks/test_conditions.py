@@ -50,7 +50,7 @@ from perception.tasks.conditions.fitting import (
     fit_temperature,
     folds_of_drives,
 )
-from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition
+from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition, PictureFeatures
 from perception.tasks.conditions.task import LIMIT, ConditionsMetric
 from perception.tasks.metric import CountedFrames
 from perception.tasks.task import part_of
@@ -100,6 +100,12 @@ def model(recognising: Path) -> PerceptionModel:
 def seen(tables: NuScenesTables) -> list[Frame]:
     """A keyframe of each drive."""
     return [tables.frame(token) for token in (tables.samples()[0], tables.samples()[-1])]
+
+
+def test_features_of_a_picture_do_not_depend_on_the_pictures_beside_it() -> None:
+    pictures = 255 * torch.rand(3, 32, 64, 3, generator=torch.Generator().manual_seed(0))
+    features = PictureFeatures()
+    torch.testing.assert_close(features(pictures)[:1], features(pictures[:1]))
 
 
 def graph_of(model: PerceptionModel, inputs: Arrays) -> onnx.ModelProto:
