@@ -42,3 +42,13 @@ def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float])
             break
         found.insert(0, tokens[place])
     return found
+
+
+def draw_spacings(
+    rng: np.random.Generator, frames: int = 4, shortest: float = 0.1, longest: float = 0.5
+) -> list[float]:
+    """Random spacings (s) of a clip for training, as `find_clip` takes them; it has 1 to `frames` frames in all.
+
+    They are not those of the data set, so that a memory does not learn a single one.
+    """
+    return rng.uniform(shortest, longest, int(rng.integers(frames))).tolist()

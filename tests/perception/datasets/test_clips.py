@@ -21,7 +21,8 @@ from simulated import in_town, with_pictures
 from tiny import write_scenes, write_tiny
 from vocabulary import NUSCENES, RIG
 
-from perception.datasets.clips import find_clip
+from perception.config import parse_config
+from perception.datasets.clips import draw_spacings, find_clip
 from perception.datasets.keyframes import Keyframes, Reads, Recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
@@ -34,6 +35,7 @@ from perception.rig import Lens, Rig, load_rig
 from perception.simulate import scenario
 from perception.simulate.conditions import Extras
 from perception.simulate.simulate import simulate
+from perception.training.loader import FrameDataset
 
 TINY, SIMULATED, MINI = "v1.0-tiny", "v1.0-sim", "v1.0-mini"
 SAMPLES, RATE, SWEEPS = 3, 10, 1
@@ -362,3 +364,42 @@ def test_a_spacing_that_no_frames_have_is_one_line(tmp_path: Path) -> None:
     with one_line_error(last, says="a frame every 0.5 s"):
         find_clip(source.moments(last), last, [0.5, 0.1])
     assert find_clip(source.moments(last), source.samples()[0], [0.1]) == []
+
+
+def test_in_an_epoch_every_keyframe_is_the_last_of_one_clip(tmp_path: Path) -> None:
+    """Also the first of each drive, whose clip has no other frame; the same seed draws the same clips."""
+    write_scenes(tmp_path, 3, 4)
+    tables = NuScenesTables(tmp_path, TINY, LIDARS_ALONE)  # frames at 4 Hz
+    sections = {"rig": LIDARS_ALONE.model_dump(), "model": {"camera": None}, "data": {"class_balanced": False}}
+    config = parse_config({"name": "clips", **sections}, "test")
+    order = FrameDataset(tables, tables.samples(), config)
+
+    def clips(seed: int, epoch: int) -> list[list[str]]:
+        found = []
+        for position in range(12 * epoch, 12 * (epoch + 1)):
+            token = order.token(position)
+            spacings = draw_spacings(np.random.default_rng([seed, position]), shortest=0.2)
+            found.append([*find_clip(tables.moments(token), token, spacings), token])
+        return found
+
+    lengths = set[int]()
+    for epoch in range(20):
+        found = clips(0, epoch)
+        assert sorted(clip[-1] for clip in found) == sorted(tables.samples())
+        for clip in found:
+            times = [tables.moments(clip[-1])[token] for token in clip]
+            assert times == sorted({*times})
+            assert {tables.scene(token) for token in clip} == {tables.scene(clip[-1])}
+            lengths.add(len(clip))
+    assert lengths == {1, 2, 3, 4}
+    assert clips(0, 1) == clips(0, 1) != clips(1, 1)
+
+
+def test_random_spacings_fill_their_range() -> None:
+    drawn = [draw_spacings(np.random.default_rng([0, i])) for i in range(2000)]
+    every = np.array([spacing for spacings in drawn for spacing in spacings])
+    assert [len(spacings) for spacings in drawn].count(0) > 400
+    assert max(map(len, drawn)) == 3
+    counts, _ = np.histogram(every, 8, (0.1, 0.5))
+    assert counts.sum() == len(every)
+    assert counts.min() > 0.8 * counts.mean()
