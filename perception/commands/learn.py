@@ -46,7 +46,14 @@ def simulate(
             "on its way is clear-day-CITY/rain-day-CITY."
         ),
     ] = "all",
-    sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
+    sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each frame.", min=0, max=10)] = 0,
+    rate: Annotated[
+        int,
+        typer.Option(
+            help="Frames per second: 2, the keyframes alone; 4, 10 or 20: all sensors record between them, too, "
+            "without annotations."
+        ),
+    ] = 2,
     rig: RigOption = None,
     taxonomy: Annotated[
         str, typer.Option(help="Conditions and layout: nuscenes, truckscenes, ... or a YAML file.")
@@ -79,7 +86,7 @@ def simulate(
     from perception.simulate.worlds import Worlds
     from perception.taxonomy import load_taxonomy
 
-    extras = Extras(obstacles, occupancy)
+    extras = Extras(obstacles, occupancy, rate)
     chosen, courses = rig_of(rig), parse(names(conditions), load_taxonomy(taxonomy), Worlds(worlds), extras)
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)

@@ -134,7 +134,9 @@ class AnnotatedPoints(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A keyframe as a data set knows it: which files its sensors recorded, when and where, and what is annotated.
+    """A frame as a data set knows it: which files its sensors recorded, when and where, and what is annotated.
+
+    A frame is a keyframe, or between two; see `Keyframes.moments`.
 
     Attributes:
         timestamp: us, of the reference LiDAR.
@@ -224,29 +226,42 @@ class Keyframes(Protocol):
         """Tokens of the keyframes, drive by drive, in order of time; selectors as in `Drives.samples`."""
         ...
 
+    def moments(self, token: str) -> Mapping[str, int]:
+        """Token -> time (us, of the reference LiDAR) of all frames of the drive of this frame, in order of time.
+
+        They are its keyframes and, where it has more, frames between them, which `samples` leaves out and which have no
+        annotations. The other members take the token of either.
+        """
+        ...
+
     def scene(self, token: str) -> str:
-        """Name of the drive of a keyframe."""
+        """Name of the drive of a frame."""
         ...
 
     def conditions(self, token: str) -> Conditions:
-        """The known conditions of a keyframe; reads no file."""
+        """The known conditions of a frame; reads no file."""
         ...
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a keyframe that are asked for, with their poses, and its annotations.
+        """The sensor files of a frame that are asked for, with their poses, and its annotations.
 
         Raises:
-            InputError: an unknown keyframe.
+            InputError: an unknown frame.
         """
         ...
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The keyframe as `assemble` makes it of its recording; sensors without a file are missing.
+        """The frame as `assemble` makes it of its recording; sensors without a file are missing.
 
         Raises:
-            InputError: a damaged file, or an unknown keyframe.
+            InputError: a damaged file, or an unknown frame.
         """
         ...
+
+
+def keyframe_moments(source: Keyframes, token: str) -> dict[str, int]:
+    """`Keyframes.moments` of a data set whose drives have no frames between keyframes."""
+    return {each: source.recording(each).timestamp for each in source.samples(None, [source.scene(token)])}
 
 
 class LidarPaths(dict[str, np.ndarray]):
@@ -264,7 +279,7 @@ class LidarPaths(dict[str, np.ndarray]):
 
 
 def assemble(recording: Recording, reads: Reads) -> Frame:
-    """The frame of a keyframe, from its files; sensors without a file are missing.
+    """The frame of a recording, from its files; sensors without a file are missing.
 
     Raises:
         InputError: a damaged file.

@@ -31,6 +31,7 @@ from perception.datasets.keyframes import (
     Reads,
     Recording,
     assemble,
+    keyframe_moments,
 )
 from perception.datasets.nuscenes.labels import voxel_truth
 from perception.errors import InputError, report_damage
@@ -103,6 +104,10 @@ class PandaSet:
         if token not in self._place:
             raise InputError(f"{self.dataroot}: no frame {token}")
         return self._place[token]
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        """The keyframes of the drive; all frames are."""
+        return keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
         """Unknown."""

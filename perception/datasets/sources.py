@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -11,6 +12,7 @@ from pathlib import Path
 from perception.datasets.drives import Drives
 from perception.datasets.files import read_json
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
+from perception.datasets.nuscenes.between import sample_of
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.tables import only_version, versions
@@ -55,7 +57,7 @@ class JoinedTables:
         if len(self._of_token) < sum(map(len, samples.values())):
             raise InputError(f"{dataroot}: two drives have a keyframe of the same token; remove one of them")
         drives = Drives(str(dataroot), samples, self._splits)
-        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
+        self.scenes, self.samples = drives.scenes, drives.samples
 
     def _splits(self) -> dict[str, list[str]]:
         """The scenes of each split, which are listed by their names or by those of their folders."""
@@ -69,9 +71,21 @@ class JoinedTables:
         }
         return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits.items()}
 
+    def _tables(self, token: str) -> NuScenesTables:
+        """Those that have a frame."""
+        return self._of_token[sample_of(token)]
+
+    def scene(self, token: str) -> str:
+        """Name of the drive of a frame."""
+        return self._tables(token).scene(token)
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        """The frames of the drive of a frame, as in `Keyframes`."""
+        return self._tables(token).moments(token)
+
     def conditions(self, token: str) -> Conditions:
-        """The known conditions of a keyframe."""
-        return self._of_token[token].conditions(token)
+        """The known conditions of a frame."""
+        return self._tables(token).conditions(token)
 
     def _map(self, location: str) -> MapExpansion | None:
         """The HD map of a location, from the first dataroot that has it; None without one."""
@@ -80,12 +94,12 @@ class JoinedTables:
         return next((each for each in found if each is not None), None)
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a keyframe with their poses, and its annotations."""
-        found = self._of_token[token].recording(token, reads)
+        """The sensor files of a frame with their poses, and its annotations."""
+        found = self._tables(token).recording(token, reads)
         return replace(found, truth={**found.truth, "map": Annotation(partial(self._map, found.location))})
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The keyframe, as in `Keyframes`."""
+        """The frame, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
 

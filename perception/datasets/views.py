@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from perception.datasets.keyframes import NO_SENSORS, Keyframes, Reads, Recording
@@ -38,6 +38,11 @@ class Views:
     def scene(self, token: str) -> str:
         """Name of the drive."""
         return self.source.scene(_keyframe(token)[0])
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        """The frames of the drive, in the view of this one."""
+        keyframe, view = _keyframe(token)
+        return {view_token(each, view): time for each, time in self.source.moments(keyframe).items()}
 
     def conditions(self, token: str) -> Conditions:
         """The known conditions of the keyframe."""

@@ -7,7 +7,7 @@ after a gap of 1.5 s, and before a keyframe without earlier sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,16 @@ import numpy as np
 
 from perception.datasets.drives import Drives
 from perception.datasets.files import stamp
-from perception.datasets.keyframes import NO_SENSORS, Annotation, Picture, Reads, Recording, SweepFile, assemble
+from perception.datasets.keyframes import (
+    NO_SENSORS,
+    Annotation,
+    Picture,
+    Reads,
+    Recording,
+    SweepFile,
+    assemble,
+    keyframe_moments,
+)
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import quaternions
@@ -53,6 +62,10 @@ class Infos:
                 f"{self.path}: none of the {len(named)} files that it names is there, such as "
                 f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"
             )
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        """The keyframes of the drive; infos list no pictures between them."""
+        return keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
         """Unknown."""

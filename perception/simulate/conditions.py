@@ -32,6 +32,7 @@ class Extras:
 
     obstacles: bool = False  # things of no detection class lie on the road
     occupancy: bool = False  # voxels are annotated
+    rate: int = 2  # frames per second, of which 2 are keyframes; the others have no annotations
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ from perception.simulate.world import World
 
 KEYFRAME_PERIOD = 0.5  # s between keyframes
 SWEEP_PERIOD = 0.05  # s between LiDAR sweeps
+SWEEP_RATE = 20  # Hz
+RATES = (2, 4, 10, 20)  # Hz of frames, such that keyframes and LiDAR sweeps are among their times
 JPEG_QUALITY = 92
 EPOCH = 1_700_000_000_000_000  # us, first keyframe of the first drive
 DRIVE_INTERVAL = 3_600_000_000  # us between the starts of two drives
@@ -56,7 +58,7 @@ class Drive:
     number: int
     course: Course  # its phases take the same share of the keyframes each
     samples: int  # keyframes
-    sweeps: int  # LiDAR sweeps before each keyframe
+    sweeps: int  # LiDAR sweeps before each frame
     rig: Rig  # calibrated
 
     @property
@@ -78,6 +80,26 @@ class Drive:
     def logfile(self) -> str:
         return f"sim-{self.location}-{self.seed}-{self.number + 1:04d}"
 
+    @property
+    def rate(self) -> int:
+        return self.course.extras.rate
+
+    def has_pictures(self, back: int) -> bool:
+        """Whether the cameras record, too, when the LiDARs do so many sweeps before a keyframe."""
+        return back % (SWEEP_RATE // self.rate) == 0
+
+    def sweeps_back(self, k: int) -> list[int]:
+        """When LiDARs record after the keyframe before the k-th, up to it: numbers of sweeps before it, 0 the last.
+
+        The drive's first frame is a keyframe, so that only sweeps are before it.
+        """
+        if k == 0:
+            return list(range(self.sweeps, -1, -1))
+        between = round(KEYFRAME_PERIOD / SWEEP_PERIOD)
+        frames = [back for back in range(between) if self.has_pictures(back)]
+        found = {frame + back for frame in frames for back in range(self.sweeps + 1)}
+        return sorted((back for back in found if back < between), reverse=True)
+
     def token(self, *parts: object) -> str:
         return token(self.seed, self.name, *parts)
 
@@ -98,7 +120,9 @@ class _Recorder:
     def make_folders(self) -> None:
         sensors = self.drive.rig.sensors
         folders = [f"samples/{name}" for name in sensors.names]
-        folders += [f"sweeps/{name}" for name in sensors.lidars] if self.drive.sweeps else []
+        between = self.drive.rate > min(RATES)
+        folders += [f"sweeps/{name}" for name in sensors.lidars] if self.drive.sweeps or between else []
+        folders += [f"sweeps/{name}" for name in sensors.cameras] if between else []
         folders += [f"{LIDARSEG}/{VERSION}"] if self.layout.lidarseg else []
         for folder in folders:
             make_folder(self.out / folder)
@@ -168,10 +192,11 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     observations: list[list[Observation]] = []
     for k in range(drive.samples):
         time, sample = k * KEYFRAME_PERIOD, drive.token("sample", k)
-        earlier, swept = _record_sweeps(recorder, k, sample)
+        earlier = _record_between(recorder, k, sample)
+        swept = [_record_sweep(recorder, number, time, sample, True) for number in range(len(drive.rig.lidars))]
         visible_share = np.full(len(world.agents), np.nan)
         for number in range(len(drive.rig.cameras)):
-            visible_share = np.fmax(visible_share, _record_image(recorder, number, time, sample))
+            visible_share = np.fmax(visible_share, _record_image(recorder, number, time, sample, True))
         samples.append(
             {
                 "token": sample,
@@ -225,16 +250,20 @@ def _scene_row(drive: Drive, samples: list[Row]) -> Row:
     }
 
 
-def _record_sweeps(recorder: _Recorder, k: int, sample: str) -> tuple[list[Seen], list[Seen]]:
-    """The sweeps of all LiDARs before the k-th keyframe, and those of it."""
-    drive, time, earlier = recorder.drive, k * KEYFRAME_PERIOD, list[Seen]()
-    lidars = range(len(drive.rig.lidars))
-    for back in range(drive.sweeps, 0, -1):
-        sweep_time = time - back * SWEEP_PERIOD
-        if k > 0 and sweep_time < (k - 1) * KEYFRAME_PERIOD + SWEEP_PERIOD / 2:
-            continue  # the previous keyframe, or one of its sweeps
-        earlier += [_record_sweep(recorder, number, sweep_time, sample, False) for number in lidars]
-    return earlier, [_record_sweep(recorder, number, time, sample, True) for number in lidars]
+def _record_between(recorder: _Recorder, k: int, sample: str) -> list[Seen]:
+    """Record what is between the keyframe before the k-th and this; returns the rays of the sweeps that belong to it.
+
+    What the keyframe sees does not depend on the rate: sweeps of frames long before it are left out.
+    """
+    drive, seen = recorder.drive, list[Seen]()
+    for back in drive.sweeps_back(k)[:-1]:
+        time = k * KEYFRAME_PERIOD - back * SWEEP_PERIOD
+        swept = [_record_sweep(recorder, number, time, sample, False) for number in range(len(drive.rig.lidars))]
+        seen += swept if back <= drive.sweeps else []
+        if k > 0 and drive.has_pictures(back):
+            for number in range(len(drive.rig.cameras)):
+                _record_image(recorder, number, time, sample, False)
+    return seen
 
 
 def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> Seen:
@@ -278,18 +307,23 @@ def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen
     np.savez_compressed(path, **occ3d_arrays(voxels))
 
 
-def _record_image(recorder: _Recorder, number: int, time: float, sample: str) -> np.ndarray:
-    """Render and write the image of one camera; returns (A,) the visible share of each agent, NaN if outside it."""
+def _record_image(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> np.ndarray:
+    """Render and write the image of one camera; returns (A,) the visible share of each agent, NaN if outside it.
+
+    Args:
+        time: of the reference LiDAR's sweep, s.
+    """
     drive, world, sensor = recorder.drive, recorder.world, recorder.drive.rig.cameras[number]
     exposure_time = time + sensor.delay
     pose = world.global_from_ego_at(exposure_time)
-    rng = drive.rng(3, round(time / KEYFRAME_PERIOD), number)
+    stream = (3, round(time / KEYFRAME_PERIOD)) if keyframe else (5, round(time / SWEEP_PERIOD))
+    rng = drive.rng(*stream, number)
     rendering = camera.render(
         world.snapshot_at(exposure_time), sensor.intrinsics, pose @ sensor.ego_from_sensor, sensor.size, rng, pose
     )
     bgr = np.ascontiguousarray(rendering.image[..., ::-1])
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    recorder.add(sensor, exposure_time, sample, True, content)
+    recorder.add(sensor, exposure_time, sample, keyframe, content)
     return rendering.visible_share
 
 

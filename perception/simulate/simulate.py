@@ -20,7 +20,7 @@ from perception.io.workers import open_pool
 from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Course, parse, split
-from perception.simulate.drive import Drive, record
+from perception.simulate.drive import RATES, Drive, record
 from perception.simulate.nuscenes_writer import (
     VERSION,
     Row,
@@ -184,7 +184,7 @@ def simulate(
         samples: keyframes of each drive, at 2 Hz.
         condition_names: of nuScenes' taxonomy such as rain-night-CITY, a/b for a drive that changes from a to b, or
             what `conditions.parse` made of names of another taxonomy.
-        sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
+        sweeps: LiDAR sweeps at 20 Hz before each frame, 0-10.
         rig: the vehicle's sensors; None: nuScenes' car.
         run: processes and progress.
 
@@ -208,6 +208,8 @@ def simulate(
         courses = parse(
             [each for each in condition_names if isinstance(each, str)], load_taxonomy("nuscenes"), Worlds()
         )
+    if wrong := [course.extras.rate for course in courses if course.extras.rate not in RATES]:
+        raise InputError(f"rate is {wrong[0]}: give {', '.join(map(str, RATES))} frames per second")
     longest = max(len(course.phases) for course in courses)
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +29,7 @@ from perception.datasets.keyframes import (
     SweepFile,
     assemble,
 )
+from perception.datasets.nuscenes.between import FramesBetween, sample_of
 from perception.datasets.nuscenes.descriptions import phases_of, position_on_map
 from perception.datasets.nuscenes.labels import Lidarseg, voxel_truth
 from perception.datasets.nuscenes.map_expansion import MapExpansion
@@ -65,7 +66,7 @@ class NuScenesTables:
         with report_links(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._locations = _locations(self._folder, scenes.values())
-            phases = {
+            self._phases = {
                 row["name"]: phases_of(row["description"], self._locations[row["name"]], self.taxonomy)
                 for row in scenes.values()
             }
@@ -76,14 +77,12 @@ class NuScenesTables:
             ]
         self._timestamps = {token: timestamp for timestamp, token, _ in samples}
         self._samples: dict[str, list[str]] = {name: [] for name in self._locations}
-        self._conditions: dict[str, Conditions] = {}
-        for timestamp, token, scene in sorted(samples):
+        for _, token, scene in sorted(samples):
             self._samples[scene].append(token)
-            seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
-            self._conditions[token] = next(each for start, each in reversed(phases[scene]) if start <= seconds)
-        drives = Drives(str(self._folder), self._samples, self._splits)
-        self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
+        self._drives = Drives(str(self._folder), self._samples, self._splits)
+        self.scenes, self.samples = self._drives.scenes, self._drives.samples
         self.recordings, self._lidar_paths = Recordings(self._folder, self.rig), LidarPaths(self)
+        self._moments: dict[str, dict[str, int]] = {}  # by scene
 
     @cached_property
     def _annotations(self) -> Annotations:
@@ -101,13 +100,41 @@ class NuScenesTables:
             raise InputError(f"{path}: not an object of split names and lists of scene names")
         return splits
 
+    def scene(self, token: str) -> str:
+        """Name of the drive of a frame."""
+        return self._drives.scene(sample_of(token))
+
+    @cached_property
+    def _between(self) -> FramesBetween:
+        return FramesBetween(self._folder, self.rig)
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        """The frames of the drive of a frame, as in `Keyframes`: keyframes, and sweeps with pictures between them."""
+        scene, reference = self.scene(token), self.rig.sensors.lidars[0]
+        if scene not in self._moments:
+            found = self._moments[scene] = {}
+            for sample in self._samples[scene]:
+                frames = {**self._between.before(sample), sample: self.recordings.get(sample, {})}
+                found |= {each: frame[reference].timestamp for each, frame in frames.items() if reference in frame}
+        return self._moments[scene]
+
     def conditions(self, token: str) -> Conditions:
-        """The known conditions of a keyframe."""
-        return self._conditions[token]
+        """The known conditions of a frame."""
+        sample, _, between = token.partition("@")
+        scene = self._drives.scene(sample)
+        timestamp = int(between) if between else self._timestamps[sample]
+        seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
+        phases = self._phases[scene]
+        return next((each for start, each in reversed(phases) if start <= seconds), phases[0][1])
 
     def _truth(self, token: str, scene: str) -> dict[str, Annotation]:
-        """The annotations of a keyframe; no boxes in a version without annotations, such as v1.0-test."""
+        """The annotations of a frame; no boxes in a version without annotations, such as v1.0-test.
+
+        Between keyframes only the map is known.
+        """
         load_map = partial(MapExpansion.load, self.dataroot, self._locations[scene], self.taxonomy.map_layers)
+        if token not in self._timestamps:
+            return {"map": Annotation(load_map)}
         return {
             "boxes": Annotation(partial(self._boxes, token)),
             "obstacles": Annotation(partial(self._obstacles, token)),
@@ -174,15 +201,18 @@ class NuScenesTables:
                 yield self.dataroot / self._lidarseg.files[sweep.file]
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a keyframe with their poses, and its annotations.
+        """The sensor files of a frame with their poses, and its annotations.
 
         Raises:
-            InputError: an unknown keyframe, or sample_data.json lacks an earlier sweep.
+            InputError: an unknown frame, or sample_data.json lacks an earlier sweep.
         """
-        keyframe, sensors = self.recordings.get(token, {}), self.rig.sensors
+        sensors, recordings = self.rig.sensors, self.recordings
+        keyframe: Mapping[str, SampleData] = recordings.get(token, {})
+        if (sample := sample_of(token)) != token:
+            recordings, keyframe = self._between.recordings, self._between.before(sample).get(token, {})
         if sensors.lidars[0] not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {sensors.lidars[0]} keyframe of sample {token}")
-        reference, scene = self._sweep(keyframe[sensors.lidars[0]]), self.scene(token)
+        reference, scene = self._sweep(recordings, keyframe[sensors.lidars[0]]), self.scene(token)
         lidars = enumerate(sensors.lidars if reads.lidar else ())
         cameras = sensors.cameras if reads.cameras else ()
         return Recording(
@@ -191,10 +221,12 @@ class NuScenesTables:
             timestamp=reference.timestamp,
             global_from_ego=reference.global_from_ego,
             ego_from_lidar=reference.ego_from_lidar,
-            lidars={i: self._sweeps(keyframe[name], reads.sweeps) for i, name in lidars if name in keyframe},
-            pictures={name: self._picture(keyframe[name]) for name in cameras if name in keyframe},
+            lidars={
+                i: self._sweeps(recordings, keyframe[name], reads.sweeps) for i, name in lidars if name in keyframe
+            },
+            pictures={name: self._picture(recordings, keyframe[name]) for name in cameras if name in keyframe},
             truth=self._truth(token, scene),
-            conditions=self._conditions[token],
+            conditions=self.conditions(token),
             location=self._locations[scene],
             position=position_on_map(self._locations[scene], reference.global_from_ego),
             own=self.rig.own,
@@ -203,28 +235,28 @@ class NuScenesTables:
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The keyframe, as in `Keyframes`."""
+        """The frame, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
-    def _sweeps(self, keyframe: SampleData, count: int) -> list[SweepFile]:
-        """The keyframe's sweep and earlier ones; only it may have classes of points."""
-        first, *earlier = map(self._sweep, self.recordings.chain(keyframe, count))
+    def _sweeps(self, recordings: Recordings, keyframe: SampleData, count: int) -> list[SweepFile]:
+        """The sweep of a frame and earlier ones; only it may have classes of points."""
+        first, *earlier = (self._sweep(recordings, each) for each in recordings.chain(keyframe, count))
         classes = partial(self._classes, keyframe.file) if self.taxonomy.point_classes else None
         return [first._replace(classes=classes), *earlier]
 
-    def _sweep(self, row: SampleData) -> SweepFile:
-        pose, mount = self.recordings.global_from_ego(row), self.recordings.ego_from_sensor[row.calibration]
+    def _sweep(self, recordings: Recordings, row: SampleData) -> SweepFile:
+        pose, mount = recordings.global_from_ego(row), recordings.ego_from_sensor[row.calibration]
         return SweepFile(self.dataroot / row.file, row.timestamp, pose, mount)
 
-    def _picture(self, row: SampleData) -> Picture:
+    def _picture(self, recordings: Recordings, row: SampleData) -> Picture:
         return Picture(
             path=self.dataroot / row.file,
             timestamp=row.timestamp,
-            intrinsics=self.recordings.intrinsics[row.calibration],
-            ego_from_camera=self.recordings.ego_from_sensor[row.calibration],
-            global_from_ego=self.recordings.global_from_ego(row),
+            intrinsics=recordings.intrinsics[row.calibration],
+            ego_from_camera=recordings.ego_from_sensor[row.calibration],
+            global_from_ego=recordings.global_from_ego(row),
             size=(row.width, row.height),
-            distortion=self.recordings.distortions.get(row.calibration),
+            distortion=recordings.distortions.get(row.calibration),
         )
 
 

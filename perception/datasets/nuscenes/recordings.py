@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +40,15 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
 
     Args:
         rig: its sensors are read, by the names of their channels.
+        between: also the pictures between keyframes, which are most of v1.0-trainval's rows.
 
     Raises:
         InputError: the rig's first LiDAR is not among the sensors, or none of its cameras is; a table is damaged.
     """
 
-    def __init__(self, folder: Path, rig: Rig) -> None:
+    def __init__(self, folder: Path, rig: Rig, between: bool = False) -> None:
         self._folder, sensors = folder, rig.sensors
-        self._channels = (*sensors.lidars, *sensors.cameras)
+        self._channels, self._lidars = (*sensors.lidars, *sensors.cameras), len(sensors.lidars)
         with report_links(folder, "sensor"):
             listed = list(rows(folder, "sensor"))
             channels = {row["token"]: row["channel"] for row in listed}
@@ -74,8 +76,10 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
                 raise ValueError(f"camera_distortion has {wrong[0]} coefficients; OpenCV's models have 4, 5 or 8")
         self._calibrations = list(calibrations)
         names = ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
-        about, read = [sensors.lidars, sensors.cameras], lambda: _read(folder, sensors, channel_of, self._calibrations)
-        self._arrays = cached_arrays("recordings", stamps(folder, names), about, read)
+        about, calibrated = [sensors.lidars, sensors.cameras, *(["between"] if between else [])], self._calibrations
+        self._arrays = cached_arrays(
+            "recordings", stamps(folder, names), about, lambda: _read(folder, sensors, channel_of, calibrated, between)
+        )
         self._sample_rows = dict(zip(_text(self._arrays["samples"]), self._arrays["keyframes"], strict=True))
 
     def __getitem__(self, sample: str) -> dict[str, SampleData]:
@@ -96,24 +100,37 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
 
     def sweep_files(self) -> dict[str, str]:
         """Token of sample_data -> file, of all LiDAR sweeps."""
-        lidar = self._arrays["tokens"] != b""
+        lidar = self._arrays["numbers"][:, 4] < self._lidars
         return dict(zip(_text(self._arrays["tokens"][lidar]), _text(self._arrays["files"][lidar]), strict=True))
 
-    def chain(self, keyframe: SampleData, sweeps: int) -> Iterator[SampleData]:
-        """A LiDAR keyframe, then up to `sweeps` earlier sweeps of the drive, latest first.
+    def is_keyframe(self, row: SampleData) -> bool:
+        """Whether it is of a keyframe."""
+        return bool(self._is_keyframe[row.row])
+
+    @cached_property
+    def _is_keyframe(self) -> np.ndarray:
+        """(N,) bool, by row."""
+        found = np.zeros(len(self._arrays["files"]), bool)
+        found[self._arrays["keyframes"][self._arrays["keyframes"] >= 0]] = True
+        return found
+
+    def chain(self, latest: SampleData, sweeps: int | None = None) -> Iterator[SampleData]:
+        """A LiDAR sweep, then up to `sweeps` earlier ones of the drive, latest first; None: all.
+
+        With the pictures between keyframes, also a camera's pictures.
 
         Raises:
-            InputError: sample_data.json lacks an earlier sweep.
+            InputError: sample_data.json lacks an earlier one.
         """
-        yield keyframe
-        row = keyframe.row
-        for _ in range(sweeps):
+        yield latest
+        row = latest.row
+        for _ in count() if sweeps is None else range(sweeps):
             row = int(self._arrays["previous"][row])
             if row == _START:
                 return
             if row == _LOST:
                 raise InputError(
-                    f"{self._folder / 'sample_data.json'}: lacks a sweep before {keyframe.file}; copy the tables again"
+                    f"{self._folder / 'sample_data.json'}: lacks a sweep before {latest.file}; copy the tables again"
                 )
             yield self._recording(row)
 
@@ -133,23 +150,23 @@ class _Rows:
 
     numbers: array[int] = field(default_factory=lambda: array("q"))  # timestamp, calibration, width, height, channel
     files: list[bytes] = field(default_factory=list)
-    tokens: list[bytes] = field(default_factory=list)  # of LiDAR sweeps; b"" for pictures
-    previous: list[bytes] = field(default_factory=list)  # token; b"" for none and for pictures
+    tokens: list[bytes] = field(default_factory=list)  # b"" for what is not linked: pictures of keyframes alone
+    previous: list[bytes] = field(default_factory=list)  # token; b"" for none and for what is not linked
     poses: list[str] = field(default_factory=list)  # tokens
     keyframes: dict[bytes, dict[int, int]] = field(default_factory=dict)  # sample -> channel -> row
 
-    def add(self, row: Mapping[str, Any], calibration: int, channel: int, lidar: bool) -> None:
+    def add(self, row: Mapping[str, Any], calibration: int, channel: int, linked: bool) -> None:
         if row["is_key_frame"]:
             self.keyframes.setdefault(row["sample_token"].encode(), {})[channel] = len(self.files)
         self.numbers.extend((row["timestamp"], calibration, row["width"] or 0, row["height"] or 0, channel))
         self.files.append(row["filename"].encode())
-        self.tokens.append(row["token"].encode() if lidar else b"")
-        self.previous.append(row["prev"].encode() if lidar else b"")
+        self.tokens.append(row["token"].encode() if linked else b"")
+        self.previous.append(row["prev"].encode() if linked else b"")
         self.poses.append(row["ego_pose_token"])
 
 
 def _read(
-    folder: Path, sensors: Sensors, channel_of: Mapping[str, str], calibrations: list[str]
+    folder: Path, sensors: Sensors, channel_of: Mapping[str, str], calibrations: list[str], between: bool
 ) -> dict[str, np.ndarray]:
     """What `Recordings` keeps of sample_data and ego_pose, as arrays.
 
@@ -158,15 +175,18 @@ def _read(
     """
     channels = {name: i for i, name in enumerate((*sensors.lidars, *sensors.cameras))}
     index = {token: i for i, token in enumerate(calibrations)}
-    found = _Rows()
+    found, before_invalid = _Rows(), dict[bytes, bytes]()
     with report_links(folder, "sample_data"):
         for row in rows(folder, "sample_data"):
             channel = channel_of[row["calibrated_sensor_token"]]
             lidar = channel in sensors.lidars
-            picture = channel in sensors.cameras and row["is_key_frame"]
+            picture = channel in sensors.cameras and (between or row["is_key_frame"])
             # `is_valid` is T4's word for a picture to be left out.
             if lidar or (picture and row.get("is_valid", True)):
-                found.add(row, index[row["calibrated_sensor_token"]], channels[channel], lidar)
+                found.add(row, index[row["calibrated_sensor_token"]], channels[channel], lidar or between)
+            elif picture:
+                before_invalid[row["token"].encode()] = row["prev"].encode()
+        previous = [_follow(before_invalid, token) for token in found.previous]
         row_of = {token: i for i, token in enumerate(found.tokens) if token}
         keyframes = np.full((len(found.keyframes), len(channels)), -1, np.int32)
         for i, own in enumerate(found.keyframes.values()):
@@ -175,11 +195,18 @@ def _read(
             "numbers": np.frombuffer(found.numbers, np.int64).reshape(-1, 5),
             "files": np.array(found.files, np.bytes_),
             "tokens": np.array(found.tokens, np.bytes_),
-            "previous": np.array([row_of.get(t, _LOST) if t else _START for t in found.previous], np.int32),
+            "previous": np.array([row_of.get(t, _LOST) if t else _START for t in previous], np.int32),
             "poses": _poses(folder, found.poses),
             "samples": np.array([*found.keyframes], np.bytes_),
             "keyframes": keyframes,
         }
+
+
+def _follow(links: Mapping[bytes, bytes], token: bytes) -> bytes:
+    """The first token along the links that has none."""
+    while token in links:
+        token = links[token]
+    return token
 
 
 def _poses(folder: Path, tokens: list[str]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A data set that the package does not know: a class of this module, named where drives are opened."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from perception.datasets.keyframes import (
     Recording,
     SweepFile,
     assemble,
+    keyframe_moments,
 )
 from perception.datasets.sources import open_source
 from perception.errors import InputError
@@ -48,6 +50,9 @@ class Folder:
             raise InputError(f"{dataroot}: has no sweep")
         drives = Drives(str(dataroot), {"drive": tokens})
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
+
+    def moments(self, token: str) -> Mapping[str, int]:
+        return keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
         return Conditions(weather="rain")

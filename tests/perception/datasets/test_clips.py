@@ -1,0 +1,405 @@
+"""Clips: which frames a drive has, what each is read from, and those before a frame at chosen spacings."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import one_line_error
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from infos import old_infos, write_infos
+from nuscenes.nuscenes import NuScenes
+from pandaset_drive import FRAMES, PERIOD, write_drive
+from pyquaternion import Quaternion
+from simulated import in_town, with_pictures
+from tiny import write_scenes, write_tiny
+from vocabulary import NUSCENES, RIG
+
+from perception.config import parse_config
+from perception.datasets.clips import draw_spacings, find_clip
+from perception.datasets.keyframes import Keyframes, Reads, Recording
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.pandaset import PandaSet
+from perception.datasets.sources import JoinedTables
+from perception.datasets.views import Views, view_token
+from perception.frame import Conditions
+from perception.geometry import rigid
+from perception.mmdet3d.infos import Infos
+from perception.rig import Lens, Rig, load_rig
+from perception.simulate import scenario
+from perception.simulate.conditions import Extras
+from perception.simulate.simulate import simulate
+from perception.training.loader import FrameDataset
+
+TINY, SIMULATED, MINI = "v1.0-tiny", "v1.0-sim", "v1.0-mini"
+SAMPLES, RATE, SWEEPS = 3, 10, 1
+LIDARS_ALONE = RIG.model_copy(update={"cameras": ()})
+
+
+def _shuttle() -> Rig:
+    """Two LiDARs and two cameras, one of which takes its picture after the sweep; with small pictures."""
+    rig = load_rig("shuttle")
+    lens = Lens(focal=(50.0, 50.0))
+    small = [c.model_copy(update={"size": (64, 40), "lens": lens}) for c in (rig.cameras[0], rig.cameras[-1])]
+    return rig.model_copy(update={"cameras": tuple(small)})
+
+
+RIGS = {"nuscenes": with_pictures(10, cameras=2), "shuttle": _shuttle()}
+
+
+@pytest.fixture(scope="module", params=RIGS)
+def driven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rig]:
+    """A drive of three keyframes with frames at 10 Hz and a sweep before each, in which rain begins after 0.75 s."""
+    root, rig = tmp_path_factory.mktemp(request.param), RIGS[request.param]
+    course = replace(in_town("clear-day-boston/rain-day-boston")[0], extras=Extras(rate=RATE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "MAX_CANDIDATES", 1)
+        simulate(root, 1, SAMPLES, 0, [course], SWEEPS, rig)
+    return root, rig
+
+
+def rows_by_channel(devkit: NuScenes) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(devkit.sample_data, key=lambda row: row["timestamp"]):
+        found.setdefault(row["channel"], []).append(row)
+    return found
+
+
+def require_rows(recording: Recording, rows: Mapping[str, dict[str, Any]], devkit: NuScenes, rig: Rig) -> None:
+    """The recording has the files, times and poses of these rows of sample_data, by channel, and no others."""
+    sweeps = {rig.sensors.lidars[i]: files[0] for i, files in recording.lidars.items()}  # type: ignore[union-attr]
+    found = {**sweeps, **recording.pictures}
+    assert found.keys() == rows.keys()
+    reference = rows[rig.sensors.lidars[0]]
+    assert recording.timestamp == reference["timestamp"]
+    for name, row in rows.items():
+        pose, mount = (
+            devkit.get(*key)
+            for key in (
+                ("ego_pose", row["ego_pose_token"]),
+                ("calibrated_sensor", row["calibrated_sensor_token"]),
+            )
+        )
+        each = found[name]
+        assert each.timestamp == row["timestamp"] == pose["timestamp"]
+        assert each.path == Path(devkit.dataroot) / row["filename"]
+        for ours, theirs in (
+            (each.global_from_ego, pose),
+            (each.ego_from_camera if name in recording.pictures else each.ego_from_lidar, mount),
+        ):
+            np.testing.assert_allclose(ours[:3, 3], theirs["translation"], atol=1e-9)
+            np.testing.assert_allclose(ours[:3, :3], Quaternion(theirs["rotation"]).rotation_matrix, atol=1e-9)
+        if name == rig.sensors.lidars[0]:
+            np.testing.assert_array_equal(each.global_from_ego, recording.global_from_ego)
+
+
+@pytest.mark.slow("its fixture simulates a drive at 10 Hz")
+def test_frames_of_a_simulated_drive_have_the_files_times_and_poses_of_its_tables(driven: tuple[Path, Rig]) -> None:
+    root, rig = driven
+    devkit, tables = NuScenes(SIMULATED, str(root), verbose=False), NuScenesTables(root, SIMULATED, rig)
+    by_channel, samples = rows_by_channel(devkit), tables.samples()
+    sweeps = by_channel[rig.sensors.lidars[0]]
+    moments = tables.moments(samples[0])
+    # The sweep before the first keyframe is no frame: no camera took a picture before.
+    assert [*moments.values()] == [row["timestamp"] for row in sweeps[SWEEPS:]]
+    assert [token for token in moments if token in samples] == samples
+    for (token, time), sweep in zip(moments.items(), sweeps[SWEEPS:], strict=True):
+        near = {  # the latest of each sensor; those of the rig expose up to 4 ms after the sweep
+            name: next(row for row in reversed(rows) if row["timestamp"] <= time + 5000)
+            for name, rows in by_channel.items()
+        }
+        recording = tables.recording(token, Reads(sweeps=3))
+        require_rows(recording, near, devkit, rig)
+        assert all(time - row["timestamp"] < 100_000 for row in near.values())
+        assert sweep["is_key_frame"] == (token in samples)
+        earlier = [each.timestamp for each in recording.lidars[0][1:]]  # type: ignore[index]
+        assert earlier == [row["timestamp"] for row in reversed(sweeps) if row["timestamp"] < time][:3]
+        assert recording.scene == tables.scene(token) == "scene-0001"
+
+
+def test_between_keyframes_nothing_is_annotated_but_conditions_and_map(driven: tuple[Path, Rig]) -> None:
+    root, rig = driven
+    tables = NuScenesTables(root, SIMULATED, rig)
+    samples = tables.samples()
+    moments = tables.moments(samples[-1])
+    for token, time in moments.items():
+        frame = tables.frame(token, Reads("lidar", truth=("map", "boxes", "points", "lidar_path")))
+        assert (frame.token, frame.timestamp) == (token, time)
+        assert frame.points is not None
+        assert len(frame.cameras) == 2
+        assert frame.truth.keys() == ({"map", "boxes", "points", "lidar_path"} if token in samples else {"map"})
+        assert (frame.boxes is None) == (token not in samples)
+        weather = "rain" if time - moments[samples[0]] >= 750_000 else "clear"
+        assert frame.conditions == tables.conditions(token) == Conditions(city="boston", light="day", weather=weather)
+
+
+def test_every_source_gives_the_frames_of_the_drive_of_a_frame(driven: tuple[Path, Rig], tmp_path: Path) -> None:
+    """Of the tables of many dataroots, and of views, whose clips look one way."""
+    root, rig = driven
+    tables = NuScenesTables(root, SIMULATED, rig)
+    moments = tables.moments(tables.samples()[0])
+    between = next(token for token in moments if token not in tables.samples())
+    (tmp_path / "drives").mkdir()
+    (tmp_path / "drives" / "first").symlink_to(root)
+    joined = JoinedTables(tmp_path / "drives", SIMULATED, rig, NUSCENES)
+    views = Views(tables, ("front", "rear"))
+    assert joined.moments(between) == moments
+    assert joined.scene(between) == tables.scene(between)
+    assert joined.conditions(between) == tables.conditions(between)
+    assert joined.frame(between).timestamp == moments[between]
+    assert views.moments(between) == moments
+    rear = views.moments(view_token(between, "rear"))
+    assert rear == {view_token(token, "rear"): time for token, time in moments.items()}
+    turned, frame = views.frame(view_token(between, "rear")), tables.frame(between)
+    np.testing.assert_allclose(turned.global_from_reference[:2, 0], -frame.global_from_reference[:2, 0], atol=1e-9)
+    assert views.scene(view_token(between, "rear")) == tables.scene(between)
+
+
+def test_real_frames_are_keyframes_and_the_sweeps_with_pictures(nuscenes_root: Path) -> None:
+    """Of the two sweeps between keyframes 0 and 1 the first has the pictures of keyframe 0; the later has none."""
+    devkit, tables = NuScenes(MINI, str(nuscenes_root), verbose=False), NuScenesTables(nuscenes_root, MINI)
+    for scene in tables.scenes():
+        samples = tables.samples(None, [scene])
+        moments = tables.moments(samples[5])
+        between = [token for token in moments if token not in samples]
+        assert [int(token.partition("@")[2]) for token in between] == (
+            [1533151603597909] if scene == "scene-0103" else []
+        )
+        assert [token for token in moments if token in samples] == samples
+        for token in samples:
+            rows = {name: devkit.get("sample_data", row) for name, row in devkit.get("sample", token)["data"].items()}
+            require_rows(tables.recording(token, Reads()), rows, devkit, RIG)
+        for token in between:
+            rows = {
+                name: devkit.get("sample_data", row) for name, row in devkit.get("sample", samples[0])["data"].items()
+            }
+            rows["LIDAR_TOP"] = next(r for r in devkit.sample_data if r["timestamp"] == moments[token])
+            require_rows(tables.recording(token, Reads()), rows, devkit, RIG)
+            assert find_clip(moments, samples[1], [0.45]) == [token]
+        assert find_clip(moments, samples[5], [0.5, 1.0]) == [samples[2], samples[3]]
+
+
+def test_without_cameras_every_sweep_is_a_frame(nuscenes_root: Path) -> None:
+    tables = NuScenesTables(nuscenes_root, MINI, LIDARS_ALONE)
+    samples = tables.samples(None, ["scene-0103"])
+    moments = tables.moments(samples[0])
+    between = [time for token, time in moments.items() if token not in samples]
+    assert between == [1533151603597909, 1533151603997687]
+    assert [*moments.values()] == sorted(moments.values())
+    for token, time in moments.items():
+        (sweep,) = tables.recording(token, Reads()).lidars[0]  # type: ignore[index]
+        assert str(time) in sweep.path.name
+    first = [tables.frame(token, Reads("lidar")).points for token in [*moments][:4]]
+    assert all(points is not None and len(points) > 20_000 for points in first)
+
+
+def change_rows(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    file = root / SIMULATED / "sample_data.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+@pytest.fixture
+def changeable(driven: tuple[Path, Rig], tmp_path: Path) -> tuple[Path, Rig]:
+    """The drive with tables that a test may change."""
+    root, rig = driven
+    shutil.copytree(root / SIMULATED, tmp_path / "drive" / SIMULATED)
+    for name in ("samples", "sweeps", "maps", "lidarseg"):
+        (tmp_path / "drive" / name).symlink_to(root / name)
+    return tmp_path / "drive", rig
+
+
+def test_a_picture_that_is_not_valid_is_left_out_and_those_before_it_stay(changeable: tuple[Path, Rig]) -> None:
+    root, rig = changeable
+    whole = NuScenesTables(root, SIMULATED, rig)
+    first, second = whole.samples()[:2]
+    camera = rig.sensors.cameras[0]
+    left_out = whole.moments(first)[first] + 200_000 + round(1e6 * rig.cameras[0].delay)
+
+    def invalidate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        wrong = [row for row in rows if row["timestamp"] == left_out and camera in row["filename"]]
+        assert len(wrong) == 1
+        wrong[0]["is_valid"] = False
+        return rows
+
+    change_rows(root, invalidate)
+    tables = NuScenesTables(root, SIMULATED, rig)
+    missing = [
+        t - whole.moments(first)[first] for t in {*whole.moments(first).values()} - {*tables.moments(first).values()}
+    ]
+    # The picture before is 100 ms older than the sweep, and its delay.
+    assert sorted(missing) == [200_000, 250_000]
+    assert find_clip(tables.moments(second), second, [0.4]) == find_clip(whole.moments(second), second, [0.4])
+
+
+def test_a_lost_row_is_one_line(changeable: tuple[Path, Rig]) -> None:
+    root, rig = changeable
+    camera = rig.sensors.cameras[0]
+    lost = f"sweeps/{camera}/"
+
+    def lose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        last = max((row for row in rows if row["filename"].startswith(lost)), key=lambda row: row["timestamp"])
+        return [row for row in rows if row is not last]
+
+    change_rows(root, lose)
+    tables = NuScenesTables(root, SIMULATED, rig)
+    assert tables.frame(tables.samples()[-1]).cameras  # keyframes are read all the same
+    with one_line_error("sample_data.json", says="copy the tables again"):
+        tables.moments(tables.samples()[0])
+
+
+def test_unknown_frames_are_one_line(driven: tuple[Path, Rig]) -> None:
+    root, rig = driven
+    tables = NuScenesTables(root, SIMULATED, rig)
+    for wrong in (f"{tables.samples()[1]}@17", "nothing@1700000000000000"):
+        with one_line_error(says=wrong):
+            tables.recording(wrong)
+
+
+def test_frames_are_of_one_drive(tmp_path: Path) -> None:
+    """Also where a row of sample_data names one of the drive before as the row before it."""
+    write_scenes(tmp_path / "root", 3, 2)
+    for rig, sweeps in ((RIG, 0), (LIDARS_ALONE, 1)):
+        tables = NuScenesTables(tmp_path / "root", TINY, rig)
+        found = [tables.moments(tables.samples(None, [scene])[0]) for scene in tables.scenes()]
+        assert [len(moments) for moments in found] == 3 * [2 * (1 + sweeps)]
+        every = [time for moments in found for time in moments.values()]
+        assert every == sorted(every)
+        for scene, moments in zip(tables.scenes(), found, strict=True):
+            assert {tables.scene(token) for token in moments} == {scene}
+            first = next(token for token in moments if "@" not in token)
+            assert len(find_clip(moments, first, [0.25] if sweeps else [0.5])) == sweeps
+
+
+def test_keyframes_are_the_frames_of_infos(nuscenes_root: Path, tmp_path: Path) -> None:
+    for name in ("samples", "sweeps"):
+        (tmp_path / name).symlink_to(nuscenes_root / name)
+    devkit = NuScenes(MINI, str(nuscenes_root), verbose=False)
+    infos, tables = Infos(write_infos(tmp_path / "infos.pkl", old_infos(devkit))), NuScenesTables(nuscenes_root, MINI)
+    for scene in tables.scenes():
+        samples = tables.samples(None, [scene])
+        moments = infos.moments(samples[7])
+        assert moments == {token: tables.recording(token).timestamp for token in samples}
+        assert find_clip(moments, samples[3], [1.0, 0.5]) == [samples[0], samples[2]]
+
+
+def test_frames_of_pandaset_are_all_annotated(tmp_path: Path) -> None:
+    write_drive(tmp_path, [], {})
+    source = PandaSet(tmp_path)
+    moments = source.moments("007-02")
+    assert [*moments] == source.samples() == [f"007-{i:02d}" for i in range(FRAMES)]
+    assert np.diff([*moments.values()]).tolist() == [round(1e6 * PERIOD)] * (FRAMES - 1)
+    clip = find_clip(moments, "007-03", [0.2, 0.1])
+    assert clip == ["007-00", "007-02"]
+    for token in clip:
+        frame = source.frame(token)
+        assert frame.timestamp == moments[token]
+        assert frame.boxes is not None
+
+
+def test_a_real_clip_of_pandaset_has_its_poses_and_times(pandaset_root: Path) -> None:
+    source = PandaSet(pandaset_root)
+    moments, folder = source.moments("002-20"), pandaset_root / "002" / "lidar"
+    times, poses = (json.loads((folder / name).read_text()) for name in ("timestamps.json", "poses.json"))
+    assert all(moments[f"002-{i:02d}"] == round(1e6 * times[i]) for i in range(32))
+    clip = find_clip(moments, "002-20", [0.5, 0.1, 0.3])
+    assert clip == ["002-11", "002-16", "002-17"]
+    for token in clip:
+        pose, own = poses[int(token[-2:])], source.recording(token).global_from_ego
+        world = rigid(np.array([*pose["position"].values()]), np.array([*pose["heading"].values()]))
+        turn = [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, -0.41], [0, 0, 0, 1]]  # our ego in PandaSet's LiDAR frame
+        np.testing.assert_allclose(own, world @ turn, atol=1e-9)
+
+
+@st.composite
+def drives(draw: st.DrawFn) -> tuple[dict[str, int], float]:
+    """Frames of a drive, some of them lost; and their period in s."""
+    period = draw(st.integers(50_000, 600_000))
+    count = draw(st.integers(2, 40))
+    jitter = draw(st.lists(st.integers(-period // 10, period // 10), min_size=count, max_size=count))
+    kept = draw(st.sets(st.integers(0, count - 1), min_size=2))
+    times = [1_500_000_000_000_000 + i * period + jitter[i] for i in sorted(kept)]
+    return {f"frame-{i}": time for i, time in enumerate(times)}, 1e-6 * float(np.median(np.diff(times)))
+
+
+@given(drives(), st.lists(st.floats(0.5, 6.0), min_size=1, max_size=4), st.data())
+def test_a_clip_has_the_nearest_frames_at_its_spacings(
+    drive: tuple[dict[str, int], float], factors: list[float], data: st.DataObject
+) -> None:
+    moments, period = drive
+    assume(min(factors) * period > 0.5 * period)
+    spacings = [factor * period for factor in factors]
+    token = data.draw(st.sampled_from([*moments]))
+    clip = find_clip(moments, token, spacings)
+    times = [moments[each] for each in (*clip, token)]
+    assert times == sorted({*times})
+    assert len(clip) <= len(spacings)
+    asked = spacings[len(spacings) - len(clip) :]
+    for (before, after), spacing in zip(pairwise(times), asked, strict=True):
+        off = abs(1e-6 * (after - before) - spacing)
+        assert off <= period / 2 + 1e-9
+        assert off <= min(abs(1e-6 * (after - t) - spacing) for t in moments.values() if t < after) + 1e-9
+    if len(clip) < len(spacings):
+        wanted = times[0] - 1e6 * spacings[-1 - len(clip)]
+        assert not any(abs(t - wanted) < 0.5e6 * period - 1 for t in moments.values() if t < times[0])
+
+
+@given(st.integers(2, 40), st.integers(1, 4), st.data())
+def test_a_regular_drive_lacks_frames_only_at_its_beginning(count: int, steps: int, data: st.DataObject) -> None:
+    moments = {str(i): 1_500_000_000_000_000 + 100_000 * i for i in range(count)}
+    place = data.draw(st.integers(0, count - 1))
+    clip = find_clip(moments, str(place), 4 * [0.1 * steps])
+    assert clip == [str(i) for i in (place - 4 * steps, place - 3 * steps, place - 2 * steps, place - steps) if i >= 0]
+
+
+def test_a_spacing_that_no_frames_have_is_one_line(tmp_path: Path) -> None:
+    write_tiny(tmp_path, 3)
+    source: Keyframes = NuScenesTables(tmp_path, TINY)
+    last = source.samples()[-1]
+    with one_line_error(last, says="a frame every 0.5 s"):
+        find_clip(source.moments(last), last, [0.5, 0.1])
+    assert find_clip(source.moments(last), source.samples()[0], [0.1]) == []
+
+
+def test_in_an_epoch_every_keyframe_is_the_last_of_one_clip(tmp_path: Path) -> None:
+    """Also the first of each drive, whose clip has no other frame; the same seed draws the same clips."""
+    write_scenes(tmp_path, 3, 4)
+    tables = NuScenesTables(tmp_path, TINY, LIDARS_ALONE)  # frames at 4 Hz
+    sections = {"rig": LIDARS_ALONE.model_dump(), "model": {"camera": None}, "data": {"class_balanced": False}}
+    config = parse_config({"name": "clips", **sections}, "test")
+    order = FrameDataset(tables, tables.samples(), config)
+
+    def clips(seed: int, epoch: int) -> list[list[str]]:
+        found = []
+        for position in range(12 * epoch, 12 * (epoch + 1)):
+            token = order.token(position)
+            spacings = draw_spacings(np.random.default_rng([seed, position]), shortest=0.2)
+            found.append([*find_clip(tables.moments(token), token, spacings), token])
+        return found
+
+    lengths = set[int]()
+    for epoch in range(20):
+        found = clips(0, epoch)
+        assert sorted(clip[-1] for clip in found) == sorted(tables.samples())
+        for clip in found:
+            times = [tables.moments(clip[-1])[token] for token in clip]
+            assert times == sorted({*times})
+            assert {tables.scene(token) for token in clip} == {tables.scene(clip[-1])}
+            lengths.add(len(clip))
+    assert lengths == {1, 2, 3, 4}
+    assert clips(0, 1) == clips(0, 1) != clips(1, 1)
+
+
+def test_random_spacings_fill_their_range() -> None:
+    drawn = [draw_spacings(np.random.default_rng([0, i])) for i in range(2000)]
+    every = np.array([spacing for spacings in drawn for spacing in spacings])
+    assert [len(spacings) for spacings in drawn].count(0) > 400
+    assert max(map(len, drawn)) == 3
+    counts, _ = np.histogram(every, 8, (0.1, 0.5))
+    assert counts.sum() == len(every)
+    assert counts.min() > 0.8 * counts.mean()
