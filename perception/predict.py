@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -132,10 +132,10 @@ class _States:
         inputs["current_from_previous"] *= np.outer(signs, signs).astype(np.float32)
         return {"state": state} | {name: torch.from_numpy(each).to(state.device) for name, each in inputs.items()}
 
-    def keep(self, frame: Frame, mirror: Mirror, outputs: Mapping[str, torch.Tensor]) -> None:
-        """Keep the state among the outputs on a frame for the next one."""
+    def keep(self, frame: Frame, mirror: Mirror, outputs: dict[str, torch.Tensor]) -> None:
+        """Take the state out of the outputs on a frame, for the next one."""
         if NEXT_STATE in outputs:
-            self._before[view_of(frame.token), mirror] = Moment.of(frame), outputs[NEXT_STATE]
+            self._before[view_of(frame.token), mirror] = Moment.of(frame), outputs.pop(NEXT_STATE)
 
 
 def _signs(mirror: Mirror) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import AFFINE, BRANCHES, FOG, LAYER_KINDS, Layers, disturb, inputs, model, spec
+from networks import AFFINE, BRANCHES, FOG, KIND_NAMES, Layers, disturb, inputs, model, spec
 from torch import Tensor, nn
 from vocabulary import CONDITIONS
 
@@ -84,7 +84,7 @@ def learn(network: Any, *modules: str) -> None:
 
 
 # Every kind on the small network, one on the perception model.
-PLACES = [(kind, Routed, ("conv*", "up", "head.*")) for kind in LAYER_KINDS] + [("low_rank", model, BRANCHES)]
+PLACES = [(kind, Routed, ("conv*", "up", "head.*")) for kind in KIND_NAMES] + [("low_rank", model, BRANCHES)]
 
 
 def some_slots(data: st.DataObject, network: Any, kind: str, patterns: tuple[str, ...]) -> list[str]:
@@ -104,7 +104,7 @@ def test_whatever_is_done_with_modules_the_base_keeps_every_bit(kind, make, patt
     for i, move in enumerate(moves):
         there = list(bank.modules)
         if move == "add":
-            chosen = kind if i == 0 else data.draw(st.sampled_from(LAYER_KINDS))
+            chosen = kind if i == 0 else data.draw(st.sampled_from(KIND_NAMES))
             bank.add(spec(f"m{i}", chosen, *some_slots(data, network, chosen, patterns)))
         elif move == "train" and there:
             names = data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True))
@@ -123,7 +123,7 @@ def test_whatever_is_done_with_modules_the_base_keeps_every_bit(kind, make, patt
 
 @pytest.mark.parametrize(
     ("a", "b", "make"),
-    [*((a, b, Routed) for a, b in pairwise([*LAYER_KINDS, LAYER_KINDS[0]])), ("series_adapter", "low_rank", model)],
+    [*((a, b, Routed) for a, b in pairwise([*KIND_NAMES, KIND_NAMES[0]])), ("series_adapter", "low_rank", model)],
 )
 def test_training_a_second_module_leaves_the_first_bit_for_bit(a, b, make):
     network = make()
