@@ -33,6 +33,7 @@ SUBJECTS = {
     "simulated": "bench_simulated:simulated",
     "tables": "bench_tables:tables",
     "tasks": "bench_networks:tasks",
+    "time": "bench_time:time",
     "tracking": "bench_tracking:tracking",
     "train": "bench_training:train",
 }

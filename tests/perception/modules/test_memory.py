@@ -239,6 +239,18 @@ def test_it_is_routed_by_frame(weights):
         assert weight or torch.equal(found[i], fused[i])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_remembers_in_mixed_precision(dtype):
+    """The map and the state may be in half of the precision; what is remembered has the map's type."""
+    layer, module = memory()
+    fused, past = fused_of(), past_of()
+    exact = remember(layer, module, fused, past)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = remember(layer, module, fused.to(dtype), past | {"state": past["state"].to(dtype)})
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
 class Stage(nn.Module):
     """The memory alone, with the inputs and the output of a network."""
 
