@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,17 @@ from perception.frame import Conditions
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
+from perception.modules.computation.memory import SLOT as MEMORY
+from perception.modules.computation.memory import FusedInput, FusedMap
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import SettledRouter, SteeredRouter, make_fixed_routes, present, settle_routes
 from perception.modules.routing.learned import LearnedRouter, select_learned
+from perception.modules.slot import Slot
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.inputs import without_padding
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
+from perception.sensors.state import NEXT_STATE
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, add_prefix, part_of
@@ -32,7 +36,7 @@ from perception.taxonomy import SENSORS, Taxonomy
 
 # Features by name, see `Task.reads`, and the parts of the network that they pass: the first words of slots' names.
 _SENSOR_PARTS = ("lidar", "camera")
-_FUSED_PARTS = (*_SENSOR_PARTS, "fuse", "fused")
+_FUSED_PARTS = (*_SENSOR_PARTS, "fuse", "fused", MEMORY)
 _TRUNK_PARTS = (*_FUSED_PARTS, "trunk")
 PARTS = {"inputs": (), "maps": _SENSOR_PARTS, "fused": _FUSED_PARTS, "trunk": _TRUNK_PARTS, "points": _TRUNK_PARTS}
 
@@ -62,6 +66,7 @@ class PerceptionModel(nn.Module):
             self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
             inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
         self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else SingleSensor()
+        self.memory = Slot(MEMORY, FusedMap(grid.coarser(model.fused_stride), model.fused_channels))
         self.trunk: Trunk | ConvNextTrunk | PyramidTrunk
         if model.trunk.pyramid:
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
@@ -94,8 +99,13 @@ class PerceptionModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Dense outputs, TASK/NAME; each task on its own route, so a module for one task changes no other's output.
 
+        With a state among the inputs there is one more output, `next_state`: the fused map with the memory, on the
+        route of the tasks without the modules that are for some tasks alone. So all tasks share one state, to which
+        each adds what its own route makes of the frame. A state of another route, as after a change of the weather, is
+        taken as it is.
+
         Args:
-            inputs: from `sensors/inputs.py`.
+            inputs: from `sensors/inputs.py`; with a memory also those of `sensors/state.py`.
             tasks: to compute; None for all of the model.
             routes: of the tasks, instead of those by conditions and sensors.
             trace: to write down what is computed besides.
@@ -110,7 +120,26 @@ class PerceptionModel(nn.Module):
             feature = features(self.tasks[task].reads, route)
             with self.bank.current.running(route):
                 outputs |= add_prefix(task, self.head(task)(feature))
+        if "state" in inputs:
+            outputs[NEXT_STATE] = features("fused", self._state_route(routes))
         return outputs
+
+    def next_state(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], routes: Routes | None) -> Tensor:
+        """The output `next_state` alone; arguments as of `forward`."""
+        routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
+        state: Tensor = _Features(self, inputs, None)("fused", self._state_route(routes))
+        return state
+
+    def no_state(self, frames: int) -> Tensor:
+        """The input `state` (B, C, rows, columns) of frames without a frame before."""
+        state: Tensor = self.memory.layer.no_state(frames)
+        return state
+
+    def _state_route(self, routes: Routes) -> Route:
+        """The route of the tasks, without the modules for some tasks alone."""
+        route, _ = routes[0]
+        shared = {name: weight for name, weight in route.weights.items() if not self.bank.is_for_tasks(name)}
+        return route if len(shared) == len(route.weights) else replace(route, weights=shared)
 
     def _route_tasks(
         self, features: _Features, routes: Routes, conditions: Sequence[Conditions]
@@ -283,8 +312,10 @@ class PerceptionModel(nn.Module):
         sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
         known = routes or (Conditions(),)
         cases = [settle_routes(model.bank, model.tasks, each, missing) for missing in sensors for each in known]
+        remembers = bool(model.memory.computations)
         settled = {
             slot: [route for case in cases for route, tasks in case if any(model._reaches(slot, t) for t in tasks)]
+            + [model._state_route(case) for case in cases if remembers and slot.split(".")[0] in _FUSED_PARTS]
             for slot in model.bank.slots
         }
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
@@ -330,7 +361,7 @@ class _Features:
         if name == "maps":
             return self.model.sensor_maps(self.inputs, self.trace)
         if name == "fused":
-            return self.model.fuse(self("maps", route))
+            return self.model.memory(FusedInput.of(self.model.fuse(self("maps", route)), self.inputs))
         if name == "trunk":
             return self.model.trunk(self("fused", route))
         if name == "points":

@@ -12,14 +12,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from perception.checkpoint import load_model
 from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.views import view_of
 from perception.errors import InputError
 from perception.evaluation.predictions import Predicted
-from perception.frame import Frame, Prediction
+from perception.frame import Frame, Prediction, View
 from perception.io.workers import iterate
 from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.state import NEXT_STATE, Limits, Moment, state_inputs
 from perception.tasks.network import Axis
 from perception.tasks.task import to_prediction
 
@@ -30,9 +32,12 @@ Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes
 class TorchPredictor:
     """Runs a PerceptionModel, routed by the frames' conditions.
 
+    A network with a memory remembers from frame to frame of `predictions`, which are in order, and computes one at a
+    time; a frame that is predicted alone has no memory.
+
     Args:
-        batch: number of frames that `predictions` computes in a forward pass. With several, the loader's workers of the
-            model's configuration read them.
+        batch: number of frames that `predictions` reads at once and, without a memory, computes in a forward pass. With
+            several, the loader's workers of the model's configuration read them.
         flip: average the dense outputs over the mirror images of a frame in x, y and both (CenterPoint, Yin et al.,
             2021, section 5); four forward passes.
 
@@ -44,6 +49,7 @@ class TorchPredictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.spec = model.eval().to(self.device), InputSpec.of(model.config)
         self.taxonomy, self.batch = model.config.taxonomy, batch
+        self.remembers = Limits.of(model.bank.modules.values()) is not None
         self.mirrors: tuple[Mirror, ...] = ((), ("x",), ("y",), ("x", "y")) if flip else ((),)
         grid = self.spec.grid
         if flip and (sum(grid.x), sum(grid.y)) != (0, 0):
@@ -63,7 +69,7 @@ class TorchPredictor:
         return TorchPredictor(model, batch, flip)
 
     def __call__(self, frame: Frame) -> Prediction:
-        return self._predict([frame], [_prepare_mirrors(frame, self.spec, self.mirrors)])[0]
+        return self._predict([frame], [_prepare_mirrors(frame, self.spec, self.mirrors)], _States(self.model))[0]
 
     @torch.inference_mode()
     def routes(self, frame: Frame) -> list[Route]:
@@ -80,17 +86,22 @@ class TorchPredictor:
             num_workers=self.model.config.data.workers if self.batch > 1 else 0,
             collate_fn=list,
         )
+        states = _States(self.model)
         for samples in iterate(loader):
-            frames, arrays = zip(*samples, strict=True)
-            yield from zip(frames, self._predict(frames, arrays), strict=True)
+            for part in [[each] for each in samples] if self.remembers else [samples]:
+                frames, arrays = zip(*part, strict=True)
+                yield from zip(frames, self._predict(frames, arrays, states), strict=True)
 
     @torch.inference_mode()
-    def _predict(self, frames: Sequence[Frame], arrays: Sequence[Sequence[Arrays]]) -> list[Prediction]:
-        """The predictions of frames, from the inputs of each and of its mirror images."""
+    def _predict(
+        self, frames: Sequence[Frame], arrays: Sequence[Sequence[Arrays]], states: _States
+    ) -> list[Prediction]:
+        """The predictions of frames, from the inputs of each and of its mirror images; a single one with a memory."""
         conditions, dense = [frame.conditions for frame in frames], []
         for mirror, images in zip(self.mirrors, zip(*arrays, strict=True), strict=True):
             inputs = {name: value.to(self.device) for name, value in batch_inputs(images).items()}
-            found = self.model(inputs, conditions)
+            found = self.model(inputs | states.inputs(frames[0], mirror), conditions)
+            states.keep(frames[0], mirror, found)
             for axis in mirror:
                 found = self.model.unflipped(found, axis)
             dense.append(found)
@@ -104,10 +115,38 @@ class TorchPredictor:
         ]
 
 
+class _States:
+    """The states of a network with a memory: those of the frame before, by view and mirror image."""
+
+    def __init__(self, model: PerceptionModel) -> None:
+        self.limits, self._no_state = Limits.of(model.bank.modules.values()), model.no_state(1)
+        self._before: dict[tuple[View, Mirror], tuple[Moment, torch.Tensor]] = {}
+
+    def inputs(self, frame: Frame, mirror: Mirror) -> dict[str, torch.Tensor]:
+        """The inputs of the memory on a frame; none without a memory."""
+        if self.limits is None:
+            return {}
+        moment, state = self._before.get((view_of(frame.token), mirror), (None, self._no_state))
+        inputs = state_inputs(moment, Moment.of(frame), self.limits)
+        signs = _signs(mirror)
+        inputs["current_from_previous"] *= np.outer(signs, signs).astype(np.float32)
+        return {"state": state} | {name: torch.from_numpy(each).to(state.device) for name, each in inputs.items()}
+
+    def keep(self, frame: Frame, mirror: Mirror, outputs: dict[str, torch.Tensor]) -> None:
+        """Take the state out of the outputs on a frame, for the next one."""
+        if NEXT_STATE in outputs:
+            self._before[view_of(frame.token), mirror] = Moment.of(frame), outputs.pop(NEXT_STATE)
+
+
+def _signs(mirror: Mirror) -> list[float]:
+    """By which a mirror image multiplies homogeneous points."""
+    return [-1.0 if axis in mirror else 1.0 for axis in ("x", "y", "z", "w")]
+
+
 def _prepare_mirrors(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[Arrays]:
     """Inputs of each mirror image of the frame."""
-    signs = [[-1.0 if axis in mirror else 1.0 for axis in ("x", "y", "z")] for mirror in mirrors]
-    return [prepare(frame.transformed(np.diag([*each, 1.0])) if min(each) < 0 else frame, spec) for each in signs]
+    signs = [_signs(mirror) for mirror in mirrors]
+    return [prepare(frame.transformed(np.diag(each)) if min(each) < 0 else frame, spec) for each in signs]
 
 
 class _PreparedFrames(Dataset[tuple[Frame, list[Arrays]]]):

@@ -36,6 +36,7 @@ SUBJECTS = {
     "snow": "bench_simulated:snow",
     "tables": "bench_tables:tables",
     "tasks": "bench_networks:tasks",
+    "time": "bench_time:time",
     "tracking": "bench_tracking:tracking",
     "train": "bench_training:train",
 }

@@ -111,6 +111,10 @@ def evaluate(
     if (jobs or ray) and batch > 1:
         raise InputError("--jobs and --batch: a process of --jobs computes one frame after the other; use one of both")
     predictor, spec, tables = opened()
+    if (jobs or ray) and spec.memory is not None:
+        raise InputError(
+            f"{model}: has a memory, so that its frames depend on those before; leave out --jobs and --ray"
+        )
     console = console_for(as_json)
     if official:
         require_official(tables)

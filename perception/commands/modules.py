@@ -81,6 +81,10 @@ def adapt(
             f"Kinds: {', '.join(KIND_LOCATIONS)}."
         ),
     ] = "",
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Short for --add memory:memory at its slot; trains on clips of keyframes."),
+    ] = False,
     task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
     config: Annotated[
         Path | None,
@@ -106,6 +110,8 @@ def adapt(
     Base and earlier modules do not change. Writes the module to OUT/modules and the whole model to OUT/checkpoints.
     With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its losses and data pipeline train the module.
 
+    With --memory the network remembers the drive (docs/memory.md); the module is removed and routed like any other.
+
     With --task it trains the head of a new task, and writes it with its own modules to OUT/modules. The head of
     `conditions` recognises weather, light and city, by which a bundle routes drives without tags. It is fitted in
     closed form to pretrained picture features, whatever --steps, and abstains; a head of the run is built upon.
@@ -121,6 +127,8 @@ def adapt(
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_task
 
+    if memory and not add:
+        add, slots = "memory:memory", "memory"
     if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
         raise InputError("give --add with --conditions and --option for a module, or --task with --config for a task")
     kinds, _, name = add.partition(":")

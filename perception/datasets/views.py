@@ -65,6 +65,11 @@ def see_views(source: Keyframes, tokens: Sequence[str], views: Sequence[View]) -
     return Views(source, views), [view_token(token, view) for token in tokens for view in views]
 
 
+def view_of(token: str) -> View:
+    """The view that the token of a keyframe is of."""
+    return _keyframe(token)[1]
+
+
 def _keyframe(token: str) -> tuple[str, View]:
     """The keyframe of a token, and the view."""
     for view in VIEWS[1:]:

@@ -53,10 +53,13 @@ class Bank:
         """Add a module, initially the identity, at each slot that its patterns match; frozen if the base is.
 
         Raises:
-            InputError: the name is taken, a pattern matches no slot, or two parts of a union match the same one.
+            InputError: the name is taken, a pattern matches no slot, two parts of a union match the same one, or a
+                memory is for some tasks alone.
         """
         self._require_free(spec.name)
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
+        if any(part.kind == "memory" for part in spec.single()) and not set(self.tasks).isdisjoint(spec.when):
+            raise InputError(f"module {spec.name}: all tasks share the memory; leave tasks out of its `when`")
         computations: dict[str, Any] = {}
         for part in spec.single():
             for slot in matching(self.slots, part.slots, part.kind):
@@ -176,6 +179,10 @@ class Bank:
         branches = {slot.split(".")[0] for slot in self.at(name)}
         sensor = {BRANCHES[next(iter(branches))]} if len(branches) == 1 and branches <= BRANCHES.keys() else set()
         return frozenset(self.modules[name].when) | sensor
+
+    def is_for_tasks(self, name: str) -> bool:
+        """Whether the module is for some tasks alone; one that has been folded is not."""
+        return name in self.modules and not set(self.tasks).isdisjoint(self.modules[name].when)
 
     def fold(self, routes: Mapping[str, Sequence[Route]], keep: Collection[str] = ()) -> None:
         """Fold the modules permanently into the weights of their layers, at slots where all routes are the same.

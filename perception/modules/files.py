@@ -22,6 +22,7 @@ from perception.io.files import make_folder, write_together
 from perception.io.section import Section, first_error
 from perception.modules.base import is_base_key
 from perception.modules.computation.computation import Computation
+from perception.modules.computation.memory import FusedMap
 from perception.modules.slot import Slot
 from perception.modules.spec import Module, build, computation_classes, parse_module, require_facts
 
@@ -46,11 +47,13 @@ class Place(Section):
 
     name: str
     layer: str  # class of the slot's layer
-    shape: tuple[int, ...]  # of the layer's weight
+    shape: tuple[int, ...]  # of the layer's weight; of the memory's slot that of the map
 
     @classmethod
     def of(cls, slot: Slot) -> Place:
-        return cls(name=slot.name, layer=type(slot.layer).__name__, shape=tuple(slot.layer.weight.shape))
+        layer = slot.layer
+        shape = layer.shape if isinstance(layer, FusedMap) else tuple(layer.weight.shape)
+        return cls(name=slot.name, layer=type(layer).__name__, shape=shape)
 
 
 class _Format(Section):

@@ -14,6 +14,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
 from perception.sensors.lidar.pillars import group
+from perception.sensors.state import Limits
 from perception.tasks import counted_truth, point_places
 
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
@@ -29,12 +30,14 @@ class InputSpec:
     rig: Rig
     points: int = 0  # places for single points of the keyframe; 0: no task reads them
     truth: tuple[str, ...] = ()  # kinds of `Frame.truth` that the tasks are scored by
+    memory: Limits | None = None  # of the state of a network with a memory; None: it has none
 
     @staticmethod
     def of(config: Config) -> InputSpec:
         model = config.model
         places, truth = point_places(config.tasks), counted_truth(config.tasks)
-        return InputSpec(config.grid.build(), model.lidar, model.camera, config.rig, places, truth)
+        memory = Limits.of(config.modules)
+        return InputSpec(config.grid.build(), model.lidar, model.camera, config.rig, places, truth, memory)
 
     @property
     def sensors(self) -> tuple[str, ...]:

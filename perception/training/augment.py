@@ -7,9 +7,38 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.config import Augment, Image
+from perception.config import Augment, CameraBranch, Image
 from perception.frame import Frame
 from perception.sensors.inputs import fit_width
+
+
+class Augmentation:
+    """One augmentation, drawn at random as far as it is needed, of one frame or of all frames of a clip.
+
+    Args:
+        settings: None: frames stay as they are.
+        camera: of the network; None: it has none.
+
+    Attributes:
+        similarity: (4, 4) augmented_from_reference.
+        affines: camera -> (3, 3) network pixels from recorded pixels, of the cameras of the frames so far.
+    """
+
+    def __init__(self, rng: np.random.Generator, settings: Augment | None, camera: CameraBranch | None) -> None:
+        self._rng, self._settings, self._size = rng, settings, None if camera is None else camera.image
+        self.similarity = np.eye(4) if settings is None else draw_similarity(rng, settings)
+        self.affines: dict[str, np.ndarray] = {}
+
+    def apply(self, frame: Frame) -> Frame:
+        """The frame under the similarity; its cameras are among the affine transformations then."""
+        if self._settings is None:
+            return frame
+        frame = frame.transformed(self.similarity)
+        frame = shuffle_points(frame, self._rng) if self._settings.shuffle else frame
+        for name, camera in frame.cameras.items():
+            if self._size is not None and name not in self.affines:
+                self.affines[name] = draw_image_affine(self._rng, self._settings, camera.image.shape, self._size)
+        return frame
 
 
 def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:

@@ -7,7 +7,7 @@ number of workers, gets bit-identical samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,11 @@ from perception.io.workers import iterate
 from perception.model import batch_inputs
 from perception.sensors.camera.depth import depth_labels
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.state import Moment
 from perception.tasks import tasks_of
 from perception.tasks.task import join_labels
-from perception.training.augment import draw_image_affine, draw_similarity, shuffle_points
+from perception.training.augment import Augmentation
+from perception.training.clips import Clips, align_clips
 from perception.training.frame_cache import FrameCache, FramesInMemory
 from perception.training.objects import Objects
 from perception.training.paste import Paster
@@ -36,10 +38,11 @@ _CACHE_BYTES = 2 << 30  # of decoded frames, in total over all workers
 class Sample:
     """One training frame."""
 
-    inputs: dict[str, np.ndarray]  # as returned by `prepare`, batch dimension 1
+    inputs: dict[str, np.ndarray]  # as returned by `prepare` and `state_inputs`, batch dimension 1
     labels: dict[str, dict[str, np.ndarray]]  # by task; `camera` has those of its depth
     conditions: Conditions
     token: str
+    earlier: Sequence[dict[str, np.ndarray]] = ()  # inputs of the frames before, the oldest first; see `training/clips`
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Batch:
     labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `join_labels`
     conditions: list[Conditions]
     tokens: list[str]
+    earlier: list[dict[str, torch.Tensor]] = field(
+        default_factory=list
+    )  # inputs of the frames before, the oldest first
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy runs while the caller goes on."""
@@ -61,7 +67,10 @@ class Batch:
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         labels = {task: {k: change(v) for k, v in own.items()} for task, own in self.labels.items()}
-        return replace(self, inputs={name: change(value) for name, value in self.inputs.items()}, labels=labels)
+        inputs, *earlier = (
+            {name: change(value) for name, value in each.items()} for each in (self.inputs, *self.earlier)
+        )
+        return replace(self, inputs=inputs, labels=labels, earlier=earlier)
 
 
 class FrameDataset(Dataset[Sample]):
@@ -95,6 +104,7 @@ class FrameDataset(Dataset[Sample]):
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
         self._paster = None if objects is None else Paster(objects, config)
+        self._clips = None if self._spec.memory is None else Clips(tables, config, self._spec.memory)
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until
         # Objects are pasted into the samples of the first steps, at the positions before this one.
@@ -140,23 +150,31 @@ class FrameDataset(Dataset[Sample]):
             frame = self._paster(unpasted, np.random.default_rng([self._config.seed, 2, position]))
         # Of a frame with pasted objects only its own points tell the depth.
         measured = recorded if frame is unpasted else frame
-        affines, similarity = None, np.eye(4)
-        augment = self._config.data.augment
-        if augment is not None:
-            similarity = draw_similarity(rng, augment)
-            frame = frame.transformed(similarity)
-            frame = shuffle_points(frame, rng) if augment.shuffle else frame
-            if self._spec.camera is not None:
-                size = self._spec.camera.image
-                affines = {
-                    name: draw_image_affine(rng, augment, camera.image.shape, size)
-                    for name, camera in frame.cameras.items()
-                }
-        inputs = prepare(frame, self._spec, affines)
+        augmentation = Augmentation(rng, self._config.data.augment, self._spec.camera)
+        frame = augmentation.apply(frame)
+        inputs = prepare(frame, self._spec, augmentation.affines)
         labels = {name: task.labels(frame) for name, task in self._tasks.items()}
         if self._depth_cells is not None:
-            labels["camera"] = {"depth": self._depth(measured, inputs["image_from_reference"][0] @ similarity)}
-        return Sample(inputs, labels, frame.conditions, frame.token)
+            projection = inputs["image_from_reference"][0] @ augmentation.similarity
+            labels["camera"] = {"depth": self._depth(measured, projection)}
+        sample = Sample(inputs, labels, frame.conditions, frame.token)
+        return sample if self._clips is None else self._with_clip(sample, frame, position, augmentation, rng)
+
+    def _with_clip(
+        self, sample: Sample, frame: Frame, position: int, augmentation: Augmentation, rng: np.random.Generator
+    ) -> Sample:
+        """The sample with the frames before it, which have its augmentation, and with the inputs of the memory."""
+        assert self._clips is not None
+        inputs, moments = [], []
+        for token in self._clips.tokens(frame.token, position):
+            recorded = self._frames.frame(token)
+            seen = recorded if self._spec.lidar else recorded.without_points()
+            earlier = augmentation.apply(self._with_dropped_sensors(seen, rng))
+            inputs.append(prepare(earlier, self._spec, augmentation.affines))
+            moments.append(Moment.of(earlier))
+        states = self._clips.state_inputs([*moments, Moment.of(frame)])
+        *earlier_inputs, own = (arrays | state for arrays, state in zip([*inputs, sample.inputs], states, strict=True))
+        return replace(sample, inputs=own, earlier=earlier_inputs)
 
     def _with_truth(self, frame: Frame) -> Frame:
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""
@@ -198,6 +216,7 @@ def collate(samples: list[Sample]) -> Batch:
         labels=batch_labels([sample.labels for sample in samples]),
         conditions=[sample.conditions for sample in samples],
         tokens=[sample.token for sample in samples],
+        earlier=[batch_inputs(frames) for frames in align_clips([[*s.earlier, s.inputs] for s in samples])[:-1]],
     )
 
 

@@ -23,6 +23,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.views import see_views
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.sensors.state import Limits
 from perception.training import optimize
 from perception.training.distribute import (
     GatheredState,
@@ -132,9 +133,9 @@ class _Training:
         self.main = self.accelerator.is_main_process
 
     def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
-        """The objects to paste, if configured; one process builds the database."""
+        """The objects to paste, if configured; one process builds the database. None are pasted into clips."""
         paste = self.config.data.paste
-        if paste is None:
+        if paste is None or Limits.of(self.config.modules) is not None:
             return None
         folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
         return objects_of(tables, tokens, self.config, folder, self.accelerator.is_main_process)
@@ -201,7 +202,7 @@ class _Training:
             waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
             with waits:
                 part = batch.to(self.accelerator.device)
-                losses = self.parallel(part.inputs, part.conditions, part.labels)
+                losses = self.parallel(part.inputs, part.conditions, part.labels, part.earlier)
                 losses["loss"] = torch.stack(list(losses.values())).sum()
                 self.accelerator.backward(losses["loss"] / len(passes))
             for name, value in losses.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perception.frame import Conditions
 from perception.io.distributed import draw_locally, processes, total
 from perception.model import PerceptionModel, Trace
-from perception.modules.route import Route
+from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import make_shared_routes
 from perception.tasks.network import Loss
 
@@ -45,24 +45,46 @@ class Losses(nn.Module):
         self.routes: list[Route] = []  # of the last pass
 
     def forward(
-        self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], labels: Mapping[str, Mapping[str, Tensor]]
+        self,
+        inputs: dict[str, Tensor],
+        conditions: Sequence[Conditions],
+        labels: Mapping[str, Mapping[str, Tensor]],
+        earlier: Sequence[dict[str, Tensor]] = (),
     ) -> dict[str, Tensor]:
         """() loss terms by name for the frames of this process.
 
         The mean of a term over the processes, as of its gradients, is that of the whole batch.
+
+        Args:
+            earlier: inputs of the frames before, the oldest first. They give the state, and have neither losses nor
+                gradients.
         """
         model, trace, bank = self.model, Trace(), self.model.bank
         if self.scope.random_conditions:
             conditions = random_conditions(bank.conditions, len(conditions))
-        shared = processes() > 1 and bank.modules
-        routes = make_shared_routes(bank, inputs, conditions, self.scope.tasks) if shared else None
-        dense = model(inputs, conditions, self.scope.tasks, routes, trace)
+        if "state_valid" in inputs:
+            inputs = {**inputs, "state": self._state(len(inputs["state_valid"]), earlier, conditions)}
+        dense = model(inputs, conditions, self.scope.tasks, self._routes(inputs, conditions), trace)
         self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
             terms = model.losses(convert_to_fp32(dense | trace.supervised), labels)
             of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in model.tasks]
             costs = torch.stack(of_tasks).sum(dim=0).detach()
             return means(terms) | model.routing_losses(trace.routes, costs)
+
+    @torch.no_grad()
+    def _state(self, frames: int, earlier: Sequence[dict[str, Tensor]], conditions: Sequence[Conditions]) -> Tensor:
+        """The state after the earlier frames."""
+        state = self.model.no_state(frames)
+        for each in earlier:
+            inputs = {**each, "state": state}
+            state = self.model.next_state(inputs, conditions, self._routes(inputs, conditions))
+        return state
+
+    def _routes(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions]) -> Routes | None:
+        """The routes of the frames of all processes; None for one process, which has those by conditions."""
+        shared = processes() > 1 and self.model.bank.modules
+        return make_shared_routes(self.model.bank, inputs, conditions, self.scope.tasks) if shared else None
 
 
 def means(terms: Mapping[str, Loss]) -> dict[str, Tensor]:

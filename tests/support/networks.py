@@ -30,6 +30,7 @@ from perception.training.loader import Batch
 
 FOG = Conditions(weather="fog")
 BRANCHES = ("lidar.*", "camera.*", "fuse*", "trunk.*", "heads.*")
+KIND_NAMES = [kind for kind in computation_classes() if kind != "memory"]  # which stands at a slot of its own
 AFFINE = [kind for kind, computation in computation_classes().items() if computation.affine]
 
 

@@ -11,6 +11,7 @@ KIND_LOCATIONS = {
     "bottleneck": ("adapter", "Bottleneck"),
     "rescale": ("rescale", "Rescale"),
     "scale_shift": ("rescale", "ScaleShift"),
+    "memory": ("memory", "Memory"),
     "film": ("conditional", "Film"),
     "hypernetwork": ("conditional", "HyperNetwork"),
 }

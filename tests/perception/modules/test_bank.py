@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import AFFINE, BRANCHES, FOG, Layers, disturb, inputs, model, spec
+from networks import AFFINE, BRANCHES, FOG, KIND_NAMES, Layers, disturb, inputs, model, spec
 from torch import Tensor, nn
 from vocabulary import CONDITIONS
 
@@ -24,8 +24,6 @@ from perception.modules.route import Route
 from perception.modules.routing.fixed import make_fixed_routes
 from perception.modules.spec import computation_classes
 from perception.modules.status import compact
-
-KIND_NAMES = list(computation_classes())
 
 
 class Routed(Layers):

@@ -14,6 +14,7 @@ from deploy.golden import synthetic_frame
 from perception.config import parse_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import TASKS
 from perception.tasks.task import part_of
@@ -49,6 +50,12 @@ def network() -> PerceptionModel:
     return model.eval()
 
 
+def slots_of_layers(task: str | None = None) -> list[str]:
+    """All but that of the memory, which is of all tasks; with a task without those of other heads."""
+    every = [slot for slot in network().bank.slots if slot != "memory"]
+    return [slot for slot in every if task is None or slot.split(".")[0] != "heads" or slot.split(".")[1] == task]
+
+
 @torch.no_grad()
 def outputs(model: PerceptionModel) -> dict[str, dict[str, Tensor]]:
     """By task."""
@@ -75,9 +82,8 @@ def add_module(model: PerceptionModel, task: str, *slots: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_module_at_every_slot_changes_its_own_task_alone(task):
-    slots = [name for name in network().bank.slots if not name.startswith("heads.") or name.startswith(f"heads.{task}")]
     model = copy.deepcopy(network())
-    add_module(model, task, *slots)
+    add_module(model, task, *slots_of_layers(task))
     assert changed(model) == {task}
     expected, deployed = outputs(model), outputs(model.deployed(*CONDITIONS))
     for other, tensors in deployed.items():
@@ -90,7 +96,7 @@ def test_a_module_at_every_slot_changes_its_own_task_alone(task):
 @pytest.mark.slow("a forward pass for each of the hundred slots")
 def test_a_module_at_any_slot_changes_the_tasks_behind_it():
     model = copy.deepcopy(network())
-    for slot in model.bank.slots:
+    for slot in slots_of_layers():
         for task in TASKS:
             add_module(model, task, slot)
         part, _, rest = slot.partition(".")
@@ -102,3 +108,32 @@ def test_a_module_at_any_slot_changes_the_tasks_behind_it():
         for task in TASKS:
             model.bank.delete(f"for_{task}")
     assert changed(model) == set()
+
+
+@torch.no_grad()
+def drive(model: PerceptionModel, frames: int = 3) -> dict[str, dict[str, Tensor]]:
+    """By task, and of the state, the outputs on the last of some frames, between which the vehicle moves."""
+    motion = torch.eye(4)[None]
+    motion[0, 0, 3] = -1.5
+    state = model.no_state(1)
+    for frame in range(frames):
+        past = {"state_valid": torch.tensor([float(frame > 0)]), "elapsed": torch.tensor([0.5])}
+        dense = model(inputs() | past | {"state": state, "current_from_previous": motion}, CONDITIONS)
+        state = dense["next_state"]
+    return {task: dict(part_of(task, dense)) for task in model.tasks} | {"state": {"state": state}}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_module_changes_its_own_task_alone_over_a_drive_with_a_memory(task):
+    """The state is of all tasks, so it knows nothing of a module for one of them; deployed networks agree."""
+    base = copy.deepcopy(network())
+    base.bank.add(parse_module({"name": "memory", "kind": "memory"}))
+    disturb(base, "memory", 0.5)
+    model = copy.deepcopy(base)
+    add_module(model, task, *slots_of_layers(task))
+    expected, found, deployed = drive(base), drive(model), drive(model.deployed(*CONDITIONS))
+    differ = {part for part in expected if any(not torch.equal(found[part][k], v) for k, v in expected[part].items())}
+    assert differ == {task}
+    for part, tensors in deployed.items():
+        for name in tensors.keys() & found[part].keys():
+            torch.testing.assert_close(tensors[name], found[part][name], rtol=1e-3, atol=1e-3)

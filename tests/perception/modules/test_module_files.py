@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from commands import one_line_error, succeeds
-from networks import FOG, Layers, assert_same, config, disturb, inputs, model, spec
+from networks import FOG, KIND_NAMES, Layers, assert_same, config, disturb, inputs, model, spec
 from safetensors.torch import load_file, save
 from torch import nn
 from vocabulary import CONDITIONS
@@ -22,7 +22,6 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.bank import Bank
 from perception.modules.files import read_record
-from perception.modules.spec import computation_classes
 from perception.training.combine import combine
 
 
@@ -46,7 +45,7 @@ def saved(folder: Path, kind: str = "low_rank", name: str = "m", **options: Any)
     return network, folder / f"{name}.json"
 
 
-@pytest.mark.parametrize("kind", list(computation_classes()))
+@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_what_is_saved_comes_back_bit_for_bit_by_any_path_and_under_any_name(tmp_path, kind, monkeypatch):
     """With one fingerprint of the base, which takes long."""
     network, _ = saved(tmp_path, kind)

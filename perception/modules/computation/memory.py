@@ -1,0 +1,166 @@
+"""A memory: the fused map of the frame before, moved with the vehicle and mixed into that of the frame.
+
+One dense recurrent map, as in INT (Xu et al., 2022) and VideoBEV (Han et al., 2023): constant cost over any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.grid import BevGrid
+from perception.io.section import Positive
+from perception.modules.computation.computation import Computation, Site
+from perception.modules.spec import Module
+from perception.sensors.state import STATE_INPUTS
+
+SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse` and `trunk`
+
+
+@dataclass(frozen=True)
+class FusedInput:
+    """What the slot of the memory reads.
+
+    Attributes:
+        map: (B, C, rows, columns), of the frames.
+        past: the inputs `STATE_INPUTS` of the network: state (B, C, rows, columns), `next_state` of the frames before;
+            current_from_previous (B, 4, 4), state_valid (B,), elapsed (B,) s as of `state_inputs`. Empty: no memory.
+    """
+
+    map: Tensor
+    past: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(fused: Tensor, inputs: Mapping[str, Tensor]) -> FusedInput:
+        """The fused map with what the network's inputs tell of the frames before."""
+        return FusedInput(fused, {name: inputs[name] for name in STATE_INPUTS} if "state" in inputs else {})
+
+    def __getitem__(self, rows: Tensor) -> FusedInput:
+        return FusedInput(self.map[rows], {name: each[rows] for name, each in self.past.items()})
+
+
+class FusedMap(nn.Module):
+    """The layer at the memory's slot: the fused map as it is; has no parameters.
+
+    Args:
+        grid: of the fused map.
+        channels: C.
+    """
+
+    centers: Tensor  # (rows, columns, 2) m, of the cells
+
+    def __init__(self, grid: BevGrid, channels: int) -> None:
+        super().__init__()
+        self.grid, self.in_channels, self.out_channels = grid, channels, channels
+        self.register_buffer("centers", torch.from_numpy(grid.centers()), persistent=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, rows, columns) of the map and of the state."""
+        return self.out_channels, *self.grid.shape
+
+    def forward(self, x: FusedInput) -> Tensor:
+        return x.map
+
+    def no_state(self, frames: int) -> Tensor:
+        """The state (B, C, rows, columns) of frames that have none before."""
+        return self.centers.new_zeros(frames, *self.shape)
+
+    def warp(self, state: Tensor, current_from_previous: Tensor) -> tuple[Tensor, Tensor]:
+        """The state of the frame before on the cells of the frame, for what does not move.
+
+        Bilinear; what is outside of the old map counts as zero. The grid is computed in single precision at least.
+
+        Args:
+            state: (B, C, rows, columns).
+            current_from_previous: (B, 4, 4), rigid.
+
+        Returns:
+            (B, C, rows, columns) the moved map, and (B, 1, rows, columns) the share of each value that comes from
+            inside of the old map.
+        """
+        kind = torch.promote_types(state.dtype, torch.float32)
+        motion, (rows, columns) = current_from_previous.to(kind), self.grid.shape
+        # The inverse of a rigid motion: R^T (p - t), for the points p on the ground. By sums of products, because
+        # engines may compute products of matrices in less than single precision.
+        x = self.centers[..., 0].to(kind) - motion[:, 0, 3, None, None]
+        y = self.centers[..., 1].to(kind) - motion[:, 1, 3, None, None]
+        z = -motion[:, 2, 3, None, None]
+        old_x, old_y = (
+            motion[:, 0, axis, None, None] * x + motion[:, 1, axis, None, None] * y + motion[:, 2, axis, None, None] * z
+            for axis in (0, 1)
+        )
+        # Places in cells: cell i spans from i to i + 1, as of `BevGrid.continuous`.
+        column, row = (old_x - self.grid.x[0]) / self.grid.cell, (old_y - self.grid.y[0]) / self.grid.cell
+        places = torch.stack([column * (2 / columns) - 1, row * (2 / rows) - 1], dim=-1)
+        moved = F.grid_sample(state.to(kind), places, mode="bilinear", padding_mode="zeros", align_corners=False)
+        inside = _inside(column, columns) * _inside(row, rows)
+        return moved, inside[:, None]
+
+
+def _inside(place: Tensor, cells: int) -> Tensor:
+    """The share of a bilinear sample's weights along one axis that are on the map, at places in cells."""
+    return torch.minimum(place + 0.5, cells + 0.5 - place).clamp(0, 1)
+
+
+class Memory(Computation):
+    """H = F + valid * w * (P - F): the map F of a frame with the state P of the frame before, moved to where it is now.
+
+    w = tanh(scale) * sigmoid(gate(F, P, elapsed)) for each channel and cell. `scale` starts at zero, so that H is F, as
+    it is where `state_valid` is 0. Where P comes from outside of the old map it is F. |w| is below 1, so that a state
+    cannot grow from frame to frame without bound. H is the network's next state.
+
+    All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
+
+    Args:
+        layer: of the slot.
+        hidden: channels of the gate.
+        training: the other options, which do not change what is computed.
+    """
+
+    class Options(Module):
+        kind: Literal["memory"] = "memory"
+        slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
+        hidden: Positive = 8  # channels of the gate
+        frames: Positive = 4  # of a training clip, at most
+        seconds: Annotated[float, Field(gt=0)] = 1.2  # after which a state is not used
+        speed: Annotated[float, Field(gt=0)] = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
+
+    layers = (FusedMap,)
+    affine = False
+
+    def __init__(self, layer: Any, hidden: int, **training: float) -> None:
+        super().__init__()
+        channels = layer.out_channels
+        self.mix = nn.Conv2d(2 * channels, hidden, 3, padding=1)
+        self.elapsed = nn.Parameter(torch.zeros(hidden))
+        self.gate = nn.Conv2d(hidden, channels, 1)
+        self.scale = nn.Parameter(torch.zeros(channels))
+        self.to(layer.centers)
+
+    def forward(self, site: Site) -> Tensor:
+        fused: Any = site.x
+        past: Mapping[str, Tensor] = fused.past
+        if not past:
+            return torch.zeros_like(site.y)
+        moved, inside = site.layer.warp(past["state"], past["current_from_previous"])
+        change = moved - inside * site.y
+        since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
+        hidden = torch.relu(self.mix(torch.cat([site.y, site.y + change], dim=1)) + since)
+        weight = torch.tanh(self.scale)[:, None, None] * torch.sigmoid(self.gate(hidden))
+        return (past["state_valid"][:, None, None, None] * weight * change).to(site.y.dtype)
+
+    def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
+        """Without a state the map itself, without an addition; x is a `FusedInput`."""
+        fused: Tensor = super().output(x, layer, z) if x.past else x.map
+        return fused
+
+    def multiply_adds(self, layer: Any) -> int:
+        """The four products of the bilinear sample of each channel are counted, its places are not."""
+        return int(self.mix.weight.numel() + self.gate.weight.numel()) + 6 * int(layer.out_channels)

@@ -1,0 +1,103 @@
+"""What a network with a memory is told of the frame before: the vehicle's motion and the time since. numpy only.
+
+Training, evaluation and the vehicle call `state_inputs`; the state itself, the network's `next_state` of the frame
+before, is kept by who runs the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from perception.frame import Frame
+
+# Inputs of a network with a memory. An engine that keeps the state on its device gets the others.
+STATE_INPUTS = ("state", "current_from_previous", "state_valid", "elapsed")
+NEXT_STATE = "next_state"  # the output that is the state of the next frame
+
+Reset = Literal["first frame", "another drive", "time does not go on", "gap", "impossible motion"]
+_RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
+
+
+class Limits(NamedTuple):
+    """Beyond these a state is not used.
+
+    Attributes:
+        seconds: since the frame before.
+        speed: m/s of the vehicle since the frame before; a faster one has a wrong pose.
+    """
+
+    seconds: float
+    speed: float
+
+    @staticmethod
+    def of(modules: Iterable[Any]) -> Limits | None:
+        """The strictest limits of the memories among a network's modules (`Config.modules`); None without a memory."""
+        found = [part for module in modules for part in module.single() if part.kind == "memory"]
+        return Limits(min(m.seconds for m in found), min(m.speed for m in found)) if found else None
+
+
+class Moment(NamedTuple):
+    """Where and when a frame was recorded."""
+
+    scene: str  # name of the drive
+    timestamp: int  # us
+    global_from_reference: np.ndarray  # (4, 4); of an augmented frame a similarity
+
+    @staticmethod
+    def of(frame: Frame) -> Moment:
+        return Moment(frame.scene, frame.timestamp, frame.global_from_reference)
+
+
+def reset_reason(previous: Moment | None, moment: Moment, limits: Limits) -> Reset | None:
+    """Why the state of the frame before is not to be used; None: it is."""
+    if previous is None:
+        return "first frame"
+    if previous.scene != moment.scene:
+        return "another drive"
+    elapsed = (moment.timestamp - previous.timestamp) / 1e6
+    if elapsed <= 0:
+        return "time does not go on"
+    if elapsed > limits.seconds:
+        return "gap"
+    motion = relative_motion(previous, moment)
+    possible = motion is not None and np.linalg.norm(motion[:3, 3]) <= limits.speed * elapsed
+    return None if possible else "impossible motion"
+
+
+def relative_motion(previous: Moment, moment: Moment) -> np.ndarray | None:
+    """(4, 4) current_from_previous, of points at rest; None if the poses give no rigid motion."""
+    poses = previous.global_from_reference, moment.global_from_reference
+    if not all(np.isfinite(pose).all() for pose in poses):
+        return None
+    try:
+        motion = np.linalg.solve(moment.global_from_reference, previous.global_from_reference)
+    except np.linalg.LinAlgError:
+        return None
+    rotation = motion[:3, :3]
+    rigid = np.isfinite(motion).all() and np.abs(rotation.T @ rotation - np.eye(3)).max() <= _RIGID
+    return motion if rigid else None
+
+
+def state_inputs(previous: Moment | None, moment: Moment, limits: Limits) -> dict[str, np.ndarray]:
+    """The inputs of one frame of a network with a memory besides `state`.
+
+    Args:
+        previous: the frame that the state is of; None: there is none.
+
+    Returns:
+        current_from_previous (1, 4, 4) float32, which maps points at rest from the reference frame of the frame before
+        to that of this one; state_valid (1,) float32, 1 or 0; elapsed (1,) float32 s. Where the state is not valid they
+        are the identity, 0 and 0.
+    """
+    motion, elapsed = None, 0.0
+    if previous is not None and reset_reason(previous, moment, limits) is None:
+        motion, elapsed = relative_motion(previous, moment), (moment.timestamp - previous.timestamp) / 1e6
+    matrix = np.eye(4) if motion is None else motion
+    return {
+        "current_from_previous": matrix[None].astype(np.float32),
+        "state_valid": np.array([motion is not None], np.float32),
+        "elapsed": np.array([elapsed], np.float32),
+    }

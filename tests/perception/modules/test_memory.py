@@ -1,0 +1,417 @@
+"""The memory: the warp against a loop in double precision, the blend, the identity it begins with, and its graph."""
+
+import contextlib
+import copy
+import io
+from itertools import pairwise
+from math import floor, pi
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import config, disturb, inputs, model
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from perception.config import parse_config
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.grid import BevGrid
+from perception.model import PerceptionModel
+from perception.modules.computation.computation import Site
+from perception.modules.computation.memory import FusedInput, FusedMap, Memory
+from perception.modules.route import Route
+from perception.modules.slot import Slot
+from perception.modules.spec import Module, ModuleUnion, parse_module
+from perception.sensors.state import STATE_INPUTS
+
+GRID = BevGrid(x=(-4.0, 8.0), y=(-3.0, 5.0), cell=0.5)  # 16 rows, 24 columns, not centred on the vehicle
+CHANNELS = 3
+meters, turns, tilts = st.floats(-9, 9), st.floats(-pi, pi), st.floats(-0.1, 0.1)
+
+
+def rigid(x: float, y: float, yaw: float, tilt: float = 0.0, z: float = 0.0) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("zyx", [yaw, tilt, -tilt / 2]).as_matrix()
+    matrix[:3, 3] = [x, y, z]
+    return matrix
+
+
+def warp_by_loops(state: np.ndarray, motion: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+    """The map (C, rows, columns) bilinearly at where each cell's centre was, and the weights inside of the map."""
+    rows, columns = grid.shape
+    moved, inside = np.zeros_like(state), np.zeros((rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            here = [grid.x[0] + (column + 0.5) * grid.cell, grid.y[0] + (row + 0.5) * grid.cell, 0.0, 1.0]
+            x, y, _, _ = np.linalg.inv(motion) @ here
+            u, v = (x - grid.x[0]) / grid.cell - 0.5, (y - grid.y[0]) / grid.cell - 0.5  # 0 is the first cell's centre
+            for j in (floor(v), floor(v) + 1):
+                for i in (floor(u), floor(u) + 1):
+                    weight = (1 - abs(u - i)) * (1 - abs(v - j))
+                    if 0 <= i < columns and 0 <= j < rows:
+                        moved[:, row, column] += weight * state[:, j, i]
+                        inside[row, column] += weight
+    return moved, inside
+
+
+@settings(deadline=None, max_examples=15)
+@given(meters, meters, turns, tilts, st.floats(-1, 1))
+def test_the_warp_is_a_loop_over_cells(x, y, yaw, tilt, z):
+    layer = FusedMap(GRID, CHANNELS)
+    state = torch.randn(CHANNELS, *GRID.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    motion = rigid(x, y, yaw, tilt, z)
+    expected = warp_by_loops(state.numpy(), motion, GRID)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        moved, inside = layer.warp(state[None].to(dtype), torch.from_numpy(motion)[None].to(dtype))
+        np.testing.assert_allclose(moved[0], expected[0], atol=tolerance)
+        np.testing.assert_allclose(inside[0, 0], expected[1], atol=tolerance)
+
+
+def test_each_frame_of_a_batch_has_its_motion():
+    layer, state = FusedMap(GRID, CHANNELS), torch.randn(2, CHANNELS, *GRID.shape)
+    motions = torch.from_numpy(np.stack([rigid(1, -2, 0.3), rigid(-3, 0.2, -1)])).float()
+    both = layer.warp(state, motions)
+    for i in range(2):
+        for part, alone in zip(both, layer.warp(state[i : i + 1], motions[i : i + 1]), strict=True):
+            assert torch.equal(part[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("motion", [(1.3, 0.0, 0.0), (0.0, -0.8, 0.0), (0.6, 0.3, 0.25)])
+def test_a_scene_at_rest_stays_where_it_is_by_the_motion_and_not_by_its_inverse(motion):
+    """To within the error of bilinear interpolation, (cell^2 / 8) (|f_xx| + |f_yy|), of a sum of two waves."""
+    number = 2.0  # rad/m
+    bound = GRID.cell**2 / 8 * 2 * number**2 + 1e-5
+
+    def seen(from_here: np.ndarray) -> Tensor:
+        """The map of the scene, given scene_from_reference."""
+        centers = GRID.centers()
+        x, y = (from_here[i, 0] * centers[..., 0] + from_here[i, 1] * centers[..., 1] + from_here[i, 3] for i in (0, 1))
+        return torch.from_numpy(np.sin(number * x) + np.cos(number * y)).float()[None, None]
+
+    current_from_previous = rigid(*motion)
+    before, now = seen(np.eye(4)), seen(np.linalg.inv(current_from_previous))
+    layer = FusedMap(GRID, 1)
+
+    def error(matrix: np.ndarray) -> float:
+        moved, inside = layer.warp(before, torch.from_numpy(matrix)[None])
+        return float((moved - now)[inside == 1].abs().max())
+
+    assert error(current_from_previous) < bound
+    assert error(np.linalg.inv(current_from_previous)) > 2 * bound
+    assert error(np.eye(4)) > 2 * bound
+
+
+def test_the_places_are_computed_in_single_precision_whatever_the_map_is():
+    """Half a thousand cells from the origin, half precision would be cells away."""
+    grid = BevGrid(x=(-102.4, 102.4), y=(-12.8, 12.8), cell=0.2)
+    layer, state = FusedMap(grid, 1), torch.rand(1, 1, *grid.shape)
+    motion = torch.from_numpy(rigid(0.37, 0.11, 0.01))[None].float()
+    expected, _ = layer.warp(state.half().float(), motion)
+    moved, _ = layer.warp(state.half(), motion.half().float())
+    torch.testing.assert_close(moved, layer.warp(state.half().float(), motion.half().float())[0], rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer.warp(state.half().float(), motion)[0], expected, rtol=0, atol=0)
+
+
+def memory(dtype: torch.dtype = torch.float32, size: float = 0.5) -> tuple[FusedMap, Memory]:
+    """With random numbers for all parameters."""
+    layer = FusedMap(GRID, CHANNELS).to(dtype)
+    module, generator = Memory(layer, hidden=4), torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=size, generator=generator)
+    return layer, module.eval()
+
+
+def past_of(frames: int = 2, valid: float = 1.0, elapsed: float = 0.5) -> dict[str, Tensor]:
+    motion = torch.from_numpy(rigid(-2.1, 0.4, 0.1)).float().repeat(frames, 1, 1)
+    state = torch.rand(frames, CHANNELS, *GRID.shape, generator=torch.Generator().manual_seed(1))
+    every = (state, motion, torch.full((frames,), valid), torch.full((frames,), elapsed))
+    return dict(zip(STATE_INPUTS, every, strict=True))
+
+
+def fused_of(frames: int = 2) -> Tensor:
+    return torch.rand(frames, CHANNELS, *GRID.shape, generator=torch.Generator().manual_seed(2))
+
+
+def remember(layer: FusedMap, module: Memory, fused: Tensor, past: dict[str, Tensor]) -> Tensor:
+    """H."""
+    return module.output(FusedInput(fused, past), layer, None)
+
+
+def test_what_is_remembered_is_between_the_frame_and_the_past_with_a_share_by_channel_cell_and_time():
+    layer, module = memory()
+    nn.init.uniform_(module.scale, 0.5, 3)
+    fused, past = fused_of(), past_of()
+    moved, inside = layer.warp(past["state"], past["current_from_previous"])
+    known = moved + (1 - inside) * fused
+    found = remember(layer, module, fused, past)
+    share = (found - fused) / (known - fused)
+    there = (known - fused).abs() > 0.05
+    assert share[there].min() > 0
+    assert share[there].max() < 1
+    assert share[there].std() > 0.01
+    later = remember(layer, module, fused, past | {"elapsed": torch.tensor([0.5, 0.1])})
+    assert torch.equal(later[0], found[0])
+    assert not torch.equal(later[1], found[1])
+    with torch.no_grad():
+        module.scale.neg_()
+    opposite = remember(layer, module, fused, past)
+    torch.testing.assert_close(opposite - fused, fused - found, rtol=1e-4, atol=1e-5)
+
+
+def test_by_its_formula():
+    """At one cell, in double precision; the gate's convolution by a loop over its taps."""
+    layer, module = memory(torch.float64)
+    fused, past = fused_of().double(), {name: each.double() for name, each in past_of().items()}
+    found = remember(layer, module, fused, past)
+    moved, inside = (part.detach() for part in layer.warp(past["state"], past["current_from_previous"]))
+    known = moved + (1 - inside) * fused
+    frame, row, column = 1, 6, 9
+    joined = torch.cat([fused, known], dim=1)[frame]
+    hidden = module.mix.bias + 0.5 * module.elapsed
+    for i in range(3):
+        for j in range(3):
+            hidden = hidden + module.mix.weight[:, :, i, j] @ joined[:, row + i - 1, column + j - 1]
+    gate = module.gate.weight[:, :, 0, 0] @ hidden.clamp(min=0) + module.gate.bias
+    weight = module.scale.tanh() / (1 + (-gate).exp())
+    here = fused[frame, :, row, column]
+    expected = (1 - weight) * here + weight * known[frame, :, row, column]
+    torch.testing.assert_close(found[frame, :, row, column], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of_the_map():
+    layer, module = memory()
+    fused, past = fused_of(), past_of()
+    _, inside = layer.warp(past["state"], past["current_from_previous"])
+    outside = (inside == 0).expand_as(fused)
+    assert 0.05 < outside.float().mean() < 0.95
+    found = remember(layer, module, fused, past)
+    assert torch.equal(found[outside], fused[outside])
+    assert (found != fused)[~outside].float().mean() > 0.9
+    mixed = remember(layer, module, fused, past | {"state_valid": torch.tensor([0.0, 1.0])})
+    assert torch.equal(mixed[0], fused[0])
+    assert torch.equal(mixed[1], found[1])
+    assert remember(layer, module, fused, {}) is fused
+    assert torch.equal(fused + module(Site(FusedInput(fused, {}), fused, layer, None)), fused)  # type: ignore[arg-type]
+
+
+def test_a_state_does_not_grow_over_a_long_drive():
+    """Whatever was learned: the share of the past is below 1."""
+    layer, module = memory(size=5.0)
+    past, fused = past_of(), fused_of()
+    bound = fused.max()
+    nn.init.constant_(module.scale, 5.0)
+    nn.init.constant_(module.gate.bias, 5.0)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for _ in range(100):
+            past["state"] = remember(layer, module, fused, past)
+    assert past["state"].max() <= bound + 1e-4
+    assert past["state"].min() >= -1e-4
+
+
+def test_the_gradients_are_finite_differences():
+    layer, module = memory(torch.float64)
+    past = {name: each.double() for name, each in past_of(1).items()}
+    fused, state = fused_of(1).double().requires_grad_(), past["state"].requires_grad_()
+    direction = torch.randn_like(fused)
+
+    def along_direction(*_: Tensor) -> Tensor:
+        return (direction * remember(layer, module, fused, past)).sum()
+
+    assert torch.autograd.gradcheck(along_direction, (fused, state, *module.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
+def test_it_is_routed_by_frame(weights):
+    layer, module = memory()
+    slot = Slot("memory", layer).eval()
+    slot.computations["m"] = module
+    slot.current.route = Route({"m": torch.tensor(weights)})
+    fused, past = fused_of(), past_of()
+    whole, found = remember(layer, module, fused, past), slot(FusedInput(fused, past))
+    for i, weight in enumerate(weights):
+        torch.testing.assert_close(found[i], whole[i] if weight else fused[i], rtol=1e-6, atol=1e-6)
+        assert weight or torch.equal(found[i], fused[i])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_remembers_in_mixed_precision(dtype):
+    """The map and the state may be in half of the precision; what is remembered has the map's type."""
+    layer, module = memory()
+    fused, past = fused_of(), past_of()
+    exact = remember(layer, module, fused, past)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = remember(layer, module, fused.to(dtype), past | {"state": past["state"].to(dtype)})
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
+class Stage(nn.Module):
+    """The memory alone, with the inputs and the output of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.module = memory()
+
+    def forward(self, fused: Tensor, past: dict[str, Tensor]) -> Tensor:
+        return remember(self.layer, self.module, fused, past)
+
+
+def test_the_graph_is_of_standard_operators_with_one_grid_sample_of_four_dimensions():
+    stage = Stage().eval()
+    fused, past = fused_of(1), past_of(1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        graph = torch.onnx.export(
+            stage, (fused, past, {}), dynamo=True, opset_version=18, verbose=False,
+            input_names=["fused", *STATE_INPUTS], output_names=["next_state"],
+        ).model_proto  # fmt: skip
+    inferred = onnx.shape_inference.infer_shapes(graph)
+    nodes = [node for node in inferred.graph.node if node.op_type == "GridSample"]
+    assert len(nodes) == 1
+    kinds = {each.name: each.type.tensor_type for each in [*inferred.graph.value_info, *inferred.graph.input]}
+    assert all(len(kinds[name].shape.dim) == 4 for name in nodes[0].input)
+    assert kinds[nodes[0].input[1]].elem_type == onnx.TensorProto.FLOAT
+    assert not {node.op_type for node in graph.graph.node} & {"If", "Loop", "Scan", "MatMul", "Where"}
+    assert not any(node.domain for node in graph.graph.node)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    for valid in (1.0, 0.0):
+        past["state_valid"] = torch.tensor([valid])
+        given = {"fused": fused.numpy()} | {name: each.numpy() for name, each in past.items()}
+        (found,) = session.run(None, given)
+        expected = stage(fused, past)
+        assert valid or np.array_equal(found, fused.numpy())
+        np.testing.assert_allclose(found, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+# In the perception model.
+
+PAST: dict[str, Tensor] = {
+    "current_from_previous": torch.from_numpy(rigid(-2.0, 0.1, 0.05)).float().repeat(2, 1, 1),
+    "state_valid": torch.tensor([1.0, 1.0]),
+    "elapsed": torch.tensor([0.5, 0.4]),
+}
+
+
+def spec(name: str = "memory", **options: object) -> Module:
+    return parse_module({"name": name, "kind": "memory", **options})
+
+
+def with_memory() -> PerceptionModel:
+    network = model()
+    network.bank.add(spec())
+    return network
+
+
+def state_of(network: PerceptionModel) -> dict[str, Tensor]:
+    return PAST | {"state": torch.rand(2, *network.memory.layer.shape, generator=torch.Generator().manual_seed(0))}
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+@torch.no_grad()
+def test_a_base_keeps_every_bit_when_a_memory_is_added_saved_loaded_and_deleted(tmp_path):
+    base, frames = model(), inputs(1, 2)
+    expected, fingerprint = base(frames), base.bank.base_hash()
+    network = with_memory()
+    past = state_of(network)
+    assert network.state_dict().keys() - base.state_dict().keys()
+    assert not differing(expected, network(frames))
+    assert not differing(expected, network(frames | past)), "at first it is the identity"
+    disturb(network, "memory", 0.5)
+    learned = network(frames | past)
+    assert differing(expected, learned) == set(expected)
+    assert not differing(expected, network(frames)), "without a state"
+    assert not differing(expected, network(frames | past | {"state_valid": torch.zeros(2)}))
+    assert network.bank.base_hash() == fingerprint
+    network.bank.save("memory", tmp_path / "memory")
+    base.bank.load(tmp_path / "memory.json")
+    assert not differing(learned, base(frames | past))
+    assert base.bank.modules["memory"] == network.bank.modules["memory"].model_copy(update={"name": "memory"})
+    base.bank.delete("memory")
+    assert not differing(expected, base(frames))
+    assert base.bank.base_hash() == fingerprint
+
+
+@torch.no_grad()
+def test_the_next_state_is_the_map_that_the_trunk_reads():
+    network, frames = with_memory(), inputs(1, 2)
+    disturb(network, "memory", 0.5)
+    read = []
+    network.trunk.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    found = network(frames | state_of(network))["next_state"]
+    assert torch.equal(found, read[0])
+    assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
+    assert found.shape == network.no_state(2).shape
+    assert "next_state" not in network(frames)
+
+
+@torch.no_grad()
+def test_it_runs_on_the_frames_that_have_its_conditions():
+    network, frames = model(), inputs(1, 2)
+    expected = network(frames)
+    network.bank.add(spec(when=["fog"]))
+    disturb(network, "memory", 0.5)
+    found = network(frames | state_of(network), [Conditions(weather="fog"), Conditions(weather="rain")])
+    assert all(torch.equal(found[name][1], expected[name][1]) for name in expected)
+    assert all(not torch.equal(found[name][0], expected[name][0]) for name in expected)
+
+
+def test_it_stands_at_its_own_slot_for_all_tasks_on_the_grid_that_it_was_trained_for(tmp_path):
+    network = model()
+    with pytest.raises(InputError, match=r"module a: all tasks share the memory; leave tasks out of its `when`"):
+        network.bank.add(spec("a", when=["detection"]))
+    both = {"kind": "memory"}, {"kind": "low_rank", "slots": ["trunk.*"]}
+    with pytest.raises(InputError, match="leave tasks out"):
+        network.bank.add(ModuleUnion.model_validate({"name": "a", "parts": both, "when": ["map"]}))
+    with pytest.raises(InputError, match=r"memory does not attach to Conv2d"):
+        network.bank.add(spec("a", slots=["fused"]))
+    with pytest.raises(InputError, match=r"low_rank does not attach to FusedMap"):
+        network.bank.add(parse_module({"name": "a", "kind": "low_rank", "slots": ["memory"]}))
+    network.bank.add(spec())
+    network.bank.save("memory", tmp_path / "m")
+    content = config().model_dump(mode="json")
+    content["grid"]["x"] = [-12.8, 0.0]
+    narrow = PerceptionModel(parse_config(content, "narrow"))
+    narrow.load_state_dict(model().state_dict())
+    with pytest.raises(InputError, match=r"was a FusedMap \(32, 32, 32\), here it is a FusedMap \(32, 32, 16\)"):
+        narrow.bank.load(tmp_path / "m")
+
+
+@torch.no_grad()
+def test_deployed_it_remembers_the_same_with_other_modules_folded_around_it():
+    network, frames = with_memory(), inputs(1, 2)
+    network.bank.add(parse_module({"name": "low", "kind": "low_rank", "slots": ["fuse*", "trunk.*"], "rank": 2}))
+    disturb(network, "memory", 0.5)
+    disturb(network, "low", 0.05)
+    past = state_of(network)
+    deployed = network.deployed()
+    assert [*deployed.bank.modules] == ["memory"]
+    expected, found = network(frames | past), deployed(frames | past)
+    for name in found.keys() & expected.keys():
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3)
+    assert "next_state" in found
+
+
+@torch.no_grad()
+def test_a_state_of_one_route_is_used_on_another():
+    """The state after rain is warped into a dry frame's features: defined, and different from forgetting."""
+    network, frames = with_memory(), inputs(1, 2)
+    network.bank.add(parse_module({"name": "low", "kind": "low_rank", "slots": ["fuse*"], "when": ["rain"]}))
+    for name in ("memory", "low"):
+        disturb(network, name, 0.5)
+    rain, dry = [Conditions(weather="rain")] * 2, [Conditions(weather="clear")] * 2
+    states = [network(frames | state_of(network), known)["next_state"] for known in (rain, dry)]
+    assert not torch.equal(*states)
+    alone = copy.deepcopy(network)
+    alone.bank.delete("low")
+    outputs = [network(frames | PAST | {"state": state}, dry) for state in states]
+    for state, found in zip(states, outputs, strict=True):
+        assert not differing(found, alone(frames | PAST | {"state": state}))
+    assert all(differing(a, b) for a, b in pairwise(outputs))

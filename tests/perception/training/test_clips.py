@@ -1,0 +1,250 @@
+"""A network with a memory: trained on clips, evaluated drive by drive, added by a command to a base that stays."""
+
+import copy
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from commands import refuses, succeeds
+from made_up import keyframe, paint_frame
+from networks import assert_same, disturb, small
+from torch import Tensor
+
+from perception.checkpoint import load_model
+from perception.config import Augment, CameraBranch, Config, Image, parse_config
+from perception.datasets.keyframes import Keyframes
+from perception.frame import Prediction
+from perception.model import PerceptionModel, batch_inputs
+from perception.modules.spec import parse_module
+from perception.predict import TorchPredictor
+from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.state import Limits, Moment, state_inputs
+from perception.tasks.task import to_prediction
+from perception.training.augment import Augmentation
+from perception.training.loader import Batch, FrameDataset, collate
+from perception.training.loop import fit, train
+from perception.training.losses import Losses, Scope
+
+MEMORY = {"name": "memory", "kind": "memory", "frames": 3}
+LIMITS = Limits(1.2, 70.0)
+SIZE = Image(height=64, width=96)
+
+
+def config_with(memory: bool = True, data: dict[str, object] | None = None, **training: object) -> Config:
+    """LiDAR alone."""
+    content = small(**training).model_dump(mode="json") | {"modules": [MEMORY] if memory else []}
+    content["data"] |= data or {}
+    content["model"]["camera"] = None
+    return parse_config(content, "test")
+
+
+def plain(**training: object) -> Config:
+    """Frames as recorded, each once per epoch."""
+    data = {"augment": None, "class_balanced": False}
+    return config_with(data=data, drop_lidar=0.0, drop_cameras=0.0, **training)
+
+
+def learned(config: Config) -> PerceptionModel:
+    """With a memory that matters."""
+    torch.manual_seed(0)
+    network = PerceptionModel(config)
+    disturb(network, "memory", 0.5)
+    return network.eval()
+
+
+def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epoch(tables):
+    config = plain(batch=2, steps=30)
+    dataset, spec = FrameDataset(tables, tables.samples("all"), config), InputSpec.of(config)
+    lengths, drives = [], {scene: tables.samples(None, [scene]) for scene in tables.scenes()}
+    for epoch in range(3):
+        positions = range(epoch * dataset.epoch_length, (epoch + 1) * dataset.epoch_length)
+        samples = [dataset[position] for position in positions]
+        assert sorted(sample.token for sample in samples) == sorted(tables.samples("all"))
+        for position, sample in zip(positions, samples, strict=True):
+            drive = drives[tables.scene(sample.token)]
+            place = drive.index(sample.token)
+            before = drive[place - len(sample.earlier) : place]
+            frames = [tables.frame(token, spec.reads) for token in [*before, sample.token]]
+            for frame, arrays in zip(frames, [*sample.earlier, sample.inputs], strict=True):
+                assert all(np.array_equal(arrays[name], each) for name, each in prepare(frame, spec).items())
+            moments = [Moment.of(frame) for frame in frames]
+            for pair, arrays in zip(
+                [(None, moments[0]), *pairwise(moments)], [*sample.earlier, sample.inputs], strict=True
+            ):
+                told = state_inputs(*pair, LIMITS)
+                assert all(np.array_equal(arrays[name], each) for name, each in told.items())
+                assert arrays["state_valid"] == (pair[0] is not None)
+            lengths.append((position // 2, place, len(sample.earlier)))
+    for step in {step for step, _, _ in lengths}:
+        asked = max(length for each, _, length in lengths if each == step)
+        assert all(length == min(asked, place) for each, place, length in lengths if each == step)
+    assert {length for _, _, length in lengths} == {0, 1, 2}
+
+
+def test_one_augmentation_moves_all_frames_of_a_clip_and_their_motion():
+    """Points at rest, seen from two places: each frame's own are where the motion takes those of the one before."""
+    settings = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, shuffle=False)
+    at_rest = np.random.default_rng(0).uniform([-20, -20, -2, 1], [20, 20, 2, 1], (50, 4))
+    turn, first = np.eye(4), paint_frame(np.array([20.0, 2.0, 0.5]))
+    turn[:2, :2], turn[:2, 3] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]], [4.0, -1.0]
+    poses = first.global_from_reference, first.global_from_reference @ turn
+    mirrored = set()
+    for seed in range(8):
+        augmentation = Augmentation(
+            np.random.default_rng(seed), settings, CameraBranch(image=Image(height=64, width=96))
+        )
+        moments, places, pixels = [], [], []
+        for time, pose in enumerate(poses):
+            points = np.zeros((50, 5), np.float32)
+            points[:, :3] = np.linalg.solve(pose, first.global_from_reference @ at_rest.T).T[:, :3]
+            seen = replace(first, global_from_reference=pose, timestamp=500_000 * time, **keyframe(points))
+            frame = augmentation.apply(seen)
+            moments.append(Moment.of(frame))
+            places.append(np.c_[frame.points[:, :3], np.ones(50)])
+            (camera,) = frame.cameras
+            pixels.append(augmentation.affines[camera] @ frame.image_from_reference(camera) @ places[-1].T)
+        motion = state_inputs(*moments, LIMITS)
+        assert motion["state_valid"] == 1
+        np.testing.assert_allclose(places[0] @ motion["current_from_previous"][0].T, places[1], atol=1e-3)
+        np.testing.assert_allclose(pixels[0], pixels[1], atol=0.5, rtol=1e-4)  # one camera, at rest in the world
+        mirrored.add(np.linalg.det(augmentation.similarity[:2, :2]) < 0)
+    assert mirrored == {False, True}
+
+
+def sequence(network: PerceptionModel, inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The outputs on frames one after the other."""
+    state, found = network.no_state(len(inputs[0]["state_valid"])), []
+    for each in inputs:
+        found.append(network(each | {"state": state}))
+        state = found[-1]["next_state"].detach()
+    return found
+
+
+def clip_batch(tables: Keyframes, config: Config) -> Batch:
+    """Of the last and of the first keyframe of a drive, so that one clip has three frames and the other one."""
+    dataset, drive = FrameDataset(tables, tables.samples("all"), config), tables.samples("all")[:3]
+    samples = {}
+    for position in range(10 * dataset.epoch_length):
+        sample = dataset[position]
+        samples[sample.token, len(sample.earlier)] = sample
+    return collate([samples[drive[2], 2], samples[drive[0], 0]])
+
+
+def test_a_batch_has_its_frames_by_age_and_short_clips_do_not_feel_how_they_are_filled(tables):
+    config = plain()
+    batch = clip_batch(tables, config)
+    assert [each["state_valid"].tolist() for each in [*batch.earlier, batch.inputs]] == [[0, 0], [1, 0], [1, 0]]
+    network = learned(config)
+    with torch.no_grad():
+        together = sequence(network, [*batch.earlier, batch.inputs])[-1]
+        alone = sequence(network, [{name: each[1:] for name, each in batch.inputs.items()}])[-1]
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name][1:], value, rtol=1e-4, atol=1e-4)
+
+
+def test_the_losses_are_those_of_the_last_frame_after_the_earlier_ones(tables):
+    config = plain()
+    batch, network = clip_batch(tables, config), learned(config)
+    network.bank.train("memory")
+    losses = Losses(network, Scope(tuple(network.tasks)))
+    torch.stack([*losses(batch.inputs, batch.conditions, batch.labels, batch.earlier).values()]).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    assert all(".computations.memory." in name for name in gradients)
+    network.zero_grad()
+    dense = sequence(network, [*batch.earlier, batch.inputs])[-1]
+    terms = network.losses(dense, batch.labels)
+    expected = sum(term.sums.sum() / term.counts.sum().clamp(min=1) for term in terms.values())
+    assert isinstance(expected, Tensor)
+    expected.backward()
+    assert gradients["memory.computations.memory.scale"].abs().max() > 0
+    for name, parameter in network.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def assert_equal(found: Prediction, expected: Prediction) -> None:
+    for name in ("scores", "centers", "sizes", "velocities", "labels"):
+        a, b = (getattr(each.results["detection"], name) for each in (found, expected))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_predictor_carries_the_state_through_each_drive(tables, batch):
+    network = learned(plain())
+    predictor, reads, tokens = TorchPredictor(network, batch), InputSpec.of(network.config).reads, tables.samples("all")
+    predicted = {frame.token: found for frame, found in predictor.predictions(tables, reads, tokens)}
+    assert [*predicted] == tokens
+    changed = 0
+    for scene in tables.scenes():
+        state, before = network.no_state(1), None
+        for token in tables.samples(None, [scene]):
+            frame = tables.frame(token, reads)
+            moment = Moment.of(frame)
+            inputs = batch_inputs([prepare(frame, predictor.spec) | state_inputs(before, moment, LIMITS)])
+            with torch.no_grad():
+                dense = network(inputs | {"state": state}, [frame.conditions])
+                outputs = network.decode(dense)
+            state, before = dense["next_state"], moment
+            arrays = {name: value.numpy() for name, value in outputs.items()}
+            assert_equal(predicted[token], to_prediction(network.tasks, arrays))
+            alone = predictor(frame).results["detection"].scores
+            changed += not np.array_equal(alone, predicted[token].results["detection"].scores)
+    assert changed == len(tokens) - len(tables.scenes())  # all but the first frame of each drive
+
+
+def test_mirror_images_have_states_and_motions_of_their_own(tables):
+    """The mean over mirror images does not depend on which of them is the frame."""
+    predictor = TorchPredictor(learned(plain()), flip=True)
+    reads, drive = predictor.spec.reads, tables.samples(None, tables.scenes()[:1])
+    mirror = np.diag([1.0, -1.0, 1.0, 1.0])
+    mirrored = reads._replace(change=lambda frame: frame.transformed(mirror))
+    sides = [[p for _, p in predictor.predictions(tables, each, drive)] for each in (reads, mirrored)]
+    for a, b in zip(*sides, strict=True):
+        scores = [np.sort(each.results["detection"].scores) for each in (a, b)]
+        np.testing.assert_allclose(*scores, rtol=1e-3, atol=1e-5)
+
+
+def test_nothing_is_pasted_into_clips(tables, tmp_path):
+    network = PerceptionModel(config_with(data={"paste": {"classes": {"car": 3}, "points": 1}}, steps=1))
+    fit(network, tables, tables.samples("all"), tmp_path / "run")
+    assert not (tmp_path / "run" / "objects").exists()
+
+
+def test_base_and_memory_train_jointly(tables, tmp_path):
+    train(config_with(steps=3), tables, "all", tmp_path / "run")
+    trained, _ = load_model(tmp_path / "run")
+    assert trained.memory.computations["memory"].scale.any()
+
+
+def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path):
+    run, data = tmp_path / "base", tables.dataroot
+    train(config_with(memory=False, steps=2), tables, "all", run)
+    succeeds("adapt", run, "--memory", "--data", data, "--split", "all", "--out", tmp_path / "adapted", "--steps", 4)
+    base, with_memory = load_model(run)[0], load_model(tmp_path / "adapted")[0]
+    state = with_memory.state_dict()
+    assert_same({name: state[name] for name in base.state_dict()}, base.state_dict())
+    assert with_memory.memory.computations["memory"].scale.any()
+    record = json.loads((tmp_path / "adapted" / "modules" / "memory.json").read_text())
+    assert record["slots"] == [{"name": "memory", "layer": "FusedMap", "shape": [*base.memory.layer.shape]}]
+    loaded = copy.deepcopy(base)
+    loaded.bank.load(tmp_path / "adapted" / "modules" / "memory.json")
+    assert_same(loaded.state_dict(), state)
+    without = copy.deepcopy(with_memory)
+    without.bank.delete("memory")
+    assert_same(without.state_dict(), base.state_dict())
+    evaluate = ("evaluate", tmp_path / "adapted", "--data", data, "--split", "all", "--out", tmp_path / "scores")
+    succeeds(*evaluate)
+    assert "has a memory, so that its frames depend on those before" in refuses(*evaluate, "--jobs", 2)
+
+
+def test_a_memory_is_asked_for_alone(tmp_path):
+    line = refuses("adapt", tmp_path, "--memory", "--task", "map", "--data", tmp_path, "--out", tmp_path / "o")
+    assert "give --add" in line
+
+
+def test_a_memory_is_a_module_like_any_other():
+    assert parse_module(MEMORY).slots == ("memory",)
+    assert parse_module(MEMORY).model_dump()["frames"] == 3
