@@ -83,7 +83,7 @@ def adapt(
     ] = "",
     memory: Annotated[
         bool,
-        typer.Option("--memory", help="Short for --add memory:memory at its slot; trains on clips of keyframes."),
+        typer.Option("--memory", help="Short for --add memory:memory at its slot; trains on clips."),
     ] = False,
     task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
     config: Annotated[

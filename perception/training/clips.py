@@ -2,39 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.views import view_of
+from perception.errors import InputError
+from perception.frame import View
 from perception.sensors.state import Limits, Moment, state_inputs
 
 Arrays = dict[str, np.ndarray]
 
 
+def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float]) -> list[str]:
+    """The tokens of frames before a frame of a drive, the oldest first: `Keyframes.frame` reads each.
+
+    Each is the frame nearest to the asked time before the one after it, if it is within half of the drive's frame
+    period, the median of times between frames. Where there is none, at the drive's beginning or in a gap, the clip
+    has fewer frames.
+
+    Args:
+        moments: the drive's frames, as of `Keyframes.moments`.
+        spacings: s from each frame of the clip to the next; the last is to the frame of the token.
+
+    Raises:
+        InputError: a spacing is less than half of the frame period: no frame of the drive has one so near before it.
+    """
+    tokens, times = [*moments], np.array([*moments.values()], np.int64)
+    place, found = tokens.index(token), list[str]()
+    if place == 0:
+        return found
+    half = 0.5e6 * frame_period(moments)
+    if (shortest := 1e6 * min(spacings, default=np.inf)) < half:
+        raise InputError(
+            f"frame {token}: its drive has a frame every {2e-6 * half:g} s, so none is {1e-6 * shortest:g} s before "
+            f"another; give spacings from {1e-6 * half:g} s, or drives with more frames (perception simulate --rate 10)"
+        )
+    for spacing in reversed(spacings):
+        if place == 0:
+            break
+        off = np.abs(times[:place] - (times[place] - 1e6 * spacing))
+        place = int(off.argmin())
+        if off[place] > half:
+            break
+        found.insert(0, tokens[place])
+    return found
+
+
+def frame_period(moments: Mapping[str, int]) -> float:
+    """The median time (s) from a frame of a drive to the next; 0 for a single one."""
+    times = np.array([*moments.values()], np.int64)
+    return float(np.median(np.diff(times))) / 1e6 if len(times) > 1 else 0.0
+
+
+def draw_spacings(
+    rng: np.random.Generator, frames: int = 4, shortest: float = 0.1, longest: float = 0.5
+) -> list[float]:
+    """Random spacings (s) of a clip for training, as `find_clip` takes them; it has 1 to `frames` frames in all.
+
+    They are not those of the data set, so that a memory does not learn a single one.
+    """
+    return rng.uniform(shortest, longest, int(rng.integers(frames))).tolist()
+
+
 class Clips:
     """The clips of a training: their frames, and what the memory is told of each.
 
-    A clip has 1 to `frames` frames, as many for all samples of a step, and fewer at the beginning of a drive.
+    A clip has 1 to `frames` frames, as many and as far apart for all samples of a step, but fewer at the beginning of a
+    drive, and no nearer to each other than the drive's frames are.
     """
 
     def __init__(self, tables: Keyframes, config: Config, limits: Limits) -> None:
         self._tables, self._seed, self._batch, self._limits = tables, config.seed, config.train.batch, limits
         parts = [part for module in config.modules for part in module.single() if part.kind == "memory"]
         self._frames = max(part.frames for part in parts)
-        self._drives: dict[str, list[str]] = {}
+        self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
 
     def tokens(self, token: str, position: int) -> list[str]:
-        """The keyframes before this one in the clip at a position of the training, the oldest first."""
-        scene = self._tables.scene(token)
-        if scene not in self._drives:
-            self._drives[scene] = self._tables.samples(None, [scene])
-        drive = [each for each in self._drives[scene] if view_of(each) == view_of(token)]
-        rng = np.random.default_rng([self._seed, 3, position // self._batch])
-        place, before = drive.index(token), int(rng.integers(self._frames))
-        return drive[max(0, place - before) : place]
+        """The frames before this one in the clip at a position of the training, the oldest first."""
+        key = self._tables.scene(token), view_of(token)
+        if key not in self._moments:
+            self._moments[key] = self._tables.moments(token)
+        moments = self._moments[key]
+        spacings = draw_spacings(np.random.default_rng([self._seed, 3, position // self._batch]), self._frames)
+        return find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
 
     def state_inputs(self, moments: Sequence[Moment]) -> list[Arrays]:
         """The inputs of the memory on each frame of a clip; the first has no state."""
