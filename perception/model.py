@@ -24,11 +24,11 @@ from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import SettledRouter, SteeredRouter, make_fixed_routes, present, settle_routes
 from perception.modules.routing.learned import LearnedRouter, select_learned
 from perception.modules.slot import Slot
+from perception.modules.spec import NEXT_STATE
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.inputs import without_padding
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
-from perception.sensors.state import NEXT_STATE
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, add_prefix, part_of

@@ -19,9 +19,10 @@ from perception.frame import Frame, Prediction, View
 from perception.io.workers import iterate
 from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
+from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
-from perception.sensors.state import NEXT_STATE, Limits, Moment, state_inputs
+from perception.sensors.state import Limits, Moment, state_inputs
 from perception.tasks.network import Axis
 from perception.tasks.task import to_prediction
 

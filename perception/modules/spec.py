@@ -14,6 +14,10 @@ from perception.io.section import MODULE_NAME, Positive, Section
 from perception.modules.computation import KIND_LOCATIONS
 from perception.taxonomy import SENSORS
 
+# Inputs of a network with a memory; all but the state itself are made by `perception.sensors.state`.
+STATE_INPUTS = ("state", "current_from_previous", "state_valid", "elapsed")
+NEXT_STATE = "next_state"  # the output that is the state of the next frame
+
 
 def require_facts(when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], where: str) -> None:
     """Raise InputError unless a module can require all of these of a frame: conditions, tasks and sensors."""

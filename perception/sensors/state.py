@@ -13,10 +13,6 @@ import numpy as np
 
 from perception.frame import Frame
 
-# Inputs of a network with a memory. An engine that keeps the state on its device gets the others.
-STATE_INPUTS = ("state", "current_from_previous", "state_valid", "elapsed")
-NEXT_STATE = "next_state"  # the output that is the state of the next frame
-
 Reset = Literal["first frame", "another drive", "time does not go on", "gap", "impossible motion"]
 _RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
 

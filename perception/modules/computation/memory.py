@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from perception.grid import BevGrid
 from perception.io.section import Positive
 from perception.modules.computation.computation import Computation, Site
-from perception.modules.spec import Module
-from perception.sensors.state import STATE_INPUTS
+from perception.modules.spec import STATE_INPUTS, Module
 
 SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse` and `trunk`
 

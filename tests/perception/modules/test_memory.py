@@ -26,8 +26,7 @@ from perception.modules.computation.computation import Site
 from perception.modules.computation.memory import FusedInput, FusedMap, Memory
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, ModuleUnion, parse_module
-from perception.sensors.state import STATE_INPUTS
+from perception.modules.spec import STATE_INPUTS, Module, ModuleUnion, parse_module
 
 GRID = BevGrid(x=(-4.0, 8.0), y=(-3.0, 5.0), cell=0.5)  # 16 rows, 24 columns, not centred on the vehicle
 CHANNELS = 3
