@@ -85,8 +85,8 @@ def adapt(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML: with --task, `tasks` has the new head's options, `modules` those of its own; alone, `modules` has "
-            "the new module, as in a configuration."
+            help="YAML: with --task `tasks`, the new head's options, and `modules` of its own; alone one entry of "
+            "`modules` to add."
         ),
     ] = None,
     conditions: Annotated[
