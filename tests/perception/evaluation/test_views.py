@@ -99,6 +99,8 @@ def test_all_that_a_view_covers_is_scored_and_the_rest_counted(
     assert sum(scores["ground_truth"].values()) == covered.sum()
     assert sum(scores["left_out"].values()) == (~covered).sum()
     assert scores["mAP_present"] == pytest.approx(1)
+    for name, count in scores["ground_truth"].items():
+        assert {*scores["label_recalls"][name].values()} == {1.0 if count else None}
 
 
 def test_without_views_all_objects_count(tables: NuScenesTables, tmp_path: Path) -> None:
