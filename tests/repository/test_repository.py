@@ -160,7 +160,7 @@ ADD, MODULE = "give --add with --conditions", "and --option for a module"
         ("replay {tmp}/a.mcap --bundle {tmp} --out {tmp}/r --conditions hail", "not a bundle"),
         ("replay {tmp} --scenes a --bundle {tmp} --out {tmp}/r --scenes=b", "--scenes is given 2 times; give it once"),
         ("simulate {tmp}/d --conditions hail", "hail"),
-        ("simulate {tmp}/d --rig trukc", "rig trukc: not known; give a YAML file or one of nuscenes,"),
+        ("simulate {tmp}/d --rig trukc", "rig trukc: not known; give a YAML file or one of kitti, nuscenes,"),
         (f"adapt {{tmp}} --add low_rank {DATA}", "write KIND:NAME"),
         (f"adapt {{tmp}} --add low_rank:a --option rank=x {DATA}", "--option rank=x: write NAME=NUMBER"),
         (f"adapt {{tmp}} --add low_rank:a {DATA}", "no checkpoint here"),
