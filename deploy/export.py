@@ -233,7 +233,7 @@ def export(
         signer=signing,
         precision=precision,
         calibration=calibration,
-        recorded=calibration.inputs(spec) if calibration else {},
+        recorded=calibration.inputs(spec, config.data.views) if calibration else {},
         console=console,
     )
     if not apart:
@@ -306,6 +306,7 @@ class _Export:
             rig=config.rig,
             grid=config.grid,
             head_grid=config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}),
+            views=config.data.views,
             lidar=config.model.lidar,
             camera=config.model.camera,
             tasks=config.tasks,
@@ -324,6 +325,7 @@ def _table(manifest: Manifest) -> Table:
     for what, value in (
         ("parameters", f"{manifest.parameters:,}"),
         ("GFLOP per frame", f"{manifest.flops / 1e9:.2f}"),
+        *([("views", ", ".join(manifest.views))] if manifest.views else []),
         ("routes", ", ".join(manifest.routes)),
         ("modules folded", ", ".join(manifest.folded) or "none"),
         ("modules inline", ", ".join(manifest.inline) or "none"),

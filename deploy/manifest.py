@@ -8,14 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from deploy.integrity import Content, SelfHashed, require_inside
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Permit, Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
+from perception.datasets.views import seen_area
 from perception.errors import InputError
+from perception.frame import View
+from perception.grid import BevGrid
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
 from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
@@ -95,6 +106,7 @@ class Manifest(SelfHashed, NetworkFacts):
     rig: Rig  # the vehicle's sensors; its cameras are in the order of the input `images`
     grid: Grid
     head_grid: Grid  # of the cells that heads see
+    views: tuple[View, ...] = Field(default=(), strict=False)  # as in `perception.config.Data`
     lidar: Lidar | None
     camera: CameraBranch | None
     tasks: dict[str, SerializeAsAny[TaskConfig]]
@@ -108,10 +120,20 @@ class Manifest(SelfHashed, NetworkFacts):
     def _parse_tasks(cls, content: object) -> dict[str, TaskConfig]:
         return parse_tasks(content)
 
+    @model_serializer(mode="wrap")
+    def _without_views(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Networks without views keep the manifest that they had before there were any."""
+        return {name: content for name, content in serialize(self).items() if name != "views" or content}
+
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
-        """The tasks, by name."""
-        return tasks_of(self.tasks, self.head_grid.build(), self.taxonomy)
+        """The tasks, by name, on the area of all views."""
+        return tasks_of(self.tasks, seen_area(self.head_grid.build(), self.views), self.taxonomy)
+
+    @property
+    def area(self) -> BevGrid:
+        """What the network sees in all views."""
+        return seen_area(self.grid.build(), self.views)
 
     @property
     def spec(self) -> InputSpec:

@@ -16,7 +16,7 @@ from perception.frame import Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
-from perception.tasks.task import to_prediction
+from perception.tasks.task import join_views, to_prediction
 
 CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
 
@@ -87,17 +87,27 @@ class Runtime:
 
     def admit(self, frame: Frame) -> Frame:
         """The next frame for `perceive` and `remember`: what cannot be used is missing, and a finding of health."""
+        self._seconds.clear()
         with time_stage(self._seconds, "admit"):
             return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
-        """The first half of `step`: the network's prediction, and the weights of the switched modules."""
+        """The first half of `step`: the network's prediction, and the weights of the switched modules.
+
+        Raises:
+            InputError: a task cannot join the views of the network.
+        """
         self._steps += 1
         with time_stage(self._seconds, "check"):
             if self._steps % CHECK_EVERY == 0:
                 self.check()
         believed = self.scene.observe(frame)
-        return self._predict(frame, believed)
+        manifest = self.bundle.manifest
+        if not manifest.views:
+            return self._predict(frame, believed)
+        found = {view: self._predict(frame.facing(view), believed) for view in manifest.views}
+        joined = join_views(manifest.heads, {view: prediction for view, (prediction, _) in found.items()})
+        return joined, found[manifest.views[0]][1]
 
     def remember(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float]) -> SceneFrame:
         """The second half of `step`: the scene with what was perceived."""
@@ -114,7 +124,7 @@ class Runtime:
         require_golden([frame], network.engine.run, network.name, network.bundle.manifest.tolerances)
 
     def __call__(self, frame: Frame) -> Prediction:
-        """Perceive a single frame, with the conditions of its tags, like other predictors.
+        """Perceive a single frame as one view, with the conditions of its tags, like other predictors.
 
         Raises:
             InputError: an output is not finite.

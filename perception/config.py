@@ -22,7 +22,7 @@ from perception.taxonomy import Taxonomy, load_taxonomy, read_named_taxonomy
 
 # The recipe of a training: length, batch, schedule, averaging, validation, and the weights that it starts from.
 
-Factor = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(ge=0)]
 
 
 class Schedule(Section):
@@ -72,10 +72,10 @@ class Train(Section):
     schedule: Schedule = Schedule()
     rates: dict[str, Factor] = Field(
         default={}
-    )  # glob of parameters -> factor of their rate; the first that matches counts
+    )  # glob of parameters -> factor of their rate, 0: they are frozen; the first that matches counts
     weight_decay: float = 0.01
     gradient_clip: float = 35.0  # maximum norm
-    norm_momentum: Share | None = None  # of batch normalisations; None: the layers' own
+    norm_momentum: Share | None = None  # of batch normalisations; None: the layers' own; 0: they use their statistics
     sync_norm: bool = False  # batch statistics over all processes
     shard: bool = False  # parameters, gradients and moments are divided among the processes
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay a step of the average of the weights

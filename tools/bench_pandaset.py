@@ -1,191 +1,189 @@
-"""A network that was trained on KITTI, on a car and in a city that it never saw: as it is, adapted, and fine-tuned."""
+"""KITTI's network on PandaSet, by the commands of docs/own_data.md: as it is, adapted, fine-tuned, and on board."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
-from benchmark import QUIET, SHARED
-from pandaset_scores import Memory, Predict, score
-
-from deploy.build import build
-from deploy.bundle import EngineRecord
-from deploy.export import export
-from deploy.precision.calibrate import Drives
-from deploy.replay.run import replay
-from deploy.replay.settings import Source
-from deploy.runtime import Runtime
-from deploy.tolerances import Precision
-from deploy.verify import verify
-from perception.checkpoint import load_model, newest, read_config
-from perception.config import extend_taxonomy
-from perception.datasets.pandaset import PandaSet
-from perception.datasets.views import Views
-from perception.frame import VIEWS
-from perception.mmdet3d.importing import import_pointpillars
-from perception.model import PerceptionModel
-from perception.modules.base import base_parameters
-from perception.modules.spec import parse_module
-from perception.predict import TorchPredictor
-from perception.rig import load_rig
-from perception.taxonomy import Taxonomy, load_taxonomy
-from perception.training import optimize
-from perception.training.adapt import add_task, read_task
-from perception.training.loop import fit
+from benchmark import SHARED
 
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"
-CONFIGS = Path(__file__).parents[1] / "configs" / "kitti"
-RIG = load_rig("pandaset_64")
-CLASSES = ["car", "pedestrian"]
+KITTI = Path(__file__).parents[1] / "configs" / "kitti"
 TARGET = "rtx-ampere"  # compiles without a GPU
-MODULE: dict[str, Any] = {
-    "name": "pandaset",
-    "kind": "union",
-    "parts": [
-        {"kind": "low_rank", "slots": ["trunk.stage*.?", "trunk.lift?", "heads.*"], "rank": 1},
-        {"kind": "scale_shift", "slots": ["trunk.*.norm"]},
-    ],
-}
-
-
-def _with_module(model: PerceptionModel) -> None:
-    spec = parse_module(MODULE)
-    model.bank.add(spec)
-    model.reconfigure(model.config.model_copy(update={"modules": (spec,)}))
-    optimize.post_hoc(model, [spec.name])
-
-
-WAYS: dict[str, Callable[[PerceptionModel], object]] = {
-    "zero_shot": lambda model: optimize.post_hoc(model, ()),
-    "adapted": _with_module,
-    "head": lambda model: optimize.base(model, ["heads.*"]),
-    "full": lambda model: model.requires_grad_(True),
-}
+SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
+CAR = "car"
 
 
 def pandaset(
     data: Path = SHARED / "pandaset",
     weights: Path = SHARED / "pointpillars_kitti" / "pointpillars.safetensors",
-    out: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("runs/pandaset"),
-    steps: int = 160,
-    rate: Annotated[tuple[float, float, float], typer.Option(help="Of module or head, all, and classes.")] = (
-        5e-3,
-        3e-4,
-        2e-2,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; commands that ended are not repeated.")] = Path(
+        "runs/pandaset"
     ),
-    stages: Annotated[str, typer.Option(help="Only these.")] = ",".join((*WAYS, "further", "vehicle")),
-    held_back: Annotated[str, typer.Option(help="Frames to score.")] = HELD_BACK,
-    trained: Annotated[str, typer.Option(help="Frames to train on.")] = TRAINED,
+    steps: int = 160,
+    stages: Annotated[str, typer.Option(help="Only these.")] = "zero_shot,adapted,head,full,further,vehicle",
 ) -> dict[str, Any]:
-    """Scores on held-back frames, seen to the front and to the rear (`pandaset_scores.score`), parameters that
-    trained, and what is left on simulated sweeps of KITTI's LiDAR; of the adapted network with further classes, too,
-    and of what is exported of it.
+    """What `evaluate` gives for held-back frames in all views, and the share of the parameters that trained.
 
-    Parked cars are seen in both parts of the drive, 0.8 s apart. Stages that the folder has are not repeated, and a
-    training that was interrupted goes on.
+    Of each training the processor-seconds of its command for a step, and in `source` the AP of cars on simulated sweeps
+    of KITTI's LiDAR, with the share of the first network's sure detections there that are `kept`. Parked cars are seen
+    in both parts of the drive, 0.8 s apart.
     """
-    bench, result = _Bench(data, out, weights, steps, rate, trained, held_back), dict[str, Any]()
+    bench, result = _Bench(data, out, steps), dict[str, Any]()
+    bench.call("import", "import-pointpillars", KITTI / "pointpillars.yaml", weights, "--out", out / "kitti")
+    drives = ("--scenes", 2, "--samples", 6, "--rig", "kitti", "--conditions", "clear-day-boston")
+    bench.call("simulate", "simulate", out / "simulated", *drives)
     for stage in stages.split(","):
-        file = out / f"{stage}.json"
-        if not file.exists():
-            file.write_text(json.dumps(bench.way(stage) if stage in WAYS else getattr(bench, stage)()))
-        result[stage] = json.loads(file.read_text())
+        result[stage] = getattr(bench, stage)()
     if {"zero_shot", "adapted", "full"} <= result.keys():
-        zero, adapted, full = (result[way]["car"]["ap"] for way in ("zero_shot", "adapted", "full"))
+        zero, adapted, full = (result[way][CAR]["ap"] for way in ("zero_shot", "adapted", "full"))
         result["share_of_gain"] = (adapted - zero) / (full - zero)
     return result
 
 
 class _Bench:
-    def __init__(
-        self,
-        data: Path,
-        out: Path,
-        weights: Path,
-        steps: int,
-        rate: tuple[float, float, float],
-        trained: str,
-        held_back: str,
-    ) -> None:
-        self.data, self.out, self.steps, self.rate = data, out, steps, rate
-        self.trained, self.held_back = trained, held_back
-        if not (out / "kitti").exists():
-            import_pointpillars(CONFIGS / "pointpillars.yaml", weights, out / "kitti")
-        base = TorchPredictor.load(out / "kitti")
-        self.memory = Memory(base, out / "simulated", load_taxonomy("kitti").label("car"))
-        self.everything = self._drives(load_taxonomy("pandaset"))
+    def __init__(self, data: Path, out: Path, steps: int) -> None:
+        self.data, self.out, self.steps = data, out, steps
+        self.kitti = out / "kitti"
 
-    def _drives(self, taxonomy: Taxonomy) -> PandaSet:
-        return PandaSet(self.data, RIG, taxonomy)
+    def call(self, name: str, *words: object) -> dict[str, Any]:
+        """Runs `perception` with these words, once: its `seconds` of processors, and what it `printed`."""
+        record = self.out / "commands" / f"{name}.json"
+        if not record.exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            printed = process.stdout.read()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+            content = {"command": command[3:], "seconds": used.ru_utime + used.ru_stime, "printed": printed}
+            record.write_text(json.dumps(content))
+        found: dict[str, Any] = json.loads(record.read_text())
+        return found
 
-    def way(self, way: str) -> dict[str, Any]:
-        """Trains one way, and scores it."""
-        model = _model(self.out / "kitti", self.steps, self.rate[way == "full"])
-        drives, before = self._drives(model.config.taxonomy), model.bank.base_hash()
-        WAYS[way](model)
-        trained = sum(parameter.numel() for _, parameter in optimize.parameters(model))
-        start, run = time.process_time(), self.out / way
-        if trained:
-            model.eval()  # the imported normalisations have no statistics of their own to renew
-            tokens = drives.samples(selectors=[self.trained])
-            fit(model, drives, tokens, run, resume=newest(run) is not None)
-        seconds = (time.process_time() - start) / self.steps
+    def zero_shot(self) -> dict[str, Any]:
+        return {**self._scores("zero_shot", self.kitti), **self._scores_by_view("zero_shot", self.kitti)}
+
+    def adapted(self) -> dict[str, Any]:
+        run, module = self.out / "adapted", KITTI / "pandaset_module.yaml"
+        training = ("--steps", self.steps, "--learning-rate", 0.005, "--data", self.data, "--scenes", TRAINED)
+        trained = self.call("adapted", "adapt", self.kitti, "--config", module, *training, "--out", run)
+        before, after = (
+            json.loads(self.call(f"modules_{each.name}", "modules", each, "--json")["printed"])
+            for each in (self.kitti, run)
+        )
         return {
-            **self._scored(TorchPredictor(model), drives, CLASSES),
-            "trained_share": trained / sum(parameter.numel() for parameter in base_parameters(model)),
-            "processor_seconds_per_step": seconds,
-            "base_unchanged": model.bank.base_hash() == before,
-            "simulated": self.memory.of(TorchPredictor(model)),
+            **self._scores("adapted", run),
+            **self._scores_by_view("adapted", run),
+            "trained_share": after["modules"][0]["share"],
+            "processor_seconds_per_step": trained["seconds"] / self.steps,
+            "base_unchanged": after["base"] == before["base"],
         }
 
+    def head(self) -> dict[str, Any]:
+        return self._fine_tuned("head", 'train.rates={"heads.*": 1.0, "*": 0.0}', "train.learning_rate=0.005")
+
+    def full(self) -> dict[str, Any]:
+        return self._fine_tuned("full", "train.norm_momentum=0.0", "train.learning_rate=0.0003")
+
+    def _fine_tuned(self, name: str, *changes: str) -> dict[str, Any]:
+        """Scores of weights of the network that were trained on."""
+        start = (f"init_from.run={self.kitti}", f'data.scenes=["{TRAINED}"]', f"train.steps={self.steps}")
+        words = (KITTI / "pointpillars.yaml", *start, *changes, "--data", self.data, "--out", self.out / name)
+        seconds = self.call(name, "train", *words)["seconds"] / self.steps
+        return {**self._scores(name, self.out / name), "processor_seconds_per_step": seconds}
+
     def further(self) -> dict[str, Any]:
-        """The adapted network with further classes; and with its module switched off what it still knows."""
-        content, run = read_task(CONFIGS / "pandaset_further.yaml"), self.out / "further"
-        options = content["tasks"]["detection"]
-        taxonomy = extend_taxonomy(read_config(self.out / "adapted"), "detection", options, "further")
-        drives, rate = self._drives(taxonomy), self.rate[2]
-        training = {"steps": self.steps, "learning_rate": rate}
-        add_task(self.out / "adapted", "detection", content, drives, "all", [self.trained], run, **training)
-        model, config = load_model(run)
-        own = [each.name for each in config.tasks["detection"].further.classes]  # type: ignore[attr-defined]
-        added = sum(parameter.numel() for parameter in model.added.parameters())
-        scores = self._scored(TorchPredictor(model), drives, [*CLASSES, *own])
-        share = added / sum(parameter.numel() for parameter in base_parameters(model))
-        known = self.memory.of(TorchPredictor(model))
-        model.bank.delete(MODULE["name"])
-        off = self.memory.of(TorchPredictor(model))
-        return {**scores, "trained_share": share, "simulated": known, "simulated_without_module": off}
+        """The adapted network with further classes."""
+        run, task = self.out / "further", ("--task", "detection", "--config", KITTI / "pandaset_further.yaml")
+        training = ("--steps", self.steps, "--learning-rate", 0.02, "--data", self.data, "--scenes", TRAINED)
+        self.call("further", "adapt", self.out / "adapted", *task, *training, "--out", run)
+        return self._scores("further", run)
 
     def vehicle(self) -> dict[str, Any]:
-        """The adapted network with further classes, exported and compiled; PandaSet is replayed in INT8."""
-        run, folder = self.out / "further", self.out / "vehicle"
-        config = read_config(run)
-        drives, names = self._drives(config.taxonomy), config.taxonomy.class_names
-        classes = [name for name in names if name in self.everything.taxonomy.class_names]
-        precisions: tuple[Precision, ...] = ("fp32", "int8")
+        """The adapted network on board, in FP32 and INT8; the drive is replayed in INT8."""
         result: dict[str, Any] = {}
-        for precision in precisions:
-            frames = Drives(self.data, scenes=[self.trained]) if precision == "int8" else None
-            bundle = export(run, folder / precision, console=QUIET, precision=precision, calibration=frames)
-            plan = build(bundle.path, TARGET, QUIET)
-            assert isinstance(plan, EngineRecord), f"{TARGET} compiles here"
-            verify(bundle.path)
-            scores = self._scored(Runtime(bundle.path), drives, classes)
-            result[precision] = {**scores, "plan_megabytes": plan.plan_bytes / 1e6}
-        summary = replay(Source(self.data), folder / "int8", folder / "replay", console=QUIET)
-        return {**result, "replayed_frames": summary["frames"]}
+        for precision, more in (("fp32", ()), ("int8", ("--calibrate", self.data, "--scenes", TRAINED))):
+            bundle = self.out / "vehicle" / precision
+            self.call(
+                f"export_{precision}", "export", self.out / "adapted", "--out", bundle, "--precision", precision, *more
+            )
+            self.call(f"build_{precision}", "build", bundle, "--target", TARGET)
+            self.call(f"verify_{precision}", "verify", bundle)
+            result[precision] = self._car(f"vehicle_{precision}", bundle, "--data", self.data, "--scenes", HELD_BACK)
+        replayed = (
+            "replay",
+            self.data,
+            "--bundle",
+            self.out / "vehicle" / "int8",
+            "--out",
+            self.out / "replay",
+            "--json",
+        )
+        return {**result, "replayed_frames": json.loads(self.call("replay", *replayed)["printed"])["frames"]}
 
-    def _scored(self, predict: Predict, drives: PandaSet, names: list[str]) -> dict[str, Any]:
-        seen, everything = Views(drives, VIEWS), Views(self.everything, VIEWS)
-        return score(predict, seen, everything, seen.samples(selectors=[self.held_back]), names)
+    def _scores(self, name: str, run: Path) -> dict[str, Any]:
+        """Scores of all classes on the held-back frames; on the simulated sweeps those of cars."""
+        metrics = self._evaluate(name, run, "--data", self.data, "--scenes", HELD_BACK)
+        classes = {each: _of_class(metrics, each) for each, count in metrics["ground_truth"].items() if count}
+        source = ("--data", self.out / "simulated", "--rig", "kitti", "--split", "all")
+        return {**classes, "source": {**self._car(f"source_{name}", run, *source), **self._kept(name)}}
+
+    def _scores_by_view(self, name: str, run: Path) -> dict[str, Any]:
+        """Those of cars in each view alone."""
+        held_back = ("--data", self.data, "--scenes", HELD_BACK)
+        return {view: self._car(f"{name}_{view}", run, *held_back, "--views", view) for view in ("front", "rear")}
+
+    def _car(self, name: str, run: Path, *words: object) -> dict[str, Any]:
+        return _of_class(self._evaluate(name, run, *words), CAR)
+
+    def _evaluate(self, name: str, run: Path, *words: object) -> dict[str, Any]:
+        out = self.out / "evaluations" / name
+        metrics: dict[str, Any] = json.loads(
+            self.call(f"evaluate_{name}", "evaluate", run, *words, "--out", out, "--json")["printed"]
+        )
+        return metrics
+
+    def _kept(self, name: str) -> dict[str, float]:
+        """The share of the first network's sure cars in the simulated sweeps that this one finds, and of its own the
+        share that is `new`."""
+        first, own = (_sure_cars(self.out / "evaluations" / f"source_{each}") for each in ("zero_shot", name))
+        away = [np.linalg.norm(first[token][:, None] - own[token], axis=2) for token in first]
+        found = np.concatenate([each.min(axis=1, initial=np.inf) for each in away])
+        new = np.concatenate([each.min(axis=0, initial=np.inf) for each in away])
+        return {"kept": float((found <= NEAR).mean()), "new": float((new > NEAR).mean())}
 
 
-def _model(run: Path, steps: int, rate: float) -> PerceptionModel:
-    model, config = load_model(run)
-    train = config.train.model_copy(update={"steps": steps, "learning_rate": rate, "checkpoint_every": 20})
-    model.reconfigure(config.model_copy(update={"train": train}))
-    return model
+def _of_class(metrics: dict[str, Any], name: str) -> dict[str, Any]:
+    """Mean AP and AP at 1 m, recall at 1 m of all detections, and the number of objects."""
+    return {
+        "ap": metrics["mean_dist_aps"][name],
+        "ap_1m": metrics["label_aps"][name]["1.0"],
+        "recall": metrics["label_recalls"][name]["1.0"],
+        "objects": metrics["ground_truth"][name],
+    }
+
+
+def _sure_cars(evaluation: Path) -> dict[str, np.ndarray]:
+    """By keyframe (N, 2), m, the places of the sure cars in the global frame."""
+    results = json.loads((evaluation / "results_nusc.json").read_text())["results"]
+    return {
+        token: np.array(
+            [
+                each["translation"][:2]
+                for each in boxes
+                if each["detection_name"] == CAR and each["detection_score"] >= SURE
+            ]
+        ).reshape(-1, 2)
+        for token, boxes in results.items()
+    }

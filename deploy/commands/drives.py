@@ -103,7 +103,7 @@ def evaluate(
         if batch > 1 or flip:
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
         trust = make_trust(key, state, allow_older)
-        opened = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, seen or (), target, trust)
+        opened = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, seen, target, trust)
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
@@ -133,7 +133,7 @@ def evaluate(
 
 
 def _bundle_and_drives(
-    bundle: Path, data: Path, version: str | None, views: Sequence[View], target: str, trust: Trust | None
+    bundle: Path, data: Path, version: str | None, views: Sequence[View] | None, target: str, trust: Trust | None
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     """A bundle and the drives to score it on."""
     from deploy.runtime import Runtime
@@ -141,12 +141,9 @@ def _bundle_and_drives(
     from perception.evaluation.predictions import look_to
 
     runtime = Runtime(bundle, target, trust)
-    spec, heads = runtime.bundle.spec, runtime.bundle.manifest.heads
-    return (
-        look_to(views, runtime, spec, heads),
-        spec,
-        open_source(data, version, spec.rig, runtime.bundle.manifest.taxonomy),
-    )
+    manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
+    seeing = look_to(manifest.views if views is None else views, runtime, spec, manifest.heads)
+    return seeing, spec, open_source(data, version, spec.rig, manifest.taxonomy)
 
 
 def _run_and_drives(

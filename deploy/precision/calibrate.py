@@ -16,7 +16,9 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, Percentile
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.sources import open_source
+from perception.datasets.views import see_views
 from perception.errors import InputError
+from perception.frame import View
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
 
@@ -90,16 +92,19 @@ class Drives:
         """The opened drives."""
         return open_source(self.root, self.version, self.rig)
 
-    def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
+    def inputs(self, spec: InputSpec, views: Sequence[View] = ()) -> dict[str, dict[str, np.ndarray]]:
         """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.
+
+        Args:
+            views: that the network sees; each is a keyframe of its own.
 
         Raises:
             InputError: there are no such drives, or no keyframe has all sensors.
         """
-        tokens = self.source.samples(selectors=self.scenes)
+        source, tokens = see_views(self.source, self.source.samples(selectors=self.scenes), views)
         found = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
-            frame = self.source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
+            frame = source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
             found[frame.token] = prepare(frame, spec)

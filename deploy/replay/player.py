@@ -19,6 +19,7 @@ from deploy.replay.sources import Drive
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import ViewerWriter, Writers, open_writers
 from deploy.runtime import Runtime
+from perception.datasets.views import leave_out_unseen
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
@@ -105,7 +106,7 @@ class Player:
 
     def _frames(self, drive: Drive, segment: Segment) -> Iterator[_Taken]:
         """The selected frames of a segment and of its warm-up, with the faults."""
-        choice = FrameChoice(self.settings.selection, segment)
+        choice, manifest = FrameChoice(self.settings.selection, segment), self.runtime.bundle.manifest
         if any(fault.kind.shows_earlier for fault in self._faults):
             all_before = segment._replace(warm_up=math.inf)
             every = FrameChoice(Selection(end=self.settings.selection.end), all_before)
@@ -116,6 +117,7 @@ class Player:
         start = time.perf_counter()
         for frame in frames:
             seconds = choice.time(frame.scene, frame.timestamp)
+            frame = leave_out_unseen(frame, manifest.grid.build(), manifest.views)
             yield _Taken(frame, seconds, time.perf_counter() - start, choice.warming)
             start = time.perf_counter()
 

@@ -118,7 +118,7 @@ Views = Annotated[
     typer.Option(
         "--views",
         help="What a network that looks one way sees of the vehicle's surroundings: front,rear, or one of both; the "
-        "rear by half a turn. Objects outside are not scored. Default: the `data.views` of a run; none for a bundle.",
+        "rear by half a turn. Objects outside are not scored. Default: the `data.views` of the run or of the bundle.",
     ),
 ]
 

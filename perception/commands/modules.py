@@ -88,7 +88,10 @@ def adapt(
     task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML: `tasks` with the new head's options, `modules` of its own."),
+        typer.Option(
+            help="YAML: with --task `tasks`, the new head's options, and `modules` of its own; alone one entry of "
+            "`modules` to add."
+        ),
     ] = None,
     conditions: Annotated[
         str, typer.Option(help="Train on the frames with these, such as rain,night, and route to the module there.")
@@ -125,20 +128,26 @@ def adapt(
     from perception.datasets.sources import open_source
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
-    from perception.training.adapt import add_task, read_task
+    from perception.training.adapt import add_task, read_module, read_task
 
     if memory and not add:
         add, slots = "memory:memory", "memory"
-    if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
-        raise InputError("give --add with --conditions and --option for a module, or --task with --config for a task")
+    file = None if task else config
+    if [bool(add), bool(task), file is not None].count(True) != 1 or (not add and (conditions or option)):
+        raise InputError(
+            "give --add with --conditions and --option for a module, --config for a module of a file, or --task with "
+            "--config for a task"
+        )
     kinds, _, name = add.partition(":")
-    if not name and not task:
+    if not name and add:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
+    if file is not None:
+        module = read_module(file)
     foreign = foreign_config(checkpoint)
     config_before = read_config(checkpoint) if foreign is None else None
     vehicle = rig_of(rig) or (config_before.rig if config_before else None)
-    content = read_task(config) if config else {}
+    content = read_task(config) if config and task else {}
     options = content.get("tasks", {}).get(task) or {}
     taxonomy = extend_taxonomy(config_before, task, options, str(config)) if config_before else None
     tables = open_source(data, version, vehicle, taxonomy)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from perception.datasets.keyframes import NO_SENSORS, Keyframes, Reads, Recording
-from perception.frame import VIEWS, Conditions, Frame, View
+from perception.frame import TURNS, VIEWS, Boxes, Conditions, Frame, View
+from perception.grid import BevGrid
 
 
 def view_token(token: str, view: View) -> str:
@@ -68,6 +71,26 @@ def see_views(source: Keyframes, tokens: Sequence[str], views: Sequence[View]) -
 def view_of(token: str) -> View:
     """The view that the token of a keyframe is of."""
     return _keyframe(token)[1]
+
+
+def seen_area(grid: BevGrid, views: Sequence[View]) -> BevGrid:
+    """The smallest area around what the grid covers in all views; without views the grid itself."""
+    if not views:
+        return grid
+    corners = np.concatenate([np.array([grid.x, grid.y]).T @ TURNS[view][:2, :2] for view in views])
+    (x, y), (x_high, y_high) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    return replace(grid, x=(x, x_high), y=(y, y_high))
+
+
+def leave_out_unseen(frame: Frame, grid: BevGrid, views: Sequence[View]) -> Frame:
+    """The frame with annotated objects on the grid of no view as `boxes_left_out` of its truth, apart from `boxes`."""
+    boxes: Boxes | None = frame.truth.get("boxes")
+    if boxes is None or not views:
+        return frame
+    centers = boxes.transformed(np.linalg.inv(frame.global_from_reference)).centers * [1, 1, 0]
+    covered = np.any([grid.inside(centers @ TURNS[view][:3, :3]) for view in views], axis=0)
+    parts = {"boxes": boxes.select(covered), "boxes_left_out": boxes.select(~covered)}
+    return replace(frame, truth={**frame.truth, **parts})
 
 
 def _keyframe(token: str) -> tuple[str, View]:

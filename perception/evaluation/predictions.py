@@ -7,11 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.datasets.views import see_views
-from perception.frame import TURNS, Boxes, Frame, Prediction, View
+from perception.datasets.views import leave_out_unseen, see_views
+from perception.frame import Frame, Prediction, View
 from perception.io.workers import Pool
 from perception.sensors.inputs import InputSpec
 from perception.tasks.task import Task, join_views
@@ -44,7 +42,7 @@ def predictions(predictor: Predictor, keyframes: Keyframes, reads: Reads, tokens
 class ViewsPredictor:
     """A predictor that looks one way, on all views of each keyframe; its predictions are of the whole keyframe.
 
-    Annotated objects on the grid of no view are not among the `boxes` of a frame's truth, but are its `boxes_left_out`.
+    The truth of its frames is that of `leave_out_unseen`.
 
     Args:
         spec: inputs of the predictor.
@@ -69,17 +67,7 @@ class ViewsPredictor:
             turned, _ = parts[self._views[0]]
             frame = replace(turned.facing(self._views[0]), token=token)
             joined = join_views(self._tasks, {view: prediction for view, (_, prediction) in parts.items()})
-            yield self._divide_boxes(frame), joined
-
-    def _divide_boxes(self, frame: Frame) -> Frame:
-        """The frame with the annotated objects that some view covers apart from the others."""
-        boxes: Boxes | None = frame.truth.get("boxes")
-        if boxes is None:
-            return frame
-        centers = boxes.transformed(np.linalg.inv(frame.global_from_reference)).centers * [1, 1, 0]
-        covered = np.any([self._grid.inside(centers @ TURNS[view][:3, :3]) for view in self._views], axis=0)
-        parts = {"boxes": boxes.select(covered), "boxes_left_out": boxes.select(~covered)}
-        return replace(frame, truth={**frame.truth, **parts})
+            yield leave_out_unseen(frame, self._grid, self._views), joined
 
 
 def look_to(views: Sequence[View], predictor: Predictor, spec: InputSpec, tasks: Mapping[str, Task[Any]]) -> Predictor:

@@ -20,10 +20,10 @@ from perception.tasks.task import Evidence, Task
 
 @contextmanager
 def time_stage(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Store the duration of the block (s) in `seconds` under the name of the stage."""
+    """Add the duration of the block (s) to that of the stage in `seconds`."""
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def _further_training(train: Mapping[str, Any], training: Mapping[str, Any]) -> 
     """The `train` section of a checkpoint for a further training, without what only the earlier one needs."""
     length = {"epochs": None} if "steps" in training else {}
     rate = {"base_batch": None} if "learning_rate" in training else {}
-    return {**train, "validation": None, "rates": {}, "shard": False, **length, **rate, **training}
+    norms = {"norm_momentum": None} if train["norm_momentum"] == 0 else {}  # a module's own still need statistics
+    return {**train, "validation": None, "rates": {}, "shard": False, **length, **rate, **norms, **training}
 
 
 def adapt(
@@ -100,8 +101,8 @@ def adapt(
     return last
 
 
-class NewTask(Section):
-    """The file of `perception adapt --task`."""
+class Addition(Section):
+    """The file of `perception adapt --config`: a head of a new task with modules of its own, or one module alone."""
 
     tasks: dict[str, Any] = Field(default={})
     modules: tuple[dict[str, Any], ...] = Field(default=(), strict=False)
@@ -109,7 +110,15 @@ class NewTask(Section):
 
 def read_task(path: Path) -> dict[str, Any]:
     """Configuration of the head of a new task and of its own modules; InputError as in `load_section`."""
-    return load_section(NewTask, path, "the task").model_dump()
+    return load_section(Addition, path, "the task").model_dump()
+
+
+def read_module(path: Path) -> dict[str, Any]:
+    """The module of a file that has it alone; InputError as in `load_section`, and for any other content."""
+    content = load_section(Addition, path, "the module")
+    if content.tasks or len(content.modules) != 1 or not content.modules[0].get("name"):
+        raise InputError(f"{path}: write one module with a name under `modules`; a head in `tasks` needs --task NAME")
+    return content.modules[0]
 
 
 def add_task(

@@ -50,6 +50,7 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     if config.model.camera is not None and not resume:
         model.camera.load_pretrained()
     optimize.joint(model)
+    optimize.freeze(model, config.train.rates)
     earlier: tuple[str, ...] = ()
     if resume:
         earlier = checkpoint.provenance(run).data[:-1]

@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -55,16 +54,19 @@ def train_added_task(model: PerceptionModel, task: str, modules: Sequence[str] =
     return Scope((task,), model.tasks[task].random_routes)
 
 
-def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
-    """Train the parameters of the base that match one of the globs, such as `heads.*`; no module."""
-    model.requires_grad_(False).eval()
-    for path, part in model.named_modules():
-        layer: Any = part
-        own = {f"{path}.{name}": parameter for name, parameter in layer.named_parameters(recurse=False)}
-        if own and all(is_base_key(name) and any(fnmatchcase(name, p) for p in parts) for name in own):
-            layer.training = True
-            for parameter in own.values():
-                parameter.requires_grad_(True)
+def freeze(model: PerceptionModel, factors: Mapping[str, float]) -> None:
+    """Freeze the parameters whose factor of the rate is 0, and the statistics of their layers.
+
+    Args:
+        factors: as in `optimizer_of`.
+    """
+    for path, layer in model.named_modules():
+        own = dict(layer.named_parameters(path, recurse=False))
+        for name, parameter in own.items():
+            if _factor(name, factors) == 0:
+                parameter.requires_grad_(False)
+        if own and not any(parameter.requires_grad for parameter in own.values()):
+            layer.training = False
 
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -99,8 +101,7 @@ def optimizer_of(
             raise InputError(f"train.rates: {pattern} matches no parameter; there are such as {every[0]}")
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in parameters(model):
-        factor = next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
-        groups.setdefault((not is_base_key(name), factor), []).append(parameter)
+        groups.setdefault((not is_base_key(name), _factor(name, factors)), []).append(parameter)
     options = [
         {"params": group, "lr": rate * factor, "weight_decay": 0.0 if is_module else decay}
         for (is_module, factor), group in sorted(groups.items(), key=lambda item: item[0])
@@ -108,11 +109,17 @@ def optimizer_of(
     return torch.optim.AdamW(options, lr=rate, foreach=True)
 
 
+def _factor(name: str, factors: Mapping[str, float]) -> float:
+    """The factor of a parameter's rate: that of the first glob that matches, else 1."""
+    return next((factor for pattern, factor in factors.items() if fnmatchcase(name, pattern)), 1.0)
+
+
 def set_momentum(model: nn.Module, momentum: float) -> None:
-    """Set the weight of a batch in the running statistics of all batch normalisations."""
+    """Set the weight of a batch in the running statistics of all batch normalisations; with 0 they use these."""
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = momentum
+            layer.training &= momentum > 0
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LRScheduler:

@@ -167,7 +167,7 @@ def test_nuscenes_car() -> None:
     np.testing.assert_array_equal(RIG.cameras[3].intrinsics, [[405, 0, 400], [0, 405, 235], [0, 0, 1]])
 
 
-@pytest.mark.parametrize("name", ["nuscenes", "truck", "shuttle"])
+@pytest.mark.parametrize("name", ["nuscenes", "truck", "shuttle", "kitti"])
 def test_rigs_that_come_with_the_package(name: str, tmp_path: Path) -> None:
     """By name, by file and inline they are the same, and simulated as they are."""
     rig = load_rig(name)
@@ -187,7 +187,7 @@ def test_rigs_that_come_with_the_package(name: str, tmp_path: Path) -> None:
 def test_an_unknown_rig_and_one_without_what_is_needed(tmp_path: Path) -> None:
     """Without mounts it is enough for a network; to simulate, the first sensor that lacks one is named, and golden
     frames spread them evenly."""
-    known = "nuscenes, pandaset, pandaset_64, shuttle, t4, truck"
+    known = "kitti, nuscenes, pandaset, pandaset_64, shuttle, t4, truck"
     with one_line_error(exactly=f"rig trukc: not known; give a YAML file or one of {known}"):
         load_rig("trukc")
     with one_line_error(exactly=f"{tmp_path}/a.yaml: cannot read the rig (FileNotFoundError)"):

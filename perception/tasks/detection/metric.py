@@ -245,6 +245,7 @@ class DetectionMetric(Metric[Boxes]):
     def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, number of boxes by class.
 
+        `label_recalls` (per class and matching distance): recall of all detections, whatever their scores.
         And under the devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
         `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
         undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
@@ -265,6 +266,10 @@ class DetectionMetric(Metric[Boxes]):
                 "label_aps": {
                     name: dict(zip(THRESHOLDS, each, strict=True))
                     for name, each in zip(names, scores.aps[0], strict=True)
+                },
+                "label_recalls": {
+                    name: dict(zip(THRESHOLDS, each, strict=True))
+                    for name, each in zip(names, matched.recalls(), strict=True)
                 },
                 "mean_dist_aps": dict(zip(names, aps, strict=True)),
                 "label_tp_errors": {

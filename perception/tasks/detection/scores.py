@@ -108,6 +108,13 @@ class DetectionScores:
             errors[:, label, [list(ERRORS).index(error) for error in list_undefined_errors(kind)]] = np.nan
         return Scores(aps, errors)
 
+    def recalls(self) -> np.ndarray:
+        """(classes, 4) share of the annotated boxes that some detection matches at each of THRESHOLDS; NaN: none is."""
+        found = [[len(curve.positions) for curve in each] for each in self._curves]
+        positives = self.annotated.sum(axis=0)[:, None]
+        none = np.full((len(self._classes), len(THRESHOLDS)), np.nan)
+        return np.divide(np.array(found, float).reshape(none.shape), positives, out=none, where=positives > 0)
+
     def precisions(self) -> np.ndarray:
         """(classes, 4, 101) precision over all scenes at each of THRESHOLDS and RECALLS; 0 where it is not reached."""
         once = np.ones((1, self.scenes))

@@ -150,6 +150,8 @@ def test_evaluate_writes_and_shows_what_it_returns(
     assert metrics["mAP_present"] == pytest.approx(1 / len(present))
     assert {error: value for error, value in metrics["label_tp_errors"]["car"].items() if abs(value) > 1e-6} == {}
     assert "map" not in metrics  # no map was predicted
+    recalls = {name: {*each.values()} for name, each in metrics["label_recalls"].items()}
+    assert recalls == {name: {float(name == "car") if name in present else None} for name in CLASSES}
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for expected in ("mAP 0.100", f"NDS {metrics['NDS']:.3f}", f"mAP_present {metrics['mAP_present']:.3f}", *CLASSES):
         assert expected in shown
@@ -161,6 +163,18 @@ def test_evaluate_writes_and_shows_what_it_returns(
     assert wrong["official"]["largest_difference"] == pytest.approx(0.25)
     undefined = compare(out, tables, metrics | {"mAP": None}, console)
     assert undefined["official"]["largest_difference"] is None
+
+
+def test_recalls_count_the_boxes_that_are_matched_at_each_distance() -> None:
+    def cars(*places: float) -> BoxColumns:
+        rows = np.zeros((len(places), 14))
+        rows[:, 2], rows[:, 5:8], rows[:, 12] = places, 1.0, np.linspace(1, 0.1, len(places))
+        return BoxColumns.of(rows)
+
+    found = DetectionScores(cars(0, 10, 20, 30, 40), cars(0.2, 0.3, 10.7, 21.5, 33.0), np.zeros(1, np.int64), NUSCENES)
+    car, *others = found.recalls()
+    assert car.tolist() == [0.2, 0.4, 0.6, 0.8]
+    assert np.isnan(others).all()
 
 
 def test_the_map_is_scored_where_there_is_one(tables: NuScenesTables, tmp_path: Path) -> None:

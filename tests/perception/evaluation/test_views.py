@@ -11,9 +11,11 @@ from repository import ROOT
 from rich.console import Console
 from vocabulary import NUSCENES, RIG
 
+from deploy.export import export
 from perception.config import Lidar
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.pandaset import PandaSet
 from perception.datasets.views import Views
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.predictions import look_to
@@ -97,6 +99,8 @@ def test_all_that_a_view_covers_is_scored_and_the_rest_counted(
     assert sum(scores["ground_truth"].values()) == covered.sum()
     assert sum(scores["left_out"].values()) == (~covered).sum()
     assert scores["mAP_present"] == pytest.approx(1)
+    for name, count in scores["ground_truth"].items():
+        assert {*scores["label_recalls"][name].values()} == {1.0 if count else None}
 
 
 def test_without_views_all_objects_count(tables: NuScenesTables, tmp_path: Path) -> None:
@@ -134,6 +138,7 @@ def test_a_task_of_one_view_and_unknown_views_are_refused(tmp_path: Path) -> Non
 def test_the_cars_behind_a_recorded_vehicle_are_found(tmp_path: Path, pandaset_root: Path) -> None:
     run, cars = tmp_path / "run", {}
     import_pointpillars(ROOT / "configs" / "kitti" / "pointpillars.yaml", kitti.weights_file(), run)
+    made = export(run, tmp_path / "bundle", console=Console(quiet=True))
     for views in ((), ("--views", "front"), ("--views", "rear")):  # the first as in the configuration
         out = tmp_path / "evaluation"
         succeeds("evaluate", run, "--data", pandaset_root, "--scenes", "002:24-25", "--out", out, *views)
@@ -144,3 +149,16 @@ def test_the_cars_behind_a_recorded_vehicle_are_found(tmp_path: Path, pandaset_r
     assert (none, behind, ahead) == (0, rear, front)
     assert min(rear, front) > 10
     assert min(ap for _, _, ap in cars.values()) > 0.5
+    succeeds("evaluate", made.path, "--data", pandaset_root, "--scenes", "002:24-25", "--out", out)
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["ground_truth"]["car"] == both
+    assert found["mean_dist_aps"]["car"] == pytest.approx(cars[()][2], abs=1e-3)
+    replayed = tmp_path / "replay"
+    succeeds("replay", pandaset_root, "--scenes", "002:24-25", "--bundle", made.path, "--out", replayed)
+    evaluated, driven = (
+        json.loads(file.read_text())["results"] for file in (out / "results_nusc.json", replayed / "results.json")
+    )
+    assert driven == evaluated
+    ((token, boxes),) = driven.items()
+    ego = np.linalg.inv(PandaSet(pandaset_root, made.spec.rig).recording(token).global_from_ego)
+    assert sum((ego[:3, :3] @ box["translation"] + ego[:3, 3])[0] < -3 for box in boxes) > 10

@@ -345,9 +345,10 @@ def test_depth_is_an_output_only_where_the_camera_trains():
 
     assert model.depth_cells() == CELLS
     assert logits()["camera/depth"].shape == (1, 6, 32, *CELLS)
-    optimize.base(model)  # leaves the model itself in evaluation mode
+    optimize.joint(model)
+    model.training = False
     assert "camera/depth" in logits()
-    optimize.base(model, ["heads.*"])
+    optimize.freeze(model, {"heads.*": 1, "*": 0})
     assert not logits()
     optimize.joint(model)
     for slots, trains in (("trunk.*", False), ("camera.neck", True)):

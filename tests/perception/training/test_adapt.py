@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import refuses
+import yaml
+from accelerate.utils import set_seed
+from commands import refuses, succeeds
 from networks import assert_same, small
 from torch import nn
 
@@ -82,7 +84,8 @@ def test_what_is_asked_for_learns_and_nothing_else(tables, trained, tmp_path, pa
     if part == "the modules":
         optimize.post_hoc(model, ["a", "b"])
     else:
-        optimize.base(model, *([("heads.*",)] if part == "the heads" else []))
+        optimize.joint(model)
+        optimize.freeze(model, {"*.computations.*": 0, **({"heads.*": 1, "*": 0} if part == "the heads" else {})})
     learning = {name for name, _ in optimize.parameters(model)}
     fit(model, tables, tables.samples("all"), tmp_path / "run")
     after = model.state_dict()
@@ -134,6 +137,24 @@ def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
     assert 0 < len(wet) < len(every)
     assert {tables.conditions(token)["weather"] for token in wet} == {"rain"}
     assert optimize.with_conditions(tables, every, ("map",)) == every  # a task is no condition
+
+
+def test_a_module_of_a_file_is_that_of_a_configuration(trained: Path, sim_root: Path, tmp_path: Path) -> None:
+    parts = [{"kind": "low_rank", "slots": ["trunk.*"], "rank": 2}, {"kind": "batch_norm", "slots": ["*norm"]}]
+    union = {"name": "wet", "kind": "union", "when": ["rain"], "parts": parts}
+    file, given = tmp_path / "file.yaml", ("--data", sim_root, "--split", "all", "--steps", 2, "--out")
+    file.write_text(yaml.safe_dump({"modules": [union]}))
+    succeeds("adapt", trained, "--config", file, *given, tmp_path / "of_file")
+    module, config = load_model(tmp_path / "of_file")
+    assert config.modules[-1] == parse_module(union)
+    tables = NuScenesTables(sim_root, "v1.0-sim", config.rig, config.taxonomy)
+    set_seed(config.seed)
+    adapt(trained, union, tables, "all", (), tmp_path / "called", steps=2, learning_rate=1e-2)
+    assert_same(module.state_dict(), load_model(tmp_path / "called")[0].state_dict())
+    for content in ({"modules": [union, union]}, {"modules": [{"kind": "low_rank"}]}, {"tasks": {"map": {}}}):
+        file.write_text(yaml.safe_dump(content))
+        wrong = refuses("adapt", trained, "--config", file, *given, tmp_path / "wrong")
+        assert f"{file}: write one module with a name under `modules`" in wrong
 
 
 def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path):

@@ -214,13 +214,10 @@ def test_passes_of_parts_make_the_step_of_the_whole_batch(recorded: NuScenesTabl
     """Without batch statistics. All keyframes have as many objects, so that the means of parts have equal weights."""
     weights, logged = [], []
     for passes in (1, 2):
-        config = minimal(steps=2, accumulate=passes, batch=4, weight_decay=0.0)
+        config = minimal(steps=2, accumulate=passes, batch=4, weight_decay=0.0, norm_momentum=0.0)
         torch.manual_seed(0)
         model = PerceptionModel(config)
-        optimize.base(model)
-        for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.eval()
+        optimize.joint(model)
         fit(model, recorded, recorded.samples(), tmp_path / str(passes))
         weights.append({name: value.double() for name, value in model.named_parameters()})
         events = scalars(tmp_path / str(passes))
@@ -313,6 +310,18 @@ def test_a_training_starts_from_parts_of_a_run(recorded: NuScenesTables, tmp_pat
     shutil.rmtree(started)
     train(config, recorded, "all", tmp_path / "started", resume=True)
     assert provenance(tmp_path / "started").data == (described, described)
+
+
+def test_a_rate_of_zero_freezes_parts_of_a_run_that_trains_on(recorded: NuScenesTables, tmp_path: Path) -> None:
+    run = train(minimal(), recorded, "all", tmp_path / "run")
+    for kept, norms in ((0.0, {}), (None, {"running_mean", "running_var", "num_batches_tracked"})):
+        config = minimal(rates={"heads.*": 1.0, "*": 0.0}, norm_momentum=kept)
+        config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"))})
+        after = load_file(train(config, recorded, "all", tmp_path / f"{kept}") / "model.safetensors")
+        before = load_file(run / "model.safetensors")
+        moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert {name.split(".")[0] for name in moved} == {"heads"}
+        assert {name.split(".")[-1] for name in moved} == {"weight", "bias", *norms}
 
 
 def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
