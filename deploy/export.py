@@ -220,6 +220,8 @@ def export(
     for route in routes:
         parse_conditions(route, config.taxonomy)
     spec = InputSpec.of(config)
+    if spec.memory is not None:
+        console.print(f"{checkpoint}: a bundle has no state yet, so this one is the network without its memory")
     calibration = replace(calibration, rig=spec.rig) if calibration else None
     frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}
     export = _Export(
