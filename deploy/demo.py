@@ -103,7 +103,7 @@ class Demo:
             self.console.rule(f"3  train a module for {name} on the frozen base")
             checkpoint = adapt(
                 checkpoint, _module(name), self.tables, "sim_train", (), self.out / name,
-                steps=MODULE_STEPS, learning_rate=0.02,
+                steps=MODULE_STEPS, learning_rate=0.01,
             )  # fmt: skip
         return checkpoint
 
@@ -174,7 +174,7 @@ def _module(name: str) -> dict[str, Any]:
         "name": name,
         "kind": "union",
         "when": [name],
-        "parts": [{"kind": "batch_norm", "slots": slots}, {"kind": "low_rank", "slots": slots, "rank": 2}],
+        "parts": [{"kind": "batch_norm", "slots": slots}, {"kind": "low_rank", "slots": slots, "rank": 8}],
     }
 
 
