@@ -1,4 +1,4 @@
-"""The whole product on simulated drives: a base, modules for rain and fog, routes, a drive whose weather changes."""
+"""The whole product on simulated drives: a base, modules for fog and another city, routes, a drive that changes."""
 
 from __future__ import annotations
 
@@ -23,35 +23,32 @@ from perception.checkpoint import load_model
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.evaluation.evaluate import evaluate
 from perception.io.files import write_atomically
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import Run, simulate
-from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"
-WEATHERS = ("rain", "fog")  # each gets a module
-BASE_STEPS, MODULE_STEPS, TASK_STEPS = 400, 225, 300
-
-
-def _names(weathers: Sequence[str]) -> list[str]:
-    """The conditions of a drive in each of these weathers, else with the first value of each kind."""
-    _, *others = load_taxonomy("nuscenes").conditions.values()
-    return ["-".join((weather, *(values[0] for values in others))) for weather in weathers]
+BASE = "clear"
+# Each module is named after the condition that it runs under.
+DOMAINS = {BASE: "clear-day-boston", "singapore": "clear-day-singapore", "fog": "fog-day-boston"}
+MODULES = tuple(name for name in DOMAINS if name != BASE)
+EACH, FURTHER = 30, 60  # drives of each domain, and further ones of the base
+MODULE_STEPS, TASK_STEPS = 500, 300
 
 
 class Demo:
     """Writes to the folder `out`; each step uses what the ones before it wrote.
 
-    drives/           clear, rain and fog, each drive in one weather
-    changing/         one drive through clear, rain and fog
-    run/              the base, trained on clear drives
-    rain/, fog/       the base with a module for rain, and then for fog
+    drives/           drives of each of `DOMAINS`
+    changing/         one drive from clear weather into fog and out of it
+    run/              the base, trained on the drives of `BASE`
+    singapore/, fog/  the base with a module for the other city, and then for fog
     conditions/       with the task that recognises the weather
-    before/, after/   scores of the base and of the base with modules, on held-out drives
-    bundle/           all of it as one graph with a route for each weather
+    before/, after/   scores of the base and of the base with modules, on held-out drives of each domain
+    bundle/           all of it as one graph with a route for each module
     replay/           the changing drive through the bundle, with report.html
     summary.json
     """
@@ -81,11 +78,12 @@ class Demo:
         return summary
 
     def simulate(self) -> None:
-        self.console.rule("1  simulate drives in clear weather, rain and fog, and one that changes")
-        each = _names(("clear", *WEATHERS))
+        self.console.rule("1  simulate drives in clear weather, in another city and in fog, and one that changes")
+        drives = [*DOMAINS.values()] * EACH + [DOMAINS[BASE]] * FURTHER
+        changing = "/".join((DOMAINS[BASE], DOMAINS["fog"], DOMAINS[BASE]))
         for name, scenes, samples, seed, conditions in (
-            ("drives", 90, 2, 0, each),
-            ("changing", 1, 24, 1, ["/".join(each)]),
+            ("drives", len(drives), 2, 0, drives),
+            ("changing", 1, 24, 1, [changing]),
         ):
             with Progress(console=self.console) as progress:
                 bar = progress.add_task("keyframes", total=scenes * samples)
@@ -98,15 +96,14 @@ class Demo:
 
     def train(self) -> Path:
         self.console.rule("2  train the base on clear drives")
-        clear = [name for name in self.tables.scenes("sim_train") if "clear" in self._conditions(name)]
-        return train(_config(clear), self.tables, "sim_train", self.out / "run")
+        return train(_config(self._scenes("sim_train", BASE)), self.tables, "sim_train", self.out / "run")
 
     def adapt(self, checkpoint: Path) -> Path:
-        for weather in WEATHERS:
-            self.console.rule(f"3  train a module for {weather} on the frozen base")
+        for name in MODULES:
+            self.console.rule(f"3  train a module for {name} on the frozen base")
             checkpoint = adapt(
-                checkpoint, _module(weather), self.tables, "sim_train", (), self.out / weather,
-                steps=MODULE_STEPS, learning_rate=0.02,
+                checkpoint, _module(name), self.tables, "sim_train", (), self.out / name,
+                steps=MODULE_STEPS, learning_rate=0.01,
             )  # fmt: skip
         return checkpoint
 
@@ -120,34 +117,31 @@ class Demo:
         )  # fmt: skip
 
     def evaluate(self, checkpoint: Path, folder: str) -> dict[str, Any]:
-        """Scores on the held-out drives, also by weather; the drives' tags choose the modules."""
+        """Scores on the held-out drives of each domain; the drives' tags choose the modules."""
         self.console.rule(f"5  evaluate on held-out drives: {folder}")
-        predictor = TorchPredictor.load(checkpoint)
-        return evaluate(
-            predictor,
-            self.tables,
-            "sim_val",
-            (),
-            self.out / folder,
-            predictor.spec,
-            self.console,
-            Breakdown(by=("condition",)),
-        )
+        predictor, scores = TorchPredictor.load(checkpoint), {}
+        for name in DOMAINS:
+            scenes, out = self._scenes("sim_val", name), self.out / folder / name
+            scores[name] = evaluate(predictor, self.tables, "sim_val", scenes, out, predictor.spec, self.console)
+        return scores
 
     def export(self, checkpoint: Path) -> Path:
-        self.console.rule("6  export with a route for each weather, and compile")
-        bundle = export(checkpoint, self.out / "bundle", [(), *((weather,) for weather in WEATHERS)]).path
+        self.console.rule("6  export with a route for each module, and compile")
+        bundle = export(checkpoint, self.out / "bundle", [(), *((name,) for name in MODULES)]).path
         build(bundle, "cpu")
         if find_spec("tensorrt_rtx"):
             build(bundle, "rtx-ampere")
         return bundle
 
     def replay(self, bundle: Path) -> Path:
-        self.console.rule("7  replay a drive from clear weather into rain and fog")
+        self.console.rule("7  replay a drive from clear weather into fog and out of it")
         return Path(replay(Source(self.out / "changing", VERSION), bundle, self.out / "replay")["report"])
 
-    def _conditions(self, scene: str) -> Sequence[str]:
-        return self.tables.conditions(self.tables.samples("sim_train", (scene,))[0]).known()
+    def _scenes(self, split: str, domain: str) -> list[str]:
+        """Names of the drives of a domain."""
+        tables = self.tables
+        first = {name: tables.conditions(tables.samples(split, (name,))[0]) for name in tables.scenes(split)}
+        return [name for name, conditions in first.items() if "-".join(conditions.known()) == DOMAINS[domain]]
 
 
 def demo(out: Path) -> dict[str, Any]:
@@ -168,41 +162,33 @@ def demo(out: Path) -> dict[str, Any]:
 
 
 def _config(scenes: Sequence[str]) -> Config:
-    """`tiny` without modules, for these drives."""
-    config = load_config(find_config("tiny"))
-    return config.model_copy(
-        update={
-            "modules": (),
-            "data": config.data.model_copy(update={"scenes": tuple(scenes)}),
-            "train": config.train.model_copy(update={"steps": BASE_STEPS}),
-        }
-    )
+    """Of configs/demo.yaml, for these drives."""
+    config = load_config(find_config("demo"))
+    return config.model_copy(update={"data": config.data.model_copy(update={"scenes": tuple(scenes)})})
 
 
-def _module(weather: str) -> dict[str, Any]:
+def _module(name: str) -> dict[str, Any]:
     """Own statistics and low-rank deltas in all but the image backbone."""
     slots = ["lidar.*", "camera.lateral*", "camera.neck*", "fuse*", "trunk.*", "heads.*"]
     return {
-        "name": weather,
+        "name": name,
         "kind": "union",
-        "when": [weather],
-        "parts": [{"kind": "batch_norm", "slots": slots}, {"kind": "low_rank", "slots": slots, "rank": 2}],
+        "when": [name],
+        "parts": [{"kind": "batch_norm", "slots": slots}, {"kind": "low_rank", "slots": slots, "rank": 8}],
     }
 
 
 def _summary(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's scores on clear drives, what each module gains in its weather, and how often weather is recognised."""
-    recognised = after["conditions"]["weather"]
-    before, after = (scores["slices"]["condition"] for scores in (before, after))
-    clear, still = ({name: part["clear"][name] for name in ("AP", "IoU", "mAP", "NDS")} for part in (before, after))
+    """The base's scores in its own domain, what each module gains in its own, and how often weather is recognised."""
+    base = before[BASE]
     return {
-        "car_ap": clear["AP"]["car"],
-        "mAP": clear["mAP"],
-        "NDS": clear["NDS"],
-        "iou_drivable_area": clear["IoU"]["drivable_area"],
-        "modules": {weather: _compare_scores(before[weather], after[weather]) for weather in WEATHERS},
-        "clear_unchanged": clear == still,
-        "weather_recognised": recognised,
+        "car_ap": base["mean_dist_aps"]["car"],
+        "mAP": base["mAP"],
+        "NDS": base["NDS"],
+        "iou_drivable_area": base["map"]["iou_0.5"]["drivable_area"],
+        "modules": {name: _compare_scores(before[name], after[name]) for name in MODULES},
+        "clear_unchanged": all(base[score] == after[BASE][score] for score in ("mean_dist_aps", "map", "mAP", "NDS")),
+        "weather_recognised": {name: scores["conditions"]["weather"] for name, scores in after.items()},
     }
 
 
@@ -212,7 +198,8 @@ def _compare_scores(base: Mapping[str, Any], with_module: Mapping[str, Any]) -> 
     def both(score: str) -> dict[str, float]:
         return {"base": base[score], "with_module": with_module[score]}
 
-    return {**both("NDS"), "samples": base["samples"], "mAP": both("mAP"), "mIoU": both("mIoU")}
+    iou = {name: scores["map"]["iou_0.5"]["mean"] for name, scores in (("base", base), ("with_module", with_module))}
+    return {**both("NDS"), "samples": base["samples"], "mAP": both("mAP"), "mIoU": iou}
 
 
 def _table(modules: Mapping[str, Any]) -> Table:

@@ -15,6 +15,7 @@ from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSenso
 from perception.config import Config, extend_taxonomy, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.io.distributed import processes
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
@@ -270,11 +271,22 @@ class PerceptionModel(nn.Module):
         if self.config.model.lidar:
             maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
         if self.config.model.camera:
-            context, logits = self.camera(inputs["images"], inputs["image_from_reference"])
-            maps.append(self.lift(context, logits.softmax(dim=2), inputs["image_from_reference"]))
-            if trace is not None and self.depth_cells():
-                trace.supervised["camera/depth"] = logits
+            maps.append(self._camera_map(inputs["images"], inputs["image_from_reference"], trace))
         return maps
+
+    def _camera_map(self, images: Tensor, image_from_reference: Tensor, trace: Trace | None) -> Tensor:
+        """(B, channels * heights, rows, columns) of the cameras."""
+        supervised = trace is not None and bool(self.depth_cells())
+        # A training step whose frames have no pictures does not compute their map of zeros. Several processes compute
+        # it nevertheless, because all need the same parameters in a step.
+        if trace is not None and not supervised and processes() == 1 and not image_from_reference.any():
+            channels = self.camera.config.channels * self.lift.heights
+            return image_from_reference.new_zeros((len(images), channels, *self.lift.shape))
+        context, logits = self.camera(images, image_from_reference)
+        if trace is not None and supervised:
+            trace.supervised["camera/depth"] = logits
+        lifted: Tensor = self.lift(context, logits.softmax(dim=2), image_from_reference)
+        return lifted
 
     def depth_cells(self) -> tuple[int, int] | None:
         """(h, w) of the depth labels that training the current parameters needs; None if it needs none."""

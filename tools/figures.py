@@ -51,10 +51,10 @@ COMMANDS = {
 }
 # What README quotes: description, and the figures in it as {section.key:format}.
 QUOTED = {
-    "demo, held-out simulated drives in clear weather": "car AP {demo.car_ap:.3f}, mAP {demo.mAP:.3f}, NDS "
-    "{demo.NDS:.3f}, drivable area IoU {demo.iou_drivable_area:.3f}; {demo.seconds:.0f} s in all",
-    "demo, held-out drives without and with the module for their weather": "NDS in rain "
-    "{demo.modules.rain.base:.3f} to {demo.modules.rain.with_module:.3f}, in fog "
+    "demo, held-out simulated drives in clear weather, in streets of the training": "car AP {demo.car_ap:.3f}, mAP "
+    "{demo.mAP:.3f}, NDS {demo.NDS:.3f}, drivable area IoU {demo.iou_drivable_area:.3f}",
+    "demo, held-out drives without and with the module for their domain": "NDS in another city "
+    "{demo.modules.singapore.base:.3f} to {demo.modules.singapore.with_module:.3f}, in fog "
     "{demo.modules.fog.base:.3f} to {demo.modules.fog.with_module:.3f}; the base keeps every bit",
     "four real keyframes, fitted from random weights": "car AP {overfit.fusion.car_ap:.3f} with LiDAR + cameras, "
     "{overfit.lidar.car_ap:.3f} with LiDAR, {overfit.camera.car_ap:.3f} with cameras; pedestrian AP "

@@ -359,3 +359,25 @@ def test_depth_is_an_output_only_where_the_camera_trains():
         model.bank.delete("module")
     with one_line_error("model.camera.image: 36 x 64 is no multiple of 8"):
         PerceptionModel(with_camera(supervised(), image=Image(height=36, width=64))).depth_cells()
+
+
+def test_a_step_without_pictures_learns_the_same_without_the_camera_branch():
+    """The map of the cameras is zeros then, from the branch too, which gets no gradient through it."""
+    seen = inputs(0)
+    blind = seen | {name: torch.zeros_like(seen[name]) for name in ("images", "image_from_reference")}
+    found = []
+    for computed in (True, False):
+        torch.manual_seed(0)
+        model, passes = PerceptionModel(little()), list[int]()
+        optimize.joint(model)
+        model.camera.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        outputs = model(blind, trace=None if computed else Trace())
+        assert len(passes) == computed
+        torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert gradients
+        assert not any(name.startswith("camera.") for name in gradients)
+        found.append((outputs, gradients))
+        model(seen, trace=Trace())  # pictures are computed
+        assert len(passes) == computed + 1
+    torch.testing.assert_close(*found, rtol=0, atol=0)
