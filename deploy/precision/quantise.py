@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import TensorData  # 1.23, the last for Python 3.10, has it here alone
 
 from deploy.precision.graph import CONVOLUTIONS, is_grouped_transpose, places
 
