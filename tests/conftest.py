@@ -72,6 +72,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
+    if not hasattr(report, "processor_seconds"):  # of a worker that crashed
+        return
     _seconds[report.nodeid] += report.processor_seconds
     if report.slow:
         _reasons[report.nodeid] = report.slow
