@@ -166,7 +166,7 @@ ADD, MODULE = "give --add with --conditions", "and --option for a module"
         (f"adapt {{tmp}} --add low_rank:a {DATA}", "no checkpoint here"),
         (f"adapt {{tmp}} --task map --rig truck {DATA}", "{tmp}: no checkpoint here"),
         (f"adapt {{tmp}} {DATA}", ADD),
-        (f"adapt {{tmp}} --task conditions --add low_rank:a {DATA}", f"{ADD} {MODULE}, or --task with"),
+        (f"adapt {{tmp}} --task conditions --add low_rank:a {DATA}", f"{ADD} {MODULE}, --config for a module"),
         (f"adapt {{tmp}} --config {{tmp}}/a.yaml --add low_rank:a {DATA}", ADD),
         (f"adapt {{tmp}} --config {{tmp}}/a.yaml {DATA}", "{tmp}/a.yaml"),
         (f"adapt {{tmp}} --task conditions --conditions rain {DATA}", "or --task with --config for a task"),
