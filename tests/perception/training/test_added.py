@@ -175,7 +175,7 @@ def test_a_head_that_does_not_fit_is_refused_and_changes_nothing(finished: Path,
 
 def test_adding_what_cannot_be_added_is_refused(finished, tables, tmp_path, monkeypatch):
     out, module = tmp_path / "run", {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"]}
-    monkeypatch.setattr(tables, "_conditions", dict.fromkeys(tables.samples(), Conditions()))
+    monkeypatch.setattr(tables, "conditions", lambda token: Conditions())
     for task, content, message in (
         ("detection", {}, "its base has the task detection already"),
         ("flow", {}, "flow"),
