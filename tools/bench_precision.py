@@ -31,6 +31,7 @@ from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import to_prediction
+from perception.training.optimize import with_conditions
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SWEEPS = 20  # synthetic frames that have as many points as a nuScenes keyframe with nine sweeps
@@ -133,12 +134,10 @@ def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str]
 
 def _keyframes(tables: NuScenesTables, split: str, conditions: Sequence[str]) -> list[str]:
     """Selectors of the split's keyframes under these conditions."""
-    selectors, required = [], {*conditions}
+    selectors, chosen = [], {*with_conditions(tables, tables.samples(split), conditions)}
     for scene in tables.scenes(split):
         tokens = tables.samples(selectors=[scene])
-        selectors += [
-            f"{scene}:{i}-{i + 1}" for i, t in enumerate(tokens) if required <= {*tables.conditions(t).known()}
-        ]
+        selectors += [f"{scene}:{i}-{i + 1}" for i, token in enumerate(tokens) if token in chosen]
     return selectors
 
 

@@ -14,7 +14,7 @@ from benchmark import QUIET
 from perception.checkpoint import save_model
 from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.evaluation.evaluate import evaluate
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
 from perception.simulate.conditions import parse
@@ -109,5 +109,5 @@ def _fit(before: Path, tables: NuScenesTables, scenes: Sequence[str], run: Path)
 def _scores(run: Path, tables: NuScenesTables, scenes: Sequence[str], kind: str) -> tuple[float, float]:
     """Share of frames whose kind is not unknown, and of those where it is right."""
     predictor = TorchPredictor.load(run)
-    scores = evaluate(predictor, tables, "all", scenes, run / "scores", predictor.spec, QUIET, Breakdown())
+    scores = evaluate(predictor, tables, "all", scenes, run / "scores", predictor.spec, QUIET)
     return scores["conditions_coverage"][kind], scores["conditions"][kind]

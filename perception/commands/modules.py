@@ -130,14 +130,15 @@ def adapt(
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_module, read_task
 
-    if memory and not add:
-        add, slots = "memory:memory", "memory"
     file = None if task else config
-    if [bool(add), bool(task), file is not None].count(True) != 1 or (not add and (conditions or option)):
+    ways = [bool(add), memory, bool(task), file is not None]
+    if ways.count(True) != 1 or ((task or file) and (conditions or option)):
         raise InputError(
-            "give --add with --conditions and --option for a module, --config for a module of a file, or --task with "
-            "--config for a task"
+            "give --add or --memory with --conditions and --option for a module, --config for a module of a file, or "
+            "--task with --config for a task"
         )
+    if memory:
+        add, slots = "memory:memory", "memory"
     kinds, _, name = add.partition(":")
     if not name and add:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")

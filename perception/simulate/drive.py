@@ -42,8 +42,8 @@ from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 
 KEYFRAME_PERIOD = 0.5  # s between keyframes
-SWEEP_PERIOD = 0.05  # s between LiDAR sweeps
-SWEEP_RATE = 20  # Hz
+SWEEP_RATE = 20  # Hz, of LiDAR sweeps
+SWEEP_PERIOD = 1 / SWEEP_RATE  # s
 RATES = (2, 4, 10, 20)  # Hz of frames, such that keyframes and LiDAR sweeps are among their times
 JPEG_QUALITY = 92
 EPOCH = 1_700_000_000_000_000  # us, first keyframe of the first drive

@@ -57,14 +57,12 @@ def frame_period(moments: Mapping[str, int]) -> float:
     return float(np.median(np.diff(times))) / 1e6 if len(times) > 1 else 0.0
 
 
-def draw_spacings(
-    rng: np.random.Generator, frames: int = 4, shortest: float = 0.1, longest: float = 0.5
-) -> list[float]:
-    """Random spacings (s) of a clip for training, as `find_clip` takes them; it has 1 to `frames` frames in all.
+SPACINGS = (0.1, 0.5)  # s; random, so that a memory does not learn the data set's alone
 
-    They are not those of the data set, so that a memory does not learn a single one.
-    """
-    return rng.uniform(shortest, longest, int(rng.integers(frames))).tolist()
+
+def draw_spacings(rng: np.random.Generator, frames: int) -> list[float]:
+    """Random spacings (s) of a clip for training, as `find_clip` takes them; it has 1 to `frames` frames in all."""
+    return rng.uniform(*SPACINGS, int(rng.integers(frames))).tolist()
 
 
 class Clips:

@@ -141,7 +141,7 @@ def test_the_installed_command_is_the_one_that_the_tests_run() -> None:
 
 DATA = "--data {tmp} --out {tmp}/r"
 TAKES = "build takes a bundle and its --target; `perception build --list` shows the targets"
-ADD, MODULE = "give --add with --conditions", "and --option for a module"
+ADD, MODULE = "give --add or --memory with --conditions", "and --option for a module"
 
 
 @pytest.mark.parametrize(

@@ -109,13 +109,19 @@ class NuScenesTables:
         return FramesBetween(self._folder, self.rig)
 
     def moments(self, token: str) -> Mapping[str, int]:
-        """The frames of the drive of a frame, as in `Keyframes`: keyframes, and sweeps with pictures between them."""
+        """The frames of the drive of a frame, as in `Keyframes`: keyframes, and sweeps with pictures between them.
+
+        Those between whose files are not all on the disk are left out, as where only the keyframes' files were copied.
+        """
         scene, reference = self.scene(token), self.rig.sensors.lidars[0]
         if scene not in self._moments:
             found = self._moments[scene] = {}
             for sample in self._samples[scene]:
-                frames = {**self._between.before(sample), sample: self.recordings.get(sample, {})}
-                found |= {each: frame[reference].timestamp for each, frame in frames.items() if reference in frame}
+                for each, frame in self._between.before(sample).items():
+                    if all((self.dataroot / row.file).exists() for row in frame.values()):
+                        found[each] = frame[reference].timestamp
+                if reference in (keyframe := self.recordings.get(sample, {})):
+                    found[sample] = keyframe[reference].timestamp
         return self._moments[scene]
 
     def conditions(self, token: str) -> Conditions:

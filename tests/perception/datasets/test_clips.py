@@ -239,6 +239,25 @@ def test_a_picture_that_is_not_valid_is_left_out_and_those_before_it_stay(change
     assert find_clip(tables.moments(second), second, [0.4]) == find_clip(whole.moments(second), second, [0.4])
 
 
+@pytest.mark.parametrize("kind", ["lidars", "cameras"])
+def test_what_was_not_copied_is_no_frame(changeable: tuple[Path, Rig], kind: str) -> None:
+    """As where a user has no sweeps of LiDARs, or no pictures between keyframes."""
+    root, rig = changeable
+    tables = NuScenesTables(root, SIMULATED, rig)
+    whole = tables.moments(tables.samples()[0])
+    recorded = (root / "sweeps").resolve()
+    (root / "sweeps").unlink()
+    (root / "sweeps").mkdir()
+    for name in {*rig.sensors.names} - {*getattr(rig.sensors, kind)}:
+        (root / "sweeps" / name).symlink_to(recorded / name)
+    found = NuScenesTables(root, SIMULATED, rig).moments(tables.samples()[0])
+    for token in whole:
+        recording = tables.recording(token, Reads())
+        files = [*(sweeps[0] for sweeps in recording.lidars.values()), *recording.pictures.values()]  # type: ignore[index]
+        assert (token in found) == all(each.path.exists() for each in files)
+    assert {*tables.samples()} <= found.keys() < whole.keys()
+
+
 def test_a_lost_row_is_one_line(changeable: tuple[Path, Rig]) -> None:
     root, rig = changeable
     camera = rig.sensors.cameras[0]
@@ -401,7 +420,7 @@ def test_training_clips_have_frames_between_keyframes(tmp_path: Path) -> None:
 
 
 def test_random_spacings_fill_their_range() -> None:
-    drawn = [draw_spacings(np.random.default_rng([0, i])) for i in range(2000)]
+    drawn = [draw_spacings(np.random.default_rng([0, i]), 4) for i in range(2000)]
     every = np.array([spacing for spacings in drawn for spacing in spacings])
     assert [len(spacings) for spacings in drawn].count(0) > 400
     assert max(map(len, drawn)) == 3

@@ -251,9 +251,10 @@ def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path
     assert "the network without its memory" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
-def test_a_memory_is_asked_for_alone(tmp_path):
-    line = refuses("adapt", tmp_path, "--memory", "--task", "map", "--data", tmp_path, "--out", tmp_path / "o")
-    assert "give --add" in line
+@pytest.mark.parametrize("beside", [("--task", "map"), ("--add", "low_rank:rain"), ("--config", "module.yaml")])
+def test_a_memory_is_asked_for_alone(tmp_path, beside):
+    line = refuses("adapt", tmp_path, "--memory", *beside, "--data", tmp_path, "--out", tmp_path / "o")
+    assert "give --add or --memory" in line
 
 
 def test_a_memory_is_a_module_like_any_other():
