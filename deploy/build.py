@@ -184,7 +184,7 @@ def _build_cpu(bundle: Bundle, target: Target) -> EngineRecord:
     start = time.perf_counter()
     engine = open_engine(bundle, target.name)
     seconds = time.perf_counter() - start
-    bundle.require_golden(engine.run, "ONNX Runtime", bundle.cpu_onnx.name)
+    bundle.require_golden(engine, "ONNX Runtime", bundle.cpu_onnx.name)
     manifest = bundle.manifest
     return EngineRecord(
         target=target.name,

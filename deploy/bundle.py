@@ -22,7 +22,7 @@ are read on the vehicle.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ from deploy.golden_file import MEANING, golden_content, read_golden, require_end
 from deploy.integrity import Content, SelfHashed, read_verified, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained
+from deploy.state import Engine, in_sequence
 from deploy.targets import is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
@@ -183,18 +184,16 @@ class Bundle:
         graph = graph if graph in self.manifest.files else ONNX
         return read_golden(self.read(GOLDEN), self.manifest, graph)
 
-    def require_golden(
-        self, run: Callable[[Arrays], Arrays], engine: str, graph: str = ONNX
-    ) -> tuple[GoldenFrame, ...]:
-        """The golden frames with the outputs of `graph`, which `run` gives within the tolerances.
+    def require_golden(self, engine: Engine, name: str, graph: str = ONNX) -> tuple[GoldenFrame, ...]:
+        """The golden frames with the outputs of `graph`, which an engine gives within the tolerances.
 
         Raises:
             InputError: preprocessing, steering or decoding are not those of the export.
-            WrongEngine: `run` gives other outputs.
+            WrongEngine: the engine gives other outputs.
         """
         golden = self.golden_frames(graph)
         require_end_to_end(golden, self.read(MEANING), self.manifest, self.path / GOLDEN)
-        require_golden(golden, run, engine, self.manifest.tolerances)
+        require_golden(golden, in_sequence(engine), name, self.manifest.tolerances)
         return golden
 
     def plan(self, target: str, compiler: str | None = None) -> StoredPlan:

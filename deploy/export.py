@@ -17,28 +17,42 @@ from rich.table import Table
 from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
-from deploy.golden_file import MEANING, meaning_content, with_sensors
-from deploy.manifest import Calibration, Manifest, NetworkFacts, Origin, TensorInfo
-from deploy.onnx_export import OPSET, run, to_onnx
-from deploy.precision.calibrate import Drives
+from deploy.golden_file import MEANING, drive_of, meaning_content, with_sensors
+from deploy.manifest import (
+    PLAIN,
+    WITH_STATE,
+    Calibration,
+    Manifest,
+    NetworkFacts,
+    Origin,
+    State,
+    StatePair,
+    TensorInfo,
+)
+from deploy.onnx_export import OPSET, TorchEngine, run, to_onnx
+from deploy.precision.calibrate import Clip, Drives, prepare_clip
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import Signer, signer
+from deploy.state import STATE, Engine, in_sequence, run_with_state
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision
 from deploy.trust import Release, default_permits
 from perception.checkpoint import load_model, provenance
 from perception.config import Config
 from perception.errors import InputError
-from perception.frame import Frame
+from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
 from perception.modules.routing.fixed import SteeredRouter
-from perception.sensors.inputs import InputSpec, prepare
+from perception.modules.spec import NEXT_STATE, STATE_INPUTS
+from perception.sensors.inputs import InputSpec
+from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
 from perception.tasks.task import Task
+from perception.training.clips import SPACINGS
 
 # Make the graphs of one network, which serves some routes, from a trained model, and compare them with torch.
 #
@@ -55,6 +69,10 @@ UNITS = {
     "route": "weight of each module, in the order of `banked`; 1: it runs",
     "images": "RGB 0-255, in the order of `rig.cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
+    "state": "next_state of the frame before; any finite numbers where state_valid is 0",
+    "current_from_previous": "moves points at rest from the reference frame of the frame before to this one's, m",
+    "state_valid": "1; 0 to forget the state",
+    "elapsed": "s since the frame before; 0 where state_valid is 0",
 }
 
 
@@ -74,12 +92,13 @@ def make_network(
     routes: Sequence[Sequence[str]],
     golden: Mapping[str, dict[str, np.ndarray]],
     precision: Precision,
-    recorded: Collection[Mapping[str, np.ndarray]],
+    recorded: Collection[Clip],
 ) -> Network:
     """Fold the modules that all routes use, switch the others by an input `route`, export, convert and compare.
 
     Args:
-        golden: inputs of the golden frames by name; all routes are compared on the first.
+        golden: inputs of the golden frames by name, in order and without states (`GoldenFrame`); all routes are
+            compared on one of them.
         recorded: inputs of frames to calibrate INT8 on.
 
     Raises:
@@ -87,9 +106,12 @@ def make_network(
     """
     taxonomy = trained.config.taxonomy
     known = [parse_conditions(route, taxonomy) for route in routes]
-    first = next(iter(golden.values()))
+    first = _find_frame_with_state(trained, golden, known[0])
     expected = [run(trained, first, each)[0] for each in known]  # this run also tells prompts the size of their input
     model = trained.deployed(*known)
+    if not model.memory.computations:  # no route has a memory
+        first, *others = (_without(frame, STATE_INPUTS) for frame in (first, *golden.values()))
+        golden, expected = dict(zip(golden, others, strict=True)), [_without(each, (NEXT_STATE,)) for each in expected]
     banked, conditional = _list_banked_modules(trained, model)
     values = taxonomy.condition_values if conditional else ()
     steered = [first | steering_inputs(each, first, banked, values) for each in known]
@@ -97,17 +119,19 @@ def make_network(
     if banked:  # different weights, so that the golden frames depend on every module
         more["route"] = np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]
     inputs = {name: frame | more for name, frame in golden.items()}
-    computed = {name: run(model, frame) for name, frame in inputs.items()}
-    outputs, flops = computed[next(iter(golden))]
-    graph = to_onnx(model, first | more, list(outputs))
-    frames = {name: (frame, computed[name][0]) for name, frame in inputs.items()}
+    outputs, flops = run(model, first | more)
+    graph, run_torch = to_onnx(model, first | more, list(outputs)), in_sequence(TorchEngine(model))
+    frames = {name: (frame, run_torch(frame)) for name, frame in inputs.items()}
     proofs, allowed = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
     engine = OnnxRuntimeEngine(_bytes(graph))
-    require_golden(proofs, engine.run, "ONNX Runtime", allowed)
+    require_golden(proofs, in_sequence(engine), "ONNX Runtime", allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, run(model, on_route)[0], f"the folded network on route {route_name(route)}", allowed)
         require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {route_name(route)}", allowed)
-    drives = [{**each, **steering_inputs(route, each, banked, values)} for each in recorded for route in known]
+    drives = [
+        _with_state([{**each, **steering_inputs(route, each, banked, values)} for each in clip], engine)
+        for clip in recorded for route in known
+    ]  # fmt: skip
     converted, tolerances = convert(graph, precision, drives, trained.tasks), allowed
     if precision != "fp32":
         proofs, tolerances = make_golden_frames(converted.graphs, precision, frames, trained.tasks)
@@ -126,9 +150,47 @@ def make_network(
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in converted.graphs[ONNX].graph.node).items())),
         structure_sha256=structure_sha256(converted.graphs[ONNX]),
+        state=_describe_state(trained, outputs),
     )
     graphs, names = {name: _bytes(each) for name, each in converted.graphs.items()}, [each.name for each in banked]
     return Network(graphs, proofs, (*facts.folded, *facts.inline, *names), converted.ranges, facts)
+
+
+def _find_frame_with_state(
+    model: PerceptionModel, golden: Mapping[str, dict[str, np.ndarray]], conditions: Conditions
+) -> dict[str, np.ndarray]:
+    """The inputs of the first golden frame, for a model with a memory those of the first that has a state, with it."""
+    state = model.no_state(1).numpy()
+    for frame in golden.values():
+        if "state_valid" not in frame:
+            return frame
+        if frame["state_valid"].any():
+            return frame | {STATE: state}
+        state = run(model, frame | {STATE: state}, conditions)[0][NEXT_STATE]
+    raise ValueError("no golden frame has a state")
+
+
+def _without(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in arrays.items() if name not in names}
+
+
+def _with_state(clip: Clip, engine: Engine) -> Mapping[str, np.ndarray]:
+    """The inputs of the last frame of a clip, with the state that the frames before it leave."""
+    state, last = engine.new_state(), clip[-1]
+    if state is None:
+        return _without(last, STATE_INPUTS)
+    for frame in clip[:-1]:
+        run_with_state(engine, frame, state)
+    return {**last, STATE: state.read()}
+
+
+def _describe_state(trained: PerceptionModel, outputs: Mapping[str, np.ndarray]) -> State | None:
+    limits = Limits.of(trained.config.modules)
+    if limits is None or NEXT_STATE not in outputs:
+        return None
+    shape, dtype = outputs[NEXT_STATE].shape, outputs[NEXT_STATE].dtype.name
+    pair = StatePair(input=STATE, output=NEXT_STATE, shape=shape, dtype=dtype)
+    return State(pairs=(pair,), spacing=SPACINGS, seconds=limits.seconds, speed=limits.speed)
 
 
 def _list_banked_modules(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:
@@ -147,7 +209,8 @@ def _bytes(graph: onnx.ModelProto) -> bytes:
 
 
 def _units(tasks: Mapping[str, Task[Any]]) -> dict[str, str]:
-    return {f"{name}/{output.name}": output.unit for name, task in tasks.items() for output in task.outputs}
+    units = {f"{name}/{output.name}": output.unit for name, task in tasks.items() for output in task.outputs}
+    return units | {NEXT_STATE: "fused features with the memory, the next frame's `state`"}
 
 
 def _describe(arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> tuple[TensorInfo, ...]:
@@ -220,15 +283,15 @@ def export(
     for route in routes:
         parse_conditions(route, config.taxonomy)
     spec = InputSpec.of(config)
-    if spec.memory is not None:
-        console.print(f"{checkpoint}: a bundle has no state yet, so this one is the network without its memory")
     calibration = replace(calibration, rig=spec.rig) if calibration else None
     frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}
+    moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in frames.items()}
     export = _Export(
         checkpoint=checkpoint,
         trained=trained,
         config=config,
-        golden={name: prepare(frame, spec) for name, frame in frames.items()},
+        golden=dict(zip(frames, prepare_clip([*frames.values()], spec, [*moments.values()]), strict=True)),
+        moments={} if spec.memory is None else moments,
         token=frames["first"].token,
         street=frames[STREET],
         release=release,
@@ -264,13 +327,14 @@ class _Export:
     trained: PerceptionModel
     config: Config
     golden: Mapping[str, dict[str, np.ndarray]]  # inputs of the golden frames
+    moments: Mapping[str, Moment]  # of the golden frames of a network with a memory
     token: str  # of the first golden frame
     street: Frame  # the golden frame that is stored with its sensor data
     release: Release
     signer: Signer | None
     precision: Precision
     calibration: Drives | None
-    recorded: Mapping[str, Mapping[str, np.ndarray]]  # inputs of the calibration frames
+    recorded: Mapping[str, Clip]  # inputs of the calibration frames
     console: Console
 
     def write(self, path: Path, routes: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
@@ -290,6 +354,8 @@ class _Export:
         golden = [
             with_sensors(frame, self.street, manifest) if frame.name == STREET else frame for frame in network.golden
         ]
+        if manifest.state is not None:
+            golden = [replace(frame, moment=self.moments[frame.name]) for frame in golden]
         more_files[MEANING] = meaning_content(manifest, golden)
         cpu_onnx = network.graphs.get(CPU_ONNX)
         bundle = write_bundle(path, network.graphs[ONNX], golden, manifest, more_files, self.signer, cpu_onnx, others)
@@ -300,6 +366,7 @@ class _Export:
         """The manifest without the hashes of the files."""
         config, release = self.config, self.release
         return Manifest(
+            schema_version=PLAIN if network.facts.state is None else WITH_STATE,
             name=config.name,
             release=release.number,
             expires=release.expires,

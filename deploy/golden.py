@@ -11,7 +11,9 @@ from deploy.tolerances import REMEDY, Ranked, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.grid import Reference
+from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
+from perception.sensors.state import Moment
 from perception.tasks.task import part_of
 
 # Detections of two engines for one golden frame: which of them to compare, and how far they differ.
@@ -239,6 +241,8 @@ class GoldenFrame:
         graph: the file whose outputs they are; INT8 has one for TensorRT and one for ONNX Runtime.
         sensors: what its inputs are made of; only the frame of `deploy.golden_file` has it.
         prediction: what is made of its outputs; of that frame too.
+        moment: where and when it was recorded; of a network with a memory. Its inputs then have no `state`: it is what
+            the network made of the frame before, of which its outputs have the `sampled` cells.
     """
 
     name: str
@@ -248,6 +252,7 @@ class GoldenFrame:
     graph: str = "model.onnx"
     sensors: Arrays = field(default_factory=dict)
     prediction: Arrays = field(default_factory=dict)
+    moment: Moment | None = None
 
 
 def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
@@ -285,6 +290,10 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
                 problems.append(f"{name} is off by {off.each:.2g} ({channel})")
             elif off.mean > most.mean:
                 problems.append(f"{name} is off by {off.mean:.2%} of {channel} in the mean")
+    if allowed.state is not None:
+        apart = state_difference(expected[NEXT_STATE], actual[NEXT_STATE])
+        if apart > allowed.state:
+            problems.append(f"{NEXT_STATE} is off by {apart:.2%}")
     for name, most_differing in allowed.labels.items():
         share = differing(expected[name], actual[name])
         if share > most_differing:
@@ -302,6 +311,13 @@ def dense_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
     size = np.abs(expected).swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
     mean = np.abs(off.mean(axis=1)) / size if expected.ndim > 2 else np.zeros(len(off))
     return [Spread(each=a, mean=b) for a, b in zip(np.abs(off).max(axis=1).tolist(), mean.tolist(), strict=True)]
+
+
+def state_difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    """The root mean square difference of two states, as a share of that of the expected one."""
+    size = np.sqrt(np.square(expected, dtype=np.float64).mean())
+    off = np.sqrt(np.square(actual.astype(np.float64) - expected).mean())
+    return float(off / max(size, 1e-9))
 
 
 def differing(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -324,7 +340,11 @@ def _describe_malformed(expected: Arrays, actual: Arrays) -> list[str]:
 def require_golden(
     frames: Sequence[GoldenFrame], run: Callable[[Arrays], Arrays], engine: str, allowed: Tolerances
 ) -> None:
-    """Raise WrongEngine unless `run` gives the outputs of the golden frames within the tolerances."""
+    """Raise WrongEngine unless `run` gives the outputs of the golden frames within the tolerances.
+
+    Args:
+        run: of a network with a memory `in_sequence`.
+    """
     for frame in frames:
         name = f"{engine}, golden frame {frame.name}:"
         require_agreement(frame.outputs, run(frame.inputs), name, allowed, frame.compared)

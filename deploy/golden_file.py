@@ -18,18 +18,22 @@ from deploy.golden import Arrays, GoldenFrame, require_enough
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
 from deploy.route import parse_conditions, route_conditions, route_name, steering_inputs
+from deploy.state import STATE, sampled
 from deploy.tolerances import REMEDY
 from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.grid import Reference
+from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.sensors.inputs import PILLARS, InputSpec, no_sensors, prepare, without_padding
+from perception.sensors.state import Moment, state_inputs
 from perception.tasks.task import Task, add_prefix, part_of, to_prediction
 
 # Read and write golden.safetensors, the golden frames of a bundle. No torch here.
 #
 # Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`.
 # Pillars are stored without padding, which would be most of the file. One frame also has `NAME.sensors.*` and, for
-# each graph, `NAME.GRAPH.prediction.*`.
+# each graph, `NAME.GRAPH.prediction.*`. Those of a network with a memory have `NAME.moment.*` and are a sequence, in
+# the order of their names; a name without its number is a drive.
 
 _SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> GRAPH in the keys
 
@@ -40,6 +44,9 @@ def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
     for frame in frames:
         graph = f"{frame.name}.{_SHORT[frame.graph]}"
         tensors |= {f"{frame.name}.inputs.{name}": each for name, each in without_padding(frame.inputs).items()}
+        if frame.moment is not None:
+            tensors[f"{frame.name}.moment.timestamp"] = np.array([frame.moment.timestamp], np.int64)
+            tensors[f"{frame.name}.moment.global_from_reference"] = frame.moment.global_from_reference
         tensors |= {f"{graph}.outputs.{name}": each for name, each in frame.outputs.items()}
         tensors |= {f"{graph}.compared.{task}": each for task, each in frame.compared.items()}
         tensors |= {f"{frame.name}.sensors.{name}": each for name, each in frame.sensors.items()}
@@ -60,17 +67,39 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
         raise InputError(f"{file}: cannot read the golden frames ({error})") from None
     frames = []
     ranked = [name for name, task in manifest.heads.items() if task.ranked]
-    shapes = {each.name: each.shape for each in manifest.outputs}
+    described = [_stored(each) for each in manifest.outputs]
+    shapes = {each.name: each.shape for each in described}
     listed = [TensorInfo(name=task, shape=shapes[f"{task}/scores"], dtype="bool", unit="") for task in ranked]
     for name in sorted({key.split(".")[0] for key in tensors}):
         prefix = f"{name}.{_SHORT[graph]}"
-        outputs = {each.name: _read_tensor(file, tensors, f"{prefix}.outputs", each) for each in manifest.outputs}
+        outputs = {each.name: _read_tensor(file, tensors, f"{prefix}.outputs", each) for each in described}
         compared = {each.name: _read_tensor(file, tensors, f"{prefix}.compared", each) for each in listed}
         inputs = _pad_inputs(file, tensors, f"{name}.inputs", manifest)
-        more = (_below(tensors, start) for start in (f"{name}.sensors.", f"{prefix}.prediction."))
-        frames.append(GoldenFrame(name, inputs, outputs, compared, graph, *more))
+        sensors, prediction = (_below(tensors, start) for start in (f"{name}.sensors.", f"{prefix}.prediction."))
+        moment = None if manifest.state is None else _read_moment(file, tensors, name)
+        frames.append(GoldenFrame(name, inputs, outputs, compared, graph, sensors, prediction, moment))
     require_enough(frames, str(file))
     return tuple(frames)
+
+
+def drive_of(name: str) -> str:
+    """The drive that the golden frame of this name is of."""
+    return name.rstrip("-0123456789")
+
+
+def _stored(output: TensorInfo) -> TensorInfo:
+    """The description of an output as a golden frame has it."""
+    if output.name != NEXT_STATE:
+        return output
+    return output.model_copy(update={"shape": sampled(np.broadcast_to(np.float32(0), output.shape)).shape})
+
+
+def _read_moment(file: Path, tensors: Mapping[str, np.ndarray], name: str) -> Moment:
+    time, pose = (
+        _read_tensor(file, tensors, f"{name}.moment", TensorInfo(name=part, shape=shape, dtype=dtype, unit=""))
+        for part, shape, dtype in (("timestamp", (1,), "int64"), ("global_from_reference", (4, 4), "float64"))
+    )
+    return Moment(drive_of(name), int(time[0]), pose)
 
 
 def _below(tensors: Mapping[str, np.ndarray], start: str) -> dict[str, np.ndarray]:
@@ -81,6 +110,8 @@ def _pad_inputs(file: Path, tensors: Mapping[str, np.ndarray], side: str, manife
     inputs = {}
     padding = no_sensors(manifest.spec)
     for described in manifest.inputs:
+        if described.name == STATE:
+            continue
         if described.name in PILLARS:
             stored = tensors.get(f"{side}.{described.name}", np.zeros((0, 0)))
             pillars = min(stored.shape[1], described.shape[1])
@@ -185,7 +216,7 @@ def require_end_to_end(golden: Sequence[GoldenFrame], meaning: Content, manifest
         stored = json.loads(meaning.data)
         found = json.loads(json.dumps(_meaning(manifest, golden, stored["known"])))
         names = [name for name in {**stored, **found} if stored.get(name) != found.get(name)]
-        off = [] if names else _differing(whole, manifest)
+        off = [] if names else [*_differing(whole, manifest), *_differing_motions(golden, manifest)]
     except _UNUSABLE as error:
         raise InputError(f"{file}, {MEANING}: cannot be used here ({error!r}); {REMEDY}") from None
     for name in names:
@@ -200,11 +231,23 @@ def _differing(golden: GoldenFrame, manifest: Manifest) -> list[str]:
     frame, tasks = _frame(golden.sensors, manifest.grid.reference), manifest.heads
     found = prepare(frame, manifest.spec) | _prediction(tasks, golden.outputs)
     found[_KEPT] = _select_kept_pillars(golden.inputs, frame, manifest.spec)
-    stored = {name: each for name, each in golden.inputs.items() if name not in ("route", "conditions")}
+    steering = ("route", "conditions", *STATE_INPUTS)
+    stored = {name: each for name, each in golden.inputs.items() if name not in steering}
     stored[_KEPT] = golden.sensors[_KEPT]
     for name, task in tasks.items():  # packed anew, since builds of zlib compress differently
         stored |= add_prefix(name, task.pack(task.unpack(part_of(name, golden.prediction))))
     return [name for name, expected in stored.items() if not _is_same(name, expected, found[name])]
+
+
+def _differing_motions(golden: Sequence[GoldenFrame], manifest: Manifest) -> list[str]:
+    """Names of the inputs of the memory that the moments of the golden frames do not give."""
+    off, before, limits = [], None, manifest.spec.memory
+    for frame in golden:
+        if limits is not None and frame.moment is not None:
+            found = state_inputs(before, frame.moment, limits)
+            off += [f"{name} of {frame.name}" for name in found if not _is_same(name, frame.inputs[name], found[name])]
+            before = frame.moment
+    return off
 
 
 def _is_same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:

@@ -27,13 +27,17 @@ from perception.datasets.views import seen_area
 from perception.errors import InputError
 from perception.frame import View
 from perception.grid import BevGrid
+from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
+from perception.sensors.state import Limits
 from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-SCHEMA_VERSION = 10  # as in Manifest
+# Schema versions, as in Manifest: of networks without and with a memory.
+PLAIN: Literal[10] = 10
+WITH_STATE: Literal[11] = 11
 MANIFEST = "manifest.json"
 
 
@@ -74,6 +78,25 @@ class Origin(Section):
     license: str  # of network, modules and golden frame, stated by the exporter; empty: not stated
 
 
+class StatePair(Section):
+    """An output that is an input on the next frame of a drive."""
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
+    frame: Literal["reference"] = "reference"  # of its rows and columns: that of the frame that it was computed on
+
+
+class State(Section):
+    """How the memory of a network goes from frame to frame: `perception.sensors.state` computes its other inputs."""
+
+    pairs: tuple[StatePair, ...]
+    spacing: tuple[float, float]  # s from frame to frame in its training
+    seconds: float  # since the frame before, beyond which a state is worthless
+    speed: float  # m/s of the vehicle since then, beyond which its pose is wrong, and the state is in the wrong place
+
+
 class NetworkFacts(Section):
     """The part of the manifest that describes the network."""
 
@@ -91,12 +114,13 @@ class NetworkFacts(Section):
     flops: int  # of one frame; a multiply-add counts as two
     operators: dict[str, int]  # ONNX operator -> number of nodes
     structure_sha256: str  # of model.onnx without its weights; plans can be refitted between networks with equal hashes
+    state: State | None = None  # of a network with a memory
 
 
 class Manifest(SelfHashed, NetworkFacts):
     """The content of manifest.json."""
 
-    schema_version: Literal[10] = 10
+    schema_version: Literal[10, 11] = PLAIN
     name: str  # of the configuration
     release: int = 0  # a vehicle that has run a higher one refuses this bundle (`deploy.trust`)
     expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
@@ -121,9 +145,10 @@ class Manifest(SelfHashed, NetworkFacts):
         return parse_tasks(content)
 
     @model_serializer(mode="wrap")
-    def _without_views(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Networks without views keep the manifest that they had before there were any."""
-        return {name: content for name, content in serialize(self).items() if name != "views" or content}
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Networks without views or memory keep the manifest that they had before there were any."""
+        unused = ("views", "state")
+        return {name: content for name, content in serialize(self).items() if name not in unused or content}
 
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
@@ -139,7 +164,8 @@ class Manifest(SelfHashed, NetworkFacts):
     def spec(self) -> InputSpec:
         """How a frame becomes the network's inputs."""
         places, truth = point_places(self.tasks), counted_truth(self.tasks)
-        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, places, truth)
+        memory = None if self.state is None else Limits(self.state.seconds, self.state.speed)
+        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, places, truth, memory)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -196,17 +222,37 @@ def parse_manifest(file: Content) -> Manifest:
     if file.data != manifest.to_hashed_json():
         raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
     _require_outputs(file.path, manifest)
-    require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path))
+    _require_state(file.path, manifest)
+    remembers = manifest.state is not None
+    require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path), remembers)
     return manifest
 
 
 def _require_outputs(file: Path, manifest: Manifest) -> None:
-    """Raise InputError unless the outputs are those of the tasks; others would never be compared."""
+    """Raise InputError unless the outputs are those of the tasks and the state; others would never be compared."""
     wanted = [f"{name}/{output.name}" for name, task in manifest.heads.items() for output in task.outputs]
+    wanted += [pair.output for pair in manifest.state.pairs] if manifest.state is not None else []
     found = [output.name for output in manifest.outputs]
     if found != wanted:
         raise InputError(
             f"{file}: outputs are {', '.join(found)}, those of its tasks {', '.join(wanted)}; export the bundle again"
+        )
+
+
+def _require_state(file: Path, manifest: Manifest) -> None:
+    """Raise InputError unless the inputs of a memory, its pair and the schema version fit to each other."""
+    described = {each.name: (each.shape, each.dtype) for each in (*manifest.inputs, *manifest.outputs)}
+    pairs = () if manifest.state is None else manifest.state.pairs
+    inputs = [name for name in STATE_INPUTS if name in described]
+    wrong = [pair for pair in pairs for name in (pair.input, pair.output)
+             if described.get(name) != (pair.shape, pair.dtype)]  # fmt: skip
+    names = [(pair.input, pair.output) for pair in pairs]
+    if wrong or names != [(STATE_INPUTS[0], NEXT_STATE)] * len(pairs) or inputs != list(STATE_INPUTS) * len(pairs):
+        raise InputError(f"{file}: state: is not that of the network's inputs and outputs; export the bundle again")
+    if manifest.schema_version != (WITH_STATE if pairs else PLAIN):
+        raise InputError(
+            f"{file}: schema_version: is {manifest.schema_version}, but {'a' if pairs else 'no'} memory is described; "
+            "export the bundle again"
         )
 
 
@@ -225,7 +271,8 @@ def _require_schema(file: Path, content: bytes) -> None:
         version = json.loads(content)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return
-    if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
+    if version not in (PLAIN, WITH_STATE):
+        newer = isinstance(version, int) and version > WITH_STATE
         remedy = "update this program, or export again with it" if newer else "export again"
-        raise InputError(f"{file}: this bundle is schema {version!r}, this version reads {SCHEMA_VERSION}; {remedy}")
+        reads = f"{PLAIN} and {WITH_STATE}"
+        raise InputError(f"{file}: this bundle is schema {version!r}, this version reads {reads}; {remedy}")

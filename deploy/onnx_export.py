@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.precision.graph import drop_unused, is_grouped_transpose
+from deploy.state import STATE, Arrays, EngineState, HostState
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import PILLARS
 
 # Fold batch normalisations behind a sum of convolutions into these convolutions.
@@ -130,8 +132,20 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
         del item.metadata_props[:]
     del graph.metadata_props[:]
     fold_norms(graph.graph)
+    _set_apart(graph.graph, NEXT_STATE)
     graph.producer_name, graph.producer_version = "tessera", ""
     return graph
+
+
+def _set_apart(graph: onnx.GraphProto, output: str) -> None:
+    """Make an output a copy of the tensor that other nodes read, so that INT8 can round what they read, but not it."""
+    for node in graph.node:
+        if output in node.output:
+            for other in graph.node:
+                other.input[:] = [f"{output}.read" if name == output else name for name in other.input]
+            node.output[:] = [f"{output}.read" if name == output else name for name in node.output]
+            graph.node.append(onnx.helper.make_node("Identity", [f"{output}.read"], [output], name=output))
+            return
 
 
 def _gelu(x: Any, approximate: str = "none") -> Any:
@@ -142,7 +156,7 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
 
 
 def run(
-    model: PerceptionModel, inputs: dict[str, np.ndarray], conditions: Conditions | None = None
+    model: PerceptionModel, inputs: Mapping[str, np.ndarray], conditions: Conditions | None = None
 ) -> tuple[dict[str, np.ndarray], int]:
     """Run the model in torch; returns its outputs and the number of floating-point operations."""
     counter = FlopCounterMode(display=False)
@@ -150,6 +164,23 @@ def run(
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         outputs = model.predict(tensors, () if conditions is None else [conditions])
     return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
+
+
+class TorchEngine:
+    """A model in torch as an engine (`deploy.state.Engine`), with the modules of `conditions` or of its router."""
+
+    def __init__(self, model: PerceptionModel, conditions: Conditions | None = None) -> None:
+        self.model, self.conditions = model, conditions
+
+    def new_state(self) -> HostState | None:
+        return HostState(tuple(self.model.no_state(1).shape)) if self.model.memory.computations else None
+
+    def run(self, inputs: Arrays, state: EngineState | None = None) -> dict[str, np.ndarray]:
+        given = dict(inputs) if state is None else {**inputs, STATE: state.read()}
+        outputs, _ = run(self.model, given, self.conditions)
+        if isinstance(state, HostState):
+            state.values = outputs.pop(NEXT_STATE)
+        return outputs
 
 
 class _Graph(nn.Module):

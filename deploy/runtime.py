@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
 from deploy.bundle import ONNX, Bundle
-from deploy.engines import Engine, open_engine
+from deploy.engines import open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import route_conditions, steering_inputs
+from deploy.state import Arrays, Carried, Engine, in_sequence
 from deploy.trust import Trust
-from perception.frame import Conditions, Frame, Prediction
+from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.views import view_of
+from perception.evaluation.predictions import Predicted
+from perception.frame import VIEWS, Conditions, Frame, Prediction, View
 from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
+from perception.sensors.state import Moment
 from perception.tasks.task import join_views, to_prediction
 
 CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
@@ -30,12 +35,13 @@ class _Network:
     conditions: frozenset[str]  # that must be known for the network to be used; empty for the default network
     golden: tuple[GoldenFrame, ...]
     name: str  # for messages
+    run_golden: Callable[[Arrays], Arrays]  # on the golden frames in their order, with a state of their own
 
     @staticmethod
     def open(bundle: Bundle, target: str, conditions: frozenset[str]) -> _Network:
         engine, name = open_engine(bundle, target), f"{bundle.path} on {target}"
-        golden = bundle.require_golden(engine.run, name, bundle.cpu_onnx.name if target == "cpu" else ONNX)
-        return _Network(bundle, engine, conditions, golden, name)
+        golden = bundle.require_golden(engine, name, bundle.cpu_onnx.name if target == "cpu" else ONNX)
+        return _Network(bundle, engine, conditions, golden, name, in_sequence(engine))
 
 
 class Runtime:
@@ -68,8 +74,9 @@ class Runtime:
         self._switched = _list_switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         conditions = manifest.taxonomy.conditions
-        self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources)
+        self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources, spec.memory)
         self._inputs = no_sensors(spec)  # reused for every frame
+        self._states = self._new_states()
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
@@ -91,6 +98,15 @@ class Runtime:
         with time_stage(self._seconds, "admit"):
             return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
+    def restart(self, first_id: int = 1) -> None:
+        """Reset scene and memory at the next frame, even if it is of the same drive; see `Scene.restart`."""
+        self.scene.restart(first_id)
+        self._forget()
+
+    def _forget(self) -> None:
+        for carried in self._states.values():
+            carried.forget()
+
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules.
 
@@ -103,11 +119,19 @@ class Runtime:
                 self.check()
         believed = self.scene.observe(frame)
         manifest = self.bundle.manifest
-        if not manifest.views:
-            return self._predict(frame, believed)
-        found = {view: self._predict(frame.facing(view), believed) for view in manifest.views}
-        joined = join_views(manifest.heads, {view: prediction for view, (prediction, _) in found.items()})
-        return joined, found[manifest.views[0]][1]
+        lost = not self.scene.is_placed  # the state cannot be moved to where the frame is, nor that of the frame later
+        if lost:
+            self._forget()
+        found = {
+            view: self._predict(frame.facing(view) if manifest.views else frame, believed, self._states.get(view))
+            for view in manifest.views or VIEWS[:1]
+        }
+        if lost:
+            self._forget()
+        prediction, weights = next(iter(found.values()))
+        if manifest.views:
+            prediction = join_views(manifest.heads, {view: prediction for view, (prediction, _) in found.items()})
+        return prediction, weights
 
     def remember(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float]) -> SceneFrame:
         """The second half of `step`: the scene with what was perceived."""
@@ -121,25 +145,57 @@ class Runtime:
             WrongEngine: the engine no longer gives the expected outputs.
         """
         network, frame = next(self._checks)
-        require_golden([frame], network.engine.run, network.name, network.bundle.manifest.tolerances)
+        require_golden([frame], network.run_golden, network.name, network.bundle.manifest.tolerances)
 
     def __call__(self, frame: Frame) -> Prediction:
-        """Perceive a single frame as one view, with the conditions of its tags, like other predictors.
+        """Perceive a single frame as one view, with the conditions of its tags and without memory.
 
         Raises:
             InputError: an output is not finite.
         """
-        return self._predict(frame, frame.conditions)[0].require_finite(frame.token)
+        alone = self._new_states().get(VIEWS[0])
+        return self._predict(frame, frame.conditions, alone)[0].require_finite(frame.token)
 
-    def _predict(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
-        """The network's prediction, and the weights of the modules that the conditions switch."""
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes, each as one view with the conditions of its tags; in order, with the memory.
+
+        Raises:
+            InputError: an output is not finite.
+        """
+        states = self._new_states()
+        for token in tokens:
+            frame = keyframes.frame(token, reads)
+            prediction, _ = self._predict(frame, frame.conditions, states.get(view_of(token)))
+            yield frame, prediction.require_finite(frame.token)
+
+    def _new_states(self) -> dict[View, Carried]:
+        """A new memory for each view; none for a bundle without one. Networks for other routes share them."""
+        for network in self._networks:
+            if (limits := network.bundle.spec.memory) is not None:
+                engine, views = network.engine, self.bundle.manifest.views or VIEWS[:1]
+                return {view: Carried(state, limits) for view in views if (state := engine.new_state()) is not None}
+        return {}
+
+    def _predict(
+        self, frame: Frame, conditions: Conditions, carried: Carried | None = None
+    ) -> tuple[Prediction, dict[str, float]]:
+        """The network's prediction, and the weights of the modules that the conditions switch.
+
+        Args:
+            carried: the memory; None for a bundle without one.
+        """
         network = self._network(conditions)
         manifest = network.bundle.manifest
         with time_stage(self._seconds, "preprocess"):
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
             steer = steering_inputs(conditions, inputs, manifest.banked, manifest.condition_values)
         with time_stage(self._seconds, "engine"):
-            outputs = network.engine.run(inputs | steer)
+            if carried is None or manifest.state is None:
+                outputs = network.engine.run(inputs | steer)
+            else:
+                outputs = carried.run(network.engine, inputs | steer, Moment.of(frame))
+        if carried is not None and manifest.state is None:
+            carried.forget()
         with time_stage(self._seconds, "postprocess"):
             prediction = to_prediction(manifest.heads, outputs)
         weights = {name: float(name in manifest.folded) for name in self._switched}

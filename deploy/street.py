@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from perception.frame import Camera, Frame, reduce_intrinsics
+from perception.geometry import rotation_about
 from perception.grid import Reference
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
@@ -20,7 +21,9 @@ from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
 from perception.simulate.snapshot import CATEGORIES, MANMADE, Ground, GroundRaster, Snapshot, Solids, Weather
 
-SEED, STREET = 0, "street"
+SEED, STREET, MOVING = 0, "street", "moving"
+# us, and x and y (m) and heading (degrees) of the vehicle; each motion is clear of the one before and of its inverse.
+_DRIVE = ((0, (-6.0, 0.0, 0.0)), (100_000, (-4.5, 0.3, 3.0)), (500_000, (0.0, 0.0, -4.0)))
 _SMALLER = 2  # the pictures' edges are those of the rig divided by this, to render faster
 _CELL = 0.1  # m
 _REACH = 80.0  # m of ground around the vehicle
@@ -57,29 +60,46 @@ _PAINT = (
 
 
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
-    """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras."""
-    frame = street_frame(spec.grid.reference, spec.rig)
-    if spec.camera is not None:
-        cameras = {name: _enlarge(camera, 2 * spec.camera.image.width) for name, camera in frame.cameras.items()}
-        frame = replace(frame, cameras=cameras)
+    """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras.
+
+    For a network with a memory also the frames of a vehicle that drives along the street. All are in order of their
+    names, and each name without its number is a drive.
+    """
+    frame = _enlarged(street_frame(spec.grid.reference, spec.rig), spec)
     if spec.lidar is not None:
         partial = replace(frame.select_points(slice(None, None, 16)), cameras={})
     else:
         partial = replace(frame, cameras={name: frame.cameras[name] for name in spec.rig.sensors.cameras[::2]})
-    return {STREET: frame, "street-partial": partial}
+    frames = {STREET: frame, "street-partial": partial}
+    if spec.memory is None:
+        return frames
+    moving = {
+        f"{MOVING}-{i}": replace(_enlarged(street_frame(spec.grid.reference, spec.rig, place), spec), timestamp=time)
+        for i, (time, place) in enumerate(_DRIVE)
+    }
+    return moving | frames
 
 
-@lru_cache(maxsize=4)
-def street_frame(reference: Reference, rig: Rig) -> Frame:
-    """The street by day, seen by a rig's simulated sensors; always the same. Pictures are taken one after the other."""
+@lru_cache(maxsize=8)
+def street_frame(reference: Reference, rig: Rig, place: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Frame:
+    """The street by day, seen by a rig's simulated sensors; always the same. Pictures are taken one after the other.
+
+    Args:
+        place: x and y (m) and heading (degrees) of the vehicle on the street.
+    """
     snapshot, still = _snapshot(), np.eye(4)
     rig = rig.calibrate()
     rng = np.random.default_rng(SEED)
-    global_from_reference = still if reference == "ego" else rig.lidars[0].ego_from_sensor
+    global_from_ego = np.eye(4)
+    global_from_ego[:3, :3] = rotation_about(np.array([0.0, 0.0, 1.0]), np.radians(place[2]))
+    global_from_ego[:2, 3] = place[:2]
+    ego_from_reference = still if reference == "ego" else rig.lidars[0].ego_from_sensor
     points = []
     for sensor in rig.lidars:
-        swept = lidar.sweep(lambda _: snapshot, lambda _: still, 0.0, sensor, rig.body, rng).points.astype(np.float64)
-        xyz, move = swept[:, :3], np.linalg.inv(global_from_reference) @ sensor.ego_from_sensor
+        swept = lidar.sweep(lambda _: snapshot, lambda _: global_from_ego, 0.0, sensor, rig.body, rng).points.astype(
+            np.float64
+        )
+        xyz, move = swept[:, :3], np.linalg.inv(ego_from_reference) @ sensor.ego_from_sensor
         if not np.array_equal(move, still):
             xyz = xyz @ move[:3, :3].T + move[:3, 3]
         points.append(np.column_stack([xyz, swept[:, 3], np.zeros(len(xyz))]))
@@ -89,18 +109,27 @@ def street_frame(reference: Reference, rig: Rig) -> Frame:
         ego[0, 3] = i * _BETWEEN
         width, height = (side // _SMALLER for side in camera.size)
         intrinsics, pose = np.diag([1 / _SMALLER, 1 / _SMALLER, 1]) @ camera.intrinsics, camera.ego_from_sensor
-        picture = render(snapshot, intrinsics, pose, (width, height), rng, still)
-        cameras[camera.name] = Camera(picture.image, intrinsics, np.linalg.inv(ego) @ pose, ego, 0)
+        picture = render(snapshot, intrinsics, global_from_ego @ pose, (width, height), rng, global_from_ego)
+        moved = global_from_ego @ ego
+        cameras[camera.name] = Camera(picture.image, intrinsics, np.linalg.inv(ego) @ pose, moved, 0)
     return Frame(
         token=f"street-{SEED}",
         timestamp=0,
         reference=reference,
-        global_from_reference=global_from_reference,
-        global_from_ego=still,
+        global_from_reference=global_from_ego @ ego_from_reference,
+        global_from_ego=global_from_ego,
         points=np.concatenate(points).astype(np.float32),
         sweep_of_point=np.zeros(sum(map(len, points)), np.uint8),
         cameras=cameras,
     )
+
+
+def _enlarged(frame: Frame, spec: InputSpec) -> Frame:
+    """The frame with pictures that are larger than the network's."""
+    if spec.camera is None:
+        return frame
+    width = 2 * spec.camera.image.width
+    return replace(frame, cameras={name: _enlarge(camera, width) for name, camera in frame.cameras.items()})
 
 
 def _enlarge(camera: Camera, width: int) -> Camera:

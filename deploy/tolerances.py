@@ -45,11 +45,13 @@ class Tolerances(Section):
     ranked: dict[str, Ranked]  # by task
     dense: dict[str, dict[str, Spread]]  # by output and channel; mean: share of the channel's mean
     labels: dict[str, Share] = Field(default={})  # by output of class indices: share of the elements that may differ
+    state: Size | None = None  # of a network with a memory: as of `golden.state_difference`
 
     @model_serializer(mode="wrap")
-    def _without_labels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Networks without such outputs keep the manifest that they had before there were any."""
-        return {name: content for name, content in serialize(self).items() if name != "labels" or content}
+        unused: dict[str, Any] = {"labels": {}, "state": None}
+        return {name: content for name, content in serialize(self).items() if unused.get(name, ...) != content}
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """Every number with its name, such as detection.center.each."""
@@ -61,6 +63,8 @@ class Tolerances(Section):
             for channel, spread in channels.items():
                 yield from ((f"{output}.{channel}.each", spread.each), (f"{output}.{channel}.mean", spread.mean))
         yield from self.labels.items()
+        if self.state is not None:
+            yield "state", self.state
 
 
 class Bounds(Section):
@@ -77,8 +81,13 @@ class Bounds(Section):
             return self.cells
         return Spread(each=self.ranked.score.each if output.steady else self.unsteady, mean=0)
 
-    def all(self, tasks: Mapping[str, Task[Any]]) -> Tolerances:
-        """Of the outputs of these tasks."""
+    @property
+    def state(self) -> float:
+        """Of the state of a network with a memory, which may differ as much as its scores."""
+        return self.ranked.score.each
+
+    def all(self, tasks: Mapping[str, Task[Any]], remembers: bool = False) -> Tolerances:
+        """Of the outputs of these tasks, and of the state of a network with a memory."""
         return Tolerances(
             ranked={name: self.ranked for name, task in tasks.items() if task.ranked},
             dense={
@@ -86,6 +95,7 @@ class Bounds(Section):
                 for name, output in dense_outputs(tasks).items()
             },
             labels={name: self.labels if out.cells else 1.0 for name, out in label_outputs(tasks).items()},
+            state=self.state if remembers else None,
         )
 
 
@@ -130,9 +140,15 @@ BOUNDS: Mapping[Precision, Bounds] = MappingProxyType(
 )
 
 
-def require_bounded(tolerances: Tolerances, precision: Precision, tasks: Mapping[str, Task[Any]], where: str) -> None:
-    """Raise InputError if a tolerance exceeds the bounds of this precision, or an output has none."""
-    bounds = dict(BOUNDS[precision].all(tasks).numbers())
+def require_bounded(
+    tolerances: Tolerances, precision: Precision, tasks: Mapping[str, Task[Any]], where: str, remembers: bool = False
+) -> None:
+    """Raise InputError if a tolerance exceeds the bounds of this precision, or an output has none.
+
+    Args:
+        remembers: whether the network has a memory.
+    """
+    bounds = dict(BOUNDS[precision].all(tasks, remembers).numbers())
     found = dict(tolerances.numbers())
     if wrong := sorted(bounds.keys() ^ found.keys()):
         raise InputError(f"{where}: has {'no' if wrong[0] in bounds else 'an unknown'} tolerance {wrong[0]}; {REMEDY}")

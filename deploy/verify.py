@@ -63,7 +63,7 @@ def _verify_networks(bundle: Bundle) -> list[str]:
     for file in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
         content = bundle.read(file.name)
         require_graph(content, bundle.manifest, bundle.manifest.operators if file == bundle.onnx else None)
-        bundle.require_golden(OnnxRuntimeEngine(content.data, file).run, f"{file}: ONNX Runtime", file.name)
+        bundle.require_golden(OnnxRuntimeEngine(content.data, file), f"{file}: ONNX Runtime", file.name)
     plans = {target: bundle.plan(target).record for target in _targets(bundle.path)}
     signed = {target: (bundle.path / ENGINES / f"{target}.sig").is_file() for target in plans}
     return [

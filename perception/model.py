@@ -293,7 +293,7 @@ class PerceptionModel(nn.Module):
         return self.camera.cells_to_supervise() if self.config.model.camera else None
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Decoded outputs of all tasks, TASK/NAME -> (B, ...); inputs as in `forward`."""
+        """Decoded outputs of all tasks, TASK/NAME -> (B, ...), and `next_state`; inputs as in `forward`."""
         return self.decode(self(inputs, conditions))
 
     def unflipped(self, dense: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
@@ -304,11 +304,11 @@ class PerceptionModel(nn.Module):
         return outputs
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Decoded outputs of all tasks, from their dense outputs."""
+        """Decoded outputs of all tasks, from their dense outputs; and the next state, if it is among them."""
         outputs: dict[str, Tensor] = {}
         for task in self.tasks:
             outputs |= add_prefix(task, self.head(task).decode(part_of(task, dense)))
-        return outputs
+        return outputs | {name: dense[name] for name in (NEXT_STATE,) if name in dense}
 
     def folded(self, *routes: Conditions) -> PerceptionModel:
         """A copy with its modules folded into the weights, for these sets of conditions; none: unknown conditions.

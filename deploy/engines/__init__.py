@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
-
-import numpy as np
-
 from deploy.bundle import ONNX, Bundle
+from deploy.state import Engine
 from deploy.targets import find_target
-
-
-class Engine(Protocol):
-    """A network ready to run."""
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name, for inputs by name with the shapes and types of the bundle's manifest."""
 
 
 def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:

@@ -8,8 +8,35 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from deploy.state import STATE, EngineState
 from perception.errors import InputError
+from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import without_padding
+
+
+class OnnxRuntimeState:
+    """A state in two buffers, of which each run reads one and writes the other."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._arrays = [np.zeros(shape, np.float32) for _ in range(2)]
+        # Of the same memory, which ONNX Runtime does not copy on a CPU.
+        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
+        self._latest = 0
+
+    def bind(self, binding: onnxruntime.IOBinding) -> None:
+        """Make a run read the latest state, and write the next one to the other buffer."""
+        binding.bind_ortvalue_input(STATE, self._values[self._latest])
+        binding.bind_ortvalue_output(NEXT_STATE, self._values[1 - self._latest])
+
+    def swap(self) -> None:
+        """Take what the latest run wrote as the state."""
+        self._latest = 1 - self._latest
+
+    def clear(self) -> None:
+        self._arrays[self._latest].fill(0)
+
+    def read(self) -> np.ndarray:
+        return self._arrays[self._latest].copy()
 
 
 class OnnxRuntimeEngine:
@@ -41,11 +68,31 @@ class OnnxRuntimeEngine:
             raise InputError(f"{name}: ONNX Runtime refuses it: {' '.join(str(error).split())}") from None
         self._session._model_bytes = None  # otherwise the session keeps the file's content in memory
         self._outputs = [output.name for output in self._session.get_outputs()]
+        shapes = {each.name: tuple(each.shape) for each in self._session.get_inputs()}
+        self._state_shape = shapes.get(STATE)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name, for inputs by name with the shapes and types of the manifest."""
+    def new_state(self) -> OnnxRuntimeState | None:
+        return None if self._state_shape is None else OnnxRuntimeState(self._state_shape)
+
+    def run(self, inputs: Mapping[str, np.ndarray], state: EngineState | None = None) -> dict[str, np.ndarray]:
+        """Outputs by name, for inputs by name with the shapes and types of the manifest; see `deploy.state.Engine`."""
+        inputs = without_padding(inputs)
         try:
-            values = self._session.run(self._outputs, without_padding(inputs))
+            if isinstance(state, OnnxRuntimeState):
+                return self._run_with(inputs, state)
+            return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         except Exception as error:  # as above
             raise InputError(f"ONNX Runtime cannot run the network: {' '.join(str(error).split())}") from None
-        return dict(zip(self._outputs, values, strict=True))
+
+    def _run_with(self, inputs: Mapping[str, np.ndarray], state: OnnxRuntimeState) -> dict[str, np.ndarray]:
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        state.bind(binding)
+        outputs = [name for name in self._outputs if name != NEXT_STATE]
+        for name in outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        state.swap()
+        values = binding.get_outputs()[1:]  # behind the state
+        return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}

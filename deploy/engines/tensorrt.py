@@ -17,8 +17,10 @@ import numpy as np
 
 from deploy.engines import cuda
 from deploy.integrity import Content
+from deploy.state import STATE, EngineState
 from deploy.targets import Target
 from perception.errors import InputError
+from perception.modules.spec import NEXT_STATE
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,32 @@ def _parser_error(parser: Any, log: Any) -> str:
 # frames first, which shows whether a plan computes the network, refitted or not.
 
 
+class TensorRtState:
+    """A state in two buffers on the GPU, of which each run reads one and writes the other.
+
+    Attributes:
+        graphs: for each engine and buffer that it reads, its work as `TensorRtEngine.graph`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], stream: cuda.Stream) -> None:
+        self.buffers = [cuda.Buffer(shape, np.dtype(np.float32)) for _ in range(2)]
+        self.graphs: dict[tuple[int, int], cuda.Graph | None] = {}
+        self.latest, self._stream = 0, stream
+        for buffer in self.buffers:
+            stream.upload(buffer)
+        stream.wait()
+
+    def clear(self) -> None:
+        self.buffers[self.latest].host.fill(0)
+        self._stream.upload(self.buffers[self.latest])
+        self._stream.wait()
+
+    def read(self) -> np.ndarray:
+        self._stream.download(self.buffers[self.latest])
+        self._stream.wait()
+        return self.buffers[self.latest].host.copy()
+
+
 class TensorRtEngine:
     """A plan on this machine's first GPU. It must be used in the thread that opened it.
 
@@ -183,7 +211,8 @@ class TensorRtEngine:
 
     Attributes:
         graph: None if the work cannot be captured, because it allocates memory or waits for the GPU midway
-            (data-dependent shapes, branches, plans of tensorrt_rtx 1.1); then every run enqueues it again.
+            (data-dependent shapes, branches, plans of tensorrt_rtx 1.1); then every run enqueues it again. A network
+            with a memory has one for each buffer of a state, which keeps them.
 
     Args:
         weights: an ONNX graph whose weights replace those of the plan; it must have the same structure
@@ -206,6 +235,7 @@ class TensorRtEngine:
         self._context = self._engine.create_execution_context()
         self._inputs: dict[str, cuda.Buffer] = {}
         self._outputs: dict[str, cuda.Buffer] = {}
+        self._state_shape: tuple[int, ...] | None = None
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
@@ -214,17 +244,19 @@ class TensorRtEngine:
             if is_input and -1 in shape:  # plans by trtexec keep the dimension dynamic; the profile has its size
                 shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
                 self._context.set_input_shape(name, shape)
+            if name in (STATE, NEXT_STATE):  # in buffers of `TensorRtState`
+                self._state_shape = shape
+                continue
             buffer = cuda.Buffer(shape, dtype)
             self._context.set_tensor_address(name, buffer.address)
             (self._inputs if is_input else self._outputs)[name] = buffer
-        self._enqueue()
-        self._stream.wait()
-        # tensorrt_rtx can tell whether its work can be captured; with tensorrt the capture itself fails if not.
-        capturable = getattr(self._context, "is_stream_capturable", lambda handle: True)
-        self.graph = self._stream.capture(self._enqueue) if capturable(self._stream.handle) else None
+        self.graph = self._prepare(self.new_state())
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name, for inputs by name with the shapes and types of the manifest."""
+    def new_state(self) -> TensorRtState | None:
+        return None if self._state_shape is None else TensorRtState(self._state_shape, self._stream)
+
+    def run(self, inputs: Mapping[str, np.ndarray], state: EngineState | None = None) -> dict[str, np.ndarray]:
+        """Outputs by name, for inputs by name with the shapes and types of the manifest; see `deploy.state.Engine`."""
         for name, buffer in self._inputs.items():
             expected, array = buffer.host, inputs.get(name)
             if array is None or (array.shape, array.dtype) != (expected.shape, expected.dtype):
@@ -233,12 +265,40 @@ class TensorRtEngine:
                     f"TensorRT cannot run the network: {name} {found}, the plan takes {expected.dtype} {expected.shape}"
                 )
             expected[...] = array
-        if self.graph is None:
+        graph = self.graph
+        if isinstance(state, TensorRtState):
+            graph = self._graph_of(state)
+        if graph is None:
             self._enqueue()
         else:
-            self._stream.launch(self.graph)
+            self._stream.launch(graph)
         self._stream.wait()
+        if isinstance(state, TensorRtState):
+            state.latest = 1 - state.latest
         return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
+
+    def _graph_of(self, state: TensorRtState) -> cuda.Graph | None:
+        """The captured work that reads the latest state; binds the state's buffers where there is none."""
+        key = id(self), state.latest
+        if state.graphs.get(key) is None:
+            self._bind(state)
+        if key not in state.graphs:
+            state.graphs[key] = None if self.graph is None else self._stream.capture(self._enqueue)
+        return state.graphs[key]
+
+    def _bind(self, state: TensorRtState) -> None:
+        self._context.set_tensor_address(STATE, state.buffers[state.latest].address)
+        self._context.set_tensor_address(NEXT_STATE, state.buffers[1 - state.latest].address)
+
+    def _prepare(self, state: TensorRtState | None) -> cuda.Graph | None:
+        """Run once, and capture the work; None if it cannot be captured."""
+        if state is not None:
+            self._bind(state)
+        self._enqueue()
+        self._stream.wait()
+        # tensorrt_rtx can tell whether its work can be captured; with tensorrt the capture itself fails if not.
+        capturable = getattr(self._context, "is_stream_capturable", lambda handle: True)
+        return self._stream.capture(self._enqueue) if capturable(self._stream.handle) else None
 
     def _enqueue(self) -> None:
         """Enqueue the work of one frame on the stream."""

@@ -18,9 +18,11 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.sources import open_source
 from perception.datasets.views import see_views
 from perception.errors import InputError
-from perception.frame import View
+from perception.frame import Frame, View
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.state import Moment, state_inputs
+from perception.training.clips import SPACINGS, find_clip, frame_period
 
 # Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph.
 
@@ -28,6 +30,7 @@ PERCENTILE = 99.99  # of the values; the others are clipped
 _BINS = 2048
 
 Inputs = Mapping[str, np.ndarray]
+Clip = Sequence[Inputs]  # of a frame and, for a network with a memory, of frames before it: the oldest first
 
 
 def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
@@ -76,6 +79,7 @@ class _Reader(CalibrationDataReader):
 # The recorded frames that an INT8 graph is calibrated on.
 
 MOST = 32  # keyframes
+BEFORE = 2  # frames before each, for a network with a memory
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,10 @@ class Drives:
         """The opened drives."""
         return open_source(self.root, self.version, self.rig)
 
-    def inputs(self, spec: InputSpec, views: Sequence[View] = ()) -> dict[str, dict[str, np.ndarray]]:
+    def inputs(self, spec: InputSpec, views: Sequence[View] = ()) -> dict[str, Clip]:
         """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.
+
+        For a network with a memory they are a clip with `BEFORE` earlier frames, without states.
 
         Args:
             views: that the network sees; each is a keyframe of its own.
@@ -102,12 +108,36 @@ class Drives:
             InputError: there are no such drives, or no keyframe has all sensors.
         """
         source, tokens = see_views(self.source, self.source.samples(selectors=self.scenes), views)
-        found = {}
+        found: dict[str, Clip] = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
             frame = source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
-            found[frame.token] = prepare(frame, spec)
+            found[frame.token] = prepare_clip([*self._before(source, tokens[i], spec), frame], spec)
         if not found:
             raise InputError(f"{self.root}: no keyframe of these scenes has all sensors; calibrate on others")
         return found
+
+    def _before(self, source: Keyframes, token: str, spec: InputSpec) -> list[Frame]:
+        """The frames before a keyframe that give a network with a memory its state."""
+        if spec.memory is None:
+            return []
+        moments = source.moments(token)
+        spacing = max(SPACINGS[0], frame_period(moments))
+        return [source.frame(each, spec.reads) for each in find_clip(moments, token, [spacing] * BEFORE)]
+
+
+def prepare_clip(
+    frames: Sequence[Frame], spec: InputSpec, moments: Sequence[Moment] = ()
+) -> list[dict[str, np.ndarray]]:
+    """The network's inputs for frames in order, without states.
+
+    Args:
+        moments: of the frames, where they are not their own.
+    """
+    inputs = [prepare(frame, spec) for frame in frames]
+    if spec.memory is None:
+        return inputs
+    own = moments or [Moment.of(frame) for frame in frames]
+    pairs = zip([None, *own[:-1]], own, strict=True)
+    return [each | state_inputs(*pair, spec.memory) for each, pair in zip(inputs, pairs, strict=True)]

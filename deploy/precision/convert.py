@@ -144,6 +144,7 @@ def run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> M
 #   steps of half a pixel, and cell indices above 2048 are not exact; also the canvas that pillars are scattered to, and
 #   the sum over the cameras;
 # - operators that sum over many numbers: softmax, means, normalisation;
+# - the memory: the places of the warp are coordinates, and what rounds the state rounds it in every frame;
 # - the last layers and the decoding: boxes are in metres, and scores that round to the same number would tie in rank;
 # - inputs and outputs, so that bundles are used in the same way at every precision.
 #
@@ -168,7 +169,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     half = onnx.ModelProto()
     half.CopyFrom(model)
     graph, parts, single = half.graph, places(model.graph), floats(model)
-    kept = parts.encoding | parts.last | parts.decoding
+    kept = parts.encoding | parts.last | parts.decoding | parts.memory
     constants = {tensor.name: tensor for tensor in graph.initializer}
     types = dict.fromkeys(single, TensorProto.FLOAT)
     nodes: list[onnx.NodeProto] = []

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
+from perception.modules.spec import NEXT_STATE, STATE_INPUTS
+
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 STEERING = frozenset({"route", "conditions"})  # inputs that select modules; all others come from sensors
 
@@ -24,12 +26,14 @@ class NetworkParts:
         heads: last convolutions before the outputs.
         view_transform: last convolutions before the view transform.
         decoding: behind heads and view transform: peaks, boxes, probabilities, depths.
+        memory: between the state and the next one: the motion, the moved state, and what is mixed.
     """
 
     encoding: frozenset[str]
     heads: frozenset[str]
     view_transform: frozenset[str]
     decoding: frozenset[str]
+    memory: frozenset[str]
 
     @property
     def last(self) -> frozenset[str]:
@@ -43,9 +47,12 @@ def places(graph: onnx.GraphProto) -> NetworkParts:
     """
     constant = {tensor.name for tensor in graph.initializer}
     convolved = {node.input[0] for node in graph.node if node.op_type in CONVOLUTIONS}
-    sensed = {tensor.name for tensor in graph.input} - STEERING
+    memory = _memory(graph)
+    sensed = {tensor.name for tensor in graph.input}.difference(STEERING, STATE_INPUTS)
     encoding, joined = set(), set()
     for node in graph.node:  # in topological order
+        if node.output[0] in memory:
+            continue
         inputs = {name for name in node.input if name}
         if inputs <= constant:
             constant.update(node.output)
@@ -55,10 +62,24 @@ def places(graph: onnx.GraphProto) -> NetworkParts:
         else:
             continue
         encoding.add(node.output[0])
-    ends, decoding = _trace_back(graph, {tensor.name for tensor in graph.output}, encoding)
-    view_transform, lifted = _trace_back(graph, joined, encoding)
+    stops = encoding | memory
+    ends, decoding = _trace_back(graph, {tensor.name for tensor in graph.output}, stops)
+    view_transform, lifted = _trace_back(graph, joined, stops)
     heads = ends - _feeding_convolutions(graph)  # the fused map gives an output (conditions), but also feeds the trunk
-    return NetworkParts(frozenset(encoding), frozenset(heads), frozenset(view_transform), frozenset(decoding | lifted))
+    parts = (encoding, heads, view_transform, decoding | lifted, memory)
+    return NetworkParts(*(frozenset(part) for part in parts))
+
+
+def _memory(graph: onnx.GraphProto) -> set[str]:
+    """First outputs of the nodes that depend on the state or the motion, and on which the next state depends."""
+    behind, before = set(STATE_INPUTS), {NEXT_STATE}
+    for node in graph.node:
+        if not behind.isdisjoint(node.input):
+            behind.update(node.output)
+    for node in reversed(graph.node):
+        if not before.isdisjoint(node.output):
+            before.update(node.input)
+    return {node.output[0] for node in graph.node if not behind.isdisjoint(node.output) and node.output[0] in before}
 
 
 def _feeding_convolutions(graph: onnx.GraphProto) -> set[str]:
@@ -79,11 +100,11 @@ def _feeding_convolutions(graph: onnx.GraphProto) -> set[str]:
     return feeding
 
 
-def _trace_back(graph: onnx.GraphProto, wanted: set[str], encoding: set[str]) -> tuple[set[str], set[str]]:
-    """The last convolutions before these tensors, and the nodes between; stops at the encoding."""
+def _trace_back(graph: onnx.GraphProto, wanted: set[str], stops: set[str]) -> tuple[set[str], set[str]]:
+    """The last convolutions before these tensors, and the nodes between; stops at these nodes."""
     last, between = set(), set()
     for node in reversed(graph.node):
-        if wanted.isdisjoint(node.output) or node.output[0] in encoding:
+        if wanted.isdisjoint(node.output) or node.output[0] in stops:
             continue
         if node.op_type in CONVOLUTIONS:
             last.add(node.output[0])

@@ -22,7 +22,9 @@ from deploy.golden import (
     match_detections,
     require_enough,
     score_spread,
+    state_difference,
 )
+from deploy.state import in_sequence
 from deploy.tolerances import (
     BOUNDS,
     LEAST,
@@ -36,6 +38,7 @@ from deploy.tolerances import (
     require_bounded,
 )
 from perception.errors import InputError
+from perception.modules.spec import NEXT_STATE
 from perception.tasks.task import Output, Task, part_of
 
 # The structure of a graph: all that must be equal for the plan of one graph to run with the weights of another.
@@ -115,7 +118,7 @@ def make_golden_frames(
 
     Args:
         graphs: by file name.
-        frames: inputs, and outputs of the trained network, by name.
+        frames: inputs, and outputs of the trained network, by name; in order, and without states (`GoldenFrame`).
         tasks: the network's tasks by name.
 
     Raises:
@@ -125,12 +128,12 @@ def make_golden_frames(
     golden: list[GoldenFrame] = []
     measured: list[Measured] = []
     for file, graph in graphs.items():
-        engine = OnnxRuntimeEngine(graph.SerializeToString())
+        run = in_sequence(OnnxRuntimeEngine(graph.SerializeToString()))
         emulated = (round_weights(graph, bits).SerializeToString() for bits in MANTISSAS.get(precision, ()))
-        others = [OnnxRuntimeEngine(each, optimise=False) for each in emulated] or [engine]
+        others = [in_sequence(OnnxRuntimeEngine(each, optimise=False)) for each in emulated] or [run]
         for name, (inputs, trained) in frames.items():
-            outputs = trained if precision == "fp16" else engine.run(inputs)
-            found: list[Arrays] = [other.run(inputs) for other in others]
+            outputs = trained if precision == "fp16" else run(inputs)
+            found: list[Arrays] = [other(inputs) for other in others]
             compared = {
                 task: find_steady(part_of(task, outputs), [part_of(task, each) for each in found], precision)
                 for task in ranked
@@ -181,10 +184,12 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
         ranked={name: _make_ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
         dense={name: _dense(measured, precision, name, output) for name, output in dense_outputs(tasks).items()},
         labels={name: _labels(measured, name) for name in label_outputs(tasks)},
+        state=_state(measured),
     )
     frames = [frame for frame, _ in measured]
+    where, remembers = f"the graph in {precision} does not compute the network", tolerances.state is not None
     try:
-        require_bounded(tolerances, precision, tasks, f"the graph in {precision} does not compute the network")
+        require_bounded(tolerances, precision, tasks, where, remembers)
         for file in {frame.graph for frame in frames}:
             require_enough([frame for frame in frames if frame.graph == file], f"{file} in {precision}")
     except InputError as error:  # with the remedy for whoever exports, instead of the one for the vehicle
@@ -225,6 +230,16 @@ def _labels(measured: Sequence[Measured], name: str) -> float:
     found = [differing(frame.outputs[name], other[name]) for frame, others in measured for other in others]
     few = FEW_LABELS / measured[0][0].outputs[name].size
     return max(LEAST.labels, min(1.0, float(f"{max(MARGIN * max(found), few):.2g}")))
+
+
+def _state(measured: Sequence[Measured]) -> float | None:
+    found = [
+        state_difference(frame.outputs[NEXT_STATE], other[NEXT_STATE])
+        for frame, others in measured
+        for other in others
+        if NEXT_STATE in frame.outputs
+    ]
+    return max(LEAST.state, float(f"{MARGIN * max(found):.2g}")) if found else None
 
 
 def _halve_bounds(precision: Precision) -> Ranked:

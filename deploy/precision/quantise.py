@@ -45,10 +45,14 @@ CPU = Layout(operators=("Conv", "Relu"), activations=QuantType.QUInt8, options={
 
 
 def quantisable(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """The convolutions with constant weights that may become INT8, by output: all but the last layers."""
-    last, constants = places(graph).last, {tensor.name for tensor in graph.initializer}
+    """The convolutions with constant weights that may become INT8, by output: all but the last layers and the memory.
+
+    What rounds the state rounds it in every frame; the memory has a percent or two of the network's operations.
+    """
+    parts, constants = places(graph), {tensor.name for tensor in graph.initializer}
     found = {node.output[0]: node for node in graph.node if node.op_type in CONVOLUTIONS and node.input[1] in constants}
-    return {output: node for output, node in found.items() if output not in last and not is_grouped_transpose(node)}
+    exact = parts.last | parts.memory
+    return {output: node for output, node in found.items() if output not in exact and not is_grouped_transpose(node)}
 
 
 def activations(graph: onnx.GraphProto) -> set[str]:

@@ -77,7 +77,7 @@ class Player:
         totals = ReplayTotals(self.runtime, self.settings, place, segment.suffix if segment != WHOLE else "")
         measured = self._measure(drive, totals, segment) if self.settings.latency else None
         clock = RealTime() if self.settings.real_time and measured is None else None
-        self.runtime.scene.restart(segment.first_id)
+        self.runtime.restart(segment.first_id)
         with freeze_objects(), ExitStack() as files:
             writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewers)
             background = files.enter_context(BackgroundWriter())
@@ -97,7 +97,7 @@ class Player:
     def _measure(self, drive: Drive, totals: ReplayTotals, segment: Segment) -> deque[Mapping[str, float]]:
         """Perceive every frame at its own time, without other threads; returns the seconds of each frame's stages."""
         self.watcher.message(f"measuring latencies at the recorded pace: up to {drive.seconds:.0f} s")
-        self.runtime.scene.restart()
+        self.runtime.restart()
         clock = RealTime()
         with single_core():
             measured = deque(self._step(taken, clock)[1].seconds for taken in self._frames(drive, segment))

@@ -15,6 +15,7 @@ from perception.scene.admission import POSES, Findings, admit
 from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.scene.sources import Sources, default_sources
+from perception.sensors.state import Limits, Moment, reset_reason
 from perception.tasks.task import Evidence, Task
 
 
@@ -63,6 +64,7 @@ class Scene:
         vocabulary: of the conditions.
         modules: switched module -> facts that it requires (`perception.modules.spec`).
         sources: of evidence for the conditions; None: tags, then what the tasks recognise.
+        limits: of the network's memory; None: it has none.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Scene:
         vocabulary: Vocabulary,
         modules: Mapping[str, Sequence[str]] | None = None,
         sources: Sources | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._sensors, self._tasks, self._vocabulary = sensors, tasks, vocabulary
-        self._sources = sources or default_sources(vocabulary)
+        self._sources, self._limits = sources or default_sources(vocabulary), limits
         self._kinds = {value: kind for kind, values in vocabulary.items() for value in values}
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
@@ -93,7 +96,17 @@ class Scene:
             reference: of the network's grid.
         """
         admitted, self._findings = admit(frame, self._sensors, reference, self._before)
+        before = None if self._before is None else Moment.of(self._before)
+        if self._limits is not None and self.is_placed:
+            why = reset_reason(before, Moment.of(admitted), self._limits)
+            if why == "impossible motion":
+                self._findings[POSES[1]] = f"{why} since the frame before: the network's memory begins anew"
         return admitted
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the frame that was admitted last has a pose of its own."""
+        return POSES[0] not in self._findings
 
     def observe(self, frame: Frame) -> Conditions:
         """The conditions believed at a frame, before the network runs on it.
@@ -151,7 +164,7 @@ class Scene:
     def _remember(self, frame: Frame, results: Mapping[str, Any]) -> dict[str, Any]:
         """The states of the tasks' memories after a frame, each knowing the objects that all of them follow."""
         memories = {name: memory for name, memory in self._memories.items() if name in results}
-        seen = self._has_data(frame) and POSES[0] not in self._findings
+        seen = self._has_data(frame) and self.is_placed
         self._findings = {}
         states = {name: memory.update(frame, results[name] if seen else None) for name, memory in memories.items()}
         followed = [self._tasks[name].objects(state) for name, state in states.items()]
