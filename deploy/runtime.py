@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 
@@ -35,13 +36,17 @@ class _Network:
     conditions: frozenset[str]  # that must be known for the network to be used; empty for the default network
     golden: tuple[GoldenFrame, ...]
     name: str  # for messages
-    run_golden: Callable[[Arrays], Arrays]  # on the golden frames in their order, with a state of their own
 
     @staticmethod
     def open(bundle: Bundle, target: str, conditions: frozenset[str]) -> _Network:
         engine, name = open_engine(bundle, target), f"{bundle.path} on {target}"
         golden = bundle.require_golden(engine, name, bundle.cpu_onnx.name if target == "cpu" else ONNX)
-        return _Network(bundle, engine, conditions, golden, name, in_sequence(engine))
+        return _Network(bundle, engine, conditions, golden, name)
+
+    @cached_property
+    def run_golden(self) -> Callable[[Arrays], Arrays]:
+        """Runs golden frames in their order, with a state of their own."""
+        return in_sequence(self.engine)
 
 
 class Runtime:

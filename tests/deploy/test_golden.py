@@ -329,7 +329,7 @@ def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() 
         runs.append(inputs)
         return network.engine.run(inputs) if len(runs) <= 3 else engine("fp32").run({**inputs, **changed})
 
-    runtime._networks = [replace(network, engine=SimpleNamespace(run=run))]
+    runtime._networks = [replace(network, engine=SimpleNamespace(run=run, new_state=network.engine.new_state))]
     runtime._checks = iter([(runtime._networks[0], golden) for golden in network.golden])
     runtime._steps = CHECK_EVERY - 5
     for _ in range(4):
@@ -346,7 +346,12 @@ def test_a_check_is_in_its_frames_latency_and_changes_nothing_of_the_drive() -> 
         time.sleep(slow)
         return network.engine.run(inputs)
 
-    checked._checks = iter([(replace(network, engine=SimpleNamespace(run=run)), each) for each in network.golden])
+    checked._checks = iter(
+        [
+            (replace(network, engine=SimpleNamespace(run=run, new_state=network.engine.new_state)), each)
+            for each in network.golden
+        ]
+    )
     for i in range(3):
         frame = replace(synthetic_frame("ego", RIG, i), timestamp=500_000 * i)
         checked._steps = CHECK_EVERY - 1

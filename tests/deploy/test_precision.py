@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lowered
@@ -37,6 +38,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.state import Limits
 from perception.tasks.task import part_of
 
 
@@ -381,5 +383,17 @@ def test_frames_are_spread_over_the_drives_and_have_a_camera(tmp_path: Path, mon
         for scenes in ("scene-0001:0-3", "scene-0001:0-1", "scene-0001:2-3")
     )
     assert list(every) == [*first, *last]
-    for actual, expected in zip(every.values(), (first | last).values(), strict=True):
+    for (actual,), (expected,) in zip(every.values(), (first | last).values(), strict=True):
         np.testing.assert_array_equal(actual["pillar_points"], expected["pillar_points"])
+
+
+def test_a_network_with_a_memory_is_calibrated_on_clips(tmp_path: Path) -> None:
+    """Keyframes half a second apart, the frames before each, and how the vehicle moved between them."""
+    write_tiny(tmp_path)
+    spec = replace(InputSpec.of(config()), memory=Limits(seconds=1.2, speed=70.0))
+    clips = [*calibrate.Drives(tmp_path, "v1.0-tiny").inputs(spec).values()]
+    assert [[float(frame["elapsed"][0]) for frame in clip] for clip in clips] == [[0.0], [0.0, 0.5], [0.0, 0.5, 0.5]]
+    for frame in clips[2][1:]:
+        np.testing.assert_allclose(frame["current_from_previous"][0], np.eye(4) - 2.5 * np.eye(4, k=3), atol=1e-5)
+    for name, array in clips[1][1].items():
+        np.testing.assert_array_equal(array, clips[2][1][name])

@@ -154,7 +154,7 @@ def test_inputs_are_written_to_the_same_memory_and_hold_nothing_of_the_frame_bef
         seen.append({name: array.ctypes.data for name, array in inputs.items()})
         return network.engine.run(inputs)
 
-    runtime._networks = [replace(network, engine=SimpleNamespace(run=run))]
+    runtime._networks = [replace(network, engine=SimpleNamespace(run=run, new_state=network.engine.new_state))]
     for frame in frames[:2]:
         runtime.step(frame)
     assert seen[0] == seen[1]
