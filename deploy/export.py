@@ -29,21 +29,21 @@ from deploy.manifest import (
     StatePair,
     TensorInfo,
 )
-from deploy.onnx_export import OPSET, TorchEngine, run, to_onnx
-from deploy.precision.calibrate import Clip, Drives, prepare_clip
+from deploy.onnx_export import OPSET, TorchEngine, find_frame_with_state, run, to_onnx
+from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import Signer, signer
-from deploy.state import STATE, Engine, in_sequence, run_with_state
+from deploy.state import STATE, in_sequence
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision
 from deploy.trust import Release, default_permits
 from perception.checkpoint import load_model, provenance
 from perception.config import Config
 from perception.errors import InputError
-from perception.frame import Conditions, Frame
+from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
 from perception.modules.routing.fixed import SteeredRouter
@@ -106,7 +106,7 @@ def make_network(
     """
     taxonomy = trained.config.taxonomy
     known = [parse_conditions(route, taxonomy) for route in routes]
-    first = _find_frame_with_state(trained, golden, known[0])
+    first = find_frame_with_state(trained, golden, known[0])
     expected = [run(trained, first, each)[0] for each in known]  # this run also tells prompts the size of their input
     model = trained.deployed(*known)
     if not model.memory.computations:  # no route has a memory
@@ -126,10 +126,10 @@ def make_network(
     engine = OnnxRuntimeEngine(_bytes(graph))
     require_golden(proofs, in_sequence(engine), "ONNX Runtime", allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
-        require_agreement(alone, run(model, on_route)[0], f"the folded network on route {route_name(route)}", allowed)
-        require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {route_name(route)}", allowed)
+        for what, other in (("the folded network", TorchEngine(model)), ("ONNX Runtime", engine)):
+            require_agreement(alone, other.run(on_route), f"{what} on route {route_name(route)}", allowed)
     drives = [
-        _with_state([{**each, **steering_inputs(route, each, banked, values)} for each in clip], engine)
+        with_state([{**each, **steering_inputs(route, each, banked, values)} for each in clip], engine)
         for clip in recorded for route in known
     ]  # fmt: skip
     converted, tolerances = convert(graph, precision, drives, trained.tasks), allowed
@@ -156,32 +156,8 @@ def make_network(
     return Network(graphs, proofs, (*facts.folded, *facts.inline, *names), converted.ranges, facts)
 
 
-def _find_frame_with_state(
-    model: PerceptionModel, golden: Mapping[str, dict[str, np.ndarray]], conditions: Conditions
-) -> dict[str, np.ndarray]:
-    """The inputs of the first golden frame, for a model with a memory those of the first that has a state, with it."""
-    state = model.no_state(1).numpy()
-    for frame in golden.values():
-        if "state_valid" not in frame:
-            return frame
-        if frame["state_valid"].any():
-            return frame | {STATE: state}
-        state = run(model, frame | {STATE: state}, conditions)[0][NEXT_STATE]
-    raise ValueError("no golden frame has a state")
-
-
 def _without(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if name not in names}
-
-
-def _with_state(clip: Clip, engine: Engine) -> Mapping[str, np.ndarray]:
-    """The inputs of the last frame of a clip, with the state that the frames before it leave."""
-    state, last = engine.new_state(), clip[-1]
-    if state is None:
-        return _without(last, STATE_INPUTS)
-    for frame in clip[:-1]:
-        run_with_state(engine, frame, state)
-    return {**last, STATE: state.read()}
 
 
 def _describe_state(trained: PerceptionModel, outputs: Mapping[str, np.ndarray]) -> State | None:

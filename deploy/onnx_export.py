@@ -183,6 +183,20 @@ class TorchEngine:
         return outputs
 
 
+def find_frame_with_state(
+    model: PerceptionModel, golden: Mapping[str, dict[str, np.ndarray]], conditions: Conditions
+) -> dict[str, np.ndarray]:
+    """The inputs of the first golden frame, for a model with a memory those of the first that has a state, with it."""
+    state = model.no_state(1).numpy()
+    for frame in golden.values():
+        if "state_valid" not in frame:
+            return frame
+        if frame["state_valid"].any():
+            return frame | {STATE: state}
+        state = run(model, frame | {STATE: state}, conditions)[0][NEXT_STATE]
+    raise ValueError("no golden frame has a state")
+
+
 class _Graph(nn.Module):
     """`PerceptionModel.predict` with positional tensors instead of a dict, as an ONNX graph has them."""
 

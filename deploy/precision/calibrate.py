@@ -14,11 +14,13 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, PercentileCalibrater
 
+from deploy.state import STATE, Engine, run_with_state
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.sources import open_source
 from perception.datasets.views import see_views
 from perception.errors import InputError
 from perception.frame import Frame, View
+from perception.modules.spec import STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.state import Moment, state_inputs
@@ -141,3 +143,13 @@ def prepare_clip(
     own = moments or [Moment.of(frame) for frame in frames]
     pairs = zip([None, *own[:-1]], own, strict=True)
     return [each | state_inputs(*pair, spec.memory) for each, pair in zip(inputs, pairs, strict=True)]
+
+
+def with_state(clip: Clip, engine: Engine) -> Mapping[str, np.ndarray]:
+    """The inputs of the last frame of a clip, with the state that the frames before it leave."""
+    state, last = engine.new_state(), clip[-1]
+    if state is None:
+        return {name: array for name, array in last.items() if name not in STATE_INPUTS}
+    for frame in clip[:-1]:
+        run_with_state(engine, frame, state)
+    return {**last, STATE: state.read()}
