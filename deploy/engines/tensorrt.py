@@ -265,6 +265,8 @@ class TensorRtEngine:
                     f"TensorRT cannot run the network: {name} {found}, the plan takes {expected.dtype} {expected.shape}"
                 )
             expected[...] = array
+        if self._state_shape is not None and state is None:
+            raise InputError("TensorRT cannot run the network: it takes a state")
         graph = self.graph
         if isinstance(state, TensorRtState):
             graph = self._graph_of(state)

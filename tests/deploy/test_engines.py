@@ -128,14 +128,16 @@ class Context:
         calls.append("execute")
         if b"waits" in self.content and int(driver.cuStreamSynchronize(handle)[0]):
             return False
-        code, = driver.cuMemcpyHtoDAsync(self.addresses["y"], self.addresses["x"], 24, handle)
-        return not int(code)
+        pairs = [("y", "state"), ("next_state", "x")] if b"state" in self.content else [("y", "x")]
+        to_from = [[self.addresses[name] for name in pair] for pair in pairs]
+        return not any(int(driver.cuMemcpyHtoDAsync(*each, 24, handle)[0]) for each in to_from)
 class Engine:
-    num_io_tensors = 2
     def __init__(self, content):
         self.content, self.refittable = content, b"refittable" in content
+        self.names = ["x", "y", *(["state", "next_state"] if b"state" in content else [])]
+        self.num_io_tensors = len(self.names)
     def get_tensor_name(self, i):
-        return "xy"[i]
+        return self.names[i]
     def get_tensor_dtype(self, name):
         return np.float32
     def get_tensor_shape(self, name):
@@ -143,7 +145,7 @@ class Engine:
     def get_tensor_profile_shape(self, name, profile):
         return [[1, 3], [1, 3], [2, 3]]  # least, best, most
     def get_tensor_mode(self, name):
-        return {"x": "input", "y": "output"}[name]
+        return "input" if name in ("x", "state") else "output"
     def create_execution_context(self):
         calls.append("context")
         return Context(self.content)
@@ -273,6 +275,28 @@ assert calls[:2] == ["context", ("x", (2, 3))]
 copies(engine)
 with pytest.raises(InputError, match="x is float32 .1, 3., the plan takes float32 .2, 3.$"):
     engine.run({"x": np.zeros((1, 3), "f4")})
+""",
+    "each of several states goes on from run to run in two buffers": """
+for content in (b"state", b"state rtx"):  # recorded, and queued anew
+    calls.clear()
+    engine = opened(content)
+    states = [engine.new_state() for _ in range(2)]
+    frames = [np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * n for n in range(12)]
+    before = [np.zeros((2, 3), np.float32)] * 2
+    for i, frame in enumerate(frames):
+        one = i % 3 % 2  # in turns, but not one after the other
+        if i == 7:
+            states[one].clear()
+            before[one] = np.zeros((2, 3), np.float32)
+        np.testing.assert_array_equal(engine.run({"x": frame}, states[one])["y"], before[one])
+        before[one] = frame
+        for state, expected in zip(states, before):
+            np.testing.assert_array_equal(state.read(), expected)
+    # The first run, its record, and a record for each state and buffer; or each run.
+    assert calls.count("execute") == (6 if engine.graph else 1 + len(frames))
+assert opened(b"plain").new_state() is None
+with pytest.raises(InputError, match="^TensorRT cannot run the network: it takes a state$"):
+    opened(b"state").run({"x": frames[0]})
 """,
     "inputs that are not the network's": """
 engine = opened(b"plain")
