@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import onnx
 import pytest
-from exported import QUIET, bundle, copy_bundle, rewritten
+from exported import QUIET, bundle, copy_bundle, remembering, rewritten
 from networks import uniform_tolerances
 from refits import has_gpu, train_further
 
@@ -92,3 +93,10 @@ def test_a_refitted_plan_is_the_one_compiled_anew(target: Target, tmp_path: Path
     assert differences(engine_of(anew, target).run(inputs), outputs, tolerance) == []
     assert differences(engine_of(old, target).run(inputs), outputs, tolerance)  # the weights matter
     Runtime(new, target.name)
+
+
+@on_gpu
+def test_a_state_stays_on_the_gpu_through_the_golden_sequence(target: Target, tmp_path: Path) -> None:
+    path = copytree(remembering().path, tmp_path / "bundle")
+    build(path, target.name, QUIET)
+    Runtime(path, target.name)
