@@ -371,6 +371,7 @@ def _table(manifest: Manifest) -> Table:
         ("parameters", f"{manifest.parameters:,}"),
         ("GFLOP per frame", f"{manifest.flops / 1e9:.2f}"),
         *([("views", ", ".join(manifest.views))] if manifest.views else []),
+        *([("memory", f"of {manifest.state.seconds:g} s at most")] if manifest.state is not None else []),
         ("routes", ", ".join(manifest.routes)),
         ("modules folded", ", ".join(manifest.folded) or "none"),
         ("modules inline", ", ".join(manifest.inline) or "none"),

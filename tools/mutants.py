@@ -1,13 +1,13 @@
 """Deliberate defects in the product, and whether the tests find them: `make mutants`.
 
-    python tools/mutants.py --map runs/lines --out runs/mutants.json [--against EARLIER.json]
+    python tools/mutants.py --map runs/lines --out runs/mutants.json [--against EARLIER.json | --resume]
 
 A mutant is one change of one place: drawn with a seed over all folders of perception and deploy (an operator, a number,
 a comparison, a deleted statement), or written by hand in tools/mutants.yaml (a sign, a frame of reference, a missing
 reset, a swapped route, a skipped hash, a tolerance). It runs against at most ten of the tests that execute its line by
 the line map of tools/line_map.py, the fastest first, until one fails. Each mutant has a process of its own, forked from
 one that has imported the libraries, and a copy of the repository to change. With `--against`, a mutant that an earlier
-run found and this one does not is an error (exit code 1).
+run found and this one does not is an error (exit code 1). `--resume` goes on with an interrupted run of the same code.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def main() -> int:
     parser.add_argument(
         "--against", type=Path, help="an earlier result, whose mutants are tested again; what it found must be found"
     )
+    parser.add_argument("--resume", action="store_true", help="keep what --out has of these mutants")
     parser.add_argument("--preload", default=",".join(IMPORTED), help="modules that each process has from the start")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
@@ -280,33 +281,44 @@ def main() -> int:
         mutants = [*read_written(root, arguments.written), *draw(root, executed, arguments.count, arguments.seed)]
     else:
         mutants = earlier(root, arguments.against)
-    jobs = [(mutant, selection.tests_of(mutant)) for mutant in mutants]
+    kept = read(arguments.out) if arguments.resume else []
+    tested = {outcome.mutant for outcome in kept}
+    jobs = [(mutant, selection.tests_of(mutant)) for mutant in mutants if mutant not in tested]
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in filter(None, arguments.preload.split(",")):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    outcomes = _run_tests(root, jobs, arguments.workers)
+    outcomes = _run_tests(root, jobs, arguments, kept)
     if arguments.against is not None:  # the tests are others, so the one that found it may not be among the ten
         found = {row["mutant"]["name"] for row in json.loads(arguments.against.read_text()) if row["found_by"]}
         lost = [each.mutant for each in outcomes if not each.found_by and each.mutant.name in found]
         outcomes = [each for each in outcomes if each.mutant not in lost]
-        outcomes += _run_tests(root, [(mutant, selection.tests_of(mutant, 6)) for mutant in lost], arguments.workers)
-    return _report(outcomes, arguments.out, arguments.against)
+        more = [(mutant, selection.tests_of(mutant, 6)) for mutant in lost]
+        outcomes = _run_tests(root, more, arguments, outcomes)
+    return _report(outcomes, arguments.against)
 
 
-def _run_tests(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> list[Outcome]:
-    outcomes = []
-    for outcome in run_all(root, jobs, workers):
+def _run_tests(
+    root: Path, jobs: list[tuple[Mutant, list[str]]], arguments: argparse.Namespace, before: list[Outcome]
+) -> list[Outcome]:
+    """The outcomes before and those of the jobs, which are in the file as soon as they are known."""
+    outcomes, out = list(before), arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for i, outcome in enumerate(run_all(root, jobs, arguments.workers), 1):
         outcomes.append(outcome)
         state = "found    " if outcome.found_by else "NOT FOUND"
-        print(f"{len(outcomes):3}/{len(jobs)} {state} {outcome.mutant.name} ({outcome.seconds:.0f} s)", flush=True)
+        print(f"{i:3}/{len(jobs)} {state} {outcome.mutant.name} ({outcome.seconds:.0f} s)", flush=True)
+        out.write_text(json.dumps([asdict(each) for each in outcomes], indent=1))
     return outcomes
 
 
-def _report(outcomes: list[Outcome], out: Path, against: Path | None) -> int:
-    rows = [asdict(outcome) for outcome in outcomes]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1))
+def read(out: Path) -> list[Outcome]:
+    """What an interrupted run wrote."""
+    rows = json.loads(out.read_text()) if out.exists() else []
+    return [Outcome(**{**row, "mutant": Mutant(**row["mutant"])}) for row in rows]
+
+
+def _report(outcomes: list[Outcome], against: Path | None) -> int:
     found = {outcome.mutant.name for outcome in outcomes if outcome.found_by}
     survivors = [outcome.mutant for outcome in outcomes if not outcome.found_by]
     print(f"{len(found)} of {len(outcomes)} found, {sum(o.seconds for o in outcomes) / 60:.0f} minutes of one worker")

@@ -27,11 +27,14 @@ from deploy.runtime import Runtime
 from deploy.state import run_with_state
 from deploy.street import street_frame
 from deploy.tolerances import Precision
+from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.views import view_token
 from perception.frame import Conditions, Frame, Prediction
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.predict import TorchPredictor
 from perception.sensors.state import state_inputs
+from perception.tasks.task import join_views
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MEMORY = {"name": "memory", "kind": "memory"}
@@ -283,3 +286,24 @@ def test_the_state_is_compared_as_far_as_it_may_differ() -> None:
     require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 0.9 * most}, "engine", allowed)
     with pytest.raises(WrongEngine, match=f"{NEXT_STATE} is off by"):
         require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 1.1 * most}, "engine", allowed)
+
+
+@pytest.mark.slow("exports a network that looks one way")
+def test_each_view_of_a_vehicle_has_a_state_of_its_own(tmp_path: Path) -> None:
+    """The joined detections are those of two networks that look one way each."""
+    content = {**modular("looking", [MEMORY]).model_dump(mode="json"), "name": "looking"}
+    content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
+    del content["tasks"]["map"]
+    made = export(checkpoint_of(parse_config(content, "looking"), spread=0.5), tmp_path / "both", console=QUIET)
+    runtime, frames = Runtime(made.path), moving(3)
+    found = [runtime.step(frame).prediction for frame in frames]
+    manifest, parts = runtime.bundle.manifest, {}
+    for view in manifest.views:
+        source: Any = SimpleNamespace(frame=lambda token, reads, view=view: frames[int(token[0])].facing(view))
+        tokens = [view_token(frame.token, view) for frame in frames]
+        parts[view] = [each for _, each in runtime.predictions(source, runtime.bundle.spec.reads, tokens)]
+    for i, whole in enumerate(found):
+        joined = join_views(manifest.heads, {view: each[i] for view, each in parts.items()})
+        assert scores(whole) == scores(joined)
+        assert len(scores(whole)) > 5
+    assert scores(found[2]) != scores(Runtime(made.path).step(frames[2]).prediction)

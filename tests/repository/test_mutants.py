@@ -98,3 +98,10 @@ def test_a_defect_is_found_by_an_assertion_and_not_by_being_executed(recorded):
     assert found["another process"] == "tests/test_it.py::test_in_another_process"
     assert found["not asserted"] is None
     assert (recorded / "perception" / "numbers.py").read_text() == PRODUCT
+    interrupted = json.loads(out.read_text())[:2]
+    interrupted[0]["found_by"] = "tests/test_it.py::test_of_before"
+    out.write_text(json.dumps(interrupted))
+    tool("mutants.py", "--map", recorded / "lines", "--root", recorded, *options, "--resume")
+    resumed = json.loads(out.read_text())
+    assert resumed[:2] == interrupted  # was not tested again
+    assert {row["mutant"]["name"].split(": ")[1] for row in resumed} == {*found}
