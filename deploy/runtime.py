@@ -81,7 +81,7 @@ class Runtime:
         conditions = manifest.taxonomy.conditions
         self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources, spec.memory)
         self._inputs = no_sensors(spec)  # reused for every frame
-        self._states = self._new_states()
+        self._states = {view: self._new_state() for view in manifest.views or VIEWS[:1]}
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
@@ -109,7 +109,7 @@ class Runtime:
         self._forget()
 
     def _forget(self) -> None:
-        for carried in self._states.values():
+        for carried in filter(None, self._states.values()):
             carried.forget()
 
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
@@ -128,7 +128,7 @@ class Runtime:
         if lost:
             self._forget()
         found = {
-            view: self._predict(frame.facing(view) if manifest.views else frame, believed, self._states.get(view))
+            view: self._predict(frame.facing(view) if manifest.views else frame, believed, self._states[view])
             for view in manifest.views or VIEWS[:1]
         }
         if lost:
@@ -158,8 +158,7 @@ class Runtime:
         Raises:
             InputError: an output is not finite.
         """
-        alone = self._new_states().get(VIEWS[0])
-        return self._predict(frame, frame.conditions, alone)[0].require_finite(frame.token)
+        return self._predict(frame, frame.conditions, self._new_state())[0].require_finite(frame.token)
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes, each as one view with the conditions of its tags; in order, with the memory.
@@ -167,22 +166,23 @@ class Runtime:
         Raises:
             InputError: an output is not finite.
         """
-        states = self._new_states()
+        states: dict[View, Carried | None] = {}
         for token in tokens:
-            frame = keyframes.frame(token, reads)
-            prediction, _ = self._predict(frame, frame.conditions, states.get(view_of(token)))
+            frame, view = keyframes.frame(token, reads), view_of(token)
+            if view not in states:
+                states[view] = self._new_state()
+            prediction, _ = self._predict(frame, frame.conditions, states[view])
             yield frame, prediction.require_finite(frame.token)
 
-    def _new_states(self) -> dict[View, Carried]:
-        """A new memory for each view; none for a bundle without one. Networks for other routes share them."""
+    def _new_state(self) -> Carried | None:
+        """A new memory of a drive in one view, which the networks of all routes share; None: the bundle has none."""
         for network in self._networks:
-            if (limits := network.bundle.spec.memory) is not None:
-                engine, views = network.engine, self.bundle.manifest.views or VIEWS[:1]
-                return {view: Carried(state, limits) for view in views if (state := engine.new_state()) is not None}
-        return {}
+            if (limits := network.bundle.spec.memory) is not None and (state := network.engine.new_state()) is not None:
+                return Carried(state, limits)
+        return None
 
     def _predict(
-        self, frame: Frame, conditions: Conditions, carried: Carried | None = None
+        self, frame: Frame, conditions: Conditions, carried: Carried | None
     ) -> tuple[Prediction, dict[str, float]]:
         """The network's prediction, and the weights of the modules that the conditions switch.
 

@@ -29,7 +29,7 @@ from deploy.street import street_frame
 from deploy.tolerances import Precision
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.views import view_token
+from perception.datasets.views import view_of, view_token
 from perception.frame import Conditions, Frame, Prediction
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.predict import TorchPredictor
@@ -307,3 +307,9 @@ def test_each_view_of_a_vehicle_has_a_state_of_its_own(tmp_path: Path) -> None:
         assert scores(whole) == scores(joined)
         assert len(scores(whole)) > 5
     assert scores(found[2]) != scores(Runtime(made.path).step(frames[2]).prediction)
+    other = Runtime(remembering().path)  # whose manifest has no views, as `evaluate --views` may see it
+    source = SimpleNamespace(frame=lambda token, reads: frames[int(token[0])].facing(view_of(token)))
+    tokens = [view_token(frame.token, view) for frame in frames for view in manifest.views]
+    mixed = [scores(each) for _, each in other.predictions(source, other.bundle.spec.reads, tokens)]
+    apart = [[*other.predictions(source, other.bundle.spec.reads, tokens[i::2])] for i in range(2)]
+    assert [mixed[0::2], mixed[1::2]] == [[scores(prediction) for _, prediction in each] for each in apart]
