@@ -110,6 +110,17 @@ def bundle(*conditions: str) -> Bundle:
     return Bundle.load(once(name, lambda out: export(run, out, [conditions], console=QUIET)))
 
 
+@cache
+def remembering() -> Bundle:
+    """The bundle of `nano` with a memory."""
+
+    def make(out: Path) -> None:
+        config = modular("memory", [{"name": "memory", "kind": "memory"}])
+        export(checkpoint_of(config, spread=0.5), out, console=QUIET)
+
+    return Bundle.load(once("bundle-memory", make))
+
+
 APART = [[], ["rain"], ["rain", "night"]]
 
 
