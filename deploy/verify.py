@@ -1,4 +1,4 @@
-"""Verify a bundle or a build package, without a GPU. No torch, no onnx here."""
+"""Verify a bundle or a build package; a GPU is not needed. No torch, no onnx here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 
 from deploy.build_package import SUMS, SUMS_SIGNATURE
 from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
+from deploy.canary import canary_graph, require_canary
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.integrity import Content, read_verified, require_inside, require_nothing_else
 from deploy.manifest import MANIFEST, Calibration, Manifest, TensorInfo
 from deploy.onnx_file import read_graph
+from deploy.targets import Target, find_target
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.sensors.inputs import PILLARS
@@ -46,6 +48,7 @@ def verify_bundle(bundle: Bundle) -> dict[str, str]:
         f"{sum(manifest.operators.values())} operators: as in the manifest",
         "golden frames": f"{origin.golden} and others: outputs of ONNX Runtime are within the tolerances",
         "engines": ", ".join(engines) or "none",
+        **_canary(bundle),
         "unsigned engines": ", ".join(dict.fromkeys(permit.target for permit in manifest.builds))
         + (" may compile their own" if manifest.builds else "refused"),
         "routes": ", ".join((*manifest.routes, *(f"{route} with its own network" for route in manifest.apart))),
@@ -70,6 +73,33 @@ def _verify_networks(bundle: Bundle) -> list[str]:
         f"{target} by {record.compiler}, {'signed' if signed[target] else 'not signed'}"
         for target, record in plans.items()
     ]
+
+
+def _canary(bundle: Bundle) -> dict[str, str]:
+    """Check the operator that moves the state of a memory, also on this machine's GPU if it is that of an engine."""
+    if all(part.manifest.state is None for part in (bundle, *bundle.routes.values())):
+        return {}
+    require_canary(OnnxRuntimeEngine(canary_graph(), "the canary").run, "ONNX Runtime")
+    told = (f"{target} by {_run_canary(find_target(target))}" for target in _targets(bundle.path))
+    return {"GridSample of the memory": ", ".join(("as in closed form in ONNX Runtime", *told))}
+
+
+def _run_canary(target: Target) -> str:
+    """Compile the canary for a target and run it on this machine's GPU; returns the compiler, or why it was not run."""
+    from deploy.engines import cuda
+    from deploy.engines.tensorrt import TensorRtEngine, build_engine, import_compiler
+
+    try:
+        import_compiler(target)
+        capability = cuda.compute_capability()
+    except InputError as error:
+        return f"its compiler NOT RUN ({error})"
+    if capability not in target.compute_capabilities:
+        return f"its compiler NOT RUN (the GPU here has compute capability {capability / 10:g})"
+    plan = build_engine(canary_graph(), target)
+    engine = TensorRtEngine(Content(Path(f"the canary for {target.name}"), plan.content), target)
+    require_canary(engine.run, f"{target.name}: {plan.compiler}")
+    return plan.compiler
 
 
 def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] | None = None) -> None:

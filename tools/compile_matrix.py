@@ -1,4 +1,6 @@
-"""Compile every configuration x precision x folded or banked x GPU with NVIDIA's compiler, without a GPU.
+"""Compile every configuration x kind x precision x GPU with NVIDIA's compiler, without a GPU.
+
+A kind is a network with a module folded into its weights, banked (switched by an input), or banked and with a memory.
 
     python tools/compile_matrix.py --configs tiny,nuscenes/lidar
     python tools/compile_matrix.py --configs tiny,nuscenes/fusion --tasks tasks/recognise,tasks/points,tasks/occupancy
@@ -25,33 +27,42 @@ from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.convert import to_half
 from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
+from deploy.state import STATE
 from deploy.targets import find_target
 from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.state import Moment, state_inputs
 
 CONFIGS = "tiny,nuscenes/centerpoint,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
 TARGETS = ("rtx-ampere", "rtx-ada")
+KINDS = ("folded", "banked", "memory")
 MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
 
 
 def make_graph(name: str, kind: str, tasks: list[str]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """The FP32 graph and the shapes of its inputs; `banked` has a module that an input switches.
+    """The FP32 graph and the shapes of its inputs.
 
     Args:
+        kind: one of KINDS.
         tasks: configurations of further ones.
     """
-    content = with_tasks(name, tasks).model_dump(mode="json") | {"modules": [MODULE]}
-    config = parse_config(content, name)
-    inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
-    routes = [Conditions(weather="rain")]
-    if kind == "banked":
+    modules = [MODULE, {"name": "memory", "kind": "memory"}] if kind == "memory" else [MODULE]
+    config = parse_config(with_tasks(name, tasks).model_dump(mode="json") | {"modules": modules}, name)
+    spec = InputSpec.of(config)
+    frame = synthetic_frame(config.grid.reference, config.rig)
+    inputs, routes, model = prepare(frame, spec), [Conditions(weather="rain")], PerceptionModel(config)
+    if kind != "folded":
         routes.append(Conditions())
         inputs["route"] = np.ones((1, 1), np.float32)
-    model = PerceptionModel(config).deployed(*routes)
     outputs = [f"{name}/{each.name}" for name, task in model.tasks.items() for each in task.outputs]
+    if spec.memory is not None:
+        inputs |= {STATE: model.no_state(1).numpy(), **state_inputs(None, Moment.of(frame), spec.memory)}
+        outputs.append(NEXT_STATE)
+    model = model.deployed(*routes)
     with torch.no_grad():
         return to_onnx(model, inputs, outputs), {name: array.shape for name, array in inputs.items()}
 
@@ -65,9 +76,9 @@ def convert(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return graph
 
 
-def compile_all(configs: list[str], tasks: list[str]) -> Iterator[dict[str, Any]]:
+def compile_all(configs: list[str], tasks: list[str], kinds: list[str]) -> Iterator[dict[str, Any]]:
     for config in configs:
-        for kind in ("folded", "banked"):
+        for kind in kinds:
             whole, shapes = make_graph(config, kind, tasks)
             for precision in ("fp32", "fp16", "int8"):
                 content = convert(whole, precision).SerializeToString()
@@ -87,11 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", default=CONFIGS, help=f"names of configurations (default: {CONFIGS})")
     parser.add_argument("--tasks", default="", help="configurations of further tasks, such as tasks/recognise")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"some of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args()
     rows = []
     tasks = arguments.tasks.split(",") if arguments.tasks else []
-    for row in compile_all(arguments.configs.split(","), tasks):
+    for row in compile_all(arguments.configs.split(","), tasks, arguments.kinds.split(",")):
         rows.append(row)
         print(*row.values(), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:

@@ -55,12 +55,16 @@ class Latency:
         self._last = "", 0  # scene and us of the latest frame
 
     def add(self, frame: Frame, seconds: Mapping[str, float]) -> None:
+        self.pass_by(frame)
+        for stage, each in self._seconds.items():
+            each.append(seconds[stage])
+
+    def pass_by(self, frame: Frame) -> None:
+        """Add the time of a frame that is not counted."""
         scene, before = self._last
         if scene == frame.scene and len(self):
             self._periods.append(1e-6 * (frame.timestamp - before))
         self._last = frame.scene, frame.timestamp
-        for stage, each in self._seconds.items():
-            each.append(seconds[stage])
 
     def part(self) -> dict[str, Any]:
         """The values, for `join`."""

@@ -21,6 +21,7 @@ from deploy.replay.writers import ViewerWriter, Writers, open_writers
 from deploy.runtime import Runtime
 from perception.datasets.views import leave_out_unseen
 from perception.frame import Frame
+from perception.scene.health.monitor import SensorHealth
 from perception.scene.scene import SceneFrame
 
 
@@ -41,6 +42,7 @@ class _Taken(NamedTuple):
     seconds: float  # since the start of its drive
     reading: float  # s that reading it took
     warming: bool  # before the segment
+    written: bool  # and not only perceived for the sake of later frames
 
 
 class Player:
@@ -78,6 +80,7 @@ class Player:
         measured = self._measure(drive, totals, segment) if self.settings.latency else None
         clock = RealTime() if self.settings.real_time and measured is None else None
         self.runtime.restart(segment.first_id)
+        unwritten = _Unwritten()
         with freeze_objects(), ExitStack() as files:
             writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewers)
             background = files.enter_context(BackgroundWriter())
@@ -87,7 +90,11 @@ class Player:
                     seen = replace(seen, seconds=measured.popleft())
                 if taken.warming:
                     continue
-                background.call(_write, writers, totals, admitted, seen)
+                if not taken.written:
+                    unwritten.add(seen)
+                    background.call(totals.pass_by, admitted.frame, admitted.seconds, seen)
+                    continue
+                background.call(_write, writers, totals, admitted, unwritten.join(seen))
                 self.watcher.advance()
         totals.counts.append(drive.counts.summary())
         if clock is not None:
@@ -106,19 +113,20 @@ class Player:
 
     def _frames(self, drive: Drive, segment: Segment) -> Iterator[_Taken]:
         """The selected frames of a segment and of its warm-up, with the faults."""
-        choice, manifest = FrameChoice(self.settings.selection, segment), self.runtime.bundle.manifest
+        manifest = self.runtime.bundle.manifest
+        choice = FrameChoice(self.settings.selection, segment, manifest.state is not None)
         if any(fault.kind.shows_earlier for fault in self._faults):
             all_before = segment._replace(warm_up=math.inf)
             every = FrameChoice(Selection(end=self.settings.selection.end), all_before)
             read = inject(drive.frames(every), self._faults, every.time)
-            frames: Iterator[Frame] = (frame for frame in read if choice(frame.scene, frame.timestamp))
+            frames: Iterator[Frame] = (frame for frame in read if choice(frame.scene, frame.timestamp, every.between))
         else:
             frames = inject(drive.frames(choice), self._faults, choice.time)
         start = time.perf_counter()
         for frame in frames:
             seconds = choice.time(frame.scene, frame.timestamp)
             frame = leave_out_unseen(frame, manifest.grid.build(), manifest.views)
-            yield _Taken(frame, seconds, time.perf_counter() - start, choice.warming)
+            yield _Taken(frame, seconds, time.perf_counter() - start, choice.warming, choice.written)
             start = time.perf_counter()
 
     def _step(self, taken: _Taken, clock: RealTime | None) -> tuple[_Taken, SceneFrame]:
@@ -130,6 +138,27 @@ class Player:
         prediction, weights = self.runtime.perceive(frame)
         seen = self.runtime.remember(frame, hide(prediction, self._hidden, taken.seconds), weights)
         return taken._replace(frame=admitted), replace(seen, seconds={"read": taken.reading, **seen.seconds})
+
+
+class _Unwritten:
+    """What frames that are not written showed that the next written one has to say."""
+
+    def __init__(self) -> None:
+        self._scene, self._health, self._not_finite = "", dict[str, SensorHealth](), dict[str, int]()
+
+    def add(self, seen: SceneFrame) -> None:
+        if seen.scene != self._scene:
+            self._scene, self._health, self._not_finite = seen.scene, {}, {}
+        self._health |= {name: each for name, each in seen.health.items() if each.findings}
+        self._not_finite |= seen.prediction.not_finite
+
+    def join(self, seen: SceneFrame) -> SceneFrame:
+        """The scene with the faults since the latest written frame that it has not, and all outputs not finite."""
+        self.add(replace(seen, health={}))
+        health = {name: each if each.findings else self._health.get(name, each) for name, each in seen.health.items()}
+        prediction = replace(seen.prediction, not_finite=self._not_finite)
+        self._health, self._not_finite = {}, {}
+        return replace(seen, health=health, prediction=prediction)
 
 
 def _write(writers: Writers, totals: ReplayTotals, taken: _Taken, seen: SceneFrame) -> None:

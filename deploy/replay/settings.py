@@ -49,7 +49,7 @@ class Selection:
     Args:
         start: s since the first frame of the drive.
         end: s; later frames are left out.
-        every: select every Nth of these frames.
+        every: select every Nth of these frames, without those between keyframes.
 
     Raises:
         InputError: no frame can be selected.
@@ -115,23 +115,33 @@ class FrameChoice:
     Args:
         selection: None: all, also those before the start by a clock that was set.
         segment: which frames of the selection are chosen, with those of its warm-up.
+        remembers: whether the network has a memory; then it also needs the frames that `every` leaves out.
 
     Attributes:
         time: since the start of the drive.
         over: no later frame is chosen.
         warming: the latest frame is before the segment.
+        between: the latest frame is between keyframes.
+        written: the results of the latest frame are; else it is perceived for the sake of later frames.
     """
 
-    def __init__(self, selection: Selection | None = None, segment: Segment = WHOLE) -> None:
+    def __init__(self, selection: Selection | None = None, segment: Segment = WHOLE, remembers: bool = False) -> None:
         self._selection, self.time, self.over = selection, DriveTime(), False
-        self._segment, self.warming = segment, False
+        self._segment, self._remembers = segment, remembers
+        self.warming, self.between, self.written = False, False, True
         self._first: int | None = None  # us
         self._elapsed = 0.0  # s, which a clock that is set back does not reduce
         self._inside = Counter[str]()  # frames between start and end, by scene
 
-    def __call__(self, scene: str, timestamp: int) -> bool:
-        """Whether the next frame is chosen; its time in us."""
+    def __call__(self, scene: str, timestamp: int, between: bool = False) -> bool:
+        """Whether the next frame is chosen.
+
+        Args:
+            timestamp: us.
+            between: whether it is between the keyframes of its drive, so that `every` does not count it.
+        """
         seconds, selection = self.time(scene, timestamp), self._selection
+        self.between, self.written = between, not between
         if selection is None:
             return True
         self._first = timestamp if self._first is None else self._first
@@ -139,10 +149,12 @@ class FrameChoice:
         self.over = self.over or self._elapsed >= min(selection.end, self._segment.end)
         if self.over or not selection.start <= seconds < selection.end:
             return False
-        self._inside[scene] += 1
+        self._inside[scene] += not between
         self.warming = self._elapsed < self._segment.start
         near = self._elapsed >= self._segment.start - self._segment.warm_up
-        return near and (self._inside[scene] - 1) % selection.every == 0
+        counted = not between and (self._inside[scene] - 1) % selection.every == 0
+        self.written = counted and not self.warming
+        return near and (counted or between or self._remembers)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ class ReplayTotals:
         self.faults.add(frame, seconds, seen.health, seen.doubts)
         self.latency.add(frame, seen.seconds)  # last, since it counts the completely written frames
 
+    def pass_by(self, frame: Frame, seconds: float, seen: SceneFrame) -> None:
+        """Add the next frame, as `add`, if its results are not written."""
+        self.faults.add(frame, seconds, seen.health, seen.doubts)
+        self.latency.pass_by(frame)
+
     def to_json(self) -> dict[str, Any]:
         """Everything, for `join`."""
         return {

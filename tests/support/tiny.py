@@ -21,7 +21,8 @@ def token(*parts: Any) -> str:
     return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
 
 
-def write_tiny(root: Path, keyframes: int = 3) -> None:
+def write_tiny(root: Path, keyframes: int = 3, between: bool = False) -> None:
+    """The drive; `between` also has pictures at the sweeps between keyframes, so that there are frames."""
     rng = np.random.default_rng(0)
     calibrations, recordings, poses = [], [], []
     for i, channel in enumerate(_SENSORS):
@@ -36,7 +37,7 @@ def write_tiny(root: Path, keyframes: int = 3) -> None:
         previous = ""
         for step in range(2 * keyframes):  # 4 Hz; every second one is a keyframe
             keyframe = step % 2 == 1
-            if channel != "LIDAR_TOP" and not keyframe:
+            if channel != "LIDAR_TOP" and not keyframe and not between:
                 continue
             timestamp = _START + step * 250_000 + 1000 * i
             file = f"{'samples' if keyframe else 'sweeps'}/{channel}/{timestamp}{'.jpg' if camera else '.pcd.bin'}"
@@ -101,9 +102,9 @@ def _neighbours(kind: str, number: int, count: int) -> dict[str, str]:
     return {"prev": token(kind, before) if before >= 0 else "", "next": token(kind, behind) if behind < count else ""}
 
 
-def write_scenes(root: Path, scenes: int, keyframes: int) -> None:
+def write_scenes(root: Path, scenes: int, keyframes: int, between: bool = False) -> None:
     """A dataroot with version v1.0-tiny: its one drive in as many scenes, one after the other."""
-    write_tiny(root, scenes * keyframes)
+    write_tiny(root, scenes * keyframes, between)
     folder = root / "v1.0-tiny"
     samples, (scene,) = (json.loads((folder / f"{name}.json").read_text()) for name in ("sample", "scene"))
     for i, sample in enumerate(samples):

@@ -281,7 +281,7 @@ class Assembler:
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
         self._recent.append((pending.stamp, frozenset(frame.cameras) | there))
-        if not self._choice.warming:
+        if self._choice.written:
             self._counts.add_frame(frame)
         yield frame
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 
 from deploy.replay.settings import FrameChoice
@@ -26,8 +28,9 @@ from perception.taxonomy import Taxonomy, load_taxonomy
 class DatasetDrive:
     """The keyframes of one scene of a data set, recorded or simulated, in order of time.
 
-    All sensors are read, even those that the network does not take, because the report shows them. A sensor whose file
-    does not exist, or is damaged, is missing in the frame; damaged ones are counted.
+    A network with a memory also gets the frames between them, without annotations. All sensors are read, even those
+    that the network does not take, because the report shows them. A sensor whose file does not exist, or is damaged, is
+    missing in the frame; damaged ones are counted.
 
     Args:
         selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
@@ -58,18 +61,34 @@ class DatasetDrive:
         self.counts = Counts(self._spec.rig.sensors)
         count, choice = cache(self.counts.add_damage), choice or FrameChoice()  # a file once, although several read it
         reads = Reads(self._spec.grid.reference, self._spec.sweeps, truth=self._spec.truth)
-        for sample in self._samples:
-            if choice(self.name, self._timestamp(sample)):
+        for token, timestamp, between in self._all_frames():
+            if choice(self.name, timestamp, between):
                 before = DAMAGE.set(_uncounted if choice.warming else count)
                 try:
-                    frame = self.tables.frame(sample, reads)
+                    frame = self.tables.frame(token, reads._replace(annotations=False, truth=()) if between else reads)
                 finally:
                     DAMAGE.reset(before)
-                if not choice.warming:
+                if choice.written:
                     self.counts.add_frame(frame)
                 yield frame
             elif choice.over:
                 return
+
+    def _all_frames(self) -> Iterator[tuple[str, int, bool]]:
+        """Token, time (us) and whether it is between two keyframes, of all frames to play."""
+        keyframes = [(sample, self._timestamp(sample), False) for sample in self._samples]
+        if self._spec.memory is None:
+            return iter(keyframes)
+        # Of a part of a drive only those between two of its keyframes, so that it begins with a keyframe.
+        every, chosen = self.tables.samples(selectors=[self.name]), set(self._samples)
+        times = [self._timestamp(sample) for sample in every]
+        found = self.tables.moments(every[0])
+        inner = [
+            (token, found[token], True)
+            for token in found.keys() - set(every)
+            if 0 < (after := bisect(times, found[token])) < len(every) and chosen >= {*every[after - 1 : after + 1]}
+        ]
+        return iter(sorted(keyframes + inner, key=itemgetter(1)))
 
 
 def _uncounted(line: str) -> None:
