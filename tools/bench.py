@@ -25,6 +25,7 @@ SUBJECTS = {
     "flakes": "bench_snow:flakes",
     "fleet": "bench_replay:fleet",
     "loader": "bench_loader:loader",
+    "memory": "bench_memory:memory",
     "mmdet3d": "bench_mmdet3d:mmdet3d",
     "modular": "bench_networks:modular",
     "pandaset": "bench_pandaset:pandaset",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +12,8 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.views import view_of
 from perception.errors import InputError
-from perception.frame import View
+from perception.frame import Frame, View
+from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment, state_inputs
 
 Arrays = dict[str, np.ndarray]
@@ -65,6 +68,26 @@ def draw_spacings(rng: np.random.Generator, frames: int) -> list[float]:
     return rng.uniform(*SPACINGS, int(rng.integers(frames))).tolist()
 
 
+class Clip(NamedTuple):
+    """A training frame with those before it.
+
+    Attributes:
+        earlier: tokens of the frames before it, the oldest first.
+        missing: the sensor that the last frames lack, "lidar" or "camera".
+        lost: number of these, the training frame among them; the first frame of a clip always has its sensors.
+    """
+
+    earlier: Sequence[str] = ()
+    missing: str = ""
+    lost: int = 0
+
+    def without(self, frame: Frame, age: int) -> Frame:
+        """The frame, so many frames before the training frame, without the sensor that it lacks."""
+        if age >= self.lost:
+            return frame
+        return frame.without_points() if self.missing == "lidar" else replace(frame, cameras={})
+
+
 class Clips:
     """The clips of a training: their frames, and what the memory is told of each.
 
@@ -76,16 +99,23 @@ class Clips:
         self._tables, self._seed, self._batch, self._limits = tables, config.seed, config.train.batch, limits
         parts = [part for module in config.modules for part in module.single() if part.kind == "memory"]
         self._frames = max(part.frames for part in parts)
+        self._outages, self._sensors = max(part.outages for part in parts), InputSpec.of(config).sensors
         self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
 
-    def tokens(self, token: str, position: int) -> list[str]:
-        """The frames before this one in the clip at a position of the training, the oldest first."""
+    def clip(self, token: str, position: int) -> Clip:
+        """The clip that ends with this frame, at a position of the training."""
         key = self._tables.scene(token), view_of(token)
         if key not in self._moments:
             self._moments[key] = self._tables.moments(token)
         moments = self._moments[key]
-        spacings = draw_spacings(np.random.default_rng([self._seed, 3, position // self._batch]), self._frames)
-        return find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
+        rng = np.random.default_rng([self._seed, 3, position // self._batch])
+        # Mostly clips: a frame alone teaches a memory on a frozen base nothing.
+        spacings = draw_spacings(rng, self._frames) or draw_spacings(rng, self._frames)
+        earlier = find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
+        rng = np.random.default_rng([self._seed, 4, position])
+        if not earlier or rng.random() >= self._outages:
+            return Clip(earlier)
+        return Clip(earlier, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
 
     def state_inputs(self, moments: Sequence[Moment]) -> list[Arrays]:
         """The inputs of the memory on each frame of a clip; the first has no state."""

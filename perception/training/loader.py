@@ -26,7 +26,7 @@ from perception.sensors.state import Moment
 from perception.tasks import tasks_of
 from perception.tasks.task import join_labels
 from perception.training.augment import Augmentation
-from perception.training.clips import Clips, align_clips
+from perception.training.clips import Clip, Clips, align_clips
 from perception.training.frame_cache import FrameCache, FramesInMemory
 from perception.training.objects import Objects
 from perception.training.paste import Paster
@@ -144,8 +144,8 @@ class FrameDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
         recorded = self._with_truth(self._frames.frame(self.token(position)))
-        seen = recorded if self._spec.lidar else recorded.without_points()  # which only depth labels need
-        frame = unpasted = self._with_dropped_sensors(seen, rng)
+        clip = Clip() if self._clips is None else self._clips.clip(recorded.token, position)
+        frame = unpasted = clip.without(self._as_seen(recorded, rng), age=0)
         if self._paster is not None and position < self._require_pastable:
             frame = self._paster(unpasted, np.random.default_rng([self._config.seed, 2, position]))
         # Of a frame with pasted objects only its own points tell the depth.
@@ -158,18 +158,17 @@ class FrameDataset(Dataset[Sample]):
             projection = inputs["image_from_reference"][0] @ augmentation.similarity
             labels["camera"] = {"depth": self._depth(measured, projection)}
         sample = Sample(inputs, labels, frame.conditions, frame.token)
-        return sample if self._clips is None else self._with_clip(sample, frame, position, augmentation, rng)
+        return sample if self._clips is None else self._with_clip(sample, frame, clip, augmentation, rng)
 
     def _with_clip(
-        self, sample: Sample, frame: Frame, position: int, augmentation: Augmentation, rng: np.random.Generator
+        self, sample: Sample, frame: Frame, clip: Clip, augmentation: Augmentation, rng: np.random.Generator
     ) -> Sample:
         """The sample with the frames before it, which have its augmentation, and with the inputs of the memory."""
         assert self._clips is not None
         inputs, moments = [], []
-        for token in self._clips.tokens(frame.token, position):
-            recorded = self._frames.frame(token)
-            seen = recorded if self._spec.lidar else recorded.without_points()
-            earlier = augmentation.apply(self._with_dropped_sensors(seen, rng))
+        for age, token in zip(range(len(clip.earlier), 0, -1), clip.earlier, strict=True):
+            seen = clip.without(self._as_seen(self._frames.frame(token), rng), age)
+            earlier = augmentation.apply(seen)
             inputs.append(prepare(earlier, self._spec, augmentation.affines))
             moments.append(Moment.of(earlier))
         states = self._clips.state_inputs([*moments, Moment.of(frame)])
@@ -188,6 +187,11 @@ class FrameDataset(Dataset[Sample]):
         assert self._depth_cells is not None
         points, camera = None if frame.points is None else frame.keyframe_points, self._spec.camera
         return depth_labels(points, image_from_reference, camera.image, self._depth_cells, camera.depth)
+
+    def _as_seen(self, recorded: Frame, rng: np.random.Generator) -> Frame:
+        """The frame that the network gets; only depth labels need points that it does not see."""
+        seen = recorded if self._spec.lidar else recorded.without_points()
+        return self._with_dropped_sensors(seen, rng)
 
     def _with_dropped_sensors(self, frame: Frame, rng: np.random.Generator) -> Frame:
         """Drop LiDAR or cameras of frames that have both, with the configured probabilities."""

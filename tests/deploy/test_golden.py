@@ -37,6 +37,7 @@ from deploy.golden import (
     GoldenFrame,
     WrongEngine,
     clear_detections,
+    dense_spreads,
     differences,
     match_detections,
     require_golden,
@@ -535,3 +536,11 @@ def test_matching_equals_brute_force() -> None:
         lost += [] if any(pairs) else [i]
     assert 0 < len(lost) < n
     assert match_detections(*batches, 0, np.ones(n, bool), allowed).lost.tolist() == lost
+
+
+def test_a_dense_output_is_compared_channel_by_channel_and_relative_to_its_size() -> None:
+    """Of a class that is nearly nowhere the mean difference is a large share."""
+    expected = np.stack([np.full((4, 4), 0.5), np.full((4, 4), 1e-4)])[None].astype(np.float32)
+    common, faint = dense_spreads(expected, expected + np.array([0.01, 2e-4]).reshape(1, 2, 1, 1))
+    assert (common.each, common.mean) == pytest.approx((0.01, 0.01 / 0.501), rel=1e-5)
+    assert (faint.each, faint.mean) == pytest.approx((2e-4, 2e-4 / 1.1e-3), rel=1e-5)

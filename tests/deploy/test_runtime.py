@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import exported
+import lowered
 import numpy as np
 import onnx
 import pytest
@@ -445,3 +446,15 @@ def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
         model.predict(tensors)  # without a fold each map has its own
         with one_line_error(r"heads\.detection\.classes: a prompt folds for one size of input, this"):
             model.folded().predict(tensors)
+
+
+@pytest.mark.slow("bundles of three precisions that other tests use too")
+@pytest.mark.parametrize("weather", ["rain", "night"])
+def test_a_scene_says_which_of_the_switched_modules_run(weather: str) -> None:
+    runtime, known = Runtime(lowered.switched("fp32").path), {"rain": {"weather": "rain"}, "night": {"light": "night"}}
+    frame = replace(synthetic_frame("ego", RIG, 3), conditions=Conditions(**known[weather]))
+    for i in range(4):  # until it is believed
+        seen = runtime.step(replace(frame, token=str(i), timestamp=100_000 * i))
+    assert {name: routed.weight for name, routed in seen.route.items()} == {
+        name: float(name == weather) for name in ("rain", "night")
+    }

@@ -48,7 +48,7 @@ def sequences() -> Path:
     def make(out: Path) -> None:
         write_tiny(out / "drives")
         drives = Drives(out / "drives", "v1.0-tiny")
-        bundles_of(checkpoint_of(modular("sequences", [MEMORY]), seed=3, spread=0.5), out, PRECISIONS, drives)
+        bundles_of(checkpoint_of(modular("sequences", [MEMORY]), seed=1, spread=0.1), out, PRECISIONS, drives)
 
     return once("sequences", make)
 
@@ -189,7 +189,7 @@ def test_a_bundle_remembers_as_the_trained_network_does(tmp_path: Path) -> None:
     """On a drive at 2 Hz; without its memory it sees something else."""
     write_tiny(tmp_path, keyframes=4)
     tables, runtime = NuScenesTables(tmp_path, "v1.0-tiny"), Runtime(remembering().path)
-    trained = TorchPredictor.load(checkpoint_of(modular("memory", [MEMORY]), spread=0.5))
+    trained = TorchPredictor.load(checkpoint_of(modular("memory", [MEMORY]), spread=0.1))
     reads, tokens = runtime.bundle.spec.reads, tables.samples()
     found = [(frame, scores(each)) for frame, each in runtime.predictions(tables, reads, tokens)]
     expected = [scores(each) for _, each in trained.predictions(tables, reads, tokens)]
@@ -252,7 +252,7 @@ def test_what_follows_an_output_that_is_not_finite_begins_anew() -> None:
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_memory_for_some_conditions_begins_anew_where_they_begin(apart: bool, tmp_path: Path) -> None:
     """In one graph the state of other frames is their map; a network of its own for them has none."""
-    run = checkpoint_of(modular("rainy", [{**MEMORY, "when": ["rain"]}]), spread=0.5)
+    run = checkpoint_of(modular("rainy", [{**MEMORY, "when": ["rain"]}]), spread=0.1)
     bundle = export(run, tmp_path / "bundle", [[], ["rain"]], console=QUIET, apart=apart)
     assert (bundle.manifest.state is None) == apart
     runtime, (first, second, third, _) = Runtime(bundle.path), moving()
@@ -294,7 +294,7 @@ def test_each_view_of_a_vehicle_has_a_state_of_its_own(tmp_path: Path) -> None:
     content = {**modular("looking", [MEMORY]).model_dump(mode="json"), "name": "looking"}
     content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
     del content["tasks"]["map"]
-    made = export(checkpoint_of(parse_config(content, "looking"), spread=0.5), tmp_path / "both", console=QUIET)
+    made = export(checkpoint_of(parse_config(content, "looking"), spread=0.1), tmp_path / "both", console=QUIET)
     runtime, frames = Runtime(made.path), moving(3)
     found = [runtime.step(frame).prediction for frame in frames]
     manifest, parts = runtime.bundle.manifest, {}

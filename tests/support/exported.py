@@ -116,7 +116,7 @@ def remembering() -> Bundle:
 
     def make(out: Path) -> None:
         config = modular("memory", [{"name": "memory", "kind": "memory"}])
-        export(checkpoint_of(config, spread=0.5), out, console=QUIET)
+        export(checkpoint_of(config, spread=0.1), out, console=QUIET)
 
     return Bundle.load(once("bundle-memory", make))
 

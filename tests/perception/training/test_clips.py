@@ -28,7 +28,7 @@ from perception.training.loader import Batch, FrameDataset, collate
 from perception.training.loop import fit, train
 from perception.training.losses import Losses, Scope
 
-MEMORY = {"name": "memory", "kind": "memory", "frames": 3}
+MEMORY = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.0}
 LIMITS = Limits(1.2, 70.0)
 SIZE = Image(height=64, width=96)
 
@@ -82,6 +82,32 @@ def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epo
         asked = max(length for each, _, length in lengths if each == step)
         assert all(length == min(asked, place) for each, place, length in lengths if each == step)
     assert {length for _, _, length in lengths} == {0, 1, 2}
+
+
+def with_outages(config: Config, share: float) -> Config:
+    (module,) = config.modules
+    return config.model_copy(update={"modules": (module.model_copy(update={"outages": share}),)})
+
+
+def test_in_an_outage_the_last_frames_of_a_clip_have_no_points_and_the_first_has_some(tables):
+    """All clips that can have one; a sample without earlier frames has none."""
+    config = plain(batch=2, steps=30)
+    dataset = FrameDataset(tables, tables.samples("all"), with_outages(config, 1.0))
+    usual = FrameDataset(tables, tables.samples("all"), config)
+    lost, lengths = set(), set()
+    for position in range(6 * dataset.epoch_length):
+        sample, same = dataset[position], usual[position]
+        frames = [*sample.earlier, sample.inputs]
+        empty = [not frame["pillar_counts"].any() for frame in frames]
+        assert not empty[0]
+        assert empty == sorted(empty)
+        assert empty[-1] == (len(frames) > 1)
+        for frame, without, recorded in zip(frames, empty, [*same.earlier, same.inputs], strict=True):
+            assert without or all(np.array_equal(frame[name], each) for name, each in recorded.items())
+            assert all(np.array_equal(frame[name], recorded[name]) for name in ("elapsed", "state_valid"))
+        lost.add(sum(empty))
+        lengths.add(len(frames))
+    assert (lost, lengths) == ({0, 1, 2}, {1, 2, 3})
 
 
 def test_one_augmentation_moves_all_frames_of_a_clip_and_their_motion():

@@ -1,0 +1,198 @@
+"""What a memory gains on simulated drives of 10 Hz, by the product's commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from benchmark import QUIET
+
+from perception.checkpoint import newest
+from perception.config import find_config
+from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation.evaluate import evaluate
+from perception.evaluation.predictions import Predicted
+from perception.frame import Frame
+from perception.predict import TorchPredictor
+from perception.rig import Lens, Rig, RigCamera, load_rig
+
+VERSION, SPLIT, CONDITIONS = "v1.0-sim", "sim_val", "clear-day-boston"
+KEYFRAMES, PERIOD = 10, 0.1  # of each drive; s between frames
+WIDTH = 176  # pixels of the pictures, as of the network's: rendering is most of the simulation's time
+SPACINGS = {"0.1 s": 1, "0.2 s": 2, "0.5 s": 5}  # frames
+OUTAGES = {"0.5 s": 5, "1 s": 10}  # frames without LiDAR up to a scored keyframe, itself among them
+SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
+MEMORY = {"name": "memory", "kind": "memory"}
+
+
+def memory(
+    out: Annotated[Path, typer.Option(help="Folder of the drives and runs.")] = Path("runs/memory"),
+    sensors: Annotated[str, typer.Option(help="lidar (one sweep), camera or both.")] = "lidar",
+    seeds: Annotated[int, typer.Option(help="Trainings of each network; the drives are the same.")] = 3,
+    drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
+    steps: Annotated[int, typer.Option(help="Of a base.")] = 2000,
+    memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 800,
+    joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train base and memory jointly.")] = True,
+) -> dict[str, Any]:
+    """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
+
+    `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
+    trains for --steps and --memory-steps. They are scored on held-out keyframes, 0.5 s apart. `spacings`: the network
+    with the added memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is
+    missing in the frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP
+    lost by the base which the memory keeps. Figures are means over the seeds, of which `by_seed` has each. Parts that
+    the folder has are not made again.
+    """
+    folder = out / sensors
+    data, rig = out / ("drives" if sensors == "lidar" else "drives_with_pictures"), folder / "rig.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    rig.write_text(yaml.safe_dump(_rig(sensors).model_dump(mode="json")))
+    (folder / "base.yaml").write_text(yaml.safe_dump(_config(sensors, rig)))
+    (folder / "joint.yaml").write_text(yaml.safe_dump(_config(sensors, rig) | {"modules": [MEMORY]}))
+    if not data.exists():
+        options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", CONDITIONS, "--jobs", 1)
+        _type("simulate", data, "--scenes", drives, *options, "--rig", rig)
+    by_seed = []
+    for seed in range(seeds):
+        runs = {name: folder / f"{name}-{seed}" for name in ("base", "memory", *(["joint"] if joint else []))}
+        for name, run in runs.items():
+            if newest(run) is not None:
+                continue
+            if name == "memory":
+                _type("adapt", runs["base"], "--memory", "--data", data, "--out", run, "--steps", memory_steps)
+            else:
+                length = steps + memory_steps if name == "joint" else steps
+                _type("train", folder / f"{name}.yaml", f"seed={seed}", "--data", data, "--out", run, "--steps", length)
+        by_seed.append(_figures(runs, data, sensors))
+    return {**_mean(by_seed), "seeds": seeds, "steps": steps, "memory_steps": memory_steps, "by_seed": by_seed}
+
+
+def _type(*words: object) -> None:
+    """Run a command of the product."""
+    subprocess.run([sys.executable, "-m", "deploy.cli", *map(str, words)], check=True, stdout=sys.stderr)
+
+
+def _rig(sensors: str) -> Rig:
+    """nuScenes' vehicle, without cameras or with those of small pictures."""
+    rig = load_rig("nuscenes")
+    cameras = () if sensors == "lidar" else tuple(_smaller(camera) for camera in rig.cameras)
+    return rig.model_copy(update={"cameras": cameras})
+
+
+def _smaller(camera: RigCamera) -> RigCamera:
+    """The camera with pictures of WIDTH."""
+    shrink, lens = WIDTH / camera.size[0], camera.lens
+    assert lens is not None
+    assert lens.center is not None
+    lens = Lens(focal=[shrink * each for each in lens.focal], center=[shrink * each for each in lens.center])
+    return camera.model_copy(update={"size": tuple(round(shrink * each) for each in camera.size), "lens": lens})
+
+
+def _config(sensors: str, rig: Path) -> dict[str, Any]:
+    """`configs/demo.yaml` for detection with these sensors, LiDAR of one sweep; nothing is pasted."""
+    content: dict[str, Any] = yaml.safe_load(find_config("demo").read_text())
+    content |= {"name": f"memory_{sensors}", "rig": str(rig.resolve())}
+    content["data"] = {"augment": content["data"]["augment"]}
+    content["tasks"] = {"detection": content["tasks"]["detection"]}
+    model = content["model"]
+    model["lidar"] = model["lidar"] | {"sweeps": 0} if sensors != "camera" else None
+    model["camera"] = model["camera"] if sensors != "lidar" else None
+    if sensors == "camera":
+        model["camera"]["depth"]["supervision"] = 3.0  # without LiDAR the lift learns little else in so few steps
+    return content
+
+
+def _figures(runs: Mapping[str, Path], data: Path, sensors: str) -> dict[str, Any]:
+    """Of the networks of one seed."""
+    found: dict[str, Any] = {}
+    for name, run in runs.items():
+        if not (run / "scores" / "metrics.json").exists():
+            _type("evaluate", run, "--data", data, "--out", run / "scores")
+        found[name] = _chosen(json.loads((run / "scores" / "metrics.json").read_text()))
+    tables = NuScenesTables(data, VERSION)
+    scenes = tables.scenes(SPLIT)
+    seconds = [f"{s}:{i}-{i + 1}" for s in scenes for i in range(0, KEYFRAMES, 2)]
+    for name, step in SPACINGS.items():
+        found.setdefault("spacings", {})[name] = _score(runs["memory"], tables, seconds, step)
+    if sensors != "camera":
+        selectors = [f"{s}:{i}-{i + 1}" for s in scenes for i in SCORED_IN_OUTAGES]
+        found["outages"] = _outages(runs, tables, selectors)
+    return found
+
+
+def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequence[str]) -> dict[str, Any]:
+    """mAP on these keyframes of the base, and of both networks where the LiDAR is missing."""
+    whole = _score(runs["base"], tables, selectors, 1)["mAP"]
+    found: dict[str, Any] = {"seen_base": whole}
+    for name, frames in OUTAGES.items():
+        lost = set[str]()
+        for token in tables.samples(SPLIT, selectors):
+            drive = [*tables.moments(token)]
+            last = drive.index(token) + 1
+            lost.update(drive[last - frames : last])
+        left, kept = (_score(runs[run], tables, selectors, 1, lost)["mAP"] for run in ("base", "memory"))
+        found[name] = {"base": left, "memory": kept, "kept": (kept - left) / (whole - left)}
+    return found
+
+
+def _score(
+    run: Path, tables: NuScenesTables, selectors: Sequence[str], step: int, lost: Collection[str] = ()
+) -> dict[str, float]:
+    """Of a network that sees every `step`-th frame of the drives, some of them without LiDAR, on these keyframes."""
+    predictor = TorchPredictor.load(run)
+    drive = EachFrame(predictor, step, frozenset(lost))
+    with TemporaryDirectory() as folder:
+        return _chosen(evaluate(drive, tables, SPLIT, selectors, Path(folder), predictor.spec, QUIET))
+
+
+class EachFrame:
+    """A predictor that sees also frames between the keyframes which it is asked for, if it has a memory.
+
+    Args:
+        step: it sees each so many frames of a drive.
+        lost: tokens of frames without LiDAR.
+    """
+
+    def __init__(self, predictor: TorchPredictor, step: int, lost: Collection[str] = ()) -> None:
+        self._predictor, self._step, self._lost = predictor, step, lost
+
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes; with steps of several frames they must be among those that it sees."""
+        reads = reads._replace(change=self._without_lost)
+        for _, group in groupby(tokens, keyframes.scene):
+            asked = [*group]
+            drive = [*keyframes.moments(asked[0])]
+            seen = drive[: drive.index(asked[-1]) + 1 : self._step] if self._predictor.remembers else asked
+            for frame, found in self._predictor.predictions(keyframes, reads, seen):
+                if frame.token in asked:
+                    yield frame, found
+
+    def _without_lost(self, frame: Frame) -> Frame:
+        return frame.without_points() if frame.token in self._lost else frame
+
+
+def _chosen(scores: Mapping[str, Any]) -> dict[str, float]:
+    """What is quoted of the scores; `car_AVE` is the velocity error of cars, the only class of many moving objects."""
+    return {
+        "NDS": scores["NDS"],
+        "mAP": scores["mAP"],
+        "mAVE": scores["tp_errors"]["vel_err"],
+        "car_AVE": scores["label_tp_errors"]["car"]["vel_err"],
+    }
+
+
+def _mean(each: Sequence[Any]) -> Any:
+    """The mean of numbers in dictionaries with the same keys."""
+    if isinstance(each[0], Mapping):
+        return {name: _mean([one[name] for one in each]) for name in each[0]}
+    return round(float(np.mean(each)), 3)
