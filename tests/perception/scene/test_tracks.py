@@ -17,6 +17,7 @@ from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Trac
 from perception.tasks.detection.traffic import select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
+MOVING = [label for label, each in enumerate(NUSCENES.classes) if each.tracked]
 START, HALF_SECOND = 1_500_000_000_000_000, 500_000  # us
 
 
@@ -222,6 +223,21 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME)).ids) == 1
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME) + 1).ids) == 0
     assert tracker.update(boxes_at([(0, 0)]), seen + 9_000_000).ids.tolist() == [2]
+
+
+@given(st.sampled_from(MOVING), st.floats(0, 12), st.floats(0, 2 * np.pi), st.sampled_from([0.1, 0.5]))
+@settings(max_examples=25, deadline=None)
+def test_an_object_keeps_its_id_through_a_second_without_detections(
+    label: int, speed: float, direction: float, period: float
+) -> None:
+    """The detector is wrong by 0.2 m, to the left and to the right in turn."""
+    velocity = min(speed, 2 if label == PEDESTRIAN else 12) * np.array([np.cos(direction), np.sin(direction)])
+    tracker, error = Tracker(NUSCENES), 0.2 * np.array([-np.sin(direction), np.cos(direction)])
+    for k in range(round(5 / period)):
+        there = [] if 2 < k * period < 3 else [velocity * k * period + (-1) ** k * error]
+        found = boxes_at(there, label, velocities=[velocity] * len(there))
+        tracks = tracker.update(found, START + round(1e6 * k * period))
+        assert tracks.ids.tolist() == [1]
 
 
 def test_a_late_frame_is_of_the_latest_time_and_a_clock_set_back_begins_anew() -> None:
