@@ -28,7 +28,6 @@ from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
 from perception.datasets.views import Views, view_token
 from perception.frame import Conditions
-from perception.geometry import rigid
 from perception.mmdet3d.infos import Infos
 from perception.rig import Lens, Rig, load_rig
 from perception.sensors.inputs import InputSpec, prepare
@@ -187,20 +186,6 @@ def test_real_frames_are_keyframes_and_the_sweeps_with_pictures(nuscenes_root: P
         assert find_clip(moments, samples[5], [0.5, 1.0]) == [samples[2], samples[3]]
 
 
-def test_without_cameras_every_sweep_is_a_frame(nuscenes_root: Path) -> None:
-    tables = NuScenesTables(nuscenes_root, MINI, LIDARS_ALONE)
-    samples = tables.samples(None, ["scene-0103"])
-    moments = tables.moments(samples[0])
-    between = [time for token, time in moments.items() if token not in samples]
-    assert between == [1533151603597909, 1533151603997687]
-    assert [*moments.values()] == sorted(moments.values())
-    for token, time in moments.items():
-        (sweep,) = tables.recording(token, Reads()).lidars[0]  # type: ignore[index]
-        assert str(time) in sweep.path.name
-    first = [tables.frame(token, Reads("lidar")).points for token in [*moments][:4]]
-    assert all(points is not None and len(points) > 20_000 for points in first)
-
-
 def change_rows(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
     file = root / SIMULATED / "sample_data.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
@@ -323,20 +308,6 @@ def test_frames_of_pandaset_are_all_annotated(tmp_path: Path) -> None:
         assert frame.boxes is not None
 
 
-def test_a_real_clip_of_pandaset_has_its_poses_and_times(pandaset_root: Path) -> None:
-    source = PandaSet(pandaset_root)
-    moments, folder = source.moments("002-20"), pandaset_root / "002" / "lidar"
-    times, poses = (json.loads((folder / name).read_text()) for name in ("timestamps.json", "poses.json"))
-    assert all(moments[f"002-{i:02d}"] == round(1e6 * times[i]) for i in range(32))
-    clip = find_clip(moments, "002-20", [0.5, 0.1, 0.3])
-    assert clip == ["002-11", "002-16", "002-17"]
-    for token in clip:
-        pose, own = poses[int(token[-2:])], source.recording(token).global_from_ego
-        world = rigid(np.array([*pose["position"].values()]), np.array([*pose["heading"].values()]))
-        turn = [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, -0.41], [0, 0, 0, 1]]  # our ego in PandaSet's LiDAR frame
-        np.testing.assert_allclose(own, world @ turn, atol=1e-9)
-
-
 @st.composite
 def drives(draw: st.DrawFn) -> tuple[dict[str, int], float]:
     """Frames of a drive, some of them lost; and their period in s."""
@@ -368,14 +339,6 @@ def test_a_clip_has_the_nearest_frames_at_its_spacings(
     if len(clip) < len(spacings):
         wanted = times[0] - 1e6 * spacings[-1 - len(clip)]
         assert not any(abs(t - wanted) < 0.5e6 * period - 1 for t in moments.values() if t < times[0])
-
-
-@given(st.integers(2, 40), st.integers(1, 4), st.data())
-def test_a_regular_drive_lacks_frames_only_at_its_beginning(count: int, steps: int, data: st.DataObject) -> None:
-    moments = {str(i): 1_500_000_000_000_000 + 100_000 * i for i in range(count)}
-    place = data.draw(st.integers(0, count - 1))
-    clip = find_clip(moments, str(place), 4 * [0.1 * steps])
-    assert clip == [str(i) for i in (place - 4 * steps, place - 3 * steps, place - 2 * steps, place - steps) if i >= 0]
 
 
 def test_a_spacing_that_no_frames_have_is_one_line(tmp_path: Path) -> None:

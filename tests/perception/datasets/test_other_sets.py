@@ -1,8 +1,6 @@
 """T4 and MAN TruckScenes, near to nuScenes' layout: vocabulary, tables, clouds and scores are their devkits'."""
 
 import json
-import os
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -417,23 +415,6 @@ def test_times_that_are_not_near_the_sweep_are_told(tmp_path: Path, column: np.n
     path = timed(tmp_path, column)
     with one_line_error("correct the file, or the sweep's time in the tables", at=path):
         read_cloud(path, STAMP)
-
-
-def test_a_cloud_in_seconds_gives_the_frame_of_one_in_microseconds(truck_root: Path, tmp_path: Path) -> None:
-    shutil.copytree(truck_root, tmp_path / "drives", copy_function=os.symlink)
-    frames = []
-    for root in (truck_root, tmp_path / "drives"):
-        tables = NuScenesTables(root, "v1.0-sim", load_rig("truck"), load_taxonomy("truckscenes"))
-        frames.append(tables.frame(tables.samples()[1], Reads(sweeps=2, cameras=False)))
-        for path in (tmp_path / "drives").rglob("*.pcd"):
-            whole = pypcd4.PointCloud.from_path(path)
-            columns = [whole.pc_data[name] for name in whole.fields]
-            columns[whole.fields.index("timestamp")] = 1e-6 * whole.pc_data["timestamp"].astype(np.float64)
-            path.unlink()
-            pypcd4.PointCloud.from_points(columns, whole.fields, [each.dtype for each in columns]).save(path)
-    np.testing.assert_array_equal(frames[0].points[:, :4], frames[1].points[:, :4])
-    np.testing.assert_allclose(frames[0].points[:, 4], frames[1].points[:, 4], atol=2e-6)
-    assert (frames[0].lidar_of_point.max(), frames[0].sweep_of_point.max()) == (len(load_rig("truck").lidars) - 1, 2)
 
 
 def cloud(declared: str, content: bytes = b"", points: int = 0, form: str = "binary") -> bytes:

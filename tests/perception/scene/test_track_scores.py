@@ -170,12 +170,3 @@ def test_errors_change_few_ids_in_traffic(kind: Kind) -> None:
     assert ids["unknown"] < ids["naive"] / 4
     if kind in ("flow", "stop_and_go"):  # elsewhere 0 is nearly true
         assert ids["unknown"] < ids["zero"]
-
-
-def test_a_standing_car_that_is_found_twice_has_one_track() -> None:
-    rng, tracker = np.random.default_rng(0), nuscenes_tracker()
-    for moment in lanes("queue", 0, seconds=6.0):
-        again = moment.truth.select(rng.random(len(moment.truth)) < 0.3)
-        shift = np.column_stack([rng.uniform(-0.9, 0.9, (len(again), 2)), np.zeros(len(again))])
-        again = replace(again, centers=again.centers + shift, scores=rng.uniform(0.2, 0.9, len(again)))
-        assert len(tracker.update(Boxes.joined(moment.truth, again), moment.timestamp).ids) == len(moment.truth)

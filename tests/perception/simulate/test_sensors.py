@@ -155,15 +155,6 @@ def test_motion_within_the_sweep() -> None:
     assert_flat(xyz[:, 1] - (29.5 - 0.94 + speed * 0.05 * (turned / (2 * np.pi) - 0.5)))
 
 
-@pytest.mark.parametrize(("distance", "reflectance"), [(40.0, 0.02), (60.0, 0.04), (90.0, 0.08)])
-def test_dropout_grows_with_range_and_falling_reflectance(distance: float, reflectance: float) -> None:
-    """The share that is seen of a small wall square to the beams."""
-    wall = boxes([(distance + 0.94 + 0.5, 0, 2, 1, 0.3 * distance, 4, 0)], reflectance)
-    seen = sum((turn(moment(wall), seed=seed).owners == 0).sum() for seed in range(12))
-    beams = 12 * (turn(moment(replace(wall, reflectances=np.ones(1) * 1e6))).owners == 0).sum()
-    assert seen / beams == pytest.approx(seen_share(reflectance / distance**2), abs=5 * math.sqrt(0.25 / beams) + 0.01)
-
-
 @pytest.mark.parametrize(
     "circumstances", [Weather(visibility=60), Weather(visibility=150), Weather(rain=50), Weather(snow=3)]
 )
@@ -218,18 +209,6 @@ def strongest_particles(falling: Weather) -> tuple[np.ndarray, np.ndarray, np.nd
     none = np.exp(-above.sum(axis=1, keepdims=True))
     middle = np.sqrt(power[1:] * power[:-1])
     return r, middle, (above[:-1] - above[1:]) * np.sqrt(none[1:] * none[:-1])
-
-
-@pytest.mark.parametrize("falling", [Weather(snow=0.5), Weather(snow=4), Weather(rain=30)])
-def test_the_strongest_drop_or_flake_of_a_beam(falling: Weather) -> None:
-    """How many beams have one above a power, and where it is."""
-    beams = 100_000
-    ranges, echoes = weather_effects.volume_echo(falling, 2e-6, beams, np.random.default_rng(0))
-    r, power, probability = strongest_particles(falling)
-    for weakest, within in itertools.product((3e-6, 1e-5, 1e-4), (4.0, 7.0, 12.0, 60.0)):
-        expected = float((probability * (power > weakest) * (r < within)).sum())
-        found = ((echoes / ranges**2 > weakest) & (ranges < within)).mean()
-        assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 5e-4)
 
 
 @pytest.mark.parametrize("falling", [Weather(snow=1), Weather(snow=4), Weather(rain=30)])
