@@ -205,10 +205,8 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
         assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
         np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
         np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
-        assert tables.recording(sample).annotated("boxes").instances.tolist() == [
-            token("instance", "car"),
-            token("instance", "walker"),
-        ]
+        objects = [token("instance", name) for name in ("car", "walker")]
+        assert tables.recording(sample).annotated("boxes").instances.tolist() == objects
 
     first, second, third = tables.samples()
     assert [tables.recording(sample).exists("occupancy") for sample in tables.samples()] == [True, False, False]
@@ -271,10 +269,8 @@ def test_truth_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
     voxels_of(root).write_bytes(b"")
     labels_of(root, 0).unlink()
     tables = NuScenesTables(root, VERSION)
-    assert {*tables.frame(first, Reads(annotations=False, truth=("boxes", "lidar_path"))).truth} == {
-        "boxes",
-        "lidar_path",
-    }
+    kinds = ("boxes", "lidar_path")
+    assert {*tables.frame(first, Reads(annotations=False, truth=kinds)).truth} == {*kinds}
     for kind, says in (("occupancy", "labels.npz"), ("points", "classes of points")):
         with one_line_error(says=says):
             tables.frame(first, Reads(annotations=False, truth=(kind,)))
@@ -347,13 +343,11 @@ def _frame(x: float = 300, y: float = 300, yaw: float = 0.4, height: float = 0.0
 
 def _shape(layers: dict[str, Any], layer: str) -> shapely.Geometry:
     nodes = {n["token"]: (n["x"], n["y"]) for n in layers["node"]}
-    outlines = {
-        p["token"]: shapely.Polygon(
-            [nodes[t] for t in p["exterior_node_tokens"]],
-            [[nodes[t] for t in hole["node_tokens"]] for hole in p["holes"]],
-        )
-        for p in layers["polygon"]
-    }
+    outlines = {}
+    for each in layers["polygon"]:
+        rings = (each["exterior_node_tokens"], *(hole["node_tokens"] for hole in each["holes"]))
+        outer, *holes = ([nodes[name] for name in ring] for ring in rings)
+        outlines[each["token"]] = shapely.Polygon(outer, holes)
     records = layers[layer]
     return shapely.union_all([outlines[t] for r in records for t in r.get("polygon_tokens") or [r["polygon_token"]]])
 

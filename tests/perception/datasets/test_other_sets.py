@@ -107,10 +107,8 @@ def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
     assert isinstance(tables, NuScenesTables)
     labels, found = T4.labels_of_categories(), 0
     for row, token in zip(devkit.sample, tables.samples(), strict=True):
-        boxes, annotations = (
-            tables.recording(token).annotated("boxes"),
-            [devkit.get("sample_annotation", each) for each in row.ann_3ds],
-        )
+        boxes = tables.recording(token).annotated("boxes")
+        annotations = [devkit.get("sample_annotation", each) for each in row.ann_3ds]
         kept = [each for each in annotations if each.category_name in labels]
         theirs = [devkit.get_box3d(each.token) for each in kept]
         np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])

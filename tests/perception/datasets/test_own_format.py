@@ -13,18 +13,9 @@ from exported import checkpoint
 from vocabulary import NUSCENES, RIG
 
 from perception.config import parse_config
+from perception.datasets import keyframes
 from perception.datasets.drives import Drives
-from perception.datasets.keyframes import (
-    NO_SENSORS,
-    Annotation,
-    Keyframes,
-    Picture,
-    Reads,
-    Recording,
-    SweepFile,
-    assemble,
-    keyframe_moments,
-)
+from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Picture, Reads, Recording, SweepFile
 from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
@@ -52,7 +43,7 @@ class Folder:
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
 
     def moments(self, token: str) -> Mapping[str, int]:
-        return keyframe_moments(self, token)
+        return keyframes.keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
         return Conditions(weather="rain")
@@ -61,20 +52,11 @@ class Folder:
         sweeps = [self._sweep(i) for i in range(int(token), max(int(token) - reads.sweeps, 0) - 1, -1)]
         time, ego = START + PERIOD * int(token), self._ego(int(token))
         picture = Picture(self.dataroot / f"{token}.png", time, INTRINSICS, CAMERA, ego, (80, 50))
-        return Recording(
-            token,
-            "drive",
-            time,
-            ego,
-            np.eye(4),
-            {0: sweeps},
-            {"CAM_FRONT": picture},
-            {"boxes": Annotation(_boxes)},
-            self.conditions(token),
-        )
+        seen, truth = ({0: sweeps}, {"CAM_FRONT": picture}), {"boxes": Annotation(_boxes)}
+        return Recording(token, "drive", time, ego, np.eye(4), *seen, truth, self.conditions(token))
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        return assemble(self.recording(token, reads), reads)
+        return keyframes.assemble(self.recording(token, reads), reads)
 
     def _sweep(self, i: int) -> SweepFile:
         return SweepFile(self.dataroot / f"{i}.bin", START + PERIOD * i, self._ego(i), np.eye(4))
