@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import command, one_line_error
 from exported import checkpoint
+from made_up import make_boxes
 from vocabulary import NUSCENES, RIG
 
 from perception.config import parse_config
@@ -18,7 +19,7 @@ from perception.datasets.drives import Drives
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Picture, Reads, Recording, SweepFile
 from perception.datasets.sources import open_source
 from perception.errors import InputError
-from perception.frame import Boxes, Conditions, Frame
+from perception.frame import Conditions, Frame
 from perception.rig import Rig
 from perception.taxonomy import Taxonomy
 
@@ -52,7 +53,10 @@ class Folder:
         sweeps = [self._sweep(i) for i in range(int(token), max(int(token) - reads.sweeps, 0) - 1, -1)]
         time, ego = START + PERIOD * int(token), self._ego(int(token))
         picture = Picture(self.dataroot / f"{token}.png", time, INTRINSICS, CAMERA, ego, (80, 50))
-        seen, truth = ({0: sweeps}, {"CAM_FRONT": picture}), {"boxes": Annotation(_boxes)}
+        seen, truth = (
+            ({0: sweeps}, {"CAM_FRONT": picture}),
+            {"boxes": Annotation(lambda: make_boxes([[30.0, 2.0, 1.0]]))},
+        )
         return Recording(token, "drive", time, ego, np.eye(4), *seen, truth, self.conditions(token))
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
@@ -65,12 +69,6 @@ class Folder:
         pose = np.eye(4)
         pose[0, 3] = SPEED * 1e-6 * PERIOD * i
         return pose
-
-
-def _boxes() -> Boxes:
-    """A car, in the global frame."""
-    zero, car = np.zeros(1), (np.array([[30.0, 2.0, 1.0]]), np.array([[2.0, 4.0, 1.5]]))
-    return Boxes.from_yaws(*car, zero, np.zeros((1, 2)), zero, zero - 1, zero + 1)
 
 
 class Nameless:

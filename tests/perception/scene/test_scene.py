@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import keyframe
+from made_up import keyframe, make_boxes
 from replays import instead
 from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS, sensors
 
@@ -49,11 +49,8 @@ def frame_at(i: int, conditions: Conditions = UNKNOWN, scene: str = "scene-0001"
 
 def prediction_of(frame: Frame) -> Prediction:
     rng = np.random.default_rng(frame.timestamp // 1000)
-    n = 5
-    boxes = Boxes.from_yaws(
-        rng.uniform(-10, 10, (n, 3)), np.ones((n, 3)), rng.uniform(-3, 3, n), rng.normal(size=(n, 2)),
-        rng.integers(0, 10, n), np.full(n, -1), rng.random(n),
-    )  # fmt: skip
+    places, labels, scores = rng.uniform(-10, 10, (5, 3)), rng.integers(0, 10, 5), rng.random(5)
+    boxes = make_boxes(places, 1.0, rng.uniform(-3, 3, 5), rng.normal(size=(5, 2)), labels, scores=scores)
     return Prediction({"detection": boxes, "map": rng.random((len(MAP_CLASSES), *GRID.shape)).astype(np.float32)})
 
 

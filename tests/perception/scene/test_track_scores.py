@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from bench_tracking import Kind, Scene, detect, devkit_scores, lanes, switches, track
+from made_up import make_boxes
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
@@ -60,10 +61,8 @@ def samples_of(scenes: list[Scene]) -> list[str]:
 
 
 def some_tracks(n: int) -> Tracks:
-    boxes = Boxes.from_yaws(
-        np.arange(3.0 * n).reshape(n, 3), np.ones((n, 3)), np.zeros(n), np.ones((n, 2)), np.arange(n) % len(CLASSES),
-        np.full(n, -1), (np.arange(n) + 1) / n,
-    )  # fmt: skip
+    places, labels, scores = np.arange(3.0 * n).reshape(n, 3), np.arange(n) % len(CLASSES), (np.arange(n) + 1) / n
+    boxes = make_boxes(places, 1.0, velocities=1.0, labels=labels, scores=scores)
     return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n), np.arange(n) % 2 == 0)
 
 

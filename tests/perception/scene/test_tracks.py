@@ -3,11 +3,13 @@
 import itertools
 import pickle
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_up import make_boxes
 from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
@@ -21,20 +23,10 @@ MOVING = [label for label, each in enumerate(NUSCENES.classes) if each.tracked]
 START, HALF_SECOND = 1_500_000_000_000_000, 500_000  # us
 
 
-def boxes_at(
-    places: list, label: int = CAR, velocities: list | None = None, yaws: list | None = None, score: float = 0.9
-) -> Boxes:
+def boxes_at(places: list, label: int = CAR, velocities: Any = np.nan, yaws: Any = 0.0, score: float = 0.9) -> Boxes:
     """Boxes of one class at (x, y) m; velocities unknown, or (vx, vy) m/s."""
-    n = len(places)
-    return Boxes.from_yaws(
-        centers=np.column_stack([np.reshape(places, (n, 2)), np.ones(n)]),
-        sizes=np.tile([2.0, 4.5, 1.6], (n, 1)),
-        yaws=np.zeros(n) if yaws is None else np.array(yaws),
-        velocities=np.full((n, 2), np.nan) if velocities is None else np.reshape(velocities, (n, 2)),
-        labels=np.full(n, label),
-        attributes=np.full(n, -1),
-        scores=np.full(n, score),
-    )
+    centers = [(*place, 1.0) for place in places]
+    return make_boxes(centers, yaws=yaws, velocities=velocities, labels=label, scores=score)
 
 
 def random_boxes(rng: np.random.Generator, n: int, spread: float = 50.0) -> Boxes:
@@ -235,8 +227,7 @@ def test_an_object_keeps_its_id_through_a_second_without_detections(
     tracker, error = Tracker(NUSCENES), 0.2 * np.array([-np.sin(direction), np.cos(direction)])
     for k in range(round(5 / period)):
         there = [] if 2 < k * period < 3 else [velocity * k * period + (-1) ** k * error]
-        found = boxes_at(there, label, velocities=[velocity] * len(there))
-        tracks = tracker.update(found, START + round(1e6 * k * period))
+        tracks = tracker.update(boxes_at(there, label, velocity), START + round(1e6 * k * period))
         assert tracks.ids.tolist() == [1]
 
 

@@ -13,6 +13,7 @@ from bench_ceiling import count_found, perfect_outputs
 from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import make_boxes
 from networks import config
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
@@ -61,10 +62,9 @@ def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
     """Boxes whose cells are far enough apart that each is a peak of its own."""
     cells = rng.choice(8 * 4, size=n, replace=False)
     centers = np.stack([cells % 8 * 4.0 - 14 + rng.uniform(-1, 1, n), cells // 8 * 4.0 - 6 + rng.uniform(-1, 1, n)], 1)
-    return Boxes.from_yaws(
-        np.concatenate([centers, rng.normal(size=(n, 1))], axis=1), rng.uniform(0.3, 6, (n, 3)),
-        rng.uniform(-np.pi, np.pi, n), rng.normal(size=(n, 2)), rng.integers(0, 10, n), np.full(n, -1), np.ones(n),
-    )  # fmt: skip
+    centers, sizes = np.column_stack([centers, rng.normal(size=n)]), rng.uniform(0.3, 6, (n, 3))
+    yaws, velocities = rng.uniform(-np.pi, np.pi, n), rng.normal(size=(n, 2))
+    return make_boxes(centers, sizes, yaws, velocities, rng.integers(0, 10, n))
 
 
 GROUPED = (CLASSES[:4], CLASSES[4:])
@@ -83,8 +83,8 @@ def crowd_of(seed: int) -> tuple[Boxes, np.ndarray]:
     n, across = len(kinds), np.array([[GRID.cell / FINE.get(kind, 1)] for kind in kinds])
     centers = [GRID.x[0], GRID.y[0]] + across * (np.array(places) + rng.uniform(0.1, 0.9, (n, 2)))
     sizes = np.array([[2.0, 4.0, 1.5] if kind == "car" else [0.6, 0.7, 1.8] for kind in kinds])
-    labels, centers = np.array([CLASSES.index(kind) for kind in kinds]), np.pad(centers, ((0, 0), (0, 1)))
-    boxes = Boxes.from_yaws(centers, sizes, np.zeros(n), np.zeros((n, 2)), labels, np.full(n, -1), np.ones(n))
+    labels = [CLASSES.index(kind) for kind in kinds]
+    boxes = make_boxes(np.pad(centers, ((0, 0), (0, 1))), sizes, labels=labels)
     return boxes, rng.permutation(np.linspace(0.4, 0.95, n))
 
 
@@ -113,14 +113,11 @@ def found_of(
     kind: str, name: str, places: np.ndarray, size: tuple[float, float, float], yaw: float, seed: int
 ) -> float:
     """How many objects of a class at (N, 2) m a perfect network of configs/nuscenes/`name` finds."""
-    trained, n, label = load_config(find_config(f"nuscenes/{name}")), len(places), CLASSES.index(kind)
+    trained, label = load_config(find_config(f"nuscenes/{name}")), CLASSES.index(kind)
     head, cell = trained.tasks["detection"], trained.head_grid.cell
     assert isinstance(head, DetectionHead)
     task = DetectionTask(head, BevGrid(x=(-15 * cell, 15 * cell), y=(-15 * cell, 15 * cell), cell=cell), NUSCENES)
-    boxes = Boxes.from_yaws(
-        np.pad(places, ((0, 0), (0, 1))), np.tile(size, (n, 1)), np.full(n, yaw), np.zeros((n, 2)),
-        np.full(n, label), np.full(n, -1), np.ones(n),
-    )  # fmt: skip
+    boxes = make_boxes(np.pad(places, ((0, 0), (0, 1))), size, yaw, labels=label)
     return count_found(task, boxes, np.random.default_rng(seed))[0, label]
 
 

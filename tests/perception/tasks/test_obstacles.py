@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import keyframe
+from made_up import keyframe, make_boxes
 from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
@@ -51,10 +51,7 @@ def clusters(places: list[tuple[float, float]]) -> Boxes:
 
 
 def objects(places: list[tuple[float, float]], yaw: float = 0.0, label: int = CAR) -> Boxes:
-    count = len(places)
-    centers = np.array([[*place, 0.8] for place in places]).reshape(-1, 3)
-    sizes, ones = np.tile([2.0, 4.0, 1.6], (count, 1)), np.ones(count)
-    return Boxes.from_yaws(centers, sizes, yaw * ones, np.zeros((count, 2)), label * ones, 0 * ones, ones)
+    return make_boxes([(*place, 0.8) for place in places], (2.0, 4.0, 1.6), yaw, labels=label)
 
 
 def polygons_of(boxes: Boxes) -> list[Polygon]:
@@ -163,9 +160,7 @@ def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
 def test_many_voxels_and_boxes_take_no_memory_for_each_pair() -> None:
     rng = np.random.default_rng(0)
     places, near = rng.uniform(-50, 50, (20_000, 3)), rng.uniform(-50, 50, (1000, 3))
-    zero = np.zeros(1000)
-    labels = zero.astype(int)
-    boxes = Boxes.from_yaws(near, np.full((1000, 3), 0.5), 3 * near[:, 0], np.zeros((1000, 2)), labels, labels, zero)
+    boxes = make_boxes(near, 0.5, 3 * near[:, 0])
     tracemalloc.start()
     found = is_covered(places, boxes, 0.3)
     peak = tracemalloc.get_traced_memory()[1]
