@@ -54,11 +54,7 @@ DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
     (table("sample_data"), in_json(put("0.ego_pose_token", "gone")), "lacks 1 poses that .* such as gone"),
     (table("ego_pose"), in_json(put("0.rotation", ["a", "b"])), "ego_pose.json: a row has a wrong value"),
     (table("ego_pose"), in_json(put("0.translation.0", np.nan)), "1 poses are not finite or have no rotation, such as"),
-    (
-        table("ego_pose"),
-        in_json(put("0.rotation", [0, 0, 0, 0])),
-        "1 poses are not finite or have no rotation, such as",
-    ),
+    (table("ego_pose"), in_json(put("0.rotation", [0, 0, 0, 0])), "1 poses are not finite or have no rotation"),
     (table("sample_data"), replace(b'"width": 80', b'"width": 160'), "picture is 80x50, but its .* is for 160x50"),
     (table("splits"), write("[1, 2"), "splits.json: cannot read the splits"),
     (table("splits"), write("[1, 2]"), "splits.json: not an object"),
@@ -130,10 +126,7 @@ def test_between_keyframes_of_one_time_no_velocity_is_known(tiny_root: Path) -> 
         (lambda at: at().frame("1234"), "no LIDAR_TOP keyframe of sample 1234"),
         (lambda at: at().samples("test"), "has no split test; known are train, val, all$"),
         (lambda at: at().samples("val"), "no scene of split val is here; it has scene-0001$"),
-        (
-            lambda at: at().samples(None, ["scene-9999"]),
-            r"scene-9999: no such scene in .*v1.0-tiny; it has scene-0001$",
-        ),
+        (lambda at: at().samples(None, ["scene-9999"]), "scene-9999: no such scene in .*-tiny; it has scene-0001$"),
         (lambda at: at().samples(None, ["scene-0001:2-4"]), "scene-0001:2-4: scene-0001 has keyframes 0 to 2;"),
         (lambda at: at().samples(None, ["scene-0001:2-2"]), "scene-0001:2-2: scene-0001 has keyframes 0 to 2;"),
         (lambda at: at().samples(None, ["scene-0001:x"]), "scene-0001:x: not a selector"),
@@ -292,13 +285,7 @@ def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("file", "damage"),
-    [
-        ("a.npy", cut(140)),
-        ("b.npy", delete),
-        ("b.npy", write("no array")),
-        ("arrays.json", write("{")),
-        ("arrays.json", write("3")),
-    ],
+    [("a.npy", cut(140)), ("b.npy", delete), ("b.npy", write("?")), *(("arrays.json", write(each)) for each in "{3")],
 )
 def test_damaged_arrays_are_computed_anew(cache: Path, file: str, damage: Damage) -> None:
     compute = counted()
@@ -349,6 +336,5 @@ def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_clas
     one = RIG.model_copy(update={"cameras": RIG.cameras[:1]})
     assert len(NuScenesTables(tiny_root, VERSION, one).recordings[sample]) == 2
     fewer = NUSCENES.model_copy(update={"classes": NUSCENES.classes[1:]})
-    assert len(NuScenesTables(tiny_root, VERSION, RIG, fewer).frame(sample, Reads(cameras=False)).boxes) < len(
-        frame.boxes
-    )
+    of_fewer = NuScenesTables(tiny_root, VERSION, RIG, fewer).frame(sample, Reads(cameras=False))
+    assert len(of_fewer.boxes) < len(frame.boxes)

@@ -386,9 +386,8 @@ UNITS = [("F", 1e6), ("F", 1e3), ("F", 1.0), ("U", 1.0), ("I", 1.0), ("I", 1e-3)
 def timed(folder: Path, column: np.ndarray) -> Path:
     """A cloud of points with these times."""
     kind = f"timestamp:{column.itemsize}:{column.dtype.kind.upper()}"
-    rows = np.zeros(
-        len(column), [(name, "<f4") for name in ("x", "y", "z", "intensity")] + [("timestamp", column.dtype)]
-    )
+    fields = [(name, "<f4") for name in ("x", "y", "z", "intensity")]
+    rows = np.zeros(len(column), [*fields, ("timestamp", column.dtype)])
     rows["timestamp"] = column
     (folder / "a.pcd").write_bytes(cloud(f"{TIMED} {kind}", rows.tobytes(), len(column)))
     return folder / "a.pcd"

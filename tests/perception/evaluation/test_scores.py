@@ -239,9 +239,7 @@ def test_without_the_devkit_scores_are_ours(
     metrics = evaluate(every, tables, "mini_val", scenes, tmp_path, SPEC, Console(quiet=True))
     assert metrics["samples"] == 2
     assert metrics["mAP_present"] == pytest.approx(1)
-    with pytest.raises(
-        InputError, match=r"devkit is not installed; `pip install .*--no-deps .*nuscenes-devkit motmetrics`"
-    ):
+    with pytest.raises(InputError, match=r"not installed; `pip install .*--no-deps .*nuscenes-devkit motmetrics`"):
         require_official(tables)
 
 
@@ -398,10 +396,7 @@ def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:
         ({"a": [BOX] * 501}, "sample a has 501 boxes; 500 are allowed"),
         ({"a": [{"translation": [0, 0, 0]}]}, "sample a: a box is malformed: KeyError"),
         ({"a": [BOX | {"size": [1, 0, 1]}]}, "a box is malformed: .*not positive"),
-        (
-            {"a": [BOX | {"translation": [0] * n} for n in (2, 4)]},
-            "a box is malformed: .*translation has not 3 numbers",
-        ),
+        ({"a": [BOX | {"translation": [0] * n} for n in (2, 4)]}, "malformed: .*translation has not 3 numbers"),
         ({"a": [3]}, "a box is malformed: TypeError"),
     ],
 )

@@ -150,11 +150,9 @@ def test_belief_stays_a_distribution_and_small_and_hears_nothing_of_the_past(dat
     belief, undisturbed, moment = ConditionBelief(CONDITIONS), ConditionBelief(CONDITIONS), 0
     for i in range(400):
         moment += data.draw(st.sampled_from([0, 1, 1_000, 50_000, 10**9])) if i % 20 == 0 else 10_000
-        observed = [{kind: said[i % len(said)]}]
+        observed, past = [{kind: said[i % len(said)]}], [{kind: said[i // 2 % len(said)]}]
         believed = undisturbed.update(moment, observed)
-        assert (
-            believed == belief.update(moment, observed) == belief.update(moment - i, [{kind: said[i // 2 % len(said)]}])
-        )
+        assert believed == belief.update(moment, observed) == belief.update(moment - i, past)
         assert belief.beliefs == undisturbed.beliefs
         probabilities = belief.beliefs[kind].probabilities
         assert sum(probabilities) == pytest.approx(1, abs=1e-12)

@@ -83,10 +83,8 @@ def test_a_scene_is_its_parts() -> None:
         boxes = prediction.results["detection"]
         assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
         assert found.health == monitor.update(frame)
-        assert found.conditions == belief.update(
-            frame.timestamp, [evidence_of_tags(frame.conditions, CONDITIONS)], BY_TAGS
-        )
-        assert found.conditions == Conditions(weather="rain", light="day")
+        observed = [evidence_of_tags(frame.conditions, CONDITIONS)]
+        assert found.conditions == belief.update(frame.timestamp, observed, BY_TAGS) == frame.conditions
         assert found.beliefs == belief.beliefs
         memory.update(prediction.results["map"], frame.global_from_reference)
         np.testing.assert_array_equal(found.states["map"], memory.around(frame.global_from_reference))

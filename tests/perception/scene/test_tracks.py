@@ -53,11 +53,7 @@ def followed(*frames: Boxes, tracker: Tracker | None = None) -> list[Tracks]:
 coordinates = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
 
 
-@given(
-    st.lists(coordinates, max_size=4),
-    st.lists(coordinates, max_size=4),
-    st.floats(0.1, 6),
-)
+@given(st.lists(coordinates, max_size=4), st.lists(coordinates, max_size=4), st.floats(0.1, 6))
 @example([(0.0, 0.0)], [(1.65e-252, 0.0)], 1e-252)  # squares of these underflow
 def test_association_is_the_best_of_all(old: list, new: list, gate: float) -> None:
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(new, (-1, 2))

@@ -88,10 +88,8 @@ def test_what_a_keyframe_has_does_not_depend_on_the_frames_before_it(folders: tu
     for file in sorted((alone / VERSION).glob("*.json")):
         own, more = (json.loads((root / VERSION / file.name).read_text()) for root in folders)
         if file.stem in ("sample_data", "ego_pose"):
-            own, more = (
-                {row["token"]: {k: v for k, v in row.items() if k not in LINKS} for row in rows} for rows in (own, more)
-            )
-            assert own.items() < more.items()
+            named = [{r["token"]: {k: v for k, v in r.items() if k not in LINKS} for r in rows} for rows in (own, more)]
+            assert named[0].items() < named[1].items()
         else:
             assert own == more
 

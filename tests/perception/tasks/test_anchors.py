@@ -30,15 +30,8 @@ from perception.io.section import parse_section
 from perception.modules.base import base_hash
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
-from perception.tasks.detection.anchor_head import (
-    NOTHING,
-    UNSURE,
-    AnchorHead,
-    all_anchors,
-    anchor_losses,
-    anchor_targets,
-    focal,
-)
+from perception.tasks.detection import anchor_head
+from perception.tasks.detection.anchor_head import NOTHING, UNSURE, AnchorHead, all_anchors, anchor_targets
 from perception.tasks.detection.config import AnchorHead as Settings
 from perception.tasks.detection.config import FurtherClasses, Suppression
 from perception.tasks.detection.task import DetectionTask
@@ -167,7 +160,7 @@ def losses_of(neck: str, dense: dict[str, Tensor], boxes: Boxes) -> dict[str, Te
     frame = Frame("", 0, "lidar", np.eye(4), np.eye(4), None, {}, boxes=boxes)
     task = task_of(neck)
     labels = batch_labels([{"detection": task.labels(frame)}])["detection"]
-    return {name: loss.mean() for name, loss in anchor_losses(task.config.anchors, dense, labels).items()}
+    return {name: loss.mean() for name, loss in anchor_head.anchor_losses(task.config.anchors, dense, labels).items()}
 
 
 def as_numbers(boxes: Boxes) -> tuple[Tensor, Tensor]:
@@ -256,8 +249,8 @@ def test_focal_loss_equals_its_equation_and_has_right_gradients(alpha: float) ->
             if label != UNSURE:
                 right, other = alpha * (1 - p) ** 2 * math.log(p), (1 - alpha) * p**2 * math.log(1 - p)
                 expected -= right if i == label else other
-    torch.testing.assert_close(focal(logits, labels, alpha).item(), expected, rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(lambda x: focal(x, labels, alpha), (logits,))
+    torch.testing.assert_close(anchor_head.focal(logits, labels, alpha).item(), expected, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda x: anchor_head.focal(x, labels, alpha), (logits,))
 
 
 def test_unknown_velocities_unseen_objects_and_other_headings() -> None:

@@ -28,17 +28,11 @@ from perception.config import find_config, load_config, parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
+from perception.tasks.detection import targets
 from perception.tasks.detection.center_head import CenterHead, PeakHead, at_peaks, by_speed
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
-from perception.tasks.detection.targets import (
-    REGRESSION,
-    along_axis,
-    center_labels,
-    center_losses,
-    gaussian_focal,
-    gaussian_radius,
-)
+from perception.tasks.detection.targets import REGRESSION, center_labels, center_losses, gaussian_focal
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.network import MapSegmentationHead
@@ -191,7 +185,7 @@ def test_attributes_fit_their_classes() -> None:
 
 @given(st.floats(0.5, 30), st.floats(0.5, 30), st.floats(0.1, 0.9))
 def test_radius_is_the_smallest_move_that_leaves_the_wanted_iou(length: float, width: float, overlap: float) -> None:
-    radius = gaussian_radius(np.array(length), np.array(width), overlap).item()
+    radius = targets.gaussian_radius(np.array(length), np.array(width), overlap).item()
     area = length * width
     shared = (length - radius) * (width - radius)
     shifted = shared / (2 * area - shared)
@@ -244,7 +238,7 @@ def test_unknown_velocities_and_padding_carry_no_gradient() -> None:
 def test_a_rough_heading_chooses_the_end_of_the_axis(yaw: float, off: float, length: float, size: float) -> None:
     heading = length * torch.tensor([math.sin(yaw + off), math.cos(yaw + off)], dtype=torch.float64)
     axis = size * torch.tensor([math.sin(2 * yaw), math.cos(2 * yaw)], dtype=torch.float64)
-    found = along_axis(heading, axis)
+    found = targets.along_axis(heading, axis)
     expected = torch.tensor([math.sin(yaw), math.cos(yaw)], dtype=torch.float64)
     torch.testing.assert_close(found / found.norm(), expected, rtol=0, atol=1e-9)
 

@@ -415,9 +415,7 @@ def test_replays_agree_in_the_share_of_equal_classes() -> None:
     assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"))[0] == pytest.approx(expected)
     alike = ReplayedFrames(Path(), "01", np.zeros((2, 2)), np.zeros(2, np.int64))
     sides = [metric.recorded(alike, each) for each in (kept, [*kept], changed)]
-    assert [side[1] for side in sides] == [
-        None
-    ] * 3  # added to the first frame, which has the same scene and conditions
+    assert all(side[1] is None for side in sides)  # added to the first frame, of the same scene and conditions
     score, same, another = (metric.scores(each, every)["points_mIoU"] for each in sides)
     assert score.same(same)
     assert not score.same(another)
