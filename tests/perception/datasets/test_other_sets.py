@@ -367,18 +367,6 @@ def test_point_clouds_are_read_as_the_devkit_reads_them(
     np.testing.assert_array_equal(times, columns[4][there])
 
 
-def test_compressed_points_are_literals_and_copies_of_what_was_written(tmp_path: Path) -> None:
-    """Lehmann's liblzf, lzf_d.c: four literals, a copy of them that overlaps itself, and four literals."""
-    one = np.float32(1.5).tobytes()
-    packed = b"\x03" + one + bytes([7 << 5, 15, 3]) + b"\x03" + np.float32(9).tobytes()  # 24 bytes from 4 bytes back
-    head = np.array([len(packed), 32], "<u4").tobytes()
-    fields = "x:4:F y:4:F z:4:F intensity:4:F"
-    (tmp_path / "a.pcd").write_bytes(cloud(fields, head + packed, 2, "binary_compressed"))
-    points, times = read_pcd(tmp_path / "a.pcd")
-    np.testing.assert_array_equal(points[:, :4], [[1.5] * 4, [1.5] * 3 + [9]])
-    assert times is None
-
-
 STAMP, TIMED = 1_699_999_940_000_000, "x:4:F y:4:F z:4:F intensity:4:F"
 UNITS = [("F", 1e6), ("F", 1e3), ("F", 1.0), ("U", 1.0), ("I", 1.0), ("I", 1e-3), ("U", 1e-3), ("F", 1e-3)]  # us
 

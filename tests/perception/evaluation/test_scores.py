@@ -36,7 +36,7 @@ from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import DEVKITS, Devkit, compare, open_devkit, require_official, score_submission
-from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, list_undefined_errors
+from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores
 from perception.tasks.map.task import THRESHOLDS as LEVELS
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -343,13 +343,6 @@ def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
         scores = DetectionScores(gt, found, scenes, NUSCENES).score()
         assert scores.mean_ap[0] == scores.nds[0] == 0
         assert_devkits(scores, 0, devkit_scores(gt, found, 9))
-
-
-def test_class_ranges_are_the_devkits() -> None:
-    assert CONFIG.class_range == {each.name: each.range for each in NUSCENES.classes}
-    undefined = {each.name: tuple(found) for each in NUSCENES.classes if (found := list_undefined_errors(each))}
-    assert undefined == {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
-    assert tuple(CONFIG.dist_ths) == THRESHOLDS
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -427,13 +427,3 @@ def test_lamps_shine_at_night_and_headlights_on_the_road_less_with_distance() ->
     assert near > 4 * dark[rows[0], 80:120].mean()
     day = linear(picture(moment(boxes([])), pose).image)
     assert day[rows].mean() > 4 * dark[rows].mean()
-
-
-@pytest.mark.parametrize("circumstances", [Weather(rain=20), Weather(visibility=60, night=True), Weather(snow=2)])
-def test_same_seed_same_bytes(circumstances: Weather) -> None:
-    snapshot = moment(boxes([(15, 2, 1, 4, 2, 1.5, 0.3), (8, -3, 1, 1, 1, 2, 0)]), circumstances, (12, 0, 0))
-    first, again, other = (turn(snapshot, 8.0, seed) for seed in (3, 3, 4))
-    assert first.owners.tobytes() == again.owners.tobytes()
-    assert first.points.tobytes() == again.points.tobytes() != other.points.tobytes()
-    first, again, other = (picture(snapshot, looking(), seed).image.tobytes() for seed in (3, 3, 4))
-    assert first == again != other

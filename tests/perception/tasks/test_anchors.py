@@ -117,18 +117,6 @@ def test_decoding_is_what_a_loop_over_the_anchors_gives(scales: list[int], limit
     assert shown > 5
 
 
-def test_dense_outputs_are_the_layers_on_every_level() -> None:
-    config = configured()
-    head, levels = AnchorHead(config, 8, NUSCENES), [torch.randn(1, 8, *shape) for shape in LEVELS]
-    dense = head(levels)
-    for i, level in enumerate(levels):
-        for name, outputs in {"classes": 40, "boxes": 36, "directions": 8}.items():
-            layer = head.branches[name].layer
-            assert dense[f"{name}.{i}"].shape == (1, outputs, *LEVELS[i])
-            expected = torch.einsum("oi,birc->borc", layer.weight[:, :, 0, 0], level) + layer.bias[:, None, None]
-            torch.testing.assert_close(dense[f"{name}.{i}"], expected)
-
-
 def test_parts_that_do_not_fit_each_other_are_refused() -> None:
     for part, changes, message in (
         ("model.trunk", {"pyramid": False}, "detection: anchors.scales must have one for each .* feature maps, 1"),
