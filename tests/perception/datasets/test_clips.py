@@ -300,9 +300,7 @@ def drives(draw: st.DrawFn) -> tuple[dict[str, int], float]:
 
 
 @given(drives(), st.lists(st.floats(0.5, 6.0), min_size=1, max_size=4), st.data())
-def test_a_clip_has_the_nearest_frames_at_its_spacings(
-    drive: tuple[dict[str, int], float], factors: list[float], data: st.DataObject
-) -> None:
+def test_a_clip_has_the_nearest_frames_at_its_spacings(drive, factors, data):
     moments, period = drive
     assume(min(factors) * period > 0.5 * period)
     spacings = [factor * period for factor in factors]

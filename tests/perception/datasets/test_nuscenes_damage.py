@@ -86,9 +86,7 @@ def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, 
 
 
 @pytest.mark.parametrize(("files", "damage", "says"), DAMAGE[:6])
-def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(
-    tiny_root: Path, files: str, damage: Damage, says: str
-) -> None:
+def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(tiny_root, files, damage, says):
     drive = DatasetDrive(NuScenesTables(tiny_root, VERSION), ["scene-0001"], SPEC)
     whole = list(drive.frames())
     assert drive.counts.summary()["damage"] == []
@@ -153,9 +151,7 @@ each_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture]
 
 @each_file
 @given(content=st.lists(objects, max_size=12), form=written, block=st.integers(1, 60))
-def test_rows_are_those_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[Any], form: dict[str, Any], block: int
-) -> None:
+def test_rows_are_those_of_the_file(tmp_path, monkeypatch, content, form, block):
     monkeypatch.setattr(tables, "_BLOCK", block + 8)  # the first has the bracket
     (tmp_path / "log.json").write_text(" " + json.dumps(content, **form), encoding="utf-8")
     assert list(tables.rows(tmp_path, "log")) == content
@@ -170,9 +166,7 @@ small = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | s
     number=st.sampled_from(["NaN", "Infinity"]),
     indent=st.sampled_from([None, 0, 2]),
 )
-def test_numbers_that_only_the_standard_library_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[dict[str, Any]], number: str, indent: int | None
-) -> None:
+def test_numbers_that_only_the_standard_library_reads(tmp_path, monkeypatch, content, number, indent):
     """Each row alone, also where a row lies in two reads."""
     monkeypatch.setattr(tables, "_CHUNK", 300)
     rows = [{"a": float(number)}, *content]
@@ -182,9 +176,7 @@ def test_numbers_that_only_the_standard_library_reads(
 
 @each_file
 @given(content=st.lists(objects, min_size=1, max_size=6), block=st.integers(1, 60), data=st.data())
-def test_a_damaged_table_gives_its_first_rows_and_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[Any], block: int, data: st.DataObject
-) -> None:
+def test_a_damaged_table_gives_its_first_rows_and_one_line(tmp_path, monkeypatch, content, block, data):
     """Cut anywhere, at most the rows before the cut come, then the error."""
     monkeypatch.setattr(tables, "_BLOCK", block + 8)
     text = json.dumps(content)
@@ -204,9 +196,7 @@ def test_a_damaged_table_gives_its_first_rows_and_one_line(
     first=st.booleans(),
     form=written,
 )
-def test_samples_are_those_of_the_file(
-    tmp_path: Path, results: dict[str, Any], more: dict[str, Any], first: bool, form: dict[str, Any]
-) -> None:
+def test_samples_are_those_of_the_file(tmp_path, results, more, first, form):
     """Whatever else is in the file, before or behind the results."""
     content = {"results": results, **more} if first else {**more, "results": results}
     path = tmp_path / "results.json"
@@ -305,9 +295,7 @@ def test_without_a_cache_that_can_be_written(cache: Path) -> None:
         assert compute.call_count == calls
 
 
-def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_classes(
-    tiny_root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_classes(tiny_root, cache, monkeypatch):
     first = NuScenesTables(tiny_root, VERSION)
     samples = first.samples()
     whole = [first.frame(sample, Reads(sweeps=2, cameras=False)) for sample in samples]

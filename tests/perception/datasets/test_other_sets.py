@@ -349,14 +349,11 @@ FIELDS = (("x", "F", 4), ("y", "F", 4), ("z", "F", 4), ("intensity", "F", 4), ("
     seed=st.integers(0, 2**32 - 1), count=st.integers(0, 300), order=st.permutations(range(len(FIELDS))),
     encoding=st.sampled_from(["binary", "binary_compressed"]),
 )  # fmt: skip
-def test_point_clouds_are_read_as_the_devkit_reads_them(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, encoding: str, order: list[int]
-) -> None:
+def test_point_clouds_are_read_as_the_devkit_reads_them(tmp_path_factory, seed, count, encoding, order):
     """Runs of equal values compress to copies of themselves."""
     rng, path = np.random.default_rng(seed), tmp_path_factory.mktemp("clouds") / "a.pcd"
-    columns = [
-        rng.integers(0, 4, count).repeat(rng.integers(1, 5))[:count].astype(f"<{k.lower()}{n}") for _, k, n in FIELDS
-    ]
+    types = [f"<{kind.lower()}{size}" for _, kind, size in FIELDS]
+    columns = [rng.integers(0, 4, count).repeat(rng.integers(1, 5))[:count].astype(each) for each in types]
     columns[0] = np.where(rng.random(count) < 0.1, np.nan, rng.normal(0, 9, count)).astype("<f4")
     names, types = [FIELDS[i][0] for i in order], [columns[i].dtype for i in order]
     cloud = pypcd4.PointCloud.from_points([columns[i] for i in order], names, types)

@@ -92,13 +92,10 @@ def test_a_class_of_another_package_reads_drives(root: Path) -> None:
     for source in opened:
         assert isinstance(source, Folder)
         frame = source.frame("2", Reads("lidar", sweeps=1))
-        assert frame.points is not None
         both = np.concatenate([POINTS, np.add(POINTS, [-2, 0, 0, 0, 0.5])])
         np.testing.assert_allclose(frame.points, both, atol=1e-6)
-        assert frame.sweep_of_point is not None
         assert frame.sweep_of_point.tolist() == [0, 0, 1, 1]
         assert (frame.cameras["CAM_FRONT"].image == 80).all()
-        assert frame.boxes is not None
         np.testing.assert_allclose(frame.boxes.centers, [[26, 2, 1]])
 
 

@@ -32,7 +32,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Boxes, Frame, Prediction
-from perception.grid import BevGrid, Reference
+from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import DEVKITS, Devkit, compare, open_devkit, require_official, score_submission
@@ -104,9 +104,7 @@ def flat(scores: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float
 
 
 @pytest.mark.parametrize("split", ["mini_val", *SPLITS])
-def test_the_published_numbers_are_reproduced_and_those_of_custom_splits(
-    tables: NuScenesTables, nusc: NuScenes, nuscenes_root: Path, tmp_path: Path, split: str
-) -> None:
+def test_the_published_numbers_are_reproduced_and_those_of_custom_splits(tables, nusc, nuscenes_root, tmp_path, split):
     published = nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json"
     scores = score_submission(published, nusc, tables.samples("mini_val", SPLITS.get(split, [])))
     assert scores == json.loads(json.dumps(scores, allow_nan=False))
@@ -125,9 +123,7 @@ def test_the_published_numbers_are_reproduced_and_those_of_custom_splits(
 
 
 @pytest.mark.parametrize("reference", ["ego", "lidar"])
-def test_evaluate_writes_and_shows_what_it_returns(
-    tables: NuScenesTables, tmp_path: Path, reference: Reference
-) -> None:
+def test_evaluate_writes_and_shows_what_it_returns(tables, tmp_path, reference):
     """The devkit judges the same submission; a score that was changed shows as a difference of just that size."""
     out, console = tmp_path / "new" / "folder", Console(file=io.StringIO(), width=120)
     cars = perfect(tables, keep=lambda boxes: boxes.labels == CLASSES.index("car"))
@@ -230,9 +226,7 @@ def test_map_iou_is_the_brute_force_count(seed: int, frames: int, density: float
         assert found[key]["mean"] == mean
 
 
-def test_without_the_devkit_scores_are_ours(
-    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_devkit_scores_are_ours(tables, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] in ("nuscenes", "motmetrics", "pyquaternion")]:
         monkeypatch.setitem(sys.modules, name, None)
     every, scenes = perfect(tables, lambda b: b.labels >= 0), ["scene-0103:0-2"]
@@ -307,9 +301,7 @@ def test_precision_recall_curves_are_the_devkits(seed: int, boxes: int) -> None:
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 4), ties=st.booleans(), boxes=st.integers(1, 60))
 @pytest.mark.parametrize(("name", "classes"), [("nuscenes", (0, 5, 8, 9)), ("truckscenes", (0, 8, 9, 10, 11))])
-def test_random_boxes_score_as_with_the_devkit(
-    name: str, classes: Sequence[int], seed: int, frames: int, ties: bool, boxes: int
-) -> None:
+def test_random_boxes_score_as_with_the_devkit(name, classes, seed, frames, ties, boxes):
     """Classes with and without heading, velocity and attributes."""
     taxonomy = load_taxonomy(name)
     truth, detections = random_boxes(np.random.default_rng(seed), frames, ties, classes, boxes)
@@ -401,9 +393,7 @@ def test_an_unusable_submission_is_named(tmp_path: Path, content: str | dict | N
         read_submission(path, {"a": 0}, NUSCENES)
 
 
-def test_what_the_devkit_cannot_judge(
-    tables: NuScenesTables, nusc: NuScenes, nuscenes_root: Path, tmp_path: Path
-) -> None:
+def test_what_the_devkit_cannot_judge(tables, nusc, nuscenes_root, tmp_path):
     (sample,), path = tables.samples("mini_val", ["scene-0103:0-1"]), tmp_path / "r.json"
     for results, message in (
         ({sample: [{"translation": [0, 0, 0]}]}, "a box is malformed: KeyError"),

@@ -90,9 +90,7 @@ def test_each_keyframe_is_there_once_for_each_view(tables: NuScenesTables) -> No
 
 
 @pytest.mark.parametrize("views", [BOTH, ("front",), ("rear",)])
-def test_all_that_a_view_covers_is_scored_and_the_rest_counted(
-    tables: NuScenesTables, tmp_path: Path, views: tuple[View, ...]
-) -> None:
+def test_all_that_a_view_covers_is_scored_and_the_rest_counted(tables, tmp_path, views):
     scores, (x, y) = score(tables, tmp_path, views), scored(tables).T
     ahead = np.any([{"front": x, "rear": -x}[view] >= 0 for view in views], axis=0)
     covered = ahead & (np.abs(x) < 32) & (np.abs(y) < 12.8)
@@ -149,9 +147,8 @@ def test_the_cars_behind_a_recorded_vehicle_are_found(tmp_path: Path, pandaset_r
     assert found["mean_dist_aps"]["car"] == pytest.approx(cars[()][2], abs=1e-3)
     replayed = tmp_path / "replay"
     succeeds("replay", pandaset_root, "--scenes", "002:24-25", "--bundle", made.path, "--out", replayed)
-    evaluated, driven = (
-        json.loads(file.read_text())["results"] for file in (out / "results_nusc.json", replayed / "results.json")
-    )
+    files = out / "results_nusc.json", replayed / "results.json"
+    evaluated, driven = (json.loads(file.read_text())["results"] for file in files)
     assert driven == evaluated
     ((token, boxes),) = driven.items()
     ego = np.linalg.inv(PandaSet(pandaset_root, made.spec.rig).recording(token).global_from_ego)

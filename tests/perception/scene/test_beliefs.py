@@ -97,9 +97,7 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 60), st.integers(0, int(TIMEOUT) - 1), st.booleans())
-def test_a_frame_or_burst_switches_nothing(
-    switch: Switch, spaces: list[int], first: int, silence: int, burst: bool
-) -> None:
+def test_a_frame_or_burst_switches_nothing(switch, spaces, first, silence, burst):
     """A frame anywhere, even after two minutes without any; after the first seconds all frames of half a second."""
     kind, true, wrong = switch
     if burst:
@@ -114,9 +112,7 @@ def test_a_frame_or_burst_switches_nothing(
 
 @settings(max_examples=400, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 30), st.integers(0, 499_999), st.sampled_from([(1.0, 2), (0.9, 3)]))
-def test_a_lasting_change_switches_once_and_within_two_seconds(
-    switch: Switch, spaces: list[int], last: int, after_it: int, sureness: tuple[float, int]
-) -> None:
+def test_a_lasting_change_switches_once_and_within_two_seconds(switch, spaces, last, after_it, sureness):
     """And within three by a recogniser that is less sure. It comes at any time between two frames, also early."""
     (kind, before, after), (sure, limit), moments = switch, sureness, times(spaces)
     change = moments[last] + 1 + after_it % spaces[last]

@@ -126,9 +126,7 @@ FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "instead", "status", "reason"), FAULTS)
-def test_a_fault_is_told_at_once_of_its_sensor_alone(
-    real: list[Frame], name: str, instead: Callable[[Frame, Frame], Frame], status: str, reason: str
-) -> None:
+def test_a_fault_is_told_at_once_of_its_sensor_alone(real, name, instead, status, reason):
     """At the third frame, and its end within a second."""
     monitor, (_, before, now) = HealthMonitor(SENSORS), real[:3]
     for frame in real[:2]:
@@ -331,9 +329,7 @@ def told(frames: Sequence[Frame], alignment: Alignment | None = None) -> Alignme
     along=st.floats(-0.18, 0.18),
     down=st.floats(-0.15, 0.15),
 )
-def test_a_picture_is_unrolled_as_by_a_pinhole(
-    width: int, height: int, focal: float, along: float, down: float
-) -> None:
+def test_a_picture_is_unrolled_as_by_a_pinhole(width, height, focal, along, down):
     """A ramp of grey, which interpolation keeps: each pixel of the cylinder has the grey where its ray meets it."""
     centre, focal = np.array([width / 2 + 3.3, height / 2 - 2.7]), focal * width
     u, v = np.meshgrid(np.arange(width), np.arange(height))

@@ -42,9 +42,8 @@ def frame_at(i: int, conditions: Conditions = UNKNOWN, scene: str = "scene-0001"
     now = 1_500_000_000_000_000 + 500_000 * i
     camera = Camera(rng.integers(0, 255, (9, 16, 3), np.uint8), np.eye(3), np.eye(4), pose, now - 30_000)
     cameras = dict.fromkeys(CAMERAS, camera)
-    return Frame(
-        f"token-{i}", now, "ego", pose, pose, cameras=cameras, conditions=conditions, scene=scene, **keyframe(cloud)
-    )
+    about = {"conditions": conditions, "scene": scene, **keyframe(cloud)}
+    return Frame(f"token-{i}", now, "ego", pose, pose, cameras=cameras, **about)
 
 
 def prediction_of(frame: Frame) -> Prediction:

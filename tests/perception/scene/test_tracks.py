@@ -77,9 +77,7 @@ def test_association_is_the_best_of_all(old: list, new: list, gate: float) -> No
 @given(
     st.lists(coordinates, max_size=6), st.lists(coordinates, max_size=6), st.lists(coordinates, max_size=6), st.data()
 )
-def test_unsure_detections_change_nothing_of_what_sure_ones_get(
-    old: list, sure: list, unsure: list, data: st.DataObject
-) -> None:
+def test_unsure_detections_change_nothing_of_what_sure_ones_get(old, sure, unsure, data):
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(sure + unsure, (-1, 2))
     confirmed = np.array(data.draw(st.lists(st.booleans(), min_size=len(old), max_size=len(old))), bool)
     is_sure = np.arange(len(detections)) < len(sure)
@@ -215,9 +213,7 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
 
 @given(st.sampled_from(MOVING), st.floats(0, 12), st.floats(0, 2 * np.pi), st.sampled_from([0.1, 0.5]))
 @settings(max_examples=25, deadline=None)
-def test_an_object_keeps_its_id_through_a_second_without_detections(
-    label: int, speed: float, direction: float, period: float
-) -> None:
+def test_an_object_keeps_its_id_through_a_second_without_detections(label, speed, direction, period):
     """The detector is wrong by 0.2 m, to the left and to the right in turn."""
     velocity = min(speed, 2 if label == PEDESTRIAN else 12) * np.array([np.cos(direction), np.sin(direction)])
     tracker, error = Tracker(NUSCENES), 0.2 * np.array([-np.sin(direction), np.cos(direction)])

@@ -22,9 +22,7 @@ def crowd(seed: int, n: int) -> Boxes:
     return make_boxes(centers, sizes, yaws, labels=rng.integers(0, 2, n), scores=rng.permutation(n) / n)
 
 
-def tracks_at(
-    places: np.ndarray, yaws: np.ndarray | float = 0.0, label: int = CAR, velocity: float = 0.0
-) -> np.ndarray:
+def tracks_at(places: np.ndarray, yaws: np.ndarray | float = 0.0, label: int = CAR) -> np.ndarray:
     tracks = np.zeros(len(places), _TRACK)
     tracks["centers"][:, :2], tracks["label"], tracks["hits"] = places, label, 9
     tracks["size"] = [1.9, 4.6, 1.6] if label == CAR else [0.7, 0.7, 1.7]

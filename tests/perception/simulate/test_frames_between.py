@@ -149,9 +149,8 @@ def test_pictures_between_show_the_world_at_their_own_time(recorded: Recorded) -
     def differs(row: dict[str, Any], time: float) -> float:
         sensor, pose = CHANNELS[row["channel"]], world.global_from_ego_at(time)
         rng = np.random.default_rng(0)
-        seen = camera.render(
-            world.snapshot_at(time), sensor.intrinsics, pose @ sensor.ego_from_sensor, sensor.size, rng, pose
-        )
+        at = pose @ sensor.ego_from_sensor
+        seen = camera.render(world.snapshot_at(time), sensor.intrinsics, at, sensor.size, rng, pose)
         picture = cv2.imread(str(recorded.root / row["filename"]))[..., ::-1]
         return float(np.abs(picture.astype(float) - seen.image).mean())
 

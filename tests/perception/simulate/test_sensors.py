@@ -79,9 +79,8 @@ def enter_box(origin: np.ndarray, direction: np.ndarray, box: np.ndarray) -> tup
 
 
 coordinate = st.floats(-20, 20, allow_nan=False)
-box_rows = st.lists(
-    st.tuples(coordinate, coordinate, st.floats(0, 6), *[st.floats(0.1, 12)] * 3, st.floats(-7, 7)), max_size=6
-)
+row = st.tuples(coordinate, coordinate, st.floats(0, 6), *[st.floats(0.1, 12)] * 3, st.floats(-7, 7))
+box_rows = st.lists(row, max_size=6)
 
 
 @settings(max_examples=150, deadline=None)
@@ -285,9 +284,7 @@ def test_wet_road_loses_grazing_returns(rain: float) -> None:
     sweeps = [turn(moment(boxes([]), Weather(rain=rain)), seed=seed).points for seed in range(4)]
     points = np.concatenate(sweeps)
     on_ground = np.abs(points[:, 2] + 1.84) < 0.1
-    ground, drops = (
-        np.bincount(p[:, 4].astype(int), minlength=32)[16:23] for p in (points[on_ground], points[~on_ground])
-    )
+    ground, drops = (np.bincount(points[own, 4].astype(int), minlength=32)[16:23] for own in (on_ground, ~on_ground))
     np.testing.assert_allclose(ground / (4 * 1090 - drops), seen_share(signal), atol=0.03)
 
 

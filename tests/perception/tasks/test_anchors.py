@@ -284,9 +284,8 @@ OWN = len(NUSCENES.classes)
 def both(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with both classes, trained on drives that have none of them: only as background."""
     out, config = tmp_path_factory.mktemp("further") / "run", load_model(run("joined"))[1]
-    tables = NuScenesTables(
-        sim_root, "v1.0-sim", taxonomy=extend_taxonomy(config, "detection", {"further": FURTHER}, "here")
-    )
+    taxonomy = extend_taxonomy(config, "detection", {"further": FURTHER}, "here")
+    tables = NuScenesTables(sim_root, "v1.0-sim", taxonomy=taxonomy)
     add_task(run("joined"), "detection", CONTENT, tables, "all", tables.scenes()[:1], out, steps=1, batch=1)
     return out
 

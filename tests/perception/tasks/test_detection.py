@@ -109,7 +109,6 @@ def found_of(
     """How many objects of a class at (N, 2) m a perfect network of configs/nuscenes/`name` finds."""
     trained, label = load_config(find_config(f"nuscenes/{name}")), CLASSES.index(kind)
     head, cell = trained.tasks["detection"], trained.head_grid.cell
-    assert isinstance(head, DetectionHead)
     task = DetectionTask(head, BevGrid(x=(-15 * cell, 15 * cell), y=(-15 * cell, 15 * cell), cell=cell), NUSCENES)
     boxes = make_boxes(np.pad(places, ((0, 0), (0, 1))), size, yaw, labels=label)
     return count_found(task, boxes, np.random.default_rng(seed))[0, label]

@@ -124,9 +124,8 @@ HEADS = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.
 
 
 def standing(frames: int) -> list[Frame]:
-    return [
-        Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), cameras={}, scene="a", **POINT) for i in range(frames)
-    ]
+    here = np.eye(4)
+    return [Frame(f"s{i}", i * 500_000, "ego", here, here, cameras={}, scene="a", **POINT) for i in range(frames)]
 
 
 def street(grid: VoxelGrid, frame: Frame) -> OccupancyResult:
@@ -252,9 +251,7 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     truths = [truth, truth, truth, None]
 
     def counted(name: str, **options: Any) -> list[Any]:
-        items = scores(tmp_path, truths, **options)[name].items
-        assert items is not None
-        return list(items.tolist())
+        return scores(tmp_path, truths, **options)[name].items.tolist()
 
     assert counted("scene_obstacle_recall") == [[2, 4], [1, 2]]
     found = scores(tmp_path, truths)
@@ -311,9 +308,7 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
         tasks = tasks_of({name: HEADS[name] for name in names}, TINY.head_grid, NUSCENES)
         task: Task[OccupancyResult] = tasks["occupancy"]
         grid, scene = task.voxels, Scene(sensors("LIDAR_TOP"), tasks, CONDITIONS)
-        writer = task.writer(tmp_path, ("lidar",))
-        assert writer is not None
-        with writer as file:
+        with task.writer(tmp_path, ("lidar",)) as file:
             for i in range(8):
                 pose = np.eye(4)
                 pose[0, 3] = 2.0 * i

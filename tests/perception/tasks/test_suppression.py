@@ -69,9 +69,8 @@ def outputs(boxes: np.ndarray, scores: np.ndarray, labels: int | np.ndarray) -> 
 )
 def test_survivors_equal_a_loop_over_pairs(seed: int, n: int, kind: str, overlap: float, most: int) -> None:
     boxes, scores = crowd(np.random.default_rng(seed), n)
-    rules = Suppression(
-        threshold=0.2, low=(-5, -4, -6), high=(5, 6, 6), kind=kind, radii=(0.5, 2.0), overlap=overlap, most=most
-    )
+    space = {"low": (-5, -4, -6), "high": (5, 6, 6), "radii": (0.5, 2.0)}
+    rules = Suppression(threshold=0.2, kind=kind, overlap=overlap, most=most, **space)
     expected, close = one_by_one(boxes, scores, rules, 1)
     if not close:
         assert non_maximum_suppression(outputs(boxes, scores, 0), rules, 1).tolist() == expected
