@@ -447,20 +447,19 @@ def test_a_map_goes_to_another_process_by_its_name(tmp_path: Path) -> None:
 def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A city of 4 square kilometres is drawn with as many points as what of it lies around the vehicle."""
     rng, grid = np.random.default_rng(0), BevGrid(cell=0.8)
-    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    places = {layer: rng.uniform(0, 2000, (400, 2)) for layer in AREAS}
-    lines = rng.uniform(0, 2000, (1000, 2))
+    angles, places = np.linspace(0, 2 * np.pi, 60, endpoint=False), rng.uniform(0, 2000, (3000, 2))
     apply = Mock(side_effect=map_expansion._apply)
     monkeypatch.setattr(map_expansion, "_apply", apply)
     drawn, points = {}, {}
     for reach in (120, 2000):  # m around the vehicle; the grid reaches 73 m, an area or a line 32 m
         writer = MapWriter()
-        for layer in AREAS:
-            for x, y in places[layer][np.abs(places[layer] - 1000).max(axis=1) < reach]:
+        for n in np.flatnonzero(np.abs(places - 1000).max(axis=1) < reach):
+            x, y = places[n]
+            if n % 6 == 5:
+                writer.divider("lane_divider", [(x + 5 * i, y + i * i) for i in range(6)])
+            else:
                 ring = np.c_[x + 20 * np.cos(angles), y + 15 * np.sin(angles)]
-                writer.area(layer, writer.polygon([tuple(p) for p in ring]))
-        for x, y in lines[np.abs(lines - 1000).max(axis=1) < reach]:
-            writer.divider("lane_divider", [(x + 5 * i, y + i * i) for i in range(6)])
+                writer.area(AREAS[n % 6], writer.polygon([*map(tuple, ring)]))
         area = writer.write(tmp_path)
         apply.reset_mock()
         drawn[reach] = area.rasterize(_frame(x=1000, y=1000), grid)

@@ -14,7 +14,7 @@ from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import random_boxes
-from maps import map_iou
+from maps import MapWriter, map_iou
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
@@ -57,19 +57,14 @@ def dataroot(nuscenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     root = tmp_path_factory.mktemp("nuscenes")
     for folder in ("samples", "sweeps"):
         (root / folder).symlink_to(nuscenes_root / folder)
-    for folder in ("maps/expansion", "v1.0-mini"):
-        (root / folder).mkdir(parents=True)
+    for folder in ("maps", "v1.0-mini"):
+        (root / folder).mkdir()
     for file in (*(nuscenes_root / "maps").glob("*.png"), *(nuscenes_root / "v1.0-mini").glob("*.json")):
         (root / file.relative_to(nuscenes_root)).symlink_to(file)
     (root / "v1.0-mini" / "splits.json").write_text(json.dumps(SPLITS))
-    corners = [(EAST, 0), (EAST + 2000, 0), (EAST + 2000, 3000), (EAST, 3000)]
-    layers: dict[str, list] = {name: [] for name in (*MAP_CLASSES[1:-1], "road_divider", "lane_divider", "line")}
-    layers |= {
-        "node": [{"token": str(i), "x": x, "y": y} for i, (x, y) in enumerate(corners)],
-        "polygon": [{"token": "p", "exterior_node_tokens": ["0", "1", "2", "3"], "holes": []}],
-        "drivable_area": [{"token": "d", "polygon_tokens": ["p"]}],
-    }
-    (root / "maps" / "expansion" / "boston-seaport.json").write_text(json.dumps(layers))
+    boston, corners = MapWriter(), [(EAST, 0), (EAST + 2000, 0), (EAST + 2000, 3000), (EAST, 3000)]
+    boston.area("drivable_area", boston.polygon(corners))
+    boston.write(root)
     return root
 
 
