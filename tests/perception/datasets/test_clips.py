@@ -1,8 +1,7 @@
 """Clips: which frames a drive has, what each is read from, and those before a frame at chosen spacings."""
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import one_line_error
+from damage import in_json
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from infos import old_infos, write_infos
@@ -173,11 +173,6 @@ def test_real_frames_are_keyframes_and_the_sweeps_with_pictures(nuscenes_root: P
         assert find_clip(moments, samples[5], [0.5, 1.0]) == [samples[2], samples[3]]
 
 
-def change_rows(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-    file = root / SIMULATED / "sample_data.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
-
-
 @pytest.fixture
 def changeable(driven: tuple[Path, Rig], tmp_path: Path) -> tuple[Path, Rig]:
     """The drive with tables that a test may change."""
@@ -195,13 +190,11 @@ def test_a_picture_that_is_not_valid_is_left_out_and_those_before_it_stay(change
     camera = rig.sensors.cameras[0]
     left_out = whole.moments(first)[first] + 200_000 + round(1e6 * rig.cameras[0].delay)
 
-    def invalidate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        wrong = [row for row in rows if row["timestamp"] == left_out and camera in row["filename"]]
-        assert len(wrong) == 1
-        wrong[0]["is_valid"] = False
-        return rows
+    def invalidate(rows: list[dict[str, Any]]) -> None:
+        (wrong,) = [row for row in rows if row["timestamp"] == left_out and camera in row["filename"]]
+        wrong["is_valid"] = False
 
-    change_rows(root, invalidate)
+    in_json(invalidate)(root / SIMULATED / "sample_data.json")
     tables = NuScenesTables(root, SIMULATED, rig)
     missing = {*whole.moments(first).values()} - {*tables.moments(first).values()}
     # The picture before is 100 ms older than the sweep, and its delay.
@@ -233,11 +226,10 @@ def test_a_lost_row_and_unknown_frames_are_one_line(changeable: tuple[Path, Rig]
     camera = rig.sensors.cameras[0]
     lost = f"sweeps/{camera}/"
 
-    def lose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        last = max((row for row in rows if row["filename"].startswith(lost)), key=lambda row: row["timestamp"])
-        return [row for row in rows if row is not last]
+    def lose(rows: list[dict[str, Any]]) -> None:
+        rows.remove(max((row for row in rows if row["filename"].startswith(lost)), key=lambda row: row["timestamp"]))
 
-    change_rows(root, lose)
+    in_json(lose)(root / SIMULATED / "sample_data.json")
     tables = NuScenesTables(root, SIMULATED, rig)
     assert tables.frame(tables.samples()[-1]).cameras  # keyframes are read all the same
     with one_line_error("sample_data.json", says="copy the tables again"):
