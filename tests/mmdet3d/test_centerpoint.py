@@ -85,9 +85,7 @@ def test_pillars_are_those_of_hard_voxelisation(frames: dict[str, Frame], limit:
 
 @pytest.mark.parametrize("name", ["real", "simulated"])
 @pytest.mark.parametrize("nms", ["circle", "rotate"])
-def test_boxes_are_those_of_mmdet3d(
-    theirs: Any, ours: PerceptionModel, frames: dict[str, Frame], name: str, nms: str
-) -> None:
+def test_boxes_are_those_of_mmdet3d(theirs, ours, frames, name, nms):
     theirs.pts_bbox_head.test_cfg["nms_type"] = nms
     config = centerpoints.convert(nms)
     with torch.no_grad():
@@ -98,9 +96,7 @@ def test_boxes_are_those_of_mmdet3d(
     require_equal(found, centerpoints.predict(theirs, frames[name].points))
 
 
-def test_boxes_of_the_exported_network_are_those_of_mmdet3d(
-    theirs: Any, frames: dict[str, Frame], tmp_path: Path
-) -> None:
+def test_boxes_of_the_exported_network_are_those_of_mmdet3d(theirs, frames, tmp_path):
     theirs.pts_bbox_head.test_cfg["nms_type"] = "circle"
     run = centerpoints.run(centerpoints.save(theirs))
     runtime = Runtime(export(run, tmp_path / "bundle", console=QUIET).path)

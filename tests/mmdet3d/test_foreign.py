@@ -82,9 +82,7 @@ def training_frames(trunk: ForeignTrunk, root: Path, folders: pytest.TempPathFac
     return training_set(trunk.config, tables, annotations)
 
 
-def test_a_trained_module_changes_the_output_folds_and_leaves_no_trace(
-    base: ForeignBackbone, batch: dict[str, Any], mini_root: Path, tmp_path_factory: pytest.TempPathFactory
-):
+def test_a_trained_module_changes_the_output_folds_and_leaves_no_trace(base, batch, mini_root, tmp_path_factory):
     config = ForeignConfig(name="c", backbone=base)
     plain = MODELS.build(Config.fromfile(base.config).model).eval()
     plain.load_state_dict(torch.load(str(base.checkpoint), weights_only=True)["state_dict"])
@@ -108,9 +106,7 @@ def test_a_trained_module_changes_the_output_folds_and_leaves_no_trace(
         torch.testing.assert_close(folded, unfolded, rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_adapts_a_foreign_backbone_and_goes_on_from_there(
-    base: ForeignBackbone, mini_root: Path, tmp_path: Path
-):
+def test_the_command_adapts_a_foreign_backbone_and_goes_on_from_there(base, mini_root, tmp_path):
     file = tmp_path / "centerpoint.yaml"
     file.write_text(yaml.safe_dump({"name": "c", "backbone": base.model_dump(mode="json"), "batch": 1}))
 
@@ -147,9 +143,7 @@ def test_what_is_not_there_is_refused(base: ForeignBackbone, tmp_path: Path):
         load_foreign(ForeignConfig(name="c", backbone=partial))
 
 
-def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(
-    mini_root: Path, tmp_path_factory: pytest.TempPathFactory
-):
+def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(mini_root, tmp_path_factory):
     config = ForeignConfig(name="v", backbone=ForeignBackbone(kind="mmdet3d", config=VOXELS), batch=1)
     trunk = load_foreign(config)
     assert {f"pts_backbone.blocks.1.{i}" for i in range(0, 18, 3)} <= trunk.bank.slots.keys()

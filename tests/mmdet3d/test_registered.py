@@ -98,9 +98,7 @@ def inputs_of(detector: PerceptionDetector, *frames: dict[str, Any]) -> dict[str
     return detector._arrays(batch["inputs"], batch["data_samples"])
 
 
-def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
-    detector: PerceptionDetector, mini_root: Path, tmp_path: Path
-):
+def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(detector, mini_root, tmp_path):
     """Pictures and projections bit for bit; points of the keyframe and its sweeps to rounding, in the same pillars;
     boxes as the tables have them."""
     pairs = frames_of(mini_root, tmp_path)
@@ -124,9 +122,7 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
             np.testing.assert_allclose(got[name], known, rtol=0, atol=1e-3)
 
 
-def test_pictures_that_are_missing_are_so_for_the_network(
-    detector: PerceptionDetector, nuscenes_root: Path, mini_root: Path, tmp_path: Path
-):
+def test_pictures_that_are_missing_are_so_for_the_network(detector, nuscenes_root, mini_root, tmp_path):
     """Real keyframes of which some have no pictures at all, and simulated ones without one of theirs."""
     drives = tmp_path / "drives"
     shutil.copytree(mini_root, drives, symlinks=False)
@@ -141,9 +137,7 @@ def test_pictures_that_are_missing_are_so_for_the_network(
     assert torch.equal(theirs["image_from_reference"], ours["image_from_reference"])
 
 
-def test_augmented_points_are_seen_where_they_were_recorded(
-    detector: PerceptionDetector, mini_root: Path, tmp_path: Path
-):
+def test_augmented_points_are_seen_where_they_were_recorded(detector, mini_root, tmp_path):
     """By LiDAR and cameras: what turns, scales, shifts and mirrors points and boxes leaves their pixels alone."""
     moves = {"rot_range": [0.3, 0.5], "scale_ratio_range": [1.1, 1.2], "translation_std": [2, 2, 0.5]}
     mirrored = {"type": "RandomFlip3D", "flip_ratio_bev_vertical": 1.0, "sync_2d": False}
@@ -167,9 +161,7 @@ def test_augmented_points_are_seen_where_they_were_recorded(
         ({"type": "LoadMultiViewImageFromFiles"}, "gives 5 pictures of a frame, it must be 6.*LoadViewsThatAreThere"),
     ],
 )
-def test_pictures_that_the_calibration_is_not_for_are_refused(
-    detector: PerceptionDetector, mini_root: Path, tmp_path: Path, step: dict[str, Any], reason: str
-):
+def test_pictures_that_the_calibration_is_not_for_are_refused(detector, mini_root, tmp_path, step, reason):
     content = runner_config(mini_root, {"type": "PerceptionDetector"}, tmp_path, loaded=[*LOADING, step])
     dataset = DATASETS.build(content.train_dataloader.dataset)
     info = dataset.get_data_info(0)

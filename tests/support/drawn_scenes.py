@@ -32,12 +32,6 @@ class Drawn:
         scenes = self.sizes.shape[1]
         return jackknife_interval(self.score(leave_one_out(scenes)), self.sizes, confidence)
 
-    def percentile(self, resamples: int, rng: np.random.Generator) -> np.ndarray:
-        """95 % intervals (R, 2) of the percentile bootstrap; all samples share the draws."""
-        scenes = self.sizes.shape[1]
-        draws = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples)
-        return np.quantile(self.score(draws), [0.025, 0.975], axis=1).T
-
 
 Draw = Callable[[np.random.Generator, int, int], Drawn]
 
@@ -54,11 +48,6 @@ def gaussian(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
 def heavy_tails(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
     """The mean of changes with Student's t of 3 degrees of freedom."""
     return _means(0.03 * rng.standard_t(3, (repeats, scenes)) - 0.01)
-
-
-def draw_skewed(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
-    """The mean of changes whose losses are exponential, so that few scenes hold most of the loss."""
-    return _means(0.02 - rng.exponential(0.03, (repeats, scenes)))
 
 
 def _map_counts(rng: np.random.Generator, repeats: int, scenes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Frames with a spot in a picture, points of keyframes, and random boxes."""
+"""Frames with a spot in a picture, points of keyframes, and boxes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.frame import PER_POINT, Camera, Frame
+from perception.frame import PER_POINT, Boxes, Camera, Frame
 from perception.tasks.detection.columns import BoxColumns
 
 
@@ -19,6 +19,22 @@ def keyframe(points: np.ndarray | None) -> dict[str, Any]:
 def points_of(frame: Frame) -> dict[str, Any]:
     """Arguments of a frame: the points of another."""
     return {name: getattr(frame, name) for name in PER_POINT}
+
+
+def make_boxes(
+    centers: Any, sizes: Any = (2.0, 4.5, 1.6), yaws: Any = 0.0, velocities: Any = (0.0, 0.0), labels: Any = 0,
+    attributes: Any = -1, scores: Any = 1.0,
+) -> Boxes:  # fmt: skip
+    """Boxes at centers (N, 3), by default cars that stand; what is given once is that of each."""
+    n = len(centers)
+
+    def each(values: Any, *shape: int) -> np.ndarray:
+        return np.array(np.broadcast_to(values, (n, *shape)))
+
+    places = np.array(centers, np.float64).reshape(n, 3)
+    return Boxes.from_yaws(
+        places, each(sizes, 3), each(yaws), each(velocities, 2), each(labels), each(attributes), each(scores)
+    )
 
 
 def _blob(height: int, width: int, u: float, v: float) -> np.ndarray:

@@ -53,7 +53,6 @@ class Accuracy(Metric[np.ndarray]):
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
         by_scene = weights.sums(counts, lambda own: np.array([own["accuracy"], 1.0]))
-        assert by_scene is not None
         sums = weights.drawn(by_scene)
         return {"toy_accuracy": Score(sums[:, 0] / sums[:, 1], (), by_scene[:, 1:], by_scene)}
 

@@ -54,11 +54,7 @@ DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
     (table("sample_data"), in_json(put("0.ego_pose_token", "gone")), "lacks 1 poses that .* such as gone"),
     (table("ego_pose"), in_json(put("0.rotation", ["a", "b"])), "ego_pose.json: a row has a wrong value"),
     (table("ego_pose"), in_json(put("0.translation.0", np.nan)), "1 poses are not finite or have no rotation, such as"),
-    (
-        table("ego_pose"),
-        in_json(put("0.rotation", [0, 0, 0, 0])),
-        "1 poses are not finite or have no rotation, such as",
-    ),
+    (table("ego_pose"), in_json(put("0.rotation", [0, 0, 0, 0])), "1 poses are not finite or have no rotation"),
     (table("sample_data"), replace(b'"width": 80', b'"width": 160'), "picture is 80x50, but its .* is for 160x50"),
     (table("splits"), write("[1, 2"), "splits.json: cannot read the splits"),
     (table("splits"), write("[1, 2]"), "splits.json: not an object"),
@@ -90,9 +86,7 @@ def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, 
 
 
 @pytest.mark.parametrize(("files", "damage", "says"), DAMAGE[:6])
-def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(
-    tiny_root: Path, files: str, damage: Damage, says: str
-) -> None:
+def test_in_a_replay_a_damaged_file_is_missing_and_counted_once(tiny_root, files, damage, says):
     drive = DatasetDrive(NuScenesTables(tiny_root, VERSION), ["scene-0001"], SPEC)
     whole = list(drive.frames())
     assert drive.counts.summary()["damage"] == []
@@ -130,10 +124,7 @@ def test_between_keyframes_of_one_time_no_velocity_is_known(tiny_root: Path) -> 
         (lambda at: at().frame("1234"), "no LIDAR_TOP keyframe of sample 1234"),
         (lambda at: at().samples("test"), "has no split test; known are train, val, all$"),
         (lambda at: at().samples("val"), "no scene of split val is here; it has scene-0001$"),
-        (
-            lambda at: at().samples(None, ["scene-9999"]),
-            r"scene-9999: no such scene in .*v1.0-tiny; it has scene-0001$",
-        ),
+        (lambda at: at().samples(None, ["scene-9999"]), "scene-9999: no such scene in .*-tiny; it has scene-0001$"),
         (lambda at: at().samples(None, ["scene-0001:2-4"]), "scene-0001:2-4: scene-0001 has keyframes 0 to 2;"),
         (lambda at: at().samples(None, ["scene-0001:2-2"]), "scene-0001:2-2: scene-0001 has keyframes 0 to 2;"),
         (lambda at: at().samples(None, ["scene-0001:x"]), "scene-0001:x: not a selector"),
@@ -160,9 +151,7 @@ each_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture]
 
 @each_file
 @given(content=st.lists(objects, max_size=12), form=written, block=st.integers(1, 60))
-def test_rows_are_those_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[Any], form: dict[str, Any], block: int
-) -> None:
+def test_rows_are_those_of_the_file(tmp_path, monkeypatch, content, form, block):
     monkeypatch.setattr(tables, "_BLOCK", block + 8)  # the first has the bracket
     (tmp_path / "log.json").write_text(" " + json.dumps(content, **form), encoding="utf-8")
     assert list(tables.rows(tmp_path, "log")) == content
@@ -177,9 +166,7 @@ small = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | s
     number=st.sampled_from(["NaN", "Infinity"]),
     indent=st.sampled_from([None, 0, 2]),
 )
-def test_numbers_that_only_the_standard_library_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[dict[str, Any]], number: str, indent: int | None
-) -> None:
+def test_numbers_that_only_the_standard_library_reads(tmp_path, monkeypatch, content, number, indent):
     """Each row alone, also where a row lies in two reads."""
     monkeypatch.setattr(tables, "_CHUNK", 300)
     rows = [{"a": float(number)}, *content]
@@ -189,9 +176,7 @@ def test_numbers_that_only_the_standard_library_reads(
 
 @each_file
 @given(content=st.lists(objects, min_size=1, max_size=6), block=st.integers(1, 60), data=st.data())
-def test_a_damaged_table_gives_its_first_rows_and_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[Any], block: int, data: st.DataObject
-) -> None:
+def test_a_damaged_table_gives_its_first_rows_and_one_line(tmp_path, monkeypatch, content, block, data):
     """Cut anywhere, at most the rows before the cut come, then the error."""
     monkeypatch.setattr(tables, "_BLOCK", block + 8)
     text = json.dumps(content)
@@ -211,9 +196,7 @@ def test_a_damaged_table_gives_its_first_rows_and_one_line(
     first=st.booleans(),
     form=written,
 )
-def test_samples_are_those_of_the_file(
-    tmp_path: Path, results: dict[str, Any], more: dict[str, Any], first: bool, form: dict[str, Any]
-) -> None:
+def test_samples_are_those_of_the_file(tmp_path, results, more, first, form):
     """Whatever else is in the file, before or behind the results."""
     content = {"results": results, **more} if first else {**more, "results": results}
     path = tmp_path / "results.json"
@@ -292,13 +275,7 @@ def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("file", "damage"),
-    [
-        ("a.npy", cut(140)),
-        ("b.npy", delete),
-        ("b.npy", write("no array")),
-        ("arrays.json", write("{")),
-        ("arrays.json", write("3")),
-    ],
+    [("a.npy", cut(140)), ("b.npy", delete), ("b.npy", write("?")), *(("arrays.json", write(each)) for each in "{3")],
 )
 def test_damaged_arrays_are_computed_anew(cache: Path, file: str, damage: Damage) -> None:
     compute = counted()
@@ -318,9 +295,7 @@ def test_without_a_cache_that_can_be_written(cache: Path) -> None:
         assert compute.call_count == calls
 
 
-def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_classes(
-    tiny_root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_classes(tiny_root, cache, monkeypatch):
     first = NuScenesTables(tiny_root, VERSION)
     samples = first.samples()
     whole = [first.frame(sample, Reads(sweeps=2, cameras=False)) for sample in samples]
@@ -349,6 +324,5 @@ def test_stored_tables_are_read_anew_if_changed_or_for_another_rig_or_other_clas
     one = RIG.model_copy(update={"cameras": RIG.cameras[:1]})
     assert len(NuScenesTables(tiny_root, VERSION, one).recordings[sample]) == 2
     fewer = NUSCENES.model_copy(update={"classes": NUSCENES.classes[1:]})
-    assert len(NuScenesTables(tiny_root, VERSION, RIG, fewer).frame(sample, Reads(cameras=False)).boxes) < len(
-        frame.boxes
-    )
+    of_fewer = NuScenesTables(tiny_root, VERSION, RIG, fewer).frame(sample, Reads(cameras=False))
+    assert len(of_fewer.boxes) < len(frame.boxes)

@@ -21,18 +21,10 @@ from walled_drive import GRID, WalledDrive
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
+from perception.datasets.occupancy import returns as reading
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, find_seen_by_cameras
 from perception.datasets.occupancy.drive import Levels, ThinnedCloud, gather
-from perception.datasets.occupancy.returns import (
-    NONE,
-    UNKNOWN,
-    Motion,
-    Movable,
-    Returns,
-    motion_between,
-    owners,
-    returns_of,
-)
+from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, motion_between, owners
 from perception.datasets.occupancy.writing import annotate, annotate_drives, link_dataroot, voxel_classes
 from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import open_source
@@ -52,7 +44,6 @@ def every_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def annotated(source: Keyframes, sample: str, used: str = "0123", sweeps: int = 0, grid: VoxelGrid = GRID) -> Occupancy:
     drive = gather(source, list(used), sweeps, grid)
-    assert drive is not None
     return annotate(source.frame(sample), source, drive, grid)
 
 
@@ -132,7 +123,7 @@ def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
 
 def test_rays_begin_where_the_lidar_was_then() -> None:
     source = WalledDrive()
-    found = returns_of(source.frame("2", Reads(sweeps=4)), source, 4)
+    found = reading.returns_of(source.frame("2", Reads(sweeps=4)), source, 4)
     assert len(np.unique(found.ages)) == 5
     expected = walled.LIDAR + np.outer(walled.SPEED * (2 * walled.PERIOD - found.ages), [1, 0, 0])
     np.testing.assert_allclose(found.origins, expected, atol=1e-5)
@@ -206,9 +197,8 @@ def test_each_sweep_counts_once(lags: list[int], every: int, more: int, late: in
                 ages = np.maximum(0.1 * number - 1e-3 * lag + offsets[lidar] - 1e-3 * late, 0).astype(np.float32)
                 rows += [(age, number, lidar) for age in ages]
         ages, numbers, owners_ = np.array(rows).T
-        returns = Returns(
-            *[np.zeros((len(ages), 3))] * 2, numbers, ages, numbers.astype(np.uint8), owners_.astype(np.uint8)
-        )
+        sweeps_, none = (numbers.astype(np.uint8), owners_.astype(np.uint8)), np.zeros((len(ages), 3))
+        returns = Returns(none, none, numbers, ages, *sweeps_)
         found = gathering._not_measured(returns, now, begun)
         pairs = zip(found.lidars.tolist(), (keyframe_sweep - found.sweeps.astype(int)).tolist(), strict=True)
         counted.update(pairs)
@@ -456,9 +446,8 @@ def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
         pose = np.eye(4)
         pose[:3, 3] = x, 0, -0.2 * n
         points, none = ground + np.array([500 if x > 100 else 0, 0, -0.2 * n]), np.zeros(len(ground))
-        returns = Returns(
-            points, np.zeros((len(ground), 3)), none.astype(np.int16), none, *np.zeros((2, len(ground)), np.uint8)
-        )
+        counts = np.zeros((2, len(ground)), np.uint8)
+        returns = Returns(points, np.zeros((len(ground), 3)), none.astype(np.int16), none, *counts)
         heights.append(levels.next(returns, pose))
     np.testing.assert_allclose(heights, [0, 0.2, 0.4, 0.4, 0.6], atol=1e-9)
 

@@ -10,24 +10,16 @@ import numpy as np
 import pytest
 from commands import command, one_line_error
 from exported import checkpoint
+from made_up import make_boxes
 from vocabulary import NUSCENES, RIG
 
 from perception.config import parse_config
+from perception.datasets import keyframes
 from perception.datasets.drives import Drives
-from perception.datasets.keyframes import (
-    NO_SENSORS,
-    Annotation,
-    Keyframes,
-    Picture,
-    Reads,
-    Recording,
-    SweepFile,
-    assemble,
-    keyframe_moments,
-)
+from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Picture, Reads, Recording, SweepFile
 from perception.datasets.sources import open_source
 from perception.errors import InputError
-from perception.frame import Boxes, Conditions, Frame
+from perception.frame import Conditions, Frame
 from perception.rig import Rig
 from perception.taxonomy import Taxonomy
 
@@ -52,7 +44,7 @@ class Folder:
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
 
     def moments(self, token: str) -> Mapping[str, int]:
-        return keyframe_moments(self, token)
+        return keyframes.keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
         return Conditions(weather="rain")
@@ -61,20 +53,14 @@ class Folder:
         sweeps = [self._sweep(i) for i in range(int(token), max(int(token) - reads.sweeps, 0) - 1, -1)]
         time, ego = START + PERIOD * int(token), self._ego(int(token))
         picture = Picture(self.dataroot / f"{token}.png", time, INTRINSICS, CAMERA, ego, (80, 50))
-        return Recording(
-            token,
-            "drive",
-            time,
-            ego,
-            np.eye(4),
-            {0: sweeps},
-            {"CAM_FRONT": picture},
-            {"boxes": Annotation(_boxes)},
-            self.conditions(token),
+        seen, truth = (
+            ({0: sweeps}, {"CAM_FRONT": picture}),
+            {"boxes": Annotation(lambda: make_boxes([[30.0, 2.0, 1.0]]))},
         )
+        return Recording(token, "drive", time, ego, np.eye(4), *seen, truth, self.conditions(token))
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        return assemble(self.recording(token, reads), reads)
+        return keyframes.assemble(self.recording(token, reads), reads)
 
     def _sweep(self, i: int) -> SweepFile:
         return SweepFile(self.dataroot / f"{i}.bin", START + PERIOD * i, self._ego(i), np.eye(4))
@@ -83,12 +69,6 @@ class Folder:
         pose = np.eye(4)
         pose[0, 3] = SPEED * 1e-6 * PERIOD * i
         return pose
-
-
-def _boxes() -> Boxes:
-    """A car, in the global frame."""
-    zero, car = np.zeros(1), (np.array([[30.0, 2.0, 1.0]]), np.array([[2.0, 4.0, 1.5]]))
-    return Boxes.from_yaws(*car, zero, np.zeros((1, 2)), zero, zero - 1, zero + 1)
 
 
 class Nameless:
@@ -112,13 +92,10 @@ def test_a_class_of_another_package_reads_drives(root: Path) -> None:
     for source in opened:
         assert isinstance(source, Folder)
         frame = source.frame("2", Reads("lidar", sweeps=1))
-        assert frame.points is not None
         both = np.concatenate([POINTS, np.add(POINTS, [-2, 0, 0, 0, 0.5])])
         np.testing.assert_allclose(frame.points, both, atol=1e-6)
-        assert frame.sweep_of_point is not None
         assert frame.sweep_of_point.tolist() == [0, 0, 1, 1]
         assert (frame.cameras["CAM_FRONT"].image == 80).all()
-        assert frame.boxes is not None
         np.testing.assert_allclose(frame.boxes.centers, [[26, 2, 1]])
 
 

@@ -117,8 +117,8 @@ def test_points_are_in_the_vehicles_frame_and_in_boxes(root: Path, reference: st
 
 
 def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
-    frame = opened(root).frame("007-01", Reads(sweeps=3))
-    one, two = opened(root).frame("007-01").points, frame.points
+    frame, one = opened(root).frame("007-01", Reads(sweeps=3)), opened(root).frame("007-01").points
+    two = frame.points
     assert len(two) == 2 * len(one)
     np.testing.assert_array_equal(frame.keyframe_points, one)
     np.testing.assert_array_equal(two[: len(one)], one)
@@ -155,9 +155,8 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
     moving = [[0, 0], [1, -0.5], [-3, 5], [0, 0]]
     np.testing.assert_allclose(boxes.velocities[:4, :2], moving, atol=1e-4)  # seconds since 1970 in float64
     assert np.isnan(boxes.velocities[5, :2]).all()  # in one frame only
-    first = (
-        PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).recording("007-02").annotated("boxes")
-    )  # the other LiDAR's boxes
+    other_first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS))
+    first = other_first.recording("007-02").annotated("boxes")
     assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
     np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
     cone = drives.recording("007-02").annotated("obstacles")
@@ -305,13 +304,8 @@ def test_each_table_is_decoded_once(root: Path, tmp_path: Path, monkeypatch: pyt
             f"drives/007/lidar/{each:02d}.pkl.gz": 1 for each in range(i - sweeps, i + 1)
         }
         decoded.clear()
-    assert (
-        drives.recording("007-00").annotated("boxes").num_points[0],
-        len(drives.recording("007-03").annotated("obstacles")),
-    ) == (
-        inside(POINTS).sum(),
-        1,
-    )
+    assert drives.recording("007-00").annotated("boxes").num_points[0] == inside(POINTS).sum()
+    assert len(drives.recording("007-03").annotated("obstacles")) == 1
     assert not decoded
 
 

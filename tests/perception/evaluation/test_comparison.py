@@ -29,7 +29,7 @@ from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.metric import DetectionMetric
-from perception.tasks.metric import CountedFrames, leave_one_out
+from perception.tasks.metric import CountedFrames
 from perception.tasks.occupancy.metric import OccupancyMetric
 
 VERSION = "v1.0-mini"
@@ -254,16 +254,12 @@ def test_intervals_of_map_and_nds_cover_as_they_say(scenes: int, repeats: int) -
         assert passed <= stats.binom.ppf(0.99, intervals, FALSE_PASSES)
 
 
-def test_few_scenes_and_one_that_outweighs_the_others_have_none() -> None:
-    # Where a class is in two scenes of five, its AP rests on two.
-    for sizes in ((1,), (1, 1), (1, 1, 1), (1, 1, 0, 0, 0), (10, 1, 1), (0, 0, 0)):
-        interval = jackknife_interval(np.arange(len(sizes) + 1) / 10, np.array(sizes, float), 0.95)
-        assert np.isnan(interval).all() == (sizes != (1, 1, 1))
-
-
-@given(st.lists(st.floats(0.1, 10) | st.just(0.0), min_size=3, max_size=12), st.integers(0, 2**32 - 1))
+@given(st.lists(st.floats(0.1, 10) | st.just(0.0), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 def test_the_interval_is_the_formula_with_scipys_numbers(sizes: list[float], seed: int) -> None:
-    """Student's of the deviations, with Kish's effective number of scenes; Johnson's term moves the end of the tail."""
+    """Student's of the deviations, with Kish's effective number of scenes; Johnson's term moves the end of the tail.
+
+    Few scenes, and those of which one outweighs the others, have none; scenes without the class do not count.
+    """
     scores, n = np.random.default_rng(seed).normal(0, 1, len(sizes) + 1), len(sizes)
     number = sum(sizes) ** 2 / max(sum(size**2 for size in sizes), 1e-9)
     assert effective_number(np.array(sizes)) == pytest.approx(number)
@@ -274,11 +270,3 @@ def test_the_interval_is_the_formula_with_scipys_numbers(sizes: list[float], see
     enough = sum(size > 0 for size in sizes) >= 3 and number >= LEAST_EFFECTIVE
     found = jackknife_interval(scores, np.array(sizes), 0.95)
     np.testing.assert_allclose(found, expected if enough else [np.nan, np.nan], rtol=1e-9)
-
-
-@given(st.integers(1, 8))
-def test_each_draw_leaves_one_scene_out(count: int) -> None:
-    draws = leave_one_out(count)
-    assert draws[0].nonzero()[0].tolist() == [*range(count)]
-    for left, draw in enumerate(draws[1:]):
-        assert draw.nonzero()[0].tolist() == [i for i in range(count) if i != left]

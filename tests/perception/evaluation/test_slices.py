@@ -50,9 +50,8 @@ def published(path: Path, tokens: list[str]) -> Callable[[Frame], Prediction]:
 
     def predict(frame: Frame) -> Prediction:
         own = every.select(every.frames == tokens.index(frame.token))
-        boxes = Boxes.from_yaws(
-            own.centers, own.sizes, own.yaws, own.velocities, own.labels, own.attributes, own.scores
-        )
+        what = (own.labels, own.attributes, own.scores)
+        boxes = Boxes.from_yaws(own.centers, own.sizes, own.yaws, own.velocities, *what)
         return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 
     return predict
@@ -237,9 +236,8 @@ def test_nothing_is_relative_to_a_level_without_a_score() -> None:
     levels = levels_of(["lidar_noise", "lidar_missing"], CAMERAS)
     found = robustness("points", parts[0], dict(zip(levels, parts[1:], strict=True)))
     assert [each["resilience"] for each in found["corruptions"].values()] == [1.0, None]
-    assert [[level["level"] for level in each["levels"]] for each in found["corruptions"].values()] == [
-        [0.05, 0.1, 0.2], [1]
-    ]  # fmt: skip
+    given_levels = [[level["level"] for level in each["levels"]] for each in found["corruptions"].values()]
+    assert given_levels == [[0.05, 0.1, 0.2], [1]]
     assert found["mRA"] == 1.0
 
 
@@ -275,9 +273,8 @@ def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
         each: dict[int, list[tuple[Frame, Prediction]]] = {}
         for batch, workers in ((1, 0), (2, 1)):
             predict = predictor(batch, workers)
-            each[batch] = list(
-                predict.predictions(tables, predict.spec.reads._replace(change=change), tables.samples())
-            )
+            reads = predict.spec.reads._replace(change=change)
+            each[batch] = list(predict.predictions(tables, reads, tables.samples()))
         assert [frame.token for frame, _ in each[2]] == tables.samples()
         assert all((frame.points is None) == (change is not None) for frame, _ in each[2])  # as the model saw them
         for (_, single), (_, batched) in zip(each[1], each[2], strict=True):

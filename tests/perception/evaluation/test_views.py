@@ -7,6 +7,7 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 from commands import one_line_error, refuses, succeeds
+from made_up import make_boxes
 from repository import ROOT
 from rich.console import Console
 from vocabulary import NUSCENES, RIG
@@ -19,7 +20,7 @@ from perception.datasets.pandaset import PandaSet
 from perception.datasets.views import Views
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.predictions import look_to
-from perception.frame import Boxes, Frame, Prediction, View
+from perception.frame import Frame, Prediction, View
 from perception.grid import BevGrid
 from perception.mmdet3d.importing import import_pointpillars
 from perception.sensors.inputs import InputSpec
@@ -89,9 +90,7 @@ def test_each_keyframe_is_there_once_for_each_view(tables: NuScenesTables) -> No
 
 
 @pytest.mark.parametrize("views", [BOTH, ("front",), ("rear",)])
-def test_all_that_a_view_covers_is_scored_and_the_rest_counted(
-    tables: NuScenesTables, tmp_path: Path, views: tuple[View, ...]
-) -> None:
+def test_all_that_a_view_covers_is_scored_and_the_rest_counted(tables, tmp_path, views):
     scores, (x, y) = score(tables, tmp_path, views), scored(tables).T
     ahead = np.any([{"front": x, "rear": -x}[view] >= 0 for view in views], axis=0)
     covered = ahead & (np.abs(x) < 32) & (np.abs(y) < 12.8)
@@ -111,15 +110,8 @@ def test_without_views_all_objects_count(tables: NuScenesTables, tmp_path: Path)
 
 def test_an_object_that_two_views_see_is_detected_once() -> None:
     """Beside the vehicle each view sees a part of it; another one stands too far away to be the same."""
-    zero = np.zeros(2)
-    front = Boxes.from_yaws(
-        np.array([[0.3, 5.0, 1.0], [9.0, 5.0, 1.0]]), np.full((2, 3), [2.0, 4.5, 1.5]), zero, np.zeros((2, 2)), zero,
-        zero, np.array([0.6, 0.5]),
-    )  # fmt: skip
-    rear = Boxes.from_yaws(
-        np.array([[0.2, -5.0, 1.0]]), np.array([[2.0, 4.5, 1.5]]), np.full(1, np.pi), np.zeros((1, 2)), np.zeros(1),
-        np.zeros(1), np.array([0.9]),
-    )  # fmt: skip
+    front = make_boxes([[0.3, 5.0, 1.0], [9.0, 5.0, 1.0]], scores=[0.6, 0.5])
+    rear = make_boxes([[0.2, -5.0, 1.0]], yaws=np.pi, scores=0.9)
     joined = DETECTION["detection"].join_views({"front": front, "rear": rear})
     np.testing.assert_allclose(joined.centers, [[-0.2, 5, 1], [9, 5, 1]], atol=1e-12)
     np.testing.assert_allclose(np.cos(joined.yaws), 1)
@@ -155,9 +147,8 @@ def test_the_cars_behind_a_recorded_vehicle_are_found(tmp_path: Path, pandaset_r
     assert found["mean_dist_aps"]["car"] == pytest.approx(cars[()][2], abs=1e-3)
     replayed = tmp_path / "replay"
     succeeds("replay", pandaset_root, "--scenes", "002:24-25", "--bundle", made.path, "--out", replayed)
-    evaluated, driven = (
-        json.loads(file.read_text())["results"] for file in (out / "results_nusc.json", replayed / "results.json")
-    )
+    files = out / "results_nusc.json", replayed / "results.json"
+    evaluated, driven = (json.loads(file.read_text())["results"] for file in files)
     assert driven == evaluated
     ((token, boxes),) = driven.items()
     ego = np.linalg.inv(PandaSet(pandaset_root, made.spec.rig).recording(token).global_from_ego)

@@ -97,9 +97,7 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 60), st.integers(0, int(TIMEOUT) - 1), st.booleans())
-def test_a_frame_or_burst_switches_nothing(
-    switch: Switch, spaces: list[int], first: int, silence: int, burst: bool
-) -> None:
+def test_a_frame_or_burst_switches_nothing(switch, spaces, first, silence, burst):
     """A frame anywhere, even after two minutes without any; after the first seconds all frames of half a second."""
     kind, true, wrong = switch
     if burst:
@@ -114,9 +112,7 @@ def test_a_frame_or_burst_switches_nothing(
 
 @settings(max_examples=400, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 30), st.integers(0, 499_999), st.sampled_from([(1.0, 2), (0.9, 3)]))
-def test_a_lasting_change_switches_once_and_within_two_seconds(
-    switch: Switch, spaces: list[int], last: int, after_it: int, sureness: tuple[float, int]
-) -> None:
+def test_a_lasting_change_switches_once_and_within_two_seconds(switch, spaces, last, after_it, sureness):
     """And within three by a recogniser that is less sure. It comes at any time between two frames, also early."""
     (kind, before, after), (sure, limit), moments = switch, sureness, times(spaces)
     change = moments[last] + 1 + after_it % spaces[last]
@@ -150,11 +146,9 @@ def test_belief_stays_a_distribution_and_small_and_hears_nothing_of_the_past(dat
     belief, undisturbed, moment = ConditionBelief(CONDITIONS), ConditionBelief(CONDITIONS), 0
     for i in range(400):
         moment += data.draw(st.sampled_from([0, 1, 1_000, 50_000, 10**9])) if i % 20 == 0 else 10_000
-        observed = [{kind: said[i % len(said)]}]
+        observed, past = [{kind: said[i % len(said)]}], [{kind: said[i // 2 % len(said)]}]
         believed = undisturbed.update(moment, observed)
-        assert (
-            believed == belief.update(moment, observed) == belief.update(moment - i, [{kind: said[i // 2 % len(said)]}])
-        )
+        assert believed == belief.update(moment, observed) == belief.update(moment - i, past)
         assert belief.beliefs == undisturbed.beliefs
         probabilities = belief.beliefs[kind].probabilities
         assert sum(probabilities) == pytest.approx(1, abs=1e-12)

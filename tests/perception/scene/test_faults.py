@@ -55,10 +55,8 @@ def drive(frames: int = 6, scene: str = "a") -> list[Frame]:
             name: replace(camera, image=camera.image[:96, :160], timestamp=now, global_from_ego=place)
             for name, camera in frame.cameras.items()
         }
-        where = {"global_from_reference": place, "global_from_ego": place}
-        made.append(
-            replace(frame, token=f"{scene}{i}", scene=scene, timestamp=7_000_000 + now, cameras=cameras, **where)
-        )
+        own = {"token": f"{scene}{i}", "scene": scene, "timestamp": 7_000_000 + now, "cameras": cameras}
+        made.append(replace(frame, global_from_reference=place, global_from_ego=place, **own))
     return made
 
 

@@ -1,6 +1,6 @@
 """Sensor health: silent on real and simulated drives, right about every fault; and turned cameras and LiDARs by edges.
 
-The edges are those of a scene of boxes that is cast in closed form, picture and sweep.
+The edges are those of simulated boxes, whose sides and tops are known.
 """
 
 import re
@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from made_up import keyframe, points_of
-from simulated import in_town, with_pictures
-from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
+from simulated import boxes, in_town, pave, with_pictures
+from vocabulary import CAMERAS, LIDAR, RIG, SENSORS, sensors
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -29,7 +29,10 @@ from perception.scene.health.alignment import PARTS, REACH, SHIFTS, STEP, Alignm
 from perception.scene.health.features import latest_sweep, sweep_features
 from perception.scene.health.lidar_readings import ring_continuity
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
+from perception.simulate import lidar
+from perception.simulate.camera import render
 from perception.simulate.simulate import simulate
+from perception.simulate.snapshot import Snapshot, Weather
 
 HALF_SECOND = 500_000  # us between keyframes
 
@@ -76,8 +79,8 @@ def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
 def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
     """Every twentieth point is what a small LiDAR gives: too few for an HDL-32E, and usual for its own kind."""
     small = RigLidar.model_validate({"name": "LIDAR_TOP", "health": {"min_points": 500, "broken": 0.0}})
-    for lidar, expected in ((RigLidar(name="LIDAR_TOP"), "thinned"), (small, "ok")):
-        monitor = HealthMonitor(Rig(name="car", lidars=(lidar,)).sensors)
+    for each, expected in ((RigLidar(name="LIDAR_TOP"), "thinned"), (small, "ok")):
+        monitor = HealthMonitor(Rig(name="car", lidars=(each,)).sensors)
         for frame in real[:4]:
             health = monitor.update(frame.select_points(slice(None, None, 20)))["LIDAR_TOP"]
             assert health.status == expected
@@ -123,9 +126,7 @@ FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "instead", "status", "reason"), FAULTS)
-def test_a_fault_is_told_at_once_of_its_sensor_alone(
-    real: list[Frame], name: str, instead: Callable[[Frame, Frame], Frame], status: str, reason: str
-) -> None:
+def test_a_fault_is_told_at_once_of_its_sensor_alone(real, name, instead, status, reason):
     """At the third frame, and its end within a second."""
     monitor, (_, before, now) = HealthMonitor(SENSORS), real[:3]
     for frame in real[:2]:
@@ -255,39 +256,28 @@ def test_health_takes_less_than_a_quarter_of_decoding(real: list[Frame]) -> None
     assert max(min(looks), rest) < decoding / 4
 
 
-FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
-INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
-LIDAR_AT = np.array([0.9, 0.0, 1.8])
-LOOKS = {"CAM_FRONT": 0.0, "CAM_FRONT_LEFT": 60.0, "CAM_FRONT_RIGHT": -60.0, "CAM_BACK": 180.0}  # degrees to the left
-SKY, GROUND = 230, 90
+TOP, MOUNTED = RIG.lidars[0], {each.name: each for each in with_pictures(7).cameras if "BACK_" not in each.name}
+LIDAR_AT = TOP.ego_from_sensor[:3, 3]
 WAYS = [4.0 * i for i in range(8)]  # m along x, of the frames of a drive
 Turn = tuple[float, float, float]  # a vector in degrees
 
 
-def boxes(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest corners (B, 2, 3) of boxes on the ground z = 0 along the way, and their grey levels (B,)."""
+@cache
+def scene(seed: int) -> Snapshot:
+    """Boxes on the ground along the way."""
     rng = np.random.default_rng(seed)
-    places = np.stack([rng.uniform(-30, 70, 60), rng.choice([-1, 1], 60) * rng.uniform(5, 30, 60)], axis=1)
-    sides, heights = rng.uniform(0.4, 2, (60, 2)), rng.uniform(1, 4, (60, 1))
-    low = np.concatenate([places - sides, np.zeros((60, 1))], axis=1)
-    high = np.concatenate([places + sides, heights], axis=1)
-    return np.stack([low, high], axis=1), rng.choice([10, 40, 150, 190], 60)
+    x, y = rng.uniform(-30, 70, 60), rng.choice([-1, 1], 60) * rng.uniform(5, 30, 60)
+    length, width, height = *rng.uniform(0.8, 4, (2, 60)), rng.uniform(1, 4, 60)
+    solids = boxes(np.column_stack([x, y, height / 2, length, width, height, np.zeros(60)]))
+    solids = replace(solids, colours=np.repeat(rng.choice([10, 40, 150, 190], (60, 1)), 3, axis=1).astype(np.uint8))
+    return Snapshot(solids, pave(), np.zeros((60, 3)), Weather())
 
 
-def cast(scene: np.ndarray, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Range (N,) in lengths of each ray (N, 3), and what it sees: a box's number, -2 the ground, -1 the sky."""
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        down = directions[:, 2] < 0
-        ranges, seen = np.where(down, -origin[2] / directions[:, 2], np.inf), np.where(down, -2, -1)
-        unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        for i, box in enumerate(scene):  # the slabs of Kay and Kajiya, 1986
-            middle, reach = box.mean(axis=0) - origin, np.linalg.norm(box[1] - box[0]) / 2
-            some = np.flatnonzero(unit @ middle > np.sqrt(max(0.0, middle @ middle - reach**2)))  # near its sphere
-            near, far = np.sort((box[:, None] - origin) / directions[some], axis=0)
-            enter, leave = near.max(axis=1), far.min(axis=1)
-            hit = (enter < leave) & (enter > 0) & (enter < ranges[some])
-            ranges[some[hit]], seen[some[hit]] = enter[hit], i
-    return ranges, seen
+def gone(way: float) -> np.ndarray:
+    """The pose of a vehicle that has gone so far (m) along x."""
+    pose = np.eye(4)
+    pose[0, 3] = way
+    return pose
 
 
 def turn(x: float, y: float, z: float) -> np.ndarray:
@@ -296,48 +286,31 @@ def turn(x: float, y: float, z: float) -> np.ndarray:
     return pose
 
 
-def mounted(name: str) -> np.ndarray:
-    """(4, 4) ego_from_camera."""
-    pose, ahead = np.eye(4), np.array([np.cos(np.radians(LOOKS[name])), np.sin(np.radians(LOOKS[name]))])
-    pose[:3, :3] = np.stack([(ahead[1], -ahead[0], 0), (0, 0, -1), (*ahead, 0)], axis=1)
-    pose[:3, 3] = (1.0 + 0.5 * ahead[0], 0.5 * ahead[1], 1.5)
-    return pose
-
-
-def sweep(scene: np.ndarray, way: float) -> np.ndarray:
-    """(N, 5) of a vehicle that has gone so far (m) along x, with a 32-beam LiDAR."""
-    azimuth, elevation = np.meshgrid(np.radians(np.arange(0, 360, 0.33)), np.radians(np.linspace(-30.67, 10.67, 32)))
-    level = np.cos(elevation)
-    rays = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)], axis=-1).reshape(-1, 3)
-    ranges, _ = cast(scene, LIDAR_AT + np.array([way, 0, 0]), rays)
-    kept = ranges < 80
-    return np.pad((rays[kept] * ranges[kept, None] + LIDAR_AT).astype(np.float32), ((0, 0), (0, 2)))
+def sweep(snapshot: Snapshot, way: float) -> np.ndarray:
+    """(N, 5) in the vehicle's frame."""
+    points = lidar.sweep(lambda _: snapshot, lambda _: gone(way), 0.0, TOP, RIG.body, np.random.default_rng(0)).points
+    found = points[:, :3] @ TOP.ego_from_sensor[:3, :3].T + LIDAR_AT
+    return np.pad(found.astype(np.float32), ((0, 0), (0, 2)))
 
 
 @cache
 def swept(seed: int, way: float) -> np.ndarray:
-    return sweep(boxes(seed)[0], way)
+    return sweep(scene(seed), way)
 
 
 @cache
 def picture(seed: int, way: float, name: str, turned: Turn) -> np.ndarray:
     """(H, W, 3) of a camera that is turned against its mounting, about its own axes."""
-    scene, levels = boxes(seed)
-    really = mounted(name) @ turn(*turned)
-    u, v = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
-    pixels = np.stack([(u - WIDTH / 2) / FOCAL, (v - HEIGHT / 2) / FOCAL, np.ones_like(u)], axis=-1).reshape(-1, 3)
-    _, seen = cast(scene, really[:3, 3] + np.array([way, 0, 0]), pixels @ really[:3, :3].T)
-    grey = np.append(levels, [GROUND, SKY])[seen].reshape(HEIGHT, WIDTH, 1)
-    noise = np.random.default_rng([seed, int(way)]).normal(0, 2, (HEIGHT, WIDTH, 3))
-    return (grey + noise).clip(0, 255).astype(np.uint8)
+    camera, rng = MOUNTED[name], np.random.default_rng([seed, int(way)])
+    pose = gone(way) @ camera.ego_from_sensor @ turn(*turned)
+    return render(scene(seed), camera.intrinsics, pose, camera.size, rng).image
 
 
-def frame(way: float, turned: dict[str, Turn], seed: int = 1, names: Sequence[str] = tuple(LOOKS)) -> Frame:
+def frame(way: float, turned: dict[str, Turn], seed: int = 1, names: Sequence[str] = tuple(MOUNTED)) -> Frame:
     """What a vehicle sees that has gone so far (m) along x at 8 m/s."""
-    pose, now = np.eye(4), round(1e6 * way / 8)
-    pose[0, 3] = way
-    images = {name: picture(seed, way, name, turned.get(name, (0, 0, 0))) for name in names}
-    cameras = {name: Camera(image, INTRINSICS, mounted(name), pose, now) for name, image in images.items()}
+    pose, now = gone(way), round(1e6 * way / 8)
+    images = ((MOUNTED[name], picture(seed, way, name, turned.get(name, (0, 0, 0)))) for name in names)
+    cameras = {c.name: Camera(image, c.intrinsics, c.ego_from_sensor, pose, now) for c, image in images}
     return Frame("t", now, "ego", pose, pose, cameras=cameras, **keyframe(swept(seed, way)))
 
 
@@ -356,9 +329,7 @@ def told(frames: Sequence[Frame], alignment: Alignment | None = None) -> Alignme
     along=st.floats(-0.18, 0.18),
     down=st.floats(-0.15, 0.15),
 )
-def test_a_picture_is_unrolled_as_by_a_pinhole(
-    width: int, height: int, focal: float, along: float, down: float
-) -> None:
+def test_a_picture_is_unrolled_as_by_a_pinhole(width, height, focal, along, down):
     """A ramp of grey, which interpolation keeps: each pixel of the cylinder has the grey where its ray meets it."""
     centre, focal = np.array([width / 2 + 3.3, height / 2 - 2.7]), focal * width
     u, v = np.meshgrid(np.arange(width), np.arange(height))
@@ -386,7 +357,8 @@ def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float,
     for way in WAYS[:3]:
         seen = frame(way, {"CAM_FRONT": (pitch, yaw, 0)}, seed, ["CAM_FRONT"])
         edges = range_edges(latest_sweep(seen)[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
-        parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges, LidarLimits())
+        front = seen.cameras["CAM_FRONT"]
+        parts, points = fit(front, np.linalg.inv(front.ego_from_camera), edges, LidarLimits())
         assert parts.shape == (PARTS, SHIFTS, SHIFTS)
         assert points > 20
         total += parts.sum(axis=0)
@@ -398,8 +370,8 @@ def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float,
 
 def test_sides_and_tops_are_those_of_the_box() -> None:
     """One box ahead: its corners' azimuths and its upper edge, seen from the LiDAR, to a beam."""
-    tower = [[30.0, 20.0, 0.0], [40.0, 40.0, 30.0]]  # elsewhere, so that the box is not where the view ends
-    points = sweep(np.array([[[19.0, -1.0, 0.0], [21.0, 2.0, 2.5]], tower]), 0.0)
+    tower = (35, 30, 15, 10, 20, 30, 0)  # elsewhere, so that the box is not where the view ends
+    points = sweep(Snapshot(boxes([(20, 0.5, 1.25, 2, 3, 2.5, 0), tower]), pave(), np.zeros((2, 3)), Weather()), 0.0)
     sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
     sides, tops = (each[np.abs(each[:, 1]) < 5] - LIDAR_AT for each in (sides, tops))
     corners = [np.degrees(np.arctan2(y, 19 - LIDAR_AT[0])) for y in (-1.0, 2.0)]
@@ -420,8 +392,8 @@ TURNED, STRAIGHT = (1.5, 2.0, 0.3), (0.0, 0.0, 0.0)
     ("cameras", "lidar"),
     [
         ({}, STRAIGHT),
-        ({name: (0.4 * (-1) ** i, 0.4, 0.0) for i, name in enumerate(LOOKS)}, STRAIGHT),  # nearly as it should
-        *(({name: TURNED}, STRAIGHT) for name in LOOKS),
+        ({name: (0.4 * (-1) ** i, 0.4, 0.0) for i, name in enumerate(MOUNTED)}, STRAIGHT),  # nearly as it should
+        *(({name: TURNED}, STRAIGHT) for name in MOUNTED),
         ({}, (0.0, 0.0, 3.0)),  # what all cameras have in common is the LiDAR's
         ({}, (0.0, 0.0, -2.0)),
         ({}, (0.87, -0.87, 2.18)),
@@ -449,5 +421,5 @@ def test_the_same_edges_again_say_nothing_new() -> None:
     """A vehicle that stands for a minute has looked at every camera once."""
     still = frame(0.0, {"CAM_FRONT": TURNED})
     alignment = told([replace(still, timestamp=still.timestamp + HALF_SECOND * i) for i in range(120)])
-    assert {name: each.frames for name, each in alignment._fits.items()} == dict.fromkeys(LOOKS, 1)
+    assert {name: each.frames for name, each in alignment._fits.items()} == dict.fromkeys(MOUNTED, 1)
     assert alignment.cameras == {}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import keyframe
+from made_up import keyframe, make_boxes
 from replays import instead
 from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS, sensors
 
@@ -42,18 +42,14 @@ def frame_at(i: int, conditions: Conditions = UNKNOWN, scene: str = "scene-0001"
     now = 1_500_000_000_000_000 + 500_000 * i
     camera = Camera(rng.integers(0, 255, (9, 16, 3), np.uint8), np.eye(3), np.eye(4), pose, now - 30_000)
     cameras = dict.fromkeys(CAMERAS, camera)
-    return Frame(
-        f"token-{i}", now, "ego", pose, pose, cameras=cameras, conditions=conditions, scene=scene, **keyframe(cloud)
-    )
+    about = {"conditions": conditions, "scene": scene, **keyframe(cloud)}
+    return Frame(f"token-{i}", now, "ego", pose, pose, cameras=cameras, **about)
 
 
 def prediction_of(frame: Frame) -> Prediction:
     rng = np.random.default_rng(frame.timestamp // 1000)
-    n = 5
-    boxes = Boxes.from_yaws(
-        rng.uniform(-10, 10, (n, 3)), np.ones((n, 3)), rng.uniform(-3, 3, n), rng.normal(size=(n, 2)),
-        rng.integers(0, 10, n), np.full(n, -1), rng.random(n),
-    )  # fmt: skip
+    places, labels, scores = rng.uniform(-10, 10, (5, 3)), rng.integers(0, 10, 5), rng.random(5)
+    boxes = make_boxes(places, 1.0, rng.uniform(-3, 3, 5), rng.normal(size=(5, 2)), labels, scores=scores)
     return Prediction({"detection": boxes, "map": rng.random((len(MAP_CLASSES), *GRID.shape)).astype(np.float32)})
 
 
@@ -86,10 +82,8 @@ def test_a_scene_is_its_parts() -> None:
         boxes = prediction.results["detection"]
         assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
         assert found.health == monitor.update(frame)
-        assert found.conditions == belief.update(
-            frame.timestamp, [evidence_of_tags(frame.conditions, CONDITIONS)], BY_TAGS
-        )
-        assert found.conditions == Conditions(weather="rain", light="day")
+        observed = [evidence_of_tags(frame.conditions, CONDITIONS)]
+        assert found.conditions == belief.update(frame.timestamp, observed, BY_TAGS) == frame.conditions
         assert found.beliefs == belief.beliefs
         memory.update(prediction.results["map"], frame.global_from_reference)
         np.testing.assert_array_equal(found.states["map"], memory.around(frame.global_from_reference))

@@ -99,9 +99,7 @@ def readings_of(values: Sequence[float]) -> st.SearchStrategy[list[Reading]]:
     st.sampled_from([0.0, 0.5, 1.2]),
     st.integers(1, 9),
 )
-def test_a_rule_holds_where_a_fine_grid_says_so(
-    a: list[Reading], b: list[Reading], timeout: float, hold: float, every: int
-) -> None:
+def test_a_rule_holds_where_a_fine_grid_says_so(a, b, timeout, hold, every):
     """At every tenth of a second the values are those of the latest readings, unless these have timed out."""
     tenth = SECOND // 10
     signals = signals_of(timeout, hold)

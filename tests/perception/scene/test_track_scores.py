@@ -5,39 +5,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
-from bench_tracking import Kind, Moment, Scene, detect, devkit_scores, lanes, switches, track
+from bench_tracking import Kind, Scene, detect, devkit_scores, lanes, switches, track
+from made_up import make_boxes
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
-from simulated import courses
-from tracking_scenes import (
-    NaiveTracker,
-    SingleStage,
-    nuscenes_tracker,
-    occlude,
-    scene_of_annotations,
-    survival,
-    with_errors,
-    with_peaks,
-)
+from tracking_scenes import NaiveTracker, nuscenes_tracker, scene_of_annotations
 from vocabulary import CLASSES, NUSCENES
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes
-from perception.simulate.scenario import build_world
-from perception.simulate.world import World
 from perception.tasks.detection.devkit import PROTOCOL, TrackWriter, boxes_to_compare, open_devkit, score_tracks
 from perception.tasks.detection.tracker import Tracks
 
 Simulated = tuple[list[Scene], NuScenes]
-START = 1_500_000_000_000_000  # us
-CATEGORIES = {"vehicle.bus.rigid": "bus", "vehicle.construction": "construction_vehicle"}
 
 
 class KnownIds:
@@ -74,10 +61,8 @@ def samples_of(scenes: list[Scene]) -> list[str]:
 
 
 def some_tracks(n: int) -> Tracks:
-    boxes = Boxes.from_yaws(
-        np.arange(3.0 * n).reshape(n, 3), np.ones((n, 3)), np.zeros(n), np.ones((n, 2)), np.arange(n) % len(CLASSES),
-        np.full(n, -1), (np.arange(n) + 1) / n,
-    )  # fmt: skip
+    places, labels, scores = np.arange(3.0 * n).reshape(n, 3), np.arange(n) % len(CLASSES), (np.arange(n) + 1) / n
+    boxes = make_boxes(places, 1.0, velocities=1.0, labels=labels, scores=scores)
     return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n), np.arange(n) % 2 == 0)
 
 
@@ -147,58 +132,13 @@ def test_seen_tracks_of_the_seven_classes_are_written_best_first(tmp_path: Path)
 
 @pytest.mark.slow("the devkit's AMOTA of several trackers")
 def test_on_recorded_objects_the_tracker_is_near_the_best(nuscenes_root: Path) -> None:
-    scene, classes = (
-        scene_of_annotations(NuScenesTables(nuscenes_root, "v1.0-mini"), "scene-0103"),
-        ["car", "pedestrian"],
-    )
+    scene = scene_of_annotations(NuScenesTables(nuscenes_root, "v1.0-mini"), "scene-0103")
+    classes = ["car", "pedestrian"]
     best, ours, naive = (devkit_scores(scene, each(), classes) for each in (KnownIds, nuscenes_tracker, NaiveTracker))
     assert (best["amota"], best["ids"]) == (1, 0)
     assert ours["amota"] > 0.9
     assert ours["amota"] > naive["amota"]
     assert ours["ids"] < naive["ids"] / 2
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    rng, (course,) = np.random.default_rng([3, 1]), courses("clear-day-boston")
-    return build_world(course.place, course.phases[0].surroundings.draw(rng), 12.0, rng)
-
-
-def traffic(world: World, period: float) -> Scene:
-    """All that is within 50 m of the vehicle, every `period` seconds."""
-    names = [CATEGORIES.get(a.category) or a.category.replace("trafficcone", "traffic_cone") for a in world.agents]
-    labels = np.array([next(k for k, c in enumerate(CLASSES) if c in name.split(".")) for name in names])
-    sizes, n, moments = np.array([agent.size for agent in world.agents]), len(labels), []
-    for k in range(int(12 / period)):
-        xy, yaws, velocities = world.agents_at(k * period)
-        near = np.linalg.norm(xy - world.global_from_ego_at(k * period)[:2, 3], axis=1) < 50
-        centers = np.column_stack([xy, sizes[:, 2] / 2])
-        truth = Boxes.from_yaws(centers, sizes, yaws, velocities, labels, np.full(n, -1), np.ones(n))
-        truth = replace(truth, instances=np.arange(n).astype("U32")).select(near)
-        moments.append(Moment(str(k), START + round(1e6 * k * period), truth, truth))
-    return moments
-
-
-@pytest.mark.parametrize(("period", "seeds"), [(0.5, 3), (0.1, 1)])
-def test_ids_survive_a_second_without_detections(world: World, period: float, seeds: int) -> None:
-    scene = traffic(world, period)
-    same: dict[Any, list[bool]] = {nuscenes_tracker: [], NaiveTracker: []}
-    for seed in range(seeds):
-        hidden_scene, hidden = occlude(scene, seed)
-        found = with_errors(hidden_scene, seed, missed=0)
-        for tracker, survived in same.items():
-            survived += survival(found, hidden, track(tracker(), found)).values()
-    share, naive = np.mean(same[nuscenes_tracker]), np.mean(same[NaiveTracker])
-    assert len(same[nuscenes_tracker]) > 70 * seeds
-    assert share > 0.93
-    assert share > naive + 0.03
-
-
-def test_the_devkit_finds_higher_amota_and_fewer_id_switches_than_with_a_single_stage(world: World) -> None:
-    scene = with_peaks(traffic(world, 0.5))
-    ours, single = (devkit_scores(scene, each(), ["car"]) for each in (nuscenes_tracker, SingleStage))
-    assert ours["amota"] > single["amota"]
-    assert ours["ids"] < single["ids"]
 
 
 def with_velocities(scene: Scene, value: float) -> Scene:
@@ -210,9 +150,7 @@ def test_cars_in_a_row_keep_their_ids_without_measured_velocities(kind: Kind) ->
     """Nothing is missed: after the first second, in which nobody knows who moves, no id changes."""
     for seed in range(3):
         scene = lanes(kind, seed, seconds=12.0)
-        unknown = [
-            replace(m, boxes=replace(m.boxes, velocities=np.full_like(m.boxes.velocities, np.nan))) for m in scene
-        ]
+        unknown = with_velocities(scene, np.nan)
         begun = nuscenes_tracker()
         track(begun, unknown[:2])
         assert switches(unknown[2:], begun) == (0, *2 * [sum(len(m.truth) for m in scene[2:])])
@@ -231,12 +169,3 @@ def test_errors_change_few_ids_in_traffic(kind: Kind) -> None:
     assert ids["unknown"] < ids["naive"] / 4
     if kind in ("flow", "stop_and_go"):  # elsewhere 0 is nearly true
         assert ids["unknown"] < ids["zero"]
-
-
-def test_a_standing_car_that_is_found_twice_has_one_track() -> None:
-    rng, tracker = np.random.default_rng(0), nuscenes_tracker()
-    for moment in lanes("queue", 0, seconds=6.0):
-        again = moment.truth.select(rng.random(len(moment.truth)) < 0.3)
-        shift = np.column_stack([rng.uniform(-0.9, 0.9, (len(again), 2)), np.zeros(len(again))])
-        again = replace(again, centers=again.centers + shift, scores=rng.uniform(0.2, 0.9, len(again)))
-        assert len(tracker.update(Boxes.joined(moment.truth, again), moment.timestamp).ids) == len(moment.truth)

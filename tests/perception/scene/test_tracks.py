@@ -3,11 +3,13 @@
 import itertools
 import pickle
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_up import make_boxes
 from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
@@ -17,23 +19,14 @@ from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Trac
 from perception.tasks.detection.traffic import select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
+MOVING = [label for label, each in enumerate(NUSCENES.classes) if each.tracked]
 START, HALF_SECOND = 1_500_000_000_000_000, 500_000  # us
 
 
-def boxes_at(
-    places: list, label: int = CAR, velocities: list | None = None, yaws: list | None = None, score: float = 0.9
-) -> Boxes:
+def boxes_at(places: list, label: int = CAR, velocities: Any = np.nan, yaws: Any = 0.0, score: float = 0.9) -> Boxes:
     """Boxes of one class at (x, y) m; velocities unknown, or (vx, vy) m/s."""
-    n = len(places)
-    return Boxes.from_yaws(
-        centers=np.column_stack([np.reshape(places, (n, 2)), np.ones(n)]),
-        sizes=np.tile([2.0, 4.5, 1.6], (n, 1)),
-        yaws=np.zeros(n) if yaws is None else np.array(yaws),
-        velocities=np.full((n, 2), np.nan) if velocities is None else np.reshape(velocities, (n, 2)),
-        labels=np.full(n, label),
-        attributes=np.full(n, -1),
-        scores=np.full(n, score),
-    )
+    centers = [(*place, 1.0) for place in places]
+    return make_boxes(centers, yaws=yaws, velocities=velocities, labels=label, scores=score)
 
 
 def random_boxes(rng: np.random.Generator, n: int, spread: float = 50.0) -> Boxes:
@@ -60,11 +53,7 @@ def followed(*frames: Boxes, tracker: Tracker | None = None) -> list[Tracks]:
 coordinates = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
 
 
-@given(
-    st.lists(coordinates, max_size=4),
-    st.lists(coordinates, max_size=4),
-    st.floats(0.1, 6),
-)
+@given(st.lists(coordinates, max_size=4), st.lists(coordinates, max_size=4), st.floats(0.1, 6))
 @example([(0.0, 0.0)], [(1.65e-252, 0.0)], 1e-252)  # squares of these underflow
 def test_association_is_the_best_of_all(old: list, new: list, gate: float) -> None:
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(new, (-1, 2))
@@ -88,9 +77,7 @@ def test_association_is_the_best_of_all(old: list, new: list, gate: float) -> No
 @given(
     st.lists(coordinates, max_size=6), st.lists(coordinates, max_size=6), st.lists(coordinates, max_size=6), st.data()
 )
-def test_unsure_detections_change_nothing_of_what_sure_ones_get(
-    old: list, sure: list, unsure: list, data: st.DataObject
-) -> None:
+def test_unsure_detections_change_nothing_of_what_sure_ones_get(old, sure, unsure, data):
     tracks, detections = np.reshape(old, (-1, 2)), np.reshape(sure + unsure, (-1, 2))
     confirmed = np.array(data.draw(st.lists(st.booleans(), min_size=len(old), max_size=len(old))), bool)
     is_sure = np.arange(len(detections)) < len(sure)
@@ -222,6 +209,18 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME)).ids) == 1
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME) + 1).ids) == 0
     assert tracker.update(boxes_at([(0, 0)]), seen + 9_000_000).ids.tolist() == [2]
+
+
+@given(st.sampled_from(MOVING), st.floats(0, 12), st.floats(0, 2 * np.pi), st.sampled_from([0.1, 0.5]))
+@settings(max_examples=25, deadline=None)
+def test_an_object_keeps_its_id_through_a_second_without_detections(label, speed, direction, period):
+    """The detector is wrong by 0.2 m, to the left and to the right in turn."""
+    velocity = min(speed, 2 if label == PEDESTRIAN else 12) * np.array([np.cos(direction), np.sin(direction)])
+    tracker, error = Tracker(NUSCENES), 0.2 * np.array([-np.sin(direction), np.cos(direction)])
+    for k in range(round(5 / period)):
+        there = [] if 2 < k * period < 3 else [velocity * k * period + (-1) ** k * error]
+        tracks = tracker.update(boxes_at(there, label, velocity), START + round(1e6 * k * period))
+        assert tracks.ids.tolist() == [1]
 
 
 def test_a_late_frame_is_of_the_latest_time_and_a_clock_set_back_begins_anew() -> None:

@@ -4,38 +4,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import make_boxes
 from shapely.geometry import Point, Polygon
 from vocabulary import CLASSES
 
 from perception.frame import Boxes
+from perception.tasks.detection import traffic
 from perception.tasks.detection.tracker import _TRACK
-from perception.tasks.detection.traffic import (
-    FIRM,
-    GAP,
-    LANE,
-    LIKELY,
-    SPREAD,
-    cover,
-    drop_doubles,
-    expected_velocity,
-    gains,
-    select_strongest,
-)
+from perception.tasks.detection.traffic import cover, drop_doubles, expected_velocity, gains, select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 
 
 def crowd(seed: int, n: int) -> Boxes:
     rng = np.random.default_rng(seed)
-    return Boxes.from_yaws(
-        rng.uniform(-6, 6, (n, 3)), rng.uniform(0.5, 5, (n, 3)), rng.uniform(-4, 4, n), np.zeros((n, 2)),
-        rng.integers(0, 2, n), np.full(n, -1), rng.permutation(n) / n,
-    )  # fmt: skip
+    centers, sizes, yaws = rng.uniform(-6, 6, (n, 3)), rng.uniform(0.5, 5, (n, 3)), rng.uniform(-4, 4, n)
+    return make_boxes(centers, sizes, yaws, labels=rng.integers(0, 2, n), scores=rng.permutation(n) / n)
 
 
-def tracks_at(
-    places: np.ndarray, yaws: np.ndarray | float = 0.0, label: int = CAR, velocity: float = 0.0
-) -> np.ndarray:
+def tracks_at(places: np.ndarray, yaws: np.ndarray | float = 0.0, label: int = CAR) -> np.ndarray:
     tracks = np.zeros(len(places), _TRACK)
     tracks["centers"][:, :2], tracks["label"], tracks["hits"] = places, label, 9
     tracks["size"] = [1.9, 4.6, 1.6] if label == CAR else [0.7, 0.7, 1.7]
@@ -88,7 +75,7 @@ def test_the_gate_is_wider_for_a_track_of_one_detection_and_narrow_for_a_certain
     tracks = tracks_at(np.zeros((3, 2)))
     tracks["covariances"] = [[6.25, 0, 25], [6.25, 0, 25], [0.16, 0, 0]]
     tracks["hits"] = [1, 2, 9]
-    limits = [7.5, 5.0, LIKELY * np.sqrt(0.16 + 0.09)]
+    limits = [7.5, 5.0, traffic.LIKELY * np.sqrt(0.16 + 0.09)]
     for shift, expected in ((-1e-6, True), (1e-6, False)):
         centers = np.column_stack([np.array(limits) + shift, np.zeros((3, 2))])
         assert gains(tracks, centers, 0.5, 0.3, 5.0)[1].diagonal().tolist() == [expected] * 3
@@ -104,14 +91,14 @@ def test_the_velocity_of_traffic_is_a_weighted_mean(seed: int, n: int) -> None:
     new, speed = tracks_at(rng.uniform(-20, 20, (2, 2))), np.array([5.0, 6.0])
     mean, variance = expected_velocity(new, around, speed)
     for i in range(2):
-        total, velocity = FIRM, np.zeros(2)
+        total, velocity = traffic.FIRM, np.zeros(2)
         for other in around:
             x, y, _ = other["centers"] - new["centers"][i]
             if other["size"][1] > 1.5 * other["size"][0] and abs(other["heading"][1]) > 0.9:
-                weight = 1 / (1 + (x / GAP) ** 2) / (1 + (y / LANE) ** 2) ** 2
+                weight = 1 / (1 + (x / traffic.GAP) ** 2) / (1 + (y / traffic.LANE) ** 2) ** 2
                 total, velocity = total + weight, velocity + weight * other["velocities"]
         assert mean[i] == pytest.approx(velocity / total)
-        assert variance[i] == pytest.approx(min(1, FIRM / total + SPREAD) * speed[i] ** 2)
+        assert variance[i] == pytest.approx(min(1, traffic.FIRM / total + traffic.SPREAD) * speed[i] ** 2)
     pedestrian = tracks_at(new["centers"][:, :2], label=PEDESTRIAN)
     mean, variance = expected_velocity(pedestrian, around, speed)
     assert (mean == 0).all()

@@ -189,15 +189,11 @@ def test_the_lens_makes_no_difference_at_first_and_does_once_learned_without_nan
     assert lens.gate.layer.weight.grad.any()
 
 
-class Depths(nn.Module):
+def depth_of(model: PerceptionModel) -> Any:
     """The depth alone, as `to_onnx` takes a network."""
-
-    def __init__(self, model: PerceptionModel) -> None:
-        super().__init__()
-        self.depth = model.camera.lens_depth
-
-    def predict(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"y": self.depth(given["features"], given["image_from_reference"])}
+    alone = nn.ModuleDict({"depth": model.camera.lens_depth})
+    alone.predict = lambda given: {"y": alone["depth"](given["features"], given["image_from_reference"])}
+    return alone
 
 
 def test_the_graph_computes_what_torch_does_and_compiles() -> None:
@@ -207,12 +203,11 @@ def test_the_graph_computes_what_torch_does_and_compiles() -> None:
     with torch.no_grad():
         ((route, _),) = make_fixed_routes(trained().bank, ["map"], [fog], present(pictures()))
         with trained().bank.current.running(route):
-            expected = Depths(trained()).predict(given)["y"]
-        plain = Depths(trained().folded()).predict(given)["y"]
+            expected = depth_of(trained()).predict(given)["y"]
+        plain = depth_of(trained().folded()).predict(given)["y"]
     assert (expected - plain).abs().max() > 0.1  # what the module changes
     arrays = {name: values.numpy() for name, values in given.items()}
-    network: Any = Depths(trained().deployed(fog))
-    graph = to_onnx(network, arrays, ["y"]).SerializeToString()
+    graph = to_onnx(depth_of(trained().deployed(fog)), arrays, ["y"]).SerializeToString()
     np.testing.assert_allclose(OnnxRuntimeEngine(graph).run(arrays)["y"], expected, atol=1e-4)
     pytest.importorskip("tensorrt_rtx")
     shapes = {name: values.shape for name, values in arrays.items()}

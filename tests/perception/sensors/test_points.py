@@ -8,7 +8,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bench_networks import pillars, street
 from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,16 +92,6 @@ def test_grouping_equals_a_loop_over_points(drawn, grid, max_pillars, points_per
     points[rng.random(number) < 0.2, 0] = grid.x[0]  # on the edge
     points[rng.random(number) < 0.2, 1] = grid.y[1]
     _check_grouping(points, grid, max_pillars, points_per_pillar)
-
-
-def test_grouping_of_ten_sweeps_equals_a_loop_over_points_and_is_timed():
-    """The cloud of tools/bench.py: many chunks, more pillars than fit, and pillars with more points than fit."""
-    cells, counts = _check_grouping(street(), BevGrid(cell=0.2), 30_000, 20)
-    assert (len(cells), np.count_nonzero(counts), counts.max()) == (30_000, 30_000, 20)
-    figures = pillars(rounds=1)
-    assert figures.keys() == {"points", "ms"}
-    assert 290_000 < figures["points"] < 310_000
-    assert figures["ms"] > 0
 
 
 def test_more_pillars_than_16_bits_count_and_a_point_at_the_far_edge() -> None:

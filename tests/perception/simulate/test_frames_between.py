@@ -88,10 +88,8 @@ def test_what_a_keyframe_has_does_not_depend_on_the_frames_before_it(folders: tu
     for file in sorted((alone / VERSION).glob("*.json")):
         own, more = (json.loads((root / VERSION / file.name).read_text()) for root in folders)
         if file.stem in ("sample_data", "ego_pose"):
-            own, more = (
-                {row["token"]: {k: v for k, v in row.items() if k not in LINKS} for row in rows} for rows in (own, more)
-            )
-            assert own.items() < more.items()
+            named = [{r["token"]: {k: v for k, v in r.items() if k not in LINKS} for r in rows} for rows in (own, more)]
+            assert named[0].items() < named[1].items()
         else:
             assert own == more
 
@@ -151,9 +149,8 @@ def test_pictures_between_show_the_world_at_their_own_time(recorded: Recorded) -
     def differs(row: dict[str, Any], time: float) -> float:
         sensor, pose = CHANNELS[row["channel"]], world.global_from_ego_at(time)
         rng = np.random.default_rng(0)
-        seen = camera.render(
-            world.snapshot_at(time), sensor.intrinsics, pose @ sensor.ego_from_sensor, sensor.size, rng, pose
-        )
+        at = pose @ sensor.ego_from_sensor
+        seen = camera.render(world.snapshot_at(time), sensor.intrinsics, at, sensor.size, rng, pose)
         picture = cv2.imread(str(recorded.root / row["filename"]))[..., ::-1]
         return float(np.abs(picture.astype(float) - seen.image).mean())
 

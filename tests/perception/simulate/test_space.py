@@ -131,10 +131,8 @@ def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
     assert not unknown & {*NUSCENES.labels_of_categories(), *NUSCENES.point_labels_of_categories()}
     for sample in tables.samples():
         annotations = [devkit.get("sample_annotation", name) for name in devkit.get("sample", sample)["anns"]]
-        theirs, obstacles = (
-            [a for a in annotations if a["category_name"] in unknown],
-            tables.recording(sample).annotated("obstacles"),
-        )
+        theirs = [a for a in annotations if a["category_name"] in unknown]
+        obstacles = tables.recording(sample).annotated("obstacles")
         assert obstacles.instances.tolist() == [a["instance_token"] for a in theirs]
         assert len(obstacles) + len(tables.recording(sample).annotated("boxes")) == len(annotations)
         assert tables.recording(sample).exists("points")
@@ -148,8 +146,6 @@ def test_voxels_fit_points_and_boxes(root: Path) -> None:
     tables, grid = NuScenesTables(root, VERSION), VoxelGrid()
     for sample in tables.samples():
         frame, voxels = tables.frame(sample, Reads("ego")), tables.recording(sample).annotated("occupancy")
-        assert voxels is not None
-        assert frame.points is not None
         index, inside = grid.indices(frame.points)
         assert voxels.seen_by_lidar.ravel()[index[inside]].all()
         assert 0 < voxels.seen_by_cameras.mean() < voxels.seen_by_lidar.mean()  # one camera with a small picture
@@ -157,11 +153,9 @@ def test_voxels_fit_points_and_boxes(root: Path) -> None:
         classes, found = frame.class_of_point[inside], voxels.classes.ravel()[index[inside]]
         for name in ("car", "driveable_surface", "manmade"):
             assert np.mean(found[classes == CLASS[name] - 1] == CLASS[name]) > 0.5
-        boxes, obstacles = (
-            frame.boxes,
-            tables.recording(sample).annotated("obstacles").transformed(np.linalg.inv(frame.global_from_ego)),
-        )
-        cars = boxes.select(boxes.labels == NUSCENES.label("car"))
+        obstacles = tables.recording(sample).annotated("obstacles")
+        obstacles = obstacles.transformed(np.linalg.inv(frame.global_from_ego))
+        cars = frame.boxes.select(frame.boxes.labels == NUSCENES.label("car"))
         for chosen, number in ((cars, CLASS["car"]), (obstacles, CLASS["others"])):
             index, inside = grid.indices(chosen.centers)
             held = voxels.classes.ravel()[index[inside]]

@@ -30,15 +30,8 @@ from perception.io.section import parse_section
 from perception.modules.base import base_hash
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
-from perception.tasks.detection.anchor_head import (
-    NOTHING,
-    UNSURE,
-    AnchorHead,
-    all_anchors,
-    anchor_losses,
-    anchor_targets,
-    focal,
-)
+from perception.tasks.detection import anchor_head
+from perception.tasks.detection.anchor_head import NOTHING, UNSURE, AnchorHead, all_anchors, anchor_targets
 from perception.tasks.detection.config import AnchorHead as Settings
 from perception.tasks.detection.config import FurtherClasses, Suppression
 from perception.tasks.detection.task import DetectionTask
@@ -124,18 +117,6 @@ def test_decoding_is_what_a_loop_over_the_anchors_gives(scales: list[int], limit
     assert shown > 5
 
 
-def test_dense_outputs_are_the_layers_on_every_level() -> None:
-    config = configured()
-    head, levels = AnchorHead(config, 8, NUSCENES), [torch.randn(1, 8, *shape) for shape in LEVELS]
-    dense = head(levels)
-    for i, level in enumerate(levels):
-        for name, outputs in {"classes": 40, "boxes": 36, "directions": 8}.items():
-            layer = head.branches[name].layer
-            assert dense[f"{name}.{i}"].shape == (1, outputs, *LEVELS[i])
-            expected = torch.einsum("oi,birc->borc", layer.weight[:, :, 0, 0], level) + layer.bias[:, None, None]
-            torch.testing.assert_close(dense[f"{name}.{i}"], expected)
-
-
 def test_parts_that_do_not_fit_each_other_are_refused() -> None:
     for part, changes, message in (
         ("model.trunk", {"pyramid": False}, "detection: anchors.scales must have one for each .* feature maps, 1"),
@@ -167,7 +148,7 @@ def losses_of(neck: str, dense: dict[str, Tensor], boxes: Boxes) -> dict[str, Te
     frame = Frame("", 0, "lidar", np.eye(4), np.eye(4), None, {}, boxes=boxes)
     task = task_of(neck)
     labels = batch_labels([{"detection": task.labels(frame)}])["detection"]
-    return {name: loss.mean() for name, loss in anchor_losses(task.config.anchors, dense, labels).items()}
+    return {name: loss.mean() for name, loss in anchor_head.anchor_losses(task.config.anchors, dense, labels).items()}
 
 
 def as_numbers(boxes: Boxes) -> tuple[Tensor, Tensor]:
@@ -256,8 +237,8 @@ def test_focal_loss_equals_its_equation_and_has_right_gradients(alpha: float) ->
             if label != UNSURE:
                 right, other = alpha * (1 - p) ** 2 * math.log(p), (1 - alpha) * p**2 * math.log(1 - p)
                 expected -= right if i == label else other
-    torch.testing.assert_close(focal(logits, labels, alpha).item(), expected, rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(lambda x: focal(x, labels, alpha), (logits,))
+    torch.testing.assert_close(anchor_head.focal(logits, labels, alpha).item(), expected, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda x: anchor_head.focal(x, labels, alpha), (logits,))
 
 
 def test_unknown_velocities_unseen_objects_and_other_headings() -> None:
@@ -303,9 +284,8 @@ OWN = len(NUSCENES.classes)
 def both(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with both classes, trained on drives that have none of them: only as background."""
     out, config = tmp_path_factory.mktemp("further") / "run", load_model(run("joined"))[1]
-    tables = NuScenesTables(
-        sim_root, "v1.0-sim", taxonomy=extend_taxonomy(config, "detection", {"further": FURTHER}, "here")
-    )
+    taxonomy = extend_taxonomy(config, "detection", {"further": FURTHER}, "here")
+    tables = NuScenesTables(sim_root, "v1.0-sim", taxonomy=taxonomy)
     add_task(run("joined"), "detection", CONTENT, tables, "all", tables.scenes()[:1], out, steps=1, batch=1)
     return out
 

@@ -39,17 +39,8 @@ from perception.predict import TorchPredictor
 from perception.scene.belief import ConditionBelief
 from perception.scene.sources import default_sources
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.conditions.fitting import (
-    FOLDS,
-    SHRINKAGE,
-    Moments,
-    Pictures,
-    describe_taught,
-    find_learned_values,
-    fit,
-    fit_temperature,
-    folds_of_drives,
-)
+from perception.tasks.conditions import fitting
+from perception.tasks.conditions.fitting import SHRINKAGE, Moments, Pictures, fit, fit_temperature, folds_of_drives
 from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition, PictureFeatures
 from perception.tasks.conditions.task import LIMIT, ConditionsMetric
 from perception.tasks.metric import CountedFrames
@@ -197,9 +188,9 @@ def test_drives_are_held_out_as_a_whole_and_values_of_one_drive_are_not_learned(
     drives = [f"drive-{number // 3}" for number in range(60)]
     folds = folds_of_drives(drives)
     assert torch.equal(folds, folds.reshape(20, 3)[:, :1].expand(20, 3).reshape(-1))
-    assert sorted(set(folds.tolist())) == list(range(FOLDS))
+    assert sorted(set(folds.tolist())) == list(range(fitting.FOLDS))
     values = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 1, -1, -1])
-    assert find_learned_values(values, drives[:12], 4).tolist() == [False, True, False, False]
+    assert fitting.find_learned_values(values, drives[:12], 4).tolist() == [False, True, False, False]
 
 
 def test_values_that_few_real_drives_never_showed_are_unknown() -> None:
@@ -214,7 +205,6 @@ def test_values_that_few_real_drives_never_showed_are_unknown() -> None:
     simulated, names = torch.arange(160) % 4, [f"drive-{i // 4}" for i in range(160)]
     earlier, kind, everything = KindOfCondition(8, 5), KindOfCondition(8, 5), torch.tensor(4 * [True] + [False])
     found = fit(pictures(simulated, 0.0), simulated, everything, folds_of_drives(names))
-    assert found is not None
     earlier.take(found, everything)
     taught = torch.tensor([0, 0, 1, 0, 1, 1])
     kind.transfer(earlier, pictures(taught, 5.0), taught, ["a", "a", "a", "b", "b", "b"])
@@ -237,9 +227,8 @@ def test_a_value_that_the_earlier_recogniser_does_not_know_is_learned() -> None:
         for value in values:
             for drive in range(3):
                 picture = (colours[value] + rng.normal(0, 20, (1, 2, 64, 64, 3))).clip(1, 255).astype(np.uint8)
-                recogniser.observe(
-                    {"images": torch.from_numpy(picture)}, {"weather": torch.tensor(value)}, f"{value} {drive}"
-                )
+                seen = {"images": torch.from_numpy(picture)}
+                recogniser.observe(seen, {"weather": torch.tensor(value)}, f"{value} {drive}")
         recogniser.fit()
         return recogniser
 
@@ -254,8 +243,8 @@ def test_a_value_that_the_earlier_recogniser_does_not_know_is_learned() -> None:
 
 
 def test_what_was_taught_is_said() -> None:
-    values, drives = torch.tensor([0, 0, 1, -1, -1]), ["a", "b", "b", "b", "c"]
-    line = describe_taught("weather", ["clear", "rain", "fog"], values, drives, torch.tensor([True, False, False]))
+    values, learned = torch.tensor([0, 0, 1, -1, -1]), torch.tensor([True, False, False])
+    line = fitting.describe_taught("weather", ["clear", "rain", "fog"], values, [*"abbbc"], learned)
     for part in (
         "clear 2 frames of 2 drives,",
         "rain 1 frames of 1 drives (stays unknown)",

@@ -13,6 +13,7 @@ from bench_ceiling import count_found, perfect_outputs
 from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import make_boxes
 from networks import config
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
@@ -27,17 +28,11 @@ from perception.config import find_config, load_config, parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
+from perception.tasks.detection import targets
 from perception.tasks.detection.center_head import CenterHead, PeakHead, at_peaks, by_speed
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
-from perception.tasks.detection.targets import (
-    REGRESSION,
-    along_axis,
-    center_labels,
-    center_losses,
-    gaussian_focal,
-    gaussian_radius,
-)
+from perception.tasks.detection.targets import REGRESSION, center_labels, center_losses, gaussian_focal
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.network import MapSegmentationHead
@@ -61,10 +56,9 @@ def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
     """Boxes whose cells are far enough apart that each is a peak of its own."""
     cells = rng.choice(8 * 4, size=n, replace=False)
     centers = np.stack([cells % 8 * 4.0 - 14 + rng.uniform(-1, 1, n), cells // 8 * 4.0 - 6 + rng.uniform(-1, 1, n)], 1)
-    return Boxes.from_yaws(
-        np.concatenate([centers, rng.normal(size=(n, 1))], axis=1), rng.uniform(0.3, 6, (n, 3)),
-        rng.uniform(-np.pi, np.pi, n), rng.normal(size=(n, 2)), rng.integers(0, 10, n), np.full(n, -1), np.ones(n),
-    )  # fmt: skip
+    centers, sizes = np.column_stack([centers, rng.normal(size=n)]), rng.uniform(0.3, 6, (n, 3))
+    yaws, velocities = rng.uniform(-np.pi, np.pi, n), rng.normal(size=(n, 2))
+    return make_boxes(centers, sizes, yaws, velocities, rng.integers(0, 10, n))
 
 
 GROUPED = (CLASSES[:4], CLASSES[4:])
@@ -83,8 +77,8 @@ def crowd_of(seed: int) -> tuple[Boxes, np.ndarray]:
     n, across = len(kinds), np.array([[GRID.cell / FINE.get(kind, 1)] for kind in kinds])
     centers = [GRID.x[0], GRID.y[0]] + across * (np.array(places) + rng.uniform(0.1, 0.9, (n, 2)))
     sizes = np.array([[2.0, 4.0, 1.5] if kind == "car" else [0.6, 0.7, 1.8] for kind in kinds])
-    labels, centers = np.array([CLASSES.index(kind) for kind in kinds]), np.pad(centers, ((0, 0), (0, 1)))
-    boxes = Boxes.from_yaws(centers, sizes, np.zeros(n), np.zeros((n, 2)), labels, np.full(n, -1), np.ones(n))
+    labels = [CLASSES.index(kind) for kind in kinds]
+    boxes = make_boxes(np.pad(centers, ((0, 0), (0, 1))), sizes, labels=labels)
     return boxes, rng.permutation(np.linspace(0.4, 0.95, n))
 
 
@@ -113,14 +107,10 @@ def found_of(
     kind: str, name: str, places: np.ndarray, size: tuple[float, float, float], yaw: float, seed: int
 ) -> float:
     """How many objects of a class at (N, 2) m a perfect network of configs/nuscenes/`name` finds."""
-    trained, n, label = load_config(find_config(f"nuscenes/{name}")), len(places), CLASSES.index(kind)
+    trained, label = load_config(find_config(f"nuscenes/{name}")), CLASSES.index(kind)
     head, cell = trained.tasks["detection"], trained.head_grid.cell
-    assert isinstance(head, DetectionHead)
     task = DetectionTask(head, BevGrid(x=(-15 * cell, 15 * cell), y=(-15 * cell, 15 * cell), cell=cell), NUSCENES)
-    boxes = Boxes.from_yaws(
-        np.pad(places, ((0, 0), (0, 1))), np.tile(size, (n, 1)), np.full(n, yaw), np.zeros((n, 2)),
-        np.full(n, label), np.full(n, -1), np.ones(n),
-    )  # fmt: skip
+    boxes = make_boxes(np.pad(places, ((0, 0), (0, 1))), size, yaw, labels=label)
     return count_found(task, boxes, np.random.default_rng(seed))[0, label]
 
 
@@ -194,7 +184,7 @@ def test_attributes_fit_their_classes() -> None:
 
 @given(st.floats(0.5, 30), st.floats(0.5, 30), st.floats(0.1, 0.9))
 def test_radius_is_the_smallest_move_that_leaves_the_wanted_iou(length: float, width: float, overlap: float) -> None:
-    radius = gaussian_radius(np.array(length), np.array(width), overlap).item()
+    radius = targets.gaussian_radius(np.array(length), np.array(width), overlap).item()
     area = length * width
     shared = (length - radius) * (width - radius)
     shifted = shared / (2 * area - shared)
@@ -247,7 +237,7 @@ def test_unknown_velocities_and_padding_carry_no_gradient() -> None:
 def test_a_rough_heading_chooses_the_end_of_the_axis(yaw: float, off: float, length: float, size: float) -> None:
     heading = length * torch.tensor([math.sin(yaw + off), math.cos(yaw + off)], dtype=torch.float64)
     axis = size * torch.tensor([math.sin(2 * yaw), math.cos(2 * yaw)], dtype=torch.float64)
-    found = along_axis(heading, axis)
+    found = targets.along_axis(heading, axis)
     expected = torch.tensor([math.sin(yaw), math.cos(yaw)], dtype=torch.float64)
     torch.testing.assert_close(found / found.norm(), expected, rtol=0, atol=1e-9)
 

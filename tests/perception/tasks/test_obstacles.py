@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import keyframe
+from made_up import keyframe, make_boxes
 from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
@@ -51,10 +51,7 @@ def clusters(places: list[tuple[float, float]]) -> Boxes:
 
 
 def objects(places: list[tuple[float, float]], yaw: float = 0.0, label: int = CAR) -> Boxes:
-    count = len(places)
-    centers = np.array([[*place, 0.8] for place in places]).reshape(-1, 3)
-    sizes, ones = np.tile([2.0, 4.0, 1.6], (count, 1)), np.ones(count)
-    return Boxes.from_yaws(centers, sizes, yaw * ones, np.zeros((count, 2)), label * ones, 0 * ones, ones)
+    return make_boxes([(*place, 0.8) for place in places], (2.0, 4.0, 1.6), yaw, labels=label)
 
 
 def polygons_of(boxes: Boxes) -> list[Polygon]:
@@ -127,9 +124,8 @@ HEADS = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.
 
 
 def standing(frames: int) -> list[Frame]:
-    return [
-        Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), cameras={}, scene="a", **POINT) for i in range(frames)
-    ]
+    here = np.eye(4)
+    return [Frame(f"s{i}", i * 500_000, "ego", here, here, cameras={}, scene="a", **POINT) for i in range(frames)]
 
 
 def street(grid: VoxelGrid, frame: Frame) -> OccupancyResult:
@@ -163,9 +159,7 @@ def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
 def test_many_voxels_and_boxes_take_no_memory_for_each_pair() -> None:
     rng = np.random.default_rng(0)
     places, near = rng.uniform(-50, 50, (20_000, 3)), rng.uniform(-50, 50, (1000, 3))
-    zero = np.zeros(1000)
-    labels = zero.astype(int)
-    boxes = Boxes.from_yaws(near, np.full((1000, 3), 0.5), 3 * near[:, 0], np.zeros((1000, 2)), labels, labels, zero)
+    boxes = make_boxes(near, 0.5, 3 * near[:, 0])
     tracemalloc.start()
     found = is_covered(places, boxes, 0.3)
     peak = tracemalloc.get_traced_memory()[1]
@@ -257,9 +251,7 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     truths = [truth, truth, truth, None]
 
     def counted(name: str, **options: Any) -> list[Any]:
-        items = scores(tmp_path, truths, **options)[name].items
-        assert items is not None
-        return list(items.tolist())
+        return scores(tmp_path, truths, **options)[name].items.tolist()
 
     assert counted("scene_obstacle_recall") == [[2, 4], [1, 2]]
     found = scores(tmp_path, truths)
@@ -281,9 +273,8 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     assert np.isnan(scores(tmp_path, [None] * 4)["scene_obstacle_recall"].values[0])
     assert scores(tmp_path / "none", truths)["explained"].sizes is None
     gate = OccupancyMetric.gates["explained"]
-    assert (gate.nothing, gate.missing.endswith("lacks a frame of the replay; replay again")) == (
-        "there is nothing to count for explained", True
-    )  # fmt: skip
+    assert gate.nothing == "there is nothing to count for explained"
+    assert gate.missing.endswith("lacks a frame of the replay; replay again")
 
 
 def test_an_obstacle_and_a_false_alarm_count_once_in_a_drive() -> None:
@@ -317,9 +308,7 @@ def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
         tasks = tasks_of({name: HEADS[name] for name in names}, TINY.head_grid, NUSCENES)
         task: Task[OccupancyResult] = tasks["occupancy"]
         grid, scene = task.voxels, Scene(sensors("LIDAR_TOP"), tasks, CONDITIONS)
-        writer = task.writer(tmp_path, ("lidar",))
-        assert writer is not None
-        with writer as file:
+        with task.writer(tmp_path, ("lidar",)) as file:
             for i in range(8):
                 pose = np.eye(4)
                 pose[0, 3] = 2.0 * i

@@ -15,6 +15,7 @@ from torch import Tensor
 from vocabulary import NUSCENES
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.onnx_export import to_onnx
 from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
@@ -354,18 +355,10 @@ def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) ->
 def test_the_head_is_the_same_in_onnx_runtime() -> None:
     task, network = head()
     network.eval()
-    features = 3 * torch.randn(1, 4, *COARSE.shape)
-
-    class Graph(torch.nn.Sequential):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self[0].decode(self[0](x)).values())
-
-    names, whole = [output.name for output in task.outputs], Graph(network).eval()
-    program = torch.onnx.export(
-        whole, (features,), dynamo=True, opset_version=18, input_names=["x"], output_names=names, verbose=False
-    )
-    assert program is not None
-    graph = program.model_proto
+    features, names = 3 * torch.randn(1, 4, *COARSE.shape), [output.name for output in task.outputs]
+    whole = torch.nn.ModuleDict({"head": network})
+    whole.predict = lambda given: network.decode(network(given["x"]))
+    graph = to_onnx(whole, {"x": features.numpy()}, names)
     assert not {node.op_type for node in graph.graph.node} & {"NonZero", "Loop", "If", "Scan", "ScatterND"}
     found = OnnxRuntimeEngine(graph.SerializeToString()).run({"x": features.numpy()})
     with torch.no_grad():

@@ -273,7 +273,6 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
         truth[truth == 2] = -1
         frame = frame_of(points, truth)
         own = frame.keyframe_classes
-        assert own is not None
         predicted = mostly_right(rng, own)
         metric.add(frame, predicted)
         far = np.linalg.norm(frame.keyframe_points[:, :2].astype(np.float64), axis=1)
@@ -350,9 +349,8 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
 
     def kept(name: str, level: float) -> np.ndarray:
         """(16,) points by class that the network sees."""
-        frames = (
-            apply_corruption(replace(street(), token=t, **keyframe(p)), name, level, ()) for t, p in recorded.items()
-        )
+        given = (replace(street(), token=token, **keyframe(points)) for token, points in recorded.items())
+        frames = (apply_corruption(frame, name, level, ()) for frame in given)
         seen = (each.points for each in frames if each.points is not None)
         return np.sum([np.zeros(16), *(np.bincount(heights(points), minlength=16) for points in seen)], axis=0)
 
@@ -364,9 +362,8 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
     true = sum(np.bincount(heights(points), minlength=16) for points in recorded.values())
     for name, found in scores["robustness"]["corruptions"].items():
         fewer = name in ("lidar_lost_points", "lidar_missing")
-        shares = [
-            (kept(name, level["level"]) if fewer else true)[true > 0] / true[true > 0] for level in found["levels"]
-        ]
+        levels = [kept(name, level["level"]) if fewer else true for level in found["levels"]]
+        shares = [(each / true.clip(min=1))[true > 0] for each in levels]
         assert [level["points_mIoU"] for level in found["levels"]] == pytest.approx(np.mean(shares, axis=1))
         assert found["resilience"] == pytest.approx(np.mean(shares))
 
@@ -415,9 +412,7 @@ def test_replays_agree_in_the_share_of_equal_classes() -> None:
     assert metric.agreement(mine, theirs, every, Subject("point_classes", "car"))[0] == pytest.approx(expected)
     alike = ReplayedFrames(Path(), "01", np.zeros((2, 2)), np.zeros(2, np.int64))
     sides = [metric.recorded(alike, each) for each in (kept, [*kept], changed)]
-    assert [side[1] for side in sides] == [
-        None
-    ] * 3  # added to the first frame, which has the same scene and conditions
+    assert all(side[1] is None for side in sides)  # added to the first frame, of the same scene and conditions
     score, same, another = (metric.scores(each, every)["points_mIoU"] for each in sides)
     assert score.same(same)
     assert not score.same(another)
