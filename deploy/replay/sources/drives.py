@@ -28,21 +28,22 @@ from perception.taxonomy import Taxonomy, load_taxonomy
 class DatasetDrive:
     """The keyframes of one scene of a data set, recorded or simulated, in order of time.
 
-    A network with a memory also gets the frames between them, without annotations. All sensors are read, even those
+    Frames between them have no annotations. All sensors are read, even those
     that the network does not take, because the report shows them. A sensor whose file does not exist, or is damaged, is
     missing in the frame; damaged ones are counted.
 
     Args:
         selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
         spec: gives the frame of reference, the number of LiDAR sweeps, and the truth to read.
+        between: whether the frames between keyframes come as well; they do for a network with a memory.
 
     Raises:
         InputError: there is no such scene.
     """
 
-    def __init__(self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec) -> None:
+    def __init__(self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec, between: bool = False) -> None:
         self.tables, self.name = tables, selectors[0].partition(":")[0]
-        self._spec = spec
+        self._spec, self._between = spec, between or spec.memory is not None
         self.counts = Counts(spec.rig.sensors)
         self._samples = tables.samples(selectors=selectors)
 
@@ -77,7 +78,7 @@ class DatasetDrive:
     def _all_frames(self) -> Iterator[tuple[str, int, bool]]:
         """Token, time (us) and whether it is between two keyframes, of all frames to play."""
         keyframes = [(sample, self._timestamp(sample), False) for sample in self._samples]
-        if self._spec.memory is None:
+        if not self._between:
             return iter(keyframes)
         # Of a part of a drive only those between two of its keyframes, so that it begins with a keyframe.
         every, chosen = self.tables.samples(selectors=[self.name]), set(self._samples)

@@ -138,7 +138,7 @@ def test_frames_that_are_selected_decide_what_is_written(
     every, two = results(whole), results(tmp_path / "two")
     chosen = [*range(0, KEYFRAMES, 2), *range(KEYFRAMES, 2 * KEYFRAMES, 2)]
     assert two == {token("sample", i): every[token("sample", i)] for i in chosen}
-    choice = FrameChoice(Selection(0.2, 1.3), remembers=True)
+    choice = FrameChoice(Selection(0.2, 1.3), all_frames=True)
     asked = [(250_000 * i, i % 2 == 1) for i in range(9)]
     chosen = [i for i, (time, between) in enumerate(asked) if choice("", time, between)]
     assert chosen == [1, 2, 3, 4, 5]  # the first is a frame between, from which on there is a state
