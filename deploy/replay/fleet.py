@@ -207,7 +207,9 @@ class Fleet:
 
 def find_drives(source: Source, runtime: Runtime, settings: Settings) -> Sequence[Drive]:
     """The drives for a bundle. InputError as `open_drives`."""
-    bundle, signals, between = runtime.bundle, runtime.sources.signals, settings.streaming is not None
+    bundle, signals, between = runtime.bundle, runtime.sources.signals, runtime.spacing
+    if between is None and settings.streaming is not None:
+        between = 0.0
     taxonomy, topics = bundle.manifest.taxonomy, source.topics
     return open_drives(source.path, source.version, source.scenes, bundle.spec, topics, taxonomy, signals, between)
 

@@ -122,7 +122,7 @@ class Player:
     def _frames(self, drive: Drive, segment: Segment) -> Iterator[_Taken]:
         """The selected frames of a segment and of its warm-up, with the faults."""
         manifest = self.runtime.bundle.manifest
-        every_frame = manifest.state is not None or self.settings.streaming is not None
+        every_frame = self.runtime.spacing is not None or self.settings.streaming is not None
         choice = FrameChoice(self.settings.selection, segment, every_frame)
         if any(fault.kind.shows_earlier for fault in self._faults):
             all_before = segment._replace(warm_up=math.inf)

@@ -60,7 +60,7 @@ def open_drives(
     topics: Path | None,
     taxonomy: Taxonomy | None = None,
     signals: Mapping[str, SignalConfig] | None = None,
-    between: bool = False,
+    between: float | None = None,
 ) -> Sequence[Drive]:
     """Open the drives at a path, in the order in which they are replayed.
 
@@ -71,7 +71,7 @@ def open_drives(
         topics: YAML file that maps the topics of a recording to sensors.
         taxonomy: of the network; None: the data set's own.
         signals: of the vehicle, which a recording may have, by name.
-        between: also the frames between a dataroot's keyframes, as a network with a memory always gets them.
+        between: also frames between a dataroot's keyframes, at least so many seconds apart; None: none.
 
     Raises:
         InputError: there is no drive or no such scene, or an option does not apply to this kind of drive.
