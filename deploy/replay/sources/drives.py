@@ -31,9 +31,9 @@ _JITTER = 10_000  # us, by which frames may be nearer to each other than asked f
 class DatasetDrive:
     """The keyframes of one scene of a data set, recorded or simulated, in order of time.
 
-    Frames between them have no annotations. All sensors are read, even those
-    that the network does not take, because the report shows them. A sensor whose file does not exist, or is damaged, is
-    missing in the frame; damaged ones are counted.
+    Frames between them have no annotations. All sensors are read, even those that the network does not take, because
+    the report shows them. A sensor whose file does not exist, or is damaged, is missing in the frame; damaged ones are
+    counted.
 
     Args:
         selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
@@ -44,7 +44,9 @@ class DatasetDrive:
         InputError: there is no such scene.
     """
 
-    def __init__(self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec, between: bool = False) -> None:
+    def __init__(
+        self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec, between: float | None = None
+    ) -> None:
         self.tables, self.name = tables, selectors[0].partition(":")[0]
         self._spec, self._between = spec, between
         self.counts = Counts(spec.rig.sensors)
