@@ -86,6 +86,12 @@ class Runtime:
         self._steps = 0
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
 
+    @property
+    def spacing(self) -> float | None:
+        """The least time (s) between frames for which its memory was trained; None: it has none."""
+        states = (network.bundle.manifest.state for network in self._networks)
+        return max((state.spacing[0] for state in states if state is not None), default=None)
+
     def step(self, frame: Frame) -> SceneFrame:
         """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing or damaged.
 

@@ -247,6 +247,13 @@ def replay(
             help="Measure latencies as on a vehicle: at the recorded pace, with no other work at the same time.",
         ),
     ] = False,
+    streaming: Annotated[
+        str,
+        typer.Option(
+            help="Also score detections when they come out: so many ms after their frame, as 200; or measured, with "
+            "--latency."
+        ),
+    ] = "",
     baseline: Annotated[
         Path | None, typer.Option(callback=from_store, help="Folder of another replay of the scenes to compare with.")
     ] = None,
@@ -271,7 +278,7 @@ def replay(
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
-    from deploy.replay.settings import Selection, Settings, Source
+    from deploy.replay.settings import Selection, Settings, Source, parse_streaming
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.io.section import load_section
@@ -288,6 +295,7 @@ def replay(
         latency=latency,
         viewers=names(viewer),
         segment=segment,
+        streaming=parse_streaming(streaming),
     )
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)

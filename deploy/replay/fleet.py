@@ -25,6 +25,7 @@ from deploy.replay.report import DriveRange
 from deploy.replay.results import STATISTICS, ReplayResults
 from deploy.replay.settings import WHOLE, Segment, Settings, Source
 from deploy.replay.sources import Drive, open_drives
+from deploy.replay.streaming import FOLDER, STREAMED
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
@@ -61,6 +62,7 @@ class Fleet:
     sources.json      per drive: number of frames, missing sensors, and problems of a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       the replay as a single HTML page
+    streaming.json    scores at once and when the detections come out, if requested; streaming/ has these
     results.mcap/rrd  the replay for Foxglove or Rerun, if requested
     replay.json       drives, bundle, software and machine (`deploy.replay.provenance`)
 
@@ -193,6 +195,9 @@ class Fleet:
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
                     join_frame_files([folder / file for folder in folders], self.out / file, what)
+        if self.settings.streaming is not None:
+            make_folder(self.out / FOLDER)
+            join_frame_files([folder / STREAMED for folder in folders], self.out / STREAMED, "the streamed results")
         with atomic_file(self.out / STATISTICS, "the statistics") as joined:
             for folder in folders:
                 with (folder / STATISTICS).open("rb") as part:
@@ -200,12 +205,13 @@ class Fleet:
         return totals
 
 
-def find_drives(source: Source, runtime: Runtime) -> Sequence[Drive]:
+def find_drives(source: Source, runtime: Runtime, settings: Settings) -> Sequence[Drive]:
     """The drives for a bundle. InputError as `open_drives`."""
-    bundle, signals = runtime.bundle, runtime.sources.signals
-    return open_drives(
-        source.path, source.version, source.scenes, bundle.spec, source.topics, bundle.manifest.taxonomy, signals
-    )
+    bundle, signals, between = runtime.bundle, runtime.sources.signals, runtime.spacing
+    if between is None and settings.streaming is not None:
+        between = 0.0
+    taxonomy, topics = bundle.manifest.taxonomy, source.topics
+    return open_drives(source.path, source.version, source.scenes, bundle.spec, topics, taxonomy, signals, between)
 
 
 class Worker:
@@ -221,7 +227,7 @@ class Worker:
         """A worker in another process. InputError as `replay`."""
         source = replace(source, path=fetch(source.path))
         runtime = Runtime(fetch(bundle), settings.target, settings.trust, settings.evidence)
-        return Worker(Player(runtime, settings), source, find_drives(source, runtime), out)
+        return Worker(Player(runtime, settings), source, find_drives(source, runtime, settings), out)
 
     def play(self, assigned: Assignment) -> Played:
         """Replay a drive to its end, unless that was done before."""

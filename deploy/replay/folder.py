@@ -10,6 +10,7 @@ from xml.etree import ElementTree as xml
 
 from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWERS
+from deploy.replay.streaming import SCORES, STREAMED
 from perception.errors import InputError
 from perception.io.files import make_folder, write_atomically
 from perception.tasks import TASKS
@@ -23,7 +24,7 @@ def final_files() -> tuple[str, ...]:
     """The files of a finished replay; an unfinished one has none of them."""
     common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
     scores = [name for task in TASKS.values() for name in task.metric.files]
-    return *common, *scores, *_files_of_tasks()
+    return *common, *scores, STREAMED, SCORES, *_files_of_tasks()
 
 
 def _files_of_tasks() -> list[str]:

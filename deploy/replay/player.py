@@ -16,6 +16,7 @@ from deploy.replay.report import DriveRange
 from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch, single_core
 from deploy.replay.settings import WHOLE, FrameChoice, Segment, Selection, Settings
 from deploy.replay.sources import Drive
+from deploy.replay.streaming import StreamWriter
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import ViewerWriter, Writers, open_writers
 from deploy.runtime import Runtime
@@ -73,6 +74,7 @@ class Player:
 
         TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
         statistics.jsonl  what a verdict also needs of every frame
+        streaming/        what had come out, see `deploy.replay.streaming`
 
         There may be no frame.
         """
@@ -82,12 +84,16 @@ class Player:
         self.runtime.restart(segment.first_id)
         unwritten = _Unwritten()
         with freeze_objects(), ExitStack() as files:
-            writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewers)
+            manifest = self.runtime.bundle.manifest
+            writers = open_writers(files, folder, manifest, self.viewers)
+            stream = StreamWriter.open(files, folder, manifest, self.settings)
             background = files.enter_context(BackgroundWriter())
             for taken in files.enter_context(closing(prefetch(self._frames(drive, segment)))):
                 admitted, seen = self._step(taken, clock)
                 if measured is not None:
                     seen = replace(seen, seconds=measured.popleft())
+                if stream is not None:
+                    background.call(stream.add, admitted.frame, seen)
                 if taken.warming:
                     continue
                 if not taken.written:
@@ -95,6 +101,8 @@ class Player:
                     background.call(totals.pass_by, admitted.frame, admitted.seconds, seen)
                     continue
                 background.call(_write, writers, totals, admitted, unwritten.join(seen))
+                if stream is not None:
+                    background.call(stream.write, admitted.frame)
                 self.watcher.advance()
         totals.counts.append(drive.counts.summary())
         if clock is not None:
@@ -114,7 +122,8 @@ class Player:
     def _frames(self, drive: Drive, segment: Segment) -> Iterator[_Taken]:
         """The selected frames of a segment and of its warm-up, with the faults."""
         manifest = self.runtime.bundle.manifest
-        choice = FrameChoice(self.settings.selection, segment, manifest.state is not None)
+        every_frame = self.runtime.spacing is not None or self.settings.streaming is not None
+        choice = FrameChoice(self.settings.selection, segment, every_frame)
         if any(fault.kind.shows_earlier for fault in self._faults):
             all_before = segment._replace(warm_up=math.inf)
             every = FrameChoice(Selection(end=self.settings.selection.end), all_before)

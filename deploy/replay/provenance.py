@@ -95,6 +95,7 @@ class ReplayProvenance(Section):
     selection: SelectionUsed
     segment: SegmentUsed | None = None  # None: drives were not cut
     real_time: bool
+    streaming: float | Literal["measured"] | None = None  # s, see `deploy.replay.settings.Settings`
     latency: bool  # whether latencies were measured as on a vehicle (`perception replay --latency`)
     drives: tuple[DriveUsed, ...] = ()
     frames: int = 0  # that were perceived
@@ -135,6 +136,7 @@ class ReplayProvenance(Section):
             "selection",
             "segment",
             "latency",
+            "streaming",
         )
         about = {"drive": str(path.resolve()), **{name: known[name] for name in names}}
         return about | {"bundle": self.bundle.manifest_sha256, "target": self.engine.target}
@@ -154,6 +156,7 @@ class ReplayProvenance(Section):
             "compiler": self.engine.compiler,
             "drives": f"{len(self.drives)} of {self.path}, {self.frames} frames",
             "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}{self._segments}",
+            **({} if self.streaming is None else {"streaming": self._latency}),
             "faults": ", ".join(self.faults) or "none",
             "conditions": "the drive's tags" if self.conditions is None else ", ".join(self.conditions) or "none known",
             "evidence": ", ".join(self.evidence),
@@ -162,6 +165,11 @@ class ReplayProvenance(Section):
             "machine": f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.platform}",
             "finished": self.finished,
         }
+
+    @property
+    def _latency(self) -> str:
+        """Of the streaming scores."""
+        return f"{1e3 * self.streaming:g} ms" if isinstance(self.streaming, float) else f"{self.streaming} latencies"
 
     @property
     def _segments(self) -> str:
@@ -278,6 +286,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
         ),
         segment=None if settings.segment is None else SegmentUsed(seconds=settings.segment, warm_up=WARM_UP),
         real_time=settings.real_time,
+        streaming=settings.streaming,
         latency=settings.latency,
     )
 

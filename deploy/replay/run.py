@@ -26,6 +26,7 @@ from deploy.replay.player import Watcher
 from deploy.replay.results import ReplayResults
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources.counts import line_of
+from deploy.replay.streaming import SCORES, describe_streaming, measure_streaming, require_streaming
 from deploy.replay.verdict import judge, require_comparable
 from deploy.replay.writers import require_viewers
 from deploy.runtime import Runtime
@@ -70,13 +71,17 @@ def replay(
         manifest = runtime.bundle.manifest
         if gates is not None:
             gates.require_taxonomy(manifest.taxonomy)
-        drives = find_drives(source, runtime)
+        drives = find_drives(source, runtime, settings)
+        require_streaming(settings, manifest, all(drive.tables is not None for drive in drives))
         with _Progress(console) as progress:
             fleet = Fleet(runtime, source, drives, out, settings, progress)
             progress.expect(fleet.expected)
             results = fleet.run(jobs, ray)
         summary = results.summary(manifest.heads)
         _print(results, summary, console)
+        if settings.streaming is not None:
+            summary["streaming"] = str(out / SCORES)
+            console.print(describe_streaming(measure_streaming(out, settings)))
         tables = next((drive.tables for drive in drives if drive.tables is not None), None)
         if gates is not None and tables is not None and settings.selection.every == 1:
             measure_whole(out, gates.scores, tables)

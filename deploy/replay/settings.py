@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.frame import Conditions
 
 WARM_UP = 10.0  # s; tracks live 3 s, beliefs change within 2 s, and the map around the vehicle is seen on the way
+LONGEST_LATENCY = 10.0  # s, of streaming scores
 _IDS = 1_000_000  # of tracks and obstacles in a segment
 
 
@@ -115,7 +116,7 @@ class FrameChoice:
     Args:
         selection: None: all, also those before the start by a clock that was set.
         segment: which frames of the selection are chosen, with those of its warm-up.
-        remembers: whether the network has a memory; then it also needs the frames that `every` leaves out.
+        all_frames: whether the frames that `every` leaves out are perceived as well, as for a network with a memory.
 
     Attributes:
         time: since the start of the drive.
@@ -125,9 +126,9 @@ class FrameChoice:
         written: the results of the latest frame are; else it is perceived for the sake of later frames.
     """
 
-    def __init__(self, selection: Selection | None = None, segment: Segment = WHOLE, remembers: bool = False) -> None:
+    def __init__(self, selection: Selection | None = None, segment: Segment = WHOLE, all_frames: bool = False) -> None:
         self._selection, self.time, self.over = selection, DriveTime(), False
-        self._segment, self._remembers = segment, remembers
+        self._segment, self._all_frames = segment, all_frames
         self.warming, self.between, self.written = False, False, True
         self._first: int | None = None  # us
         self._elapsed = 0.0  # s, which a clock that is set back does not reduce
@@ -154,7 +155,7 @@ class FrameChoice:
         near = self._elapsed >= self._segment.start - self._segment.warm_up
         counted = not between and (self._inside[scene] - 1) % selection.every == 0
         self.written = counted and not self.warming
-        return near and (counted or between or self._remembers)
+        return near and (counted or between or self._all_frames)
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ class Settings:
         real_time: whether frames are replayed at the recorded pace.
         latency: whether latencies are measured as on a vehicle: at the recorded pace, with no other work.
         viewers: names in deploy.replay.folder.VIEWERS for which to write a file.
+        streaming: also score detections when they come out (`deploy.replay.streaming`), so many seconds after their
+            frame, or as `latency` measures; None: not.
     """
 
     target: str = "cpu"
@@ -201,7 +204,22 @@ class Settings:
     latency: bool = False
     viewers: Sequence[str] = ()
     segment: float | None = None
+    streaming: float | Literal["measured"] | None = None
 
     def __post_init__(self) -> None:
         if self.segment is not None and not 0 < self.segment < math.inf:
             raise InputError(f"--segment {self.segment:g}: give the seconds of a segment, such as 60")
+        if self.streaming == "measured" and not self.latency:
+            raise InputError("--streaming measured: needs --latency, which measures; or give milliseconds")
+        if isinstance(self.streaming, float) and not 0 <= self.streaming <= LONGEST_LATENCY:
+            raise InputError(f"--streaming {1e3 * self.streaming:g}: give milliseconds up to {1e3 * LONGEST_LATENCY:g}")
+
+
+def parse_streaming(text: str) -> float | Literal["measured"] | None:
+    """`Settings.streaming` of the option: milliseconds or `measured`; "" for none. InputError if it is neither."""
+    if not text or text == "measured":
+        return "measured" if text else None
+    try:
+        return 1e-3 * float(text)
+    except ValueError:
+        raise InputError(f"--streaming {text}: give milliseconds, such as 200, or measured") from None

@@ -60,6 +60,7 @@ def open_drives(
     topics: Path | None,
     taxonomy: Taxonomy | None = None,
     signals: Mapping[str, SignalConfig] | None = None,
+    between: float | None = None,
 ) -> Sequence[Drive]:
     """Open the drives at a path, in the order in which they are replayed.
 
@@ -70,6 +71,7 @@ def open_drives(
         topics: YAML file that maps the topics of a recording to sensors.
         taxonomy: of the network; None: the data set's own.
         signals: of the vehicle, which a recording may have, by name.
+        between: also frames between a dataroot's keyframes, at least so many seconds apart; None: none.
 
     Raises:
         InputError: there is no drive or no such scene, or an option does not apply to this kind of drive.
@@ -86,4 +88,4 @@ def open_drives(
     selectors: dict[str, list[str]] = {}  # several parts of a scene are one drive
     for selector in scenes or tables.scenes():
         selectors.setdefault(selector.partition(":")[0], []).append(selector)
-    return [DatasetDrive(tables, parts, spec) for parts in selectors.values()]
+    return [DatasetDrive(tables, parts, spec, between) for parts in selectors.values()]

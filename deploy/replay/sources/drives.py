@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -24,25 +25,30 @@ from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import Taxonomy, load_taxonomy
 
+_JITTER = 10_000  # us, by which frames may be nearer to each other than asked for
+
 
 class DatasetDrive:
     """The keyframes of one scene of a data set, recorded or simulated, in order of time.
 
-    A network with a memory also gets the frames between them, without annotations. All sensors are read, even those
-    that the network does not take, because the report shows them. A sensor whose file does not exist, or is damaged, is
-    missing in the frame; damaged ones are counted.
+    Frames between them have no annotations. All sensors are read, even those that the network does not take, because
+    the report shows them. A sensor whose file does not exist, or is damaged, is missing in the frame; damaged ones are
+    counted.
 
     Args:
         selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
         spec: gives the frame of reference, the number of LiDAR sweeps, and the truth to read.
+        between: also frames between keyframes, at least so many seconds from one to the next; None: none.
 
     Raises:
         InputError: there is no such scene.
     """
 
-    def __init__(self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec) -> None:
+    def __init__(
+        self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec, between: float | None = None
+    ) -> None:
         self.tables, self.name = tables, selectors[0].partition(":")[0]
-        self._spec = spec
+        self._spec, self._between = spec, between
         self.counts = Counts(spec.rig.sensors)
         self._samples = tables.samples(selectors=selectors)
 
@@ -77,17 +83,18 @@ class DatasetDrive:
     def _all_frames(self) -> Iterator[tuple[str, int, bool]]:
         """Token, time (us) and whether it is between two keyframes, of all frames to play."""
         keyframes = [(sample, self._timestamp(sample), False) for sample in self._samples]
-        if self._spec.memory is None:
+        if self._between is None:
             return iter(keyframes)
-        # Of a part of a drive only those between two of its keyframes, so that it begins with a keyframe.
         every, chosen = self.tables.samples(selectors=[self.name]), set(self._samples)
-        times = [self._timestamp(sample) for sample in every]
-        found = self.tables.moments(every[0])
-        inner = [
-            (token, found[token], True)
-            for token in found.keys() - set(every)
-            if 0 < (after := bisect(times, found[token])) < len(every) and chosen >= {*every[after - 1 : after + 1]}
-        ]
+        times, found = [self._timestamp(sample) for sample in every], self.tables.moments(every[0])
+        inner, least, last = list[tuple[str, int, bool]](), 1e6 * self._between - _JITTER, -math.inf
+        for token, time in found.items():
+            after = bisect(times, time)
+            # Of a part of a drive only those between two of its keyframes, so that it begins with a keyframe.
+            inside = 0 < after < len(every) and chosen >= {*every[after - 1 : after + 1]}
+            if token not in chosen and inside and time - max(last, times[after - 1]) >= least <= times[after] - time:
+                inner.append((token, time, True))
+                last = time
         return iter(sorted(keyframes + inner, key=itemgetter(1)))
 
 

@@ -13,7 +13,7 @@ from commands import refuses
 from exported import QUIET, remembering
 from pages import timeless
 from replays import VERSION, assert_same, replay_with_faults, unreadable
-from tiny import token, write_scenes
+from tiny import token, write_scenes, write_tiny
 
 from deploy.replay.fleet import PART
 from deploy.replay.player import Player
@@ -63,7 +63,7 @@ def results(out: Path, name: str = "results.json") -> dict[str, Any]:
 
 
 def open_scene(drives: Path, runtime: Runtime) -> Drive:
-    [drive] = open_drives(drives, VERSION, ["scene-0001"], runtime.bundle.spec, None)
+    [drive] = open_drives(drives, VERSION, ["scene-0001"], runtime.bundle.spec, None, between=runtime.spacing)
     return drive
 
 
@@ -104,16 +104,37 @@ def test_the_network_sees_the_frames_between_and_results_are_those_of_keyframes(
     assert json.loads((tmp_path / "out" / "latency.json").read_text())["period"] == 1000 * PERIOD
 
 
-def test_a_network_without_memory_sees_keyframes_alone_and_annotations_are_of_keyframes(drives: Path) -> None:
-    remembers = remembering().spec
-    plain = changed(remembers, memory=None)
-    tables = NuScenesTables(drives, VERSION)
+def test_annotations_are_of_keyframes_and_frames_between_as_far_apart_as_is_asked(drives: Path) -> None:
+    tables, spec = NuScenesTables(drives, VERSION), remembering().spec
     samples = tables.samples(selectors=["scene-0001"])
-    assert [frame.token for frame in DatasetDrive(tables, ["scene-0001"], plain).frames()] == samples
-    frames = [*DatasetDrive(tables, ["scene-0001"], remembers).frames()]
+    for nothing in (None, 1.2 * PERIOD):
+        drive = DatasetDrive(tables, ["scene-0001"], spec, nothing)
+        assert [frame.token for frame in drive.frames()] == samples
+    frames = [*DatasetDrive(tables, ["scene-0001"], spec, PERIOD).frames()]
     assert [frame.token for frame in frames][::2] == samples
     assert [frame.token.partition("@")[0] for frame in frames][1::2] == samples[1:]
     assert all(("boxes" in frame.truth, bool(frame.truth)) == (i % 2 == 0,) * 2 for i, frame in enumerate(frames))
+
+
+def test_frames_are_no_nearer_to_each_other_than_in_the_memorys_training(tmp_path: Path, runtime: Runtime) -> None:
+    """Sweeps at 20 Hz, of which those 0.1 s apart are seen, and no other at the end."""
+
+    class Sweeps(NuScenesTables):
+        def moments(self, token: str) -> dict[str, int]:
+            start, end = (self.recording(sample).timestamp for sample in self.samples())
+            return {f"@{start + each}": start + each for each in range(50_100, end - start, 50_100)}
+
+        def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
+            frame = super().frame(self.samples()[0], reads)
+            return changed(frame, token=token)
+
+    write_tiny(tmp_path / "tiny", 2)
+    assert runtime.spacing == 0.1
+    drive = DatasetDrive(Sweeps(tmp_path / "tiny", VERSION), ["scene-0001"], runtime.bundle.spec, runtime.spacing)
+    first, *between, last = (frame.token for frame in drive.frames())
+    assert [first, last] == [token("sample", i) for i in range(2)]
+    start = drive.tables.recording(first).timestamp
+    assert [int(each[1:]) - start for each in between] == [100_200, 200_400, 300_600, 400_800]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +146,7 @@ def test_of_a_part_of_a_drive_the_frames_between_two_of_its_keyframes_are_seen(
 ) -> None:
     whole = [frame.token for frame in open_scene(drives, runtime).frames()]
     selectors = [f"scene-0001:{part}" for part in parts]
-    drive = DatasetDrive(NuScenesTables(drives, VERSION), selectors, runtime.bundle.spec)
+    drive = DatasetDrive(NuScenesTables(drives, VERSION), selectors, runtime.bundle.spec, runtime.spacing)
     assert [frame.token for frame in drive.frames()] == [whole[i] for i in expected]
     assert len(drive) == sum(i % 2 == 0 for i in expected)
 
@@ -138,7 +159,7 @@ def test_frames_that_are_selected_decide_what_is_written(
     every, two = results(whole), results(tmp_path / "two")
     chosen = [*range(0, KEYFRAMES, 2), *range(KEYFRAMES, 2 * KEYFRAMES, 2)]
     assert two == {token("sample", i): every[token("sample", i)] for i in chosen}
-    choice = FrameChoice(Selection(0.2, 1.3), remembers=True)
+    choice = FrameChoice(Selection(0.2, 1.3), all_frames=True)
     asked = [(250_000 * i, i % 2 == 1) for i in range(9)]
     chosen = [i for i, (time, between) in enumerate(asked) if choice("", time, between)]
     assert chosen == [1, 2, 3, 4, 5]  # the first is a frame between, from which on there is a state
