@@ -79,7 +79,10 @@ class Runtime:
         self._switched = _list_switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         conditions = manifest.taxonomy.conditions
-        self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources, spec.memory)
+        # Networks for other routes may have no memory; those that have one have the same.
+        self._remembering = next((each for each in self._networks if each.bundle.manifest.state is not None), None)
+        limits = None if self._remembering is None else self._remembering.bundle.spec.memory
+        self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources, limits)
         self._inputs = no_sensors(spec)  # reused for every frame
         self._states = {view: self._new_state() for view in manifest.views or VIEWS[:1]}
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
@@ -89,8 +92,8 @@ class Runtime:
     @property
     def spacing(self) -> float | None:
         """The least time (s) between frames for which its memory was trained; None: it has none."""
-        states = (network.bundle.manifest.state for network in self._networks)
-        return max((state.spacing[0] for state in states if state is not None), default=None)
+        state = None if self._remembering is None else self._remembering.bundle.manifest.state
+        return None if state is None else state.spacing[0]
 
     def step(self, frame: Frame) -> SceneFrame:
         """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing or damaged.
@@ -182,10 +185,12 @@ class Runtime:
 
     def _new_state(self) -> Carried | None:
         """A new memory of a drive in one view, which the networks of all routes share; None: the bundle has none."""
-        for network in self._networks:
-            if (limits := network.bundle.spec.memory) is not None and (state := network.engine.new_state()) is not None:
-                return Carried(state, limits)
-        return None
+        if self._remembering is None:
+            return None
+        state, limits = self._remembering.engine.new_state(), self._remembering.bundle.spec.memory
+        assert state is not None
+        assert limits is not None
+        return Carried(state, limits)
 
     def _predict(
         self, frame: Frame, conditions: Conditions, carried: Carried | None

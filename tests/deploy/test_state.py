@@ -270,6 +270,10 @@ def test_a_memory_for_some_conditions_begins_anew_where_they_begin(apart: bool, 
     changing = see((first, "rain"), (second, "dry"), (third, "rain"))
     assert changing[:2] == [wet[0], dry[1]]
     assert (changing[2] == scores(runtime(third))) == apart
+    runtime.restart()
+    runtime.step(first)
+    jumped = replace(second, global_from_reference=np.eye(4) + 1e3 * np.eye(4, k=3))
+    assert "impossible motion" in runtime.step(jumped).health["vehicle"].reasons
 
 
 def test_a_state_of_another_shape_is_refused() -> None:
