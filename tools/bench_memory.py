@@ -41,7 +41,7 @@ def memory(
     seeds: Annotated[int, typer.Option(help="Trainings of each network; the drives are the same.")] = 3,
     drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
     steps: Annotated[int, typer.Option(help="Of a base.")] = 2000,
-    memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 800,
+    memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 600,
     joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train base and memory jointly.")] = True,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
@@ -108,6 +108,7 @@ def _config(sensors: str, rig: Path) -> dict[str, Any]:
     model["lidar"] = model["lidar"] | {"sweeps": 0} if sensors != "camera" else None
     model["camera"] = model["camera"] if sensors != "lidar" else None
     if sensors == "camera":
+        model["fused_stride"] = model["camera"]["stride"]
         model["camera"]["depth"]["supervision"] = 3.0  # without LiDAR the lift learns little else in so few steps
     return content
 

@@ -169,41 +169,28 @@ def test_what_is_remembered_is_between_the_frame_and_the_past_with_a_share_by_ch
     torch.testing.assert_close(opposite - fused, fused - found, rtol=1e-4, atol=1e-5)
 
 
-def convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """(I, rows, columns) -> (O, rows, columns), by a loop over the taps; outside of the map there are zeros."""
-    _, rows, columns = x.shape
-    (reach, _), (step, _), size = layer.padding, layer.dilation, layer.kernel_size[0]  # type: ignore[misc]
-    padded = x.new_zeros(len(x), rows + 2 * int(reach), columns + 2 * int(reach))
-    padded[:, int(reach) : int(reach) + rows, int(reach) : int(reach) + columns] = x
-    assert layer.bias is not None
-    total = layer.bias[:, None, None].expand(-1, rows, columns)
-    for i in range(size):
-        for j in range(size):
-            tap = padded[:, i * step : i * step + rows, j * step : j * step + columns]
-            total = total + (layer.weight[:, :, i, j] @ tap.flatten(1)).unflatten(1, (rows, columns))
-    return total
-
-
 def test_by_its_formula():
-    """In double precision, of the second frame of a batch, by loops over the taps of the convolutions."""
+    """At one cell, in double precision; the gates' convolution by a loop over its taps."""
     layer, module = memory(torch.float64)
-    fused, past = fused_of().double(), {name: each.double() for name, each in past_of(elapsed=0.25).items()}
-    state, read = (each[1] for each in output_of(layer, module, fused, past))
-    moved, inside = (part[1].detach() for part in layer.warp(past["state"], past["current_from_previous"]))
-    frame = fused[1]
-    known = moved + (1 - inside) * frame
-    joined = torch.cat([frame, known])
-    also, slow, fast = module.elapsed[:, :, None, None]
-    seen = (convolve(joined, module.near) + 0.25 * also).clamp(min=0)
-    lacking = torch.stack([before.max() - channel.max() for before, channel in zip(moved, frame, strict=True)])
-    gate = convolve(seen, module.gate) + (module.whole.weight @ lacking)[:, None, None]
-    weight = (10 * module.scale).tanh()[:, None, None] / (1 + (-gate).exp())
-    torch.testing.assert_close(state, (1 - weight) * frame + weight * known, rtol=1e-12, atol=1e-12)
-    for further in (module.far, module.farther):
-        seen = seen + convolve(seen, further).clamp(min=0)
-    timed = seen * (1 + 0.25 * slow + fast * 0.2 / 0.25)
-    change = convolve(torch.cat([known - frame, timed]), module.read)
-    torch.testing.assert_close(read, state + inside * change, rtol=1e-12, atol=1e-12)
+    fused, past = fused_of().double(), {name: each.double() for name, each in past_of().items()}
+    state, read = output_of(layer, module, fused, past)
+    moved, inside = (part.detach() for part in layer.warp(past["state"], past["current_from_previous"]))
+    known = moved + (1 - inside) * fused
+    frame, row, column = 1, 6, 9
+    joined = torch.cat([fused, known], dim=1)[frame]
+    hidden = module.mix.bias + 0.5 * module.elapsed
+    for i in range(3):
+        for j in range(3):
+            hidden = hidden + module.mix.weight[:, :, i, j] @ joined[:, row + i - 1, column + j - 1]
+    keep, tell = (module.gate.weight[:, :, 0, 0] @ hidden.clamp(min=0) + module.gate.bias).split(CHANNELS)
+    lacking = torch.stack([before.max() - now.max() for before, now in zip(moved[frame], fused[frame], strict=True)])
+    share = (10 * module.scale).tanh() / (1 + (-keep - module.whole.weight @ lacking).exp())
+    told = (10 * module.scale).tanh() / (1 + (-tell).exp())
+    here, before = fused[frame, :, row, column], known[frame, :, row, column]
+    kept = (1 - share) * here + share * before
+    torch.testing.assert_close(state[frame, :, row, column], kept, rtol=1e-12, atol=1e-12)
+    expected = (1 - told) * kept + told * before
+    torch.testing.assert_close(read[frame, :, row, column], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of_the_map():
@@ -228,11 +215,27 @@ def test_a_new_one_changes_nothing_and_what_the_trunk_reads_besides_is_not_remem
     layer, fused, past = FusedMap(GRID, CHANNELS), fused_of(), past_of()
     module = Memory(layer, hidden=4)
     assert all(torch.equal(each, fused) for each in output_of(layer, module, fused, past))
-    for layer_ in (module.near, module.far, module.farther, module.read):
-        nn.init.normal_(layer_.weight)
+    nn.init.constant_(module.scale, 0.5)
+    nn.init.constant_(module.gate.bias[:CHANNELS], -100.0)  # type: ignore[index]
     state, read = output_of(layer, module, fused, past)
     assert torch.equal(state, fused)
     assert not torch.equal(read, fused)
+
+
+def test_a_frame_that_sees_nothing_opens_the_gate_of_a_new_memory():
+    """The maximum of the map falls; with a scale that a few steps reach it keeps the past."""
+    layer, past = FusedMap(GRID, CHANNELS), past_of()
+    module = Memory(layer, hidden=4)
+    nn.init.constant_(module.scale, 0.3)
+    past["state"] = 5 * past["state"]
+    known, inside = layer.warp(past["state"], past["current_from_previous"])
+
+    def share(fused: Tensor) -> float:
+        there = (inside.expand_as(fused) == 1) & ((known - fused).abs() > 0.1)
+        return float(((remember(layer, module, fused, past) - fused)[there] / (known - fused)[there]).median())
+
+    assert share(torch.zeros_like(known)) > 0.95
+    assert share(5 * fused_of()) < 0.9
 
 
 def test_a_state_does_not_grow_over_a_long_drive():
@@ -272,7 +275,7 @@ def test_it_is_routed_by_frame(weights):
         output_of(layer, module, fused, past), slot(FusedInput(fused, past)).chunk(2, dim=1), strict=True
     ):
         for i, weight in enumerate(weights):
-            torch.testing.assert_close(found[i], whole[i] if weight else fused[i], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[i], whole[i] if weight else fused[i], rtol=1e-6, atol=1e-6)
             assert weight or torch.equal(found[i], fused[i])
 
 
@@ -286,7 +289,7 @@ def test_it_remembers_in_mixed_precision(dtype):
         given = past | {"state": past["state"].to(dtype)}
         for found, exact in zip(output_of(layer, module, fused.to(dtype), given), expected, strict=True):
             assert found.dtype == dtype
-            torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.02 * float(exact.abs().max()))
+            torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
 
 
 class Stage(nn.Module):
@@ -322,7 +325,7 @@ def test_the_graph_is_of_standard_operators_with_one_grid_sample_of_four_dimensi
         given = {"fused": fused.numpy()} | {name: each.numpy() for name, each in past.items()}
         for found, expected in zip(session.run(None, given), stage(fused, past), strict=True):
             assert valid or np.array_equal(found, fused.numpy())
-            np.testing.assert_allclose(found, expected.detach(), rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(found, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 # In the perception model.
@@ -384,11 +387,8 @@ def test_the_next_state_is_the_map_that_the_trunk_reads_without_what_it_is_told_
     network.trunk.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     found = network(frames | state_of(network))["next_state"]
     assert not torch.equal(found, read[0])
-    for parameter in (
-        network.memory.computations["memory"].read.weight,
-        network.memory.computations["memory"].read.bias,
-    ):
-        nn.init.zeros_(parameter)
+    channels = network.memory.layer.out_channels
+    nn.init.constant_(network.memory.computations["memory"].gate.bias[channels:], -1e6)
     assert torch.equal(found, network(frames | state_of(network))["next_state"])
     assert torch.equal(found, read[1])
     assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
@@ -432,7 +432,7 @@ def test_it_stands_at_its_own_slot_for_all_tasks_on_the_grid_that_it_was_trained
 def test_deployed_it_remembers_the_same_with_other_modules_folded_around_it():
     network, frames = with_memory(), inputs(1, 2)
     network.bank.add(parse_module({"name": "low", "kind": "low_rank", "slots": ["fuse*", "trunk.*"], "rank": 2}))
-    disturb(network, "memory", 0.2)
+    disturb(network, "memory", 0.5)
     disturb(network, "low", 0.05)
     past = state_of(network)
     deployed = network.deployed()
