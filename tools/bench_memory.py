@@ -94,7 +94,8 @@ def _smaller(camera: RigCamera) -> RigCamera:
     shrink, lens = WIDTH / camera.size[0], camera.lens
     assert lens is not None
     assert lens.center is not None
-    lens = Lens(focal=[shrink * each for each in lens.focal], center=[shrink * each for each in lens.center])
+    (wide, high), (x, y) = lens.focal, lens.center
+    lens = Lens(focal=(shrink * wide, shrink * high), center=(shrink * x, shrink * y))
     return camera.model_copy(update={"size": tuple(round(shrink * each) for each in camera.size), "lens": lens})
 
 

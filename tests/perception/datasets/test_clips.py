@@ -397,7 +397,7 @@ def test_training_clips_have_frames_between_keyframes(tmp_path: Path) -> None:
         "train": {"batch": 2, "drop_lidar": 0.0},
     }
     data = {"class_balanced": False, "augment": None}
-    config = parse_config({"name": "clips", **sections, "data": data, "modules": [MEMORY]}, "test")
+    config = parse_config({"name": "clips", **sections, "data": data, "modules": [MEMORY | {"outages": 0.0}]}, "test")
     dataset, reads = FrameDataset(tables, tables.samples(), config), InputSpec.of(config).reads
     elapsed, lengths = set[float](), set[int]()
     for epoch in range(3):
