@@ -110,6 +110,7 @@ def _inside(place: Tensor, cells: int) -> Tensor:
 
 
 _STEEP = 10.0  # of `scale`, so that a short training reaches shares near 1
+_TELL = -0.6  # of a new memory: the trunk reads about a third of the past
 
 
 class Memory(Computation):
@@ -119,24 +120,24 @@ class Memory(Computation):
     all cells tell a frame that sees nothing: there the gate opens. |w| is below 1, so that a state cannot grow from
     frame to frame without bound. H is the network's next state.
 
-    The trunk reads more of the past than is kept: H + valid * v * (P - H), with v = tanh(10 scale) * sigmoid(gate'(F,
-    P, elapsed)). What moved is then at two places, by which a trunk, a frozen one too, tells velocities; a state with
-    the same share would become a trail. The scale is that of w, which frames that see nothing drive to 1: a scale of
-    its own stays small, because a faint trace of the past costs more than it tells (docs/memory.md).
+    The trunk reads more of the past than is kept: H + valid * v * (P - H), with v = tanh(10 scale) * sigmoid(tell) for
+    each channel. What moved is then at two places, and less at each, from which a trunk, a frozen one too, tells
+    velocities; a state with the same share would become a trail. The scale is that of w, which frames that see nothing
+    drive to 1, and v has no gate: a share that is free to be small stays small (docs/memory.md).
 
     `scale` starts at zero, so that both maps are F, as they are where `state_valid` is 0, and where P comes from
     outside of the old map. All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
 
     Args:
         layer: of the slot.
-        hidden: channels of the gates.
+        hidden: channels of the gate.
         training: the other options, which do not change what is computed.
     """
 
     class Options(Module):
         kind: Literal["memory"] = "memory"
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
-        hidden: Positive = 8  # channels of the gates
+        hidden: Positive = 8  # channels of the gate
         frames: Positive = 4  # of a training clip, at most
         outages: Share = 0.3  # of the training clips whose last frames lack the LiDAR or the cameras
         seconds: Annotated[float, Field(gt=0)] = 1.2  # after which a state is not used
@@ -150,9 +151,9 @@ class Memory(Computation):
         channels = layer.out_channels
         self.mix = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.elapsed = nn.Parameter(torch.zeros(hidden))
-        self.gate = nn.Conv2d(hidden, 2 * channels, 1)  # of what is kept, then of what is read
+        self.gate = nn.Conv2d(hidden, channels, 1)
         self.whole = nn.Linear(channels, channels, bias=False)
-        self.scale = nn.Parameter(torch.zeros(channels))
+        self.scale, self.tell = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.full((channels,), _TELL))
         nn.init.constant_(self.whole.weight, 1 / channels)
         self.to(layer.centers)
 
@@ -166,11 +167,11 @@ class Memory(Computation):
         moved, inside = site.layer.warp(past["state"], past["current_from_previous"])
         change = moved - inside * own
         since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
-        keep, tell = self.gate(torch.relu(self.mix(torch.cat([own, own + change], dim=1)) + since)).chunk(2, dim=1)
+        opening = self.gate(torch.relu(self.mix(torch.cat([own, own + change], dim=1)) + since))
         lacking = self.whole(moved.amax(dim=(2, 3)) - own.amax(dim=(2, 3)))[:, :, None, None]
-        scale = torch.tanh(_STEEP * self.scale)[:, None, None]
-        kept = scale * torch.sigmoid(keep + lacking) * change
-        read = kept + scale * torch.sigmoid(tell) * (change - kept)
+        scale = torch.tanh(_STEEP * self.scale)
+        kept = scale[:, None, None] * torch.sigmoid(opening + lacking) * change
+        read = kept + (scale * torch.sigmoid(self.tell))[:, None, None] * (change - kept)
         return (past["state_valid"][:, None, None, None] * torch.cat([kept, read], dim=1)).to(site.y.dtype)
 
     def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:

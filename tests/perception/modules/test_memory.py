@@ -170,7 +170,7 @@ def test_what_is_remembered_is_between_the_frame_and_the_past_with_a_share_by_ch
 
 
 def test_by_its_formula():
-    """At one cell, in double precision; the gates' convolution by a loop over its taps."""
+    """At one cell, in double precision; the gate's convolution by a loop over its taps."""
     layer, module = memory(torch.float64)
     fused, past = fused_of().double(), {name: each.double() for name, each in past_of().items()}
     state, read = output_of(layer, module, fused, past)
@@ -182,10 +182,10 @@ def test_by_its_formula():
     for i in range(3):
         for j in range(3):
             hidden = hidden + module.mix.weight[:, :, i, j] @ joined[:, row + i - 1, column + j - 1]
-    keep, tell = (module.gate.weight[:, :, 0, 0] @ hidden.clamp(min=0) + module.gate.bias).split(CHANNELS)
+    keep = module.gate.weight[:, :, 0, 0] @ hidden.clamp(min=0) + module.gate.bias
     lacking = torch.stack([before.max() - now.max() for before, now in zip(moved[frame], fused[frame], strict=True)])
     share = (10 * module.scale).tanh() / (1 + (-keep - module.whole.weight @ lacking).exp())
-    told = (10 * module.scale).tanh() / (1 + (-tell).exp())
+    told = (10 * module.scale).tanh() / (1 + (-module.tell).exp())
     here, before = fused[frame, :, row, column], known[frame, :, row, column]
     kept = (1 - share) * here + share * before
     torch.testing.assert_close(state[frame, :, row, column], kept, rtol=1e-12, atol=1e-12)
@@ -216,7 +216,7 @@ def test_a_new_one_changes_nothing_and_what_the_trunk_reads_besides_is_not_remem
     module = Memory(layer, hidden=4)
     assert all(torch.equal(each, fused) for each in output_of(layer, module, fused, past))
     nn.init.constant_(module.scale, 0.5)
-    nn.init.constant_(module.gate.bias[:CHANNELS], -100.0)  # type: ignore[index]
+    nn.init.constant_(module.gate.bias, -200.0)  # type: ignore[arg-type]
     state, read = output_of(layer, module, fused, past)
     assert torch.equal(state, fused)
     assert not torch.equal(read, fused)
@@ -387,8 +387,7 @@ def test_the_next_state_is_the_map_that_the_trunk_reads_without_what_it_is_told_
     network.trunk.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     found = network(frames | state_of(network))["next_state"]
     assert not torch.equal(found, read[0])
-    channels = network.memory.layer.out_channels
-    nn.init.constant_(network.memory.computations["memory"].gate.bias[channels:], -1e6)
+    nn.init.constant_(network.memory.computations["memory"].tell, -1e6)
     assert torch.equal(found, network(frames | state_of(network))["next_state"])
     assert torch.equal(found, read[1])
     assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
