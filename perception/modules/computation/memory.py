@@ -159,25 +159,28 @@ class Memory(Computation):
 
     def forward(self, site: Site) -> Tensor:
         """The deltas of both maps of `FusedMap`."""
-        fused: Any = site.x
-        past: Mapping[str, Tensor] = fused.past
-        if not past:
+        if not site.x.past:  # type: ignore[attr-defined]
             return torch.zeros_like(site.y)
         own, _ = site.y.chunk(2, dim=1)
-        moved, inside = site.layer.warp(past["state"], past["current_from_previous"])
+        return torch.cat(self._changes(own, site.layer, site.x.past), dim=1)  # type: ignore[attr-defined]
+
+    def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
+        """Without a state the map itself, without an addition; x is a `FusedInput`."""
+        own: Tensor = x.map
+        return torch.cat([own + each for each in self._changes(own, layer, x.past)], dim=1) if x.past else own
+
+    def _changes(self, own: Tensor, layer: Any, past: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is added to F (B, C, rows, columns) in the next state, and in what the trunk reads."""
+        moved, inside = layer.warp(past["state"], past["current_from_previous"])
         change = moved - inside * own
         since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
         opening = self.gate(torch.relu(self.mix(torch.cat([own, own + change], dim=1)) + since))
         lacking = self.whole(moved.amax(dim=(2, 3)) - own.amax(dim=(2, 3)))[:, :, None, None]
         scale = torch.tanh(_STEEP * self.scale)
+        change = past["state_valid"][:, None, None, None] * change
         kept = scale[:, None, None] * torch.sigmoid(opening + lacking) * change
         read = kept + (scale * torch.sigmoid(self.tell))[:, None, None] * (change - kept)
-        return (past["state_valid"][:, None, None, None] * torch.cat([kept, read], dim=1)).to(site.y.dtype)
-
-    def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
-        """Without a state the map itself, without an addition; x is a `FusedInput`."""
-        fused: Tensor = super().output(x, layer, z) if x.past else x.map
-        return fused
+        return kept.to(own.dtype), read.to(own.dtype)
 
     def multiply_adds(self, layer: Any) -> int:
         """The four products of the bilinear sample of each channel are counted, its places are not."""
