@@ -45,8 +45,7 @@ class FusedInput:
 
 
 class FusedMap(nn.Module):
-    """The layer at the memory's slot: the fused map as it is, with a state (B, 2 C, rows, columns), because there are
-    two maps to change: the next state, and what the trunk reads. Has no parameters.
+    """The layer at the memory's slot: the fused map as it is; has no parameters.
 
     Args:
         grid: of the fused map.
@@ -62,11 +61,11 @@ class FusedMap(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, rows, columns) of the fused map and of the state."""
+        """(C, rows, columns) of the map and of the state."""
         return self.out_channels, *self.grid.shape
 
     def forward(self, x: FusedInput) -> Tensor:
-        return torch.cat([x.map, x.map], dim=1) if x.past else x.map
+        return x.map
 
     def no_state(self, frames: int) -> Tensor:
         """The state (B, C, rows, columns) of frames that have none before."""
@@ -110,23 +109,17 @@ def _inside(place: Tensor, cells: int) -> Tensor:
 
 
 _STEEP = 10.0  # of `scale`, so that a short training reaches shares near 1
-_TELL = -0.6  # of a new memory: the trunk reads about a third of the past
 
 
 class Memory(Computation):
     """H = F + valid * w * (P - F): the map F of a frame with the state P of the frame before, moved to where it is now.
 
     w = tanh(10 scale) * sigmoid(gate(F, P, elapsed) + whole(max P - max F)) for each channel and cell. The maxima over
-    all cells tell a frame that sees nothing: there the gate opens. |w| is below 1, so that a state cannot grow from
-    frame to frame without bound. H is the network's next state.
+    all cells tell a frame that sees nothing: there the gate opens, before it has learned anything else. `scale` starts
+    at zero, so that H is F, as it is where `state_valid` is 0. Where P comes from outside of the old map it is F. |w|
+    is below 1, so that a state cannot grow from frame to frame without bound. H is the network's next state.
 
-    The trunk reads more of the past than is kept: H + valid * v * (P - H), with v = tanh(10 scale) * sigmoid(tell) for
-    each channel. What moved is then at two places, and less at each, from which a trunk, a frozen one too, tells
-    velocities; a state with the same share would become a trail. The scale is that of w, which frames that see nothing
-    drive to 1, and v has no gate: a share that is free to be small stays small (docs/memory.md).
-
-    `scale` starts at zero, so that both maps are F, as they are where `state_valid` is 0, and where P comes from
-    outside of the old map. All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
+    All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
 
     Args:
         layer: of the slot.
@@ -153,35 +146,28 @@ class Memory(Computation):
         self.elapsed = nn.Parameter(torch.zeros(hidden))
         self.gate = nn.Conv2d(hidden, channels, 1)
         self.whole = nn.Linear(channels, channels, bias=False)
-        self.scale, self.tell = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.full((channels,), _TELL))
+        self.scale = nn.Parameter(torch.zeros(channels))
         nn.init.constant_(self.whole.weight, 1 / channels)
         self.to(layer.centers)
 
     def forward(self, site: Site) -> Tensor:
-        """The deltas of both maps of `FusedMap`."""
-        if not site.x.past:  # type: ignore[attr-defined]
+        fused: Any = site.x
+        past: Mapping[str, Tensor] = fused.past
+        if not past:
             return torch.zeros_like(site.y)
-        own, _ = site.y.chunk(2, dim=1)
-        return torch.cat(self._changes(own, site.layer, site.x.past), dim=1)  # type: ignore[attr-defined]
+        moved, inside = site.layer.warp(past["state"], past["current_from_previous"])
+        change = moved - inside * site.y
+        since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
+        hidden = torch.relu(self.mix(torch.cat([site.y, site.y + change], dim=1)) + since)
+        lacking = self.whole(moved.amax(dim=(2, 3)) - site.y.amax(dim=(2, 3)))[:, :, None, None]
+        weight = torch.tanh(_STEEP * self.scale)[:, None, None] * torch.sigmoid(self.gate(hidden) + lacking)
+        return (past["state_valid"][:, None, None, None] * weight * change).to(site.y.dtype)
 
     def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
         """Without a state the map itself, without an addition; x is a `FusedInput`."""
-        own: Tensor = x.map
-        return torch.cat([own + each for each in self._changes(own, layer, x.past)], dim=1) if x.past else own
-
-    def _changes(self, own: Tensor, layer: Any, past: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is added to F (B, C, rows, columns) in the next state, and in what the trunk reads."""
-        moved, inside = layer.warp(past["state"], past["current_from_previous"])
-        change = moved - inside * own
-        since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
-        opening = self.gate(torch.relu(self.mix(torch.cat([own, own + change], dim=1)) + since))
-        lacking = self.whole(moved.amax(dim=(2, 3)) - own.amax(dim=(2, 3)))[:, :, None, None]
-        scale = torch.tanh(_STEEP * self.scale)
-        change = past["state_valid"][:, None, None, None] * change
-        kept = scale[:, None, None] * torch.sigmoid(opening + lacking) * change
-        read = kept + (scale * torch.sigmoid(self.tell))[:, None, None] * (change - kept)
-        return kept.to(own.dtype), read.to(own.dtype)
+        fused: Tensor = super().output(x, layer, z) if x.past else x.map
+        return fused
 
     def multiply_adds(self, layer: Any) -> int:
         """The four products of the bilinear sample of each channel are counted, its places are not."""
-        return int(self.mix.weight.numel() + self.gate.weight.numel()) + 7 * int(layer.out_channels)
+        return int(self.mix.weight.numel() + self.gate.weight.numel()) + 6 * int(layer.out_channels)
