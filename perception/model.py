@@ -39,14 +39,7 @@ from perception.taxonomy import SENSORS, Taxonomy
 _SENSOR_PARTS = ("lidar", "camera")
 _FUSED_PARTS = (*_SENSOR_PARTS, "fuse", "fused", MEMORY)
 _TRUNK_PARTS = (*_FUSED_PARTS, "trunk")
-PARTS = {
-    "inputs": (),
-    "maps": _SENSOR_PARTS,
-    MEMORY: _FUSED_PARTS,  # the next state, and the fused map that the trunk reads
-    "fused": _FUSED_PARTS,
-    "trunk": _TRUNK_PARTS,
-    "points": _TRUNK_PARTS,
-}
+PARTS = {"inputs": (), "maps": _SENSOR_PARTS, "fused": _FUSED_PARTS, "trunk": _TRUNK_PARTS, "points": _TRUNK_PARTS}
 
 
 @dataclass
@@ -129,13 +122,13 @@ class PerceptionModel(nn.Module):
             with self.bank.current.running(route):
                 outputs |= add_prefix(task, self.head(task)(feature))
         if "state" in inputs:
-            outputs[NEXT_STATE], _ = features(MEMORY, self._state_route(routes))
+            outputs[NEXT_STATE] = features("fused", self._state_route(routes))
         return outputs
 
     def next_state(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], routes: Routes | None) -> Tensor:
         """The output `next_state` alone; arguments as of `forward`."""
         routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
-        state: Tensor = _Features(self, inputs, None)(MEMORY, self._state_route(routes))[0]
+        state: Tensor = _Features(self, inputs, None)("fused", self._state_route(routes))
         return state
 
     def no_state(self, frames: int) -> Tensor:
@@ -379,11 +372,8 @@ class _Features:
     def _compute(self, name: str, route: Route) -> Any:
         if name == "maps":
             return self.model.sensor_maps(self.inputs, self.trace)
-        if name == MEMORY:
-            found = self.model.memory(FusedInput.of(self.model.fuse(self("maps", route)), self.inputs))
-            return found.chunk(2, dim=1) if "state" in self.inputs else (found, found)
         if name == "fused":
-            return self(MEMORY, route)[1]
+            return self.model.memory(FusedInput.of(self.model.fuse(self("maps", route)), self.inputs))
         if name == "trunk":
             return self.model.trunk(self("fused", route))
         if name == "points":

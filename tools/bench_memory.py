@@ -22,7 +22,7 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.predictions import Predicted
-from perception.frame import Frame
+from perception.frame import Boxes, Frame
 from perception.predict import TorchPredictor
 from perception.rig import Lens, Rig, RigCamera, load_rig
 
@@ -32,6 +32,7 @@ WIDTH = 176  # pixels of the pictures, as of the network's: rendering is most of
 SPACINGS = {"0.1 s": 1, "0.2 s": 2, "0.5 s": 5}  # frames
 OUTAGES = {"0.5 s": 5, "1 s": 10}  # frames without LiDAR up to a scored keyframe, itself among them
 SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
+SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its place; m/s of one that moves
 MEMORY = {"name": "memory", "kind": "memory"}
 
 
@@ -41,7 +42,7 @@ def memory(
     seeds: Annotated[int, typer.Option(help="Trainings of each network; the drives are the same.")] = 3,
     drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
     steps: Annotated[int, typer.Option(help="Of a base.")] = 2000,
-    memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 800,
+    memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 400,
     joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train base and memory jointly.")] = True,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
@@ -50,8 +51,9 @@ def memory(
     trains for --steps and --memory-steps. They are scored on held-out keyframes, 0.5 s apart. `spacings`: the network
     with the added memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is
     missing in the frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP
-    lost by the base which the memory keeps. Figures are means over the seeds, of which `by_seed` has each. Parts that
-    the folder has are not made again.
+    lost by the base which the memory keeps. `cars`: those that move and those at rest, and the velocity errors of the
+    cars that both networks find, because an error over found objects falls as well where fast ones are missed. Figures
+    are means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder = out / sensors
     data, rig = out / ("drives" if sensors == "lidar" else "drives_with_pictures"), folder / "rig.yaml"
@@ -94,7 +96,8 @@ def _smaller(camera: RigCamera) -> RigCamera:
     shrink, lens = WIDTH / camera.size[0], camera.lens
     assert lens is not None
     assert lens.center is not None
-    lens = Lens(focal=[shrink * each for each in lens.focal], center=[shrink * each for each in lens.center])
+    (wide, high), (x, y) = lens.focal, lens.center
+    lens = Lens(focal=(shrink * wide, shrink * high), center=(shrink * x, shrink * y))
     return camera.model_copy(update={"size": tuple(round(shrink * each) for each in camera.size), "lens": lens})
 
 
@@ -108,6 +111,7 @@ def _config(sensors: str, rig: Path) -> dict[str, Any]:
     model["lidar"] = model["lidar"] | {"sweeps": 0} if sensors != "camera" else None
     model["camera"] = model["camera"] if sensors != "lidar" else None
     if sensors == "camera":
+        model["fused_stride"] = model["camera"]["stride"]
         model["camera"]["depth"]["supervision"] = 3.0  # without LiDAR the lift learns little else in so few steps
     return content
 
@@ -121,6 +125,7 @@ def _figures(runs: Mapping[str, Path], data: Path, sensors: str) -> dict[str, An
         found[name] = _chosen(json.loads((run / "scores" / "metrics.json").read_text()))
     tables = NuScenesTables(data, VERSION)
     scenes = tables.scenes(SPLIT)
+    found["cars"] = _cars(runs, tables)
     seconds = [f"{s}:{i}-{i + 1}" for s in scenes for i in range(0, KEYFRAMES, 2)]
     for name, step in SPACINGS.items():
         found.setdefault("spacings", {})[name] = _score(runs["memory"], tables, seconds, step)
@@ -128,6 +133,33 @@ def _figures(runs: Mapping[str, Path], data: Path, sensors: str) -> dict[str, An
         selectors = [f"{s}:{i}-{i + 1}" for s in scenes for i in SCORED_IN_OUTAGES]
         found["outages"] = _outages(runs, tables, selectors)
     return found
+
+
+def _cars(runs: Mapping[str, Path], tables: NuScenesTables) -> dict[str, Any]:
+    """Of annotated cars with points on held-out keyframes: the share found, and velocity errors of those both find."""
+    every: dict[str, np.ndarray] = {}
+    for name in ("base", "memory"):
+        predictor = TorchPredictor.load(runs[name])
+        reads, rows = predictor.spec.reads._replace(annotations=True), list[tuple[float, float]]()
+        car = tables.taxonomy.label("car")
+        for frame, prediction in predictor.predictions(tables, reads, tables.samples(SPLIT)):
+            found: Boxes = prediction.results["detection"]
+            found, truth = found.select((found.labels == car) & (found.scores > SCORE)), frame.boxes
+            assert truth is not None
+            for i in np.flatnonzero((truth.labels == car) & (truth.num_points > 0)):
+                off = np.linalg.norm(found.centers[:, :2] - truth.centers[i, :2], axis=1)
+                wrong = np.linalg.norm((found.velocities - truth.velocities[i])[:, :2], axis=1)
+                near = off.size and off.min() < NEAR
+                rows.append((float(np.linalg.norm(truth.velocities[i, :2])), wrong[off.argmin()] if near else np.nan))
+        every[name] = np.array(rows)
+    speed, both = every["base"][:, 0], np.isfinite(every["base"][:, 1] + every["memory"][:, 1])
+    kinds = {"moving": speed > MOVING, "at_rest": speed <= MOVING}  # no car whose speed is unknown
+    return {
+        kind: {"number": int(of_kind.sum())}
+        | {f"found_{name}": float(np.isfinite(each[of_kind, 1]).mean()) for name, each in every.items()}
+        | {f"AVE_{name}": float(each[of_kind & both, 1].mean()) for name, each in every.items()}
+        for kind, of_kind in kinds.items()
+    }
 
 
 def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequence[str]) -> dict[str, Any]:

@@ -45,8 +45,7 @@ class FusedInput:
 
 
 class FusedMap(nn.Module):
-    """The layer at the memory's slot: the fused map as it is, with a state (B, 2 C, rows, columns), because there are
-    two maps to change: the next state, and what the trunk reads. Has no parameters.
+    """The layer at the memory's slot: the fused map as it is; has no parameters.
 
     Args:
         grid: of the fused map.
@@ -62,11 +61,11 @@ class FusedMap(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, rows, columns) of the fused map and of the state."""
+        """(C, rows, columns) of the map and of the state."""
         return self.out_channels, *self.grid.shape
 
     def forward(self, x: FusedInput) -> Tensor:
-        return torch.cat([x.map, x.map], dim=1) if x.past else x.map
+        return x.map
 
     def no_state(self, frames: int) -> Tensor:
         """The state (B, C, rows, columns) of frames that have none before."""
@@ -110,33 +109,28 @@ def _inside(place: Tensor, cells: int) -> Tensor:
 
 
 _STEEP = 10.0  # of `scale`, so that a short training reaches shares near 1
-_USUAL, _LEAST = 0.2, 0.05  # s between frames
 
 
 class Memory(Computation):
     """H = F + valid * w * (P - F): the map F of a frame with the state P of the frame before, moved to where it is now.
 
     w = tanh(10 scale) * sigmoid(gate(F, P, elapsed) + whole(max P - max F)) for each channel and cell. The maxima over
-    all cells tell a frame that sees nothing: there the gate opens. |w| is below 1, so that a state cannot grow from
-    frame to frame without bound. H is the network's next state.
+    all cells tell a frame that sees nothing: there the gate opens, before it has learned anything else. `scale` starts
+    at zero, so that H is F, as it is where `state_valid` is 0. Where P comes from outside of the old map it is F. |w|
+    is below 1, so that a state cannot grow from frame to frame without bound. H is the network's next state.
 
-    The trunk reads H + valid * R, with R = read(P - F, seen * (1 + slow * elapsed + fast * 0.2 s / elapsed)), where
-    `seen` are features of F and P from 7 cells around, in which what moved is at two places. So velocities need not be
-    told by H, which must stay a map of the scene. R is not part of the state, and need not be bounded.
-
-    `scale` and `read` start at zero, so that both are F, as they are where `state_valid` is 0, and where P comes from
-    outside of the old map. All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
+    All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
 
     Args:
         layer: of the slot.
-        hidden: channels of the features of F and P.
+        hidden: channels of the gate.
         training: the other options, which do not change what is computed.
     """
 
     class Options(Module):
         kind: Literal["memory"] = "memory"
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
-        hidden: Positive = 16  # channels of the features by which it is decided what to keep and to tell the trunk
+        hidden: Positive = 8  # channels of the gate
         frames: Positive = 4  # of a training clip, at most
         outages: Share = 0.3  # of the training clips whose last frames lack the LiDAR or the cameras
         seconds: Annotated[float, Field(gt=0)] = 1.2  # after which a state is not used
@@ -148,38 +142,26 @@ class Memory(Computation):
     def __init__(self, layer: Any, hidden: int, **training: float) -> None:
         super().__init__()
         channels = layer.out_channels
-        self.near = nn.Conv2d(2 * channels, hidden, 3, padding=1)
-        self.far = nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2)
-        self.farther = nn.Conv2d(hidden, hidden, 3, padding=4, dilation=4)
-        self.elapsed = nn.Parameter(torch.zeros(3, hidden))  # of the near features; slow and fast
+        self.mix = nn.Conv2d(2 * channels, hidden, 3, padding=1)
+        self.elapsed = nn.Parameter(torch.zeros(hidden))
         self.gate = nn.Conv2d(hidden, channels, 1)
         self.whole = nn.Linear(channels, channels, bias=False)
         self.scale = nn.Parameter(torch.zeros(channels))
-        self.read = nn.Conv2d(channels + hidden, channels, 1)
         nn.init.constant_(self.whole.weight, 1 / channels)
-        nn.init.zeros_(self.read.weight)
-        nn.init.zeros_(self.read.bias)  # type: ignore[arg-type]
         self.to(layer.centers)
 
     def forward(self, site: Site) -> Tensor:
-        """The deltas of both maps of `FusedMap`."""
         fused: Any = site.x
         past: Mapping[str, Tensor] = fused.past
         if not past:
             return torch.zeros_like(site.y)
-        own, _ = site.y.chunk(2, dim=1)
         moved, inside = site.layer.warp(past["state"], past["current_from_previous"])
-        change, elapsed = moved - inside * own, past["elapsed"][:, None, None, None]
-        also, slow, fast = self.elapsed[:, None, :, None, None]
-        seen = torch.relu(self.near(torch.cat([own, own + change], dim=1)) + also * elapsed)
-        lacking = self.whole(moved.amax(dim=(2, 3)) - own.amax(dim=(2, 3)))[:, :, None, None]
-        opening = self.gate(seen) + lacking
-        state = torch.tanh(_STEEP * self.scale)[:, None, None] * torch.sigmoid(opening) * change
-        for further in (self.far, self.farther):
-            seen = seen + torch.relu(further(seen))
-        seen = seen * (1 + slow * elapsed + fast * (_USUAL / elapsed.clamp(min=_LEAST)))
-        read = state + inside * self.read(torch.cat([change, seen], dim=1))
-        return (past["state_valid"][:, None, None, None] * torch.cat([state, read], dim=1)).to(site.y.dtype)
+        change = moved - inside * site.y
+        since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
+        hidden = torch.relu(self.mix(torch.cat([site.y, site.y + change], dim=1)) + since)
+        lacking = self.whole(moved.amax(dim=(2, 3)) - site.y.amax(dim=(2, 3)))[:, :, None, None]
+        weight = torch.tanh(_STEEP * self.scale)[:, None, None] * torch.sigmoid(self.gate(hidden) + lacking)
+        return (past["state_valid"][:, None, None, None] * weight * change).to(site.y.dtype)
 
     def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
         """Without a state the map itself, without an addition; x is a `FusedInput`."""
@@ -188,5 +170,4 @@ class Memory(Computation):
 
     def multiply_adds(self, layer: Any) -> int:
         """The four products of the bilinear sample of each channel are counted, its places are not."""
-        convolutions = (self.near, self.far, self.farther, self.gate, self.read)
-        return sum(int(each.weight.numel()) for each in convolutions) + 6 * int(layer.out_channels)
+        return int(self.mix.weight.numel() + self.gate.weight.numel()) + 6 * int(layer.out_channels)

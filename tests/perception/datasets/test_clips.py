@@ -326,7 +326,7 @@ def test_training_clips_have_frames_between_keyframes(tmp_path: Path) -> None:
     tables = NuScenesTables(tmp_path, TINY, LIDARS_ALONE)  # frames at 4 Hz
     sections = {"rig": LIDARS_ALONE.model_dump(), "model": {"camera": None, "lidar": {"max_pillars": 500}}}
     sections |= {"train": {"batch": 2, "drop_lidar": 0.0}, "data": {"class_balanced": False, "augment": None}}
-    config = parse_config({"name": "clips", **sections, "modules": [MEMORY]}, "test")
+    config = parse_config({"name": "clips", **sections, "modules": [MEMORY | {"outages": 0.0}]}, "test")
     dataset, reads = FrameDataset(tables, tables.samples(), config), InputSpec.of(config).reads
     elapsed, lengths = set[float](), set[int]()
     for epoch in range(3):
