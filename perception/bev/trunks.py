@@ -29,6 +29,7 @@ class Fuse(nn.Module):
 
     def __init__(self, inputs: list[tuple[int, int]], channels: int, stride: int) -> None:
         super().__init__()
+        self.finer = [max(s // stride, 1) for _, s in inputs]  # by which coarser maps are enlarged
         self.adapt = nn.ModuleList(
             ConvBlock(f"fuse.adapt{i}", c, channels, kernel=3 if s < stride else 1, stride=max(stride // s, 1))
             for i, (c, s) in enumerate(inputs)
@@ -37,7 +38,7 @@ class Fuse(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         adapted = [adapt(m) for adapt, m in zip(self.adapt, maps, strict=True)]
-        size = max(tuple(m.shape[-2:]) for m in adapted)
+        size = max((m.shape[-2] * finer, m.shape[-1] * finer) for m, finer in zip(adapted, self.finer, strict=True))
         adapted = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="nearest") for m in adapted]
         fused: Tensor = self.mix(torch.cat(adapted, dim=1))
         return fused

@@ -22,7 +22,7 @@ from deploy.engines.tensorrt import build_engine
 from deploy.onnx_export import to_onnx
 from deploy.targets import find_target
 from perception.bev.trunks import Fuse, Trunk
-from perception.config import Augment, CameraBranch, Config, Data, Depth, Image
+from perception.config import Augment, CameraBranch, Config, Data, Depth, Image, parse_config
 from perception.config import Trunk as TrunkConfig
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
@@ -376,3 +376,19 @@ def test_a_step_without_pictures_learns_the_same_without_the_camera_branch():
         model(seen, trace=Trace())  # pictures are computed
         assert len(passes) == computed + 1
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_cameras_alone_are_seen_on_the_cells_of_the_heads(stride):
+    """Whatever the cells of their own map are."""
+    content = little().model_dump(mode="json")
+    content["model"] |= {"lidar": None, "camera": content["model"]["camera"] | {"stride": stride}}
+    model = PerceptionModel(
+        parse_config(content | {"modules": [{"name": "memory", "kind": "memory"}]}, "cameras")
+    ).eval()
+    seen = {name: inputs(1)[name] for name in ("images", "image_from_reference")}
+    past = {"current_from_previous": torch.eye(4)[None], "state_valid": torch.ones(1), "elapsed": torch.ones(1)}
+    with torch.no_grad():
+        outputs = model({**seen, **past, "state": model.no_state(1)})
+    assert outputs["detection/heatmap"].shape[-2:] == little().head_grid.shape
+    assert outputs["next_state"].shape == model.no_state(1).shape
