@@ -394,7 +394,7 @@ def fused(sim_root: Path) -> SimpleNamespace:
     run = checkpoint_of(parse_config(content, "recognising"), seed=1)  # that of seed 0 is beyond INT8
     model = load_model(run)[0]
     spec = InputSpec.of(model.config)
-    frames = [*Drives(sim_root, "v1.0-sim").inputs(spec).values()]
+    frames = [frame for (frame,) in Drives(sim_root, "v1.0-sim").inputs(spec).values()]
     graph = graph_of(model, prepare(synthetic_frame("ego", RIG), spec))
     return SimpleNamespace(model=model, graph=graph, frames=frames)
 
