@@ -52,7 +52,7 @@ def memory(
     with the added memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is
     missing in the frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP
     lost by the base which the memory keeps. `cars`: those that move and those at rest, and the velocity errors of the
-    cars that both networks find, because an error over found objects falls as well where fast ones are missed. Figures
+    cars that all networks find, because an error over found objects falls as well where fast ones are missed. Figures
     are means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder = out / sensors
@@ -136,10 +136,10 @@ def _figures(runs: Mapping[str, Path], data: Path, sensors: str) -> dict[str, An
 
 
 def _cars(runs: Mapping[str, Path], tables: NuScenesTables) -> dict[str, Any]:
-    """Of annotated cars with points on held-out keyframes: the share found, and velocity errors of those both find."""
+    """Of annotated cars with points on held-out keyframes: the share found, and velocity errors of those all find."""
     every: dict[str, np.ndarray] = {}
-    for name in ("base", "memory"):
-        predictor = TorchPredictor.load(runs[name])
+    for name, run in runs.items():
+        predictor = TorchPredictor.load(run)
         reads, rows = predictor.spec.reads._replace(annotations=True), list[tuple[float, float]]()
         car = tables.taxonomy.label("car")
         for frame, prediction in predictor.predictions(tables, reads, tables.samples(SPLIT)):
@@ -152,12 +152,12 @@ def _cars(runs: Mapping[str, Path], tables: NuScenesTables) -> dict[str, Any]:
                 near = off.size and off.min() < NEAR
                 rows.append((float(np.linalg.norm(truth.velocities[i, :2])), wrong[off.argmin()] if near else np.nan))
         every[name] = np.array(rows)
-    speed, both = every["base"][:, 0], np.isfinite(every["base"][:, 1] + every["memory"][:, 1])
+    speed, by_all = every["base"][:, 0], np.isfinite(sum(each[:, 1] for each in every.values()))
     kinds = {"moving": speed > MOVING, "at_rest": speed <= MOVING}  # no car whose speed is unknown
     return {
         kind: {"number": int(of_kind.sum())}
         | {f"found_{name}": float(np.isfinite(each[of_kind, 1]).mean()) for name, each in every.items()}
-        | {f"AVE_{name}": float(each[of_kind & both, 1].mean()) for name, each in every.items()}
+        | {f"AVE_{name}": float(each[of_kind & by_all, 1].mean()) for name, each in every.items()}
         for kind, of_kind in kinds.items()
     }
 
