@@ -241,18 +241,19 @@ def _require_outputs(file: Path, manifest: Manifest) -> None:
 
 def _require_state(file: Path, manifest: Manifest) -> None:
     """Raise InputError unless the inputs of a memory, its pair and the schema version fit to each other."""
-    described = {each.name: (each.shape, each.dtype) for each in (*manifest.inputs, *manifest.outputs)}
-    pairs = () if manifest.state is None else manifest.state.pairs
-    inputs = [name for name in STATE_INPUTS if name in described]
-    wrong = [pair for pair in pairs for name in (pair.input, pair.output)
-             if described.get(name) != (pair.shape, pair.dtype)]  # fmt: skip
-    names = [(pair.input, pair.output) for pair in pairs]
-    if wrong or names != [(STATE_INPUTS[0], NEXT_STATE)] * len(pairs) or inputs != list(STATE_INPUTS) * len(pairs):
+    tensors = {each.name: (each.shape, each.dtype) for each in (*manifest.inputs, *manifest.outputs)}
+    needed, state = (*STATE_INPUTS, NEXT_STATE), manifest.state
+    fits = state is None and tensors.keys().isdisjoint(needed)
+    if state is not None and tensors.keys() >= {*needed}:
+        shape, dtype = tensors[NEXT_STATE]
+        pair = StatePair(input=STATE_INPUTS[0], output=NEXT_STATE, shape=shape, dtype=dtype)
+        fits = state.pairs == (pair,) and tensors[pair.input] == tensors[pair.output]
+    if not fits:
         raise InputError(f"{file}: state: is not that of the network's inputs and outputs; export the bundle again")
-    if manifest.schema_version != (WITH_STATE if pairs else PLAIN):
+    if manifest.schema_version != (PLAIN if state is None else WITH_STATE):
+        which = "no memory" if state is None else "a memory"
         raise InputError(
-            f"{file}: schema_version: is {manifest.schema_version}, but {'a' if pairs else 'no'} memory is described; "
-            "export the bundle again"
+            f"{file}: schema_version: is {manifest.schema_version}, but {which} is described; export the bundle again"
         )
 
 

@@ -112,15 +112,6 @@ class Runtime:
         with time_stage(self._seconds, "admit"):
             return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
-    def restart(self, first_id: int = 1) -> None:
-        """Reset scene and memory at the next frame, even if it is of the same drive; see `Scene.restart`."""
-        self.scene.restart(first_id)
-        self._forget()
-
-    def _forget(self) -> None:
-        for carried in filter(None, self._states.values()):
-            carried.forget()
-
     def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules.
 
@@ -160,6 +151,15 @@ class Runtime:
         """
         network, frame = next(self._checks)
         require_golden([frame], network.run_golden, network.name, network.bundle.manifest.tolerances)
+
+    def restart(self, first_id: int = 1) -> None:
+        """Reset scene and memory at the next frame, even if it is of the same drive; see `Scene.restart`."""
+        self.scene.restart(first_id)
+        self._forget()
+
+    def _forget(self) -> None:
+        for carried in filter(None, self._states.values()):
+            carried.forget()
 
     def __call__(self, frame: Frame) -> Prediction:
         """Perceive a single frame as one view, with the conditions of its tags and without memory.

@@ -135,6 +135,7 @@ def test_the_manifest_says_how_the_state_goes_on() -> None:
         (lambda m: m.pop("state"), "outputs are"),
         (lambda m: m["state"]["pairs"][0].update(shape=[1, 8, 64, 64]), "state: is not that of the network"),
         (lambda m: m["state"]["pairs"][0].update(input="elapsed"), "state: is not that of the network"),
+        (lambda m: m["state"].update(pairs=[]), "outputs are"),
         (lambda m: m["inputs"].pop(), "state: is not that of the network"),
         (lambda m: m["tolerances"].pop("state"), "no tolerance state"),
         (lambda m: m["tolerances"].update(state=0.5), "tolerance state is 0.5, in fp32 at most 0.001"),
