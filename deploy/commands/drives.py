@@ -273,13 +273,14 @@ def replay(
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
     """
+    from deploy.recordings import is_recording
+    from deploy.recordings.choice import Selection
     from deploy.replay.folder import VERDICT_FILES, error_if_unjudged, final_files, require_own_folder
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
-    from deploy.replay.settings import Selection, Settings, Source, parse_streaming
-    from deploy.replay.sources import is_recording
+    from deploy.replay.settings import Settings, Source, parse_streaming
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.io.section import load_section
     from perception.io.stores import upload_results

@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field, ValidationError
 
-from deploy.replay.settings import DriveTime
+from deploy.recordings.choice import DriveTime
 from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.frame import Boxes, Camera, Frame, Prediction

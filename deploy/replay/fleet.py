@@ -17,14 +17,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deploy.recordings import Drive, open_drives
+from deploy.recordings.choice import WHOLE, Segment
 from deploy.replay.faults import parse_faults
 from deploy.replay.folder import SCENES, final_files, occupy, remove
 from deploy.replay.player import Player, Watcher
 from deploy.replay.provenance import differences, new_provenance
 from deploy.replay.report import DriveRange
 from deploy.replay.results import STATISTICS, ReplayResults
-from deploy.replay.settings import WHOLE, Segment, Settings, Source
-from deploy.replay.sources import Drive, open_drives
+from deploy.replay.settings import Settings, Source
 from deploy.replay.streaming import FOLDER, STREAMED
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import open_viewers

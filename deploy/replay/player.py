@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from deploy.recordings import Drive
+from deploy.recordings.choice import WHOLE, FrameChoice, Segment, Selection
 from deploy.replay.faults import hide, inject, parse_faults
 from deploy.replay.report import DriveRange
 from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch, single_core
-from deploy.replay.settings import WHOLE, FrameChoice, Segment, Selection, Settings
-from deploy.replay.sources import Drive
+from deploy.replay.settings import Settings
 from deploy.replay.streaming import StreamWriter
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import ViewerWriter, Writers, open_writers

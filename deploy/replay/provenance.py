@@ -24,7 +24,8 @@ from pydantic import ValidationError
 
 from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
-from deploy.replay.settings import WARM_UP, Settings, Source
+from deploy.recordings.choice import WARM_UP
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
 from perception.errors import InputError

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from deploy.recordings.counts import line_of
 from deploy.replay.fleet import Fleet, find_drives
 from deploy.replay.folder import error_if_unjudged, require_own_folder
 from deploy.replay.gates import Gates
@@ -25,7 +26,6 @@ from deploy.replay.measures import measure_whole
 from deploy.replay.player import Watcher
 from deploy.replay.results import ReplayResults
 from deploy.replay.settings import Settings, Source
-from deploy.replay.sources.counts import line_of
 from deploy.replay.streaming import SCORES, describe_streaming, measure_streaming, require_streaming
 from deploy.replay.verdict import judge, require_comparable
 from deploy.replay.writers import require_viewers

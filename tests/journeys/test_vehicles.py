@@ -12,9 +12,9 @@ from networks import config as small_config
 from vehicles import shuttle_root
 
 from deploy.log import messages, topics_of, write_log, write_mcap
-from deploy.replay.sources import open_drives
-from deploy.replay.sources.latest import intrinsics_of
-from deploy.replay.sources.topics import load_topics
+from deploy.recordings import open_drives
+from deploy.recordings.latest import intrinsics_of
+from deploy.recordings.topics import load_topics
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError

@@ -21,10 +21,11 @@ from pages import timeless
 from replays import SAME, assert_same, small, unreadable
 from tiny import write_scenes
 
+from deploy.recordings.choice import Selection
 from deploy.replay.fleet import Fleet
 from deploy.replay.gates import Gates
 from deploy.replay.run import replay
-from deploy.replay.settings import Selection, Settings, Source
+from deploy.replay.settings import Settings, Source
 from perception.errors import InputError
 from perception.io.files import FrameFile, join_frame_files
 

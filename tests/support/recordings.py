@@ -9,13 +9,13 @@ from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
 from deploy.log import TYPES, Message, header, make, messages
-from deploy.replay.settings import FrameChoice
-from deploy.replay.sources import ros
-from deploy.replay.sources.assembler import Assembler, DriveInfo
-from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.latest import Readings
-from deploy.replay.sources.messages import CorruptMessage
-from deploy.replay.sources.topics import Topics, default_topics
+from deploy.recordings import ros
+from deploy.recordings.assembler import Assembler, DriveInfo
+from deploy.recordings.choice import FrameChoice
+from deploy.recordings.counts import Counts
+from deploy.recordings.latest import Readings
+from deploy.recordings.messages import CorruptMessage
+from deploy.recordings.topics import Topics, default_topics
 from perception.config import Lidar, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame

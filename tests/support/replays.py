@@ -15,12 +15,12 @@ from once import once
 from vocabulary import NUSCENES
 
 from deploy.export import export
+from deploy.recordings import open_drives
 from deploy.replay.gates import Gates
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
-from deploy.replay.sources import open_drives
 from deploy.runtime import Runtime
 from perception.config import find_config, load_config
 from perception.frame import Frame, Prediction

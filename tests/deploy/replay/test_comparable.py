@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from vocabulary import NUSCENES
 
 from deploy.cli import app
+from deploy.recordings.choice import Selection
 from deploy.replay import gates as module
 from deploy.replay.gates import Gates
 from deploy.replay.report import with_verdict
 from deploy.replay.run import replay as replay_drives
-from deploy.replay.settings import Selection, Settings, Source
+from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError

@@ -31,6 +31,9 @@ from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
 
 from deploy.log import write_log
 from deploy.manifest import MANIFEST
+from deploy.recordings import assembler, open_drives, payloads
+from deploy.recordings.choice import FrameChoice, Selection
+from deploy.recordings.counts import Counts
 from deploy.replay import schedule
 from deploy.replay.faults import Fault, inject
 from deploy.replay.latency import STAGES, Latency
@@ -39,9 +42,7 @@ from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
 from deploy.replay.schedule import RealTime
-from deploy.replay.settings import FrameChoice, Selection, Settings, Source
-from deploy.replay.sources import assembler, open_drives, payloads
-from deploy.replay.sources.counts import Counts
+from deploy.replay.settings import Settings, Source
 from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads

@@ -15,13 +15,14 @@ from pages import timeless
 from replays import VERSION, assert_same, replay_with_faults, unreadable
 from tiny import token, write_scenes, write_tiny
 
+from deploy.recordings import Drive, open_drives
+from deploy.recordings.choice import FrameChoice, Segment, Selection
+from deploy.recordings.drives import DatasetDrive
 from deploy.replay.fleet import PART
 from deploy.replay.player import Player
 from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
-from deploy.replay.settings import FrameChoice, Segment, Selection, Settings, Source
-from deploy.replay.sources import Drive, open_drives
-from deploy.replay.sources.drives import DatasetDrive
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables

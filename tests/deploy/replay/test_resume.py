@@ -16,10 +16,11 @@ from replays import VERSION, replay_with_faults, small, unreadable
 from rich.console import Console
 from tiny import write_scenes
 
+from deploy.recordings.choice import Selection
 from deploy.replay.fleet import PART
 from deploy.replay.folder import OccupiedError, occupy
 from deploy.replay.run import replay
-from deploy.replay.settings import Selection, Source
+from deploy.replay.settings import Source
 from perception.errors import InputError
 
 SCENES, KEYFRAMES = 3, 5

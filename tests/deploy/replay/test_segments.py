@@ -18,12 +18,13 @@ from replays import SAME, VERSION, replay_with_faults, small, unreadable
 from tiny import write_tiny
 
 from deploy.log import write_log
+from deploy.recordings import open_drives, payloads
+from deploy.recordings.choice import FrameChoice, Segment, Selection
 from deploy.replay.fleet import PART
 from deploy.replay.player import Player
 from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
-from deploy.replay.settings import FrameChoice, Segment, Selection, Settings, Source
-from deploy.replay.sources import open_drives, payloads
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.errors import InputError
 

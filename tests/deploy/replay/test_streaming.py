@@ -18,8 +18,9 @@ from tiny import token, write_tiny
 from vocabulary import NUSCENES
 
 from deploy.log import write_log
+from deploy.recordings.choice import Selection
 from deploy.replay.run import replay
-from deploy.replay.settings import Selection, Settings, Source, parse_streaming
+from deploy.replay.settings import Settings, Source, parse_streaming
 from deploy.replay.streaming import SCORES, STREAMED, Schedule, StreamWriter, measure_streaming
 from deploy.replay.writers import StatisticsWriter
 from perception.errors import InputError

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from recordings import SPEC
 from vocabulary import CAMERAS, NUSCENES, RIG
 
-from deploy.replay.sources.drives import DatasetDrive
+from deploy.recordings.drives import DatasetDrive
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import recordings, tables
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -15,7 +15,7 @@ from recordings import Sent, assemble, edit, nuscenes_topics
 from scipy.ndimage import map_coordinates
 from vocabulary import NUSCENES, RIG
 
-from deploy.replay.sources.topics import CameraTopics, Topics
+from deploy.recordings.topics import CameraTopics, Topics
 from perception.datasets.files import jpeg_size, read_image
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -21,9 +21,10 @@ from PIL import Image
 from simulated import courses, in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
+from deploy.recordings.choice import DriveTime
 from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
 from deploy.replay.run import replay
-from deploy.replay.settings import DriveTime, Settings, Source
+from deploy.replay.settings import Settings, Source
 from deploy.replay.totals import FaultDetections
 from perception import geometry
 from perception.datasets.keyframes import Reads

@@ -24,12 +24,12 @@ from vocabulary import CONDITIONS, sensors
 
 from deploy.log import STORAGES as WRITERS
 from deploy.log import Message, header, make, transform
-from deploy.replay.sources.drives import RecordedDrive
-from deploy.replay.sources.latest import Readings
-from deploy.replay.sources.mcap import McapRecording
-from deploy.replay.sources.messages import CorruptMessage
-from deploy.replay.sources.ros import cdr_parser
-from deploy.replay.sources.rosbag import RosbagRecording
+from deploy.recordings.drives import RecordedDrive
+from deploy.recordings.latest import Readings
+from deploy.recordings.mcap import McapRecording
+from deploy.recordings.messages import CorruptMessage
+from deploy.recordings.ros import cdr_parser
+from deploy.recordings.rosbag import RosbagRecording
 from perception.frame import Frame, Prediction, Reading
 from perception.scene.scene import Scene
 from perception.scene.signals import Expression, SignalConfig, Signals, SignalsConfig

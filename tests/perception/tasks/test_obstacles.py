@@ -18,8 +18,8 @@ from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
+from deploy.recordings.choice import DriveTime
 from deploy.replay.faults import HiddenClass, hide
-from deploy.replay.settings import DriveTime
 from deploy.replay.totals import FaultDetections
 from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction

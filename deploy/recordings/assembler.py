@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.replay.settings import FrameChoice
-from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.latest import (
+from deploy.recordings.choice import FrameChoice
+from deploy.recordings.counts import Counts
+from deploy.recordings.latest import (
     LEAP,
     STAMPS_KEPT,
     UNMOUNTED,
@@ -23,9 +23,9 @@ from deploy.replay.sources.latest import (
     Stamps,
     intrinsics_of,
 )
-from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
-from deploy.replay.sources.topics import Topics
-from deploy.replay.sources.transforms import Placement
+from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
+from deploy.recordings.topics import Topics
+from deploy.recordings.transforms import Placement
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars

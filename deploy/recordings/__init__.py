@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from deploy.replay.settings import FrameChoice
-from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.drives import DatasetDrive, RecordedDrive
-from deploy.replay.sources.topics import load_topics
+from deploy.recordings.choice import FrameChoice
+from deploy.recordings.counts import Counts
+from deploy.recordings.drives import DatasetDrive, RecordedDrive
+from deploy.recordings.topics import load_topics
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions
 from perception.datasets.sources import format_and_path, open_source

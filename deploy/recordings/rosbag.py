@@ -14,9 +14,9 @@ import zstandard
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from deploy.replay.sources import ros
-from deploy.replay.sources.mcap import MAX_RECORD, McapRecording
-from deploy.replay.sources.messages import RawMessage, Recording, RecordingInfo
+from deploy.recordings import ros
+from deploy.recordings.mcap import MAX_RECORD, McapRecording
+from deploy.recordings.messages import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
 
 _PART = 1 << 22  # bytes that are decompressed at once

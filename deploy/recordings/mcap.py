@@ -20,8 +20,8 @@ from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.summary import Summary
 
-from deploy.replay.sources import foxglove, ros
-from deploy.replay.sources.messages import Content, CorruptMessage, RawMessage, RecordingInfo
+from deploy.recordings import foxglove, ros
+from deploy.recordings.messages import Content, CorruptMessage, RawMessage, RecordingInfo
 from perception.errors import InputError
 
 MAX_RECORD = 1 << 28  # bytes; a longer record is damage

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import Cloud, CorruptMessage, Fix, Intrinsics, Lens, Picture, stamp_of
-from deploy.replay.sources.payloads import point_times
-from deploy.replay.sources.topics import CameraTopics, LidarTopic
-from deploy.replay.sources.transforms import Placement
+from deploy.recordings.counts import Counts
+from deploy.recordings.messages import Cloud, CorruptMessage, Fix, Intrinsics, Lens, Picture, stamp_of
+from deploy.recordings.payloads import point_times
+from deploy.recordings.topics import CameraTopics, LidarTopic
+from deploy.recordings.transforms import Placement
 from perception.datasets.files import jpeg_file
 from perception.datasets.nuscenes.descriptions import position_on_map
 from perception.frame import Camera, Reading

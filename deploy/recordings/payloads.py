@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from deploy.replay.sources.messages import Cloud, CorruptMessage, Picture, check_name, picture
-from deploy.replay.sources.topics import LidarTopic
+from deploy.recordings.messages import Cloud, CorruptMessage, Picture, check_name, picture
+from deploy.recordings.topics import LidarTopic
 from perception.datasets.files import decode_image, jpeg_size
 
 # The points of a recorded sweep, from packed bytes.

@@ -7,8 +7,8 @@ from collections import deque
 
 import numpy as np
 
-from deploy.replay.sources.messages import CorruptMessage, Transform
-from deploy.replay.sources.topics import Topics
+from deploy.recordings.messages import CorruptMessage, Transform
+from deploy.recordings.topics import Topics
 from perception.geometry import rigid
 from perception.rig import Rig, RigSensor
 from perception.sensors.lidar.sweeps import Motion

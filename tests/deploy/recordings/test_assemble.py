@@ -18,10 +18,10 @@ from vocabulary import CAMERAS, RIG
 
 from deploy.log import header, make
 from deploy.log import transform as transform_message
-from deploy.replay.sources.drives import RecordedDrive
-from deploy.replay.sources.messages import CorruptMessage, Transform
-from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
-from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
+from deploy.recordings.drives import RecordedDrive
+from deploy.recordings.messages import CorruptMessage, Transform
+from deploy.recordings.topics import LidarTopic, Topics, load_topics
+from deploy.recordings.transforms import MOST_FRAMES, MOST_POSES, Transforms
 from perception.config import Lidar
 from perception.frame import Frame
 from perception.geometry import quaternion, rotation_about

@@ -15,7 +15,7 @@ from rosbags.interfaces import Nodetype
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
-from deploy.replay.sources.messages import (
+from deploy.recordings.messages import (
     Content,
     CorruptMessage,
     fix,
@@ -24,7 +24,7 @@ from deploy.replay.sources.messages import (
     stamp_of,
     transform,
 )
-from deploy.replay.sources.payloads import cloud, compressed_picture, raw_picture
+from deploy.recordings.payloads import cloud, compressed_picture, raw_picture
 
 # These types have been the same in every ROS 2 distribution so far.
 TYPES = get_typestore(Stores.ROS2_HUMBLE)

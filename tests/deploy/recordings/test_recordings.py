@@ -38,11 +38,11 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from vocabulary import CAMERAS, LIDAR
 
 from deploy.log import write_log
+from deploy.recordings import foxglove, open_drives, ros
+from deploy.recordings.mcap import MAX_RECORD
+from deploy.recordings.messages import CorruptMessage, Fix, Transform
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
-from deploy.replay.sources import foxglove, open_drives, ros
-from deploy.replay.sources.mcap import MAX_RECORD
-from deploy.replay.sources.messages import CorruptMessage, Fix, Transform
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import SampleData

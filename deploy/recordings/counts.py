@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from deploy.replay.sources.messages import CorruptMessage
+from deploy.recordings.messages import CorruptMessage
 from perception.frame import Frame
 from perception.rig import Sensors
 

@@ -16,8 +16,8 @@ import numpy as np
 from mcap.records import Schema
 from mcap_protobuf.decoder import DecoderFactory
 
-from deploy.replay.sources.messages import Content, CorruptMessage, fix, intrinsics, stamp_of, transform
-from deploy.replay.sources.payloads import cloud, compressed_picture, raw_picture
+from deploy.recordings.messages import Content, CorruptMessage, fix, intrinsics, stamp_of, transform
+from deploy.recordings.payloads import cloud, compressed_picture, raw_picture
 
 # Numeric types of foxglove.PackedElementField, which are little-endian.
 _POINT_FIELDS = {1: "u1", 2: "i1", 3: "<u2", 4: "<i2", 5: "<u4", 6: "<i4", 7: "<f4", 8: "<f8"}

@@ -20,10 +20,10 @@ from recordings import SPEC, TINY, Sent, assemble, assert_equal_frames, edit, nu
 from vocabulary import SENSORS
 
 from deploy.log import write_log
-from deploy.replay.sources import open_drives, transforms
-from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.mcap import McapRecording
-from deploy.replay.sources.messages import LATEST
+from deploy.recordings import open_drives, transforms
+from deploy.recordings.counts import Counts
+from deploy.recordings.mcap import McapRecording
+from deploy.recordings.messages import LATEST
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.sensors.inputs import prepare

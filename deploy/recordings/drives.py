@@ -9,14 +9,14 @@ from functools import cache
 from operator import itemgetter
 from pathlib import Path
 
-from deploy.replay.settings import FrameChoice
-from deploy.replay.sources.assembler import Assembler, DriveInfo
-from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.latest import Readings
-from deploy.replay.sources.mcap import McapRecording
-from deploy.replay.sources.messages import Recording
-from deploy.replay.sources.rosbag import RosbagRecording
-from deploy.replay.sources.topics import Topics
+from deploy.recordings.assembler import Assembler, DriveInfo
+from deploy.recordings.choice import FrameChoice
+from deploy.recordings.counts import Counts
+from deploy.recordings.latest import Readings
+from deploy.recordings.mcap import McapRecording
+from deploy.recordings.messages import Recording
+from deploy.recordings.rosbag import RosbagRecording
+from deploy.recordings.topics import Topics
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.errors import DAMAGE, InputError
