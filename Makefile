@@ -16,7 +16,7 @@ PIP_INSTALL = pip install --quiet --no-compile --constraint $(LOCK)
 $(INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt
 	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	$(BIN)/$(PIP_INSTALL) --upgrade pip
-	$(BIN)/$(PIP_INSTALL) --editable '.[rtx,viewer,pretrained,scale,devkit,dev]'
+	$(BIN)/$(PIP_INSTALL) --editable '.[rtx,viewer,pretrained,scale,live,devkit,dev]'
 	$(BIN)/pip install --quiet --no-compile --no-deps --ignore-requires-python --requirement requirements/devkit.txt
 	touch $@
 
@@ -68,7 +68,7 @@ test-mmdet3d: $(MMDET3D_INSTALLED)
 RESOLVE := uv pip compile --quiet --upgrade --no-python-downloads --no-annotate --only-binary :all: \
 	--custom-compile-command 'make lock'
 HERE := --python-platform x86_64-manylinux_2_31 --no-binary tensorrt-rtx --no-binary tensorrt-rtx-cu13 \
-	--extra rtx --extra viewer --extra pretrained --extra scale --extra devkit --extra dev pyproject.toml
+	--extra rtx --extra viewer --extra pretrained --extra scale --extra live --extra devkit --extra dev pyproject.toml
 VEHICLE := --python-platform aarch64-manylinux_2_28 --generate-hashes requirements/vehicle.in
 OLDEST := --constraint requirements/oldest.in
 
