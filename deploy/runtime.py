@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle
@@ -59,6 +59,7 @@ class Runtime:
     Args:
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
         evidence: YAML file of the sources of evidence for the conditions (`perception.scene.sources`).
+        checks: whether `perceive` repeats golden frames; else the caller does, with `check`.
 
     Raises:
         InputError: the bundle was changed or is not trusted, the engine is missing or fails the golden frames, or the
@@ -66,9 +67,14 @@ class Runtime:
     """
 
     def __init__(
-        self, path: Path, target: str = "cpu", trust: Trust | None = None, evidence: Path | None = None
+        self,
+        path: Path,
+        target: str = "cpu",
+        trust: Trust | None = None,
+        evidence: Path | None = None,
+        checks: bool = True,
     ) -> None:
-        self.bundle, self.target = Bundle.load(path, trust), target
+        self.bundle, self.target, self._checks_itself = Bundle.load(path, trust), target, checks
         self.sources = load_sources(evidence, self.bundle.manifest.taxonomy.conditions)
         first = self.bundle.manifest.routes[0] if self.bundle.routes else "base"
         parts = {first: self.bundle, **self.bundle.routes}
@@ -112,18 +118,23 @@ class Runtime:
         with time_stage(self._seconds, "admit"):
             return self.scene.admit(frame, self.bundle.spec.grid.reference)
 
-    def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
+    def perceive(self, frame: Frame, masked: Collection[str] = ()) -> tuple[Prediction, dict[str, float]]:
         """The first half of `step`: the network's prediction, and the weights of the switched modules.
+
+        Args:
+            masked: sensors that the network shall not see; their health is watched all the same.
 
         Raises:
             InputError: a task cannot join the views of the network.
         """
         self._steps += 1
         with time_stage(self._seconds, "check"):
-            if self._steps % CHECK_EVERY == 0:
+            if self._checks_itself and self._steps % CHECK_EVERY == 0:
                 self.check()
         believed = self.scene.observe(frame)
         manifest = self.bundle.manifest
+        if masked:
+            frame = frame.without(masked, manifest.rig.sensors.lidars)
         lost = not self.scene.is_placed  # the state cannot be moved to where the frame is, nor that of the frame later
         if lost:
             self._forget()

@@ -5,7 +5,7 @@ Matrices are named by their frames of reference: `a_from_b` (4, 4) maps homogene
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -297,6 +297,20 @@ class Frame:
         """The frame without LiDAR."""
         nothing: dict[str, Any] = dict.fromkeys(PER_POINT)
         return replace(self, **nothing)
+
+    def without(self, sensors: Collection[str], lidars: Sequence[str]) -> Frame:
+        """The frame without some sensors, by their names.
+
+        Args:
+            lidars: those of the rig, in its order.
+        """
+        frame = replace(self, cameras={name: each for name, each in self.cameras.items() if name not in sensors})
+        hidden = [i for i, name in enumerate(lidars) if name in sensors]
+        if frame.points is None or not hidden:
+            return frame
+        if len(hidden) == len(lidars) or frame.lidar_of_point is None:
+            return frame.without_points()
+        return frame.select_points(~np.isin(frame.lidar_of_point, hidden))
 
     def has_lidar(self, lidar: int) -> bool:
         """Whether a LiDAR, by its index in the rig, has points in the frame."""

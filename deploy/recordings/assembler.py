@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deploy.recordings.arrivals import Arrivals
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import (
@@ -109,6 +110,8 @@ class Assembler:
 
     Attributes:
         frames: assembled so far, those that are not chosen included.
+        announced: frames so far, those included that are not assembled.
+        unposed: tokens of the latest frames that were left out, because the vehicle's pose was not known.
     """
 
     def __init__(
@@ -122,7 +125,8 @@ class Assembler:
         readings: Readings,
     ) -> None:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
-        self._choice, self.frames = choice, 0
+        self._choice, self.frames, self.announced = choice, 0, 0
+        self.unposed: deque[str] = deque(maxlen=STAMPS_KEPT)
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
         self._placement, self._positions = Placement(topics, spec.rig), Positions()
@@ -144,7 +148,7 @@ class Assembler:
             offsets[topics.keyframes] = next(iter(offsets.values()))  # a keyframe has the stamp of its sweep
         offsets |= {each.image: each.offset for each in topics.cameras.values()}
         self._offsets = {topic: round(1e6 * offset) for topic, offset in offsets.items()}
-        self._stamps, self._readings = Stamps(counts), readings
+        self._stamps, self._readings, self._arrivals = Stamps(counts), readings, Arrivals()
         self._pending: list[_PendingFrame] = []
         # Stamps and sensors of the latest frames, to recognise late messages.
         self._recent: deque[tuple[int, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
@@ -155,6 +159,37 @@ class Assembler:
         while self._pending and (time - self._pending[0].time >= self._wait or len(self._pending) > _MAX_PENDING):
             yield from self._assemble(self._pending.pop(0))
 
+    def complete(self, time: int) -> Iterator[Frame]:
+        """Yield the frames that no message to come can change, so that they need not wait, given the time now (us)."""
+        while self._pending and self._is_settled(self._pending[0], time):
+            yield from self._assemble(self._pending.pop(0))
+
+    def _is_settled(self, pending: _PendingFrame, time: int) -> bool:
+        """Whether all sensors that send have sent what belongs to the frame, and the vehicle's pose is known then."""
+        stamp, arrivals = pending.stamp, self._arrivals
+        if not all(arrivals.is_settled(each.topics.image, stamp, time) for each in self._cameras.values()):
+            return False
+        for name, lidar in self._lidars.items():
+            there = lidar.has(stamp) if name == self._reference else arrivals.is_settled(lidar.topic, stamp, time)
+            if not there and not arrivals.is_silent(lidar.topic, time):
+                return False
+        nearest = [camera.nearest(stamp) for camera in self._cameras.values()]
+        ends = [lidar.end(stamp, self._tolerance) for lidar in self._lidars.values()]
+        last = max([stamp, *ends, *(each for each in nearest if each is not None)])
+        return self._placement.posed_until() >= last or arrivals.is_silent(self._topics.poses, time)
+
+    def decode_ahead(self, time: int) -> bool:
+        """Decode one picture that a waiting frame will use, if there is any; returns whether there was."""
+        return any(
+            self._arrivals.is_settled(camera.topics.image, pending.stamp, time) and camera.decode_nearest(pending.stamp)
+            for pending in self._pending
+            for camera in self._cameras.values()
+        )
+
+    def next_due(self) -> int | None:
+        """When `advance` will yield a frame that does not become complete, in time of arrival (us); None: no frame."""
+        return self._pending[0].time + self._wait if self._pending else None
+
     def finish(self) -> Iterator[Frame]:
         """Yield the remaining frames at the end of the recording."""
         while self._pending:
@@ -164,6 +199,7 @@ class Assembler:
         """Add the content of a message that was recorded at this time (us)."""
         for each in contents:
             t, content = self._topics, _shift_time(each, self._offsets.get(topic, 0))
+            self._arrivals.add(topic, content.stamp, time)
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
                 self._add_transform(topic, content)
             elif isinstance(content, Intrinsics) and topic in self._camera_of_info:
@@ -194,6 +230,7 @@ class Assembler:
             self._counts.add_problem("late", topic)
         else:
             self._tokens.append(keyframe.token)
+            self.announced += 1
             self._pending.append(_PendingFrame(keyframe.stamp, time, keyframe.token, keyframe))
             self._pending.sort(key=lambda pending: pending.stamp)
 
@@ -228,6 +265,7 @@ class Assembler:
     def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:
         resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
         token = f"{self._drive.scene}@{stamp}{resets}"
+        self.announced += 1
         self._pending.append(_PendingFrame(stamp, time, token, None))
 
     def _assemble(self, pending: _PendingFrame) -> Iterator[Frame]:
@@ -245,6 +283,7 @@ class Assembler:
         grid = self._spec.grid.reference
         if pose is None or (grid == "lidar" and ego_from_lidar is None):
             self._counts.unposed_frames += 1
+            self.unposed.append(pending.token)
             return
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
@@ -252,7 +291,7 @@ class Assembler:
         self.frames += 1
         if not self._choice(tags.scene, pending.stamp):
             there = {name for name in mountings if sweeps[self._index(name)]}
-            there |= {name for name, camera in self._cameras.items() if camera.has(pending.stamp)}
+            there |= {name for name, each in self._cameras.items() if each.nearest(pending.stamp) is not None}
             self._recent.append((pending.stamp, frozenset(there)))
             return
         cloud = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), self._spec.rig.own)

@@ -18,6 +18,7 @@ PROBLEMS = {
     "duplicated": "a stamp that the topic had before; dropped",
     "out_of_order": "an earlier stamp than the previous message; used",
     "late": "arrived after its frame was assembled; not used",
+    "overrun": "while driving: too many messages waited; dropped",
     "unposed": "the vehicle's pose is not known at its time; dropped",
     "uncompensated": "times of points that do not fit the stamp, or without the vehicle's pose; used as of one time",
 }

@@ -14,7 +14,7 @@ from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import Readings
 from deploy.recordings.mcap import McapRecording
-from deploy.recordings.messages import Recording
+from deploy.recordings.messages import Recording, RecordingInfo
 from deploy.recordings.rosbag import RosbagRecording
 from deploy.recordings.topics import Topics
 from perception.datasets.keyframes import Keyframes, Reads
@@ -102,6 +102,18 @@ def _uncounted(line: str) -> None:
     """Damage of a frame that only warms up is counted by the segment before."""
 
 
+def open_recording(path: Path) -> Recording:
+    """Open a .mcap or .db3 file, or a rosbag2's folder. InputError if it cannot be read."""
+    return McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
+
+
+def describe(info: RecordingInfo, taxonomy: Taxonomy) -> DriveInfo:
+    """Name, place and conditions of a recorded drive, as far as it is described."""
+    described = info.location or info.description
+    conditions = conditions_of(info.description, info.location, taxonomy) if described else Conditions()
+    return DriveInfo(info.scene, info.location, conditions)
+
+
 class RecordedDrive:
     """An MCAP file or a rosbag2, read in constant memory. It has no annotations.
 
@@ -130,16 +142,10 @@ class RecordedDrive:
         signals: Mapping[str, SignalConfig] | None = None,
     ) -> None:
         self._path, self._spec, self._signals = path, spec, dict(signals or {})
-        self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
+        self._recording = open_recording(path)
         info = self._recording.info
         self.name = info.scene
-        described = info.location or info.description
-        conditions = (
-            conditions_of(info.description, info.location, taxonomy or load_taxonomy("nuscenes"))
-            if described
-            else Conditions()
-        )
-        self._drive = DriveInfo(info.scene, info.location, conditions)
+        self._drive = describe(info, taxonomy or load_taxonomy("nuscenes"))
         self._has_keyframes = topics.keyframes is not None and topics.keyframes in info.counts
         sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
         topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -203,6 +204,12 @@ class LidarSweeps:
         """Whether there is a sweep with this stamp."""
         return stamp in self._clouds
 
+    def end(self, stamp: int, tolerance: int) -> int:
+        """The time (us) of the last point of the sweep closest to a stamp, within a tolerance, else the stamp."""
+        near = [each for each in self._clouds if abs(each - stamp) <= tolerance]
+        found = min(near, key=lambda each: abs(each - stamp), default=stamp)
+        return found + (int(np.ceil(1e6 * self._times[found].max())) if found in self._times else 0)
+
     def look_up_poses(self) -> None:
         """Look up poses that are not known yet, before old transforms are dropped."""
         for stamp in self._clouds.keys() - self._poses.keys():
@@ -281,6 +288,7 @@ class CameraPictures:
         self.topics, self._tolerance, self._keep = topics, tolerance, keep
         self.intrinsics: Intrinsics | None = None
         self._pictures: deque[tuple[int, Picture]] = deque(maxlen=_MOST)
+        self._decoded: deque[int] = deque(maxlen=_MOST)  # stamps of those that were decoded before a frame needed them
 
     def set_intrinsics(self, intrinsics: Intrinsics) -> None:
         """Set the calibration. CameraInfo repeats it with each picture; an equal lens is kept with its remap tables."""
@@ -328,9 +336,24 @@ class CameraPictures:
             self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
         return camera
 
-    def has(self, stamp: int) -> bool:
-        """Whether there is a picture near a stamp (us); it may turn out to be damaged."""
-        return any(abs(each.stamp - stamp) <= self._tolerance for _, each in self._pictures)
+    def nearest(self, stamp: int) -> int | None:
+        """The stamp of the picture closest to a stamp (us), within the tolerance; it may turn out to be damaged."""
+        near = [(abs(each.stamp - stamp), each.stamp) for _, each in self._pictures]
+        distance, found = min(near, default=(math.inf, 0))
+        return found if distance <= self._tolerance else None
+
+    def decode_nearest(self, stamp: int) -> bool:
+        """Decode the picture closest to a stamp (us) before a frame needs it; returns whether there was one."""
+        nearest = self.nearest(stamp)
+        n = next((n for n, (_, each) in enumerate(self._pictures) if each.stamp == nearest), None)
+        if n is None or nearest is None or nearest in self._decoded:
+            return False
+        self._decoded.append(nearest)
+        time, picture = self._pictures[n]
+        with suppress(CorruptMessage):  # which is counted when a frame needs the picture
+            image = picture.decode()
+            self._pictures[n] = time, replace(picture, decode=lambda: image)
+        return True
 
     def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
         mounting = mounting_of(self.topics.frame or picture.frame)

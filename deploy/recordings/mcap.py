@@ -69,7 +69,10 @@ class McapRecording:
                     channel = self._channels.get(record.channel_id)
                     if channel is not None and channel.topic in topics:
                         decode, parse = self._decoder(channel), partial(self._parse, channel)
-                        yield RawMessage(channel.topic, record.log_time // 1000, record.data, decode, parse)
+                        schema = self._schemas.get(channel.schema_id)
+                        ros_type = schema.name if schema and channel.message_encoding == "cdr" else ""
+                        time = record.log_time // 1000
+                        yield RawMessage(channel.topic, time, record.data, decode, parse, ros_type)
                 else:
                     self._learn(record)
 

@@ -260,10 +260,11 @@ class RawMessage(NamedTuple):
     """A message before decoding."""
 
     topic: str
-    time: int  # us, when it was recorded, by the recorder's clock
+    time: int  # us, when it was recorded or arrived, by the recorder's clock
     data: bytes
     decode: Callable[[bytes], list[Content]]  # raises CorruptMessage
     parse: Callable[[bytes], Any]  # into an object with the fields of its schema; raises CorruptMessage
+    type_name: str = ""  # in ROS 2, if the data are CDR
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ def decode(type_name: str, data: bytes) -> list[Content]:
     return CONVERTERS[type_name](message)
 
 
+def type_hash(type_name: str) -> str:
+    """The hash of a type's definition by which ROS 2 tells its versions apart (REP 2016)."""
+    return str(TYPES.hash_rihs01(type_name))
+
+
 def _cloud(message: Any) -> list[Content]:
     order = ">" if message.is_bigendian else "<"
     fields = {

@@ -69,6 +69,16 @@ class Topics(Section):
             raise ValueError(f"{twice[0]} is named twice; a topic has one meaning")
         return self
 
+    @property
+    def poses(self) -> str:
+        """The topic of the vehicle's poses."""
+        return self.odometry or self.transforms
+
+    @property
+    def sensors(self) -> list[str]:
+        """The topics of sweeps and pictures."""
+        return [*(each.topic for each in self.lidars.values()), *(each.image for each in self.cameras.values())]
+
     def names(self) -> list[str]:
         """All topics that are read."""
         single = [self.odometry, self.keyframes, self.position, *(each.topic for each in self.lidars.values())]

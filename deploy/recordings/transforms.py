@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 
@@ -68,6 +69,17 @@ class Transforms:
                 frames += [] if parent in frames else [parent]
         return sorted(stamps)
 
+    def until(self, parent: str, child: str) -> float:
+        """The time (us) until which the pose is recorded; infinite between fixed frames, -infinite if there is none."""
+        found, queue = {child: math.inf}, deque([child])
+        while queue and parent not in found:
+            frame = queue.popleft()
+            for above, edge in self._edges.get(frame, {}).items():
+                if above not in found:
+                    found[above] = min(found[frame], edge.until())
+                    queue.append(above)
+        return found.get(parent, -math.inf)
+
     def _chain(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
         """Breadth-first search for the root; visits each frame once, since a damaged tree can have cycles."""
         found: dict[str, np.ndarray | None] = {child: None}  # frame_from_child; None for the child itself
@@ -109,6 +121,10 @@ class _Edge:
 
     def last(self) -> np.ndarray | None:
         return None if self._latest is None else rigid(*self._latest)
+
+    def until(self) -> float:
+        """The latest of its times (us); infinite if it is static."""
+        return math.inf if self._static else self._stamps[-1]
 
     def at(self, stamp: int) -> np.ndarray | None:
         if self._static:
@@ -168,6 +184,10 @@ class Placement:
     def pose(self, stamp: int) -> np.ndarray | None:
         """(4, 4) global_from_ego at a time (us); None if it is not known."""
         return self._transforms.pose(self._topics.global_frame, self._topics.ego_frame, stamp)
+
+    def posed_until(self) -> float:
+        """The time (us) until which the vehicle's pose is known; -infinite if it is not."""
+        return self._transforms.until(self._topics.global_frame, self._topics.ego_frame)
 
     def motion(self, stamp: int, point_times: np.ndarray) -> Motion | None:
         """The motion during a sweep, by all poses that were recorded meanwhile; None if it is not known.

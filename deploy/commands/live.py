@@ -1,0 +1,101 @@
+"""Commands for a vehicle that drives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.commands.trust import AllowOlder, Keys, State, make_trust
+from perception.commands.common import Json, app, console_for, from_store, report
+from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from deploy.live.outputs import Output
+    from deploy.live.source import Source
+
+
+@app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
+def drive(
+    bundle: Annotated[Path, typer.Argument(callback=from_store, help="An exported bundle.")],
+    source: Annotated[str, typer.Option("--from", help="zenoh, or a recording that is played at its own pace.")],
+    topics: Annotated[
+        Path | None, typer.Option(help="YAML file that maps topics to sensors, as for `perception replay`.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
+    policy: Annotated[
+        Path | None, typer.Option(help="YAML file: what follows from the health of a sensor, and from lateness.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="From a complete frame to its output, as 100ms; default: the policy's 200ms.")
+    ] = "",
+    evidence: Annotated[
+        Path | None, typer.Option(help="YAML file of the sources of evidence for the conditions.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files that `perception replay` writes, and frames.jsonl.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01)] = 1.0,
+    key: Keys = None,
+    state: State = None,
+    allow_older: AllowOlder = False,
+    as_json: Json = False,
+) -> None:
+    """Perceive what sensors send now: every frame ends in an output or in a stated reason.
+
+    Prints a line when the state changes: OK, DEGRADED, UNTRUSTED or DOWN, with the reasons. SIGTERM ends it. A
+    recording gives the results of `perception replay` if nothing is late; frames.jsonl says what became of each frame.
+    """
+    from deploy.live.policy import load_policy
+    from deploy.live.process import drive as run
+    from deploy.recordings.topics import load_topics
+    from deploy.runtime import Runtime
+
+    chosen, seconds = load_policy(policy), parse_budget(budget)
+    console = console_for(as_json)
+    runtime = Runtime(bundle, target, make_trust(key, state, allow_older), evidence, checks=False)
+    mapped = load_topics(topics, runtime.bundle.manifest.rig)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    opened = _open_source(source, rate)
+    try:
+        driven = run(
+            runtime, opened, mapped, chosen, _outputs, seconds, out, lambda line: console.print(line, highlight=False)
+        )
+    finally:
+        opened.close()
+    if not as_json:
+        console.print(", ".join(f"{count} {what}" for what, count in driven.to_json()["frames"].items()))
+    report(driven.to_json(), as_json)
+
+
+def parse_budget(text: str) -> float | None:
+    """Seconds of an option such as 100ms; "" for none. InputError if it is no positive time."""
+    if not text:
+        return None
+    try:
+        seconds = 1e-3 * float(text.removesuffix("ms"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 10:
+        raise InputError(f"--budget {text}: give milliseconds, such as 100ms")
+    return seconds
+
+
+def _open_source(name: str, rate: float) -> Source:
+    from deploy.live.source import Playback
+    from deploy.live.zenoh import ZenohBus
+    from deploy.recordings import is_recording
+
+    if name == "zenoh":
+        return ZenohBus()
+    if not is_recording(Path(name)):
+        raise InputError(f"--from {name}: neither zenoh nor a recording (.mcap, .db3, rosbag2)")
+    return Playback(Path(name), rate)
+
+
+def _outputs(stack: ExitStack) -> Sequence[Output]:
+    return ()

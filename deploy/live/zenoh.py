@@ -1,0 +1,162 @@
+"""ROS 2 over zenoh, as rmw_zenoh_cpp speaks it, without an installed ROS.
+
+Keys, liveliness tokens and attachments are those of rmw_zenoh's design document and sources (ros2/rmw_zenoh,
+docs/design.md, attachment_helpers.cpp, liveliness_utils.cpp). Like there, ROS_DOMAIN_ID and ZENOH_SESSION_CONFIG_URI
+configure the session, and a router is found at tcp/localhost:7447 by default.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from deploy.live.source import Receive
+from deploy.recordings import ros
+from deploy.recordings.messages import RawMessage, RecordingInfo
+from perception.errors import InputError
+
+NODE = "tessera"
+LATCHED = ("/tf_static",)  # topics whose last message a late subscriber gets
+_DEFAULT = '{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, scouting: {multicast: {enabled: false}}}'
+_LATCHED_QOS, _SENSOR_QOS = ":1:,1:,:,:,,", "2::,1:,:,:,,"  # reliable and transient local, depth 1; best effort
+_DISCOVERY = 2.0  # s
+
+
+class ZenohBus:
+    """Messages of ROS 2 nodes, both ways.
+
+    Raises:
+        InputError: zenoh is not installed, or its configuration or router cannot be used.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import zenoh
+            import zenoh.ext
+        except ImportError:
+            raise InputError("zenoh: is not installed; pip install 'tessera-perception[live]'") from None
+        self._zenoh: Any = zenoh
+        file, domain = os.environ.get("ZENOH_SESSION_CONFIG_URI"), os.environ.get("ROS_DOMAIN_ID", "0")
+        try:
+            config = zenoh.Config.from_file(file) if file else zenoh.Config.from_json5(_DEFAULT)
+            config.insert_json5("timestamping/enabled", "true")  # which latched topics need
+            self._session: Any = zenoh.open(config)
+        except Exception as error:  # ZError, and whatever a configuration causes
+            where = file or "tcp/localhost:7447"
+            raise InputError(
+                f"zenoh: cannot open a session by {where} ({' '.join(str(error).split())[:160]})"
+            ) from None
+        self._domain, self._zid = domain, str(self._session.info.zid())
+        self.info = RecordingInfo({}, 0, "live")
+        self._open: list[Any] = []  # what ends with the session
+        self._publishers: dict[str, Callable[[bytes], None]] = {}
+        self._entities = count(1)
+        self._open.append(self._token(f"0/0/NN/%/%/{NODE}"))
+
+    def topics(self) -> Mapping[str, str]:
+        """The topics that other nodes publish; waits until there is any, for at most two seconds."""
+        end, found = time.monotonic() + _DISCOVERY, dict[str, str]()
+        while not found and time.monotonic() < end:
+            replies = self._session.liveliness().get(f"@ros2_lv/{self._domain}/*/*/*/MP/**", timeout=0.5)
+            for key in (str(reply.ok.key_expr).split("/") for reply in replies if reply.ok is not None):
+                if len(key) > 10 and key[2] != self._zid:
+                    found[key[9].replace("%", "/")] = _ros_type(key[10].replace("%", "/"))
+        return found
+
+    def start(self, topics: Collection[str], receive: Receive) -> None:
+        for topic in topics:
+            declare: Any = self._session.declare_subscriber
+            if topic in LATCHED:
+                history = self._zenoh.ext.HistoryConfig(detect_late_publishers=True)
+                declare = partial(self._zenoh.ext.declare_advanced_subscriber, self._session, history=history)
+            key = f"{self._domain}{topic}/*/*"
+            self._open.append(declare(key, handler=partial(self._receive, topic, receive)))
+
+    def _receive(self, topic: str, receive: Receive, sample: Any) -> None:
+        type_name = _ros_type(str(sample.key_expr).split("/")[-2])
+        receive(
+            RawMessage(
+                topic,
+                self.now(),
+                bytes(sample.payload),
+                partial(ros.decode, type_name),
+                _parser(type_name),
+                type_name,
+            )
+        )
+
+    def publish(self, topic: str, type_name: str, data: bytes) -> None:
+        """Send a message, in CDR with its header, to the subscribers of a topic."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self._publisher(topic, type_name)
+        self._publishers[topic](data)
+
+    def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
+        ext, latched = self._zenoh.ext, topic in LATCHED
+        kind, type_hash = _dds_type(type_name), ros.type_hash(type_name)
+        key = f"{self._domain}{topic}/{kind}/{type_hash}"
+        if latched:
+            publisher = ext.declare_advanced_publisher(self._session, key, cache=ext.CacheConfig(1))
+        else:
+            publisher = self._session.declare_publisher(key)
+        entity, gid, numbers = next(self._entities), os.urandom(16), count(1)
+        qos = _LATCHED_QOS if latched else _SENSOR_QOS
+        token = f"0/{entity}/MP/%/%/{NODE}/{topic.replace('/', '%')}/{kind}/{type_hash}/{qos}"
+        self._open += [publisher, self._token(token)]
+
+        def put(data: bytes) -> None:
+            known = ("sequence_number", ext.Int64(next(numbers)), "source_timestamp", ext.Int64(time.time_ns()))
+            publisher.put(data, attachment=ext.z_serialize((*known, "source_gid", gid)))
+
+        return put
+
+    def _token(self, entity: str) -> Any:
+        return self._session.liveliness().declare_token(f"@ros2_lv/{self._domain}/{self._zid}/{entity}")
+
+    def now(self) -> int:
+        return time.time_ns() // 1000
+
+    @property
+    def ended(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _dds_type(type_name: str) -> str:
+    package, kind, name = type_name.split("/")
+    return f"{package}::{kind}::dds_::{name}_"
+
+
+def _ros_type(dds_type: str) -> str:
+    return dds_type.replace("::dds_::", "::").removesuffix("_").replace("::", "/")
+
+
+@cache
+def _parser(type_name: str) -> ros.Parse:
+    return ros.cdr_parser(type_name, "", "msg")
+
+
+def republish(path: Path, rate: float = 1.0) -> None:
+    """Play a recording's ROS 2 messages over zenoh until it ends, as `ros2 bag play` does.
+
+    Raises:
+        InputError: it cannot be read, or zenoh cannot be used.
+    """
+    from deploy.live.source import Playback
+
+    playback, bus = Playback(path, rate), ZenohBus()
+    try:
+        playback.start(playback.topics(), lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
+        while not playback.ended:
+            time.sleep(0.05)
+    finally:
+        playback.close()
+        time.sleep(0.5)  # what was put last must leave
+        bus.close()
