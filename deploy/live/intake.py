@@ -10,6 +10,7 @@ from threading import Condition, Event, Thread
 from typing import NamedTuple
 
 from deploy.live.source import Source
+from deploy.recordings import foxglove, ros
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
@@ -185,9 +186,15 @@ class Intake:
 
 
 def require_sensors(topics: Topics, sending: Mapping[str, str]) -> None:
-    """Raise InputError unless a sensor's topic sends."""
+    """Raise InputError unless a sensor's topic sends, or if one sends what cannot be read."""
     if not sending.keys() & {*topics.sensors}:
         there = ", ".join(sorted(sending)[:12]) or "none"
         raise InputError(
             f"none of the sensors' topics {', '.join(topics.sensors)} sends; there are {there}; name them in --topics"
         )
+    readable = {*ros.CONVERTERS, *foxglove.CONVERTERS}
+    for topic in topics.names():
+        if sending.get(topic) and sending[topic] not in readable:
+            raise InputError(
+                f"{topic}: has messages of type {sending[topic]}, which cannot be read; name another topic in --topics"
+            )

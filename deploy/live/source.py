@@ -20,7 +20,7 @@ class Source(Protocol):
     info: RecordingInfo  # of the drive
 
     def topics(self) -> Mapping[str, str]:
-        """The topics that send, with the types of their messages; "" where that is not known."""
+        """The topics that send, with the types of their messages; "" for JSON."""
         ...
 
     def start(self, topics: Collection[str], receive: Receive) -> None:
@@ -62,7 +62,7 @@ class Playback:
         self.damage: list[str] = []
 
     def topics(self) -> Mapping[str, str]:
-        return dict.fromkeys((topic for topic, count in self.info.counts.items() if count), "")
+        return {topic: self.info.types.get(topic, "") for topic, count in self.info.counts.items() if count}
 
     def start(self, topics: Collection[str], receive: Receive) -> None:
         self._thread = Thread(target=self._play, args=(frozenset(topics), receive), name="playback", daemon=True)

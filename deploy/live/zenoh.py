@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from deploy.live.source import Receive
+from deploy.live.source import Playback, Receive
 from deploy.recordings import ros
 from deploy.recordings.messages import RawMessage, RecordingInfo
 from perception.errors import InputError
@@ -24,7 +24,8 @@ NODE = "tessera"
 LATCHED = ("/tf_static",)  # topics whose last message a late subscriber gets
 _DEFAULT = '{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, scouting: {multicast: {enabled: false}}}'
 _LATCHED_QOS, _SENSOR_QOS = ":1:,1:,:,:,,", "2::,1:,:,:,,"  # reliable and transient local, depth 1; best effort
-_DISCOVERY = 2.0  # s
+_DISCOVERY = 10.0  # s
+_SETTLED = 0.3  # s without a new topic
 
 
 class ZenohBus:
@@ -55,17 +56,27 @@ class ZenohBus:
         self.info = RecordingInfo({}, 0, "live")
         self._open: list[Any] = []  # what ends with the session
         self._publishers: dict[str, Callable[[bytes], None]] = {}
+        self._heard: list[Callable[[], bool]] = []  # whether somebody listens to a publisher
         self._entities = count(1)
         self._open.append(self._token(f"0/0/NN/%/%/{NODE}"))
 
     def topics(self) -> Mapping[str, str]:
-        """The topics that other nodes publish; waits until there is any, for at most two seconds."""
-        end, found = time.monotonic() + _DISCOVERY, dict[str, str]()
-        while not found and time.monotonic() < end:
-            replies = self._session.liveliness().get(f"@ros2_lv/{self._domain}/*/*/*/MP/**", timeout=0.5)
-            for key in (str(reply.ok.key_expr).split("/") for reply in replies if reply.ok is not None):
-                if len(key) > 10 and key[2] != self._zid:
-                    found[key[9].replace("%", "/")] = _ros_type(key[10].replace("%", "/"))
+        """The topics that other nodes publish; waits for them for at most ten seconds."""
+        end, found = time.monotonic() + _DISCOVERY, self._published()
+        while time.monotonic() < end:
+            time.sleep(_SETTLED)
+            before, found = found, self._published()
+            if found and found == before:
+                break
+        return found
+
+    def _published(self) -> dict[str, str]:
+        """The topics, with their types, that other nodes publish now."""
+        found = dict[str, str]()
+        replies = self._session.liveliness().get(f"@ros2_lv/{self._domain}/*/*/*/MP/**", timeout=0.5)
+        for key in (str(reply.ok.key_expr).split("/") for reply in replies if reply.ok is not None):
+            if len(key) > 10 and key[2] != self._zid:
+                found[key[9].replace("%", "/")] = _ros_type(key[10].replace("%", "/"))
         return found
 
     def start(self, topics: Collection[str], receive: Receive) -> None:
@@ -90,11 +101,22 @@ class ZenohBus:
             )
         )
 
-    def publish(self, topic: str, type_name: str, data: bytes) -> None:
-        """Send a message, in CDR with its header, to the subscribers of a topic."""
+    def advertise(self, topic: str, type_name: str) -> None:
+        """Say that a topic will be published."""
         if topic not in self._publishers:
             self._publishers[topic] = self._publisher(topic, type_name)
+
+    def publish(self, topic: str, type_name: str, data: bytes) -> None:
+        """Send a message, in CDR with its header, to the subscribers of a topic."""
+        self.advertise(topic, type_name)
         self._publishers[topic](data)
+
+    def wait_for_subscriber(self, seconds: float) -> None:
+        """Wait until somebody has subscribed to what is published, at most so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not any(heard() for heard in self._heard):
+            time.sleep(0.05)
+        time.sleep(0.5)  # the same subscriber may have more to subscribe to
 
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
         ext, latched = self._zenoh.ext, topic in LATCHED
@@ -108,6 +130,8 @@ class ZenohBus:
         qos = _LATCHED_QOS if latched else _SENSOR_QOS
         token = f"0/{entity}/MP/%/%/{NODE}/{topic.replace('/', '%')}/{kind}/{type_hash}/{qos}"
         self._open += [publisher, self._token(token)]
+        if not latched:  # zenoh's publishers with a cache cannot tell
+            self._heard.append(lambda: bool(publisher.matching_status.matching))
 
         def put(data: bytes) -> None:
             known = ("sequence_number", ext.Int64(next(numbers)), "source_timestamp", ext.Int64(time.time_ns()))
@@ -144,16 +168,18 @@ def _parser(type_name: str) -> ros.Parse:
 
 
 def republish(path: Path, rate: float = 1.0) -> None:
-    """Play a recording's ROS 2 messages over zenoh until it ends, as `ros2 bag play` does.
+    """Play a recording's ROS 2 messages over zenoh until it ends, as `ros2 bag play` does, once somebody listens.
 
     Raises:
         InputError: it cannot be read, or zenoh cannot be used.
     """
-    from deploy.live.source import Playback
-
     playback, bus = Playback(path, rate), ZenohBus()
     try:
-        playback.start(playback.topics(), lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
+        types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
+        for topic, kind in types.items():
+            bus.advertise(topic, kind)
+        bus.wait_for_subscriber(_DISCOVERY)
+        playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
         while not playback.ended:
             time.sleep(0.05)
     finally:

@@ -60,6 +60,7 @@ class McapRecording:
             scene=scene.get("name") or path.stem,
             location=scene.get("location", ""),
             description=scene.get("description", ""),
+            types={each.topic: self._type(each) for each in self._channels.values()},
         )
 
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
@@ -69,12 +70,15 @@ class McapRecording:
                     channel = self._channels.get(record.channel_id)
                     if channel is not None and channel.topic in topics:
                         decode, parse = self._decoder(channel), partial(self._parse, channel)
-                        schema = self._schemas.get(channel.schema_id)
-                        ros_type = schema.name if schema and channel.message_encoding == "cdr" else ""
+                        ros_type = self._type(channel) if channel.message_encoding == "cdr" else ""
                         time = record.log_time // 1000
                         yield RawMessage(channel.topic, time, record.data, decode, parse, ros_type)
                 else:
                     self._learn(record)
+
+    def _type(self, channel: Channel) -> str:
+        schema = self._schemas.get(channel.schema_id)
+        return "" if schema is None else schema.name
 
     def _records(self, file: BinaryIO, damage: Callable[[str], None]) -> Iterator[McapRecord]:
         """Yield every record outside damaged chunks; the length of a damaged chunk still leads to the next one."""

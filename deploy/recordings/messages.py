@@ -10,7 +10,7 @@ extensions) and equidistant (Kannala and Brandt, 2006).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -276,6 +276,7 @@ class RecordingInfo:
     scene: str  # name of the drive, or of the file
     location: str = ""
     description: str = ""
+    types: Mapping[str, str] = field(default_factory=dict)  # of messages in ROS 2 or Foxglove's, by topic
 
 
 class Recording(Protocol):

@@ -48,6 +48,7 @@ class RosbagRecording:
             {topic: sum(each.counts.get(topic, 0) for each in infos) for topic in topics},
             sum(each.duration for each in infos),
             path.stem,
+            types={topic: kind for each in infos for topic, kind in each.types.items()},
         )
 
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
@@ -69,14 +70,14 @@ class _SqliteFile:
                 counts: dict[str, int] = {}
                 for each in reader.connections:
                     counts[each.topic] = counts.get(each.topic, 0) + each.msgcount
-                duration = reader.duration // 1000
+                duration, types = reader.duration // 1000, {each.topic: each.msgtype for each in reader.connections}
         except Exception as error:  # SQLite's errors, and whatever a damaged table causes
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{path}: cannot read the recording ({reason[:160]}); copy it again, or save what is left with "
                 "`sqlite3 FILE .recover`"
             ) from None
-        self.info = RecordingInfo(counts, duration, path.stem)
+        self.info = RecordingInfo(counts, duration, path.stem, types=types)
 
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
         try:
