@@ -1,0 +1,118 @@
+"""Frames that are assembled as messages arrive, before the time to wait is over: they are those of a replay."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import Sent, assemble, assert_equal_frames, edit, nuscenes_topics
+from vocabulary import RIG, SENSORS
+
+from deploy.recordings import ros
+from deploy.recordings.arrivals import SILENT
+from deploy.recordings.assembler import Assembler, DriveInfo
+from deploy.recordings.choice import FrameChoice
+from deploy.recordings.counts import Counts
+from deploy.recordings.latest import Readings
+from deploy.recordings.topics import Topics
+from perception.config import Lidar
+from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
+
+TICK = 20_000  # us
+KEYFRAMES, SWEEPS = nuscenes_topics(), nuscenes_topics(keyframes=None)
+ORDERED = ("/tf", "/odometry", "/keyframe", "/lidar_top", *(f"/{camera.lower()}" for camera in SENSORS.cameras))
+
+
+def arriving(log: Sequence[Sent], delays: Mapping[str, int]) -> list[tuple[int, Sent]]:
+    """The messages with the times (us) at which they arrive, in that order; each sensor's own order stays.
+
+    Args:
+        delays: of topics, or what they begin with.
+    """
+    found = [(each.time + next((d for t, d in delays.items() if each.topic.startswith(t)), 0), each) for each in log]
+    return sorted(found, key=lambda each: each[0])
+
+
+def live(
+    log: Sequence[tuple[int, Sent]], topics: Topics, counts: Counts, period: int = TICK
+) -> Iterator[tuple[int, Frame]]:
+    """The time (us) of each frame and the frame, as messages arrive, looking at the clock every so often."""
+    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), None, RIG)
+    keyframed = topics.keyframes is not None
+    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
+    now = log[0][0]
+    for time, each in log:
+        while now + period < time:
+            now += period
+            for frame in (*assembler.advance(now), *assembler.complete(now)):
+                yield now, frame
+        now = time
+        yield from ((now, frame) for frame in assembler.advance(now))
+        if each.topic in topics.names():
+            assembler.add(each.topic, now, ros.decode(each.type_name, each.data))
+            assembler.decode_ahead(now)
+        yield from ((now, frame) for frame in assembler.complete(now))
+    yield from ((now, frame) for frame in assembler.finish())
+
+
+@pytest.mark.parametrize("topics", [KEYFRAMES, SWEEPS], ids=["keyframes", "sweeps"])
+@settings(max_examples=40, deadline=None)
+@given(delays=st.fixed_dictionaries({topic: st.integers(0, 110_000) for topic in ORDERED}))
+def test_frames_are_those_of_a_replay_in_whatever_order_topics_arrive(
+    log: list[Sent], topics: Topics, delays: dict[str, int]
+) -> None:
+    expected, _ = assemble(log, topics, keyframed=topics.keyframes is not None)
+    counts = Counts(SENSORS)
+    found = list(live(arriving(log, delays), topics, counts))
+    assert [frame.token for _, frame in found] == [frame.token for frame in expected]
+    for (time, frame), wanted in zip(found, expected, strict=True):
+        assert_equal_frames(frame, wanted)
+        assert time - frame.timestamp <= 250_000 + TICK + max(delays.values())
+    assert "late" not in counts.summary()
+
+
+def test_a_frame_is_complete_as_soon_as_its_last_message_is_there(log: list[Sent]) -> None:
+    delays = {"/cam_back_left": 100_000}  # pictures of the others are at most 6 ms after the LiDAR
+    found = list(live(arriving(log, delays), KEYFRAMES, Counts(SENSORS), period=1000))
+    ends = {frame.timestamp: time - frame.timestamp for time, frame in found}
+    pictures = [each.time for each in log if each.topic == "/cam_back_left/image_rect_compressed"]
+    assert list(ends.values()) == [time + 100_000 - stamp for time, stamp in zip(pictures, ends, strict=True)]
+
+
+@pytest.mark.parametrize("milliseconds", [50, 200, 300, 500])
+def test_a_camera_later_than_frames_wait_is_missing_and_counted(log: list[Sent], milliseconds: int) -> None:
+    counts = Counts(SENSORS)
+    found = list(live(arriving(log, {"/cam_front/": 1000 * milliseconds}), KEYFRAMES, counts, period=1000))
+    in_time = milliseconds <= 250
+    assert [("CAM_FRONT" in frame.cameras) for _, frame in found] == [in_time] * len(found)
+    assert counts.summary().get("late", {}) == ({} if in_time else {"/cam_front/image_rect_compressed": len(found)})
+
+
+def test_a_silent_camera_delays_no_frame_after_two_seconds(log: list[Sent]) -> None:
+    # Without the first sweep, those that are frames have pictures beside them.
+    log = [each for each in log if each.topic != "/lidar_top" or each.time > log[0].time]
+    start, end = log[0].time, log[-1].time
+    long = [each for again in range(4) for each in repeated(log, again * (end - start + 250_000))]
+    heard = [each for each in long if not each.topic.startswith("/cam_front/") or each.time <= start + 1_000_000]
+    found = list(live(arriving(heard, {}), SWEEPS, Counts(SENSORS), period=1000))
+    last = max(each.time for each in heard if each.topic.startswith("/cam_front/"))
+    waits = {frame.timestamp - last: time - frame.timestamp for time, frame in found[:-1]}
+    assert {wait >= 250_000 for since, wait in waits.items() if 0 < since < SILENT - 250_000} == {True}
+    assert {wait < 50_000 for since, wait in waits.items() if since > SILENT} == {True}
+
+
+def repeated(log: Sequence[Sent], later: int) -> Iterator[Sent]:
+    """The messages of a drive, so many us later; without its keyframes and static transforms."""
+    for each in log:
+        if each.topic == "/tf_static" and not later:
+            yield each
+        elif each.topic == "/tf":
+            content = ros.TYPES.deserialize_cdr(each.data, each.type_name)
+            for moved in content.transforms:
+                stamp = each.time + later
+                moved.header.stamp.sec, moved.header.stamp.nanosec = stamp // 1_000_000, stamp % 1_000_000 * 1000
+            yield each._replace(time=each.time + later, data=bytes(ros.TYPES.serialize_cdr(content, each.type_name)))
+        elif each.topic not in ("/tf_static", "/keyframe"):
+            yield edit(each, stamp=each.time + later, time=each.time + later)
