@@ -10,7 +10,6 @@ from threading import Condition, Event, Thread
 from typing import NamedTuple
 
 from deploy.live.source import Source
-from deploy.recordings import foxglove, ros
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
@@ -23,6 +22,8 @@ from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 
 MOST_WAITING = 512  # messages that are not assembled yet; of more the oldest are dropped
+CLOUDS = ("sensor_msgs/msg/PointCloud2", "foxglove.PointCloud")
+PICTURES = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", "foxglove.CompressedImage", "foxglove.RawImage")
 TICK = 0.02  # s between two looks at the clock
 
 
@@ -192,9 +193,12 @@ def require_sensors(topics: Topics, sending: Mapping[str, str]) -> None:
         raise InputError(
             f"none of the sensors' topics {', '.join(topics.sensors)} sends; there are {there}; name them in --topics"
         )
-    readable = {*ros.CONVERTERS, *foxglove.CONVERTERS}
-    for topic in topics.names():
-        if sending.get(topic) and sending[topic] not in readable:
+    for types, names in (
+        (CLOUDS, [each.topic for each in topics.lidars.values()]),
+        (PICTURES, [each.image for each in topics.cameras.values()]),
+    ):
+        for topic in (name for name in names if sending.get(name, types[0]) not in types):
             raise InputError(
-                f"{topic}: has messages of type {sending[topic]}, which cannot be read; name another topic in --topics"
+                f"{topic}: has messages of type {sending[topic] or 'JSON'}, not {' or '.join(types)}; name another "
+                "topic in --topics"
             )

@@ -57,19 +57,22 @@ class Outputs:
         """Log the frames that were not taken."""
         while intake.lost:
             token, outcome = intake.lost.popleft()
-            line = {"token": token, "outcome": outcome}
-            self._each(lambda output, line=line: output.log(line))
+            self._log({"token": token, "outcome": outcome})
 
     def log(self, frame: Frame, masked: Collection[str], seconds: float) -> None:
         """Log a frame that was perceived."""
-        line = {
-            "token": frame.token,
-            "outcome": "taken",
-            "cameras": sorted(frame.cameras),
-            "lidar": frame.points is not None,
-            "masked": sorted(masked),
-            "ms": round(1e3 * seconds, 3),
-        }
+        self._log(
+            {
+                "token": frame.token,
+                "outcome": "taken",
+                "cameras": sorted(frame.cameras),
+                "lidar": frame.points is not None,
+                "masked": sorted(masked),
+                "ms": round(1e3 * seconds, 3),
+            }
+        )
+
+    def _log(self, line: dict[str, Any]) -> None:
         self._each(lambda output: output.log(line))
 
     def _each(self, call: Callable[[Output], None]) -> None:

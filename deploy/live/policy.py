@@ -50,7 +50,8 @@ class Policy(Section):
         found: dict[str, dict[Action, str]] = {}
         for name, each in health.items():
             for finding in each.findings:
-                found.setdefault(name, {}).setdefault(self.action(name, finding.status), finding.reason)
+                why = f"{finding.status}: {finding.reason}"
+                found.setdefault(name, {}).setdefault(self.action(name, finding.status), why)
         return found
 
     def masked(self, health: Mapping[str, SensorHealth]) -> frozenset[str]:

@@ -51,7 +51,6 @@ def drive(
     outputs: Callable[[ExitStack], Sequence[Output]],
     budget: float | None = None,
     out: Path | None = None,
-    name: str = "",
     say: Callable[[str], None] = print,
 ) -> Driven:
     """Perceive what the source sends until it ends, or SIGTERM or SIGINT comes.
@@ -62,7 +61,6 @@ def drive(
         outputs: opens further outputs, which end with the stack.
         budget: s from a complete frame to its output; the policy's if None.
         out: folder for the files of `perception replay`.
-        name: of the drive; "": the source's.
         say: prints a line.
 
     Raises:
@@ -71,7 +69,6 @@ def drive(
     manifest = runtime.bundle.manifest
     topics = topics.model_copy(update={"wait": min(topics.wait, policy.lateness)})
     description = describe(source.info, manifest.taxonomy)
-    description = description._replace(scene=name or description.scene)
     runtime.restart()
     with ExitStack() as stack:
         intake = Intake(source, topics, runtime.bundle.spec, runtime.sources.signals, description)

@@ -17,7 +17,8 @@ from perception.scene.scene import SceneFrame
 State = Literal["OK", "DEGRADED", "UNTRUSTED", "DOWN"]
 WORST_LAST: tuple[State, ...] = ("OK", "DEGRADED", "UNTRUSTED", "DOWN")
 HELD = 1.0  # s that the reason of a single frame stays
-PERIODS = 3  # between frames, after which a next one is missed
+PERIODS = 3  # between frames, after which the state is DOWN
+GAP = 1.5  # periods between frames, after which one is missed
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Supervisor:
     def __init__(self, policy: Policy, intake: Intake, allowed: float | None, period: float) -> None:
         self._policy, self._intake = policy, intake
         self.allowed = policy.delay.allowed if allowed is None else allowed
-        self._silence = max(policy.delay.consecutive, PERIODS * period)
+        self._silence, self._period = max(policy.delay.consecutive, PERIODS * period), period
         self._lock = Lock()
         self._started = self._output = time.monotonic()  # s; of the latest output
         self._perceived = 0  # frames
@@ -69,6 +70,7 @@ class Supervisor:
         self._lasting: dict[tuple[str, str], Reason] = {}
         self.health: Mapping[str, SensorHealth] = {}
         self._superseded = self._unposed = 0
+        self._timestamp: int | None = None  # us, of the latest frame
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -85,6 +87,11 @@ class Supervisor:
             now = self._output = time.monotonic()
             self._perceived += 1
             self.health = seen.health
+            gap = 0.0 if self._timestamp is None else 1e-6 * (seen.timestamp - self._timestamp)
+            self._timestamp = seen.timestamp
+            if gap > GAP * self._period:
+                why = f"a frame came {gap:.2f} s after the one before, expected {self._period:.2f} s"
+                self._hold(Reason("DEGRADED", "rate", "", why))
             if seconds <= self.allowed:
                 self._late_since = None
             else:

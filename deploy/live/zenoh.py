@@ -111,12 +111,13 @@ class ZenohBus:
         self.advertise(topic, type_name)
         self._publishers[topic](data)
 
-    def wait_for_subscriber(self, seconds: float) -> None:
-        """Wait until somebody has subscribed to what is published, at most so long."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not any(heard() for heard in self._heard):
+    def wait_for_subscribers(self) -> None:
+        """Wait until somebody has subscribed, and for a second to no further topic; at most ten seconds."""
+        end, heard, since = time.monotonic() + _DISCOVERY, 0, time.monotonic()
+        while time.monotonic() < end and (not heard or time.monotonic() - since < 1):
+            before, heard = heard, sum(each() for each in self._heard)
+            since = since if heard == before else time.monotonic()
             time.sleep(0.05)
-        time.sleep(0.5)  # the same subscriber may have more to subscribe to
 
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
         ext, latched = self._zenoh.ext, topic in LATCHED
@@ -178,7 +179,7 @@ def republish(path: Path, rate: float = 1.0) -> None:
         types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
         for topic, kind in types.items():
             bus.advertise(topic, kind)
-        bus.wait_for_subscriber(_DISCOVERY)
+        bus.wait_for_subscribers()
         playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
         while not playback.ended:
             time.sleep(0.05)

@@ -165,18 +165,29 @@ class Assembler:
             yield from self._assemble(self._pending.pop(0))
 
     def _is_settled(self, pending: _PendingFrame, time: int) -> bool:
-        """Whether all sensors that send have sent what belongs to the frame, and the vehicle's pose is known then."""
-        stamp, arrivals = pending.stamp, self._arrivals
-        if not all(arrivals.is_settled(each.topics.image, stamp, time) for each in self._cameras.values()):
-            return False
+        """Whether all sensors that send have sent what belongs to the frame, and calibration and poses for it came."""
+        stamp, arrivals, last = pending.stamp, self._arrivals, [pending.stamp]
+        for name, camera in self._cameras.items():
+            if not arrivals.is_settled(camera.topics.image, stamp, time):
+                return False
+            nearest = camera.nearest(stamp)
+            if nearest is not None:
+                last.append(nearest)
+                if not camera.is_calibrated(stamp, partial(self._placement.mounting, name)):
+                    return False
         for name, lidar in self._lidars.items():
             there = lidar.has(stamp) if name == self._reference else arrivals.is_settled(lidar.topic, stamp, time)
             if not there and not arrivals.is_silent(lidar.topic, time):
                 return False
-        nearest = [camera.nearest(stamp) for camera in self._cameras.values()]
-        ends = [lidar.end(stamp, self._tolerance) for lidar in self._lidars.values()]
-        last = max([stamp, *ends, *(each for each in nearest if each is not None)])
-        return self._placement.posed_until() >= last or arrivals.is_silent(self._topics.poses, time)
+            last.append(lidar.end(stamp, self._tolerance))
+            if lidar.frame_ids and self._mounting(name) is None:
+                return False
+        return self._placement.posed_until() >= max(last) or arrivals.is_silent(self._topics.poses, time)
+
+    def _mounting(self, lidar: str) -> np.ndarray | None:
+        """(4, 4) ego_from_lidar; None if it is not known."""
+        found = (self._placement.mounting(lidar, frame_id) for frame_id in self._lidars[lidar].frame_ids)
+        return next((each for each in found if each is not None), None)
 
     def decode_ahead(self, time: int) -> bool:
         """Decode one picture that a waiting frame will use, if there is any; returns whether there was."""
@@ -273,8 +284,7 @@ class Assembler:
         mountings: dict[str, np.ndarray] = {}
         for name, lidar in self._lidars.items():
             lidar.look_up_poses()
-            found = (self._placement.mounting(name, frame_id) for frame_id in lidar.frame_ids)
-            mounting = next((each for each in found if each is not None), None)
+            mounting = self._mounting(name)
             if mounting is not None:
                 mountings[name] = mounting
             elif lidar.has(pending.stamp):

@@ -342,6 +342,12 @@ class CameraPictures:
         distance, found = min(near, default=(math.inf, 0))
         return found if distance <= self._tolerance else None
 
+    def is_calibrated(self, stamp: int, mounting_of: Callable[[str], np.ndarray | None]) -> bool:
+        """Whether calibration and mounting are known for the picture closest to a stamp (us)."""
+        nearest = self.nearest(stamp)
+        frames = [self.topics.frame or each.frame for _, each in self._pictures if each.stamp == nearest]
+        return self.intrinsics is not None and all(mounting_of(frame) is not None for frame in frames)
+
     def decode_nearest(self, stamp: int) -> bool:
         """Decode the picture closest to a stamp (us) before a frame needs it; returns whether there was one."""
         nearest = self.nearest(stamp)

@@ -22,7 +22,15 @@ from perception.sensors.inputs import InputSpec
 
 TICK = 20_000  # us
 KEYFRAMES, SWEEPS = nuscenes_topics(), nuscenes_topics(keyframes=None)
-ORDERED = ("/tf", "/odometry", "/keyframe", "/lidar_top", *(f"/{camera.lower()}" for camera in SENSORS.cameras))
+# Each comes in its own order; /tf_static before /tf, which begins alike.
+ORDERED = (
+    "/tf_static",
+    "/tf",
+    "/odometry",
+    "/keyframe",
+    "/lidar_top",
+    *(f"/{camera.lower()}/{what}" for camera in SENSORS.cameras for what in ("camera_info", "image_rect_compressed")),
+)
 
 
 def arriving(log: Sequence[Sent], delays: Mapping[str, int]) -> list[tuple[int, Sent]]:

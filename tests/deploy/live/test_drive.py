@@ -1,0 +1,270 @@
+"""Driving in real time: the bytes of a replay where nothing is late, and an outcome or a reason for every frame."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import refuses
+from exported import bundle
+from live import RATE, RESULTS, after, driving, late, log, recorded, replayed
+from recordings import Sent, assemble, edit, nuscenes_topics
+
+from deploy.live.policy import Policy
+from deploy.runtime import Runtime
+from perception.frame import Prediction
+
+FRONT = "/cam_front/"
+PATIENT = 5.0  # s that a frame waits, so that a loaded machine is not late
+
+
+@pytest.mark.parametrize("keyframes", ["/keyframe", None], ids=["keyframes", "sweeps"])
+def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Path, keyframes: str | None) -> None:
+    topics, yaml = nuscenes_topics(keyframes=keyframes, wait=PATIENT), tmp_path / "topics.yaml"
+    yaml.write_text(f"keyframes: {keyframes or 'null'}\n")
+    drive = driving(log(), tmp_path / "live", topics=topics, policy=Policy(lateness=PATIENT))
+    drive.require_outcomes()
+    assert set(drive.driven.outcomes) == {"taken"}  # else it was not fast enough here
+    replay = replayed(tmp_path / "live" / "drive.mcap", tmp_path / "replay", yaml)
+    for name in RESULTS:
+        assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
+
+
+def test_zenoh_from_another_process_gives_the_bytes_of_the_replay_and_sigterm_ends_it(tmp_path: Path) -> None:
+    recording, port = recorded(tmp_path, log()), free_port()
+    common = 'mode: "peer", scouting: {multicast: {enabled: false}}'
+    (tmp_path / "drive.json5").write_text(f'{{{common}, listen: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
+    (tmp_path / "bag.json5").write_text(f'{{{common}, connect: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
+    (tmp_path / "topics.yaml").write_text(f"wait: {PATIENT}\n")
+    (tmp_path / "policy.yaml").write_text(f"lateness: {PATIENT}\n")
+    options = ["--topics", tmp_path / "topics.yaml", "--policy", tmp_path / "policy.yaml"]
+    arguments = ["drive", bundle().path, "--from", "zenoh", "--out", tmp_path / "live", *options]
+    driver = process(["-m", "deploy.cli", *map(str, arguments)], tmp_path / "drive.json5")
+    play = (
+        f"from pathlib import Path; from deploy.live.zenoh import republish; republish(Path({str(recording)!r}), 1.0)"
+    )
+    bag = process(["-c", play], tmp_path / "bag.json5")
+    assert bag.wait(60) == 0
+    driver.send_signal(signal.SIGTERM)
+    said, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 0, errors
+    replay = replayed(recording, tmp_path / "replay")
+    for name in RESULTS:
+        assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes(), said
+
+
+def process(arguments: list[str], session: Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {"ZENOH_SESSION_CONFIG_URI": str(session)}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.parametrize("milliseconds", [50, 300])
+def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_path: Path, milliseconds: int) -> None:
+    policy = Policy(lateness=0.2)
+    topics = nuscenes_topics()
+    drive = driving(late(FRONT, 1e-3 * milliseconds), tmp_path, topics=topics, policy=policy)
+    drive.require_outcomes()
+    in_time = milliseconds <= 200
+    named = [line["token"] for line in drive.frames if "CAM_FRONT" not in line["cameras"]]
+    assert named == ([] if in_time else drive.tokens)
+    late_messages = drive.driven.counts.get("late", {})
+    assert late_messages == ({} if in_time else {"/cam_front/image_rect_compressed": len(drive.frames)})
+    assert (drive.watch.first("DEGRADED", "sensor", "CAM_FRONT", "missing") < float("inf")) != in_time
+
+
+def test_without_any_sensor_the_state_is_down(tmp_path: Path) -> None:
+    killed = [each for each in log() if each.time < after(1.6) or each.topic.startswith("/tf")]
+    drive = driving(killed, tmp_path)
+    drive.require_outcomes()
+    assert drive.watch.first("DOWN", "silent") < float("inf")
+    seen = drive.watch.first("DOWN", "silent") - 1.6 / RATE
+    assert seen >= 1.5  # three frames of 0.5 s are missing
+    assert drive.driven.status.state == "DOWN"
+
+
+def test_a_sensor_that_is_killed_is_named(tmp_path: Path) -> None:
+    kill = {"/lidar_top": "LIDAR_TOP", "/cam_back/": "CAM_BACK"}
+    for topic, name in kill.items():
+        left = [each for each in log() if not each.topic.startswith(topic) or each.time < after(2.6)]
+        drive = driving(left, tmp_path / name)
+        drive.require_outcomes()
+        assert 1.3 <= drive.watch.first("DEGRADED", "sensor", name, "missing") < float("inf")
+        assert drive.driven.outcomes["taken"] == drive.driven.announced
+
+
+def halved(messages: list[Sent]) -> list[Sent]:
+    stamps = [each.time for each in messages if each.topic == "/lidar_top"]
+    return [each for each in messages if each.topic != "/lidar_top" or stamps.index(each.time) % 4 == 0]
+
+
+def set_forward(messages: list[Sent]) -> list[Sent]:
+    def moved(each: Sent) -> Sent:
+        if each.time < after(3) or not each.topic.startswith(("/lidar", "/cam")):
+            return each
+        return edit(each, stamp=each.time + 100_000_000)
+
+    return [moved(each) for each in messages]
+
+
+@pytest.mark.parametrize("change", [halved, set_forward], ids=["LiDAR at half rate", "clock set forward"])
+def test_every_frame_has_an_outcome(tmp_path: Path, change: Callable[[list[Sent]], list[Sent]]) -> None:
+    drive = driving(change(log()), tmp_path)
+    drive.require_outcomes()
+    if change is halved:
+        assert drive.watch.first("DEGRADED", "rate", says="1.00 s after the one before, expected 0.50 s") < float("inf")
+    else:  # the sensors' time is not that of the poses any more
+        assert drive.driven.outcomes["unposed"] > 0
+        assert drive.watch.first("DEGRADED", "unposed") < float("inf")
+
+
+def test_until_transforms_come_frames_are_unposed(tmp_path: Path) -> None:
+    static = [each._replace(time=after(2)) if each.topic == "/tf_static" else each for each in log()]
+    drive = driving([each for each in static if each.topic != "/tf" or each.time >= after(2)], tmp_path)
+    drive.require_outcomes()
+    unposed = [line["outcome"] == "unposed" for line in drive.frames]
+    assert unposed == sorted(unposed, reverse=True)  # first all, then none
+    assert 3 <= sum(unposed) <= 4  # of frames every 0.5 s
+    assert drive.watch.states[0][1].state == "DOWN"
+    assert drive.watch.first("DEGRADED", "unposed") < float("inf")
+
+
+class Slow:
+    """An engine that stalls once."""
+
+    def __init__(self, engine: Any, frame: int, seconds: float) -> None:
+        self._engine, self._left, self._seconds = engine, frame, seconds
+
+    def run(self, inputs: Any, state: Any = None) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            time.sleep(self._seconds)
+        return self._engine.run(inputs, state)
+
+    def new_state(self) -> Any:
+        return self._engine.new_state()
+
+
+def stalled(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Runtime:
+    runtime = Runtime(bundle().path, checks=False)
+    slow = Slow(runtime._networks[0].engine, 3, seconds)
+    monkeypatch.setattr(runtime, "_networks", [replace(runtime._networks[0], engine=slow)])
+    return runtime
+
+
+def test_an_engine_that_hangs_is_reported_while_it_does_and_systemd_hears_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        runtime = stalled(monkeypatch, 1.5)
+        drive = driving(log(), tmp_path / "out", runtime, policy=Policy(hang=0.5))
+        systemd.setblocking(False)
+        said = received(systemd)
+    drive.require_outcomes()
+    assert drive.watch.first("DOWN", "hang") < float("inf")
+    assert drive.driven.outcomes["superseded"] >= 2  # of the frames every 0.25 s while it hung
+    assert drive.watch.first("DEGRADED", "superseded") < float("inf")
+    assert sum("READY=1" in each for each in said) == 1
+    hanging = [each for each in said if "has worked on one frame" in each]
+    assert hanging
+    assert not any("WATCHDOG=1" in each for each in hanging)
+    assert any("WATCHDOG=1" in each for each in said)
+
+
+def received(server: socket.socket) -> list[str]:
+    found = []
+    while True:
+        try:
+            found.append(server.recv(4096).decode())
+        except BlockingIOError:
+            return found
+
+
+def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(bundle().path, checks=False)
+    network = runtime._networks[0]
+    golden = [
+        replace(frame, outputs={name: value + 1 for name, value in frame.outputs.items()}) for frame in network.golden
+    ]
+    monkeypatch.setattr(runtime, "_checks", cycle([(network, frame) for frame in golden]))
+    drive = driving(log(), tmp_path, runtime, policy=Policy(golden=0.3))
+    drive.require_outcomes()
+    assert drive.watch.first("UNTRUSTED", "golden") < float("inf")
+    assert drive.driven.status.state == "UNTRUSTED"
+    assert drive.driven.outcomes["taken"] == drive.driven.announced  # it goes on, and says so
+
+
+def test_a_policy_says_what_follows_from_a_status(tmp_path: Path) -> None:
+    policy = Policy(
+        sensors={"CAM_FRONT": {"any": "ignore"}, "CAM_*": {"missing": "mask"}, "LIDAR_TOP": {"missing": "stop"}}
+    )
+    gone = ("/lidar_top", "/cam_front/", "/cam_back/")
+    left = [each for each in log() if not each.topic.startswith(gone) or each.time < after(2.6)]
+    drive = driving(left, tmp_path, policy=policy)
+    drive.require_outcomes()
+    assert drive.watch.first("DOWN", "sensor", "LIDAR_TOP", "missing") < float("inf")
+    assert drive.watch.first("DEGRADED", "sensor", "CAM_BACK", "missing") < float("inf")
+    assert not any(each.subject == "CAM_FRONT" for _, status in drive.watch.states for each in status.reasons)
+    assert {name for line in drive.frames for name in line["masked"]} == {"CAM_BACK"}
+
+
+def test_a_masked_sensor_is_as_one_that_is_missing() -> None:
+    runtime = Runtime(bundle().path, checks=False)
+    frame = assemble(log(), nuscenes_topics(keyframes=None), keyframed=False)[0][3]
+    for sensor in ("CAM_FRONT", "LIDAR_TOP"):
+        masked = predicted(runtime, frame, {sensor})
+        missing = predicted(runtime, frame.without({sensor}, runtime.bundle.manifest.rig.sensors.lidars), set())
+        seen = predicted(runtime, frame, set())
+        assert (masked.results["detection"].scores == missing.results["detection"].scores).all()
+        assert (
+            len(seen.results["detection"].scores) != len(masked.results["detection"].scores)
+            or (seen.results["detection"].scores != masked.results["detection"].scores).any()
+        )
+
+
+def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
+    runtime.restart()
+    return runtime.perceive(runtime.admit(frame), masked)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--from", "nowhere"], "--from nowhere: neither zenoh nor a recording (.mcap, .db3, rosbag2)"),
+        (["--from", "{recording}", "--budget", "soon"], "--budget soon: give milliseconds, such as 100ms"),
+        (["--from", "{recording}", "--topics", "{other}"], "none of the sensors' topics /velodyne"),
+        (["--from", "{recording}", "--topics", "{odd}"], "/keyframe: has messages of type std_msgs/msg/String"),
+        (["--from", "{recording}", "--policy", "{policy}"], "lateness: input should be greater than 0"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
+    files = {
+        "recording": recorded(tmp_path, log()[:200]),
+        "other": tmp_path / "other.yaml",
+        "odd": tmp_path / "odd.yaml",
+        "policy": tmp_path / "policy.yaml",
+    }
+    files["other"].write_text("lidars: {LIDAR_TOP: {topic: /velodyne}}\ncameras: {}\n")
+    files["odd"].write_text("keyframes: null\nlidars: {LIDAR_TOP: {topic: /keyframe}}\n")
+    files["policy"].write_text("lateness: -1\n")
+    assert says in refuses("drive", bundle().path, *(each.format(**files) for each in arguments))

@@ -1,0 +1,131 @@
+"""Drives in real time: recordings with messages that are late, missing or damaged, and what is reported of them."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from exported import QUIET, bundle
+from once import once
+from recordings import Sent, messages_of, nuscenes_topics, write_raw_mcap
+from tiny import write_tiny
+
+from deploy.live.outputs import Output
+from deploy.live.policy import Policy
+from deploy.live.process import Driven, drive
+from deploy.live.source import Playback
+from deploy.live.state import Status
+from deploy.recordings.topics import Topics
+from deploy.replay.run import replay
+from deploy.replay.settings import Settings, Source
+from deploy.runtime import Runtime
+
+KEYFRAMES = 12  # 0.5 s apart
+RATE = 2.0  # of the clock
+RESULTS = ("tracks.json", "results.json", "statistics.jsonl")
+
+
+@cache
+def log() -> list[Sent]:
+    """The messages of a drive of 6 s; without its first sweep, so that there are pictures beside those of frames."""
+    root = once("live-drive", lambda out: write_tiny(out, KEYFRAMES))
+    found = messages_of(root, "v1.0-tiny", "scene-0001", 1)
+    return [each for each in found if each.topic != "/lidar_top" or each.time > found[0].time]
+
+
+def start() -> int:
+    """us, of the first message."""
+    return log()[0].time
+
+
+def after(seconds: float) -> int:
+    return start() + round(1e6 * seconds)
+
+
+def recorded(folder: Path, messages: Iterable[Sent]) -> Path:
+    """A recording of messages, in the order of the times at which they arrive."""
+    return write_raw_mcap(folder / "drive.mcap", sorted(messages, key=lambda each: each.time))
+
+
+def late(topic: str, seconds: float) -> list[Sent]:
+    """The drive with a topic, or those that begin so, that arrives later."""
+    return [
+        each._replace(time=each.time + round(1e6 * seconds)) if each.topic.startswith(topic) else each for each in log()
+    ]
+
+
+class Watch(Output):
+    """Remembers all states, each with the time (s) since the start."""
+
+    name = "watch"
+
+    def __init__(self) -> None:
+        self.start, self.states = time.monotonic(), list[tuple[float, Status]]()
+
+    def report(self, status: Status) -> None:
+        self.states.append((time.monotonic() - self.start, status))
+
+    def first(self, state: str, code: str, subject: str = "", says: str = "") -> float:
+        """When a reason that says something was first reported; infinite if never."""
+        found = (
+            seconds
+            for seconds, status in self.states
+            if any(
+                (each.state, each.code, each.subject) == (state, code, subject) and says in each.text
+                for each in status.reasons
+            )
+        )
+        return next(found, float("inf"))
+
+
+@dataclass
+class Drive:
+    """What came of one."""
+
+    driven: Driven
+    watch: Watch
+    frames: list[dict[str, Any]] = field(default_factory=list)  # of frames.jsonl
+
+    def require_outcomes(self) -> None:
+        """Every frame that was announced has one, and one line in the file."""
+        assert sum(self.driven.outcomes.values()) == self.driven.announced == len(self.frames)
+        for outcome, count in self.driven.outcomes.items():
+            assert sum(line["outcome"] == outcome for line in self.frames) == count
+
+    @property
+    def tokens(self) -> list[str]:
+        return [line["token"] for line in self.frames if line["outcome"] == "taken"]
+
+
+def driving(
+    messages: Sequence[Sent],
+    out: Path,
+    runtime: Runtime | None = None,
+    topics: Topics | None = None,
+    policy: Policy | None = None,
+    more: Callable[[Watch], Sequence[Output]] = lambda _: (),
+    rate: float = RATE,
+) -> Drive:
+    """Drive with messages that arrive at their times."""
+    out.mkdir(parents=True, exist_ok=True)
+    watch, source = Watch(), Playback(recorded(out, messages), rate)
+    runtime = runtime or Runtime(bundle().path, checks=False)
+    driven = drive(
+        runtime,
+        source,
+        topics or nuscenes_topics(keyframes=None),
+        policy or Policy(),
+        lambda _: [watch, *more(watch)],
+        out=out,
+        say=lambda _: None,
+    )
+    return Drive(driven, watch, [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()])
+
+
+def replayed(recording: Path, out: Path, topics: Path | None = None) -> Path:
+    """A folder with the replay of a recording."""
+    replay(Source(recording, topics=topics), bundle().path, out, Settings(), console=QUIET)
+    return out
