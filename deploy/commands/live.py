@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
 def drive(
     bundle: Annotated[Path, typer.Argument(callback=from_store, help="An exported bundle.")],
-    source: Annotated[str, typer.Option("--from", help="zenoh, or a recording that is played at its own pace.")],
+    source: Annotated[str, typer.Option("--from", help="zenoh, dds, or a recording that is played at its own pace.")],
     topics: Annotated[
         Path | None, typer.Option(help="YAML file that maps topics to sensors, as for `perception replay`.")
     ] = None,
@@ -86,14 +86,15 @@ def parse_budget(text: str) -> float | None:
 
 
 def _open_source(name: str, rate: float) -> Source:
+    from deploy.live.dds import DdsBus
     from deploy.live.source import Playback
     from deploy.live.zenoh import ZenohBus
     from deploy.recordings import is_recording
 
-    if name == "zenoh":
-        return ZenohBus()
+    if name in ("zenoh", "dds"):
+        return ZenohBus() if name == "zenoh" else DdsBus()
     if not is_recording(Path(name)):
-        raise InputError(f"--from {name}: neither zenoh nor a recording (.mcap, .db3, rosbag2)")
+        raise InputError(f"--from {name}: neither zenoh, dds nor a recording (.mcap, .db3, rosbag2)")
     return Playback(Path(name), rate)
 
 

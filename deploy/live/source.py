@@ -6,12 +6,26 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from threading import Event, Thread
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, RecordingInfo
 
 Receive = Callable[[RawMessage], None]
+LATCHED = ("/tf_static",)  # topics whose last message a late subscriber gets
+_DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
+T = TypeVar("T")
+
+
+def settled(found: Callable[[], T]) -> T:
+    """What is found on a network once there is anything and it does not change; waits for at most ten seconds."""
+    end, last, since = time.monotonic() + _DISCOVERY, found(), time.monotonic()
+    while time.monotonic() < end and (not last or time.monotonic() - since < _SETTLED):
+        time.sleep(0.05)
+        before, last = last, found()
+        since = since if last == before else time.monotonic()
+    return last
 
 
 class Source(Protocol):
@@ -39,6 +53,19 @@ class Source(Protocol):
     def close(self) -> None:
         """Send nothing more."""
         ...
+
+
+class Bus(Source, Protocol):
+    """A middleware of ROS 2 nodes, without an installed ROS. Messages are CDR with their header of four bytes."""
+
+    def advertise(self, topic: str, type_name: str) -> None:
+        """Say that a topic will be published."""
+
+    def publish(self, topic: str, type_name: str, data: bytes) -> None:
+        """Send a message to the subscribers of a topic."""
+
+    def wait_for_subscribers(self) -> None:
+        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
 
 
 class Playback:
@@ -92,3 +119,24 @@ class Playback:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def republish(path: Path, bus: Bus, rate: float = 1.0) -> None:
+    """Play a recording's ROS 2 messages over a middleware until it ends, as `ros2 bag play`, once somebody listens.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    playback = Playback(path, rate)
+    try:
+        types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
+        for topic, kind in types.items():
+            bus.advertise(topic, kind)
+        bus.wait_for_subscribers()
+        playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
+        while not playback.ended:
+            time.sleep(0.05)
+        time.sleep(1)  # what was sent last must arrive
+    finally:
+        playback.close()
+        bus.close()

@@ -10,22 +10,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import cache, partial
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-from deploy.live.source import Playback, Receive
+from deploy.live.source import LATCHED, Receive, settled
 from deploy.recordings import ros
-from deploy.recordings.messages import RawMessage, RecordingInfo
+from deploy.recordings.messages import RecordingInfo
 from perception.errors import InputError
 
 NODE = "tessera"
-LATCHED = ("/tf_static",)  # topics whose last message a late subscriber gets
 _DEFAULT = '{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, scouting: {multicast: {enabled: false}}}'
 _LATCHED_QOS, _SENSOR_QOS = ":1:,1:,:,:,,", "2::,1:,:,:,,"  # reliable and transient local, depth 1; best effort
-_DISCOVERY = 10.0  # s
-_SETTLED = 0.3  # s without a new topic
 
 
 class ZenohBus:
@@ -62,13 +58,7 @@ class ZenohBus:
 
     def topics(self) -> Mapping[str, str]:
         """The topics that other nodes publish; waits for them for at most ten seconds."""
-        end, found = time.monotonic() + _DISCOVERY, self._published()
-        while time.monotonic() < end:
-            time.sleep(_SETTLED)
-            before, found = found, self._published()
-            if found and found == before:
-                break
-        return found
+        return settled(self._published)
 
     def _published(self) -> dict[str, str]:
         """The topics, with their types, that other nodes publish now."""
@@ -76,7 +66,7 @@ class ZenohBus:
         replies = self._session.liveliness().get(f"@ros2_lv/{self._domain}/*/*/*/MP/**", timeout=0.5)
         for key in (str(reply.ok.key_expr).split("/") for reply in replies if reply.ok is not None):
             if len(key) > 10 and key[2] != self._zid:
-                found[key[9].replace("%", "/")] = _ros_type(key[10].replace("%", "/"))
+                found[key[9].replace("%", "/")] = ros.type_of_dds(key[10].replace("%", "/"))
         return found
 
     def start(self, topics: Collection[str], receive: Receive) -> None:
@@ -89,17 +79,8 @@ class ZenohBus:
             self._open.append(declare(key, handler=partial(self._receive, topic, receive)))
 
     def _receive(self, topic: str, receive: Receive, sample: Any) -> None:
-        type_name = _ros_type(str(sample.key_expr).split("/")[-2])
-        receive(
-            RawMessage(
-                topic,
-                self.now(),
-                bytes(sample.payload),
-                partial(ros.decode, type_name),
-                _parser(type_name),
-                type_name,
-            )
-        )
+        type_name = ros.type_of_dds(str(sample.key_expr).split("/")[-2])
+        receive(ros.raw_message(topic, self.now(), bytes(sample.payload), type_name))
 
     def advertise(self, topic: str, type_name: str) -> None:
         """Say that a topic will be published."""
@@ -112,16 +93,12 @@ class ZenohBus:
         self._publishers[topic](data)
 
     def wait_for_subscribers(self) -> None:
-        """Wait until somebody has subscribed, and for a second to no further topic; at most ten seconds."""
-        end, heard, since = time.monotonic() + _DISCOVERY, 0, time.monotonic()
-        while time.monotonic() < end and (not heard or time.monotonic() - since < 1):
-            before, heard = heard, sum(each() for each in self._heard)
-            since = since if heard == before else time.monotonic()
-            time.sleep(0.05)
+        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
+        settled(lambda: sum(each() for each in self._heard))
 
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
         ext, latched = self._zenoh.ext, topic in LATCHED
-        kind, type_hash = _dds_type(type_name), ros.type_hash(type_name)
+        kind, type_hash = ros.dds_type(type_name), ros.type_hash(type_name)
         key = f"{self._domain}{topic}/{kind}/{type_hash}"
         if latched:
             publisher = ext.declare_advanced_publisher(self._session, key, cache=ext.CacheConfig(1))
@@ -152,38 +129,3 @@ class ZenohBus:
 
     def close(self) -> None:
         self._session.close()
-
-
-def _dds_type(type_name: str) -> str:
-    package, kind, name = type_name.split("/")
-    return f"{package}::{kind}::dds_::{name}_"
-
-
-def _ros_type(dds_type: str) -> str:
-    return dds_type.replace("::dds_::", "::").removesuffix("_").replace("::", "/")
-
-
-@cache
-def _parser(type_name: str) -> ros.Parse:
-    return ros.cdr_parser(type_name, "", "msg")
-
-
-def republish(path: Path, rate: float = 1.0) -> None:
-    """Play a recording's ROS 2 messages over zenoh until it ends, as `ros2 bag play` does, once somebody listens.
-
-    Raises:
-        InputError: it cannot be read, or zenoh cannot be used.
-    """
-    playback, bus = Playback(path, rate), ZenohBus()
-    try:
-        types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
-        for topic, kind in types.items():
-            bus.advertise(topic, kind)
-        bus.wait_for_subscribers()
-        playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
-        while not playback.ended:
-            time.sleep(0.05)
-    finally:
-        playback.close()
-        time.sleep(0.5)  # what was put last must leave
-        bus.close()

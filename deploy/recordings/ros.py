@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_
 from deploy.recordings.messages import (
     Content,
     CorruptMessage,
+    RawMessage,
     fix,
     intrinsics,
     keyframe,
@@ -45,6 +47,27 @@ def decode(type_name: str, data: bytes) -> list[Content]:
     except (SerdeError, MemoryError):
         raise CorruptMessage("bytes that cannot be parsed") from None
     return CONVERTERS[type_name](message)
+
+
+def raw_message(topic: str, time: int, data: bytes, type_name: str) -> RawMessage:
+    """A message that a middleware delivered at a time (us)."""
+    return RawMessage(topic, time, data, partial(decode, type_name), _own_parser(type_name), type_name)
+
+
+@cache
+def _own_parser(type_name: str) -> Parse:
+    return cdr_parser(type_name, "", "msg")
+
+
+def dds_type(type_name: str) -> str:
+    """The name of a type on the wire, such as sensor_msgs::msg::dds_::PointCloud2_."""
+    package, kind, name = type_name.split("/")
+    return f"{package}::{kind}::dds_::{name}_"
+
+
+def type_of_dds(dds_name: str) -> str:
+    """The type of a name on the wire, such as sensor_msgs/msg/PointCloud2."""
+    return dds_name.replace("::dds_::", "::").removesuffix("_").replace("::", "/")
 
 
 def type_hash(type_name: str) -> str:

@@ -38,31 +38,55 @@ def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Pat
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
 
 
-def test_zenoh_from_another_process_gives_the_bytes_of_the_replay_and_sigterm_ends_it(tmp_path: Path) -> None:
-    recording, port = recorded(tmp_path, log()), free_port()
-    common = 'mode: "peer", scouting: {multicast: {enabled: false}}'
-    (tmp_path / "drive.json5").write_text(f'{{{common}, listen: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
-    (tmp_path / "bag.json5").write_text(f'{{{common}, connect: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
-    (tmp_path / "topics.yaml").write_text(f"wait: {PATIENT}\n")
-    (tmp_path / "policy.yaml").write_text(f"lateness: {PATIENT}\n")
-    options = ["--topics", tmp_path / "topics.yaml", "--policy", tmp_path / "policy.yaml"]
-    arguments = ["drive", bundle().path, "--from", "zenoh", "--out", tmp_path / "live", *options]
-    driver = process(["-m", "deploy.cli", *map(str, arguments)], tmp_path / "drive.json5")
-    play = (
-        f"from pathlib import Path; from deploy.live.zenoh import republish; republish(Path({str(recording)!r}), 1.0)"
+@pytest.mark.slow("a driving process, and one that publishes")
+@pytest.mark.parametrize("bus", ["zenoh", "dds"])
+def test_another_process_that_publishes_a_recording_gives_the_bytes_of_its_replay(tmp_path: Path, bus: str) -> None:
+    recording, options = recorded(tmp_path, log()), []
+    for name, content in (("topics", f"wait: {PATIENT}"), ("policy", f"lateness: {PATIENT}")):
+        (tmp_path / f"{name}.yaml").write_text(f"{content}\n")
+        options += [f"--{name}", str(tmp_path / f"{name}.yaml")]
+    here, there = network(tmp_path, bus)
+    out = tmp_path / "live"
+    driver = process(
+        ["-m", "deploy.cli", "drive", str(bundle().path), "--from", bus, "--out", str(out), *options], here
     )
-    bag = process(["-c", play], tmp_path / "bag.json5")
-    assert bag.wait(60) == 0
+    publisher = process(["-c", PUBLISH[bus].format(recording=str(recording))], there)
+    assert publisher.wait(60) == 0, publisher.communicate()
     driver.send_signal(signal.SIGTERM)
     said, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, errors
     replay = replayed(recording, tmp_path / "replay")
     for name in RESULTS:
-        assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes(), said
+        assert (out / name).read_bytes() == (replay / name).read_bytes(), said
 
 
-def process(arguments: list[str], session: Path) -> "subprocess.Popen[str]":
-    environment = os.environ | {"ZENOH_SESSION_CONFIG_URI": str(session)}
+PUBLISH = {
+    bus: f"""from pathlib import Path
+from deploy.live.{bus} import {name}
+from deploy.live.source import republish
+republish(Path("{{recording}}"), {name}())"""
+    for bus, name in (("zenoh", "ZenohBus"), ("dds", "DdsBus"))
+}
+
+
+def network(folder: Path, bus: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Variables for two processes that find each other on this machine alone."""
+    if bus == "dds":
+        interface = '<Interfaces><NetworkInterface name="lo"/></Interfaces><AllowMulticast>false</AllowMulticast>'
+        peers = (
+            '<Discovery><ParticipantIndex>auto</ParticipantIndex><Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
+        )
+        uri = f"<CycloneDDS><Domain><General>{interface}</General>{peers}</Domain></CycloneDDS>"
+        both = {"CYCLONEDDS_URI": uri, "ROS_DOMAIN_ID": str(free_port() % 100)}
+        return both, both
+    port, common = free_port(), 'mode: "peer", scouting: {multicast: {enabled: false}}'
+    (folder / "here.json5").write_text(f'{{{common}, listen: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
+    (folder / "there.json5").write_text(f'{{{common}, connect: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
+    return tuple({"ZENOH_SESSION_CONFIG_URI": str(folder / f"{name}.json5")} for name in ("here", "there"))  # type: ignore[return-value]
+
+
+def process(arguments: list[str], variables: dict[str, str]) -> "subprocess.Popen[str]":
+    environment = os.environ | variables
     return subprocess.Popen(
         [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -250,7 +274,7 @@ def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--from", "nowhere"], "--from nowhere: neither zenoh nor a recording (.mcap, .db3, rosbag2)"),
+        (["--from", "nowhere"], "--from nowhere: neither zenoh, dds nor a recording (.mcap, .db3, rosbag2)"),
         (["--from", "{recording}", "--budget", "soon"], "--budget soon: give milliseconds, such as 100ms"),
         (["--from", "{recording}", "--topics", "{other}"], "none of the sensors' topics /velodyne"),
         (["--from", "{recording}", "--topics", "{odd}"], "/keyframe: has messages of type std_msgs/msg/String"),

@@ -1,0 +1,169 @@
+"""ROS 2 over DDS by Eclipse Cyclone DDS, without an installed ROS.
+
+Names on the wire are those of ROS 2 (design.ros2.org, "Topic and Service name mapping to DDS"). Types are declared to
+DDS as ROS declares them, but their bytes pass unread: the same code decodes what recordings, zenoh and DDS deliver.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping
+from functools import cache, partial
+from typing import Any
+
+from rosbags.interfaces import Nodetype
+
+from deploy.live.source import LATCHED, Receive, settled
+from deploy.recordings import ros
+from deploy.recordings.messages import RecordingInfo
+from perception.errors import InputError
+
+_DEPTH = 64  # messages that wait to be read
+_TAKEN = 16  # at once
+
+
+class DdsBus:
+    """Messages of ROS 2 nodes, both ways; ROS_DOMAIN_ID and CYCLONEDDS_URI configure it, as in ROS 2.
+
+    Raises:
+        InputError: cyclonedds is not installed or cannot be used.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from cyclonedds.domain import DomainParticipant
+        except ImportError:
+            raise InputError("dds: cyclonedds is not installed; pip install 'tessera-perception[live]'") from None
+        try:
+            self._participant: Any = DomainParticipant(int(os.environ.get("ROS_DOMAIN_ID", "0")))
+        except Exception as error:  # DDSException, ValueError
+            why = " ".join(str(error).split())[:160]
+            raise InputError(f"dds: cannot join domain {os.environ.get('ROS_DOMAIN_ID', '0')} ({why})") from None
+        self.info = RecordingInfo({}, 0, "live")
+        self._readers: list[Any] = []
+        self._writers: dict[str, Any] = {}
+        self._reliable: dict[str, bool] = {}  # whether a topic's publishers repeat what is lost
+        self._types: Mapping[str, str] = {}
+
+    def topics(self) -> Mapping[str, str]:
+        """The topics that other nodes publish; waits for them for at most ten seconds."""
+        from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication
+
+        reader, found = BuiltinDataReader(self._participant, BuiltinTopicDcpsPublication), dict[str, str]()
+
+        def published() -> dict[str, str]:
+            for each in reader.take(N=256):
+                if str(each.topic_name).startswith("rt/") and each.participant_key != self._participant.guid:
+                    topic = str(each.topic_name).removeprefix("rt")
+                    found[topic] = ros.type_of_dds(each.type_name)
+                    self._reliable[topic] = any("Reliable" in str(policy) for policy in each.qos)
+            return dict(found)
+
+        self._types = settled(published)
+        return self._types
+
+    def start(self, topics: Collection[str], receive: Receive) -> None:
+        from cyclonedds.core import Listener
+        from cyclonedds.sub import DataReader
+
+        for topic in (each for each in topics if each in self._types):
+            type_name = self._types[topic]
+            take = partial(self._take, topic, type_name, receive)
+
+            class Arriving(Listener):
+                def on_data_available(self, reader: Any, take: Any = take) -> None:
+                    take(reader)
+
+            qos = _qos(topic, self._reliable[topic])
+            self._readers.append(DataReader(self._participant, self._topic(topic, type_name), qos, Arriving()))
+
+    def _take(self, topic: str, type_name: str, receive: Receive, reader: Any) -> None:
+        while taken := reader.take(N=_TAKEN):
+            for each in taken:
+                if hasattr(each, "raw"):
+                    receive(ros.raw_message(topic, self.now(), each.raw, type_name))
+
+    def advertise(self, topic: str, type_name: str) -> None:
+        """Say that a topic will be published."""
+        from cyclonedds.pub import DataWriter
+
+        if topic not in self._writers:
+            self._writers[topic] = DataWriter(self._participant, self._topic(topic, type_name), _qos(topic, True))
+
+    def publish(self, topic: str, type_name: str, data: bytes) -> None:
+        """Send a message, in CDR with its header, to the subscribers of a topic."""
+        self.advertise(topic, type_name)
+        sample = _raw_type(type_name).__new__(_raw_type(type_name))
+        sample.raw = data
+        self._writers[topic].write(sample)
+
+    def wait_for_subscribers(self) -> None:
+        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
+        settled(lambda: sum(len(writer.get_matched_subscriptions()) for writer in self._writers.values()))
+
+    def _topic(self, topic: str, type_name: str) -> Any:
+        from cyclonedds.topic import Topic
+
+        return Topic(self._participant, f"rt{topic}", _raw_type(type_name))
+
+    def now(self) -> int:
+        return time.time_ns() // 1000
+
+    @property
+    def ended(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.set_listener(None)
+        self._readers.clear()
+        self._writers.clear()
+
+
+def _qos(topic: str, reliable: bool) -> Any:
+    """As ROS 2 nodes offer and expect it."""
+    from cyclonedds.core import Policy, Qos
+    from cyclonedds.util import duration
+
+    reliability = Policy.Reliability.Reliable(duration(seconds=1)) if reliable else Policy.Reliability.BestEffort
+    if topic in LATCHED:
+        return Qos(reliability, Policy.Durability.TransientLocal, Policy.History.KeepLast(1))
+    return Qos(reliability, Policy.Durability.Volatile, Policy.History.KeepLast(_DEPTH))
+
+
+@cache
+def _raw_type(type_name: str) -> Any:
+    """The type as DDS knows it, whose samples have CDR in `raw`."""
+    own = _idl_type(type_name)
+
+    def deserialize(data: bytes, **_: Any) -> Any:
+        sample = own.__new__(own)
+        sample.raw = bytes(data)
+        return sample
+
+    own.deserialize, own.serialize = staticmethod(deserialize), lambda self, **_: self.raw
+    return own
+
+
+@cache
+def _idl_type(type_name: str) -> Any:
+    from cyclonedds.idl import make_idl_struct
+
+    fields = {name: _idl_field(description) for name, description in ros.TYPES.fielddefs[type_name][1]}
+    # A struct of IDL has at least one member; ROS gives an empty one this.
+    fields = fields or {"structure_needs_at_least_one_member": _idl_field((Nodetype.BASE, ("uint8", 0)))}
+    return make_idl_struct(type_name.rpartition("/")[2] + "_", ros.dds_type(type_name), fields)
+
+
+def _idl_field(description: Any) -> Any:
+    from cyclonedds.idl import types
+
+    kind, content = description
+    if kind == Nodetype.NAME:
+        return _idl_type(content)
+    if kind == Nodetype.BASE:
+        name = {"byte": "uint8", "octet": "uint8", "char": "uint8"}.get(content[0], content[0])
+        return {"bool": bool, "string": str}.get(name) or getattr(types, name)
+    inner, length = content
+    return types.array[_idl_field(inner), length] if kind == Nodetype.ARRAY else types.sequence[_idl_field(inner)]
