@@ -21,6 +21,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` comm
 SUBJECTS = {
     "ceiling": "bench_ceiling:ceiling",
     "depth": "bench_training:depth",
+    "drive": "bench_drive:drive",
     "evaluator": "bench_evaluator:evaluator",
     "flakes": "bench_snow:flakes",
     "fleet": "bench_replay:fleet",

@@ -157,8 +157,9 @@ def _idl_type(type_name: str) -> Any:
 
 
 def _idl_field(description: Any) -> Any:
-    from cyclonedds.idl import types
+    import cyclonedds.idl.types
 
+    types: Any = cyclonedds.idl.types
     kind, content = description
     if kind == Nodetype.NAME:
         return _idl_type(content)

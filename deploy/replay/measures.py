@@ -106,7 +106,8 @@ class Measures:
         """See `Metric.agreement`."""
         task = task_of(subject.metric)
         weights = self.weights(subject.condition, subject.range)
-        return self.metrics[task].agreement(self.recorded(task), baseline.recorded(task), weights, subject)
+        value, words = self.metrics[task].agreement(self.recorded(task), baseline.recorded(task), weights, subject)
+        return float(value), words  # numpy's numbers, and what is compared with them, are no JSON
 
 
 def task_of(metric: str) -> str:

@@ -1,0 +1,206 @@
+"""Driving: whether it gives a replay's bytes, how long a frame takes, and whether memory grows."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from threading import Event, Thread
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from benchmark import DRIVES, QUIET, Bundle, drives
+
+from deploy.live import process
+from deploy.live.outputs import Output
+from deploy.live.policy import Policy
+from deploy.live.source import Playback, Receive
+from deploy.log import write_log
+from deploy.recordings.messages import RawMessage
+from deploy.recordings.topics import load_topics
+from deploy.replay.run import replay
+from deploy.replay.settings import Settings, Source
+from deploy.runtime import Runtime
+
+FILES = ("tracks.json", "results.json", "statistics.jsonl")
+PAUSE = 500_000  # us between two rounds through the drive
+SAMPLE = 5.0  # s between two looks at the memory
+PATIENT = 5.0  # s for which frames wait where bytes are compared
+TRANSFORMS = "tf2_msgs/msg/TFMessage"
+
+
+class Rounds(Playback):
+    """A recording that is played again and again, with stamps that go on."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__(path)
+        self._seconds = seconds
+
+    def start(self, topics: Collection[str], receive: Receive) -> None:
+        self._messages = list(self._recording.read(topics, self.damage.append))
+        self._length = self._messages[-1].time - self._messages[0].time + PAUSE
+        super().start(topics, receive)
+
+    def _play(self, topics: Collection[str], receive: Receive) -> None:
+        self._first, self._begin, later = self._messages[0].time, time.monotonic(), 0
+        try:
+            while not self._stop.is_set() and time.monotonic() - self._begin < self._seconds:
+                for raw in self._messages:
+                    at = raw.time + later
+                    if self._stop.wait(max(0.0, 1e-6 * (at - self.now()))):
+                        return
+                    receive(raw._replace(time=at, data=_shifted(raw, later)))
+                later += self._length
+        finally:
+            self._end.set()
+
+
+def _shifted(raw: RawMessage, later: int) -> bytes:
+    """The bytes of a message with a header, or a transform, stamped so many us later."""
+    offset = 8 if raw.type_name == TRANSFORMS else 4
+    seconds, nanoseconds = struct.unpack_from("<iI", raw.data, offset)
+    seconds, nanoseconds = divmod(seconds * 10**9 + nanoseconds + 1000 * later, 10**9)
+    data = bytearray(raw.data)
+    struct.pack_into("<iI", data, offset, seconds, nanoseconds)
+    return bytes(data)
+
+
+class Times(Output):
+    """How long each frame took, in ms."""
+
+    name = "times"
+
+    def __init__(self) -> None:
+        self.ms: list[float] = []
+
+    def log(self, line: dict[str, Any]) -> None:
+        if line["outcome"] == "taken":
+            self.ms.append(line["ms"])
+
+
+def drive(
+    bundle: Bundle = Path("runs/demo/bundle"),
+    data: Path = DRIVES,
+    scene: Annotated[str, typer.Option(help="Default: the first one.")] = "",
+    minutes: Annotated[float, typer.Option(help="Of the endless drive.")] = 30.0,
+    mitigations: Annotated[float, typer.Option(help="Minutes with and without each; 0: none.")] = 1.0,
+) -> dict[str, Any]:
+    """A drive of the demo, live: first once, beside its replay; then in a loop for minutes.
+
+    `identical` says whether all results have the replay's bytes. `p50_ms`, `p95_ms` and `p99_ms` are from a complete
+    frame to its last output, in the loop; messages are sent by a thread of the same process. `memory_growth` is the
+    resident memory in the last third of the loop divided by that in its second third. `without` has p50 and p99 without
+    each mitigation, and with the process's usual ones.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        recording = Path(folder) / "drive.mcap"
+        write_log(data, scene or drives(data).scenes()[0], recording)
+        identical, outcomes = _compare(bundle, recording, Path(folder))
+        looped = _loop(bundle, recording, 60 * minutes)
+        changed = {name: _loop(bundle, recording, 60 * mitigations, each) for name, each in _CHANGES.items()}
+    counted = [outcomes, looped["frames"]]
+    return {
+        "identical": identical,
+        "frames_without_outcome": sum(each["announced"] - sum(_outcomes(each)) for each in counted),
+        **looped,
+        "without": {name: {key: each[key] for key in ("p50_ms", "p99_ms")} for name, each in changed.items()}
+        if mitigations
+        else {},
+    }
+
+
+def _outcomes(frames: Mapping[str, int]) -> Iterator[int]:
+    return (count for outcome, count in frames.items() if outcome != "announced")
+
+
+def _compare(bundle: Path, recording: Path, folder: Path) -> tuple[bool, dict[str, int]]:
+    """Whether the drive has the replay's bytes, and its frames by outcome."""
+    runtime = Runtime(bundle, checks=False)
+    topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"wait": PATIENT})
+    (folder / "live").mkdir()
+    found = process.drive(
+        runtime, Playback(recording), topics, Policy(lateness=PATIENT), lambda _: (), out=folder / "live", say=_mute
+    )
+    replay(Source(recording), bundle, folder / "replay", Settings(), console=QUIET)
+    same = all((folder / "live" / name).read_bytes() == (folder / "replay" / name).read_bytes() for name in FILES)
+    return same, found.to_json()["frames"]
+
+
+def _mute(_: str) -> None:
+    """Print nothing."""
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(threads)
+
+
+@contextmanager
+def _first_in_line() -> Iterator[None]:
+    """The highest priority that this user may have."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+    except PermissionError:
+        print("no permission for SCHED_FIFO")
+    yield
+    os.sched_setscheduler(0, *before)
+
+
+@contextmanager
+def _unfrozen() -> Iterator[None]:
+    usual, process.freeze_objects = process.freeze_objects, nullcontext  # type: ignore[assignment]
+    yield
+    process.freeze_objects = usual
+
+
+_CHANGES: dict[str, Callable[[], Any]] = {
+    "none": nullcontext,
+    "gc.freeze": _unfrozen,
+    "opencv's threads (with one)": _one_opencv_thread,
+    "priority (with SCHED_FIFO)": _first_in_line,
+}
+
+
+def _loop(bundle: Path, recording: Path, seconds: float, change: Callable[[], Any] = nullcontext) -> dict[str, Any]:
+    """Latencies (ms), resident memory (MB) and outcomes of so many seconds."""
+    runtime, times, stop = Runtime(bundle, checks=False), Times(), Event()
+    topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"keyframes": None})
+    memory = list[float]()
+
+    def look() -> None:
+        while not stop.wait(SAMPLE):
+            memory.append(_resident())
+
+    looking = Thread(target=look, daemon=True)
+    looking.start()
+    with change():
+        driven = process.drive(runtime, Rounds(recording, seconds), topics, Policy(), lambda _: (times,), say=_mute)
+    stop.set()
+    looking.join()
+    third = max(1, len(memory) // 3)
+    p50, p95, p99 = np.percentile(times.ms or [np.nan], (50, 95, 99)).tolist()
+    return {
+        "frames": driven.to_json()["frames"],
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "p99_over_p50": p99 / p50,
+        "memory_growth": median(memory[-third:]) / median(memory[third : 2 * third]) if len(memory) > 2 else 1.0,
+        "memory_mb": memory[-1] if memory else _resident(),
+    }
+
+
+def _resident() -> float:
+    """MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
