@@ -106,10 +106,13 @@ class Messages:
             make(
                 "diagnostic_msgs/msg/DiagnosticStatus",
                 level=each.level,
-                name=each.name,
-                message=each.message,
+                name=_readable(each.name),
+                message=_readable(each.message),
                 hardware_id=self._name,
-                values=[make("diagnostic_msgs/msg/KeyValue", key=k, value=v) for k, v in each.values.items()],
+                values=[
+                    make("diagnostic_msgs/msg/KeyValue", key=_readable(key), value=_readable(value))
+                    for key, value in each.values.items()
+                ],
             )
             for each in statuses
         ]
@@ -120,6 +123,11 @@ class Messages:
         """The objects that the tasks follow, in the frame's reference."""
         parts = [self._tasks[name].objects(state) for name, state in seen.states.items()]
         return Boxes.joined(Boxes.none(), *parts).transformed(np.linalg.inv(frame.global_from_reference))
+
+
+def _readable(text: str) -> str:
+    """The text, with a question mark for what is no Unicode: the name of a file may be any bytes."""
+    return text.encode(errors="replace").decode()
 
 
 def _message(topic: str, content: Any) -> Message:
@@ -137,5 +145,8 @@ def _classified(frame: Frame, found: ClassifiedPoints) -> tuple[np.ndarray, np.n
 
 def _occupied(fused: OccupancyResult, free: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The centres of the occupied voxels, their classes, and the probabilities that they are occupied."""
-    there = (fused.occupied > OCCUPIED) & (fused.classes < free)
-    return fused.grid.centers()[there], fused.classes[there], fused.occupied[there]
+    index = np.flatnonzero((fused.occupied > OCCUPIED) & (fused.classes < free))
+    grid = fused.grid
+    place = np.stack(np.unravel_index(index, grid.shape)[::-1], axis=1)  # column, row, level
+    centers = np.array([grid.x[0], grid.y[0], grid.z[0]]) + (place + 0.5) * grid.edges
+    return centers, fused.classes.take(index), fused.occupied.take(index)
