@@ -11,12 +11,14 @@ from ros_idl import read, xyz, xyzw
 from shapely import Polygon, STRtree, points
 from vocabulary import CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS
 
-from deploy.live.messages.free_space import FREE, TAKEN, UNKNOWN, FreeSpace
-from deploy.live.messages.messages import Messages
+from deploy.live.messages.free_space import FREE, TAKEN, UNKNOWN, FreeSpace, occupancy_grid
+from deploy.live.messages.messages import Message, Messages
+from deploy.recordings.ros_types import encode, header
 from perception.frame import Boxes, Prediction
 from perception.grid import BevGrid, VoxelGrid
 from perception.scene.scene import Scene
 from perception.tasks import parse_tasks, tasks_of
+from perception.tasks.detection.tracker import Tracks
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupiedSpace
 
@@ -115,3 +117,29 @@ def test_free_space_lies_on_the_ground_where_the_lidar_has_it() -> None:
     assert xyz(origin.position) == pytest.approx([1.0 - grid.y[0], 0.5 + grid.x[0], 0], abs=1e-9)
     assert xyzw(origin.orientation) == pytest.approx([0, 0, np.sqrt(0.5), np.sqrt(0.5)], abs=1e-9)
     assert found.info.resolution == pytest.approx(grid.cell)
+    oblong = occupancy_grid(header(0, ""), np.eye(4), MAP_GRID, np.zeros(MAP_GRID.shape, np.int8))
+    about = read(Message("", "nav_msgs/msg/OccupancyGrid", encode(oblong))).info
+    assert (about.width, about.height, xyz(about.origin.position)) == (16, 8, [-8, -4, 0])
+
+
+def test_a_track_of_the_map_takes_the_cells_under_it_and_free_voxels_are_not_sent() -> None:
+    """The LiDAR looks ahead, 1 m before the vehicle's middle."""
+    manifest, pose = manifest_of("detection", "map", "occupancy"), rigid(70, 80, 1, 0.7)
+    frame, scene = frame_at(pose, rigid(1, 0, 2, 0)), Scene(SENSORS, {}, CONDITIONS)
+    scene.observe(frame)
+    car = boxes_of([0, 12.0, 6.0, 1, 2, 4.5, 1.6, 0, 0, 0, 1]).transformed(pose)
+    voxels = remembered(manifest.heads["occupancy"].voxels, [(3.3, 3.3, 1.0)])
+    voxels.fused.occupied[0, 0, 0] = 0.6  # likelier not free, but free is the likeliest of its classes
+    grid, one = manifest.heads["map"].grid, np.ones(1)
+    states = {
+        "detection": Tracks(one.astype(int), car, one, 0 * one, one > 0),
+        "map": np.ones((len(MAP_CLASSES), *grid.shape), np.float32),
+        "occupancy": voxels,
+    }
+    seen = replace(scene.update(frame, Prediction({})), states=states)
+    found = {each.topic: read(each) for each in Messages(manifest).scene(frame, seen)}
+    assert found["/perception/occupancy"].width == 1
+    cells = np.array(found["/perception/free_space"].data).reshape(grid.shape)
+    for place, expected in (([11.0, 6.0], TAKEN), ([3.3, 3.3], TAKEN), ([11.0, -6.0], FREE)):
+        column, row = np.floor(grid.continuous(np.array([place]))[0]).astype(int)
+        assert cells[row, column] == expected

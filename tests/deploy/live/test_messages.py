@@ -71,7 +71,7 @@ def test_the_status_of_lidars_is_read_as_another_library_writes_it() -> None:
 def test_a_box_of_a_turned_lidar_is_where_the_vehicle_has_it() -> None:
     """The LiDAR looks to the left, so what is 10 m ahead of it is to the left of the vehicle."""
     frame = frame_at(rigid(700, -300, 2, 2.0), rigid(1.0, 0.5, 1.8, np.pi / 2))
-    rows = [[CAR, 10, 2, -1, 1.9, 4.5, 1.6, np.pi / 2, 3, 4, 0.8], [CONE, 5, 0, -1, 0.4, 0.4, 0.9, 0, np.nan, 0, 0.5]]
+    rows = [[CAR, 10, 2, -1, 1.9, 4.5, 1.6, 0, 3, 4, 0.8], [CONE, 5, 0, -1, 0.4, 0.4, 0.9, 0, np.nan, 0, 0.5]]
     rows += [[BARRIER, 6, 0, -1, 2.4, 0.5, 1.0, 0, 0, 0, 0.3], [CAR, 20, 0, 0, 1.9, 4.5, 1.6, 0, 0, 0, 0.05]]
     vision, detected = Messages(manifest_of("detection")).detections(frame, Prediction({"detection": boxes_of(*rows)}))
     found = read(detected)
@@ -79,9 +79,9 @@ def test_a_box_of_a_turned_lidar_is_where_the_vehicle_has_it() -> None:
     car, cone, barrier = found.objects  # the last one is too unlikely
     pose, twist = car.kinematics.pose_with_covariance.pose, car.kinematics.twist_with_covariance.twist
     assert xyz(pose.position) == pytest.approx([-1.0, 10.5, 0.8], abs=1e-9)
-    assert xyzw(pose.orientation) == pytest.approx([0, 0, 1, 0], abs=1e-9)  # it looks back: x y z w
+    assert xyzw(pose.orientation) == pytest.approx([0, 0, np.sqrt(0.5), np.sqrt(0.5)], abs=1e-9)  # it looks to the left
     assert xyz(car.shape.dimensions) == [4.5, 1.9, 1.6]
-    assert xyz(twist.linear) == pytest.approx([4, -3, 0], abs=1e-9)  # along its own axes
+    assert xyz(twist.linear) == pytest.approx([3, 4, 0], abs=1e-9)  # along its own axes
     assert car.kinematics.has_twist
     assert car.existence_probability == pytest.approx(0.8)
     assert (car.classification[0].label, cone.classification[0].label, barrier.classification[0].label) == (1, 9, 9)
@@ -157,6 +157,8 @@ def test_a_track_keeps_its_id_and_stands_where_it_does_in_the_map() -> None:
     tracks = seen.states["detection"]
     again = read(messages_of_tracks(messages, frame, tracks, "b")).objects
     assert sorted(bytes(each.object_id) for each in again) == sorted(ids[1])
+    doubtful = replace(tracks, confirmed=np.array([True, False]))
+    assert len(read(messages_of_tracks(messages, frame, doubtful, "b")).objects) == 1
     unknown = replace(tracks, boxes=replace(tracks.boxes, velocities=np.full((len(tracks.ids), 3), np.nan)))
     for each in read(messages_of_tracks(messages, frame, unknown, "b")).objects:
         twist = each.kinematics.twist_with_covariance
