@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from mcap.writer import Writer as McapWriter
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagWriter
-from rosbags.typesys import Stores, get_typestore
 
+from deploy.recordings.ros_types import TYPES, encode, header, make, quaternion, vector
 from perception.datasets.files import read_pcd
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -30,7 +30,6 @@ from perception.datasets.nuscenes.tables import only_version
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 
-TYPES = get_typestore(Stores.ROS2_HUMBLE)
 SWEEPS = 10  # before each keyframe; networks use up to this many
 CHUNK = 4 << 20  # bytes
 MAP, EGO = "map", "base_link"
@@ -50,7 +49,7 @@ class Message(NamedTuple):
 
     @property
     def data(self) -> bytes:
-        return bytes(TYPES.serialize_cdr(self.content, self.type_name))
+        return encode(self.content)
 
 
 TRANSFORMS, CLOUD, PICTURE = "tf2_msgs/msg/TFMessage", "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/CompressedImage"
@@ -69,25 +68,6 @@ def topics_of(rig: Rig) -> dict[str, str]:
         **{f"/{name}/image_rect_compressed": PICTURE for name in cameras},
         **{f"/{name}/camera_info": INFO for name in cameras},
     }
-
-
-def make(type_name: str, /, **fields: Any) -> Any:
-    return TYPES.types[type_name](**fields)
-
-
-def header(stamp: int, frame: str) -> Any:
-    seconds, microseconds = divmod(stamp, 1_000_000)
-    time = make("builtin_interfaces/msg/Time", sec=seconds, nanosec=1000 * microseconds)
-    return make("std_msgs/msg/Header", stamp=time, frame_id=frame)
-
-
-def vector(xyz: Iterable[float], kind: str = "Vector3") -> Any:
-    x, y, z = map(float, xyz)
-    return make(f"geometry_msgs/msg/{kind}", x=x, y=y, z=z)
-
-
-def quaternion(w: float, x: float, y: float, z: float) -> Any:
-    return make("geometry_msgs/msg/Quaternion", x=float(x), y=float(y), z=float(z), w=float(w))
 
 
 def transform(stamp: int, parent: str, child: str, pose: np.ndarray) -> Any:

@@ -215,7 +215,7 @@ def resume(
     if "training.safetensors" not in content["sha256"]:
         raise InputError(f"{folder}: has no optimizer state; it cannot be resumed")
     before = parse_config(content["config"], str(folder / "checkpoint.json"))  # with the defaults of newer keys
-    different = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    different = _differences(_trained_by(before), _trained_by(config))
     if different:
         raise InputError(f"{folder}: was trained with another configuration: {different[0]}")
     file = folder / "training.safetensors"
@@ -232,6 +232,11 @@ def resume(
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]})
     return content["step"], content["schedule"]
+
+
+def _trained_by(config: Config) -> dict[str, Any]:
+    """What a training depends on, for JSON."""
+    return config.model_copy(update={"taxonomy": config.taxonomy.without_ros_classes()}).model_dump(mode="json")
 
 
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:

@@ -21,6 +21,11 @@ Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join
 Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 Metres = Annotated[float, Field(gt=0)]
 Devkit = Literal["nuscenes", "truckscenes"]
+# Labels of autoware_perception_msgs/ObjectClassification, in the order of their numbers from 0 on.
+RosClass = Literal[
+    "unknown", "car", "truck", "bus", "trailer", "motorcycle", "bicycle", "pedestrian", "animal", "hazard",
+    "over_drivable", "under_drivable",
+]  # fmt: skip
 SENSORS = ("lidar", "cameras")
 RESERVED = ("all", "base", "none", *SENSORS)  # words that stand for something else than a condition
 _PALETTE = (
@@ -53,6 +58,12 @@ class ObjectClass(Section):
     tracked: bool = True  # scored by the tracking benchmark
     motion: Motion = Motion()
     colour: Colour | None = None  # in reports and viewers
+    ros_class: RosClass | None = None  # in the messages of a vehicle; None: unknown
+
+    @model_serializer(mode="wrap")
+    def _without_ros_class(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Classes without one keep the manifest that they had before there were any."""
+        return {name: content for name, content in serialize(self).items() if name != "ros_class" or content}
 
     @model_validator(mode="after")
     def _require_attributes(self) -> ObjectClass:
@@ -133,6 +144,11 @@ class Taxonomy(Section):
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.classes)
+
+    def without_ros_classes(self) -> Taxonomy:
+        """The taxonomy that training, scores and comparisons depend on: not on what other programs call its classes."""
+        classes = tuple(each.model_copy(update={"ros_class": None}) for each in self.classes)
+        return self.model_copy(update={"classes": classes})
 
     @property
     def map_names(self) -> tuple[str, ...]:

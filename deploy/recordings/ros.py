@@ -27,9 +27,8 @@ from deploy.recordings.messages import (
     transform,
 )
 from deploy.recordings.payloads import cloud, compressed_picture, raw_picture
+from deploy.recordings.ros_types import TYPES
 
-# These types have been the same in every ROS 2 distribution so far.
-TYPES = get_typestore(Stores.ROS2_HUMBLE)
 # sensor_msgs/PointField's datatypes.
 POINT_FIELDS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 

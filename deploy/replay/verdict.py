@@ -75,7 +75,7 @@ def _require_same_settings(run: Path, baseline: Path) -> None:
                 f"{baseline}: was replayed with {what} {there[what]}, this replay with {here[what]}; replay the "
                 "baseline with the same settings"
             )
-    if ours.taxonomy != theirs.taxonomy:
+    if ours.taxonomy.without_ros_classes() != theirs.taxonomy.without_ros_classes():
         raise InputError(f"{baseline}: its network has other classes or conditions; give a replay of a like network")
 
 

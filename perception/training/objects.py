@@ -120,7 +120,7 @@ def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
         "version": tables.version,
         "keyframes": list(tokens),
         "annotations": annotations.hexdigest(),
-        "taxonomy": config.taxonomy.model_dump(mode="json"),
+        "taxonomy": config.taxonomy.without_ros_classes().model_dump(mode="json"),
         "rig": config.rig.model_dump(mode="json"),
         "reference": reads.reference,
         "sweeps": reads.sweeps,

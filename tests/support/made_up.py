@@ -8,6 +8,7 @@ import numpy as np
 
 from perception.frame import PER_POINT, Boxes, Camera, Frame
 from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.points.task import ClassifiedPoints
 
 
 def keyframe(points: np.ndarray | None) -> dict[str, Any]:
@@ -92,3 +93,8 @@ def random_boxes(
     found[:, 9:11] = rng.normal(0, 3, (len(found), 2))
     found[:, 12] = rng.integers(1, 6, len(found)) / 5 if ties else rng.uniform(0.01, 1, len(found))
     return BoxColumns.of(rows), BoxColumns.of(found)
+
+
+def classified(classes: np.ndarray) -> ClassifiedPoints:
+    """The result of a network that is sure of these classes (K,)."""
+    return ClassifiedPoints(classes.astype(np.uint8), np.ones(len(classes), np.float32))

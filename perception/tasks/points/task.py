@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -91,7 +91,14 @@ def unpack(packed: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
 
 
-class PointsMetric(RingMetric[np.ndarray]):
+class ClassifiedPoints(NamedTuple):
+    """What the network says of the keyframe's first K points, in their order."""
+
+    classes: np.ndarray  # (K,) uint8, point class by its index in the taxonomy; NONE for further places
+    probabilities: np.ndarray  # (K,) float32, of these classes; 0 for further places
+
+
+class PointsMetric(RingMetric[ClassifiedPoints]):
     """IoU by class over the annotated points of all frames, as the devkit's `LidarSegEval` (`summary`).
 
     points_mIoU   mean over the classes that are annotated or predicted
@@ -114,7 +121,7 @@ class PointsMetric(RingMetric[np.ndarray]):
     }
     agreements: ClassVar[Mapping[str, GateMetric]] = {"point_classes": GateMetric("point_names", ranged=False)}
 
-    def counts(self, frame: Frame, result: np.ndarray) -> dict[str, Any]:
+    def counts(self, frame: Frame, result: ClassifiedPoints) -> dict[str, Any]:
         """`counts` (3, classes, RINGS), see `count_rings`; None without annotated points.
 
         Annotated points that the network did not see, because a corruption or fault took them away, are missed.
@@ -127,11 +134,11 @@ class PointsMetric(RingMetric[np.ndarray]):
             return {"counts": None}
         points, truth = annotated
         seen = points[:0] if frame.points is None else frame.keyframe_points
-        predicted = classes_at(points, seen, result)
+        predicted = classes_at(points, seen, result.classes)
         return {"counts": count_rings(predicted, truth, points, len(self.taxonomy.point_names))}
 
-    def outputs(self, result: np.ndarray) -> dict[str, Any]:
-        return {"classes": pack(result)}
+    def outputs(self, result: ClassifiedPoints) -> dict[str, Any]:
+        return {"classes": pack(result.classes)}
 
     def ious(self, counts: np.ndarray) -> np.ndarray:
         return ious(counts)
@@ -205,8 +212,8 @@ def _places(points: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(points[:, :3], np.float32).view("S12")[:, 0]
 
 
-class PointsTask(Task[np.ndarray]):
-    """Its result is (K,) uint8: the point class of each of the keyframe's first K points, NONE for further places."""
+class PointsTask(Task[ClassifiedPoints]):
+    """The class of each of the keyframe's points, and its probability."""
 
     name = "points"
     reads = "points"
@@ -234,13 +241,24 @@ class PointsTask(Task[np.ndarray]):
             classes[: len(known)] = known[: len(classes)]
         return {"classes": classes}
 
-    def result(self, outputs: Arrays) -> np.ndarray:
-        return np.where(outputs["confidence"][0] == 0, np.uint8(NONE), outputs["classes"])
+    def result(self, outputs: Arrays) -> ClassifiedPoints:
+        probabilities = outputs["confidence"][0]
+        return ClassifiedPoints(np.where(probabilities == 0, np.uint8(NONE), outputs["classes"]), probabilities)
 
-    def draw(self, frame: Frame, result: np.ndarray, state: Any) -> list[PointLayer]:
+    def draw(self, frame: Frame, result: ClassifiedPoints, state: Any) -> list[PointLayer]:
         """The points that have a class."""
         points = np.zeros((0, 5), np.float32) if frame.points is None else frame.keyframe_points
-        labels = result[: len(points)]
+        labels = result.classes[: len(points)]
         chosen = np.flatnonzero(labels != NONE)
         colours = self.taxonomy.point_colours()
         return [PointLayer("points", points[chosen, :3], labels[chosen].astype(np.int64), colours)]
+
+    @staticmethod
+    def pack(result: ClassifiedPoints) -> dict[str, np.ndarray]:
+        """The classes alone: a golden frame has the probabilities among its outputs."""
+        return {"values": result.classes}
+
+    @staticmethod
+    def unpack(arrays: Arrays) -> ClassifiedPoints:
+        """The classes of a file, with unknown probabilities."""
+        return ClassifiedPoints(arrays["values"], np.full(arrays["values"].shape, np.nan, np.float32))

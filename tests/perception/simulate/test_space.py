@@ -10,6 +10,7 @@ import pytest
 import shapely
 from hypothesis import example, given
 from hypothesis import strategies as st
+from made_up import classified
 from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_io import load_bin_file
@@ -116,11 +117,11 @@ def test_falling_snow_is_a_class_of_points_and_none_of_voxels(tmp_path: Path) ->
     truth = frame.keyframe_classes
     noise = truth == 16
     assert noise.any()
-    metric.add(frame, truth.astype(np.uint8))
+    metric.add(frame, classified(truth))
     scores = metric.report()["points"]
     assert scores["classes"]["noise"] == scores["mean"] == 1
     called = CountedFrames(PointsMetric(winter))
-    called.add(frame, np.where(noise, CLASS["car"] - 1, truth).astype(np.uint8))
+    called.add(frame, classified(np.where(noise, CLASS["car"] - 1, truth)))
     assert called.report()["points"]["classes"]["noise"] == 0
     assert frame.truth["occupancy"].classes.max() == FREE
 

@@ -49,6 +49,7 @@ from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
+from perception.tasks.points.task import ClassifiedPoints
 from perception.tasks.task import Task, join_labels
 from perception.training.adapt import adapt, add_task
 from perception.training.loader import batch_labels
@@ -132,11 +133,11 @@ def assert_recognised(found: Any, frame: Frame, _: NuScenesTables, __: BevGrid) 
     assert all(sum(p) == pytest.approx(1) for p in found.values())
 
 
-def assert_classified(found: np.ndarray, frame: Frame, _: NuScenesTables, __: BevGrid) -> None:
+def assert_classified(found: ClassifiedPoints, frame: Frame, _: NuScenesTables, __: BevGrid) -> None:
     classes: Any = frame.keyframe_classes
     known = classes >= 0
     assert known.sum() > 20
-    np.testing.assert_array_equal(found[: len(classes)][known], classes[known])
+    np.testing.assert_array_equal(found.classes[: len(classes)][known], classes[known])
 
 
 def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables, _: BevGrid) -> None:

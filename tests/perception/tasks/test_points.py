@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from heights import Heights, heights
-from made_up import keyframe
+from made_up import classified, keyframe
 from networks import LITTLE
 from nuscenes.eval.lidarseg import utils
 from vocabulary import NUSCENES, RIG
@@ -34,7 +34,7 @@ from perception.tasks.metric import CountedFrames, Recorded, ReplayedFrames, Sub
 from perception.tasks.network import PointFeatures
 from perception.tasks.points.config import PointsHead
 from perception.tasks.points.network import PointSegmentationHead
-from perception.tasks.points.task import NONE, PointsMetric, PointsTask, ious
+from perception.tasks.points.task import NONE, ClassifiedPoints, PointsMetric, PointsTask, ious
 
 PLACES = 2500
 GRID = BevGrid((-12.8, 12.8), (-12.8, 12.8))
@@ -168,17 +168,18 @@ def test_results_name_no_class_where_there_is_no_point() -> None:
     likeliest = logits.argmax(dim=2).numpy()
     for frame, count in enumerate((3, 5)):
         result = task.result({name: values[frame].numpy() for name, values in outputs.items()})
-        assert result.tolist() == [*likeliest[frame, :count], *[NONE] * (5 - count)]
-        assert result.dtype == np.uint8
-        np.testing.assert_array_equal(task.unpack(task.pack(result)), result)
+        assert result.classes.tolist() == [*likeliest[frame, :count], *[NONE] * (5 - count)]
+        assert result.classes.dtype == np.uint8
+        np.testing.assert_array_equal(task.unpack(task.pack(result)).classes, result.classes)
         confidence = logits[frame].softmax(dim=1).amax(dim=1).numpy()
-        np.testing.assert_allclose(outputs["confidence"][frame, 0, :count], confidence[:count], rtol=1e-6)
+        np.testing.assert_allclose(result.probabilities[:count], confidence[:count], rtol=1e-6)
+        assert not result.probabilities[count:].any()
 
 
 def test_drawn_points_are_those_with_a_class() -> None:
     frame = street()
     task, own = PointsTask(PointsHead(), GRID, NUSCENES), frame.keyframe_points
-    result = np.where(np.arange(1900) < 1890, heights(own[:1900]), NONE).astype(np.uint8)
+    result = classified(np.where(np.arange(1900) < 1890, heights(own[:1900]), NONE))
     (layer,) = task.draw(frame, result, None)
     np.testing.assert_array_equal(layer.points, own[:1890, :3])
     np.testing.assert_array_equal(layer.labels, heights(own[:1890]))
@@ -252,7 +253,7 @@ def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
     return np.where(right, truth, others).astype(np.uint8)
 
 
-def nothing_but_frames() -> CountedFrames[np.ndarray]:
+def nothing_but_frames() -> CountedFrames[ClassifiedPoints]:
     return CountedFrames(PointsMetric(NUSCENES))
 
 
@@ -274,11 +275,11 @@ def test_scores_of_all_and_of_parts_are_those_of_the_devkits_matrix() -> None:
         frame = frame_of(points, truth)
         own = frame.keyframe_classes
         predicted = mostly_right(rng, own)
-        metric.add(frame, predicted)
+        metric.add(frame, classified(predicted))
         far = np.linalg.norm(frame.keyframe_points[:, :2].astype(np.float64), axis=1)
         for matrix, inside in ((every, far >= 0), (part, chosen & (far >= 20) & (far < 60))):
             matrix.update(own[inside] + 1, predicted[inside].astype(np.int64) + 1)
-    metric.add(frame_of(points, None), predicted)  # not annotated
+    metric.add(frame_of(points, None), classified(predicted))  # not annotated
     scores = metric.report()["points"]
     found = metric.part(np.array([True, False, True, True]), (20, 60))
     assert scores["mean"] == pytest.approx(every.get_mean_iou(), abs=1e-9)
@@ -306,9 +307,9 @@ def test_points_that_the_network_did_not_take_are_missed() -> None:
     points[:, 4] = 0
     truth = np.arange(100, dtype=np.int16) % 4
     metric = nothing_but_frames()
-    metric.add(frame_of(points, truth), truth[:60].astype(np.uint8))
+    metric.add(frame_of(points, truth), classified(truth[:60]))
     assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
-    metric.add(frame_of(points, truth), np.append(truth, np.full(20, NONE)).astype(np.uint8))
+    metric.add(frame_of(points, truth), classified(np.append(truth, np.full(20, NONE))))
     assert metric.report()["points"]["classes"]["barrier"] == pytest.approx(40 / 50)
 
 
@@ -332,7 +333,7 @@ def test_annotations_are_those_that_were_read_whatever_became_of_the_frames_poin
         own = points[:0] if seen.points is None else seen.keyframe_points
         found, metric = np.full(30_000, NONE, np.uint8), CountedFrames(PointsMetric(NUSCENES))
         found[: len(own)] = heights(own)
-        metric.add(seen, found)
+        metric.add(seen, classified(found))
         assert metric.report()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
 
 
@@ -345,7 +346,7 @@ def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, 
         known = recorded.setdefault(seen.token, points)
         found = np.full(30_000, NONE, np.uint8)
         found[: len(points)] = heights(known if len(known) == len(points) else points)
-        return Prediction({"points": found})
+        return Prediction({"points": classified(found)})
 
     def kept(name: str, level: float) -> np.ndarray:
         """(16,) points by class that the network sees."""
@@ -375,7 +376,8 @@ def replayed(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]
         truth, points = rng.integers(-1, 12, 400).astype(np.int16), cloud(rng, 400)
         points[:, 4] = 0
         seen.append((frame_of(points, truth), mostly_right(rng, truth)))
-    lines = [jsonable({**metric.outputs(result), **metric.counts(frame, result)}) for frame, result in seen]
+    results = [(frame, classified(result)) for frame, result in seen]
+    lines = [jsonable({**metric.outputs(result), **metric.counts(frame, result)}) for frame, result in results]
     return json.loads(json.dumps(lines)), seen
 
 
@@ -385,7 +387,7 @@ def test_a_replay_has_the_scores_of_an_evaluation_and_draws_count_scenes_several
     metric, evaluated, scenes = PointsMetric(NUSCENES), nothing_but_frames(), np.arange(3) % 2
     counts = metric.recorded(ReplayedFrames(Path(), "012", np.zeros((3, 2)), np.arange(3)), kept)
     for frame, result in (*seen, seen[1]):
-        evaluated.add(frame, result)
+        evaluated.add(frame, classified(result))
     whole, rain = np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool)
     weights = Weights.of(whole[:3], scenes)
     scores = metric.scores(counts, weights)
@@ -403,7 +405,7 @@ def test_replays_agree_in_the_share_of_equal_classes() -> None:
     metric, changed = PointsMetric(NUSCENES), [{**part} for part in kept]
     other = seen[1][1].copy()
     other[:40] = (other[:40] + 1) % 12
-    changed[1] = {**metric.outputs(other), **metric.counts(seen[1][0], other)}
+    changed[1] = {**metric.outputs(classified(other)), **metric.counts(seen[1][0], classified(other))}
     every, mine, theirs = Weights.of(np.ones(2, bool)), Recorded(kept, ()), Recorded(changed, ())
     assert metric.agreement(mine, theirs, every, Subject("point_classes"))[0] == pytest.approx(1 - 40 / 800)
     first, second = (np.concatenate([seen[0][1], last]) for last in (seen[1][1], other))

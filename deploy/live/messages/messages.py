@@ -1,0 +1,152 @@
+"""The messages of one perceived frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deploy.live.messages.clouds import classified_cloud
+from deploy.live.messages.free_space import FreeSpace, occupancy_grid
+from deploy.live.messages.objects import detected_objects, detections_3d, tracked_objects
+from deploy.manifest import Manifest
+from deploy.recordings.ros_types import encode, header, make, time_of
+from perception.frame import Boxes, Frame, Prediction
+from perception.scene.scene import SceneFrame
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.drawing import LOWEST_SCORE
+from perception.tasks.occupancy.free_space import OCCUPIED
+from perception.tasks.occupancy.labels import ego_from_reference
+from perception.tasks.occupancy.result import OccupancyResult
+from perception.tasks.occupancy.task import OccupancyTask
+from perception.tasks.points.task import NONE, ClassifiedPoints, PointsTask
+
+NAMESPACE, DIAGNOSTICS = "/perception", "/diagnostics"
+
+
+class Message(NamedTuple):
+    """A message, ready to be published."""
+
+    topic: str
+    type_name: str  # such as vision_msgs/msg/Detection3DArray
+    data: bytes  # CDR with its four bytes about the encoding
+
+
+class Diagnostic(NamedTuple):
+    """A diagnostic_msgs/DiagnosticStatus."""
+
+    name: str
+    level: int  # 0 OK, 1 WARN, 2 ERROR, 3 STALE
+    message: str
+    values: Mapping[str, str]
+
+
+class Messages:
+    """Makes the messages of frames in order of time; only those of tasks that the network has.
+
+    Args:
+        frame_id: of the vehicle: x ahead, y left, z up from the ground.
+        global_frame: of the vehicle's poses; tracks are in it.
+    """
+
+    def __init__(self, manifest: Manifest, frame_id: str = "base_link", global_frame: str = "map") -> None:
+        self._taxonomy, self._tasks, self._name = manifest.taxonomy, manifest.heads, manifest.name
+        self._vehicle, self._global = frame_id, global_frame
+        self._space = FreeSpace(manifest.heads)
+
+    def detections(self, frame: Frame, prediction: Prediction) -> Iterator[Message]:
+        """The detected objects of one frame, in the vehicle's frame.
+
+        Args:
+            frame: as the network saw it.
+        """
+        found: Boxes | None = prediction.results.get(DetectionTask.name)
+        if found is not None:
+            boxes = found.select(found.scores >= LOWEST_SCORE).transformed(ego_from_reference(frame))
+            about = header(frame.timestamp, self._vehicle)
+            yield _message("objects/vision", detections_3d(about, boxes, self._taxonomy))
+            yield _message("objects/detected", detected_objects(about, boxes, self._taxonomy))
+
+    def scene(self, frame: Frame, seen: SceneFrame) -> Iterator[Message]:
+        """Tracks in the global frame; free space, points and voxels in the vehicle's; durations of the stages.
+
+        Args:
+            frame: as the network saw it.
+            seen: the scene after this frame.
+        """
+        if DetectionTask.name in seen.states:
+            tracks = seen.states[DetectionTask.name]
+            about, confirmed = header(frame.timestamp, self._global), tracks.select(tracks.confirmed)
+            objects = tracked_objects(about, confirmed, seen.scene, self._taxonomy)
+            yield _message("objects/tracked", objects)
+        about, ego = header(frame.timestamp, self._vehicle), ego_from_reference(frame)
+        cells = self._space.cells(seen.states, self._followed(frame, seen))
+        if cells is not None and self._space.grid is not None:
+            yield _message("free_space", occupancy_grid(about, ego, self._space.grid, cells))
+        points: ClassifiedPoints | None = seen.prediction.results.get(PointsTask.name)
+        if points is not None:
+            yield _message("points", classified_cloud(about, ego, *_classified(frame, points)))
+        if OccupancyTask.name in seen.states:
+            voxels = _occupied(seen.states[OccupancyTask.name].fused, len(self._taxonomy.voxel_names))
+            yield _message("occupancy", classified_cloud(about, ego, *voxels))
+        for stage, seconds in {**seen.seconds, "total": sum(seen.seconds.values())}.items():
+            duration = make(
+                "autoware_internal_debug_msgs/msg/Float64Stamped", stamp=time_of(frame.timestamp), data=1000 * seconds
+            )
+            yield _message(f"latency/{stage}_ms", duration)
+
+    def diagnostics(self, stamp: int, statuses: Sequence[Diagnostic]) -> Message:
+        """The state of the process.
+
+        Args:
+            stamp: us.
+        """
+        content = [
+            make(
+                "diagnostic_msgs/msg/DiagnosticStatus",
+                level=each.level,
+                name=_readable(each.name),
+                message=_readable(each.message),
+                hardware_id=self._name,
+                values=[
+                    make("diagnostic_msgs/msg/KeyValue", key=_readable(key), value=_readable(value))
+                    for key, value in each.values.items()
+                ],
+            )
+            for each in statuses
+        ]
+        array = make("diagnostic_msgs/msg/DiagnosticArray", header=header(stamp, ""), status=content)
+        return Message(DIAGNOSTICS, array.__msgtype__, encode(array))
+
+    def _followed(self, frame: Frame, seen: SceneFrame) -> Boxes:
+        """The objects that the tasks follow, in the frame's reference."""
+        parts = [self._tasks[name].objects(state) for name, state in seen.states.items()]
+        return Boxes.joined(Boxes.none(), *parts).transformed(np.linalg.inv(frame.global_from_reference))
+
+
+def _readable(text: str) -> str:
+    """The text, with a question mark for what is no Unicode: the name of a file may be any bytes."""
+    return text.encode(errors="replace").decode()
+
+
+def _message(topic: str, content: Any) -> Message:
+    return Message(f"{NAMESPACE}/{topic}", content.__msgtype__, encode(content))
+
+
+def _classified(frame: Frame, found: ClassifiedPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The keyframe's points with classes and probabilities; NONE and 0 for points that the network did not take."""
+    points = np.zeros((0, 5), np.float32) if frame.points is None else frame.keyframe_points
+    classes, probabilities = np.full(len(points), NONE, np.uint8), np.zeros(len(points), np.float32)
+    taken = min(len(points), len(found.classes))
+    classes[:taken], probabilities[:taken] = found.classes[:taken], found.probabilities[:taken]
+    return points, classes, probabilities
+
+
+def _occupied(fused: OccupancyResult, free: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The centres of the occupied voxels, their classes, and the probabilities that they are occupied."""
+    index = np.flatnonzero((fused.occupied > OCCUPIED) & (fused.classes < free))
+    grid = fused.grid
+    place = np.stack(np.unravel_index(index, grid.shape)[::-1], axis=1)  # column, row, level
+    centers = np.array([grid.x[0], grid.y[0], grid.z[0]]) + (place + 0.5) * grid.edges
+    return centers, fused.classes.take(index), fused.occupied.take(index)

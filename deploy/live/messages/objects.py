@@ -1,0 +1,147 @@
+"""Detections and tracks as messages of vision_msgs and autoware_perception_msgs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from deploy.recordings.ros_types import make, quaternion, vector
+from perception.frame import Boxes
+from perception.geometry import quaternions
+from perception.tasks.detection.submission import MOVING_SPEED
+from perception.tasks.detection.tracker import Tracks
+from perception.taxonomy import RosClass, Taxonomy
+
+LABELS = {name: label for label, name in enumerate(get_args(RosClass))}  # of ObjectClassification
+AVAILABILITY = {"none": 0, "half": 1, "full": 2}  # heading of a class -> orientation_availability
+_AUTOWARE = "autoware_perception_msgs/msg"
+_BOX = 0  # Shape.BOUNDING_BOX
+_NOTHING = np.zeros(36)  # a covariance
+
+
+def detections_3d(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:
+    """vision_msgs/Detection3DArray of N boxes in the header's frame; `class_id` is the name of the class."""
+    found = []
+    for label, score, box in zip(boxes.labels.tolist(), boxes.scores.tolist(), _poses(boxes), strict=True):
+        name = taxonomy.class_names[label]
+        hypothesis = make("vision_msgs/msg/ObjectHypothesis", class_id=name, score=score)
+        result = make("vision_msgs/msg/ObjectHypothesisWithPose", hypothesis=hypothesis, pose=_with_covariance(box))
+        found.append((result, box))
+    return make(
+        "vision_msgs/msg/Detection3DArray",
+        header=header,
+        detections=[
+            make(
+                "vision_msgs/msg/Detection3D",
+                header=header,
+                results=[result],
+                bbox=make("vision_msgs/msg/BoundingBox3D", center=box, size=size),
+                id="",
+            )
+            for (result, box), size in zip(found, _dimensions(boxes), strict=True)
+        ],
+    )
+
+
+def detected_objects(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:
+    """DetectedObjects of N boxes in the header's frame."""
+    moves, twists = _twists(boxes)
+    objects = []
+    for i, (pose, size) in enumerate(zip(_poses(boxes), _dimensions(boxes), strict=True)):
+        kinematics = make(
+            f"{_AUTOWARE}/DetectedObjectKinematics",
+            pose_with_covariance=_with_covariance(pose),
+            has_position_covariance=False,
+            orientation_availability=AVAILABILITY[taxonomy.classes[boxes.labels[i]].heading],
+            twist_with_covariance=_twist(twists[i]),
+            has_twist=bool(moves[i]),
+            has_twist_covariance=False,
+        )
+        objects.append(make(f"{_AUTOWARE}/DetectedObject", kinematics=kinematics, **_facts(boxes, i, size, taxonomy)))
+    return make(f"{_AUTOWARE}/DetectedObjects", header=header, objects=objects)
+
+
+def tracked_objects(header: Any, tracks: Tracks, drive: str, taxonomy: Taxonomy) -> Any:
+    """TrackedObjects of N tracks, whose boxes are in the header's frame.
+
+    The message cannot say that a velocity is unknown. It is 0 then, with the variance of what is expected of the class
+    before anything is measured.
+
+    Args:
+        drive: name of the drive, in which the ids of tracks are unique.
+    """
+    boxes = tracks.boxes
+    moves, twists = _twists(boxes)
+    rests = np.linalg.norm(twists, axis=1) <= MOVING_SPEED
+    none = make("geometry_msgs/msg/Accel", linear=vector([0, 0, 0]), angular=vector([0, 0, 0]))
+    acceleration = make("geometry_msgs/msg/AccelWithCovariance", accel=none, covariance=_NOTHING)
+    objects = []
+    for i, (pose, size) in enumerate(zip(_poses(boxes), _dimensions(boxes), strict=True)):
+        kind = taxonomy.classes[boxes.labels[i]]
+        kinematics = make(
+            f"{_AUTOWARE}/TrackedObjectKinematics",
+            pose_with_covariance=_with_covariance(pose),
+            twist_with_covariance=_twist(twists[i], 0.0 if moves[i] else kind.motion.speed**2),
+            acceleration_with_covariance=acceleration,
+            orientation_availability=AVAILABILITY[kind.heading],
+            is_stationary=bool(kind.static or (moves[i] and rests[i])),
+        )
+        facts = _facts(boxes, i, size, taxonomy)
+        objects.append(
+            make(f"{_AUTOWARE}/TrackedObject", object_id=_uuid(drive, tracks.ids[i]), kinematics=kinematics, **facts)
+        )
+    return make(f"{_AUTOWARE}/TrackedObjects", header=header, objects=objects)
+
+
+def _uuid(drive: str, track: int) -> Any:
+    """The same for a track in all frames of a drive, and in every replay of it."""
+    value = uuid.uuid5(uuid.NAMESPACE_OID, f"{drive}/{track}")
+    return make("unique_identifier_msgs/msg/UUID", uuid=np.frombuffer(value.bytes, np.uint8))
+
+
+def _facts(boxes: Boxes, i: int, size: Any, taxonomy: Taxonomy) -> dict[str, Any]:
+    """The fields that a detected and a tracked object have in common: existence, class and shape."""
+    label = LABELS[taxonomy.classes[boxes.labels[i]].ros_class or "unknown"]
+    outline = make("geometry_msgs/msg/Polygon", points=[])
+    return {
+        "existence_probability": float(boxes.scores[i]),
+        "classification": [make(f"{_AUTOWARE}/ObjectClassification", label=label, probability=1.0)],
+        "shape": make(f"{_AUTOWARE}/Shape", type=_BOX, footprint=outline, dimensions=size),
+    }
+
+
+def _poses(boxes: Boxes) -> Sequence[Any]:
+    turns = quaternions(boxes.rotations).tolist()
+    return [
+        make("geometry_msgs/msg/Pose", position=vector(center, "Point"), orientation=quaternion(*turn))
+        for center, turn in zip(boxes.centers.tolist(), turns, strict=True)
+    ]
+
+
+def _dimensions(boxes: Boxes) -> Sequence[Any]:
+    """Length, width and height along the axes x, y and z of each box."""
+    return [vector(size) for size in boxes.sizes[:, [1, 0, 2]].tolist()]
+
+
+def _with_covariance(pose: Any) -> Any:
+    return make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=_NOTHING)
+
+
+def _twists(boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool: the velocity is known, and (N, 3) m/s over ground along the axes of each box; 0 where unknown."""
+    known = np.isfinite(boxes.velocities).all(axis=1)
+    along = np.einsum("nij,ni->nj", boxes.rotations, np.where(known[:, None], boxes.velocities, 0.0))
+    return known, along
+
+
+def _twist(velocity: np.ndarray, variance: float = 0.0) -> Any:
+    """The twist of a velocity (3,); variance: of its parts in the ground plane."""
+    twist = make("geometry_msgs/msg/Twist", linear=vector(velocity.tolist()), angular=vector([0, 0, 0]))
+    covariance = _NOTHING
+    if variance:
+        covariance = np.zeros(36)
+        covariance[[0, 7]] = variance
+    return make("geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=covariance)

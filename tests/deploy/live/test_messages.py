@@ -1,0 +1,289 @@
+"""Messages out: their bytes by a second implementation, and their values by closed forms and from real networks."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import bundle, checkpoint_of, modular
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import classified
+from perceived import OPTIONS, STAMP, boxes_of, frame_at, manifest_of, rigid
+from ros_idl import CloudInfo, Header, SourceInfo, Time, read, xyz, xyzw
+from vocabulary import CONDITIONS, NUSCENES, RIG, SENSORS
+
+from deploy.golden import synthetic_frame
+from deploy.live.messages.messages import Diagnostic, Message, Messages
+from deploy.manifest import Manifest
+from deploy.recordings.ros_types import DEFINITIONS, TYPES
+from perception.frame import Frame, Prediction
+from perception.predict import TorchPredictor
+from perception.scene.scene import Scene
+from perception.tasks import TASKS
+from perception.tasks.detection.tracker import Tracks
+from perception.tasks.points.task import NONE
+from perception.taxonomy import ObjectClass, RosClass, load_taxonomy
+
+CAR, BARRIER, CONE = (NUSCENES.label(name) for name in ("car", "barrier", "traffic_cone"))
+# From packages that ROS's own generator made: rmw_zenoh's example, an Autoware bridge, an Elixir client.
+PUBLISHED = {
+    "sensor_msgs/msg/PointCloud2": "9198cabf7da3796ae6fe19c4cb3bdd3525492988c70522628af5daa124bae2b5",
+    "geometry_msgs/msg/PoseStamped": "10f3786d7d40fd2b54367835614bff85d4ad3b5dab62bf8bca0cc232d73b4cd8",
+    "vision_msgs/msg/Detection3D": "ddd703be132ab0b69d33121f1bb034132bfbb3b0ac5f9fb1516005ba1c8a265b",
+    "vision_msgs/msg/Detection3DArray": "793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018",
+}
+TYPE_OF = {
+    "/perception/objects/vision": "vision_msgs/msg/Detection3DArray",
+    "/perception/objects/detected": "autoware_perception_msgs/msg/DetectedObjects",
+    "/perception/objects/tracked": "autoware_perception_msgs/msg/TrackedObjects",
+    "/perception/free_space": "nav_msgs/msg/OccupancyGrid",
+    "/perception/points": "sensor_msgs/msg/PointCloud2",
+    "/perception/occupancy": "sensor_msgs/msg/PointCloud2",
+}
+OF_TASK = {
+    "detection": ["objects/vision", "objects/detected", "objects/tracked"],
+    "map": ["free_space"],
+    "conditions": [],
+    "points": ["points"],
+    "occupancy": ["free_space", "occupancy"],
+}
+
+
+def test_hashes_are_those_that_others_publish() -> None:
+    for name, sha256 in PUBLISHED.items():
+        assert TYPES.hash_rihs01(name) == f"RIHS01_{sha256}"
+
+
+def test_the_status_of_lidars_is_read_as_another_library_writes_it() -> None:
+    head = Header(Time(5, 7), "base_link")
+    sources = [SourceInfo(head, f"/lidar/{i}", i, 10 * i, 10) for i in range(3)]
+    data = CloudInfo(head, True, 1, [1, 2, 3], sources).serialize()
+    found: Any = TYPES.deserialize_cdr(data, "autoware_sensing_msgs/msg/ConcatenatedPointCloudInfo")
+    assert [(each.topic, each.status, each.idx_begin) for each in found.source_info] == [
+        (f"/lidar/{i}", i, 10 * i) for i in range(3)
+    ]
+    assert DEFINITIONS.keys() <= {*TYPES.fielddefs}
+
+
+def test_a_box_of_a_turned_lidar_is_where_the_vehicle_has_it() -> None:
+    """The LiDAR looks to the left, so what is 10 m ahead of it is to the left of the vehicle."""
+    frame = frame_at(rigid(700, -300, 2, 2.0), rigid(1.0, 0.5, 1.8, np.pi / 2))
+    rows = [[CAR, 10, 2, -1, 1.9, 4.5, 1.6, 0, 3, 4, 0.8], [CONE, 5, 0, -1, 0.4, 0.4, 0.9, 0, np.nan, 0, 0.5]]
+    rows += [[BARRIER, 6, 0, -1, 2.4, 0.5, 1.0, 0, 0, 0, 0.3], [CAR, 20, 0, 0, 1.9, 4.5, 1.6, 0, 0, 0, 0.05]]
+    vision, detected = Messages(manifest_of("detection")).detections(frame, Prediction({"detection": boxes_of(*rows)}))
+    found = read(detected)
+    assert (found.header.frame_id, found.header.stamp) == ("base_link", Time(1_500_000_000, 123_456_000))
+    car, cone, barrier = found.objects  # the last one is too unlikely
+    pose, twist = car.kinematics.pose_with_covariance.pose, car.kinematics.twist_with_covariance.twist
+    assert xyz(pose.position) == pytest.approx([-1.0, 10.5, 0.8], abs=1e-9)
+    assert xyzw(pose.orientation) == pytest.approx([0, 0, np.sqrt(0.5), np.sqrt(0.5)], abs=1e-9)  # it looks to the left
+    assert xyz(car.shape.dimensions) == [4.5, 1.9, 1.6]
+    assert xyz(twist.linear) == pytest.approx([3, 4, 0], abs=1e-9)  # along its own axes
+    assert car.kinematics.has_twist
+    assert car.existence_probability == pytest.approx(0.8)
+    assert (car.classification[0].label, cone.classification[0].label, barrier.classification[0].label) == (1, 9, 9)
+    assert [each.kinematics.orientation_availability for each in found.objects] == [2, 0, 1]
+    assert not cone.kinematics.has_twist
+    assert xyz(cone.kinematics.twist_with_covariance.twist.linear) == [0, 0, 0]
+    first, *others = read(vision).detections
+    assert first.results[0].hypothesis.class_id == "car"
+    assert first.results[0].pose.pose == first.bbox.center == pose
+    assert (xyz(first.bbox.size), first.header, len(others)) == ([4.5, 1.9, 1.6], found.header, 2)
+
+
+number = st.floats(-1e4, 1e4)
+row = st.tuples(
+    st.integers(0, len(NUSCENES.classes) - 1), number, number, number, *[st.floats(0.1, 30)] * 3, number, number,
+    number, st.floats(0.1, 1),
+)  # fmt: skip
+
+
+@given(rows=st.lists(row, max_size=6), drive=st.text(max_size=5), time=st.integers(0, 2**31 * 10**6 - 1))
+def test_objects_have_the_bytes_of_another_library(rows: list[Any], drive: str, time: int) -> None:
+    frame, boxes, messages = frame_at(np.eye(4), np.eye(4), time), boxes_of(*rows), Messages(manifest_of_detection())
+    for each in messages.detections(frame, Prediction({"detection": boxes})):
+        content = read(each)
+        assert len(getattr(content, "objects", getattr(content, "detections", None))) == len(rows)
+    n = len(rows)
+    tracks = Tracks(np.arange(n), boxes, np.zeros(n), np.zeros(n), np.ones(n, bool))
+    objects = read(messages_of_tracks(messages, frame, tracks, drive)).objects
+    for each, box_ in zip(objects, rows, strict=True):
+        assert xyz(each.kinematics.pose_with_covariance.pose.position) == [float(v) for v in box_[1:4]]
+        speed = np.linalg.norm(xyz(each.kinematics.twist_with_covariance.twist.linear))
+        assert speed == pytest.approx(np.hypot(*box_[8:10]), abs=1e-9)
+
+
+@cache
+def manifest_of_detection() -> Manifest:
+    return manifest_of("detection")
+
+
+def messages_of_tracks(messages: Messages, frame: Frame, tracks: Tracks, drive: str) -> Message:
+    scene = Scene(SENSORS, {}, CONDITIONS)
+    scene.observe(frame)
+    seen = replace(scene.update(frame, Prediction({})), states={"detection": tracks}, scene=drive)
+    (found,) = (each for each in messages.scene(frame, seen) if each.topic == "/perception/objects/tracked")
+    return found
+
+
+def test_a_track_keeps_its_id_and_stands_where_it_does_in_the_map() -> None:
+    """Seen from a moving vehicle; ids differ between tracks and between drives."""
+    manifest = manifest_of("detection")
+    messages, ids = Messages(manifest, global_frame="odom"), []
+    for drive in ("a", "b"):
+        scene = Scene(SENSORS, manifest.heads, CONDITIONS)
+        for i in range(4):
+            pose = rigid(5.0 * i, 0, 0, 0.1 * i)
+            frame = replace(frame_at(pose, rigid(1, 0, 2, 0.5), STAMP + 500_000 * i), token=f"{i}", scene=drive)
+            frame = replace(frame, points=np.ones((1, 5), np.float32), sweep_of_point=np.zeros(1, np.uint8))
+            there = boxes_of(
+                [CAR, 30 + 2 * i, 5, 0, 2, 4, 1.5, 0, 4, 0, 0.9], [CAR, 30, -5, 0, 2, 4, 1.5, 0, 0, 0, 0.8]
+            )
+            found = there.transformed(np.linalg.inv(frame.global_from_reference))
+            scene.observe(frame)
+            seen = scene.update(frame, Prediction({"detection": found}))
+            (tracked,) = (read(m) for m in messages.scene(frame, seen) if m.topic.endswith("tracked"))
+            assert tracked.header.frame_id == "odom"
+        order = sorted(tracked.objects, key=lambda each: -each.kinematics.pose_with_covariance.pose.position.y)
+        ids.append([bytes(each.object_id) for each in order])
+        goes, stands = (each.kinematics for each in order)
+        assert xyz(goes.pose_with_covariance.pose.position) == pytest.approx([36, 5, 0], abs=0.3)
+        assert goes.twist_with_covariance.twist.linear.x == pytest.approx(4, abs=0.3)
+        assert [goes.is_stationary, stands.is_stationary] == [False, True]
+    assert len({*ids[0], *ids[1]}) == 4
+    tracks = seen.states["detection"]
+    again = read(messages_of_tracks(messages, frame, tracks, "b")).objects
+    assert sorted(bytes(each.object_id) for each in again) == sorted(ids[1])
+    doubtful = replace(tracks, confirmed=np.array([True, False]))
+    assert len(read(messages_of_tracks(messages, frame, doubtful, "b")).objects) == 1
+    unknown = replace(tracks, boxes=replace(tracks.boxes, velocities=np.full((len(tracks.ids), 3), np.nan)))
+    for each in read(messages_of_tracks(messages, frame, unknown, "b")).objects:
+        twist = each.kinematics.twist_with_covariance
+        assert (xyz(twist.twist.linear), each.kinematics.is_stationary) == ([0, 0, 0], False)
+        assert twist.covariance[0] == twist.covariance[7] == 25  # of 5 m/s
+
+
+@cache
+def seen_by_a_network() -> tuple[Manifest, list[tuple[Frame, Any, list[Message]]]]:
+    """Two frames of a random network with every task."""
+    tasks = {name: OPTIONS.get(name, {}) for name in TASKS}
+    config = modular("all-tasks", [], tasks={**modular("x", []).model_dump(mode="json")["tasks"], **tasks})
+    manifest = manifest_of(*TASKS)
+    predict = TorchPredictor.load(checkpoint_of(config))
+    torch.manual_seed(0)
+    for weight in (each for each in predict.model.heads["occupancy"].parameters() if each.ndim > 1):
+        torch.nn.init.normal_(weight, 0, 1)  # so that not all is free
+    scene, seen, messages = Scene(SENSORS, manifest.heads, CONDITIONS), [], Messages(manifest)
+    for i in range(2):
+        frame = replace(synthetic_frame("ego", RIG), timestamp=500_000 * i, token=str(i))
+        frame = scene.admit(frame, "ego")
+        prediction = predict(frame)
+        scene.observe(frame)
+        after = scene.update(frame, prediction)
+        seen.append((frame, after, [*messages.detections(frame, prediction), *messages.scene(frame, after)]))
+    return manifest, seen
+
+
+def test_every_task_has_its_messages_and_another_library_writes_their_bytes() -> None:
+    _, seen = seen_by_a_network()
+    for frame, after, messages in seen:
+        found = {each.topic: each for each in messages}
+        assert {name: found[name].type_name for name in TYPE_OF} == TYPE_OF
+        content = {name: read(each) for name, each in found.items()}
+        durations = {f"/perception/latency/{stage}_ms": 1000 * s for stage, s in after.seconds.items()}
+        durations["/perception/latency/total_ms"] = 1000 * sum(after.seconds.values())
+        assert {name: content[name].data for name in found.keys() - TYPE_OF.keys()} == durations
+        result, cloud = after.prediction.results["points"], rows_of(content["/perception/points"])
+        assert len(cloud) == len(frame.keyframe_points) > 500
+        np.testing.assert_array_equal(cloud["class_id"], [*result.classes, *[NONE] * (len(cloud) - 500)])
+        np.testing.assert_array_equal(cloud["probability"][:500], result.probabilities)
+        np.testing.assert_array_equal(np.stack([cloud[axis] for axis in "xyz"], axis=1), frame.keyframe_points[:, :3])
+        fused, voxels = after.states["occupancy"].fused, rows_of(content["/perception/occupancy"])
+        there = fused.occupied > 0.5
+        np.testing.assert_array_equal(voxels["class_id"], fused.classes[there])
+        np.testing.assert_array_equal(np.stack([voxels[a] for a in "xyz"], axis=1), fused.grid.centers()[there])
+        np.testing.assert_array_equal(voxels["probability"], fused.occupied[there])
+        assert len(voxels) > 0
+        assert len(content["/perception/objects/vision"].detections) > 0
+        assert content["/perception/free_space"].info.width == after.states["map"].shape[2]
+
+
+def rows_of(cloud: Any) -> np.ndarray:
+    """A PointCloud2 by its own fields."""
+    kinds = {2: "u1", 7: "<f4"}
+    names, formats, offsets = zip(*((f.name, kinds[f.datatype], f.offset) for f in cloud.fields), strict=True)
+    kind = np.dtype(
+        {"names": names, "formats": formats, "offsets": offsets, "itemsize": cloud.point_step}  # type: ignore[call-overload]
+    )
+    assert cloud.row_step == cloud.point_step * cloud.width
+    return np.frombuffer(bytes(cloud.data), kind)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_with_one_task_has_no_messages_of_others(task: str) -> None:
+    _, ((frame, after, _), *_) = seen_by_a_network()
+    prediction = Prediction({task: after.prediction.results[task]})
+    states = {name: state for name, state in after.states.items() if name == task}
+    messages = Messages(manifest_of(task))
+    found = [*messages.detections(frame, prediction)]
+    found += messages.scene(frame, replace(after, prediction=prediction, states=states))
+    named = [each.topic.removeprefix("/perception/") for each in found]
+    assert [name for name in named if not name.startswith("latency/")] == OF_TASK[task]
+
+
+def test_points_of_a_turned_lidar_are_in_the_vehicles_frame() -> None:
+    points_ = np.array([[10, 0, -1, 9, 0], [0, 3, 0, 9, 0], [1, 1, 1, 9, 0.1]], np.float32)
+    frame = replace(frame_at(rigid(50, 60, 0, 1), rigid(1, 0, 2, np.pi / 2)), points=points_)
+    frame = replace(frame, sweep_of_point=np.array([0, 0, 1], np.uint8))
+    scene = Scene(SENSORS, {}, CONDITIONS)
+    scene.observe(frame)
+    for seen_frame, expected in ((frame, [[1, 10, 1], [-2, 0, 2]]), (frame.without_points(), np.zeros((0, 3)))):
+        seen = scene.update(frame, Prediction({"points": classified(np.array([3, 4, NONE]))}))
+        (cloud,) = (m for m in Messages(manifest_of("points")).scene(seen_frame, seen) if m.topic.endswith("points"))
+        found = rows_of(read(cloud))
+        np.testing.assert_allclose(np.stack([found[axis] for axis in "xyz"], axis=1), expected, atol=1e-5)
+        assert found["class_id"].tolist() == [3, 4][: len(found)]
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
+status = st.builds(Diagnostic, texts, st.integers(0, 3), texts, st.dictionaries(texts, texts, max_size=3))
+
+
+@given(statuses=st.lists(status, max_size=3), stamp=st.integers(0, 2**31 * 10**6 - 1))
+def test_diagnostics_are_read_as_they_were_meant(statuses: list[Diagnostic], stamp: int) -> None:
+    message = Messages(manifest_of_detection()).diagnostics(stamp, statuses)
+    assert message.topic == "/diagnostics"
+    found = read(message)
+    assert (found.header.stamp.sec, found.header.stamp.nanosec) == (stamp // 10**6, stamp % 10**6 * 1000)
+    values = [{each.key: each.value for each in status.values} for status in found.status]
+    told = [
+        Diagnostic(each.name, each.level, each.message, own) for each, own in zip(found.status, values, strict=True)
+    ]
+    assert told == statuses
+    assert {each.hardware_id for each in found.status} <= {bundle().manifest.name}
+
+
+def test_a_diagnostic_may_name_any_file() -> None:
+    name = b"/data/\xff.mcap".decode(errors="surrogateescape")
+    (found,) = read(
+        Messages(manifest_of_detection()).diagnostics(0, [Diagnostic("disk", 2, name, {name: name})])
+    ).status
+    assert (found.message, found.values[0].key, found.values[0].value) == ("/data/?.mcap",) * 3
+
+
+def test_classes_without_a_name_in_ros_keep_their_manifest_and_are_unknown() -> None:
+    bare = NUSCENES.without_ros_classes()
+    assert "ros_class" not in bare.model_dump_json()
+    assert ObjectClass.model_validate(NUSCENES.classes[0].model_dump()) == NUSCENES.classes[0]
+    for name in ("nuscenes", "kitti", "pandaset", "t4", "truckscenes"):
+        unnamed = [each.name for each in load_taxonomy(name).classes if each.ros_class is None]
+        assert unnamed == (["traffic_sign"] if name == "truckscenes" else [])
+    content = manifest_of("detection").model_dump(mode="json") | {"taxonomy": bare.model_dump(mode="json")}
+    manifest = Manifest.model_validate(content, strict=False)
+    boxes = boxes_of([CAR, 0, 0, 0, 2, 4, 1, 0, 0, 0, 1])
+    _, detected = Messages(manifest).detections(frame_at(np.eye(4), np.eye(4)), Prediction({"detection": boxes}))
+    assert read(detected).objects[0].classification[0].label == 0
+    assert RosClass.__args__.index("hazard") == 9  # as ObjectClassification numbers them
