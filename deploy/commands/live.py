@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,9 @@ from perception.errors import InputError
 
 if TYPE_CHECKING:
     from deploy.live.outputs import Output
-    from deploy.live.source import Source
+    from deploy.live.source import Bus, Source
+
+BUSES = ("zenoh", "dds")
 
 
 @app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
@@ -38,6 +40,7 @@ def drive(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files that `perception replay` writes, and frames.jsonl.")
     ] = None,
+    publish: Annotated[str, typer.Option(help="zenoh or dds: publish detections, tracks, ... as ROS 2 messages.")] = "",
     rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01)] = 1.0,
     key: Keys = None,
     state: State = None,
@@ -49,8 +52,10 @@ def drive(
     Prints a line when the state changes: OK, DEGRADED, UNTRUSTED or DOWN, with the reasons. SIGTERM ends it. A
     recording gives the results of `perception replay` if nothing is late; frames.jsonl says what became of each frame.
     """
+    from deploy.live.messages.messages import Messages
     from deploy.live.policy import load_policy
     from deploy.live.process import drive as run
+    from deploy.live.publish import Published
     from deploy.recordings.topics import load_topics
     from deploy.runtime import Runtime
 
@@ -60,13 +65,21 @@ def drive(
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    opened = _open_source(source, rate)
+    buses: dict[str, Bus] = {}
+
+    def outputs(stack: ExitStack) -> Iterator[Output]:
+        if publish:
+            yield Published(_bus("--publish", publish, buses), Messages(runtime.bundle.manifest))
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False)
+
     try:
-        driven = run(
-            runtime, opened, mapped, chosen, _outputs, seconds, out, lambda line: console.print(line, highlight=False)
-        )
+        opened = _open_source(source, rate, buses)
+        driven = run(runtime, opened, mapped, chosen, lambda stack: [*outputs(stack)], seconds, out, say)
     finally:
-        opened.close()
+        for bus in buses.values():
+            bus.close()
     if not as_json:
         console.print(", ".join(f"{count} {what}" for what, count in driven.to_json()["frames"].items()))
     report(driven.to_json(), as_json)
@@ -85,18 +98,24 @@ def parse_budget(text: str) -> float | None:
     return seconds
 
 
-def _open_source(name: str, rate: float) -> Source:
-    from deploy.live.dds import DdsBus
+def _open_source(name: str, rate: float, buses: dict[str, Bus]) -> Source:
     from deploy.live.source import Playback
-    from deploy.live.zenoh import ZenohBus
     from deploy.recordings import is_recording
 
-    if name in ("zenoh", "dds"):
-        return ZenohBus() if name == "zenoh" else DdsBus()
+    if name in BUSES:
+        return _bus("--from", name, buses)
     if not is_recording(Path(name)):
-        raise InputError(f"--from {name}: neither zenoh, dds nor a recording (.mcap, .db3, rosbag2)")
+        raise InputError(f"--from {name}: neither {', '.join(BUSES)} nor a recording (.mcap, .db3, rosbag2)")
     return Playback(Path(name), rate)
 
 
-def _outputs(stack: ExitStack) -> Sequence[Output]:
-    return ()
+def _bus(option: str, name: str, buses: dict[str, Bus]) -> Bus:
+    """The middleware of a name, opened once."""
+    from deploy.live.dds import DdsBus
+    from deploy.live.zenoh import ZenohBus
+
+    if name not in BUSES:
+        raise InputError(f"{option} {name}: is none of {', '.join(BUSES)}")
+    if name not in buses:
+        buses[name] = ZenohBus() if name == "zenoh" else DdsBus()
+    return buses[name]

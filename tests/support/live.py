@@ -1,6 +1,7 @@
 """Drives in real time: recordings with messages that are late, missing or damaged, and what is reported of them."""
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -129,3 +130,25 @@ def replayed(recording: Path, out: Path, topics: Path | None = None) -> Path:
     """A folder with the replay of a recording."""
     replay(Source(recording, topics=topics), bundle().path, out, Settings(), console=QUIET)
     return out
+
+
+def network(folder: Path, bus: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Variables for two processes that find each other on this machine alone."""
+    if bus == "dds":
+        interface = '<Interfaces><NetworkInterface name="lo"/></Interfaces><AllowMulticast>false</AllowMulticast>'
+        peers = (
+            '<Discovery><ParticipantIndex>auto</ParticipantIndex><Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
+        )
+        uri = f"<CycloneDDS><Domain><General>{interface}</General>{peers}</Domain></CycloneDDS>"
+        both = {"CYCLONEDDS_URI": uri, "ROS_DOMAIN_ID": str(free_port() % 100)}
+        return both, both
+    port, common = free_port(), 'mode: "peer", scouting: {multicast: {enabled: false}}'
+    (folder / "here.json5").write_text(f'{{{common}, listen: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
+    (folder / "there.json5").write_text(f'{{{common}, connect: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
+    return tuple({"ZENOH_SESSION_CONFIG_URI": str(folder / f"{name}.json5")} for name in ("here", "there"))  # type: ignore[return-value]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
