@@ -24,26 +24,13 @@ _NOTHING = np.zeros(36)  # a covariance
 
 def detections_3d(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:
     """vision_msgs/Detection3DArray of N boxes in the header's frame; `class_id` is the name of the class."""
-    found = []
-    for label, score, box in zip(boxes.labels.tolist(), boxes.scores.tolist(), _poses(boxes), strict=True):
-        name = taxonomy.class_names[label]
-        hypothesis = make("vision_msgs/msg/ObjectHypothesis", class_id=name, score=score)
-        result = make("vision_msgs/msg/ObjectHypothesisWithPose", hypothesis=hypothesis, pose=_with_covariance(box))
-        found.append((result, box))
-    return make(
-        "vision_msgs/msg/Detection3DArray",
-        header=header,
-        detections=[
-            make(
-                "vision_msgs/msg/Detection3D",
-                header=header,
-                results=[result],
-                bbox=make("vision_msgs/msg/BoundingBox3D", center=box, size=size),
-                id="",
-            )
-            for (result, box), size in zip(found, _dimensions(boxes), strict=True)
-        ],
-    )
+    labels, scores, detections = boxes.labels.tolist(), boxes.scores.tolist(), []
+    for label, score, pose, size in zip(labels, scores, _poses(boxes), _dimensions(boxes), strict=True):
+        hypothesis = make("vision_msgs/msg/ObjectHypothesis", class_id=taxonomy.class_names[label], score=score)
+        results = [make("vision_msgs/msg/ObjectHypothesisWithPose", hypothesis=hypothesis, pose=_with_covariance(pose))]
+        outline = make("vision_msgs/msg/BoundingBox3D", center=pose, size=size)
+        detections.append(make("vision_msgs/msg/Detection3D", header=header, results=results, bbox=outline, id=""))
+    return make("vision_msgs/msg/Detection3DArray", header=header, detections=detections)
 
 
 def detected_objects(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:

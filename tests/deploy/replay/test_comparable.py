@@ -158,6 +158,14 @@ def test_a_baseline_of_something_else_is_refused(theirs: Any, ours: Any, message
         judge(run, baseline, AGREE)
 
 
+def test_a_baseline_from_before_classes_had_names_in_ros_is_of_a_like_network(tmp_path: Path) -> None:
+    run, older = replay(tmp_path / "run"), NUSCENES.without_ros_classes()
+    assert judge(run, replay(tmp_path / "older", taxonomy=older), AGREE).passed
+    fewer = older.model_copy(update={"classes": older.classes[:9]})
+    with one_line_error(says="its network has other classes or conditions"):
+        judge(run, replay(tmp_path / "fewer", taxonomy=fewer), AGREE)
+
+
 def test_a_finished_replay_is_judged_again(tmp_path: Path) -> None:
     """By other gates each time: files, report and exit code are those of the last verdict; the replay stays."""
     run, baseline = replay(tmp_path / "run", away=1.5), replay(tmp_path / "baseline")

@@ -459,6 +459,8 @@ def test_the_databases_key_depends_on_its_making(tables: NuScenesTables, monkeyp
     keys = [key_of(tables, some, config()) for some in (tokens, tokens[1:], tokens[::-1])]
     keys += [key_of(tables, tokens, other) for other in others]
     assert key_of(tables, tokens, _changed(model__camera=None)) == key_of(tables, tokens, masked)  # without pictures
+    unnamed = config().model_copy(update={"taxonomy": config().taxonomy.without_ros_classes()})
+    assert key_of(tables, tokens, unnamed) == keys[0]
     boxes = NuScenesTables._boxes
 
     def moved(source: NuScenesTables, token: str) -> Boxes:

@@ -358,6 +358,8 @@ def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTa
         train(minimal(steps=1), recorded, "all", tmp_path)
     with pytest.raises(InputError, match=r"another configuration: train.batch was 2, is 1"):
         train(minimal(steps=1, batch=1), recorded, "all", tmp_path, resume=True)
+    unnamed = minimal(steps=1).model_copy(update={"taxonomy": minimal().taxonomy.without_ros_classes()})
+    train(unnamed, recorded, "all", tmp_path, resume=True)  # what classes are called in ROS is no part of it
 
 
 LITTLE = minimal().model_copy(update={"modules": (LowRank.Options(name="rain", rank=1, when=("rain",)),)})
