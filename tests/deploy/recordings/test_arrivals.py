@@ -9,7 +9,7 @@ from recordings import Sent, assemble, assert_equal_frames, edit, nuscenes_topic
 from vocabulary import RIG, SENSORS
 
 from deploy.recordings import ros
-from deploy.recordings.arrivals import SILENT
+from deploy.recordings.arrivals import SILENT, Arrivals
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
@@ -22,6 +22,7 @@ from perception.sensors.inputs import InputSpec
 
 TICK = 20_000  # us
 KEYFRAMES, SWEEPS = nuscenes_topics(), nuscenes_topics(keyframes=None)
+BLIND = nuscenes_topics(keyframes=None, cameras={})
 # Each comes in its own order; /tf_static before /tf, which begins alike.
 ORDERED = (
     "/tf_static",
@@ -65,7 +66,7 @@ def live(
     yield from ((now, frame) for frame in assembler.finish())
 
 
-@pytest.mark.parametrize("topics", [KEYFRAMES, SWEEPS], ids=["keyframes", "sweeps"])
+@pytest.mark.parametrize("topics", [KEYFRAMES, SWEEPS, BLIND], ids=["keyframes", "sweeps", "no cameras"])
 @settings(max_examples=40, deadline=None)
 @given(delays=st.fixed_dictionaries({topic: st.integers(0, 110_000) for topic in ORDERED}))
 def test_frames_are_those_of_a_replay_in_whatever_order_topics_arrive(
@@ -124,3 +125,17 @@ def repeated(log: Sequence[Sent], later: int) -> Iterator[Sent]:
             yield each._replace(time=each.time + later, data=bytes(ros.TYPES.serialize_cdr(content, each.type_name)))
         elif each.topic not in ("/tf_static", "/keyframe"):
             yield edit(each, stamp=each.time + later, time=each.time + later)
+
+
+def test_what_is_settled() -> None:
+    """Of messages every 0.1 s, one 40 ms before a stamp is nearer to it than the next; of 50 ms before it is unknown.
+    A clock that was set back begins anew."""
+    arrivals = Arrivals()
+    assert not arrivals.is_settled("a", 0, 0)
+    for stamp in (0, 100_000, 200_000):
+        arrivals.add("a", stamp, stamp)
+    assert [arrivals.is_settled("a", stamp, 200_000) for stamp in (200_000, 240_000, 250_000)] == [True, True, False]
+    arrivals.add("a", 50_000, 300_000)
+    assert [arrivals.is_settled("a", stamp, 300_000) for stamp in (50_000, 60_000)] == [True, False]
+    assert not arrivals.is_settled("a", 60_000, 300_000 + SILENT)
+    assert arrivals.is_settled("a", 60_000, 300_001 + SILENT)
