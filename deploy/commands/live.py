@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.commands.outputs import MetricsPort, Record, ViewPort, further_outputs
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import Json, app, console_for, from_store, report
 from perception.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.live.outputs import Output
     from deploy.live.source import Source
 
 
@@ -38,6 +37,9 @@ def drive(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files that `perception replay` writes, and frames.jsonl.")
     ] = None,
+    metrics: MetricsPort = None,
+    view: ViewPort = None,
+    record: Record = None,
     rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01)] = 1.0,
     key: Keys = None,
     state: State = None,
@@ -56,15 +58,15 @@ def drive(
 
     chosen, seconds = load_policy(policy), parse_budget(budget)
     console = console_for(as_json)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)  # texts as they are, each on one line
     runtime = Runtime(bundle, target, make_trust(key, state, allow_older), evidence, checks=False)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     opened = _open_source(source, rate)
     try:
-        driven = run(
-            runtime, opened, mapped, chosen, _outputs, seconds, out, lambda line: console.print(line, highlight=False)
-        )
+        outputs = further_outputs(metrics, view, record, runtime.bundle.manifest, opened.info, say)
+        driven = run(runtime, opened, mapped, chosen, outputs, seconds, out, say=say)
     finally:
         opened.close()
     if not as_json:
@@ -95,7 +97,3 @@ def _open_source(name: str, rate: float) -> Source:
     if not is_recording(Path(name)):
         raise InputError(f"--from {name}: neither zenoh nor a recording (.mcap, .db3, rosbag2)")
     return Playback(Path(name), rate)
-
-
-def _outputs(stack: ExitStack) -> Sequence[Output]:
-    return ()
