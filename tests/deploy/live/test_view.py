@@ -82,6 +82,7 @@ def test_a_client_gets_the_messages_that_a_replay_writes(steps: list[Any], tmp_p
     assert client.subscribed.wait(SECONDS)
     while not all(channel.has_sinks() for channel in view._channels.values()):
         client._thread.join(0.01)
+        assert client._thread.is_alive()
     for frame, seen in steps:
         view.add(frame, seen)
     client.end()
