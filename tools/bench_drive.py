@@ -126,7 +126,7 @@ def _compare(bundle: Path, recording: Path, folder: Path) -> tuple[bool, dict[st
     topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"wait": PATIENT})
     (folder / "live").mkdir()
     found = process.drive(
-        runtime, Playback(recording), topics, Policy(lateness=PATIENT), lambda _: (), out=folder / "live", say=_mute
+        runtime, Playback(recording), topics, Policy(lateness=PATIENT), lambda *_: (), out=folder / "live", say=_mute
     )
     replay(Source(recording), bundle, folder / "replay", Settings(), console=QUIET)
     same = all((folder / "live" / name).read_bytes() == (folder / "replay" / name).read_bytes() for name in FILES)
@@ -185,7 +185,7 @@ def _loop(bundle: Path, recording: Path, seconds: float, change: Callable[[], An
     looking = Thread(target=look, daemon=True)
     looking.start()
     with change():
-        driven = process.drive(runtime, Rounds(recording, seconds), topics, Policy(), lambda _: (times,), say=_mute)
+        driven = process.drive(runtime, Rounds(recording, seconds), topics, Policy(), lambda *_: (times,), say=_mute)
     stop.set()
     looking.join()
     third = max(1, len(memory) // 3)

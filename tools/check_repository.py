@@ -48,6 +48,7 @@ OLD = ("3.10", "3.11")  # their locks hold the oldest supported end
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "foxglove": "foxglove-sdk",
     "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
     "lzf": "python-neo-lzf",
     "mcap_protobuf": "mcap-protobuf-support",
@@ -55,6 +56,7 @@ DISTRIBUTIONS = {
     "rerun": "rerun-sdk",
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
+    "zenoh": "eclipse-zenoh",
 }
 JUDGES = {"nuscenes", "truckscenes", "t4_devkit", "motmetrics"}
 # motmetrics solves assignments with whichever of these is there; scipy is. `imp` it takes on Python 2 alone.

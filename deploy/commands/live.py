@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.commands.outputs import MetricsPort, Record, ViewPort, further_outputs
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import Json, app, console_for, from_store, report
 from perception.errors import InputError
 
 if TYPE_CHECKING:
+    from deploy.live.intake import Intake
     from deploy.live.outputs import Output
     from deploy.live.source import Bus, Source
 
@@ -41,6 +44,9 @@ def drive(
         Path | None, typer.Option(help="Folder for the files that `perception replay` writes, and frames.jsonl.")
     ] = None,
     publish: Annotated[str, typer.Option(help="zenoh or dds: publish detections, tracks, ... as ROS 2 messages.")] = "",
+    metrics: MetricsPort = None,
+    view: ViewPort = None,
+    record: Record = None,
     rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01)] = 1.0,
     key: Keys = None,
     state: State = None,
@@ -52,31 +58,39 @@ def drive(
     Prints a line when the state changes: OK, DEGRADED, UNTRUSTED or DOWN, with the reasons. SIGTERM ends it. A
     recording gives the results of `perception replay` if nothing is late; frames.jsonl says what became of each frame.
     """
-    from deploy.live.messages.messages import Messages
+    from deploy.live.messages.messages import Message, Messages
     from deploy.live.policy import load_policy
     from deploy.live.process import drive as run
     from deploy.live.publish import Published
+    from deploy.live.record import Recorder
     from deploy.recordings.topics import load_topics
     from deploy.runtime import Runtime
 
     chosen, seconds = load_policy(policy), parse_budget(budget)
     console = console_for(as_json)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)  # texts as they are, each on one line
     runtime = Runtime(bundle, target, make_trust(key, state, allow_older), evidence, checks=False)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     buses: dict[str, Bus] = {}
 
-    def outputs(stack: ExitStack) -> Iterator[Output]:
+    def outputs(stack: ExitStack, intake: Intake) -> Sequence[Output]:
+        found = [*further(stack, intake)]
         if publish:
-            yield Published(_bus("--publish", publish, buses), Messages(runtime.bundle.manifest))
+            recorders = [each for each in found if isinstance(each, Recorder)]
 
-    def say(line: str) -> None:
-        console.print(line, highlight=False)
+            def sent(message: Message) -> None:
+                for each in recorders:
+                    each.out(*message, opened.now())
+
+            found.append(Published(_bus("--publish", publish, buses), Messages(runtime.bundle.manifest), sent))
+        return found
 
     try:
         opened = _open_source(source, rate, buses)
-        driven = run(runtime, opened, mapped, chosen, lambda stack: [*outputs(stack)], seconds, out, say)
+        further = further_outputs(metrics, view, record, runtime.bundle.manifest, opened.info, say)
+        driven = run(runtime, opened, mapped, chosen, outputs, seconds, out, say)
     finally:
         for bus in buses.values():
             bus.close()

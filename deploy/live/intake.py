@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from threading import Condition, Event, Thread
 from typing import NamedTuple
 
@@ -66,6 +66,7 @@ class Intake:
         self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not taken
         self.last_arrival: dict[str, float] = {}  # s, by topic, by time.monotonic
         self._failure: BaseException | None = None
+        self.tap: Callable[[RawMessage], None] | None = None  # is given each message, in the order of assembly
         self._thread = Thread(target=self._run, name="intake", daemon=True)
 
     def start(self) -> None:
@@ -76,6 +77,8 @@ class Intake:
     def receive(self, raw: RawMessage) -> None:
         """Take a message; called by the source's threads."""
         with self._changed:
+            if self.tap is not None:
+                self.tap(raw)
             self._messages.append(raw)
             if len(self._messages) > MOST_WAITING:
                 self.counts.add_problem("overrun", self._messages.popleft().topic)

@@ -48,7 +48,7 @@ def drive(
     source: Source,
     topics: Topics,
     policy: Policy,
-    outputs: Callable[[ExitStack], Sequence[Output]],
+    outputs: Callable[[ExitStack, Intake], Sequence[Output]],
     budget: float | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = print,
@@ -74,7 +74,7 @@ def drive(
         intake = Intake(source, topics, runtime.bundle.spec, runtime.sources.signals, description)
         supervisor = Supervisor(policy, intake, budget, topics.period)
         opened: list[Output] = [Console(say), Systemd(lambda: supervisor.hangs)]
-        opened += outputs(stack)
+        opened += outputs(stack, intake)
         if out is not None:
             opened.append(Results(stack, out, manifest))
         every = Outputs(opened, supervisor)

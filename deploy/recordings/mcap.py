@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import lz4.frame
 import zstandard
 from mcap.reader import SeekingReader
-from mcap.records import Channel, Chunk, McapRecord, Message, Schema
+from mcap.records import Channel, Chunk, McapRecord, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.summary import Summary
 
@@ -25,7 +25,7 @@ from deploy.recordings.messages import Content, CorruptMessage, RawMessage, Reco
 from perception.errors import InputError
 
 MAX_RECORD = 1 << 28  # bytes; a longer record is damage
-_SCENE_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
+SCENE_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
 
 
 class McapRecording:
@@ -42,7 +42,7 @@ class McapRecording:
         self._decoders: dict[int, Callable[[bytes], list[Content]]] = {}
         self._parsers: dict[int, ros.Parse] = {}
         with self._open() as file:
-            summary, scene = _summary(file)
+            summary, self._scene = _summary(file)
         of_channel: Counter[int] = Counter()
         if summary is None or summary.statistics is None:
             duration = self._count(of_channel)
@@ -51,7 +51,7 @@ class McapRecording:
             self._channels |= summary.channels
             of_channel.update(summary.statistics.channel_message_counts)
             duration = summary.statistics.message_end_time - summary.statistics.message_start_time
-        of_topic: Counter[str] = Counter()
+        scene, of_topic = self._scene, Counter[str]()
         for channel in self._channels.values():
             of_topic[channel.topic] += of_channel[channel.id]
         self.info = RecordingInfo(
@@ -115,6 +115,8 @@ class McapRecording:
             self._schemas[record.id] = record
         elif isinstance(record, Channel):
             self._channels[record.id] = record
+        elif isinstance(record, Metadata) and record.name == SCENE_INFO:
+            self._scene = record.metadata
 
     def _decoder(self, channel: Channel) -> Callable[[bytes], list[Content]]:
         if channel.id not in self._decoders:
@@ -191,7 +193,7 @@ def _summary(file: BinaryIO) -> tuple[Summary | None, dict[str, str]]:
     try:
         stream: Any = _BoundedReader(file)
         reader = SeekingReader(stream, record_size_limit=MAX_RECORD)
-        scene = next((each.metadata for each in reader.iter_metadata() if each.name == _SCENE_INFO), {})
+        scene = next((each.metadata for each in reader.iter_metadata() if each.name == SCENE_INFO), {})
         return reader.get_summary(), scene
     except Exception:  # a damaged index can make the reader raise anything
         return None, {}

@@ -1,8 +1,8 @@
-"""Write the results of a replay to an MCAP file for Foxglove."""
+"""What was perceived as messages for Foxglove, such as those of an MCAP file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,10 +190,11 @@ def _colour(colour: str, opacity: float) -> Color:
 
 MAP, EGO = "map", "base_link"
 CHUNK = 4 << 20  # bytes
+Write = Callable[[str, Any, int], None]  # topic, message, time (ns)
 
 
 class FoxgloveWriter:
-    """Writes results.mcap.
+    """Writes the messages of results.mcap, of a live view too.
 
     /tf                       map, base_link, the frames of LiDAR and cameras, at the time of the keyframe
     /LAYER                    the tasks' layers: boxes as cubes (/detections, /tracks, /annotations), rasters as grids
@@ -201,10 +202,15 @@ class FoxgloveWriter:
     /LIDAR                    the keyframe's points of all LiDARs, under the name of the rig's first
     /CAMERA/image, .../camera_info, .../annotations   pictures, calibration, edges of the detections
     /log                      changes of believed conditions, active modules and sensor health
+
+    Args:
+        write: takes each message.
+        tasks: the network's tasks by name.
+        lidar: name of the reference LiDAR.
     """
 
-    def __init__(self, writer: Writer, tasks: Mapping[str, Task[Any]], lidar: str) -> None:
-        self._writer, self._tasks, self._lidar = writer, tasks, lidar
+    def __init__(self, write: Write, tasks: Mapping[str, Task[Any]], lidar: str) -> None:
+        self._write, self._tasks, self._lidar = write, tasks, lidar
         self._logged: dict[str, str] = {}  # latest value in /log by name
 
     @classmethod
@@ -212,16 +218,12 @@ class FoxgloveWriter:
     def open(cls, path: Path, tasks: Mapping[str, Task[Any]], lidar: str) -> Iterator[FoxgloveWriter]:
         """Open a writer of the file `path`, which appears when the block ends.
 
-        Args:
-            tasks: the network's tasks by name.
-            lidar: name of the reference LiDAR.
-
         Raises:
             InputError: the folder cannot be written.
         """
         with atomic_file(path, "the recording") as file:
             writer = Writer(file, chunk_size=CHUNK)
-            yield cls(writer, tasks, lidar)
+            yield cls(lambda topic, message, time: writer.write_message(topic, message, time, time), tasks, lidar)
             writer.finish()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
@@ -230,7 +232,7 @@ class FoxgloveWriter:
         drawn = [layer for _, layer in draw_layers(self._tasks, frame, seen)]
         layers = [layer.visible() if isinstance(layer, BoxLayer) else layer for layer in drawn]
         for topic, message in (*self._pictures(frame, layers), *self._around(frame, layers), *self._changes(seen)):
-            self._writer.write_message(topic, message, nanoseconds, nanoseconds)
+            self._write(topic, message, nanoseconds)
 
     def _around(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
         reference, time = EGO if frame.reference == "ego" else self._lidar, frame.timestamp

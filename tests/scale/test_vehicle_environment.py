@@ -1,4 +1,4 @@
-"""A drive replayed where nothing is installed but the vehicle's locked packages: no torch, no devkit, no ONNX tools.
+"""Replaying and driving where nothing is installed but the vehicle's locked packages: no torch, devkit or ONNX tools.
 
 Builds a virtual environment with pip from the registry (or pip's cache).
 """
@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from check_repository import ABSENT, read_pins, requirements
 from exported import QUIET, bundle
+from further import free_port
 from repository import ROOT
 
 from deploy.log import write_log
+from deploy.recordings.mcap import McapRecording
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 
@@ -65,7 +67,9 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.registry
-def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root: Path, tmp_path: Path) -> None:
+def test_a_simulated_drive_is_replayed_and_driven_without_torch(
+    environment: Path, sim_root: Path, tmp_path: Path
+) -> None:
     listing = "import importlib.metadata as m; print(*sorted(d.metadata['Name'].lower() for d in m.distributions()))"
     installed = set(run([str(environment / "python"), "-c", listing], tmp_path).stdout.split())
     required = requirements(ROOT / "requirements" / "vehicle.in")
@@ -84,6 +88,15 @@ def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root
     done = run([str(environment / "perception"), "replay", "drive.mcap", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr
     assert filecmp.cmp(tmp_path / "recorded" / "results.json", tmp_path / "replay" / "results.json", shallow=False)
+
+    # It drives as well, with all that the options add.
+    added = ["--metrics", str(free_port()), "--view", str(free_port()), "--record", "driven.mcap"]
+    arguments = ["drive", str(bundle().path), "--from", "drive.mcap", "--out", "driven", *added, "--json"]
+    done = run([str(environment / "perception"), *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    frames = json.loads(done.stdout)["frames"]
+    assert frames.pop("announced") == sum(frames.values()) == 3
+    assert McapRecording(tmp_path / "driven.mcap").info.counts["/keyframe"] == 3
 
     # The same as here, up to the versions of numpy, OpenCV and ONNX Runtime.
     replay(Source(sim_root, "v1.0-sim", ["scene-0001"]), bundle().path, tmp_path / "here", console=QUIET)

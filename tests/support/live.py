@@ -119,7 +119,7 @@ def driving(
         source,
         topics or nuscenes_topics(keyframes=None),
         policy or Policy(),
-        lambda _: [watch, *more(watch)],
+        lambda *_: [watch, *more(watch)],
         out=out,
         say=lambda _: None,
     )

@@ -1,0 +1,146 @@
+"""An MCAP file of what came in and went out while driving, which `perception replay` reads."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from threading import Condition, Thread
+from typing import NamedTuple
+
+from mcap.writer import CompressionType, Writer
+
+from deploy.live.outputs import Output
+from deploy.live.state import Status
+from deploy.recordings.mcap import SCENE_INFO
+from deploy.recordings.messages import RawMessage, RecordingInfo
+from deploy.recordings.ros_types import TYPES
+from perception.errors import InputError
+
+MOST_WAITING = 256 << 20  # bytes that are not written yet; with more the recording ends
+CHUNK = 1 << 20  # bytes
+FLUSH = 1.0  # s; what is older can be read after a kill
+
+
+class _Message(NamedTuple):
+    topic: str
+    type_name: str
+    data: bytes
+    time: int  # us
+
+
+class Recorder(Output):
+    """Writes the file in a thread of its own. A disk that is full or too slow ends the recording, not the drive.
+
+    Messages in CDR of ROS 2's own types are recorded; of other topics a line says that they are not.
+
+    Args:
+        path: of a file that does not exist.
+        info: of the drive, whose name the file keeps.
+        say: prints a line.
+
+    Raises:
+        InputError: the file exists already or cannot be made.
+    """
+
+    name = "record"
+
+    def __init__(self, path: Path, info: RecordingInfo, say: Callable[[str], None]) -> None:
+        try:
+            self._file = path.open("xb")
+        except FileExistsError:
+            raise InputError(f"--record {path}: exists already; choose another file") from None
+        except OSError as error:
+            raise InputError(f"--record {path}: cannot be written ({error.strerror})") from None
+        self._path, self._info, self._say = path, info, say
+        self._changed, self._queue, self._waiting, self._closing = Condition(), deque[_Message](), 0, False
+        self._finished = False  # nothing will come any more
+        self._channels: dict[str, int | None] = {}  # by topic; None: not recorded
+        self._failure: Exception | None = None
+        self._told = False
+        self._thread = Thread(target=self._run, name="record", daemon=True)
+        self._thread.start()
+
+    def tap(self, raw: RawMessage) -> None:
+        """Record a message that came in; called by any thread."""
+        self.out(raw.topic, raw.type_name, raw.data, raw.time)
+
+    def out(self, topic: str, type_name: str, data: bytes, time: int) -> None:
+        """Record a message in CDR, of a time in us by the clock of `RawMessage.time`; called by any thread."""
+        with self._changed:
+            if self._failure is not None:
+                return
+            if self._waiting + len(data) > MOST_WAITING:
+                self._failure = OSError(f"the disk is too slow: {self._waiting >> 20} MiB waited to be written")
+                return
+            self._queue.append(_Message(topic, type_name, data, time))
+            self._waiting += len(data)
+            self._changed.notify()
+
+    def report(self, status: Status) -> None:
+        """Raise what ended the recording, so that the state says so."""
+        if self._failure is not None and not self._told:
+            self._told = True
+            raise self._failure
+
+    def close(self) -> None:
+        """End the file, after all messages; a line says if it is not complete."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        if self._failure is not None and not self._told:
+            self._say(f"--record {self._path}: is not complete ({self._failure})")
+
+    def _run(self) -> None:
+        try:
+            with self._file:
+                writer = Writer(self._file, chunk_size=CHUNK, compression=CompressionType.LZ4)
+                writer.start("ros2")
+                info = self._info
+                known = {"name": info.scene, "location": info.location, "description": info.description}
+                writer.add_metadata(SCENE_INFO, known)
+                flushed = time.monotonic()
+                while True:
+                    message = self._next()
+                    if message is not None:
+                        self._write(writer, message)
+                    elif self._finished:
+                        break
+                    if time.monotonic() - flushed > FLUSH:
+                        writer.flush()
+                        flushed = time.monotonic()
+                writer.finish()
+        except Exception as error:  # a full disk; raised by `report`
+            with self._changed:
+                self._failure = error
+                self._queue.clear()
+
+    def _next(self) -> _Message | None:
+        """The next message; None if there is none for a while, or at the end."""
+        with self._changed:
+            if not self._queue and not self._closing and self._failure is None:
+                self._changed.wait(FLUSH)
+            if not self._queue:
+                self._finished = self._closing or self._failure is not None
+                return None
+            message = self._queue.popleft()
+            self._waiting -= len(message.data)
+            return message
+
+    def _write(self, writer: Writer, message: _Message) -> None:
+        topic, type_name = message.topic, message.type_name
+        if topic not in self._channels:
+            self._channels[topic] = self._add_channel(writer, topic, type_name)
+        channel = self._channels[topic]
+        if channel is not None:
+            writer.add_message(channel, 1000 * message.time, message.data, 1000 * message.time)
+
+    def _add_channel(self, writer: Writer, topic: str, type_name: str) -> int | None:
+        if type_name not in TYPES.fielddefs:
+            self._say(f"--record: {topic} is not recorded, because it has no messages of ROS 2's own types in CDR")
+            return None
+        definition, _ = TYPES.generate_msgdef(type_name, ros_version=2)
+        schema = writer.register_schema(type_name, "ros2msg", definition.encode())
+        return writer.register_channel(topic, "cdr", schema)

@@ -1,0 +1,83 @@
+"""Live pictures for Foxglove: the topics of a replay's results.mcap, by Foxglove's WebSocket protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcap_protobuf.schema import build_file_descriptor_set
+
+from deploy.live.outputs import Output
+from deploy.manifest import Manifest
+from deploy.replay.foxglove_results import FoxgloveWriter
+from perception.errors import InputError
+from perception.frame import Frame
+from perception.scene.scene import SceneFrame
+
+
+class View(Output):
+    """Serves what was perceived to Foxglove at ws://localhost:PORT, to this machine alone.
+
+    A frame is drawn while somebody has subscribed to a topic. Without that it is drawn only if it has a sensor that no
+    earlier frame had, so that the topics are known before somebody comes.
+
+    Args:
+        port: to listen on; 0: any that is free.
+
+    Raises:
+        InputError: foxglove-sdk is not installed, or the port is in use.
+    """
+
+    name = "view"
+
+    def __init__(self, port: int, manifest: Manifest) -> None:
+        try:
+            import foxglove
+        except ImportError:
+            raise InputError("--view: foxglove-sdk is not installed; pip install 'tessera-perception[live]'") from None
+        self._sdk, self._context = foxglove, foxglove.Context()
+        self._channels: dict[str, Any] = {}  # by topic
+        self._sensors = set[str]()  # of the frames that were drawn
+        self._manifest = manifest
+        self._writer = self._new_writer()
+        try:
+            self._server = foxglove.start_server(
+                name="tessera",
+                port=port,
+                context=self._context,
+                server_listener=self,  # type: ignore[arg-type]
+            )
+        except RuntimeError as error:
+            why = str(error).removeprefix("FoxgloveError: ")
+            raise InputError(f"--view {port}: cannot listen there ({why}); choose another port") from None
+        self.port = self._server.port
+
+    def _new_writer(self) -> FoxgloveWriter:
+        return FoxgloveWriter(self._write, self._manifest.heads, self._manifest.rig.sensors.lidars[0])
+
+    def on_subscribe(self, _client: object, _channel: object) -> None:
+        """Say all of /log again to whom comes now; called by the server."""
+        self._writer = self._new_writer()
+
+    def on_unsubscribe(self, _client: object, _channel: object) -> None:
+        """Called by the server."""
+
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        sensors = {*frame.cameras, *(("lidar",) if frame.points is not None else ())}
+        if not sensors <= self._sensors or any(channel.has_sinks() for channel in self._channels.values()):
+            self._sensors |= sensors
+            self._writer.add(frame, seen)
+
+    def _write(self, topic: str, message: Any, time: int) -> None:
+        channel = self._channels.get(topic)
+        if channel is None:
+            kind = type(message)
+            data = build_file_descriptor_set(kind).SerializeToString()
+            schema = self._sdk.Schema(name=kind.DESCRIPTOR.full_name, encoding="protobuf", data=data)
+            channel = self._sdk.Channel(topic, schema=schema, message_encoding="protobuf", context=self._context)
+            self._channels[topic] = channel
+        if channel.has_sinks():
+            channel.log(message.SerializeToString(), log_time=time)
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.stop()
