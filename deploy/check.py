@@ -51,8 +51,7 @@ _UNIT = "the cloud is in another frame, or in another unit than m"
 _LIGHT = "night, a covered lens, or another exposure"
 _RULES = {
     "ground": Rule("the height of the ground (m)", 0.25, False, _FRAME.format("higher"), _FRAME.format("lower")),
-    "slope_x": Rule("the slope of the ground along x (degrees)", 2.0, False, *_TILT),
-    "slope_y": Rule("the slope of the ground along y (degrees)", 2.0, False, *_TILT),
+    **{f"slope_{axis}": Rule(f"the slope of the ground along {axis} (degrees)", 2.0, False, *_TILT) for axis in "xy"},
     "rings": Rule("the number of rings that return", 1.4, True, *_BEAMS),
     "points": Rule("the number of returns", 2.0, True, *_LOST),
     "continuity": Rule("the share of returns from the ground without gaps beside them", 0.25, False, _LOST[0], ""),
@@ -60,8 +59,7 @@ _RULES = {
     "cropped": Rule("the share of returns outside of the network's grid", 0.25, False, "", _UNIT),
     "sweep_rate": Rule("the rate of the LiDAR (Hz)", 1.4, True, *_TURNS),
     "frame_rate": Rule("the rate of frames with it (Hz)", 1.4, True, "data are lost, or the `period` is longer", ""),
-    "width": Rule("the width of its pictures (pixels)", 0.5, False, *_SIZE),
-    "height": Rule("the height of its pictures (pixels)", 0.5, False, *_SIZE),
+    **{edge: Rule(f"the {edge} of its pictures (pixels)", 0.5, False, *_SIZE) for edge in ("width", "height")},
     "brightness": Rule("the mean grey level of its pictures", 3.0, True, _LIGHT, "another exposure"),
     "offset": Rule("the time from the frame to its data (s)", 0.05, False, *_TRIGGER),
     **{axis: Rule(f"its place along {axis} (m)", 0.3, False, *_MOVED) for axis in "xyz"},
@@ -81,11 +79,8 @@ class Comparison(NamedTuple):
 def compare_drives(drives: Sequence[Drive], spec: InputSpec, area: BevGrid, expected: Statistics) -> dict[str, Any]:
     """Compare drives of `open_to_measure` with the statistics of a bundle.
 
-    Args:
-        area: what the network sees.
-
-    Returns:
-        `frames`: their number; `findings`: lines, worst first; `compared`: every `Comparison`; `statistics`: of these.
+    `area` is what the network sees. Returns `frames`: their number; `findings`: lines, worst first; `compared`: every
+    `Comparison`; `statistics`: of these drives.
     """
     sensors = spec.named_sensors
     lidar = sensors.lidars[0] if sensors.lidars else ""
@@ -124,10 +119,10 @@ def compare(found: Statistics, expected: Statistics) -> Iterator[Comparison]:
     for name, usual in expected.sensors.items():
         own = found.sensors.get(name, SensorStatistics(keyframes=0, values={}))
         lacking = usual.keyframes / expected.keyframes - own.keyframes / max(1, found.keyframes)
-        came = (
-            f"it comes in {own.keyframes} of {found.keyframes} frames: its topic or file is missing, or data are lost"
+        came = f"{name}: comes in {own.keyframes} of {found.keyframes} frames"
+        yield Comparison(
+            name, "missing", lacking / MISSING, f"{came}: its topic or files are missing, or data are lost"
         )
-        yield Comparison(name, "missing", lacking / MISSING, f"{name} {came}")
         for sign, rule in _RULES.items():
             if sign in own.values and sign in usual.values:
                 yield _compare_value(name, sign, rule, own.values[sign].median, usual.values[sign])

@@ -43,16 +43,21 @@ class Damaged:
 
 
 def few_rings(points: np.ndarray) -> np.ndarray:
-    """Every fourth ring from the lowest on: in a column of firings rings are apart, whatever the LiDAR's tilt."""
-    x, y, z = points[:, 0] - RINGS_FROM[0], points[:, 1], points[:, 2] - RINGS_FROM[1]
+    """Every fourth ring of PandaSet's LiDAR: in a column of firings rings are apart, although its frame is tilted."""
+    x, y, z = points[:, 0] - 0.81, points[:, 1], points[:, 2] - 1.85  # m: where the LiDAR is in its pose's frame
     column = np.floor(np.degrees(np.arctan2(y, x)) / 0.2)
     elevation = np.degrees(np.arctan2(z, np.hypot(x, y)))
     order = np.lexsort((elevation, column))
     new_column = np.diff(column[order], prepend=-999) > 0
-    new_ring = new_column | (np.diff(elevation[order], prepend=-999) > 0.08)
-    ring = np.cumsum(new_ring)
-    first = np.maximum.accumulate(np.where(new_column, ring, 0))
-    return points[order[(ring - first) % 4 == 0]]
+    ring = np.cumsum(new_column | (np.diff(elevation[order], prepend=-999) > 0.08))
+    lowest = np.maximum.accumulate(np.where(new_column, ring, 0))
+    return points[order[(ring - lowest) % 4 == 0]]
+
+
+def few_beams(points: np.ndarray) -> np.ndarray:
+    """Every second beam of an HDL-32E, which are 4/3 degrees apart."""
+    elevation = np.degrees(np.arctan2(points[:, 2], np.hypot(points[:, 0], points[:, 1])))
+    return points[np.rint((elevation + 30.67) * 0.75) % 2 == 0]
 
 
 def turned(points: np.ndarray) -> np.ndarray:
@@ -65,11 +70,21 @@ def dead(points: np.ndarray) -> np.ndarray:
     return points[(azimuth < 60) | (azimuth > 110)]
 
 
-RINGS_FROM = (0.81, 1.85)  # m, x and z of PandaSet's LiDAR in its pose's frame
 LOW = partial(Damaged, lambda points: points - np.float32([0, 0, 0.5, 0, 0, 0]))
 FEW_RINGS = partial(Damaged, few_rings)
+FEW_BEAMS = partial(Damaged, few_beams)
 UNSCALED = partial(Damaged, lambda points: points / np.float32([1, 1, 1, 255, 1, 1]))
 TURNED = partial(Damaged, turned)
 SWAPPED = partial(Damaged, lambda points: points[:, [1, 0, 2, 3, 4, 5]])
 SHIFTED = partial(Damaged, lambda points: points[:, [1, 2, 0, 3, 4, 5]])  # y z x for x y z
 DEAD = partial(Damaged, dead)
+CAUSES = {  # what the line of a finding says
+    "LOW": "the height of the ground",
+    "FEW_RINGS": "the LiDAR has fewer beams",
+    "FEW_BEAMS": "the LiDAR has fewer beams",
+    "UNSCALED": "0 to 1 instead of 0 to 255",
+    "TURNED": "turned by 90 degrees to the left",
+    "SWAPPED": "x and y swapped",
+    "SHIFTED": "the fields of the cloud have another order",
+    "DEAD": "a sector is dead",
+}

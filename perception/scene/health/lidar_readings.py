@@ -105,7 +105,8 @@ class LidarReadings:
         # Gaps are not measurable in noise, nor if the ground is not where the calibration puts it.
         if not (features.roughness <= limits.rough and abs(features.height) <= limits.raised):
             return math.inf
-        share, _ = ring_steps(frame, limits)
+        aside = abs(features.height) > limits.flat  # as it was on the drives of the training, from which `raised` is
+        share, _ = ring_steps(frame, limits, features.height if aside else 0.0)
         self._had_no_gaps = share >= limits.broken
         return share
 
