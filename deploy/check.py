@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 from deploy.recordings import Drive
@@ -93,7 +92,7 @@ def compare_drives(drives: Sequence[Drive], spec: InputSpec, area: BevGrid, expe
     how = f"{lidar}: the cloud is {turned.how}: so turned back, it fits the edges in the pictures, and not as it is"
     compared = [Comparison(lidar, "turned", turned.load, how), *compare(found, expected)]
     lines = [each.line for each in sorted(compared, key=lambda each: -each.load) if each.load > 1]
-    problems = chain.from_iterable(_problems(drive.counts.summary()) for drive in drives)
+    problems = [line for drive in drives for line in _problems(drive.counts.summary())]
     return {
         "frames": found.keyframes,
         "findings": [*lines, *dict.fromkeys(problems)],

@@ -264,6 +264,11 @@ def export(
         parse_conditions(route, config.taxonomy)
     spec = InputSpec.of(config)
     calibration = replace(calibration, rig=spec.rig) if calibration else None
+    statistics = None
+    if calibration is not None:
+        chosen = calibration.root, calibration.version, calibration.scenes
+        opened = open_to_measure(*chosen, spec, None, config.taxonomy)
+        statistics = measure(opened, spec, seen_area(spec.grid, config.data.views))
     frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}
     moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in frames.items()}
     export = _Export(
@@ -279,7 +284,7 @@ def export(
         precision=precision,
         calibration=calibration,
         recorded=calibration.inputs(spec, config.data.views) if calibration and precision == "int8" else {},
-        statistics=None if calibration is None else _measure(calibration, spec, config),
+        statistics=statistics,
         console=console,
     )
     if not apart:
@@ -289,12 +294,6 @@ def export(
             route_name(route): export.write(Path(folder) / route_name(route), [route], {}).path for route in routes[1:]
         }
         return export.write(out, routes[:1], others)
-
-
-def _measure(drives: Drives, spec: InputSpec, config: Config) -> Statistics:
-    """What the sensors deliver on these drives."""
-    opened = open_to_measure(drives.root, drives.version, drives.scenes, spec, taxonomy=config.taxonomy)
-    return measure(opened, spec, seen_area(spec.grid, config.data.views))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,7 @@ RUNS, LENGTH = 12, 4  # runs of frames over all drives, and frames of a run
 
 
 class Runs(FrameChoice):
-    """Chooses runs of LENGTH frames one after the other, evenly spread over a drive.
-
-    Args:
-        frames: of the drive, about.
-        runs: how many.
-    """
+    """Chooses so many runs of LENGTH frames one after the other, evenly spread over a drive of about so many frames."""
 
     def __init__(self, frames: int, runs: int) -> None:
         super().__init__()
@@ -39,12 +34,7 @@ class Runs(FrameChoice):
 
 
 def open_to_measure(
-    path: Path,
-    version: str | None,
-    scenes: Sequence[str],
-    spec: InputSpec,
-    topics: Path | None = None,
-    taxonomy: Taxonomy | None = None,
+    path: Path, version: str | None, scenes: Sequence[str], spec: InputSpec, topics: Path | None, taxonomy: Taxonomy
 ) -> Sequence[Drive]:
     """The drives at a path as `open_drives`, with frames for `Collector`."""
     reference = "lidar" if spec.lidar is not None else spec.grid.reference

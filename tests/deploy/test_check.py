@@ -29,6 +29,7 @@ from perception.mmdet3d.importing import import_pointpillars
 from perception.rig import LidarLimits, load_rig
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.health.statistics import RANGES, SECTORS, Collector, Statistics, lidar_values
+from perception.scene.health.turned import TurnedCloud
 
 SIMULATED = ("scene-0001:0-2", "scene-0002:0-2")
 REAL = ("scene-0103:0-2",)
@@ -39,7 +40,7 @@ def with_statistics(name: str, drives: Path, *scenes: str) -> Path:
 
     def make(out: Path) -> None:
         old = bundle()
-        opened = open_to_measure(drives, None, scenes, old.spec, taxonomy=old.manifest.taxonomy)
+        opened = open_to_measure(drives, None, scenes, old.spec, None, old.manifest.taxonomy)
         statistics = measure(opened, old.spec, old.manifest.area).model_dump_json()
         more = {each: old.read(each).data for each in old.manifest.files if each.startswith(("modules/", "golden.j"))}
         golden = old.golden_frames()
@@ -101,6 +102,7 @@ def test_damage_of_pandaset_is_named(of_kitti: Path, pandaset_root: Path, damage
     require_named(damage, findings(of_kitti, f"damaged_drives:{damage}={pandaset_root}", "002:16-18"))
 
 
+@pytest.mark.slow("exports a network, which other tests use too")
 def test_other_keyframes_of_nuscenes(of_real: Path, nuscenes_root: Path) -> None:
     assert findings(of_real, nuscenes_root, "scene-0103:2-4") == []
 
@@ -197,6 +199,22 @@ def test_runs_of_frames_are_spread_over_the_drive() -> None:
         assert chosen[0] == 0
         assert len(chosen) == frames or RUNS * LENGTH <= len(chosen) <= 2 * RUNS * LENGTH
         assert len(chosen) == frames or set(np.diff(starts)) == {frames // RUNS}
+
+
+@pytest.mark.parametrize("degrees", [4, 12])
+def test_a_cloud_turned_by_some_degrees_is_not_called_turned_by_a_right_angle(sim_root: Path, degrees: float) -> None:
+    """Over a drive of forty frames in a street that looks alike from both ends."""
+    tables, (c, s) = NuScenesTables(sim_root, "v1.0-sim"), (f(np.radians(degrees)) for f in (np.cos, np.sin))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    right, wrong = TurnedCloud(LidarLimits()), TurnedCloud(LidarLimits())
+    frame = tables.frame(tables.samples()[0], Reads("lidar", annotations=False))
+    moved = (frame.points[:, :3] @ turn.T).astype(np.float32)
+    off = replace(frame, points=np.column_stack([moved, frame.points[:, 3:]]))
+    for _ in range(40):
+        wrong.add(off)
+    right.add(frame)
+    assert right.agreement.argmax() == 0
+    assert wrong.load < 1
 
 
 # Health by the statistics of the training.

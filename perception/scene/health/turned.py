@@ -23,7 +23,8 @@ _NAMES = (  # of all but the first, which changes nothing
     *("with x and y swapped and both signs changed", "with the sign of y changed"),
 )
 _NEAR = slice(REACH - 1, REACH + 2)  # shifts by 0.5 degrees, by which a calibration may be off
-MIN_AGREEMENT, MIN_RATIO = 9.0, 2.0  # of the best map, and relative to the axes as they are: see docs/check.md
+# Of the best map: above chance, above streets that look alike, and relative to the axes as they are (docs/check.md).
+MIN_AGREEMENT, MIN_PER_ROOT, MIN_RATIO = 9.0, 4.5, 2.0
 
 
 class TurnedCloud:
@@ -31,10 +32,11 @@ class TurnedCloud:
 
     def __init__(self, limits: LidarLimits) -> None:
         self._limits = limits.model_copy(update={"level": LEVEL})
-        self._sums, self._points = np.zeros(len(_MAPS)), np.ones(len(_MAPS))
+        self._sums, self._points, self._frames = np.zeros(len(_MAPS)), np.ones(len(_MAPS)), 0
 
     def add(self, own: Frame) -> None:
         """Add a frame with the points of the reference LiDAR alone, at least one, in its frame."""
+        self._frames += 1
         ground = sweep_features(own, self._limits)
         vehicle_from_lidar = np.linalg.inv(own.global_from_ego) @ own.global_from_reference
         plane, origin = np.nan_to_num([*ground.tilt, ground.height]), vehicle_from_lidar[:3, 3]
@@ -56,7 +58,8 @@ class TurnedCloud:
     @property
     def load(self) -> float:
         """The agreement of the best other map relative to what makes it a finding; above 1 the cloud is turned."""
-        return float(self.agreement[1:].max() / max(MIN_AGREEMENT, MIN_RATIO * self.agreement[0]))
+        least = max(MIN_AGREEMENT, MIN_PER_ROOT * self._frames**0.5, MIN_RATIO * self.agreement[0])
+        return float(self.agreement[1:].max() / least)
 
     @property
     def how(self) -> str:
