@@ -86,11 +86,12 @@ def compare_drives(drives: Sequence[Drive], spec: InputSpec, area: BevGrid, expe
     collector, turned = Collector(sensors, area), TurnedCloud(sensors.lidar_limits.get(lidar, LidarLimits()))
     for frame, before in spread_frames(drives):
         collector.add(frame, before)
-        if lidar and frame.has_lidar(0):
-            turned.add(frame.of_lidar(0))
+        own = frame.of_lidar(0)
+        if lidar and own.points is not None and len(own.points):
+            turned.add(own)
     found = collector.statistics()
     how = f"{lidar}: the cloud is {turned.how}: so turned back, it fits the edges in the pictures, and not as it is"
-    compared = [Comparison(lidar, "turned", turned.load, how), *compare(found, expected)]
+    compared = [*([Comparison(lidar, "turned", turned.load, how)] if lidar else []), *compare(found, expected)]
     lines = [each.line for each in sorted(compared, key=lambda each: -each.load) if each.load > 1]
     problems = [line for drive in drives for line in _problems(drive.counts.summary())]
     return {

@@ -10,7 +10,7 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 from commands import perception, refuses, succeeds
-from damaged_drives import CAUSES
+from damaged_drives import CAUSES, turn
 from exported import bundle
 from made_up import keyframe
 from once import once
@@ -29,7 +29,7 @@ from perception.mmdet3d.importing import import_pointpillars
 from perception.rig import LidarLimits, load_rig
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.health.statistics import RANGES, SECTORS, Collector, Statistics, lidar_values
-from perception.scene.health.turned import TurnedCloud
+from perception.scene.health.turned import MIN_AGREEMENT, TurnedCloud
 
 SIMULATED = ("scene-0001:0-2", "scene-0002:0-2")
 REAL = ("scene-0103:0-2",)
@@ -107,7 +107,7 @@ def test_other_keyframes_of_nuscenes(of_real: Path, nuscenes_root: Path) -> None
     assert findings(of_real, nuscenes_root, "scene-0103:2-4") == []
 
 
-@pytest.mark.parametrize("damage", ["LOW", "FEW_BEAMS", "UNSCALED", "TURNED", "SWAPPED", "SHIFTED", "DEAD"])
+@pytest.mark.parametrize("damage", [name for name in CAUSES if name != "FEW_RINGS"])
 def test_damage_of_nuscenes_is_named(of_real: Path, nuscenes_root: Path, damage: str) -> None:
     require_named(damage, findings(of_real, f"damaged_drives:{damage}={nuscenes_root}", "scene-0103:2-4"))
 
@@ -201,20 +201,15 @@ def test_runs_of_frames_are_spread_over_the_drive() -> None:
         assert len(chosen) == frames or set(np.diff(starts)) == {frames // RUNS}
 
 
-@pytest.mark.parametrize("degrees", [4, 12])
-def test_a_cloud_turned_by_some_degrees_is_not_called_turned_by_a_right_angle(sim_root: Path, degrees: float) -> None:
-    """Over a drive of forty frames in a street that looks alike from both ends."""
-    tables, (c, s) = NuScenesTables(sim_root, "v1.0-sim"), (f(np.radians(degrees)) for f in (np.cos, np.sin))
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    right, wrong = TurnedCloud(LidarLimits()), TurnedCloud(LidarLimits())
-    frame = tables.frame(tables.samples()[0], Reads("lidar", annotations=False))
-    moved = (frame.points[:, :3] @ turn.T).astype(np.float32)
-    off = replace(frame, points=np.column_stack([moved, frame.points[:, 3:]]))
-    for _ in range(40):
-        wrong.add(off)
-    right.add(frame)
-    assert right.agreement.argmax() == 0
-    assert wrong.load < 1
+def test_a_standing_vehicle_whose_cloud_is_turned_by_some_degrees(nuscenes_root: Path) -> None:
+    """The same frame again and again makes any chance agreement look certain; it is not turned by a right angle."""
+    tables = NuScenesTables(nuscenes_root, "v1.0-mini")
+    frame = tables.frame(tables.samples(selectors=["scene-0103:2-3"])[0], Reads("lidar", annotations=False))
+    off, turned = replace(frame, points=turn(12, frame.points).astype(np.float32)), TurnedCloud(LidarLimits())
+    for _ in range(25):
+        turned.add(off)
+    assert turned.agreement[1:].max() > MIN_AGREEMENT
+    assert turned.load < 1
 
 
 # Health by the statistics of the training.

@@ -60,8 +60,11 @@ def few_beams(points: np.ndarray) -> np.ndarray:
     return points[np.rint((elevation + 30.67) * 0.75) % 2 == 0]
 
 
-def turned(points: np.ndarray) -> np.ndarray:
-    return np.column_stack([-points[:, 1], points[:, 0], points[:, 2:]])
+def turn(degrees: float, points: np.ndarray) -> np.ndarray:
+    """To the left, about the frame's z."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    x, y = points[:, :2].T
+    return np.column_stack([c * x - s * y, s * x + c * y, points[:, 2:]])
 
 
 def dead(points: np.ndarray) -> np.ndarray:
@@ -74,10 +77,12 @@ LOW = partial(Damaged, lambda points: points - np.float32([0, 0, 0.5, 0, 0, 0]))
 FEW_RINGS = partial(Damaged, few_rings)
 FEW_BEAMS = partial(Damaged, few_beams)
 UNSCALED = partial(Damaged, lambda points: points / np.float32([1, 1, 1, 255, 1, 1]))
-TURNED = partial(Damaged, turned)
+TURNED = partial(Damaged, partial(turn, 90))
+YAWED = partial(Damaged, partial(turn, 12))  # has no line of its own
 SWAPPED = partial(Damaged, lambda points: points[:, [1, 0, 2, 3, 4, 5]])
 SHIFTED = partial(Damaged, lambda points: points[:, [1, 2, 0, 3, 4, 5]])  # y z x for x y z
 DEAD = partial(Damaged, dead)
+EMPTY = partial(Damaged, lambda points: points[:0])
 CAUSES = {  # what the line of a finding says
     "LOW": "the height of the ground",
     "FEW_RINGS": "the LiDAR has fewer beams",
@@ -87,4 +92,5 @@ CAUSES = {  # what the line of a finding says
     "SWAPPED": "x and y swapped",
     "SHIFTED": "the fields of the cloud have another order",
     "DEAD": "a sector is dead",
+    "EMPTY": "comes in 0 of 2 frames",
 }

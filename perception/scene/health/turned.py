@@ -24,7 +24,7 @@ _NAMES = (  # of all but the first, which changes nothing
 )
 _NEAR = slice(REACH - 1, REACH + 2)  # shifts by 0.5 degrees, by which a calibration may be off
 # Of the best map: above chance, above streets that look alike, and relative to the axes as they are (docs/check.md).
-MIN_AGREEMENT, MIN_PER_ROOT, MIN_RATIO = 9.0, 4.5, 2.0
+MIN_AGREEMENT, MIN_PER_ROOT, MIN_RATIO = 9.0, 6.0, 2.0
 
 
 class TurnedCloud:
