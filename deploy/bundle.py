@@ -8,6 +8,7 @@
                           sensor data and its prediction
     golden.json           what the numbers of golden frames stand for
     calibration.json      INT8: the calibration frames, and the measured ranges of the activations
+    statistics.json       what the sensors delivered on drives of the training, if the export was given some
     modules/              the modules that the network was made with, as written by `Bank.save`
     engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
                           of the same structure
@@ -39,6 +40,7 @@ from deploy.targets import is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.io.files import atomic_folder, restore_folder, write_atomically
+from perception.scene.health.statistics import Statistics
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import SENSORS
 
@@ -102,7 +104,7 @@ def require_vocabulary(file: Path, manifest: Manifest) -> None:
 
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
-CPU_ONNX, CALIBRATION, ROUTES = "model.cpu.onnx", "calibration.json", "routes"
+CPU_ONNX, CALIBRATION, STATISTICS, ROUTES = "model.cpu.onnx", "calibration.json", "statistics.json", "routes"
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,17 @@ class Bundle:
     def cpu_onnx(self) -> Path:
         """The graph for ONNX Runtime."""
         return self.path / (CPU_ONNX if CPU_ONNX in self.manifest.files else ONNX)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What the sensors delivered on drives of the training; None if the export was given none."""
+        if STATISTICS not in self.manifest.files:
+            return None
+        content = self.read(STATISTICS)
+        try:
+            return Statistics.model_validate_json(content.data)
+        except ValidationError:
+            raise InputError(f"{content.path}: not statistics of this version; export the bundle again") from None
 
     def golden(self) -> tuple[Arrays, Arrays]:
         """Inputs and outputs of the first of the `golden_frames`."""

@@ -14,7 +14,7 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, Bundle, write_bundle
+from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, STATISTICS, Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
 from deploy.golden_file import MEANING, drive_of, meaning_content, with_sensors
@@ -37,17 +37,20 @@ from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import Signer, signer
 from deploy.state import STATE, in_sequence
+from deploy.statistics import measure, open_to_measure
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision
 from deploy.trust import Release, default_permits
 from perception.checkpoint import load_model, provenance
 from perception.config import Config
+from perception.datasets.views import seen_area
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
+from perception.scene.health.statistics import Statistics
 from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
@@ -245,7 +248,7 @@ def export(
         console: receives progress and the table; standard output by default.
         release: number, expiry and licence for the manifest, and the key that signs it.
         precision: see `deploy.precision`.
-        calibration: drives to calibrate INT8 on.
+        calibration: drives of the training, whose statistics the bundle carries; INT8 is calibrated on them.
         apart: write one network per route instead of one for all, which is faster but takes more memory.
 
     Raises:
@@ -253,13 +256,19 @@ def export(
             to calibrate on, or `out` cannot be written.
     """
     console = console or Console()
-    _require_usable(precision, calibration)
+    if precision == "int8" and calibration is None:
+        raise InputError("int8: needs --calibrate, the drives that INT8 is calibrated on")
     signing = None if release.sign is None else signer(release.sign)
     trained, config = load_model(checkpoint)
     for route in routes:
         parse_conditions(route, config.taxonomy)
     spec = InputSpec.of(config)
     calibration = replace(calibration, rig=spec.rig) if calibration else None
+    statistics = None
+    if calibration is not None:
+        chosen = calibration.root, calibration.version, calibration.scenes
+        opened = open_to_measure(*chosen, spec, None, config.taxonomy)
+        statistics = measure(opened, spec, seen_area(spec.grid, config.data.views))
     frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}
     moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in frames.items()}
     export = _Export(
@@ -274,7 +283,8 @@ def export(
         signer=signing,
         precision=precision,
         calibration=calibration,
-        recorded=calibration.inputs(spec, config.data.views) if calibration else {},
+        recorded=calibration.inputs(spec, config.data.views) if calibration and precision == "int8" else {},
+        statistics=statistics,
         console=console,
     )
     if not apart:
@@ -284,15 +294,6 @@ def export(
             route_name(route): export.write(Path(folder) / route_name(route), [route], {}).path for route in routes[1:]
         }
         return export.write(out, routes[:1], others)
-
-
-def _require_usable(precision: Precision, calibration: Drives | None) -> None:
-    """Raise InputError for options that contradict each other, before the work begins."""
-    if (precision == "int8") != (calibration is not None):
-        raise InputError(
-            f"{precision}: {'needs' if precision == 'int8' else 'does not use'} --calibrate, the drives that INT8 is "
-            "calibrated on"
-        )
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,8 @@ class _Export:
     signer: Signer | None
     precision: Precision
     calibration: Drives | None
-    recorded: Mapping[str, Clip]  # inputs of the calibration frames
+    recorded: Mapping[str, Clip]  # INT8: inputs of the calibration frames
+    statistics: Statistics | None  # of the calibration drives
     console: Console
 
     def write(self, path: Path, routes: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
@@ -321,7 +323,9 @@ class _Export:
         source, more_files = find_origin(
             self.trained, self.checkpoint, network.modules, self.token, self.release.license
         )
-        if self.calibration is not None:
+        if self.statistics is not None:
+            more_files[STATISTICS] = self.statistics.model_dump_json(indent=2).encode()
+        if self.calibration is not None and self.recorded:
             measured = Calibration(
                 data=self.calibration.source.version, frames=tuple(self.recorded), ranges=dict(network.ranges)
             )

@@ -88,7 +88,9 @@ class Runtime:
         # Networks for other routes may have no memory; those that have one have the same.
         self._remembering = next((each for each in self._networks if each.bundle.manifest.state is not None), None)
         limits = None if self._remembering is None else self._remembering.bundle.spec.memory
-        self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources, limits)
+        statistics, sensors = self.bundle.statistics, spec.named_sensors
+        sensors = sensors if statistics is None else statistics.with_limits(sensors)
+        self.scene = Scene(sensors, manifest.heads, conditions, self._switched, self.sources, limits)
         self._inputs = no_sensors(spec)  # reused for every frame
         self._states = {view: self._new_state() for view in manifest.views or VIEWS[:1]}
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame

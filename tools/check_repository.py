@@ -77,7 +77,7 @@ LATE_WORKSHOP = {
 }
 TRAINS = {"training", "commands", "mmdet3d"}  # parts of perception that may import the training
 # TensorRT comes with the device, fsspec and ray with an extra; bindings of CUDA are imported by their name.
-NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "fsspec", "ray", "nuscenes"}, {"cuda-bindings"}
+NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "cyclonedds", "fsspec", "ray", "nuscenes"}, {"cuda-bindings"}
 
 
 def requirements(file: Path) -> dict[str, Requirement]:

@@ -75,7 +75,11 @@ def export(
     ] = PrecisionName.fp32,
     calibrate: Annotated[
         Path | None,
-        typer.Option(callback=from_store, help="Drives to calibrate int8 on: the same paths as --data of others."),
+        typer.Option(
+            callback=from_store,
+            help="Drives of the training: the bundle carries what their sensors deliver, for `perception check` and "
+            "the health monitor, and int8 is calibrated on them.",
+        ),
     ] = None,
     version: Version = None,
     scenes: Scenes = "",

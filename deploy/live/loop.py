@@ -11,7 +11,6 @@ from deploy.live.outputs import Outputs
 from deploy.live.policy import Policy
 from deploy.live.state import Reason, Supervisor
 from deploy.runtime import Runtime
-from perception.datasets.views import leave_out_unseen
 
 IDLE = 0.02  # s without a frame, after which a golden frame may run
 
@@ -42,9 +41,9 @@ class Loop:
         self._outputs.lose(self._intake)
 
     def _perceive(self, arrived: Arrived) -> None:
-        runtime, outputs, manifest = self._runtime, self._outputs, self._runtime.bundle.manifest
+        runtime, outputs = self._runtime, self._outputs
         with self._supervisor.working():
-            frame = runtime.admit(leave_out_unseen(arrived.frame, manifest.grid.build(), manifest.views))
+            frame = runtime.admit(arrived.frame)
             masked = self._policy.masked(self._supervisor.health)
             prediction, weights = runtime.perceive(frame, masked)
             outputs.publish(frame, prediction)

@@ -356,7 +356,6 @@ def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Pat
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     for message, *arguments in (
         ("int8: needs --calibrate", "--precision", "int8"),
-        ("fp16: does not use --calibrate", "--precision", "fp16", "--calibrate", drives()),
         ("name their dataroot with --calibrate", "--scenes", "scene-0001"),
         ("nowhere", "--precision", "int8", "--calibrate", "nowhere"),
         ("scene-9", "--precision", "int8", "--calibrate", drives(), "--scenes", "scene-9"),

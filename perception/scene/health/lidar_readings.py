@@ -28,23 +28,28 @@ from perception.scene.health.features import (
 MAX_QUERIES = 1500  # ground points whose neighbours are searched
 
 
-def ring_continuity(frame: Frame, limits: LidarLimits) -> float:
-    """Share of ground points with both neighbours on their ring, one step away; NaN with too few ground points.
+def ring_steps(frame: Frame, limits: LidarLimits, height: float = 0.0) -> tuple[float, float]:
+    """Share of ground points with both neighbours on their ring, one step away, and this step in rad; NaN with too few
+    ground points.
 
-    Valid for a single spinning LiDAR whose calibration puts the ground in the right place.
+    Valid for a single spinning LiDAR.
+
+    Args:
+        height: m, of the ground relative to the vehicle's origin.
     """
     x, y, z = in_vehicle_frame(frame, latest_sweep(frame)).T.astype(np.float64)
     away = np.hypot(x, y)
     with np.errstate(invalid="ignore"):
-        ground = np.flatnonzero((away > limits.ring[0]) & (away < limits.ring[1]) & (np.abs(z) < limits.flat))
+        on_ground = np.abs(z - height) < limits.flat
+        ground = np.flatnonzero((away > limits.ring[0]) & (away < limits.ring[1]) & on_ground)
     if len(ground) < limits.min_ground_points:
-        return math.nan
+        return math.nan, math.nan
     queried = ground[:: -(-len(ground) // MAX_QUERIES)]
     places = np.stack([x, y], axis=1)
     distances, _ = cKDTree(places[ground]).query(places[queried], 3)  # the first is the point itself
     nearest, next_nearest = (distances[:, 1:] / away[queried, None]).T  # as angles
-    step = np.quantile(nearest, limits.step_quantile)
-    return float(np.mean(next_nearest < limits.max_step * step)) if step > 0 else math.nan
+    step = float(np.quantile(nearest, limits.step_quantile))
+    return (float(np.mean(next_nearest < limits.max_step * step)), step) if step > 0 else (math.nan, math.nan)
 
 
 class LidarReadings:
@@ -91,7 +96,7 @@ class LidarReadings:
             yield from self._check_ground(features, frame.timestamp)
 
     def _unbroken_share(self, frame: Frame, features: SweepFeatures) -> float:
-        """Share of `ring_continuity`; infinity where gaps are not looked for: after a scan without gaps, from which on
+        """Share of `ring_steps`; infinity where gaps are not looked for: after a scan without gaps, from which on
         the usual counts detect losses."""
         limits = self._limits
         garbage = features.impossible > limits.impossible or features.garbled > limits.garbled
@@ -100,7 +105,8 @@ class LidarReadings:
         # Gaps are not measurable in noise, nor if the ground is not where the calibration puts it.
         if not (features.roughness <= limits.rough and abs(features.height) <= limits.raised):
             return math.inf
-        share = ring_continuity(frame, limits)
+        aside = abs(features.height) > limits.flat  # as it was on the drives of the training, from which `raised` is
+        share, _ = ring_steps(frame, limits, features.height if aside else 0.0)
         self._had_no_gaps = share >= limits.broken
         return share
 

@@ -19,7 +19,7 @@ from exported import bundle
 from live import RATE, RESULTS, after, driving, late, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, nuscenes_topics
 
-from deploy.live.policy import Policy
+from deploy.live.policy import Delay, Policy
 from deploy.runtime import Runtime
 from perception.frame import Prediction
 
@@ -109,7 +109,7 @@ def process(arguments: list[str], variables: dict[str, str]) -> "subprocess.Pope
     )
 
 
-@pytest.mark.parametrize("milliseconds", [50, 300])
+@pytest.mark.parametrize("milliseconds", [50, 230])
 def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_path: Path, milliseconds: int) -> None:
     policy = Policy(lateness=0.2)
     topics = nuscenes_topics()
@@ -178,6 +178,15 @@ def test_until_transforms_come_frames_are_unposed(tmp_path: Path) -> None:
     assert drive.watch.first("DEGRADED", "unposed") < float("inf")
 
 
+def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
+    """A millisecond is too short for any network."""
+    policy = Policy(delay=Delay(allowed=0.001, consecutive=0.5))
+    drive = driving(log(), tmp_path, policy=policy)
+    drive.require_outcomes()
+    warned, down = drive.watch.first("DEGRADED", "late"), drive.watch.first("DOWN", "late")
+    assert warned + 0.5 - policy.delay.check <= down < float("inf")
+
+
 class Slow:
     """An engine that stalls once."""
 
@@ -240,6 +249,7 @@ def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
     golden = [
         replace(frame, outputs={name: value + 1 for name, value in frame.outputs.items()}) for frame in network.golden
     ]
+    monkeypatch.setattr("deploy.runtime.CHECK_EVERY", 2)  # the runtime itself would stop the drive
     monkeypatch.setattr(runtime, "_checks", cycle([(network, frame) for frame in golden]))
     drive = driving(log(), tmp_path, runtime, policy=Policy(golden=0.3))
     drive.require_outcomes()

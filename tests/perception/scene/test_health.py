@@ -27,7 +27,7 @@ from perception.frame import Camera, Frame
 from perception.rig import LidarLimits, Rig, RigLidar
 from perception.scene.health.alignment import PARTS, REACH, SHIFTS, STEP, Alignment, fit, range_edges, unroll
 from perception.scene.health.features import latest_sweep, sweep_features
-from perception.scene.health.lidar_readings import ring_continuity
+from perception.scene.health.lidar_readings import ring_steps
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.simulate import lidar
 from perception.simulate.camera import render
@@ -221,7 +221,7 @@ def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, st
     points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
     points = points[np.random.default_rng(0).random(len(points)) < kept]
     frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), cameras={}, **keyframe(points))
-    found = ring_continuity(frame, LidarLimits())
+    found = ring_steps(frame, LidarLimits())[0]
     assert found == pytest.approx(kept**2, abs=0.05)
 
 
