@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from perception.commands.common import Json, Scenes, Version, app, from_store, names, report
+from deploy.commands.live import BUSES, open_bus
+from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
+
+LISTENING = 10.0  # s for which a middleware is listened to
 
 
 @app.command(epilog="Example: perception check drive.mcap --bundle runs/a/bundle --topics topics.yaml")
 def check(
     drive: Annotated[
         Path,
-        typer.Argument(callback=from_store, help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2."),
+        typer.Argument(
+            callback=from_store,
+            help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2; zenoh or dds: what sensors send.",
+        ),
     ],
     bundle: Annotated[
         Path, typer.Option(callback=from_store, help="A bundle that was exported with --calibrate DRIVES.")
@@ -34,14 +41,21 @@ def check(
     """
     from deploy.bundle import Bundle
     from deploy.check import compare_drives
+    from deploy.live.record import listen
+    from deploy.recordings.topics import load_topics
     from deploy.statistics import open_to_measure
 
     opened = Bundle.load(bundle)
     manifest, expected = opened.manifest, opened.statistics
     if expected is None:
         raise InputError(f"{bundle}: has no statistics of the training; export it with --calibrate DRIVES")
-    drives = open_to_measure(drive, version, names(scenes), opened.spec, topics, manifest.taxonomy)
-    found = compare_drives(drives, opened.spec, manifest.area, expected)
+    with TemporaryDirectory() as folder:
+        recording = Path(folder) / "live.mcap" if str(drive) in BUSES else drive
+        if recording != drive:
+            mapped, say = load_topics(topics, manifest.rig), console_for(as_json).print
+            listen(open_bus(str(drive)), mapped, recording, LISTENING, say)
+        drives = open_to_measure(recording, version, names(scenes), opened.spec, topics, manifest.taxonomy)
+        found = compare_drives(drives, opened.spec, manifest.area, expected)
     lines = found["findings"]
     report(
         found, as_json, "\n".join([*lines, f"{drive}: findings in {found['frames']} frames: {len(lines) or 'none'}"])

@@ -125,11 +125,16 @@ def _open_source(name: str, rate: float, buses: dict[str, Bus]) -> Source:
 
 def _bus(option: str, name: str, buses: dict[str, Bus]) -> Bus:
     """The middleware of a name, opened once."""
-    from deploy.live.dds import DdsBus
-    from deploy.live.zenoh import ZenohBus
-
     if name not in BUSES:
         raise InputError(f"{option} {name}: is none of {', '.join(BUSES)}")
     if name not in buses:
-        buses[name] = ZenohBus() if name == "zenoh" else DdsBus()
+        buses[name] = open_bus(name)
     return buses[name]
+
+
+def open_bus(name: str) -> Bus:
+    """One of BUSES. InputError if its package is not installed, or it cannot be used."""
+    from deploy.live.dds import DdsBus
+    from deploy.live.zenoh import ZenohBus
+
+    return ZenohBus() if name == "zenoh" else DdsBus()

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from mcap.writer import CompressionType, Writer
 
+from deploy.live.intake import require_sensors
 from deploy.live.outputs import Output
+from deploy.live.source import Source
 from deploy.live.state import Status
 from deploy.recordings.mcap import SCENE_INFO
 from deploy.recordings.messages import RawMessage, RecordingInfo
 from deploy.recordings.ros_types import TYPES
+from deploy.recordings.topics import Topics
 from perception.errors import InputError
 
 MOST_WAITING = 256 << 20  # bytes that are not written yet; with more the recording ends
@@ -144,3 +147,19 @@ class Recorder(Output):
         definition, _ = TYPES.generate_msgdef(type_name, ros_version=2)
         schema = writer.register_schema(type_name, "ros2msg", definition.encode())
         return writer.register_channel(topic, "cdr", schema)
+
+
+def listen(source: Source, topics: Topics, path: Path, seconds: float, say: Callable[[str], None]) -> None:
+    """Record what sensors send now for so many seconds, to a file that does not exist; ends the source.
+
+    Raises:
+        InputError: no sensor's topic sends.
+    """
+    try:
+        require_sensors(topics, source.topics())
+        recorder = Recorder(path, source.info, say)
+        source.start(topics.names(), recorder.tap)
+        time.sleep(seconds)
+    finally:
+        source.close()
+    recorder.close()

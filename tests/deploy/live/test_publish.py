@@ -4,18 +4,23 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from exported import bundle
-from live import driving, log, network
+from live import driving, log, network, recorded
+from recordings import nuscenes_topics
 
 from deploy.live.dds import DdsBus
 from deploy.live.messages.messages import Message, Messages
 from deploy.live.publish import Published
-from deploy.live.source import Bus
+from deploy.live.record import listen
+from deploy.live.source import Bus, republish
 from deploy.live.zenoh import ZenohBus
 from deploy.recordings import ros
-from deploy.recordings.messages import RawMessage
+from deploy.recordings.drives import open_recording
+from deploy.recordings.messages import RawMessage, Recording
+from perception.errors import InputError
 
 BUSES = {"zenoh": ZenohBus, "dds": DdsBus}
 
@@ -70,3 +75,39 @@ def test_a_subscriber_gets_all_until_it_goes_and_the_drive_goes_on(tmp_path: Pat
     again.require_outcomes()
     assert not any(each.code == "output" for _, status in again.watch.states for each in status.reasons)
     assert again.frames[-1]["outcome"] == "taken"
+
+
+def test_what_is_listened_to_is_what_was_sent(tmp_path: Path, buses: tuple[Bus, Bus]) -> None:
+    """`perception check zenoh` records it first."""
+    publisher, listener = buses
+    recording, heard, said = recorded(tmp_path, log()), tmp_path / "heard.mcap", list[str]()
+    playing = Thread(target=republish, args=(recording, publisher, 4.0))
+    playing.start()
+    listen(listener, nuscenes_topics(), heard, 8.0, said.append)
+    playing.join()
+    topics = {*nuscenes_topics().names()}
+    sent, found = (by_topic(open_recording(path), topics) for path in (recording, heard))
+    assert sent.keys() == found.keys()
+    for topic, messages in sent.items():
+        assert [
+            data[: len(wanted)] for data, wanted in zip(found[topic], messages, strict=True)
+        ] == messages  # DDS pads
+    assert not said
+
+
+def by_topic(recording: Recording, topics: set[str]) -> dict[str, list[bytes]]:
+    found = defaultdict[str, list[bytes]](list)
+    for raw in recording.read(topics, pytest.fail):
+        found[raw.topic].append(raw.data)
+    return dict(found)
+
+
+@pytest.mark.parametrize("bus", ["zenoh"])
+def test_a_network_on_which_no_sensor_sends(tmp_path: Path, bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, _ = network(tmp_path, bus)
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("deploy.live.source._DISCOVERY", 0.2)
+    with pytest.raises(InputError, match="none of the sensors' topics /lidar_top, "):
+        listen(BUSES[bus](), nuscenes_topics(), tmp_path / "heard.mcap", 1.0, print)
+    assert not (tmp_path / "heard.mcap").exists()
