@@ -7,14 +7,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from threading import Condition, Event, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deploy.live.source import Source
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import Readings
-from deploy.recordings.messages import RawMessage
+from deploy.recordings.messages import CorruptMessage, RawMessage
 from deploy.recordings.topics import Topics
 from perception.errors import InputError
 from perception.frame import Frame
@@ -22,6 +22,7 @@ from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 
 MOST_WAITING = 512  # messages that are not assembled yet; of more the oldest are dropped
+_STATUSES = {1: "timeout", 2: "invalid"}  # of autoware_sensing_msgs/SourcePointCloudInfo; 0: there are its points
 CLOUDS = ("sensor_msgs/msg/PointCloud2", "foxglove.PointCloud")
 PICTURES = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", "foxglove.CompressedImage", "foxglove.RawImage")
 TICK = 0.02  # s between two looks at the clock
@@ -64,7 +65,8 @@ class Intake:
         self._changed, self._stop, self._ended = Condition(), Event(), False
         self._newest: queue.Queue[Arrived] = queue.Queue(1)
         self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not taken
-        self.last_arrival: dict[str, float] = {}  # s, by topic, by time.monotonic
+        self._concatenation = topics.concatenation
+        self.lacking: Mapping[str, str] = {}  # topic of a LiDAR that the latest joined cloud lacks -> why
         self._failure: BaseException | None = None
         self.tap: Callable[[RawMessage], None] | None = None  # is given each message, in the order of assembly
         self._thread = Thread(target=self._run, name="intake", daemon=True)
@@ -72,7 +74,8 @@ class Intake:
     def start(self) -> None:
         """Begin to assemble."""
         self._thread.start()
-        self._source.start(self._topics | self.readings.topics, self.receive)
+        joined = {self._concatenation} if self._concatenation else set()
+        self._source.start(self._topics | self.readings.topics | joined, self.receive)
 
     def receive(self, raw: RawMessage) -> None:
         """Take a message; called by the source's threads."""
@@ -98,7 +101,7 @@ class Intake:
     @property
     def ended(self) -> bool:
         """Whether no frame will come any more."""
-        return self._ended and self._newest.empty()
+        return self._ended and self._newest.empty() and self._failure is None  # which `take` raises
 
     @property
     def announced(self) -> int:
@@ -159,7 +162,10 @@ class Intake:
     def _add(self, raw: RawMessage) -> None:
         counts = self.counts
         counts.messages[raw.topic] += 1
-        self.last_arrival[raw.topic] = time.monotonic()
+        if raw.topic == self._concatenation:
+            with counts.corrupt(raw.topic):
+                self.lacking = _lacking(raw.parse(raw.data))
+            return
         if raw.topic in self.readings.topics:
             with counts.corrupt(raw.topic):
                 self.readings.add(raw.topic, raw.time, raw.parse(raw.data))
@@ -187,6 +193,15 @@ class Intake:
     def _lose(self, token: str, outcome: str) -> None:
         self.outcomes[outcome] += 1
         self.lost.append((token, outcome))
+
+
+def _lacking(info: Any) -> dict[str, str]:
+    """The LiDARs, by their topics, whose points are not in a joined cloud, and why (SourcePointCloudInfo)."""
+    try:
+        statuses = {str(each.topic): int(each.status) for each in info.source_info}
+    except AttributeError:
+        raise CorruptMessage("another message type than the map of topics says") from None
+    return {topic: _STATUSES.get(status, "unknown") for topic, status in statuses.items() if status}
 
 
 def require_sensors(topics: Topics, sending: Mapping[str, str]) -> None:

@@ -155,6 +155,8 @@ class Supervisor:
             yield Reason("DOWN", "silent", "", f"no frame for {silent:.1f} s")
 
     def _of_sensors(self) -> Iterator[Reason]:
+        for topic, why in self._intake.lacking.items():
+            yield Reason("DEGRADED", "joined", topic, f"is not in the joined cloud ({why})")
         for name, actions in self._policy.actions(self.health).items():
             for action, why in actions.items():
                 if action != "ignore":

@@ -51,6 +51,8 @@ class Topics(Section):
     static_transforms: Name = "/tf_static"
     odometry: Name | None = None  # the vehicle's poses, instead of those in `transforms`
     keyframes: Name | None = "/keyframe"  # by `perception log`; optional in a recording
+    # Autoware's ConcatenatedPointCloudInfo, by which `perception drive` says which LiDAR a joined cloud lacks.
+    concatenation: Name | None = None
     position: Name | None = "/gps"  # the vehicle's, by satellite; optional in a recording
     lidars: dict[str, LidarTopic]
     cameras: dict[str, CameraTopics]

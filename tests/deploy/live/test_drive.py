@@ -13,17 +13,20 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import refuses
 from exported import bundle
 from live import RATE, RESULTS, after, driving, late, log, network, recorded, replayed
-from recordings import Sent, assemble, edit, nuscenes_topics
+from recordings import Sent, assemble, edit, message, nuscenes_topics
 
 from deploy.live.policy import Delay, Policy
+from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
 from perception.frame import Prediction
 
-FRONT = "/cam_front/"
+FRONT, AUTOWARE = "/cam_front/", "autoware_sensing_msgs/msg"
+EMPTY = {"idx_begin": 0, "length": 0}  # points of a LiDAR in a joined cloud
 PATIENT = 5.0  # s that a frame waits, so that a loaded machine is not late
 
 
@@ -176,6 +179,39 @@ def test_until_transforms_come_frames_are_unposed(tmp_path: Path) -> None:
     assert 3 <= sum(unposed) <= 4  # of frames every 0.5 s
     assert drive.watch.states[0][1].state == "DOWN"
     assert drive.watch.first("DEGRADED", "unposed") < float("inf")
+
+
+def test_a_lidar_that_a_joined_cloud_lacks_is_named(tmp_path: Path) -> None:
+    def joined(time: int, *statuses: int) -> Sent:
+        sources = [
+            make(
+                f"{AUTOWARE}/SourcePointCloudInfo", topic=topic, status=status, **{**EMPTY, "header": header(time, "")}
+            )
+            for topic, status in zip(("/left", "/right"), statuses, strict=True)
+        ]
+        known = {"concatenation_success": not any(statuses), "matching_strategy": 0}
+        whole = make(
+            f"{AUTOWARE}/ConcatenatedPointCloudInfo", header=header(time, ""), source_info=sources,
+            matching_strategy_config=np.zeros(0, np.uint8), **known,
+        )  # fmt: skip
+        return message("/joined", time, whole)
+
+    topics = nuscenes_topics(keyframes=None, concatenation="/joined")
+    drive = driving([*log(), joined(after(1), 0, 1), joined(after(3), 2, 0)], tmp_path, topics=topics)
+    drive.require_outcomes()
+    right = drive.watch.first("DEGRADED", "joined", "/right", "timeout")
+    assert right < drive.watch.first("DEGRADED", "joined", "/left", "invalid") < float("inf")
+    last = drive.driven.status.reasons
+    assert [each.subject for each in last if each.code == "joined"] == ["/left"]
+
+
+def test_a_defect_in_the_intake_ends_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("deploy.recordings.assembler.Assembler.add", broken)
+    with pytest.raises(ZeroDivisionError):
+        driving(log(), tmp_path)
 
 
 def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
