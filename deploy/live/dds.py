@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Mapping
-from functools import cache, partial
+from functools import cache
+from threading import Event, Thread
 from typing import Any
 
 from rosbags.interfaces import Nodetype
@@ -21,6 +22,7 @@ from perception.errors import InputError
 
 _DEPTH = 64  # messages that wait to be read
 _TAKEN = 16  # at once
+_LOOK = 0.1  # s between two looks for topics that are published
 
 
 class DdsBus:
@@ -32,6 +34,7 @@ class DdsBus:
 
     def __init__(self) -> None:
         try:
+            from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication
             from cyclonedds.domain import DomainParticipant
         except ImportError:
             raise InputError("dds: cyclonedds is not installed; pip install 'tessera-perception[live]'") from None
@@ -44,39 +47,51 @@ class DdsBus:
         self._readers: list[Any] = []
         self._writers: dict[str, Any] = {}
         self._reliable: dict[str, bool] = {}  # whether a topic's publishers repeat what is lost
-        self._types: Mapping[str, str] = {}
+        self._types: dict[str, str] = {}
+        self._discovery: Any = BuiltinDataReader(self._participant, BuiltinTopicDcpsPublication)
+        self._closed, self._thread = Event(), Thread()
 
     def topics(self) -> Mapping[str, str]:
         """The topics that other nodes publish; waits for them for at most ten seconds."""
-        from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication
+        return settled(lambda: dict(self._published()))
 
-        reader, found = BuiltinDataReader(self._participant, BuiltinTopicDcpsPublication), dict[str, str]()
-
-        def published() -> dict[str, str]:
-            for each in reader.take(N=256):
-                if str(each.topic_name).startswith("rt/") and each.participant_key != self._participant.guid:
-                    topic = str(each.topic_name).removeprefix("rt")
-                    found[topic] = ros.type_of_dds(each.type_name)
-                    self._reliable[topic] = any("Reliable" in str(policy) for policy in each.qos)
-            return dict(found)
-
-        self._types = settled(published)
+    def _published(self) -> Mapping[str, str]:
+        """The topics, with their types, that other nodes have published so far."""
+        for each in self._discovery.take(N=256):
+            if (
+                str(getattr(each, "topic_name", "")).startswith("rt/")
+                and each.participant_key != self._participant.guid
+            ):
+                topic = str(each.topic_name).removeprefix("rt")
+                self._types[topic] = ros.type_of_dds(each.type_name)
+                self._reliable[topic] = any("Reliable" in str(policy) for policy in each.qos)
         return self._types
 
     def start(self, topics: Collection[str], receive: Receive) -> None:
+        def subscribe() -> None:
+            """Subscribe to each topic once it is published, since its type and reliability are not known before."""
+            wanted = set(topics)
+            while wanted and not self._closed.wait(_LOOK):
+                for topic in wanted & self._published().keys():
+                    self._subscribe(topic, receive)
+                    wanted.remove(topic)
+
+        self._published()
+        self._thread = Thread(target=subscribe, name="dds", daemon=True)
+        self._thread.start()
+
+    def _subscribe(self, topic: str, receive: Receive) -> None:
         from cyclonedds.core import Listener
         from cyclonedds.sub import DataReader
 
-        for topic in (each for each in topics if each in self._types):
-            type_name = self._types[topic]
-            take = partial(self._take, topic, type_name, receive)
+        type_name, take = self._types[topic], self._take
 
-            class Arriving(Listener):
-                def on_data_available(self, reader: Any, take: Any = take) -> None:
-                    take(reader)
+        class Arriving(Listener):
+            def on_data_available(self, reader: Any) -> None:
+                take(topic, type_name, receive, reader)
 
-            qos = _qos(topic, self._reliable[topic])
-            self._readers.append(DataReader(self._participant, self._topic(topic, type_name), qos, Arriving()))
+        qos = _qos(topic, self._reliable[topic])
+        self._readers.append(DataReader(self._participant, self._topic(topic, type_name), qos, Arriving()))
 
     def _take(self, topic: str, type_name: str, receive: Receive, reader: Any) -> None:
         while taken := reader.take(N=_TAKEN):
@@ -115,6 +130,9 @@ class DdsBus:
         return False
 
     def close(self) -> None:
+        self._closed.set()
+        if self._thread.ident is not None:
+            self._thread.join()
         for reader in self._readers:
             reader.set_listener(None)
         self._readers.clear()

@@ -126,9 +126,9 @@ def driving(
     return Drive(driven, watch, [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()])
 
 
-def replayed(recording: Path, out: Path, topics: Path | None = None) -> Path:
+def replayed(recording: Path, out: Path, topics: Path | None = None, network: Path | None = None) -> Path:
     """A folder with the replay of a recording."""
-    replay(Source(recording, topics=topics), bundle().path, out, Settings(), console=QUIET)
+    replay(Source(recording, topics=topics), network or bundle().path, out, Settings(), console=QUIET)
     return out
 
 

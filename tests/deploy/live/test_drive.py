@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refuses
-from exported import bundle
+from exported import bundle, remembering
 from live import RATE, RESULTS, after, driving, late, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
+from deploy.bundle import Bundle
 from deploy.live.policy import Delay, Policy
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
@@ -30,14 +31,21 @@ EMPTY = {"idx_begin": 0, "length": 0}  # points of a LiDAR in a joined cloud
 PATIENT = 5.0  # s that a frame waits, so that a loaded machine is not late
 
 
-@pytest.mark.parametrize("keyframes", ["/keyframe", None], ids=["keyframes", "sweeps"])
-def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Path, keyframes: str | None) -> None:
+@pytest.mark.parametrize(
+    ("keyframes", "network"),
+    [("/keyframe", bundle), (None, bundle), (None, remembering)],
+    ids=["keyframes", "sweeps", "memory"],
+)
+def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(
+    tmp_path: Path, keyframes: str | None, network: Callable[[], Bundle]
+) -> None:
     topics, yaml = nuscenes_topics(keyframes=keyframes, wait=PATIENT), tmp_path / "topics.yaml"
     yaml.write_text(f"keyframes: {keyframes or 'null'}\n")
-    drive = driving(log(), tmp_path / "live", topics=topics, policy=Policy(lateness=PATIENT), rate=1.0)
+    path, policy = network().path, Policy(lateness=PATIENT)
+    drive = driving(log(), tmp_path / "live", Runtime(path, checks=False), topics, policy, rate=1.0)
     drive.require_outcomes()
     assert set(drive.driven.outcomes) == {"taken"}  # else it was not fast enough here
-    replay = replayed(tmp_path / "live" / "drive.mcap", tmp_path / "replay", yaml)
+    replay = replayed(tmp_path / "live" / "drive.mcap", tmp_path / "replay", yaml, path)
     for name in RESULTS:
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
 

@@ -1,6 +1,7 @@
 """What is published over zenoh and DDS: it arrives, and nobody has to listen."""
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from deploy.live.zenoh import ZenohBus
 from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, Recording
+from deploy.recordings.ros_types import encode, make
 from perception.errors import InputError
 
 BUSES = {"zenoh": ZenohBus, "dds": DdsBus}
@@ -111,3 +113,18 @@ def test_a_network_on_which_no_sensor_sends(tmp_path: Path, bus: str, monkeypatc
     with pytest.raises(InputError, match="none of the sensors' topics /lidar_top, "):
         listen(BUSES[bus](), nuscenes_topics(), tmp_path / "heard.mcap", 1.0, print)
     assert not (tmp_path / "heard.mcap").exists()
+
+
+def test_a_topic_that_is_published_later_is_heard(buses: tuple[Bus, Bus]) -> None:
+    publisher, listener = buses
+    kind, heard = "std_msgs/msg/String", list[RawMessage]()
+    publisher.advertise("/first", kind)
+    assert "/first" in listener.topics()
+    listener.start(["/first", "/later"], heard.append)
+    publisher.advertise("/later", kind)
+    publisher.wait_for_subscribers()
+    end = time.monotonic() + 20
+    while not heard and time.monotonic() < end:
+        publisher.publish("/later", kind, encode(make(kind, data="here")))
+        time.sleep(0.1)
+    assert heard[0].parse(heard[0].data).data == "here"
