@@ -42,6 +42,7 @@ class Intake:
 
     taken       it was perceived
     superseded  a newer frame came before there was time for it
+    failed      it was taken, but the engine raised an exception
     unposed     the vehicle's pose at its time is not known, so that it cannot be placed
 
     Args:
@@ -64,7 +65,7 @@ class Intake:
         self._messages: deque[RawMessage] = deque()
         self._changed, self._stop, self._ended = Condition(), Event(), False
         self._newest: queue.Queue[Arrived] = queue.Queue(1)
-        self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not taken
+        self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not perceived
         self._concatenation = topics.concatenation
         self.lacking: Mapping[str, str] = {}  # topic of a LiDAR that the latest joined cloud lacks -> why
         self._failure: BaseException | None = None
@@ -97,6 +98,11 @@ class Intake:
             return None
         self.outcomes["taken"] += 1
         return arrived
+
+    def fail(self, arrived: Arrived) -> None:
+        """Say that a frame that was taken could not be perceived."""
+        self.outcomes["taken"] -= 1
+        self._lose(arrived.frame.token, "failed")
 
     @property
     def ended(self) -> bool:

@@ -41,18 +41,24 @@ class Loop:
         self._outputs.lose(self._intake)
 
     def _perceive(self, arrived: Arrived) -> None:
-        runtime, outputs = self._runtime, self._outputs
-        with self._supervisor.working():
-            frame = runtime.admit(arrived.frame)
-            masked = self._policy.masked(self._supervisor.health)
-            prediction, weights = runtime.perceive(frame, masked)
-            outputs.publish(frame, prediction)
-            seen = runtime.remember(frame, prediction, weights)
-            seconds = time.monotonic() - arrived.time
-            outputs.add(frame, seen)
-        self._supervisor.add(seen, seconds)
+        runtime, outputs, masked = self._runtime, self._outputs, self._policy.masked(self._supervisor.health)
+        try:
+            with self._supervisor.working():
+                frame = runtime.admit(arrived.frame)
+                prediction, weights = runtime.perceive(frame, masked)
+                outputs.publish(frame, prediction)
+                seen = runtime.remember(frame, prediction, weights)
+                seconds = time.monotonic() - arrived.time
+                outputs.add(frame, seen)
+        except Exception as error:  # of the engine; the next frame may do better
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({why[:200]})"))
+            self._intake.fail(arrived)
+        else:
+            self._supervisor.clear("failed")
+            self._supervisor.add(seen, seconds)
+            outputs.log(frame, masked, seconds)
         outputs.lose(self._intake)
-        outputs.log(frame, masked, seconds)
 
     def _check(self) -> None:
         """Run a golden frame; an engine that fails it is not trusted from then on."""

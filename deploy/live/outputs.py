@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deploy.live.intake import Intake
 from deploy.live.state import Reason, Status, Supervisor
@@ -54,7 +54,7 @@ class Outputs:
         self._each(lambda output: output.report(status))
 
     def lose(self, intake: Intake) -> None:
-        """Log the frames that were not taken."""
+        """Log the frames that were not perceived."""
         while intake.lost:
             token, outcome = intake.lost.popleft()
             self._log({"token": token, "outcome": outcome})
@@ -103,14 +103,6 @@ class Results(Output):
 
     def log(self, line: dict[str, Any]) -> None:
         self._frames.write(json.dumps(line).encode() + b"\n")
-
-
-class Publisher(Protocol):
-    """A middleware."""
-
-    def publish(self, topic: str, type_name: str, data: bytes) -> None:
-        """Send a message to the subscribers of a topic."""
-        ...
 
 
 class Console(Output):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -231,27 +232,39 @@ def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
     assert warned + 0.5 - policy.delay.check <= down < float("inf")
 
 
-class Slow:
-    """An engine that stalls once."""
+class Faulty:
+    """An engine that does something before some of its frames."""
 
-    def __init__(self, engine: Any, frame: int, seconds: float) -> None:
-        self._engine, self._left, self._seconds = engine, frame, seconds
+    def __init__(self, engine: Any, frames: range, act: Callable[[], object]) -> None:
+        self._engine, self._frames, self._act, self._count = engine, frames, act, 0
 
     def run(self, inputs: Any, state: Any = None) -> Any:
-        self._left -= 1
-        if self._left == 0:
-            time.sleep(self._seconds)
+        self._count += 1
+        if self._count in self._frames:
+            self._act()
         return self._engine.run(inputs, state)
 
     def new_state(self) -> Any:
         return self._engine.new_state()
 
 
-def stalled(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Runtime:
+def with_engine(monkeypatch: pytest.MonkeyPatch, frames: range, act: Callable[[], object]) -> Runtime:
     runtime = Runtime(bundle().path, checks=False)
-    slow = Slow(runtime._networks[0].engine, 3, seconds)
-    monkeypatch.setattr(runtime, "_networks", [replace(runtime._networks[0], engine=slow)])
+    network = runtime._networks[0]
+    monkeypatch.setattr(runtime, "_networks", [replace(network, engine=Faulty(network.engine, frames, act))])
     return runtime
+
+
+def test_an_engine_that_raises_loses_these_frames_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    drive = driving(log(), tmp_path, with_engine(monkeypatch, range(4, 7), fail))
+    drive.require_outcomes()
+    failed = [line["outcome"] == "failed" for line in drive.frames]
+    assert failed == [3 <= i < 6 for i in range(len(failed))]
+    assert drive.watch.first("DOWN", "failed", says="RuntimeError: out of memory") < float("inf")
+    assert not any(each.code == "failed" for each in drive.driven.status.reasons)
 
 
 def test_an_engine_that_hangs_is_reported_while_it_does_and_systemd_hears_nothing(
@@ -261,7 +274,7 @@ def test_an_engine_that_hangs_is_reported_while_it_does_and_systemd_hears_nothin
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-        runtime = stalled(monkeypatch, 1.5)
+        runtime = with_engine(monkeypatch, range(3, 4), partial(time.sleep, 1.5))
         drive = driving(log(), tmp_path / "out", runtime, policy=Policy(hang=0.5))
         systemd.setblocking(False)
         said = received(systemd)
