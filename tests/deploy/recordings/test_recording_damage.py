@@ -262,6 +262,7 @@ OTHER_SIZE, UNDECODED = "data of another size than the cloud", "a picture that c
         (FRONT, {"data": jpeg(b"\x00\x40\x00\x40")}, "a picture of another size than its CameraInfo"),
         (FRONT, {"data": jpeg(b"\x00\x32\x00\x50")}, UNDECODED),
         (INFO, {"width": 0}, "an invalid picture size"),
+        (INFO, {"r": np.array([1, 0.5, 0, 0, 1, 0, 0, 0, 1.0])}, "invalid lens parameters"),  # a shear
         (INFO, {"k": np.full(9, np.nan), "p": np.full(12, np.nan)}, "invalid intrinsics"),
     ],
 )

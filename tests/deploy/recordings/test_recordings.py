@@ -384,6 +384,8 @@ def test_raw_images_lists_of_transforms_fixes_and_clouds_with_a_pose() -> None:
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     [picture] = decoded(RawImage(frame_id="cam", width=3, height=2, encoding="bgr8", step=9, data=pixels.tobytes()))
     np.testing.assert_array_equal(picture.decode(), pixels[..., ::-1])
+    with pytest.raises(CorruptMessage, match="an unsupported encoding"):
+        decoded(RawImage(frame_id="cam", width=3, height=2, encoding="yuv422", step=9, data=pixels.tobytes()))
     both = FrameTransforms()
     for child in ("a", "b"):
         both.transforms.add(parent_frame_id="root", child_frame_id=child).rotation.w = 1

@@ -171,11 +171,12 @@ def test_boxes_are_merged_named_and_measured(root: Path, tmp_path: Path) -> None
 
 def test_pictures_are_rectified(root: Path) -> None:
     """Every mark is where a pinhole camera would see it from where the vehicle was at the exposure."""
-    drives, seen = opened(root), 0
+    drives, seen, k = opened(root), 0, written.INTRINSICS
     for token in drives.samples():
         frame = drives.frame(token)
         assert [*frame.cameras] == ["front", "left", "back"]  # the others have no pictures
         for name, camera in frame.cameras.items():
+            np.testing.assert_array_equal(camera.intrinsics, [[k["fx"], 0, k["cx"]], [0, k["fy"], k["cy"]], [0, 0, 1]])
             np.testing.assert_allclose(camera.ego_from_camera, written.vehicle_from_camera(name), atol=1e-4)
             assert camera.timestamp == drives.recording(token).timestamp + round(1e6 * written.EXPOSURE[name])
             marks = written.marks_in_world()
