@@ -33,6 +33,7 @@ class Loop:
         """Perceive until no frame will come any more, or `stop` is set."""
         while not stop.is_set() and not self._intake.ended:
             arrived = self._intake.take(IDLE)
+            self._outputs.lose(self._intake)
             if arrived is not None:
                 self._perceive(arrived)
             since = time.monotonic() - self._checked
@@ -58,7 +59,6 @@ class Loop:
             self._supervisor.clear("failed")
             self._supervisor.add(seen, seconds)
             outputs.log(frame, masked, seconds)
-        outputs.lose(self._intake)
 
     def _check(self) -> None:
         """Run a golden frame; an engine that fails it is not trusted from then on."""
