@@ -140,7 +140,7 @@ def _compare_value(name: str, sign: str, rule: Rule, value: float, usual: Spread
     else:
         low, own, high, margin = usual.low, value, usual.high, rule.margin
     less, more = (low - own) / margin if rule.less else 0.0, (own - high) / margin if rule.more else 0.0
-    line = f"{name}: {rule.what} is {value:.3g}, expected {usual.low:.3g} to {usual.high:.3g}"
+    line = f"{name}: {rule.what} is {value:.4g}, expected {usual.low:.4g} to {usual.high:.4g}"
     load, cause = max((less, rule.less), (more, rule.more))
     return Comparison(name, sign, min(max(load, 0.0), CERTAIN), f"{line}: {cause}")
 
