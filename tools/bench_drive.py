@@ -7,7 +7,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
@@ -19,9 +19,10 @@ import typer
 from benchmark import DRIVES, QUIET, Bundle, drives
 
 from deploy.live import process
-from deploy.live.outputs import Output
+from deploy.live.intake import Intake
+from deploy.live.outputs import Output, Results
 from deploy.live.policy import Policy
-from deploy.live.source import Playback, Receive
+from deploy.live.source import Damage, Playback, Receive
 from deploy.log import write_log
 from deploy.recordings.messages import RawMessage
 from deploy.recordings.topics import load_topics
@@ -43,12 +44,12 @@ class Rounds(Playback):
         super().__init__(path)
         self._seconds = seconds
 
-    def start(self, topics: Collection[str], receive: Receive) -> None:
-        self._messages = list(self._recording.read(topics, self.damage.append))
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
+        self._messages = list(self._recording.read(topics, damage))
         self._length = self._messages[-1].time - self._messages[0].time + PAUSE
-        super().start(topics, receive)
+        super().start(topics, receive, damage)
 
-    def _play(self, topics: Collection[str], receive: Receive) -> None:
+    def _play(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         self._first, self._begin, later = self._messages[0].time, time.monotonic(), 0
         try:
             while not self._stop.is_set() and time.monotonic() - self._begin < self._seconds:
@@ -81,7 +82,7 @@ class Times(Output):
         self.ms: list[float] = []
 
     def log(self, line: dict[str, Any]) -> None:
-        if line["outcome"] == "taken":
+        if line["outcome"] == "perceived":
             self.ms.append(line["ms"])
 
 
@@ -124,12 +125,14 @@ def _compare(bundle: Path, recording: Path, folder: Path) -> tuple[bool, dict[st
     """Whether the drive has the replay's bytes, and its frames by outcome."""
     runtime = Runtime(bundle, checks=False)
     topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"wait": PATIENT})
-    (folder / "live").mkdir()
-    found = process.drive(
-        runtime, Playback(recording), topics, Policy(lateness=PATIENT), lambda *_: (), out=folder / "live", say=_mute
-    )
+    policy, live = Policy(lateness=PATIENT), folder / "live"
+    live.mkdir()
+    with ExitStack() as stack:
+        intake = Intake(Playback(recording), topics, policy, runtime)
+        results = Results(stack, live, runtime.bundle.manifest)
+        found = process.drive(runtime, intake, policy, [results], say=_mute)
     replay(Source(recording), bundle, folder / "replay", Settings(), console=QUIET)
-    same = all((folder / "live" / name).read_bytes() == (folder / "replay" / name).read_bytes() for name in FILES)
+    same = all((live / name).read_bytes() == (folder / "replay" / name).read_bytes() for name in FILES)
     return same, found.to_json()["frames"]
 
 
@@ -185,7 +188,8 @@ def _loop(bundle: Path, recording: Path, seconds: float, change: Callable[[], An
     looking = Thread(target=look, daemon=True)
     looking.start()
     with change():
-        driven = process.drive(runtime, Rounds(recording, seconds), topics, Policy(), lambda *_: (times,), say=_mute)
+        intake = Intake(Rounds(recording, seconds), topics, Policy(), runtime)
+        driven = process.drive(runtime, intake, Policy(), [times], say=_mute)
     stop.set()
     looking.join()
     third = max(1, len(memory) // 3)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from deploy.commands.live import BUSES, open_bus
 from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
 
@@ -41,6 +40,7 @@ def check(
     """
     from deploy.bundle import Bundle
     from deploy.check import compare_drives
+    from deploy.live.buses import BUSES
     from deploy.live.record import listen
     from deploy.recordings.topics import load_topics
     from deploy.statistics import open_to_measure
@@ -53,7 +53,7 @@ def check(
         recording = Path(folder) / "live.mcap" if str(drive) in BUSES else drive
         if recording != drive:
             mapped, say = load_topics(topics, manifest.rig), console_for(as_json).print
-            listen(open_bus(str(drive)), mapped, recording, LISTENING, say)
+            listen(BUSES[str(drive)](), mapped, recording, LISTENING, say)
         drives = open_to_measure(recording, version, names(scenes), opened.spec, topics, manifest.taxonomy)
         found = compare_drives(drives, opened.spec, manifest.area, expected)
     lines = found["findings"]

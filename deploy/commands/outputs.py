@@ -1,64 +1,65 @@
-"""Options for what becomes of what a driving vehicle perceives: metrics, live pictures, a recording."""
+"""The outputs of `perception drive`, by its options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from deploy.live.buses import Buses
     from deploy.live.intake import Intake
     from deploy.live.outputs import Output
     from deploy.manifest import Manifest
-    from deploy.recordings.messages import RecordingInfo
-
-MetricsPort = Annotated[
-    int | None, typer.Option("--metrics", metavar="PORT", help="Serve metrics to Prometheus.", min=1, max=65535)
-]
-ViewPort = Annotated[
-    int | None,
-    typer.Option(
-        "--view",
-        metavar="PORT",
-        help="Serve live pictures to Foxglove on this machine; 8765 is usual.",
-        min=1,
-        max=65535,
-    ),
-]
-Record = Annotated[
-    Path | None, typer.Option(metavar="OUT.mcap", help="Record what comes in, as a file for `perception replay`.")
-]
 
 
-def further_outputs(
-    metrics: int | None,
-    view: int | None,
-    record: Path | None,
+class OutputOptions(NamedTuple):
+    """What the options say; None or "": not wanted."""
+
+    out: Path | None = None  # folder
+    publish: str = ""  # name of a middleware
+    metrics: int | None = None  # port
+    view: int | None = None  # port
+    record: Path | None = None  # file
+
+
+def open_outputs(
+    options: OutputOptions,
+    stack: ExitStack,
+    intake: Intake,
     manifest: Manifest,
-    info: RecordingInfo,
+    buses: Buses,
     say: Callable[[str], None],
-) -> Callable[[ExitStack, Intake], Sequence[Output]]:
-    """What opens the outputs of these options; they end with the stack."""
+) -> list[Output]:
+    """Open the outputs, which end with the stack.
 
-    def opened(stack: ExitStack, intake: Intake) -> Sequence[Output]:
-        from deploy.live.metrics import Metrics
-        from deploy.live.record import Recorder
-        from deploy.live.view import View
+    Raises:
+        InputError: a folder or file cannot be written, a port is in use, or a package is not installed.
+    """
+    from deploy.live.messages.messages import Message, Messages
+    from deploy.live.metrics import Metrics
+    from deploy.live.outputs import Results
+    from deploy.live.publish import Published
+    from deploy.live.record import Recorder
+    from deploy.live.view import View
 
-        found: list[Output] = []
-        if metrics is not None:
-            found.append(served := Metrics(metrics, intake))
-            stack.callback(served.close)
-        if view is not None:
-            found.append(shown := View(view, manifest))
-            stack.callback(shown.close)
-        if record is not None:
-            found.append(recorder := Recorder(record, info, say))
-            stack.callback(recorder.close)
-            intake.tap = recorder.tap
-        return found
-
-    return opened
+    found: list[Output] = []
+    sent: Callable[[Message], None] | None = None
+    if options.metrics is not None:
+        found.append(served := Metrics(options.metrics, intake))
+        stack.callback(served.close)
+    if options.view is not None:
+        found.append(shown := View(options.view, manifest))
+        stack.callback(shown.close)
+    if options.record is not None:
+        found.append(recorder := Recorder(options.record, intake.source.info, say))
+        stack.callback(recorder.close)
+        intake.tap, now = recorder.tap, intake.source.now
+        sent = lambda message: recorder.out(*message, now())  # noqa: E731
+    if options.publish:
+        found.append(Published(buses.open(options.publish, "--publish"), Messages(manifest), sent))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        found.append(Results(stack, options.out, manifest))
+    return found

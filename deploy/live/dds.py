@@ -7,17 +7,15 @@ DDS as ROS declares them, but their bytes pass unread: the same code decodes wha
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from threading import Event, Thread
 from typing import Any
 
 from rosbags.interfaces import Nodetype
 
-from deploy.live.source import LATCHED, Receive, settled
+from deploy.live.source import LATCHED, Bus, Damage, Receive
 from deploy.recordings import ros
-from deploy.recordings.messages import RecordingInfo
 from perception.errors import InputError
 
 _DEPTH = 64  # messages that wait to be read
@@ -25,7 +23,7 @@ _TAKEN = 16  # at once
 _LOOK = 0.1  # s between two looks for topics that are published
 
 
-class DdsBus:
+class DdsBus(Bus):
     """Messages of ROS 2 nodes, both ways; ROS_DOMAIN_ID and CYCLONEDDS_URI configure it, as in ROS 2.
 
     Raises:
@@ -33,6 +31,7 @@ class DdsBus:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         try:
             from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication
             from cyclonedds.domain import DomainParticipant
@@ -43,31 +42,23 @@ class DdsBus:
         except Exception as error:  # DDSException, ValueError
             why = " ".join(str(error).split())[:160]
             raise InputError(f"dds: cannot join domain {os.environ.get('ROS_DOMAIN_ID', '0')} ({why})") from None
-        self.info = RecordingInfo({}, 0, "live")
         self._readers: list[Any] = []
-        self._writers: dict[str, Any] = {}
+        self._writers: list[Any] = []
         self._reliable: dict[str, bool] = {}  # whether a topic's publishers repeat what is lost
         self._types: dict[str, str] = {}
         self._discovery: Any = BuiltinDataReader(self._participant, BuiltinTopicDcpsPublication)
         self._closed, self._thread = Event(), Thread()
 
-    def topics(self) -> Mapping[str, str]:
-        """The topics that other nodes publish; waits for them for at most ten seconds."""
-        return settled(lambda: dict(self._published()))
-
     def _published(self) -> Mapping[str, str]:
-        """The topics, with their types, that other nodes have published so far."""
         for each in self._discovery.take(N=256):
-            if (
-                str(getattr(each, "topic_name", "")).startswith("rt/")
-                and each.participant_key != self._participant.guid
-            ):
-                topic = str(each.topic_name).removeprefix("rt")
+            name = str(getattr(each, "topic_name", ""))
+            if name.startswith("rt/") and each.participant_key != self._participant.guid:
+                topic = name.removeprefix("rt")
                 self._types[topic] = ros.type_of_dds(each.type_name)
                 self._reliable[topic] = any("Reliable" in str(policy) for policy in each.qos)
-        return self._types
+        return dict(self._types)
 
-    def start(self, topics: Collection[str], receive: Receive) -> None:
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         def subscribe() -> None:
             """Subscribe to each topic once it is published, since its type and reliability are not known before."""
             wanted = set(topics)
@@ -99,35 +90,27 @@ class DdsBus:
                 if hasattr(each, "raw"):
                     receive(ros.raw_message(topic, self.now(), each.raw, type_name))
 
-    def advertise(self, topic: str, type_name: str) -> None:
-        """Say that a topic will be published."""
+    def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
         from cyclonedds.pub import DataWriter
 
-        if topic not in self._writers:
-            self._writers[topic] = DataWriter(self._participant, self._topic(topic, type_name), _qos(topic, True))
+        kind = _raw_type(type_name)
+        writer = DataWriter(self._participant, self._topic(topic, type_name), _qos(topic, True))
+        self._writers.append(writer)
 
-    def publish(self, topic: str, type_name: str, data: bytes) -> None:
-        """Send a message, in CDR with its header, to the subscribers of a topic."""
-        self.advertise(topic, type_name)
-        sample = _raw_type(type_name).__new__(_raw_type(type_name))
-        sample.raw = data
-        self._writers[topic].write(sample)
+        def put(data: bytes) -> None:
+            sample = kind.__new__(kind)
+            sample.raw = data
+            writer.write(sample)
 
-    def wait_for_subscribers(self) -> None:
-        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
-        settled(lambda: sum(len(writer.get_matched_subscriptions()) for writer in self._writers.values()))
+        return put
+
+    def _subscribers(self) -> int:
+        return sum(len(writer.get_matched_subscriptions()) for writer in self._writers)
 
     def _topic(self, topic: str, type_name: str) -> Any:
         from cyclonedds.topic import Topic
 
         return Topic(self._participant, f"rt{topic}", _raw_type(type_name))
-
-    def now(self) -> int:
-        return time.time_ns() // 1000
-
-    @property
-    def ended(self) -> bool:
-        return False
 
     def close(self) -> None:
         self._closed.set()
@@ -136,6 +119,7 @@ class DdsBus:
         for reader in self._readers:
             reader.set_listener(None)
         self._readers.clear()
+        self._publishers.clear()
         self._writers.clear()
 
 

@@ -6,20 +6,22 @@ import queue
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from threading import Condition, Event, Thread
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from deploy.live.policy import Policy
 from deploy.live.source import Source
-from deploy.recordings.assembler import Assembler, DriveInfo
+from deploy.recordings.assembler import Assembler
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
+from deploy.recordings.drives import describe
 from deploy.recordings.latest import Readings
 from deploy.recordings.messages import CorruptMessage, RawMessage
 from deploy.recordings.topics import Topics
+from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.scene.signals import SignalConfig
-from perception.sensors.inputs import InputSpec
 
 MOST_WAITING = 512  # messages that are not assembled yet; of more the oldest are dropped
 _STATUSES = {1: "timeout", 2: "invalid"}  # of autoware_sensing_msgs/SourcePointCloudInfo; 0: there are its points
@@ -40,30 +42,34 @@ class Intake:
 
     Every frame that a sensor or a keyframe announces ends in one of `outcomes`:
 
-    taken       it was perceived
+    perceived
     superseded  a newer frame came before there was time for it
-    failed      it was taken, but the engine raised an exception
+    failed      the engine raised an exception
     unposed     the vehicle's pose at its time is not known, so that it cannot be placed
 
     Args:
-        spec: of the network.
-        signals: of the vehicle, by name.
-        drive: name, place and conditions.
+        topics: map the source's topics to sensors.
+        policy: says how long frames wait for their sensors.
+        runtime: whose network the frames are for.
+
+    Raises:
+        InputError: no sensor's topic sends, or one sends what cannot be read.
     """
 
-    def __init__(
-        self, source: Source, topics: Topics, spec: InputSpec, signals: Mapping[str, SignalConfig], drive: DriveInfo
-    ) -> None:
-        self._source, sending = source, source.topics()
+    def __init__(self, source: Source, topics: Topics, policy: Policy, runtime: Runtime) -> None:
+        self.source, sending, bundle = source, source.topics(), runtime.bundle
         require_sensors(topics, sending)
-        self.counts, self.outcomes = Counts(spec.rig.sensors), Counter[str]()
-        self.readings, self._topics = Readings(signals), frozenset(topics.names())
-        keyframes = topics.keyframes in sending
-        topics = topics.model_copy(update={"keyframes": topics.keyframes if keyframes else None})
-        given = topics, spec, self.counts, drive, keyframes, FrameChoice(), self.readings
-        self._assembler = Assembler(*given)
+        self.period = topics.period  # s between frames
+        self.counts, self.outcomes = Counts(bundle.spec.rig.sensors), Counter[str]()
+        self._readings, self._topics = Readings(runtime.sources.signals), frozenset(topics.names())
+        keyframes = topics.keyframes if topics.keyframes in sending else None
+        own = topics.model_copy(update={"keyframes": keyframes, "wait": min(topics.wait, policy.lateness)})
+        drive = describe(source.info, bundle.manifest.taxonomy)
+        self._assembler = Assembler(
+            own, bundle.spec, self.counts, drive, keyframes is not None, FrameChoice(), self._readings
+        )
         self._messages: deque[RawMessage] = deque()
-        self._changed, self._stop, self._ended = Condition(), Event(), False
+        self._changed, self._stop, self._finished = Condition(), Event(), False
         self._newest: queue.Queue[Arrived] = queue.Queue(1)
         self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not perceived
         self._concatenation = topics.concatenation
@@ -76,7 +82,7 @@ class Intake:
         """Begin to assemble."""
         self._thread.start()
         joined = {self._concatenation} if self._concatenation else set()
-        self._source.start(self._topics | self.readings.topics | joined, self.receive)
+        self.source.start(self._topics | self._readings.topics | joined, self.receive, self.counts.add_damage)
 
     def receive(self, raw: RawMessage) -> None:
         """Take a message; called by the source's threads."""
@@ -90,33 +96,32 @@ class Intake:
 
     def take(self, seconds: float) -> Arrived | None:
         """The newest frame; waits for one for so long, and returns None without one."""
-        try:
-            arrived = self._newest.get(timeout=seconds)
-        except queue.Empty:
-            if self._failure is not None:
-                raise self._failure from None
-            return None
-        self.outcomes["taken"] += 1
-        return arrived
+        with suppress(queue.Empty):
+            return self._newest.get(timeout=seconds)
+        if self._failure is not None:
+            raise self._failure
+        return None
 
-    def fail(self, arrived: Arrived) -> None:
-        """Say that a frame that was taken could not be perceived."""
-        self.outcomes["taken"] -= 1
-        self._lose(arrived.frame.token, "failed")
+    def end(self, arrived: Arrived, outcome: Literal["perceived", "failed"]) -> None:
+        """Say what became of a frame that was taken."""
+        if outcome == "failed":
+            self._lose(arrived.frame.token, outcome)
+        else:
+            self.outcomes[outcome] += 1
 
     @property
     def ended(self) -> bool:
         """Whether no frame will come any more."""
-        return self._ended and self._newest.empty() and self._failure is None  # which `take` raises
+        return self._finished and self._newest.empty() and self._failure is None  # which `take` raises
 
     @property
     def announced(self) -> int:
-        """How many frames were announced; those that are not among `outcomes` wait for messages, or to be taken."""
+        """How many frames were announced; those that are not among `outcomes` wait for messages or for the engine."""
         return self._assembler.announced
 
     def close(self) -> None:
         self._stop.set()
-        self._source.close()
+        self.source.close()
         self._thread.join()
 
     def _run(self) -> None:
@@ -125,13 +130,13 @@ class Intake:
                 raw = self._next_message()
                 for frame in self._frames(raw):
                     self._offer(frame)
-                if raw is None and self._source.ended and not self._messages:
+                if raw is None and self.source.ended and not self._messages:
                     self._finish()
                     break
         except BaseException as error:  # raised where the frames are taken
             self._failure = error
         finally:
-            self._ended = True
+            self._finished = True
 
     def _finish(self) -> None:
         """Offer the frames that still wait, each when the one before was taken."""
@@ -146,7 +151,7 @@ class Intake:
         with self._changed:
             if self._messages:
                 return self._messages.popleft()
-        if self._assembler.decode_ahead(self._source.now()):
+        if self._assembler.decode_ahead(self.source.now()):
             return None
         with self._changed:
             if not self._messages:
@@ -155,13 +160,10 @@ class Intake:
 
     def _frames(self, raw: RawMessage | None) -> Iterator[Frame]:
         """The frames that a message completes, and those that have waited long enough."""
-        now = self._source.now()
+        now = self.source.now() if raw is None else raw.time
+        yield from self._assembler.advance(now)
         if raw is not None:
-            now = raw.time
-            yield from self._assembler.advance(now)
             self._add(raw)
-        else:
-            yield from self._assembler.advance(now)
         yield from self._assembler.complete(now)
         self._lose_unposed()
 
@@ -172,9 +174,9 @@ class Intake:
             with counts.corrupt(raw.topic):
                 self.lacking = _lacking(raw.parse(raw.data))
             return
-        if raw.topic in self.readings.topics:
+        if raw.topic in self._readings.topics:
             with counts.corrupt(raw.topic):
-                self.readings.add(raw.topic, raw.time, raw.parse(raw.data))
+                self._readings.add(raw.topic, raw.time, raw.parse(raw.data))
         if raw.topic in self._topics:
             with counts.corrupt(raw.topic):
                 self._assembler.add(raw.topic, raw.time, raw.decode(raw.data))
@@ -186,11 +188,8 @@ class Intake:
                 self._newest.put_nowait(Arrived(frame, time.monotonic()))
                 return
             except queue.Full:
-                try:
-                    older = self._newest.get_nowait()
-                except queue.Empty:
-                    continue
-                self._lose(older.frame.token, "superseded")
+                with suppress(queue.Empty):  # it is taken just now
+                    self._lose(self._newest.get_nowait().frame.token, "superseded")
 
     def _lose_unposed(self) -> None:
         while self._assembler.unposed:

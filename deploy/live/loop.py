@@ -54,8 +54,9 @@ class Loop:
         except Exception as error:  # of the engine; the next frame may do better
             why = " ".join(f"{type(error).__name__}: {error}".split())
             self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({why[:200]})"))
-            self._intake.fail(arrived)
+            self._intake.end(arrived, "failed")
         else:
+            self._intake.end(arrived, "perceived")
             self._supervisor.clear("failed")
             self._supervisor.add(seen, seconds)
             outputs.log(frame, masked, seconds)

@@ -74,7 +74,7 @@ class Metrics(Output):
         self._status = status
 
     def log(self, line: dict[str, Any]) -> None:
-        if line["outcome"] == "taken":
+        if line["outcome"] == "perceived":
             self._latency.observe(1e-3 * line["ms"])
             for sensor in line["masked"]:
                 self._masked.labels(sensor).inc()
@@ -93,7 +93,7 @@ class Metrics(Output):
             yield from self._of_scene(seen)
 
     def _of_intake(self) -> Iterator[Any]:
-        outcomes = {"taken": 0, "superseded": 0, "unposed": 0, **self._intake.outcomes}
+        outcomes = {"perceived": 0, "superseded": 0, "unposed": 0, **self._intake.outcomes}
         announced = self._intake.announced  # after the outcomes, so that it is not less than their sum
         counts = self._intake.counts.summary()
         yield self._counter("frames_announced", "Frames that a sensor or a keyframe announced.", (), [((), announced)])

@@ -64,7 +64,7 @@ class Outputs:
         self._log(
             {
                 "token": frame.token,
-                "outcome": "taken",
+                "outcome": "perceived",
                 "cameras": sorted(frame.cameras),
                 "lidar": frame.points is not None,
                 "masked": sorted(masked),
@@ -80,7 +80,7 @@ class Outputs:
             try:
                 call(output)
             except Exception as error:  # a full disk, a subscriber that is gone, ...
-                self._outputs.remove(output)
+                self._outputs = [each for each in self._outputs if each is not output]  # two threads may fail at once
                 why = " ".join(str(error).split())[:160] or type(error).__name__
                 self._supervisor.set(Reason("DEGRADED", "output", output.name, f"is used no more ({why})"))
 

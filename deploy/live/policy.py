@@ -29,9 +29,8 @@ class Delay(Section):
 class Policy(Section):
     """The content of the file. Without an entry the action is `warn`."""
 
-    lateness: Seconds = (
-        0.12  # s after a frame was announced for which it waits for its sensors, as max_camera_lidar_delay
-    )
+    # s after a frame was announced for which it waits for its sensors; as max_camera_lidar_delay
+    lateness: Seconds = 0.12
     delay: Delay = Delay()
     hang: Seconds = 2.0  # s that the engine may take before the state is DOWN
     golden: Annotated[float, Field(gt=0)] = 30.0  # s between two golden frames

@@ -8,20 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from deploy.live.intake import Intake
 from deploy.live.loop import Loop
-from deploy.live.outputs import Console, Output, Outputs, Results
+from deploy.live.outputs import Console, Output, Outputs
 from deploy.live.policy import Policy
-from deploy.live.source import Source
 from deploy.live.state import Status, Supervisor
-from deploy.recordings.drives import describe
-from deploy.recordings.topics import Topics
 from deploy.replay.schedule import freeze_objects
 from deploy.runtime import Runtime
 
@@ -45,48 +41,29 @@ class Driven:
 
 def drive(
     runtime: Runtime,
-    source: Source,
-    topics: Topics,
+    intake: Intake,
     policy: Policy,
-    outputs: Callable[[ExitStack, Intake], Sequence[Output]],
+    outputs: Sequence[Output],
     budget: float | None = None,
-    out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Driven:
-    """Perceive what the source sends until it ends, or SIGTERM or SIGINT comes.
+    """Perceive what the intake's source sends until it ends, or SIGTERM or SIGINT comes; then the source is closed.
 
     Args:
         runtime: one that leaves the golden frames to the loop.
-        topics: map the source's topics to sensors.
-        outputs: opens further outputs, which end with the stack.
         budget: s from a complete frame to its output; the policy's if None.
-        out: folder for the files of `perception replay`.
         say: prints a line.
-
-    Raises:
-        InputError: no sensor's topic sends, or a folder cannot be written.
     """
-    manifest = runtime.bundle.manifest
-    topics = topics.model_copy(update={"wait": min(topics.wait, policy.lateness)})
-    description = describe(source.info, manifest.taxonomy)
     runtime.restart()
-    with ExitStack() as stack:
-        intake = Intake(source, topics, runtime.bundle.spec, runtime.sources.signals, description)
-        supervisor = Supervisor(policy, intake, budget, topics.period)
-        opened: list[Output] = [Console(say), Systemd(lambda: supervisor.hangs)]
-        opened += outputs(stack, intake)
-        if out is not None:
-            opened.append(Results(stack, out, manifest))
-        every = Outputs(opened, supervisor)
-        stop = stack.enter_context(_stopped_by_signals())
-        with freeze_objects(), _watchdog(supervisor, every, policy.delay.check):
-            intake.start()
-            try:
-                Loop(runtime, intake, supervisor, every, policy).run(stop)
-            finally:
-                intake.close()
-        status = supervisor.status()
-    return Driven(intake.announced, dict(intake.outcomes), intake.counts.summary(), status)
+    supervisor = Supervisor(policy, intake, budget)
+    every = Outputs([Console(say), Systemd(), *outputs], supervisor)
+    with _stopped_by_signals() as stop, freeze_objects(), _watchdog(supervisor, every, policy.delay.check):
+        intake.start()
+        try:
+            Loop(runtime, intake, supervisor, every, policy).run(stop)
+        finally:
+            intake.close()
+    return Driven(intake.announced, dict(intake.outcomes), intake.counts.summary(), supervisor.status())
 
 
 @contextmanager
@@ -123,16 +100,12 @@ def _stopped_by_signals() -> Iterator[Event]:
 
 
 class Systemd(Output):
-    """Tells systemd about readiness and life, as sd_notify(3) does; without systemd it does nothing.
-
-    Args:
-        hangs: whether the loop does not live.
-    """
+    """Tells systemd about readiness and life, as sd_notify(3) does; without systemd it does nothing."""
 
     name = "systemd"
 
-    def __init__(self, hangs: Callable[[], bool]) -> None:
-        self._address, self._hangs = os.environ.get("NOTIFY_SOCKET", ""), hangs
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
         self._ready, self._told = False, 0.0
 
     def report(self, status: Status) -> None:
@@ -143,7 +116,7 @@ class Systemd(Output):
         if not self._ready and status.state != "DOWN":
             self._ready = True
             lines.append("READY=1")
-        if not self._hangs():
+        if all(each.code != "hang" for each in status.reasons):
             lines.append("WATCHDOG=1")
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:

@@ -158,7 +158,7 @@ def listen(source: Source, topics: Topics, path: Path, seconds: float, say: Call
     try:
         require_sensors(topics, source.topics())
         recorder = Recorder(path, source.info, say)
-        source.start(topics.names(), recorder.tap)
+        source.start(topics.names(), recorder.tap, say)
         time.sleep(seconds)
     finally:
         source.close()

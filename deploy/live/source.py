@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from threading import Event, Thread
@@ -13,6 +14,7 @@ from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, RecordingInfo
 
 Receive = Callable[[RawMessage], None]
+Damage = Callable[[str], None]
 LATCHED = ("/tf_static",)  # topics whose last message a late subscriber gets
 _DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
 T = TypeVar("T")
@@ -31,14 +33,21 @@ def settled(found: Callable[[], T]) -> T:
 class Source(Protocol):
     """Sends messages from threads of its own, until `close`."""
 
-    info: RecordingInfo  # of the drive
+    @property
+    def info(self) -> RecordingInfo:
+        """Of the drive."""
+        ...
 
     def topics(self) -> Mapping[str, str]:
         """The topics that send, with the types of their messages; "" for JSON."""
         ...
 
-    def start(self, topics: Collection[str], receive: Receive) -> None:
-        """Call `receive` for each message of these topics from now on, from any thread."""
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
+        """Call `receive` for each message of these topics from now on, from any thread.
+
+        Args:
+            damage: called with a line of text for each part of a recording that cannot be read.
+        """
         ...
 
     def now(self) -> int:
@@ -55,17 +64,56 @@ class Source(Protocol):
         ...
 
 
-class Bus(Source, Protocol):
-    """A middleware of ROS 2 nodes, without an installed ROS. Messages are CDR with their header of four bytes."""
+class Bus(ABC):
+    """A middleware of ROS 2 nodes, without an installed ROS: a source, and where messages are published.
+
+    Messages are CDR with their header of four bytes.
+    """
+
+    info = RecordingInfo({}, 0, "live")
+    ended = False
+
+    def __init__(self) -> None:
+        self._publishers: dict[str, Callable[[bytes], None]] = {}  # by topic
+
+    def topics(self) -> Mapping[str, str]:
+        """The topics that other nodes publish, with their types; waits for them for at most ten seconds."""
+        return settled(self._published)
 
     def advertise(self, topic: str, type_name: str) -> None:
         """Say that a topic will be published."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self._publisher(topic, type_name)
 
     def publish(self, topic: str, type_name: str, data: bytes) -> None:
         """Send a message to the subscribers of a topic."""
+        self.advertise(topic, type_name)
+        self._publishers[topic](data)
 
     def wait_for_subscribers(self) -> None:
         """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
+        settled(self._subscribers)
+
+    def now(self) -> int:
+        return time.time_ns() // 1000
+
+    @abstractmethod
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def _published(self) -> Mapping[str, str]:
+        """The topics, with their types, that other nodes publish now."""
+
+    @abstractmethod
+    def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
+        """What sends the messages of a topic."""
+
+    @abstractmethod
+    def _subscribers(self) -> int:
+        """How many subscribers there are of all that is published."""
 
 
 class Playback:
@@ -86,18 +134,18 @@ class Playback:
         self._begin = 0.0  # s, when it was sent
         self._stop, self._end = Event(), Event()
         self._thread: Thread | None = None
-        self.damage: list[str] = []
 
     def topics(self) -> Mapping[str, str]:
         return {topic: self.info.types.get(topic, "") for topic, count in self.info.counts.items() if count}
 
-    def start(self, topics: Collection[str], receive: Receive) -> None:
-        self._thread = Thread(target=self._play, args=(frozenset(topics), receive), name="playback", daemon=True)
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
+        given = frozenset(topics), receive, damage
+        self._thread = Thread(target=self._play, args=given, name="playback", daemon=True)
         self._thread.start()
 
-    def _play(self, topics: Collection[str], receive: Receive) -> None:
+    def _play(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         try:
-            for raw in self._recording.read(topics, self.damage.append):
+            for raw in self._recording.read(topics, damage):
                 if self._first is None:
                     self._first, self._begin = raw.time, time.monotonic()
                 if self._stop.wait(max(0.0, 1e-6 * (raw.time - self.now()) / self._rate)):
@@ -133,7 +181,7 @@ def republish(path: Path, bus: Bus, rate: float = 1.0) -> None:
         for topic, kind in types.items():
             bus.advertise(topic, kind)
         bus.wait_for_subscribers()
-        playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data))
+        playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data), print)
         while not playback.ended:
             time.sleep(0.05)
         time.sleep(1)  # what was sent last must arrive

@@ -27,7 +27,7 @@ class Reason:
 
     state: State
     code: str  # such as late, hang, silent, sensor, golden
-    subject: str  # a sensor, an output, or ""
+    subject: str  # a sensor, a topic, an output, or ""
     text: str
 
 
@@ -54,13 +54,12 @@ class Supervisor:
 
     Args:
         allowed: s from a complete frame to its output; the policy's if None.
-        period: s between frames, as far as it is known.
     """
 
-    def __init__(self, policy: Policy, intake: Intake, allowed: float | None, period: float) -> None:
-        self._policy, self._intake = policy, intake
-        self.allowed = policy.delay.allowed if allowed is None else allowed
-        self._silence, self._period = max(policy.delay.consecutive, PERIODS * period), period
+    def __init__(self, policy: Policy, intake: Intake, allowed: float | None) -> None:
+        self._policy, self._intake, self._period = policy, intake, intake.period
+        self._allowed = policy.delay.allowed if allowed is None else allowed
+        self._silence = max(policy.delay.consecutive, PERIODS * intake.period)
         self._lock = Lock()
         self._started = self._output = time.monotonic()  # s; of the latest output
         self._perceived = 0  # frames
@@ -92,7 +91,7 @@ class Supervisor:
             if gap > GAP * self._period:
                 why = f"a frame came {gap:.2f} s after the one before, expected {self._period:.2f} s"
                 self._hold(Reason("DEGRADED", "rate", "", why))
-            if seconds <= self.allowed:
+            if seconds <= self._allowed:
                 self._late_since = None
             else:
                 self._late_since = self._late_since or now
@@ -112,12 +111,6 @@ class Supervisor:
     def clear(self, code: str, subject: str = "") -> None:
         with self._lock:
             self._lasting.pop((code, subject), None)
-
-    @property
-    def hangs(self) -> bool:
-        """Whether the engine has worked on one frame for longer than it may."""
-        busy = self._busy
-        return busy is not None and time.monotonic() - busy > self._policy.hang
 
     def status(self) -> Status:
         """The state now."""

@@ -52,7 +52,8 @@ class View(Output):
         self.port = self._server.port
 
     def _new_writer(self) -> FoxgloveWriter:
-        return FoxgloveWriter(self._write, self._manifest.heads, self._manifest.rig.sensors.lidars[0])
+        lidars = self._manifest.rig.sensors.lidars
+        return FoxgloveWriter(self._write, self._manifest.heads, next(iter(lidars), ""))
 
     def on_subscribe(self, _client: object, _channel: object) -> None:
         """Say all of /log again to whom comes now; called by the server."""

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import count
 from typing import Any
 
-from deploy.live.source import LATCHED, Receive, settled
+from deploy.live.source import LATCHED, Bus, Damage, Receive
 from deploy.recordings import ros
-from deploy.recordings.messages import RecordingInfo
 from perception.errors import InputError
 
 NODE = "tessera"
 _DEFAULT = '{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, scouting: {multicast: {enabled: false}}}'
-_LATCHED_QOS, _SENSOR_QOS = ":1:,1:,:,:,,", "2::,1:,:,:,,"  # reliable and transient local, depth 1; best effort
+_LATCHED_QOS, _QOS = ":1:,1:,:,:,,", "::,1:,:,:,,"  # reliable, depth 1; the first one transient local
 
 
-class ZenohBus:
+class ZenohBus(Bus):
     """Messages of ROS 2 nodes, both ways.
 
     Raises:
@@ -32,6 +31,7 @@ class ZenohBus:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         try:
             import zenoh
             import zenoh.ext
@@ -49,19 +49,12 @@ class ZenohBus:
                 f"zenoh: cannot open a session by {where} ({' '.join(str(error).split())[:160]})"
             ) from None
         self._domain, self._zid = domain, str(self._session.info.zid())
-        self.info = RecordingInfo({}, 0, "live")
         self._open: list[Any] = []  # what ends with the session
-        self._publishers: dict[str, Callable[[bytes], None]] = {}
         self._heard: list[Callable[[], bool]] = []  # whether somebody listens to a publisher
         self._entities = count(1)
         self._open.append(self._token(f"0/0/NN/%/%/{NODE}"))
 
-    def topics(self) -> Mapping[str, str]:
-        """The topics that other nodes publish; waits for them for at most ten seconds."""
-        return settled(self._published)
-
     def _published(self) -> dict[str, str]:
-        """The topics, with their types, that other nodes publish now."""
         found = dict[str, str]()
         replies = self._session.liveliness().get(f"@ros2_lv/{self._domain}/*/*/*/MP/**", timeout=0.5)
         for key in (str(reply.ok.key_expr).split("/") for reply in replies if reply.ok is not None):
@@ -69,7 +62,7 @@ class ZenohBus:
                 found[key[9].replace("%", "/")] = ros.type_of_dds(key[10].replace("%", "/"))
         return found
 
-    def start(self, topics: Collection[str], receive: Receive) -> None:
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         for topic in topics:
             declare: Any = self._session.declare_subscriber
             if topic in LATCHED:
@@ -82,19 +75,8 @@ class ZenohBus:
         type_name = ros.type_of_dds(str(sample.key_expr).split("/")[-2])
         receive(ros.raw_message(topic, self.now(), bytes(sample.payload), type_name))
 
-    def advertise(self, topic: str, type_name: str) -> None:
-        """Say that a topic will be published."""
-        if topic not in self._publishers:
-            self._publishers[topic] = self._publisher(topic, type_name)
-
-    def publish(self, topic: str, type_name: str, data: bytes) -> None:
-        """Send a message, in CDR with its header, to the subscribers of a topic."""
-        self.advertise(topic, type_name)
-        self._publishers[topic](data)
-
-    def wait_for_subscribers(self) -> None:
-        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
-        settled(lambda: sum(each() for each in self._heard))
+    def _subscribers(self) -> int:
+        return sum(each() for each in self._heard)
 
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
         ext, latched = self._zenoh.ext, topic in LATCHED
@@ -105,7 +87,7 @@ class ZenohBus:
         else:
             publisher = self._session.declare_publisher(key)
         entity, gid, numbers = next(self._entities), os.urandom(16), count(1)
-        qos = _LATCHED_QOS if latched else _SENSOR_QOS
+        qos = _LATCHED_QOS if latched else _QOS
         token = f"0/{entity}/MP/%/%/{NODE}/{topic.replace('/', '%')}/{kind}/{type_hash}/{qos}"
         self._open += [publisher, self._token(token)]
         if not latched:  # zenoh's publishers with a cache cannot tell
@@ -119,13 +101,6 @@ class ZenohBus:
 
     def _token(self, entity: str) -> Any:
         return self._session.liveliness().declare_token(f"@ros2_lv/{self._domain}/{self._zid}/{entity}")
-
-    def now(self) -> int:
-        return time.time_ns() // 1000
-
-    @property
-    def ended(self) -> bool:
-        return False
 
     def close(self) -> None:
         self._session.close()

@@ -197,10 +197,6 @@ class Assembler:
             for camera in self._cameras.values()
         )
 
-    def next_due(self) -> int | None:
-        """When `advance` will yield a frame that does not become complete, in time of arrival (us); None: no frame."""
-        return self._pending[0].time + self._wait if self._pending else None
-
     def finish(self) -> Iterator[Frame]:
         """Yield the remaining frames at the end of the recording."""
         while self._pending:

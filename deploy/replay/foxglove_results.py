@@ -206,7 +206,7 @@ class FoxgloveWriter:
     Args:
         write: takes each message.
         tasks: the network's tasks by name.
-        lidar: name of the reference LiDAR.
+        lidar: name of the reference LiDAR; "": the vehicle has none.
     """
 
     def __init__(self, write: Write, tasks: Mapping[str, Task[Any]], lidar: str) -> None:

@@ -144,4 +144,4 @@ def _viewer(name: str, path: Path, manifest: Manifest) -> AbstractContextManager
         return RerunWriter.open(path, manifest.heads)
     from deploy.replay.foxglove_results import FoxgloveWriter
 
-    return FoxgloveWriter.open(path, manifest.heads, manifest.rig.sensors.lidars[0])
+    return FoxgloveWriter.open(path, manifest.heads, next(iter(manifest.rig.sensors.lidars), ""))

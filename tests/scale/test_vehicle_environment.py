@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from check_repository import ABSENT, read_pins, requirements
 from exported import QUIET, bundle
-from further import free_port
+from live import free_port
 from repository import ROOT
 
 from deploy.log import write_log

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from once import once
 from recordings import Sent, messages_of, nuscenes_topics, write_raw_mcap
 from tiny import write_tiny
 
-from deploy.live.outputs import Output
+from deploy.live.intake import Intake
+from deploy.live.outputs import Output, Results
 from deploy.live.policy import Policy
 from deploy.live.process import Driven, drive
 from deploy.live.source import Playback
@@ -26,6 +28,7 @@ from deploy.runtime import Runtime
 
 KEYFRAMES = 12  # 0.5 s apart
 RATE = 2.0  # of the clock
+PATIENT = 5.0  # s that a frame waits, so that a loaded machine is not late
 RESULTS = ("tracks.json", "results.json", "statistics.jsonl")
 
 
@@ -59,15 +62,28 @@ def late(topic: str, seconds: float) -> list[Sent]:
 
 
 class Watch(Output):
-    """Remembers all states, each with the time (s) since the start."""
+    """Remembers what outputs are told, each state with the time (s) since the start.
+
+    Args:
+        after_frame: is called after each frame.
+    """
 
     name = "watch"
 
-    def __init__(self) -> None:
+    def __init__(self, after_frame: Callable[[], object] = lambda: None) -> None:
         self.start, self.states = time.monotonic(), list[tuple[float, Status]]()
+        self.lines, self.seen = list[dict[str, Any]](), list[Any]()
+        self._after_frame = after_frame
+
+    def add(self, frame: Any, seen: Any) -> None:
+        self.seen.append(seen)
 
     def report(self, status: Status) -> None:
         self.states.append((time.monotonic() - self.start, status))
+
+    def log(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        self._after_frame()
 
     def first(self, state: str, code: str, subject: str = "", says: str = "") -> float:
         """When a reason that says something was first reported; infinite if never."""
@@ -98,31 +114,27 @@ class Drive:
 
     @property
     def tokens(self) -> list[str]:
-        return [line["token"] for line in self.frames if line["outcome"] == "taken"]
+        return [line["token"] for line in self.frames if line["outcome"] == "perceived"]
 
 
 def driving(
-    messages: Sequence[Sent],
+    messages: Sequence[Sent] | Path,
     out: Path,
     runtime: Runtime | None = None,
     topics: Topics | None = None,
     policy: Policy | None = None,
-    more: Callable[[Watch], Sequence[Output]] = lambda _: (),
     rate: float = RATE,
+    watch: Watch | None = None,
+    more: Callable[[ExitStack, Intake], Sequence[Output]] = lambda *_: (),
 ) -> Drive:
-    """Drive with messages that arrive at their times."""
+    """Drive with messages that arrive at their times, or with a recording of them."""
     out.mkdir(parents=True, exist_ok=True)
-    watch, source = Watch(), Playback(recorded(out, messages), rate)
-    runtime = runtime or Runtime(bundle().path, checks=False)
-    driven = drive(
-        runtime,
-        source,
-        topics or nuscenes_topics(keyframes=None),
-        policy or Policy(),
-        lambda *_: [watch, *more(watch)],
-        out=out,
-        say=lambda _: None,
-    )
+    watch, policy, runtime = watch or Watch(), policy or Policy(), runtime or Runtime(bundle().path, checks=False)
+    recording = messages if isinstance(messages, Path) else recorded(out, messages)
+    with ExitStack() as stack:
+        intake = Intake(Playback(recording, rate), topics or nuscenes_topics(keyframes=None), policy, runtime)
+        outputs = [watch, *more(stack, intake), Results(stack, out, runtime.bundle.manifest)]
+        driven = drive(runtime, intake, policy, outputs, say=lambda _: None)
     return Drive(driven, watch, [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()])
 
 

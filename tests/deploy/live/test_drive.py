@@ -12,16 +12,18 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 from commands import refuses
 from exported import bundle, remembering
-from live import RATE, RESULTS, after, driving, late, log, network, recorded, replayed
+from live import PATIENT, RATE, RESULTS, after, driving, late, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
 from deploy.bundle import Bundle
+from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
@@ -29,7 +31,6 @@ from perception.frame import Prediction
 
 FRONT, AUTOWARE = "/cam_front/", "autoware_sensing_msgs/msg"
 EMPTY = {"idx_begin": 0, "length": 0}  # points of a LiDAR in a joined cloud
-PATIENT = 5.0  # s that a frame waits, so that a loaded machine is not late
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(
     path, policy = network().path, Policy(lateness=PATIENT)
     drive = driving(log(), tmp_path / "live", Runtime(path, checks=False), topics, policy, rate=1.0)
     drive.require_outcomes()
-    assert set(drive.driven.outcomes) == {"taken"}  # else it was not fast enough here
+    assert set(drive.driven.outcomes) == {"perceived"}  # else it was not fast enough here
     replay = replayed(tmp_path / "live" / "drive.mcap", tmp_path / "replay", yaml, path)
     for name in RESULTS:
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
@@ -91,7 +92,7 @@ def test_a_publisher_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     _, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, (errors, said)
     outcomes = [json.loads(line)["outcome"] for line in (out / "frames.jsonl").read_text().splitlines()]
-    assert outcomes.count("taken") > len(log()) // 100
+    assert outcomes.count("perceived") > len(log()) // 100
 
 
 def until(driver: "subprocess.Popen[str]", *words: str) -> list[str]:
@@ -223,6 +224,44 @@ def test_a_defect_in_the_intake_ends_the_drive(tmp_path: Path, monkeypatch: pyte
         driving(log(), tmp_path)
 
 
+def test_what_cannot_be_read_of_a_recording_is_counted_as_in_its_replay(tmp_path: Path) -> None:
+    path = recorded(tmp_path, log())
+    path.write_bytes(path.read_bytes()[: 2 * path.stat().st_size // 3])
+    drive = driving(path, tmp_path / "live")
+    drive.require_outcomes()
+    topics = tmp_path / "topics.yaml"
+    topics.write_text("keyframes: null\n")
+    (counts,) = json.loads((replayed(path, tmp_path / "replay", topics) / "sources.json").read_text())
+    assert drive.driven.counts["damage"] == counts["damage"]
+    assert counts["damaged_places"] == 1
+
+
+class Broken(Output):
+    """Fails in the loop and in the watchdog's thread at once."""
+
+    name = "broken"
+
+    def __init__(self) -> None:
+        self._both = Barrier(2)
+
+    def add(self, frame: Any, seen: Any) -> None:
+        self._both.wait(20)
+        raise OSError("the disk is full")
+
+    def report(self, status: Any) -> None:
+        self._both.wait(20)
+        raise OSError("the disk is full")
+
+
+def test_an_output_that_fails_in_two_threads_at_once_is_left_out_and_the_drive_goes_on(tmp_path: Path) -> None:
+    drive = driving(log(), tmp_path, more=lambda *_: [Broken()])
+    drive.require_outcomes()
+    assert "failed" not in drive.driven.outcomes
+    (reason,) = (each for each in drive.driven.status.reasons if each.code == "output")
+    assert (reason.state, reason.subject, reason.text) == ("DEGRADED", "broken", "is used no more (the disk is full)")
+    assert drive.watch.states[-1][0] > drive.watch.first("DEGRADED", "output", "broken")  # the watchdog lives
+
+
 def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
     """A millisecond is too short for any network."""
     policy = Policy(delay=Delay(allowed=0.001, consecutive=0.5))
@@ -312,7 +351,7 @@ def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
     drive.require_outcomes()
     assert drive.watch.first("UNTRUSTED", "golden") < float("inf")
     assert drive.driven.status.state == "UNTRUSTED"
-    assert drive.frames[-1]["outcome"] == "taken"  # it goes on, and says so
+    assert drive.frames[-1]["outcome"] == "perceived"  # it goes on, and says so
 
 
 def test_a_policy_says_what_follows_from_a_status(tmp_path: Path) -> None:

@@ -12,19 +12,16 @@ from exported import bundle
 from live import driving, log, network, recorded
 from recordings import nuscenes_topics
 
-from deploy.live.dds import DdsBus
+from deploy.live.buses import BUSES
 from deploy.live.messages.messages import Message, Messages
 from deploy.live.publish import Published
 from deploy.live.record import listen
 from deploy.live.source import Bus, republish
-from deploy.live.zenoh import ZenohBus
 from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, Recording
 from deploy.recordings.ros_types import encode, make
 from perception.errors import InputError
-
-BUSES = {"zenoh": ZenohBus, "dds": DdsBus}
 
 
 @pytest.fixture(params=BUSES)
@@ -57,10 +54,10 @@ def test_a_subscriber_gets_all_until_it_goes_and_the_drive_goes_on(tmp_path: Pat
     for topic, kind in topics.items():
         bus.advertise(topic, kind)
     assert topics.items() <= listener.topics().items()
-    listener.start(topics, hear)
+    listener.start(topics, hear, pytest.fail)
     bus.wait_for_subscribers()
     half = len(log()) // 2
-    drive = driving(log()[:half], tmp_path / "heard", more=lambda _: [Published(bus, Messages(manifest), send)])
+    drive = driving(log()[:half], tmp_path / "heard", more=lambda *_: [Published(bus, Messages(manifest), send)])
     drive.require_outcomes()
     until = {topic: len(sent[topic]) for topic in topics}
     listener.close()
@@ -68,15 +65,15 @@ def test_a_subscriber_gets_all_until_it_goes_and_the_drive_goes_on(tmp_path: Pat
         found = [data[: len(wanted)] for data, wanted in zip(heard[topic], sent[topic], strict=False)]  # DDS pads
         assert found == sent[topic][: len(found)]
         assert len(found) >= until[topic] - 1  # the last one may be on its way
-    assert until["/perception/objects/tracked"] == drive.driven.outcomes["taken"]
+    assert until["/perception/objects/tracked"] == drive.driven.outcomes["perceived"]
     states = [ros.TYPES.deserialize_cdr(each, topics["/diagnostics"]).status[0] for each in heard["/diagnostics"]]
     assert {each.hardware_id for each in states} == {manifest.name}
     assert {each.level for each in states} <= {0, 1, 2}
     # Nobody listens any more.
-    again = driving(log(), tmp_path / "unheard", more=lambda _: [Published(bus, Messages(manifest), send)])
+    again = driving(log(), tmp_path / "unheard", more=lambda *_: [Published(bus, Messages(manifest), send)])
     again.require_outcomes()
     assert not any(each.code == "output" for _, status in again.watch.states for each in status.reasons)
-    assert again.frames[-1]["outcome"] == "taken"
+    assert again.frames[-1]["outcome"] == "perceived"
 
 
 def test_what_is_listened_to_is_what_was_sent(tmp_path: Path, buses: tuple[Bus, Bus]) -> None:
@@ -120,7 +117,7 @@ def test_a_topic_that_is_published_later_is_heard(buses: tuple[Bus, Bus]) -> Non
     kind, heard = "std_msgs/msg/String", list[RawMessage]()
     publisher.advertise("/first", kind)
     assert "/first" in listener.topics()
-    listener.start(["/first", "/later"], heard.append)
+    listener.start(["/first", "/later"], heard.append, pytest.fail)
     publisher.advertise("/later", kind)
     publisher.wait_for_subscribers()
     end = time.monotonic() + 20

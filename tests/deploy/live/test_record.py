@@ -5,24 +5,25 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exported import QUIET, bundle
-from further import Heard, drive_with
-from recordings import Sent, write_raw_mcap
+from live import PATIENT, RESULTS, driving, replayed
+from recordings import Sent, nuscenes_topics, write_raw_mcap
 
 from deploy.live import record
+from deploy.live.intake import Intake
+from deploy.live.outputs import Output
+from deploy.live.policy import Policy
+from deploy.live.process import Driven
 from deploy.live.record import Recorder
 from deploy.recordings import ros
 from deploy.recordings.mcap import McapRecording
 from deploy.recordings.messages import RawMessage, RecordingInfo
-from deploy.replay.run import replay
-from deploy.replay.settings import Settings, Source
 
 MEGABYTE = 1 << 20
 INFO = RecordingInfo({}, 0, "monday", "boston-seaport", "Rain")
@@ -39,15 +40,25 @@ def recorded(path: Path) -> list[Sent]:
     return [Sent(each.topic, each.type_name, each.time, each.data) for each in found]
 
 
+def drive_recorded(log: list[Sent] | Path, out: Path, path: Path) -> Driven:
+    """Drive at the recorded pace, and record it."""
+
+    def record_it(stack: ExitStack, intake: Intake) -> list[Output]:
+        recorder = Recorder(path, intake.source.info, print)
+        stack.callback(recorder.close)
+        intake.tap = recorder.tap
+        return [recorder]
+
+    return driving(log, out, None, nuscenes_topics(wait=PATIENT), Policy(lateness=PATIENT), 1.0, more=record_it).driven
+
+
 def test_the_replay_of_a_recording_gives_the_bytes_of_the_drive(log: list[Sent], tmp_path: Path) -> None:
-    heard, path = Heard(), tmp_path / "monday.mcap"
-    driven, _ = drive_with(
-        bundle().path, write_raw_mcap(tmp_path / "drive.mcap", log), tmp_path / "live", heard, record=path
-    )
-    assert driven.outcomes == {"taken": driven.announced}  # else it was not fast enough here
-    replay(Source(path), bundle().path, tmp_path / "replay", Settings(), console=QUIET)
-    for name in ("tracks.json", "results.json", "statistics.jsonl"):
-        assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "replay" / name).read_bytes()
+    path = tmp_path / "monday.mcap"
+    driven = drive_recorded(log, tmp_path / "live", path)
+    assert driven.outcomes == {"perceived": driven.announced}  # else it was not fast enough here
+    replay = replayed(path, tmp_path / "replay")
+    for name in RESULTS:
+        assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
     assert recorded(path) == [each for each in log if each.topic in driven.counts["messages"]]
     assert McapRecording(path).info.scene == "drive"  # the name of the drive, not of the file
 
@@ -104,12 +115,12 @@ def disk_of(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_drive(log: list[Sent], tmp_path: Path) -> None:
-    heard, path = Heard(), tmp_path / "a.mcap"
+    path = tmp_path / "a.mcap"
     front = next(each for each in log if each.topic == "/cam_front/image_rect_compressed")
     damaged = front._replace(data=np.random.default_rng(0).bytes(MEGABYTE))  # nothing compresses it
     drive = write_raw_mcap(tmp_path / "drive.mcap", [*log[:20], damaged, damaged, damaged, *log[20:]])
     with disk_of(5 * MEGABYTE // 2):
-        driven, _ = drive_with(bundle().path, drive, tmp_path / "live", heard, record=path)
+        driven = drive_recorded(drive, tmp_path / "live", path)
     assert driven.counts["corrupt"][front.topic] == 3
     assert sum(driven.outcomes.values()) == driven.announced > 0
     assert (tmp_path / "live" / "tracks.json").exists()

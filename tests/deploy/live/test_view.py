@@ -4,6 +4,7 @@ import asyncio
 import struct
 import threading
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mcap.reader import make_reader
 
 from deploy.live.view import View
 from deploy.replay.foxglove_results import FoxgloveWriter
+from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -104,3 +106,19 @@ def test_nothing_is_drawn_for_nobody(steps: list[Any]) -> None:
     view.add(frame, seen)
     view.close()
     assert {*view._channels} - topics == {f"/cam_front/{name}" for name in ("image", "camera_info", "annotations")}
+
+
+def test_a_vehicle_without_lidar_is_shown(steps: list[Any], tmp_path: Path) -> None:
+    manifest = bundle().manifest
+    cameras = manifest.model_copy(update={"rig": manifest.rig.model_copy(update={"lidars": ()})})
+    frame, seen = steps[0]
+    view = View(0, cameras)
+    view.add(frame.without_points(), seen)
+    view.close()
+    with ExitStack() as files:
+        (writer,) = open_viewers(files, tmp_path, cameras, ["foxglove"])
+        writer.add(frame.without_points(), seen)
+    with (tmp_path / "results.mcap").open("rb") as file:
+        topics = {channel.topic for _, channel, _ in make_reader(file).iter_messages()}
+    assert "/cam_front/image" in topics
+    assert "/lidar_top" not in topics
