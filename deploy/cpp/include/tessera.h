@@ -1,0 +1,129 @@
+/* Runs a bundle of `perception export` frame by frame, without Python.
+ *
+ *     tessera_open -> tessera_step for each frame of a drive, in order of time -> tessera_close
+ *
+ * Coordinates are metres in the reference frame of the bundle's grid: x y z, with x ahead and y to the left if it is the
+ * vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
+ *
+ * Every function returns a tessera_status; what went wrong says tessera_message. A runtime belongs to one thread at a
+ * time. Structs carry their size, which the caller sets, so that later versions can add fields at their ends.
+ */
+#ifndef TESSERA_H
+#define TESSERA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TESSERA_API __attribute__((visibility("default")))
+
+typedef enum tessera_status {
+    TESSERA_OK = 0,
+    TESSERA_REFUSED = 1,      /* the bundle was changed, is not trusted, or cannot run here */
+    TESSERA_WRONG_ENGINE = 2, /* the engine does not compute the exported network: do not use its outputs */
+    TESSERA_BAD_INPUT = 3,    /* an argument or a frame cannot be used; the runtime is as before */
+    TESSERA_FAILED = 4        /* anything else, such as no memory */
+} tessera_status;
+
+typedef struct tessera_runtime tessera_runtime;
+
+typedef struct tessera_options {
+    size_t size;
+    const char *bundle;      /* folder */
+    const char *target;      /* NULL or "cpu": ONNX Runtime; else the target of a plan in engines/, run by TensorRT */
+    const char *plugin;      /* shared object with the engine of the target; NULL: libtessera_tensorrt.so */
+    const char *const *keys; /* PEM files of Ed25519 public keys, one of which must have signed it */
+    size_t key_count;        /* 0: unsigned bundles of any age are accepted */
+    const char *state;       /* with keys: folder that keeps the highest release that ran */
+    int allow_older;         /* with keys: accept an older release than that */
+    int threads;             /* of ONNX Runtime; 0: one for each core */
+} tessera_options;
+
+typedef struct tessera_camera {
+    size_t size;
+    const char *name;
+    const uint8_t *rgb; /* (height, width, 3), as recorded */
+    int32_t height, width;
+    double intrinsics[9];
+    double ego_from_camera[16];
+    double global_from_ego[16]; /* when it was exposed */
+} tessera_camera;
+
+typedef struct tessera_frame {
+    size_t size;
+    const char *scene; /* name of the drive; another one begins with an empty memory. NULL: "" */
+    int64_t timestamp;
+    double global_from_reference[16];
+    double global_from_ego[16];
+    const float *points;           /* (point_count, 5): x y z, intensity 0-255, s from the point to the frame */
+    const uint8_t *sweep_of_point; /* (point_count): 0 for points of the keyframe; NULL: all are */
+    size_t point_count;            /* 0: the LiDAR is missing */
+    const tessera_camera *cameras; /* those that are there, in any order */
+    size_t camera_count;
+    const char *const *conditions; /* what is known to hold, such as rain and night */
+    size_t condition_count;
+} tessera_frame;
+
+typedef enum tessera_type {
+    TESSERA_FLOAT32 = 0,
+    TESSERA_FLOAT64 = 1,
+    TESSERA_INT32 = 2,
+    TESSERA_INT64 = 3,
+    TESSERA_UINT8 = 4,
+    TESSERA_BOOL = 5
+} tessera_type;
+
+/* An array of the runtime, row-major; valid until its next step. */
+typedef struct tessera_array {
+    size_t size;
+    const void *data;
+    tessera_type type;
+    int32_t rank;
+    int64_t shape[8];
+} tessera_array;
+
+/* Seconds of the latest step, by stage. */
+typedef struct tessera_times {
+    size_t size;
+    double preprocess, engine, postprocess;
+} tessera_times;
+
+/* Checks every hash of a bundle, its signature if keys are given, and runs its golden frames. On an error *runtime is
+ * NULL, and tessera_message(NULL) says what it is. */
+TESSERA_API tessera_status tessera_open(const tessera_options *options, tessera_runtime **runtime);
+
+/* Perceives the next frame. What cannot be used of it counts as missing: points that are not finite, cameras with
+ * impossible matrices. Without a possible pose it is where the frame before was, and the memory begins anew. */
+TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame);
+
+/* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
+ * output, inputs/NAME or outputs/NAME; next_state. tessera_name lists them. */
+TESSERA_API tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tessera_array *array);
+
+/* The name of the array with this index; NULL behind the last. */
+TESSERA_API const char *tessera_name(const tessera_runtime *runtime, size_t index);
+
+/* Whether module NAME of the bundle ran in the latest step, as its weight. */
+TESSERA_API tessera_status tessera_weight(const tessera_runtime *runtime, const char *module, float *weight);
+
+TESSERA_API tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *times);
+
+/* Runs the next golden frame of the next network, for idle time; the memory stays as it is. */
+TESSERA_API tessera_status tessera_check(tessera_runtime *runtime);
+
+/* Begins with an empty memory at the next frame. */
+TESSERA_API tessera_status tessera_restart(tessera_runtime *runtime);
+
+/* What went wrong in the latest call on this runtime, or with NULL in the latest tessera_open of this thread; valid
+ * until the next call. */
+TESSERA_API const char *tessera_message(const tessera_runtime *runtime);
+
+TESSERA_API void tessera_close(tessera_runtime *runtime);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

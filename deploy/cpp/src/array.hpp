@@ -1,0 +1,93 @@
+// Arrays as in numpy: a type, a shape, and row-major elements.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "tessera.h"
+
+namespace tessera {
+
+using Type = tessera_type;
+
+inline constexpr struct {
+    Type type;
+    size_t bytes;
+    const char *name;         // numpy's
+    const char *safetensors;  // type in the header of such a file
+} kTypes[] = {
+    {TESSERA_FLOAT32, 4, "float32", "F32"}, {TESSERA_FLOAT64, 8, "float64", "F64"}, {TESSERA_INT32, 4, "int32", "I32"},
+    {TESSERA_INT64, 8, "int64", "I64"},     {TESSERA_UINT8, 1, "uint8", "U8"},      {TESSERA_BOOL, 1, "bool", "BOOL"},
+};
+
+template <typename T>
+constexpr Type type_of() {
+    if constexpr (std::is_same_v<T, float>) return TESSERA_FLOAT32;
+    else if constexpr (std::is_same_v<T, double>) return TESSERA_FLOAT64;
+    else if constexpr (std::is_same_v<T, int32_t>) return TESSERA_INT32;
+    else if constexpr (std::is_same_v<T, int64_t>) return TESSERA_INT64;
+    else if constexpr (std::is_same_v<T, bool>) return TESSERA_BOOL;
+    else {
+        static_assert(std::is_same_v<T, uint8_t>);
+        return TESSERA_UINT8;
+    }
+}
+
+using Shape = std::vector<int64_t>;
+
+inline size_t count(const Shape &shape) {
+    return static_cast<size_t>(std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()));
+}
+
+class Array {
+   public:
+    Array() = default;
+    Array(Type type, Shape shape) : type_(type), shape_(std::move(shape)), bytes_(count(shape_) * kTypes[type].bytes) {}
+
+    template <typename T>
+    static Array of(Shape shape) {
+        return Array(type_of<T>(), std::move(shape));
+    }
+
+    // Changes the first dimensions' lengths; within the memory that it had before nothing is allocated.
+    void resize(const Shape &shape) {
+        shape_.assign(shape.begin(), shape.end());
+        bytes_.resize(count(shape_) * kTypes[type_].bytes);
+    }
+
+    template <typename T>
+    T *data() {
+        return reinterpret_cast<T *>(bytes_.data());
+    }
+    template <typename T>
+    const T *data() const {
+        return reinterpret_cast<const T *>(bytes_.data());
+    }
+
+    Type type() const { return type_; }
+    const char *type_name() const { return kTypes[type_].name; }
+    const Shape &shape() const { return shape_; }
+    int64_t rows() const { return shape_.empty() ? 1 : shape_[0]; }
+    size_t size() const { return count(shape_); }
+    size_t byte_count() const { return bytes_.size(); }
+    void clear() { std::memset(bytes_.data(), 0, bytes_.size()); }
+    bool operator==(const Array &other) const {
+        return type_ == other.type_ && shape_ == other.shape_ && bytes_ == other.bytes_;
+    }
+
+   private:
+    Type type_ = TESSERA_FLOAT32;
+    Shape shape_;
+    std::vector<std::byte> bytes_;
+};
+
+using Arrays = std::map<std::string, Array, std::less<>>;
+
+}  // namespace tessera

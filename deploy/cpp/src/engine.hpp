@@ -1,0 +1,37 @@
+// What runs a network: ONNX Runtime, or an engine in a shared object of its own, such as TensorRT.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "array.hpp"
+#include "bundle.hpp"
+
+namespace tessera {
+
+// The state of a network where its engine computes.
+class EngineState {
+   public:
+    virtual ~EngineState() = default;
+    virtual void clear() = 0;
+    virtual void read(Array &into) const = 0;
+};
+
+class Engine {
+   public:
+    virtual ~Engine() = default;
+    // Runs a frame. `state` stands for the input `state` and the output `next_state`, which replaces it; null for a
+    // network without a memory. The outputs belong to the engine until its next run.
+    virtual const Arrays &run(const Arrays &inputs, EngineState *state) = 0;
+    virtual std::unique_ptr<EngineState> new_state() = 0;  // zeros; null without a memory
+};
+
+struct EngineOptions {
+    std::string target;  // cpu, or the target of a plan
+    std::string plugin;  // shared object; empty: libtessera_tensorrt.so
+    int threads = 0;
+};
+
+std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options);
+
+}  // namespace tessera

@@ -1,0 +1,42 @@
+// Golden frames: frames with known outputs, to check that an engine computes the exported network, and one with its
+// sensor data, to check what is before and behind the engine (deploy/golden.py, golden_file.py).
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "array.hpp"
+#include "bundle.hpp"
+#include "state.hpp"
+
+namespace tessera {
+
+struct GoldenFrame {
+    std::string name;
+    Arrays inputs;   // without `state`
+    Arrays outputs;  // the next state is sampled
+    Arrays compared;  // task -> which detections an engine must find, like its scores
+    Arrays sensors;     // what the inputs are made of; one frame has them
+    Arrays prediction;  // TASK/NAME, packed
+    std::optional<Moment> moment;  // of a network with a memory
+};
+
+// The frames with the outputs of this graph, in the order of their names.
+std::vector<GoldenFrame> read_golden(const Bundle &bundle, const std::string &graph);
+
+// Throws Error unless this library makes of the golden sensor data the inputs, and of the outputs the prediction, that
+// the export made.
+void require_end_to_end(const std::vector<GoldenFrame> &golden, const Bundle &bundle);
+
+// Runs inputs and returns the outputs, with the next state `sampled`; in the order of the frames.
+using Run = std::function<const Arrays &(const Arrays &inputs)>;
+
+// Throws Error (TESSERA_WRONG_ENGINE) unless the engine gives the outputs within the manifest's tolerances.
+void require_golden(const GoldenFrame &frame, const Run &run, const std::string &engine, const Manifest &manifest);
+
+// Every `golden.state_step`-th row and column of a state (1, C, rows, columns).
+void sample(const Array &state, int step, Array &into);
+
+}  // namespace tessera

@@ -1,0 +1,95 @@
+// manifest.json: the description of a bundle (docs/bundle_format.md, deploy/manifest.py).
+#pragma once
+
+#include <array>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "array.hpp"
+
+namespace tessera {
+
+using Json = nlohmann::ordered_json;
+
+struct TensorInfo {
+    std::string name;
+    Shape shape;
+    Type type;
+};
+
+// How points are grouped by cells of the grid; `preprocessing.pillars`.
+struct Pillars {
+    int rows, columns;
+    double cell;
+    std::array<double, 2> x, y, z;  // m
+    int most;                       // pillars
+    int points;                     // of a pillar
+    bool fullest;                   // which pillars stay if there are more; else the first, with cells in float32
+};
+
+// `preprocessing.pictures`.
+struct Pictures {
+    std::vector<std::string> cameras;  // in the order of the input `images`
+    int height, width;
+    int steps;  // of a pixel, into which places between pixels are rounded
+};
+
+// What counts as usable of a frame; `preprocessing.admission`.
+struct Admission {
+    double rigid;        // largest entry of R R^T - 1 of a rotation
+    double upright;      // least z of the vehicle's z axis
+    double far;          // m or pixels, which no number of a matrix reaches
+    double narrowest;    // focal length in sides of the picture
+    int largest;         // pixels, side of a picture
+    double state_rigid;  // like `rigid`, of the motion between two frames
+};
+
+struct Preprocessing {
+    std::string reference;  // frame of reference of points, boxes and grids: ego or lidar
+    std::optional<Pillars> pillars;
+    int points = 0;  // places for single points of the keyframe
+    std::optional<Pictures> pictures;
+    Admission admission;
+};
+
+struct Module {
+    std::string name;
+    std::vector<std::string> asks;  // facts that a frame must have for it to run
+};
+
+// `steering`: fact -> input; the fact holds where a number of the input is not zero, else no-FACT does.
+struct Steering {
+    std::vector<std::pair<std::string, std::string>> sensors;
+    std::vector<std::string> values;  // of the input `conditions`, in its order
+};
+
+struct StateInfo {
+    std::string input, output;
+    Shape shape;
+    double seconds, speed;  // beyond which a state is not used
+};
+
+struct Manifest {
+    std::string name, sha256, signer, precision;
+    int schema_version = 0;
+    int64_t release = 0;
+    std::string expires;  // as in the file; empty: never
+    std::vector<TensorInfo> inputs, outputs;
+    std::vector<std::string> routes, folded, apart, views;
+    std::vector<Module> banked;
+    std::optional<StateInfo> state;
+    Preprocessing preprocessing;
+    Steering steering;
+    Json postprocessing;  // task -> how its outputs become results
+    Json golden;          // how an engine's outputs are compared
+    Json tolerances;
+    std::vector<std::string> condition_values;  // of the taxonomy, in its order
+    std::vector<std::string> tasks;             // in the order of the file
+    std::map<std::string, std::string> files;   // name -> sha256
+    Json json;                                  // all of it
+};
+
+}  // namespace tessera

@@ -1,0 +1,32 @@
+// The network's outputs become results: boxes after NMS, map, classes of points, voxels, conditions.
+#pragma once
+
+#include <memory>
+
+#include "array.hpp"
+#include "manifest.hpp"
+
+namespace tessera {
+
+// Results of the first frame of a batch, TASK/NAME, as `to_prediction` of perception/tasks/task.py:
+//   detection/  centers (N, 3), sizes (N, 3), rotations (N, 3, 3), velocities (N, 3), scores (N) float64;
+//               labels (N), attributes (N) int64; best first
+//   map/        probabilities (layers, rows, columns) float32
+//   points/     classes (K) uint8, probabilities (K) float32
+//   occupancy/  classes uint8, occupied, others float32 (levels, rows, columns), free (360) float32
+//   conditions/ probabilities (values) float64, in the order of the taxonomy; 0 long if one of them is not finite
+class Decoder {
+   public:
+    explicit Decoder(const Manifest &manifest);
+    ~Decoder();
+    void decode(const Arrays &outputs, Arrays &results);
+
+   private:
+    struct Parts;
+    std::unique_ptr<Parts> parts_;
+};
+
+// Whether all numbers of the outputs are finite.
+bool all_finite(const Arrays &outputs);
+
+}  // namespace tessera

@@ -1,0 +1,28 @@
+// What goes from frame to frame, and what steers the modules (perception/sensors/state.py, deploy/route.py).
+#pragma once
+
+#include <optional>
+#include <set>
+#include <string>
+
+#include "array.hpp"
+#include "geometry.hpp"
+#include "manifest.hpp"
+
+namespace tessera {
+
+// Where and when a frame was recorded.
+struct Moment {
+    std::string scene;
+    int64_t timestamp = 0;  // us
+    Matrix4 global_from_reference = kIdentity;
+};
+
+// Writes current_from_previous (1, 4, 4), state_valid (1) and elapsed (1), all float32; `before` may be null. Returns
+// whether the state is valid.
+bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs);
+
+// Writes `route` (1, modules) and `conditions` (1, values), float32, as far as the network has them.
+void steer(const Manifest &manifest, const std::set<std::string, std::less<>> &conditions, Arrays &inputs);
+
+}  // namespace tessera
