@@ -7,10 +7,15 @@ namespace tessera {
 
 namespace {
 
+bool is_finite(const Matrix4 &matrix) {
+    return std::all_of(matrix.begin(), matrix.end(), [](double value) { return std::isfinite(value); });
+}
+
 // current_from_previous, of points at rest; nothing if the poses give no rigid motion.
 std::optional<Matrix4> relative_motion(const Moment &before, const Moment &moment, double rigid) {
+    if (!is_finite(before.global_from_reference) || !is_finite(moment.global_from_reference)) return {};
     const Matrix4 motion = multiply(inverse(moment.global_from_reference), before.global_from_reference);
-    if (!std::all_of(motion.begin(), motion.end(), [](double value) { return std::isfinite(value); })) return {};
+    if (!is_finite(motion)) return {};
     for (size_t row = 0; row < 3; ++row) {
         for (size_t column = 0; column < 3; ++column) {
             double sum = 0;
