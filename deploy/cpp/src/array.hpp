@@ -97,8 +97,8 @@ class Array {
 using Arrays = std::map<std::string, Array, std::less<>>;
 
 // The array of this name with this shape, of any content; it allocates nothing once there was as large a one.
-template <typename T>
-T *fill_in(Arrays &arrays, std::string_view name, std::initializer_list<int64_t> shape) {
+template <typename T, typename Lengths = std::initializer_list<int64_t>>
+T *fill_in(Arrays &arrays, std::string_view name, const Lengths &shape) {
     auto found = arrays.find(name);
     if (found == arrays.end()) found = arrays.emplace(name, Array::of<T>(shape)).first;
     found->second.resize(shape);
