@@ -80,8 +80,9 @@ void steer(const Manifest &manifest, const std::set<std::string, std::less<>> &c
         }
     }
     if (!manifest.steering.values.empty()) {
-        float *values = fill_in<float>(inputs, "conditions", {1, static_cast<int64_t>(manifest.steering.values.size())});
-        for (const std::string &value : manifest.steering.values) *values++ = holds(value) ? 1 : 0;
+        const std::vector<std::string> &asked = manifest.steering.values;
+        float *values = fill_in<float>(inputs, "conditions", {1, static_cast<int64_t>(asked.size())});
+        for (const std::string &value : asked) *values++ = holds(value) ? 1 : 0;
     }
 }
 
