@@ -68,7 +68,7 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> None:
     file = copy_bundle(tmp_path / "bundle") / "manifest.json"
     content = {"news": 1} | json.loads(file.read_text()) | {"grid": None}
-    for version, remedy in ((12, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
+    for version, remedy in ((13, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
         file.write_text(json.dumps(content | {"schema_version": version}))
         with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 12; {remedy}"):
             Bundle.load(file.parent)
