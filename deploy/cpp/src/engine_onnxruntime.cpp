@@ -102,16 +102,14 @@ class OnnxRuntimeEngine : public Engine {
     Shape shape_;
 };
 
-// What an engine in a shared object of its own exports.
-using Opener = Engine *(*)(const Bundle &bundle, const EngineOptions &options);
-
 std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &options) {
     const std::string name = options.plugin.empty() ? "libtessera_tensorrt.so" : options.plugin;
     void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) throw refused(options.target, ": ", dlerror(), "; install the library with this engine");
-    const auto open = reinterpret_cast<Opener>(dlsym(library, "tessera_open_engine"));
-    if (!open) throw refused(name, ": is no engine of tessera (it has no tessera_open_engine)");
-    return std::unique_ptr<Engine>(open(bundle, options));
+    const auto compiler = reinterpret_cast<EngineCompiler *>(dlsym(library, "tessera_engine_compiler"));
+    const auto open = reinterpret_cast<EngineOpener *>(dlsym(library, "tessera_open_engine"));
+    if (!compiler || !open) throw refused(name, ": is no engine for this library (it lacks tessera_open_engine)");
+    return std::unique_ptr<Engine>(open(bundle.manifest(), bundle.plan(options.target, compiler())));
 }
 
 }  // namespace
