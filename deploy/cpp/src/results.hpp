@@ -2,9 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "array.hpp"
 #include "manifest.hpp"
+#include "nms.hpp"
 
 namespace tessera {
 
@@ -24,6 +27,27 @@ class Decoder {
    private:
     struct Parts;
     std::unique_ptr<Parts> parts_;
+};
+
+// Joins the detections of a frame's views, each in its own frame of reference, as `join_views` of
+// perception/tasks/detection/task.py; other tasks cannot join theirs.
+class ViewJoiner {
+   public:
+    // views: of each of the results, front or rear.
+    void join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined);
+
+   private:
+    struct Row {
+        double score;
+        int64_t label;
+        size_t place, view, row;  // place: among those of all views
+    };
+    void suppress(const std::vector<std::string> &views, const std::vector<Arrays> &results);
+
+    std::vector<Row> rows_;
+    std::vector<uint8_t> gone_, gone_of_label_;
+    std::vector<size_t> own_;
+    RotatedNms nms_;
 };
 
 // Whether all numbers of the outputs are finite.

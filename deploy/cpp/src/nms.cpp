@@ -1,0 +1,156 @@
+#include "nms.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tessera {
+
+Footprint footprint(double x, double y, double width, double length, double sine, double cosine) {
+    const double scale = std::sqrt(sine * sine + cosine * cosine);
+    return scale > 0 ? Footprint{x, y, width, length, sine / scale, cosine / scale}
+                     : Footprint{x, y, width, length, 0, 1};
+}
+
+// Clips the polygon to the first box by clamping it in that box's frame, as the Python function, and adds in numpy's
+// order.
+double rotated_iou(const Footprint &one, const Footprint &other) {
+    const double x = other.x - one.x, y = other.y - one.y, sin = one.sine, cos = one.cosine;
+    const double middle[2] = {x * cos + y * sin, y * cos - x * sin};
+    const double turned_sin = other.sine * cos - other.cosine * sin, turned_cos = other.cosine * cos + other.sine * sin;
+    const double ahead[2] = {other.length / 2 * turned_cos, other.length / 2 * turned_sin};
+    const double left[2] = {other.width / 2 * -turned_sin, other.width / 2 * turned_cos};
+    const double half[2] = {one.length / 2, one.width / 2};
+    double corners[4][2], outline[2][20];
+    for (int axis : {0, 1}) {
+        corners[0][axis] = ahead[axis] - left[axis] + middle[axis];
+        corners[1][axis] = ahead[axis] + left[axis] + middle[axis];
+        corners[2][axis] = left[axis] - ahead[axis] + middle[axis];
+        corners[3][axis] = -ahead[axis] - left[axis] + middle[axis];
+    }
+    for (int i = 0; i < 4; ++i) {
+        const double *corner = corners[i], *next = corners[(i + 1) % 4];
+        const double side[2] = {next[0] - corner[0], next[1] - corner[1]};
+        double crossed[5] = {0};  // where the side meets the lines of the first box's sides
+        for (int k = 0; k < 4; ++k) {
+            const int axis = k % 2;
+            const double to_line = (k < 2 ? -half[axis] : half[axis]) - corner[axis];
+            crossed[k + 1] = side[axis] != 0 ? std::clamp(to_line / side[axis], 0.0, 1.0) : 0;
+        }
+        std::sort(crossed + 1, crossed + 5);
+        for (int k = 0; k < 5; ++k) {
+            for (int axis : {0, 1}) {
+                const double place = corner[axis] + crossed[k] * side[axis];
+                outline[axis][5 * i + k] = std::min(std::max(place, -half[axis]), half[axis]);
+            }
+        }
+    }
+    double terms[20];
+    for (int i = 0; i < 20; ++i) {
+        const int next = (i + 1) % 20;
+        terms[i] = outline[0][i] * outline[1][next] - outline[0][next] * outline[1][i];
+    }
+    for (int i = 0; i < 8; ++i) terms[i] += terms[i + 8];
+    double sum = ((terms[0] + terms[1]) + (terms[2] + terms[3])) + ((terms[4] + terms[5]) + (terms[6] + terms[7]));
+    for (int i = 16; i < 20; ++i) sum += terms[i];
+    const double shared = sum / 2, both = one.width * one.length + other.width * other.length - shared;
+    return both > 0 ? shared / both : 0;
+}
+
+void RotatedNms::run(double largest, size_t most, std::vector<uint8_t> &gone) {
+    const size_t n = boxes.size();
+    reach_.clear();
+    for (const Footprint &box : boxes) reach_.push_back(std::sqrt(box.width * box.width + box.length * box.length) / 2);
+    gone.assign(n, 0);
+    for (size_t i = 0, kept = 0; i < n; ++i) {
+        if (kept == most) gone[i] = 1;
+        if (gone[i]) continue;
+        ++kept;
+        for (size_t k = i + 1; k < n; ++k) {
+            const double x = boxes[k].x - boxes[i].x, y = boxes[k].y - boxes[i].y, reach = reach_[k] + reach_[i];
+            if (gone[k] || !(x * x + y * y < reach * reach)) continue;
+            gone[k] = rotated_iou(boxes[i], boxes[k]) >= largest;
+        }
+    }
+}
+
+namespace {
+
+template <typename T>
+T value_or(const Json &settings, const char *name, const T &otherwise) {
+    return settings.at(name).is_null() ? otherwise : settings.at(name).get<T>();
+}
+
+}  // namespace
+
+Suppressor::Suppressor(const Json &settings)
+    : threshold_(settings.at("threshold").get<float>()),
+      low_(value_or(settings, "low", std::vector<double>())),
+      high_(value_or(settings, "high", std::vector<double>())),
+      circle_(settings.at("kind") == "circle"),
+      by_class_(settings.at("within") == "class"),
+      radii_(settings.at("radii").get<std::vector<double>>()),
+      overlap_(settings.at("overlap").get<double>()),
+      most_(value_or(settings, "most", std::numeric_limits<size_t>::max())),
+      total_(value_or(settings, "total", std::numeric_limits<size_t>::max())) {
+    if (low_.size() != 3 || high_.size() != 3) low_.clear(), high_.clear();
+}
+
+void Suppressor::run(const Candidates &candidates, size_t first, size_t last, int64_t group, std::vector<int> &kept) {
+    ranked_.clear();
+    for (size_t i = first; i < last; ++i) {
+        const float *box = candidates.boxes + candidates.width * i;
+        bool stays = candidates.scores[i] > threshold_;
+        for (size_t axis = 0; axis < low_.size(); ++axis) {
+            stays = stays && box[axis] >= low_[axis] && box[axis] <= high_[axis];
+        }
+        if (!stays) continue;
+        const int64_t part = by_class_ ? integer_at(candidates.labels, i) : group;
+        ranked_.push_back({part, candidates.scores[i], static_cast<int>(i)});
+    }
+    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked &a, const Ranked &b) {
+        return a.part != b.part ? a.part < b.part : a.score != b.score ? a.score > b.score : a.index < b.index;
+    });
+    for (size_t start = 0, end = 0; start < ranked_.size(); start = end) {
+        while (end < ranked_.size() && ranked_[end].part == ranked_[start].part) ++end;
+        suppress(candidates, ranked_.data() + start, end - start, ranked_[start].part);
+        for (size_t i = start; i < end; ++i) {
+            if (!gone_[i - start]) kept.push_back(ranked_[i].index);
+        }
+    }
+}
+
+void Suppressor::suppress(const Candidates &candidates, const Ranked *ranked, size_t n, int64_t part) {
+    const auto box = [&](size_t i) { return candidates.boxes + candidates.width * ranked[i].index; };
+    if (!circle_) {
+        rotated_.boxes.clear();
+        for (size_t i = 0; i < n; ++i) {
+            const float *own = box(i);
+            rotated_.boxes.push_back(footprint(own[0], own[1], own[3], own[4], own[6], own[7]));
+        }
+        rotated_.run(overlap_, most_, gone_);
+        return;
+    }
+    const double radius = part >= 0 && part < static_cast<int64_t>(radii_.size()) ? radii_[part] : 0;
+    const float nearest = static_cast<float>(radius * radius);  // as distances are in single precision
+    gone_.assign(n, 0);
+    for (size_t i = 0, kept = 0; i < n; ++i) {
+        if (kept == most_) gone_[i] = 1;
+        if (gone_[i]) continue;
+        ++kept;
+        for (size_t k = i + 1; k < n; ++k) {
+            const float x = box(i)[0] - box(k)[0], y = box(i)[1] - box(k)[1];
+            gone_[k] |= x * x + y * y <= nearest;
+        }
+    }
+}
+
+int64_t integer_at(const Array &array, size_t index) {
+    switch (array.type()) {
+        case TESSERA_INT64: return array.data<int64_t>()[index];
+        case TESSERA_INT32: return array.data<int32_t>()[index];
+        default: return array.data<uint8_t>()[index];
+    }
+}
+
+}  // namespace tessera
