@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from perception.errors import InputError
-from perception.geometry import move, unit_headings
+from perception.geometry import inverse, move, product, unit_headings
 from perception.grid import Reference
 
 View = Literal["front", "rear"]  # where a network that looks one way, along x, looks to
@@ -356,8 +356,8 @@ class Frame:
         It goes through the global frame, because the vehicle moves between the LiDAR sweep and the exposure.
         """
         c = self.cameras[camera]
-        camera_from_reference = np.linalg.inv(c.global_from_ego @ c.ego_from_camera) @ self.global_from_reference
-        return c.intrinsics @ camera_from_reference[:3]
+        camera_from_global = inverse(product(c.global_from_ego, c.ego_from_camera))
+        return product(c.intrinsics, product(camera_from_global, self.global_from_reference)[:3])
 
 
 @dataclass(frozen=True)

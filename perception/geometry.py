@@ -83,6 +83,38 @@ def rotation_about(axis: np.ndarray, angle: float) -> np.ndarray:
     return np.asarray(np.eye(3) + (np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross))
 
 
+# Products and inverses of small matrices. BLAS and LAPACK add in the order of their build and machine, these in one, so
+# that every runtime of a bundle gives the same inputs in every bit.
+
+
+def product(*matrices: np.ndarray) -> np.ndarray:
+    """The product of matrices (n, k) float64, from left to right."""
+    result = matrices[0]
+    for matrix in matrices[1:]:
+        terms = result[:, :, None] * matrix
+        result = terms[:, 0]
+        for k in range(1, len(matrix)):
+            result = result + terms[:, k]
+    return result
+
+
+def inverse(pose: np.ndarray) -> np.ndarray:
+    """The inverse of an affine matrix (4, 4) with the last row 0 0 0 1, by its cofactors.
+
+    Raises:
+        ZeroDivisionError: it has none.
+    """
+    (a, b, c, x), (d, e, f, y), (g, h, i, z), _ = pose.tolist()
+    rows = (
+        (e * i - f * h, c * h - b * i, b * f - c * e),
+        (f * g - d * i, a * i - c * g, c * d - a * f),
+        (d * h - e * g, b * g - a * h, a * e - b * d),
+    )
+    determinant = a * rows[0][0] + b * rows[1][0] + c * rows[2][0]
+    turned = [[value / determinant for value in row] for row in rows]
+    return np.array([*([p, q, r, -(p * x + q * y + r * z)] for p, q, r in turned), [0.0, 0.0, 0.0, 1.0]])
+
+
 # LiDAR points: moved, and counted inside boxes.
 
 

@@ -1,18 +1,19 @@
-"""Preprocessing of a frame into the input arrays of the network and its exported engine. numpy and OpenCV only."""
+"""Preprocessing of a frame into the input arrays of the network and its exported engine. numpy only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
-from perception.config import CameraBranch, Config, Image, Lidar
+from perception.config import CameraBranch, Config, Lidar
 from perception.datasets.keyframes import Reads
 from perception.frame import Frame
+from perception.geometry import product
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
+from perception.sensors.camera.picture import fit_width, warp
 from perception.sensors.lidar.pillars import group
 from perception.sensors.state import Limits
 from perception.tasks import counted_truth, point_places
@@ -155,37 +156,7 @@ def _fill_cameras(
             recorded = frame.cameras[name].image
             affine = affines[name] if name in affines else fit_width(recorded.shape, size)
             warp(recorded, affine, size, into=images[i])
-            projections[i] = affine @ frame.image_from_reference(name)
+            projections[i] = product(affine, frame.image_from_reference(name))
         else:
             images[i].fill(0)
             projections[i].fill(0)
-
-
-def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:
-    """(3, 3) network pixels from recorded pixels: scale to the network's width and keep the bottom rows.
-
-    This crops the sky; an image that is too low is padded with black rows at the top. Integer coordinates are pixel
-    centres, so scaling by s maps u to s (u + 0.5) - 0.5.
-    """
-    height, width = recorded[:2]
-    scale = size.width / width
-    shift = 0.5 * scale - 0.5
-    return np.array([[scale, 0, shift], [0, scale, shift + size.height - scale * height], [0, 0, 1]])
-
-
-def warp(recorded: np.ndarray, affine: np.ndarray, size: Image, into: np.ndarray | None = None) -> np.ndarray:
-    """(height, width, 3) uint8 image in which pixel affine @ p shows the recorded pixel p; black outside of it.
-
-    Reduction by an integer factor is done by area averaging first, because bilinear interpolation would alias.
-
-    Args:
-        into: where to write the image; None: a new array.
-    """
-    height, width = recorded.shape[:2]
-    shrink = int(1 / np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
-    if shrink > 1:
-        smaller = max(1, width // shrink), max(1, height // shrink)
-        recorded = cv2.resize(recorded, smaller, interpolation=cv2.INTER_AREA)
-        x, y = width / recorded.shape[1], height / recorded.shape[0]
-        affine = affine @ np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5], [0, 0, 1]])
-    return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), into, flags=cv2.INTER_LINEAR)

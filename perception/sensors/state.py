@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from perception.frame import Frame
+from perception.geometry import inverse, product
 
 Reset = Literal["first frame", "another drive", "time does not go on", "gap", "impossible motion"]
-_RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
+RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
 
 
 class Limits(NamedTuple):
@@ -69,11 +70,11 @@ def relative_motion(previous: Moment, moment: Moment) -> np.ndarray | None:
     if not all(np.isfinite(pose).all() for pose in poses):
         return None
     try:
-        motion = np.linalg.solve(moment.global_from_reference, previous.global_from_reference)
-    except np.linalg.LinAlgError:
+        motion = product(inverse(moment.global_from_reference), previous.global_from_reference)
+    except ZeroDivisionError:
         return None
     rotation = motion[:3, :3]
-    rigid = np.isfinite(motion).all() and np.abs(rotation.T @ rotation - np.eye(3)).max() <= _RIGID
+    rigid = np.isfinite(motion).all() and np.abs(rotation.T @ rotation - np.eye(3)).max() <= RIGID
     return motion if rigid else None
 
 

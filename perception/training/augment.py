@@ -9,7 +9,7 @@ import numpy as np
 
 from perception.config import Augment, CameraBranch, Image
 from perception.frame import Frame
-from perception.sensors.inputs import fit_width
+from perception.sensors.camera.picture import fit_width
 
 
 class Augmentation:

@@ -52,7 +52,8 @@ from perception.config import Config, Image, find_config, load_config
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
-from perception.sensors.inputs import fit_width, group, warp
+from perception.sensors.camera.picture import fit_width, warp
+from perception.sensors.inputs import group
 from perception.tasks import TASKS, parse_tasks, tasks_of
 from perception.tasks.detection.task import DetectionTask
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <initializer_list>
 #include <map>
 #include <numeric>
 #include <string>
@@ -61,6 +63,10 @@ class Array {
         shape_.assign(shape.begin(), shape.end());
         bytes_.resize(count(shape_) * kTypes[type_].bytes);
     }
+    void resize(std::initializer_list<int64_t> shape) {  // such a list is not on the heap
+        shape_.assign(shape);
+        bytes_.resize(count(shape_) * kTypes[type_].bytes);
+    }
 
     template <typename T>
     T *data() {
@@ -89,5 +95,14 @@ class Array {
 };
 
 using Arrays = std::map<std::string, Array, std::less<>>;
+
+// The array of this name with this shape, of any content; it allocates nothing once there was as large a one.
+template <typename T>
+T *fill_in(Arrays &arrays, std::string_view name, std::initializer_list<int64_t> shape) {
+    auto found = arrays.find(name);
+    if (found == arrays.end()) found = arrays.emplace(name, Array::of<T>(shape)).first;
+    found->second.resize(shape);
+    return found->second.data<T>();
+}
 
 }  // namespace tessera

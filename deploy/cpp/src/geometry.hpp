@@ -17,8 +17,9 @@ inline constexpr Matrix4 kIdentity = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 
 
 // The product of two poses.
 Matrix4 multiply(const Matrix4 &a, const Matrix4 &b);
+Matrix34 multiply(const Matrix3 &a, const Matrix34 &b);
 
-// The inverse of an affine matrix, by its cofactors.
+// The inverse of an affine matrix, by its cofactors; not finite if there is none.
 Matrix4 inverse(const Matrix4 &matrix);
 
 // Whether it is a rotation and translation with finite numbers, with a z axis of at least this z.
@@ -31,6 +32,10 @@ struct Camera {
     Matrix3 intrinsics;
     Matrix4 ego_from_camera, global_from_ego;
 };
+
+// Projection of reference points (at the frame's time) to recorded pixels, through the global frame, because the vehicle
+// moves between the LiDAR sweep and the exposure.
+Matrix34 image_from_reference(const Camera &camera, const Matrix4 &global_from_reference);
 
 struct Frame {
     std::string_view scene;

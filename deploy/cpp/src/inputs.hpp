@@ -1,6 +1,8 @@
 // A frame becomes the network's inputs (perception/sensors/inputs.py).
 #pragma once
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "array.hpp"
@@ -14,25 +16,48 @@ namespace tessera {
 class Grouper {
    public:
     explicit Grouper(const Pillars &settings);
+    // pillar_points and counts: zeros, or what a call wrote there; only what is no longer a point is written as padding.
     // cells_of_points: (N), overwritten with the cell of each point, rows * columns outside of the grid; may be null.
     int group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells,
               int32_t *cells_of_points);
 
    private:
+    struct Limit {
+        int least;  // cells with more points stay
+        int equal;  // and so many of those with as many points
+    };
+    template <typename Rule>
+    int count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points);
+    Limit limit(int occupied) const;
+    int assign_rows(int occupied, int32_t *cells);
+
     Pillars settings_;
-    std::vector<int32_t> cell_of_point_, occupied_, scratch_;  // and whatever it takes to allocate nothing per frame
+    std::vector<int32_t> totals_;       // of each cell; zeros between frames
+    std::vector<int32_t> row_of_cell_;  // of cells with points: first their order, then their pillar, -1 for none
+    std::vector<int32_t> filled_;       // points in each pillar
+    std::vector<int32_t> cell_of_point_;
 };
 
 // Writes the network's picture (height, width, 3) of a recorded one, as `fit_width` and `warp` of
-// perception/sensors/inputs.py, and the affine matrix by which it did.
+// perception/sensors/camera/picture.py, and returns the affine matrix by which it did.
 class Warper {
    public:
     explicit Warper(const Pictures &settings);
     Matrix3 warp(const uint8_t *rgb, int height, int width, uint8_t *into);
 
    private:
+    struct Tap {
+        int low, high;  // pixels on both sides of a place
+        uint16_t low_weight, high_weight;
+    };
+    static void tap(double scale, double shift, int count, std::vector<Tap> &taps);
+    const uint8_t *reduce(const uint8_t *rgb, int height, int width, int factor);
+
     Pictures settings_;
+    std::vector<Tap> rows_, columns_;
     std::vector<uint8_t> reduced_;
+    std::vector<uint16_t> sums_, mixed_;
+    std::vector<uint32_t> long_sums_;
 };
 
 class Preprocessor {
@@ -40,20 +65,25 @@ class Preprocessor {
     explicit Preprocessor(const Manifest &manifest);
 
     // The inputs of a frame in which all can be used (`admit`); a missing sensor has padding and zeros. The number of
-    // pillars is that of the manifest.
+    // pillars is that of the manifest. `inputs` are from `no_sensors` or an earlier frame, and nothing else wrote there.
     void prepare(const Frame &frame, Arrays &inputs);
 
    private:
+    void fill_points(const Frame &frame, Arrays &inputs) const;
+    void fill_cameras(const Frame &frame, Arrays &inputs);
+
     Preprocessing settings_;
-    // Grouper, Warper and buffers.
+    std::optional<Grouper> grouper_;
+    std::optional<Warper> warper_;
+    std::vector<int32_t> cells_of_points_;
 };
 
-// The inputs that `prepare` fills, with the shapes of the manifest.
+// The inputs that `prepare` fills, with padding and zeros.
 Arrays no_sensors(const Manifest &manifest);
 
 // Leaves out of a frame what cannot be used (perception/scene/admission.py, without its findings): points that are not
 // finite, cameras that are not the network's or have impossible pictures or matrices. A frame without a possible pose
-// gets that of the frame before, and so do its cameras.
+// gets that of the frame before, and so do its cameras; one without a possible time gets the time before.
 class Admitter {
    public:
     explicit Admitter(const Manifest &manifest);
@@ -61,9 +91,13 @@ class Admitter {
     bool admit(Frame &frame);
 
    private:
+    void leave_out_points(Frame &frame);
+    bool is_usable(const Camera &camera) const;
+
     Admission settings_;
     std::vector<std::string> cameras_;
     Matrix4 reference_ = kIdentity, ego_ = kIdentity;  // global from these, of the frame before
+    int64_t timestamp_ = 0;
     std::string scene_;
     std::vector<float> points_;
     std::vector<uint8_t> sweeps_;

@@ -26,7 +26,8 @@ from perception.grid import BevGrid
 from perception.modules.bank import Bank
 from perception.modules.route import Route
 from perception.modules.spec import parse_module
-from perception.sensors.inputs import PILLARS, InputSpec, fit_width, prepare, warp, without_padding
+from perception.sensors.camera.picture import fit_width, warp
+from perception.sensors.inputs import PILLARS, InputSpec, prepare, without_padding
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.pillars import group
 from perception.tasks import tasks_of

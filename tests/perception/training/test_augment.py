@@ -21,7 +21,8 @@ from perception.frame import PER_POINT, Boxes, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
-from perception.sensors.inputs import InputSpec, fit_width, prepare
+from perception.sensors.camera.picture import fit_width
+from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import Axis

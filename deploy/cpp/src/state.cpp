@@ -1,0 +1,88 @@
+#include "state.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tessera {
+
+namespace {
+
+bool is_finite(const Matrix4 &matrix) {
+    return std::all_of(matrix.begin(), matrix.end(), [](double value) { return std::isfinite(value); });
+}
+
+// current_from_previous, of points at rest; nothing if the poses give no rigid motion.
+std::optional<Matrix4> relative_motion(const Moment &before, const Moment &moment, double rigid) {
+    if (!is_finite(before.global_from_reference) || !is_finite(moment.global_from_reference)) return {};
+    const Matrix4 motion = multiply(inverse(moment.global_from_reference), before.global_from_reference);
+    if (!is_finite(motion)) return {};
+    for (size_t row = 0; row < 3; ++row) {
+        for (size_t column = 0; column < 3; ++column) {
+            double sum = 0;
+            for (size_t k = 0; k < 12; k += 4) sum += motion[k + row] * motion[k + column];
+            if (!(std::abs(sum - (row == column)) <= rigid)) return {};
+        }
+    }
+    return motion;
+}
+
+// The motion since the frame before, if its state can be used.
+std::optional<Matrix4> usable_motion(const Moment &before, const Moment &moment, double elapsed, const StateInfo &info,
+                                     double rigid) {
+    if (before.scene != moment.scene || elapsed <= 0 || elapsed > info.seconds) return {};
+    const std::optional<Matrix4> motion = relative_motion(before, moment, rigid);
+    if (!motion) return {};
+    const double x = (*motion)[3], y = (*motion)[7], z = (*motion)[11];
+    return std::sqrt(x * x + y * y + z * z) <= info.speed * elapsed ? motion : std::nullopt;
+}
+
+bool any(const Array &array) {
+    if (array.type() == TESSERA_FLOAT32) {  // -0 is zero, too
+        const float *values = array.data<float>();
+        return std::any_of(values, values + array.size(), [](float value) { return value != 0; });
+    }
+    const uint8_t *bytes = array.data<uint8_t>();
+    return std::any_of(bytes, bytes + array.byte_count(), [](uint8_t byte) { return byte != 0; });
+}
+
+}  // namespace
+
+bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs) {
+    std::optional<Matrix4> motion;
+    double elapsed = 0;
+    if (before != nullptr) {
+        elapsed = static_cast<double>(moment.timestamp - before->timestamp) / 1e6;
+        motion = usable_motion(*before, moment, elapsed, info, rigid);
+    }
+    const Matrix4 matrix = motion.value_or(kIdentity);
+    std::copy(matrix.begin(), matrix.end(), fill_in<float>(inputs, "current_from_previous", {1, 4, 4}));
+    *fill_in<float>(inputs, "state_valid", {1}) = motion ? 1 : 0;
+    *fill_in<float>(inputs, "elapsed", {1}) = motion ? static_cast<float>(elapsed) : 0;
+    return motion.has_value();
+}
+
+void steer(const Manifest &manifest, const std::set<std::string, std::less<>> &conditions, Arrays &inputs) {
+    const auto holds = [&](std::string_view asked) {
+        if (conditions.count(asked) > 0) return true;
+        constexpr std::string_view no = "no-";
+        const bool missing = asked.substr(0, no.size()) == no;
+        for (const auto &[fact, input] : manifest.steering.sensors) {
+            if (fact != asked && (!missing || fact != asked.substr(no.size()))) continue;
+            const auto found = inputs.find(input);
+            if (found != inputs.end() && any(found->second) == (fact == asked)) return true;
+        }
+        return false;
+    };
+    if (!manifest.banked.empty()) {
+        float *route = fill_in<float>(inputs, "route", {1, static_cast<int64_t>(manifest.banked.size())});
+        for (const Module &module : manifest.banked) {
+            *route++ = std::all_of(module.asks.begin(), module.asks.end(), holds) ? 1 : 0;
+        }
+    }
+    if (!manifest.steering.values.empty()) {
+        float *values = fill_in<float>(inputs, "conditions", {1, static_cast<int64_t>(manifest.steering.values.size())});
+        for (const std::string &value : manifest.steering.values) *values++ = holds(value) ? 1 : 0;
+    }
+}
+
+}  // namespace tessera
