@@ -234,7 +234,8 @@ Array levels_of(const Array &probabilities, float levels, float unknown) {
     return found;
 }
 
-constexpr float kMapLevels = 4096;  // steps of a stored map's probabilities (perception/tasks/map/memory.py)
+// Stored probabilities: steps of a map's (perception/tasks/map/memory.py), and what stands for NaN in occupancy.
+constexpr float kMapLevels = 4096, kUnknown = 255;
 
 // Levels of a map, from the differences along both axes that are stored; and of a decoded one.
 Array unpack_map(const Array &packed) {
@@ -242,10 +243,10 @@ Array unpack_map(const Array &packed) {
     Array levels(TESSERA_FLOAT32, shape);
     const size_t rows = static_cast<size_t>(shape.at(1)), columns = static_cast<size_t>(shape.at(2));
     std::vector<uint16_t> above(columns);
+    uint16_t along = 0;
     for (size_t i = 0, size = levels.size(); i < size; ++i) {
         const size_t column = i % columns, row = i / columns % rows;
         if (row == 0 && column == 0) std::fill(above.begin(), above.end(), uint16_t{0});
-        static thread_local uint16_t along;
         if (column == 0) along = 0;
         along = static_cast<uint16_t>(along + packed.data<uint8_t>()[i] + 256 * packed.data<uint8_t>()[size + i] - 128);
         above[column] = static_cast<uint16_t>(above[column] + along);
@@ -293,7 +294,7 @@ std::vector<std::string> differing_predictions(const GoldenFrame &golden, const 
             compare("occupancy/classes", inflated(stored("classes"), found("classes").shape()), found("classes"));
             for (const char *name : {"occupied", "others"})
                 compare(text("occupancy/", name), inflated(stored(name), found(name).shape()),
-                        levels_of(found(name), rules.at("levels"), rules.at("unknown")));
+                        levels_of(found(name), rules.at("levels"), kUnknown));
             compare("occupancy/free", stored("free"), found("free"));
         } else {
             size_t start = 0;
