@@ -1,4 +1,4 @@
-.PHONY: environment demo test test-newest test-scale lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
+.PHONY: environment demo test test-newest test-scale cpp test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,6 +42,24 @@ test-newest: $(INSTALLED)
 # Several processes and machines: clusters, servers, kills; a network of full size; the commands of README and docs/guide.md.
 test-scale: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) tests/scale
+
+# The C++ runtime, with the library of the installed onnxruntime, so that it computes what Python does. Compilers and
+# headers are Debian's.
+CPP := runs/cpp
+CPP_SOURCES := $(wildcard deploy/cpp/CMake* deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/cmake/*)
+CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev
+
+$(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
+	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }
+	mkdir -p $(CPP)
+	ln -sf $$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') $(CPP)/libonnxruntime.so.1
+	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING
+	cmake --build $(CPP)/$* && touch $@
+
+cpp: $(CPP)/release/built
+
+test-cpp: $(CPP)/release/built
+	OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
 
 # mmdet3d needs numpy 1, which the locks of Python 3.10 and 3.11 hold, so it has an environment of its own.
 # mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.

@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, STATISTICS, Bundle, write_bundle
+from deploy.contract import contract_of
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
 from deploy.golden_file import MEANING, drive_of, meaning_content, with_sensors
 from deploy.manifest import (
-    PLAIN,
-    WITH_STATE,
     Calibration,
     Manifest,
     NetworkFacts,
@@ -346,7 +345,6 @@ class _Export:
         """The manifest without the hashes of the files."""
         config, release = self.config, self.release
         return Manifest(
-            schema_version=PLAIN if network.facts.state is None else WITH_STATE,
             name=config.name,
             release=release.number,
             expires=release.expires,
@@ -364,6 +362,12 @@ class _Export:
             apart=apart,
             files={},
             **dict(network.facts),
+            **contract_of(
+                InputSpec.of(config),
+                self.trained.tasks,
+                [each.name for each in network.facts.inputs],
+                config.taxonomy,
+            ),
         )
 
 

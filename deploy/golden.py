@@ -185,6 +185,10 @@ def _without_zeros(scores: np.ndarray, lowest: float) -> np.ndarray:
 
 CLEAR_SCORE = 0.05  # above the last score of the list: detections that can be compared
 LEAST_COMPARED, LEAST_SHARE = 10, 0.1  # number and share of the clear detections
+# Of the frame with sensor data: builds of decoders and maths libraries may round differently.
+GREY_LEVELS, ROUNDED = 1, 0.02  # by which a pixel may differ, and the share of a picture's pixels that may differ more
+CLOSE = 1e-5  # relative and absolute difference of other numbers
+CROWD_STEP = 0.053  # m; no distance of a suppression is a multiple of it
 
 
 def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:

@@ -9,12 +9,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from deploy.golden import Arrays, GoldenFrame, require_enough
+from deploy.golden import CLOSE, CROWD_STEP, GREY_LEVELS, ROUNDED, Arrays, GoldenFrame, require_enough
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
 from deploy.route import parse_conditions, route_conditions, route_name, steering_inputs
@@ -139,13 +138,10 @@ def _read_tensor(file: Path, tensors: Mapping[str, np.ndarray], side: str, descr
 # precision.
 
 MEANING = "golden.json"
-# Builds of OpenCV round differently: 4.11 and 5.0 differ by more than a grey level in up to 1.3 % of a picture.
-_GREY_LEVELS, _ROUNDED = 1, 0.02
 _FIELDS = [each.name for each in fields(Frame)]
 _KEPT = "kept pillars"
 _MATRICES = ("intrinsics", "ego_from_camera", "global_from_ego")  # of a camera
-_UNUSABLE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError, cv2.error, zlib.error)
-_STEP = np.float32(0.053)  # m; no distance of a suppression is a multiple of it
+_UNUSABLE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError, zlib.error)
 
 
 def meaning_content(manifest: Manifest, golden: Sequence[GoldenFrame]) -> bytes:
@@ -179,12 +175,12 @@ def _meaning(manifest: Manifest, golden: Sequence[GoldenFrame], known: Iterable[
 def with_sensors(golden: GoldenFrame, frame: Frame, manifest: Manifest) -> GoldenFrame:
     """The golden frame with the sensor data that its inputs are of, and the prediction of its outputs.
 
-    Pictures are PNG files, which lose nothing: decoders of JPEG differ.
+    Pictures are compressed by zlib, which a runtime in another language has, and lose nothing.
     """
     arrays = {name: value for name in _FIELDS if isinstance(value := getattr(frame, name), np.ndarray)}
     for name, camera in frame.cameras.items():
-        picture = cv2.imencode(".png", cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR))[1]
-        arrays[f"cameras/{name}/png"] = picture.reshape(-1)
+        arrays[f"cameras/{name}/rgb"] = np.frombuffer(zlib.compress(camera.image.tobytes(), 9), np.uint8)
+        arrays[f"cameras/{name}/size"] = np.array(camera.image.shape[:2], np.int64)
         arrays |= {f"cameras/{name}/{matrix}": getattr(camera, matrix) for matrix in _MATRICES}
     arrays[_KEPT] = _select_kept_pillars(golden.inputs, frame, manifest.spec)
     return replace(golden, sensors=arrays, prediction=_prediction(manifest.heads, golden.outputs))
@@ -193,10 +189,11 @@ def with_sensors(golden: GoldenFrame, frame: Frame, manifest: Manifest) -> Golde
 def _frame(sensors: Arrays, reference: Reference) -> Frame:
     """The inverse of `with_sensors`."""
     cameras = {}
-    for name in [key.split("/")[1] for key in sensors if key.endswith("/png")]:
-        picture = cv2.imdecode(sensors[f"cameras/{name}/png"], cv2.IMREAD_COLOR)
+    for name in [key.split("/")[1] for key in sensors if key.endswith("/rgb")]:
+        size, packed = sensors[f"cameras/{name}/size"].tolist(), sensors[f"cameras/{name}/rgb"]
+        picture = np.frombuffer(zlib.decompress(packed.tobytes()), np.uint8).reshape(*size, 3)
         matrices: dict[str, Any] = {matrix: sensors[f"cameras/{name}/{matrix}"] for matrix in _MATRICES}
-        cameras[name] = Camera(image=cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), timestamp=0, **matrices)
+        cameras[name] = Camera(image=picture, timestamp=0, **matrices)
     arrays: dict[str, Any] = {"points": None, **{name: each for name, each in sensors.items() if name in _FIELDS}}
     return Frame(token="golden", timestamp=0, reference=reference, cameras=cameras, **arrays)
 
@@ -254,9 +251,9 @@ def _is_same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
     if expected.shape != actual.shape:
         return False
     if name == "images":
-        off = np.abs(actual.astype(np.int16) - expected) > _GREY_LEVELS
-        return bool(off.mean(axis=(0, 2, 3, 4)).max() <= _ROUNDED)
-    close = 1e-5 if expected.dtype.kind == "f" else 0
+        off = np.abs(actual.astype(np.int16) - expected) > GREY_LEVELS
+        return bool(off.mean(axis=(0, 2, 3, 4)).max() <= ROUNDED)
+    close = CLOSE if expected.dtype.kind == "f" else 0
     return np.allclose(actual, expected, rtol=close, atol=close, equal_nan=True)
 
 
@@ -284,7 +281,7 @@ def _prediction(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np
         rows = crowded[f"{name}/boxes"].reshape(-1, boxes.shape[-1])
         for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):
             rows[own, :3] = rows[own[0], :3]
-            rows[own, 0] += _STEP * np.arange(len(own), dtype=np.float32) ** 2
+            rows[own, 0] += np.float32(CROWD_STEP) * np.arange(len(own), dtype=np.float32) ** 2
     for name, result in to_prediction(tasks, crowded).results.items():
         packed |= add_prefix(name, tasks[name].pack(result))
     return packed

@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
 )
 
+from deploy.contract import GoldenRules, Preprocessing, Steering, contract_of
 from deploy.integrity import Content, SelfHashed, require_inside
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances, require_bounded
@@ -35,9 +36,7 @@ from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-# Schema versions, as in Manifest: of networks without and with a memory.
-PLAIN: Literal[10] = 10
-WITH_STATE: Literal[11] = 11
+SCHEMA: Literal[12] = 12
 MANIFEST = "manifest.json"
 
 
@@ -120,7 +119,7 @@ class NetworkFacts(Section):
 class Manifest(SelfHashed, NetworkFacts):
     """The content of manifest.json."""
 
-    schema_version: Literal[10, 11] = PLAIN
+    schema_version: Literal[12] = SCHEMA
     name: str  # of the configuration
     release: int = 0  # a vehicle that has run a higher one refuses this bundle (`deploy.trust`)
     expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
@@ -134,6 +133,10 @@ class Manifest(SelfHashed, NetworkFacts):
     lidar: Lidar | None
     camera: CameraBranch | None
     tasks: dict[str, SerializeAsAny[TaskConfig]]
+    preprocessing: Preprocessing
+    steering: Steering
+    postprocessing: dict[str, dict[str, Any]]  # by task, see `Task.postprocessing`
+    golden: GoldenRules
     modules: tuple[str, ...]  # of the checkpoint
     apart: tuple[str, ...] = ()  # other routes, each with its own bundle in routes/
     origin: Origin
@@ -175,8 +178,7 @@ class Manifest(SelfHashed, NetworkFacts):
     @property
     def condition_values(self) -> tuple[str, ...]:
         """The values of the input `conditions`, in its order; empty for a network without it."""
-        takes = any(tensor.name == "conditions" for tensor in self.inputs)
-        return self.taxonomy.condition_values if takes else ()
+        return self.steering.values
 
     @property
     def sensors(self) -> tuple[str, ...]:
@@ -223,6 +225,7 @@ def parse_manifest(file: Content) -> Manifest:
         raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
     _require_outputs(file.path, manifest)
     _require_state(file.path, manifest)
+    _require_contract(file.path, manifest)
     remembers = manifest.state is not None
     require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path), remembers)
     return manifest
@@ -240,7 +243,7 @@ def _require_outputs(file: Path, manifest: Manifest) -> None:
 
 
 def _require_state(file: Path, manifest: Manifest) -> None:
-    """Raise InputError unless the inputs of a memory, its pair and the schema version fit to each other."""
+    """Raise InputError unless the inputs of a memory and its pair fit to each other."""
     tensors = {each.name: (each.shape, each.dtype) for each in (*manifest.inputs, *manifest.outputs)}
     needed, state = (*STATE_INPUTS, NEXT_STATE), manifest.state
     fits = state is None and tensors.keys().isdisjoint(needed)
@@ -250,11 +253,14 @@ def _require_state(file: Path, manifest: Manifest) -> None:
         fits = state.pairs == (pair,) and tensors[pair.input] == tensors[pair.output]
     if not fits:
         raise InputError(f"{file}: state: is not that of the network's inputs and outputs; export the bundle again")
-    if manifest.schema_version != (PLAIN if state is None else WITH_STATE):
-        which = "no memory" if state is None else "a memory"
-        raise InputError(
-            f"{file}: schema_version: is {manifest.schema_version}, but {which} is described; export the bundle again"
-        )
+
+
+def _require_contract(file: Path, manifest: Manifest) -> None:
+    """Raise InputError unless this software computes what the manifest tells any runtime to compute."""
+    own = contract_of(manifest.spec, manifest.heads, [each.name for each in manifest.inputs], manifest.taxonomy)
+    for name, section in own.items():
+        if getattr(manifest, name) != section:
+            raise InputError(f"{file}: {name}: is not that of this version; export the bundle again, with this version")
 
 
 def _signer(content: bytes) -> str:
@@ -272,8 +278,7 @@ def _require_schema(file: Path, content: bytes) -> None:
         version = json.loads(content)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return
-    if version not in (PLAIN, WITH_STATE):
-        newer = isinstance(version, int) and version > WITH_STATE
+    if version != SCHEMA:
+        newer = isinstance(version, int) and version > SCHEMA
         remedy = "update this program, or export again with it" if newer else "export again"
-        reads = f"{PLAIN} and {WITH_STATE}"
-        raise InputError(f"{file}: this bundle is schema {version!r}, this version reads {reads}; {remedy}")
+        raise InputError(f"{file}: this bundle is schema {version!r}, this version reads {SCHEMA}; {remedy}")

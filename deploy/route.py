@@ -11,6 +11,9 @@ from perception.frame import Conditions
 from perception.io.section import Section
 from perception.taxonomy import Taxonomy
 
+# Fact -> the input whose numbers are all zero where it does not hold.
+PRESENCE = {"lidar": "pillar_counts", "cameras": "image_from_reference"}
+
 
 class BankedModule(Section):
     """A module in the graph whose weight is part of the input `route`."""
@@ -31,10 +34,9 @@ def steering_inputs(
         values: of the input `conditions`, in its order; empty for a network without it.
     """
     known = {*conditions.known()}
-    if "pillar_counts" in inputs:
-        known.add("lidar" if inputs["pillar_counts"].any() else "no-lidar")
-    if "image_from_reference" in inputs:
-        known.add("cameras" if inputs["image_from_reference"].any() else "no-cameras")
+    for fact, name in PRESENCE.items():
+        if name in inputs:
+            known.add(fact if inputs[name].any() else f"no-{fact}")
     steer = {}
     if banked:
         steer["route"] = np.array([[known.issuperset(module.asks) for module in banked]], np.float32)

@@ -23,9 +23,11 @@ _CLOUD: Any = {"points": ((5,), "float32"), "sweep_of_point": ((), "uint8")}
 _CLOUD |= {"lidar_of_point": ((), "uint8"), "class_of_point": ((), "int16")}  # may be None
 _ELSEWHERE = "in another frame of reference"
 _LONGEST_GAP = 60.0  # s from the frame before, above which the clock is doubted
-_FAR = 1e9  # m or pixels, which no number of a matrix reaches
-_NARROWEST = 50  # focal length in sides of the picture, which then shows a degree
-_UPRIGHT = 0.5  # least z of the vehicle's z axis, since the memories are on the ground
+FAR = 1e9  # m or pixels, which no number of a matrix reaches
+NARROWEST = 50  # focal length in sides of the picture, which then shows a degree
+RIGID = 1e-3  # largest entry of R R^T - 1 of a rotation R
+LARGEST = (1 << 15) - 1  # pixels, side of a picture
+UPRIGHT = 0.5  # least z of the vehicle's z axis, since the memories are on the ground
 
 Findings = dict[str, str]
 
@@ -72,7 +74,7 @@ def _vehicle(frame: Frame, reference: Reference, before: Frame | None, findings:
         step = 1e-6 * (frame.timestamp - before.timestamp)
         if not 0 < step <= _LONGEST_GAP:
             findings["timestamp"] = f"{step:+.2f} s from the frame before"
-    wrong = [name for name in POSES if not _is_rigid(getattr(frame, name), _UPRIGHT)]
+    wrong = [name for name in POSES if not _is_rigid(getattr(frame, name), UPRIGHT)]
     if wrong or "reference" in changes:
         findings[POSES[0]] = "; ".join(_unusable(frame, name) for name in wrong) or _ELSEWHERE
         changes |= {name: getattr(before, name, np.eye(4)) for name in POSES}
@@ -130,8 +132,8 @@ def _why_unusable(camera: Any) -> str:
     height, width = size if _is_array(camera.image, (*size, 3), "uint8") else (0, 0)
     axes = ((k[0], width), (k[1, 1:], height)) if _is_matrix(k, 3) and (k[2] == (0, 0, 1)).all() else ()
     checks = {
-        "image": min(height, width) > 0 and max(height, width) < 1 << 15,  # OpenCV warps no others
-        "intrinsics": bool(axes) and all(0 < a[0] <= _NARROWEST * side and 0 <= a[-1] <= side for a, side in axes),
+        "image": min(height, width) > 0 and max(height, width) <= LARGEST,
+        "intrinsics": bool(axes) and all(0 < a[0] <= NARROWEST * side and 0 <= a[-1] <= side for a, side in axes),
         "ego_from_camera": _is_rigid(camera.ego_from_camera),
         "global_from_ego": _is_rigid(camera.global_from_ego),
         "timestamp": _is_time(camera.timestamp),
@@ -146,7 +148,7 @@ def _is_array(value: Any, shape: Sequence[int], *types: str) -> bool:
 
 def _is_matrix(value: Any, side: int) -> bool:
     """Whether it is a matrix of numbers, of a type that numpy's linear algebra takes."""
-    return _is_array(value, (side, side), "float32", "float64") and bool((np.abs(value) < _FAR).all())
+    return _is_array(value, (side, side), "float32", "float64") and bool((np.abs(value) < FAR).all())
 
 
 def _is_rigid(pose: Any, upright: float = -1.0) -> bool:
@@ -155,7 +157,7 @@ def _is_rigid(pose: Any, upright: float = -1.0) -> bool:
         return False
     rotation, last = pose[:3, :3].astype(np.float64), np.abs(pose[3] - (0, 0, 0, 1)).max()
     off = max(np.abs(rotation @ rotation.T - np.eye(3)).max(), last)
-    return bool(off < 1e-3 and np.linalg.det(rotation) > 0 and rotation[2, 2] >= upright)
+    return bool(off < RIGID and np.linalg.det(rotation) > 0 and rotation[2, 2] >= upright)
 
 
 def _is_time(value: Any) -> bool:

@@ -145,6 +145,10 @@ class Task(ABC, Generic[Result]):
     def result(self, outputs: Arrays) -> Result:
         """The decoded outputs of one frame, from the network's outputs without the batch dimension."""
 
+    def postprocessing(self) -> dict[str, Any]:
+        """What `result` depends on beside the outputs, for runtimes in other languages; settled, and JSON."""
+        return {}
+
     def join_views(self, results: Mapping[View, Result]) -> Result:
         """The results of the views of a frame, each in its own frame of reference, as one in that of the frame.
 

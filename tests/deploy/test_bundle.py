@@ -68,9 +68,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path) -> None:
     file = copy_bundle(tmp_path / "bundle") / "manifest.json"
     content = {"news": 1} | json.loads(file.read_text()) | {"grid": None}
-    for version, remedy in ((12, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
+    for version, remedy in ((13, "update this program, or export again with it"), (9, "export again"), ("new", "exp")):
         file.write_text(json.dumps(content | {"schema_version": version}))
-        with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 10 and 11; {remedy}"):
+        with one_line_error(at=f"{file}: this bundle is schema {version!r}, this version reads 12; {remedy}"):
             Bundle.load(file.parent)
     file.write_text(200_000 * "[")
     with one_line_error(at=f"{file}: "):
@@ -180,7 +180,7 @@ def test_what_is_verified_is_told_by_a_vehicle_too(tmp_path: Path) -> None:
     assert "operators: Softsign is 1, the manifest says that there is none" in done.stderr
     manifest = bundle("rain").manifest
     told = {
-        "manifest": f"schema 10, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
+        "manifest": f"schema 12, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
         "signature": f"by the key {signer(key).id}",
         "files": f"5 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "

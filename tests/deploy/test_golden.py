@@ -14,13 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
 from commands import one_line_error
 from damage import Change, put
-from exported import bundle, checkpoint_of, copy_bundle, keys, reseal, rewritten, trusting
+from exported import bundle, checkpoint_of, copy_bundle, keys, reseal, rewritten, settled, trusting
 from hypothesis import given
 from hypothesis import strategies as st
 from lowered import bundles_of, switched
@@ -52,7 +51,7 @@ from perception.config import Config, Image, find_config, load_config
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
-from perception.sensors.camera.picture import fit_width, warp
+from perception.sensors.camera.picture import _taps, fit_width, warp
 from perception.sensors.inputs import group
 from perception.tasks import TASKS, parse_tasks, tasks_of
 from perception.tasks.detection.task import DetectionTask
@@ -366,7 +365,8 @@ def test_a_check_is_in_its_frames_latency_and_changes_nothing_of_the_drive() -> 
         np.testing.assert_array_equal(actual.states["map"], expected.states["map"])
 
 
-INPUTS, DECODING = "perception.sensors.inputs", "perception.tasks.detection.task.DetectionTask.result"
+INPUTS, PICTURE = "perception.sensors.inputs", "perception.sensors.camera.picture"
+DECODING = "perception.tasks.detection.task.DetectionTask.result"
 
 
 def swapped(*keys: str) -> Change:
@@ -410,8 +410,8 @@ DETECTED = DetectionTask.result
 # In the manifest: an edit, with hashes made anew; in the software: what is instead of a function or a constant.
 SEAM: dict[str, tuple[str, str | Change, object]] = {
     "blue for red": ("images", f"{INPUTS}.warp", lambda picture, *to, into: warp(picture[..., ::-1].copy(), *to, into)),
-    "other pixels between": ("images", "cv2.INTER_LINEAR", cv2.INTER_NEAREST),
-    "another reduction": ("images", "cv2.INTER_AREA", cv2.INTER_NEAREST),
+    "other pixels between": ("images", f"{PICTURE}._taps", lambda places, count: _taps(np.rint(places), count)),
+    "another reduction": ("images", f"{PICTURE}._reduced", lambda picture, factor: picture[::factor, ::factor]),
     "the sky instead of the road": (
         "images", f"{INPUTS}.fit_width", lambda shape, size: fit_width((shape[1] // 2, shape[1]), size)
     ),
@@ -448,7 +448,7 @@ def test_a_defect_before_or_behind_the_engine_is_found(
     private, public = keys(tmp_path / "keys")
     for name, key in (("unsigned", None), ("signed", private)):
         path = shutil.copytree(switched(precision).path, tmp_path / name)
-        reseal(path, (lambda manifest: None) if isinstance(where, str) else where, key)
+        reseal(path, (lambda manifest: None) if isinstance(where, str) else settled(where), key)
         with monkeypatch.context() as patch:
             if isinstance(where, str):
                 patch.setattr(where, instead)

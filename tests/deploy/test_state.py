@@ -119,7 +119,6 @@ def test_software_that_tells_the_memory_something_else_is_refused(
 @pytest.mark.slow("exports the network with a memory that other tests use too")
 def test_the_manifest_says_how_the_state_goes_on() -> None:
     manifest = remembering().manifest
-    assert manifest.schema_version == 11
     (pair,), state = manifest.state.pairs, manifest.state
     assert (pair.input, pair.output, pair.shape, pair.frame) == ("state", NEXT_STATE, (1, 8, 128, 128), "reference")
     assert (state.seconds, state.speed, state.spacing) == (1.2, 70.0, (0.1, 0.5))
@@ -131,7 +130,6 @@ def test_the_manifest_says_how_the_state_goes_on() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(schema_version=10), "schema_version: is 10, but a memory is described"),
         (lambda m: m.pop("state"), "outputs are"),
         (lambda m: m["state"]["pairs"][0].update(shape=[1, 8, 64, 64]), "state: is not that of the network"),
         (lambda m: m["state"]["pairs"][0].update(input="elapsed"), "state: is not that of the network"),

@@ -21,6 +21,7 @@ from torch import nn
 from vocabulary import RIG
 
 from deploy.bundle import Bundle, EngineRecord, manifest_files, write_bundle
+from deploy.contract import contract_of
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.manifest import Manifest
@@ -205,6 +206,19 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], object], key: Path | N
     for name, written in manifest_files(manifest, None if key is None else signer(key)).items():
         (path / name).write_bytes(written)
     return path
+
+
+def settled(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], None]:
+    """A change of a manifest with that of the sections that follow from the others."""
+
+    def edit(content: dict[str, Any]) -> None:
+        change(content)
+        manifest = Manifest.model_validate_json(json.dumps(content))
+        names = [each.name for each in manifest.inputs]
+        sections = contract_of(manifest.spec, manifest.heads, names, manifest.taxonomy)
+        content |= json.loads(manifest.model_copy(update=sections).model_dump_json())
+
+    return edit
 
 
 def assert_equal(a: Prediction, b: Prediction) -> None:

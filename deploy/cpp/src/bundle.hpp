@@ -1,8 +1,11 @@
 // A bundle on disk, whose every file is checked (deploy/bundle.py, integrity.py, signature.py, trust.py).
 #pragma once
 
+#include <ctime>
 #include <filesystem>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,10 +31,45 @@ struct Trust {
     void accept(int64_t release) const;
 };
 
+// The path as Python's pathlib writes it, for messages.
+fs::path python_path(const fs::path &path);
+
+// A time such as 2027-06-30T12:00:00Z; none if it is not one.
+std::optional<time_t> parse_time(const std::string &expires);
+
 std::string sha256(const std::string &content);  // hexadecimal
+bool is_file(const fs::path &path);
+std::optional<std::string> read_file(const fs::path &file);  // none if it cannot be read
 
 // The content of a file that has this digest. Throws Error if it is missing or was changed.
 std::string read_verified(const fs::path &file, const std::string &digest, const std::string &remedy);
+
+// Whether the content of a record is what Python writes, with its own sha256.
+bool is_whole(const Json &record, const std::string &content);
+
+// Throws unless `name` is a plain relative path inside the folder, with links followed.
+void require_inside(const fs::path &folder, const std::string &name);
+
+// Throws if the folder has a file that is neither in `names` nor in one of the folders `free`.
+void require_nothing_else(const fs::path &folder, const std::set<std::string> &names,
+                          const std::vector<std::string> &free);
+
+// Throws if a tensor of the ONNX file is stored in another file, which no hash covers.
+void require_self_contained(const std::string &content, const fs::path &file);
+
+// Throws if a manifest has another schema version or was changed, or its tolerances exceed the bounds of its precision.
+Manifest parse_manifest(const std::string &content, const fs::path &file);
+
+// Throws if a tolerance exceeds the bounds of this precision, or an output has none.
+void require_bounded(const Json &manifest, const fs::path &file);
+
+// An output of a task, and how engines are compared on it.
+struct Output {
+    enum Kind { kRanked, kCells, kUnsteady, kLabels, kFreeLabels } kind;
+    std::string name;                   // TASK/NAME
+    std::vector<std::string> channels;  // of a dense output
+};
+std::vector<Output> outputs_of(const Json &manifest);  // of all its tasks
 
 struct Plan {
     fs::path path;
@@ -54,6 +92,9 @@ class Bundle {
     Plan plan(const std::string &target, const std::string &compiler) const;
 
    private:
+    static Bundle open_accepted(const fs::path &path, Manifest manifest, const Trust &trust);
+    void require_permitted(const fs::path &file, const Json &record) const;
+
     fs::path path_;
     Manifest manifest_;
     Trust trust_;

@@ -9,7 +9,8 @@
 
 namespace tessera {
 
-class Error : public std::runtime_error {
+// Visible, so that an engine in another shared object can throw it.
+class TESSERA_API Error : public std::runtime_error {
    public:
     Error(tessera_status status, const std::string &message) : std::runtime_error(message), status(status) {}
     tessera_status status;

@@ -157,6 +157,10 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
     def labelled(self, recording: Recording) -> bool:
         return bool(recording.conditions.known())
 
+    def postprocessing(self) -> dict[str, Any]:
+        """The values of each kind, and the distance above which a kind is unknown."""
+        return {"kinds": {kind: [*values] for kind, values in self.taxonomy.conditions.items()}, "limit": LIMIT}
+
     def result(self, outputs: Arrays) -> Mapping[str, Sequence[float]]:
         left = iter(outputs["probabilities"].tolist())
         found = {kind: [next(left) for _ in values] for kind, values in self.taxonomy.conditions.items()}

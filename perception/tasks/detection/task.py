@@ -129,6 +129,11 @@ class DetectionTask(Task[Boxes]):
             scores=scores.flat[kept],
         )
 
+    def postprocessing(self) -> dict[str, Any]:
+        """NMS, None without one, and whether the outputs have velocities."""
+        nms = self.config.nms
+        return {"suppression": nms and nms.model_dump(mode="json"), "velocity": self._knows_velocity}
+
     def join_views(self, results: Mapping[View, Boxes]) -> Boxes:
         """The detections of all views, best score first; of those of one object that two views see, the best."""
         boxes = Boxes.joined(*(each.transformed(TURNS[view]) for view, each in results.items()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from perception.tasks.occupancy.obstacles import (
     is_covered,
     obstacle_clusters,
 )
-from perception.tasks.occupancy.result import OccupancyResult, levels_of, pack, probabilities_of, unpack
+from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, pack, probabilities_of, unpack
 from perception.tasks.task import Arrays, Memory, Output, Task
 from perception.taxonomy import Taxonomy
 
@@ -195,6 +195,10 @@ class OccupancyTask(Task[OccupancyResult]):
         # Rounded as in a file.
         occupied, others = (probabilities_of(levels_of(outputs[name])) for name in ("occupied", "others"))
         return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
+
+    def postprocessing(self) -> dict[str, Any]:
+        """Steps to which probabilities are rounded."""
+        return {"levels": LEVELS}
 
     def memory(self) -> ExplainedOccupancy:
         moving = {each.name for each in self.taxonomy.classes if not each.static}

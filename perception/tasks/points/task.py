@@ -245,6 +245,10 @@ class PointsTask(Task[ClassifiedPoints]):
         probabilities = outputs["confidence"][0]
         return ClassifiedPoints(np.where(probabilities == 0, np.uint8(NONE), outputs["classes"]), probabilities)
 
+    def postprocessing(self) -> dict[str, Any]:
+        """The class of points without a probability."""
+        return {"none": NONE}
+
     def draw(self, frame: Frame, result: ClassifiedPoints, state: Any) -> list[PointLayer]:
         """The points that have a class."""
         points = np.zeros((0, 5), np.float32) if frame.points is None else frame.keyframe_points

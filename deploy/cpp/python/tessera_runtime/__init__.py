@@ -1,0 +1,202 @@
+"""Runs a bundle by libtessera.so, the C++ runtime, through its C interface.
+
+    with Runtime("bundle") as runtime:
+        arrays = runtime.step(frame, ["rain", "night"])
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Sequence
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+LIBRARY = "TESSERA_LIBRARY"  # environment variable: path of libtessera.so, if it is not beside this file
+_DTYPES = (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)  # as in tessera_type
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("bundle", c_char_p), ("target", c_char_p), ("plugin", c_char_p),
+        ("keys", POINTER(c_char_p)), ("key_count", c_size_t), ("state", c_char_p), ("allow_older", c_int),
+        ("threads", c_int),
+    ]  # fmt: skip
+
+
+class _Camera(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("name", c_char_p), ("rgb", c_void_p), ("height", c_int32), ("width", c_int32),
+        ("intrinsics", c_double * 9), ("ego_from_camera", c_double * 16), ("global_from_ego", c_double * 16),
+    ]  # fmt: skip
+
+
+class _Frame(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("scene", c_char_p), ("timestamp", c_int64), ("global_from_reference", c_double * 16),
+        ("global_from_ego", c_double * 16), ("points", c_void_p), ("sweep_of_point", c_void_p),
+        ("point_count", c_size_t), ("cameras", POINTER(_Camera)), ("camera_count", c_size_t),
+        ("conditions", POINTER(c_char_p)), ("condition_count", c_size_t),
+    ]  # fmt: skip
+
+
+class _Array(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("data", c_void_p), ("type", c_int), ("rank", c_int32), ("shape", c_int64 * 8)
+    ]  # fmt: skip
+
+
+class _Times(ctypes.Structure):
+    _fields_ = [("size", c_size_t), ("preprocess", c_double), ("engine", c_double), ("postprocess", c_double)]
+
+
+class Failure(Exception):
+    """A call failed; the message says what, where, and what to do."""
+
+
+class WrongEngine(Failure):
+    """The engine does not compute the exported network."""
+
+
+class Runtime:
+    """A bundle that is open in the C++ runtime.
+
+    Args:
+        keys: PEM files of public keys, one of which must have signed it; with keys, `state` is the folder that keeps
+            the highest release that ran.
+        plugin: shared object with the engine of the target.
+        threads: of ONNX Runtime; 0: one for each core.
+
+    Raises:
+        Failure: the bundle is refused.
+    """
+
+    def __init__(
+        self,
+        bundle: os.PathLike[str] | str,
+        target: str = "cpu",
+        keys: Sequence[os.PathLike[str]] = (),
+        state: os.PathLike[str] | None = None,
+        allow_older: bool = False,
+        plugin: str | None = None,
+        threads: int = 0,
+    ) -> None:
+        self._library, self._handle = _load(), c_void_p()
+        options = _sized(_Options)
+        options.bundle, options.target = os.fsencode(bundle), target.encode()
+        options.plugin, options.state = plugin and os.fsencode(plugin), state and os.fsencode(state)
+        options.keys, options.key_count = _strings(map(str, keys)), len(keys)
+        options.allow_older, options.threads = allow_older, threads
+        self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
+
+    def step(self, frame: Any, conditions: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Results, inputs and outputs of a `perception.frame.Frame`, by the names of `tessera_get`; views until the next.
+
+        Args:
+            conditions: what is known to hold.
+        """
+        given, kept = _frame(frame, conditions)
+        self._require(self._library.tessera_step(self._handle, ctypes.byref(given)))
+        del kept  # lived as long as the call
+        return self.arrays()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those of the latest step."""
+        found, index = {}, 0
+        while name := self._library.tessera_name(self._handle, index):
+            array = _sized(_Array)
+            self._require(self._library.tessera_get(self._handle, name, ctypes.byref(array)))
+            shape, dtype = tuple(array.shape[: array.rank]), np.dtype(_DTYPES[array.type])
+            size = int(np.prod(shape)) * dtype.itemsize
+            memory = (c_uint8 * size).from_address(array.data) if size else b""
+            found[name.decode()] = np.frombuffer(memory, dtype).reshape(shape)
+            index += 1
+        return found
+
+    def weight(self, module: str) -> float:
+        """That a module had in the latest step."""
+        weight = c_float()
+        self._require(self._library.tessera_weight(self._handle, module.encode(), ctypes.byref(weight)))
+        return weight.value
+
+    def seconds(self) -> dict[str, float]:
+        """Of the stages of the latest step."""
+        times = _sized(_Times)
+        self._require(self._library.tessera_seconds(self._handle, ctypes.byref(times)))
+        return {name: getattr(times, name) for name in ("preprocess", "engine", "postprocess")}
+
+    def check(self) -> None:
+        """Runs the next golden frame. WrongEngine if the engine no longer gives its outputs."""
+        self._require(self._library.tessera_check(self._handle))
+
+    def restart(self) -> None:
+        """Begins with an empty memory at the next frame."""
+        self._require(self._library.tessera_restart(self._handle))
+
+    def close(self) -> None:
+        self._library.tessera_close(self._handle)
+        self._handle = c_void_p()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _require(self, status: int) -> None:
+        if status:
+            message = self._library.tessera_message(self._handle).decode(errors="replace")
+            raise (WrongEngine if status == 2 else Failure)(message or f"status {status}")
+
+
+def _load() -> ctypes.CDLL:
+    path = os.environ.get(LIBRARY) or next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
+    library = ctypes.CDLL(path)
+    library.tessera_name.restype = library.tessera_message.restype = c_char_p
+    library.tessera_name.argtypes = [c_void_p, c_size_t]
+    for name in ("message", "close", "check", "restart"):
+        getattr(library, f"tessera_{name}").argtypes = [c_void_p]
+    for name in ("step", "seconds"):
+        getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_void_p]
+    for name in ("get", "weight"):
+        getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_char_p, c_void_p]
+    return library
+
+
+def _sized(kind: Any) -> Any:
+    return kind(size=ctypes.sizeof(kind))
+
+
+def _strings(values: Iterable[str]) -> Any:
+    every = [value.encode() for value in values]
+    return (c_char_p * max(1, len(every)))(*every)
+
+
+def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
+    """The frame for a call, and what must live as long."""
+    given, kept = _sized(_Frame), []
+
+    def address(array: np.ndarray, dtype: Any) -> int:
+        kept.append(np.ascontiguousarray(array, dtype))
+        return int(kept[-1].ctypes.data)
+
+    given.scene, given.timestamp = frame.scene.encode(), frame.timestamp
+    for name in ("global_from_reference", "global_from_ego"):
+        getattr(given, name)[:] = np.asarray(getattr(frame, name), np.float64).ravel().tolist()
+    if frame.points is not None:
+        given.points, given.point_count = address(frame.points, np.float32), len(frame.points)
+        given.sweep_of_point = address(frame.sweep_of_point, np.uint8)
+    cameras = (_Camera * max(1, len(frame.cameras)))()
+    for own, (name, camera) in zip(cameras, frame.cameras.items(), strict=False):
+        own.size, own.name = ctypes.sizeof(_Camera), name.encode()
+        own.rgb, (own.height, own.width) = address(camera.image, np.uint8), camera.image.shape[:2]
+        for matrix in ("intrinsics", "ego_from_camera", "global_from_ego"):
+            getattr(own, matrix)[:] = np.asarray(getattr(camera, matrix), np.float64).ravel().tolist()
+    given.cameras, given.camera_count = cameras, len(frame.cameras)
+    given.conditions, given.condition_count = _strings(conditions), len(conditions)
+    kept += [cameras]
+    return given, kept

@@ -1,0 +1,127 @@
+#include <dlfcn.h>
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+
+#include "engine.hpp"
+#include "error.hpp"
+
+namespace tessera {
+namespace {
+
+// Inputs whose second axis is of pillars; ONNX Runtime computes those that are there alone (`without_padding`).
+constexpr std::string_view kPillars[] = {"pillar_points", "pillar_counts", "pillar_cells"};
+
+constexpr ONNXTensorElementDataType kElements[] = {
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,  ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL,
+};
+
+// A tensor on an array's memory.
+Ort::Value view(const Array &array, const Shape &shape) {
+    static const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
+    const size_t bytes = count(shape) * kTypes[array.type()].bytes;
+    void *data = const_cast<std::byte *>(array.data<std::byte>());
+    return Ort::Value::CreateTensor(memory, data, bytes, shape.data(), shape.size(), kElements[array.type()]);
+}
+
+// A state in two buffers, of which each run reads one and writes the other.
+class HostState : public EngineState {
+   public:
+    explicit HostState(const StateInfo &info) : buffers_{Array::of<float>(info.shape), Array::of<float>(info.shape)} {}
+    void clear() override { latest().clear(); }
+    void read(Array &into) const override { into = buffers_[latest_]; }
+    Array &latest() { return buffers_[latest_]; }
+    Array &next() { return buffers_[1 - latest_]; }
+    void swap() { latest_ = 1 - latest_; }
+
+   private:
+    Array buffers_[2];
+    int latest_ = 0;
+};
+
+class OnnxRuntimeEngine : public Engine {
+   public:
+    OnnxRuntimeEngine(const std::string &onnx, const Manifest &manifest, int threads)
+        : manifest_(manifest), environment_(ORT_LOGGING_LEVEL_ERROR, "tessera"), session_(nullptr) {
+        Ort::SessionOptions options;
+        options.SetLogSeverityLevel(3);
+        // The memory pattern cache would grow with every new number of pillars.
+        options.DisableMemPattern();
+        // Idle threads sleep, since spinning would take cores from the vehicle's other processes.
+        options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+        if (threads > 0) options.SetIntraOpNumThreads(threads);
+        session_ = Ort::Session(environment_, onnx.data(), onnx.size(), options);
+        binding_ = Ort::IoBinding(session_);
+        for (const TensorInfo &output : manifest.outputs)
+            outputs_.emplace(output.name, Array(output.type, output.shape));
+    }
+
+    std::unique_ptr<EngineState> new_state() override {
+        return manifest_.state ? std::make_unique<HostState>(*manifest_.state) : nullptr;
+    }
+
+    const Arrays &run(const Arrays &inputs, EngineState *state) override {
+        const int64_t pillars = count_pillars(inputs);
+        auto *host = static_cast<HostState *>(state);
+        for (const TensorInfo &info : manifest_.inputs) {
+            if (host && info.name == manifest_.state->input) continue;
+            const Array &array = inputs.find(info.name)->second;
+            shape_.assign(array.shape().begin(), array.shape().end());
+            if (std::find(std::begin(kPillars), std::end(kPillars), info.name) != std::end(kPillars))
+                shape_[1] = pillars;
+            binding_.BindInput(info.name.c_str(), view(array, shape_));
+        }
+        for (auto &[name, array] : outputs_) {
+            if (host && name == manifest_.state->output) continue;
+            binding_.BindOutput(name.c_str(), view(array, array.shape()));
+        }
+        if (host) {
+            binding_.BindInput(manifest_.state->input.c_str(), view(host->latest(), host->latest().shape()));
+            binding_.BindOutput(manifest_.state->output.c_str(), view(host->next(), host->next().shape()));
+        }
+        session_.Run(Ort::RunOptions{nullptr}, binding_);
+        if (host) host->swap();
+        return outputs_;
+    }
+
+   private:
+    // At least one, as the network needs.
+    static int64_t count_pillars(const Arrays &inputs) {
+        const auto found = inputs.find("pillar_counts");
+        if (found == inputs.end()) return 0;
+        const auto *counts = found->second.data<int32_t>();
+        return std::max<int64_t>(1, std::count_if(counts, counts + found->second.size(), [](int32_t n) { return n > 0; }));
+    }
+
+    Manifest manifest_;
+    Ort::Env environment_;
+    Ort::Session session_;
+    Ort::IoBinding binding_{nullptr};
+    Arrays outputs_;
+    Shape shape_;
+};
+
+std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &options) {
+    const std::string name = options.plugin.empty() ? "libtessera_tensorrt.so" : options.plugin;
+    void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) throw refused(options.target, ": ", dlerror(), "; install the library with this engine");
+    const auto compiler = reinterpret_cast<EngineCompiler *>(dlsym(library, "tessera_engine_compiler"));
+    const auto open = reinterpret_cast<EngineOpener *>(dlsym(library, "tessera_open_engine"));
+    if (!compiler || !open) throw refused(name, ": is no engine for this library (it lacks tessera_open_engine)");
+    return std::unique_ptr<Engine>(open(bundle.manifest(), bundle.plan(options.target, compiler())));
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options) {
+    if (options.target != "cpu") return open_plugin(bundle, options);
+    const std::string graph = bundle.cpu_graph();
+    try {
+        return std::make_unique<OnnxRuntimeEngine>(bundle.read(graph), bundle.manifest(), options.threads);
+    } catch (const Ort::Exception &error) {
+        throw refused((bundle.path() / graph).string(), ": ONNX Runtime refuses it: ", error.what());
+    }
+}
+
+}  // namespace tessera

@@ -1,0 +1,199 @@
+// Reads manifest.json into `Manifest` (deploy/manifest.py).
+#include <algorithm>
+
+#include "bundle.hpp"
+#include "error.hpp"
+#include "python_text.hpp"
+
+namespace tessera {
+
+namespace {
+
+constexpr int kSchema = 12;
+
+// A value of the manifest, with its place for messages.
+class Value {
+   public:
+    Value(const Json &json, const std::string &file, std::string place)
+        : json_(json), file_(file), place_(std::move(place)) {}
+
+    // The member of this name.
+    Value operator[](const std::string &key) const {
+        require(json_.is_object(), "input should be an object");
+        const std::string place = place_.empty() ? key : place_ + "." + key;
+        Value(json_, file_, place).require(json_.contains(key), "field required");
+        return {json_[key], file_, place};
+    }
+
+    bool has(const char *key) const { return json_.contains(key) && !json_[key].is_null(); }
+    const Json &json() const { return json_; }
+
+    std::vector<Value> items() const {
+        require(json_.is_array() || json_.is_object(), "input should be a valid array");
+        std::vector<Value> found;
+        for (const auto &each : json_.items()) found.emplace_back(each.value(), file_, text(place_, ".", each.key()));
+        return found;
+    }
+
+    // Reads the member of this name.
+    template <typename T>
+    const Value &operator()(const char *key, T &into) const {
+        (*this)[key].read(into);
+        return *this;
+    }
+
+    void read(std::string &into) const { get(into, json_.is_string(), "string"); }
+    void read(bool &into) const { get(into, json_.is_boolean(), "boolean"); }
+    void read(double &into) const { get(into, json_.is_number(), "number"); }
+    void read(int64_t &into) const { get(into, json_.is_number_integer(), "integer"); }
+    void read(int &into) const { get(into, json_.is_number_integer(), "integer"); }
+    void read(Type &into) const {
+        for (const auto &type : kTypes)
+            if (json_ == type.name) return void(into = type.type);
+        require(false, "input should be a type that this version knows");
+    }
+    void read(std::array<double, 2> &into) const {
+        require(items().size() == 2, "input should be a valid array");
+        for (size_t i = 0; i < 2; ++i) items()[i].read(into[i]);
+    }
+    template <typename T>
+    void read(std::vector<T> &into) const {
+        require(json_.is_array(), "input should be a valid array");
+        for (const Value &each : items()) each.read(into.emplace_back());
+    }
+
+    void require(bool right, const std::string &wrong) const {
+        if (!right)
+            throw refused(file_, ": ", place_.empty() ? "the text" : place_, ": ", wrong, "; export the bundle again");
+    }
+
+   private:
+    template <typename T>
+    void get(T &into, bool right, const char *kind) const {
+        require(right, text("input should be a valid ", kind));
+        into = json_.get<T>();
+    }
+
+    const Json &json_;
+    const std::string &file_;
+    const std::string place_;
+};
+
+void read_preprocessing(const Value &value, Preprocessing &read) {
+    value("reference", read.reference)("points", read.points);
+    if (value.has("pillars")) {
+        Pillars &p = read.pillars.emplace();
+        std::string overflow;
+        value["pillars"]("rows", p.rows)("columns", p.columns)("cell", p.cell)("x", p.x)("y", p.y)("z", p.z)(
+            "most", p.most)("points", p.points)("overflow", overflow);
+        p.fullest = overflow == "fullest";
+    }
+    if (value.has("pictures")) {
+        Pictures &p = read.pictures.emplace();
+        value["pictures"]("cameras", p.cameras)("height", p.height)("width", p.width)("steps", p.steps);
+    }
+    Admission &a = read.admission;
+    value["admission"]("rigid", a.rigid)("upright", a.upright)("far", a.far)("narrowest", a.narrowest)(
+        "largest", a.largest)("state_rigid", a.state_rigid);
+}
+
+Manifest read_fields(const Value &value) {
+    Manifest read;
+    read.json = value.json();
+    value("precision", read.precision);
+    read.tolerances = value["tolerances"].json();
+    for (auto [key, tensors] : {std::pair("inputs", &read.inputs), std::pair("outputs", &read.outputs)})
+        for (const Value &each : value[key].items()) {
+            TensorInfo &tensor = tensors->emplace_back();
+            each("name", tensor.name)("shape", tensor.shape)("dtype", tensor.type);
+        }
+    value("routes", read.routes)("folded", read.folded);
+    for (const Value &each : value["banked"].items()) {
+        Module &module = read.banked.emplace_back();
+        each("name", module.name)("asks", module.asks);
+    }
+    if (value.has("state")) {
+        StateInfo &state = read.state.emplace();
+        value["state"]("seconds", state.seconds)("speed", state.speed);
+        for (const Value &pair : value["state"]["pairs"].items())
+            pair("input", state.input)("output", state.output)("shape", state.shape = {});
+    }
+    value("sha256", read.sha256)("schema_version", read.schema_version)("name", read.name)("release", read.release);
+    if (value.has("expires")) value("expires", read.expires);
+    value["expires"].require(read.expires.empty() || parse_time(read.expires), "input should be a valid datetime");
+    value("signer", read.signer);
+    for (const Value &kind : value["taxonomy"]["conditions"].items()) kind.read(read.condition_values);
+    if (value.has("views")) value("views", read.views);
+    for (const auto &task : value["tasks"].json().items()) read.tasks.push_back(task.key());
+    read_preprocessing(value["preprocessing"], read.preprocessing);
+    for (const auto &fact : value["steering"]["sensors"].json().items())
+        read.steering.sensors.emplace_back(fact.key(), fact.value());
+    value["steering"]("values", read.steering.values);
+    read.postprocessing = value["postprocessing"].json();
+    read.golden = value["golden"].json();
+    for (const char *key : {"clear_score", "least_compared", "least_share", "around", "state_step", "grey_levels",
+                            "rounded", "close", "crowd_step"})
+        value["golden"][key].require(value["golden"][key].json().is_number(), "input should be a valid number");
+    value("apart", read.apart);
+    for (const auto &file : value["files"].json().items()) value["files"](file.key().c_str(), read.files[file.key()]);
+    return read;
+}
+
+void require_schema(const Json &json, const std::string &file) {
+    if (!json.is_object() || !json.contains("schema_version")) return;
+    const Json &version = json["schema_version"];
+    if (version == kSchema) return;
+    const bool newer = version.is_number_integer() && version > kSchema;
+    throw refused(file, ": this bundle is schema ", repr(version), ", this version reads ", kSchema,
+                  newer ? "; update this program, or export again with it" : "; export again");
+}
+
+// Others would never be compared.
+void require_outputs(const Manifest &manifest, const std::string &file) {
+    std::vector<std::string> wanted, found;
+    for (const Output &each : outputs_of(manifest.json)) wanted.push_back(each.name);
+    if (manifest.state && !manifest.state->output.empty()) wanted.push_back(manifest.state->output);
+    for (const TensorInfo &each : manifest.outputs) found.push_back(each.name);
+    if (found != wanted)
+        throw refused(file, ": outputs are ", join(found, ", "), ", those of its tasks ", join(wanted, ", "),
+                      "; export the bundle again");
+}
+
+// The inputs of a memory and its pair must fit to each other.
+void require_state(const Manifest &manifest, const std::string &file) {
+    std::map<std::string, const TensorInfo *> tensors;
+    for (const auto *side : {&manifest.inputs, &manifest.outputs})
+        for (const TensorInfo &each : *side) tensors[each.name] = &each;
+    size_t there = 0;
+    const char *needed[] = {"state", "current_from_previous", "state_valid", "elapsed", "next_state"};
+    for (const char *name : needed) there += tensors.count(name);
+    const std::optional<StateInfo> &state = manifest.state;
+    bool fits = !state && there == 0;
+    if (state && there == std::size(needed)) {
+        const TensorInfo &before = *tensors["state"], &after = *tensors["next_state"];
+        fits = manifest.json["state"]["pairs"].size() == 1 && state->input == "state" &&
+               state->output == "next_state" && state->shape == after.shape && before.shape == after.shape && before.type == after.type &&
+               manifest.json["state"]["pairs"][0]["dtype"] == kTypes[after.type].name;
+    }
+    if (!fits)
+        throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
+}
+
+}  // namespace
+
+Manifest parse_manifest(const std::string &content, const fs::path &path) {
+    const std::string file = path.string();
+    const Json json = Json::parse(content, nullptr, false);
+    require_schema(json, file);
+    const Value whole(json, file, "");
+    whole.require(!json.is_discarded(), "invalid json");
+    Manifest manifest = read_fields(whole);
+    if (!is_whole(json, content))
+        throw refused(file, ": was changed after the export (its sha256 differs); export the bundle again");
+    require_outputs(manifest, file);
+    require_state(manifest, file);
+    require_bounded(manifest.json, path);
+    return manifest;
+}
+
+}  // namespace tessera

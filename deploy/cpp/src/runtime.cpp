@@ -1,0 +1,185 @@
+#include "runtime.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "error.hpp"
+
+namespace tessera {
+namespace {
+
+// The conditions in a route's name: rain and night for rain+night.
+Conditions conditions_of(const std::string &route) {
+    Conditions conditions;
+    std::istringstream parts(route);
+    for (std::string part; std::getline(parts, part, '+');)
+        if (part != "base") conditions.insert(part);
+    return conditions;
+}
+
+class Stage {
+   public:
+    explicit Stage(double &seconds) : seconds_(seconds), start_(std::chrono::steady_clock::now()) {}
+    ~Stage() { seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+   private:
+    double &seconds_;
+    std::chrono::steady_clock::time_point start_;
+};
+
+Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options) {
+    const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
+    Network network{&bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target),
+                    nullptr, nullptr, {}, {}, {}};
+    network.engine = open_engine(bundle, options);
+    network.golden_state = network.engine->new_state();
+    network.golden = read_golden(bundle, graph);
+    require_end_to_end(network.golden, bundle);
+    for (const GoldenFrame &frame : network.golden)
+        require_golden(frame, [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); },
+                       network.name, bundle.manifest());
+    return network;
+}
+
+}  // namespace
+
+const Arrays &Network::run_golden(const Arrays &inputs) {
+    if (!golden_state) return engine->run(inputs, nullptr);
+    if (*inputs.at("state_valid").data<float>() == 0) golden_state->clear();
+    const Manifest &manifest = bundle->manifest();
+    for (const auto &[name, array] : engine->run(inputs, golden_state.get())) golden_outputs[name] = array;
+    Array whole(TESSERA_FLOAT32, manifest.state->shape);
+    golden_state->read(whole);
+    sample(whole, manifest.golden["state_step"].get<int>(), golden_outputs[manifest.state->output]);
+    return golden_outputs;
+}
+
+Carried::Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
+    : state_(std::move(state)), info_(*manifest.state), rigid_(manifest.preprocessing.admission.state_rigid) {}
+
+const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment) {
+    // A state that is not used is set to zeros, because the network multiplies it by zero: an infinite number would stay.
+    if (!state_inputs(known_ ? &before_ : nullptr, moment, info_, rigid_, inputs)) state_->clear();
+    const Arrays &outputs = engine.run(inputs, state_.get());
+    known_ = all_finite(outputs);  // what a frame that is not leaves would never be finite again
+    before_ = moment;
+    return outputs;
+}
+
+Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const EngineOptions &options)
+    : bundle_(Bundle::open(path, trust)),
+      admitter_(bundle_.manifest()),
+      preprocessor_(bundle_.manifest()),
+      decoder_(bundle_.manifest()),
+      inputs_(no_sensors(bundle_.manifest())) {
+    const Manifest &manifest = bundle_.manifest();
+    // All networks stay open, so that switching takes no time.
+    networks_.push_back(open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options));
+    for (const std::string &route : manifest.apart)
+        networks_.push_back(open_network(bundle_.routes().at(route), route, options));
+    if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
+    // Networks for other routes may have no memory; those that have one have the same.
+    for (Network &network : networks_)
+        if (network.bundle->manifest().state && !carried_) {
+            carried_.emplace(network.engine->new_state(), network.bundle->manifest());
+            next_state_ = Array(TESSERA_FLOAT32, network.bundle->manifest().state->shape);
+        }
+}
+
+Network &Runtime::select(const Conditions &known) {
+    Network *best = nullptr;
+    for (Network &network : networks_) {
+        const Conditions &wanted = network.conditions;
+        const bool fits = std::includes(known.begin(), known.end(), wanted.begin(), wanted.end());
+        if (fits && (!best || wanted.size() > best->conditions.size())) best = &network;
+    }
+    return best ? *best : networks_.front();
+}
+
+void Runtime::step(Frame &frame, const Conditions &conditions) {
+    const bool placed = admitter_.admit(frame);
+    moment_.scene.assign(frame.scene);
+    moment_.timestamp = frame.timestamp;
+    moment_.global_from_reference = frame.global_from_reference;
+    // The state cannot be moved to where the frame is, nor that of the frame to the next one.
+    if (!placed && carried_) carried_->forget();
+    perceive(select(conditions), frame, conditions);
+    if (!placed && carried_) carried_->forget();
+}
+
+void Runtime::perceive(Network &network, const Frame &frame, const Conditions &conditions) {
+    const Manifest &manifest = network.bundle->manifest();
+    {
+        Stage stage(preprocess);
+        preprocessor_.prepare(frame, inputs_);
+        steer(manifest, conditions, inputs_);
+    }
+    {
+        Stage stage(engine);
+        const bool remembers = carried_ && manifest.state;
+        outputs_ = remembers ? &carried_->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
+        if (remembers) carried_->read(next_state_);
+        if (carried_ && !manifest.state) carried_->forget();
+    }
+    {
+        Stage stage(postprocess);
+        decoder_.decode(*outputs_, results_);
+    }
+    if (latest_ == &network) return;
+    latest_ = &network;
+    names_.clear();
+    for (const auto &[name, array] : results_) names_.push_back(name);
+    for (const TensorInfo &input : manifest.inputs)
+        if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
+    for (const auto &[name, array] : *outputs_)
+        if (!manifest.state || name != manifest.state->output) names_.push_back("outputs/" + name);
+    if (manifest.state) names_.push_back(manifest.state->output);
+}
+
+const Array *Runtime::find(std::string_view name) const {
+    if (!outputs_) return nullptr;
+    const std::string_view in = "inputs/", out = "outputs/";
+    const Arrays *arrays = &results_;
+    if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
+    else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
+    else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) return &next_state_;
+    const auto found = arrays->find(name);
+    return found == arrays->end() ? nullptr : &found->second;
+}
+
+std::optional<float> Runtime::weight(std::string_view module) const {
+    if (!latest_) return std::nullopt;
+    const Manifest &manifest = latest_->bundle->manifest();
+    for (size_t i = 0; i < manifest.banked.size(); ++i)
+        if (manifest.banked[i].name == module) return inputs_.at("route").data<float>()[i];
+    for (const Network &network : networks_)
+        for (const std::string &name : network.bundle->manifest().folded)
+            if (name == module) {
+                const auto &folded = manifest.folded;
+                return std::find(folded.begin(), folded.end(), module) != folded.end() ? 1.0F : 0.0F;
+            }
+    return std::nullopt;
+}
+
+void Runtime::check() {
+    size_t total = 0;
+    for (const Network &network : networks_) total += network.golden.size();
+    size_t index = next_check_++ % total;
+    for (Network &network : networks_) {
+        if (index >= network.golden.size()) {
+            index -= network.golden.size();
+            continue;
+        }
+        require_golden(network.golden[index],
+                       [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); }, network.name,
+                       network.bundle->manifest());
+        outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step
+        return;
+    }
+}
+
+void Runtime::restart() {
+    if (carried_) carried_->forget();
+}
+
+}  // namespace tessera

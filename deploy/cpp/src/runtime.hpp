@@ -1,0 +1,85 @@
+// The runtime of a vehicle: takes frame after frame, and returns what is perceived (deploy/runtime.py).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "engine.hpp"
+#include "golden.hpp"
+#include "inputs.hpp"
+#include "results.hpp"
+#include "state.hpp"
+
+namespace tessera {
+
+using Conditions = std::set<std::string, std::less<>>;
+
+// One of a bundle's networks, on an engine that has passed its golden frames.
+struct Network {
+    const Bundle *bundle;
+    Conditions conditions;  // that must be known for it to be used; empty for the default network
+    std::string name;       // for messages
+    std::unique_ptr<Engine> engine;
+    std::unique_ptr<EngineState> golden_state;
+    std::vector<GoldenFrame> golden;
+    Arrays golden_inputs, golden_outputs;  // buffers
+
+    const Arrays &run_golden(const Arrays &inputs);
+};
+
+// The state of a network from frame to frame of a drive, with the moment that it is of.
+class Carried {
+   public:
+    Carried(std::unique_ptr<EngineState> state, const Manifest &manifest);
+    const Arrays &run(Engine &engine, Arrays &inputs, const Moment &moment);
+    void forget() { known_ = false; }
+    void read(Array &into) const { state_->read(into); }
+
+   private:
+    std::unique_ptr<EngineState> state_;
+    StateInfo info_;
+    double rigid_;
+    Moment before_;
+    bool known_ = false;
+};
+
+class Runtime {
+   public:
+    Runtime(const std::filesystem::path &path, const Trust &trust, const EngineOptions &options);
+
+    // `frame` may be changed.
+    void step(Frame &frame, const Conditions &conditions);
+    void check();    // the next golden frame of the next network
+    void restart();  // begin anew with the next frame
+
+    // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The names of all by index.
+    const Array *find(std::string_view name) const;
+    const std::vector<std::string> &names() const { return names_; }
+    std::optional<float> weight(std::string_view module) const;
+
+    double preprocess = 0, engine = 0, postprocess = 0;  // seconds of the latest step
+
+   private:
+    Network &select(const Conditions &known);
+    void perceive(Network &network, const Frame &frame, const Conditions &conditions);
+
+    Bundle bundle_;
+    std::vector<Network> networks_;
+    Admitter admitter_;
+    Preprocessor preprocessor_;
+    Decoder decoder_;
+    std::optional<Carried> carried_;
+    Network *latest_ = nullptr;
+    Arrays inputs_, results_;
+    const Arrays *outputs_ = nullptr;
+    Array next_state_;
+    Moment moment_;
+    size_t next_check_ = 0;
+    std::vector<std::string> names_;
+};
+
+}  // namespace tessera

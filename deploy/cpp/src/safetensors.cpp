@@ -1,0 +1,66 @@
+// Files of tensors (github.com/huggingface/safetensors, "Format").
+#include <algorithm>
+
+#include "bundle.hpp"
+#include "error.hpp"
+#include "python_text.hpp"
+
+namespace tessera {
+
+Arrays read_safetensors(const std::string &content, const fs::path &file) {
+    const auto require = [&file](bool right, const std::string &wrong) {
+        if (!right) throw refused(file.string(), ": cannot read the golden frames (", wrong, ")");
+    };
+    uint64_t length = 0;
+    require(content.size() >= sizeof length, "header too small");
+    std::memcpy(&length, content.data(), sizeof length);
+    require(length <= content.size() - sizeof length, "invalid header length");
+    const Json header = Json::parse(content.substr(sizeof length, length), nullptr, false);
+    require(header.is_object(), "invalid JSON in header");
+    const std::string_view data = std::string_view(content).substr(sizeof length + length);
+    Arrays arrays;
+    size_t total = 0;
+    for (const auto &[name, described] : header.items()) {
+        if (name == "__metadata__") continue;
+        try {
+            const std::string dtype = described.at("dtype");
+            const auto *type =
+                std::find_if(std::begin(kTypes), std::end(kTypes), [&](auto &each) { return each.safetensors == dtype; });
+            require(type != std::end(kTypes), repr(dtype));
+            const Shape shape = described.at("shape");
+            const size_t begin = described.at("data_offsets").at(0), end = described.at("data_offsets").at(1);
+            size_t size = type->bytes;
+            for (const int64_t each : shape) {
+                const auto side = static_cast<size_t>(each);
+                require(each >= 0 && (side == 0 || size <= data.size() / side), "shape of " + name);
+                size *= side;
+            }
+            require(begin <= end && end <= data.size() && end - begin == size, "offsets of " + name);
+            Array &array = arrays.insert_or_assign(name, Array(type->type, shape)).first->second;
+            if (size) std::memcpy(array.data<char>(), data.data() + begin, size);
+            total += size;
+        } catch (const Json::exception &error) {
+            require(false, error.what());
+        }
+    }
+    require(total == data.size(), "incomplete metadata, file not fully covered");
+    return arrays;
+}
+
+std::string write_safetensors(const Arrays &arrays) {
+    Json header = Json::object();
+    std::string data;
+    for (const auto &[name, array] : arrays) {
+        const size_t begin = data.size();
+        data.append(array.data<char>(), array.byte_count());
+        header[name] = {{"dtype", kTypes[array.type()].safetensors},
+                        {"shape", array.shape()},
+                        {"data_offsets", {begin, data.size()}}};
+    }
+    std::string text = header.dump();
+    text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
+    const uint64_t length = text.size();
+    return std::string(reinterpret_cast<const char *>(&length), sizeof length) + text + data;
+}
+
+}  // namespace tessera

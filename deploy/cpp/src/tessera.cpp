@@ -1,0 +1,155 @@
+// The C interface: no exception leaves it.
+#include "tessera.h"
+
+#include <algorithm>
+#include <new>
+
+#include "error.hpp"
+#include "runtime.hpp"
+
+struct tessera_runtime {
+    tessera_runtime(const std::filesystem::path &path, const tessera::Trust &trust,
+                    const tessera::EngineOptions &options)
+        : runtime(path, trust, options) {}
+    tessera::Runtime runtime;
+    tessera::Frame frame;
+    tessera::Conditions conditions;
+    std::string message;
+};
+
+namespace {
+
+thread_local std::string open_message;
+
+// Runs `body`, and turns what it throws into a status and a message.
+template <typename Body>
+tessera_status guarded(std::string &message, const Body &body) {
+    try {
+        message.clear();
+        body();
+        return TESSERA_OK;
+    } catch (const tessera::Error &error) {
+        message = error.what();
+        return error.status;
+    } catch (const std::bad_alloc &) {
+        message = "there is no memory left";
+    } catch (const std::exception &error) {
+        message = error.what();
+    }
+    return TESSERA_FAILED;
+}
+
+template <typename Struct>
+void require_size(const Struct *given, const char *name) {
+    if (!given) throw tessera::bad_input(name, ": is NULL");
+    if (given->size < sizeof(Struct))
+        throw tessera::bad_input(name, ".size: is ", given->size, ", not sizeof(", name, "), ", sizeof(Struct));
+}
+
+const char *or_empty(const char *text) { return text ? text : ""; }
+
+void take_frame(tessera_runtime &own, const tessera_frame &given) {
+    tessera::Frame &frame = own.frame;
+    if (given.point_count && !given.points) throw tessera::bad_input("tessera_frame.points: is NULL");
+    if (given.camera_count && !given.cameras) throw tessera::bad_input("tessera_frame.cameras: is NULL");
+    if (given.condition_count && !given.conditions) throw tessera::bad_input("tessera_frame.conditions: is NULL");
+    frame.scene = or_empty(given.scene);
+    frame.timestamp = given.timestamp;
+    std::copy_n(given.global_from_reference, 16, frame.global_from_reference.begin());
+    std::copy_n(given.global_from_ego, 16, frame.global_from_ego.begin());
+    frame.points = given.points;
+    frame.sweep_of_point = given.sweep_of_point;
+    frame.point_count = given.point_count;
+    frame.cameras.resize(given.camera_count);
+    for (size_t i = 0; i < given.camera_count; ++i) {
+        const tessera_camera &from = given.cameras[i];
+        require_size(&from, "tessera_camera");
+        if (!from.name || !from.rgb) throw tessera::bad_input("tessera_camera: its name or rgb is NULL");
+        tessera::Camera &to = frame.cameras[i];
+        to.name = from.name, to.rgb = from.rgb, to.height = from.height, to.width = from.width;
+        std::copy_n(from.intrinsics, 9, to.intrinsics.begin());
+        std::copy_n(from.ego_from_camera, 16, to.ego_from_camera.begin());
+        std::copy_n(from.global_from_ego, 16, to.global_from_ego.begin());
+    }
+    const char *const *names = given.conditions;
+    const auto is_known = [&](const char *name) { return name && own.conditions.find(name) != own.conditions.end(); };
+    if (given.condition_count == own.conditions.size() && std::all_of(names, names + given.condition_count, is_known))
+        return;  // as in most frames; nothing is allocated then
+    own.conditions.clear();
+    for (size_t i = 0; i < given.condition_count; ++i) own.conditions.insert(or_empty(names[i]));
+}
+
+}  // namespace
+
+tessera_status tessera_open(const tessera_options *options, tessera_runtime **runtime) {
+    return guarded(open_message, [&] {
+        if (!runtime) throw tessera::bad_input("runtime: is NULL");
+        *runtime = nullptr;
+        require_size(options, "tessera_options");
+        if (!options->bundle) throw tessera::bad_input("tessera_options.bundle: is NULL");
+        tessera::Trust trust;
+        for (size_t i = 0; i < options->key_count; ++i) trust.keys.emplace_back(or_empty(options->keys[i]));
+        if (trust.required() && !options->state)
+            throw tessera::bad_input("tessera_options.state: give the folder that keeps the highest release that ran");
+        trust.state = or_empty(options->state);
+        trust.allow_older = options->allow_older != 0;
+        const tessera::EngineOptions engine{options->target ? options->target : "cpu", or_empty(options->plugin),
+                                            options->threads};
+        *runtime = new tessera_runtime(options->bundle, trust, engine);
+    });
+}
+
+tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame) {
+    if (!runtime) return TESSERA_BAD_INPUT;
+    return guarded(runtime->message, [&] {
+        require_size(frame, "tessera_frame");
+        take_frame(*runtime, *frame);
+        runtime->runtime.step(runtime->frame, runtime->conditions);
+    });
+}
+
+tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tessera_array *array) {
+    const tessera::Array *found = runtime && name ? runtime->runtime.find(name) : nullptr;
+    if (!found || !array || array->size < sizeof(tessera_array)) return TESSERA_BAD_INPUT;
+    array->data = found->data<std::byte>();
+    array->type = found->type();
+    array->rank = static_cast<int32_t>(found->shape().size());
+    std::copy(found->shape().begin(), found->shape().end(), array->shape);
+    return TESSERA_OK;
+}
+
+const char *tessera_name(const tessera_runtime *runtime, size_t index) {
+    if (!runtime || index >= runtime->runtime.names().size()) return nullptr;
+    return runtime->runtime.names()[index].c_str();
+}
+
+tessera_status tessera_weight(const tessera_runtime *runtime, const char *module, float *weight) {
+    if (!runtime || !module || !weight) return TESSERA_BAD_INPUT;
+    const auto found = runtime->runtime.weight(module);
+    if (!found) return TESSERA_BAD_INPUT;
+    *weight = *found;
+    return TESSERA_OK;
+}
+
+tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *times) {
+    if (!runtime || !times || times->size < sizeof(tessera_times)) return TESSERA_BAD_INPUT;
+    const tessera::Runtime &own = runtime->runtime;
+    times->preprocess = own.preprocess, times->engine = own.engine, times->postprocess = own.postprocess;
+    return TESSERA_OK;
+}
+
+tessera_status tessera_check(tessera_runtime *runtime) {
+    if (!runtime) return TESSERA_BAD_INPUT;
+    return guarded(runtime->message, [&] { runtime->runtime.check(); });
+}
+
+tessera_status tessera_restart(tessera_runtime *runtime) {
+    if (!runtime) return TESSERA_BAD_INPUT;
+    return guarded(runtime->message, [&] { runtime->runtime.restart(); });
+}
+
+const char *tessera_message(const tessera_runtime *runtime) {
+    return runtime ? runtime->message.c_str() : open_message.c_str();
+}
+
+void tessera_close(tessera_runtime *runtime) { delete runtime; }

@@ -1,0 +1,156 @@
+// What a vehicle accepts: signing keys (Ed25519, RFC 8032), and the release of a bundle.
+#include <fcntl.h>
+#include <openssl/pem.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <memory>
+
+#include "bundle.hpp"
+#include "error.hpp"
+#include "python_text.hpp"
+
+namespace tessera {
+
+namespace {
+
+using Key = std::shared_ptr<EVP_PKEY>;
+
+Key read_key(const fs::path &file) {
+    errno = 0;
+    const std::optional<std::string> pem = fs::is_directory(file) ? (errno = EISDIR, std::nullopt) : read_file(file);
+    if (!pem) throw refused(file.string(), ": cannot read the key (", std::strerror(errno), ")");
+    const std::unique_ptr<BIO, int (*)(BIO *)> memory(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())),
+                                                      BIO_free);
+    const Key key(PEM_read_bio_PUBKEY(memory.get(), nullptr, nullptr, nullptr), EVP_PKEY_free);
+    const std::string make =
+        text("; make it with `openssl pkey -in key.pem -pubout -out ", file.filename().string(), "`");
+    if (!key) throw refused(file.string(), ": not a public key in PEM", make);
+    if (EVP_PKEY_id(key.get()) != EVP_PKEY_ED25519) throw refused(file.string(), ": not an Ed25519 key", make);
+    return key;
+}
+
+// The start of its fingerprint.
+std::string id_of(const Key &key) {
+    unsigned char *der = nullptr;
+    const int length = i2d_PUBKEY(key.get(), &der);
+    const std::string content(reinterpret_cast<char *>(der), static_cast<size_t>(length));
+    OPENSSL_free(der);
+    return sha256(content).substr(0, 16);
+}
+
+bool is_valid(const Key &key, const std::string &signature, const std::string &content) {
+    const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX *)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+    const auto bytes = [](const std::string &of) { return reinterpret_cast<const unsigned char *>(of.data()); };
+    return EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) == 1 &&
+           EVP_DigestVerify(context.get(), bytes(signature), signature.size(), bytes(content), content.size()) == 1;
+}
+
+std::string minutes(time_t time) {
+    char shown[32];
+    std::tm utc{};
+    std::strftime(shown, sizeof shown, "%Y-%m-%d %H:%M", gmtime_r(&time, &utc));
+    return shown;
+}
+
+int64_t highest(const fs::path &file) {
+    struct stat found;
+    if (stat(file.c_str(), &found) != 0 && errno == ENOENT) return 0;
+    const std::optional<std::string> content = is_file(file) ? read_file(file) : std::nullopt;
+    const Json state = Json::parse(content.value_or(""), nullptr, false);
+    if (!state.is_object() || !state.contains("release") || !state["release"].is_number_integer())
+        throw refused(file.string(), ": does not say the highest release that ran; write {\"release\": N} into it");
+    return state["release"].get<int64_t>();
+}
+
+// A file or folder that is open until the end of the block.
+struct Open {
+    Open(const fs::path &path, int flags) : handle(open(path.c_str(), flags | O_CLOEXEC, 0666)) {}
+    ~Open() {
+        if (handle >= 0) close(handle);
+    }
+    Open(const Open &) = delete;
+    Open &operator=(const Open &) = delete;
+    const int handle;
+};
+
+// At any time the file has either the whole old or the whole new content.
+void write_atomically(const fs::path &file, const std::string &content) {
+    const fs::path fresh = file.parent_path() / text(".", file.filename().string(), ".", getpid());
+    const Open opened(fresh, O_WRONLY | O_CREAT | O_TRUNC), folder(file.parent_path(), O_RDONLY);
+    const auto length = static_cast<ssize_t>(content.size());
+    if (opened.handle < 0 || write(opened.handle, content.data(), content.size()) != length ||
+        fsync(opened.handle) != 0 || rename(fresh.c_str(), file.c_str()) != 0 || fsync(folder.handle) != 0) {
+        const int why = errno;
+        unlink(fresh.c_str());
+        throw refused(file.string(), ": cannot write (", std::strerror(why), ")");
+    }
+}
+
+}  // namespace
+
+std::optional<time_t> parse_time(const std::string &expires) {
+    std::tm utc{};
+    const char *rest = strptime(expires.c_str(), "%Y-%m-%dT%H:%M:%S", &utc);
+    if (rest == nullptr) return std::nullopt;
+    if (*rest == '.') rest += 1 + std::strspn(rest + 1, "0123456789");
+    int hours = 0, minutes = 0;
+    char sign = '+', end = 0;
+    if (std::strcmp(rest, "Z") != 0 &&
+        (std::sscanf(rest, "%c%2d:%2d%c", &sign, &hours, &minutes, &end) != 3 || (sign != '+' && sign != '-')))
+        return std::nullopt;
+    return timegm(&utc) - (sign == '-' ? -1 : 1) * 60 * (60 * hours + minutes);
+}
+
+void Trust::require_signed(const fs::path &record, const std::string &content, const std::string &signer) const {
+    std::vector<Key> read;
+    std::vector<std::string> trusted;
+    for (const fs::path &key : keys) {
+        read.push_back(read_key(python_path(key)));
+        trusted.push_back(text(python_path(key).string(), " (", id_of(read.back()), ")"));
+    }
+    const std::string who = join(trusted, " or ");
+    const fs::path file = fs::path(record).replace_extension(".sig");
+    const std::optional<std::string> signature = is_file(file) ? read_file(file) : std::nullopt;
+    if (!signature)
+        throw refused(record.string(), ": is not signed (", file.filename().string(), " is missing), and only what ",
+                      who, " signed is accepted");
+    for (const Key &key : read)
+        if (is_valid(key, *signature, content)) return;
+    throw refused(file.string(), ": not the signature of ", record.filename().string(), " by the key ", who,
+                  ": one of them was changed, or it is another's",
+                  signer.empty() ? "" : text(" (it names the key ", signer, ")"));
+}
+
+void Trust::require_current(const fs::path &file, int64_t release, const std::string &expires) const {
+    const time_t now = std::time(nullptr);
+    const std::optional<time_t> end = parse_time(expires);
+    if (end && *end <= now)
+        throw refused(file.string(), ": expired at ", minutes(*end), " UTC, and the clock says ", minutes(now),
+                      "; take a newer release");
+    const fs::path record = python_path(state) / "release.json";
+    const int64_t before = highest(record);
+    if (release < before && !allow_older)
+        throw refused(file.string(), ": is release ", release, ", but release ", before, " ran here before, says ",
+                      record.string(), "; take a newer release, or run this one with --allow-older");
+}
+
+void Trust::accept(int64_t release) const {
+    const fs::path folder = python_path(state), record = folder / "release.json";
+    if (release <= highest(record)) return;
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (error)
+        throw refused(folder.string(), ": cannot keep the release (", std::strerror(error.value()),
+                      "); choose another --state");
+    const Open lock(folder, O_RDONLY);
+    flock(lock.handle, LOCK_EX);
+    if (release > highest(record))  // another process may have raised it
+        write_atomically(record, text("{\"release\": ", release, "}"));
+}
+
+}  // namespace tessera
