@@ -198,7 +198,7 @@ Array select_kept_pillars(const Arrays &inputs, const Frame &frame, Manifest few
     Arrays found = no_sensors(few);
     Preprocessor(few).prepare(frame, found);
     Array kept = found.at("pillar_cells");
-    kept.resize({half});
+    kept.resize(Shape{half});
     return kept;
 }
 
