@@ -49,16 +49,17 @@ CPP := runs/cpp
 CPP_SOURCES := $(wildcard deploy/cpp/CMake* deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/cmake/*)
 CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 
-$(CPP)/%/libtessera.so: $(CPP_SOURCES) $(INSTALLED)
+$(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }
-	library=$$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') && \
-	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$$library --log-level=WARNING
-	cmake --build $(CPP)/$*
+	mkdir -p $(CPP)
+	ln -sf $$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') $(CPP)/libonnxruntime.so.1
+	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING
+	cmake --build $(CPP)/$* && touch $@
 
-cpp: $(CPP)/release/libtessera.so
+cpp: $(CPP)/release/built
 
-test-cpp: $(CPP)/release/libtessera.so
-	OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$< $(BIN)/$(PYTEST) tests/cpp
+test-cpp: $(CPP)/release/built
+	OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
 
 # mmdet3d needs numpy 1, which the locks of Python 3.10 and 3.11 hold, so it has an environment of its own.
 # mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.

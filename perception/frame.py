@@ -341,7 +341,7 @@ class Frame:
             move(points, similarity.astype(np.float32))
         return replace(
             self,
-            global_from_reference=self.global_from_reference @ np.linalg.inv(similarity),
+            global_from_reference=product(self.global_from_reference, inverse(similarity)),
             points=points,
             boxes=None if self.boxes is None else self.boxes.under_similarity(similarity),
         )

@@ -73,8 +73,8 @@ void facing(const Frame &frame, std::string_view view, Frame &turned, std::vecto
         points[i] = -points[i] + 0.0F, points[i + 1] = -points[i + 1] + 0.0F, points[i + 2] += 0.0F;
     }
     turned.points = points.data();
-    constexpr Matrix4 kRear = {-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};  // its own inverse
-    turned.global_from_reference = multiply(frame.global_from_reference, kRear);
+    constexpr Matrix4 kRear = {-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};
+    turned.global_from_reference = multiply(frame.global_from_reference, inverse(kRear));
 }
 
 }  // namespace tessera

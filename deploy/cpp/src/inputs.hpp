@@ -27,13 +27,16 @@ class Grouper {
         int equal;  // and so many of those with as many points
     };
     template <typename Rule>
-    int count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points);
-    Limit limit(int occupied) const;
-    int assign_rows(int occupied, int32_t *cells);
+    void count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points);
+    Limit limit() const;
+    void leave_first(const int32_t *cells_of_points, size_t n);
+    int assign_rows(Limit limit, int32_t *cells);
+    void fill(const float *points, size_t n, const int32_t *cells_of_points, float *pillar_points);
 
     Pillars settings_;
-    std::vector<int32_t> totals_;       // of each cell; zeros between frames
-    std::vector<int32_t> row_of_cell_;  // of cells with points: first their order, then their pillar, -1 for none
+    int outside_;                       // the cell of points outside of the grid, behind the others
+    std::vector<int32_t> totals_;       // points in each cell
+    std::vector<int32_t> row_of_cell_;  // the pillar of each cell; -1: none
     std::vector<int32_t> filled_;       // points in each pillar
     std::vector<int32_t> cell_of_point_;
 };

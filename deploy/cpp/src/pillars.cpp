@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "inputs.hpp"
@@ -59,30 +60,29 @@ class SingleCells {
 
 Grouper::Grouper(const Pillars &settings)
     : settings_(settings),
-      totals_(static_cast<size_t>(settings.rows) * settings.columns),
-      row_of_cell_(totals_.size()),
+      outside_(settings.rows * settings.columns),
+      totals_(outside_ + 1),
+      row_of_cell_(outside_ + 1),
       filled_(settings.most) {}
 
+// The loops over points and cells have no branches that depend on the cell: it is a random one for the processor, and
+// a branch that it does not foresee costs as much as ten steps.
+
 template <typename Rule>
-int Grouper::count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points) {
-    const int outside = static_cast<int>(totals_.size());
-    int occupied = 0;
-    for (size_t i = 0; i < n; ++i) {
-        const int cell = cells_of_points[i] = cell_of(points + kValues * i);
-        if (cell == outside) continue;
-        if (totals_[cell]++ == 0) row_of_cell_[cell] = occupied++;
-    }
-    return occupied;
+void Grouper::count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points) {
+    std::fill(totals_.begin(), totals_.end(), 0);
+    for (size_t i = 0; i < n; ++i) ++totals_[cells_of_points[i] = cell_of(points + kValues * i)];
+    totals_[outside_] = 0;
 }
 
-Grouper::Limit Grouper::limit(int occupied) const {
-    if (occupied <= settings_.most) return {0, 0};
+Grouper::Limit Grouper::limit() const {
     const auto above = [this](int least) {
         int found = 0;
         for (int32_t total : totals_) found += total > least;
         return found;
     };
-    int low = 0, high = 0;  // the least total of which no more cells have more than there are pillars
+    if (above(0) <= settings_.most) return {0, 0};
+    int low = 1, high = 1;  // the least total of which no more cells have more than there are pillars
     for (int32_t total : totals_) high = std::max(high, total);
     while (low < high) {
         const int middle = low + (high - low) / 2;
@@ -92,19 +92,53 @@ Grouper::Limit Grouper::limit(int occupied) const {
     return {low, settings_.most - above(low)};
 }
 
-int Grouper::assign_rows(int occupied, int32_t *cells) {
-    auto [least, equal] = settings_.fullest ? limit(occupied) : Limit{0, 0};
-    int rows = 0;
-    for (size_t cell = 0; cell < totals_.size(); ++cell) {
-        const int total = totals_[cell];
-        if (total == 0) continue;
-        totals_[cell] = 0;
-        const bool kept = settings_.fullest ? total > least || (total == least && equal-- > 0)
-                                            : row_of_cell_[cell] < settings_.most;
-        row_of_cell_[cell] = kept ? rows : -1;
-        if (kept) cells[rows++] = static_cast<int32_t>(cell);
+// Leaves only those cells whose first point comes first.
+void Grouper::leave_first(const int32_t *cells_of_points, size_t n) {
+    std::fill(row_of_cell_.begin(), row_of_cell_.end(), 0);
+    row_of_cell_[outside_] = 1;
+    int found = 0;
+    size_t i = 0;
+    for (; i < n && found < settings_.most; ++i) {
+        int32_t &seen = row_of_cell_[cells_of_points[i]];
+        found += seen == 0;
+        seen = 1;
     }
+    for (size_t cell = 0; cell < totals_.size(); ++cell) totals_[cell] *= row_of_cell_[cell];
+}
+
+int Grouper::assign_rows(Limit limit, int32_t *cells) {
+    int rows = 0, cell = 0;
+    for (; cell < outside_ && rows < settings_.most; ++cell) {
+        const bool equal = (totals_[cell] == limit.least) & (limit.equal > 0);
+        const bool kept = (totals_[cell] > limit.least) | equal;
+        limit.equal -= equal;
+        cells[rows] = cell;
+        row_of_cell_[cell] = kept ? rows : -1;
+        rows += kept;
+    }
+    std::fill(row_of_cell_.begin() + cell, row_of_cell_.end(), -1);
+    std::fill(cells + rows, cells + settings_.most, outside_);
     return rows;
+}
+
+void Grouper::fill(const float *points, size_t n, const int32_t *cells_of_points, float *pillar_points) {
+    constexpr size_t kBlock = 1024;  // points whose pillars are looked up before any is copied
+    std::array<int32_t, kBlock> row, index;
+    std::fill(filled_.begin(), filled_.end(), 0);
+    for (size_t start = 0; start < n; start += kBlock) {
+        size_t kept = 0;
+        for (size_t i = start; i < std::min(n, start + kBlock); ++i) {
+            row[kept] = row_of_cell_[cells_of_points[i]];
+            index[kept] = static_cast<int32_t>(i);
+            kept += row[kept] >= 0;
+        }
+        for (size_t k = 0; k < kept; ++k) {
+            int32_t &filled = filled_[row[k]];
+            if (filled == settings_.points) continue;
+            const size_t place = static_cast<size_t>(row[k]) * settings_.points + filled++;
+            std::memcpy(pillar_points + kValues * place, points + kValues * index[k], kValues * sizeof(float));
+        }
+    }
 }
 
 int Grouper::group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells,
@@ -113,26 +147,22 @@ int Grouper::group(const float *points, size_t n, float *pillar_points, int32_t 
         if (cell_of_point_.size() < n) cell_of_point_.resize(n);
         cells_of_points = cell_of_point_.data();
     }
-    const int occupied = settings_.fullest ? count_points(Cells(settings_), points, n, cells_of_points)
-                                           : count_points(SingleCells(settings_), points, n, cells_of_points);
-    const int rows = assign_rows(occupied, cells), size = settings_.points, outside = static_cast<int>(totals_.size());
-    std::fill(filled_.begin(), filled_.end(), 0);
-    for (size_t i = 0; i < n; ++i) {
-        if (cells_of_points[i] == outside) continue;
-        const int row = row_of_cell_[cells_of_points[i]];
-        if (row < 0 || filled_[row] == size) continue;
-        const size_t place = static_cast<size_t>(row) * size + filled_[row]++;
-        std::memcpy(pillar_points + kValues * place, points + kValues * i, kValues * sizeof(float));
+    if (settings_.fullest) {
+        count_points(Cells(settings_), points, n, cells_of_points);
+    } else {
+        count_points(SingleCells(settings_), points, n, cells_of_points);
+        leave_first(cells_of_points, n);
     }
+    const int rows = assign_rows(settings_.fullest ? limit() : Limit{0, 0}, cells);
+    fill(points, n, cells_of_points, pillar_points);
     for (int row = 0; row < settings_.most; ++row) {
-        const int before = std::clamp<int>(counts[row], 0, size);
+        const int before = std::clamp<int>(counts[row], 0, settings_.points);
         if (filled_[row] < before) {
-            float *pillar = pillar_points + kValues * row * size;
+            float *pillar = pillar_points + kValues * row * settings_.points;
             std::fill(pillar + kValues * filled_[row], pillar + kValues * before, 0.0F);
         }
         counts[row] = filled_[row];
     }
-    std::fill(cells + rows, cells + settings_.most, outside);
     return rows;
 }
 
