@@ -10,6 +10,13 @@ namespace tessera {
 namespace {
 
 constexpr int kSchema = 12;
+const std::set<std::string> kKeys = {
+    "precision", "blocks",  "opset",      "tolerances", "inputs",           "outputs",       "routes",         "folded",
+    "inline",    "banked",  "parameters", "flops",      "operators",        "state",         "sha256",         "name",
+    "release",   "expires", "signer",     "builds",     "structure_sha256", "preprocessing", "schema_version", "taxonomy",
+    "rig",       "grid",    "head_grid",  "views",      "postprocessing",   "steering",      "lidar",          "camera",
+    "tasks",     "modules", "apart",      "golden",     "origin",           "files",
+};
 
 // A value of the manifest, with its place for messages.
 class Value {
@@ -101,6 +108,8 @@ Manifest read_fields(const Value &value) {
     Manifest read;
     read.json = value.json();
     value("precision", read.precision);
+    const bool known = read.precision == "fp32" || read.precision == "fp16" || read.precision == "int8";
+    value["precision"].require(known, "input should be 'fp32', 'fp16' or 'int8'");
     read.tolerances = value["tolerances"].json();
     for (auto [key, tensors] : {std::pair("inputs", &read.inputs), std::pair("outputs", &read.outputs)})
         for (const Value &each : value[key].items()) {
@@ -136,6 +145,8 @@ Manifest read_fields(const Value &value) {
         value["golden"][key].require(value["golden"][key].json().is_number(), "input should be a valid number");
     value("apart", read.apart);
     for (const auto &file : value["files"].json().items()) value["files"](file.key().c_str(), read.files[file.key()]);
+    for (const auto &member : value.json().items())
+        value[member.key()].require(kKeys.count(member.key()), "extra inputs are not permitted");
     return read;
 }
 

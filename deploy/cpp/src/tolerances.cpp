@@ -1,4 +1,5 @@
 // The outputs of the tasks, and the bounds of their tolerances by precision (deploy/tolerances.py).
+#include <algorithm>
 #include <cmath>
 
 #include "bundle.hpp"
@@ -125,10 +126,8 @@ std::vector<Output> outputs_of(const Json &manifest) {
 void require_bounded(const Json &manifest, const fs::path &file) {
     static const char *const remedy = "; export the bundle again";
     const std::string precision = manifest.at("precision");
-    const Bounds *bounds = kBounds;
-    while (bounds != std::end(kBounds) && bounds->precision != precision) ++bounds;
-    if (bounds == std::end(kBounds))
-        throw refused(file.string(), ": precision: input should be 'fp32', 'fp16' or 'int8'", remedy);
+    const auto *bounds = std::find_if(std::begin(kBounds), std::end(kBounds),
+                                      [&](const Bounds &each) { return each.precision == precision; });
     const Numbers found = numbers_of(manifest.at("tolerances"));
     const Numbers largest = bounds_of(*bounds, outputs_of(manifest), manifest.contains("state"));
     const std::map<std::string, double> by_name(largest.begin(), largest.end());
