@@ -130,7 +130,9 @@ def input_of(change: dict[str, object]) -> Damage:
 
 
 def blind(path: Path) -> None:
-    frames = [replace(f, compared={k: np.zeros_like(v) for k, v in f.compared.items()}) for f in bundle().golden_frames()]
+    frames = [
+        replace(f, compared={k: np.zeros_like(v) for k, v in f.compared.items()}) for f in bundle().golden_frames()
+    ]
     rewritten(path, golden=frames)
 
 
@@ -210,7 +212,9 @@ def swap(*place: str) -> Callable[[Any], object]:
 
 
 PAST = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=1)
-CURVE = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+CURVE = (
+    ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+)
 OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
              "./model.onnx", "modules//rain.json", "a\0b", "a\nb", "it's", "")  # fmt: skip
 FIELDS = {
@@ -238,7 +242,7 @@ REFUSED: dict[str, Damage] = {
     "another indentation": indented,
     "a key twice": file("manifest.json", edit(b'"release": 0', b'"release": 0,\n  "release": 0')),
     "a file more": lambda path: (path / "modules" / "more").write_text("") and None,
-    "a file more in a new folder": lambda path: (path / "new").mkdir() or (path / "new" / "a").write_text("") and None,
+    "a file more in a new folder": lambda path: (path / "new").mkdir() or ((path / "new" / "a").write_text("") and None),
     "a link to itself": lambda path: (path / "loop").symlink_to("loop"),
     "a pipe": piped,
     **{f"{name} outside": linked(name) for name in ("manifest.json", GRAPH, MODULE, "modules")},

@@ -65,16 +65,25 @@ class Runtime {
 
    private:
     Network &select(const Conditions &known);
-    void perceive(Network &network, const Frame &frame, const Conditions &conditions);
+    // Runs one view of a frame; its results are in results_[view].
+    void perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view);
+    void forget();
+    void list_names();
 
     Bundle bundle_;
     std::vector<Network> networks_;
     Admitter admitter_;
     Preprocessor preprocessor_;
     Decoder decoder_;
-    std::optional<Carried> carried_;
+    ViewJoiner joiner_;
+    std::vector<std::string> views_;  // one, if the network looks around
+    std::vector<Carried> carried_;    // by view; none without a memory
+    std::vector<Arrays> results_;     // by view
+    Frame turned_;                    // a frame in a view, and its points
+    std::vector<float> turned_points_;
     Network *latest_ = nullptr;
-    Arrays inputs_, results_;
+    Arrays inputs_, joined_;
+    Array route_;  // of the first view
     const Arrays *outputs_ = nullptr;
     Array next_state_;
     Moment moment_;
