@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,7 +14,7 @@ import exported
 import numpy as np
 import onnx
 import pytest
-import tessera_runtime
+import tessera_runtime as native
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from damage import cut, delete, in_json, put, write
@@ -23,8 +23,11 @@ from damage import without as missing
 from exported import bundle, keys, remembering, reseal, rewritten, trusting
 from lowered import switched
 from refits import train_further
+from safetensors.numpy import save
 
+from deploy.bundle import Bundle
 from deploy.runtime import Runtime
+from deploy.signature import signer
 from deploy.trust import Trust
 from perception.errors import InputError
 
@@ -149,9 +152,11 @@ def shifted(path: Path) -> None:
 
 
 def other_points(path: Path) -> None:
-    first, *others = bundle().golden_frames()
-    points = first.sensors["points"] + np.float32([0.5, 0, 0, 0, 0])
-    rewritten(path, golden=[replace(first, sensors=first.sensors | {"points": points}), *others])
+    frames = bundle("rain").golden_frames()
+    (whole,) = (frame for frame in frames if frame.sensors)
+    points = whole.sensors["points"] + np.float32([0.5, 0, 0, 0, 0])
+    changed = replace(whole, sensors={**whole.sensors, "points": points})
+    rewritten(path, golden=[changed if frame is whole else frame for frame in frames])
 
 
 def signed(key: str, *trusted: str, **content: object) -> Damage:
@@ -259,9 +264,9 @@ REFUSED: dict[str, Damage] = {
         reversed(content["tolerances"]["dense"]["map/probabilities"].items()))})),
     "a wide tolerance": sealed(spread({"each": 0.0123456789})),
     "a mean above its bound": sealed(spread({"mean": 1e-2})),
-    "a route of fog": sealed(put("routes", ["rain+fog"])),
-    "a network for fog": sealed(put("apart", ["fog"])),
-    "a module that asks for fog": sealed(put("banked", [{"name": "wet", "asks": ["no-lidar", "fog"]}])),
+    "a route of ash": sealed(put("routes", ["rain+ash"])),
+    "a network for ash": sealed(put("apart", ["ash"])),
+    "a module that asks for ash": sealed(put("banked", [{"name": "wet", "asks": ["no-lidar", "ash"]}])),
     "pillars of another shape": input_of({"shape": (1, 2)}),
     "pillars of another type": input_of({"dtype": "uint8"}),
     "radar": input_of({"name": "radar"}),
@@ -275,7 +280,7 @@ REFUSED: dict[str, Damage] = {
     "meaning of nothing": exchanged(MEANING, lambda content: b"{}"),
     "other classes": exchanged(MEANING, lambda content: content.replace(b'"car"', b'"cat"')),
     "another cell": exchanged(MEANING, lambda content: content.replace(b'"cell": 0.8', b'"cell": 1e-05', 1)),
-    "classes in another order": sealed(swap("taxonomy", "classes")),
+    "attributes in another order": sealed(swap("taxonomy", "attributes")),
     "no signature": signed("", "owner"),
     "signed by a stranger": signed("stranger", "owner"),
     "signed by neither": signed("stranger", "owner", "new"),
@@ -287,6 +292,7 @@ REFUSED: dict[str, Damage] = {
     **{f"a key with {content!r:.40}": keyed(content) for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE)},
 }  # fmt: skip
 BEGINNING = {
+    "expires: 'soon'": "expires: input should be a valid datetime",
     "no JSON": "the text: invalid json", "200,000 brackets": "the text: invalid json", "no golden file": "(",
     "BF16": "(", "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
 }  # fmt: skip
@@ -329,8 +335,8 @@ def refused(path: Path, damage: Damage) -> tuple[str, str]:
         given = {"keys": trust.keys, "state": trust.state, "allow_older": trust.allow_older}
     with pytest.raises(InputError) as python:
         Runtime(path, trust=trust if given else None)
-    with pytest.raises(tessera_runtime.Failure) as cpp:
-        tessera_runtime.Runtime(path, **given)
+    with pytest.raises(native.Failure) as cpp:
+        native.Runtime(path, **given)
     return str(python.value), str(cpp.value)
 
 
@@ -354,3 +360,91 @@ def test_a_damaged_bundle(damage: str, tmp_path: Path) -> None:
 def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Damage, tmp_path: Path) -> None:
     python, cpp = refused(copytree(made(), tmp_path / "bundle"), damage)
     assert cpp == python
+
+
+TARGET = "rtx-ampere"
+COMPILER = "tensorrt_rtx 1.7.1.116"  # of the engine of recorded outputs
+PERMIT = {"target": TARGET, "dla": False, "first": [1, 7], "end": [1, 8]}
+ENGINE = f"engines/{TARGET}"
+
+
+def compiled(damage: Damage = lambda path: None, key: str = "", permits: Sequence[Any] = (), **record: Any) -> Damage:
+    """A plan on a vehicle that trusts the owner, who signed the bundle; the plan is signed by this key, or by none."""
+
+    def apply(path: Path) -> Trust:
+        made = {name: keys(path.parent / name) for name in ("owner", "stranger")}
+        reseal(path, put("builds", [*permits]), made["owner"][0])
+        plan = save({f"{i}/{name}": each for i, frame in enumerate(bundle().golden_frames())
+                     for name, each in frame.outputs.items()})  # fmt: skip
+        wanted = {"target": TARGET, "compiler": "tensorrt_rtx 1.7.1", **record}
+        (path / "engines").mkdir()
+        made_for = exported.plan_record(path, plan, **wanted)
+        Bundle.load(path).add_plan(plan, made_for, signer(made[key][0]) if key else None)
+        for suffix in {".json", ".plan", ".sig"} if made_for.target != TARGET else ():
+            if (stored := path / f"engines/{made_for.target}{suffix}").exists():
+                stored.rename(path / f"{ENGINE}{suffix}")
+        damage(path)
+        return trusting(made["owner"][1])
+
+    return apply
+
+
+ACCEPTED: dict[str, Damage] = {
+    "signed": compiled(key="owner"),
+    "permitted": compiled(permits=[PERMIT]),
+    "refitted and signed": compiled(key="owner", onnx_sha256="0" * 64, refittable=True),
+    "signed, for a DLA": compiled(key="owner", compiler="tensorrt_rtx 1.7.1 with DLA 0"),
+    "permitted, for a DLA": compiled(permits=[PERMIT | {"dla": True}], compiler="tensorrt_rtx 1.7.1 with DLA 0"),
+}
+PLANS: dict[str, Damage] = {
+    "none": lambda path: None,
+    "no record": compiled(file(f"{ENGINE}.json", delete)),
+    "no plan": compiled(file(f"{ENGINE}.plan", delete), key="owner"),
+    "another plan": compiled(file(f"{ENGINE}.plan", cut(-1)), key="owner"),
+    "no JSON": compiled(file(f"{ENGINE}.json", cut(-1))),
+    "another key": compiled(file(f"{ENGINE}.json", in_json(put("news", 1)))),
+    "a key missing": compiled(file(f"{ENGINE}.json", in_json(missing("layers")))),
+    "another type": compiled(file(f"{ENGINE}.json", in_json(put("layers", "1")))),
+    "another number": compiled(file(f"{ENGINE}.json", edit(b'"layers": 0', b'"layers": 1'))),
+    "signed before it changed": compiled(file(f"{ENGINE}.json", edit(b'"layers": 0', b'"layers": 1')), key="owner"),
+    "signed by a stranger": compiled(key="stranger"),
+    "not signed": compiled(),
+    "refitted and not signed": compiled(permits=[PERMIT], onnx_sha256="0" * 64, refittable=True),
+    "refitted, though it cannot be": compiled(key="owner", onnx_sha256="0" * 64),
+    "of another network": compiled(key="owner", weights_sha256="0" * 64),
+    "for another target": compiled(key="owner", target="orin"),
+    "by another release": compiled(key="owner", compiler="tensorrt_rtx 1.7.0"),
+    "by a release with two numbers": compiled(key="owner", compiler="tensorrt_rtx 1.7"),
+    "by another compiler": compiled(key="owner", compiler="tensorrt 1.7.1"),
+    "by what is no version": compiled(key="owner", compiler="mine"),
+    "permitted for another version": compiled(permits=[PERMIT | {"end": [1, 7]}]),
+    "permitted for another target": compiled(permits=[PERMIT | {"target": "rtx-ada"}]),
+    "permitted for a DLA": compiled(permits=[PERMIT | {"dla": True}]),
+    "permitted without a DLA": compiled(permits=[PERMIT], compiler="tensorrt_rtx 1.7.1 with DLA 0"),
+    "outside": compiled(linked("engines"), key="owner"),
+}
+
+
+def run_plan(path: Path, trust: object) -> None:
+    plugin = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
+    given: Any = {"keys": trust.keys, "state": trust.state} if isinstance(trust, Trust) else {}
+    native.Runtime(path, TARGET, plugin=plugin, **given).close()
+
+
+@pytest.mark.parametrize("plan", ACCEPTED)
+def test_a_plan(plan: str, tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    trust = ACCEPTED[plan](path)
+    Bundle.load(path, trust if isinstance(trust, Trust) else None).plan(TARGET, COMPILER)
+    run_plan(path, trust)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_damaged_plan(plan: str, tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    trust = PLANS[plan](path)
+    with pytest.raises(InputError) as python:
+        Bundle.load(path, trust if isinstance(trust, Trust) else None).plan(TARGET, COMPILER)
+    with pytest.raises(native.Failure) as cpp:
+        run_plan(path, trust)
+    assert str(cpp.value) == str(python.value)
