@@ -9,11 +9,11 @@ namespace tessera {
 namespace {
 
 // The conditions in a route's name: rain and night for rain+night.
-Conditions conditions_of(const std::string &route) {
-    Conditions conditions;
+std::vector<std::string> conditions_of(const std::string &route) {
+    std::vector<std::string> conditions;
     std::istringstream parts(route);
     for (std::string part; std::getline(parts, part, '+');)
-        if (part != "base") conditions.insert(part);
+        if (part != "base") conditions.push_back(part);
     return conditions;
 }
 
@@ -92,8 +92,10 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
 Network &Runtime::select(const Conditions &known) {
     Network *best = nullptr;
     for (Network &network : networks_) {
-        const Conditions &wanted = network.conditions;
-        const bool fits = std::includes(known.begin(), known.end(), wanted.begin(), wanted.end());
+        const std::vector<std::string> &wanted = network.conditions;
+        const bool fits = std::all_of(wanted.begin(), wanted.end(), [&](const std::string &each) {
+            return std::binary_search(known.begin(), known.end(), each);
+        });
         if (fits && (!best || wanted.size() > best->conditions.size())) best = &network;
     }
     return best ? *best : networks_.front();

@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -16,12 +15,10 @@
 
 namespace tessera {
 
-using Conditions = std::set<std::string, std::less<>>;
-
 // One of a bundle's networks, on an engine that has passed its golden frames.
 struct Network {
     const Bundle *bundle;
-    Conditions conditions;  // that must be known for it to be used; empty for the default network
+    std::vector<std::string> conditions;  // that must be known for it to be used; empty for the default network
     std::string name;       // for messages
     std::unique_ptr<Engine> engine;
     std::unique_ptr<EngineState> golden_state;
