@@ -151,3 +151,23 @@ const char *tessera_message(const tessera_runtime *runtime) {
 }
 
 void tessera_close(tessera_runtime *runtime) { delete runtime; }
+
+tessera_status tessera_group(const tessera_grid *grid, const float *points, size_t count, float *pillar_points,
+                             int32_t *counts, int32_t *cells, int32_t *cells_of_points, int32_t *pillars) {
+    return guarded(open_message, [&] {
+        require_size(grid, "tessera_grid");
+        if (!points || !pillar_points || !counts || !cells || !pillars) throw tessera::bad_input("an array is NULL");
+        const tessera::Pillars rules{grid->rows, grid->columns, grid->cell, {grid->x[0], grid->x[1]},
+                                     {grid->y[0], grid->y[1]}, {grid->z[0], grid->z[1]}, grid->most, grid->points,
+                                     grid->fullest != 0};
+        *pillars = tessera::Grouper(rules).group(points, count, pillar_points, counts, cells, cells_of_points);
+    });
+}
+
+tessera_status tessera_picture(const uint8_t *rgb, int32_t recorded_height, int32_t recorded_width, uint8_t *picture,
+                               int32_t height, int32_t width, int32_t steps) {
+    return guarded(open_message, [&] {
+        if (!rgb || !picture) throw tessera::bad_input("a picture is NULL");
+        tessera::Warper({{}, height, width, steps}).warp(rgb, recorded_height, recorded_width, picture);
+    });
+}

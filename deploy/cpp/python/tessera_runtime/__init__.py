@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +55,13 @@ class _Times(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("preprocess", c_double), ("engine", c_double), ("postprocess", c_double)]
 
 
+class _Grid(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("rows", c_int32), ("columns", c_int32), ("cell", c_double), ("x", c_double * 2),
+        ("y", c_double * 2), ("z", c_double * 2), ("most", c_int32), ("points", c_int32), ("fullest", c_int32),
+    ]  # fmt: skip
+
+
 class Failure(Exception):
     """A call failed; the message says what, where, and what to do."""
 
@@ -94,7 +102,7 @@ class Runtime:
         self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
 
     def step(self, frame: Any, conditions: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Results, inputs and outputs of a `perception.frame.Frame`, by the names of `tessera_get`; views until the next.
+        """Results, inputs and outputs of a `perception.frame.Frame` by the names of `tessera_get`, until the next step.
 
         Args:
             conditions: what is known to hold.
@@ -155,6 +163,39 @@ class Runtime:
             raise (WrongEngine if status == 2 else Failure)(message or f"status {status}")
 
 
+def group(
+    points: np.ndarray,
+    grid: Any,
+    pillars: np.ndarray,
+    counts: np.ndarray,
+    cells: np.ndarray,
+    overflow: str = "fullest",
+    cells_of_points: np.ndarray | None = None,
+) -> int:
+    """As `perception.sensors.lidar.pillars.group`, in every bit."""
+    (rows, columns), points = grid.shape, np.ascontiguousarray(points, np.float32)
+    rules = _sized(_Grid)
+    rules.rows, rules.columns, rules.cell = rows, columns, grid.cell
+    rules.x[:], rules.y[:], rules.z[:] = grid.x, grid.y, grid.z
+    (rules.most, rules.points), rules.fullest = pillars.shape[:2], overflow == "fullest"
+    found, of_points = c_int32(), None if cells_of_points is None else cells_of_points.ctypes
+    arrays = pillars.ctypes, counts.ctypes, cells.ctypes, of_points
+    if _load().tessera_group(ctypes.byref(rules), points.ctypes, c_size_t(len(points)), *arrays, ctypes.byref(found)):
+        raise Failure(_load().tessera_message(None).decode())
+    return found.value
+
+
+def fill_picture(recorded: np.ndarray, picture: np.ndarray, steps: int) -> None:
+    """Writes the network's picture (height, width, 3) of a recorded one.
+
+    By `fit_width` and `warp` of `perception.sensors.camera.picture`, in every bit.
+    """
+    recorded = np.ascontiguousarray(recorded)
+    if _load().tessera_picture(recorded.ctypes, *recorded.shape[:2], picture.ctypes, *picture.shape[:2], steps):
+        raise Failure(_load().tessera_message(None).decode())
+
+
+@cache
 def _load() -> ctypes.CDLL:
     path = os.environ.get(LIBRARY) or next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
     library = ctypes.CDLL(path)
