@@ -18,6 +18,7 @@ from deploy.export import export
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Frame
 from perception.mmdet3d.importing import import_pointpillars
+from perception.sensors import inputs
 
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
@@ -54,6 +55,15 @@ def compare(path: Path, frames: Iterator[Frame]) -> int:
 def test_all_bytes_of_a_drive_are_those_of_the_python_runtime(name: str) -> None:
     loaded = BUNDLES[name]()
     assert compare(loaded.path, drive(loaded.spec.grid.reference)) > 100  # detections
+
+
+def test_python_makes_the_same_inputs_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = every_task().spec
+    for frame in drive():
+        expected = inputs.prepare(frame, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(inputs, "NATIVE", native)
+            require_equal(expected, inputs.prepare(frame, spec), frame.token)
 
 
 def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -> None:

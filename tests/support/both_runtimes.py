@@ -18,6 +18,7 @@ from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
 from perception.rig import Rig
+from perception.sensors import inputs
 
 BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 MODULES: list[dict[str, object]] = [
@@ -25,6 +26,9 @@ MODULES: list[dict[str, object]] = [
     {"name": "blind", "kind": "rescale", "slots": ["fuse*"], "when": ["no-cameras"]},
     {"name": "tags", "kind": "film", "slots": ["trunk.*"]},
 ]
+
+
+inputs.NATIVE = None  # else Python would use the library that it is compared with
 
 
 class Recorded:

@@ -7,6 +7,7 @@ with Runtime("bundle") as runtime:
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
@@ -120,7 +121,7 @@ class Runtime:
             self._require(self._library.tessera_get(self._handle, name, ctypes.byref(array)))
             shape, dtype = tuple(array.shape[: array.rank]), np.dtype(_DTYPES[array.type])
             size = int(np.prod(shape)) * dtype.itemsize
-            memory = (c_uint8 * size).from_address(array.data) if size else b""
+            memory: Any = (c_uint8 * size).from_address(array.data) if size else b""
             found[name.decode()] = np.frombuffer(memory, dtype).reshape(shape)
             index += 1
         return found
@@ -197,7 +198,14 @@ def fill_picture(recorded: np.ndarray, picture: np.ndarray, steps: int) -> None:
 
 @cache
 def _load() -> ctypes.CDLL:
-    path = os.environ.get(LIBRARY) or next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
+    path = os.environ.get(LIBRARY)
+    if not path:
+        # The wheel's library needs the one of the installed onnxruntime, which no linker would find.
+        onnxruntime = importlib.util.find_spec("onnxruntime")
+        for folder in (onnxruntime and onnxruntime.submodule_search_locations) or ():
+            for file in Path(folder, "capi").glob("libonnxruntime.so*"):
+                ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+        path = next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
     library = ctypes.CDLL(path)
     library.tessera_name.restype = library.tessera_message.restype = c_char_p
     library.tessera_name.argtypes = [c_void_p, c_size_t]
@@ -221,7 +229,7 @@ def _strings(values: Iterable[str]) -> Any:
 
 def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
     """The frame for a call, and what must live as long."""
-    given, kept = _sized(_Frame), []
+    given, kept = _sized(_Frame), list[Any]()
 
     def address(array: np.ndarray, dtype: Any) -> int:
         kept.append(np.ascontiguousarray(array, dtype))
