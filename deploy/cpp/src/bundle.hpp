@@ -61,7 +61,8 @@ void require_self_contained(const std::string &content, const fs::path &file);
 Manifest parse_manifest(const std::string &content, const fs::path &file);
 
 // Throws if a tolerance exceeds the bounds of this precision, or an output has none.
-void require_bounded(const Json &manifest, const fs::path &file);
+using Numbers = std::vector<std::pair<std::string, double>>;  // every tolerance with its name, in order
+void require_bounded(const Numbers &tolerances, const Json &manifest, const fs::path &file);
 
 // An output of a task, and how engines are compared on it.
 struct Output {

@@ -10,6 +10,13 @@ namespace tessera {
 namespace {
 
 constexpr int kSchema = 12;
+const std::set<std::string> kKeys = {
+    "precision", "blocks",  "opset",      "tolerances", "inputs",           "outputs",       "routes",         "folded",
+    "inline",    "banked",  "parameters", "flops",      "operators",        "state",         "sha256",         "name",
+    "release",   "expires", "signer",     "builds",     "structure_sha256", "preprocessing", "schema_version", "taxonomy",
+    "rig",       "grid",    "head_grid",  "views",      "postprocessing",   "steering",      "lidar",          "camera",
+    "tasks",     "modules", "apart",      "golden",     "origin",           "files",
+};
 
 // A value of the manifest, with its place for messages.
 class Value {
@@ -29,9 +36,16 @@ class Value {
     const Json &json() const { return json_; }
 
     std::vector<Value> items() const {
-        require(json_.is_array() || json_.is_object(), "input should be a valid array");
+        require(json_.is_array(), "input should be a valid array");
         std::vector<Value> found;
         for (const auto &each : json_.items()) found.emplace_back(each.value(), file_, text(place_, ".", each.key()));
+        return found;
+    }
+
+    std::vector<std::pair<std::string, Value>> members() const {
+        require(json_.is_object(), "input should be an object");
+        std::vector<std::pair<std::string, Value>> found;
+        for (const auto &each : json_.items()) found.emplace_back(each.key(), (*this)[each.key()]);
         return found;
     }
 
@@ -58,7 +72,6 @@ class Value {
     }
     template <typename T>
     void read(std::vector<T> &into) const {
-        require(json_.is_array(), "input should be a valid array");
         for (const Value &each : items()) each.read(into.emplace_back());
     }
 
@@ -97,11 +110,33 @@ void read_preprocessing(const Value &value, Preprocessing &read) {
         "largest", a.largest)("state_rigid", a.state_rigid);
 }
 
-Manifest read_fields(const Value &value) {
+void read_spread(const std::string &name, const Value &spread, Numbers &numbers) {
+    for (const char *part : {"each", "mean"}) spread(part, numbers.emplace_back(name + "." + part, 0).second);
+}
+
+void read_tolerances(const Value &value, Numbers &numbers) {
+    for (const auto &[task, ranked] : value["ranked"].members()) {
+        for (const char *name : {"score", "center", "size", "heading", "velocity"})
+            read_spread(task + "." + name, ranked[name], numbers);
+        ranked("lost", numbers.emplace_back(task + ".lost", 0).second);
+    }
+    for (const auto &[output, channels] : value["dense"].members())
+        for (const auto &[channel, spread] : channels.members()) read_spread(output + "." + channel, spread, numbers);
+    if (value.has("labels"))
+        for (const auto &[output, share] : value["labels"].members())
+            share.read(numbers.emplace_back(output, 0).second);
+    if (value.has("state")) value("state", numbers.emplace_back("state", 0).second);
+}
+
+// Also gives every number of the tolerances.
+Manifest read_fields(const Value &value, Numbers &numbers) {
     Manifest read;
     read.json = value.json();
     value("precision", read.precision);
+    const bool known = read.precision == "fp32" || read.precision == "fp16" || read.precision == "int8";
+    value["precision"].require(known, "input should be 'fp32', 'fp16' or 'int8'");
     read.tolerances = value["tolerances"].json();
+    read_tolerances(value["tolerances"], numbers);
     for (auto [key, tensors] : {std::pair("inputs", &read.inputs), std::pair("outputs", &read.outputs)})
         for (const Value &each : value[key].items()) {
             TensorInfo &tensor = tensors->emplace_back();
@@ -122,12 +157,12 @@ Manifest read_fields(const Value &value) {
     if (value.has("expires")) value("expires", read.expires);
     value["expires"].require(read.expires.empty() || parse_time(read.expires), "input should be a valid datetime");
     value("signer", read.signer);
-    for (const Value &kind : value["taxonomy"]["conditions"].items()) kind.read(read.condition_values);
+    for (const auto &[kind, values] : value["taxonomy"]["conditions"].members()) values.read(read.condition_values);
     if (value.has("views")) value("views", read.views);
-    for (const auto &task : value["tasks"].json().items()) read.tasks.push_back(task.key());
+    for (const auto &[task, config] : value["tasks"].members()) read.tasks.push_back(task);
     read_preprocessing(value["preprocessing"], read.preprocessing);
-    for (const auto &fact : value["steering"]["sensors"].json().items())
-        read.steering.sensors.emplace_back(fact.key(), fact.value());
+    for (const auto &[fact, input] : value["steering"]["sensors"].members())
+        input.read(read.steering.sensors.emplace_back(fact, "").second);
     value["steering"]("values", read.steering.values);
     read.postprocessing = value["postprocessing"].json();
     read.golden = value["golden"].json();
@@ -135,7 +170,8 @@ Manifest read_fields(const Value &value) {
                             "rounded", "close", "crowd_step"})
         value["golden"][key].require(value["golden"][key].json().is_number(), "input should be a valid number");
     value("apart", read.apart);
-    for (const auto &file : value["files"].json().items()) value["files"](file.key().c_str(), read.files[file.key()]);
+    for (const auto &[name, digest] : value["files"].members()) digest.read(read.files[name]);
+    for (const auto &[key, member] : value.members()) member.require(kKeys.count(key), "extra inputs are not permitted");
     return read;
 }
 
@@ -187,12 +223,13 @@ Manifest parse_manifest(const std::string &content, const fs::path &path) {
     require_schema(json, file);
     const Value whole(json, file, "");
     whole.require(!json.is_discarded(), "invalid json");
-    Manifest manifest = read_fields(whole);
+    Numbers tolerances;
+    Manifest manifest = read_fields(whole, tolerances);
     if (!is_whole(json, content))
         throw refused(file, ": was changed after the export (its sha256 differs); export the bundle again");
     require_outputs(manifest, file);
     require_state(manifest, file);
-    require_bounded(manifest.json, path);
+    require_bounded(tolerances, manifest.json, path);
     return manifest;
 }
 

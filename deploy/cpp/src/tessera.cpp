@@ -72,11 +72,9 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
         std::copy_n(from.global_from_ego, 16, to.global_from_ego.begin());
     }
     const char *const *names = given.conditions;
-    const auto is_known = [&](const char *name) { return name && own.conditions.find(name) != own.conditions.end(); };
-    if (given.condition_count == own.conditions.size() && std::all_of(names, names + given.condition_count, is_known))
-        return;  // as in most frames; nothing is allocated then
     own.conditions.clear();
-    for (size_t i = 0; i < given.condition_count; ++i) own.conditions.insert(or_empty(names[i]));
+    for (size_t i = 0; i < given.condition_count; ++i) own.conditions.push_back(or_empty(names[i]));
+    std::sort(own.conditions.begin(), own.conditions.end());
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // The outputs of the tasks, and the bounds of their tolerances by precision (deploy/tolerances.py).
+#include <algorithm>
 #include <cmath>
 
 #include "bundle.hpp"
@@ -8,8 +9,6 @@
 namespace tessera {
 
 namespace {
-
-using Numbers = std::vector<std::pair<std::string, double>>;  // every tolerance with its name, in order
 
 struct Pair {
     double each, mean;
@@ -70,22 +69,6 @@ Numbers bounds_of(const Bounds &bounds, const std::vector<Output> &outputs, bool
     return ranked;
 }
 
-Numbers numbers_of(const Json &tolerances) {
-    Numbers numbers;
-    for (const auto &[task, ranked] : tolerances.at("ranked").items()) {
-        for (const char *name : {"score", "center", "size", "heading", "velocity"})
-            add(numbers, task + "." + name, {ranked.at(name).at("each"), ranked.at(name).at("mean")});
-        numbers.emplace_back(task + ".lost", ranked.at("lost"));
-    }
-    for (const auto &[output, channels] : tolerances.at("dense").items())
-        for (const auto &[channel, pair] : channels.items())
-            add(numbers, output + "." + channel, {pair.at("each"), pair.at("mean")});
-    if (tolerances.contains("labels"))
-        for (const auto &[output, share] : tolerances["labels"].items()) numbers.emplace_back(output, share);
-    if (tolerances.contains("state")) numbers.emplace_back("state", tolerances["state"]);
-    return numbers;
-}
-
 }  // namespace
 
 std::vector<Output> outputs_of(const Json &manifest) {
@@ -122,14 +105,11 @@ std::vector<Output> outputs_of(const Json &manifest) {
     return outputs;
 }
 
-void require_bounded(const Json &manifest, const fs::path &file) {
+void require_bounded(const Numbers &found, const Json &manifest, const fs::path &file) {
     static const char *const remedy = "; export the bundle again";
     const std::string precision = manifest.at("precision");
-    const Bounds *bounds = kBounds;
-    while (bounds != std::end(kBounds) && bounds->precision != precision) ++bounds;
-    if (bounds == std::end(kBounds))
-        throw refused(file.string(), ": precision: input should be 'fp32', 'fp16' or 'int8'", remedy);
-    const Numbers found = numbers_of(manifest.at("tolerances"));
+    const auto *bounds = std::find_if(std::begin(kBounds), std::end(kBounds),
+                                      [&](const Bounds &each) { return each.precision == precision; });
     const Numbers largest = bounds_of(*bounds, outputs_of(manifest), manifest.contains("state"));
     const std::map<std::string, double> by_name(largest.begin(), largest.end());
     std::map<std::string, int> sides;  // 1: has a bound; 2: has a tolerance

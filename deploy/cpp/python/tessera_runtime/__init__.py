@@ -1,7 +1,7 @@
 """Runs a bundle by libtessera.so, the C++ runtime, through its C interface.
 
-    with Runtime("bundle") as runtime:
-        arrays = runtime.step(frame, ["rain", "night"])
+with Runtime("bundle") as runtime:
+    arrays = runtime.step(frame, ["rain", "night"])
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ class Runtime:
     def __enter__(self) -> Runtime:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _require(self, status: int) -> None:

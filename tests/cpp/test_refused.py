@@ -1,0 +1,450 @@
+"""Every damaged, unsigned or outdated bundle is refused by the C++ runtime in the words of the Python one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import exported
+import numpy as np
+import onnx
+import pytest
+import tessera_runtime as native
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from damage import cut, delete, in_json, put, write
+from damage import replace as edit
+from damage import without as missing
+from exported import bundle, keys, remembering, reseal, rewritten, trusting
+from lowered import switched
+from refits import train_further
+from safetensors.numpy import save
+
+from deploy.bundle import Bundle
+from deploy.runtime import Runtime
+from deploy.signature import signer
+from deploy.trust import Trust
+from perception.errors import InputError
+
+GRAPH, GOLDEN, MEANING, MODULE = "model.onnx", "golden.safetensors", "golden.json", "modules/rain.json"
+Damage = Callable[[Path], object]  # of the bundle in a folder; gives the trust of the vehicle, if it has keys
+
+
+def file(name: str, damage: Damage) -> Damage:
+    """Damage to one file, which returns nothing."""
+
+    def apply(path: Path) -> None:
+        damage(path / name)
+
+    return apply
+
+
+def manifest(change: Callable[[Any], object]) -> Damage:
+    """A change of the manifest, which its hash does not follow."""
+    return file("manifest.json", in_json(change))
+
+
+def sealed(change: Callable[[Any], object]) -> Damage:
+    """A change of the manifest with a new hash, as a forger would make it."""
+
+    def apply(path: Path) -> None:
+        reseal(path, change)
+
+    return apply
+
+
+def forged(**written: object) -> Damage:
+    """As by `rewritten`, which opens the bundle at its end."""
+
+    def apply(path: Path) -> None:
+        rewritten(path, **written)
+
+    return apply
+
+
+def exchanged(name: str, change: Callable[[bytes], bytes]) -> Damage:
+    """Another content of a file, and its hash in the manifest."""
+
+    def apply(path: Path) -> None:
+        (path / name).write_bytes(change((path / name).read_bytes()))
+        digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        reseal(path, lambda content: content["files"].update({name: digest}))
+
+    return apply
+
+
+def naming(name: str) -> Damage:
+    """A file that lies outside, of which the manifest has the hash."""
+
+    def apply(path: Path) -> None:
+        secret = path.parent / "secret"
+        secret.write_bytes(b"of another")
+        digest = hashlib.sha256(b"of another").hexdigest()
+        named = name.format(secret.name, secret)
+        reseal(path, lambda content: content["files"].update({named: digest}))
+
+    return apply
+
+
+def linked(name: str) -> Damage:
+    """What belongs there lies outside, and a link leads to it."""
+
+    def apply(path: Path) -> None:
+        (path / name).rename(path.parent / "outside")
+        (path / name).symlink_to(path.parent / "outside")
+
+    return apply
+
+
+def piped(path: Path) -> None:
+    (path / GRAPH).unlink()
+    os.mkfifo(path / GRAPH)
+
+
+def indented(path: Path) -> None:
+    """Whole by its own hash, but not as Python writes it."""
+    content = json.loads((path / "manifest.json").read_text())
+    blank = json.dumps(content | {"sha256": ""}, indent=1).encode()
+    text = blank.replace(b'"sha256": ""', b'"sha256": "%s"' % hashlib.sha256(blank).hexdigest().encode())
+    (path / "manifest.json").write_bytes(text)
+
+
+def elsewhere(content: bytes) -> bytes:
+    """A graph that keeps a weight in another file."""
+    model = onnx.load_from_string(content)
+    tensor = model.graph.initializer.add(name="more", data_type=1, dims=[1])
+    tensor.external_data.add(key="location", value="weights.bin")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    return model.SerializeToString()
+
+
+def trained(content: bytes) -> bytes:
+    return train_further(onnx.load_from_string(content)).SerializeToString()
+
+
+def input_of(change: dict[str, object]) -> Damage:
+    return lambda path: rewritten(path, inputs=(bundle().manifest.inputs[0].model_copy(update=change),
+                                                *bundle().manifest.inputs[1:])) and None  # fmt: skip
+
+
+def blind(path: Path) -> None:
+    frames = [
+        replace(f, compared={k: np.zeros_like(v) for k, v in f.compared.items()}) for f in bundle().golden_frames()
+    ]
+    rewritten(path, golden=frames)
+
+
+def unsensed(path: Path) -> None:
+    rewritten(path, golden=[replace(frame, sensors={}) for frame in bundle().golden_frames()])
+
+
+def shifted(path: Path) -> None:
+    """The scores of the golden frame are those of another network."""
+    first, *others = bundle().golden_frames()
+    scores = first.outputs["detection/scores"].copy()
+    scores[:, :20] += np.float32(2e-4)
+    rewritten(path, golden=[replace(first, outputs=first.outputs | {"detection/scores": scores}), *others])
+
+
+def other_points(path: Path) -> None:
+    frames = bundle("rain").golden_frames()
+    (whole,) = (frame for frame in frames if frame.sensors)
+    points = whole.sensors["points"] + np.float32([0.5, 0, 0, 0, 0])
+    changed = replace(whole, sensors={**whole.sensors, "points": points})
+    rewritten(path, golden=[changed if frame is whole else frame for frame in frames])
+
+
+def signed(key: str, *trusted: str, **content: object) -> Damage:
+    """Signed by one key, on a vehicle that trusts others; of "" nobody."""
+
+    def apply(path: Path) -> Trust:
+        made = {name: keys(path.parent / name) for name in {key, *trusted} if name}
+        rewritten(path, sign=made[key][0] if key else None, **content)
+        return trusting(*(made[name][1] for name in trusted))
+
+    return apply
+
+
+def keyed(content: bytes | None) -> Damage:
+    """A vehicle with this file as its key."""
+
+    def apply(path: Path) -> Trust:
+        public = path.parent / "public.pem"
+        if content is not None:
+            public.write_bytes(content)
+        return trusting(public)
+
+    return apply
+
+
+def ran(state: bytes) -> Damage:
+    """A vehicle that says this of what ran before."""
+
+    def apply(path: Path) -> Trust:
+        trust = signed("owner", "owner", release=3)(path)
+        assert isinstance(trust, Trust)
+        trust.state.mkdir()
+        (trust.state / "release.json").write_bytes(state)
+        return trust
+
+    return apply
+
+
+def broken_signature(path: Path) -> Trust:
+    trust = signed("owner", "owner")(path)
+    (path / "manifest.sig").write_bytes(bytes(64))
+    return trust
+
+
+def spread(change: dict[str, float]) -> Callable[[Any], object]:
+    return lambda content: content["tolerances"]["dense"]["map/probabilities"]["walkway"].update(change)
+
+
+def swap(*place: str) -> Callable[[Any], object]:
+    """The first two of a list change places."""
+
+    def change(content: Any) -> None:
+        for key in place:
+            content = content[key]
+        content[0], content[1] = content[1], content[0]
+
+    return change
+
+
+PAST = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=1)
+CURVE = (
+    ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+)
+OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
+             "./model.onnx", "modules//rain.json", "a\0b", "a\nb", "it's", "")  # fmt: skip
+FIELDS = {
+    "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1", "banked": {},
+    "expires": "soon", "routes": "base", "files": [], "golden": 1, "preprocessing.pillars.most": 0.5, "news": 1,
+    "tolerances.dense": [], "taxonomy": None, "files.model\\.onnx": 1, "steering.values": None, "golden.close": "near",
+}  # fmt: skip
+# Of the text of a library or of what is random only the beginning is the same in both.
+REFUSED: dict[str, Damage] = {
+    **{f"{name} {what}": file(name, damage)
+       for name in ("manifest.json", GRAPH, GOLDEN, MEANING, MODULE)
+       for what, damage in (("deleted", delete), ("longer", lambda path: path.write_bytes(path.read_bytes() + b"\n")))},
+    **{f"{name} shorter": file(name, cut(-1)) for name in (GRAPH, GOLDEN, MEANING, MODULE)},
+    **{f"a path {name!r}": naming(name) for name in OUT_OF_IT},
+    **{f"schema {version!r}": manifest(lambda content, version=version: content.update(schema_version=version))
+       for version in (11, 13, "new", None, [1.5, True])},
+    **{f"{key}: {value!r}": manifest(lambda content, key=key, value=value: put_at(content, key, value))
+       for key, value in FIELDS.items()},
+    **{f"no {key}": manifest(missing(key)) for key in ("name", "golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
+    **{f"no {name} in files": sealed(lambda content, name=name: content["files"].pop(name))
+       for name in (GRAPH, GOLDEN, MEANING)},
+    "no JSON": file("manifest.json", cut(-1)),
+    "200,000 brackets": file("manifest.json", write(200_000 * "[")),
+    "a release that was not sealed": file("manifest.json", edit(b'"release": 0', b'"release": 1')),
+    "another indentation": indented,
+    "a key twice": file("manifest.json", edit(b'"release": 0', b'"release": 0,\n  "release": 0')),
+    "a file more": lambda path: (path / "modules" / "more").write_text("") and None,
+    "a file more in a new folder": lambda path: (path / "new").mkdir() or ((path / "new" / "a").write_text("") and None),
+    "a link to itself": lambda path: (path / "loop").symlink_to("loop"),
+    "a pipe": piped,
+    **{f"{name} outside": linked(name) for name in ("manifest.json", GRAPH, MODULE, "modules")},
+    "no graph": exchanged(GRAPH, lambda content: b"not a graph"),
+    "weights elsewhere": exchanged(GRAPH, elsewhere),
+    "another network": exchanged(GRAPH, trained),
+    "outputs missing": sealed(lambda content: content["outputs"].pop()),
+    "outputs in another order": sealed(swap("outputs")),
+    "no tolerance": sealed(lambda content: content["tolerances"]["dense"]["map/probabilities"].pop("walkway")),
+    "no ranked tolerance": sealed(lambda content: content["tolerances"]["ranked"].clear()),
+    "tolerances of another": sealed(lambda content: content["tolerances"]["dense"].update({"x/y": {}, "a/b": {
+        "c": {"each": 0.1, "mean": 0.2}}})),
+    "tolerances in another order": sealed(lambda content: content["tolerances"]["dense"].update({"map/probabilities": dict(
+        reversed(content["tolerances"]["dense"]["map/probabilities"].items()))})),
+    "a wide tolerance": sealed(spread({"each": 0.0123456789})),
+    "a mean above its bound": sealed(spread({"mean": 1e-2})),
+    "a route of ash": sealed(put("routes", ["rain+ash"])),
+    "a network for ash": sealed(put("apart", ["ash"])),
+    "a module that asks for ash": sealed(put("banked", [{"name": "wet", "asks": ["no-lidar", "ash"]}])),
+    "pillars of another shape": input_of({"shape": (1, 2)}),
+    "pillars of another type": input_of({"dtype": "uint8"}),
+    "radar": input_of({"name": "radar"}),
+    "nothing compared": blind,
+    "no sensor data": unsensed,
+    "scores of another network": shifted,
+    "points of another frame": other_points,
+    "no golden file": exchanged(GOLDEN, lambda content: b"\xff" * 20),
+    "BF16": exchanged(GOLDEN, lambda content: content.replace(b'"F32"', b'"BF16"', 1)),
+    "meaning without JSON": exchanged(MEANING, lambda content: b"{"),
+    "meaning of nothing": exchanged(MEANING, lambda content: b"{}"),
+    "other classes": exchanged(MEANING, lambda content: content.replace(b'"car"', b'"cat"')),
+    "another cell": exchanged(MEANING, lambda content: content.replace(b'"cell": 0.8', b'"cell": 1e-05', 1)),
+    "attributes in another order": sealed(swap("taxonomy", "attributes")),
+    "no signature": signed("", "owner"),
+    "signed by a stranger": signed("stranger", "owner"),
+    "signed by neither": signed("stranger", "owner", "new"),
+    "another signature": broken_signature,
+    "expired": signed("owner", "owner", expires=PAST),
+    "expired in Tokyo": signed("owner", "owner", expires=PAST.astimezone(timezone(timedelta(hours=9)))),
+    "an older release": ran(b'{"release": 7}'),
+    **{f"release.json with {state!r}": ran(state) for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}')},
+    **{f"a key with {content!r:.40}": keyed(content) for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE)},
+}  # fmt: skip
+BEGINNING = {
+    "expires: 'soon'": "expires: input should be a valid datetime",
+    "no JSON": "the text: invalid json", "200,000 brackets": "the text: invalid json", "no golden file": "(",
+    "BF16": "(", "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
+}  # fmt: skip
+
+
+def put_at(content: Any, place: str, value: Any) -> None:
+    """As `put`, with dots in names as `\\.`."""
+    *path, last = (key.replace("\0", ".") for key in place.replace("\\.", "\0").split("."))
+    for key in path:
+        content = content[int(key) if key.isdigit() else key]
+    content[int(last) if last.isdigit() else last] = value
+
+
+STATE: dict[str, Damage] = {
+    "none": sealed(lambda content: content.pop("state")),
+    "another shape": sealed(lambda content: content["state"]["pairs"][0].update(shape=[1, 8, 64, 64])),
+    "another input": sealed(lambda content: content["state"]["pairs"][0].update(input="elapsed")),
+    "no pair": sealed(lambda content: content["state"].update(pairs=[])),
+    "an input missing": sealed(lambda content: content["inputs"].pop()),
+    "no tolerance": sealed(lambda content: content["tolerances"].pop("state")),
+    "a wide tolerance": sealed(lambda content: content["tolerances"].update(state=0.5)),
+}
+ROUTES: dict[str, Damage] = {
+    **{name: file(name, lambda path: path.open("ab").write(b" ") and None)
+       for name in ("routes/rain/model.onnx", "routes/rain/manifest.json", "routes/rain/more")},
+    "elsewhere": sealed(put("apart", ["../elsewhere"])),
+    "no manifest": sealed(lambda content: content["files"].pop("routes/rain/manifest.json")),
+}  # fmt: skip
+BANKED: dict[str, Damage] = {"modules in another order": sealed(swap("banked"))}
+
+
+def refused(path: Path, damage: Damage) -> tuple[str, str]:
+    """What the Python runtime and the C++ one say of a bundle after the damage."""
+    try:
+        trust = damage(path)
+    except InputError:  # `rewritten` opens what it wrote
+        trust = None
+    given: Any = {}
+    if isinstance(trust, Trust):
+        given = {"keys": trust.keys, "state": trust.state, "allow_older": trust.allow_older}
+    with pytest.raises(InputError) as python:
+        Runtime(path, trust=trust if given else None)
+    with pytest.raises(native.Failure) as cpp:
+        native.Runtime(path, **given)
+    return str(python.value), str(cpp.value)
+
+
+@pytest.mark.parametrize("damage", REFUSED)
+def test_a_damaged_bundle(damage: str, tmp_path: Path) -> None:
+    python, cpp = refused(exported.copy_bundle(tmp_path / "bundle", "rain"), REFUSED[damage])
+    if damage in BEGINNING:
+        python, cpp = (said[: said.index(BEGINNING[damage]) + len(BEGINNING[damage])] for said in (python, cpp))
+    assert cpp == python
+
+
+@pytest.mark.parametrize(
+    ("made", "damage"),
+    [
+        *((lambda: remembering().path, each) for each in STATE.values()),
+        *((lambda: exported.apart()[0].path, each) for each in ROUTES.values()),
+        *((lambda: switched("fp32").path, each) for each in BANKED.values()),
+    ],
+    ids=[*STATE, *ROUTES, *BANKED],
+)
+def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Damage, tmp_path: Path) -> None:
+    python, cpp = refused(copytree(made(), tmp_path / "bundle"), damage)
+    assert cpp == python
+
+
+TARGET = "rtx-ampere"
+COMPILER = "tensorrt_rtx 1.7.1.116"  # of the engine of recorded outputs
+PERMIT = {"target": TARGET, "dla": False, "first": [1, 7], "end": [1, 8]}
+ENGINE = f"engines/{TARGET}"
+
+
+def compiled(damage: Damage = lambda path: None, key: str = "", permits: Sequence[Any] = (), **record: Any) -> Damage:
+    """A plan on a vehicle that trusts the owner, who signed the bundle; the plan is signed by this key, or by none."""
+
+    def apply(path: Path) -> Trust:
+        made = {name: keys(path.parent / name) for name in ("owner", "stranger")}
+        reseal(path, put("builds", [*permits]), made["owner"][0])
+        plan = save({f"{i}/{name}": each for i, frame in enumerate(bundle().golden_frames())
+                     for name, each in frame.outputs.items()})  # fmt: skip
+        wanted = {"target": TARGET, "compiler": "tensorrt_rtx 1.7.1", **record}
+        (path / "engines").mkdir()
+        made_for = exported.plan_record(path, plan, **wanted)
+        Bundle.load(path).add_plan(plan, made_for, signer(made[key][0]) if key else None)
+        for suffix in {".json", ".plan", ".sig"} if made_for.target != TARGET else ():
+            if (stored := path / f"engines/{made_for.target}{suffix}").exists():
+                stored.rename(path / f"{ENGINE}{suffix}")
+        damage(path)
+        return trusting(made["owner"][1])
+
+    return apply
+
+
+ACCEPTED: dict[str, Damage] = {
+    "signed": compiled(key="owner"),
+    "permitted": compiled(permits=[PERMIT]),
+    "refitted and signed": compiled(key="owner", onnx_sha256="0" * 64, refittable=True),
+    "signed, for a DLA": compiled(key="owner", compiler="tensorrt_rtx 1.7.1 with DLA 0"),
+    "permitted, for a DLA": compiled(permits=[PERMIT | {"dla": True}], compiler="tensorrt_rtx 1.7.1 with DLA 0"),
+}
+PLANS: dict[str, Damage] = {
+    "none": lambda path: None,
+    "no record": compiled(file(f"{ENGINE}.json", delete)),
+    "no plan": compiled(file(f"{ENGINE}.plan", delete), key="owner"),
+    "another plan": compiled(file(f"{ENGINE}.plan", cut(-1)), key="owner"),
+    "no JSON": compiled(file(f"{ENGINE}.json", cut(-1))),
+    "another key": compiled(file(f"{ENGINE}.json", in_json(put("news", 1)))),
+    "a key missing": compiled(file(f"{ENGINE}.json", in_json(missing("layers")))),
+    "another type": compiled(file(f"{ENGINE}.json", in_json(put("layers", "1")))),
+    "another number": compiled(file(f"{ENGINE}.json", edit(b'"layers": 0', b'"layers": 1'))),
+    "signed before it changed": compiled(file(f"{ENGINE}.json", edit(b'"layers": 0', b'"layers": 1')), key="owner"),
+    "signed by a stranger": compiled(key="stranger"),
+    "not signed": compiled(),
+    "refitted and not signed": compiled(permits=[PERMIT], onnx_sha256="0" * 64, refittable=True),
+    "refitted, though it cannot be": compiled(key="owner", onnx_sha256="0" * 64),
+    "of another network": compiled(key="owner", weights_sha256="0" * 64),
+    "for another target": compiled(key="owner", target="orin"),
+    "by another release": compiled(key="owner", compiler="tensorrt_rtx 1.7.0"),
+    "by a release with two numbers": compiled(key="owner", compiler="tensorrt_rtx 1.7"),
+    "by another compiler": compiled(key="owner", compiler="tensorrt 1.7.1"),
+    "by what is no version": compiled(key="owner", compiler="mine"),
+    "permitted for another version": compiled(permits=[PERMIT | {"end": [1, 7]}]),
+    "permitted for another target": compiled(permits=[PERMIT | {"target": "rtx-ada"}]),
+    "permitted for a DLA": compiled(permits=[PERMIT | {"dla": True}]),
+    "permitted without a DLA": compiled(permits=[PERMIT], compiler="tensorrt_rtx 1.7.1 with DLA 0"),
+    "outside": compiled(linked("engines"), key="owner"),
+}
+
+
+def run_plan(path: Path, trust: object) -> None:
+    plugin = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
+    given: Any = {"keys": trust.keys, "state": trust.state} if isinstance(trust, Trust) else {}
+    native.Runtime(path, TARGET, plugin=plugin, **given).close()
+
+
+@pytest.mark.parametrize("plan", ACCEPTED)
+def test_a_plan(plan: str, tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    trust = ACCEPTED[plan](path)
+    Bundle.load(path, trust if isinstance(trust, Trust) else None).plan(TARGET, COMPILER)
+    run_plan(path, trust)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_damaged_plan(plan: str, tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    trust = PLANS[plan](path)
+    with pytest.raises(InputError) as python:
+        Bundle.load(path, trust if isinstance(trust, Trust) else None).plan(TARGET, COMPILER)
+    with pytest.raises(native.Failure) as cpp:
+        run_plan(path, trust)
+    assert str(cpp.value) == str(python.value)
