@@ -1,6 +1,9 @@
 """The C++ runtime gives the bytes of the Python runtime: inputs, outputs and results, frame by frame of a drive."""
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import kitti_reference as kitti
@@ -78,3 +81,29 @@ def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -
     spec = Bundle.load(path).spec
     drives = PandaSet(pandaset_root, spec.rig)
     assert compare(path, (drives.frame(f"002-{i}", spec.reads) for i in range(16, 24))) > 50
+
+
+def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path) -> None:
+    """It gives points alone, so that the network sees no picture."""
+    frames = [replace(frame, cameras={}) for frame in list(drive())[:3]]
+    lines = []
+    for frame in frames:
+        if frame.points is not None:  # else the LiDAR is missing, and so is the file
+            frame.points.tofile(tmp_path / f"{frame.token}.bin")
+        poses = [*frame.global_from_reference.ravel(), *frame.global_from_ego.ravel()]
+        lines.append(" ".join([frame.token, str(frame.timestamp), *map(repr, map(float, poses))]))
+    (tmp_path / "frames.txt").write_text("\n".join(lines))
+    program = Path(os.environ["TESSERA_LIBRARY"]).with_name("run_folder")
+    done = subprocess.run([program, bundle("rain").path, tmp_path], capture_output=True, text=True, check=True)
+    expected = []
+    with native.Runtime(bundle("rain").path) as runtime:
+        for frame in frames:
+            arrays = runtime.step(replace(frame, scene="", sweep_of_point=np.zeros(len(frame.points), np.uint8)))
+            rows = zip(*(arrays[f"detection/{name}"] for name in ("labels", "centers", "scores")), strict=True)
+            expected += [
+                f"{frame.token} {label} {x:.9g} {y:.9g} {z:.9g} {score:.9g}" for label, (x, y, z), score in rows
+            ]
+    assert done.stdout.splitlines() == expected
+    wrong = subprocess.run([program, tmp_path, tmp_path], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "not a bundle" in wrong.stderr
