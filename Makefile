@@ -56,9 +56,11 @@ $(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
 	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING
 	cmake --build $(CPP)/$* && touch $@
 
-cpp: $(CPP)/release/built
+CPP_PRESET ?= release
 
-test-cpp: $(CPP)/release/built
+cpp: $(CPP)/$(CPP_PRESET)/built
+
+test-cpp: $(CPP)/$(CPP_PRESET)/built
 	OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
 
 # mmdet3d needs numpy 1, which the locks of Python 3.10 and 3.11 hold, so it has an environment of its own.

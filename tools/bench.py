@@ -20,6 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` comm
 # Name -> file and function, whose parameters are the options.
 SUBJECTS = {
     "ceiling": "bench_ceiling:ceiling",
+    "cpp": "bench_cpp:cpp",
     "depth": "bench_training:depth",
     "drive": "bench_drive:drive",
     "evaluator": "bench_evaluator:evaluator",

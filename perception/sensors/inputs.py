@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +15,13 @@ from perception.frame import Frame
 from perception.geometry import product
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
-from perception.sensors.camera.picture import fit_width, warp
+from perception.sensors.camera.picture import STEPS, fit_width, warp
 from perception.sensors.lidar.pillars import group
 from perception.sensors.state import Limits
 from perception.tasks import counted_truth, point_places
 
+# The C++ runtime's pillars and pictures, equal in every bit, where its package is installed (docs/native.md).
+NATIVE: Any = importlib.import_module("tessera_runtime") if importlib.util.find_spec("tessera_runtime") else None
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
 
 
@@ -119,7 +123,8 @@ def prepare(
         points = np.zeros((0, 5), np.float32) if frame.points is None else frame.points
         pillars, counts, cells = (inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
         of_points = np.empty(len(points), np.int32) if spec.points else None
-        group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow, of_points)
+        grouped = NATIVE.group if NATIVE else group
+        grouped(points, spec.grid, pillars, counts, cells, spec.lidar.overflow, of_points)
         if of_points is not None:
             _fill_points(inputs, frame, of_points, spec.grid.cells)
     if spec.camera is not None:
@@ -155,7 +160,10 @@ def _fill_cameras(
         if name in frame.cameras:
             recorded = frame.cameras[name].image
             affine = affines[name] if name in affines else fit_width(recorded.shape, size)
-            warp(recorded, affine, size, into=images[i])
+            if NATIVE and name not in affines:
+                NATIVE.fill_picture(recorded, images[i], STEPS)
+            else:
+                warp(recorded, affine, size, into=images[i])
             projections[i] = product(affine, frame.image_from_reference(name))
         else:
             images[i].fill(0)

@@ -1,171 +1,24 @@
 """The C++ runtime gives the bytes of the Python runtime: inputs, outputs and results, frame by frame of a drive."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import kitti_reference as kitti
 import numpy as np
 import pytest
 import tessera_runtime as native
-from exported import QUIET, apart, bundle, checkpoint_of, modular, nano, remembering
+from both_runtimes import Python, drive, every_task, rotated
+from exported import QUIET, apart, bundle, remembering
 from lowered import switched
 from once import once
 from repository import ROOT
-from vocabulary import RIG
 
 from deploy.bundle import Bundle
 from deploy.export import export
-from deploy.golden import synthetic_frame
-from deploy.runtime import Runtime
-from perception.config import parse_config
 from perception.datasets.pandaset import PandaSet
-from perception.frame import Boxes, Conditions, Frame
-from perception.grid import Reference
+from perception.frame import Frame
 from perception.mmdet3d.importing import import_pointpillars
-from perception.rig import Rig
-
-BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
-MODULES: list[dict[str, object]] = [
-    {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["rain"]},
-    {"name": "blind", "kind": "rescale", "slots": ["fuse*"], "when": ["no-cameras"]},
-    {"name": "tags", "kind": "conditional", "slots": ["trunk.*"]},
-]
-
-
-class Recorded:
-    """An engine whose latest inputs and outputs are kept."""
-
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.new_state = engine, engine.new_state
-        self.latest: dict[str, np.ndarray] = {}
-
-    def run(self, inputs: Any, state: Any = None) -> Any:
-        outputs = self.engine.run(inputs, state)
-        self.latest = {f"inputs/{name}": each.copy() for name, each in inputs.items()}
-        self.latest |= {f"outputs/{name}": each.copy() for name, each in outputs.items()}
-        if state is not None:
-            self.latest["next_state"] = state.read()
-        return outputs
-
-
-class Python:
-    """The Python runtime, as what the C++ runtime is compared with."""
-
-    def __init__(self, path: Path) -> None:
-        self.runtime = Runtime(path, checks=False)
-        self.engines = [Recorded(network.engine) for network in self.runtime._networks]
-        self.runtime._networks = [
-            replace(network, engine=engine)  # type: ignore[type-var]
-            for network, engine in zip(self.runtime._networks, self.engines, strict=True)
-        ]
-        observe = self.runtime.scene.observe
-
-        def observed(frame: Frame) -> Conditions:
-            self.believed = observe(frame)
-            return self.believed
-
-        self.runtime.scene.observe = observed  # type: ignore[method-assign]
-
-    def step(self, frame: Frame) -> dict[str, np.ndarray]:
-        """Arrays by the names of `tessera_get`; `weights` are those of `tessera_weight`."""
-        for engine in self.engines:
-            engine.latest = {}
-        admitted = self.runtime.admit(frame)
-        prediction, self.weights = self.runtime.perceive(admitted)
-        (arrays,) = (engine.latest for engine in self.engines if engine.latest)
-        self.runtime.remember(admitted, prediction, self.weights)
-        for task, result in prediction.results.items():
-            arrays |= {f"{task}/{name}": each for name, each in arrays_of(task, result).items()}
-        return arrays
-
-
-def arrays_of(task: str, result: Any) -> dict[str, np.ndarray]:
-    if isinstance(result, Boxes):
-        return {name: getattr(result, name) for name in BOXES}
-    if task == "map":
-        return {"probabilities": result}
-    if task == "conditions":
-        return {"probabilities": np.array([each for values in result.values() for each in values], np.float64)}
-    names = ("classes", "probabilities") if task == "points" else ("classes", "occupied", "others", "free")
-    return {name: getattr(result, name) for name in names}
-
-
-def drive(reference: Reference = "ego", rig: Rig = RIG) -> Iterator[Frame]:
-    """A drive with everything that can be missing or wrong, a second drive, and times and poses that cannot be."""
-    still = [synthetic_frame(reference, rig, seed) for seed in range(3)]
-    rain, clear = Conditions(weather="rain", light="night"), Conditions(weather="clear")
-    nothing, several = np.zeros((0, 5), np.float32), slice(None, None, 2)
-    changes: list[dict[str, Any]] = [
-        {}, {}, {"points": None}, {"cameras": {}}, {"points": None, "cameras": {}}, {"points": nothing},
-        {"conditions": rain}, {"conditions": rain}, {"conditions": rain}, {"conditions": rain}, {"conditions": clear},
-        {"damage": np.nan}, {"damage": np.inf}, {"damage": 1e30}, {"turn": np.nan}, {"turn": 2.0}, {"jump": 900.0},
-        {"late": 5.0}, {"late": -2.0}, {"scene": "another"}, {"several": several}, {"flat": True}, {"mirror": True},
-    ]  # fmt: skip
-    time = 10_000_000
-    for i, change in enumerate(changes):
-        frame, pose, own = still[i % 3], np.eye(4), dict(change)
-        time += int(1e6 * own.pop("late", 0.3))
-        angle = 0.05 * i
-        pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-        pose[:3, 3] = [600 + 2.0 * i + own.pop("jump", 0.0), 1600 - 0.3 * i, 0.01 * i]
-        if "turn" in own:
-            pose[0, 0] = own.pop("turn")
-        mount = frame.global_from_reference.copy()
-        mount[2, 3] = 1.8 if reference == "lidar" else 0.0
-        points, sweeps = frame.points, frame.sweep_of_point
-        assert points is not None
-        if "damage" in own:
-            points = points.copy()
-            points[::7, i % 5] = own.pop("damage")
-        if "several" in own:
-            points, sweeps = points[own["several"]], sweeps[own.pop("several")]
-        if own.pop("flat", False):
-            points = np.repeat(points[:100], 200, axis=0)
-            sweeps = np.repeat(sweeps[:100], 200)
-        cameras = {
-            name: replace(each, global_from_ego=pose, image=each.image[: 900 - 7 * i, : 1600 - 3 * i])
-            for name, each in frame.cameras.items()
-        }
-        if own.pop("mirror", False):
-            first = next(iter(cameras))
-            cameras[first] = replace(cameras[first], intrinsics=cameras[first].intrinsics * [[-1], [1], [1]])
-        sweeps = sweeps if own.get("points", points) is points else sweeps[:0]
-        yield replace(
-            frame, timestamp=time, token=f"{i}", global_from_ego=pose, global_from_reference=pose @ mount,
-            **{"scene": "drive", "points": points, "sweep_of_point": sweeps, "cameras": cameras} | own,
-        )  # fmt: skip
-
-
-def every_task() -> Bundle:
-    """Five tasks, modules that are switched and that read conditions, and suppression."""
-
-    def make(out: Path) -> None:
-        content = modular("every", MODULES).model_dump(mode="json")
-        content["tasks"] |= {
-            "points": {"max_points": 3000, "channels": 8},
-            "occupancy": {"x": [-12.8, 12.8], "y": [-12.8, 12.8], "cell": 1.6, "z": [-1.0, 5.4], "channels": 8},
-            "conditions": {"features": "bev"},
-        }
-        content["tasks"]["detection"]["suppression"] = {"threshold": 0.03, "kind": "circle", "within": "class"}
-        config = parse_config(content, "every")
-        export(checkpoint_of(config, spread=0.1), out, [[], ["rain"], ["rain", "night"]], console=QUIET)
-
-    return Bundle.load(once("bundle-every-task", make))
-
-
-def rotated() -> Bundle:
-    """With NMS by the overlap of rotated boxes, and pillars as mmdet3d chooses them."""
-
-    def make(out: Path) -> None:
-        content = nano().model_dump(mode="json") | {"name": "rotated", "modules": []}
-        content["model"]["lidar"] |= {"overflow": "first", "max_pillars": 900}
-        content["tasks"]["detection"]["suppression"] = {"threshold": 0.02, "kind": "rotated", "total": 50}
-        export(checkpoint_of(parse_config(content, "rotated")), out, console=QUIET)
-
-    return Bundle.load(once("bundle-rotated", make))
-
+from perception.sensors import inputs
 
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
@@ -202,6 +55,15 @@ def compare(path: Path, frames: Iterator[Frame]) -> int:
 def test_all_bytes_of_a_drive_are_those_of_the_python_runtime(name: str) -> None:
     loaded = BUNDLES[name]()
     assert compare(loaded.path, drive(loaded.spec.grid.reference)) > 100  # detections
+
+
+def test_python_makes_the_same_inputs_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = every_task().spec
+    for frame in drive():
+        expected = inputs.prepare(frame, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(inputs, "NATIVE", native)
+            require_equal(expected, inputs.prepare(frame, spec), frame.token)
 
 
 def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -> None:

@@ -123,6 +123,26 @@ TESSERA_API const char *tessera_message(const tessera_runtime *runtime);
 
 TESSERA_API void tessera_close(tessera_runtime *runtime);
 
+/* Preprocessing alone, for other programs (docs/bundle_format.md, `preprocessing`). */
+
+typedef struct tessera_grid {
+    size_t size;
+    int32_t rows, columns;
+    double cell, x[2], y[2], z[2];
+    int32_t most, points;
+    int32_t fullest; /* overflow: 1 fullest, 0 first */
+} tessera_grid;
+
+/* Groups points (count, 5) into pillar_points (most, points, 5), counts (most) and cells (most), with padding behind the
+ * pillars; cells_of_points (count) may be NULL. */
+TESSERA_API tessera_status tessera_group(const tessera_grid *grid, const float *points, size_t count,
+                                         float *pillar_points, int32_t *counts, int32_t *cells,
+                                         int32_t *cells_of_points, int32_t *pillars);
+
+/* The picture (height, width, 3) of a recorded one (recorded_height, recorded_width, 3). */
+TESSERA_API tessera_status tessera_picture(const uint8_t *rgb, int32_t recorded_height, int32_t recorded_width,
+                                           uint8_t *picture, int32_t height, int32_t width, int32_t steps);
+
 #ifdef __cplusplus
 }
 #endif

@@ -105,4 +105,14 @@ T *fill_in(Arrays &arrays, std::string_view name, const Lengths &shape) {
     return found->second.data<T>();
 }
 
+inline bool all_finite(const float *values, size_t n) {
+    uint32_t infinite = 0;  // whether any exponent has all bits; a loop without a branch is several times as fast
+    for (size_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, values + i, sizeof bits);
+        infinite |= (bits & 0x7f800000U) == 0x7f800000U;
+    }
+    return infinite == 0;
+}
+
 }  // namespace tessera

@@ -33,8 +33,8 @@ struct Camera {
     Matrix4 ego_from_camera, global_from_ego;
 };
 
-// Projection of reference points (at the frame's time) to recorded pixels, through the global frame, because the vehicle
-// moves between the LiDAR sweep and the exposure.
+// Projection of reference points (at the frame's time) to recorded pixels, through the global frame, because the
+// vehicle moves between the LiDAR sweep and the exposure.
 Matrix34 image_from_reference(const Camera &camera, const Matrix4 &global_from_reference);
 
 struct Frame {

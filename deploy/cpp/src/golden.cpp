@@ -145,7 +145,7 @@ Json meaning_of(const Manifest &manifest, const std::vector<GoldenFrame> &golden
         meaning["conditions"].push_back(Json::array({kind, values}));
     const std::vector<std::string> &values = manifest.condition_values;
     for (const std::string name : known) {
-        std::set<std::string, std::less<>> conditions;
+        std::set<std::string> conditions;
         for (const std::string &each : split(name, '+'))
             if (each != "base") conditions.insert(each);
         for (const std::string &each : conditions)
@@ -153,7 +153,7 @@ Json meaning_of(const Manifest &manifest, const std::vector<GoldenFrame> &golden
                 throw refused(each, ": unknown condition; choose from ", join(values, ", "));
         for (const GoldenFrame &frame : golden) {
             Arrays inputs = frame.inputs;
-            steer(manifest, conditions, inputs);
+            steer(manifest, Conditions(conditions.begin(), conditions.end()), inputs);
             Json &weights = meaning[frame.name + " with " + name] = Json::array();
             for (size_t i = 0; i < manifest.banked.size(); ++i)
                 weights.push_back(Json::array({manifest.banked[i].name, inputs.at("route").data<float>()[i]}));

@@ -19,16 +19,6 @@ int outside(const Preprocessing &settings) {
     return settings.pillars ? settings.pillars->rows * settings.pillars->columns : 0;
 }
 
-bool is_finite(const float *values, size_t n) {
-    uint32_t infinite = 0;  // whether any exponent has all bits; a loop without a branch is several times as fast
-    for (size_t i = 0; i < n; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, sizeof bits);
-        infinite |= (bits & 0x7f800000U) == 0x7f800000U;
-    }
-    return infinite == 0;
-}
-
 }  // namespace
 
 Arrays no_sensors(const Manifest &manifest) {
@@ -132,11 +122,11 @@ bool Admitter::admit(Frame &frame) {
 
 void Admitter::leave_out_points(Frame &frame) {
     if (frame.points == nullptr) frame.point_count = 0;
-    if (is_finite(frame.points, kValues * frame.point_count)) return;
+    if (all_finite(frame.points, kValues * frame.point_count)) return;
     points_.clear(), sweeps_.clear();
     for (size_t i = 0; i < frame.point_count; ++i) {
         const float *point = frame.points + kValues * i;
-        if (!is_finite(point, kValues)) continue;
+        if (!all_finite(point, kValues)) continue;
         points_.insert(points_.end(), point, point + kValues);
         if (frame.sweep_of_point != nullptr) sweeps_.push_back(frame.sweep_of_point[i]);
     }

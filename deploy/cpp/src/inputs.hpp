@@ -11,12 +11,12 @@
 
 namespace tessera {
 
-// Groups points (N, 5) by cell into pillar_points (1, P, M, 5), pillar_counts (1, P) and pillar_cells (1, P) with padding
-// behind them, as perception/sensors/lidar/pillars.py. Returns the number of pillars.
+// Groups points (N, 5) by cell into pillar_points (1, P, M, 5), pillar_counts (1, P) and pillar_cells (1, P) with
+// padding behind them, as perception/sensors/lidar/pillars.py. Returns the number of pillars.
 class Grouper {
    public:
     explicit Grouper(const Pillars &settings);
-    // pillar_points and counts: zeros, or what a call wrote there; only what is no longer a point is written as padding.
+    // pillar_points and counts: zeros, or what a call wrote there; only what is no longer a point becomes padding.
     // cells_of_points: (N), overwritten with the cell of each point, rows * columns outside of the grid; may be null.
     int group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells,
               int32_t *cells_of_points);
@@ -68,7 +68,8 @@ class Preprocessor {
     explicit Preprocessor(const Manifest &manifest);
 
     // The inputs of a frame in which all can be used (`admit`); a missing sensor has padding and zeros. The number of
-    // pillars is that of the manifest. `inputs` are from `no_sensors` or an earlier frame, and nothing else wrote there.
+    // pillars is that of the manifest. `inputs` are from `no_sensors` or an earlier frame, and nothing else wrote
+    // there.
     void prepare(const Frame &frame, Arrays &inputs);
 
    private:

@@ -8,8 +8,9 @@ namespace tessera {
 
 Footprint footprint(double x, double y, double width, double length, double sine, double cosine) {
     const double scale = std::sqrt(sine * sine + cosine * cosine);
-    return scale > 0 ? Footprint{x, y, width, length, sine / scale, cosine / scale}
-                     : Footprint{x, y, width, length, 0, 1};
+    const double reach = std::sqrt(width * width + length * length) / 2;
+    if (!(scale > 0)) return {x, y, width, length, 0, 1, reach};
+    return {x, y, width, length, sine / scale, cosine / scale, reach};
 }
 
 // Clips the polygon to the first box by clamping it in that box's frame, as the Python function, and adds in numpy's
@@ -57,21 +58,9 @@ double rotated_iou(const Footprint &one, const Footprint &other) {
     return both > 0 ? shared / both : 0;
 }
 
-void RotatedNms::run(double largest, size_t most, std::vector<uint8_t> &gone) {
-    const size_t n = boxes.size();
-    reach_.clear();
-    for (const Footprint &box : boxes) reach_.push_back(std::sqrt(box.width * box.width + box.length * box.length) / 2);
-    gone.assign(n, 0);
-    for (size_t i = 0, kept = 0; i < n; ++i) {
-        if (kept == most) gone[i] = 1;
-        if (gone[i]) continue;
-        ++kept;
-        for (size_t k = i + 1; k < n; ++k) {
-            const double x = boxes[k].x - boxes[i].x, y = boxes[k].y - boxes[i].y, reach = reach_[k] + reach_[i];
-            if (gone[k] || !(x * x + y * y < reach * reach)) continue;
-            gone[k] = rotated_iou(boxes[i], boxes[k]) >= largest;
-        }
-    }
+bool overlap(const Footprint &one, const Footprint &other, double largest) {
+    const double x = other.x - one.x, y = other.y - one.y, reach = other.reach + one.reach;
+    return x * x + y * y < reach * reach && rotated_iou(one, other) >= largest;
 }
 
 namespace {
@@ -96,7 +85,8 @@ Suppressor::Suppressor(const Json &settings)
     if (low_.size() != 3 || high_.size() != 3) low_.clear(), high_.clear();
 }
 
-void Suppressor::run(const Candidates &candidates, size_t first, size_t last, int64_t group, std::vector<int> &kept) {
+void Suppressor::run(const Candidates &candidates, size_t first, size_t last, int64_t group,
+                     std::vector<size_t> &kept) {
     ranked_.clear();
     for (size_t i = first; i < last; ++i) {
         const float *box = candidates.boxes + candidates.width * i;
@@ -106,42 +96,38 @@ void Suppressor::run(const Candidates &candidates, size_t first, size_t last, in
         }
         if (!stays) continue;
         const int64_t part = by_class_ ? integer_at(candidates.labels, i) : group;
-        ranked_.push_back({part, candidates.scores[i], static_cast<int>(i)});
+        ranked_.push_back({part, candidates.scores[i], i});
     }
     std::sort(ranked_.begin(), ranked_.end(), [](const Ranked &a, const Ranked &b) {
         return a.part != b.part ? a.part < b.part : a.score != b.score ? a.score > b.score : a.index < b.index;
     });
     for (size_t start = 0, end = 0; start < ranked_.size(); start = end) {
         while (end < ranked_.size() && ranked_[end].part == ranked_[start].part) ++end;
-        suppress(candidates, ranked_.data() + start, end - start, ranked_[start].part);
+        suppress(candidates, ranked_.data() + start, end - start);
         for (size_t i = start; i < end; ++i) {
             if (!gone_[i - start]) kept.push_back(ranked_[i].index);
         }
     }
 }
 
-void Suppressor::suppress(const Candidates &candidates, const Ranked *ranked, size_t n, int64_t part) {
+void Suppressor::suppress(const Candidates &candidates, const Ranked *ranked, size_t n) {
     const auto box = [&](size_t i) { return candidates.boxes + candidates.width * ranked[i].index; };
-    if (!circle_) {
-        rotated_.boxes.clear();
-        for (size_t i = 0; i < n; ++i) {
-            const float *own = box(i);
-            rotated_.boxes.push_back(footprint(own[0], own[1], own[3], own[4], own[6], own[7]));
-        }
-        rotated_.run(overlap_, most_, gone_);
-        return;
-    }
-    const double radius = part >= 0 && part < static_cast<int64_t>(radii_.size()) ? radii_[part] : 0;
-    const float nearest = static_cast<float>(radius * radius);  // as distances are in single precision
-    gone_.assign(n, 0);
-    for (size_t i = 0, kept = 0; i < n; ++i) {
-        if (kept == most_) gone_[i] = 1;
-        if (gone_[i]) continue;
-        ++kept;
-        for (size_t k = i + 1; k < n; ++k) {
+    if (circle_) {
+        const bool known = ranked->part >= 0 && ranked->part < static_cast<int64_t>(radii_.size());
+        const double radius = known ? radii_[ranked->part] : 0;
+        const auto near = [&box, nearest = static_cast<float>(radius * radius)](size_t i, size_t k) {
             const float x = box(i)[0] - box(k)[0], y = box(i)[1] - box(k)[1];
-            gone_[k] |= x * x + y * y <= nearest;
+            return x * x + y * y <= nearest;
+        };
+        greedy(n, most_, near, gone_);
+    } else {
+        outlines_.clear();
+        for (size_t i = 0; i < n; ++i) {
+            const float *b = box(i);
+            outlines_.push_back(footprint(b[0], b[1], b[3], b[4], b[6], b[7]));
         }
+        const auto same = [this](size_t i, size_t k) { return overlap(outlines_[i], outlines_[k], overlap_); };
+        greedy(n, most_, same, gone_);
     }
 }
 

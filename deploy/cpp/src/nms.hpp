@@ -9,9 +9,9 @@
 
 namespace tessera {
 
-// A box seen from above; sine and cosine are those of its heading.
+// A box seen from above; sine and cosine are those of its heading, and reach is half the diagonal.
 struct Footprint {
-    double x, y, width, length, sine, cosine;
+    double x, y, width, length, sine, cosine, reach;
 };
 
 // The heading of sine and cosine times any positive factor; 0 0 is ahead.
@@ -19,18 +19,22 @@ Footprint footprint(double x, double y, double width, double length, double sine
 
 double rotated_iou(const Footprint &one, const Footprint &other);
 
-// Greedy NMS of boxes, best first: one is suppressed by a better one with an IoU of `largest` or more.
-class RotatedNms {
-   public:
-    std::vector<Footprint> boxes;
-    // Marks those that are suppressed; stops after `most` others and marks the rest.
-    void run(double largest, size_t most, std::vector<uint8_t> &gone);
+// Whether the IoU is `largest` or more.
+bool overlap(const Footprint &one, const Footprint &other, double largest);
 
-   private:
-    std::vector<double> reach_;
-};
+// Marks those of n boxes, best first, that a better remaining one suppresses, and those behind the first `most` others.
+template <typename Suppresses>
+void greedy(size_t n, size_t most, const Suppresses &suppresses, std::vector<uint8_t> &gone) {
+    gone.assign(n, 0);
+    for (size_t i = 0, kept = 0; i < n; ++i) {
+        if (kept == most) gone[i] = 1;
+        if (gone[i]) continue;
+        ++kept;
+        for (size_t k = i + 1; k < n; ++k) gone[k] = gone[k] || suppresses(i, k);
+    }
+}
 
-// The boxes of one frame, each a row of `width` numbers: x y z, w l h, sine and cosine.
+// The boxes of one frame, each a row of `width` numbers: x y z, w l h, sine and cosine, and the velocity.
 struct Candidates {
     const float *boxes, *scores;
     size_t width;
@@ -41,16 +45,17 @@ class Suppressor {
    public:
     explicit Suppressor(const Json &settings);
     // Appends the indices of the remaining boxes of a group, [first, last), part by part and best first.
-    void run(const Candidates &candidates, size_t first, size_t last, int64_t group, std::vector<int> &kept);
+    void run(const Candidates &candidates, size_t first, size_t last, int64_t group, std::vector<size_t> &kept);
     size_t total() const { return total_; }
 
    private:
     struct Ranked {
         int64_t part;
         float score;
-        int index;
+        size_t index;
     };
-    void suppress(const Candidates &candidates, const Ranked *ranked, size_t n, int64_t part);
+    // Sets gone_ for boxes of one part.
+    void suppress(const Candidates &candidates, const Ranked *ranked, size_t n);
 
     float threshold_;
     std::vector<double> low_, high_;  // none: all places
@@ -59,8 +64,8 @@ class Suppressor {
     double overlap_;
     size_t most_, total_;
     std::vector<Ranked> ranked_;
+    std::vector<Footprint> outlines_;
     std::vector<uint8_t> gone_;
-    RotatedNms rotated_;
 };
 
 int64_t integer_at(const Array &array, size_t index);

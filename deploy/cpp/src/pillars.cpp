@@ -11,49 +11,35 @@ namespace {
 constexpr size_t kValues = 5;  // of a point
 
 // Cells in double precision of points whose coordinates are inside in single precision, as numpy compares them.
-class Cells {
-   public:
-    explicit Cells(const Pillars &s) : s_(s) {
-        for (int i : {0, 1}) x_[i] = float(s.x[i]), y_[i] = float(s.y[i]), z_[i] = float(s.z[i]);
+struct DoubleCells {
+    const Pillars &s;
+    const int outside = s.rows * s.columns;
+    const float x0 = float(s.x[0]), x1 = float(s.x[1]), y0 = float(s.y[0]), y1 = float(s.y[1]), z0 = float(s.z[0]),
+                z1 = float(s.z[1]);
+
+    // Of places that rounding puts on the far edge, or beyond if the range is no multiple of the cell, the last.
+    int along(float place, double low, int count) const {
+        return std::min(static_cast<int>((double(place) - low) / s.cell), count - 1);
     }
     int operator()(const float *p) const {
-        const bool inside = (p[0] >= x_[0]) & (p[0] < x_[1]) & (p[1] >= y_[0]) & (p[1] < y_[1]) & (p[2] >= z_[0]) &
-                            (p[2] < z_[1]);
-        if (!inside) return s_.rows * s_.columns;
-        // Points that rounding puts on the far edge, or beyond if the range is no multiple of the cell, are in the last.
-        const int column = std::min(static_cast<int>((double(p[0]) - s_.x[0]) / s_.cell), s_.columns - 1);
-        const int row = std::min(static_cast<int>((double(p[1]) - s_.y[0]) / s_.cell), s_.rows - 1);
-        return row * s_.columns + column;
+        const bool inside =
+            (p[0] >= x0) & (p[0] < x1) & (p[1] >= y0) & (p[1] < y1) & (p[2] >= z0) & (p[2] < z1);  // false for NaN
+        return inside ? along(p[1], s.y[0], s.rows) * s.columns + along(p[0], s.x[0], s.columns) : outside;
     }
-
-   private:
-    const Pillars s_;
-    float x_[2], y_[2], z_[2];
 };
 
 // Cells in single precision as in `dynamic_voxelize_forward` of mmcv.
-class SingleCells {
-   public:
-    explicit SingleCells(const Pillars &s)
-        : columns_(s.columns),
-          low_{float(s.x[0]), float(s.y[0]), float(s.z[0])},
-          cell_{float(s.cell), float(s.cell), float(s.z[1] - s.z[0])},
-          count_{float(s.columns), float(s.rows), 1},
-          outside_(s.rows * s.columns) {}
-    int operator()(const float *p) const {
-        float place[3];
-        bool inside = true;
-        for (int axis = 0; axis < 3; ++axis) {
-            place[axis] = (p[axis] - low_[axis]) / cell_[axis];
-            inside &= (place[axis] >= 0) & (place[axis] < count_[axis]);
-        }
-        return inside ? static_cast<int>(place[1]) * columns_ + static_cast<int>(place[0]) : outside_;
-    }
+struct SingleCells {
+    const Pillars &s;
+    const int outside = s.rows * s.columns;
+    const float x0 = float(s.x[0]), y0 = float(s.y[0]), z0 = float(s.z[0]), cell = float(s.cell),
+                height = float(s.z[1] - s.z[0]), columns = float(s.columns), rows = float(s.rows);
 
-   private:
-    int columns_;
-    float low_[3], cell_[3], count_[3];
-    int outside_;
+    int operator()(const float *p) const {
+        const float x = (p[0] - x0) / cell, y = (p[1] - y0) / cell, z = (p[2] - z0) / height;
+        const bool inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (z >= 0) & (z < 1);
+        return inside ? static_cast<int>(y) * s.columns + static_cast<int>(x) : outside;
+    }
 };
 
 }  // namespace
@@ -75,6 +61,7 @@ void Grouper::count_points(const Rule &cell_of, const float *points, size_t n, i
     totals_[outside_] = 0;
 }
 
+// Which cells stay: those with the most points, of equal ones the first.
 Grouper::Limit Grouper::limit() const {
     const auto above = [this](int least) {
         int found = 0;
@@ -148,9 +135,9 @@ int Grouper::group(const float *points, size_t n, float *pillar_points, int32_t 
         cells_of_points = cell_of_point_.data();
     }
     if (settings_.fullest) {
-        count_points(Cells(settings_), points, n, cells_of_points);
+        count_points(DoubleCells{settings_}, points, n, cells_of_points);
     } else {
-        count_points(SingleCells(settings_), points, n, cells_of_points);
+        count_points(SingleCells{settings_}, points, n, cells_of_points);
         leave_first(cells_of_points, n);
     }
     const int rows = assign_rows(settings_.fullest ? limit() : Limit{0, 0}, cells);

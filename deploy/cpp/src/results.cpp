@@ -20,11 +20,9 @@ const Array &output(const Arrays &outputs, std::string_view name) {
     return found->second;
 }
 
-bool finite(const float *values, size_t n) {
-    return std::all_of(values, values + n, [](float value) { return std::isfinite(value); });
+size_t of_frame(const Array &output) {  // numbers
+    return output.size() / static_cast<size_t>(std::max<int64_t>(1, output.rows()));
 }
-
-size_t of_frame(const Array &output) { return output.size() / static_cast<size_t>(std::max<int64_t>(1, output.rows())); }
 
 // Writes a result of the same name and shape as an output, without the batch.
 template <typename T, typename Change>
@@ -36,7 +34,27 @@ void change_each(const Arrays &outputs, Arrays &results, std::string_view name, 
     for (size_t i = 0, n = of_frame(from); i < n; ++i) into[i] = change(values[i]);
 }
 
-double turn(std::string_view view) { return view == "rear" ? -1 : 1; }  // of x and y
+// Best first. By score and place, because std::stable_sort allocates memory.
+void sort(Boxes &boxes) {
+    std::sort(boxes.begin(), boxes.end(),
+              [](const Box &a, const Box &b) { return a.score != b.score ? a.score > b.score : a.place < b.place; });
+}
+
+void write(const Boxes &boxes, Arrays &results) {
+    const int64_t n = static_cast<int64_t>(boxes.size());
+    double *centers = fill_in<double>(results, "detection/centers", {n, 3}),
+           *sizes = fill_in<double>(results, "detection/sizes", {n, 3}),
+           *rotations = fill_in<double>(results, "detection/rotations", {n, 3, 3}),
+           *velocities = fill_in<double>(results, "detection/velocities", {n, 3}),
+           *scores = fill_in<double>(results, "detection/scores", {n});
+    int64_t *labels = fill_in<int64_t>(results, "detection/labels", {n}),
+            *attributes = fill_in<int64_t>(results, "detection/attributes", {n});
+    for (const Box &box : boxes) {
+        centers = std::copy_n(box.center, 3, centers), sizes = std::copy_n(box.size, 3, sizes);
+        rotations = std::copy_n(box.rotation, 9, rotations), velocities = std::copy_n(box.velocity, 3, velocities);
+        *scores++ = box.score, *labels++ = box.label, *attributes++ = box.attribute;
+    }
+}
 
 class Detections {
    public:
@@ -45,80 +63,53 @@ class Detections {
     }
 
     void decode(const Arrays &outputs, Arrays &results) {
-        const Array &scores = output(outputs, "detection/scores"), &boxes = output(outputs, "detection/boxes");
+        const Array &scores = output(outputs, "detection/scores"), &boxes = output(outputs, "detection/boxes"),
+                    &labels = output(outputs, "detection/labels"),
+                    &attributes = output(outputs, "detection/attributes");
         const size_t n = of_frame(scores), group = scores.shape().back(), width = boxes.shape().back();
-        const Array &labels = output(outputs, "detection/labels");
-        if (width < (velocity_ ? 10 : 8) || of_frame(boxes) != n * width || of_frame(labels) != n) {
+        if (width < 10 || of_frame(boxes) != n * width || of_frame(labels) != n || of_frame(attributes) != n) {
             throw refused("the engine's detections have other shapes than their scores; export the bundle again");
         }
         scores_.assign(scores.data<float>(), scores.data<float>() + n);
         for (size_t i = 0; i < n; ++i) {
-            const bool usable = std::isfinite(scores_[i]) && finite(boxes.data<float>() + width * i, width);
+            const bool usable = std::isfinite(scores_[i]) && all_finite(boxes.data<float>() + width * i, width);
             if (!usable) scores_[i] = -1;  // below every threshold
         }
         const Candidates all{boxes.data<float>(), scores_.data(), width, labels};
-        choose(all, n, group);
-        write(all, output(outputs, "detection/attributes"), results);
+        kept_.clear();
+        for (size_t first = 0; nms_ && first < n; first += group) {
+            nms_->run(all, first, first + group, static_cast<int64_t>(first / group), kept_);
+        }
+        for (size_t i = 0; !nms_ && i < n; ++i) kept_.push_back(i);
+        boxes_.clear();
+        for (size_t i : kept_) {
+            if (scores_[i] >= 0) boxes_.push_back(box(all, i, integer_at(attributes, i), boxes_.size()));
+        }
+        sort(boxes_);
+        if (nms_ && boxes_.size() > nms_->total()) boxes_.resize(nms_->total());
+        write(boxes_, results);
     }
 
    private:
-    struct Kept {
-        float score;
-        int place, index;
-    };
-
-    // The remaining detections, best first.
-    void choose(const Candidates &all, size_t n, size_t group) {
-        indices_.clear();
-        if (nms_) {
-            for (size_t first = 0; first < n; first += group) {
-                nms_->run(all, first, first + group, static_cast<int64_t>(first / group), indices_);
-            }
-        } else {
-            for (size_t i = 0; i < n; ++i) indices_.push_back(static_cast<int>(i));
-        }
-        kept_.clear();
-        for (int index : indices_) {
-            if (scores_[index] >= 0) kept_.push_back({scores_[index], static_cast<int>(kept_.size()), index});
-        }
-        // By score and place, because std::stable_sort allocates memory.
-        std::sort(kept_.begin(), kept_.end(), [](const Kept &a, const Kept &b) {
-            return a.score != b.score ? a.score > b.score : a.place < b.place;
-        });
-        if (nms_ && kept_.size() > nms_->total()) kept_.resize(nms_->total());
-    }
-
-    void write(const Candidates &all, const Array &attributes, Arrays &results) const {
-        const int64_t n = static_cast<int64_t>(kept_.size());
-        double *centers = fill_in<double>(results, "detection/centers", {n, 3}),
-               *sizes = fill_in<double>(results, "detection/sizes", {n, 3}),
-               *rotations = fill_in<double>(results, "detection/rotations", {n, 3, 3}),
-               *velocities = fill_in<double>(results, "detection/velocities", {n, 3}),
-               *scores = fill_in<double>(results, "detection/scores", {n});
-        int64_t *labels = fill_in<int64_t>(results, "detection/labels", {n}),
-                *classes = fill_in<int64_t>(results, "detection/attributes", {n});
-        for (const Kept &each : kept_) {
-            const float *box = all.boxes + all.width * each.index;
-            const Footprint own = footprint(box[0], box[1], box[3], box[4], box[6], box[7]);
-            const double rotation[9] = {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1};
-            centers = std::copy_n(box, 3, centers);
-            sizes = std::copy_n(box + 3, 3, sizes);
-            rotations = std::copy_n(rotation, 9, rotations);
-            for (int axis : {0, 1}) {
-                *velocities++ = velocity_ ? box[8 + axis] : std::numeric_limits<double>::quiet_NaN();
-            }
-            *velocities++ = 0;
-            *scores++ = each.score;
-            *labels++ = integer_at(all.labels, each.index);
-            *classes++ = integer_at(attributes, each.index);
-        }
+    Box box(const Candidates &all, size_t index, int64_t attribute, size_t place) const {
+        const float *b = all.boxes + all.width * index;
+        const Footprint own = footprint(b[0], b[1], b[3], b[4], b[6], b[7]);
+        const double unknown = std::numeric_limits<double>::quiet_NaN();
+        return {{b[0], b[1], b[2]},
+                {b[3], b[4], b[5]},
+                {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1},
+                {velocity_ ? b[8] : unknown, velocity_ ? b[9] : unknown, 0},
+                all.scores[index],
+                integer_at(all.labels, index),
+                attribute,
+                place};
     }
 
     bool velocity_;
     std::optional<Suppressor> nms_;
     std::vector<float> scores_;
-    std::vector<int> indices_;
-    std::vector<Kept> kept_;
+    std::vector<size_t> kept_;
+    Boxes boxes_;
 };
 
 // A kind whose distance from the training data is above the limit has the same probability for each value.
@@ -134,7 +125,7 @@ class Conditions {
         const float *from = given.data<float>(), *away = nullptr;
         const size_t n = of_frame(given), kinds = distance == outputs.end() ? 0 : of_frame(distance->second);
         if (kinds > 0) away = distance->second.data<float>();
-        const bool known = finite(from, n) && finite(away, kinds);
+        const bool known = all_finite(from, n) && all_finite(away, kinds);
         double *into = fill_in<double>(results, "conditions/probabilities", {known ? static_cast<int64_t>(n) : 0});
         if (!known) return;
         std::copy_n(from, n, into);
@@ -204,81 +195,55 @@ void Decoder::decode(const Arrays &outputs, Arrays &results) {
     if (parts_->levels) parts_->decode_voxels(outputs, results);
     if (parts_->map) {
         change_each<float>(outputs, results, "map/probabilities", parts_->shape,
-                    [](float p) { return std::isfinite(p) ? p : kNan; });
+                           [](float p) { return std::isfinite(p) ? p : kNan; });
     }
 }
 
 void ViewJoiner::join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined) {
-    rows_.clear();
+    boxes_.clear(), outlines_.clear();
     for (size_t view = 0; view < views.size(); ++view) {
-        const Array &scores = output(results[view], "detection/scores"), &labels = output(results[view], "detection/labels");
-        for (size_t row = 0; row < scores.size(); ++row) {
-            rows_.push_back({scores.data<double>()[row], integer_at(labels, row), rows_.size(), view, row});
+        const double sign = views[view] == "rear" ? -1 : 1, signs[3] = {sign, sign, 1};  // of x, y, z
+        const auto part = [&](const char *name) { return output(results[view], name).data<double>(); };
+        const double *center = part("detection/centers"), *size = part("detection/sizes"),
+                     *rotation = part("detection/rotations"), *velocity = part("detection/velocities"),
+                     *score = part("detection/scores");
+        for (size_t i = 0, n = output(results[view], "detection/scores").size(); i < n; ++i) {
+            Box box{{}, {}, {}, {}, score[i], 0, 0, boxes_.size()};
+            box.label = integer_at(output(results[view], "detection/labels"), i);
+            box.attribute = integer_at(output(results[view], "detection/attributes"), i);
+            std::copy_n(size + 3 * i, 3, box.size);
+            // Sums of products in Python: no zero of theirs is negative, and a velocity is known or not as a whole.
+            const double unknown = velocity[3 * i] + velocity[3 * i + 1];
+            for (int axis : {0, 1, 2}) {
+                box.center[axis] = signs[axis] * center[3 * i + axis] + 0.0;
+                box.velocity[axis] = std::isnan(unknown) ? unknown : signs[axis] * velocity[3 * i + axis] + 0.0;
+            }
+            for (int k = 0; k < 9; ++k) box.rotation[k] = signs[k / 3] * rotation[9 * i + k] + 0.0;
+            boxes_.push_back(box);
         }
     }
-    std::sort(rows_.begin(), rows_.end(),
-              [](const Row &a, const Row &b) { return a.score != b.score ? a.score > b.score : a.place < b.place; });
-    if (views.size() > 1) suppress(views, results);
-    const int64_t n = static_cast<int64_t>(rows_.size());
-    double *centers = fill_in<double>(joined, "detection/centers", {n, 3}),
-           *sizes = fill_in<double>(joined, "detection/sizes", {n, 3}),
-           *rotations = fill_in<double>(joined, "detection/rotations", {n, 3, 3}),
-           *velocities = fill_in<double>(joined, "detection/velocities", {n, 3}),
-           *scores = fill_in<double>(joined, "detection/scores", {n});
-    int64_t *labels = fill_in<int64_t>(joined, "detection/labels", {n}),
-            *attributes = fill_in<int64_t>(joined, "detection/attributes", {n});
-    for (const Row &own : rows_) {
-        const auto part = [&](const char *name, size_t width) {
-            return output(results[own.view], name).data<double>() + width * own.row;
-        };
-        const double sign = turn(views[own.view]);
-        const double *velocity = part("detection/velocities", 3), *rotation = part("detection/rotations", 9);
-        // Sums of products in Python: no zero of theirs is negative, and a velocity is known or not as a whole.
-        for (int axis : {0, 1, 2}) {
-            const double factor = axis < 2 ? sign : 1, unknown = velocity[0] + velocity[1];
-            *centers++ = factor * part("detection/centers", 3)[axis] + 0.0;
-            *velocities++ = std::isnan(unknown) ? unknown : factor * velocity[axis] + 0.0;
-            for (int column : {0, 1, 2}) *rotations++ = factor * rotation[3 * axis + column] + 0.0;
-        }
-        sizes = std::copy_n(part("detection/sizes", 3), 3, sizes);
-        *scores++ = own.score;
-        *labels++ = own.label;
-        *attributes++ = integer_at(output(results[own.view], "detection/attributes"), own.row);
+    sort(boxes_);
+    for (const Box &box : boxes_) {  // the heading is made a unit vector twice, as in Python
+        const Footprint unit = footprint(0, 0, 0, 0, box.rotation[3], box.rotation[0]);
+        outlines_.push_back(footprint(box.center[0], box.center[1], box.size[0], box.size[1], unit.sine, unit.cosine));
     }
-}
-
-// Of the detections of one object that two views see, the best stays.
-void ViewJoiner::suppress(const std::vector<std::string> &views, const std::vector<Arrays> &results) {
-    gone_.assign(rows_.size(), 2);  // not looked at
-    for (size_t first = 0; first < rows_.size(); ++first) {
-        if (gone_[first] != 2) continue;
-        nms_.boxes.clear(), own_.clear();
-        for (size_t i = first; i < rows_.size(); ++i) {
-            if (rows_[i].label != rows_[first].label) continue;
-            const Arrays &from = results[rows_[i].view];
-            const double sign = turn(views[rows_[i].view]);
-            const double *center = output(from, "detection/centers").data<double>() + 3 * rows_[i].row,
-                         *size = output(from, "detection/sizes").data<double>() + 3 * rows_[i].row,
-                         *rotation = output(from, "detection/rotations").data<double>() + 9 * rows_[i].row;
-            const Footprint unit = footprint(0, 0, 0, 0, sign * rotation[3], sign * rotation[0]);
-            nms_.boxes.push_back(
-                footprint(sign * center[0], sign * center[1], size[0], size[1], unit.sine, unit.cosine));
-            own_.push_back(i);
-        }
-        nms_.run(kOneObject, own_.size(), gone_of_label_);
-        for (size_t i = 0; i < own_.size(); ++i) gone_[own_[i]] = gone_of_label_[i];
-    }
+    const auto same = [this](size_t i, size_t k) {
+        return boxes_[i].label == boxes_[k].label && overlap(outlines_[i], outlines_[k], kOneObject);
+    };
+    gone_.assign(boxes_.size(), 0);
+    if (views.size() > 1) greedy(boxes_.size(), boxes_.size(), same, gone_);
     size_t kept = 0;
-    for (size_t i = 0; i < rows_.size(); ++i) {
-        if (!gone_[i]) rows_[kept++] = rows_[i];
+    for (size_t i = 0; i < boxes_.size(); ++i) {
+        if (!gone_[i]) boxes_[kept++] = boxes_[i];
     }
-    rows_.resize(kept);
+    boxes_.resize(kept);
+    write(boxes_, joined);
 }
 
 bool all_finite(const Arrays &outputs) {
     return std::all_of(outputs.begin(), outputs.end(), [](const auto &named) {
         const Array &array = named.second;
-        return array.type() != TESSERA_FLOAT32 || finite(array.data<float>(), array.size());
+        return array.type() != TESSERA_FLOAT32 || all_finite(array.data<float>(), array.size());
     });
 }
 

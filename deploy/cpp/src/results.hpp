@@ -29,6 +29,13 @@ class Decoder {
     std::unique_ptr<Parts> parts_;
 };
 
+struct Box {
+    double center[3], size[3], rotation[9], velocity[3], score;
+    int64_t label, attribute;
+    size_t place;  // by which equal scores are in order
+};
+using Boxes = std::vector<Box>;
+
 // Joins the detections of a frame's views, each in its own frame of reference, as `join_views` of
 // perception/tasks/detection/task.py; other tasks cannot join theirs.
 class ViewJoiner {
@@ -37,17 +44,9 @@ class ViewJoiner {
     void join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined);
 
    private:
-    struct Row {
-        double score;
-        int64_t label;
-        size_t place, view, row;  // place: among those of all views
-    };
-    void suppress(const std::vector<std::string> &views, const std::vector<Arrays> &results);
-
-    std::vector<Row> rows_;
-    std::vector<uint8_t> gone_, gone_of_label_;
-    std::vector<size_t> own_;
-    RotatedNms nms_;
+    Boxes boxes_;
+    std::vector<Footprint> outlines_;
+    std::vector<uint8_t> gone_;
 };
 
 // Whether all numbers of the outputs are finite.

@@ -9,11 +9,11 @@ namespace tessera {
 namespace {
 
 // The conditions in a route's name: rain and night for rain+night.
-Conditions conditions_of(const std::string &route) {
-    Conditions conditions;
+std::vector<std::string> conditions_of(const std::string &route) {
+    std::vector<std::string> conditions;
     std::istringstream parts(route);
     for (std::string part; std::getline(parts, part, '+');)
-        if (part != "base") conditions.insert(part);
+        if (part != "base") conditions.push_back(part);
     return conditions;
 }
 
@@ -78,19 +78,24 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
     for (const std::string &route : manifest.apart)
         networks_.push_back(open_network(bundle_.routes().at(route), route, options));
     if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
+    views_ = manifest.views.empty() ? std::vector<std::string>{"front"} : manifest.views;
+    results_.resize(views_.size());
     // Networks for other routes may have no memory; those that have one have the same.
-    for (Network &network : networks_)
-        if (network.bundle->manifest().state && !carried_) {
-            carried_.emplace(network.engine->new_state(), network.bundle->manifest());
-            next_state_ = Array(TESSERA_FLOAT32, network.bundle->manifest().state->shape);
-        }
+    for (Network &network : networks_) {
+        if (!network.bundle->manifest().state || !carried_.empty()) continue;
+        for (size_t i = 0; i < views_.size(); ++i)
+            carried_.emplace_back(network.engine->new_state(), network.bundle->manifest());
+        next_state_ = Array(TESSERA_FLOAT32, network.bundle->manifest().state->shape);
+    }
 }
 
 Network &Runtime::select(const Conditions &known) {
     Network *best = nullptr;
     for (Network &network : networks_) {
-        const Conditions &wanted = network.conditions;
-        const bool fits = std::includes(known.begin(), known.end(), wanted.begin(), wanted.end());
+        const std::vector<std::string> &wanted = network.conditions;
+        const bool fits = std::all_of(wanted.begin(), wanted.end(), [&](const std::string &each) {
+            return std::binary_search(known.begin(), known.end(), each);
+        });
         if (fits && (!best || wanted.size() > best->conditions.size())) best = &network;
     }
     return best ? *best : networks_.front();
@@ -102,12 +107,27 @@ void Runtime::step(Frame &frame, const Conditions &conditions) {
     moment_.timestamp = frame.timestamp;
     moment_.global_from_reference = frame.global_from_reference;
     // The state cannot be moved to where the frame is, nor that of the frame to the next one.
-    if (!placed && carried_) carried_->forget();
-    perceive(select(conditions), frame, conditions);
-    if (!placed && carried_) carried_->forget();
+    if (!placed) forget();
+    Network &network = select(conditions);
+    for (size_t view = 0; view < views_.size(); ++view) {
+        if (views_.size() > 1 || views_[view] != "front") {
+            facing(frame, views_[view], turned_, turned_points_);
+            moment_.global_from_reference = turned_.global_from_reference;
+            perceive(network, turned_, conditions, view);
+        } else {
+            perceive(network, frame, conditions, view);
+        }
+        if (view == 0 && inputs_.count("route")) route_ = inputs_.at("route");
+    }
+    if (!bundle_.manifest().views.empty()) joiner_.join(views_, results_, joined_);
+    if (!placed) forget();
+    if (latest_ != &network) {
+        latest_ = &network;
+        list_names();
+    }
 }
 
-void Runtime::perceive(Network &network, const Frame &frame, const Conditions &conditions) {
+void Runtime::perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view) {
     const Manifest &manifest = network.bundle->manifest();
     {
         Stage stage(preprocess);
@@ -116,19 +136,26 @@ void Runtime::perceive(Network &network, const Frame &frame, const Conditions &c
     }
     {
         Stage stage(engine);
-        const bool remembers = carried_ && manifest.state;
-        outputs_ = remembers ? &carried_->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
-        if (remembers) carried_->read(next_state_);
-        if (carried_ && !manifest.state) carried_->forget();
+        Carried *carried = carried_.empty() ? nullptr : &carried_[view];
+        const bool remembers = carried && manifest.state;
+        outputs_ = remembers ? &carried->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
+        if (remembers) carried->read(next_state_);
+        if (carried && !manifest.state) carried->forget();
     }
     {
         Stage stage(postprocess);
-        decoder_.decode(*outputs_, results_);
+        decoder_.decode(*outputs_, results_[view]);
     }
-    if (latest_ == &network) return;
-    latest_ = &network;
+}
+
+void Runtime::forget() {
+    for (Carried &carried : carried_) carried.forget();
+}
+
+void Runtime::list_names() {
+    const Manifest &manifest = latest_->bundle->manifest();
     names_.clear();
-    for (const auto &[name, array] : results_) names_.push_back(name);
+    for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0] : joined_) names_.push_back(name);
     for (const TensorInfo &input : manifest.inputs)
         if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
     for (const auto &[name, array] : *outputs_)
@@ -139,7 +166,7 @@ void Runtime::perceive(Network &network, const Frame &frame, const Conditions &c
 const Array *Runtime::find(std::string_view name) const {
     if (!outputs_) return nullptr;
     const std::string_view in = "inputs/", out = "outputs/";
-    const Arrays *arrays = &results_;
+    const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0] : &joined_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
     else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) return &next_state_;
@@ -151,7 +178,7 @@ std::optional<float> Runtime::weight(std::string_view module) const {
     if (!latest_) return std::nullopt;
     const Manifest &manifest = latest_->bundle->manifest();
     for (size_t i = 0; i < manifest.banked.size(); ++i)
-        if (manifest.banked[i].name == module) return inputs_.at("route").data<float>()[i];
+        if (manifest.banked[i].name == module) return route_.data<float>()[i];
     for (const Network &network : networks_)
         for (const std::string &name : network.bundle->manifest().folded)
             if (name == module) {
@@ -179,7 +206,7 @@ void Runtime::check() {
 }
 
 void Runtime::restart() {
-    if (carried_) carried_->forget();
+    forget();
 }
 
 }  // namespace tessera

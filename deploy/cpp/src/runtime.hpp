@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -16,12 +15,10 @@
 
 namespace tessera {
 
-using Conditions = std::set<std::string, std::less<>>;
-
 // One of a bundle's networks, on an engine that has passed its golden frames.
 struct Network {
     const Bundle *bundle;
-    Conditions conditions;  // that must be known for it to be used; empty for the default network
+    std::vector<std::string> conditions;  // that must be known for it to be used; empty for the default network
     std::string name;       // for messages
     std::unique_ptr<Engine> engine;
     std::unique_ptr<EngineState> golden_state;
@@ -65,16 +62,25 @@ class Runtime {
 
    private:
     Network &select(const Conditions &known);
-    void perceive(Network &network, const Frame &frame, const Conditions &conditions);
+    // Runs one view of a frame; its results are in results_[view].
+    void perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view);
+    void forget();
+    void list_names();
 
     Bundle bundle_;
     std::vector<Network> networks_;
     Admitter admitter_;
     Preprocessor preprocessor_;
     Decoder decoder_;
-    std::optional<Carried> carried_;
+    ViewJoiner joiner_;
+    std::vector<std::string> views_;  // one, if the network looks around
+    std::vector<Carried> carried_;    // by view; none without a memory
+    std::vector<Arrays> results_;     // by view
+    Frame turned_;                    // a frame in a view, and its points
+    std::vector<float> turned_points_;
     Network *latest_ = nullptr;
-    Arrays inputs_, results_;
+    Arrays inputs_, joined_;
+    Array route_;  // of the first view
     const Arrays *outputs_ = nullptr;
     Array next_state_;
     Moment moment_;

@@ -61,9 +61,9 @@ bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &i
     return motion.has_value();
 }
 
-void steer(const Manifest &manifest, const std::set<std::string, std::less<>> &conditions, Arrays &inputs) {
+void steer(const Manifest &manifest, const Conditions &conditions, Arrays &inputs) {
     const auto holds = [&](std::string_view asked) {
-        if (conditions.count(asked) > 0) return true;
+        if (std::binary_search(conditions.begin(), conditions.end(), asked)) return true;
         constexpr std::string_view no = "no-";
         const bool missing = asked.substr(0, no.size()) == no;
         for (const auto &[fact, input] : manifest.steering.sensors) {
@@ -80,8 +80,9 @@ void steer(const Manifest &manifest, const std::set<std::string, std::less<>> &c
         }
     }
     if (!manifest.steering.values.empty()) {
-        float *values = fill_in<float>(inputs, "conditions", {1, static_cast<int64_t>(manifest.steering.values.size())});
-        for (const std::string &value : manifest.steering.values) *values++ = holds(value) ? 1 : 0;
+        const std::vector<std::string> &asked = manifest.steering.values;
+        float *values = fill_in<float>(inputs, "conditions", {1, static_cast<int64_t>(asked.size())});
+        for (const std::string &value : asked) *values++ = holds(value) ? 1 : 0;
     }
 }
 

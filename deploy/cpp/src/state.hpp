@@ -2,14 +2,18 @@
 #pragma once
 
 #include <optional>
-#include <set>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "array.hpp"
 #include "geometry.hpp"
 #include "manifest.hpp"
 
 namespace tessera {
+
+// What is known to hold, such as night and rain; sorted.
+using Conditions = std::vector<std::string_view>;
 
 // Where and when a frame was recorded.
 struct Moment {
@@ -23,6 +27,6 @@ struct Moment {
 bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs);
 
 // Writes `route` (1, modules) and `conditions` (1, values), float32, as far as the network has them.
-void steer(const Manifest &manifest, const std::set<std::string, std::less<>> &conditions, Arrays &inputs);
+void steer(const Manifest &manifest, const Conditions &conditions, Arrays &inputs);
 
 }  // namespace tessera

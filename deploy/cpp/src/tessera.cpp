@@ -72,11 +72,9 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
         std::copy_n(from.global_from_ego, 16, to.global_from_ego.begin());
     }
     const char *const *names = given.conditions;
-    const auto is_known = [&](const char *name) { return name && own.conditions.find(name) != own.conditions.end(); };
-    if (given.condition_count == own.conditions.size() && std::all_of(names, names + given.condition_count, is_known))
-        return;  // as in most frames; nothing is allocated then
     own.conditions.clear();
-    for (size_t i = 0; i < given.condition_count; ++i) own.conditions.insert(or_empty(names[i]));
+    for (size_t i = 0; i < given.condition_count; ++i) own.conditions.push_back(or_empty(names[i]));
+    std::sort(own.conditions.begin(), own.conditions.end());
 }
 
 }  // namespace
@@ -153,3 +151,23 @@ const char *tessera_message(const tessera_runtime *runtime) {
 }
 
 void tessera_close(tessera_runtime *runtime) { delete runtime; }
+
+tessera_status tessera_group(const tessera_grid *grid, const float *points, size_t count, float *pillar_points,
+                             int32_t *counts, int32_t *cells, int32_t *cells_of_points, int32_t *pillars) {
+    return guarded(open_message, [&] {
+        require_size(grid, "tessera_grid");
+        if (!points || !pillar_points || !counts || !cells || !pillars) throw tessera::bad_input("an array is NULL");
+        const tessera::Pillars rules{grid->rows, grid->columns, grid->cell, {grid->x[0], grid->x[1]},
+                                     {grid->y[0], grid->y[1]}, {grid->z[0], grid->z[1]}, grid->most, grid->points,
+                                     grid->fullest != 0};
+        *pillars = tessera::Grouper(rules).group(points, count, pillar_points, counts, cells, cells_of_points);
+    });
+}
+
+tessera_status tessera_picture(const uint8_t *rgb, int32_t recorded_height, int32_t recorded_width, uint8_t *picture,
+                               int32_t height, int32_t width, int32_t steps) {
+    return guarded(open_message, [&] {
+        if (!rgb || !picture) throw tessera::bad_input("a picture is NULL");
+        tessera::Warper({{}, height, width, steps}).warp(rgb, recorded_height, recorded_width, picture);
+    });
+}

@@ -1,15 +1,17 @@
 """Runs a bundle by libtessera.so, the C++ runtime, through its C interface.
 
-    with Runtime("bundle") as runtime:
-        arrays = runtime.step(frame, ["rain", "night"])
+with Runtime("bundle") as runtime:
+    arrays = runtime.step(frame, ["rain", "night"])
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +56,13 @@ class _Times(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("preprocess", c_double), ("engine", c_double), ("postprocess", c_double)]
 
 
+class _Grid(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("rows", c_int32), ("columns", c_int32), ("cell", c_double), ("x", c_double * 2),
+        ("y", c_double * 2), ("z", c_double * 2), ("most", c_int32), ("points", c_int32), ("fullest", c_int32),
+    ]  # fmt: skip
+
+
 class Failure(Exception):
     """A call failed; the message says what, where, and what to do."""
 
@@ -94,7 +103,7 @@ class Runtime:
         self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
 
     def step(self, frame: Any, conditions: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Results, inputs and outputs of a `perception.frame.Frame`, by the names of `tessera_get`; views until the next.
+        """Results, inputs and outputs of a `perception.frame.Frame` by the names of `tessera_get`, until the next step.
 
         Args:
             conditions: what is known to hold.
@@ -112,7 +121,7 @@ class Runtime:
             self._require(self._library.tessera_get(self._handle, name, ctypes.byref(array)))
             shape, dtype = tuple(array.shape[: array.rank]), np.dtype(_DTYPES[array.type])
             size = int(np.prod(shape)) * dtype.itemsize
-            memory = (c_uint8 * size).from_address(array.data) if size else b""
+            memory: Any = (c_uint8 * size).from_address(array.data) if size else b""
             found[name.decode()] = np.frombuffer(memory, dtype).reshape(shape)
             index += 1
         return found
@@ -144,7 +153,9 @@ class Runtime:
     def __enter__(self) -> Runtime:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _require(self, status: int) -> None:
@@ -153,8 +164,48 @@ class Runtime:
             raise (WrongEngine if status == 2 else Failure)(message or f"status {status}")
 
 
+def group(
+    points: np.ndarray,
+    grid: Any,
+    pillars: np.ndarray,
+    counts: np.ndarray,
+    cells: np.ndarray,
+    overflow: str = "fullest",
+    cells_of_points: np.ndarray | None = None,
+) -> int:
+    """As `perception.sensors.lidar.pillars.group`, in every bit."""
+    (rows, columns), points = grid.shape, np.ascontiguousarray(points, np.float32)
+    rules = _sized(_Grid)
+    rules.rows, rules.columns, rules.cell = rows, columns, grid.cell
+    rules.x[:], rules.y[:], rules.z[:] = grid.x, grid.y, grid.z
+    (rules.most, rules.points), rules.fullest = pillars.shape[:2], overflow == "fullest"
+    found, of_points = c_int32(), None if cells_of_points is None else cells_of_points.ctypes
+    arrays = pillars.ctypes, counts.ctypes, cells.ctypes, of_points
+    if _load().tessera_group(ctypes.byref(rules), points.ctypes, c_size_t(len(points)), *arrays, ctypes.byref(found)):
+        raise Failure(_load().tessera_message(None).decode())
+    return found.value
+
+
+def fill_picture(recorded: np.ndarray, picture: np.ndarray, steps: int) -> None:
+    """Writes the network's picture (height, width, 3) of a recorded one.
+
+    By `fit_width` and `warp` of `perception.sensors.camera.picture`, in every bit.
+    """
+    recorded = np.ascontiguousarray(recorded)
+    if _load().tessera_picture(recorded.ctypes, *recorded.shape[:2], picture.ctypes, *picture.shape[:2], steps):
+        raise Failure(_load().tessera_message(None).decode())
+
+
+@cache
 def _load() -> ctypes.CDLL:
-    path = os.environ.get(LIBRARY) or next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
+    path = os.environ.get(LIBRARY)
+    if not path:
+        # The wheel's library needs the one of the installed onnxruntime, which no linker would find.
+        onnxruntime = importlib.util.find_spec("onnxruntime")
+        for folder in (onnxruntime and onnxruntime.submodule_search_locations) or ():
+            for file in Path(folder, "capi").glob("libonnxruntime.so*"):
+                ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+        path = next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
     library = ctypes.CDLL(path)
     library.tessera_name.restype = library.tessera_message.restype = c_char_p
     library.tessera_name.argtypes = [c_void_p, c_size_t]
@@ -178,7 +229,7 @@ def _strings(values: Iterable[str]) -> Any:
 
 def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
     """The frame for a call, and what must live as long."""
-    given, kept = _sized(_Frame), []
+    given, kept = _sized(_Frame), list[Any]()
 
     def address(array: np.ndarray, dtype: Any) -> int:
         kept.append(np.ascontiguousarray(array, dtype))

@@ -1,0 +1,103 @@
+"""The C++ runtime beside the Python runtime, on the demo's bundle and changing drive; `make cpp` builds it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmark import Rounds
+
+from deploy.runtime import Runtime
+from perception.datasets.sources import open_source
+from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.sensors.lidar.pillars import group
+
+ROOT = Path(__file__).parents[1]
+POINTS, PILLARS = 300_000, (30_000, 20)
+OUTSIDE_ENGINE = ("preprocess", "postprocess")
+
+
+def cpp(
+    bundle: Path = Path("runs/demo/bundle"), drives: Path = Path("runs/demo/changing"), rounds: Rounds = 20
+) -> dict[str, Any]:
+    """Whether all results of the drive are identical, and what steps without the network take, median of rounds.
+
+    A step without the network is preprocessing, steering and postprocessing of a frame in memory; both runtimes step
+    frame by frame in turn. Pillars are 300,000 points on a grid of 128 x 128 cells, one core.
+    """
+    native = _native()
+    python, frames = Runtime(bundle, checks=False), list(_frames(bundle, drives))
+    seconds: dict[str, list[float]] = {"python": [], "cpp": []}
+    steps: list[float] = []
+    identical = True
+    with native.Runtime(bundle) as runtime:
+        for _ in range(max(1, rounds // 4)):
+            python.restart()
+            runtime.restart()
+            for frame in frames:
+                scene = python.step(frame)
+                known = scene.conditions.known()
+                start = time.perf_counter()
+                arrays = runtime.step(frame, known)
+                steps.append(time.perf_counter() - start)
+                found = scene.prediction.results["detection"]
+                identical &= np.array_equal(arrays["detection/centers"], found.centers)
+                identical &= np.array_equal(arrays["detection/scores"], found.scores)
+                seconds["python"].append(sum(scene.seconds[stage] for stage in OUTSIDE_ENGINE))
+                seconds["cpp"].append(sum(runtime.seconds()[stage] for stage in OUTSIDE_ENGINE))
+    medians = {name: float(np.median(each)) for name, each in seconds.items()}
+    return {
+        "identical": identical,
+        "frames": len(frames),
+        **{f"{name}_without_network_ms": 1000 * each for name, each in medians.items()},
+        "step_without_network_ratio": medians["cpp"] / medians["python"],
+        "p99_over_p50": float(np.percentile(steps, 99) / np.median(steps)),
+        **_pillars(native, rounds),
+    }
+
+
+def _native() -> Any:
+    library = ROOT / "runs" / "cpp" / "release" / "libtessera.so"
+    if "TESSERA_LIBRARY" not in os.environ and not library.exists():
+        sys.exit(f"{library}: is not there; build it with `make cpp`")
+    os.environ.setdefault("TESSERA_LIBRARY", str(library))
+    sys.path.insert(0, str(ROOT / "deploy" / "cpp" / "python"))
+    import tessera_runtime
+
+    return tessera_runtime
+
+
+def _frames(bundle: Path, drives: Path) -> Iterator[Frame]:
+    spec = Runtime(bundle, checks=False).bundle.spec
+    opened = open_source(drives, None, spec.rig)
+    for token in opened.samples():
+        yield opened.frame(token, spec.reads)
+
+
+def _pillars(native: Any, rounds: int) -> dict[str, float]:
+    """Milliseconds of both, in turn, and whether their pillars are equal."""
+    rng, grid = np.random.default_rng(0), BevGrid()
+    points = np.concatenate(
+        [rng.normal(0, [20, 20, 1], (POINTS, 3)), rng.uniform(0, 255, (POINTS, 1)), np.zeros((POINTS, 1))], axis=1
+    ).astype(np.float32)
+    sides = {"python": group, "cpp": native.group}
+    made = {name: _empty() for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run(points, grid, *made[name])
+            times[name].append(time.perf_counter() - start)
+    equal = all(np.array_equal(*pair) for pair in zip(*made.values(), strict=True))
+    medians = {name: 1000 * float(np.median(each)) for name, each in times.items()}
+    return {"pillars_equal": equal, "pillars_ms": medians["cpp"], "pillars_python_ms": medians["python"]}
+
+
+def _empty() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.empty((*PILLARS, 5), np.float32), np.empty(PILLARS[0], np.int32), np.empty(PILLARS[0], np.int32)
