@@ -231,7 +231,8 @@ OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}"
 FIELDS = {
     "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1",
     "banked": {}, "expires": "soon", "routes": "base", "files": [], "golden": 1, "preprocessing.pillars.most": 0.5,
-    "news": 1, "tolerances.dense": [], "taxonomy": None, "files.model\\.onnx": 1, "steering.values": None, "golden.close": "near",
+    "news": 1, "tolerances.dense": [], "taxonomy": None, "files.model\\.onnx": 1, "steering.values": None,
+    "golden.close": "near",
 }  # fmt: skip
 # Of the text of a library or of what is random only the beginning is the same in both.
 REFUSED: dict[str, Damage] = {
