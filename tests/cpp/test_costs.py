@@ -70,7 +70,7 @@ def with_recorded_plan(source: Bundle, path: Path) -> list[tuple[Frame, tuple[st
 
 @pytest.mark.parametrize("network", [remembering, every_task])
 def test_a_step_takes_nothing_from_the_heap_once_it_has_seen_such_frames(network, tmp_path: Path) -> None:
-    """Counted by an interposed allocator, with an engine that takes nothing itself; every turn shows the same frames."""
+    """Counted by an interposed allocator, with an engine that takes nothing, on the same frames in each turn."""
     frames = with_recorded_plan(network(), tmp_path / "bundle")
     (tmp_path / "frames.pickle").write_bytes(pickle.dumps(frames))
     built = Path(os.environ["TESSERA_LIBRARY"]).parent

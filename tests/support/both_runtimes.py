@@ -1,4 +1,4 @@
-"""The Python runtime as what the C++ runtime is compared with, a drive with everything that can be wrong, and networks."""
+"""The Python runtime beside the C++ runtime, a drive with everything that can be wrong, and networks."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -160,6 +160,9 @@ tessera_status tessera_group(const tessera_grid *grid, const float *points, size
         const tessera::Pillars rules{grid->rows, grid->columns, grid->cell, {grid->x[0], grid->x[1]},
                                      {grid->y[0], grid->y[1]}, {grid->z[0], grid->z[1]}, grid->most, grid->points,
                                      grid->fullest != 0};
+        if (rules.rows < 1 || rules.columns < 1 || rules.most < 1 || rules.points < 1 || !(rules.cell > 0))
+            throw tessera::bad_input("tessera_grid: its lengths must be positive");
+        std::fill_n(counts, rules.most, rules.points);  // whatever the arrays hold is overwritten
         *pillars = tessera::Grouper(rules).group(points, count, pillar_points, counts, cells, cells_of_points);
     });
 }
