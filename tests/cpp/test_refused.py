@@ -31,6 +31,7 @@ from deploy.signature import signer
 from deploy.trust import Trust
 from perception.errors import InputError
 
+MAP = "map/probabilities"
 GRAPH, GOLDEN, MEANING, MODULE = "model.onnx", "golden.safetensors", "golden.json", "modules/rain.json"
 Damage = Callable[[Path], object]  # of the bundle in a folder; gives the trust of the vehicle, if it has keys
 
@@ -99,6 +100,11 @@ def linked(name: str) -> Damage:
         (path / name).symlink_to(path.parent / "outside")
 
     return apply
+
+
+def in_a_folder(path: Path) -> None:
+    (path / "new").mkdir()
+    (path / "new" / "a").write_text("")
 
 
 def piped(path: Path) -> None:
@@ -202,7 +208,7 @@ def broken_signature(path: Path) -> Trust:
 
 
 def spread(change: dict[str, float]) -> Callable[[Any], object]:
-    return lambda content: content["tolerances"]["dense"]["map/probabilities"]["walkway"].update(change)
+    return lambda content: content["tolerances"]["dense"][MAP]["walkway"].update(change)
 
 
 def swap(*place: str) -> Callable[[Any], object]:
@@ -223,9 +229,10 @@ CURVE = (
 OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
              "./model.onnx", "modules//rain.json", "a\0b", "a\nb", "it's", "")  # fmt: skip
 FIELDS = {
-    "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1", "banked": {},
-    "expires": "soon", "routes": "base", "files": [], "golden": 1, "preprocessing.pillars.most": 0.5, "news": 1,
-    "tolerances.dense": [], "taxonomy": None, "files.model\\.onnx": 1, "steering.values": None, "golden.close": "near",
+    "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1",
+    "banked": {}, "expires": "soon", "routes": "base", "files": [], "golden": 1, "preprocessing.pillars.most": 0.5,
+    "news": 1, "tolerances.dense": [], "taxonomy": None, "files.model\\.onnx": 1, "steering.values": None,
+    "golden.close": "near",
 }  # fmt: skip
 # Of the text of a library or of what is random only the beginning is the same in both.
 REFUSED: dict[str, Damage] = {
@@ -238,7 +245,8 @@ REFUSED: dict[str, Damage] = {
        for version in (11, 13, "new", None, [1.5, True])},
     **{f"{key}: {value!r}": manifest(lambda content, key=key, value=value: put_at(content, key, value))
        for key, value in FIELDS.items()},
-    **{f"no {key}": manifest(missing(key)) for key in ("name", "golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
+    **{f"no {key}": manifest(missing(key))
+       for key in ("name", "golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
     **{f"no {name} in files": sealed(lambda content, name=name: content["files"].pop(name))
        for name in (GRAPH, GOLDEN, MEANING)},
     "no JSON": file("manifest.json", cut(-1)),
@@ -247,7 +255,7 @@ REFUSED: dict[str, Damage] = {
     "another indentation": indented,
     "a key twice": file("manifest.json", edit(b'"release": 0', b'"release": 0,\n  "release": 0')),
     "a file more": lambda path: (path / "modules" / "more").write_text("") and None,
-    "a file more in a new folder": lambda path: (path / "new").mkdir() or ((path / "new" / "a").write_text("") and None),
+    "a file more in a new folder": in_a_folder,
     "a link to itself": lambda path: (path / "loop").symlink_to("loop"),
     "a pipe": piped,
     **{f"{name} outside": linked(name) for name in ("manifest.json", GRAPH, MODULE, "modules")},
@@ -256,12 +264,12 @@ REFUSED: dict[str, Damage] = {
     "another network": exchanged(GRAPH, trained),
     "outputs missing": sealed(lambda content: content["outputs"].pop()),
     "outputs in another order": sealed(swap("outputs")),
-    "no tolerance": sealed(lambda content: content["tolerances"]["dense"]["map/probabilities"].pop("walkway")),
+    "no tolerance": sealed(lambda content: content["tolerances"]["dense"][MAP].pop("walkway")),
     "no ranked tolerance": sealed(lambda content: content["tolerances"]["ranked"].clear()),
     "tolerances of another": sealed(lambda content: content["tolerances"]["dense"].update({"x/y": {}, "a/b": {
         "c": {"each": 0.1, "mean": 0.2}}})),
-    "tolerances in another order": sealed(lambda content: content["tolerances"]["dense"].update({"map/probabilities": dict(
-        reversed(content["tolerances"]["dense"]["map/probabilities"].items()))})),
+    "tolerances in another order": sealed(lambda content: content["tolerances"]["dense"].update(
+        {MAP: dict(reversed(content["tolerances"]["dense"][MAP].items()))})),
     "a wide tolerance": sealed(spread({"each": 0.0123456789})),
     "a mean above its bound": sealed(spread({"mean": 1e-2})),
     "a route of ash": sealed(put("routes", ["rain+ash"])),
@@ -289,7 +297,8 @@ REFUSED: dict[str, Damage] = {
     "expired in Tokyo": signed("owner", "owner", expires=PAST.astimezone(timezone(timedelta(hours=9)))),
     "an older release": ran(b'{"release": 7}'),
     **{f"release.json with {state!r}": ran(state) for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}')},
-    **{f"a key with {content!r:.40}": keyed(content) for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE)},
+    **{f"a key with {content!r:.40}": keyed(content)
+       for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE)},
 }  # fmt: skip
 BEGINNING = {
     "expires: 'soon'": "expires: input should be a valid datetime",

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <regex>
 
 #include "error.hpp"
 #include "python_text.hpp"
@@ -54,14 +53,21 @@ void require_vocabulary(const Manifest &manifest, const fs::path &file) {
     for (const Module &module : manifest.banked) require("banked." + module.name + ".asks", module.asks, facts);
 }
 
+// The first three numbers of a compiler's version, such as those of `tensorrt 10.3.0`; none if it is not one.
+std::vector<int> version_of(const std::string &compiler) {
+    std::vector<int> numbers;
+    for (const std::string &part : split(compiler.substr(std::min(compiler.size(), compiler.find(' ') + 1)), '.')) {
+        if (part.empty() || part.size() > 9 || part.find_first_not_of("0123456789") != std::string::npos) return {};
+        numbers.push_back(std::stoi(part));
+    }
+    if (numbers.size() >= 2) numbers.resize(3);
+    return numbers.size() < 2 ? std::vector<int>() : numbers;
+}
+
 // Whether two names, such as `tensorrt 10.3.0` by trtexec and `tensorrt 10.3.0.30` by Python, are the same release.
 bool is_same_compiler(const std::string &a, const std::string &b) {
-    static const std::regex numbers(R"((\S+) 0*(\d+)\.0*(\d+)(?:\.0*(\d+))?(?:\.\d+)*)");
-    std::smatch one, other;
-    if (!std::regex_match(a, one, numbers) || !std::regex_match(b, other, numbers)) return a == b;
-    for (size_t i = 1; i < one.size(); ++i)
-        if (one[i] != other[i] && !(one[i].str() + other[i].str() == "0")) return false;  // the third may be left out
-    return true;
+    const bool same = !version_of(a).empty() && version_of(a) == version_of(b);
+    return a == b || (same && a.substr(0, a.find(' ')) == b.substr(0, b.find(' ')));
 }
 
 const char *compiler_of(const std::string &target) {
@@ -72,12 +78,12 @@ const char *compiler_of(const std::string &target) {
 
 // Whether a permit covers a plan for this target from this compiler, such as `tensorrt 10.3.0 with DLA 0`.
 bool covers(const Json &permit, const std::string &target, const std::string &compiler) {
-    static const std::regex said(R"((\S+) (\d+)\.(\d+)[^ ]*(?: with (.*))?)");
-    std::smatch found;
-    if (permit.at("target") != target || !std::regex_match(compiler, found, said)) return false;
-    const std::array<int, 2> version = {std::stoi(found[2]), std::stoi(found[3])};
-    return permit.at("dla") == (found[4].length() > 0) && found[1] == compiler_of(target) &&
-           permit.at("first").get<std::array<int, 2>>() <= version && version < permit.at("end").get<std::array<int, 2>>();
+    const size_t name = compiler.find(' '), place = compiler.find(" with ");
+    const std::vector<int> version = version_of(compiler.substr(0, place));
+    if (version.empty() || compiler.substr(0, name) != compiler_of(target)) return false;
+    const std::vector<int> first = permit.at("first"), end = permit.at("end"), found = {version[0], version[1]};
+    return permit.at("target") == target && permit.at("dla") == (place != std::string::npos) && first <= found &&
+           found < end;
 }
 
 bool is_record(const Json &json) {
