@@ -1,4 +1,4 @@
-.PHONY: environment demo test test-newest test-scale cpp test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
+.PHONY: environment demo test test-newest test-scale cpp tidy test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,11 +13,12 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = pip install --quiet --no-compile --constraint $(LOCK)
 
 # tensorrt-rtx compiles engines without a GPU.
-$(INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt
+$(INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt requirements/cpp.txt
 	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	$(BIN)/$(PIP_INSTALL) --upgrade pip
 	$(BIN)/$(PIP_INSTALL) --editable '.[rtx,viewer,pretrained,scale,live,devkit,dev]'
-	$(BIN)/pip install --quiet --no-compile --no-deps --ignore-requires-python --requirement requirements/devkit.txt
+	$(BIN)/pip install --quiet --no-compile --no-deps --ignore-requires-python --requirement requirements/devkit.txt \
+	--requirement requirements/cpp.txt
 	touch $@
 
 environment: $(INSTALLED)
@@ -46,7 +47,8 @@ test-scale: $(INSTALLED)
 # The C++ runtime, with the library of the installed onnxruntime, so that it computes what Python does. Compilers and
 # headers are Debian's.
 CPP := runs/cpp
-CPP_SOURCES := $(wildcard deploy/cpp/CMake* deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/cmake/*)
+CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch])
+CPP_SOURCES := $(CPP_CODE) $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*)
 CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev
 
 $(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
@@ -59,6 +61,9 @@ $(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
 CPP_PRESET ?= release
 
 cpp: $(CPP)/$(CPP_PRESET)/built
+
+tidy: $(CPP)/release/built
+	$(BIN)/clang-tidy --quiet -p $(CPP)/release deploy/cpp/src/*.cpp
 
 test-cpp: $(CPP)/$(CPP_PRESET)/built
 	OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
@@ -104,6 +109,7 @@ lock: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_CODE)
 	$(BIN)/mypy
 	$(BIN)/python tools/check_repository.py
 

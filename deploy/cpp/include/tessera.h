@@ -2,8 +2,8 @@
  *
  *     tessera_open -> tessera_step for each frame of a drive, in order of time -> tessera_close
  *
- * Coordinates are metres in the reference frame of the bundle's grid: x y z, with x ahead and y to the left if it is the
- * vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
+ * Coordinates are metres in the reference frame of the bundle's grid: x y z, with x ahead and y to the left if it is
+ * the vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
  *
  * Every function returns a tessera_status; what went wrong says tessera_message. A runtime belongs to one thread at a
  * time. Structs carry their size, which the caller sets, so that later versions can add fields at their ends.
@@ -133,8 +133,8 @@ typedef struct tessera_grid {
     int32_t fullest; /* overflow: 1 fullest, 0 first */
 } tessera_grid;
 
-/* Groups points (count, 5) into pillar_points (most, points, 5), counts (most) and cells (most), with padding behind the
- * pillars; cells_of_points (count) may be NULL. */
+/* Groups points (count, 5) into pillar_points (most, points, 5), counts (most) and cells (most), with padding behind
+ * the pillars; cells_of_points (count) may be NULL. */
 TESSERA_API tessera_status tessera_group(const tessera_grid *grid, const float *points, size_t count,
                                          float *pillar_points, int32_t *counts, int32_t *cells,
                                          int32_t *cells_of_points, int32_t *pillars);

@@ -88,10 +88,11 @@ bool covers(const Json &permit, const std::string &target, const std::string &co
 
 bool is_record(const Json &json) {
     static const std::pair<const char *, bool (Json::*)() const noexcept> kinds[] = {
-        {"sha256", &Json::is_string},          {"target", &Json::is_string},     {"compiler", &Json::is_string},
-        {"layers", &Json::is_number_integer},  {"seconds", &Json::is_number},    {"plan_bytes", &Json::is_number_integer},
-        {"plan_sha256", &Json::is_string},     {"refittable", &Json::is_boolean}, {"onnx_sha256", &Json::is_string},
-        {"weights_sha256", &Json::is_string},
+        {"sha256", &Json::is_string},      {"target", &Json::is_string},
+        {"compiler", &Json::is_string},    {"layers", &Json::is_number_integer},
+        {"seconds", &Json::is_number},     {"plan_bytes", &Json::is_number_integer},
+        {"plan_sha256", &Json::is_string}, {"refittable", &Json::is_boolean},
+        {"onnx_sha256", &Json::is_string}, {"weights_sha256", &Json::is_string},
     };
     return json.is_object() && json.size() == std::size(kinds) &&
            std::all_of(std::begin(kinds), std::end(kinds), [&](const auto &each) {
@@ -182,7 +183,8 @@ void Bundle::require_permitted(const fs::path &file, const Json &record) const {
     std::string reason;
     if (record["weights_sha256"] != record["onnx_sha256"])
         reason = "the manifest cannot permit a plan of another bundle's network";
-    else if (std::none_of(builds.begin(), builds.end(), [&](const Json &each) { return covers(each, target, compiler); }))
+    else if (std::none_of(builds.begin(), builds.end(),
+                          [&](const Json &each) { return covers(each, target, compiler); }))
         reason = text("the manifest does not permit ", compiler, " to compile for ", target, " without");
     else return;
     throw refused(file.string(), ": is not signed, and ", reason, "; sign it with `perception sign ", path_.string(),

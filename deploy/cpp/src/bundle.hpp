@@ -87,7 +87,7 @@ class Bundle {
     const Manifest &manifest() const { return manifest_; }
     const std::map<std::string, Bundle> &routes() const { return routes_; }  // bundles of other routes, by name
     bool has(const std::string &name) const { return manifest_.files.count(name) > 0; }
-    std::string read(const std::string &name) const;                         // a file that the manifest names
+    std::string read(const std::string &name) const;  // a file that the manifest names
     std::string cpu_graph() const { return has("model.cpu.onnx") ? "model.cpu.onnx" : "model.onnx"; }
     // The plan in engines/, with its record checked (`Bundle.plan` in Python); compiler as "tensorrt 10.3.0".
     Plan plan(const std::string &target, const std::string &compiler) const;

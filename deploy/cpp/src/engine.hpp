@@ -34,10 +34,10 @@ struct EngineOptions {
 
 std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options);
 
-// What a shared object with an engine exports, by these names: name and version of what compiled the plans that it runs,
-// such as "tensorrt 10.3.0", and the engine of a plan. It is compiled with this library's headers, and needs no symbol
-// of it.
-using EngineCompiler = const char *();                                        // tessera_engine_compiler
+// What a shared object with an engine exports, by these names: name and version of what compiled the plans that it
+// runs, such as "tensorrt 10.3.0", and the engine of a plan. It is compiled with this library's headers, and needs no
+// symbol of it.
+using EngineCompiler = const char *();                                      // tessera_engine_compiler
 using EngineOpener = Engine *(const Manifest &manifest, const Plan &plan);  // tessera_open_engine
 
 }  // namespace tessera

@@ -91,7 +91,8 @@ class OnnxRuntimeEngine : public Engine {
         const auto found = inputs.find("pillar_counts");
         if (found == inputs.end()) return 0;
         const auto *counts = found->second.data<int32_t>();
-        return std::max<int64_t>(1, std::count_if(counts, counts + found->second.size(), [](int32_t n) { return n > 0; }));
+        return std::max<int64_t>(1,
+                                 std::count_if(counts, counts + found->second.size(), [](int32_t n) { return n > 0; }));
     }
 
     Manifest manifest_;

@@ -24,9 +24,13 @@ std::array<double, kRows * kColumns> product(const std::array<double, kRows * kI
 
 }  // namespace
 
-Matrix4 multiply(const Matrix4 &a, const Matrix4 &b) { return product<4, 4, 4>(a, b); }
+Matrix4 multiply(const Matrix4 &a, const Matrix4 &b) {
+    return product<4, 4, 4>(a, b);
+}
 
-Matrix34 multiply(const Matrix3 &a, const Matrix34 &b) { return product<3, 3, 4>(a, b); }
+Matrix34 multiply(const Matrix3 &a, const Matrix34 &b) {
+    return product<3, 3, 4>(a, b);
+}
 
 Matrix4 inverse(const Matrix4 &matrix) {
     const auto [a, b, c, x, d, e, f, y, g, h, i, z, k0, k1, k2, k3] = matrix;
@@ -48,9 +52,15 @@ bool is_rigid(const Matrix4 &pose, double largest_error, double far, double upri
     // Written so that a NaN is not rigid.
     if (!std::all_of(pose.begin(), pose.end(), [far](double value) { return std::abs(value) < far; })) return false;
     const auto [a, b, c, x, d, e, f, y, g, h, i, z, k0, k1, k2, k3] = pose;
-    const double errors[] = {a * a + b * b + c * c - 1, d * d + e * e + f * f - 1, g * g + h * h + i * i - 1,
-                             a * d + b * e + c * f,     a * g + b * h + c * i,     d * g + e * h + f * i,
-                             k0,                        k1,                        k2,
+    const double errors[] = {a * a + b * b + c * c - 1,
+                             d * d + e * e + f * f - 1,
+                             g * g + h * h + i * i - 1,
+                             a * d + b * e + c * f,
+                             a * g + b * h + c * i,
+                             d * g + e * h + f * i,
+                             k0,
+                             k1,
+                             k2,
                              k3 - 1};
     const auto small = [largest_error](double error) { return std::abs(error) < largest_error; };
     const double determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);

@@ -23,11 +23,13 @@ bool is_one_of(const std::string &name, std::initializer_list<const char *> name
     return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-const Array &read_tensor(const fs::path &file, const Arrays &tensors, const std::string &side, const TensorInfo &described) {
+const Array &read_tensor(const fs::path &file, const Arrays &tensors, const std::string &side,
+                         const TensorInfo &described) {
     const std::string name = side + "." + described.name;
     const auto found = tensors.find(name);
     const bool there = found != tensors.end();
-    if (there && found->second.shape() == described.shape && found->second.type() == described.type) return found->second;
+    if (there && found->second.shape() == described.shape && found->second.type() == described.type)
+        return found->second;
     throw refused(file.string(), ": ", name, " ",
                   there ? text("is ", found->second.type_name(), " ", repr(found->second.shape())) : "is missing",
                   ", the manifest says ", kTypes[described.type].name, " ", repr(described.shape));
@@ -73,8 +75,8 @@ void require_enough(const std::vector<GoldenFrame> &frames, const Manifest &mani
             clear += std::count(found.begin(), found.end(), true);
             compared += std::count(chosen.data<bool>(), chosen.data<bool>() + chosen.size(), true);
         }
-        const int64_t count = rules.at("least_compared"), part = static_cast<int64_t>(
-            rules.at("least_share").get<double>() * static_cast<double>(clear));
+        const int64_t count = rules.at("least_compared"),
+                      part = static_cast<int64_t>(rules.at("least_share").get<double>() * static_cast<double>(clear));
         const int64_t least = std::max(clear >= 4 * count ? count : 0, part);
         if (compared < least)
             throw refused(file, ": compares ", compared, " of ", clear, " detections, ", least, " are needed", kRemedy);
@@ -84,7 +86,8 @@ void require_enough(const std::vector<GoldenFrame> &frames, const Manifest &mani
 std::string inflate(const Array &packed, size_t size) {
     std::string content(size, '\0');
     uLongf length = size;
-    const int code = uncompress(reinterpret_cast<Bytef *>(content.data()), &length, packed.data<Bytef>(), packed.size());
+    const int code =
+        uncompress(reinterpret_cast<Bytef *>(content.data()), &length, packed.data<Bytef>(), packed.size());
     if (code != Z_OK || length != size) throw refused("zlib cannot decompress ", size, " bytes");
     return content;
 }
@@ -117,10 +120,10 @@ Frame read_frame(const Arrays &sensors, std::vector<std::string> &pictures) {
         const int64_t *size = sensors.at(start + "size").data<int64_t>();
         pictures.push_back(inflate(packed, static_cast<size_t>(size[0] * size[1] * 3)));
         const std::string_view name = std::string_view(key).substr(8, parts[1].size());
-        frame.cameras.push_back({name, reinterpret_cast<const uint8_t *>(pictures.back().data()),
-                                 static_cast<int>(size[0]), static_cast<int>(size[1]),
-                                 matrix<9>(sensors, start + "intrinsics"), matrix<16>(sensors, start + "ego_from_camera"),
-                                 matrix<16>(sensors, start + "global_from_ego")});
+        frame.cameras.push_back(
+            {name, reinterpret_cast<const uint8_t *>(pictures.back().data()), static_cast<int>(size[0]),
+             static_cast<int>(size[1]), matrix<9>(sensors, start + "intrinsics"),
+             matrix<16>(sensors, start + "ego_from_camera"), matrix<16>(sensors, start + "global_from_ego")});
     }
     return frame;
 }
@@ -202,8 +205,8 @@ Array select_kept_pillars(const Arrays &inputs, const Frame &frame, Manifest few
     return kept;
 }
 
-// The detections of a class in a row, at ever greater distances and with scores from 1 to 0, so that it depends on every
-// number of a suppression which of them remain.
+// The detections of a class in a row, at ever greater distances and with scores from 1 to 0, so that it depends on
+// every number of a suppression which of them remain.
 Arrays crowd(Arrays outputs, const Manifest &manifest) {
     const auto step = static_cast<float>(manifest.golden.at("crowd_step").get<double>());
     for (const auto &task : manifest.tolerances.at("ranked").items()) {
@@ -212,7 +215,8 @@ Arrays crowd(Arrays outputs, const Manifest &manifest) {
         const auto list = static_cast<size_t>(scores.shape().back()), width = static_cast<size_t>(boxes.shape().back());
         std::map<double, std::pair<const float *, float>> first;  // of each class, and how many there were so far
         for (size_t i = 0; i < labels.size(); ++i) {
-            const double rank = static_cast<double>(i % list), slope = -1 / std::max(1.0, static_cast<double>(list - 1));
+            const double rank = static_cast<double>(i % list),
+                         slope = -1 / std::max(1.0, static_cast<double>(list - 1));
             scores.data<float>()[i] = i % list + 1 == list && list > 1 ? 0 : static_cast<float>(rank * slope + 1);
             float *box = boxes.data<float>() + i * width;
             auto &[start, place] = first.try_emplace(labels[i], box, 0.0f).first->second;
@@ -373,8 +377,10 @@ std::vector<GoldenFrame> read_golden(const Bundle &bundle, const std::string &gr
         if (!manifest.state) continue;
         Moment &moment = frame.moment.emplace();
         moment.scene = name.substr(0, name.find_last_not_of("-0123456789") + 1);
-        moment.timestamp = *read_tensor(file, tensors, name + ".moment", {"timestamp", {1}, TESSERA_INT64}).data<int64_t>();
-        const Array &pose = read_tensor(file, tensors, name + ".moment", {"global_from_reference", {4, 4}, TESSERA_FLOAT64});
+        moment.timestamp =
+            *read_tensor(file, tensors, name + ".moment", {"timestamp", {1}, TESSERA_INT64}).data<int64_t>();
+        const Array &pose =
+            read_tensor(file, tensors, name + ".moment", {"global_from_reference", {4, 4}, TESSERA_FLOAT64});
         std::copy_n(pose.data<double>(), 16, moment.global_from_reference.begin());
     }
     require_enough(frames, manifest, file.string());
@@ -384,7 +390,8 @@ std::vector<GoldenFrame> read_golden(const Bundle &bundle, const std::string &gr
 void require_end_to_end(const std::vector<GoldenFrame> &golden, const Bundle &bundle) {
     const Manifest &manifest = bundle.manifest();
     const std::string file = (bundle.path() / kFile).string();
-    const auto whole = std::find_if(golden.begin(), golden.end(), [](const auto &each) { return !each.sensors.empty(); });
+    const auto whole =
+        std::find_if(golden.begin(), golden.end(), [](const auto &each) { return !each.sensors.empty(); });
     if (whole == golden.end()) throw refused(file, ": no golden frame has sensor data", kRemedy);
     Json stored, found;
     std::vector<std::string> off;

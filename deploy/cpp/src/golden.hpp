@@ -15,11 +15,11 @@ namespace tessera {
 
 struct GoldenFrame {
     std::string name;
-    Arrays inputs;   // without `state`
-    Arrays outputs;     // the next state is sampled
-    Arrays compared;    // task -> which detections an engine must find, like its scores
-    Arrays sensors;     // what the inputs are made of; one frame has them
-    Arrays prediction;  // TASK/NAME, packed
+    Arrays inputs;                 // without `state`
+    Arrays outputs;                // the next state is sampled
+    Arrays compared;               // task -> which detections an engine must find, like its scores
+    Arrays sensors;                // what the inputs are made of; one frame has them
+    Arrays prediction;             // TASK/NAME, packed
     std::optional<Moment> moment;  // of a network with a memory
 };
 
@@ -36,8 +36,8 @@ using Run = std::function<const Arrays &(const Arrays &inputs)>;
 // Throws Error (TESSERA_WRONG_ENGINE) unless the engine gives the outputs within the manifest's tolerances.
 void require_golden(const GoldenFrame &frame, const Run &run, const std::string &engine, const Manifest &manifest);
 
-// The detections that stay in their list if engines differ by this score at most. Where scores tie at the end of a list,
-// engines are free to choose which detections are in it.
+// The detections that stay in their list if engines differ by this score at most. Where scores tie at the end of a
+// list, engines are free to choose which detections are in it.
 std::vector<bool> clear_detections(const Array &scores, double score);
 
 std::vector<double> numbers(const Array &array);

@@ -13,11 +13,20 @@ std::vector<double> numbers(const Array &array) {
     std::vector<double> found(array.size());
     const auto read = [&](auto *values) { std::copy(values, values + found.size(), found.begin()); };
     switch (array.type()) {
-        case TESSERA_FLOAT32: read(array.data<float>()); break;
-        case TESSERA_FLOAT64: read(array.data<double>()); break;
-        case TESSERA_INT32: read(array.data<int32_t>()); break;
-        case TESSERA_INT64: read(array.data<int64_t>()); break;
-        default: read(array.data<uint8_t>());
+        case TESSERA_FLOAT32:
+            read(array.data<float>());
+            break;
+        case TESSERA_FLOAT64:
+            read(array.data<double>());
+            break;
+        case TESSERA_INT32:
+            read(array.data<int32_t>());
+            break;
+        case TESSERA_INT64:
+            read(array.data<int64_t>());
+            break;
+        default:
+            read(array.data<uint8_t>());
     }
     return found;
 }
@@ -93,14 +102,15 @@ std::string score_problem(const Detections &mine, const Detections &other, const
     const size_t kept = off.size() - static_cast<size_t>(allowed.at("lost").get<double>() * static_cast<double>(there));
     const double each = kept ? off[kept - 1] : 0;
     if (each > allowed.at("score").at("each")) return "scores is off by " + format("%.2g", each);
-    if (mean > allowed.at("score").at("mean")) return "scores is off by " + format("%.2f", 100 * mean) + "% in the mean";
+    if (mean > allowed.at("score").at("mean"))
+        return "scores is off by " + format("%.2f", 100 * mean) + "% in the mean";
     return "";
 }
 
 // The order of detections is not compared: each compared one must have a match with its label, attribute and box, at
 // any rank.
-void compare_detections(const GoldenFrame &frame, const Arrays &actual, const std::string &task, const Manifest &manifest,
-                        std::vector<std::string> &problems) {
+void compare_detections(const GoldenFrame &frame, const Arrays &actual, const std::string &task,
+                        const Manifest &manifest, std::vector<std::string> &problems) {
     const Json &allowed = manifest.tolerances.at("ranked").at(task);
     const Detections mine(frame.outputs, task), other(actual, task);
     const std::vector<double> compared = numbers(frame.compared.at(task));
@@ -196,7 +206,8 @@ std::vector<std::string> describe_malformed(const GoldenFrame &frame, const Arra
         if (found == actual.end()) {
             problems.push_back(output.name + " is missing");
         } else if (found->second.shape() != wanted) {
-            problems.push_back(text(output.name, " has shape ", repr(found->second.shape()), " instead of ", repr(wanted)));
+            problems.push_back(
+                text(output.name, " has shape ", repr(found->second.shape()), " instead of ", repr(wanted)));
         } else {
             const std::vector<double> values = numbers(found->second);
             if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); }))
@@ -228,7 +239,8 @@ std::vector<std::string> differences(const GoldenFrame &frame, const Arrays &act
         double share = 0;
         for (size_t i = 0; i < a.size(); ++i) share += a[i] != b[i];
         share /= static_cast<double>(std::max<size_t>(1, a.size()));
-        if (share > most) problems.push_back(text(name, " differs in ", format("%.2f", 100 * share), "% of its elements"));
+        if (share > most)
+            problems.push_back(text(name, " differs in ", format("%.2f", 100 * share), "% of its elements"));
     }
     return problems;
 }

@@ -73,11 +73,13 @@ void require_inside(const fs::path &folder, const std::string &name) {
         plain = plain && !part.empty() && part != ".." && (part != "." || name == ".");
     plain = plain && std::none_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
     if (!plain)
-        throw refused(folder.string(), ": names ", repr(name), ", which is not a path inside it; do not use this bundle");
+        throw refused(folder.string(), ": names ", repr(name),
+                      ", which is not a path inside it; do not use this bundle");
     std::error_code failed;
     const fs::path real = fs::weakly_canonical(folder / name, failed);  // fails if it is a link to itself
     const std::string up = failed ? "" : real.lexically_relative(fs::weakly_canonical(folder)).begin()->string();
-    if (up == "..") throw refused((folder / name).string(), ": a link leads out of the bundle; put the file itself there");
+    if (up == "..")
+        throw refused((folder / name).string(), ": a link leads out of the bundle; put the file itself there");
 }
 
 void require_nothing_else(const fs::path &folder, const std::set<std::string> &names,

@@ -11,11 +11,12 @@ namespace {
 
 constexpr int kSchema = 12;
 const std::set<std::string> kKeys = {
-    "precision", "blocks",  "opset",      "tolerances", "inputs",           "outputs",       "routes",         "folded",
-    "inline",    "banked",  "parameters", "flops",      "operators",        "state",         "sha256",         "name",
-    "release",   "expires", "signer",     "builds",     "structure_sha256", "preprocessing", "schema_version", "taxonomy",
-    "rig",       "grid",    "head_grid",  "views",      "postprocessing",   "steering",      "lidar",          "camera",
-    "tasks",     "modules", "apart",      "golden",     "origin",           "files",
+    "precision",      "blocks",         "opset",    "tolerances", "inputs", "outputs",   "routes",
+    "folded",         "inline",         "banked",   "parameters", "flops",  "operators", "state",
+    "sha256",         "name",           "release",  "expires",    "signer", "builds",    "structure_sha256",
+    "preprocessing",  "schema_version", "taxonomy", "rig",        "grid",   "head_grid", "views",
+    "postprocessing", "steering",       "lidar",    "camera",     "tasks",  "modules",   "apart",
+    "golden",         "origin",         "files",
 };
 
 // A value of the manifest, with its place for messages.
@@ -171,7 +172,8 @@ Manifest read_fields(const Value &value, Numbers &numbers) {
         value["golden"][key].require(value["golden"][key].json().is_number(), "input should be a valid number");
     value("apart", read.apart);
     for (const auto &[name, digest] : value["files"].members()) digest.read(read.files[name]);
-    for (const auto &[key, member] : value.members()) member.require(kKeys.count(key), "extra inputs are not permitted");
+    for (const auto &[key, member] : value.members())
+        member.require(kKeys.count(key), "extra inputs are not permitted");
     return read;
 }
 
@@ -208,11 +210,10 @@ void require_state(const Manifest &manifest, const std::string &file) {
     if (state && there == std::size(needed)) {
         const TensorInfo &before = *tensors["state"], &after = *tensors["next_state"];
         fits = manifest.json["state"]["pairs"].size() == 1 && state->input == "state" &&
-               state->output == "next_state" && state->shape == after.shape && before.shape == after.shape && before.type == after.type &&
-               manifest.json["state"]["pairs"][0]["dtype"] == kTypes[after.type].name;
+               state->output == "next_state" && state->shape == after.shape && before.shape == after.shape &&
+               before.type == after.type && manifest.json["state"]["pairs"][0]["dtype"] == kTypes[after.type].name;
     }
-    if (!fits)
-        throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
+    if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
 }
 
 }  // namespace

@@ -29,15 +29,17 @@ class Stage {
 
 Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options) {
     const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
-    Network network{&bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target),
-                    nullptr, nullptr, {}, {}, {}};
+    Network network{
+        &bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target), nullptr, nullptr, {}, {},
+        {}};
     network.engine = open_engine(bundle, options);
     network.golden_state = network.engine->new_state();
     network.golden = read_golden(bundle, graph);
     require_end_to_end(network.golden, bundle);
     for (const GoldenFrame &frame : network.golden)
-        require_golden(frame, [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); },
-                       network.name, bundle.manifest());
+        require_golden(
+            frame, [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); }, network.name,
+            bundle.manifest());
     return network;
 }
 
@@ -58,7 +60,8 @@ Carried::Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
     : state_(std::move(state)), info_(*manifest.state), rigid_(manifest.preprocessing.admission.state_rigid) {}
 
 const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment) {
-    // A state that is not used is set to zeros, because the network multiplies it by zero: an infinite number would stay.
+    // A state that is not used is set to zeros, because the network multiplies it by zero: an infinite number would
+    // stay.
     if (!state_inputs(known_ ? &before_ : nullptr, moment, info_, rigid_, inputs)) state_->clear();
     const Arrays &outputs = engine.run(inputs, state_.get());
     known_ = all_finite(outputs);  // what a frame that is not leaves would never be finite again
@@ -138,7 +141,8 @@ void Runtime::perceive(Network &network, const Frame &frame, const Conditions &c
         Stage stage(engine);
         Carried *carried = carried_.empty() ? nullptr : &carried_[view];
         const bool remembers = carried && manifest.state;
-        outputs_ = remembers ? &carried->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
+        outputs_ =
+            remembers ? &carried->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
         if (remembers) carried->read(next_state_);
         if (carried && !manifest.state) carried->forget();
     }
@@ -197,9 +201,9 @@ void Runtime::check() {
             index -= network.golden.size();
             continue;
         }
-        require_golden(network.golden[index],
-                       [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); }, network.name,
-                       network.bundle->manifest());
+        require_golden(
+            network.golden[index], [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); },
+            network.name, network.bundle->manifest());
         outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step
         return;
     }

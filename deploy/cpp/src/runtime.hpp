@@ -19,7 +19,7 @@ namespace tessera {
 struct Network {
     const Bundle *bundle;
     std::vector<std::string> conditions;  // that must be known for it to be used; empty for the default network
-    std::string name;       // for messages
+    std::string name;                     // for messages
     std::unique_ptr<Engine> engine;
     std::unique_ptr<EngineState> golden_state;
     std::vector<GoldenFrame> golden;

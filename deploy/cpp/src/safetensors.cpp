@@ -24,8 +24,8 @@ Arrays read_safetensors(const std::string &content, const fs::path &file) {
         if (name == "__metadata__") continue;
         try {
             const std::string dtype = described.at("dtype");
-            const auto *type =
-                std::find_if(std::begin(kTypes), std::end(kTypes), [&](auto &each) { return each.safetensors == dtype; });
+            const auto *type = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                            [&](auto &each) { return each.safetensors == dtype; });
             require(type != std::end(kTypes), repr(dtype));
             const Shape shape = described.at("shape");
             const size_t begin = described.at("data_offsets").at(0), end = described.at("data_offsets").at(1);

@@ -46,7 +46,9 @@ void require_size(const Struct *given, const char *name) {
         throw tessera::bad_input(name, ".size: is ", given->size, ", not sizeof(", name, "), ", sizeof(Struct));
 }
 
-const char *or_empty(const char *text) { return text ? text : ""; }
+const char *or_empty(const char *text) {
+    return text ? text : "";
+}
 
 void take_frame(tessera_runtime &own, const tessera_frame &given) {
     tessera::Frame &frame = own.frame;
@@ -150,15 +152,23 @@ const char *tessera_message(const tessera_runtime *runtime) {
     return runtime ? runtime->message.c_str() : open_message.c_str();
 }
 
-void tessera_close(tessera_runtime *runtime) { delete runtime; }
+void tessera_close(tessera_runtime *runtime) {
+    delete runtime;
+}
 
 tessera_status tessera_group(const tessera_grid *grid, const float *points, size_t count, float *pillar_points,
                              int32_t *counts, int32_t *cells, int32_t *cells_of_points, int32_t *pillars) {
     return guarded(open_message, [&] {
         require_size(grid, "tessera_grid");
         if (!points || !pillar_points || !counts || !cells || !pillars) throw tessera::bad_input("an array is NULL");
-        const tessera::Pillars rules{grid->rows, grid->columns, grid->cell, {grid->x[0], grid->x[1]},
-                                     {grid->y[0], grid->y[1]}, {grid->z[0], grid->z[1]}, grid->most, grid->points,
+        const tessera::Pillars rules{grid->rows,
+                                     grid->columns,
+                                     grid->cell,
+                                     {grid->x[0], grid->x[1]},
+                                     {grid->y[0], grid->y[1]},
+                                     {grid->z[0], grid->z[1]},
+                                     grid->most,
+                                     grid->points,
                                      grid->fullest != 0};
         if (rules.rows < 1 || rules.columns < 1 || rules.most < 1 || rules.points < 1 || !(rules.cell > 0))
             throw tessera::bad_input("tessera_grid: its lengths must be positive");

@@ -58,7 +58,9 @@ class RecordedEngine : public Engine {
 }  // namespace
 }  // namespace tessera
 
-extern "C" TESSERA_API const char *tessera_engine_compiler() { return "tensorrt_rtx 1.7.1.116"; }
+extern "C" TESSERA_API const char *tessera_engine_compiler() {
+    return "tensorrt_rtx 1.7.1.116";
+}
 
 extern "C" TESSERA_API tessera::Engine *tessera_open_engine(const tessera::Manifest &manifest,
                                                             const tessera::Plan &plan) {
