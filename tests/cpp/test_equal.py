@@ -60,6 +60,23 @@ def test_all_bytes_of_a_drive_are_those_of_the_python_runtime(name: str) -> None
     assert compare(loaded.path, drive(loaded.spec.grid.reference)) > 100  # detections
 
 
+def test_checks_in_idle_time_change_nothing_and_a_restart_begins_anew() -> None:
+    path, frames = remembering().path, list(drive())[:8]
+    with native.Runtime(path) as checked, native.Runtime(path) as plain:
+        for frame in frames:
+            expected, actual = plain.step(frame), checked.step(frame)
+            require_equal(expected, actual, frame.token)
+            detections = actual["detection/centers"].copy()
+            checked.check()
+            np.testing.assert_array_equal(checked.get("detection/centers"), detections)
+            with pytest.raises(native.Failure):
+                checked.get("outputs/detection/boxes")  # those of the golden frame are there now
+        checked.restart()
+        with native.Runtime(path) as fresh:
+            for frame in frames:
+                require_equal(fresh.step(frame), checked.step(frame), frame.token)
+
+
 def test_python_makes_the_same_inputs_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = every_task().spec
     for frame in drive():

@@ -111,7 +111,8 @@ TESSERA_API tessera_status tessera_weight(const tessera_runtime *runtime, const 
 
 TESSERA_API tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *times);
 
-/* Runs the next golden frame of the next network, for idle time; the memory stays as it is. */
+/* Runs the next golden frame of the next network, for idle time. Memory and results stay as they are; the engine's
+ * outputs of the latest step are gone. */
 TESSERA_API tessera_status tessera_check(tessera_runtime *runtime);
 
 /* Begins with an empty memory at the next frame. */

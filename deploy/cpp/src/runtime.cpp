@@ -168,12 +168,13 @@ void Runtime::list_names() {
 }
 
 const Array *Runtime::find(std::string_view name) const {
-    if (!outputs_) return nullptr;
+    if (!latest_) return nullptr;
     const std::string_view in = "inputs/", out = "outputs/";
     const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0] : &joined_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
     else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) return &next_state_;
+    if (!arrays) return nullptr;
     const auto found = arrays->find(name);
     return found == arrays->end() ? nullptr : &found->second;
 }

@@ -24,7 +24,10 @@ class RecordedEngine : public Engine {
         uint64_t length = 0;
         std::memcpy(&length, content.data(), sizeof length);
         const Json header = Json::parse(content.substr(sizeof length, length));
+        if (header.contains("__metadata__"))
+            repeated_ = std::stoul(header["__metadata__"]["repeated"].get<std::string>());
         for (const auto &[name, info] : header.items()) {
+            if (name == "__metadata__") continue;
             const size_t slash = name.find('/'), run = std::stoul(name.substr(0, slash));
             if (runs_.size() <= run) runs_.resize(run + 1);
             for (const TensorInfo &output : manifest.outputs) {
@@ -37,10 +40,10 @@ class RecordedEngine : public Engine {
         }
     }
 
-    // The last run is repeated.
+    // After the last run those behind the golden frames are repeated.
     const Arrays &run(const Arrays &, EngineState *state) override {
         const Arrays &outputs = runs_[next_];
-        if (next_ + 1 < runs_.size()) ++next_;
+        if (++next_ == runs_.size()) next_ = repeated_;
         if (state) static_cast<RecordedState *>(state)->set(outputs.at(manifest_.state->output));
         return outputs;
     }
@@ -52,7 +55,7 @@ class RecordedEngine : public Engine {
    private:
     Manifest manifest_;
     std::vector<Arrays> runs_;
-    size_t next_ = 0;
+    size_t next_ = 0, repeated_ = 0;
 };
 
 }  // namespace

@@ -117,14 +117,18 @@ class Runtime:
         """Those of the latest step."""
         found, index = {}, 0
         while name := self._library.tessera_name(self._handle, index):
-            array = _sized(_Array)
-            self._require(self._library.tessera_get(self._handle, name, ctypes.byref(array)))
-            shape, dtype = tuple(array.shape[: array.rank]), np.dtype(_DTYPES[array.type])
-            size = int(np.prod(shape)) * dtype.itemsize
-            memory: Any = (c_uint8 * size).from_address(array.data) if size else b""
-            found[name.decode()] = np.frombuffer(memory, dtype).reshape(shape)
+            found[name.decode()] = self.get(name.decode())
             index += 1
         return found
+
+    def get(self, name: str) -> np.ndarray:
+        """An array of the latest step; Failure if there is none of this name."""
+        array = _sized(_Array)
+        self._require(self._library.tessera_get(self._handle, name.encode(), ctypes.byref(array)))
+        shape, dtype = tuple(array.shape[: array.rank]), np.dtype(_DTYPES[array.type])
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory: Any = (c_uint8 * size).from_address(array.data) if size else b""
+        return np.frombuffer(memory, dtype).reshape(shape)
 
     def weight(self, module: str) -> float:
         """That a module had in the latest step."""
