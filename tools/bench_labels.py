@@ -131,14 +131,16 @@ def _summary(rows: Sequence[Row], source: float, full: float) -> Row:
 
 
 def _draw(result: Mapping[str, Any], picture: Path) -> None:
-    """Two curves for each way against the number of frames: the share of the gap closed, and the AP on the source."""
+    """Curves of each way against the number of frames: the share of the gap closed, and what is left of the source."""
     counts = [int(each) for each in result["frames"]]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, name, title in (
-        (left, "closed", "share of the gap closed on PandaSet"),
-        (right, "source_ap", "car AP on KITTI's LiDAR (simulated)"),
-    ):
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = {
+        "closed": ("share of the gap closed on PandaSet", 0.0),
+        "source_ap": ("car AP on KITTI's LiDAR (simulated)", result["imported"]["source_ap"]),
+        "source_kept": ("share of the source's detections kept", 1.0),
+    }
+    for axes, (name, (title, imported)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.axhline(imported, color="black", linewidth=0.8, linestyle=":", label="as imported")
         for way in result["frames"][str(counts[0])]:
             rows = [result["frames"][str(count)][way] for count in counts]
             middle = np.array([row[name] for row in rows])
@@ -150,9 +152,7 @@ def _draw(result: Mapping[str, Any], picture: Path) -> None:
         axes.set_xlabel("labelled frames")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    left.axhline(0, color="black", linewidth=0.8, linestyle=":")
-    right.axhline(result["imported"]["source_ap"], color="black", linewidth=0.8, linestyle=":", label="as imported")
-    right.legend(fontsize=8)
+    axes.legend(fontsize=8)
     # Equal results give equal files.
     with rc_context({"svg.hashsalt": "labels", "svg.fonttype": "none"}):
         figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
