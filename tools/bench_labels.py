@@ -18,7 +18,12 @@ from perception.training import optimize
 
 DRIVE, LABELLED = "002", 16  # frames from the first one on
 WAYS = {"head": "head alone", "module": "module", "full": "full fine-tune"}
-COLOURS = {"head": "tab:gray", "module": "tab:blue", "full": "tab:red"}
+# The head's points are large, to be seen where the module's lie on them.
+STYLES: dict[str, dict[str, Any]] = {
+    "head": {"color": "tab:gray", "markersize": 10},
+    "module": {"color": "tab:blue"},
+    "full": {"color": "tab:red"},
+}
 
 Row = dict[str, Any]  # of a number of frames and a way
 
@@ -146,7 +151,7 @@ def _draw(result: Mapping[str, Any], picture: Path) -> None:
             middle = np.array([row[name] for row in rows])
             low, high = np.array([row["range"][name] for row in rows]).T
             spread = (middle - low, high - middle)
-            axes.errorbar(counts, middle, spread, label=WAYS[way], color=COLOURS[way], marker="o", capsize=3)
+            axes.errorbar(counts, middle, spread, label=WAYS[way], marker="o", capsize=3, **STYLES[way])
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_xlabel("labelled frames")
