@@ -26,6 +26,7 @@ SUBJECTS = {
     "evaluator": "bench_evaluator:evaluator",
     "flakes": "bench_snow:flakes",
     "fleet": "bench_replay:fleet",
+    "labels": "bench_labels:labels",
     "loader": "bench_loader:loader",
     "memory": "bench_memory:memory",
     "mmdet3d": "bench_mmdet3d:mmdet3d",

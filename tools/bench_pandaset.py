@@ -18,6 +18,11 @@ KITTI = Path(__file__).parents[1] / "configs" / "kitti"
 TARGET = "rtx-ampere"  # compiles without a GPU
 SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
 CAR = "car"
+# What of the network trains, and how, beside the module.
+FINE_TUNES = {
+    "head": ('train.rates={"heads.*": 1.0, "*": 0.0}', "train.learning_rate=0.005"),
+    "full": ("train.norm_momentum=0.0", "train.learning_rate=0.0003"),
+}
 
 
 def pandaset(
@@ -35,10 +40,7 @@ def pandaset(
     of KITTI's LiDAR, with the share of the first network's sure detections there that are `kept`. Parked cars are seen
     in both parts of the drive, 0.8 s apart.
     """
-    bench, result = _Bench(data, out, steps), dict[str, Any]()
-    bench.call("import", "import-pointpillars", KITTI / "pointpillars.yaml", weights, "--out", out / "kitti")
-    drives = ("--scenes", 2, "--samples", 6, "--rig", "kitti", "--conditions", "clear-day-boston")
-    bench.call("simulate", "simulate", out / "simulated", *drives)
+    bench, result = _Stages(data, weights, out, steps), dict[str, Any]()
     for stage in stages.split(","):
         result[stage] = getattr(bench, stage)()
     if {"zero_shot", "adapted", "full"} <= result.keys():
@@ -47,17 +49,21 @@ def pandaset(
     return result
 
 
-class _Bench:
-    def __init__(self, data: Path, out: Path, steps: int) -> None:
-        self.data, self.out, self.steps = data, out, steps
-        self.kitti = out / "kitti"
+class Bench:
+    """KITTI's network, its trainings on PandaSet and their scores, by commands whose records are in OUT/commands."""
+
+    def __init__(self, data: Path, weights: Path, out: Path, steps: int) -> None:
+        self.data, self.weights, self.out, self.steps = data, weights, out, steps
+        drives = ("--scenes", 2, "--samples", 6, "--rig", "kitti", "--conditions", "clear-day-boston")
+        self.call("simulate", "simulate", out / "simulated", *drives)
+        self.kitti = self._imported(0)[1]
 
     def call(self, name: str, *words: object) -> dict[str, Any]:
         """Runs `perception` with these words, once: its `seconds` of processors, and what it `printed`."""
         record = self.out / "commands" / f"{name}.json"
+        command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
         if not record.exists():
             record.parent.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
@@ -69,82 +75,49 @@ class _Bench:
             content = {"command": command[3:], "seconds": used.ru_utime + used.ru_stime, "printed": printed}
             record.write_text(json.dumps(content))
         found: dict[str, Any] = json.loads(record.read_text())
+        if found["command"] != command[3:]:
+            sys.exit(f"{record}: is of {' '.join(found['command'])}; give another --out for {' '.join(command[3:])}")
         return found
 
-    def zero_shot(self) -> dict[str, Any]:
-        return {**self._scores("zero_shot", self.kitti), **self._scores_by_view("zero_shot", self.kitti)}
+    def train(self, way: str, name: str, scenes: str = TRAINED, seed: int = 0) -> float:
+        """Trains the module or weights of the network itself, to OUT/NAME: processor-seconds of a step."""
+        config, start = self._imported(seed)
+        words: tuple[object, ...]
+        if way == "module":
+            training = ("--steps", self.steps, "--learning-rate", 0.005, "--data", self.data, "--scenes", scenes)
+            words = ("adapt", start, "--config", KITTI / "pandaset_module.yaml", *training)
+        else:
+            frames = f"data.scenes={json.dumps(scenes.split(','))}"
+            changes = (f"init_from.run={start}", frames, f"train.steps={self.steps}", *FINE_TUNES[way])
+            words = ("train", config, *changes, "--data", self.data)
+        return float(self.call(name, *words, "--out", self.out / name)["seconds"]) / self.steps
 
-    def adapted(self) -> dict[str, Any]:
-        run, module = self.out / "adapted", KITTI / "pandaset_module.yaml"
-        training = ("--steps", self.steps, "--learning-rate", 0.005, "--data", self.data, "--scenes", TRAINED)
-        trained = self.call("adapted", "adapt", self.kitti, "--config", module, *training, "--out", run)
+    def _imported(self, seed: int) -> tuple[Path, Path]:
+        """The configuration with a seed, which `adapt` takes from the run and `train` from the file, and the run."""
+        config, name = KITTI / "pointpillars.yaml", f"_{seed}" if seed else ""
+        run = self.out / f"kitti{name}"
+        if seed:
+            text, config = config.read_text(), run.with_suffix(".yaml")
+            config.write_text(f"{text}seed: {seed}\n")
+        self.call(f"import{name}", "import-pointpillars", config, self.weights, "--out", run)
+        return config, run
+
+    def module(self, run: Path) -> dict[str, Any]:
+        """Of an adapted run: the module's parameters relative to the base, and whether the base kept every bit."""
         before, after = (
             json.loads(self.call(f"modules_{each.name}", "modules", each, "--json")["printed"])
             for each in (self.kitti, run)
         )
-        return {
-            **self._scores("adapted", run),
-            **self._scores_by_view("adapted", run),
-            "trained_share": after["modules"][0]["share"],
-            "processor_seconds_per_step": trained["seconds"] / self.steps,
-            "base_unchanged": after["base"] == before["base"],
-        }
+        return {"trained_share": after["modules"][0]["share"], "base_unchanged": after["base"] == before["base"]}
 
-    def head(self) -> dict[str, Any]:
-        return self._fine_tuned("head", 'train.rates={"heads.*": 1.0, "*": 0.0}', "train.learning_rate=0.005")
-
-    def full(self) -> dict[str, Any]:
-        return self._fine_tuned("full", "train.norm_momentum=0.0", "train.learning_rate=0.0003")
-
-    def _fine_tuned(self, name: str, *changes: str) -> dict[str, Any]:
-        """Scores of weights of the network that were trained on."""
-        start = (f"init_from.run={self.kitti}", f'data.scenes=["{TRAINED}"]', f"train.steps={self.steps}")
-        words = (KITTI / "pointpillars.yaml", *start, *changes, "--data", self.data, "--out", self.out / name)
-        seconds = self.call(name, "train", *words)["seconds"] / self.steps
-        return {**self._scores(name, self.out / name), "processor_seconds_per_step": seconds}
-
-    def further(self) -> dict[str, Any]:
-        """The adapted network with further classes."""
-        run, task = self.out / "further", ("--task", "detection", "--config", KITTI / "pandaset_further.yaml")
-        training = ("--steps", self.steps, "--learning-rate", 0.02, "--data", self.data, "--scenes", TRAINED)
-        self.call("further", "adapt", self.out / "adapted", *task, *training, "--out", run)
-        return self._scores("further", run)
-
-    def vehicle(self) -> dict[str, Any]:
-        """The adapted network on board, in FP32 and INT8; the drive is replayed in INT8."""
-        result: dict[str, Any] = {}
-        for precision, more in (("fp32", ()), ("int8", ("--calibrate", self.data, "--scenes", TRAINED))):
-            bundle = self.out / "vehicle" / precision
-            self.call(
-                f"export_{precision}", "export", self.out / "adapted", "--out", bundle, "--precision", precision, *more
-            )
-            self.call(f"build_{precision}", "build", bundle, "--target", TARGET)
-            self.call(f"verify_{precision}", "verify", bundle)
-            result[precision] = self._car(f"vehicle_{precision}", bundle, "--data", self.data, "--scenes", HELD_BACK)
-        replayed = (
-            "replay",
-            self.data,
-            "--bundle",
-            self.out / "vehicle" / "int8",
-            "--out",
-            self.out / "replay",
-            "--json",
-        )
-        return {**result, "replayed_frames": json.loads(self.call("replay", *replayed)["printed"])["frames"]}
-
-    def _scores(self, name: str, run: Path) -> dict[str, Any]:
+    def scores(self, name: str, run: Path) -> dict[str, Any]:
         """Scores of all classes on the held-back frames; on the simulated sweeps those of cars."""
         metrics = self._evaluate(name, run, "--data", self.data, "--scenes", HELD_BACK)
         classes = {each: _of_class(metrics, each) for each, count in metrics["ground_truth"].items() if count}
         source = ("--data", self.out / "simulated", "--rig", "kitti", "--split", "all")
-        return {**classes, "source": {**self._car(f"source_{name}", run, *source), **self._kept(name)}}
+        return {**classes, "source": {**self.car(f"source_{name}", run, *source), **self._kept(name)}}
 
-    def _scores_by_view(self, name: str, run: Path) -> dict[str, Any]:
-        """Those of cars in each view alone."""
-        held_back = ("--data", self.data, "--scenes", HELD_BACK)
-        return {view: self._car(f"{name}_{view}", run, *held_back, "--views", view) for view in ("front", "rear")}
-
-    def _car(self, name: str, run: Path, *words: object) -> dict[str, Any]:
+    def car(self, name: str, run: Path, *words: object) -> dict[str, Any]:
         return _of_class(self._evaluate(name, run, *words), CAR)
 
     def _evaluate(self, name: str, run: Path, *words: object) -> dict[str, Any]:
@@ -162,6 +135,67 @@ class _Bench:
         found = np.concatenate([each.min(axis=1, initial=np.inf) for each in away])
         new = np.concatenate([each.min(axis=0, initial=np.inf) for each in away])
         return {"kept": float((found <= NEAR).mean()), "new": float((new > NEAR).mean())}
+
+
+class _Stages(Bench):
+    """What `pandaset` measures."""
+
+    def zero_shot(self) -> dict[str, Any]:
+        return {**self.scores("zero_shot", self.kitti), **self._scores_by_view("zero_shot", self.kitti)}
+
+    def adapted(self) -> dict[str, Any]:
+        run = self.out / "adapted"
+        seconds = self.train("module", "adapted")
+        return {
+            **self.scores("adapted", run),
+            **self._scores_by_view("adapted", run),
+            **self.module(run),
+            "processor_seconds_per_step": seconds,
+        }
+
+    def head(self) -> dict[str, Any]:
+        return self._fine_tuned("head")
+
+    def full(self) -> dict[str, Any]:
+        return self._fine_tuned("full")
+
+    def _fine_tuned(self, way: str) -> dict[str, Any]:
+        seconds = self.train(way, way)
+        return {**self.scores(way, self.out / way), "processor_seconds_per_step": seconds}
+
+    def further(self) -> dict[str, Any]:
+        """The adapted network with further classes."""
+        run, task = self.out / "further", ("--task", "detection", "--config", KITTI / "pandaset_further.yaml")
+        training = ("--steps", self.steps, "--learning-rate", 0.02, "--data", self.data, "--scenes", TRAINED)
+        self.call("further", "adapt", self.out / "adapted", *task, *training, "--out", run)
+        return self.scores("further", run)
+
+    def vehicle(self) -> dict[str, Any]:
+        """The adapted network on board, in FP32 and INT8; the drive is replayed in INT8."""
+        result: dict[str, Any] = {}
+        for precision, more in (("fp32", ()), ("int8", ("--calibrate", self.data, "--scenes", TRAINED))):
+            bundle = self.out / "vehicle" / precision
+            self.call(
+                f"export_{precision}", "export", self.out / "adapted", "--out", bundle, "--precision", precision, *more
+            )
+            self.call(f"build_{precision}", "build", bundle, "--target", TARGET)
+            self.call(f"verify_{precision}", "verify", bundle)
+            result[precision] = self.car(f"vehicle_{precision}", bundle, "--data", self.data, "--scenes", HELD_BACK)
+        replayed = (
+            "replay",
+            self.data,
+            "--bundle",
+            self.out / "vehicle" / "int8",
+            "--out",
+            self.out / "replay",
+            "--json",
+        )
+        return {**result, "replayed_frames": json.loads(self.call("replay", *replayed)["printed"])["frames"]}
+
+    def _scores_by_view(self, name: str, run: Path) -> dict[str, Any]:
+        """Those of cars in each view alone."""
+        held_back = ("--data", self.data, "--scenes", HELD_BACK)
+        return {view: self.car(f"{name}_{view}", run, *held_back, "--views", view) for view in ("front", "rear")}
 
 
 def _of_class(metrics: dict[str, Any], name: str) -> dict[str, Any]:
