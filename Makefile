@@ -47,7 +47,8 @@ test-scale: $(INSTALLED)
 # headers are Debian's.
 CPP := runs/cpp
 CPP_SOURCES := $(wildcard deploy/cpp/CMake* deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/cmake/*)
-CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev
+CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev \
+	libfastcdr-dev rosidl-generator-c-cpp
 
 $(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }

@@ -38,6 +38,7 @@ FILES = (
     "model.onnx",
     "golden.safetensors",
     "golden.json",
+    "ml_package.param.yaml",
     "modules/rain.json",
     "modules/rain.safetensors",
 )
