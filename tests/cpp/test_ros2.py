@@ -13,8 +13,9 @@ import pytest
 import yaml
 from exported import bundle
 from once import once
-from perceived import STAMP, boxes_of, frame_at, manifest_of
+from perceived import STAMP, boxes_of, frame_at, manifest_of, rigid
 from repository import ROOT
+from ros_idl import read, xyz, xyzw
 from ros_structs import write_structs
 from scipy.spatial.transform import Rotation
 from vocabulary import NUSCENES
@@ -39,7 +40,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class Detections(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_size_t)] + [  # noqa: RUF012
+    _fields_ = [("count", ctypes.c_size_t)] + [
         (name, ctypes.c_void_p) for name in ("centers", "sizes", "rotations", "velocities", "scores", "labels")
     ]
 
@@ -107,6 +108,24 @@ def test_objects_have_the_bytes_of_the_python_messages(mount: np.ndarray) -> Non
         assert written(boxes, mount, manifest, autoware=True) == detected.data
 
 
+def test_objects_of_a_turned_lidar_are_where_python_has_them() -> None:
+    """numpy may fuse the products of its matrices."""
+    manifest, boxes, mount = manifest_of("detection"), found_boxes(), rigid(1.0, 0.5, 1.8, 0.3)
+    frame = frame_at(np.eye(4), mount)
+    _, expected = Messages(manifest).detections(frame, Prediction({"detection": boxes}))
+    found = expected._replace(data=written(boxes, mount, manifest, autoware=True))
+    pairs = list(zip(read(found).objects, read(expected).objects, strict=True))
+    for mine, theirs in ([each.kinematics for each in pair] for pair in pairs):
+        poses, twists = (
+            [getattr(each, name) for each in (mine, theirs)]
+            for name in ("pose_with_covariance", "twist_with_covariance")
+        )
+        assert xyz(poses[0].pose.position) == pytest.approx(xyz(poses[1].pose.position), abs=1e-12)
+        assert xyzw(poses[0].pose.orientation) == pytest.approx(xyzw(poses[1].pose.orientation), abs=1e-12)
+        assert xyz(twists[0].twist.linear) == pytest.approx(xyz(twists[1].twist.linear), abs=1e-12)
+    assert len(pairs) > 100
+
+
 @pytest.mark.parametrize("intensity", ["<f4", "u1"])
 @pytest.mark.parametrize("mount", [np.eye(4), QUARTER])
 def test_a_cloud_becomes_the_points_of_a_frame(mount: np.ndarray, intensity: str) -> None:
@@ -130,7 +149,9 @@ def test_a_cloud_becomes_the_points_of_a_frame(mount: np.ndarray, intensity: str
 
     def points(**changed: Any) -> int:
         data = encode(make("sensor_msgs/msg/PointCloud2", **whole | changed))
-        count = library().points(data, ctypes.c_size_t(len(data)), pointer(mount), ctypes.c_double(0.05), pointer(found))
+        count = library().points(
+            data, ctypes.c_size_t(len(data)), pointer(mount), ctypes.c_double(0.05), pointer(found)
+        )
         return int(ctypes.c_ssize_t(count).value)
 
     assert points() == 500
