@@ -47,9 +47,10 @@ test-scale: $(INSTALLED)
 # The C++ runtime, with the library of the installed onnxruntime, so that it computes what Python does. Compilers and
 # headers are Debian's.
 CPP := runs/cpp
-CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch])
+CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/ros2/src/*.cpp deploy/ros2/include/*/*.hpp)
 CPP_SOURCES := $(CPP_CODE) $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*)
-CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev
+CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev \
+	libfastcdr-dev rosidl-generator-c-cpp
 
 $(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }

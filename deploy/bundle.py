@@ -9,6 +9,7 @@
     golden.json           what the numbers of golden frames stand for
     calibration.json      INT8: the calibration frames, and the measured ranges of the activations
     statistics.json       what the sensors delivered on drives of the training, if the export was given some
+    ml_package.param.yaml what a ROS 2 node must know of it (deploy/ros2)
     modules/              the modules that the network was made with, as written by `Bank.save`
     engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
                           of the same structure

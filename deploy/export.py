@@ -33,6 +33,7 @@ from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
+from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import Signer, signer
 from deploy.state import STATE, in_sequence
@@ -336,6 +337,7 @@ class _Export:
         if manifest.state is not None:
             golden = [replace(frame, moment=self.moments[frame.name]) for frame in golden]
         more_files[MEANING] = meaning_content(manifest, golden)
+        more_files[ROS2_PARAMETERS] = parameters_content(manifest)
         cpu_onnx = network.graphs.get(CPU_ONNX)
         bundle = write_bundle(path, network.graphs[ONNX], golden, manifest, more_files, self.signer, cpu_onnx, others)
         self.console.print(_table(bundle.manifest))

@@ -38,6 +38,7 @@ FILES = (
     "model.onnx",
     "golden.safetensors",
     "golden.json",
+    "ml_package.param.yaml",
     "modules/rain.json",
     "modules/rain.safetensors",
 )
@@ -183,7 +184,7 @@ def test_what_is_verified_is_told_by_a_vehicle_too(tmp_path: Path) -> None:
         "manifest": f"schema 12, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
         "signature": f"by the key {signer(key).id}",
-        "files": f"5 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
+        "files": f"6 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
         "hashes match, no other files",
         "graph": f"opset 18, 5 inputs, 5 outputs, {sum(manifest.operators.values())} operators: as in the manifest",
         "golden frames": "synthetic-0 and others: outputs of ONNX Runtime are within the tolerances",

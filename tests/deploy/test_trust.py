@@ -243,7 +243,7 @@ def test_a_plan_of_the_device_runs_under_a_key_that_is_not_there(tmp_path: Path,
     package = delivered(tmp_path, key, release=4)
     key.unlink()
     found = verify(Path(package.package), trusting(public))
-    assert found["package"].startswith("7 files as in SHA256SUMS, signature: by ")
+    assert found["package"].startswith("8 files as in SHA256SUMS, signature: by ")
     (orin.bin.parent / "trusted.pem").write_bytes(public.read_bytes())
     done = orin.builds(package, "trusted.pem")
     assert (done.returncode, done.stderr) == (0, "")

@@ -186,9 +186,8 @@ def rewritten(
     Every hash is made anew, as a forger would.
     """
     old = Bundle.load(path)
-    more = {
-        name: (path / name).read_bytes() for name in old.manifest.files if name.startswith(("modules/", "golden.j"))
-    }
+    kept = ("modules/", "golden.j", "ml_package")
+    more = {name: (path / name).read_bytes() for name in old.manifest.files if name.startswith(kept)}
     if isinstance(golden, tuple):
         clear = clear_detections(part_of("detection", golden[1]), 1e-4)
         golden = [GoldenFrame("first", *golden, {"detection": clear}), *old.golden_frames()[1:]]

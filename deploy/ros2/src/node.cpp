@@ -1,0 +1,248 @@
+// A bundle as a ROS 2 component, built as Autoware's perception nodes are: a cloud triggers a frame, with the latest
+// picture of each camera. docs/native.md has topics and parameters.
+//
+// THIS FILE WAS NEVER COMPILED OR RUN: it needs ROS, which this repository's tests do not have. They test messages.hpp
+// and processing_time.hpp.
+#if __has_include(<cv_bridge/cv_bridge.hpp>)
+#include <cv_bridge/cv_bridge.hpp>
+#else  // Humble
+#include <cv_bridge/cv_bridge.h>
+#endif
+#include <tf2_ros/buffer.h>
+#include <tf2_ros/transform_listener.h>
+
+#include <algorithm>
+#include <autoware_perception_msgs/msg/detected_objects.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <deque>
+#include <diagnostic_updater/diagnostic_updater.hpp>
+#include <memory>
+#include <rclcpp/rclcpp.hpp>
+#include <rclcpp_components/register_node_macro.hpp>
+#include <sensor_msgs/msg/camera_info.hpp>
+#include <sensor_msgs/msg/image.hpp>
+#include <sensor_msgs/msg/point_cloud2.hpp>
+#include <tessera.hpp>
+#include <tf2_geometry_msgs/tf2_geometry_msgs.hpp>
+#include <vision_msgs/msg/detection3_d_array.hpp>
+
+#include "tessera_ros/messages.hpp"
+#include "tessera_ros/processing_time.hpp"
+
+namespace tessera_ros {
+
+using sensor_msgs::msg::CameraInfo, sensor_msgs::msg::Image, sensor_msgs::msg::PointCloud2;
+using autoware_perception_msgs::msg::DetectedObjects, vision_msgs::msg::Detection3DArray;
+using Status = diagnostic_updater::DiagnosticStatusWrapper;
+using Names = std::vector<std::string>;
+
+constexpr double kOldestSweep = 1.0;  // s
+
+void write(const tf2::Transform &from, double *to) {  // 16 numbers, row-major
+    for (int i = 0; i < 3; ++i, to += 4) std::copy_n(&from.getBasis()[i][0], 3, to), to[3] = from.getOrigin()[i];
+    to[0] = to[1] = to[2] = 0, to[3] = 1;
+}
+
+struct Sweep {
+    rclcpp::Time time;
+    tf2::Transform global_from_cloud;
+    PointCloud2::ConstSharedPtr cloud;
+};
+
+struct Camera {
+    std::string name;
+    CameraInfo::ConstSharedPtr info;
+    Image::ConstSharedPtr image;  // the latest one
+    bool seen = false;  // in the latest frame
+};
+
+class TesseraNode : public rclcpp::Node {
+   public:
+    explicit TesseraNode(const rclcpp::NodeOptions &options)
+        : Node("tessera", options),
+          classes_{given<Names>("model_params.class_names"), given<std::vector<int64_t>>("model_params.class_labels"),
+                   given<std::vector<int64_t>>("model_params.class_orientations")},
+          time_(given<double>("diagnostics.max_allowed_processing_time_ms"),
+                given<double>("diagnostics.max_acceptable_consecutive_delay_ms")) {
+        open();
+        const auto sensors = rclcpp::SensorDataQoS().keep_last(1);
+        for (const std::string &name : given<Names>("model_params.camera_names")) {
+            if (name.empty()) continue;  // ROS has no empty lists of parameters
+            const std::string number = std::to_string(cameras_.size());
+            Camera &camera = cameras_.emplace_back();
+            camera.name = name;
+            subscribe<Image>("~/input/image" + number, sensors,
+                             [&camera](Image::ConstSharedPtr image) { camera.image = image; });
+            subscribe<CameraInfo>("~/input/camera_info" + number, sensors,
+                                  [&camera](CameraInfo::ConstSharedPtr info) { camera.info = info; });
+        }
+        subscribe<PointCloud2>("~/input/pointcloud", sensors, [this](PointCloud2::ConstSharedPtr cloud) {
+            attempt(failed_, [&] { perceive(cloud); });
+        });
+        const std::chrono::duration<double> interval(given<double>("golden_interval_s"));
+        golden_ = create_wall_timer(interval, [this] {  // an engine that once failed stays untrusted
+            if (untrusted_.empty()) attempt(untrusted_, [&] { runtime_->check(); });
+        });
+        updater_.setHardwareID(get_name());
+        updater_.add("processing_time_status", [this](Status &status) { time_.report(status, 1e3 * now().seconds()); });
+        updater_.add("tessera_status", [this](Status &status) {
+            const std::string &worst = untrusted_.empty() ? failed_ : untrusted_;
+            for (const Camera &camera : cameras_) status.add("is_" + camera.name + "_in_frame", camera.seen);
+            status.summary(worst.empty() ? Status::OK : Status::ERROR, worst);
+        });
+        updater_.setPeriod(given<double>("diagnostics.validation_callback_interval_ms") / 1e3);
+    }
+
+   private:
+    // A parameter that cannot be changed; the constructor throws if it is not given.
+    template <class Value>
+    Value given(const std::string &name) {
+        rcl_interfaces::msg::ParameterDescriptor descriptor;
+        descriptor.read_only = true;
+        return declare_parameter<Value>(name, descriptor);
+    }
+
+    template <class Message, class Callback>
+    void subscribe(const std::string &topic, const rclcpp::QoS &qos, Callback callback) {
+        subscriptions_.push_back(create_subscription<Message>(topic, qos, std::move(callback)));
+    }
+
+    // Says in `problem` what was thrown: no transform, a cloud without fields, a status of the runtime.
+    template <class Body>
+    void attempt(std::string &problem, const Body &body) {
+        try {
+            body();
+            problem.clear();
+        } catch (const std::exception &error) {
+            problem = error.what();
+            RCLCPP_ERROR_THROTTLE(get_logger(), *get_clock(), 1000, "%s", error.what());
+        }
+    }
+
+    // Opens the bundle: hashes, signature, plan and golden frames. With build_only the process ends with the status.
+    void open() {
+        const auto bundle = given<std::string>("bundle"), target = given<std::string>("target");
+        const auto state = given<std::string>("state");
+        const Names keys = given<Names>("keys");
+        std::vector<const char *> files;
+        for (const std::string &key : keys)
+            if (!key.empty()) files.push_back(key.c_str());
+        tessera_options options{};
+        options.bundle = bundle.c_str(), options.target = target.c_str(), options.state = state.c_str();
+        options.keys = files.data(), options.key_count = files.size();
+        const bool build_only = declare_parameter<bool>("build_only", false);
+        tessera_status status = TESSERA_OK;
+        try {
+            runtime_ = std::make_unique<tessera::Vehicle>(options);
+        } catch (const tessera::Failure &failure) {
+            if (!build_only) throw;
+            RCLCPP_FATAL(get_logger(), "%s", failure.what());
+            status = failure.status;
+        }
+        if (build_only) rclcpp::shutdown(), std::exit(status);
+    }
+
+    tf2::Transform transform(const std::string &to, const std::string &from, const rclcpp::Time &time) {
+        tf2::Transform found;
+        const auto wait = rclcpp::Duration::from_seconds(0.05);
+        tf2::fromMsg(transforms_.lookupTransform(to, from, time, wait).transform, found);
+        return found;
+    }
+
+    void perceive(const PointCloud2::ConstSharedPtr &cloud) {
+        const auto start = std::chrono::steady_clock::now();
+        const rclcpp::Time time(cloud->header.stamp);
+        const tf2::Transform global_from_ego = transform(map_frame_, base_frame_, time);
+        const tf2::Transform ego_from_reference = transform(base_frame_, reference_frame_, time);
+        const tf2::Transform global_from_reference = global_from_ego * ego_from_reference;
+        if (!sweeps_.empty() && time <= sweeps_.front().time) sweeps_.clear();  // a recording begins anew
+        sweeps_.push_front({time, global_from_ego * transform(base_frame_, cloud->header.frame_id, time), cloud});
+        while (sweeps_.size() > sweeps_kept_ || (time - sweeps_.back().time).seconds() > kOldestSweep)
+            sweeps_.pop_back();
+        points_.clear(), sweep_of_point_.clear();
+        for (size_t i = 0; i < sweeps_.size(); ++i) {
+            Matrix to;
+            write(global_from_reference.inverse() * sweeps_[i].global_from_cloud, to.data());
+            append_points(*sweeps_[i].cloud, to, (time - sweeps_[i].time).seconds(), points_);
+            sweep_of_point_.resize(points_.size() / 5, static_cast<uint8_t>(i));
+        }
+        const std::vector<tessera_camera> cameras = pictures(time);
+        tessera_frame frame{};
+        frame.size = sizeof frame, frame.timestamp = time.nanoseconds() / 1000;
+        write(global_from_reference, frame.global_from_reference), write(global_from_ego, frame.global_from_ego);
+        frame.points = points_.data(), frame.point_count = sweep_of_point_.size();
+        frame.sweep_of_point = sweep_of_point_.data();
+        frame.cameras = cameras.data(), frame.camera_count = cameras.size();
+        runtime_->step(frame);
+        publish(time, ego_from_reference);
+        time_.add(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+    }
+
+    // The latest picture of each camera, if it is near enough in time and where the camera was is known.
+    std::vector<tessera_camera> pictures(const rclcpp::Time &time) {
+        std::vector<tessera_camera> found;
+        rgb_.clear();
+        for (Camera &camera : cameras_) {
+            camera.seen = false;
+            if (!camera.info || !camera.image) continue;
+            const rclcpp::Time exposed(camera.image->header.stamp);
+            const std::string &frame = camera.image->header.frame_id;
+            camera.seen = std::abs((exposed - time).seconds()) <= max_delay_ &&
+                          transforms_.canTransform(map_frame_, frame, exposed);
+            if (!camera.seen) continue;
+            const cv::Mat &rgb = rgb_.emplace_back(cv_bridge::toCvCopy(camera.image, "rgb8")->image);
+            tessera_camera &picture = found.emplace_back();
+            picture.size = sizeof picture, picture.name = camera.name.c_str();
+            picture.rgb = rgb.data, picture.height = rgb.rows, picture.width = rgb.cols;
+            std::copy(camera.info->k.begin(), camera.info->k.end(), picture.intrinsics);
+            write(transform(base_frame_, frame, exposed), picture.ego_from_camera);
+            write(transform(map_frame_, base_frame_, exposed), picture.global_from_ego);
+        }
+        return found;
+    }
+
+    void publish(const rclcpp::Time &time, const tf2::Transform &ego_from_reference) {
+        const auto doubles = [&](const char *name) { return static_cast<const double *>(runtime_->get(name).data); };
+        const tessera_array labels = runtime_->get("detection/labels");
+        const Detections found{static_cast<size_t>(labels.shape[0]), doubles("detection/centers"),
+                               doubles("detection/sizes"), doubles("detection/rotations"),
+                               doubles("detection/velocities"), doubles("detection/scores"),
+                               static_cast<const int64_t *>(labels.data)};
+        Matrix to;
+        write(ego_from_reference, to.data());
+        const std::vector<Box> boxes = boxes_of(found, to, score_threshold_);
+        std_msgs::msg::Header header;
+        header.stamp = time, header.frame_id = base_frame_;
+        objects_->publish(detected_objects<DetectedObjects>(header, boxes, classes_));
+        detections_->publish(detections_3d<Detection3DArray>(header, boxes, classes_));
+    }
+
+    tf2_ros::Buffer transforms_{get_clock()};
+    tf2_ros::TransformListener listener_{transforms_};
+    const Classes classes_;
+    const std::string map_frame_ = given<std::string>("map_frame"), base_frame_ = given<std::string>("base_frame");
+    const std::string reference_frame_ =
+        given<std::string>("model_params.reference") == "ego" ? base_frame_ : given<std::string>("lidar_frame");
+    const double score_threshold_ = given<double>("model_params.score_threshold");
+    const double max_delay_ = given<double>("max_camera_lidar_delay");
+    const size_t sweeps_kept_ = 1 + static_cast<size_t>(given<int64_t>("model_params.sweeps"));
+    ProcessingTime time_;
+    std::unique_ptr<tessera::Vehicle> runtime_;
+    std::string failed_, untrusted_;
+    std::deque<Camera> cameras_;  // in the bundle's order; never moved, since callbacks refer to them
+    std::deque<Sweep> sweeps_;    // latest first
+    std::vector<float> points_;
+    std::vector<uint8_t> sweep_of_point_;
+    std::deque<cv::Mat> rgb_;
+    rclcpp::Publisher<DetectedObjects>::SharedPtr objects_ = create_publisher<DetectedObjects>("~/output/objects", 1);
+    rclcpp::Publisher<Detection3DArray>::SharedPtr detections_ =
+        create_publisher<Detection3DArray>("~/output/detections", 1);
+    std::vector<rclcpp::SubscriptionBase::SharedPtr> subscriptions_;
+    rclcpp::TimerBase::SharedPtr golden_;
+    diagnostic_updater::Updater updater_{this};
+};
+
+}  // namespace tessera_ros
+
+RCLCPP_COMPONENTS_REGISTER_NODE(tessera_ros::TesseraNode)

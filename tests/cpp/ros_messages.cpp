@@ -1,0 +1,106 @@
+// The node's messages as CDR by fastcdr. definitions.hpp, which test_ros2.py generates, includes the structures of
+// rosidl, and its `each` visits their fields in turn.
+#include <fastcdr/Cdr.h>
+
+#include "tessera_ros/messages.hpp"
+#include "tessera_ros/processing_time.hpp"
+
+using eprosima::fastcdr::Cdr, eprosima::fastcdr::FastBuffer;
+
+struct Stream {
+    Cdr &cdr;
+    bool reads;
+    template <class Value>
+    void operator()(Value &value) const {
+        if constexpr (std::is_class_v<Value>) each(value, *this);
+        else if (reads) cdr >> value;
+        else cdr << value;
+    }
+    void operator()(std::string &text) const { reads ? cdr >> text : cdr << text; }
+    template <class Value, size_t n>
+    void operator()(std::array<Value, n> &values) const {
+        for (Value &value : values) (*this)(value);
+    }
+    template <class Value>
+    void operator()(std::vector<Value> &values) const {
+        uint32_t size = static_cast<uint32_t>(values.size());
+        (*this)(size);
+        values.resize(size);
+        for (Value &value : values) (*this)(value);
+    }
+};
+
+#include "definitions.hpp"
+
+struct Status : diagnostic_msgs::msg::DiagnosticStatus {  // what diagnostic_updater's wrapper does
+    void add(const std::string &key, bool value) { put(key, value ? "True" : "False"); }
+    void add(const std::string &key, double value) { put(key, (std::ostringstream() << value).str()); }
+    void summary(unsigned char level_, const std::string &message_) { level = level_, message = message_; }
+    void put(const std::string &key, const std::string &value) {
+        auto &pair = values.emplace_back();
+        pair.key = key, pair.value = value;
+    }
+};
+
+template <class Message>
+size_t written(Message message, char *out, size_t room) {
+    FastBuffer buffer(out, room);
+    Cdr cdr(buffer, Cdr::LITTLE_ENDIANNESS, eprosima::fastcdr::CdrVersion::XCDRv1);
+    cdr.serialize_encapsulation();
+    Stream{cdr, false}(message);
+    return cdr.get_serialized_data_length();
+}
+
+template <class Message>
+Message read(const char *data, size_t size) {
+    FastBuffer buffer(const_cast<char *>(data), size);
+    Cdr cdr(buffer);
+    cdr.read_encapsulation();
+    Message message;
+    Stream{cdr, true}(message);
+    return message;
+}
+
+extern "C" {
+size_t boxes(int autoware, const tessera_ros::Detections *found, const double *to, double threshold,
+             const char **names, const int64_t *labels, const int64_t *orientations, size_t count, const char *header,
+             size_t size, char *out, size_t room) {
+    const tessera_ros::Classes classes{
+        {names, names + count}, {labels, labels + count}, {orientations, orientations + count}};
+    tessera_ros::Matrix matrix;
+    std::copy_n(to, 16, matrix.begin());
+    const auto about = read<std_msgs::msg::Header>(header, size);
+    const auto all = tessera_ros::boxes_of(*found, matrix, threshold);
+    using vision_msgs::msg::Detection3DArray, autoware_perception_msgs::msg::DetectedObjects;
+    return autoware ? written(tessera_ros::detected_objects<DetectedObjects>(about, all, classes), out, room)
+                    : written(tessera_ros::detections_3d<Detection3DArray>(about, all, classes), out, room);
+}
+
+size_t points(const char *cloud, size_t size, const double *to, double age, float *out) {
+    tessera_ros::Matrix matrix;
+    std::copy_n(to, 16, matrix.begin());
+    std::vector<float> rows;
+    try {
+        tessera_ros::append_points(read<sensor_msgs::msg::PointCloud2>(cloud, size), matrix, age, rows);
+    } catch (const std::invalid_argument &) {
+        return size_t(-1);
+    }
+    std::copy(rows.begin(), rows.end(), out);
+    return rows.size() / 5;
+}
+
+// The status after frames that took `ms`, each reported at a time of its own; no frame if `ms` is negative.
+size_t status(const double *ms, const double *times, size_t count, const char *array, size_t size, char *out,
+              size_t room) {
+    tessera_ros::ProcessingTime processing(200, 1000);
+    auto message = read<diagnostic_msgs::msg::DiagnosticArray>(array, size);
+    for (size_t i = 0; i < count; ++i) {
+        Status status;
+        if (ms[i] >= 0) processing.add(ms[i]);
+        processing.report(status, times[i]);
+        status.name = "tessera: processing_time_status", status.hardware_id = "tessera";
+        message.status = {status};
+    }
+    return written(message, out, room);
+}
+}

@@ -1,0 +1,240 @@
+"""The ROS 2 node's messages, from structures of Debian's rosidl by fastcdr, have the bytes of `perception drive`."""
+
+import ctypes
+import json
+import subprocess
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from exported import bundle
+from once import once
+from perceived import STAMP, boxes_of, frame_at, manifest_of, rigid
+from repository import ROOT
+from ros_idl import read, xyz, xyzw
+from ros_structs import write_structs
+from scipy.spatial.transform import Rotation
+from vocabulary import NUSCENES
+
+from deploy.live.messages.messages import Diagnostic, Messages
+from deploy.manifest import Manifest
+from deploy.recordings.ros_types import encode, header, make
+from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
+from perception.frame import Boxes, Prediction
+from perception.geometry import move
+
+ROS2 = ROOT / "deploy" / "ros2"
+ROOM = 1_000_000
+NAMES = (
+    "autoware_perception_msgs/msg/DetectedObjects", "vision_msgs/msg/Detection3DArray",
+    "diagnostic_msgs/msg/DiagnosticArray", "sensor_msgs/msg/PointCloud2",
+)  # fmt: skip
+QUARTER = np.array([[0, -1, 0, 1.0], [1, 0, 0, 0.5], [0, 0, 1, 1.8], [0, 0, 0, 1]])  # its products are exact
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str, "number": (int, float), "integer": int, "array": list, "object": dict,
+}  # fmt: skip
+
+
+class Detections(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_size_t)] + [
+        (name, ctypes.c_void_p) for name in ("centers", "sizes", "rotations", "velocities", "scores", "labels")
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    def make_library(out: Path) -> None:
+        include = write_structs(out, NAMES)
+        folders = ["rosidl_runtime_cpp", "rosidl_runtime_c", "rosidl_typesupport_interface"]
+        includes = [f"-I/usr/include/{each}" for each in folders]
+        includes += [f"-I{each}" for each in (include, ROS2 / "include", ROOT / "deploy" / "cpp" / "include")]
+        words = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", *includes]
+        words += [str(Path(__file__).with_name("ros_messages.cpp")), "-lfastcdr", "-o", str(out / "messages.so")]
+        subprocess.run(words, check=True)
+
+    found = ctypes.CDLL(str(once("ros-messages", make_library) / "messages.so"))
+    found.boxes.restype = found.points.restype = found.status.restype = ctypes.c_size_t
+    return found
+
+
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def model_params(manifest: Manifest) -> dict[str, Any]:
+    return dict(yaml.safe_load(parameters_content(manifest))["/**"]["ros__parameters"]["model_params"])
+
+
+def written(boxes: Boxes, mount: np.ndarray, manifest: Manifest, autoware: bool) -> bytes:
+    """The node's message of what tessera_get has, with the parameters that the bundle brings."""
+    given, about = model_params(manifest), encode(header(STAMP, "base_link"))
+    names = [each.encode() for each in given["class_names"]]
+    of_class = [np.array(given[name], np.int64) for name in ("class_labels", "class_orientations")]
+    fields = [np.ascontiguousarray(getattr(boxes, name)) for name, _ in Detections._fields_[1:]]
+    found, out = Detections(len(boxes), *map(pointer, fields)), ctypes.create_string_buffer(ROOM)
+    size = library().boxes(
+        autoware, ctypes.byref(found), pointer(mount), ctypes.c_double(given["score_threshold"]),
+        (ctypes.c_char_p * len(names))(*names), *map(pointer, of_class), ctypes.c_size_t(len(names)), about,
+        ctypes.c_size_t(len(about)), out, ctypes.c_size_t(ROOM),
+    )  # fmt: skip
+    return out.raw[:size]
+
+
+def found_boxes() -> Boxes:
+    """One of each class, turned any way, some with a velocity that is not known; then any, some below the threshold."""
+    rng = np.random.default_rng(0)
+    rows = rng.uniform([0, -50, -50, -2, 0.1, 0.1, 0.1, -4, -9, -9, 0], [0, 50, 50, 2, 9, 9, 9, 4, 9, 9, 1], (200, 11))
+    rows[:, 0] = np.arange(200) % len(NUSCENES.classes)
+    rows[::7, 8] = np.nan
+    rows[:3, 10] = 0.1, np.nextafter(0.1, 0), np.nextafter(0.1, 1)
+    boxes = boxes_of(*rows)
+    rotations = boxes.rotations.copy()
+    rotations[:100] = Rotation.from_quat(rng.normal(size=(100, 4))).as_matrix()
+    rotations[100:104] = Rotation.from_euler("z", [[0], [90], [180], [-90]], degrees=True).as_matrix().round()
+    return replace(boxes, rotations=rotations)
+
+
+@pytest.mark.slow("compiles, and exports a network")
+@pytest.mark.parametrize("mount", [np.eye(4), QUARTER])
+def test_objects_have_the_bytes_of_the_python_messages(mount: np.ndarray) -> None:
+    manifest, frame = manifest_of("detection"), frame_at(np.eye(4), mount)
+    for boxes in (found_boxes(), Boxes.none()):
+        vision, detected = Messages(manifest).detections(frame, Prediction({"detection": boxes}))
+        assert written(boxes, mount, manifest, autoware=False) == vision.data
+        assert written(boxes, mount, manifest, autoware=True) == detected.data
+
+
+def test_objects_of_a_turned_lidar_are_where_python_has_them() -> None:
+    """numpy may fuse the products of its matrices."""
+    manifest, boxes, mount = manifest_of("detection"), found_boxes(), rigid(1.0, 0.5, 1.8, 0.3)
+    frame = frame_at(np.eye(4), mount)
+    _, expected = Messages(manifest).detections(frame, Prediction({"detection": boxes}))
+    found = expected._replace(data=written(boxes, mount, manifest, autoware=True))
+    pairs = list(zip(read(found).objects, read(expected).objects, strict=True))
+    for mine, theirs in ([each.kinematics for each in pair] for pair in pairs):
+        poses, twists = (
+            [getattr(each, name) for each in (mine, theirs)]
+            for name in ("pose_with_covariance", "twist_with_covariance")
+        )
+        assert xyz(poses[0].pose.position) == pytest.approx(xyz(poses[1].pose.position), abs=1e-12)
+        assert xyzw(poses[0].pose.orientation) == pytest.approx(xyzw(poses[1].pose.orientation), abs=1e-12)
+        assert xyz(twists[0].twist.linear) == pytest.approx(xyz(twists[1].twist.linear), abs=1e-12)
+    assert len(pairs) > 100
+
+
+@pytest.mark.parametrize("intensity", ["<f4", "u1"])
+@pytest.mark.parametrize("mount", [np.eye(4), QUARTER])
+def test_a_cloud_becomes_the_points_of_a_frame(mount: np.ndarray, intensity: str) -> None:
+    rows = np.zeros(500, [("ring", "<u2"), ("z", "<f4"), ("intensity", intensity), ("y", "<f4"), ("x", "<f4")])
+    rng = np.random.default_rng(0)
+    for name in rows.dtype.names or ():
+        rows[name] = rng.uniform(0, 200, len(rows))
+    datatypes = {"<u2": 4, "<f4": 7, "|u1": 2}
+    fields = [
+        make("sensor_msgs/msg/PointField", name=name, offset=offset, datatype=datatypes[kind.str], count=1)
+        for name, (kind, offset) in (rows.dtype.fields or {}).items()
+    ]
+    whole: dict[str, Any] = {
+        "header": header(STAMP, "base_link"), "height": 1, "width": 500, "fields": fields, "is_bigendian": False,
+        "point_step": rows.itemsize, "row_step": rows.nbytes, "data": rows.view(np.uint8), "is_dense": True,
+    }  # fmt: skip
+    expected = np.stack([rows[name].astype(np.float32) for name in ("x", "y", "z", "intensity", "ring")], axis=1)
+    move(expected, mount.astype(np.float32))
+    expected[:, 4] = 0.05
+    found = np.zeros((500, 5), np.float32)
+
+    def points(**changed: Any) -> int:
+        data = encode(make("sensor_msgs/msg/PointCloud2", **whole | changed))
+        count = library().points(
+            data, ctypes.c_size_t(len(data)), pointer(mount), ctypes.c_double(0.05), pointer(found)
+        )
+        return int(ctypes.c_ssize_t(count).value)
+
+    assert points() == 500
+    assert found.tobytes() == expected.tobytes()
+    assert points(height=50, width=10, row_step=10 * rows.itemsize) == 500
+    assert points(width=0, data=rows.view(np.uint8)[:0]) == 0
+    wide = make("sensor_msgs/msg/PointField", name="x", offset=2**32 - 2, datatype=7, count=1)
+    for wrong in (
+        {"fields": fields[:-1]}, {"fields": [*fields[:-1], wide]}, {"is_bigendian": True}, {"width": 501},
+        {"point_step": 0}, {"height": 2**31, "width": 2**31, "row_step": 0},
+    ):  # fmt: skip
+        assert points(**wrong) == -1, wrong
+
+
+LATE = "Processing takes 250 ms, more than 200 ms"
+
+
+@pytest.mark.parametrize(
+    ("taken", "times", "level", "message", "in_time", "acceptable", "delay"),
+    [
+        ([-1], [0], 0, "Waiting for the node to perform inference.", True, True, "0"),
+        ([200], [0], 0, "", True, True, "0"),
+        ([100, 250], [0, 500], 1, LATE, False, True, "500"),
+        ([100, 250, 250], [0, 500, 1001], 2, f"{LATE}, for 1001 ms", False, False, "1001"),
+        ([250, 250], [100, 1100], 1, LATE, False, True, "1000"),
+        ([100, 250, 100], [0, 2000, 2100], 0, "", True, True, "0"),
+    ],
+)
+def test_the_status_of_the_processing_time(
+    taken: list[float], times: list[float], level: int, message: str, in_time: bool, acceptable: bool, delay: str
+) -> None:
+    values = {
+        "is_processing_time_ms_in_expected_range": str(in_time), "processing_time_ms": f"{max(taken[-1], 0):g}",
+        "is_consecutive_processing_delay_in_range": str(acceptable), "consecutive_processing_delay_ms": delay,
+    }  # fmt: skip
+    manifest = manifest_of("detection").model_copy(update={"name": "tessera"})
+    status = Diagnostic("tessera: processing_time_status", level, message, values)
+    expected = Messages(manifest).diagnostics(STAMP, [status]).data
+    empty = encode(make("diagnostic_msgs/msg/DiagnosticArray", header=header(STAMP, ""), status=[]))
+    given, out = [np.array(each, np.float64) for each in (taken, times)], ctypes.create_string_buffer(ROOM)
+    count, size = ctypes.c_size_t(len(taken)), ctypes.c_size_t(len(empty))
+    length = library().status(*map(pointer, given), count, empty, size, out, ctypes.c_size_t(ROOM))
+    assert out.raw[:length] == expected
+
+
+def require_valid(schema: dict[str, Any], value: Any, where: str) -> None:
+    assert isinstance(value, TYPES[schema.get("type", "string")]), where
+    assert value in schema.get("enum", [value]), where
+    if isinstance(value, dict):
+        assert set(schema["required"]) == set(schema["properties"]) == set(value), where
+        for name, each in value.items():
+            require_valid(schema["properties"][name], each, f"{where}.{name}")
+    for each in value if isinstance(value, list) else []:
+        require_valid(schema["items"], each, f"{where}[]")
+
+
+def test_parameters_are_those_of_the_schemas_and_nothing_else_is_declared() -> None:
+    exported = bundle()
+    files = {"tessera": ROS2 / "config" / "tessera.param.yaml", "ml_package": exported.path / ROS2_PARAMETERS}
+    declared = {"bundle"}
+    for name, file in files.items():
+        content = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
+        schema = json.loads((ROS2 / "schema" / f"{name}.schema.json").read_text())["definitions"][name]
+        require_valid(schema, content, name)
+        for key, value in content.items():
+            declared |= {f"{key}.{each}" for each in value} if isinstance(value, dict) else {key}
+    source = (ROS2 / "src" / "node.cpp").read_text()
+    described = {f"model_params.{name}" for name in ("name", "point_cloud_range", "cell")}  # for those who read it
+    assert {name for name in declared if f'"{name}"' not in source} == described
+    assert "ml_package.param.yaml" in exported.manifest.files
+
+
+def test_a_bundle_says_what_the_node_must_know() -> None:
+    manifest = bundle().manifest
+    assert manifest.lidar is not None
+    given, grid = model_params(manifest), manifest.grid
+    assert given["class_names"] == list(NUSCENES.class_names)
+    labels = dict(zip(given["class_names"], given["class_labels"], strict=True))
+    assert (labels["car"], labels["bus"], labels["pedestrian"], labels["barrier"]) == (1, 3, 7, 9)
+    turns = dict(zip(given["class_names"], given["class_orientations"], strict=True))
+    assert (turns["car"], turns["barrier"], turns["traffic_cone"]) == (2, 1, 0)
+    assert given["camera_names"] == list(manifest.rig.sensors.cameras)
+    assert given["point_cloud_range"] == [grid.x[0], grid.y[0], grid.z[0], grid.x[1], grid.y[1], grid.z[1]]
+    assert (given["sweeps"], given["reference"]) == (manifest.lidar.sweeps, grid.reference)
+    blind = manifest.model_copy(update={"camera": None, "lidar": None})
+    assert (model_params(blind)["camera_names"], model_params(blind)["sweeps"]) == ([""], 0)
