@@ -2,25 +2,15 @@
 
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from both_runtimes import Python, drive, every_task
-from exported import plan_record, remembering
+from both_runtimes import TARGET, drive, every_task, with_recorded_plan
+from exported import remembering
 from repository import ROOT
-from safetensors.numpy import save
 
-from deploy.bundle import Bundle
-from deploy.engines import open_engine
-from deploy.state import run_with_state
-from perception.frame import Frame
-from perception.modules.spec import NEXT_STATE
-
-TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"
 COUNTED = """
 import ctypes, pickle, sys
 import tessera_runtime as native
@@ -41,37 +31,13 @@ with native.Runtime(sys.argv[1], target=sys.argv[5], plugin=sys.argv[4]) as runt
 """
 
 
-def with_recorded_plan(source: Bundle, path: Path) -> list[tuple[Frame, tuple[str, ...]]]:
-    """Copies the bundle, with the outputs of its golden frames and of a drive as the plan of `recorded_engine`.
-
-    Returns:
-        The frames of the drive, each with the conditions that are believed.
-    """
-    copied = Bundle.load(shutil.copytree(source.path, path))
-    engine, golden = open_engine(copied), copied.golden_frames()
-    runs, state = [], engine.new_state()
-    for frame in golden:
-        outputs = run_with_state(engine, frame.inputs, state) if state is not None else engine.run(frame.inputs)
-        runs.append(outputs | ({NEXT_STATE: state.read()} if state is not None else {}))
-    python, frames = Python(copied.path), []
-    for frame in drive():
-        arrays = python.step(frame)
-        runs.append(
-            {name.removeprefix("outputs/"): each for name, each in arrays.items() if name.startswith("outputs/")}
-        )
-        if NEXT_STATE in arrays:
-            runs[-1][NEXT_STATE] = arrays[NEXT_STATE]
-        frames.append((frame, python.believed.known()))
-    named = {f"{i}/{name}": np.ascontiguousarray(each) for i, run in enumerate(runs) for name, each in run.items()}
-    plan = save(named)
-    copied.add_plan(plan, plan_record(copied.path, plan, target=TARGET, compiler=COMPILER))
-    return frames
-
-
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizers have an allocator of their own"
+)
 @pytest.mark.parametrize("network", [remembering, every_task])
 def test_a_step_takes_nothing_from_the_heap_once_it_has_seen_such_frames(network, tmp_path: Path) -> None:
     """Counted by an interposed allocator, with an engine that takes nothing, on the same frames in each turn."""
-    frames = with_recorded_plan(network(), tmp_path / "bundle")
+    frames = with_recorded_plan(network(), tmp_path / "bundle", drive())
     (tmp_path / "frames.pickle").write_bytes(pickle.dumps(frames))
     built = Path(os.environ["TESSERA_LIBRARY"]).parent
     counter = built / "libcount_allocations.so"
