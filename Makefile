@@ -66,8 +66,12 @@ cpp: $(CPP)/$(CPP_PRESET)/built
 tidy: $(CPP)/release/built
 	$(BIN)/clang-tidy --quiet -p $(CPP)/release deploy/cpp/src/*.cpp
 
+# The sanitizers must be loaded before Python, which frees not all of its memory at its end.
+SANITIZERS := $(if $(filter sanitize,$(CPP_PRESET)),LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0 TESSERA_MUTATIONS=10000)
+
 test-cpp: $(CPP)/$(CPP_PRESET)/built
-	OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
+	$(SANITIZERS) OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
 
 # mmdet3d needs numpy 1, which the locks of Python 3.10 and 3.11 hold, so it has an environment of its own.
 # mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.

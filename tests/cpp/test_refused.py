@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import tessera_runtime as native
+from both_runtimes import COMPILER, TARGET
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from damage import cut, delete, in_json, put, write
@@ -371,8 +372,6 @@ def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Dama
     assert cpp == python
 
 
-TARGET = "rtx-ampere"
-COMPILER = "tensorrt_rtx 1.7.1.116"  # of the engine of recorded outputs
 PERMIT = {"target": TARGET, "dla": False, "first": [1, 7], "end": [1, 8]}
 ENGINE = f"engines/{TARGET}"
 

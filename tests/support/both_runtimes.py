@@ -1,25 +1,31 @@
 """The Python runtime beside the C++ runtime, a drive with everything that can be wrong, and networks."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exported import QUIET, checkpoint_of, modular, nano
+from exported import QUIET, checkpoint_of, modular, nano, plan_record
 from once import once
+from safetensors.numpy import save
 from vocabulary import RIG
 
 from deploy.bundle import Bundle
+from deploy.engines import open_engine
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
+from deploy.state import run_with_state
 from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
+from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
 from perception.sensors import inputs
 
+TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"  # of the engine of recorded outputs
 BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 MODULES: list[dict[str, object]] = [
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["rain"]},
@@ -162,3 +168,36 @@ def rotated() -> Bundle:
         export(checkpoint_of(parse_config(content, "rotated")), out, console=QUIET)
 
     return Bundle.load(once("bundle-rotated", make))
+
+
+def with_recorded_plan(
+    source: Bundle, path: Path, given: Iterable[Frame], boxes_off: float = 0
+) -> list[tuple[Frame, tuple[str, ...]]]:
+    """Copies the bundle, with the outputs of its golden frames and of these as the plan of `recorded_engine`.
+
+    Args:
+        boxes_off: m along x, in the outputs of the last golden frame.
+
+    Returns:
+        The frames, each with the conditions that are believed.
+    """
+    copied = Bundle.load(shutil.copytree(source.path, path))
+    engine, golden = open_engine(copied), copied.golden_frames()
+    runs, state = [], engine.new_state()
+    for frame in golden:
+        outputs = run_with_state(engine, frame.inputs, state) if state is not None else engine.run(frame.inputs)
+        runs.append(outputs | ({NEXT_STATE: state.read()} if state is not None else {}))
+    runs[-1]["detection/boxes"][..., 0] += boxes_off
+    python, frames = Python(copied.path), []
+    for frame in given:
+        arrays = python.step(frame)
+        runs.append(
+            {name.removeprefix("outputs/"): each for name, each in arrays.items() if name.startswith("outputs/")}
+        )
+        if NEXT_STATE in arrays:
+            runs[-1][NEXT_STATE] = arrays[NEXT_STATE]
+        frames.append((frame, python.believed.known()))
+    named = {f"{i}/{name}": np.ascontiguousarray(each) for i, run in enumerate(runs) for name, each in run.items()}
+    plan = save(named, metadata={"repeated": str(len(golden))})
+    copied.add_plan(plan, plan_record(copied.path, plan, target=TARGET, compiler=COMPILER))
+    return frames

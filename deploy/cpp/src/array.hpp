@@ -1,6 +1,7 @@
 // Arrays as in numpy: a type, a shape, and row-major elements.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -8,9 +9,11 @@
 #include <initializer_list>
 #include <map>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "tessera.h"
@@ -70,10 +73,11 @@ class Array {
 
     template <typename T>
     T *data() {
-        return reinterpret_cast<T *>(bytes_.data());
+        return const_cast<T *>(std::as_const(*this).template data<T>());
     }
     template <typename T>
     const T *data() const {
+        if (sizeof(T) > kTypes[type_].bytes) throw std::invalid_argument(std::string("an array is ") + type_name());
         return reinterpret_cast<const T *>(bytes_.data());
     }
 
@@ -83,10 +87,7 @@ class Array {
     int64_t rows() const { return shape_.empty() ? 1 : shape_[0]; }
     size_t size() const { return count(shape_); }
     size_t byte_count() const { return bytes_.size(); }
-    void clear() { std::memset(bytes_.data(), 0, bytes_.size()); }
-    bool operator==(const Array &other) const {
-        return type_ == other.type_ && shape_ == other.shape_ && bytes_ == other.bytes_;
-    }
+    void clear() { std::fill(bytes_.begin(), bytes_.end(), std::byte{0}); }
 
    private:
     Type type_ = TESSERA_FLOAT32;
@@ -100,7 +101,8 @@ using Arrays = std::map<std::string, Array, std::less<>>;
 template <typename T, typename Lengths = std::initializer_list<int64_t>>
 T *fill_in(Arrays &arrays, std::string_view name, const Lengths &shape) {
     auto found = arrays.find(name);
-    if (found == arrays.end()) found = arrays.emplace(name, Array::of<T>(shape)).first;
+    if (found == arrays.end() || found->second.type() != type_of<T>())
+        found = arrays.insert_or_assign(std::string(name), Array::of<T>(shape)).first;
     found->second.resize(shape);
     return found->second.data<T>();
 }

@@ -16,7 +16,7 @@ constexpr const char *kManifest = "manifest.json", *kAgain = "; export the bundl
 
 // The id of the key that an unchecked manifest names; empty if there is none.
 std::string signer_of(const std::string &content) {
-    const Json json = Json::parse(content, nullptr, false);
+    const Json json = parse_json(content);
     if (!json.is_object() || !json.contains("signer") || !json["signer"].is_string()) return "";
     const std::string signer = json["signer"];
     const bool id = signer.size() == 16 && signer.find_first_not_of("0123456789abcdef") == std::string::npos;
@@ -159,7 +159,7 @@ Plan Bundle::plan(const std::string &target, const std::string &compiler) const 
     const std::string remedy = text("run `perception build ", path_.string(), " --target ", target, "`");
     const std::optional<std::string> content = is_file(file) ? read_file(file) : std::nullopt;
     if (!content) throw refused(path_.string(), ": no engine for ", target, "; ", remedy);
-    const Json record = Json::parse(*content, nullptr, false);
+    const Json record = parse_json(*content);
     if (!is_record(record)) throw refused(file.string(), ": not an engine record of this version; ", remedy);
     const bool is_signed = is_file(fs::path(file).replace_extension(".sig"));
     if (trust_.required() && is_signed) trust_.require_signed(file, *content, "");
@@ -179,7 +179,7 @@ Plan Bundle::plan(const std::string &target, const std::string &compiler) const 
 // Plans that a device compiled itself may run without a signature, if the manifest permits it.
 void Bundle::require_permitted(const fs::path &file, const Json &record) const {
     const std::string target = record["target"], compiler = record["compiler"];
-    const Json &builds = manifest_.json["builds"];
+    const Json &builds = manifest_.json.at("builds");
     std::string reason;
     if (record["weights_sha256"] != record["onnx_sha256"])
         reason = "the manifest cannot permit a plan of another bundle's network";

@@ -105,7 +105,4 @@ class Bundle {
 // The tensors of a safetensors file. Throws Error naming the file if it is damaged.
 Arrays read_safetensors(const std::string &content, const fs::path &file);
 
-// A file with these tensors; for tests and examples.
-std::string write_safetensors(const Arrays &arrays);
-
 }  // namespace tessera

@@ -39,11 +39,11 @@ Matrix4 inverse(const Matrix4 &matrix) {
                                     {d * h - e * g, b * g - a * h, a * e - b * d}};
     const double determinant = a * cofactors[0][0] + b * cofactors[1][0] + c * cofactors[2][0];
     Matrix4 result = kIdentity;
-    for (int row = 0; row < 3; ++row) {
+    for (size_t row = 0; row < 3; ++row) {
         const double p = cofactors[row][0] / determinant, q = cofactors[row][1] / determinant,
                      r = cofactors[row][2] / determinant;
         const std::array<double, 4> values = {p, q, r, -(p * x + q * y + r * z)};
-        std::copy(values.begin(), values.end(), result.begin() + 4 * row);
+        std::copy(values.begin(), values.end(), &result[4 * row]);
     }
     return result;
 }

@@ -51,13 +51,15 @@ Arrays pad_inputs(const fs::path &file, const Arrays &tensors, const std::string
         if (described.name == "state") continue;
         const auto stored = tensors.find(side + "." + described.name);
         if (!is_one_of(described.name, {"pillar_points", "pillar_counts", "pillar_cells"}) || stored == tensors.end() ||
-            stored->second.shape().size() < 2) {
+            std::min(described.shape.size(), stored->second.shape().size()) < 2) {
             inputs[described.name] = read_tensor(file, tensors, side, described);
             continue;
         }
         described.shape[1] = std::min(described.shape[1], stored->second.shape()[1]);
         const Array &read = read_tensor(file, tensors, side, described);
         Array &padded = inputs[described.name] = padding.at(described.name);
+        if (padded.byte_count() < read.byte_count())
+            throw refused(file.string(), ": ", described.name, " is larger than the manifest's preprocessing makes it");
         std::memcpy(padded.data<char>(), read.data<char>(), read.byte_count());
     }
     return inputs;
@@ -73,7 +75,7 @@ void require_enough(const std::vector<GoldenFrame> &frames, const Manifest &mani
             const Array &scores = frame.outputs.at(task.first + "/scores"), &chosen = frame.compared.at(task.first);
             const std::vector<bool> found = clear_detections(scores, rules.at("clear_score").get<double>() / 2);
             clear += std::count(found.begin(), found.end(), true);
-            compared += std::count(chosen.data<bool>(), chosen.data<bool>() + chosen.size(), true);
+            compared += std::count(chosen.data<uint8_t>(), chosen.data<uint8_t>() + chosen.size(), uint8_t{1});
         }
         const int64_t count = rules.at("least_compared"),
                       part = static_cast<int64_t>(rules.at("least_share").get<double>() * static_cast<double>(clear));
@@ -108,16 +110,21 @@ Frame read_frame(const Arrays &sensors, std::vector<std::string> &pictures) {
     frame.global_from_ego = matrix<16>(sensors, "global_from_ego");
     if (const auto points = sensors.find("points"); points != sensors.end()) {
         frame.points = points->second.data<float>();
-        frame.point_count = static_cast<size_t>(points->second.rows());
+        frame.point_count = points->second.size() / 5;
     }
-    if (const auto sweeps = sensors.find("sweep_of_point"); sweeps != sensors.end())
+    if (const auto sweeps = sensors.find("sweep_of_point"); sweeps != sensors.end()) {
+        if (sweeps->second.size() < frame.point_count) throw refused("sweep_of_point has fewer points");
         frame.sweep_of_point = sweeps->second.data<uint8_t>();
+    }
     pictures.reserve(sensors.size());
     for (const auto &[key, packed] : sensors) {
         const std::vector<std::string> parts = split(key, '/');
         if (parts.size() != 3 || parts[2] != "rgb") continue;
         const std::string start = "cameras/" + parts[1] + "/";
-        const int64_t *size = sensors.at(start + "size").data<int64_t>();
+        const Array &sides = sensors.at(start + "size");
+        const auto *size = sides.data<int64_t>();
+        if (sides.size() != 2 || std::min(size[0], size[1]) < 1 || std::max(size[0], size[1]) > INT16_MAX)
+            throw refused(start, "size is none of a picture");
         pictures.push_back(inflate(packed, static_cast<size_t>(size[0] * size[1] * 3)));
         const std::string_view name = std::string_view(key).substr(8, parts[1].size());
         frame.cameras.push_back(
@@ -196,8 +203,6 @@ Array select_kept_pillars(const Arrays &inputs, const Frame &frame, Manifest few
     const auto half = std::max<int64_t>(1, pillars / 2);
     few.preprocessing.pillars->most = static_cast<int>(half);
     few.preprocessing.pictures.reset();
-    for (TensorInfo &input : few.inputs)
-        if (is_one_of(input.name, {"pillar_points", "pillar_counts", "pillar_cells"})) input.shape[1] = half;
     Arrays found = no_sensors(few);
     Preprocessor(few).prepare(frame, found);
     Array kept = found.at("pillar_cells");
@@ -213,6 +218,9 @@ Arrays crowd(Arrays outputs, const Manifest &manifest) {
         Array &boxes = outputs.at(task.key() + "/boxes"), &scores = outputs.at(task.key() + "/scores");
         const std::vector<double> labels = numbers(outputs.at(task.key() + "/labels"));
         const auto list = static_cast<size_t>(scores.shape().back()), width = static_cast<size_t>(boxes.shape().back());
+        if (labels.size() != scores.size() || boxes.size() != scores.size() * width || width < 3 ||
+            outputs.at(task.key() + "/attributes").size() != scores.size())
+            throw refused(task.key(), " has outputs of different lengths");
         std::map<double, std::pair<const float *, float>> first;  // of each class, and how many there were so far
         for (size_t i = 0; i < labels.size(); ++i) {
             const double rank = static_cast<double>(i % list),
@@ -243,6 +251,7 @@ constexpr float kMapLevels = 4096, kUnknown = 255;
 
 // Levels of a map, from the differences along both axes that are stored; and of a decoded one.
 Array unpack_map(const Array &packed) {
+    if (packed.shape().size() != 4 || packed.shape()[0] != 2) throw refused("map levels are not packed in two bytes");
     const Shape shape(packed.shape().begin() + 1, packed.shape().end());
     Array levels(TESSERA_FLOAT32, shape);
     const size_t rows = static_cast<size_t>(shape.at(1)), columns = static_cast<size_t>(shape.at(2));
@@ -396,7 +405,7 @@ void require_end_to_end(const std::vector<GoldenFrame> &golden, const Bundle &bu
     Json stored, found;
     std::vector<std::string> off;
     try {
-        stored = Json::parse(bundle.read(kMeaning));
+        stored = parse_json(bundle.read(kMeaning));
         found = meaning_of(manifest, golden, stored.at("known"));
         if (stored == found) {
             for (const auto &part : {differing_inputs(*whole, manifest), differing_predictions(*whole, manifest),

@@ -2,7 +2,6 @@
 // sensor data, to check what is before and behind the engine (deploy/golden.py, golden_file.py).
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,11 +29,10 @@ std::vector<GoldenFrame> read_golden(const Bundle &bundle, const std::string &gr
 // the export made.
 void require_end_to_end(const std::vector<GoldenFrame> &golden, const Bundle &bundle);
 
-// Runs inputs and returns the outputs, with the next state `sampled`; in the order of the frames.
-using Run = std::function<const Arrays &(const Arrays &inputs)>;
-
-// Throws Error (TESSERA_WRONG_ENGINE) unless the engine gives the outputs within the manifest's tolerances.
-void require_golden(const GoldenFrame &frame, const Run &run, const std::string &engine, const Manifest &manifest);
+// Throws Error (TESSERA_WRONG_ENGINE) unless the outputs that the engine gives, with the next state `sampled`, are
+// those of the frame within the manifest's tolerances.
+void require_golden(const GoldenFrame &frame, const Arrays &outputs, const std::string &engine,
+                    const Manifest &manifest);
 
 // The detections that stay in their list if engines differ by this score at most. Where scores tie at the end of a
 // list, engines are free to choose which detections are in it.

@@ -1,5 +1,6 @@
 // Reads manifest.json into `Manifest` (deploy/manifest.py).
 #include <algorithm>
+#include <cmath>
 
 #include "bundle.hpp"
 #include "error.hpp"
@@ -9,7 +10,7 @@ namespace tessera {
 
 namespace {
 
-constexpr int kSchema = 12;
+constexpr int kSchema = 12, kLargest = 1'000'000;
 const std::set<std::string> kKeys = {
     "precision",      "blocks",         "opset",    "tolerances", "inputs", "outputs",   "routes",
     "folded",         "inline",         "banked",   "parameters", "flops",  "operators", "state",
@@ -61,7 +62,7 @@ class Value {
     void read(bool &into) const { get(into, json_.is_boolean(), "boolean"); }
     void read(double &into) const { get(into, json_.is_number(), "number"); }
     void read(int64_t &into) const { get(into, json_.is_number_integer(), "integer"); }
-    void read(int &into) const { get(into, json_.is_number_integer(), "integer"); }
+    void read(int &into) const { get(into, json_.is_number_integer() && json_ >= 0 && json_ <= kLargest, "integer"); }
     void read(Type &into) const {
         for (const auto &type : kTypes)
             if (json_ == type.name) return void(into = type.type);
@@ -169,7 +170,11 @@ Manifest read_fields(const Value &value, Numbers &numbers) {
     read.golden = value["golden"].json();
     for (const char *key : {"clear_score", "least_compared", "least_share", "around", "state_step", "grey_levels",
                             "rounded", "close", "crowd_step"})
-        value["golden"][key].require(value["golden"][key].json().is_number(), "input should be a valid number");
+        value["golden"][key].require(value["golden"][key].json().is_number() && value["golden"][key].json() >= 0 &&
+                                         value["golden"][key].json() <= kLargest,
+                                     "input should be a valid number");
+    int step = 0;
+    value["golden"]("state_step", step)["state_step"].require(step > 0, "input should be greater than 0");
     value("apart", read.apart);
     for (const auto &[name, digest] : value["files"].members()) digest.read(read.files[name]);
     for (const auto &[key, member] : value.members())
@@ -211,16 +216,51 @@ void require_state(const Manifest &manifest, const std::string &file) {
         const TensorInfo &before = *tensors["state"], &after = *tensors["next_state"];
         fits = manifest.json["state"]["pairs"].size() == 1 && state->input == "state" &&
                state->output == "next_state" && state->shape == after.shape && before.shape == after.shape &&
-               before.type == after.type && manifest.json["state"]["pairs"][0]["dtype"] == kTypes[after.type].name;
+               before.type == after.type && manifest.json["state"]["pairs"][0].at("dtype") == kTypes[after.type].name;
     }
     if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
 }
 
+// Arrays of impossible or excessive sizes, and numbers that cells of points could not be computed from.
+void require_sizes(const Manifest &manifest, const std::string &file) {
+    const auto require = [&file](const std::string &name, const Shape &shape, bool more = true) {
+        double size = shape.empty() || shape.size() > 8 ? 0 : 1;
+        for (const int64_t side : shape) size *= static_cast<double>(std::max<int64_t>(0, side));
+        if (size < 1 || size > 1e8 || !more)
+            throw refused(file, ": ", name, ": has sizes that cannot be; export the bundle again");
+    };
+    for (const auto *side : {&manifest.inputs, &manifest.outputs})
+        for (const TensorInfo &each : *side) require(each.name, each.shape);
+    const Preprocessing &settings = manifest.preprocessing;
+    if (const std::optional<Pillars> &p = settings.pillars) {
+        const auto fits = [&p](const std::array<double, 2> &range) {
+            return std::abs(range[0]) < kLargest && std::abs(range[1]) < kLargest &&
+                   (range[1] - range[0]) / p->cell < kLargest;
+        };
+        require("preprocessing.pillars", {p->most, p->points, 5},
+                p->cell > 0 && fits(p->x) && fits(p->y) && fits(p->z));
+        require("preprocessing.pillars", {p->rows, p->columns});
+    }
+    if (settings.pictures)
+        require("preprocessing.pictures", {static_cast<int64_t>(settings.pictures->cameras.size()),
+                                           settings.pictures->height, settings.pictures->width, 3});
+}
+
 }  // namespace
+
+Json parse_json(const std::string &content) {
+    bool deep = false;
+    const auto shallow = [&deep](int depth, Json::parse_event_t, const Json &) {
+        deep = deep || depth > 100;
+        return !deep;
+    };
+    Json json = Json::parse(content, shallow, false);
+    return deep ? Json(Json::value_t::discarded) : json;
+}
 
 Manifest parse_manifest(const std::string &content, const fs::path &path) {
     const std::string file = path.string();
-    const Json json = Json::parse(content, nullptr, false);
+    const Json json = parse_json(content);
     require_schema(json, file);
     const Value whole(json, file, "");
     whole.require(!json.is_discarded(), "invalid json");
@@ -230,6 +270,7 @@ Manifest parse_manifest(const std::string &content, const fs::path &path) {
         throw refused(file, ": was changed after the export (its sha256 differs); export the bundle again");
     require_outputs(manifest, file);
     require_state(manifest, file);
+    require_sizes(manifest, file);
     require_bounded(tolerances, manifest.json, path);
     return manifest;
 }

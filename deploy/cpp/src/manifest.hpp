@@ -14,6 +14,9 @@ namespace tessera {
 
 using Json = nlohmann::ordered_json;
 
+// Discarded if it is no JSON, or so deep that functions that call themselves would leave the stack.
+Json parse_json(const std::string &content);
+
 struct TensorInfo {
     std::string name;
     Shape shape;

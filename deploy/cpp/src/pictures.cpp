@@ -92,7 +92,8 @@ Matrix3 Warper::warp(const uint8_t *rgb, int height, int width, uint8_t *into) {
             mixed_[k] = static_cast<uint16_t>(low[k] * row.low_weight + high[k] * row.high_weight);
         }
         for (const Tap &column : columns_) {
-            const uint16_t *left = mixed_.data() + 3 * column.low, *right = mixed_.data() + 3 * column.high;
+            const uint16_t *left = mixed_.data() + size_t{3} * column.low,
+                           *right = mixed_.data() + size_t{3} * column.high;
             for (int channel = 0; channel < 3; ++channel) {
                 const uint32_t sum = uint32_t{left[channel]} * column.low_weight + right[channel] * column.high_weight;
                 *into++ = static_cast<uint8_t>((sum + kSteps * kSteps / 2) / (kSteps * kSteps));

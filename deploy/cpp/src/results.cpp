@@ -181,8 +181,7 @@ Decoder::Decoder(const Manifest &manifest) : parts_(std::make_unique<Parts>()) {
         else if (task == "conditions") parts_->conditions.emplace(settings);
         else if (task == "map") parts_->map = true;
         else if (task == "points") parts_->none = settings.at("none").get<uint8_t>();
-        else if (task == "occupancy") parts_->levels = settings.at("levels").get<float>();
-        else throw refused("manifest.json: this library does not know the task ", task, ": update it");
+        else parts_->levels = settings.at("levels").get<float>();  // occupancy; there are no others
     }
 }
 

@@ -37,9 +37,7 @@ Network open_network(const Bundle &bundle, const std::string &route, const Engin
     network.golden = read_golden(bundle, graph);
     require_end_to_end(network.golden, bundle);
     for (const GoldenFrame &frame : network.golden)
-        require_golden(
-            frame, [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); }, network.name,
-            bundle.manifest());
+        require_golden(frame, network.run_golden(frame.inputs), network.name, bundle.manifest());
     return network;
 }
 
@@ -168,7 +166,11 @@ void Runtime::list_names() {
 }
 
 const Array *Runtime::find(std::string_view name) const {
+<<<<<<< HEAD
     if (!latest_) return nullptr;
+=======
+    if (!outputs_ || !latest_) return nullptr;
+>>>>>>> sane
     const std::string_view in = "inputs/", out = "outputs/";
     const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0] : &joined_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
@@ -202,9 +204,8 @@ void Runtime::check() {
             index -= network.golden.size();
             continue;
         }
-        require_golden(
-            network.golden[index], [&](const Arrays &inputs) -> const Arrays & { return network.run_golden(inputs); },
-            network.name, network.bundle->manifest());
+        const GoldenFrame &frame = network.golden[index];
+        require_golden(frame, network.run_golden(frame.inputs), network.name, network.bundle->manifest());
         outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step
         return;
     }

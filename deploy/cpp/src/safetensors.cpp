@@ -15,7 +15,7 @@ Arrays read_safetensors(const std::string &content, const fs::path &file) {
     require(content.size() >= sizeof length, "header too small");
     std::memcpy(&length, content.data(), sizeof length);
     require(length <= content.size() - sizeof length, "invalid header length");
-    const Json header = Json::parse(content.substr(sizeof length, length), nullptr, false);
+    const Json header = parse_json(content.substr(sizeof length, length));
     require(header.is_object(), "invalid JSON in header");
     const std::string_view data = std::string_view(content).substr(sizeof length + length);
     Arrays arrays;
@@ -45,22 +45,6 @@ Arrays read_safetensors(const std::string &content, const fs::path &file) {
     }
     require(total == data.size(), "incomplete metadata, file not fully covered");
     return arrays;
-}
-
-std::string write_safetensors(const Arrays &arrays) {
-    Json header = Json::object();
-    std::string data;
-    for (const auto &[name, array] : arrays) {
-        const size_t begin = data.size();
-        data.append(array.data<char>(), array.byte_count());
-        header[name] = {{"dtype", kTypes[array.type()].safetensors},
-                        {"shape", array.shape()},
-                        {"data_offsets", {begin, data.size()}}};
-    }
-    std::string text = header.dump();
-    text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
-    const uint64_t length = text.size();
-    return std::string(reinterpret_cast<const char *>(&length), sizeof length) + text + data;
 }
 
 }  // namespace tessera

@@ -51,7 +51,9 @@ bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &i
     std::optional<Matrix4> motion;
     double elapsed = 0;
     if (before != nullptr) {
-        elapsed = static_cast<double>(moment.timestamp - before->timestamp) / 1e6;
+        elapsed = static_cast<double>(static_cast<int64_t>(static_cast<uint64_t>(moment.timestamp) -
+                                                           static_cast<uint64_t>(before->timestamp))) /
+                  1e6;
         motion = usable_motion(*before, moment, elapsed, info, rigid);
     }
     const Matrix4 matrix = motion.value_or(kIdentity);

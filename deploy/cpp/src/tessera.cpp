@@ -24,19 +24,21 @@ thread_local std::string open_message;
 // Runs `body`, and turns what it throws into a status and a message.
 template <typename Body>
 tessera_status guarded(std::string &message, const Body &body) {
+    tessera_status status = TESSERA_FAILED;
     try {
         message.clear();
         body();
         return TESSERA_OK;
     } catch (const tessera::Error &error) {
         message = error.what();
-        return error.status;
+        status = error.status;
     } catch (const std::bad_alloc &) {
         message = "there is no memory left";
     } catch (const std::exception &error) {
         message = error.what();
     }
-    return TESSERA_FAILED;
+    std::replace(message.begin(), message.end(), '\n', ' ');  // libraries write several lines
+    return status;
 }
 
 template <typename Struct>
@@ -55,6 +57,7 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
     if (given.point_count && !given.points) throw tessera::bad_input("tessera_frame.points: is NULL");
     if (given.camera_count && !given.cameras) throw tessera::bad_input("tessera_frame.cameras: is NULL");
     if (given.condition_count && !given.conditions) throw tessera::bad_input("tessera_frame.conditions: is NULL");
+    if (given.point_count > INT32_MAX) throw tessera::bad_input("tessera_frame.point_count: is ", given.point_count);
     frame.scene = or_empty(given.scene);
     frame.timestamp = given.timestamp;
     std::copy_n(given.global_from_reference, 16, frame.global_from_reference.begin());
@@ -82,7 +85,7 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
 }  // namespace
 
 tessera_status tessera_open(const tessera_options *options, tessera_runtime **runtime) {
-    return guarded(open_message, [&] {
+    const tessera_status status = guarded(open_message, [&] {
         if (!runtime) throw tessera::bad_input("runtime: is NULL");
         *runtime = nullptr;
         require_size(options, "tessera_options");
@@ -97,6 +100,10 @@ tessera_status tessera_open(const tessera_options *options, tessera_runtime **ru
                                             options->threads};
         *runtime = new tessera_runtime(options->bundle, trust, engine);
     });
+    if (status == TESSERA_FAILED)  // as a library says it, without a file
+        open_message = tessera::text(options->bundle, "/manifest.json: cannot be used here (", open_message,
+                                     "); export the bundle again");
+    return status;
 }
 
 tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame) {
@@ -170,8 +177,10 @@ tessera_status tessera_group(const tessera_grid *grid, const float *points, size
                                      grid->most,
                                      grid->points,
                                      grid->fullest != 0};
-        if (rules.rows < 1 || rules.columns < 1 || rules.most < 1 || rules.points < 1 || !(rules.cell > 0))
-            throw tessera::bad_input("tessera_grid: its lengths must be positive");
+        if (rules.rows < 1 || rules.columns < 1 || rules.most < 1 || rules.points < 1 || !(rules.cell > 0) ||
+            count > INT32_MAX || int64_t{rules.rows} * rules.columns >= INT32_MAX)
+            throw tessera::bad_input(
+                "tessera_grid: its lengths must be positive, and its cells and points fewer than 2^31");
         std::fill_n(counts, rules.most, rules.points);  // whatever the arrays hold is overwritten
         *pillars = tessera::Grouper(rules).group(points, count, pillar_points, counts, cells, cells_of_points);
     });
@@ -181,6 +190,8 @@ tessera_status tessera_picture(const uint8_t *rgb, int32_t recorded_height, int3
                                int32_t height, int32_t width, int32_t steps) {
     return guarded(open_message, [&] {
         if (!rgb || !picture) throw tessera::bad_input("a picture is NULL");
+        for (const int32_t side : {recorded_height, recorded_width, height, width})
+            if (side < 1 || side > INT16_MAX) throw tessera::bad_input("a side of a picture is ", side, " pixels");
         tessera::Warper({{}, height, width, steps}).warp(rgb, recorded_height, recorded_width, picture);
     });
 }

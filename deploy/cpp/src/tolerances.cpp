@@ -1,6 +1,7 @@
 // The outputs of the tasks, and the bounds of their tolerances by precision (deploy/tolerances.py).
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "bundle.hpp"
 #include "error.hpp"
@@ -36,8 +37,9 @@ std::vector<std::string> levels_of(const Json &occupancy) {
     const Json &edge = occupancy.at("height").is_null() ? occupancy.at("cell") : occupancy.at("height");
     const double low = occupancy.at("z").at(0), height = edge;
     std::vector<std::string> levels;
-    for (int i = 0; i < std::nearbyint((occupancy.at("z").at(1).get<double>() - low) / height); ++i)
-        levels.push_back(format("%g m", low + i * height));
+    const double count = std::nearbyint((occupancy.at("z").at(1).get<double>() - low) / height);
+    if (!(count < 1000)) throw std::invalid_argument("tasks.occupancy: has too many levels");
+    for (int i = 0; i < count; ++i) levels.push_back(format("%g m", low + i * height));
     return levels;
 }
 
@@ -99,7 +101,7 @@ std::vector<Output> outputs_of(const Json &manifest) {
             for (const char *name : {"occupied", "others"}) add(Output::kCells, name, levels_of(config));
             add(Output::kFreeLabels, "free");
         } else {
-            throw bad_input("tasks.", task, ": extra inputs are not permitted");
+            throw std::invalid_argument(text("tasks.", task, ": extra inputs are not permitted"));
         }
     }
     return outputs;
@@ -122,7 +124,7 @@ void require_bounded(const Numbers &found, const Json &manifest, const fs::path 
         if (found[i].first != largest[i].first)
             throw refused(file.string(), ": has tolerances in another order than its outputs", remedy);
     for (const auto &[name, number] : found)
-        if (number > by_name.at(name))
+        if (!(number >= 0 && number <= by_name.at(name)))
             throw refused(file.string(), ": tolerance ", name, " is ", format("%g", number), ", in ", precision,
                           " at most ", format("%g", by_name.at(name)), remedy);
 }

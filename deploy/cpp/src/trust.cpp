@@ -61,7 +61,7 @@ int64_t highest(const fs::path &file) {
     struct stat found;
     if (stat(file.c_str(), &found) != 0 && errno == ENOENT) return 0;
     const std::optional<std::string> content = is_file(file) ? read_file(file) : std::nullopt;
-    const Json state = Json::parse(content.value_or(""), nullptr, false);
+    const Json state = parse_json(content.value_or(""));
     if (!state.is_object() || !state.contains("release") || !state["release"].is_number_integer())
         throw refused(file.string(), ": does not say the highest release that ran; write {\"release\": N} into it");
     return state["release"].get<int64_t>();
@@ -103,7 +103,7 @@ std::optional<time_t> parse_time(const std::string &expires) {
     if (std::strcmp(rest, "Z") != 0 &&
         (std::sscanf(rest, "%c%2d:%2d%c", &sign, &hours, &minutes, &end) != 3 || (sign != '+' && sign != '-')))
         return std::nullopt;
-    return timegm(&utc) - (sign == '-' ? -1 : 1) * 60 * (60 * hours + minutes);
+    return timegm(&utc) - (sign == '-' ? -60L : 60L) * (60 * hours + minutes);
 }
 
 void Trust::require_signed(const fs::path &record, const std::string &content, const std::string &signer) const {

@@ -20,7 +20,8 @@ class RecordedState : public EngineState {
 
 class RecordedEngine : public Engine {
    public:
-    RecordedEngine(const Manifest &manifest, const std::string &content) : manifest_(manifest) {
+    RecordedEngine(const Manifest &manifest, const Plan &plan) : manifest_(manifest) {
+        const std::string &content = plan.content;
         uint64_t length = 0;
         std::memcpy(&length, content.data(), sizeof length);
         const Json header = Json::parse(content.substr(sizeof length, length));
@@ -32,6 +33,8 @@ class RecordedEngine : public Engine {
             if (runs_.size() <= run) runs_.resize(run + 1);
             for (const TensorInfo &output : manifest.outputs) {
                 if (output.name != name.substr(slash + 1)) continue;
+                if (info["shape"].get<Shape>() != output.shape || info["dtype"] != kTypes[output.type].safetensors)
+                    throw refused(plan.path.string(), ": ", name, " is not as the manifest says");
                 Array array(output.type, output.shape);
                 const char *from = content.data() + sizeof length + length + info["data_offsets"][0].get<size_t>();
                 std::memcpy(array.data<char>(), from, array.byte_count());
@@ -67,5 +70,5 @@ extern "C" TESSERA_API const char *tessera_engine_compiler() {
 
 extern "C" TESSERA_API tessera::Engine *tessera_open_engine(const tessera::Manifest &manifest,
                                                             const tessera::Plan &plan) {
-    return new tessera::RecordedEngine(manifest, plan.content);
+    return new tessera::RecordedEngine(manifest, plan);
 }
