@@ -32,8 +32,8 @@
 
 namespace tessera_ros {
 
-using sensor_msgs::msg::CameraInfo, sensor_msgs::msg::Image, sensor_msgs::msg::PointCloud2;
 using autoware_perception_msgs::msg::DetectedObjects, vision_msgs::msg::Detection3DArray;
+using sensor_msgs::msg::CameraInfo, sensor_msgs::msg::Image, sensor_msgs::msg::PointCloud2;
 using Status = diagnostic_updater::DiagnosticStatusWrapper;
 using Names = std::vector<std::string>;
 
@@ -54,7 +54,7 @@ struct Camera {
     std::string name;
     CameraInfo::ConstSharedPtr info;
     Image::ConstSharedPtr image;  // the latest one
-    bool seen = false;  // in the latest frame
+    bool seen = false;            // in the latest frame
 };
 
 class TesseraNode : public rclcpp::Node {
@@ -205,10 +205,10 @@ class TesseraNode : public rclcpp::Node {
     void publish(const rclcpp::Time &time, const tf2::Transform &ego_from_reference) {
         const auto doubles = [&](const char *name) { return static_cast<const double *>(runtime_->get(name).data); };
         const tessera_array labels = runtime_->get("detection/labels");
-        const Detections found{static_cast<size_t>(labels.shape[0]), doubles("detection/centers"),
-                               doubles("detection/sizes"), doubles("detection/rotations"),
-                               doubles("detection/velocities"), doubles("detection/scores"),
-                               static_cast<const int64_t *>(labels.data)};
+        const Detections found{
+            static_cast<size_t>(labels.shape[0]),     doubles("detection/centers"),    doubles("detection/sizes"),
+            doubles("detection/rotations"),           doubles("detection/velocities"), doubles("detection/scores"),
+            static_cast<const int64_t *>(labels.data)};
         Matrix to;
         write(ego_from_reference, to.data());
         const std::vector<Box> boxes = boxes_of(found, to, score_threshold_);

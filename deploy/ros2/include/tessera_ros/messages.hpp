@@ -161,8 +161,7 @@ void append_points(const Cloud &cloud, const Matrix &to, double age, std::vector
         float p[4];
         for (size_t i = 0; i < (bytes ? 3 : 4); ++i) std::memcpy(p + i, point + offsets[i], sizeof(float));
         if (bytes) p[3] = point[offsets[3]];
-        for (size_t i = 0; i < 12; i += 4)
-            points.push_back(m[i] * p[0] + m[i + 1] * p[1] + m[i + 2] * p[2] + m[i + 3]);
+        for (size_t i = 0; i < 12; i += 4) points.push_back(m[i] * p[0] + m[i + 1] * p[1] + m[i + 2] * p[2] + m[i + 3]);
         points.insert(points.end(), {p[3], static_cast<float>(age)});
     }
 }
