@@ -166,11 +166,7 @@ void Runtime::list_names() {
 }
 
 const Array *Runtime::find(std::string_view name) const {
-<<<<<<< HEAD
     if (!latest_) return nullptr;
-=======
-    if (!outputs_ || !latest_) return nullptr;
->>>>>>> sane
     const std::string_view in = "inputs/", out = "outputs/";
     const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0] : &joined_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
