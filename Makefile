@@ -66,8 +66,9 @@ cpp: $(CPP)/$(CPP_PRESET)/built
 tidy: $(CPP)/release/built
 	$(BIN)/clang-tidy --quiet -p $(CPP)/release deploy/cpp/src/*.cpp
 
-# The sanitizers must be loaded before Python, which frees not all of its memory at its end.
-SANITIZERS := $(if $(filter sanitize,$(CPP_PRESET)),LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+# The sanitizers are loaded before Python, which frees not all of its memory at its end, with the C++ whose exceptions
+# they see.
+SANITIZERS := $(if $(filter sanitize,$(CPP_PRESET)),LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 TESSERA_MUTATIONS=10000)
 
 test-cpp: $(CPP)/$(CPP_PRESET)/built

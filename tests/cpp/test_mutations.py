@@ -19,7 +19,7 @@ from exported import remembering
 from perception.frame import Frame
 
 MUTATIONS = int(os.environ.get("TESSERA_MUTATIONS", "400"))  # of all tests here
-pytestmark = pytest.mark.parametrize("network", [remembering, every_task])
+pytestmark = [pytest.mark.slow("exports networks"), pytest.mark.parametrize("network", [remembering, every_task])]
 Rng = np.random.Generator
 VALUES = [None, True, 0, -1, 1, 2, 7, 0.5, 1e-300, 1e300, 2**31, 2**62, -(2**63), "", "rain", "a\nb", "no-lidar",
           "int64", "uint8", "U8", "F64", [], {}, [0], [2**40, 2**40], json.loads("[" * 150 + "]" * 150)]  # fmt: skip
@@ -137,17 +137,16 @@ def change_frame(frame: Frame, rng: Rng) -> Frame:
 
 
 def test_after_any_frame_the_next_drive_is_as_in_a_new_runtime(network: Callable[[], Any], tmp_path: Path) -> None:
-    good, *others = list(drive())[:3]
+    good, other = list(drive())[:2]
     with_recorded_plan(network(), tmp_path / "bundle", [good])
     with open_runtime(tmp_path / "bundle") as runtime:
         fresh = {name: array.tobytes() for name, array in runtime.step(good).items()}
         for seed in range(MUTATIONS // 4):
             rng = np.random.default_rng(seed)
-            for frame in others:
-                frame = change_frame(change_frame(frame, rng), rng)
-                conditions = list(map(str, rng.choice(WORDS, rng.integers(4))))
-                said = refusal(partial(runtime.step, frame, conditions))
-                assert "\n" not in said, f"seed {seed}: {said}"
+            frame = change_frame(change_frame(other, rng), rng)
+            conditions = list(map(str, rng.choice(WORDS, rng.integers(4))))
+            said = refusal(partial(runtime.step, frame, conditions))
+            assert "\n" not in said, f"seed {seed}: {said}"
             runtime.restart()
             found = {name: array.tobytes() for name, array in runtime.step(good).items()}
             assert found == fresh, f"seed {seed}"

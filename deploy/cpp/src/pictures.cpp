@@ -79,7 +79,7 @@ Matrix3 Warper::warp(const uint8_t *rgb, int height, int width, uint8_t *into) {
         const int rows = (height + factor - 1) / factor, columns = (width + factor - 1) / factor;
         tap(scale, y, rows, rows_);
         rgb = reduce(rgb, height, width, factor);
-        height = rows, width = columns;
+        width = columns;
     } else {
         tap(scale, y, height, rows_);
     }
