@@ -20,7 +20,6 @@ from perception.frame import Frame
 
 MUTATIONS = int(os.environ.get("TESSERA_MUTATIONS", "400"))  # of all tests here
 pytestmark = [pytest.mark.slow("exports networks"), pytest.mark.parametrize("network", [remembering, every_task])]
-Rng = np.random.Generator
 VALUES = [None, True, 0, -1, 1, 2, 7, 0.5, 1e-300, 1e300, 2**31, 2**62, -(2**63), "", "rain", "a\nb", "no-lidar",
           "int64", "uint8", "U8", "F64", [], {}, [0], [2**40, 2**40], json.loads("[" * 150 + "]" * 150)]  # fmt: skip
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 1e-45, 1e-300, 1e30, 3e38, 1e300, np.nan, np.inf, -np.inf]
@@ -31,7 +30,7 @@ PARTS: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
-def change_json(content: Any, rng: Rng) -> None:
+def change_json(content: Any, rng: np.random.Generator) -> None:
     """Another value at a random place, no value, or one twice."""
     while True:
         key = rng.choice([*content]) if isinstance(content, dict) else int(rng.integers(len(content)))
@@ -47,13 +46,13 @@ def change_json(content: Any, rng: Rng) -> None:
         content[key] = [*VALUES, child * 2 if isinstance(child, int | float) else child][rng.integers(len(VALUES) + 1)]
 
 
-def change_bytes(content: bytes, rng: Rng) -> bytes:
+def change_bytes(content: bytes, rng: np.random.Generator) -> bytes:
     start, more = rng.integers(len(content)), rng.choice([0, 0x7F, 0x80, 0xFF, *rng.integers(256, size=4)], 8)
     rest = content[start + rng.integers(9) :] if rng.random() < 0.9 else b""
     return content[:start] + bytes(more.tolist())[: rng.integers(9)] + rest
 
 
-def change_file(name: str, content: bytes, rng: Rng) -> bytes:
+def change_file(name: str, content: bytes, rng: np.random.Generator) -> bytes:
     """JSON stays JSON in most cases, and so does the header of a safetensors file."""
     if name.endswith((".onnx", ".plan")) or rng.random() < 0.3:
         return change_bytes(content, rng)
@@ -91,8 +90,7 @@ def test_a_changed_file_is_refused_in_one_line_that_names_it(network: Callable[[
     for seed in range(MUTATIONS // 4):
         rng = np.random.default_rng(seed)
         name, seals = str(rng.choice(names)), rng.random() < 0.8
-        content = (path / name).read_bytes()
-        changed = change_file(name, content, rng)
+        changed = change_file(name, content := (path / name).read_bytes(), rng)
         (path / name).write_bytes(changed)
         with suppress(ValueError, TypeError, KeyError):  # what is no manifest any more has no hash
             own = json.loads(changed if name == "manifest.json" else manifest)
@@ -106,7 +104,7 @@ def test_a_changed_file_is_refused_in_one_line_that_names_it(network: Callable[[
         (path / "manifest.json").write_bytes(manifest)
 
 
-def change_numbers(array: np.ndarray, rng: Rng) -> np.ndarray:
+def change_numbers(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     changed = array.copy()
     places = rng.integers(array.size, size=rng.integers(1, 20)) if array.size and rng.random() < 0.9 else slice(None)
     with np.errstate(over="ignore"):
@@ -114,7 +112,7 @@ def change_numbers(array: np.ndarray, rng: Rng) -> np.ndarray:
     return changed
 
 
-def change_frame(frame: Frame, rng: Rng) -> Frame:
+def change_frame(frame: Frame, rng: np.random.Generator) -> Frame:
     """One part is another; of the points either some numbers, or the number of points, with any bits."""
     name, values = list(PARTS.items())[rng.integers(len(PARTS))]
     changes: dict[str, Any] = {name: values[rng.integers(len(values))]}
@@ -144,8 +142,7 @@ def test_after_any_frame_the_next_drive_is_as_in_a_new_runtime(network: Callable
         for seed in range(MUTATIONS // 4):
             rng = np.random.default_rng(seed)
             frame = change_frame(change_frame(other, rng), rng)
-            conditions = list(map(str, rng.choice(WORDS, rng.integers(4))))
-            said = refusal(partial(runtime.step, frame, conditions))
+            said = refusal(partial(runtime.step, frame, list(map(str, rng.choice(WORDS, rng.integers(4))))))
             assert "\n" not in said, f"seed {seed}: {said}"
             runtime.restart()
             found = {name: array.tobytes() for name, array in runtime.step(good).items()}

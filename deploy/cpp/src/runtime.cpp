@@ -194,7 +194,7 @@ std::optional<float> Runtime::weight(std::string_view module) const {
 void Runtime::check() {
     size_t total = 0;
     for (const Network &network : networks_) total += network.golden.size();
-    size_t index = next_check_++ % total;
+    size_t index = next_check_++ % std::max<size_t>(1, total);
     for (Network &network : networks_) {
         if (index >= network.golden.size()) {
             index -= network.golden.size();
