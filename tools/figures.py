@@ -95,8 +95,8 @@ QUOTED = {
     "{tables.later.open_seconds:.1f} s",
     "ten LiDAR sweeps into pillars": "{pillars.points:,} points in {pillars.ms:.0f} ms of one core",
     "the demo's bundle in C++ beside Python, without the network": "a step takes "
-    "{cpp.step_without_network_ratio:.2f} of the time, 300,000 points become pillars in {cpp.pillars_ms:.0f} instead of "
-    "{cpp.pillars_python_ms:.0f} ms",
+    "{cpp.step_without_network_ratio:.2f} of the time, 300,000 points become pillars in {cpp.pillars_ms:.0f} instead "
+    "of {cpp.pillars_python_ms:.0f} ms",
 }
 BEGIN, END = "<!-- figures: written by tools/figures.py -->\n", "<!-- /figures -->\n"
 
