@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from perception.sensors.lidar.pillars import group
 
 ROOT = Path(__file__).parents[1]
 POINTS, PILLARS = 300_000, (30_000, 20)
+BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 OUTSIDE_ENGINE = ("preprocess", "postprocess")
 
 
@@ -46,9 +47,7 @@ def cpp(
                 start = time.perf_counter()
                 arrays = runtime.step(frame, known)
                 steps.append(time.perf_counter() - start)
-                found = scene.prediction.results["detection"]
-                identical &= np.array_equal(arrays["detection/centers"], found.centers)
-                identical &= np.array_equal(arrays["detection/scores"], found.scores)
+                identical &= _equal(arrays, scene.prediction.results)
                 seconds["python"].append(sum(scene.seconds[stage] for stage in OUTSIDE_ENGINE))
                 seconds["cpp"].append(sum(runtime.seconds()[stage] for stage in OUTSIDE_ENGINE))
     medians = {name: float(np.median(each)) for name, each in seconds.items()}
@@ -60,6 +59,15 @@ def cpp(
         "p99_over_p50": float(np.percentile(steps, 99) / np.median(steps)),
         **_pillars(native, rounds),
     }
+
+
+def _equal(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> bool:
+    """Whether boxes, map and conditions have the same bytes."""
+    expected = {f"detection/{name}": getattr(results["detection"], name) for name in BOXES}
+    expected["map/probabilities"] = results["map"]
+    values = [each for kind in results["conditions"].values() for each in kind]
+    expected["conditions/probabilities"] = np.array(values, np.float64)
+    return all(arrays[name].tobytes() == np.ascontiguousarray(each).tobytes() for name, each in expected.items())
 
 
 def _native() -> Any:

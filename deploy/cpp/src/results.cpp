@@ -11,7 +11,6 @@ namespace tessera {
 
 namespace {
 
-constexpr double kOneObject = 0.2;  // least IoU of detections of one object in two views
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 const Array &output(const Arrays &outputs, std::string_view name) {
@@ -198,6 +197,11 @@ void Decoder::decode(const Arrays &outputs, Arrays &results) {
     }
 }
 
+ViewJoiner::ViewJoiner(const Manifest &manifest) {
+    const Json &tasks = manifest.postprocessing;
+    if (tasks.contains("detection")) one_object_ = tasks["detection"].at("one_object").get<double>();
+}
+
 void ViewJoiner::join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined) {
     boxes_.clear(), outlines_.clear();
     for (size_t view = 0; view < views.size(); ++view) {
@@ -227,7 +231,7 @@ void ViewJoiner::join(const std::vector<std::string> &views, const std::vector<A
         outlines_.push_back(footprint(box.center[0], box.center[1], box.size[0], box.size[1], unit.sine, unit.cosine));
     }
     const auto same = [this](size_t i, size_t k) {
-        return boxes_[i].label == boxes_[k].label && overlap(outlines_[i], outlines_[k], kOneObject);
+        return boxes_[i].label == boxes_[k].label && overlap(outlines_[i], outlines_[k], one_object_);
     };
     gone_.assign(boxes_.size(), 0);
     if (views.size() > 1) greedy(boxes_.size(), boxes_.size(), same, gone_);

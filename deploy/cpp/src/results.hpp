@@ -40,10 +40,12 @@ using Boxes = std::vector<Box>;
 // perception/tasks/detection/task.py; other tasks cannot join theirs.
 class ViewJoiner {
    public:
+    explicit ViewJoiner(const Manifest &manifest);
     // views: of each of the results, front or rear.
     void join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined);
 
    private:
+    double one_object_ = 1;  // least IoU of detections of one object in two views
     Boxes boxes_;
     std::vector<Footprint> outlines_;
     std::vector<uint8_t> gone_;

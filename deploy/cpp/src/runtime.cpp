@@ -20,7 +20,7 @@ std::vector<std::string> conditions_of(const std::string &route) {
 class Stage {
    public:
     explicit Stage(double &seconds) : seconds_(seconds), start_(std::chrono::steady_clock::now()) {}
-    ~Stage() { seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+    ~Stage() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
 
    private:
     double &seconds_;
@@ -30,8 +30,7 @@ class Stage {
 Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options) {
     const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
     Network network{
-        &bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target), nullptr, nullptr, {}, {},
-        {}};
+        &bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target), nullptr, nullptr, {}, {}};
     network.engine = open_engine(bundle, options);
     network.golden_state = network.engine->new_state();
     network.golden = read_golden(bundle, graph);
@@ -72,6 +71,7 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
       admitter_(bundle_.manifest()),
       preprocessor_(bundle_.manifest()),
       decoder_(bundle_.manifest()),
+      joiner_(bundle_.manifest()),
       inputs_(no_sensors(bundle_.manifest())) {
     const Manifest &manifest = bundle_.manifest();
     // All networks stay open, so that switching takes no time.
@@ -103,6 +103,7 @@ Network &Runtime::select(const Conditions &known) {
 }
 
 void Runtime::step(Frame &frame, const Conditions &conditions) {
+    preprocess = engine = postprocess = 0;
     const bool placed = admitter_.admit(frame);
     moment_.scene.assign(frame.scene);
     moment_.timestamp = frame.timestamp;
@@ -141,7 +142,6 @@ void Runtime::perceive(Network &network, const Frame &frame, const Conditions &c
         const bool remembers = carried && manifest.state;
         outputs_ =
             remembers ? &carried->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
-        if (remembers) carried->read(next_state_);
         if (carried && !manifest.state) carried->forget();
     }
     {
@@ -171,7 +171,10 @@ const Array *Runtime::find(std::string_view name) const {
     const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0] : &joined_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
-    else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) return &next_state_;
+    else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) {
+        carried_.back().read(next_state_);  // of the latest view
+        return &next_state_;
+    }
     if (!arrays) return nullptr;
     const auto found = arrays->find(name);
     return found == arrays->end() ? nullptr : &found->second;
@@ -205,10 +208,6 @@ void Runtime::check() {
         outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step
         return;
     }
-}
-
-void Runtime::restart() {
-    forget();
 }
 
 }  // namespace tessera

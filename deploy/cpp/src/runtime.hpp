@@ -23,7 +23,7 @@ struct Network {
     std::unique_ptr<Engine> engine;
     std::unique_ptr<EngineState> golden_state;
     std::vector<GoldenFrame> golden;
-    Arrays golden_inputs, golden_outputs;  // buffers
+    Arrays golden_outputs;  // buffer
 
     const Arrays &run_golden(const Arrays &inputs);
 };
@@ -50,8 +50,8 @@ class Runtime {
 
     // `frame` may be changed.
     void step(Frame &frame, const Conditions &conditions);
-    void check();    // the next golden frame of the next network
-    void restart();  // begin anew with the next frame
+    void check();   // the next golden frame of the next network
+    void forget();  // begin anew with the next frame
 
     // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The names of all by index.
     const Array *find(std::string_view name) const;
@@ -64,7 +64,6 @@ class Runtime {
     Network &select(const Conditions &known);
     // Runs one view of a frame; its results are in results_[view].
     void perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view);
-    void forget();
     void list_names();
 
     Bundle bundle_;
@@ -82,7 +81,7 @@ class Runtime {
     Arrays inputs_, joined_;
     Array route_;  // of the first view
     const Arrays *outputs_ = nullptr;
-    Array next_state_;
+    mutable Array next_state_;  // read when it is asked for, since it stays where the engine computes
     Moment moment_;
     size_t next_check_ = 0;
     std::vector<std::string> names_;

@@ -152,7 +152,7 @@ tessera_status tessera_check(tessera_runtime *runtime) {
 
 tessera_status tessera_restart(tessera_runtime *runtime) {
     if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] { runtime->runtime.restart(); });
+    return guarded(runtime->message, [&] { runtime->runtime.forget(); });
 }
 
 const char *tessera_message(const tessera_runtime *runtime) {

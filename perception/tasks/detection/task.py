@@ -130,9 +130,10 @@ class DetectionTask(Task[Boxes]):
         )
 
     def postprocessing(self) -> dict[str, Any]:
-        """NMS, None without one, and whether the outputs have velocities."""
+        """NMS, None without one; whether the outputs have velocities; the IoU from which two views see one object."""
         nms = self.config.nms
-        return {"suppression": nms and nms.model_dump(mode="json"), "velocity": self._knows_velocity}
+        suppression = nms and nms.model_dump(mode="json")
+        return {"suppression": suppression, "velocity": self._knows_velocity, "one_object": _ONE_OBJECT}
 
     def join_views(self, results: Mapping[View, Boxes]) -> Boxes:
         """The detections of all views, best score first; of those of one object that two views see, the best."""
