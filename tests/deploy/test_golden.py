@@ -19,10 +19,10 @@ import onnx
 import pytest
 from commands import one_line_error
 from damage import Change, put
-from exported import bundle, checkpoint_of, copy_bundle, keys, reseal, rewritten, settled, trusting
+from exported import bundle, bundles_of, checkpoint_of, copy_bundle, keys, reseal, rewritten, settled, trusting
 from hypothesis import given
 from hypothesis import strategies as st
-from lowered import bundles_of, switched
+from lowered import switched
 from networks import tasks, uniform_tolerances
 from once import once
 from tiny import write_tiny

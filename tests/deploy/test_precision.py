@@ -70,7 +70,7 @@ def rounded(values: torch.Tensor, precision: str, channels: int | None = None) -
 
 def emulated(inputs: dict[str, torch.Tensor], precision: str) -> dict[str, np.ndarray]:
     """What torch gives where every convolution's weights and inputs are rounded, the last layers' too."""
-    network = copy.deepcopy(lowered.network("folded"))
+    network = copy.deepcopy(lowered.network())
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data = rounded(layer.weight.data, precision, int(isinstance(layer, nn.ConvTranspose2d)))
@@ -102,7 +102,7 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> int:
     inputs = prepare(frame, InputSpec.of(config()))
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.no_grad():
-        expected = {name: value.numpy() for name, value in lowered.network("folded").predict(tensors).items()}
+        expected = {name: value.numpy() for name, value in lowered.network().predict(tensors).items()}
     actual, rough = lowered.run(graph, inputs), emulated(tensors, precision)
     for error in (score_error, lambda a, b: np.abs(a["map/probabilities"] - b["map/probabilities"]).mean()):
         assert 0 < error(expected, actual) <= FURTHER * error(expected, rough)

@@ -52,7 +52,6 @@ from deploy.route import steering_inputs
 from deploy.runtime import Runtime
 from deploy.verify import verify
 from perception.checkpoint import load_model, save_model
-from perception.config import parse_config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -302,12 +301,9 @@ def test_the_plan_of_a_router_in_the_graph_and_of_a_network_without_a_detector(t
 
 
 @pytest.mark.slow("exports a network")
-def test_what_is_seen_in_all_views_turns_with_the_vehicle(tmp_path: Path) -> None:
+def test_what_is_seen_in_all_views_turns_with_the_vehicle() -> None:
     """A frame that is turned by half shows the network that looks ahead what was behind."""
-    content, views = exported.nano().model_dump(mode="json"), ("front", "rear")
-    content["grid"]["x"], content["data"]["views"], content["name"] = [0.0, 51.2], views, "ahead"
-    del content["tasks"]["map"]
-    made = export(checkpoint_of(parse_config(content, "ahead")), tmp_path / "bundle", console=QUIET)
+    made, views = exported.looking(), ("front", "rear")
     assert made.manifest.views == views
     assert made.manifest.area.x == (-51.2, 51.2)
     runtime, frame = Runtime(made.path), synthetic_frame("ego", RIG, 3)
@@ -412,28 +408,23 @@ def assert_close(a: Prediction, b: Prediction) -> None:
     assert off.min(axis=1).max() < 1e-3
 
 
-@pytest.mark.slow("exports networks with two kinds of neck")
-@pytest.mark.parametrize("neck", ["joined", "pyramid"])
-def test_anchors_perceive_what_torch_does(neck: str, tables: NuScenesTables, tmp_path: Path) -> None:
-    """With a module at every slot, folded or switched."""
-    routes = {"joined": [["rain"]], "pyramid": [[], ["rain"]]}[neck]
-    predictor = TorchPredictor.load(anchored(neck, modular=True))
-    made = export(anchored(neck, modular=True), tmp_path / "bundle", routes, console=QUIET)
+@pytest.mark.slow("exports a network with three maps of anchors")
+def test_anchors_perceive_what_torch_does(tables: NuScenesTables, tmp_path: Path) -> None:
+    """With a module at every slot that an input switches."""
+    run = anchored("pyramid", modular=True)
+    predictor, made = TorchPredictor.load(run), export(run, tmp_path / "bundle", [[], ["rain"]], console=QUIET)
     runtime, manifest = Runtime(made.path), made.manifest
-    known = (Conditions(weather="rain"), *([] if manifest.folded else [Conditions(weather="clear")]))
-    found = manifest.folded, [each.name for each in manifest.banked]
-    assert found == {"joined": (("rain",), []), "pyramid": ((), ["rain"])}[neck]
+    assert (manifest.folded, [each.name for each in manifest.banked]) == ((), ["rain"])
     frames = [tables.frame(token, Reads("lidar", 2, cameras=False)) for token in tables.samples()[:2]]
     for frame in (*frames, synthetic_frame("lidar", RIG, 3)):
-        for conditions in known:
-            seen = replace(frame, conditions=conditions)
+        for weather in ("rain", "clear"):
+            seen = replace(frame, conditions=Conditions(weather=weather))
             expected, found = predictor(seen), runtime(seen)
             assert 20 < len(expected.results["detection"]) < 4000
             assert len(np.unique(expected.results["detection"].labels)) > 2
             assert_close(expected, found)
             assert_equal(found, runtime(seen))
-    shape = {tensor.name: tensor.shape for tensor in manifest.outputs}["detection/boxes"]
-    assert shape == (1, 10, {"joined": 200, "pyramid": 600}[neck], 10)
+    assert {tensor.name: tensor.shape for tensor in manifest.outputs}["detection/boxes"] == (1, 10, 600, 10)
     assert manifest.tasks == predictor.model.config.tasks
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -11,9 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import one_line_error
-from exported import QUIET, bundle, checkpoint_of, modular, remembering, reseal
-from lowered import bundles_of
-from once import once
+from exported import (
+    MEMORY,
+    QUIET,
+    bundle,
+    checkpoint_of,
+    looking,
+    modular,
+    remembering,
+    remembering_at,
+    remembering_run,
+    reseal,
+)
 from tiny import write_tiny
 from vocabulary import RIG
 
@@ -22,12 +30,10 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeState
 from deploy.export import export
 from deploy.golden import WrongEngine, require_agreement
 from deploy.golden_file import require_end_to_end
-from deploy.precision.calibrate import Drives
 from deploy.runtime import Runtime
 from deploy.state import run_with_state
 from deploy.street import street_frame
 from deploy.tolerances import Precision
-from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.views import view_of, view_token
 from perception.frame import Conditions, Frame, Prediction
@@ -37,24 +43,7 @@ from perception.sensors.state import state_inputs
 from perception.tasks.task import join_views
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-MEMORY = {"name": "memory", "kind": "memory"}
 Arrays = dict[str, np.ndarray]
-
-
-@cache
-def sequences() -> Path:
-    """A bundle of each precision, and the drive that INT8 was calibrated on."""
-
-    def make(out: Path) -> None:
-        write_tiny(out / "drives")
-        drives = Drives(out / "drives", "v1.0-tiny")
-        bundles_of(checkpoint_of(modular("sequences", [MEMORY]), seed=1, spread=0.1), out, PRECISIONS, drives)
-
-    return once("sequences", make)
-
-
-def lowered(precision: Precision) -> Bundle:
-    return Bundle.load(sequences() / precision)
 
 
 def invert(inputs: Arrays) -> Arrays:
@@ -91,7 +80,7 @@ class Wrong:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_golden_sequence_finds_a_wrong_state(precision: Precision) -> None:
     """An engine in INT8 may be off by more than a wrong time moves it; the next test finds that one."""
-    bundle = lowered(precision)
+    bundle = remembering_at(precision)
     graph = bundle.cpu_onnx.name
     bundle.require_golden(Wrong(bundle), "engine", graph)
     timed = [in_milliseconds] if precision != "int8" else []
@@ -108,7 +97,7 @@ def test_the_golden_sequence_finds_a_wrong_state(precision: Precision) -> None:
 def test_software_that_tells_the_memory_something_else_is_refused(
     precision: Precision, wrong: Callable[[Arrays], Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = lowered(precision)
+    bundle = remembering_at(precision)
     golden, meaning, file = bundle.golden_frames(), bundle.read("golden.json"), bundle.path / "golden.safetensors"
     require_end_to_end(golden, meaning, bundle.manifest, file)
     monkeypatch.setattr("deploy.golden_file.state_inputs", lambda *given: wrong(state_inputs(*given)))
@@ -116,7 +105,7 @@ def test_software_that_tells_the_memory_something_else_is_refused(
         require_end_to_end(golden, meaning, bundle.manifest, file)
 
 
-@pytest.mark.slow("exports the network with a memory that other tests use too")
+@pytest.mark.slow("three precisions of one trace, which other tests use too")
 def test_the_manifest_says_how_the_state_goes_on() -> None:
     manifest = remembering().manifest
     (pair,), state = manifest.state.pairs, manifest.state
@@ -188,7 +177,7 @@ def test_a_bundle_remembers_as_the_trained_network_does(tmp_path: Path) -> None:
     """On a drive at 2 Hz; without its memory it sees something else."""
     write_tiny(tmp_path, keyframes=4)
     tables, runtime = NuScenesTables(tmp_path, "v1.0-tiny"), Runtime(remembering().path)
-    trained = TorchPredictor.load(checkpoint_of(modular("memory", [MEMORY]), spread=0.1))
+    trained = TorchPredictor.load(remembering_run())
     reads, tokens = runtime.bundle.spec.reads, tables.samples()
     found = [(frame, scores(each)) for frame, each in runtime.predictions(tables, reads, tokens)]
     expected = [scores(each) for _, each in trained.predictions(tables, reads, tokens)]
@@ -292,12 +281,9 @@ def test_the_state_is_compared_as_far_as_it_may_differ() -> None:
 
 
 @pytest.mark.slow("exports a network that looks one way")
-def test_each_view_of_a_vehicle_has_a_state_of_its_own(tmp_path: Path) -> None:
+def test_each_view_of_a_vehicle_has_a_state_of_its_own() -> None:
     """The joined detections are those of two networks that look one way each."""
-    content = {**modular("looking", [MEMORY]).model_dump(mode="json"), "name": "looking"}
-    content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
-    del content["tasks"]["map"]
-    made = export(checkpoint_of(parse_config(content, "looking"), seed=1, spread=0.1), tmp_path / "both", console=QUIET)
+    made = looking()
     runtime, frames = Runtime(made.path), moving(3)
     found = [runtime.step(frame).prediction for frame in frames]
     manifest, parts = runtime.bundle.manifest, {}

@@ -18,9 +18,8 @@ import torch
 import yaml
 from centerpoint_reference import files
 from commands import command, refuses, score_and_replay, succeeds
-from exported import QUIET
+from exported import QUIET, bundles_of
 from infos import new_infos, old_infos, write_infos
-from lowered import bundles_of
 from networks import config as small_config
 from networks import small
 from nuscenes import NuScenes

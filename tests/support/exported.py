@@ -5,18 +5,22 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from once import once
 from rich.console import Console
+from tiny import write_tiny
 from torch import nn
 from vocabulary import RIG
 
@@ -25,7 +29,10 @@ from deploy.contract import contract_of
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.manifest import Manifest
+from deploy.onnx_export import to_onnx
+from deploy.precision.calibrate import Drives
 from deploy.signature import signer
+from deploy.tolerances import Precision
 from deploy.trust import Release, Trust
 from perception.checkpoint import save
 from perception.config import Config, find_config, load_config, parse_config
@@ -111,15 +118,63 @@ def bundle(*conditions: str) -> Bundle:
     return Bundle.load(once(name, lambda out: export(run, out, [conditions], console=QUIET)))
 
 
+def bundles_of(
+    checkpoint: Path,
+    out: Path,
+    precisions: Sequence[Precision],
+    drives: Drives,
+    routes: Sequence[Sequence[str]] = ((),),
+) -> dict[Precision, Bundle]:
+    """A bundle of the checkpoint in the folder `out` for each precision, all of one trace.
+
+    `export` makes FP16 and INT8 of the graph in FP32, and compares that with torch each time.
+
+    Args:
+        drives: to calibrate INT8 on.
+    """
+    traced: list[onnx.ModelProto] = []
+
+    def trace(*given: object) -> onnx.ModelProto:
+        traced[:] = traced or [to_onnx(*given)]
+        return deepcopy(traced[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deploy.export.to_onnx", trace)
+        given = {each: {"precision": each, "calibration": drives if each == "int8" else None} for each in precisions}
+        return {each: export(checkpoint, out / each, routes, QUIET, **options) for each, options in given.items()}
+
+
+MEMORY = {"name": "memory", "kind": "memory"}
+
+
+def remembering_run() -> Path:
+    """`nano` with a memory."""
+    return once("run-memory", lambda run: save_random(run, modular("memory", [MEMORY]), seed=1, spread=0.1))
+
+
 @cache
-def remembering() -> Bundle:
-    """The bundle of `nano` with a memory."""
+def remembering_at(precision: Precision) -> Bundle:
+    """The bundle of `remembering_run`; the drive that INT8 was calibrated on lies beside it."""
 
     def make(out: Path) -> None:
-        config = modular("memory", [{"name": "memory", "kind": "memory"}])
-        export(checkpoint_of(config, spread=0.1), out, console=QUIET)
+        write_tiny(out / "drives")
+        bundles_of(remembering_run(), out, ("fp32", "fp16", "int8"), Drives(out / "drives", "v1.0-tiny"))
 
-    return Bundle.load(once("bundle-memory", make))
+    return Bundle.load(once("memory", make) / precision)
+
+
+def remembering() -> Bundle:
+    return remembering_at("fp32")
+
+
+@cache
+def looking() -> Bundle:
+    """Of `nano` with a memory, but a view ahead alone: the vehicle sees ahead and behind by two runs of it."""
+    content = modular("looking", [MEMORY]).model_dump(mode="json")
+    content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
+    del content["tasks"]["map"]
+    run = checkpoint_of(parse_config(content, "looking"), seed=1, spread=0.1)
+    return Bundle.load(once("looking", lambda out: export(run, out, console=QUIET)))
 
 
 APART = [[], ["rain"], ["rain", "night"]]

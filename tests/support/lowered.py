@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
-import torch
-from exported import QUIET, checkpoint_of
-from networks import config, model
+from exported import bundles_of, checkpoint_of
+from networks import config, model, tasks
 from once import once
 from onnx import TensorProto, helper, numpy_helper
 from tiny import write_tiny
@@ -19,7 +17,6 @@ from vocabulary import RIG
 
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives, ranges
@@ -27,12 +24,10 @@ from deploy.precision.convert import convert
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
 from deploy.tolerances import Precision
 from perception.config import parse_config
-from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 
 OUTPUTS = (*(f"detection/{name}" for name in ("boxes", "scores", "labels", "attributes")), "map/probabilities")
-ROUTES = (Conditions(), Conditions(weather="rain"), Conditions(light="night"))
 MODULES = [
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 2, "when": ["rain"]},
     {"name": "night", "kind": "batch_norm", "slots": ["camera.*"], "when": ["night"]},
@@ -41,18 +36,9 @@ Arrays = dict[str, np.ndarray]
 
 
 @cache
-def network(kind: str) -> PerceptionModel:
-    """Random weights, `folded`: no modules; `banked`: those of `MODULES`, switched by an input."""
-    if kind == "folded":
-        return model().deployed()
-    torch.manual_seed(0)
-    modular = PerceptionModel(parse_config(config().model_dump(mode="json") | {"modules": MODULES}, "banked"))
-    modular.load_state_dict(model().state_dict(), strict=False)
-    with torch.no_grad():
-        for name, parameter in modular.named_parameters():
-            if "computations" in name:
-                parameter += 0.05 * torch.randn_like(parameter)
-    return modular.deployed(*ROUTES)
+def network() -> PerceptionModel:
+    """Random weights, without modules."""
+    return model().deployed()
 
 
 @cache
@@ -67,13 +53,18 @@ def frame(seed: int, kind: str = "folded") -> Arrays:
 
 @cache
 def single(kind: str) -> onnx.ModelProto:
-    """The graph in FP32; all processes of the tests share the trace."""
+    """The graph in FP32, `folded`: of `network`; `banked`: with `MODULES`, switched by an input.
+
+    All processes of the tests share the trace.
+    """
+    if kind == "banked":
+        return onnx.load(switched("fp32").onnx)
 
     def trace(out: Path) -> None:
         out.mkdir()
-        onnx.save(to_onnx(network(kind), frame(0, kind), OUTPUTS), out / "model.onnx")
+        onnx.save(to_onnx(network(), frame(0), OUTPUTS), out / "model.onnx")
 
-    return onnx.load(once(f"traced-{kind}", trace) / "model.onnx")
+    return onnx.load(once("traced", trace) / "model.onnx")
 
 
 @cache
@@ -85,7 +76,7 @@ def measure_ranges(kind: str) -> Ranges:
 def graph(precision: str, kind: str) -> onnx.ModelProto:
     """fp32, fp16; or all of INT8 in the layout `int8` of TensorRT or `int8.cpu`."""
     if precision == "fp16":
-        return convert(single(kind), "fp16", (), network(kind).tasks).graphs["model.onnx"]
+        return convert(single(kind), "fp16", (), tasks()).graphs["model.onnx"]
     layout = {"int8": TENSORRT, "int8.cpu": CPU}.get(precision)
     whole = single(kind)
     return quantise(whole, [*quantisable(whole.graph)], measure_ranges(kind), layout) if layout else whole
@@ -93,32 +84,6 @@ def graph(precision: str, kind: str) -> onnx.ModelProto:
 
 def run(graph: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> Arrays:
     return OnnxRuntimeEngine(graph.SerializeToString()).run(inputs)
-
-
-def bundles_of(
-    checkpoint: Path,
-    out: Path,
-    precisions: Sequence[Precision],
-    drives: Drives,
-    routes: Sequence[Sequence[str]] = ((),),
-) -> dict[Precision, Bundle]:
-    """A bundle of the checkpoint in the folder `out` for each precision, all of one trace.
-
-    `export` makes FP16 and INT8 of the graph in FP32, and compares that with torch each time.
-
-    Args:
-        drives: to calibrate INT8 on.
-    """
-    traced: list[onnx.ModelProto] = []
-
-    def trace(*given: object) -> onnx.ModelProto:
-        traced[:] = traced or [to_onnx(*given)]
-        return deepcopy(traced[0])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.export.to_onnx", trace)
-        given = {each: {"precision": each, "calibration": drives if each == "int8" else None} for each in precisions}
-        return {each: export(checkpoint, out / each, routes, QUIET, **options) for each, options in given.items()}
 
 
 @cache
