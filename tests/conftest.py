@@ -46,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, since workers also wait: for files, locks and drives at their own pace."""
+    return (os.cpu_count() or 1) + 1
+
+
 def processor_seconds() -> float:
     """Of this process, the children that ended, and the commands that the command server ran for it."""
     commands: Any = sys.modules.get("commands")
