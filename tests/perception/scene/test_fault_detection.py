@@ -18,7 +18,7 @@ from exported import QUIET, bundle
 from made_up import keyframe
 from pages import page_data
 from PIL import Image
-from simulated import courses, in_town, with_pictures
+from simulated import in_town, with_pictures
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from deploy.recordings.choice import DriveTime
@@ -65,7 +65,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def long_drive(root: Path) -> list[Frame]:
     """6 s through the city by day."""
-    return simulated(root / "day", 12, courses("clear-day-boston")[0])
+    return simulated(root / "day", 12, in_town("clear-day-boston")[0])
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from perception.scene.health.alignment import PARTS, REACH, SHIFTS, STEP, Alignm
 from perception.scene.health.features import latest_sweep, sweep_features
 from perception.scene.health.lidar_readings import ring_steps
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.simulate import lidar
+from perception.simulate import lidar, scenario
 from perception.simulate.camera import render
 from perception.simulate.simulate import simulate
 from perception.simulate.snapshot import Snapshot, Weather
@@ -40,7 +40,9 @@ HALF_SECOND = 500_000  # us between keyframes
 @pytest.fixture(scope="module")
 def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("foggy")
-    simulate(root, 1, 2, 5, in_town("fog-day-boston/fog-night-boston"), rig=with_pictures(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "MAX_CANDIDATES", 1)
+        simulate(root, 1, 2, 5, in_town("fog-day-boston/fog-night-boston"), rig=with_pictures(2))
     return root
 
 
