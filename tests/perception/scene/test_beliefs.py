@@ -277,9 +277,7 @@ def test_the_first_source_with_evidence_counts(all_sources: Sources) -> None:
     observations, origins = all_sources.observe(frame_at(NOON, None), recognised)
     assert observations == [{"light": NIGHT}, {"light": DAY}, {"weather": [0.1, 0.9, 0.0]}]
     assert origins["light"] == Origin("recognised")
-
-
-def test_a_source_that_cannot_decide_leaves_it_to_the_next(all_sources: Sources) -> None:
+    # One that cannot decide leaves it to the next.
     twilight = frame_at(when_at(-3, rising=False))
     for recognised, light, source in (([NIGHT], NIGHT, "recognised"), ([EVEN], EVEN, "sun"), ([], EVEN, "sun")):
         observations, origins = all_sources.observe(twilight, [{"light": each} for each in recognised])

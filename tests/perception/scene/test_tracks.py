@@ -186,18 +186,6 @@ def test_a_second_track_of_a_car_ends_when_the_car_covers_it() -> None:
     assert followed(*[boxes_at([(0, 0)])] * 3, twice, boxes_at([(1.0, 0)]))[-1].ids.tolist() == [1]
 
 
-@pytest.mark.parametrize("times", [np.arange(0, 6, 0.5), np.arange(0, 6, 0.05), np.array([0, 0, 0.9, 0.95, 2, 2, 3.4])])
-def test_a_car_has_one_id_at_any_rate(times: np.ndarray) -> None:
-    tracker = Tracker(NUSCENES)
-    for time in times:
-        here = (8 * time, -3 * time)
-        tracks = tracker.update(boxes_at([here], velocities=[(8, -3)]), START + round(1e6 * time))
-        assert tracks.ids.tolist() == [1]
-        np.testing.assert_allclose(tracks.boxes.centers[0, :2], here, atol=0.5)
-        np.testing.assert_allclose(tracks.age, time, atol=1e-6)
-    np.testing.assert_allclose(tracks.boxes.velocities[0], [8, -3, 0], atol=0.6)
-
-
 def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
     tracker = Tracker(NUSCENES)
     *_, tracks = followed(*(boxes_at([(5.0 * k, 0)], velocities=[(10, 0)]) for k in range(10)), tracker=tracker)
@@ -205,7 +193,7 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
     for seconds in np.arange(0.1, LIFETIME, 0.1):
         tracks = tracker.update(Boxes.none(), seen + round(1e6 * seconds))
         np.testing.assert_allclose(tracks.boxes.centers[0], last + velocity * seconds, atol=1e-5)
-        np.testing.assert_allclose(tracks.unseen, seconds, atol=1e-6)
+        np.testing.assert_allclose([*tracks.unseen, *tracks.age], [seconds, 4.5 + seconds], atol=1e-6)
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME)).ids) == 1
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME) + 1).ids) == 0
     assert tracker.update(boxes_at([(0, 0)]), seen + 9_000_000).ids.tolist() == [2]
