@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nuscenes.nuscenes import NuScenes
 from pyquaternion import Quaternion
-from simulated import in_town, with_pictures
+from simulated import in_town
 from tiny import write_scenes, write_tiny
 from vocabulary import NUSCENES, RIG
 
@@ -47,13 +47,10 @@ def _shuttle() -> Rig:
     return rig.model_copy(update={"cameras": tuple(small)})
 
 
-RIGS = {"nuscenes": with_pictures(10, cameras=2), "shuttle": _shuttle()}
-
-
-@pytest.fixture(scope="module", params=RIGS)
-def driven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rig]:
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rig]:
     """A drive of three keyframes with frames at 10 Hz and a sweep before each, in which rain begins after 0.75 s."""
-    root, rig = tmp_path_factory.mktemp(request.param), RIGS[request.param]
+    root, rig = tmp_path_factory.mktemp("drive"), _shuttle()
     course = replace(in_town("clear-day-boston/rain-day-boston")[0], extras=Extras(rate=RATE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenario, "MAX_CANDIDATES", 1)
