@@ -294,6 +294,7 @@ def test_classes_stay_with_the_points_of_joined_lidars() -> None:
     sweeps = {0: [swept(1000, True), swept(500, False)], 1: [swept(1010, True)], 2: [swept(990, False)]}
     points, numbers, lidars, classes = join_lidars(sweeps, 1000, np.eye(4), own)
     np.testing.assert_array_equal(numbers, points[:, 4] > 4e-4)
+    assert (np.diff(points[:, 4]) >= 0).all()
     with_classes = (lidars == 1) | ((lidars == 0) & (points[:, 4] < 1e-5))
     assert 300 < with_classes.sum() < 600
     np.testing.assert_array_equal(classes, np.where(with_classes, points[:, 3], -1))
