@@ -368,6 +368,23 @@ def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float,
     assert np.degrees(down - axis[1]) == pytest.approx(0, abs=0.75)
 
 
+def test_sides_and_tops_are_those_of_the_box() -> None:
+    """One box ahead: its corners' azimuths and its upper edge, seen from the LiDAR, to a beam."""
+    tower = (35, 30, 15, 10, 20, 30, 0)  # elsewhere, so that the box is not where the view ends
+    points = sweep(Snapshot(boxes([(20, 0.5, 1.25, 2, 3, 2.5, 0), tower]), pave(), np.zeros((2, 3)), Weather()), 0.0)
+    sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
+    sides, tops = (each[np.abs(each[:, 1]) < 5] - LIDAR_AT for each in (sides, tops))
+    corners = [np.degrees(np.arctan2(y, 19 - LIDAR_AT[0])) for y in (-1.0, 2.0)]
+    to_corner = np.abs(np.degrees(np.arctan2(sides[:, 1], sides[:, 0]))[:, None] - corners)
+    assert set(to_corner.argmin(axis=1)) == {0, 1}
+    assert to_corner.min(axis=1).max() < 0.4
+    away = np.hypot(tops[:, 0], tops[:, 1])
+    below = np.degrees(np.arctan2(2.5 - LIDAR_AT[2], away) - np.arctan2(tops[:, 2], away))
+    assert len(tops) >= 15
+    assert below.min() > -0.05
+    assert below.max() < 1.4
+
+
 TURNED, STRAIGHT = (1.5, 2.0, 0.3), (0.0, 0.0, 0.0)
 
 
