@@ -106,6 +106,10 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
         np.testing.assert_array_equal(ours.labels, truth.labels)
         np.testing.assert_array_equal(ours.num_points, truth.num_points)
         np.testing.assert_allclose(sources.infos.recording(token).annotated("boxes").centers, truth.centers, atol=2e-4)
+        both = (each.recording(token).annotated("bicycle_racks") for each in (sources.infos, sources.tables))
+        mine, other = (np.reshape(each, (-1, 10)) for each in both)
+        np.testing.assert_allclose(mine[:, :6], other[:, :6], atol=2e-4)
+        np.testing.assert_allclose(mine[:, 6:], other[:, 6:], atol=0.03)  # upright for the LiDAR, which is tilted
     assert seen > 20
 
 
