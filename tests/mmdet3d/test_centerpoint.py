@@ -8,13 +8,10 @@ import centerpoints
 import numpy as np
 import pytest
 import torch
-from exported import QUIET
 from made_up import keyframe
 from runners import lidar_frames
 from vocabulary import NUSCENES
 
-from deploy.export import export
-from deploy.runtime import Runtime
 from perception.checkpoint import load_model
 from perception.frame import Boxes, Frame
 from perception.mmdet3d.centerpoint import NAMES
@@ -94,14 +91,6 @@ def test_boxes_are_those_of_mmdet3d(theirs, ours, frames, name, nms):
     tasks = tasks_of(config.tasks, config.head_grid, NUSCENES)
     found = to_prediction(tasks, add_prefix("detection", arrays)).results["detection"]
     require_equal(found, centerpoints.predict(theirs, frames[name].points))
-
-
-def test_boxes_of_the_exported_network_are_those_of_mmdet3d(theirs, frames, tmp_path):
-    theirs.pts_bbox_head.test_cfg["nms_type"] = "circle"
-    run = centerpoints.run(centerpoints.save(theirs))
-    runtime = Runtime(export(run, tmp_path / "bundle", console=QUIET).path)
-    for name in ("real", "simulated"):
-        require_equal(runtime(frames[name]).results["detection"], centerpoints.predict(theirs, frames[name].points))
 
 
 def require_equal(found: Boxes, expected: Any) -> None:

@@ -14,7 +14,6 @@ from runners import converter
 from vocabulary import CLASSES
 
 from perception.datasets.keyframes import Reads
-from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.mmdet3d.infos import Infos
 
 
@@ -69,23 +68,6 @@ def test_our_writer_for_tests_writes_what_the_converters_write(converted: Conver
     _assert_close(ours["infos"], mmengine.load(converted.old)["infos"], "infos")
     _assert_close(new_infos(ours)["data_list"], mmengine.load(converted.new)["data_list"], "data_list")
     assert NuScenesNameMapping["vehicle.bus.rigid"] == "bus"
-
-
-@pytest.mark.parametrize("layout", ["old", "new"])
-def test_the_converters_files_give_the_frames_of_the_tables(converted: Converted, layout: str) -> None:
-    infos = Infos(getattr(converted, layout))
-    tables = NuScenesTables(converted.root, converted.devkit.version)
-    assert set(infos.samples()) == set(tables.samples())
-    seen = 0
-    for token in tables.samples():
-        ours, theirs = (each.frame(token, Reads("lidar", sweeps=10)) for each in (infos, tables))
-        assert (ours.points is None) == (theirs.points is None)
-        if ours.points is not None:
-            np.testing.assert_allclose(ours.points, theirs.points, atol=2e-5)
-            seen += 1
-        np.testing.assert_allclose(ours.boxes.centers, theirs.boxes.centers, atol=1e-6)
-        assert ours.cameras.keys() == theirs.cameras.keys()
-    assert seen >= 6
 
 
 def test_mmdet3ds_dataset_makes_the_same_boxes_and_projections(converted: Converted) -> None:

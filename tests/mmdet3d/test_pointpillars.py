@@ -19,8 +19,6 @@ from runners import lidar_frames
 from torch import Tensor, nn
 from vocabulary import CLASSES
 
-from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.onnx_export import to_onnx
 from perception.checkpoint import load_model
 from perception.frame import Frame, Prediction
 from perception.mmdet3d.importing import import_checkpoint
@@ -207,18 +205,6 @@ def test_maps_and_boxes_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame
     if name != "simulated":
         assert (inputs["pillar_counts"].size == limit) == training
     require_same(pair, inputs, points, training, least=20)
-
-
-def test_boxes_of_the_exported_graph_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame]) -> None:
-    inputs = {name: inputs_of(pair.ours, frame) for name, frame in frames.items()}
-    longest = max(each["pillar_counts"].size for each in inputs.values())
-    spec = InputSpec.of(pair.ours.config)
-    spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": longest}))
-    names = [f"detection/{output.name}" for output in pair.ours.tasks["detection"].outputs]
-    engine = OnnxRuntimeEngine(to_onnx(pair.ours, prepare(frames["real"], spec), names).SerializeToString())
-    for frame in frames.values():
-        found = to_prediction(pair.ours.tasks, engine.run(prepare(frame, spec)))
-        assert_same_boxes(predicted(pair.theirs, frame.points), found, least=20)
 
 
 @pytest.mark.parametrize("neck", ["fpn", "secfpn"])

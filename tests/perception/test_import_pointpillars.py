@@ -112,9 +112,8 @@ def test_random_weights(tmp_path: Path) -> None:
 def test_trained_weights_on_a_recorded_drive(tmp_path: Path, pandaset_root: Path) -> None:
     out = tmp_path / "run"
     import_pointpillars(CONFIG, kitti.weights_file(), out)
-    drives = PandaSet(pandaset_root, SPINNING, taxonomy_of({}))
-    boxes = [compare(kitti.load(), out, drives.frame(token, Reads(cameras=False))) for token in ("002-00", "002-30")]
-    assert min(boxes) >= 20
+    frame = PandaSet(pandaset_root, SPINNING, taxonomy_of({})).frame("002-30", Reads(cameras=False))
+    assert compare(kitti.load(), out, frame) >= 20
 
 
 def test_the_command_and_what_is_refused(tmp_path: Path) -> None:

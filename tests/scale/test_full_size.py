@@ -20,20 +20,6 @@ def test_fusion_at_full_size_exports_and_compiles(tmp_path: Path) -> None:
     said = StringIO()
     bundle = export(checkpoint("nuscenes/fusion"), tmp_path / "bundle", console=Console(file=said, width=100))
     manifest = bundle.manifest
-    assert {t.name: t.shape for t in manifest.inputs} == {
-        "pillar_points": (1, 30000, 20, 5),
-        "pillar_counts": (1, 30000),
-        "pillar_cells": (1, 30000),
-        "images": (1, 6, 256, 704, 3),
-        "image_from_reference": (1, 6, 3, 4),
-    }
-    assert {t.name: t.shape for t in manifest.outputs} == {
-        "detection/boxes": (1, 6, 120, 10),
-        "detection/scores": (1, 6, 120),
-        "detection/labels": (1, 6, 120),
-        "detection/attributes": (1, 6, 120),
-        "map/probabilities": (1, 6, 128, 128),
-    }
     graph = onnx.load(bundle.onnx).graph
     assert {node.domain for node in graph.node} == {""}
     assert f"{manifest.parameters:,}" in said.getvalue()

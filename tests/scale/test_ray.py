@@ -19,7 +19,7 @@ from processes import SPEC, open_predictor
 from ray.cluster_utils import Cluster
 from replays import SAME, VERSION, assert_same, small, unreadable
 from repository import ROOT
-from simulated import NARROW, hashes
+from simulated import NARROW
 from tiny import write_scenes, write_tiny
 
 from deploy.replay.fleet import PART
@@ -84,12 +84,6 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
         tables.recording(each).timestamp for each in samples
     ]
     assert len(list(tmp_path.glob("death-*"))) == 1
-
-
-def test_drives_are_simulated(address: str, tmp_path: Path) -> None:
-    for name, run in (("ray", Run(ray=address)), ("one", Run(1))):
-        simulate(tmp_path / name, 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=run)
-    assert hashes(tmp_path / "ray") == hashes(tmp_path / "one")
 
 
 def test_machines_without_common_disk_do_not_simulate_to_a_folder(

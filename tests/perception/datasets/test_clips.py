@@ -13,22 +13,18 @@ from commands import one_line_error
 from damage import in_json
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from infos import old_infos, write_infos
 from nuscenes.nuscenes import NuScenes
-from pandaset_drive import FRAMES, PERIOD, write_drive
 from pyquaternion import Quaternion
-from simulated import in_town, with_pictures
+from simulated import in_town
 from tiny import write_scenes, write_tiny
 from vocabulary import NUSCENES, RIG
 
 from perception.config import parse_config
 from perception.datasets.keyframes import Keyframes, Reads, Recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
 from perception.datasets.views import Views, view_token
 from perception.frame import Conditions
-from perception.mmdet3d.infos import Infos
 from perception.rig import Lens, Rig, load_rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate import scenario
@@ -51,13 +47,10 @@ def _shuttle() -> Rig:
     return rig.model_copy(update={"cameras": tuple(small)})
 
 
-RIGS = {"nuscenes": with_pictures(10, cameras=2), "shuttle": _shuttle()}
-
-
-@pytest.fixture(scope="module", params=RIGS)
-def driven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rig]:
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rig]:
     """A drive of three keyframes with frames at 10 Hz and a sweep before each, in which rain begins after 0.75 s."""
-    root, rig = tmp_path_factory.mktemp(request.param), RIGS[request.param]
+    root, rig = tmp_path_factory.mktemp("drive"), _shuttle()
     course = replace(in_town("clear-day-boston/rain-day-boston")[0], extras=Extras(rate=RATE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenario, "MAX_CANDIDATES", 1)
@@ -94,6 +87,7 @@ def require_rows(recording: Recording, rows: Mapping[str, dict[str, Any]], devki
 
 @pytest.mark.slow("its fixture simulates a drive at 10 Hz")
 def test_frames_of_a_simulated_drive_have_the_files_times_and_poses_of_its_tables(driven: tuple[Path, Rig]) -> None:
+    """Between keyframes nothing is annotated but conditions and the map."""
     root, rig = driven
     devkit, tables = NuScenes(SIMULATED, str(root), verbose=False), NuScenesTables(root, SIMULATED, rig)
     by_channel, samples = rows_by_channel(devkit), tables.samples()
@@ -114,18 +108,8 @@ def test_frames_of_a_simulated_drive_have_the_files_times_and_poses_of_its_table
         earlier = [each.timestamp for each in recording.lidars[0][1:]]  # type: ignore[index]
         assert earlier == [row["timestamp"] for row in reversed(sweeps) if row["timestamp"] < time][:3]
         assert recording.scene == tables.scene(token) == "scene-0001"
-
-
-def test_between_keyframes_nothing_is_annotated_but_conditions_and_map(driven: tuple[Path, Rig]) -> None:
-    root, rig = driven
-    tables = NuScenesTables(root, SIMULATED, rig)
-    samples = tables.samples()
-    moments = tables.moments(samples[-1])
-    for token, time in moments.items():
         frame = tables.frame(token, Reads("lidar", truth=("map", "boxes", "points", "lidar_path")))
-        assert (frame.token, frame.timestamp) == (token, time)
-        assert frame.points is not None
-        assert len(frame.cameras) == 2
+        assert (frame.token, frame.timestamp, len(frame.cameras)) == (token, time, 2)
         assert frame.truth.keys() == ({"map", "boxes", "points", "lidar_path"} if token in samples else {"map"})
         assert (frame.boxes is None) == (token not in samples)
         weather = "rain" if time - moments[samples[0]] >= 750_000 else "clear"
@@ -252,32 +236,6 @@ def test_frames_are_of_one_drive(tmp_path: Path) -> None:
             assert {tables.scene(token) for token in moments} == {scene}
             first = next(token for token in moments if "@" not in token)
             assert len(find_clip(moments, first, [0.25] if sweeps else [0.5])) == sweeps
-
-
-def test_keyframes_are_the_frames_of_infos(nuscenes_root: Path, tmp_path: Path) -> None:
-    for name in ("samples", "sweeps"):
-        (tmp_path / name).symlink_to(nuscenes_root / name)
-    devkit = NuScenes(MINI, str(nuscenes_root), verbose=False)
-    infos, tables = Infos(write_infos(tmp_path / "infos.pkl", old_infos(devkit))), NuScenesTables(nuscenes_root, MINI)
-    for scene in tables.scenes():
-        samples = tables.samples(None, [scene])
-        moments = infos.moments(samples[7])
-        assert moments == {token: tables.recording(token).timestamp for token in samples}
-        assert find_clip(moments, samples[3], [1.0, 0.5]) == [samples[0], samples[2]]
-
-
-def test_frames_of_pandaset_are_all_annotated(tmp_path: Path) -> None:
-    write_drive(tmp_path, [], {})
-    source = PandaSet(tmp_path)
-    moments = source.moments("007-02")
-    assert [*moments] == source.samples() == [f"007-{i:02d}" for i in range(FRAMES)]
-    assert np.diff([*moments.values()]).tolist() == [round(1e6 * PERIOD)] * (FRAMES - 1)
-    clip = find_clip(moments, "007-03", [0.2, 0.1])
-    assert clip == ["007-00", "007-02"]
-    for token in clip:
-        frame = source.frame(token)
-        assert frame.timestamp == moments[token]
-        assert frame.boxes is not None
 
 
 @st.composite

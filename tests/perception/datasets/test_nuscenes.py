@@ -1,7 +1,6 @@
 """nuScenes: frames, boxes, classes of points and voxels of its tables, and its maps, as the devkit and Occ3D have them
 or by hand; positions are the devkit's."""
 
-import json
 import os
 import pickle
 import shutil
@@ -101,11 +100,10 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
         assert oracle.tables.samples(None, [record["name"]]) == expected
 
 
-@pytest.mark.parametrize("reference", ["ego", "lidar"])
-def test_projected_boxes_equal_the_devkits(oracle: Oracle, reference: Any) -> None:
+def test_projected_boxes_equal_the_devkits(oracle: Oracle) -> None:
     seen = 0
     for sample in oracle.complete:
-        frame = oracle.tables.frame(sample, Reads(reference))
+        frame = oracle.tables.frame(sample, Reads("lidar"))
         corners = frame.boxes.corners()
         for name in frame.cameras:
             homogeneous = np.concatenate([corners, np.ones((*corners.shape[:2], 1))], axis=-1)
@@ -264,7 +262,8 @@ def test_truth_is_read_with_the_frame_and_stays(tmp_path: Path, joined: bool) ->
     np.testing.assert_array_equal(frame.truth["lidar_path"], expected["lidar_path"])
 
 
-def test_truth_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+def test_truth_that_is_not_asked_for_is_not_read_nor_what_is_not_there(tmp_path: Path) -> None:
+    """Without the table of the classes of points, the folder that is left does not matter."""
     root, first = write_annotated(tmp_path / "tiny"), token("sample", 0)
     voxels_of(root).write_bytes(b"")
     labels_of(root, 0).unlink()
@@ -274,19 +273,12 @@ def test_truth_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
     for kind, says in (("occupancy", "labels.npz"), ("points", "classes of points")):
         with one_line_error(says=says):
             tables.frame(first, Reads(annotations=False, truth=(kind,)))
-
-
-def test_a_dataroot_without_these_annotations(tmp_path: Path) -> None:
-    """Without the table of the classes of points, the folder that is left does not matter."""
-    root = write_annotated(tmp_path / "tiny")
     (root / VERSION / "lidarseg.json").unlink()
     shutil.rmtree(root / "gts")
-    tables, first = NuScenesTables(root, VERSION), token("sample", 0)
-    assert not tables.recording(first).exists("points")
-    assert not tables.recording(first).exists("occupancy")
-    assert tables.frame(first).class_of_point is None
     (root / VERSION / "sample_annotation.json").write_text("[]")
-    assert NuScenesTables(root, VERSION).recording(first).annotated("obstacles") is None
+    tables = NuScenesTables(root, VERSION)
+    assert [tables.recording(first).exists(kind) for kind in ("points", "occupancy")] == [False, False]
+    assert tables.frame(first).class_of_point is tables.recording(first).annotated("obstacles") is None
 
 
 def test_classes_stay_with_the_points_of_joined_lidars() -> None:
@@ -302,6 +294,7 @@ def test_classes_stay_with_the_points_of_joined_lidars() -> None:
     sweeps = {0: [swept(1000, True), swept(500, False)], 1: [swept(1010, True)], 2: [swept(990, False)]}
     points, numbers, lidars, classes = join_lidars(sweeps, 1000, np.eye(4), own)
     np.testing.assert_array_equal(numbers, points[:, 4] > 4e-4)
+    assert (np.diff(points[:, 4]) >= 0).all()
     with_classes = (lidars == 1) | ((lidars == 0) & (points[:, 4] < 1e-5))
     assert 300 < with_classes.sum() < 600
     np.testing.assert_array_equal(classes, np.where(with_classes, points[:, 3], -1))
@@ -377,25 +370,6 @@ def test_areas_equal_point_in_polygon_tests(tmp_path: Path, seed: int | None, ce
         assert mask.any()
 
 
-def test_simulated_maps_agree_with_the_devkits(sim_root: Path) -> None:
-    """The devkit rounds corners to whole cells and fills the outline too: near outlines one cell is its error."""
-    tables, grid = NuScenesTables(sim_root, "v1.0-sim"), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
-    for scene in tables.scenes():
-        frame = tables.frame(tables.samples(None, [scene])[0], Reads(lidar=False, cameras=False))
-        ours = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers).rasterize(frame, grid)
-        pose = frame.global_from_ego
-        patch, degrees = (*pose[:2, 3], 100.0, 100.0), float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
-        theirs = NuScenesMap(str(sim_root), frame.location).get_map_mask(patch, degrees, list(AREAS), grid.shape)
-        layers = json.loads((sim_root / "maps" / "expansion" / f"{frame.location}.json").read_text())
-        places = shapely.points(_global_centers(frame, grid))
-        for name, mask, expected in zip(AREAS, ours, theirs, strict=False):
-            sure = shapely.distance(_shape(layers, name).boundary, places) > 2 * grid.cell
-            np.testing.assert_array_equal(mask[sure], expected[sure])
-            assert (mask != expected).mean() < 0.02
-        assert ours[0].any()
-        assert ours[5].any()
-
-
 @pytest.mark.parametrize("yaw", [0.0, 0.7, -2.0])
 @pytest.mark.parametrize("cells", [300, 150])
 def test_dividers_equal_the_devkits(tmp_path: Path, yaw: float, cells: int) -> None:
@@ -447,7 +421,7 @@ def test_a_map_goes_to_another_process_by_its_name(tmp_path: Path) -> None:
 def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A city of 4 square kilometres is drawn with as many points as what of it lies around the vehicle."""
     rng, grid = np.random.default_rng(0), BevGrid(cell=0.8)
-    angles, places = np.linspace(0, 2 * np.pi, 60, endpoint=False), rng.uniform(0, 2000, (3000, 2))
+    angles, places = np.linspace(0, 2 * np.pi, 60, endpoint=False), rng.uniform(0, 2000, (1000, 2))
     apply = Mock(side_effect=map_expansion._apply)
     monkeypatch.setattr(map_expansion, "_apply", apply)
     drawn, points = {}, {}

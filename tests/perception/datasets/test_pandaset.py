@@ -89,6 +89,8 @@ def test_drives_frames_and_what_is_unknown_or_not_there(root: Path, tmp_path: Pa
     assert drives.samples(selectors=["007:1-3"]) == ["007-01", "007-02"]
     assert drives.scene("007-02") == "007"
     assert drives.recording("007-02").timestamp == 1_557_539_956_700_000
+    times = [drives.recording(token).timestamp for token in drives.samples()]
+    assert [*drives.moments("007-02").items()] == [*zip(drives.samples(), times, strict=True)]  # each is annotated
     assert drives.conditions("007-02").known() == ()
     assert drives.recording("007-00").annotated("map") is drives.recording("007-00").annotated("bicycle_racks") is None
     with one_line_error("has no split val"):
@@ -241,11 +243,10 @@ def test_a_damaged_sweep_is_missing_where_damage_is_counted(root: Path, tmp_path
         PandaSet(folder).recording("007-00").annotated("boxes")
 
 
-@pytest.mark.parametrize("token", ["002-00", "002-20"])
-def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_root: Path, token: str) -> None:
+def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_root: Path) -> None:
     """Points have the classes that PandaSet's taxonomy names; 99.9 % of those of cars are in boxes of cars, which are
     within 0.2 m of what they hold; the road is the ground; the vehicle and those that move drive forward."""
-    names, file = load_taxonomy("pandaset"), f"{token[-2:]}.pkl.gz"
+    names, token, file = load_taxonomy("pandaset"), "002-20", "20.pkl.gz"
     of_spinning = read_table(pandaset_root / "002" / "lidar" / file, {"d": "iu"})["d"] == 0
     kinds = read_table(pandaset_root / "002/annotations/semseg" / file, {"class": "iu"})["class"][of_spinning]
     drives = PandaSet(pandaset_root, SPINNING, names)
@@ -277,8 +278,8 @@ def test_recorded_points_boxes_and_cameras_are_where_they_should_be(pandaset_roo
 
 def test_the_keyframe_has_all_points_of_its_recorded_sweep(pandaset_root: Path) -> None:
     """Of both LiDARs, though each point has its own time, up to 0.14 s before the frame's; as many as table rows."""
-    tables = [read_table(pandaset_root / f"002/lidar/{i:02d}.pkl.gz", {"d": "iu"})["d"] for i in range(10, -1, -1)]
-    frame = PandaSet(pandaset_root).frame("002-10", Reads(sweeps=10, cameras=False))
+    tables = [read_table(pandaset_root / f"002/lidar/{i:02d}.pkl.gz", {"d": "iu"})["d"] for i in (3, 2, 1, 0)]
+    frame = PandaSet(pandaset_root).frame("002-03", Reads(sweeps=3, cameras=False))
     assert len(frame.keyframe_points) == len(frame.keyframe_classes) == len(tables[0])
     for lidar in (0, 1):
         own, there = frame.of_lidar(lidar), [(each == lidar).sum() for each in tables]
@@ -314,7 +315,7 @@ def test_a_healthy_drive_is_healthy_and_a_thinned_sweep_is_not(pandaset_root: Pa
     """The rig's limits: one of the LiDARs sees a part of the surroundings only. None are needed for whole sweeps."""
     drive, lidars = PandaSet(pandaset_root), replace(load_rig("pandaset").sensors, cameras=())
     monitor, without_limits = HealthMonitor(lidars), HealthMonitor(Sensors(lidars.lidars))
-    for sample in drive.samples()[::4]:
+    for sample in drive.samples()[::8]:
         frame = drive.frame(sample, Reads(cameras=False))
         assert {health.reasons for health in monitor.update(frame).values()} == {""}
         assert not any("thinned" in health.words for health in without_limits.update(frame).values())
@@ -416,7 +417,7 @@ def test_damaged_files(tmp_path: Path, damage: Damage, says: str) -> None:
         read_table(path, KINDS)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_changed_byte_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(table(COLUMNS))

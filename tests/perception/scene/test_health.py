@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from made_up import keyframe, points_of
+from made_up import keyframe
 from simulated import boxes, in_town, pave, with_pictures
-from vocabulary import CAMERAS, LIDAR, RIG, SENSORS, sensors
+from vocabulary import CAMERAS, RIG, SENSORS, sensors
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -29,7 +29,7 @@ from perception.scene.health.alignment import PARTS, REACH, SHIFTS, STEP, Alignm
 from perception.scene.health.features import latest_sweep, sweep_features
 from perception.scene.health.lidar_readings import ring_steps
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.simulate import lidar
+from perception.simulate import lidar, scenario
 from perception.simulate.camera import render
 from perception.simulate.simulate import simulate
 from perception.simulate.snapshot import Snapshot, Weather
@@ -40,7 +40,9 @@ HALF_SECOND = 500_000  # us between keyframes
 @pytest.fixture(scope="module")
 def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("foggy")
-    simulate(root, 1, 2, 5, in_town("fog-day-boston/fog-night-boston"), rig=with_pictures(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "MAX_CANDIDATES", 1)
+        simulate(root, 1, 2, 5, in_town("fog-day-boston/fog-night-boston"), rig=with_pictures(2))
     return root
 
 
@@ -112,32 +114,30 @@ def fewer(frame: Frame, lost: float) -> Frame:
 
 DARK, BRIGHT = "nearly all pixels are below 10 of 255", "nearly all pixels are above 245 of 255"
 # Frames instead of the last of two; the status, and words of the reason.
-FAULTS: list[tuple[str, Callable[[Frame, Frame], Frame], str, str]] = [
-    (C, lambda _, now: other(now, image=now.cameras[C].image // 32), "dark", DARK),
-    (C, lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 255)), "saturated", BRIGHT),
-    (C, lambda _, now: other(now, image=blur(now.cameras[C].image, 3)), "blurred", "no fine texture"),
+FAULTS: list[tuple[Callable[[Frame, Frame], Frame], str, str]] = [
+    (lambda _, now: other(now, image=now.cameras[C].image // 32), "dark", DARK),
+    (lambda _, now: other(now, image=np.full_like(now.cameras[C].image, 255)), "saturated", BRIGHT),
+    (lambda _, now: other(now, image=blur(now.cameras[C].image, 3)), "blurred", "no fine texture"),
     # The same picture, or another one that is stamped as before.
-    (C, lambda last, now: other(now, image=last.cameras[C].image), "frozen", "the same picture for 0.5"),
-    (C, lambda last, now: other(now, timestamp=last.cameras[C].timestamp), "frozen", "the same picture for 0.5"),
-    (C, lambda _, now: other(now, timestamp=now.timestamp + 200_000), "late", "taken 0.20 s after the frame"),
-    (LIDAR, lambda last, now: replace(now, **points_of(last)), "frozen", "the same points for 0.5"),
-    (LIDAR, lambda _, now: fewer(now, 2 / 3), "thinned", "were usual"),
+    (lambda last, now: other(now, image=last.cameras[C].image), "frozen", "the same picture for 0.5"),
+    (lambda last, now: other(now, timestamp=last.cameras[C].timestamp), "frozen", "the same picture for 0.5"),
+    (lambda _, now: other(now, timestamp=now.timestamp + 200_000), "late", "taken 0.20 s after the frame"),
 ]
 
 
-@pytest.mark.parametrize(("name", "instead", "status", "reason"), FAULTS)
-def test_a_fault_is_told_at_once_of_its_sensor_alone(real, name, instead, status, reason):
+@pytest.mark.parametrize(("instead", "status", "reason"), FAULTS)
+def test_a_fault_of_a_real_camera_is_told_at_once_and_of_no_other_sensor(real, instead, status, reason):
     """At the third frame, and its end within a second."""
     monitor, (_, before, now) = HealthMonitor(SENSORS), real[:3]
     for frame in real[:2]:
         monitor.update(frame)
     health = monitor.update(instead(before, now))
-    assert (health[name].status, health[name].since) == (status, now.timestamp)
-    assert reason in health[name].reason
-    assert {health[other].status for other in SENSORS.names if other != name} == {"ok"}
+    assert (health[C].status, health[C].since) == (status, now.timestamp)
+    assert reason in health[C].reason
+    assert {health[other].status for other in SENSORS.names if other != C} == {"ok"}
     later = replace(before.select_points(slice(9, None)), timestamp=now.timestamp + 2 * HALF_SECOND)
     moved = {n: replace(c, timestamp=later.timestamp, image=c.image[:, ::-1]) for n, c in later.cameras.items()}
-    assert monitor.update(replace(later, cameras=moved))[name] == SensorHealth("ok", later.timestamp, "")
+    assert monitor.update(replace(later, cameras=moved))[C] == SensorHealth("ok", later.timestamp, "")
 
 
 def test_a_camera_slower_than_the_frames_is_not_frozen(real: list[Frame]) -> None:
@@ -171,7 +171,7 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
 clouds = arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=st.floats(width=32))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
     clouds=st.lists(clouds, min_size=1, max_size=4),
@@ -194,7 +194,7 @@ def test_no_input_is_too_much(shapes: list[tuple[int, int]], clouds: list[np.nda
     assert len(monitor._alignment._fits) <= 1
 
 
-@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("drive", ["real", "sim_root", "foggy_root"])
 def test_points_lost_from_the_first_frame_on_are_told(drive: str, share: float, request: pytest.FixtureRequest) -> None:
     """Where no usual count is known yet, by the gaps in the scan; and no more when all are there again."""
@@ -210,7 +210,7 @@ def test_points_lost_from_the_first_frame_on_are_told(drive: str, share: float, 
     assert restored["LIDAR_TOP"].status == "ok"
 
 
-@pytest.mark.parametrize("kept", [1.0, 0.8, 0.6, 0.4])
+@pytest.mark.parametrize("kept", [1.0, 0.8, 0.4])
 @pytest.mark.parametrize(("beams", "steps"), [(16, 1800), (32, 1090), (64, 2048)])
 def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, steps: int, kept: float) -> None:
     """Rings on flat ground 1.8 m below a LiDAR over the vehicle's origin, of which each return is kept by chance."""

@@ -105,7 +105,7 @@ def tracker_after(frames: int) -> Tracker:
 
 @given(st.floats(0, RULES.sure, exclude_max=True), st.floats(0, 0.2), st.floats(0, 2 * np.pi))
 @example(0.05, 0.1, 0.0)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: float, direction: float) -> None:
     """The detection of a car is 0.2 m off, a side peak of a lower score is that much nearer to the expected place."""
     expected = tracker_after(4).update(Boxes.none(), START + 2_000_000).boxes.centers[0, :2]
@@ -122,7 +122,7 @@ def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: fl
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.floats(0, RULES.birth, exclude_max=True))
 @example(0, 12, 0.02)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float) -> None:
     """200 detections a frame that score too low to begin a track, among cars that stand still and then are gone."""
     rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
@@ -186,18 +186,6 @@ def test_a_second_track_of_a_car_ends_when_the_car_covers_it() -> None:
     assert followed(*[boxes_at([(0, 0)])] * 3, twice, boxes_at([(1.0, 0)]))[-1].ids.tolist() == [1]
 
 
-@pytest.mark.parametrize("times", [np.arange(0, 6, 0.5), np.arange(0, 6, 0.05), np.array([0, 0, 0.9, 0.95, 2, 2, 3.4])])
-def test_a_car_has_one_id_at_any_rate(times: np.ndarray) -> None:
-    tracker = Tracker(NUSCENES)
-    for time in times:
-        here = (8 * time, -3 * time)
-        tracks = tracker.update(boxes_at([here], velocities=[(8, -3)]), START + round(1e6 * time))
-        assert tracks.ids.tolist() == [1]
-        np.testing.assert_allclose(tracks.boxes.centers[0, :2], here, atol=0.5)
-        np.testing.assert_allclose(tracks.age, time, atol=1e-6)
-    np.testing.assert_allclose(tracks.boxes.velocities[0], [8, -3, 0], atol=0.6)
-
-
 def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
     tracker = Tracker(NUSCENES)
     *_, tracks = followed(*(boxes_at([(5.0 * k, 0)], velocities=[(10, 0)]) for k in range(10)), tracker=tracker)
@@ -205,14 +193,14 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
     for seconds in np.arange(0.1, LIFETIME, 0.1):
         tracks = tracker.update(Boxes.none(), seen + round(1e6 * seconds))
         np.testing.assert_allclose(tracks.boxes.centers[0], last + velocity * seconds, atol=1e-5)
-        np.testing.assert_allclose(tracks.unseen, seconds, atol=1e-6)
+        np.testing.assert_allclose([*tracks.unseen, *tracks.age], [seconds, 4.5 + seconds], atol=1e-6)
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME)).ids) == 1
     assert len(tracker.update(Boxes.none(), seen + round(1e6 * LIFETIME) + 1).ids) == 0
     assert tracker.update(boxes_at([(0, 0)]), seen + 9_000_000).ids.tolist() == [2]
 
 
 @given(st.sampled_from(MOVING), st.floats(0, 12), st.floats(0, 2 * np.pi), st.sampled_from([0.1, 0.5]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_an_object_keeps_its_id_through_a_second_without_detections(label, speed, direction, period):
     """The detector is wrong by 0.2 m, to the left and to the right in turn."""
     velocity = min(speed, 2 if label == PEDESTRIAN else 12) * np.array([np.cos(direction), np.sin(direction)])
@@ -245,7 +233,7 @@ def test_a_heading_is_smoothed_and_one_that_points_backwards_does_not_turn_the_c
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_whatever_comes_tracks_are_sound(seed: int) -> None:
     rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
     time, latest, seen_once, gone = START, 0, set(), set()
@@ -377,7 +365,7 @@ def test_the_filter_is_the_textbooks(seed: int, steps: list[float]) -> None:
             assert_equal(motion, books)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 64])
+@pytest.mark.parametrize("n", [2, 5, 64])
 def test_an_object_is_filtered_the_same_alone_to_the_last_bit(n: int) -> None:
     rng = np.random.default_rng(n)
     noise, centers, velocities = noise_of(n, rng), rng.normal(0, 50, (n, 3)), rng.normal(0, 10, (n, 2))

@@ -31,7 +31,7 @@ from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import make_fixed_routes, present
 from perception.sensors.camera.depth import depth_labels
-from perception.sensors.camera.encoder import depth_loss, depth_targets, intrinsics
+from perception.sensors.camera.encoder import depth_loss, intrinsics
 from perception.sensors.camera.lift import Lift
 from perception.training import optimize
 from perception.training.loader import FrameDataset, Sample
@@ -238,17 +238,6 @@ def test_labels_equal_a_loop_over_points(seed: int) -> None:
     assert expected[0].any()
     np.testing.assert_allclose(depth_labels(points, matrices, IMAGE, CELLS, DEPTH), expected, rtol=1e-5)
     assert not depth_labels(None, matrices, IMAGE, CELLS, DEPTH).any()
-
-
-@given(st.floats(1.0, 21.0), st.integers(1, 70))
-def test_the_target_as_a_distribution_has_the_depth_as_its_expectation(metres: float, bins: int) -> None:
-    depth = Depth(near=1.0, far=21.0, bins=bins)
-    lower, upper, share = depth_targets(torch.tensor([metres], dtype=torch.float64), depth)
-    centres = 1.0 + (torch.arange(bins, dtype=torch.float64) + 0.5) * 20 / bins
-    expectation = ((1 - share) * centres[lower] + share * centres[upper]).item()
-    assert expectation == pytest.approx(float(np.clip(metres, centres[0], centres[-1])))
-    assert 0 <= share.item() <= 1
-    assert (upper - lower).item() in ((1, 0) if share.item() == 0 else (1,))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_labelled_cells() -> None:

@@ -84,7 +84,7 @@ GRIDS = [
 numbers = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 200), st.floats(0.1, 8))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(numbers, st.sampled_from(GRIDS), st.integers(1, 60), st.integers(1, 6))
 def test_grouping_equals_a_loop_over_points(drawn, grid, max_pillars, points_per_pillar):
     seed, number, spread = drawn
@@ -108,8 +108,8 @@ def test_more_pillars_than_16_bits_count_and_a_point_at_the_far_edge() -> None:
     assert cells.tolist() == [BevGrid().cells - 1]
 
 
-@pytest.mark.parametrize("size", [(900, 1600), (450, 800), (1080, 1920)])
-@pytest.mark.parametrize("image", [Image(height=h, width=w) for h, w in ((256, 704), (128, 352), (448, 800))])
+@pytest.mark.parametrize("size", [(900, 1600), (1080, 1920)])
+@pytest.mark.parametrize("image", [Image(height=h, width=w) for h, w in ((256, 704), (448, 800))])
 def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
     point = np.array([20.0, 2.5, 0.4])
     spec = InputSpec(BevGrid(), None, CameraBranch(image=image), RIG)
@@ -209,7 +209,7 @@ def inputs_with(pillars: int) -> dict[str, np.ndarray]:
     return prepare(replace(synthetic_frame("ego", RIG), **keyframe(points)), spec)
 
 
-@pytest.mark.parametrize("pillars", [0, 1, 37, 11_999, 12_500])
+@pytest.mark.parametrize("pillars", [0, 37, 12_500])
 def test_any_number_of_pillars_gives_what_torch_gives_with_padding(pillars: int) -> None:
     padded = inputs_with(pillars)
     assert padded["pillar_counts"].shape == (1, 12_000)
