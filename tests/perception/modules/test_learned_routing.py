@@ -179,9 +179,10 @@ class Side(nn.ModuleDict):
         return {name: network.predict(inputs)["y"] for name, network in self.items()}
 
 
-@pytest.mark.slow("traces all choosers")
+@pytest.mark.slow("traces a network with each chooser")
 def test_onnx_equals_torch_with_and_without_the_sensor():
-    routings = itertools.product(("soft", "top_k", "gumbel"), LEVELS)
+    """Each chooser at one level: choosers take the options of a place or cell alike."""
+    routings = zip(("soft", "gumbel", "top_k"), LEVELS, strict=True)
     side = Side(
         {f"{c}-{level}": randomise(Net(ROUTED, make_learned_routing(c, level, k=2))) for c, level in routings}
     ).eval()
