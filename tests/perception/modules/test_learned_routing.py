@@ -220,8 +220,8 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
         kind = torch.arange(n) % 3
         return torch.randn(n, 4, 6, 8) + nn.functional.one_hot(kind, 4)[..., None, None], kind
 
-    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.01)
-    for step in range(300):
+    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.03)
+    for step in range(100):
         x, kind = domains(48, step)
         tags = [Conditions(weather=("clear", "rain", "fog")[k]) for k in kind] if supervised else None
         y = network(x, seen(*[True] * 48), tags)
