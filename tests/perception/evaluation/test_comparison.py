@@ -219,7 +219,7 @@ def test_the_command_prints_and_writes_what_it_found(runs: tuple[Path, Path], tm
 
 
 COVERED, FALSE_PASSES = 0.93, 0.035  # what must hold, of a nominal 0.95 and 0.025
-SCENES = (3, 4, 5, 8, 12, 20, 40)
+SCENES = (3, 5, 12, 40)
 
 
 def misses(intervals: np.ndarray, truth: float) -> tuple[int, int, int]:
@@ -244,7 +244,7 @@ def test_intervals_cover_and_pass_as_often_as_they_say(draw: Draw, scenes: int) 
     assert most(passed, intervals) <= FALSE_PASSES
 
 
-@pytest.mark.parametrize(("scenes", "repeats"), [(3, 250), (5, 150), (12, 80)])
+@pytest.mark.parametrize(("scenes", "repeats"), [(3, 250), (12, 80)])
 def test_intervals_of_map_and_nds_cover_as_they_say(scenes: int, repeats: int) -> None:
     """Few draws, as each is scored as a replay is: they must not contradict the rates."""
     for drawn in detection(np.random.default_rng(scenes), repeats, scenes):

@@ -154,10 +154,10 @@ def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow("evaluates each level of four corruptions twice")
+@pytest.mark.slow("evaluates each level of three corruptions twice")
 def test_every_level_scores_as_its_frames_do(tables: NuScenesTables, tmp_path: Path) -> None:
-    shown, names = console(), ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
-    predictor, scenes, every = detector(tables), ["scene-0001"], Breakdown(corruptions=names)
+    shown, names = console(), ["lidar_noise", "lidar_missing", "camera_noise"]
+    predictor, scenes, every = detector(tables), ["scene-0001:0-2"], Breakdown(corruptions=names)
     metrics = evaluate(predictor, tables, "all", scenes, tmp_path, BOTH, shown, every)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["robustness"]["corruptions"]
