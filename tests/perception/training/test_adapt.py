@@ -38,7 +38,7 @@ def without_modules(**training: object) -> Config:
 def trained(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a base without modules."""
     run = tmp_path_factory.mktemp("runs") / "base"
-    train(without_modules(), tables, "all", run)
+    train(without_modules(steps=2), tables, "all", run)
     return run
 
 
