@@ -13,8 +13,6 @@ import torch
 from commands import one_line_error
 from exported import bundle, copy_bundle, rewritten
 from heights import Heights
-from hypothesis import given
-from hypothesis import strategies as st
 from made_up import keyframe
 from networks import anchored_config as anchored
 from networks import anchored_objects as objects
@@ -50,7 +48,7 @@ from perception.tasks.network import PointFeatures
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.points.task import ClassifiedPoints
-from perception.tasks.task import Task, join_labels
+from perception.tasks.task import Task
 from perception.training.adapt import adapt, add_task
 from perception.training.loader import batch_labels
 
@@ -324,26 +322,6 @@ def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenes
     assert losses["city"].mean().item() == 0
     token = tables.samples("all")[0]
     assert task.labelled(tables.recording(token))
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=4))
-def test_labels_are_joined_frame_by_frame_and_padded_with_zeros(frames: list[tuple[int, int]]) -> None:
-    """Frames with a number of rows, and a number to fill them with."""
-    each = [
-        {"rows": np.full((n, 2), value, np.int16), "alone": np.array(value > 0), "mask": np.ones(n, bool)}
-        for n, value in frames
-    ]
-    joined = join_labels(each)
-    most = max(n for n, _ in frames)
-    assert [joined[name].shape for name in ("rows", "alone", "mask")] == [
-        (len(frames), most, 2), (len(frames),), (len(frames), most),
-    ]  # fmt: skip
-    for name, values in joined.items():
-        assert values.dtype == each[0][name].dtype
-        for i, frame in enumerate(each):
-            own = frame[name]
-            np.testing.assert_array_equal(values[i][: len(own)] if own.ndim else values[i], own)
-            assert not own.ndim or not values[i][len(own) :].any()
 
 
 # ---- what tasks share
