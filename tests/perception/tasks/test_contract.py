@@ -42,7 +42,7 @@ from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import require_facts
 from perception.scene.scene import Scene
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks import TASKS
+from perception.tasks import TASKS, parse_tasks
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
 from perception.tasks.occupancy.labels import UNKNOWN
@@ -385,6 +385,10 @@ def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: 
         with torch.no_grad():
             expected = model.predict(inputs, [tag])
         torch.testing.assert_close(outputs["map/probabilities"], expected["map/probabilities"], rtol=1e-4, atol=1e-5)
+
+
+def test_none_omits_a_task() -> None:
+    assert [*parse_tasks({"detection": {}, "map": None})] == ["detection"]
 
 
 # ---- added to a finished model, one after the other
