@@ -179,10 +179,9 @@ class Side(nn.ModuleDict):
         return {name: network.predict(inputs)["y"] for name, network in self.items()}
 
 
-@pytest.mark.slow("traces a network with each chooser")
 def test_onnx_equals_torch_with_and_without_the_sensor():
-    """Each chooser at one level: choosers take the options of a place or cell alike."""
-    routings = zip(("soft", "gumbel", "top_k"), LEVELS, strict=True)
+    """Choosers take the options of a place or cell alike; test_routing.py exports the third one at level `slot`."""
+    routings = (("soft", "global"), ("gumbel", "cell"))
     side = Side(
         {f"{c}-{level}": randomise(Net(ROUTED, make_learned_routing(c, level, k=2))) for c, level in routings}
     ).eval()
