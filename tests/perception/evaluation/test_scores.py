@@ -41,7 +41,7 @@ from perception.tasks.map.task import THRESHOLDS as LEVELS
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 CONFIG = config_factory("detection_cvpr_2019")
-SPLITS = {"boston": ["scene-0103"], "singapore": ["scene-0916"]}
+SPLITS = {"boston": ["scene-0103"]}
 EAST = 610.0  # m; scene-0103 starts ten metres west of it
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
 CLOSE = {"rtol": 0, "atol": 1e-9}
@@ -98,7 +98,7 @@ def flat(scores: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float
     return {at: number for key, each in scores.items() for at, number in flat(each, (*path, str(key))).items()}
 
 
-@pytest.mark.parametrize("split", ["mini_val", *SPLITS])
+@pytest.mark.parametrize("split", ["mini_val", "boston"])
 def test_the_published_numbers_are_reproduced_and_those_of_custom_splits(tables, nusc, nuscenes_root, tmp_path, split):
     published = nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json"
     scores = score_submission(published, nusc, tables.samples("mini_val", SPLITS.get(split, [])))

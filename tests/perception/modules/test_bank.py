@@ -3,21 +3,21 @@
 import copy
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import AFFINE, BRANCHES, FOG, KIND_NAMES, Layers, disturb, inputs, model, spec
+from networks import BRANCHES, FOG, KIND_NAMES, Layers, disturb, inputs, model, spec
 from torch import Tensor, nn
 from vocabulary import CONDITIONS
 
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
+from perception.modules.aggregation.composition import Fuse, Stack
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route
@@ -255,39 +255,6 @@ def layers(*kinds: str) -> tuple[Layers, Bank]:
         bank.add(spec(kind, kind, "*"))
         disturb(network, kind, seed=i)
     return network, bank
-
-
-def run(network: Layers, route: Route) -> Tensor:
-    x = torch.randn(3, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    for slot in (module for module in network.modules() if hasattr(module, "computations")):
-        slot.current.route = route
-    with torch.no_grad():
-        return network(x)
-
-
-FOLDED = [
-    *product(AFFINE, (1.0, -0.7)),
-    (Stack("rescale", "low_rank", "batch_norm"), 1.0),
-    (Parallel("rescale", Stack("low_rank", "scale_shift")), 1.0),
-    (Average("prompt", "rescale", weights=[0.3, 0.9]), 1.0),
-]
-
-
-@pytest.mark.parametrize(("block", "weight"), FOLDED, ids=str)
-def test_folded_equals_routed(block, weight):
-    network, bank = layers(*names(block))
-    z = torch.tensor([[0, 0, 1, 1, 0, 0.5, 0]], dtype=torch.float64)
-    route = Route(dict.fromkeys(names(block), weight), block=block, z=z)
-    base, expected = run(network, Route()), run(network, route)
-    assert not torch.allclose(expected, base)
-    folded = copy.deepcopy(bank)
-    folded.fold({name: [route] for name in bank.slots})
-    assert set(folded.folded) == set(names(block))
-    assert not folded.modules
-    assert not any(slot.computations for slot in folded.slots.values())
-    for each in (route, Route()):
-        torch.testing.assert_close(run(folded.network, each), expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(run(network, route), expected)
 
 
 def test_a_prompt_that_has_not_run_does_not_fold():

@@ -80,23 +80,12 @@ def add_module(model: PerceptionModel, task: str, *slots: str) -> None:
     disturb(model, f"for_{task}")
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_module_at_every_slot_changes_its_own_task_alone(task):
-    model = copy.deepcopy(network())
-    add_module(model, task, *slots_of_layers(task))
-    assert changed(model) == {task}
-    expected, deployed = outputs(model), outputs(model.deployed(*CONDITIONS))
-    for other, tensors in deployed.items():
-        common = tensors.keys() & expected[other].keys()  # a deployed head may compute its own instead
-        assert common
-        for name in common:
-            torch.testing.assert_close(tensors[name], expected[other][name], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow("a forward pass for each of the hundred slots")
 def test_a_module_at_any_slot_changes_the_tasks_behind_it():
+    """One slot of each part, as parts run theirs one after the other."""
     model = copy.deepcopy(network())
-    for slot in slots_of_layers():
+    parts = {tuple(slot.split(".")[:2]): slot for slot in slots_of_layers()}
+    assert {slot.split(".")[0] for slot in parts.values()} == {*BEFORE_TRUNK, "trunk", "heads"}
+    for slot in parts.values():
         for task in TASKS:
             add_module(model, task, slot)
         part, _, rest = slot.partition(".")
@@ -111,12 +100,12 @@ def test_a_module_at_any_slot_changes_the_tasks_behind_it():
 
 
 @torch.no_grad()
-def drive(model: PerceptionModel, frames: int = 3) -> dict[str, dict[str, Tensor]]:
-    """By task, and of the state, the outputs on the last of some frames, between which the vehicle moves."""
+def drive(model: PerceptionModel) -> dict[str, dict[str, Tensor]]:
+    """By task, and of the state, the outputs on the second of two frames, between which the vehicle moves."""
     motion = torch.eye(4)[None]
     motion[0, 0, 3] = -1.5
     state = model.no_state(1)
-    for frame in range(frames):
+    for frame in range(2):
         past = {"state_valid": torch.tensor([float(frame > 0)]), "elapsed": torch.tensor([0.5])}
         dense = model(inputs() | past | {"state": state, "current_from_previous": motion}, CONDITIONS)
         state = dense["next_state"]
@@ -135,5 +124,7 @@ def test_a_module_changes_its_own_task_alone_over_a_drive_with_a_memory(task):
     differ = {part for part in expected if any(not torch.equal(found[part][k], v) for k, v in expected[part].items())}
     assert differ == {task}
     for part, tensors in deployed.items():
-        for name in tensors.keys() & found[part].keys():
+        common = tensors.keys() & found[part].keys()  # a deployed head may compute its own instead
+        assert common
+        for name in common:
             torch.testing.assert_close(tensors[name], found[part][name], rtol=1e-3, atol=1e-3)

@@ -179,9 +179,9 @@ class Side(nn.ModuleDict):
         return {name: network.predict(inputs)["y"] for name, network in self.items()}
 
 
-@pytest.mark.slow("traces all choosers")
 def test_onnx_equals_torch_with_and_without_the_sensor():
-    routings = itertools.product(("soft", "top_k", "gumbel"), LEVELS)
+    """Choosers take the options of a place or cell alike; test_routing.py exports the third one at level `slot`."""
+    routings = (("soft", "global"), ("gumbel", "cell"))
     side = Side(
         {f"{c}-{level}": randomise(Net(ROUTED, make_learned_routing(c, level, k=2))) for c, level in routings}
     ).eval()
@@ -219,8 +219,8 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
         kind = torch.arange(n) % 3
         return torch.randn(n, 4, 6, 8) + nn.functional.one_hot(kind, 4)[..., None, None], kind
 
-    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.01)
-    for step in range(300):
+    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.03)
+    for step in range(100):
         x, kind = domains(48, step)
         tags = [Conditions(weather=("clear", "rain", "fog")[k]) for k in kind] if supervised else None
         y = network(x, seen(*[True] * 48), tags)

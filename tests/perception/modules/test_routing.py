@@ -215,25 +215,6 @@ BY_TASK = [module("find", "detection", slots=("trunk.*",)), module("draw", "map"
 
 
 @torch.no_grad()
-def test_without_modules_for_a_frame_the_model_is_the_base_and_those_that_do_not_run_leave_every_bit() -> None:
-    model = little(ALL[:4], camera=True)
-    base = copied_base(model, little([], camera=True))
-    inputs = frame_inputs(model, 1, 2)
-    assert_same(model(inputs), base(inputs))
-    assert_same(model(inputs, [Conditions(weather="clear", light="day", city="singapore"), Conditions()]), base(inputs))
-    tags = [Conditions(weather="rain"), Conditions()]
-    wet = model(inputs, tags)
-    assert not torch.allclose(wet["detection/heatmap"][0], base(inputs)["detection/heatmap"][0])
-    torch.testing.assert_close(wet["detection/heatmap"][1], base(inputs)["detection/heatmap"][1])
-    for name in ("night", "boston", "blind"):
-        for computation in model.bank.at(name).values():
-            nn.init.normal_(computation.b.weight)
-    assert_same(model(inputs, tags), wet)
-    nn.init.normal_(model.bank.at("rain")["trunk.stage0.0"].b.weight)
-    assert not torch.equal(model(inputs, tags)["detection/heatmap"], wet["detection/heatmap"])
-
-
-@torch.no_grad()
 def test_a_mixed_batch_equals_its_frames_one_by_one() -> None:
     model = little(ALL, camera=True)
     inputs = frame_inputs(model, 1, 2, 3)

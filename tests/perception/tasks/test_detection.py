@@ -32,7 +32,7 @@ from perception.tasks.detection import targets
 from perception.tasks.detection.center_head import CenterHead, PeakHead, at_peaks, by_speed
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
-from perception.tasks.detection.targets import REGRESSION, center_labels, center_losses, gaussian_focal
+from perception.tasks.detection.targets import REGRESSION, center_losses, gaussian_focal
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.network import MapSegmentationHead
@@ -191,17 +191,6 @@ def test_radius_is_the_smallest_move_that_leaves_the_wanted_iou(length: float, w
     shrunk = (length - 2 * radius) * (width - 2 * radius) / area
     grown = area / ((length + 2 * radius) * (width + 2 * radius))
     assert abs(min(shifted, shrunk, grown) - overlap) < 1e-9
-
-
-def test_boxes_without_points_or_outside_the_grid_are_no_targets() -> None:
-    boxes = random_boxes(np.random.default_rng(0), 3)
-    boxes.centers[1, 0] = 16.5
-    boxes.num_points[:] = [0, 5, 5]
-    labels = labels_of(DetectionHead(min_radius=1), boxes, Boxes.none())
-    assert labels["real"].sum(1).tolist() == [1, 0]
-    assert (labels["heatmap"] == 1).sum((1, 2, 3)).tolist() == [1, 0]
-    # The task leaves out what no point hit; what is outside the grid is no label of the head itself, either.
-    assert center_labels(boxes, GRID, DetectionHead().settled(NUSCENES))["real"].tolist() == [True, True]
 
 
 def test_gaussian_focal_equals_its_equation_and_has_right_gradients() -> None:

@@ -14,8 +14,6 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from vocabulary import NUSCENES
 
-from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.onnx_export import to_onnx
 from perception.config import Augment
 from perception.frame import Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
@@ -350,25 +348,6 @@ def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) ->
     np.testing.assert_array_equal(outputs["free"][0], make_free_rays(task.voxels).free(blocked))
     assert (blocked != solid.any(axis=0)).any()  # heights count
     assert 10 < len(np.unique(outputs["free"])) < 360
-
-
-def test_the_head_is_the_same_in_onnx_runtime() -> None:
-    task, network = head()
-    network.eval()
-    features, names = 3 * torch.randn(1, 4, *COARSE.shape), [output.name for output in task.outputs]
-    whole = torch.nn.ModuleDict({"head": network})
-    whole.predict = lambda given: network.decode(network(given["x"]))
-    graph = to_onnx(whole, {"x": features.numpy()}, names)
-    assert not {node.op_type for node in graph.graph.node} & {"NonZero", "Loop", "If", "Scan", "ScatterND"}
-    found = OnnxRuntimeEngine(graph.SerializeToString()).run({"x": features.numpy()})
-    with torch.no_grad():
-        expected = network.decode(network(features))
-    assert [*found] == names
-    for name in ("occupied", "others"):
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
-    assert found["classes"].dtype == np.uint8
-    assert (found["classes"] == expected["classes"].numpy()).mean() > 0.999
-    assert (found["free"] == expected["free"].numpy()).mean() > 0.98
 
 
 def test_voxels_that_are_not_symmetric_have_no_mirror_image() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from commands import command
+from lowered import bundles_of
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from networks import LITTLE
@@ -23,9 +24,11 @@ from vocabulary import NUSCENES
 
 from deploy.bundle import Bundle
 from deploy.golden import differences
+from deploy.precision.calibrate import Drives
 from deploy.replay.gates import Gates
 from deploy.replay.verdict import judge
 from deploy.runtime import Runtime
+from deploy.tolerances import Precision
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
@@ -40,7 +43,7 @@ class Way(NamedTuple):
     """What the task leaves behind on its way."""
 
     run: Path
-    bundles: dict[str, Path]  # of each precision
+    bundles: dict[Precision, Bundle]
     replayed: Path
     grid: BevGrid
     frames: list[Frame]
@@ -56,23 +59,22 @@ def _toy() -> object:
 
 @pytest.fixture(scope="module")
 def way(_toy: object, tmp_path_factory: pytest.TempPathFactory, sim_root: Path) -> Way:
-    """Trained together with detection and map, exported in FP32 with the module on board and in INT8, and replayed."""
+    """Trained together with detection and map, exported in FP32 and in INT8 with the module on board, and replayed."""
     folder, given = tmp_path_factory.mktemp("toy"), copy.deepcopy(LITTLE)
+    run = folder / "run"
     given["tasks"]["toy"] = {}
     modules = [{"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 2, "when": ["rain"]}]
     train = {"steps": 40, "batch": 1, "learning_rate": 0.02}
     (folder / "toy.yaml").write_text(yaml.safe_dump(given | {"name": "toy", "modules": modules, "train": train}))
-    run, out = folder / "run", {name: folder / name for name in ("fp32", "int8")}
     command("train", folder / "toy.yaml", "--data", sim_root, "--split", "all", "--out", run)
-    command("export", run, "--out", out["fp32"], "--routes", "base,rain")
-    command("export", run, "--out", out["int8"], "--precision", "int8", "--calibrate", sim_root)
+    bundles = bundles_of(run, folder, ("fp32", "int8"), Drives(sim_root, "v1.0-sim"), [[], ["rain"]])
     viewers = "foxglove,rerun" if find_spec("rerun") else "foxglove"
-    command("replay", sim_root, "--bundle", out["fp32"], "--out", folder / "replay", "--viewer", viewers)
-    tables, manifest = NuScenesTables(sim_root, "v1.0-sim"), Bundle.load(out["fp32"]).manifest
-    runtime, sweeps = Runtime(out["fp32"]), Bundle.load(out["fp32"]).spec.sweeps
-    frames = [tables.frame(token, Reads("ego", sweeps)) for token in tables.samples()]
+    command("replay", sim_root, "--bundle", bundles["fp32"].path, "--out", folder / "replay", "--viewer", viewers)
+    tables, bundle = NuScenesTables(sim_root, "v1.0-sim"), bundles["fp32"]
+    runtime = Runtime(bundle.path)
+    frames = [tables.frame(token, Reads("ego", bundle.spec.sweeps)) for token in tables.samples()]
     steps = [runtime.step(frame) for frame in frames]
-    return Way(run, out, folder / "replay", manifest.head_grid.build(), frames, steps)
+    return Way(run, bundles, folder / "replay", bundle.manifest.head_grid.build(), frames, steps)
 
 
 @pytest.mark.slow("simulates and trains for all tests of the file")
@@ -88,9 +90,9 @@ def test_it_learns_and_is_scored_as_a_whole_and_in_parts(way: Way, sim_root: Pat
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_changed_value_of_its_output_is_found_and_the_right_engine_passes(way: Way, precision: str) -> None:
-    command("verify", way.bundles[precision])
-    bundle = Bundle.load(way.bundles[precision])
+def test_a_changed_value_of_its_output_is_found_and_the_right_engine_passes(way: Way, precision: Precision) -> None:
+    bundle = way.bundles[precision]
+    command("verify", bundle.path)
     allowed = bundle.manifest.tolerances
     assert tuple(allowed.dense["toy/cells"]) == BANDS
     for frame in bundle.golden_frames():

@@ -18,7 +18,6 @@ from perception.config import Augment, CameraBranch, Config, Image, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Prediction
 from perception.model import PerceptionModel, batch_inputs
-from perception.modules.spec import parse_module
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.state import Limits, Moment, state_inputs
@@ -270,8 +269,3 @@ def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path
 def test_a_memory_is_asked_for_alone(tmp_path, beside):
     line = refuses("adapt", tmp_path, "--memory", *beside, "--data", tmp_path, "--out", tmp_path / "o")
     assert "give --add or --memory" in line
-
-
-def test_a_memory_is_a_module_like_any_other():
-    assert parse_module(MEMORY).slots == ("memory",)
-    assert parse_module(MEMORY).model_dump()["frames"] == 3

@@ -151,14 +151,21 @@ def test_labels_are_made_of_truth_that_is_not_kept(mapped: NuScenesTables) -> No
     assert [frame.truth for frame in dataset._frames._frames.values()] == [{}]
 
 
-def test_sensors_are_dropped_in_their_shares_and_never_both(mapped: NuScenesTables) -> None:
-    dataset = FrameDataset(mapped, mapped.samples(), _config({"drop_lidar": 0.3, "drop_cameras": 0.2}))
-    samples = [dataset[position] for position in range(300)]
-    lidar = np.array([sample.inputs["pillar_counts"].any() for sample in samples])
-    cameras = np.array([sample.inputs["image_from_reference"].any() for sample in samples])
+def test_sensors_are_dropped_in_their_shares_and_never_both(mapped: NuScenesTables, every_kind: Any) -> None:
+    """Of the points nothing is left, of whichever LiDAR they are."""
+    shares, rng = {"drop_lidar": 0.3, "drop_cameras": 0.2}, np.random.default_rng(0)
+    dataset, tables = FrameDataset(mapped, mapped.samples(), _config(shares)), every_kind["truck"]
+    frame = tables.frame(tables.samples()[0])
+    assert frame.lidar_of_point is not None
+    seen = [dataset._with_dropped_sensors(frame, rng) for _ in range(2000)]
+    lidar, cameras = np.array([(each.points is not None, bool(each.cameras)) for each in seen]).T
     assert (lidar | cameras).all()
-    assert (~lidar).mean() == pytest.approx(0.3, abs=0.08)
-    assert (~cameras).mean() == pytest.approx(0.2, abs=0.08)
+    assert (~lidar).mean() == pytest.approx(0.3, abs=0.03)
+    assert (~cameras).mean() == pytest.approx(0.2, abs=0.03)
+    blind = seen[lidar.argmin()]
+    assert [getattr(blind, name) for name in PER_POINT] == [None] * 4
+    for shares, name in (({"drop_lidar": 1.0}, "pillar_counts"), ({"drop_cameras": 1.0}, "image_from_reference")):
+        assert not _dataset(mapped, shares)[0].inputs[name].any()
 
 
 def test_what_is_missing_is_marked_and_the_only_sensor_is_not_dropped(tiny_root: Path) -> None:
@@ -316,15 +323,6 @@ def test_every_field_of_a_frame_is_stored(tmp_path: Path) -> None:
         path = tmp_path / f"{i}.frame"
         path.write_bytes(frame_cache._pack(each))
         assert same(frame_cache._read_frame(path), each)
-
-
-def test_a_dropped_lidar_leaves_nothing_of_its_points(every_kind) -> None:
-    tables = every_kind["truck"]
-    config = load_config(find_config("tiny"), ["train.drop_lidar=1.0", "data.class_balanced=false"])
-    frame = tables.frame(tables.samples()[0])
-    assert frame.lidar_of_point is not None
-    seen = FrameDataset(tables, tables.samples(), config)._with_dropped_sensors(frame, np.random.default_rng(0))
-    assert [getattr(seen, name) for name in PER_POINT] == [None] * 4
 
 
 def test_a_training_sees_the_same_samples(tiny_root: Path, tmp_path: Path) -> None:

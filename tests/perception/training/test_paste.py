@@ -26,7 +26,7 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.training.augment import draw_similarity
-from perception.training.loader import FrameDataset, batches
+from perception.training.loader import FrameDataset
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
 from perception.training.placement import Layer, Place, footprints, overlapping, paint, places, points_of
@@ -274,21 +274,6 @@ def test_pasting_ends_after_its_share_of_the_steps(tables, objects, until, steps
         same = all(np.array_equal(array, without.inputs[name]) for name, array in with_objects.inputs.items())
         more = len(with_objects.labels["detection"]["cells"]) - len(without.labels["detection"]["cells"])
         assert (same, more > 10) == (position >= end, position < end)
-
-
-def test_what_is_pasted_depends_on_seed_and_position_alone(tables: NuScenesTables, objects: Objects) -> None:
-    def drawn(seed: int, start: int = 0, workers: int = 0) -> list[np.ndarray]:
-        content = config({"camera": None}, {"steps": 4, "batch": 1}, pictures="mask").model_dump(mode="json")
-        content["seed"], content["data"]["workers"], content["data"]["augment"] = seed, workers, None
-        settings = parse_config(content, "test")
-        dataset = FrameDataset(tables, tables.samples()[:1], settings, (), objects)
-        return [batch.inputs["pillar_points"].numpy() for batch in batches(dataset, settings, start)]
-
-    whole = drawn(0)
-    for one, other in zip(whole[2:], drawn(0, 2, 2), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(whole[0], whole[1])
-    assert not np.array_equal(whole[0], drawn(1)[0])
 
 
 def test_what_cannot_be_pasted_is_refused() -> None:
