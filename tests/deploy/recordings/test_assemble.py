@@ -450,12 +450,11 @@ def test_a_stamp_far_from_its_recording_time_is_damage(
     tmp_path: Path, ahead: dict[int, float], frames: list[int], corrupt: int
 ) -> None:
     """10 Hz, a frame every 0.5 s: the next sweep makes the frame instead, also by a clock that was set."""
-    log: list[Sent] = []
+    log, sweep = list[Sent](), scan("top", START, None)
     for i in range(100):
         time, early = START + 100_000 * i, round(1e6 * ahead.get(i, 0))
         clock = early if len(ahead) > 1 else 0
-        log += [moved(time + clock, np.eye(4))._replace(time=time)]
-        log += [scan("top", time, None, late=early)._replace(time=time)]
+        log += [moved(time + clock, np.eye(4))._replace(time=time), edit(sweep, stamp=time + early, time=time)]
     found, counts = frames_of(tmp_path / "a.mcap", log)
     stamps = [START + 100_000 * i + round(1e6 * ahead.get(i, 0)) for i in frames]
     assert [frame.timestamp for frame in found] == stamps
