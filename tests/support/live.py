@@ -34,7 +34,7 @@ RESULTS = ("tracks.json", "results.json", "statistics.jsonl")
 
 @cache
 def log(seconds: float = 0.5 * KEYFRAMES) -> list[Sent]:
-    """The messages of a drive, from its start on; without its first sweep, so that each sweep has pictures beside it."""
+    """The messages of a drive from its start on, without its first sweep: each sweep then has pictures beside it."""
     root = once("live-drive", lambda out: write_tiny(out, KEYFRAMES))
     found = messages_of(root, "v1.0-tiny", "scene-0001", 1)
     start, end = found[0].time, found[0].time + 1e6 * seconds
