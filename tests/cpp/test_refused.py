@@ -15,14 +15,13 @@ import numpy as np
 import onnx
 import pytest
 import tessera_runtime as native
-from both_runtimes import COMPILER, TARGET
+from both_runtimes import COMPILER, TARGET, every_task
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from damage import cut, delete, in_json, put, write
 from damage import replace as edit
 from damage import without as missing
 from exported import bundle, keys, remembering, reseal, rewritten, trusting
-from lowered import switched
 from refits import train_further
 from safetensors.numpy import save
 
@@ -331,7 +330,6 @@ ROUTES: dict[str, Damage] = {
     "elsewhere": sealed(put("apart", ["../elsewhere"])),
     "no manifest": sealed(lambda content: content["files"].pop("routes/rain/manifest.json")),
 }  # fmt: skip
-BANKED: dict[str, Damage] = {"modules in another order": sealed(swap("banked"))}
 
 
 def refused(path: Path, damage: Damage) -> tuple[str, str]:
@@ -363,9 +361,9 @@ def test_a_damaged_bundle(damage: str, tmp_path: Path) -> None:
     [
         *((lambda: remembering().path, each) for each in STATE.values()),
         *((lambda: exported.apart()[0].path, each) for each in ROUTES.values()),
-        *((lambda: switched("fp32").path, each) for each in BANKED.values()),
+        (lambda: every_task().path, sealed(swap("banked"))),
     ],
-    ids=[*STATE, *ROUTES, *BANKED],
+    ids=[*STATE, *ROUTES, "modules in another order"],
 )
 def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Damage, tmp_path: Path) -> None:
     python, cpp = refused(copytree(made(), tmp_path / "bundle"), damage)

@@ -1,4 +1,4 @@
-"""A replay that broke off ends with the same bytes; of a long drive in segments every frame is as in an undivided one."""
+"""A replay that broke off ends with the same bytes; of a drive in segments every frame is as in an undivided one."""
 
 import io
 import json
