@@ -17,7 +17,7 @@ from perception.io.files import FrameFile
 from perception.tasks.map.task import pack
 from perception.tasks.points.task import pack as pack_points
 
-FRAMES, SCENES, BOXES = 20, 4, 20
+FRAMES, SCENES, BOXES = 12, 4, 20
 META = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
 
 
