@@ -12,7 +12,17 @@ import pytest
 from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from recordings import TYPES, Sent, assemble, assert_equal_frames, edit, message, nuscenes_topics, write_raw_mcap
+from recordings import (
+    TYPES,
+    Sent,
+    assemble,
+    assert_equal_drives,
+    assert_equal_frames,
+    edit,
+    message,
+    nuscenes_topics,
+    write_raw_mcap,
+)
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
@@ -43,14 +53,9 @@ def numbers(log: list[Sent], topic: str) -> list[int]:
     return [i for i, each in enumerate(log) if each.topic == topic]
 
 
-def assert_equal(frames: list[Frame], expected: list[Frame]) -> None:
-    for a, b in zip(frames, expected, strict=True):
-        assert_equal_frames(a, b)
-
-
 def test_repeated_messages_are_counted_and_change_nothing(log: list[Sent], expected: list[Frame]) -> None:
     frames, counts = assemble([each for each in log for _ in range(2)])
-    assert_equal(frames, expected)
+    assert_equal_drives(frames, expected)
     duplicated = counts.summary()["duplicated"]
     assert (duplicated[LIDAR], duplicated[FRONT], duplicated["/keyframe"]) == (6, 3, 3)
     assert duplicated["/tf"] == len(numbers(log, "/tf"))
@@ -62,7 +67,7 @@ def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], e
     for i in range(1, len(spare) - 1, 2):
         spare[i], spare[i + 1] = spare[i + 1], spare[i]
     frames, counts = assemble(spare, nuscenes_topics(wait=0.4))
-    assert_equal(frames, expected)
+    assert_equal_drives(frames, expected)
     assert "late" not in counts.summary()
     a, b = numbers(log, LIDAR)[:2]  # a sweep and its keyframe
     spare = [*log]
