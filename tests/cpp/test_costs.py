@@ -55,6 +55,6 @@ def test_a_step_takes_nothing_from_the_heap_once_it_has_seen_such_frames(network
 
 
 def test_an_engine_whose_boxes_are_off_is_refused_in_the_words_of_python(tmp_path: Path) -> None:
-    with_recorded_plan(remembering(), tmp_path / "bundle", drive(), boxes_off=0.5)
+    with_recorded_plan(remembering(), tmp_path / "bundle", (), boxes_off=0.5)
     with pytest.raises(native.WrongEngine, match=r"golden frame street-.*: does not compute"):
         native.Runtime(tmp_path / "bundle", target=TARGET, plugin=str(ENGINE))

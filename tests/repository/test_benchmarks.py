@@ -1,13 +1,21 @@
-"""Benchmarks: each has a command, and variants alternate."""
+"""Benchmarks: each has a command, variants alternate, which frames are labelled, and what a memory sees before."""
 
 from pathlib import Path
 
 import pytest
+import typer
 from bench import SUBJECTS, command
 from bench_ceiling import ceiling
+from bench_labels import LABELLED, _numbers, _summary, _ways, choose
+from bench_memory import EachFrame, _config, _rig
 from benchmark import measure_times, medians
+from networks import disturb, small
 from tiny import write_tiny
 from typer.testing import CliRunner
+
+from perception.config import parse_config
+from perception.model import PerceptionModel
+from perception.predict import TorchPredictor
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -40,3 +48,73 @@ def test_the_ceiling_names_the_classes_that_occur(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     found = {"car": 1.0, "pedestrian": 1.0}
     assert ceiling(tmp_path, configs="tiny") == {**found, "keyframes": 3, "configs": {"tiny": found}}
+
+
+SPACINGS = {1: 16, 2: 8, 4: 4, 8: 2, 16: 1}
+
+
+@pytest.mark.parametrize("count", SPACINGS)
+def test_labelled_frames_are_spread_over_the_drive_and_a_seed_moves_them(count):
+    chosen = [choose(count, seed) for seed in range(3)]
+    for frames in chosen:
+        after = [*frames[1:], frames[0] + LABELLED]
+        assert {b - a for a, b in zip(frames, after, strict=True)} == {SPACINGS[count]}
+        assert len(frames) == len(set(frames) & set(range(LABELLED))) == count
+    assert len(set(map(tuple, chosen))) == min(3, SPACINGS[count])
+
+
+def test_numbers_that_do_not_divide_the_drive_are_spread_too():
+    assert choose(3, 0) == [2, 7, 12]
+    assert all(len(set(choose(count, seed))) == count for count in range(1, LABELLED + 1) for seed in range(9))
+
+
+def test_of_the_seeds_the_median_and_the_range_are_told():
+    """Half of the gap from 0.7 to 0.9 is closed at 0.8, a quarter at 0.75; at 0.6 it is wider."""
+    rows = [
+        {"ap": ap, "share": 0.03, "source_kept": kept, "base_unchanged": ap > 0.7}
+        for ap, kept in ((0.8, 0.5), (0.6, 0.9), (0.75, 0.8))
+    ]
+    summary = _summary(rows, 0.7, 0.9)
+    assert summary["closed"] == pytest.approx(0.25)
+    assert summary["range"]["closed"] == pytest.approx([-0.5, 0.5])
+    assert (summary["source_kept"], summary["range"]["source_kept"]) == (0.8, [0.5, 0.9])
+    assert summary["base_unchanged"] is False
+    assert summary["share"] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"), [(_numbers, "1,17"), (_numbers, "0,2"), (_numbers, "1-4"), (_ways, "module,heads")]
+)
+def test_what_it_cannot_measure_is_named(read, text):
+    with pytest.raises(typer.BadParameter, match=text):
+        read(text)
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_network_with_a_memory_sees_the_frames_before_those_that_are_asked_for(tables, remembers):
+    """They matter to it alone; frames without LiDAR are the given ones."""
+    content = small().model_dump(mode="json") | {"modules": [{"name": "m", "kind": "memory"}] if remembers else []}
+    content["model"]["camera"] = None
+    network = PerceptionModel(parse_config(content, "test"))
+    if remembers:
+        disturb(network, "m", 0.5)
+    predictor = TorchPredictor(network)
+    drive = tables.samples(None, tables.scenes()[:1])
+    reads = predictor.spec.reads
+    whole = dict(zip(drive, (p for _, p in predictor.predictions(tables, reads, drive)), strict=True))
+    for lost in ((), drive[-1:], drive[:1]):
+        ((frame, found),) = EachFrame(predictor, 1, lost).predictions(tables, reads, drive[-1:])
+        assert frame.token == drive[-1]
+        assert (frame.points is None) == (frame.token in lost)
+        same = found.results["detection"].scores.tolist() == whole[drive[-1]].results["detection"].scores.tolist()
+        assert same == (not lost or (lost == drive[:1] and not remembers))
+
+
+@pytest.mark.parametrize("sensors", ["lidar", "camera", "both"])
+def test_its_networks_are_of_these_sensors(tmp_path: Path, sensors):
+    rig = _rig(sensors)
+    assert bool(rig.cameras) == (sensors != "lidar")
+    assert all(camera.size == (176, 99) for camera in rig.cameras)
+    (tmp_path / "rig.yaml").write_text(rig.model_dump_json())
+    model = parse_config(_config(sensors, tmp_path / "rig.yaml"), "test").model
+    assert (model.lidar is not None, model.camera is not None) == (sensors != "camera", sensors != "lidar")

@@ -1,9 +1,9 @@
 """Files and folders replaced whole, what is read ahead and written behind, and pauses of the garbage collector."""
 
 import gc
+import json
 import os
-import shutil
-import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,9 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import killed
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed import NEW, OLD
 
 from deploy.replay.schedule import QUEUE_DEPTH, BackgroundWriter, prefetch
 from perception.errors import InputError
@@ -28,61 +30,17 @@ from perception.io.files import (
     write_together,
 )
 
-OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
-
-
-def write(root: Path, content: dict[str, str]) -> None:
-    for name, text in content.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-def replace_and_die(folder: Path, exchange: Callable[[Path, Path], bool], steps: int) -> None:
-    """Replace the folder in a process that kills itself before a step: one that Python reports to audit hooks (open,
-    mkdir, rename, remove, rmtree, scandir, calls of C), or the swap itself."""
-
-    def step(*_: object) -> None:
-        nonlocal steps
-        steps -= 1
-        if steps == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def swap(a: Path, b: Path) -> bool:
-        step()
-        done = exchange(a, b)
-        step()
-        return done
-
-    try:
-        files._exchange = swap
-        sys.addaudithook(step)
-        with atomic_folder(folder, "it") as fresh:
-            write(fresh, NEW)
-        os._exit(0)
-    finally:
-        os._exit(1)
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux kills and exchanges")
 @pytest.mark.parametrize("swap", ["with", "without"])
 def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, swap: str) -> None:
     """With the exchange it is at its name at every step; without, `restore_folder` finds it."""
-    folder, found, missing, end = tmp_path / "bundle", list[dict[str, str]](), 0, -signal.SIGKILL
-    exchange = files._exchange if swap == "with" else lambda a, b: False
-    while end == -signal.SIGKILL:
-        shutil.rmtree(folder, ignore_errors=True)
-        write(folder, OLD)
-        child = os.fork()
-        if child == 0:
-            replace_and_die(folder, exchange, len(found) + 1)
-        end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        missing += not folder.exists()
-        restore_folder(folder)
-        found_files = (path for path in folder.rglob("*") if path.is_file())
-        found.append({path.relative_to(folder).as_posix(): path.read_text() for path in found_files})
-    assert (end, found[-1]) == (0, NEW)
+    done = subprocess.run(
+        [sys.executable, killed.__file__, tmp_path / "bundle", swap], capture_output=True, text=True, check=True
+    )
+    end, missing, found = json.loads(done.stdout)
+    assert (end, found[0], found[-1]) == (0, OLD, NEW)
     assert all(each in (OLD, NEW) for each in found)
-    assert found[0] == OLD
     assert found.count(NEW) > 1  # it was killed after the swap too
     assert (missing > 0) == (swap == "without")
 

@@ -26,18 +26,19 @@ from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 
-KEYFRAMES = 12  # 0.5 s apart
+KEYFRAMES = 10  # 0.5 s apart
 RATE = 2.0  # of the clock
 PATIENT = 5.0  # s that a frame waits, so that a loaded machine is not late
 RESULTS = ("tracks.json", "results.json", "statistics.jsonl")
 
 
 @cache
-def log() -> list[Sent]:
-    """The messages of a drive of 6 s; without its first sweep, so that there are pictures beside those of frames."""
+def log(seconds: float = 0.5 * KEYFRAMES) -> list[Sent]:
+    """The messages of a drive from its start on, without its first sweep: each sweep then has pictures beside it."""
     root = once("live-drive", lambda out: write_tiny(out, KEYFRAMES))
     found = messages_of(root, "v1.0-tiny", "scene-0001", 1)
-    return [each for each in found if each.topic != "/lidar_top" or each.time > found[0].time]
+    start, end = found[0].time, found[0].time + 1e6 * seconds
+    return [each for each in found if each.time < end and (each.topic != "/lidar_top" or each.time > start)]
 
 
 def start() -> int:
@@ -52,13 +53,6 @@ def after(seconds: float) -> int:
 def recorded(folder: Path, messages: Iterable[Sent]) -> Path:
     """A recording of messages, in the order of the times at which they arrive."""
     return write_raw_mcap(folder / "drive.mcap", sorted(messages, key=lambda each: each.time))
-
-
-def late(topic: str, seconds: float) -> list[Sent]:
-    """The drive with a topic, or those that begin so, that arrives later."""
-    return [
-        each._replace(time=each.time + round(1e6 * seconds)) if each.topic.startswith(topic) else each for each in log()
-    ]
 
 
 class Watch(Output):

@@ -9,7 +9,7 @@ from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
 from deploy.log import TYPES, Message, header, make, messages
-from deploy.recordings import ros
+from deploy.recordings import open_drives, ros
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
@@ -115,6 +115,18 @@ def assert_equal_frames(a: Frame, b: Frame) -> None:
     for camera, c in a.cameras.items():
         for name in ("image", "intrinsics", "ego_from_camera", "global_from_ego", "timestamp"):
             np.testing.assert_array_equal(getattr(c, name), getattr(b.cameras[camera], name))
+
+
+def assert_equal_drives(frames: Sequence[Frame], expected: Sequence[Frame]) -> None:
+    for a, b in zip(frames, expected, strict=True):
+        assert_equal_frames(a, b)
+
+
+def read(path: Path, topics: Path | None = None) -> tuple[list[Frame], dict[str, Any]]:
+    """The frames of a recording, and what was counted."""
+    [drive] = open_drives(path, None, (), SPEC, topics)
+    frames = list(drive.frames())
+    return frames, drive.counts.summary()
 
 
 def message(topic: str, stamp: int, content: object) -> Sent:

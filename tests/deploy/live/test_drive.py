@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,31 +20,26 @@ import numpy as np
 import pytest
 from commands import refuses
 from exported import bundle, remembering
-from live import PATIENT, RATE, RESULTS, after, driving, late, log, network, recorded, replayed
+from live import PATIENT, RATE, RESULTS, after, driving, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
-from deploy.bundle import Bundle
+from deploy.live.buses import BUSES
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
+from deploy.live.source import republish
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
 from perception.frame import Prediction
 
-FRONT, AUTOWARE = "/cam_front/", "autoware_sensing_msgs/msg"
+FRONT, BACK, AUTOWARE = "/cam_front/", "/cam_back/", "autoware_sensing_msgs/msg"
 EMPTY = {"idx_begin": 0, "length": 0}  # points of a LiDAR in a joined cloud
 
 
-@pytest.mark.parametrize(
-    ("keyframes", "network"),
-    [("/keyframe", bundle), (None, bundle), (None, remembering)],
-    ids=["keyframes", "sweeps", "memory"],
-)
-def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(
-    tmp_path: Path, keyframes: str | None, network: Callable[[], Bundle]
-) -> None:
-    topics, yaml = nuscenes_topics(keyframes=keyframes, wait=PATIENT), tmp_path / "topics.yaml"
-    yaml.write_text(f"keyframes: {keyframes or 'null'}\n")
-    path, policy = network().path, Policy(lateness=PATIENT)
+def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Path) -> None:
+    """Of sweeps, by a network with a memory. Of keyframes, by one without: test_record.py and the next test."""
+    topics, yaml = nuscenes_topics(keyframes=None, wait=PATIENT), tmp_path / "topics.yaml"
+    yaml.write_text("keyframes: null\n")
+    path, policy = remembering().path, Policy(lateness=PATIENT)
     drive = driving(log(), tmp_path / "live", Runtime(path, checks=False), topics, policy, rate=1.0)
     drive.require_outcomes()
     assert set(drive.driven.outcomes) == {"perceived"}  # else it was not fast enough here
@@ -52,47 +48,47 @@ def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
 
 
-@pytest.mark.slow("a driving process, and one that publishes")
-@pytest.mark.parametrize("bus", ["zenoh", "dds"])
-def test_another_process_that_publishes_a_recording_gives_the_bytes_of_its_replay(tmp_path: Path, bus: str) -> None:
-    recording, options = recorded(tmp_path, log()), []
+@pytest.mark.slow("a driving process")
+@pytest.mark.parametrize("bus", BUSES)
+def test_a_process_that_listens_gives_the_bytes_of_a_replay(
+    tmp_path: Path, bus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording, options = recorded(tmp_path, log(3.0)), []
     for name, content in (("topics", f"wait: {PATIENT}"), ("policy", f"lateness: {PATIENT}")):
         (tmp_path / f"{name}.yaml").write_text(f"{content}\n")
         options += [f"--{name}", str(tmp_path / f"{name}.yaml")]
     here, there = network(tmp_path, bus)
-    out = tmp_path / "live"
-    driver = process(
-        ["-m", "deploy.cli", "drive", str(bundle().path), "--from", bus, "--out", str(out), *options], here
-    )
-    publisher = process(["-c", PUBLISH[bus].format(recording=str(recording))], there)
-    assert publisher.wait(60) == 0, publisher.communicate()
+    driver = driving_process(bus, tmp_path / "live", here, *options)
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("deploy.live.source._DISCOVERY", 60.0)  # s; a loaded machine takes long to start a process
+    republish(recording, BUSES[bus]())
     driver.send_signal(signal.SIGTERM)
     said, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, errors
     replay = replayed(recording, tmp_path / "replay")
     for name in RESULTS:
-        assert (out / name).read_bytes() == (replay / name).read_bytes(), said
+        assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes(), said
 
 
-@pytest.mark.slow("a publisher that is killed and comes back")
-def test_a_publisher_that_is_killed_and_comes_back(tmp_path: Path) -> None:
-    recording, (here, there) = recorded(tmp_path, log()), network(tmp_path, "zenoh")
-    out, play = tmp_path / "live", ["-c", PUBLISH["zenoh"].format(recording=str(recording))]
-    driver = process(["-m", "deploy.cli", "drive", str(bundle().path), "--from", "zenoh", "--out", str(out)], here)
-    publisher = process(play, there)
-    assert driver.stdout is not None
+@pytest.mark.slow("a driving process, and a publisher that is killed")
+def test_a_publisher_that_is_killed_and_another_one_that_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording, (here, there) = recorded(tmp_path, log(4.0)), network(tmp_path, "zenoh")
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    driver = driving_process("zenoh", tmp_path / "live", here)
+    publisher = subprocess.Popen([sys.executable, "-c", PUBLISH, recording])
     said = until(driver, "OK", "DEGRADED")
     publisher.kill()
-    publisher.communicate()
+    publisher.wait()
     said += until(driver, "no frame for")
-    publisher = process(play, there)
-    said += until(driver, "OK", "DEGRADED")
-    assert publisher.wait(60) == 0
+    republish(recording, BUSES["zenoh"]())
     driver.send_signal(signal.SIGTERM)
-    _, errors = driver.communicate(timeout=30)
+    more, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, (errors, said)
-    outcomes = [json.loads(line)["outcome"] for line in (out / "frames.jsonl").read_text().splitlines()]
-    assert outcomes.count("perceived") > len(log()) // 100
+    assert re.search("OK|DEGRADED", more), more
+    outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "live" / "frames.jsonl").read_text().splitlines()]
+    assert outcomes.count("perceived") >= 3
 
 
 def until(driver: "subprocess.Popen[str]", *words: str) -> list[str]:
@@ -106,82 +102,64 @@ def until(driver: "subprocess.Popen[str]", *words: str) -> list[str]:
     raise AssertionError(said)
 
 
-PUBLISH = {
-    bus: f"""from pathlib import Path
-from deploy.live.{bus} import {name}
+PUBLISH = """
+import sys
+from pathlib import Path
 from deploy.live.source import republish
-republish(Path("{{recording}}"), {name}())"""
-    for bus, name in (("zenoh", "ZenohBus"), ("dds", "DdsBus"))
-}
+from deploy.live.zenoh import ZenohBus
+republish(Path(sys.argv[1]), ZenohBus())
+"""
 
 
-def process(arguments: list[str], variables: dict[str, str]) -> "subprocess.Popen[str]":
-    environment = os.environ | variables
-    return subprocess.Popen(
-        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def driving_process(bus: str, out: Path, variables: dict[str, str], *options: str) -> "subprocess.Popen[str]":
+    arguments = ["-m", "deploy.cli", "drive", str(bundle().path), "--from", bus, "--out", str(out), *options]
+    environment, pipe = os.environ | variables, subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-@pytest.mark.parametrize("milliseconds", [50, 230])
-def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_path: Path, milliseconds: int) -> None:
-    policy = Policy(lateness=0.2)
-    topics = nuscenes_topics()
-    drive = driving(late(FRONT, 1e-3 * milliseconds), tmp_path, topics=topics, policy=policy)
+def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_path: Path) -> None:
+    """One is later than frames wait, another one is in time."""
+
+    def late(each: Sent) -> Sent:
+        milliseconds = 230 * each.topic.startswith(FRONT) + 50 * each.topic.startswith(BACK)
+        return each._replace(time=each.time + 1000 * milliseconds)
+
+    drive = driving([late(each) for each in log()], tmp_path, policy=Policy(lateness=0.2))
     drive.require_outcomes()
-    in_time = milliseconds <= 200
-    named = [line["token"] for line in drive.frames if "CAM_FRONT" not in line["cameras"]]
-    assert named == ([] if in_time else drive.tokens)
-    late_messages = drive.driven.counts.get("late", {})
-    assert late_messages == ({} if in_time else {"/cam_front/image_rect_compressed": len(drive.frames)})
-    assert (drive.watch.first("DEGRADED", "sensor", "CAM_FRONT", "missing") < float("inf")) != in_time
+    assert drive.tokens == [line["token"] for line in drive.frames if "CAM_FRONT" not in line["cameras"]]
+    assert all("CAM_BACK" in line["cameras"] for line in drive.frames)
+    assert drive.driven.counts["late"] == {"/cam_front/image_rect_compressed": len(drive.frames)}
+    assert drive.watch.first("DEGRADED", "sensor", "CAM_FRONT", "missing") < float("inf")
+    assert drive.watch.first("DEGRADED", "sensor", "CAM_BACK", "missing") == float("inf")
 
 
 def test_without_any_sensor_the_state_is_down(tmp_path: Path) -> None:
     killed = [each for each in log() if each.time < after(1.6) or each.topic.startswith("/tf")]
     drive = driving(killed, tmp_path)
     drive.require_outcomes()
-    assert drive.watch.first("DOWN", "silent") < float("inf")
     seen = drive.watch.first("DOWN", "silent") - 1.6 / RATE
-    assert seen >= 1.5  # three frames of 0.5 s are missing
+    assert 1.5 <= seen < float("inf")  # three frames of 0.5 s are missing
     assert drive.driven.status.state == "DOWN"
 
 
-def test_a_sensor_that_is_killed_is_named(tmp_path: Path) -> None:
-    kill = {"/lidar_top": "LIDAR_TOP", "/cam_back/": "CAM_BACK"}
-    for topic, name in kill.items():
-        left = [each for each in log() if not each.topic.startswith(topic) or each.time < after(2.6)]
-        drive = driving(left, tmp_path / name)
-        drive.require_outcomes()
-        assert 1.3 <= drive.watch.first("DEGRADED", "sensor", name, "missing") < float("inf")
+def test_every_frame_has_an_outcome(tmp_path: Path) -> None:
+    """The LiDAR at half of its rate; then the clock of the sensors, which is no longer that of the poses, is set."""
 
+    def changed(each: Sent) -> Sent:
+        forward = each.time >= after(3) and each.topic.startswith(("/lidar", "/cam"))
+        return edit(each, stamp=each.time + 100_000_000) if forward else each
 
-def halved(messages: list[Sent]) -> list[Sent]:
-    stamps = [each.time for each in messages if each.topic == "/lidar_top"]
-    return [each for each in messages if each.topic != "/lidar_top" or stamps.index(each.time) % 4 == 0]
-
-
-def set_forward(messages: list[Sent]) -> list[Sent]:
-    def moved(each: Sent) -> Sent:
-        if each.time < after(3) or not each.topic.startswith(("/lidar", "/cam")):
-            return each
-        return edit(each, stamp=each.time + 100_000_000)
-
-    return [moved(each) for each in messages]
-
-
-@pytest.mark.parametrize("change", [halved, set_forward], ids=["LiDAR at half rate", "clock set forward"])
-def test_every_frame_has_an_outcome(tmp_path: Path, change: Callable[[list[Sent]], list[Sent]]) -> None:
-    drive = driving(change(log()), tmp_path)
+    left = [each.time for each in log() if each.topic == "/lidar_top"][::4]
+    messages = [changed(each) for each in log() if each.topic != "/lidar_top" or each.time in left]
+    drive = driving(messages, tmp_path)
     drive.require_outcomes()
-    if change is halved:
-        assert drive.watch.first("DEGRADED", "rate", says="1.00 s after the one before, expected 0.50 s") < float("inf")
-    else:  # the sensors' time is not that of the poses any more
-        assert drive.driven.outcomes["unposed"] > 0
-        assert drive.watch.first("DEGRADED", "unposed") < float("inf")
+    assert drive.watch.first("DEGRADED", "rate", says="1.00 s after the one before, expected 0.50 s") < float("inf")
+    assert drive.driven.outcomes["unposed"] > 0
+    assert drive.watch.first("DEGRADED", "unposed") < float("inf")
 
 
 def test_until_transforms_come_frames_are_unposed(tmp_path: Path) -> None:
-    static = [each._replace(time=after(2)) if each.topic == "/tf_static" else each for each in log()]
+    static = [each._replace(time=after(2)) if each.topic == "/tf_static" else each for each in log(3.5)]
     drive = driving([each for each in static if each.topic != "/tf" or each.time >= after(2)], tmp_path)
     drive.require_outcomes()
     unposed = [line["outcome"] == "unposed" for line in drive.frames]
@@ -207,7 +185,7 @@ def test_a_lidar_that_a_joined_cloud_lacks_is_named(tmp_path: Path) -> None:
         return message("/joined", time, whole)
 
     topics = nuscenes_topics(keyframes=None, concatenation="/joined")
-    drive = driving([*log(), joined(after(1), 0, 1), joined(after(3), 2, 0)], tmp_path, topics=topics)
+    drive = driving([*log(4.0), joined(after(1), 0, 1), joined(after(3), 2, 0)], tmp_path, topics=topics)
     drive.require_outcomes()
     right = drive.watch.first("DEGRADED", "joined", "/right", "timeout")
     assert right < drive.watch.first("DEGRADED", "joined", "/left", "invalid") < float("inf")
@@ -226,7 +204,7 @@ def test_a_defect_in_the_intake_ends_the_drive(tmp_path: Path, monkeypatch: pyte
 
 def test_what_cannot_be_read_of_a_recording_is_counted_as_in_its_replay(tmp_path: Path) -> None:
     path = recorded(tmp_path, log())
-    path.write_bytes(path.read_bytes()[: 2 * path.stat().st_size // 3])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     drive = driving(path, tmp_path / "live")
     drive.require_outcomes()
     topics = tmp_path / "topics.yaml"
@@ -254,7 +232,7 @@ class Broken(Output):
 
 
 def test_an_output_that_fails_in_two_threads_at_once_is_left_out_and_the_drive_goes_on(tmp_path: Path) -> None:
-    drive = driving(log(), tmp_path, more=lambda *_: [Broken()])
+    drive = driving(log(2.0), tmp_path, more=lambda *_: [Broken()])
     drive.require_outcomes()
     assert "failed" not in drive.driven.outcomes
     (reason,) = (each for each in drive.driven.status.reasons if each.code == "output")
@@ -265,7 +243,7 @@ def test_an_output_that_fails_in_two_threads_at_once_is_left_out_and_the_drive_g
 def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
     """A millisecond is too short for any network."""
     policy = Policy(delay=Delay(allowed=0.001, consecutive=0.5))
-    drive = driving(log(), tmp_path, policy=policy)
+    drive = driving(log(3.0), tmp_path, policy=policy)
     drive.require_outcomes()
     warned, down = drive.watch.first("DEGRADED", "late"), drive.watch.first("DOWN", "late")
     assert warned + 0.5 - policy.delay.check <= down < float("inf")
@@ -347,7 +325,7 @@ def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
     ]
     monkeypatch.setattr("deploy.runtime.CHECK_EVERY", 2)  # the runtime itself would stop the drive
     monkeypatch.setattr(runtime, "_checks", cycle([(network, frame) for frame in golden]))
-    drive = driving(log(), tmp_path, runtime, policy=Policy(golden=0.3))
+    drive = driving(log(3.0), tmp_path, runtime, policy=Policy(golden=0.3))
     drive.require_outcomes()
     assert drive.watch.first("UNTRUSTED", "golden") < float("inf")
     assert drive.driven.status.state == "UNTRUSTED"
@@ -358,12 +336,12 @@ def test_a_policy_says_what_follows_from_a_status(tmp_path: Path) -> None:
     policy = Policy(
         sensors={"CAM_FRONT": {"any": "ignore"}, "CAM_*": {"missing": "mask"}, "LIDAR_TOP": {"missing": "stop"}}
     )
-    gone = ("/lidar_top", "/cam_front/", "/cam_back/")
+    gone = ("/lidar_top", FRONT, BACK)
     left = [each for each in log() if not each.topic.startswith(gone) or each.time < after(2.6)]
     drive = driving(left, tmp_path, policy=policy)
     drive.require_outcomes()
-    assert drive.watch.first("DOWN", "sensor", "LIDAR_TOP", "missing") < float("inf")
-    assert drive.watch.first("DEGRADED", "sensor", "CAM_BACK", "missing") < float("inf")
+    for state, sensor in (("DOWN", "LIDAR_TOP"), ("DEGRADED", "CAM_BACK")):
+        assert 2.6 / RATE <= drive.watch.first(state, "sensor", sensor, "missing") < float("inf")
     assert not any(each.subject == "CAM_FRONT" for _, status in drive.watch.states for each in status.reasons)
     assert {name for line in drive.frames for name in line["masked"]} == {"CAM_BACK"}
 

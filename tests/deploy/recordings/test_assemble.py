@@ -12,7 +12,17 @@ import pytest
 from commands import one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
-from recordings import TYPES, Sent, assemble, assert_equal_frames, edit, message, nuscenes_topics, write_raw_mcap
+from recordings import (
+    TYPES,
+    Sent,
+    assemble,
+    assert_equal_drives,
+    assert_equal_frames,
+    edit,
+    message,
+    nuscenes_topics,
+    write_raw_mcap,
+)
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
@@ -43,14 +53,9 @@ def numbers(log: list[Sent], topic: str) -> list[int]:
     return [i for i, each in enumerate(log) if each.topic == topic]
 
 
-def assert_equal(frames: list[Frame], expected: list[Frame]) -> None:
-    for a, b in zip(frames, expected, strict=True):
-        assert_equal_frames(a, b)
-
-
 def test_repeated_messages_are_counted_and_change_nothing(log: list[Sent], expected: list[Frame]) -> None:
     frames, counts = assemble([each for each in log for _ in range(2)])
-    assert_equal(frames, expected)
+    assert_equal_drives(frames, expected)
     duplicated = counts.summary()["duplicated"]
     assert (duplicated[LIDAR], duplicated[FRONT], duplicated["/keyframe"]) == (6, 3, 3)
     assert duplicated["/tf"] == len(numbers(log, "/tf"))
@@ -62,7 +67,7 @@ def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], e
     for i in range(1, len(spare) - 1, 2):
         spare[i], spare[i + 1] = spare[i + 1], spare[i]
     frames, counts = assemble(spare, nuscenes_topics(wait=0.4))
-    assert_equal(frames, expected)
+    assert_equal_drives(frames, expected)
     assert "late" not in counts.summary()
     a, b = numbers(log, LIDAR)[:2]  # a sweep and its keyframe
     spare = [*log]
@@ -450,12 +455,11 @@ def test_a_stamp_far_from_its_recording_time_is_damage(
     tmp_path: Path, ahead: dict[int, float], frames: list[int], corrupt: int
 ) -> None:
     """10 Hz, a frame every 0.5 s: the next sweep makes the frame instead, also by a clock that was set."""
-    log: list[Sent] = []
+    log, sweep = list[Sent](), scan("top", START, None)
     for i in range(100):
         time, early = START + 100_000 * i, round(1e6 * ahead.get(i, 0))
         clock = early if len(ahead) > 1 else 0
-        log += [moved(time + clock, np.eye(4))._replace(time=time)]
-        log += [scan("top", time, None, late=early)._replace(time=time)]
+        log += [moved(time + clock, np.eye(4))._replace(time=time), edit(sweep, stamp=time + early, time=time)]
     found, counts = frames_of(tmp_path / "a.mcap", log)
     stamps = [START + 100_000 * i + round(1e6 * ahead.get(i, 0)) for i in frames]
     assert [frame.timestamp for frame in found] == stamps
