@@ -108,7 +108,7 @@ def test_the_number_of_frames_is_expected() -> None:
         assert Selection(*chosen).expected(FRAMES, 0.5 * (FRAMES - 1)) == number
 
 
-@pytest.mark.slow("100 frames under tracemalloc, once the first 50 have filled what is bounded")
+@pytest.mark.slow("200 frames under tracemalloc, once the first 100 have filled what is bounded")
 def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays of a frame, its token and latencies, is less than a tenth of its points and of its map."""
     monkeypatch.setattr("deploy.replay.report.EVENLY", 2)  # their number does not depend on the drive
@@ -119,19 +119,19 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
     size = frame.points.nbytes + len(MAP_CLASSES) * cells * np.dtype(np.float32).itemsize
 
     def taken(i: int) -> Frame:
-        if i == 25:
+        if i == 50:
             tracemalloc.start()
-        if i in (50, 100):
+        if i in (100, 200):
             while len(latencies[0]) < i:  # frames that are on their way take memory too
                 time.sleep(0.01)
             gc.collect()
             memory.append(tracemalloc.get_traced_memory()[0])
-        if i == 100:
+        if i == 200:
             tracemalloc.stop()
         return replace(frame, token=str(i), timestamp=500_000 * i, points=frame.points + np.float32(0))
 
-    Player(runtime).play(GivenDrive(101, 50.0, taken), tmp_path, DriveRange(0, 101, 101))
-    assert 0 < memory[1] - memory[0] < 50 * size / 10, (memory, size)
+    Player(runtime).play(GivenDrive(201, 100.0, taken), tmp_path, DriveRange(0, 201, 201))
+    assert 0 < memory[1] - memory[0] < 100 * size / 10, (memory, size)
 
 
 def empty(token: str, timestamp: int, scene: str = "") -> Frame:
