@@ -149,7 +149,7 @@ MEMORY = {"name": "memory", "kind": "memory"}
 
 def remembering_run() -> Path:
     """`nano` with a memory."""
-    return once("run-memory", lambda run: save_random(run, modular("memory", [MEMORY]), seed=1, spread=0.1))
+    return once("run-memory", lambda run: save_random(run, modular("memory", [MEMORY]), spread=0.1))
 
 
 @cache

@@ -261,7 +261,7 @@ def test_a_replay_with_a_gate_on_amota_scores_its_tracks(tables: NuScenesTables,
     assert not (out / "tracking_metrics.json").exists()
 
 
-SHORT, PARTS, BOXES = 12, 4, 20  # frames, scenes, and boxes of a frame
+SHORT, PARTS, BOXES = 20, 4, 20  # frames, scenes, and boxes of a frame
 
 
 def long_line(i: int, frames: int, rng: np.random.Generator) -> dict[str, Any]:

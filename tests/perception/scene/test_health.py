@@ -171,7 +171,7 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
 clouds = arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=st.floats(width=32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
     clouds=st.lists(clouds, min_size=1, max_size=4),
