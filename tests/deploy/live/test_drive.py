@@ -36,7 +36,7 @@ EMPTY = {"idx_begin": 0, "length": 0}  # points of a LiDAR in a joined cloud
 
 
 def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Path) -> None:
-    """Of sweeps, by a network with a memory. Of keyframes, by one without: test_record.py and the next test."""
+    """Of sweeps, by a network with a memory. Of keyframes, by one without: test_outputs.py and the next test."""
     topics, yaml = nuscenes_topics(keyframes=None, wait=PATIENT), tmp_path / "topics.yaml"
     yaml.write_text("keyframes: null\n")
     path, policy = remembering().path, Policy(lateness=PATIENT)
