@@ -143,7 +143,7 @@ def train(
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         commands = {
-            "tiny": ["train", "tiny", "--data", drives],
+            "tiny": ["train", find_config("tiny"), "--data", drives],
             "kitti": [
                 "adapt", out / "kitti", "--data", pandaset, "--rig", "pandaset_64", "--split", "all",
                 "--scenes", FRAMES, "--add", "low_rank:pandaset", "--slots", "trunk.stage*.?,trunk.lift?,heads.*",
