@@ -29,8 +29,8 @@ requirements/py%.txt:
 demo: $(INSTALLED)
 	$(BIN)/perception demo
 
-# A process for each core, so torch needs no second thread; a file's tests share what they prepare, and the longest files
-# come first (tests/conftest.py).
+# A process for each core and one more, so torch needs no second thread; a file's tests share what they prepare, and the
+# longest files come first (tests/conftest.py).
 PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 
 test: $(INSTALLED)

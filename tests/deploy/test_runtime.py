@@ -300,7 +300,7 @@ def test_the_plan_of_a_router_in_the_graph_and_of_a_network_without_a_detector(t
     assert {step.what for step in plan(tmp_path).steps} == {"folded"}
 
 
-@pytest.mark.slow("exports a network")
+@pytest.mark.slow("exports a network that other tests use too")
 def test_what_is_seen_in_all_views_turns_with_the_vehicle() -> None:
     """A frame that is turned by half shows the network that looks ahead what was behind."""
     made, views = exported.looking(), ("front", "rear")

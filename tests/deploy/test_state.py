@@ -280,7 +280,7 @@ def test_the_state_is_compared_as_far_as_it_may_differ() -> None:
         require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 1.1 * most}, "engine", allowed)
 
 
-@pytest.mark.slow("exports a network that looks one way")
+@pytest.mark.slow("exports a network that other tests use too")
 def test_each_view_of_a_vehicle_has_a_state_of_its_own() -> None:
     """The joined detections are those of two networks that look one way each."""
     made = looking()

@@ -169,7 +169,7 @@ def remembering() -> Bundle:
 
 @cache
 def looking() -> Bundle:
-    """Of `nano` with a memory, but a view ahead alone: the vehicle sees ahead and behind by two runs of it."""
+    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone; it runs for two views of each frame."""
     content = modular("looking", [MEMORY]).model_dump(mode="json")
     content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
     del content["tasks"]["map"]

@@ -1,15 +1,11 @@
-"""Gates and baselines that are refused, the commands judge and replay with a verdict, and the memory that it takes."""
+"""Gates that are refused, replays that must not be compared, and the commands `judge` and `replay` with a verdict."""
 
-import gc
 import json
 import os
 import shutil
-import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from commands import one_line_error
 from exported import QUIET, bundle
@@ -17,7 +13,7 @@ from junitparser import Error, JUnitXml
 from pages import page_data
 from replays import gates, record
 from typer.testing import CliRunner
-from vocabulary import CLASSES, NUSCENES
+from vocabulary import NUSCENES
 
 from deploy.cli import app
 from deploy.recordings.choice import Selection
@@ -29,12 +25,9 @@ from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.io.files import FrameFile
 from perception.io.section import load_section
 from perception.page.single_file import as_script
 from perception.tasks.detection.devkit import open_devkit, score_tracks
-from perception.tasks.map.task import pack
-from perception.tasks.points.task import pack as pack_points
 
 
 def load(text: str, folder: Path) -> Gates:
@@ -85,7 +78,6 @@ BOX = {
     "translation": [5.0, 0.0, 0.0], "size": [2.0, 4.0, 2.0], "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [0.0, 0.0],
     "detection_name": "car", "detection_score": 0.9, "attribute_name": "",
 }  # fmt: skip
-META = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
 ANNOTATED = [0, 5.0, 0.0, 0.0, 2.0, 4.0, 2.0, 0.0, 0.0, 0.0, -1, 1.0, 5]
 PAGE = f'<script id="data" type="application/json">{as_script({"verdict": None, "scene": "</script><!--"})}</script>'
 
@@ -106,8 +98,9 @@ def replay(out: Path, frames: range = range(FRAMES), away: float = 0.0, t3: Any 
     lines[3] |= t3 or {}
     (out / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     box = BOX | {"translation": [5.0 + away, 0.0, 0.0]}
+    meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
     results = {f"t{i}": [box | {"sample_token": f"t{i}"}] for i in frames}
-    (out / "results.json").write_text(json.dumps({"meta": META, "results": results}))
+    (out / "results.json").write_text(json.dumps({"meta": meta, "results": results}))
     (out / "report.html").write_text(f"<p>before</p>{PAGE}<p>after</p>")
     return record(out, **settings)
 
@@ -259,90 +252,3 @@ def test_a_replay_with_a_gate_on_amota_scores_its_tracks(tables: NuScenesTables,
     assert found["value"] == scored["amota"]
     replay_drives(*arguments, Settings(selection=Selection(every=2)), gates=gate, console=QUIET)
     assert not (out / "tracking_metrics.json").exists()
-
-
-SHORT, PARTS, BOXES = 20, 4, 20  # frames, scenes, and boxes of a frame
-
-
-def long_line(i: int, frames: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Statistics of a frame of a network with four tasks, as long as those of a real one."""
-    boxes = [[n % 10, *rng.uniform(-40, 40, 2), 0, 2, 4, 2, *rng.normal(size=3), 5, 1, 9] for n in range(BOXES)]
-    tasks = {
-        "detection": {"truth": {"boxes": boxes, "bike_racks": []}},
-        "map": {"cells": pack(rng.random((6, 40, 40)) < 0.1), "counts": rng.integers(1, 99, (3, 6, 8)).tolist()},
-        "points": {
-            "classes": pack_points(rng.integers(0, 16, 2000).astype(np.uint8)),
-            "counts": rng.integers(1, 99, (3, 16, 20)).tolist(),
-        },
-        "occupancy": {
-            "counts": rng.integers(1, 99, (6, 3, 17)).tolist(),
-            "obstacles": None,
-            "truth": None,
-        },
-    }
-    return {
-        "token": f"t{i:06d}", "scene": f"scene-{i * PARTS // frames}", "timestamp": 500_000 * i, "ego": [0.0, 0.0],
-        "conditions": ["rain" if i % 3 else "clear"], "sensors": f"{i:064x}", "blind": False, "not_finite": {},
-        "tasks": tasks,
-    }  # fmt: skip
-
-
-def long_replay(out: Path, frames: int, network: int) -> Path:
-    """A finished replay of a drive of so many frames."""
-    out.mkdir()
-    rng, detected = np.random.default_rng(0), np.random.default_rng(network)
-    with (out / "statistics.jsonl").open("w") as file:
-        for i in range(frames):
-            file.write(json.dumps(long_line(i, frames, rng)) + "\n")
-    with FrameFile.open(out / "results.json", "the results", {"meta": META}, "results") as results:
-        for i in range(frames):
-            boxes = [
-                {
-                    "sample_token": f"t{i:06d}", "translation": [*detected.uniform(-40, 40, 2), 0.0],
-                    "size": [2.0, 4.0, 2.0], "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [0.0, 0.0],
-                    "detection_name": CLASSES[n % 10], "detection_score": detected.random(), "attribute_name": "",
-                }
-                for n in range(BOXES)
-            ]  # fmt: skip
-            results.add(f"t{i:06d}", boxes)
-    return record(out)
-
-
-def traced(call: Callable[[], Any]) -> int:
-    """Bytes that a call takes at most."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        held = call()
-        del held
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-COUNTED = gates(
-    {"metric": "difference", "of": "IoU", "at_most": 1},
-    {"metric": "difference", "of": "points", "condition": "rain", "at_most": 1},
-    {"metric": "difference", "of": "occupancy_IoU", "at_most": 1},
-    {"metric": "agreement", "of": "map", "at_least": 0},
-    {"metric": "agreement", "of": "point_classes", "at_least": 0},
-)
-MATCHED = gates(
-    {"metric": "difference", "of": "NDS", "at_most": 1},
-    {"metric": "agreement", "of": "detections", "at_least": 0},
-)
-
-
-@pytest.mark.slow("verdicts over a long and a short drive, traced")
-def test_a_verdict_does_not_hold_the_frames_of_a_long_drive(tmp_path: Path) -> None:
-    """With a baseline. Counts are added up: of the JSON of further frames not a twentieth stays. Of boxes the columns
-    stay, 14 numbers each, and as much again while they are scored."""
-    few, more = ([long_replay(tmp_path / f"{n}-{i}", n, i) for i in (1, 2)] for n in (SHORT, 4 * SHORT))
-
-    def growth(of: Callable[[Path, Path], Any]) -> int:
-        return traced(lambda: of(*more)) - traced(lambda: of(*few))
-
-    held = growth(lambda run, _: [json.loads(each) for each in (run / "statistics.jsonl").read_bytes().splitlines()])
-    assert growth(lambda run, baseline: judge(run, baseline, COUNTED)) < held / 20
-    columns = 2 * 2 * BOXES * 3 * SHORT * 14 * 8  # annotations and detections of two replays
-    assert growth(lambda run, baseline: judge(run, baseline, MATCHED)) < 2 * columns

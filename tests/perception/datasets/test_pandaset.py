@@ -417,7 +417,7 @@ def test_damaged_files(tmp_path: Path, damage: Damage, says: str) -> None:
         read_table(path, KINDS)
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_a_changed_byte_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(table(COLUMNS))

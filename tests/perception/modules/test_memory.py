@@ -1,7 +1,9 @@
 """The memory: the warp against a loop in double precision, the blend, the identity it begins with, and its graph."""
 
 import contextlib
+import copy
 import io
+from itertools import pairwise
 from math import floor, pi
 
 import numpy as np
@@ -76,6 +78,31 @@ def test_each_frame_of_a_batch_has_its_motion():
     for i in range(2):
         for part, alone in zip(both, layer.warp(state[i : i + 1], motions[i : i + 1]), strict=True):
             assert torch.equal(part[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("motion", [(1.3, 0.0, 0.0), (0.0, -0.8, 0.0), (0.6, 0.3, 0.25)])
+def test_a_scene_at_rest_stays_where_it_is_by_the_motion_and_not_by_its_inverse(motion):
+    """To within the error of bilinear interpolation, (cell^2 / 8) (|f_xx| + |f_yy|), of a sum of two waves."""
+    number = 2.0  # rad/m
+    bound = GRID.cell**2 / 8 * 2 * number**2 + 1e-5
+
+    def seen(from_here: np.ndarray) -> Tensor:
+        """The map of the scene, given scene_from_reference."""
+        centers = GRID.centers()
+        x, y = (from_here[i, 0] * centers[..., 0] + from_here[i, 1] * centers[..., 1] + from_here[i, 3] for i in (0, 1))
+        return torch.from_numpy(np.sin(number * x) + np.cos(number * y)).float()[None, None]
+
+    current_from_previous = rigid(*motion)
+    before, now = seen(np.eye(4)), seen(np.linalg.inv(current_from_previous))
+    layer = FusedMap(GRID, 1)
+
+    def error(matrix: np.ndarray) -> float:
+        moved, inside = layer.warp(before, torch.from_numpy(matrix)[None])
+        return float((moved - now)[inside == 1].abs().max())
+
+    assert error(current_from_previous) < bound
+    assert error(np.linalg.inv(current_from_previous)) > 2 * bound
+    assert error(np.eye(4)) > 2 * bound
 
 
 def test_the_places_are_computed_in_single_precision_whatever_the_map_is():
@@ -337,3 +364,21 @@ def test_it_stands_at_its_own_slot_for_all_tasks_on_the_grid_that_it_was_trained
     narrow.load_state_dict(model().state_dict())
     with pytest.raises(InputError, match=r"was a FusedMap \(32, 32, 32\), here it is a FusedMap \(32, 32, 16\)"):
         narrow.bank.load(tmp_path / "m")
+
+
+@torch.no_grad()
+def test_a_state_of_one_route_is_used_on_another():
+    """The state after rain is warped into a dry frame's features: defined, and different from forgetting."""
+    network, frames = with_memory(), inputs(1, 2)
+    network.bank.add(parse_module({"name": "low", "kind": "low_rank", "slots": ["fuse*"], "when": ["rain"]}))
+    for name in ("memory", "low"):
+        disturb(network, name, 0.5)
+    rain, dry = [Conditions(weather="rain")] * 2, [Conditions(weather="clear")] * 2
+    states = [network(frames | state_of(network), known)["next_state"] for known in (rain, dry)]
+    assert not torch.equal(*states)
+    alone = copy.deepcopy(network)
+    alone.bank.delete("low")
+    outputs = [network(frames | PAST | {"state": state}, dry) for state in states]
+    for state, found in zip(states, outputs, strict=True):
+        assert not differing(found, alone(frames | PAST | {"state": state}))
+    assert all(differing(a, b) for a, b in pairwise(outputs))

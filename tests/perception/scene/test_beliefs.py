@@ -95,7 +95,7 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
     assert belief.beliefs[kind].probabilities == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 60), st.integers(0, int(TIMEOUT) - 1), st.booleans())
 def test_a_frame_or_burst_switches_nothing(switch, spaces, first, silence, burst):
     """A frame anywhere, even after two minutes without any; after the first seconds all frames of half a second."""
@@ -110,7 +110,7 @@ def test_a_frame_or_burst_switches_nothing(switch, spaces, first, silence, burst
         assert belief.update(moment, [tags(**{kind: wrong if outlying else true})])[kind] == true
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 30), st.integers(0, 499_999), st.sampled_from([(1.0, 2), (0.9, 3)]))
 def test_a_lasting_change_switches_once_and_within_two_seconds(switch, spaces, last, after_it, sureness):
     """And within three by a recogniser that is less sure. It comes at any time between two frames, also early."""
@@ -138,7 +138,7 @@ def test_order_of_observations_at_a_moment_is_of_no_consequence(data: st.DataObj
         assert one.beliefs == other.beliefs  # to the last bit
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_belief_stays_a_distribution_and_small_and_hears_nothing_of_the_past(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))

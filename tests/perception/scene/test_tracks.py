@@ -105,7 +105,7 @@ def tracker_after(frames: int) -> Tracker:
 
 @given(st.floats(0, RULES.sure, exclude_max=True), st.floats(0, 0.2), st.floats(0, 2 * np.pi))
 @example(0.05, 0.1, 0.0)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: float, direction: float) -> None:
     """The detection of a car is 0.2 m off, a side peak of a lower score is that much nearer to the expected place."""
     expected = tracker_after(4).update(Boxes.none(), START + 2_000_000).boxes.centers[0, :2]
@@ -122,7 +122,7 @@ def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: fl
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.floats(0, RULES.birth, exclude_max=True))
 @example(0, 12, 0.02)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float) -> None:
     """200 detections a frame that score too low to begin a track, among cars that stand still and then are gone."""
     rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
@@ -200,7 +200,7 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
 
 
 @given(st.sampled_from(MOVING), st.floats(0, 12), st.floats(0, 2 * np.pi), st.sampled_from([0.1, 0.5]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_an_object_keeps_its_id_through_a_second_without_detections(label, speed, direction, period):
     """The detector is wrong by 0.2 m, to the left and to the right in turn."""
     velocity = min(speed, 2 if label == PEDESTRIAN else 12) * np.array([np.cos(direction), np.sin(direction)])
@@ -233,7 +233,7 @@ def test_a_heading_is_smoothed_and_one_that_points_backwards_does_not_turn_the_c
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_whatever_comes_tracks_are_sound(seed: int) -> None:
     rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
     time, latest, seen_once, gone = START, 0, set(), set()

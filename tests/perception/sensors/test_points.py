@@ -84,7 +84,7 @@ GRIDS = [
 numbers = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 200), st.floats(0.1, 8))
 
 
-@settings(max_examples=100)
+@settings(max_examples=150)
 @given(numbers, st.sampled_from(GRIDS), st.integers(1, 60), st.integers(1, 6))
 def test_grouping_equals_a_loop_over_points(drawn, grid, max_pillars, points_per_pillar):
     seed, number, spread = drawn

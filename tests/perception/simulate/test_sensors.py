@@ -84,7 +84,7 @@ row = st.tuples(coordinate, coordinate, st.floats(0, 6), *[st.floats(0.1, 12)] *
 box_rows = st.lists(row, max_size=6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rows=box_rows, seed=st.integers(0, 10_000), speed=st.floats(-40, 40))
 def test_cast_equals_brute_force(rows: list[tuple], seed: int, speed: float) -> None:
     rng = np.random.default_rng(seed)
@@ -324,7 +324,7 @@ def pinhole(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
     return pixels[:, :2] / pixels[:, 2:]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows=box_rows, yaw=st.floats(-3, 3), pitch=st.floats(-0.3, 0.6))
 def test_owners_equal_ray_casting(rows: list[tuple], yaw: float, pitch: float) -> None:
     """Any boxes, around, behind and across the camera's plane too: a pixel shows what its ray meets first."""

@@ -230,6 +230,12 @@ def test_nothing_to_train_on(tiny_root: Path) -> None:
 READS = Reads("ego", 2)
 
 
+@pytest.fixture(autouse=True)
+def _a_disk_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(total=1 << 40, free=1 << 39)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
 def same(a: Any, b: Any) -> bool:
     """Of frames and all that is in them: equal values, to the bit and of equal types."""
     if isinstance(a, np.ndarray):
@@ -448,10 +454,13 @@ def test_a_folder_that_cannot_be_made_or_filled(tiny_root, tmp_path, monkeypatch
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^data\.cache: cannot make .*file.* name another folder$"):
         _of_folder(tiny_root, cache=str(tmp_path / "file"))
-    alone, disk = _of_folder(tiny_root), shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=disk.total // 21))
-    _assert_all_equal(alone, _of_folder(tiny_root, cache=str(tmp_path / "full")))
-    assert not list((tmp_path / "full").rglob("*.frame"))
+    alone, usage = _of_folder(tiny_root), shutil.disk_usage(tmp_path)
+    # 5 % stay free, of a large disk 4 GiB.
+    for total, free, stored in ((16 << 30, 0.049, 0), (16 << 30, 0.051, 3), (4 << 40, 0.0009, 0), (4 << 40, 0.0011, 3)):
+        disk, folder = usage._replace(total=total, free=int(free * total)), tmp_path / f"{total} {free}"
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, disk=disk: disk)
+        _assert_all_equal(alone, _of_folder(tiny_root, cache=str(folder)))
+        assert len(list(folder.rglob("*.frame"))) == stored
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     cache, token = FrameCache(tmp_path / "deleted", tables, READS), tables.samples()[0]
     shutil.rmtree(tmp_path / "deleted")
