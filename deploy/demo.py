@@ -17,6 +17,7 @@ from rich.table import Table
 
 from deploy.build import build
 from deploy.export import export
+from deploy.precision.calibrate import Drives
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from perception.checkpoint import load_model
@@ -48,7 +49,7 @@ class Demo:
     singapore/, fog/  the base with a module for the other city, and then for fog
     conditions/       with the task that recognises the weather
     before/, after/   scores of the base and of the base with modules, on held-out drives of each domain
-    bundle/           all of it as one graph with a route for each module
+    bundle/           all of it as one graph with a route for each module, and what the sensors of drives/ deliver
     replay/           the changing drive through the bundle, with report.html
     summary.json
     """
@@ -127,7 +128,8 @@ class Demo:
 
     def export(self, checkpoint: Path) -> Path:
         self.console.rule("6  export with a route for each module, and compile")
-        bundle = export(checkpoint, self.out / "bundle", [(), *((name,) for name in MODULES)]).path
+        routes, drives = [(), *((name,) for name in MODULES)], Drives(self.out / "drives", VERSION)
+        bundle = export(checkpoint, self.out / "bundle", routes, calibration=drives).path
         build(bundle, "cpu")
         if find_spec("tensorrt_rtx"):
             build(bundle, "rtx-ampere")

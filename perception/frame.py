@@ -194,6 +194,13 @@ class JpegFile(NamedTuple):
     image: np.ndarray
 
 
+class Warped(NamedTuple):
+    """A network's picture of a recorded image, made before its frame was complete (inputs.fit_picture)."""
+
+    picture: np.ndarray  # (height, width, 3) uint8 RGB
+    image: np.ndarray
+
+
 @dataclass(frozen=True)
 class Camera:
     """One camera's image, with its calibration and the vehicle's pose at the time of the image."""
@@ -204,11 +211,17 @@ class Camera:
     global_from_ego: np.ndarray  # (4, 4) at this camera's timestamp
     timestamp: int  # us
     file: JpegFile | None = None  # as recorded, if it was one
+    ahead: Warped | None = None  # the network's picture, if it was made before
 
     @property
     def jpeg(self) -> bytes | None:
         """The recorded file of this very image; None if the image was changed after decoding, or recorded otherwise."""
         return self.file.content if self.file is not None and self.file.image is self.image else None
+
+    @property
+    def warped(self) -> np.ndarray | None:
+        """The network's picture of this very image, if it was made before; None if the image was changed since."""
+        return self.ahead.picture if self.ahead is not None and self.ahead.image is self.image else None
 
 
 class Reading(NamedTuple):

@@ -147,11 +147,11 @@ class Intake:
         self._lose_unposed()
 
     def _next_message(self) -> RawMessage | None:
-        """The next message; None if there is none for a moment. Meanwhile pictures of waiting frames are decoded."""
+        """The next message; None if there is none for a moment. Meanwhile pictures of waiting frames are prepared."""
         with self._changed:
             if self._messages:
                 return self._messages.popleft()
-        if self._assembler.decode_ahead(self.source.now()):
+        if self._assembler.prepare_ahead(self.source.now()):
             return None
         with self._changed:
             if not self._messages:

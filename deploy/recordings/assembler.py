@@ -189,10 +189,12 @@ class Assembler:
         found = (self._placement.mounting(lidar, frame_id) for frame_id in self._lidars[lidar].frame_ids)
         return next((each for each in found if each is not None), None)
 
-    def decode_ahead(self, time: int) -> bool:
-        """Decode one picture that a waiting frame will use, if there is any; returns whether there was."""
+    def prepare_ahead(self, time: int) -> bool:
+        """Prepare one picture that a waiting frame will use, if there is any; returns whether there was."""
+        size = None if self._spec.camera is None else self._spec.camera.image
         return any(
-            self._arrivals.is_settled(camera.topics.image, pending.stamp, time) and camera.decode_nearest(pending.stamp)
+            self._arrivals.is_settled(camera.topics.image, pending.stamp, time)
+            and camera.prepare_nearest(pending.stamp, size)
             for pending in self._pending
             for camera in self._cameras.values()
         )

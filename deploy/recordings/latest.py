@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +15,13 @@ from deploy.recordings.messages import Cloud, CorruptMessage, Fix, Intrinsics, L
 from deploy.recordings.payloads import point_times
 from deploy.recordings.topics import CameraTopics, LidarTopic
 from deploy.recordings.transforms import Placement
+from perception.config import Image
 from perception.datasets.files import jpeg_file
 from perception.datasets.nuscenes.descriptions import position_on_map
-from perception.frame import Camera, Reading
+from perception.frame import Camera, JpegFile, Reading, Warped
 from perception.rig import RigCamera
 from perception.scene.signals import SignalConfig
+from perception.sensors.inputs import fit_picture
 from perception.sensors.lidar.sweeps import Motion, Sweep
 
 # The latest stamps, positions and signals of a recording, in bounded memory.
@@ -276,8 +277,26 @@ def intrinsics_of(camera: RigCamera) -> Intrinsics:
     return Intrinsics(0, camera.name, camera.size, matrix, lens)
 
 
+class _Pixels(NamedTuple):
+    """A decoded and rectified picture."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    file: JpegFile | None  # with this very image
+    ahead: Warped | None = None
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A picture that a frame may use."""
+
+    time: int  # us, when it was recorded
+    picture: Picture
+    tried: bool = False  # whether it was prepared before a frame needs it
+    pixels: _Pixels | None = None  # None: not prepared, or damaged
+
+
 class CameraPictures:
-    """A bounded number of pictures, not yet decoded, and the camera's latest calibration.
+    """A bounded number of pictures, and the camera's latest calibration.
 
     Args:
         tolerance: us, largest difference between the stamps of a picture and of its frame.
@@ -287,21 +306,23 @@ class CameraPictures:
     def __init__(self, topics: CameraTopics, tolerance: int, keep: int) -> None:
         self.topics, self._tolerance, self._keep = topics, tolerance, keep
         self.intrinsics: Intrinsics | None = None
-        self._pictures: deque[tuple[int, Picture]] = deque(maxlen=_MOST)
-        self._decoded: deque[int] = deque(maxlen=_MOST)  # stamps of those that were decoded before a frame needed them
+        self._pictures: deque[_Kept] = deque(maxlen=_MOST)
 
     def set_intrinsics(self, intrinsics: Intrinsics) -> None:
         """Set the calibration. CameraInfo repeats it with each picture; an equal lens is kept with its remap tables."""
         before = self.intrinsics
         if before is not None and before.lens is not None and before.lens.equals(intrinsics.lens):
             intrinsics = replace(intrinsics, lens=before.lens)
+        if before is None or before.lens is not intrinsics.lens or before.size != intrinsics.size:
+            for kept in self._pictures:
+                kept.tried, kept.pixels = False, None
         self.intrinsics = intrinsics
 
     def add(self, time: int, picture: Picture) -> None:
         """Add a picture that was recorded at this time (us)."""
-        while self._pictures and time - self._pictures[0][0] > self._keep:
+        while self._pictures and time - self._pictures[0].time > self._keep:
             self._pictures.popleft()
-        self._pictures.append((time, picture))
+        self._pictures.append(_Kept(time, picture))
 
     def closest(
         self,
@@ -314,70 +335,81 @@ class CameraPictures:
 
         Damaged pictures are counted and dropped; then the next closest one is used.
         """
-        by_distance = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
         dropped = []
         camera = None
-        for distance, _, n in sorted(by_distance):
-            if distance > self._tolerance:
-                break
-            picture = self._pictures[n][1]
-            pose = pose_at(picture.stamp)
+        for kept in self._by_distance(stamp):
+            pose = pose_at(kept.picture.stamp)
             if pose is None:
                 counts.add_problem("unposed", self.topics.image)
-                dropped.append(picture)
+                dropped.append(kept)
                 continue
             try:
-                camera = self._camera(picture, pose, mounting_of)
+                camera = self._camera(kept, pose, mounting_of)
                 break
             except CorruptMessage as error:
                 counts.add_corrupt(self.topics.image, str(error))
-                dropped.append(picture)
-        for picture in dropped:
-            self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
+                dropped.append(kept)
+        for unusable in dropped:
+            self._pictures.remove(unusable)
         return camera
+
+    def _by_distance(self, stamp: int) -> list[_Kept]:
+        """The pictures within the tolerance of a stamp (us), the closest first; of two, the earlier."""
+        near = [each for each in self._pictures if abs(each.picture.stamp - stamp) <= self._tolerance]
+        return sorted(near, key=lambda each: (abs(each.picture.stamp - stamp), each.picture.stamp))
 
     def nearest(self, stamp: int) -> int | None:
         """The stamp of the picture closest to a stamp (us), within the tolerance; it may turn out to be damaged."""
-        near = [(abs(each.stamp - stamp), each.stamp) for _, each in self._pictures]
-        distance, found = min(near, default=(math.inf, 0))
-        return found if distance <= self._tolerance else None
+        near = self._by_distance(stamp)
+        return near[0].picture.stamp if near else None
 
     def is_calibrated(self, stamp: int, mounting_of: Callable[[str], np.ndarray | None]) -> bool:
         """Whether calibration and mounting are known for the picture closest to a stamp (us)."""
-        nearest = self.nearest(stamp)
-        frames = [self.topics.frame or each.frame for _, each in self._pictures if each.stamp == nearest]
-        return self.intrinsics is not None and all(mounting_of(frame) is not None for frame in frames)
+        nearest = self._by_distance(stamp)[:1]
+        mounted = (mounting_of(self.topics.frame or each.picture.frame) is not None for each in nearest)
+        return self.intrinsics is not None and all(mounted)
 
-    def decode_nearest(self, stamp: int) -> bool:
-        """Decode the picture closest to a stamp (us) before a frame needs it; returns whether there was one."""
-        nearest = self.nearest(stamp)
-        n = next((n for n, (_, each) in enumerate(self._pictures) if each.stamp == nearest), None)
-        if n is None or nearest is None or nearest in self._decoded:
+    def prepare_nearest(self, stamp: int, size: Image | None) -> bool:
+        """Decode and rectify the picture closest to a stamp (us) before a frame needs it, and warp it to this size.
+
+        Returns:
+            Whether there was one that was not prepared yet.
+        """
+        kept = next(iter(self._by_distance(stamp)), None)
+        if kept is None or kept.tried or self.intrinsics is None:
             return False
-        self._decoded.append(nearest)
-        time, picture = self._pictures[n]
+        kept.tried = True
         with suppress(CorruptMessage):  # which is counted when a frame needs the picture
-            image = picture.decode()
-            self._pictures[n] = time, replace(picture, decode=lambda: image)
+            pixels = self._pixels(kept.picture, self.intrinsics)
+            ahead = None if size is None else Warped(fit_picture(pixels.image, size), pixels.image)
+            kept.pixels = pixels._replace(ahead=ahead)
         return True
 
-    def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
-        mounting = mounting_of(self.topics.frame or picture.frame)
+    def _camera(self, kept: _Kept, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
+        mounting = mounting_of(self.topics.frame or kept.picture.frame)
         if self.intrinsics is None:
             raise CorruptMessage("a picture of a camera without CameraInfo")
         if mounting is None:
             raise CorruptMessage(UNMOUNTED)
-        if picture.size != self.intrinsics.size:
+        image, file, ahead = kept.pixels or self._pixels(kept.picture, self.intrinsics)
+        lens = self._lens(self.intrinsics)
+        if lens is not None:
+            mounting = mounting.copy()
+            mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
+        return Camera(image, self.intrinsics.matrix, mounting, pose, kept.picture.stamp, file, ahead)
+
+    def _lens(self, intrinsics: Intrinsics) -> Lens | None:
+        return intrinsics.lens if self.topics.unrectified else None
+
+    def _pixels(self, picture: Picture, intrinsics: Intrinsics) -> _Pixels:
+        if picture.size != intrinsics.size:
             raise CorruptMessage("a picture of another size than its CameraInfo")
-        lens = self.intrinsics.lens if self.topics.unrectified else None
+        lens = self._lens(intrinsics)
         if lens is not None and not lens.known:
             raise CorruptMessage("a picture with an unknown lens model")
         image = picture.decode()
-        file = jpeg_file(picture.content, image) if lens is None else None
         if (image.shape[1], image.shape[0]) != picture.size:
             raise CorruptMessage("a picture of another size than its header says")
         if lens is not None:
-            image = lens.rectify(image)
-            mounting = mounting.copy()
-            mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
-        return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp, file)
+            return _Pixels(lens.rectify(image), None)
+        return _Pixels(image, jpeg_file(picture.content, image))

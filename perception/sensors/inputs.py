@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.config import CameraBranch, Config, Lidar
+from perception.config import CameraBranch, Config, Image, Lidar
 from perception.datasets.keyframes import Reads
 from perception.frame import Frame
 from perception.geometry import product
@@ -133,6 +133,20 @@ def prepare(
     return inputs
 
 
+def fit_picture(recorded: np.ndarray, size: Image, into: np.ndarray | None = None) -> np.ndarray:
+    """(height, width, 3) uint8: the network's picture of a recorded one (H, W, 3) uint8, by `fit_width`.
+
+    Args:
+        into: where to write it; None: a new array.
+    """
+    picture = np.empty((size.height, size.width, 3), np.uint8) if into is None else into
+    if NATIVE:
+        NATIVE.fill_picture(recorded, picture, STEPS)
+    else:
+        warp(recorded, fit_width(recorded.shape, size), size, into=picture)
+    return picture
+
+
 def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Views of the inputs (B, ...) without pillars that are padding in all frames; at least one pillar remains."""
     if "pillar_counts" not in inputs:
@@ -157,14 +171,16 @@ def _fill_cameras(
     size = spec.camera.image
     images, projections = inputs["images"][0], inputs["image_from_reference"][0]
     for i, name in enumerate(spec.rig.sensors.cameras):
-        if name in frame.cameras:
-            recorded = frame.cameras[name].image
-            affine = affines[name] if name in affines else fit_width(recorded.shape, size)
-            if NATIVE and name not in affines:
-                NATIVE.fill_picture(recorded, images[i], STEPS)
-            else:
-                warp(recorded, affine, size, into=images[i])
-            projections[i] = product(affine, frame.image_from_reference(name))
-        else:
+        if name not in frame.cameras:
             images[i].fill(0)
             projections[i].fill(0)
+            continue
+        camera = frame.cameras[name]
+        affine = affines[name] if name in affines else fit_width(camera.image.shape, size)
+        projections[i] = product(affine, frame.image_from_reference(name))
+        if name in affines:
+            warp(camera.image, affine, size, into=images[i])
+        elif camera.warped is not None and camera.warped.shape == images[i].shape:
+            images[i] = camera.warped
+        else:
+            fit_picture(camera.image, size, into=images[i])

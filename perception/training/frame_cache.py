@@ -193,13 +193,15 @@ def _unpack(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
     if rest["instances"] is not None:
         kind, names = rest["instances"]
         boxes = Boxes(**{name: arrays[f"boxes/{name}"] for name in _BOXES}, instances=np.array(names, kind))
+
+    def camera(name: str, timestamp: int) -> Camera:
+        parts: dict[str, Any] = {part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}
+        return Camera(**parts, timestamp=timestamp)
+
     same: dict[str, Any] = {name: rest[name] for name in _PLAIN}
     same |= {name: arrays.get(name) for name in (*_POSES, *PER_POINT)}
     return Frame(
-        cameras={
-            name: Camera(**{part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}, timestamp=timestamp, file=None)
-            for name, timestamp in rest["cameras"].items()
-        },
+        cameras={name: camera(name, timestamp) for name, timestamp in rest["cameras"].items()},
         conditions=Conditions(**rest["conditions"]),
         boxes=boxes,
         position=None if rest["position"] is None else tuple(rest["position"]),

@@ -26,7 +26,9 @@ from recordings import Sent, assemble, edit, message, nuscenes_topics
 from deploy.live.buses import BUSES
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
+from deploy.live.process import Systemd
 from deploy.live.source import republish
+from deploy.live.state import Status
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
 from perception.frame import Prediction
@@ -304,6 +306,17 @@ def test_an_engine_that_hangs_is_reported_while_it_does_and_systemd_hears_nothin
     assert hanging
     assert not any("WATCHDOG=1" in each for each in hanging)
     assert any("WATCHDOG=1" in each for each in said)
+
+
+def test_systemd_has_a_socket_with_an_abstract_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written with @ where the socket's name has a zero (sd_notify(3))."""
+    name = f"drive of {os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"\0{name}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        Systemd().report(Status(()))
+        systemd.setblocking(False)
+        assert received(systemd) == ["STATUS=OK \nREADY=1\nWATCHDOG=1"]
 
 
 def received(server: socket.socket) -> list[str]:

@@ -117,6 +117,7 @@ def test_a_topic_that_is_published_later_is_heard(buses: tuple[Bus, Bus]) -> Non
     kind, heard = "std_msgs/msg/String", list[RawMessage]()
     publisher.advertise("/first", kind)
     assert "/first" in listener.topics()
+    assert "/first" not in publisher.topics()  # a process does not hear itself
     listener.start(["/first", "/later"], heard.append, pytest.fail)
     publisher.advertise("/later", kind)
     publisher.wait_for_subscribers()

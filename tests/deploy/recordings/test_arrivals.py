@@ -1,7 +1,9 @@
 """Frames that are assembled as messages arrive, before the time to wait is over: they are those of a replay."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,16 +15,21 @@ from deploy.recordings.arrivals import SILENT, Arrivals
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
-from deploy.recordings.latest import Readings
+from deploy.recordings.latest import CameraPictures, Readings
+from deploy.recordings.messages import Intrinsics, Picture
 from deploy.recordings.topics import Topics
-from perception.config import Lidar
+from perception.config import CameraBranch, Image, Lidar
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.sensors.inputs import InputSpec
+from perception.sensors import inputs
+from perception.sensors.inputs import InputSpec, prepare
 
 TICK = 20_000  # us
 KEYFRAMES, SWEEPS = nuscenes_topics(), nuscenes_topics(keyframes=None)
 BLIND = nuscenes_topics(keyframes=None, cameras={})
+CAMERAS = {name: each.model_copy(update={"rectified": False}) for name, each in KEYFRAMES.cameras.items()}
+RAW = KEYFRAMES.model_copy(update={"cameras": CAMERAS})
+SEEING = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), CameraBranch(image=Image(height=16, width=40)), RIG)
 # Each comes in its own order; /tf_static before /tf, which begins alike.
 ORDERED = (
     "/tf_static",
@@ -48,9 +55,8 @@ def live(
     log: Sequence[tuple[int, Sent]], topics: Topics, counts: Counts, period: int = TICK
 ) -> Iterator[tuple[int, Frame]]:
     """The time (us) of each frame and the frame, as messages arrive, looking at the clock every so often."""
-    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), None, RIG)
     keyframed = topics.keyframes is not None
-    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
+    assembler = Assembler(topics, SEEING, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
     now = log[0][0]
     for time, each in log:
         while now + period < time:
@@ -61,7 +67,7 @@ def live(
         yield from ((now, frame) for frame in assembler.advance(now))
         if each.topic in topics.names():
             assembler.add(each.topic, now, ros.decode(each.type_name, each.data))
-            assembler.decode_ahead(now)
+            assembler.prepare_ahead(now)
         yield from ((now, frame) for frame in assembler.complete(now))
     yield from ((now, frame) for frame in assembler.finish())
 
@@ -78,6 +84,7 @@ def test_frames_are_those_of_a_replay_in_whatever_order_topics_arrive(
     assert [frame.token for _, frame in found] == [frame.token for frame in expected]
     for (time, frame), wanted in zip(found, expected, strict=True):
         assert_equal_frames(frame, wanted)
+        np.testing.assert_array_equal(prepare(frame, SEEING)["images"], prepare(wanted, SEEING)["images"])
         assert time - frame.timestamp <= 250_000 + TICK + max(delays.values())
     assert "late" not in counts.summary()
 
@@ -88,6 +95,51 @@ def test_a_frame_is_complete_as_soon_as_its_last_message_is_there(log: list[Sent
     ends = {frame.timestamp: time - frame.timestamp for time, frame in found}
     pictures = [each.time for each in log if each.topic == "/cam_back_left/image_rect_compressed"]
     assert list(ends.values()) == [time + 100_000 - stamp for time, stamp in zip(pictures, ends, strict=True)]
+
+
+def through_a_lens(log: Sequence[Sent], barrel: float) -> list[Sent]:
+    """With pictures that are not rectified."""
+    distorted = {"distortion_model": "plumb_bob", "d": np.array([barrel, 0, 0, 0, 0])}
+    return [edit(each, **distorted) if each.topic.endswith("camera_info") else each for each in log]
+
+
+@pytest.mark.parametrize("topics", [KEYFRAMES, RAW], ids=["rectified", "raw"])
+def test_pictures_are_rectified_and_warped_while_frames_wait(
+    log: list[Sent], topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = through_a_lens(log, 0.1)
+    expected, _ = assemble(log, topics)
+    pictures = [prepare(frame, SEEING)["images"] for frame in expected]
+    found = [frame for _, frame in live(arriving(log, {"/odometry": 50_000}), topics, Counts(SENSORS))]
+    changed = [
+        replace(frame, cameras={name: replace(each, image=each.image // 2) for name, each in frame.cameras.items()})
+        for frame in found
+    ]
+    darker = [prepare(frame, SEEING)["images"] for frame in changed]
+    monkeypatch.setattr(inputs, "fit_picture", None)  # cannot be called
+    for frame, wanted, images, dark in zip(found, expected, pictures, darker, strict=True):
+        assert_equal_frames(frame, wanted)
+        np.testing.assert_array_equal(prepare(frame, SEEING)["images"], images)
+        assert dark.mean() == pytest.approx(images.mean() / 2, abs=1)
+
+
+def test_a_picture_is_rectified_anew_by_another_lens(log: list[Sent]) -> None:
+    camera, pose = CameraPictures(RAW.cameras["CAM_FRONT"], 100_000, 1_000_000), np.eye(4)
+    first = {each.topic: each for each in reversed(log)}
+    [picture] = ros.decode(first[camera.topics.image].type_name, first[camera.topics.image].data)
+    assert isinstance(picture, Picture)
+    camera.add(0, picture)
+    assert not camera.prepare_nearest(picture.stamp, None)  # the lens is not known yet
+    for barrel, anew in ((0.1, True), (0.1, False), (0.3, True)):
+        [info] = through_a_lens([first[camera.topics.info]], barrel)
+        [intrinsics] = ros.decode(info.type_name, info.data)
+        assert isinstance(intrinsics, Intrinsics)
+        assert intrinsics.lens is not None
+        camera.set_intrinsics(intrinsics)
+        assert camera.prepare_nearest(picture.stamp, None) == anew
+        found = camera.closest(picture.stamp, lambda _: pose, lambda _: pose, Counts(SENSORS))
+        assert found is not None
+        np.testing.assert_array_equal(found.image, intrinsics.lens.rectify(picture.decode()))
 
 
 @pytest.mark.parametrize("milliseconds", [50, 200, 300, 500])

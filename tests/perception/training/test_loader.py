@@ -241,8 +241,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if dataclasses.is_dataclass(a):
-        names = [field.name for field in dataclasses.fields(a) if field.name != "file"]  # of a picture: not kept
-        return all(same(getattr(a, name), getattr(b, name)) for name in names)
+        kept = {field.name for field in dataclasses.fields(a)} - {"file", "ahead"}  # of a picture: not kept
+        return all(same(getattr(a, name), getattr(b, name)) for name in kept)
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[name], b[name]) for name in a)
     return type(a) is type(b) and a == b
