@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 import struct
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
@@ -22,7 +25,8 @@ from deploy.live import process
 from deploy.live.intake import Intake
 from deploy.live.outputs import Output, Results
 from deploy.live.policy import Policy
-from deploy.live.source import Damage, Playback, Receive
+from deploy.live.source import Damage, Playback, Receive, republish
+from deploy.live.zenoh import ZenohBus
 from deploy.log import write_log
 from deploy.recordings.messages import RawMessage
 from deploy.recordings.topics import load_topics
@@ -96,7 +100,7 @@ def drive(
     """A drive of the demo, live: first once, beside its replay; then in a loop for minutes.
 
     `identical` says whether all results have the replay's bytes. `p50_ms`, `p95_ms` and `p99_ms` are from a complete
-    frame to its last output, in the loop; messages are sent by a thread of the same process. `memory_growth` is the
+    frame to its last output, in the loop; another process sends the messages over zenoh. `memory_growth` is the
     resident memory in the last third of the loop divided by that in its second third. `without` has p50 and p99 without
     each mitigation, and with the process's usual ones.
     """
@@ -175,6 +179,42 @@ _CHANGES: dict[str, Callable[[], Any]] = {
 }
 
 
+class Sent(ZenohBus):
+    """What another process sends, until it ends."""
+
+    def __init__(self, sender: SpawnProcess) -> None:
+        super().__init__()
+        self._sender = sender
+
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        return not self._sender.is_alive()
+
+
+@contextmanager
+def _sent(recording: Path, seconds: float) -> Iterator[Sent]:
+    """The messages of a recording, sent again and again for so many seconds by another process."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        end = f'endpoints: ["tcp/127.0.0.1:{found.getsockname()[1]}"]'
+    files = [recording.with_name(f"{name}.json5") for name in ("listen", "connect")]
+    for file in files:
+        file.write_text(f'{{mode: "peer", scouting: {{multicast: {{enabled: false}}}}, {file.stem}: {{{end}}}}}')
+    os.environ["ZENOH_SESSION_CONFIG_URI"] = str(files[0])
+    sender = multiprocessing.get_context("spawn").Process(target=_send, args=(recording, seconds, files[1]))
+    source = Sent(sender)
+    sender.start()
+    yield source
+    sender.join()
+    if sender.exitcode:
+        raise RuntimeError("the process that sends has failed")
+
+
+def _send(recording: Path, seconds: float, configuration: Path) -> None:
+    os.environ["ZENOH_SESSION_CONFIG_URI"] = str(configuration)
+    republish(Rounds(recording, seconds), ZenohBus())
+
+
 def _loop(bundle: Path, recording: Path, seconds: float, change: Callable[[], Any] = nullcontext) -> dict[str, Any]:
     """Latencies (ms), resident memory (MB) and outcomes of so many seconds."""
     runtime, times, stop = Runtime(bundle, checks=False), Times(), Event()
@@ -187,8 +227,8 @@ def _loop(bundle: Path, recording: Path, seconds: float, change: Callable[[], An
 
     looking = Thread(target=look, daemon=True)
     looking.start()
-    with change():
-        intake = Intake(Rounds(recording, seconds), topics, Policy(), runtime)
+    with _sent(recording, seconds) as source, change():
+        intake = Intake(source, topics, Policy(), runtime)
         driven = process.drive(runtime, intake, Policy(), [times], say=_mute)
     stop.set()
     looking.join()

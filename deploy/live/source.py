@@ -169,13 +169,8 @@ class Playback:
             self._thread.join()
 
 
-def republish(path: Path, bus: Bus, rate: float = 1.0) -> None:
-    """Play a recording's ROS 2 messages over a middleware until it ends, as `ros2 bag play`, once somebody listens.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    playback = Playback(path, rate)
+def republish(playback: Playback, bus: Bus) -> None:
+    """Play a recording's ROS 2 messages over a middleware until it ends, as `ros2 bag play`, once somebody listens."""
     try:
         types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
         for topic, kind in types.items():

@@ -148,8 +148,8 @@ MEMORY = {"name": "memory", "kind": "memory"}
 
 
 def remembering_run() -> Path:
-    """`nano` with a memory."""
-    return once("run-memory", lambda run: save_random(run, modular("memory", [MEMORY]), spread=0.1))
+    """`nano` with a memory. In INT8 the weights of this seed stay far from the bounds, whichever processor rounds."""
+    return once("run-memory", lambda run: save_random(run, modular("memory", [MEMORY]), seed=7, spread=0.1))
 
 
 @cache

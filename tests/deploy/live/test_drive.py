@@ -27,7 +27,7 @@ from deploy.live.buses import BUSES
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
-from deploy.live.source import republish
+from deploy.live.source import Playback, republish
 from deploy.live.state import Status
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
@@ -64,7 +64,7 @@ def test_a_process_that_listens_gives_the_bytes_of_a_replay(
     for name, value in there.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("deploy.live.source._DISCOVERY", 60.0)  # s; a loaded machine takes long to start a process
-    republish(recording, BUSES[bus]())
+    republish(Playback(recording), BUSES[bus]())
     driver.send_signal(signal.SIGTERM)
     said, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, errors
@@ -84,7 +84,7 @@ def test_a_publisher_that_is_killed_and_another_one_that_comes(tmp_path: Path, m
     publisher.kill()
     publisher.wait()
     said += until(driver, "no frame for")
-    republish(recording, BUSES["zenoh"]())
+    republish(Playback(recording), BUSES["zenoh"]())
     driver.send_signal(signal.SIGTERM)
     more, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, (errors, said)
@@ -107,9 +107,9 @@ def until(driver: "subprocess.Popen[str]", *words: str) -> list[str]:
 PUBLISH = """
 import sys
 from pathlib import Path
-from deploy.live.source import republish
+from deploy.live.source import Playback, republish
 from deploy.live.zenoh import ZenohBus
-republish(Path(sys.argv[1]), ZenohBus())
+republish(Playback(Path(sys.argv[1])), ZenohBus())
 """
 
 

@@ -16,7 +16,7 @@ from deploy.live.buses import BUSES
 from deploy.live.messages.messages import Message, Messages
 from deploy.live.publish import Published
 from deploy.live.record import listen
-from deploy.live.source import Bus, republish
+from deploy.live.source import Bus, Playback, republish
 from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, Recording
@@ -82,7 +82,7 @@ def test_what_is_listened_to_is_what_was_sent(tmp_path: Path, buses: tuple[Bus, 
     """`perception check zenoh` records it first."""
     publisher, listener = buses
     recording, heard, said = recorded(tmp_path, log(2.0)), tmp_path / "heard.mcap", list[str]()
-    playing = Thread(target=republish, args=(recording, publisher, 4.0))
+    playing = Thread(target=republish, args=(Playback(recording, 4.0), publisher))
     playing.start()
     listen(listener, nuscenes_topics(), heard, 5.0, said.append)
     playing.join()
