@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.frame import Camera, Conditions, Frame, JpegFile, Reading
+from perception.frame import Camera, Conditions, Frame, JpegFile, Reading, Warped
 from perception.grid import Reference
 from perception.rig import Sensors
 
@@ -138,6 +138,7 @@ def _why_unusable(camera: Any) -> str:
         "global_from_ego": _is_rigid(camera.global_from_ego),
         "timestamp": _is_time(camera.timestamp),
         "file": camera.file is None or isinstance(camera.file, JpegFile),
+        "ahead": camera.ahead is None or isinstance(camera.ahead, Warped),
     }
     return "; ".join(_unusable(camera, name) for name, usable in checks.items() if not usable)
 
