@@ -90,6 +90,17 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
             assert health.reason == (few if expected == "thinned" else "")
 
 
+def test_the_share_of_impossible_points_is_counted(real: list[Frame]) -> None:
+    """On every 64th point: of these, each third one is not finite, each fifth one too far."""
+    points = real[0].points.copy()
+    points[:: 3 * 64, 0] = np.nan
+    points[:: 5 * 64, 1] = 1e6
+    sampled = np.arange(-(-len(points) // 64))
+    share = ((sampled % 3 == 0) | (sampled % 5 == 0)).mean()
+    assert sweep_features(replace(real[0], points=points), LidarLimits()).impossible == pytest.approx(share)
+    assert sweep_features(real[0], LidarLimits()).impossible == 0
+
+
 def test_the_latest_sweep_is_that_of_the_frame_in_any_order_of_the_points(real: list[Frame]) -> None:
     """Or the next one, where the keyframe's has no return."""
     earlier = real[2].sweep_of_point > 0

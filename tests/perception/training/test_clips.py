@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -23,6 +24,7 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.state import Limits, Moment, state_inputs
 from perception.tasks.task import to_prediction
 from perception.training.augment import Augmentation
+from perception.training.clips import Clips
 from perception.training.loader import Batch, FrameDataset, collate
 from perception.training.loop import fit, train
 from perception.training.losses import Losses, Scope
@@ -81,6 +83,13 @@ def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epo
         asked = max(length for each, _, length in lengths if each == step)
         assert all(length == min(asked, place) for each, place, length in lengths if each == step)
     assert {length for _, _, length in lengths} == {0, 1, 2}
+
+
+def test_a_frame_comes_alone_if_it_was_drawn_twice(tables):
+    """Of clips of up to three frames, each ninth is one frame."""
+    clips, token = Clips(tables, plain(batch=1), LIMITS), tables.samples(None, tables.scenes()[:1])[-1]
+    lengths = Counter(len(clips.clip(token, position).earlier) for position in range(3000))
+    assert lengths[0] / 3000 == pytest.approx(1 / 9, abs=0.02)
 
 
 def with_outages(config: Config, share: float) -> Config:
