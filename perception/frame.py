@@ -195,7 +195,7 @@ class JpegFile(NamedTuple):
 
 
 class Warped(NamedTuple):
-    """A network's picture of a recorded image, made before its frame was complete (inputs.fit_picture)."""
+    """The network's picture of an image, warped in advance (inputs.fit_picture), and that image."""
 
     picture: np.ndarray  # (height, width, 3) uint8 RGB
     image: np.ndarray
@@ -211,7 +211,7 @@ class Camera:
     global_from_ego: np.ndarray  # (4, 4) at this camera's timestamp
     timestamp: int  # us
     file: JpegFile | None = None  # as recorded, if it was one
-    ahead: Warped | None = None  # the network's picture, if it was made before
+    ahead: Warped | None = None  # the network's picture, if it was warped in advance
 
     @property
     def jpeg(self) -> bytes | None:
@@ -220,7 +220,7 @@ class Camera:
 
     @property
     def warped(self) -> np.ndarray | None:
-        """The network's picture of this very image, if it was made before; None if the image was changed since."""
+        """The network's picture of this very image, if it was warped in advance; None if the image has changed."""
         return self.ahead.picture if self.ahead is not None and self.ahead.image is self.image else None
 
 

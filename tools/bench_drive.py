@@ -204,8 +204,11 @@ def _sent(recording: Path, seconds: float) -> Iterator[Sent]:
     sender = multiprocessing.get_context("spawn").Process(target=_send, args=(recording, seconds, files[1]))
     source = Sent(sender)
     sender.start()
-    yield source
-    sender.join()
+    try:
+        yield source
+    finally:
+        sender.terminate()  # it has ended, unless the drive has failed
+        sender.join()
     if sender.exitcode:
         raise RuntimeError("the process that sends has failed")
 

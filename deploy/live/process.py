@@ -112,7 +112,7 @@ class Systemd(Output):
         if not self._address or time.monotonic() - self._told < 0.5:
             return
         self._told = time.monotonic()
-        lines = [f"STATUS={status.state} {status.text}"[:400]]
+        lines = [f"STATUS={status.state} {status.text}"[:400].rstrip()]
         if not self._ready and status.state != "DOWN":
             self._ready = True
             lines.append("READY=1")

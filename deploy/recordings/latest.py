@@ -291,8 +291,8 @@ class _Kept:
 
     time: int  # us, when it was recorded
     picture: Picture
-    tried: bool = False  # whether it was prepared before a frame needs it
-    pixels: _Pixels | None = None  # None: not prepared, or damaged
+    tried: bool = False  # whether it was prepared in advance, or found to be damaged
+    pixels: _Pixels | None = None  # of a picture that was prepared
 
 
 class CameraPictures:

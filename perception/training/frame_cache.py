@@ -32,7 +32,8 @@ from perception.io.files import write_atomically
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames, but for these folders and with these files
 _APART = ("bev", "commands", "evaluation", "modules", "page", "scene", "simulate", "tasks", "training")
 _OF_FRAMES = ("training/frame_cache.py",)
-_LEAST_FREE = 0.05, 4 << 30  # of the disk, or bytes if that is less: what the cache leaves free
+_LEAST_FREE = 0.05  # of the disk, which the cache leaves free
+_ENOUGH_FREE = 4 << 30  # bytes, which are enough on any disk
 _PLAIN = ("token", "timestamp", "reference", "scene", "location")  # of Frame
 _POSES = ("global_from_reference", "global_from_ego")  # of Frame
 _CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
@@ -109,8 +110,7 @@ class FrameCache:
         content = _pack(frame)
         with suppress(InputError, OSError):  # a full disk, or the folder was deleted; the frame is there
             disk = shutil.disk_usage(self.folder)
-            part, most = _LEAST_FREE
-            if disk.free - len(content) >= min(part * disk.total, most):
+            if disk.free - len(content) >= min(_LEAST_FREE * disk.total, _ENOUGH_FREE):
                 write_atomically(path, content)
 
 

@@ -316,7 +316,7 @@ def test_systemd_has_a_socket_with_an_abstract_name(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
         Systemd().report(Status(()))
         systemd.setblocking(False)
-        assert received(systemd) == ["STATUS=OK \nREADY=1\nWATCHDOG=1"]
+        assert received(systemd) == ["STATUS=OK\nREADY=1\nWATCHDOG=1"]
 
 
 def received(server: socket.socket) -> list[str]:

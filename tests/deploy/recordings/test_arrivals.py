@@ -98,7 +98,7 @@ def test_a_frame_is_complete_as_soon_as_its_last_message_is_there(log: list[Sent
 
 
 def through_a_lens(log: Sequence[Sent], barrel: float) -> list[Sent]:
-    """With pictures that are not rectified."""
+    """The messages of cameras whose calibration has a lens that distorts."""
     distorted = {"distortion_model": "plumb_bob", "d": np.array([barrel, 0, 0, 0, 0])}
     return [edit(each, **distorted) if each.topic.endswith("camera_info") else each for each in log]
 
