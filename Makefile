@@ -47,7 +47,7 @@ test-scale: $(INSTALLED)
 # The C++ runtime, with the library of the installed onnxruntime, so that it computes what Python does. Compilers and
 # headers are Debian's.
 CPP := runs/cpp
-CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/ros2/src/*.cpp deploy/ros2/include/*/*.hpp)
+CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/tests/*/*.[ch]* deploy/ros2/src/*.cpp deploy/ros2/include/*/*.hpp)
 CPP_SOURCES := $(CPP_CODE) $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*)
 CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev \
 	libfastcdr-dev rosidl-generator-c-cpp
@@ -56,7 +56,8 @@ $(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }
 	mkdir -p $(CPP)
 	ln -sf $$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') $(CPP)/libonnxruntime.so.1
-	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING
+	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING \
+	  "-DTENSORRT_RTX_LIBRARIES=$$(ls $(CURDIR)/$(VENV)/lib/python*/site-packages/tensorrt_rtx_libs/*.so.1 2>/dev/null | paste -sd ';')"
 	cmake --build $(CPP)/$* && touch $@
 
 CPP_PRESET ?= release

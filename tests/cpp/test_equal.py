@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 import tessera_runtime as native
-from both_runtimes import MODULES, Python, drive, every_task, rotated
+from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated
 from exported import QUIET, apart, bundle, checkpoint_of, modular, remembering
 from once import once
 from repository import ROOT
@@ -20,7 +20,6 @@ from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.precision.calibrate import Drives
 from perception.datasets.pandaset import PandaSet
-from perception.frame import Frame
 from perception.mmdet3d.importing import import_pointpillars
 from perception.sensors import inputs
 
@@ -45,26 +44,6 @@ BUNDLES: dict[str, Callable[[], Bundle]] = {
     "rotated": rotated,
     "INT8": in_int8,
 }
-
-
-def require_equal(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray], where: str) -> None:
-    assert expected.keys() == actual.keys(), where
-    for name, array in expected.items():
-        found = actual[name]
-        assert (found.dtype, found.shape) == (array.dtype, array.shape), f"{where}: {name}"
-        assert found.tobytes() == np.ascontiguousarray(array).tobytes(), f"{where}: {name}"
-
-
-def compare(path: Path, frames: Iterator[Frame]) -> int:
-    python, compared = Python(path), 0
-    with native.Runtime(path) as runtime:
-        for frame in frames:
-            expected = python.step(frame)
-            actual = runtime.step(frame, python.believed.known())
-            require_equal(expected, actual, f"{path.name}, frame {frame.token}")
-            assert {name: runtime.weight(name) for name in python.weights} == python.weights
-            compared += len(expected["detection/scores"])
-    return compared
 
 
 @pytest.mark.slow("exports networks")

@@ -6,17 +6,15 @@ from pathlib import Path
 from shutil import copytree
 
 import numpy as np
-import onnx
 import pytest
-from exported import QUIET, bundle, copy_bundle, remembering, rewritten
+from exported import QUIET, bundle, copy_bundle, remembering, retrained
 from networks import uniform_tolerances
-from refits import has_gpu, train_further
+from refits import has_gpu
 
 from deploy.build import build, refit
 from deploy.bundle import Bundle
 from deploy.canary import canary_graph, require_canary
 from deploy.engines import cuda, open_engine
-from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import TensorRtEngine, build_engine
 from deploy.golden import differences
 from deploy.integrity import Content
@@ -48,13 +46,6 @@ def compiled(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = copy_bundle(tmp_path_factory.mktemp("compiled") / "bundle")
     build(path, target.name, QUIET)
     return path
-
-
-def retrained(path: Path) -> Path:
-    """A copy of the bundle with other weights, and with what ONNX Runtime computes with them as its golden frame."""
-    onnx_bytes = train_further(onnx.load(bundle().onnx)).SerializeToString(deterministic=True)
-    inputs, _ = bundle().golden()
-    return rewritten(copy_bundle(path), onnx_bytes, golden=(inputs, OnnxRuntimeEngine(onnx_bytes).run(inputs)))
 
 
 def engine_of(path: Path, target: Target) -> TensorRtEngine:
@@ -91,7 +82,9 @@ def test_the_operator_of_a_memory_is_computed_as_in_closed_form(target: Target) 
 
 @on_gpu
 def test_a_refitted_plan_is_the_one_compiled_anew(target: Target, tmp_path: Path) -> None:
-    old, new, anew = copy_bundle(tmp_path / "old"), retrained(tmp_path / "new"), retrained(tmp_path / "anew")
+    old, new, anew = copy_bundle(tmp_path / "old"), tmp_path / "new", tmp_path / "anew"
+    for path in (new, anew):
+        copytree(retrained().path, path)
     build(old, target.name, QUIET, refittable=True)
     refit(new, old, target.name, QUIET)
     build(anew, target.name, QUIET)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tessera_runtime as native
 from exported import QUIET, checkpoint_of, modular, nano, plan_record
 from once import once
 from safetensors.numpy import save
@@ -82,6 +83,28 @@ class Python:
         for task, result in prediction.results.items():
             arrays |= {f"{task}/{name}": each for name, each in arrays_of(task, result).items()}
         return arrays
+
+
+def require_equal(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray], where: str) -> None:
+    """Every array in every byte."""
+    assert expected.keys() == actual.keys(), where
+    for name, array in expected.items():
+        found = actual[name]
+        assert (found.dtype, found.shape) == (array.dtype, array.shape), f"{where}: {name}"
+        assert found.tobytes() == np.ascontiguousarray(array).tobytes(), f"{where}: {name}"
+
+
+def compare(path: Path, frames: Iterable[Frame], **given: str) -> int:
+    """How many detections both runtimes find in the frames, in equal bytes; the C++ one is opened with `given`."""
+    python, compared = Python(path), 0
+    with native.Runtime(path, **given) as runtime:
+        for frame in frames:
+            expected = python.step(frame)
+            actual = runtime.step(frame, python.believed.known())
+            require_equal(expected, actual, f"{path.name}, frame {frame.token}")
+            assert {name: runtime.weight(name) for name in python.weights} == python.weights
+            compared += len(expected["detection/scores"])
+    return compared
 
 
 def arrays_of(task: str, result: Any) -> dict[str, np.ndarray]:

@@ -118,6 +118,17 @@ def bundle(*conditions: str) -> Bundle:
     return Bundle.load(once(name, lambda out: export(run, out, [conditions], console=QUIET)))
 
 
+@cache
+def retrained() -> Bundle:
+    """The network of `bundle()` with other weights."""
+
+    def make(out: Path) -> None:
+        save_random(out.with_name("run-retrained"), nano(), seed=1)
+        export(out.with_name("run-retrained"), out, console=QUIET)
+
+    return Bundle.load(once("bundle-retrained", make))
+
+
 def bundles_of(
     checkpoint: Path,
     out: Path,

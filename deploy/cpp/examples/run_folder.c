@@ -1,4 +1,4 @@
-/* Runs the frames of a folder through a bundle: run_folder BUNDLE FOLDER, and prints the detections.
+/* Runs the frames of a folder through a bundle: run_folder BUNDLE FOLDER [TARGET], and prints the detections.
  *
  * FOLDER/frames.txt has a line for each frame in order of time: its name, the time in us, and the 16 numbers each of
  * global_from_reference and global_from_ego. FOLDER/NAME.bin are its points as in nuScenes' files, five float32 each.
@@ -21,8 +21,8 @@ static size_t read_points(const char *folder, const char *name) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) return fprintf(stderr, "run_folder BUNDLE FOLDER\n"), 2;
-    tessera_options options = {.size = sizeof options, .bundle = argv[1]};
+    if (argc < 3) return fprintf(stderr, "run_folder BUNDLE FOLDER [TARGET]\n"), 2;
+    tessera_options options = {.size = sizeof options, .bundle = argv[1], .target = argv[3]}; /* NULL: without one */
     tessera_runtime *runtime;
     if (tessera_open(&options, &runtime)) return fprintf(stderr, "%s\n", tessera_message(NULL)), 2;
     char path[4096], name[256];

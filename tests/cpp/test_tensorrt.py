@@ -1,0 +1,113 @@
+"""The engine for TensorRT (libtessera_tensorrt.so) without a GPU: on stand-ins, and with NVIDIA's library.
+
+A stand-in of CUDA puts off all work until the host waits for it. That of TensorRT runs the ONNX graph by ONNX Runtime,
+as fixed a size as a plan.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+
+import onnx
+import pytest
+import tessera_runtime as native
+from both_runtimes import COMPILER, TARGET, compare, drive, every_task
+from exported import apart, bundle, copy_bundle, plan_record, remembering, retrained
+
+from deploy.bundle import Bundle
+from deploy.canary import canary_graph
+from deploy.engines.tensorrt import build_engine
+from deploy.precision.measure import structure_sha256
+from deploy.targets import TARGETS
+
+BUILT = Path(os.environ[native.LIBRARY]).parent
+STAND_IN, NVIDIA = str(BUILT / "libtensorrt_stand_in.so"), str(BUILT / "libtensorrt_nvidia.so")
+DEFECT = "TESSERA_STAND_IN"  # environment variable that the stand-ins read
+BUNDLES: dict[str, Callable[[], Bundle]] = {
+    "memory": remembering,
+    "rain": lambda: bundle("rain"),
+    "apart": lambda: apart()[0],
+    "every task": every_task,
+}
+
+
+def plan_of(loaded: Bundle) -> bytes:
+    """What the stand-in takes for a plan: sizes of the inputs, and the graph."""
+    sizes = {each.name: each.shape for each in loaded.manifest.inputs}
+    return json.dumps(sizes).encode() + b"\n" + loaded.onnx.read_bytes()
+
+
+def compiled(source: Path, path: Path) -> Path:
+    """A copy of a bundle, with a plan for each of its networks."""
+    copytree(source, path)
+    for loaded in (Bundle.load(path), *Bundle.load(path).routes.values()):
+        plan = plan_of(loaded)
+        loaded.add_plan(plan, plan_record(loaded.path, plan, target=TARGET, compiler=COMPILER))
+    return path
+
+
+def message_of(path: Path, plugin: str) -> str:
+    with pytest.raises(native.Failure) as caught:
+        native.Runtime(path, TARGET, plugin=plugin)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.slow("exports networks")
+@pytest.mark.parametrize("capture", ["captured", "no capture"])
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_drive_has_the_bytes_of_the_python_runtime(
+    name: str, capture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEFECT, capture)
+    path = compiled(BUNDLES[name]().path, tmp_path / "bundle")
+    assert compare(path, drive(Bundle.load(path).spec.grid.reference), target=TARGET, plugin=STAND_IN) > 100
+
+
+@pytest.mark.slow("exports a network")
+def test_a_refitted_plan_computes_the_bundle_s_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, path = bundle(), copytree(retrained().path, tmp_path / "bundle")
+    plan, of = plan_of(old), old.manifest.files["model.onnx"]
+    record = {"target": TARGET, "compiler": COMPILER, "refittable": True, "onnx_sha256": of}
+    Bundle.load(path).add_plan(plan, plan_record(path, plan, **record))
+    assert structure_sha256(onnx.load(old.onnx)) == structure_sha256(onnx.load(path / "model.onnx"))
+    assert compare(path, list(drive())[:6], target=TARGET, plugin=STAND_IN) > 30
+    monkeypatch.setenv(DEFECT, "missing weights")
+    assert "cannot give it the weights of model.onnx" in message_of(path, STAND_IN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan.replace(b'"pillar_points": [1, ', b'"pillar_points": [2, '), "pillar_points has another"),
+        (lambda _: plan_of(bundle()), "has no input current_from_previous; compile"),
+        (lambda plan: plan.split(b"\n")[0] + b"\nno graph", "refuses it: "),
+    ],
+)
+def test_a_plan_that_is_not_of_this_network_is_refused(
+    change: Callable[[bytes], bytes], message: str, tmp_path: Path
+) -> None:
+    path = copytree(remembering().path, tmp_path / "bundle")
+    plan = change(plan_of(Bundle.load(path)))
+    Bundle.load(path).add_plan(plan, plan_record(path, plan, target=TARGET, compiler=COMPILER))
+    assert message in message_of(path, STAND_IN)
+
+
+def test_without_a_gpu_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEFECT, "no GPU")
+    message = message_of(compiled(bundle().path, tmp_path / "bundle"), STAND_IN)
+    assert "cudaErrorNoDevice (no CUDA-capable device is detected)" in message
+
+
+def test_nvidia_s_library_refuses_what_is_no_plan_in_its_own_words(tmp_path: Path) -> None:
+    """The library that Python uses; it compiles here, and would run the plan on a GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    plan = build_engine(canary_graph(), TARGETS[TARGET]).content
+    for name, content, words in (("none", b"x" * 1000, "magicTag"), ("no GPU", plan, "CUDA")):
+        path = copy_bundle(tmp_path / name)
+        Bundle.load(path).add_plan(content, plan_record(path, content, target=TARGET, compiler=COMPILER))
+        message = message_of(path, NVIDIA)
+        assert message.startswith(f"{path}/engines/{TARGET}.plan: tensorrt_rtx 1.7.1 refuses it: "), message
+        assert words in message
