@@ -16,6 +16,7 @@ from perception.io.section import Section
 from perception.scene import admission
 from perception.sensors.camera import picture
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.sweeps import OLDEST, ROOF
 from perception.sensors.state import RIGID
 from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
@@ -33,6 +34,14 @@ class PillarRules(Section):
     most: int  # pillars
     points: int  # of a pillar: the first ones in the order of the frame
     overflow: Literal["fullest", "first"]  # the pillars that stay if there are more
+
+
+class SweepRules(Section):
+    """Which points a frame has, beside those of the keyframe's sweep."""
+
+    most: int  # earlier sweeps of each LiDAR
+    oldest: float  # s before the frame
+    own: float  # m from the sensor along x and along y: nearer points are of the vehicle, where the rig has no `own`
 
 
 class PictureRules(Section):
@@ -59,6 +68,7 @@ class Preprocessing(Section):
     """From a frame to the engine's inputs."""
 
     reference: Reference  # frame of reference of points, boxes and grids
+    sweeps: SweepRules | None
     pillars: PillarRules | None
     points: int  # places for single points of the keyframe; 0: no task reads them
     pictures: PictureRules | None
@@ -66,9 +76,10 @@ class Preprocessing(Section):
 
     @staticmethod
     def of(spec: InputSpec) -> Preprocessing:
-        grid, pillars, pictures = spec.grid, None, None
+        grid, sweeps, pillars, pictures = spec.grid, None, None, None
         if spec.lidar is not None:
             rows, columns = grid.shape
+            sweeps = SweepRules(most=spec.lidar.sweeps, oldest=OLDEST, own=ROOF)
             pillars = PillarRules(
                 rows=rows,
                 columns=columns,
@@ -92,7 +103,12 @@ class Preprocessing(Section):
             state_rigid=RIGID,
         )
         return Preprocessing(
-            reference=grid.reference, pillars=pillars, points=spec.points, pictures=pictures, admission=rules
+            reference=grid.reference,
+            sweeps=sweeps,
+            pillars=pillars,
+            points=spec.points,
+            pictures=pictures,
+            admission=rules,
         )
 
 

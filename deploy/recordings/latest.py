@@ -22,7 +22,7 @@ from perception.frame import Camera, JpegFile, Reading, Warped
 from perception.rig import RigCamera
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import fit_picture
-from perception.sensors.lidar.sweeps import Motion, Sweep
+from perception.sensors.lidar.sweeps import OLDEST, Motion, Sweep
 
 # The latest stamps, positions and signals of a recording, in bounded memory.
 
@@ -167,7 +167,6 @@ def _value(message: Any, field: str | None) -> float | str:
 # The latest sweeps of a recorded LiDAR, from which the points of each frame are gathered.
 
 _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
-_OLDEST = 1_000_000  # us before the frame, where no keyframe lists its sweeps
 
 
 class LidarSweeps:
@@ -235,7 +234,7 @@ class LidarSweeps:
         if stamp not in self._poses:
             return []
         if earlier is None:
-            earlier = sorted((s for s in self._clouds if stamp - _OLDEST <= s < stamp), reverse=True)
+            earlier = sorted((s for s in self._clouds if stamp - round(1e6 * OLDEST) <= s < stamp), reverse=True)
         sweeps = []
         for each in [stamp, *earlier[: self._sweeps]]:
             if each in self._poses:

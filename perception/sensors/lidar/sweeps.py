@@ -90,7 +90,8 @@ def _stages(
 
 # Accumulates LiDAR sweeps in one frame of reference.
 
-_ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
+ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
+OLDEST = 1.0  # s before the frame, of a sweep that is joined, where no data set lists a keyframe's sweeps
 
 
 class Sweep(NamedTuple):
@@ -161,7 +162,7 @@ def join_lidars(
 def is_outside_roof(points: np.ndarray) -> np.ndarray:
     """(N,) bool: points (N, >=2) in the sensor's frame that are not returns from the vehicle's own roof."""
     # By columns, because numpy is slow along an axis of length two.
-    return np.asarray((np.abs(points[:, 0]) >= _ROOF) | (np.abs(points[:, 1]) >= _ROOF))
+    return np.asarray((np.abs(points[:, 0]) >= ROOF) | (np.abs(points[:, 1]) >= ROOF))
 
 
 def _in_reference(
