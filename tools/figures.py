@@ -74,8 +74,8 @@ QUOTED = {
     "{depth.without.expected:.2f} to {depth.with.expected:.2f}",
     "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32; the network alone "
     "{replay.network_alone_factor:.1f} times",
-    "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS changes by "
-    "{precision.int8_nds_loss:+.4f} lost in INT8, {precision.fp16_nds_loss:+.4f} in FP16",
+    "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS lost: "
+    "{precision.int8_nds_loss:.4f} in INT8, {precision.fp16_nds_loss:.4f} in FP16",
     "four modules on board, two tasks": "time x {modular.latency_ratio_banked:.2f}, memory x "
     "{modular.memory_ratio_banked:.2f}; folded x {modular.latency_ratio_folded:.2f}; a network for each instead x "
     "{modular.latency_ratio_separate:.2f}",
