@@ -27,7 +27,6 @@ STAND_IN, NVIDIA = str(BUILT / "libtensorrt_stand_in.so"), str(BUILT / "libtenso
 DEFECT = "TESSERA_STAND_IN"  # environment variable that the stand-ins read
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
-    "rain": lambda: bundle("rain"),
     "apart": lambda: apart()[0],
     "every task": every_task,
 }
@@ -56,8 +55,7 @@ def message_of(path: Path, plugin: str) -> str:
 
 
 @pytest.mark.slow("exports networks")
-@pytest.mark.parametrize("capture", ["captured", "no capture"])
-@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize(("name", "capture"), [*((name, "captured") for name in BUNDLES), ("memory", "no capture")])
 def test_a_drive_has_the_bytes_of_the_python_runtime(
     name: str, capture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
