@@ -65,7 +65,7 @@ CPP_PRESET ?= release
 cpp: $(CPP)/$(CPP_PRESET)/built
 
 tidy: $(CPP)/release/built
-	$(BIN)/clang-tidy --quiet -p $(CPP)/release deploy/cpp/src/*.cpp
+	printf '%s\n' deploy/cpp/src/*.cpp | xargs -n 1 -P $$(nproc) $(BIN)/clang-tidy --quiet -p $(CPP)/release
 
 # The sanitizers are loaded before Python, which frees not all of its memory at its end, with the C++ whose exceptions
 # they see.

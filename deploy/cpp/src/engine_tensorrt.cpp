@@ -158,7 +158,7 @@ std::optional<Type> type_of(nvinfer1::DataType type) {
     }
 }
 
-class TensorRtEngine : public Engine {
+class TensorRtEngine final : public Engine {
    public:
     TensorRtEngine(const Manifest &manifest, const Plan &plan)
         : state_(manifest.state), path_(plan.path.string()), stream_(new_stream()) {
