@@ -13,7 +13,7 @@ from shutil import copytree
 import onnx
 import pytest
 import tessera_runtime as native
-from both_runtimes import COMPILER, TARGET, compare, drive, every_task
+from both_runtimes import COMPILER, TARGET, compare, drive, every_task, require_equal
 from exported import apart, bundle, copy_bundle, plan_record, remembering, retrained
 
 from deploy.bundle import Bundle
@@ -97,6 +97,20 @@ def test_without_a_gpu_a_line_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv(DEFECT, "no GPU")
     message = message_of(compiled(bundle().path, tmp_path / "bundle"), STAND_IN)
     assert "cudaErrorNoDevice (no CUDA-capable device is detected)" in message
+
+
+def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the frame before it goes on."""
+    path, frames = compiled(remembering().path, tmp_path / "bundle"), list(drive())[:5]
+    with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime, native.Runtime(path) as plain:
+        for number, frame in enumerate(frames):
+            if number == 2:
+                monkeypatch.setenv(DEFECT, "lost")
+                with pytest.raises(native.Failure, match="cudaGraphLaunch gives cudaErrorNoDevice"):
+                    runtime.step(frame)
+                monkeypatch.delenv(DEFECT)
+            else:
+                require_equal(plain.step(frame), runtime.step(frame), frame.token)
 
 
 def test_nvidia_s_library_refuses_what_is_no_plan_in_its_own_words(tmp_path: Path) -> None:

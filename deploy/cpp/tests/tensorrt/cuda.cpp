@@ -77,6 +77,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    if (has_defect("lost")) return cudaErrorNoDevice;
     stream->pending.insert(stream->pending.end(), executable->work.begin(), executable->work.end());
     return cudaSuccess;
 }
