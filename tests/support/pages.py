@@ -3,9 +3,12 @@
 import base64
 import html
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,12 +63,23 @@ def visit(page: str, folder: Path, probe: str, *flags: str, fragment: str = "") 
     )
     (folder / "page.html").write_text(page.replace("</body>", f"{script}</body>"))
     command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"file://{folder / 'page.html'}{fragment}"], capture_output=True, text=True, timeout=60, check=True
-    )
-    note = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert note, done.stderr
-    return Visit(json.loads(html.unescape(note[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+    shown, logged = _run([*command, f"file://{folder / 'page.html'}{fragment}"])
+    note = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
+    assert note, logged
+    return Visit(json.loads(html.unescape(note[1])), [line for line in logged.splitlines() if "CONSOLE" in line])
+
+
+def _run(command: list[str]) -> tuple[str, str]:
+    """What a command writes to its two outputs."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+        try:
+            shown, logged = process.communicate(timeout=300)
+        finally:  # also the browser's own processes, which else draw for ever
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, logged
+    return shown, logged
 
 
 pyarrow = pytest.importorskip("pyarrow", reason="rerun-sdk is not installed")
