@@ -100,7 +100,6 @@ class Clips:
         parts = [part for module in config.modules for part in module.single() if part.kind == "memory"]
         self._frames = max(part.frames for part in parts)
         self._outages, self._sensors = max(part.outages for part in parts), InputSpec.of(config).sensors
-        self.history = max(part.history for part in parts) > 0  # whether `training/history.py` needs labels
         self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
 
     def clip(self, token: str, position: int) -> Clip:

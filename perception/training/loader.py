@@ -28,7 +28,6 @@ from perception.tasks.task import join_labels
 from perception.training.augment import Augmentation
 from perception.training.clips import Clip, Clips, align_clips
 from perception.training.frame_cache import FrameCache, FramesInMemory
-from perception.training.history import HISTORY, TASK, move_back
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
@@ -174,14 +173,7 @@ class FrameDataset(Dataset[Sample]):
             moments.append(Moment.of(earlier))
         states = self._clips.state_inputs([*moments, Moment.of(frame)])
         *earlier_inputs, own = (arrays | state for arrays, state in zip([*inputs, sample.inputs], states, strict=True))
-        labels = sample.labels | (self._history(frame, own) if self._clips.history else {})
-        return replace(sample, inputs=own, labels=labels, earlier=earlier_inputs)
-
-    def _history(self, frame: Frame, inputs: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-        """The labels of detection in the frame before, from the boxes of a frame."""
-        assert frame.boxes is not None
-        boxes = move_back(frame.boxes, inputs["current_from_previous"][0], float(inputs["elapsed"][0]))
-        return {HISTORY: self._tasks[TASK].labels(replace(frame, boxes=boxes))}
+        return replace(sample, inputs=own, earlier=earlier_inputs)
 
     def _with_truth(self, frame: Frame) -> Frame:
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""

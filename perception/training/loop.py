@@ -112,9 +112,6 @@ class _Training:
         if options.norm_momentum is not None:
             set_momentum(model, options.norm_momentum)
         optimizer = optimizer_of(model, options.peak, options.weight_decay, options.rates)
-        self.losses = Losses(model, scope)
-        if self.losses.history is not None:
-            optimizer.add_param_group({"params": [*self.losses.history.parameters()], "lr": options.peak})
         seen, views = see_views(tables, tokens, self.config.data.views)
         self.dataset = FrameDataset(
             seen, views, self.config, scope.tasks, self._objects(seen, views), model.depth_cells()
@@ -131,7 +128,7 @@ class _Training:
         self.best = -math.inf  # score so far
         several = self.accelerator.num_processes > 1
         self.norms = synchronise_norms(model) if several and options.sync_norm else []
-        self.optimizer = self.accelerator.prepare(optimizer)
+        self.losses, self.optimizer = Losses(model, scope), self.accelerator.prepare(optimizer)
         # `shard` then does what DDP does otherwise.
         self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
         self.main = self.accelerator.is_main_process

@@ -14,9 +14,7 @@ from perception.io.distributed import draw_locally, processes, total
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import make_shared_routes
-from perception.modules.spec import NEXT_STATE
 from perception.tasks.network import Loss
-from perception.training.history import HISTORY, HistoryHead, history_weight
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,6 @@ class Losses(nn.Module):
     def __init__(self, model: PerceptionModel, scope: Scope) -> None:
         super().__init__()
         self.model, self.scope = model, scope
-        weight = history_weight(model)
-        self.history = HistoryHead(model, weight) if weight else None
         self.routes: list[Route] = []  # of the last pass
 
     def forward(
@@ -71,10 +67,7 @@ class Losses(nn.Module):
         dense = model(inputs, conditions, self.scope.tasks, self._routes(inputs, conditions), trace)
         self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
-            own = {name: each for name, each in labels.items() if name != HISTORY}
-            terms = model.losses(convert_to_fp32(dense | trace.supervised), own)
-            if self.history is not None:
-                terms |= self.history.losses(dense[NEXT_STATE].float(), inputs, labels[HISTORY])
+            terms = model.losses(convert_to_fp32(dense | trace.supervised), labels)
             of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in model.tasks]
             costs = torch.stack(of_tasks).sum(dim=0).detach()
             return means(terms) | model.routing_losses(trace.routes, costs)

@@ -133,7 +133,6 @@ class Memory(Computation):
         hidden: Positive = 8  # channels of the gate
         frames: Positive = 4  # of a training clip, at most
         outages: Share = 0.3  # of the training clips whose last frames lack the LiDAR or the cameras
-        history: Annotated[float, Field(ge=0)] = 0.0  # weight of the losses of `training/history.py`
         seconds: Annotated[float, Field(gt=0)] = 1.2  # after which a state is not used
         speed: Annotated[float, Field(gt=0)] = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
 
