@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from perception.errors import InputError
 from perception.frame import View
@@ -380,16 +380,24 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
 
 
 def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:
-    """The taxonomy with the names by which further options of a task's head extend it.
+    """The taxonomy with the names by which options of a task's head extend it.
 
     Raises:
-        InputError: an unknown or wrong option.
+        InputError: an unknown or wrong option, or point classes while another task has those of the run.
     """
-    if task not in config.tasks:
-        return config.taxonomy
-    own, taxonomy = config.tasks[task].reduced(config.taxonomy)
-    content = {**own.model_dump(mode="json"), **options}
-    return parse_section(type(own), content, f"{source}: tasks.{task}").extended(taxonomy)
+    if task in config.tasks:
+        own, first = config.tasks[task].reduced(config.taxonomy)
+        content = {**own.model_dump(mode="json"), **options}
+        found = parse_section(type(own), content, f"{source}: tasks.{task}").extended(first)
+    else:
+        try:
+            found = TASKS[task].Config.model_validate(options).extended(config.taxonomy)
+        except (KeyError, ValidationError):
+            return config.taxonomy  # the model refuses such a head, and names what is wrong
+    others = [name for name, each in config.tasks.items() if each.names_points and name != task]
+    if others and found.point_classes != config.taxonomy.point_classes:
+        raise InputError(f"{source}: tasks.{task}.classes: the run's task {others[0]} has other point classes")
+    return found
 
 
 def find_config(name: str) -> Path:

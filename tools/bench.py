@@ -33,6 +33,7 @@ SUBJECTS = {
     "modular": "bench_networks:modular",
     "pandaset": "bench_pandaset:pandaset",
     "pillars": "bench_networks:pillars",
+    "points": "bench_points:points",
     "precision": "bench_precision:precision",
     "recogniser": "bench_recogniser:recogniser",
     "replay": "bench_replay:replay",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from benchmark import SHARED
+from benchmark import SHARED, Commands
 
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 KITTI = Path(__file__).parents[1] / "configs" / "kitti"
@@ -49,35 +46,15 @@ def pandaset(
     return result
 
 
-class Bench:
+class Bench(Commands):
     """KITTI's network, its trainings on PandaSet and their scores, by commands whose records are in OUT/commands."""
 
     def __init__(self, data: Path, weights: Path, out: Path, steps: int) -> None:
-        self.data, self.weights, self.out, self.steps = data, weights, out, steps
+        super().__init__(out)
+        self.data, self.weights, self.steps = data, weights, steps
         drives = ("--scenes", 2, "--samples", 6, "--rig", "kitti", "--conditions", "clear-day-boston")
         self.call("simulate", "simulate", out / "simulated", *drives)
         self.kitti = self._imported(0)[1]
-
-    def call(self, name: str, *words: object) -> dict[str, Any]:
-        """Runs `perception` with these words, once: its `seconds` of processors, and what it `printed`."""
-        record = self.out / "commands" / f"{name}.json"
-        command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
-        if not record.exists():
-            record.parent.mkdir(parents=True, exist_ok=True)
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-            assert process.stdout is not None
-            printed = process.stdout.read()
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
-            content = {"command": command[3:], "seconds": used.ru_utime + used.ru_stime, "printed": printed}
-            record.write_text(json.dumps(content))
-        found: dict[str, Any] = json.loads(record.read_text())
-        if found["command"] != command[3:]:
-            sys.exit(f"{record}: is of {' '.join(found['command'])}; give another --out for {' '.join(command[3:])}")
-        return found
 
     def train(self, way: str, name: str, scenes: str = TRAINED, seed: int = 0) -> float:
         """Trains the module or weights of the network itself, to OUT/NAME: processor-seconds of a step."""

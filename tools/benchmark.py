@@ -1,7 +1,11 @@
-"""What benchmarks share: variants that alternate, their medians, and the drives they run on."""
+"""What benchmarks share: variants that alternate, their medians, commands of the product, and drives."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,3 +63,31 @@ def drives(data: Path) -> NuScenesTables:
     if data == DRIVES and not data.exists():
         simulate(data, 25, 24, 0, ["all"])
     return NuScenesTables(data, only_version(data))
+
+
+class Commands:
+    """Runs commands of the product as a user types them; their records are in OUT/commands."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def call(self, name: str, *words: object) -> dict[str, Any]:
+        """Runs `perception` with these words, once: its `seconds` of processors, and what it `printed`."""
+        record = self.out / "commands" / f"{name}.json"
+        command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
+        if not record.exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            printed = process.stdout.read()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+            content = {"command": command[3:], "seconds": used.ru_utime + used.ru_stime, "printed": printed}
+            record.write_text(json.dumps(content))
+        found: dict[str, Any] = json.loads(record.read_text())
+        if found["command"] != command[3:]:
+            sys.exit(f"{record}: is of {' '.join(found['command'])}; give another --out for {' '.join(command[3:])}")
+        return found

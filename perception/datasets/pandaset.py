@@ -121,9 +121,14 @@ class PandaSet:
         return {
             "boxes": Annotation(partial(self._boxes, token, True)),
             "obstacles": Annotation(partial(self._boxes, token, False)),
-            "points": Annotation(exists=classes.exists if self.taxonomy.point_classes else bool),
+            "points": Annotation(exists=partial(self._classifies_points, classes)),
             **voxel_truth(self.dataroot, drive.name, token, self.taxonomy, self._lidar_paths),
         }
+
+    def _classifies_points(self, file: Path) -> bool:
+        """Whether a sweep is annotated, and the drive has points of the taxonomy's categories."""
+        wanted = self.taxonomy.point_labels_of_categories().keys()
+        return file.exists() and not wanted.isdisjoint(_categories(file.parent / "classes.json").values())
 
     def _boxes(self, token: str, of_classes: bool) -> Boxes | None:
         drive, index = self._place[token]

@@ -36,6 +36,7 @@ Evidence = Mapping[str, Sequence[float]]
 class TaskConfig(Section):
     """Configuration of a task's head."""
 
+    names_points: ClassVar[bool] = False  # whether its outputs are named by the taxonomy's classes of points
     added: bool = False  # trained on the frozen base, and not part of it or its hash
 
     @property
@@ -44,7 +45,7 @@ class TaskConfig(Section):
         return 0
 
     def extended(self, taxonomy: Taxonomy) -> Taxonomy:
-        """The taxonomy with the names that the head's further layers learn."""
+        """The taxonomy with the names that the head brings: of its further layers, or of points."""
         return taxonomy
 
     def reduced(self, taxonomy: Taxonomy) -> tuple[TaskConfig, Taxonomy]:

@@ -84,7 +84,7 @@ class FrameDataset(Dataset[Sample]):
         depth_cells: (h, w) of the cells of the cameras' features that need labels of their depth; None: no labels.
 
     Raises:
-        InputError: no keyframes, or none with a box for class-balanced sampling.
+        InputError: no keyframes, or none with a box for class-balanced sampling while boxes are learned.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class FrameDataset(Dataset[Sample]):
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
         self._paster = None if objects is None else Paster(objects, config)
         self._clips = None if self._spec.memory is None else Clips(tables, config, self._spec.memory)
-        self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
+        boxes = any(task.ranked for task in self._tasks.values())
+        self._holders = _frames_of_classes(tables, self._tokens, boxes) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until
         # Objects are pasted into the samples of the first steps, at the positions before this one.
         self._require_pastable = round(until * self.steps) * config.train.batch
@@ -268,19 +269,19 @@ def batches(
     yield from iterate(loader)
 
 
-def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
-    """Indices of the frames of each class that occurs."""
+def _frames_of_classes(tables: Keyframes, tokens: list[str], required: bool) -> list[np.ndarray] | None:
+    """Indices of the frames of each class that occurs; None if none does, and if none is required."""
     holders: list[list[int]] = [[] for _ in tables.taxonomy.classes]
     for i, token in enumerate(tokens):
         boxes = tables.recording(token).annotated("boxes")
         for label in np.unique(boxes.labels[boxes.num_points > 0]) if boxes is not None else ():
             holders[label].append(i)
     present = [np.array(frames) for frames in holders if frames]
-    if not present:
+    if not present and required:
         raise InputError(
             f"{tables.dataroot}: no annotated box in the {len(tokens)} keyframes to train on; choose other scenes"
         )
-    return present
+    return present or None
 
 
 def _quota(holders: list[np.ndarray]) -> int:

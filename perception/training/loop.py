@@ -114,7 +114,7 @@ class _Training:
         optimizer = optimizer_of(model, options.peak, options.weight_decay, options.rates)
         seen, views = see_views(tables, tokens, self.config.data.views)
         self.dataset = FrameDataset(
-            seen, views, self.config, scope.tasks, self._objects(seen, views), model.depth_cells()
+            seen, views, self.config, scope.tasks, self._objects(seen, views, scope), model.depth_cells()
         )
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
@@ -133,10 +133,13 @@ class _Training:
         self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
         self.main = self.accelerator.is_main_process
 
-    def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
-        """The objects to paste, if configured; one process builds the database. None are pasted into clips."""
-        paste = self.config.data.paste
-        if paste is None or Limits.of(self.config.modules) is not None:
+    def _objects(self, tables: Keyframes, tokens: Sequence[str], scope: Scope) -> Objects | None:
+        """The objects to paste, if configured and boxes are learned; one process builds the database.
+
+        None are pasted into clips.
+        """
+        paste, boxes = self.config.data.paste, any(self.model.tasks[name].ranked for name in scope.tasks)
+        if paste is None or not boxes or Limits.of(self.config.modules) is not None:
             return None
         folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
         return objects_of(tables, tokens, self.config, folder, self.accelerator.is_main_process)

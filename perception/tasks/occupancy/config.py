@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -103,6 +103,7 @@ class OccupancyLosses(Section):
 
 
 class OccupancyHead(TaskConfig):
+    names_points: ClassVar[bool] = True
     x: Range = (-40.0, 40.0)
     y: Range = (-40.0, 40.0)
     z: Range = (-1.0, 5.4)

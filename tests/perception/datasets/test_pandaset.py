@@ -137,6 +137,8 @@ def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple
     for i in range(len(lidars)):
         of_this = POINTS[chosen, 5] == lidars[i]
         assert frame.of_lidar(i).class_of_point.tolist() == np.array(expected)[of_this].tolist()
+    assert [drives.recording(token).exists("points") for token in ("007-00", "007-01")] == [False, True]
+    assert not PandaSet(root, None, load_taxonomy("nuscenes")).recording("007-01").exists("points")
     # Not annotated, not asked for, or of an earlier sweep that is not annotated: unknown.
     assert drives.frame("007-00").class_of_point is None
     assert drives.frame("007-01", Reads(annotations=False)).class_of_point is None

@@ -196,6 +196,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
         ({"class_weights": {"tree": 2.0}}, {}, "tasks.points: class_weights: tree is no point class"),
         ({}, {"taxonomy": "kitti"}, "tasks.points: the taxonomy kitti has no classes of points"),
         ({"max_points": 0}, {}, "max_points"),
+        ({"classes": "pandaset"}, {}, "tasks.points: `classes` are for a head that `perception adapt` adds"),
         ({}, {"model": BLIND}, r"tasks\.points: reads points, the model has no `lidar`"),
     ):
         with pytest.raises(InputError, match=message):

@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandaset_drive as written
 import pytest
 import timm
 import torch
-from commands import one_line_error, succeeds
+from commands import one_line_error, refuses, succeeds
 from networks import assert_same, frame_inputs, inputs, small
 from networks import config as little
 from safetensors.torch import save_file
 from torch import Tensor
 from unchanged import EVERY, assert_kept
+from vocabulary import RIG
 
 from perception.checkpoint import load_model, save_model
-from perception.config import Config, Data, Train
+from perception.config import Config, Data, Paste, Train, extend_taxonomy, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -25,6 +28,7 @@ from perception.model import PerceptionModel
 from perception.modules.computation.weight_delta import LowRank
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
+from perception.taxonomy import load_taxonomy
 from perception.training.adapt import MODULE_RATE, add_task, read_task
 from perception.training.loop import train
 
@@ -320,3 +324,49 @@ def test_a_training_begins_with_the_weights_and_its_checkpoint_needs_them_no_mor
     shutil.rmtree(last)
     resumed = train(config, tables, "train", tmp_path / "run", resume=True)
     torch.testing.assert_close(load_model(resumed)[0].state_dict()[name], expected)
+
+
+# ---- classes of points that the run's taxonomy does not have, on drives without a box of its classes
+
+
+@pytest.fixture(scope="module")
+def pandaset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drive whose second frame has classes of points, and no object."""
+    root, rng = tmp_path_factory.mktemp("pandaset"), np.random.default_rng(0)
+    points = np.column_stack([rng.uniform([-9, -9, -1, 0, -0.1], [9, 9, 2, 255, 0], (300, 5)), np.zeros(300)])
+    written.write_drive(root, [], {0: points, 1: points}, {1: rng.choice([*written.CLASSES], len(points))})
+    return root
+
+
+@pytest.mark.slow("trains and scores a head by commands")
+def test_a_head_brings_classes_of_points_to_a_run(finished: Path, pandaset: Path, tmp_path: Path) -> None:
+    """Though the run's own training was balanced by classes of boxes and pasted some."""
+    before, config = load_model(finished)
+    paste = Data(paste=Paste(classes={"car": 3}))
+    save_model(tmp_path / "base", config.model_copy(update={"data": paste}), before)
+    file, run = tmp_path / "points.yaml", tmp_path / "points"
+    given = ("--data", pandaset, "--rig", "pandaset_64", "--steps", 1)
+    file.write_text("tasks: {points: {max_points: 200, channels: 8}}")
+    mistake = refuses("adapt", tmp_path / "base", "--task", "points", "--config", file, *given, "--out", run)
+    assert "has labels for the task points" in mistake
+    file.write_text("tasks: {points: {max_points: 200, channels: 8, classes: pandaset}}")
+    succeeds("adapt", tmp_path / "base", "--task", "points", "--config", file, *given, "--out", run)
+
+    after, names = load_model(run, RIG)[0], load_taxonomy("pandaset")
+    assert assert_kept(before, after) == {"points/classes", "points/confidence"}
+    assert after.config.taxonomy.point_classes == names.point_classes
+    assert after.config.taxonomy.class_names == config.taxonomy.class_names
+    metrics = json.loads(succeeds("evaluate", run, "--data", pandaset, "--out", tmp_path / "scores", "--json"))
+    assert metrics["points"]["classes"].keys() == {*names.point_names}
+    # Its file carries them to the same base.
+    assert before.bank.load(run / "modules" / "points.json") == ["points"]
+    assert_same(after.state_dict(), before.state_dict())
+    assert before.config.taxonomy == after.config.taxonomy
+
+
+def test_classes_of_points_that_another_task_has_stay(finished: Path) -> None:
+    config = load_model(finished)[1]
+    both = parse_config(config.model_dump(mode="json") | {"tasks": {"occupancy": {}}}, "run")
+    with one_line_error("points.yaml: tasks.points.classes: the run's task occupancy has other point classes"):
+        extend_taxonomy(both, "points", {"classes": "pandaset"}, "points.yaml")
+    assert extend_taxonomy(both, "points", {"classes": "nuscenes"}, "points.yaml") == both.taxonomy

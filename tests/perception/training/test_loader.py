@@ -222,6 +222,8 @@ def test_nothing_to_train_on(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     with pytest.raises(InputError, match="no annotated box in the 3 keyframes"):
         FrameDataset(tables, tables.samples(), _config(class_balanced=True))
+    of_map = FrameDataset(tables, tables.samples(), _config(class_balanced=True), ("map",))  # which learns no boxes
+    assert {of_map.token(position) for position in range(3)} == {*tables.samples()}
 
 
 # ---- decoded frames in files: never those of other data or code
