@@ -98,14 +98,17 @@ class _Ways(Commands):
         module = ("--config", self.out / "real.yaml", "--data", self.data, "--scenes", scenes)
         return self._adapted(name, self.out / "simulated", *module)
 
+    def tuned(self, name: str, scenes: str) -> Row:
+        return self._whole(name, scenes, f"init_from.run={self.base}", f"init_from.parts={PARTS}")
+
     def alone(self, name: str, scenes: str) -> Row:
+        return self._whole(name, scenes)
+
+    def _whole(self, name: str, scenes: str, *start: str) -> Row:
         places = read_yaml(FILE, "the task")["tasks"]["points"]["max_points"]
         names = ("taxonomy=pandaset", f"rig={RIG}", f"tasks={{points: {{max_points: {places}}}}}", "data.paste=null")
         chosen = f"data.scenes={json.dumps(scenes.split(','))}"
-        start = () if name.startswith("alone") else (f"init_from.run={self.base}", f"init_from.parts={PARTS}")
         return self._trained(name, "train", CONFIGS / "demo.yaml", *names, chosen, *start, "--data", self.data)
-
-    tuned = alone
 
     def heights(self, name: str, scenes: str) -> Row:
         return _by_height(self.data, scenes.split(","), boxes=False)

@@ -294,7 +294,7 @@ class TensorRtEngine final : public Engine {
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
     std::map<std::string, Buffer> inputs_, buffers_;  // buffers_: of the outputs
     Arrays outputs_;
-    Graph graph_;
+    Graph graph_;  // with a memory, whose graphs its states keep, it only says that the work can be captured
 };
 
 }  // namespace
