@@ -174,13 +174,15 @@ class ChannelToHeightHead(TaskNetwork):
         there = (likeliest > free + self.margin)[:, 0]
         classes = torch.where(there, best.float(), float(self.classes - 1))
         shape = (batch, self.levels, rows, columns)
-        solid = self.solid.index_select(0, best.flatten()).reshape(shape)
-        stops = (occupied.reshape(shape) * solid)[:, self.body].amax(dim=1).flatten(1)
+        occupied = occupied.reshape(shape)
+        body = best.reshape(shape)[:, self.body]
+        solid = self.solid.index_select(0, body.flatten()).reshape(body.shape)
+        stops = (occupied[:, self.body] * solid).amax(dim=1).flatten(1)
         met = stops.index_select(1, self.columns.flatten()).reshape(batch, *self.columns.shape) > OCCUPIED
         distances = torch.where(met, self.distances, self.ends).amin(dim=2)
         # TensorRT has uint8 for outputs alone, and casts only floating-point numbers to it.
         names = classes.reshape(shape).to(torch.uint8)
-        outputs = {"classes": names, "occupied": occupied.reshape(shape), "others": others.reshape(shape)}
+        outputs = {"classes": names, "occupied": occupied, "others": others.reshape(shape)}
         return {**outputs, "free": distances}
 
     def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
