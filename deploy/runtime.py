@@ -38,8 +38,8 @@ class _Network:
     name: str  # for messages
 
     @staticmethod
-    def open(bundle: Bundle, target: str, conditions: frozenset[str]) -> _Network:
-        engine, name = open_engine(bundle, target), f"{bundle.path} on {target}"
+    def open(bundle: Bundle, target: str, conditions: frozenset[str], threads: int) -> _Network:
+        engine, name = open_engine(bundle, target, threads), f"{bundle.path} on {target}"
         golden = bundle.require_golden(engine, name, bundle.cpu_onnx.name if target == "cpu" else ONNX)
         return _Network(bundle, engine, conditions, golden, name)
 
@@ -60,6 +60,7 @@ class Runtime:
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
         evidence: YAML file of the sources of evidence for the conditions (`perception.scene.sources`).
         checks: whether `perceive` repeats golden frames; else the caller does, with `check`.
+        threads: of ONNX Runtime; 0: one for each core.
 
     Raises:
         InputError: the bundle was changed or is not trusted, the engine is missing or fails the golden frames, or the
@@ -73,13 +74,16 @@ class Runtime:
         trust: Trust | None = None,
         evidence: Path | None = None,
         checks: bool = True,
+        threads: int = 0,
     ) -> None:
         self.bundle, self.target, self._checks_itself = Bundle.load(path, trust), target, checks
         self.sources = load_sources(evidence, self.bundle.manifest.taxonomy.conditions)
         first = self.bundle.manifest.routes[0] if self.bundle.routes else "base"
         parts = {first: self.bundle, **self.bundle.routes}
         # All networks stay open, so that switching takes no time.
-        self._networks = [_Network.open(part, target, route_conditions(route)) for route, part in parts.items()]
+        self._networks = [
+            _Network.open(part, target, route_conditions(route), threads) for route, part in parts.items()
+        ]
         if trust is not None:
             trust.accept(self.bundle.manifest.release)  # after its networks have passed the golden frames
         self._switched = _list_switched(self._networks)

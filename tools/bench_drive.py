@@ -111,6 +111,7 @@ def drive(
     scene: Annotated[str, typer.Option(help="Default: the first one.")] = "",
     minutes: Annotated[float, typer.Option(help="Of the endless drive.")] = 30.0,
     mitigations: Annotated[float, typer.Option(help="Minutes with and without each; 0: none.")] = 1.0,
+    threads: Annotated[int, typer.Option(help="Of the network; 0: one for each core.")] = 0,
 ) -> dict[str, Any]:
     """A drive of the demo, live: first once, beside its replay; then in a loop for minutes.
 
@@ -124,10 +125,10 @@ def drive(
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder) / "drive.mcap"
         write_log(data, scene or drives(data).scenes()[0], recording)
-        identical, outcomes = _compare(bundle, recording, Path(folder))
-        looped = _loop(bundle, recording, 60 * minutes)
+        identical, outcomes = _compare(bundle, recording, Path(folder), threads)
+        looped = _loop(bundle, recording, 60 * minutes, threads=threads)
         changes = _CHANGES if mitigations else {}
-        changed = {name: _loop(bundle, recording, 60 * mitigations, each) for name, each in changes.items()}
+        changed = {name: _loop(bundle, recording, 60 * mitigations, *each) for name, each in changes.items()}
     counted = [outcomes, looped["frames"]]
     return {
         "identical": identical,
@@ -141,9 +142,9 @@ def _outcomes(frames: Mapping[str, int]) -> Iterator[int]:
     return (count for outcome, count in frames.items() if outcome != "announced")
 
 
-def _compare(bundle: Path, recording: Path, folder: Path) -> tuple[bool, dict[str, int]]:
+def _compare(bundle: Path, recording: Path, folder: Path, threads: int) -> tuple[bool, dict[str, int]]:
     """Whether the drive has the replay's bytes, and its frames by outcome."""
-    runtime = Runtime(bundle, checks=False)
+    runtime = Runtime(bundle, checks=False, threads=threads)
     topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"wait": PATIENT})
     policy, live = Policy(lateness=PATIENT), folder / "live"
     live.mkdir()
@@ -187,11 +188,13 @@ def _unfrozen() -> Iterator[None]:
     process.freeze_objects = usual
 
 
-_CHANGES: dict[str, Callable[[], Any]] = {
-    "none": nullcontext,
-    "gc.freeze": _unfrozen,
-    "opencv's threads (with one)": _one_opencv_thread,
-    "priority (with SCHED_FIFO)": _first_in_line,
+# Name -> what is changed around the drive, and the threads of its engine.
+_CHANGES: dict[str, tuple[Callable[[], Any], int]] = {
+    "none": (nullcontext, 0),
+    "gc.freeze": (_unfrozen, 0),
+    "opencv's threads (with one)": (_one_opencv_thread, 0),
+    "the engine's threads (with one)": (nullcontext, 1),
+    "priority (with SCHED_FIFO)": (_first_in_line, 0),
 }
 
 
@@ -234,9 +237,11 @@ def _send(recording: Path, seconds: float, configuration: Path) -> None:
     republish(Rounds(recording, seconds), ZenohBus())
 
 
-def _loop(bundle: Path, recording: Path, seconds: float, change: Callable[[], Any] = nullcontext) -> dict[str, Any]:
+def _loop(
+    bundle: Path, recording: Path, seconds: float, change: Callable[[], Any] = nullcontext, threads: int = 0
+) -> dict[str, Any]:
     """Latencies (ms), resident memory (MB) and outcomes of so many seconds."""
-    runtime, times, stop = Runtime(bundle, checks=False), Times(), Event()
+    runtime, times, stop = Runtime(bundle, checks=False, threads=threads), Times(), Event()
     topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"keyframes": None})
     memory = list[float]()
 

@@ -53,6 +53,7 @@ def drive(
         Path | None,
         typer.Option(metavar="OUT.mcap", help="Record what comes in and goes out, for `perception replay`."),
     ] = None,
+    threads: Annotated[int, typer.Option(help="Of the network on a CPU; 0: one for each core.", min=0)] = 0,
     rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01)] = 1.0,
     key: Keys = None,
     state: State = None,
@@ -74,7 +75,8 @@ def drive(
     chosen, seconds, console = load_policy(policy), parse_budget(budget), console_for(as_json)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)  # texts as they are, each on one line
     options = OutputOptions(out, publish, metrics, view, record)
-    runtime = Runtime(bundle, target, make_trust(key, state, allow_older), evidence, checks=False)
+    trust = make_trust(key, state, allow_older)
+    runtime = Runtime(bundle, target, trust, evidence, checks=False, threads=threads)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     with Buses() as buses, ExitStack() as stack:
         intake = Intake(_open_source(source, rate, buses), mapped, chosen, runtime)

@@ -7,10 +7,13 @@ from deploy.state import Engine
 from deploy.targets import find_target
 
 
-def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
+def open_engine(bundle: Bundle, target: str = "cpu", threads: int = 0) -> Engine:
     """Open the engine that runs `bundle` on `target`.
 
     A plan compiled from another bundle's network (`deploy.build.refit`) is loaded with this bundle's weights.
+
+    Args:
+        threads: of ONNX Runtime; 0: one for each core.
 
     Raises:
         InputError: the target is unknown, the plan is missing, stale or from another compiler version, or this machine
@@ -20,7 +23,7 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
         network = bundle.read(bundle.cpu_onnx.name)
-        return OnnxRuntimeEngine(network.data, network.path)
+        return OnnxRuntimeEngine(network.data, network.path, threads=threads)
     from deploy.engines.tensorrt import TensorRtEngine, compiler_version
 
     plan = bundle.plan(target, compiler_version(find_target(target)))

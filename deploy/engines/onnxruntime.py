@@ -45,13 +45,15 @@ class OnnxRuntimeEngine:
     Args:
         name: how messages refer to the graph, if `onnx` is its content.
         optimise: whether ONNX Runtime may rewrite the graph; otherwise it runs node by node.
+        threads: that compute; 0: one for each core.
 
     Raises:
         InputError: ONNX Runtime cannot load the graph.
     """
 
-    def __init__(self, onnx: Path | bytes, name: object = "the graph", optimise: bool = True) -> None:
+    def __init__(self, onnx: Path | bytes, name: object = "the graph", optimise: bool = True, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3  # errors only; warnings are about optimisations that were not applied

@@ -38,11 +38,12 @@ EMPTY = {"idx_begin": 0, "length": 0}  # points of a LiDAR in a joined cloud
 
 
 def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Path) -> None:
-    """Of sweeps, by a network with a memory. Of keyframes, by one without: test_outputs.py and the next test."""
+    """Of sweeps, by a network with a memory in one thread. Of keyframes, by one without: test_outputs.py and below."""
     topics, yaml = nuscenes_topics(keyframes=None, wait=PATIENT), tmp_path / "topics.yaml"
     yaml.write_text("keyframes: null\n")
     path, policy = remembering().path, Policy(lateness=PATIENT)
-    drive = driving(log(), tmp_path / "live", Runtime(path, checks=False), topics, policy, rate=1.0)
+    runtime = Runtime(path, checks=False, threads=1)
+    drive = driving(log(), tmp_path / "live", runtime, topics, policy, rate=1.0)
     drive.require_outcomes()
     assert set(drive.driven.outcomes) == {"perceived"}  # else it was not fast enough here
     replay = replayed(tmp_path / "live" / "drive.mcap", tmp_path / "replay", yaml, path)
