@@ -48,8 +48,9 @@ def simulated(
     joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train all jointly.")] = True,
     steps: Annotated[int, typer.Option(help="Of the base, and of all jointly.")] = 400,
     head_steps: Annotated[int, typer.Option(help="Of a head; 0: --steps. A module takes a quarter.")] = 0,
+    config: Annotated[str, typer.Option(help="Of the base: network and recipe.")] = "tiny",
 ) -> dict[str, Any]:
-    """Scores on held-out drives of `tiny`, with both heads added, with modules for rain and night, and trained jointly.
+    """Scores on held-out drives of a base, with both heads added, with modules for rain and night, and trained jointly.
 
     `unchanged`: the scores of detection and map are the same with the heads, and with the modules in their weathers.
     `obstacles` have the best recall within 30 m of the metric's probabilities with at most one false alarm per 100 m,
@@ -64,7 +65,7 @@ def simulated(
     together: dict[str, Sequence[str]] = {"base": (), "joint": TASKS} if joint else {"base": ()}
     for name, tasks in together.items():
         if newest(out / name) is None:
-            train(_settings(tasks, steps, training["clear"]), tables, "sim_train", out / name)
+            train(_settings(config, tasks, steps, training["clear"]), tables, "sim_train", out / name)
     last = out / "base"
     for file in TASKS:
         content = read_task(find_config(file))
@@ -120,9 +121,9 @@ def _scenes(drives: NuScenesTables, split: str) -> dict[str, list[str]]:
     return found
 
 
-def _settings(tasks: Sequence[str], steps: int, scenes: Sequence[str]) -> Config:
-    """`tiny` without modules and with further tasks, for these drives."""
-    config = with_tasks("tiny", tasks)
+def _settings(name: str, tasks: Sequence[str], steps: int, scenes: Sequence[str]) -> Config:
+    """The base's configuration without modules and with further tasks, for these drives."""
+    config = with_tasks(name, tasks)
     data = config.data.model_copy(update={"scenes": tuple(scenes)})
     training = config.train.model_copy(update={"steps": steps})
     return config.model_copy(update={"modules": (), "data": data, "train": training})
