@@ -51,9 +51,9 @@ def memory(
     trains for --steps and --memory-steps. They are scored on held-out keyframes, 0.5 s apart. `spacings`: the network
     with the added memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is
     missing in the frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP
-    lost by the base which the memory keeps. `cars`: those that move and those at rest, and the velocity errors of the
-    cars that all networks find, because an error over found objects falls as well where fast ones are missed. Figures
-    are means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
+    lost by the base which a network with a memory keeps. `cars`: those that move and those at rest, and the velocity
+    errors of the cars that all networks find, because an error over found objects falls as well where fast ones are
+    missed. Figures are means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder = out / sensors
     data, rig = out / ("drives" if sensors == "lidar" else "drives_with_pictures"), folder / "rig.yaml"
@@ -163,7 +163,7 @@ def _cars(runs: Mapping[str, Path], tables: NuScenesTables) -> dict[str, Any]:
 
 
 def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequence[str]) -> dict[str, Any]:
-    """mAP on these keyframes of the base, and of both networks where the LiDAR is missing."""
+    """mAP on these keyframes of the base, and of all networks where the LiDAR is missing."""
     whole = _score(runs["base"], tables, selectors, 1)["mAP"]
     found: dict[str, Any] = {"seen_base": whole}
     for name, frames in OUTAGES.items():
@@ -172,8 +172,10 @@ def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequen
             drive = [*tables.moments(token)]
             last = drive.index(token) + 1
             lost.update(drive[last - frames : last])
-        left, kept = (_score(runs[run], tables, selectors, 1, lost)["mAP"] for run in ("base", "memory"))
-        found[name] = {"base": left, "memory": kept, "kept": (kept - left) / (whole - left)}
+        left = {run: _score(path, tables, selectors, 1, lost)["mAP"] for run, path in runs.items()}
+        base = left.pop("base")
+        kept = {run: (each - base) / (whole - base) for run, each in left.items()}
+        found[name] = {"base": base, **left, "kept": kept}
     return found
 
 

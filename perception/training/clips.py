@@ -73,11 +73,13 @@ class Clip(NamedTuple):
 
     Attributes:
         earlier: tokens of the frames before it, the oldest first.
+        outage: whether the clips of the step end in an outage, those that have earlier frames.
         missing: the sensor that the last frames lack, "lidar" or "camera".
         lost: number of these, the training frame among them; the first frame of a clip always has its sensors.
     """
 
     earlier: Sequence[str] = ()
+    outage: bool = False
     missing: str = ""
     lost: int = 0
 
@@ -112,10 +114,12 @@ class Clips:
         # Mostly clips: a frame alone teaches a memory on a frozen base nothing.
         spacings = draw_spacings(rng, self._frames) or draw_spacings(rng, self._frames)
         earlier = find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
-        rng = np.random.default_rng([self._seed, 4, position])
-        if not earlier or rng.random() >= self._outages:
-            return Clip(earlier)
-        return Clip(earlier, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
+        # Of the whole step, because what it teaches depends on it (`optimize.memory_alone`).
+        rng = np.random.default_rng([self._seed, 4, position // self._batch])
+        outage = rng.random() < self._outages
+        if not (outage and earlier):
+            return Clip(earlier, outage)
+        return Clip(earlier, outage, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
 
     def state_inputs(self, moments: Sequence[Moment]) -> list[Arrays]:
         """The inputs of the memory on each frame of a clip; the first has no state."""

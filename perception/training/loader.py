@@ -43,6 +43,7 @@ class Sample:
     conditions: Conditions
     token: str
     earlier: Sequence[dict[str, np.ndarray]] = ()  # inputs of the frames before, the oldest first; see `training/clips`
+    outage: bool = False  # whether the clips of its step end in an outage
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Batch:
     earlier: list[dict[str, torch.Tensor]] = field(
         default_factory=list
     )  # inputs of the frames before, the oldest first
+    outage: bool = False  # whether the clips of the step end in an outage
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy runs while the caller goes on."""
@@ -174,7 +176,7 @@ class FrameDataset(Dataset[Sample]):
             moments.append(Moment.of(earlier))
         states = self._clips.state_inputs([*moments, Moment.of(frame)])
         *earlier_inputs, own = (arrays | state for arrays, state in zip([*inputs, sample.inputs], states, strict=True))
-        return replace(sample, inputs=own, earlier=earlier_inputs)
+        return replace(sample, inputs=own, earlier=earlier_inputs, outage=clip.outage)
 
     def _with_truth(self, frame: Frame) -> Frame:
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""
@@ -222,6 +224,7 @@ def collate(samples: list[Sample]) -> Batch:
         conditions=[sample.conditions for sample in samples],
         tokens=[sample.token for sample in samples],
         earlier=[batch_inputs(frames) for frames in align_clips([[*s.earlier, s.inputs] for s in samples])[:-1]],
+        outage=samples[0].outage,
     )
 
 

@@ -40,7 +40,7 @@ from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.losses import Losses, Scope
 from perception.training.monitor import TrainingLog, Validator
 from perception.training.objects import Objects, objects_of
-from perception.training.optimize import optimizer_of, schedule_of, set_momentum
+from perception.training.optimize import memory_alone, optimizer_of, schedule_of, set_momentum
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -201,6 +201,16 @@ class _Training:
 
         The loss is the mean over the passes.
         """
+        with memory_alone(self.model) if passes[0].outage else nullcontext():
+            sums = self._add_gradients(passes)
+        norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return {**sums, "norm": gather(norm)}
+
+    def _add_gradients(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
+        """Backpropagate the mean over the passes; returns its terms and their sum `loss`."""
         sums: dict[str, Tensor] = {}
         for batch in passes:
             waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
@@ -211,11 +221,7 @@ class _Training:
                 self.accelerator.backward(losses["loss"] / len(passes))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(passes)
-        norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        return {**sums, "norm": gather(norm)}
+        return sums
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""

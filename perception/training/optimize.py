@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -112,6 +113,29 @@ def optimizer_of(
 def _factor(name: str, factors: Mapping[str, float]) -> float:
     """The factor of a parameter's rate: that of the first glob that matches, else 1."""
     return next((factor for pattern, factor in factors.items() if fnmatchcase(name, pattern)), 1.0)
+
+
+@contextmanager
+def memory_alone(model: PerceptionModel) -> Iterator[None]:
+    """Passes whose gradients train the memory alone; the normalisations use their running statistics meanwhile.
+
+    A frame without its sensors has other features than all others. Their statistics, mixed with those of usual frames,
+    fit neither, and what the base learns from features that were normalised by themselves, whatever their scale, does
+    not hold where the running statistics count. Modules for a frozen memory train in such passes as in all others.
+    """
+    memory = {id(parameter) for parameter in model.memory.parameters() if parameter.requires_grad}
+    if not memory:
+        yield
+        return
+    norms = [x for x in model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm) and x.training]
+    for norm in norms:
+        norm.eval()
+    yield
+    for norm in norms:
+        norm.train()
+    for parameter in model.parameters():
+        if id(parameter) not in memory:
+            parameter.grad = None  # which an optimizer leaves as it is
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:

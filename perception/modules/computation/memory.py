@@ -132,7 +132,7 @@ class Memory(Computation):
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
         hidden: Positive = 8  # channels of the gate
         frames: Positive = 4  # of a training clip, at most
-        outages: Share = 0.3  # of the training clips whose last frames lack the LiDAR or the cameras
+        outages: Share = 0.3  # of the steps whose clips end without the LiDAR or the cameras
         seconds: Annotated[float, Field(gt=0)] = 1.2  # after which a state is not used
         speed: Annotated[float, Field(gt=0)] = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
 

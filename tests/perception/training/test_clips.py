@@ -28,6 +28,7 @@ from perception.training.clips import Clips
 from perception.training.loader import Batch, FrameDataset, collate
 from perception.training.loop import fit, train
 from perception.training.losses import Losses, Scope
+from perception.training.optimize import joint, post_hoc
 
 MEMORY = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.0}
 LIMITS = Limits(1.2, 70.0)
@@ -116,6 +117,27 @@ def test_in_an_outage_the_last_frames_of_a_clip_have_no_points_and_the_first_has
         lost.add(sum(empty))
         lengths.add(len(frames))
     assert (lost, lengths) == ({0, 1, 2}, {1, 2, 3})
+
+
+def test_all_clips_of_a_step_end_in_an_outage_or_none(tables):
+    clips, token = Clips(tables, with_outages(plain(batch=4), 0.5), LIMITS), tables.samples("all")[0]
+    outages = np.array([clips.clip(token, position).outage for position in range(4000)]).reshape(-1, 4)
+    assert (outages == outages[:, :1]).all()
+    assert outages.mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("trained", [(), ("rain",)], ids=["all", "a module"])
+def test_an_outage_teaches_the_memory_alone_but_a_module_for_a_frozen_one(tables, tmp_path, trained):
+    """Neither the base's weights nor its running statistics, although all is trained."""
+    content = with_outages(config_with(steps=3), 1.0).model_dump(mode="json")
+    rain = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"]}
+    network = learned(parse_config(content | {"modules": [*content["modules"], rain]}, "test"))
+    post_hoc(network, trained) if trained else joint(network)
+    before = copy.deepcopy(network.state_dict())
+    fit(network, tables, tables.samples("all"), tmp_path / "run")
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    part = ".computations.rain." if trained else "memory."
+    assert changed == {name for name, _ in network.named_parameters() if part in name}
 
 
 def test_one_augmentation_moves_all_frames_of_a_clip_and_their_motion():
