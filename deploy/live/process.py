@@ -68,7 +68,7 @@ def drive(
 
 @contextmanager
 def _watchdog(supervisor: Supervisor, outputs: Outputs, seconds: float) -> Iterator[None]:
-    """Report the state every so many seconds from a thread, even if the loop hangs."""
+    """Report the state every so many seconds from a thread, even if the loop hangs; and once more at the end."""
     stop = Event()
 
     def watch() -> None:
@@ -82,6 +82,7 @@ def _watchdog(supervisor: Supervisor, outputs: Outputs, seconds: float) -> Itera
     finally:
         stop.set()
         thread.join()
+        outputs.report(supervisor.status())
 
 
 @contextmanager

@@ -252,6 +252,12 @@ def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
     assert warned + 0.5 - policy.delay.check <= down < float("inf")
 
 
+def test_the_state_at_the_end_is_reported_however_short_the_drive(tmp_path: Path) -> None:
+    drive = driving(log(1.0), tmp_path, policy=Policy(delay=Delay(check=10.0)))
+    ((_, status),) = drive.watch.states
+    assert (status.state, status.reasons) == (drive.driven.status.state, drive.driven.status.reasons)
+
+
 class Faulty:
     """An engine that does something before some of its frames."""
 
