@@ -111,7 +111,7 @@ def drive(
     scene: Annotated[str, typer.Option(help="Default: the first one.")] = "",
     minutes: Annotated[float, typer.Option(help="Of the endless drive.")] = 30.0,
     mitigations: Annotated[float, typer.Option(help="Minutes with and without each; 0: none.")] = 1.0,
-    threads: Annotated[int, typer.Option(help="Of the network; 0: one for each core.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of the network, but for mitigations; 0: one for each core.")] = 0,
 ) -> dict[str, Any]:
     """A drive of the demo, live: first once, beside its replay; then in a loop for minutes.
 

@@ -43,6 +43,8 @@ def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Pat
     yaml.write_text("keyframes: null\n")
     path, policy = remembering().path, Policy(lateness=PATIENT)
     runtime = Runtime(path, checks=False, threads=1)
+    sessions: list[Any] = [each.engine for each in runtime._networks]
+    assert [each._session.get_session_options().intra_op_num_threads for each in sessions] == [1]
     drive = driving(log(), tmp_path / "live", runtime, topics, policy, rate=1.0)
     drive.require_outcomes()
     assert set(drive.driven.outcomes) == {"perceived"}  # else it was not fast enough here

@@ -127,7 +127,7 @@ def test_all_clips_of_a_step_end_in_an_outage_or_none(tables):
 
 
 @pytest.mark.parametrize("trained", [(), ("rain",)], ids=["all", "a module"])
-def test_an_outage_teaches_the_memory_alone_but_a_module_for_a_frozen_one(tables, tmp_path, trained):
+def test_an_outage_trains_the_memory_alone_or_the_module_of_a_frozen_memory(tables, tmp_path, trained):
     """Neither the base's weights nor its running statistics, although all is trained."""
     content = with_outages(config_with(steps=3), 1.0).model_dump(mode="json")
     rain = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"]}
