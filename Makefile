@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 
 # A process for each core and one more, so torch needs no second thread; a file's tests share what they prepare, and the
 # longest files come first (tests/conftest.py).
-PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
+PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=25
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)

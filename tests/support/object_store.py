@@ -1,9 +1,13 @@
 """An S3-compatible server and one of Google's storage on this machine, and a way to a server that breaks."""
 
+import select
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -49,8 +53,10 @@ def _moto() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     requests.post(f"http://{host}:{port}/moto-api/reset", timeout=60).raise_for_status()  # servers share their memory
-    yield f"http://{host}:{port}"
-    server.stop()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -59,8 +65,10 @@ def _emulator() -> Iterator[str]:
         port = free.getsockname()[1]
     server = create_server("127.0.0.1", port, in_memory=True)
     server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -80,40 +88,39 @@ def serve(cache: Path, scheme: str = "s3") -> Iterator[Store]:
 
 
 class Breaking:
-    """A proxy whose every nth connection ends after so many bytes in one direction.
+    """A proxy whose every nth connection is reset after so many bytes in one direction, as by a network that fails.
 
     Attributes:
-        broken: number of connections that it has ended.
+        broken: number of connections that it has reset.
     """
 
     def __init__(self, address: str, every: int, after: int) -> None:
         self._to, self._every, self._after = urlparse(address), every, after
-        self.broken, self._connections = 0, 0
+        self.broken = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
-            while True:
-                taken, _ = self._server.accept()
-                self._connections += 1
-                left = self._after if self._connections % self._every == 0 else None
-                there = socket.create_connection((self._to.hostname, self._to.port))
-                for ends in ((taken, there), (there, taken)):
-                    threading.Thread(target=self._copy, args=(*ends, left), daemon=True).start()
+            for number in count(1):
+                left = self._after if number % self._every == 0 else sys.maxsize
+                threading.Thread(target=self._forward, args=(self._server.accept()[0], left), daemon=True).start()
 
-    def _copy(self, source: socket.socket, to: socket.socket, left: int | None) -> None:
-        with suppress(OSError):
-            while content := source.recv(1 << 12):
-                to.sendall(content if left is None else content[:left])
-                left = None if left is None else left - len(content)
-                if left is not None and left <= 0:
-                    self.broken += 1
-                    break
-        for each in (source, to):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+    def _forward(self, taken: socket.socket, left: int) -> None:
+        with taken, suppress(OSError), socket.create_connection((self._to.hostname, self._to.port)) as there:
+            others, lefts = {taken: there, there: taken}, {taken: left, there: left}
+            while True:
+                for source in select.select([*others], [], [])[0]:
+                    if not (content := source.recv(1 << 12)):
+                        return
+                    others[source].sendall(content[: lefts[source]])
+                    lefts[source] -= len(content)
+                    if lefts[source] <= 0:
+                        self.broken += 1
+                        for each in others:  # an end without a reset would be that of a whole request
+                            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        return
 
     def close(self) -> None:
         self._server.close()
