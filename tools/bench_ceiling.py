@@ -21,8 +21,8 @@ from perception.tasks.detection.config import heatmaps_of, map_name
 from perception.tasks.detection.targets import REGRESSION, center_labels
 from perception.tasks.detection.task import DetectionTask
 
-# Without centerpoint, whose head is that of mmdet3d, and tiny, which is for simulated streets without crowds.
-CONFIGS = "nuscenes/lidar,nuscenes/camera,nuscenes/fusion,nuscenes/overfit_fusion"
+# Without centerpoint, whose head is that of mmdet3d, and demo, which is for simulated streets without crowds.
+CONFIGS = "nuscenes/lidar,nuscenes/camera,nuscenes/fusion,nuscenes/overfit_fusion,tiny"
 DISTANCE = 0.5  # m, the smallest at which nuScenes counts a detection
 
 

@@ -103,11 +103,14 @@ def test_each_object_of_a_crowd_has_a_peak_of_its_own(seed: int, groups: tuple[t
         np.testing.assert_allclose(place, center[:2], atol=2 * across if shared else 1e-4)
 
 
+HEADS = ["nuscenes/fusion", "nuscenes/camera", "tiny"]
+
+
 def found_of(
     kind: str, name: str, places: np.ndarray, size: tuple[float, float, float], yaw: float, seed: int
 ) -> float:
-    """How many objects of a class at (N, 2) m a perfect network of configs/nuscenes/`name` finds."""
-    trained, label = load_config(find_config(f"nuscenes/{name}")), CLASSES.index(kind)
+    """How many objects of a class at (N, 2) m a perfect network of configs/`name` finds."""
+    trained, label = load_config(find_config(name)), CLASSES.index(kind)
     head, cell = trained.tasks["detection"], trained.head_grid.cell
     task = DetectionTask(head, BevGrid(x=(-15 * cell, 15 * cell), y=(-15 * cell, 15 * cell), cell=cell), NUSCENES)
     boxes = make_boxes(np.pad(places, ((0, 0), (0, 1))), size, yaw, labels=label)
@@ -115,7 +118,7 @@ def found_of(
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.floats(1.2, 3.4), st.floats(-math.pi, math.pi), st.sampled_from(["fusion", "camera"]), st.integers(0, 99))
+@given(st.floats(1.2, 3.4), st.floats(-math.pi, math.pi), st.sampled_from(HEADS), st.integers(0, 99))
 def test_a_row_of_barriers_is_found_whole(spacing: float, yaw: float, name: str, seed: int) -> None:
     """Barriers end to end, 0.5 m apart, of 0.7 to 2.9 m, through labels, perfect outputs, decoding and NMS."""
     # A barrier's width is its long side, so that a row runs to the left of its heading.
@@ -124,7 +127,7 @@ def test_a_row_of_barriers_is_found_whole(spacing: float, yaw: float, name: str,
     assert found_of("barrier", name, places, (spacing - 0.5, 0.5, 1.0), yaw, seed) == 6
 
 
-@pytest.mark.parametrize("name", ["fusion", "camera"])
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("seed", range(4))
 def test_two_cones_in_one_cell_are_found(name: str, seed: int) -> None:
     """0.51 m apart, as in a real keyframe: the less certain one, at its subcell, is 0.2 to 0.3 m from the other."""
