@@ -34,6 +34,7 @@ OUTAGES = {"0.5 s": 5, "1 s": 10}  # frames without LiDAR up to a scored keyfram
 SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
 SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its place; m/s of one that moves
 MEMORY = {"name": "memory", "kind": "memory"}
+BRIDGE = ("--add", "memory:bridge", "--slots", "memory", "--option", "outages=0.6")
 
 
 def memory(
@@ -44,16 +45,18 @@ def memory(
     steps: Annotated[int, typer.Option(help="Of a base.")] = 2000,
     memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 400,
     joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train base and memory jointly.")] = True,
+    bridge_steps: Annotated[int, typer.Option(help="Of a second memory, added to what was trained jointly.")] = 1200,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
 
     `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
-    trains for --steps and --memory-steps. They are scored on held-out keyframes, 0.5 s apart. `spacings`: the network
-    with the added memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is
-    missing in the frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP
-    lost by the base which a network with a memory keeps. `cars`: those that move and those at rest, and the velocity
-    errors of the cars that all networks find, because an error over found objects falls as well where fast ones are
-    missed. Figures are means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
+    trains for --steps and --memory-steps; `bridge` is that one with a second memory, which learns outages. They are
+    scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added memory sees frames at these
+    spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time up to a
+    scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network with a
+    memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars that all networks find,
+    because an error over found objects falls as well where fast ones are missed. Figures are means over the seeds, of
+    which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder = out / sensors
     data, rig = out / ("drives" if sensors == "lidar" else "drives_with_pictures"), folder / "rig.yaml"
@@ -66,12 +69,15 @@ def memory(
         _type("simulate", data, "--scenes", drives, *options, "--rig", rig)
     by_seed = []
     for seed in range(seeds):
-        runs = {name: folder / f"{name}-{seed}" for name in ("base", "memory", *(["joint"] if joint else []))}
+        names = ("base", "memory", "joint", "bridge") if joint else ("base", "memory")
+        runs = {name: folder / f"{name}-{seed}" for name in names}
         for name, run in runs.items():
             if newest(run) is not None:
                 continue
             if name == "memory":
                 _type("adapt", runs["base"], "--memory", "--data", data, "--out", run, "--steps", memory_steps)
+            elif name == "bridge":
+                _type("adapt", runs["joint"], *BRIDGE, "--data", data, "--out", run, "--steps", bridge_steps)
             else:
                 length = steps + memory_steps if name == "joint" else steps
                 _type("train", folder / f"{name}.yaml", f"seed={seed}", "--data", data, "--out", run, "--steps", length)

@@ -42,7 +42,7 @@ from perception.mmdet3d.frames import to_frame  # also registers its step of the
 from perception.mmdet3d.install import ATTRIBUTES, import_mmdet3d
 from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.task import part_of
+from perception.tasks.task import Task, part_of
 from perception.training.loader import batch_labels
 
 import_mmdet3d()
@@ -118,7 +118,8 @@ class PerceptionDetector(BaseModel):
         arrays = self._arrays(inputs, data_samples)
         conditions = [Conditions()] * len(next(iter(arrays.values())))
         if mode == "predict":
-            return _with_predictions(self.network.predict(arrays, conditions), data_samples or ())
+            task = self.network.tasks["detection"]
+            return _with_predictions(task, self.network.predict(arrays, conditions), data_samples or ())
         trace = Trace()
         dense = self.network(arrays, conditions, trace=trace)
         if mode != "loss":
@@ -172,18 +173,18 @@ def _boxes(instances: Any) -> Boxes:
     )
 
 
-def _with_predictions(outputs: Mapping[str, Tensor], samples: Sequence[Any]) -> list[Any]:
-    """The samples with their predicted boxes, best score first."""
-    decoded = part_of("detection", outputs)
+def _with_predictions(task: Task[Any], outputs: Mapping[str, Tensor], samples: Sequence[Any]) -> list[Any]:
+    """The samples with their detections after NMS, best score first; an unknown velocity is 0, as in mmdet3d."""
+    decoded = {name: values.numpy(force=True) for name, values in part_of("detection", outputs).items()}
     for i, sample in enumerate(samples):
-        box = decoded["boxes"][i]  # x y z w l h sin cos vx vy
-        yaw = torch.atan2(box[:, 6:7], box[:, 7:8])
-        tensor = torch.cat([box[:, 0:3], box[:, [4, 3, 5]], yaw, box[:, 8:10]], dim=1)
+        found: Boxes = task.result({name: values[i : i + 1] for name, values in decoded.items()})
+        velocities = np.nan_to_num(found.velocities[:, :2])
+        rows = np.concatenate([found.centers, found.sizes[:, [1, 0, 2]], found.yaws[:, None], velocities], axis=1)
         sample.pred_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9, origin=(0.5, 0.5, 0.5)),  # z of the centre
-            scores_3d=decoded["scores"][i],
-            labels_3d=decoded["labels"][i],
-            attr_labels=decoded["attributes"][i],
+            bboxes_3d=LiDARInstance3DBoxes(rows, box_dim=9, origin=(0.5, 0.5, 0.5)),  # z of the centre
+            scores_3d=torch.from_numpy(found.scores),
+            labels_3d=torch.from_numpy(found.labels),
+            attr_labels=torch.from_numpy(found.attributes),
         )
         sample.pred_instances = InstanceData()
     return list(samples)

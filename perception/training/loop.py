@@ -40,7 +40,7 @@ from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.losses import Losses, Scope
 from perception.training.monitor import TrainingLog, Validator
 from perception.training.objects import Objects, objects_of
-from perception.training.optimize import memory_alone, optimizer_of, schedule_of, set_momentum
+from perception.training.optimize import optimizer_of, schedule_of, set_momentum, statistics_kept
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -201,7 +201,7 @@ class _Training:
 
         The loss is the mean over the passes.
         """
-        with memory_alone(self.model) if passes[0].outage else nullcontext():
+        with statistics_kept(self.model) if passes[0].outage else nullcontext():
             sums = self._add_gradients(passes)
         norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
         self.optimizer.step()

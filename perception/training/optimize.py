@@ -116,26 +116,17 @@ def _factor(name: str, factors: Mapping[str, float]) -> float:
 
 
 @contextmanager
-def memory_alone(model: PerceptionModel) -> Iterator[None]:
-    """Passes whose gradients train the memory alone; the normalisations use their running statistics meanwhile.
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Passes after which all batch normalisations have the running statistics that they had before.
 
-    A frame without its sensors has other features than all others. Their statistics, mixed with those of usual frames,
-    fit neither, and what the base learns from features that were normalised by themselves, whatever their scale, does
-    not hold where the running statistics count. Modules for a frozen memory train in such passes as in all others.
+    A frame without its sensors has other features than all others. Running statistics of both fit neither.
     """
-    memory = {id(parameter) for parameter in model.memory.parameters() if parameter.requires_grad}
-    if not memory:
-        yield
-        return
-    norms = [x for x in model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm) and x.training]
-    for norm in norms:
-        norm.eval()
+    momenta = {x: x.momentum for x in model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)}
+    for norm in momenta:
+        norm.momentum = 0.0
     yield
-    for norm in norms:
-        norm.train()
-    for parameter in model.parameters():
-        if id(parameter) not in memory:
-            parameter.grad = None  # which an optimizer leaves as it is
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:
