@@ -43,7 +43,7 @@ class Lidarseg:
 
     @staticmethod
     def read(dataroot: Path, folder: Path, sweeps: Callable[[], Mapping[str, str]], taxonomy: Taxonomy) -> Lidarseg:
-        """The table in a folder of tables; no annotated sweep without it.
+        """The table in a folder of tables; no annotated sweep without it, or if no category of it is in a class.
 
         Args:
             sweeps: token of sample_data -> file; others that the table names are left out.
@@ -64,6 +64,8 @@ class Lidarseg:
                 if not 0 <= (number := int(row["index"])) < len(labels):
                     raise ValueError(f"index {number} is no byte")
                 labels[number] = label_of.get(row["name"], NO_CLASS)
+        if not (labels >= 0).any():
+            files = {}  # points without a class would teach nothing
         return Lidarseg(dataroot, files, labels)
 
     def classes(self, sweep: str, count: int) -> np.ndarray | None:

@@ -41,6 +41,7 @@ from perception.frame import Conditions, Frame
 from perception.grid import BevGrid, VoxelGrid, occupancy_classes
 from perception.rig import Box
 from perception.sensors.lidar.sweeps import Sweep, join_lidars
+from perception.taxonomy import load_taxonomy
 from perception.training.augment import draw_similarity
 
 
@@ -236,6 +237,9 @@ def test_annotations_beside_boxes_are_those_of_the_files(tmp_path: Path, joined:
         assert (frame.class_of_point[~at_once] == -1).all()
     assert tables.frame(third).class_of_point is None
     assert tables.frame(first, Reads(annotations=False)).class_of_point is None
+    others = NuScenesTables(root, VERSION, taxonomy=load_taxonomy("pandaset"))  # none of its categories
+    assert not others.recording(first).exists("points")
+    assert others.frame(first).class_of_point is None
 
 
 @pytest.mark.parametrize("joined", [False, True])
