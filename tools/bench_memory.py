@@ -34,7 +34,7 @@ OUTAGES = {"0.5 s": 5, "1 s": 10}  # frames without LiDAR up to a scored keyfram
 SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
 SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its place; m/s of one that moves
 MEMORY = {"name": "memory", "kind": "memory"}
-BRIDGE = ("--add", "memory:bridge", "--slots", "memory", "--option", "outages=0.6")
+BRIDGE = ("--add", "memory:bridge", "--slots", "memory", "--option", "outages=1.0", "--conditions", "no-lidar")
 
 
 def memory(
@@ -43,14 +43,13 @@ def memory(
     seeds: Annotated[int, typer.Option(help="Trainings of each network; the drives are the same.")] = 3,
     drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
     steps: Annotated[int, typer.Option(help="Of a base.")] = 2000,
-    memory_steps: Annotated[int, typer.Option(help="Of a memory on the frozen base.")] = 400,
+    memory_steps: Annotated[int, typer.Option(help="Of a memory on a frozen network.")] = 400,
     joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train base and memory jointly.")] = True,
-    bridge_steps: Annotated[int, typer.Option(help="Of a second memory, added to what was trained jointly.")] = 1200,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
 
     `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
-    trains for --steps and --memory-steps; `bridge` is that one with a second memory, which learns outages. They are
+    trains for --steps and --memory-steps; `bridge` is that one with a second memory, for frames without LiDAR. They are
     scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added memory sees frames at these
     spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time up to a
     scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network with a
@@ -67,9 +66,11 @@ def memory(
     if not data.exists():
         options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", CONDITIONS, "--jobs", 1)
         _type("simulate", data, "--scenes", drives, *options, "--rig", rig)
+    names = ["base", "memory"]
+    if joint:
+        names += ["joint"] if sensors == "camera" else ["joint", "bridge"]
     by_seed = []
     for seed in range(seeds):
-        names = ("base", "memory", "joint", "bridge") if joint else ("base", "memory")
         runs = {name: folder / f"{name}-{seed}" for name in names}
         for name, run in runs.items():
             if newest(run) is not None:
@@ -77,7 +78,7 @@ def memory(
             if name == "memory":
                 _type("adapt", runs["base"], "--memory", "--data", data, "--out", run, "--steps", memory_steps)
             elif name == "bridge":
-                _type("adapt", runs["joint"], *BRIDGE, "--data", data, "--out", run, "--steps", bridge_steps)
+                _type("adapt", runs["joint"], *BRIDGE, "--data", data, "--out", run, "--steps", memory_steps)
             else:
                 length = steps + memory_steps if name == "joint" else steps
                 _type("train", folder / f"{name}.yaml", f"seed={seed}", "--data", data, "--out", run, "--steps", length)

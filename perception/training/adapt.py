@@ -24,6 +24,7 @@ from perception.model import PerceptionModel, batch_inputs
 from perception.modules.spec import LearnedRouting, Module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
+from perception.taxonomy import SENSORS
 from perception.training import optimize
 from perception.training.loader import batch_labels
 from perception.training.loop import describe_keyframes, fit
@@ -85,6 +86,8 @@ def adapt(
     base, config = load_model(checkpoint, tables.rig)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
+    if spec.kind != "memory":  # that learns what the last frames of a clip lack (its `outages`)
+        config = _with_sensors(config, spec.when)
     tokens = optimize.with_conditions(tables, tables.samples(split, selectors), spec.when)
     if isinstance(config.routing, LearnedRouting):
         # The learned router keeps its options, else its weights for all frames would change; the new module is routed
@@ -99,6 +102,13 @@ def adapt(
     if rank() == 0:
         base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
+
+
+def _with_sensors(config: Config, when: Sequence[str]) -> Config:
+    """The configuration of a training whose frames have the sensors that a module requires, or lack them."""
+    lacks = {sensor: f"no-{sensor}" in when for sensor in SENSORS}
+    drops = {f"drop_{sensor}": float(lacks[sensor]) for sensor in SENSORS if sensor in when or any(lacks.values())}
+    return config.model_copy(update={"train": config.train.model_copy(update=drops)})
 
 
 class Addition(Section):

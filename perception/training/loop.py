@@ -199,12 +199,14 @@ class _Training:
     def step(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
         """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device.
 
-        The loss is the mean over the passes.
+        The loss is the mean over the passes. Frames whose routes have no module that trains change no weight.
         """
         with statistics_kept(self.model) if passes[0].outage else nullcontext():
             sums = self._add_gradients(passes)
-        norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
-        self.optimizer.step()
+        norm = sums["loss"].new_zeros(())
+        if any(each.grad is not None for each in self.parallel.parameters()):
+            norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
+            self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         return {**sums, "norm": gather(norm)}
@@ -218,7 +220,8 @@ class _Training:
                 part = batch.to(self.accelerator.device)
                 losses = self.parallel(part.inputs, part.conditions, part.labels, part.earlier)
                 losses["loss"] = torch.stack(list(losses.values())).sum()
-                self.accelerator.backward(losses["loss"] / len(passes))
+                if losses["loss"].requires_grad:
+                    self.accelerator.backward(losses["loss"] / len(passes))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(passes)
         return sums

@@ -41,6 +41,18 @@ def trained(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
+@pytest.mark.parametrize("fact", ["no-lidar", "no-cameras", "lidar", "cameras"])
+def test_a_module_for_sensors_trains_on_frames_that_have_or_lack_them(tables, trained, tmp_path, fact):
+    """All of the drives' frames have both."""
+    module = {"name": "new", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": [fact]}
+    adapt(trained, module, tables, "all", [], tmp_path / "run", steps=1, learning_rate=0.01)
+    after, before = (load_model(each)[0].state_dict() for each in (tmp_path / "run", trained))
+    weights = [value for name, value in after.items() if ".computations.new." in name]
+    assert weights
+    assert all(value.any() for value in weights)  # one of its two factors is zero at first
+    assert_same(before, base_of(after))
+
+
 def first_batch(config: Config, tables: NuScenesTables) -> Batch:
     return next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
 

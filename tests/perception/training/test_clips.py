@@ -28,7 +28,7 @@ from perception.training.clips import Clips
 from perception.training.loader import Batch, FrameDataset, collate
 from perception.training.loop import fit, train
 from perception.training.losses import Losses, Scope
-from perception.training.optimize import joint
+from perception.training.optimize import joint, post_hoc
 
 MEMORY = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.0}
 LIMITS = Limits(1.2, 70.0)
@@ -134,6 +134,23 @@ def test_an_outage_teaches_all_weights_and_leaves_the_running_statistics(tables,
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert not {name for name in changed if "running_" in name}
     assert changed >= {name for name, _ in network.named_parameters() if name.endswith("conv.weight")}
+
+
+def test_a_memory_for_frames_without_lidar_learns_from_outages_alone(tables, tmp_path):
+    """Steps without one change nothing."""
+    bridge = MEMORY | {"name": "bridge", "when": ["no-lidar"]}
+    changed = []
+    for outages in (0.0, 1.0):
+        content = config_with(steps=6).model_dump(mode="json")
+        content["modules"].append(bridge | {"outages": outages})
+        network = learned(parse_config(content, "test"))
+        post_hoc(network, ["bridge"])
+        before = copy.deepcopy(network.state_dict())
+        fit(network, tables, tables.samples("all"), tmp_path / str(outages))
+        after = network.state_dict()
+        changed.append({name.split(".")[-2] for name in before if not torch.equal(after[name], before[name])})
+    assert changed[0] == set()
+    assert changed[1]
 
 
 def test_one_augmentation_moves_all_frames_of_a_clip_and_their_motion():
