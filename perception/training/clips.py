@@ -114,7 +114,7 @@ class Clips:
         # Mostly clips: a frame alone teaches a memory on a frozen base nothing.
         spacings = draw_spacings(rng, self._frames) or draw_spacings(rng, self._frames)
         earlier = find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
-        # Of the whole step, because its statistics are not kept (`optimize.statistics_kept`).
+        # Of the whole step, which leaves the running statistics as they are (`optimize.statistics_kept`).
         rng = np.random.default_rng([self._seed, 4, position // self._batch])
         outage = rng.random() < self._outages
         if not (outage and earlier):
