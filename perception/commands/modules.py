@@ -134,8 +134,8 @@ def adapt(
     ways = [bool(add), memory, bool(task), file is not None]
     if ways.count(True) != 1 or ((task or file) and (conditions or option)):
         raise InputError(
-            "give --add or --memory with --conditions and --option for a module, --config for a module of a file, or "
-            "--task with --config for a task"
+            "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with a module; --conditions and "
+            "--option go with --add and --memory"
         )
     if memory:
         add, slots = "memory:memory", "memory"

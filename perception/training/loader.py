@@ -255,7 +255,10 @@ def batches(
     size, rest = divmod(train.batch, train.accumulate * processes)
     if rest:
         shares = f"{processes} processes with {train.accumulate} passes each"
-        raise InputError(f"train.batch: {train.batch} frames cannot be divided among {shares}")
+        multiple = train.accumulate * processes
+        raise InputError(
+            f"train.batch: {train.batch} frames cannot be divided among {shares}; give a multiple of {multiple}"
+        )
     starts = [
         step * train.batch + (i * processes + process) * size
         for step in range(start_step, dataset.steps)

@@ -42,8 +42,12 @@ def only_version(dataroot: Path) -> str:
         InputError: it has several, or none.
     """
     found = versions(dataroot)
-    if len(found) != 1:
-        raise InputError(f"{dataroot}: holds {', '.join(found) or 'no tables'}; say which with --version")
+    if not found:
+        raise InputError(
+            f"{dataroot}: not a nuScenes dataroot: it has no folder such as v1.0-mini/ with sample_data.json"
+        )
+    if len(found) > 1:
+        raise InputError(f"{dataroot}: holds {', '.join(found)}; say which with --version")
     return found[0]
 
 

@@ -314,4 +314,4 @@ def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path
 @pytest.mark.parametrize("beside", [("--task", "map"), ("--add", "low_rank:rain"), ("--config", "module.yaml")])
 def test_a_memory_is_asked_for_alone(tmp_path, beside):
     line = refuses("adapt", tmp_path, "--memory", *beside, "--data", tmp_path, "--out", tmp_path / "o")
-    assert "give --add or --memory" in line
+    assert "choose one: --add KIND:NAME, --memory" in line
