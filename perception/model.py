@@ -373,7 +373,8 @@ class _Features:
         if name == "maps":
             return self.model.sensor_maps(self.inputs, self.trace)
         if name == "fused":
-            return self.model.memory(FusedInput.of(self.model.fuse(self("maps", route)), self.inputs))
+            memory = self.model.memory
+            return memory(FusedInput.of(self.model.fuse(self("maps", route)), self.inputs, memory.layer))
         if name == "trunk":
             return self.model.trunk(self("fused", route))
         if name == "points":

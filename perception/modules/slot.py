@@ -24,7 +24,8 @@ from perception.modules.spec import Module, ModuleUnion, computation_classes
 class Slot(nn.Module):
     """Wraps a layer; modules add their deltas to its output: y = layer(x) + sum_m weight_m * module_m(x, y).
 
-    A route can combine them in other ways (`aggregation/composition.py`).
+    A route can combine them in other ways (`aggregation/composition.py`). A layer with a method `bound` limits what
+    several modules make of its output.
     """
 
     constant: Tensor | None
@@ -61,7 +62,8 @@ class Slot(nn.Module):
         if block is not None:
             weighted, fuse = partial(self._weigh_delta, route), partial(self._fuse, route)
             parts.append(deltas(block, Site(x, y, self.layer, route.z), weighted, fuse))
-        return sum((part for part in parts if part is not None), start=y)
+        y = sum((part for part in parts if part is not None), start=y)
+        return self.layer.bound(x, y) if len(self.computations) > 1 and hasattr(self.layer, "bound") else y
 
     def _single(self, block: Block, route: Route) -> Any:
         """The only module that the route runs here, if its delta is neither weighted nor part of an attention."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -30,18 +31,25 @@ class FusedInput:
         map: (B, C, rows, columns), of the frames.
         past: the inputs `STATE_INPUTS` of the network: state (B, C, rows, columns), `next_state` of the frames before;
             current_from_previous (B, 4, 4), state_valid (B,), elapsed (B,) s as of `state_inputs`. Empty: no memory.
+        layer: of the slot.
     """
 
     map: Tensor
     past: Mapping[str, Tensor]
+    layer: FusedMap
 
     @staticmethod
-    def of(fused: Tensor, inputs: Mapping[str, Tensor]) -> FusedInput:
+    def of(fused: Tensor, inputs: Mapping[str, Tensor], layer: FusedMap) -> FusedInput:
         """The fused map with what the network's inputs tell of the frames before."""
-        return FusedInput(fused, {name: inputs[name] for name in STATE_INPUTS} if "state" in inputs else {})
+        return FusedInput(fused, {name: inputs[name] for name in STATE_INPUTS} if "state" in inputs else {}, layer)
 
     def __getitem__(self, rows: Tensor) -> FusedInput:
-        return FusedInput(self.map[rows], {name: each[rows] for name, each in self.past.items()})
+        return FusedInput(self.map[rows], {name: each[rows] for name, each in self.past.items()}, self.layer)
+
+    @cached_property
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """The state on the cells of the frame, as of `FusedMap.warp`; once for all memories."""
+        return self.layer.warp(self.past["state"], self.past["current_from_previous"])
 
 
 class FusedMap(nn.Module):
@@ -66,6 +74,17 @@ class FusedMap(nn.Module):
 
     def forward(self, x: FusedInput) -> Tensor:
         return x.map
+
+    def bound(self, x: FusedInput, y: Tensor) -> Tensor:
+        """What several memories make of the map, no further from it than the moved state is.
+
+        Each alone stays within that, but not their sum, which would grow from frame to frame.
+        """
+        if not x.past:
+            return y
+        moved, inside = x.moved
+        most = (moved - inside * x.map).abs().to(y.dtype)
+        return torch.minimum(torch.maximum(y, x.map - most), x.map + most)
 
     def no_state(self, frames: int) -> Tensor:
         """The state (B, C, rows, columns) of frames that have none before."""
@@ -117,7 +136,8 @@ class Memory(Computation):
     w = tanh(10 scale) * sigmoid(gate(F, P, elapsed) + whole(max P - max F)) for each channel and cell. The maxima over
     all cells tell a frame that sees nothing: there the gate opens, before it has learned anything else. `scale` starts
     at zero, so that H is F, as it is where `state_valid` is 0. Where P comes from outside of the old map it is F. |w|
-    is below 1, so that a state cannot grow from frame to frame without bound. H is the network's next state.
+    is below 1, so that a state cannot grow from frame to frame without bound; of several memories w is the sum, limited
+    to [-1, 1] (`FusedMap.bound`). H is the network's next state.
 
     All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
 
@@ -155,7 +175,7 @@ class Memory(Computation):
         past: Mapping[str, Tensor] = fused.past
         if not past:
             return torch.zeros_like(site.y)
-        moved, inside = site.layer.warp(past["state"], past["current_from_previous"])
+        moved, inside = fused.moved
         change = moved - inside * site.y
         since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
         hidden = torch.relu(self.mix(torch.cat([site.y, site.y + change], dim=1)) + since)

@@ -139,7 +139,7 @@ def fused_of(frames: int = 2) -> Tensor:
 
 def remember(layer: FusedMap, module: Memory, fused: Tensor, past: dict[str, Tensor]) -> Tensor:
     """H."""
-    return module.output(FusedInput(fused, past), layer, None)
+    return module.output(FusedInput(fused, past, layer), layer, None)
 
 
 def test_by_its_formula():
@@ -177,7 +177,7 @@ def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of
     assert torch.equal(mixed[0], fused[0])
     assert torch.equal(mixed[1], found[1])
     assert remember(layer, module, fused, {}) is fused
-    assert torch.equal(fused + module(Site(FusedInput(fused, {}), fused, layer, None)), fused)  # type: ignore[arg-type]
+    assert torch.equal(fused + module(Site(FusedInput(fused, {}, layer), fused, layer, None)), fused)  # type: ignore[arg-type]
 
 
 def test_a_frame_that_sees_nothing_opens_the_gate_of_a_new_memory():
@@ -215,10 +215,43 @@ def test_it_is_routed_by_frame(weights):
     slot.computations["m"] = module
     slot.current.route = Route({"m": torch.tensor(weights)})
     fused, past = fused_of(), past_of()
-    whole, found = remember(layer, module, fused, past), slot(FusedInput(fused, past))
+    whole, found = remember(layer, module, fused, past), slot(FusedInput(fused, past, layer))
     for i, weight in enumerate(weights):
         torch.testing.assert_close(found[i], whole[i] if weight else fused[i], rtol=1e-6, atol=1e-6)
         assert weight or torch.equal(found[i], fused[i])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    scales=st.lists(st.floats(-3, 3), min_size=2, max_size=3),
+    motion=st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3.2, 3.2)),
+)
+def test_several_memories_do_not_let_a_state_grow(scales, motion):
+    """Over a long outage, whatever they learned; one alone adds what it does without the bound."""
+    layer = FusedMap(GRID, CHANNELS)
+    slot = Slot("memory", layer).eval()
+    for i, scale in enumerate(scales):
+        slot.computations[f"m{i}"] = memory()[1]
+        nn.init.constant_(slot.computations[f"m{i}"].scale, scale)
+    slot.current.route = Route(dict.fromkeys(slot.computations, 1.0))
+    past, blind = (
+        past_of(1) | {"current_from_previous": torch.from_numpy(rigid(*motion)).float()[None]},
+        0 * fused_of(1),
+    )
+    most = past["state"].max()
+    for _ in range(30):
+        past["state"] = slot(FusedInput(blind, past, layer)).detach()
+    assert past["state"].abs().max() <= 1.001 * most
+
+
+def test_the_bound_changes_no_bit_of_a_single_memory():
+    layer, module = memory()
+    slot = Slot("memory", layer).eval()
+    slot.computations.update({"m": module, "other": Memory(layer, hidden=4)})  # a new one adds nothing
+    slot.current.route = Route({"m": 1.0, "other": 1.0})
+    fused, past = fused_of(), past_of()
+    assert torch.equal(slot(FusedInput(fused, past, layer)), remember(layer, module, fused, past))
+    assert torch.equal(slot(FusedInput(fused, {}, layer)), fused)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
