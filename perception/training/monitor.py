@@ -6,9 +6,10 @@ Losses stay on the device and are fetched once per interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
@@ -114,25 +115,23 @@ class Validator:
         Raises:
             InputError: the metric is no number among the scores, or the evaluation fails.
         """
-        first = self.tokens[0]
-        self.scores(model, (f"{self.tables.scene(first)}:0-1",))
+        with TemporaryDirectory() as folder:  # RUN/validation keeps what a training that is resumed wrote there
+            self._scores(model, (f"{self.tables.scene(self.tokens[0])}:0-1",), Path(folder))
 
-    def scores(self, model: PerceptionModel, scenes: tuple[str, ...] | None = None) -> tuple[float, dict[str, float]]:
+    def scores(self, model: PerceptionModel) -> tuple[float, dict[str, float]]:
         """The score that the best checkpoint is chosen by, and all numbers; puts the model into evaluation mode.
-
-        Args:
-            scenes: or keyframes to evaluate; None: those of the settings.
 
         Raises:
             InputError: the metric is no number among the scores, or the evaluation fails.
         """
-        scenes = self.settings.scenes if scenes is None else scenes
+        return self._scores(model, self.settings.scenes, self.folder)
+
+    def _scores(self, model: PerceptionModel, scenes: Sequence[str], folder: Path) -> tuple[float, dict[str, float]]:
         predictor = TorchPredictor(model, self.settings.batch)
         seeing = look_to(model.config.data.views, predictor, predictor.spec, model.tasks)
         with torch.random.fork_rng(devices=[]):
-            found = evaluate(
-                seeing, self.tables, self.settings.split, scenes, self.folder, predictor.spec, Console(quiet=True)
-            )
+            quiet = Console(quiet=True)
+            found = evaluate(seeing, self.tables, self.settings.split, scenes, folder, predictor.spec, quiet)
         values = {name: float(value) for name, value in numbers(found).items() if isinstance(value, int | float)}
         metric = self.settings.metric
         if metric not in values:

@@ -179,6 +179,9 @@ def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(record
     for name, value in load_model(whole)[0].state_dict().items():
         same = torch.equal(value, state[f"weights.{name}"])
         assert same == (name.endswith("num_batches_tracked")), name
+    train(config, recorded, "all", tmp_path / "whole", resume=True)  # without a step
+    scores = json.loads((tmp_path / "whole" / "validation" / "metrics.json").read_text())
+    assert scores["samples"] == len(recorded.samples("all"))
 
 
 @pytest.mark.slow("trains twice")
