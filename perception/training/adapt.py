@@ -21,7 +21,7 @@ from perception.errors import InputError
 from perception.io.distributed import rank
 from perception.io.section import Section, load_section
 from perception.model import PerceptionModel, batch_inputs
-from perception.modules.spec import LearnedRouting, Module
+from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import SENSORS
@@ -89,12 +89,7 @@ def adapt(
     if spec.kind != "memory":  # that learns what the last frames of a clip lack (its `outages`)
         config = _with_sensors(config, spec.when)
     tokens = optimize.with_conditions(tables, tables.samples(split, selectors), spec.when)
-    if isinstance(config.routing, LearnedRouting):
-        # The learned router keeps its options, else its weights for all frames would change; the new module is routed
-        # by its conditions.
-        routing = config.routing.model_copy(update={"modules": tuple(base.chooser.names)})
-        config = config.model_copy(update={"routing": routing})
-    base.reconfigure(config)
+    base.reconfigure(_with_options_kept(config, base))
     optimize.post_hoc(base, [spec.name])
     own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
     scope = Scope(own) if own else None
@@ -109,6 +104,22 @@ def _with_sensors(config: Config, when: Sequence[str]) -> Config:
     lacks = {sensor: f"no-{sensor}" in when for sensor in SENSORS}
     drops = {f"drop_{sensor}": float(lacks[sensor]) for sensor in SENSORS if sensor in when or any(lacks.values())}
     return config.model_copy(update={"train": config.train.model_copy(update=drops)})
+
+
+def _with_options_kept(config: Config, base: PerceptionModel) -> Config:
+    """The configuration for new modules beside a learned router, which are routed by their conditions.
+
+    The router keeps its options, else its weights for all frames would change. One that has none is removed from the
+    base: it changes nothing, and no names of options mean all modules.
+    """
+    if config.routing is None:
+        return config
+    base.chooser.update()  # the modules of a task that is replaced are gone
+    names = tuple(base.chooser.names)
+    if not names:
+        base.chooser = None
+    routing = config.routing.model_copy(update={"modules": names}) if names else None
+    return config.model_copy(update={"routing": routing})
 
 
 class Addition(Section):
@@ -174,7 +185,7 @@ def add_task(
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
     rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
     given["train"] = _further_training(given["train"], {"rates": rates, **training})
-    model.reconfigure(parse_config(given, str(checkpoint)))
+    model.reconfigure(_with_options_kept(parse_config(given, str(checkpoint)), model))
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables.recording(t))]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from commands import one_line_error, refuses, succeeds
-from networks import assert_same, frame_inputs, inputs, small
+from networks import assert_same, frame_inputs, inputs, randomise, small
 from networks import config as little
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +29,7 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.pretrained import PACKAGE, PACKAGED
 from perception.taxonomy import load_taxonomy
-from perception.training.adapt import MODULE_RATE, add_task, read_task
+from perception.training.adapt import MODULE_RATE, adapt, add_task, read_task
 from perception.training.loop import train
 
 
@@ -80,6 +80,30 @@ def test_an_added_task_leaves_every_bit_and_every_output(finished, mapped, table
     assert [*again.tasks] == ["detection", "map"]
     key = "added.map.logits.layer.weight"
     assert not torch.equal(after.state_dict()[key], again.state_dict()[key])
+
+
+@pytest.mark.parametrize("options", [("rain",), ()])
+@pytest.mark.parametrize("task", ["map", None])
+def test_a_learned_router_chooses_as_before_beside_new_modules(tables, tmp_path, options, task):
+    """Without options, too, where no names of modules would be all of them."""
+    content = small().model_dump(mode="json") | {"routing": {"kind": "learned"}}
+    del content["tasks"]["map"]
+    content["modules"] = [each for each in content["modules"] if each["name"] in options]
+    config = parse_config(content, "routed")
+    before = randomise(PerceptionModel(config).eval())
+    save_model(tmp_path / "before", config, before)
+    if task is None:
+        new = {**GROUND["modules"][0], "when": ["night"]}
+        adapt(tmp_path / "before", new, tables, "all", (), tmp_path / "run", steps=1)
+    else:
+        add_task(tmp_path / "before", task, GROUND, tables, "all", (), tmp_path / "run", steps=1)
+    after = load_model(tmp_path / "run")[0]
+    assert [*after.bank.modules] == [*options, "ground"]
+    if options:
+        assert after.chooser.names == [*options]
+    else:
+        before.chooser = None
+    assert assert_kept(before, after) == ({f"{task}/probabilities"} if task else set())
 
 
 def test_its_own_module_learns_at_a_smaller_rate_than_the_head(finished, tables, tmp_path):
