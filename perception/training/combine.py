@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from perception.checkpoint import load_model, provenance, save_model
 from perception.datasets.keyframes import Keyframes
@@ -16,6 +15,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel, batch_inputs
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
+from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare
@@ -123,7 +123,7 @@ def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], check
 
 @torch.no_grad()
 def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], module: str) -> None:
-    """Recompute the running mean and variance of a module's batch normalisations, as averages over these keyframes.
+    """Recompute the running statistics of a `batch_norm` module, or of such parts, as averages over these keyframes.
 
     Merged weights have other activations than the ones that the statistics were computed for (Jordan et al., REPAIR,
     2023). `torch.optim.swa_utils.update_bn` does not fit: it resets the normalisations of frozen parts as well, passes
@@ -135,8 +135,8 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
     Raises:
         InputError: it has none.
     """
-    layers = [layer for computation in model.bank.at(module).values() for layer in computation.modules()]
-    norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    # Not those of series adapters: what these were merged to has fixed unit statistics (`set_task_vector`).
+    norms = [each.norm for each in model.bank.at(module).values() if isinstance(each, BatchNorm)]
     if not norms:
         raise InputError(f"{module}: no batch normalisation to recalibrate")
     mode, momenta = model.training, [norm.momentum for norm in norms]

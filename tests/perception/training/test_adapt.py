@@ -24,7 +24,7 @@ from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import optimize
 from perception.training.adapt import adapt
-from perception.training.combine import merge
+from perception.training.combine import merge, recalibrate
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import fit, train
 
@@ -228,3 +228,21 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
     recalibrating = ("--recalibrate", tables.dataroot, "--modules", "0.5*thin", "--name", "c")
     said = refuses("merge", tmp_path / "thin", *recalibrating, "--out", tmp_path / "no", "--method", "task-arithmetic")
     assert "c: no batch normalisation to recalibrate" in said
+
+
+def test_the_fixed_statistics_of_a_series_adapter_are_not_recalibrated(tables, trained):
+    model = load_model(trained)[0]
+    parts = [{"kind": kind, "slots": ["trunk.*"]} for kind in ("series_adapter", "batch_norm")]
+    model.bank.add(parse_module({"name": "both", "kind": "union", "parts": parts}))
+    model.bank.add(parse_module({"name": "series", **parts[0]}))
+    before = copy.deepcopy(model.state_dict())
+    model.bank.activate("both")
+    recalibrate(model, tables, tables.samples("all")[:1], "both")
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    norms = {slot for slot, each in model.bank.at("both").items() if isinstance(each, BatchNorm)}
+    of_norms = ("running_mean", "running_var", "num_batches_tracked")
+    assert len(norms) > 1
+    assert {name.split(".computations.both.norm.")[1] for name in moved} == {*of_norms}
+    assert len(moved) == len(norms) * len(of_norms)
+    with pytest.raises(InputError, match="series: no batch normalisation to recalibrate"):
+        recalibrate(model, tables, tables.samples("all")[:1], "series")
