@@ -101,8 +101,8 @@ def adapt(
 
 def _with_sensors(config: Config, when: Sequence[str]) -> Config:
     """The configuration of a training whose frames have the sensors that a module requires, or lack them."""
-    lacks = {sensor: f"no-{sensor}" in when for sensor in SENSORS}
-    drops = {f"drop_{sensor}": float(lacks[sensor]) for sensor in SENSORS if sensor in when or any(lacks.values())}
+    lacks = optimize.lacking(when)
+    drops = {f"drop_{sensor}": float(sensor in lacks) for sensor in SENSORS if sensor in when or lacks}
     return config.model_copy(update={"train": config.train.model_copy(update=drops)})
 
 

@@ -19,7 +19,7 @@ from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training.optimize import with_conditions
+from perception.training.optimize import lacking, with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
@@ -125,9 +125,10 @@ def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], check
 def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], module: str) -> None:
     """Recompute the running statistics of a `batch_norm` module, or of such parts, as averages over these keyframes.
 
-    Merged weights have other activations than the ones that the statistics were computed for (Jordan et al., REPAIR,
-    2023). `torch.optim.swa_utils.update_bn` does not fit: it resets the normalisations of frozen parts as well, passes
-    no conditions to the model, and the hook of `Freeze` would put the layers back into evaluation mode.
+    The frames lack the sensors that the module requires to be missing. Merged weights have other activations than the
+    ones that the statistics were computed for (Jordan et al., REPAIR, 2023). `torch.optim.swa_utils.update_bn` does not
+    fit: it resets the normalisations of frozen parts as well, passes no conditions to the model, and the hook of
+    `Freeze` would put the layers back into evaluation mode.
 
     Args:
         module: its name; it must run on the frames.
@@ -151,8 +152,10 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
 
     hook = model.register_forward_pre_hook(update_statistics)  # runs after the hook of `Freeze`
     spec = InputSpec.of(model.config)
+    changes: dict[str, Any] = dict.fromkeys(lacking(model.bank.modules[module].when), False)
+    reads = spec.reads._replace(**changes)
     for token in tokens:
-        frame = tables.frame(token, spec.reads)
+        frame = tables.frame(token, reads)
         model(batch_inputs([prepare(frame, spec)]), [frame.conditions])
     hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):

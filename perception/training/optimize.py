@@ -22,6 +22,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.base import is_base_key
 from perception.tasks.network import FittedNetwork
+from perception.taxonomy import SENSORS
 from perception.training.losses import Scope
 
 
@@ -82,6 +83,11 @@ def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[st
     if not found:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(facts)}")
     return found
+
+
+def lacking(facts: Sequence[str]) -> list[str]:
+    """The sensors that frames with these facts lack."""
+    return [sensor for sensor in SENSORS if f"no-{sensor}" in facts]
 
 
 def optimizer_of(

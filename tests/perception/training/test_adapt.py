@@ -20,6 +20,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
+from perception.modules.routing.fixed import present
 from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import optimize
@@ -246,3 +247,14 @@ def test_the_fixed_statistics_of_a_series_adapter_are_not_recalibrated(tables, t
     assert len(moved) == len(norms) * len(of_norms)
     with pytest.raises(InputError, match="series: no batch normalisation to recalibrate"):
         recalibrate(model, tables, tables.samples("all")[:1], "series")
+
+
+@pytest.mark.parametrize("fact", ["no-lidar", "no-cameras"])
+def test_the_statistics_of_a_module_for_a_missing_sensor_are_of_frames_without_it(tables, trained, fact):
+    model, seen = load_model(trained)[0], []
+    model.bank.add(BatchNorm.Options(name="without", slots=("trunk.*",), when=(fact,)))
+    hook = model.register_forward_pre_hook(lambda _, given: seen.append(present(given[0])))
+    recalibrate(model, tables, tables.samples("all")[:2], "without")  # routed by what the frames have
+    hook.remove()
+    assert [{f"no-{name}" for name, there in each.items() if not there} for each in seen] == [{fact}] * 2
+    assert all(int(each.norm.num_batches_tracked) == 2 for each in model.bank.at("without").values())
