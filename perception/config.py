@@ -51,7 +51,7 @@ class Validation(Section):
     unit: Literal["epochs", "steps"] = "epochs"  # of `every`
     split: str  # such as val; all: every scene
     scenes: tuple[str, ...] = Field(default=(), strict=False)  # of the split, as in `data.scenes`
-    metric: str = "NDS"  # a number in metrics.json of `perception evaluate`; higher is better
+    metric: str = "NDS"  # a number in metrics.json, such as map.iou_max.mean; higher is better
     batch: Positive = 4  # frames in a forward pass
 
 

@@ -6,10 +6,11 @@ Losses stay on the device and are fetched once per interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +23,6 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.predictions import look_to
-from perception.evaluation.slices import numbers
 from perception.io import distributed
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
@@ -113,10 +113,15 @@ class Validator:
         """Evaluate the first keyframe, to find mistakes before the training.
 
         Raises:
-            InputError: the metric is no number among the scores, or the evaluation fails.
+            InputError: the metric is none of the scores, or the evaluation fails.
         """
         with TemporaryDirectory() as folder:  # RUN/validation keeps what a training that is resumed wrote there
-            self._scores(model, (f"{self.tables.scene(self.tokens[0])}:0-1",), Path(folder))
+            found = self._evaluate(model, (f"{self.tables.scene(self.tokens[0])}:0-1",), Path(folder))
+        metric = self.settings.metric
+        # What one keyframe leaves undefined may be a number of all of them.
+        undefined = any(value is None and f"{metric}.".startswith(f"{name}.") for name, value in found.items())
+        if metric not in found and not undefined:
+            raise self._unknown(found)
 
     def scores(self, model: PerceptionModel) -> tuple[float, dict[str, float]]:
         """The score that the best checkpoint is chosen by, and all numbers; puts the model into evaluation mode.
@@ -124,16 +129,31 @@ class Validator:
         Raises:
             InputError: the metric is no number among the scores, or the evaluation fails.
         """
-        return self._scores(model, self.settings.scenes, self.folder)
+        found = self._evaluate(model, self.settings.scenes, self.folder)
+        values = {name: float(value) for name, value in found.items() if value is not None}
+        if self.settings.metric not in values:
+            raise self._unknown(values)
+        return values[self.settings.metric], values
 
-    def _scores(self, model: PerceptionModel, scenes: Sequence[str], folder: Path) -> tuple[float, dict[str, float]]:
+    def _evaluate(self, model: PerceptionModel, scenes: Sequence[str], folder: Path) -> dict[str, float | None]:
         predictor = TorchPredictor(model, self.settings.batch)
         seeing = look_to(model.config.data.views, predictor, predictor.spec, model.tasks)
         with torch.random.fork_rng(devices=[]):
             quiet = Console(quiet=True)
             found = evaluate(seeing, self.tables, self.settings.split, scenes, folder, predictor.spec, quiet)
-        values = {name: float(value) for name, value in numbers(found).items() if isinstance(value, int | float)}
-        metric = self.settings.metric
-        if metric not in values:
-            raise InputError(f"train.validation.metric: {metric} is none of the scores {', '.join(sorted(values))}")
-        return values[metric], values
+        return dict(_by_path(found))
+
+    def _unknown(self, names: Iterable[str]) -> InputError:
+        """An error with their names; nested ones, of which there are hundreds, by the first of their keys."""
+        short = {name if "." not in name else f"{name.split('.')[0]}.*" for name in names}
+        there = ", ".join(sorted(short, key=lambda name: (name.endswith("*"), name)))
+        return InputError(f"train.validation.metric: {self.settings.metric} is none of the scores {there}")
+
+
+def _by_path(scores: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, float | None]]:
+    """The numbers of metrics.json by their keys, joined by dots; None where they are undefined."""
+    for key, value in scores.items():
+        if isinstance(value, Mapping):
+            yield from _by_path(value, f"{path}{key}.")
+        elif value is None or isinstance(value, int | float):
+            yield f"{path}{key}", value

@@ -34,11 +34,11 @@ from perception.modules.computation.weight_delta import LowRank
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
-from perception.training import optimize
+from perception.training import monitor, optimize
 from perception.training.adapt import adapt
 from perception.training.distribute import restore_norms, synchronise_norms
 from perception.training.loop import fit, train
-from perception.training.monitor import TrainingLog
+from perception.training.monitor import TrainingLog, Validator
 from perception.training.optimize import optimizer_of, schedule_of, set_momentum
 
 
@@ -276,6 +276,31 @@ def test_validations_fall_on_the_ends_of_epochs(recorded: NuScenesTables, tmp_pa
     assert json.loads((best / "checkpoint.json").read_text())["step"] == 5
     assert load_model(best)[1] == config
     assert (best / "model.safetensors").read_bytes() == (then / "model.safetensors").read_bytes()
+
+
+def test_a_network_without_boxes_is_validated_by_a_nested_score(tables, tmp_path: Path) -> None:
+    validation = Validation(every=1, unit="steps", split="all", metric="map.iou_max.mean")
+    config = minimal(steps=1, validation=validation).model_copy(update={"tasks": {"map": MapHead(channels=8)}})
+    train(config, tables, "all", tmp_path)
+    scores = json.loads((tmp_path / "validation" / "metrics.json").read_text())
+    best = json.loads((tmp_path / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert 0 < best["score"] == scores["map"]["iou_max"]["mean"] < 1
+    logged = scalars(tmp_path).Scalars("validation/map.iou_0.5.mean")
+    assert [e.value for e in logged] == pytest.approx([scores["map"]["iou_0.5"]["mean"]])
+
+
+@pytest.mark.parametrize("metric", ["mAP_present", "map.iou_max.mean", "NDS.mean", "mop.mean"])
+def test_a_score_may_be_undefined_on_the_first_keyframe(recorded, tmp_path: Path, monkeypatch, metric: str) -> None:
+    found = {"samples": 1, "NDS": 0.5, "mAP_present": None, "label_aps": {"car": {"0.5": 0.1}}, "map": None}
+    monkeypatch.setattr(monitor, "evaluate", lambda *_: found)
+    validator = Validator(Validation(split="all", metric=metric), recorded, tmp_path)
+    if metric in ("mAP_present", "map.iou_max.mean"):
+        validator.check(PerceptionModel(minimal()))
+        with pytest.raises(InputError, match=rf"{metric} is none of the scores NDS, samples, label_aps\.\*$"):
+            validator.scores(PerceptionModel(minimal()))
+    else:
+        with pytest.raises(InputError, match=rf"{metric} is none of the scores NDS, mAP_present, map, samples, label"):
+            validator.check(PerceptionModel(minimal()))
 
 
 def test_all_views_are_trained_and_validated(recorded: NuScenesTables, tmp_path: Path) -> None:
