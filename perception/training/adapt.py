@@ -79,8 +79,8 @@ def adapt(
         training: overrides of the checkpoint's `train` section, such as steps=300.
 
     Raises:
-        InputError: an unknown kind, slot, option or condition, a name that is taken, no frame under the conditions,
-            or RUN already trained.
+        InputError: an unknown kind, slot, option or condition, a name that is taken, no frame under the conditions, or
+            RUN already trained.
     """
     _require_untrained(run)
     base, config = load_model(checkpoint, tables.rig)
@@ -90,6 +90,8 @@ def adapt(
         config = _with_sensors(config, spec.when)
     tokens = optimize.with_conditions(tables, tables.samples(split, selectors), spec.when)
     base.reconfigure(_with_options_kept(config, base))
+    if spec.kind != "memory":  # clips end without any sensor, too
+        optimize.require_reachable(base, spec.name)
     optimize.post_hoc(base, [spec.name])
     own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
     scope = Scope(own) if own else None
@@ -186,6 +188,8 @@ def add_task(
     rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
     given["train"] = _further_training(given["train"], {"rates": rates, **training})
     model.reconfigure(_with_options_kept(parse_config(given, str(checkpoint)), model))
+    for module in own:
+        optimize.require_reachable(model, module["name"])
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables.recording(t))]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")

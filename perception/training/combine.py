@@ -19,7 +19,7 @@ from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training.optimize import lacking, with_conditions
+from perception.training.optimize import lacking, require_reachable, with_conditions
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
@@ -134,8 +134,9 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
         module: its name; it must run on the frames.
 
     Raises:
-        InputError: it has none.
+        InputError: it has none, or requires what no frame of the network has.
     """
+    require_reachable(model, module)
     # Not those of series adapters: what these were merged to has fixed unit statistics (`set_task_vector`).
     norms = [each.norm for each in model.bank.at(module).values() if isinstance(each, BatchNorm)]
     if not norms:

@@ -20,7 +20,9 @@ from perception.config import Schedule
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.modules.bank import BRANCHES
 from perception.modules.base import is_base_key
+from perception.sensors.inputs import InputSpec
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import SENSORS
 from perception.training.losses import Scope
@@ -88,6 +90,16 @@ def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[st
 def lacking(facts: Sequence[str]) -> list[str]:
     """The sensors that frames with these facts lack."""
     return [sensor for sensor in SENSORS if f"no-{sensor}" in facts]
+
+
+def require_reachable(model: PerceptionModel, module: str) -> None:
+    """Raise InputError if no frame with any sensor of the network has those that the module requires, or lacks them."""
+    own = [BRANCHES[branch] for branch in InputSpec.of(model.config).sensors]
+    required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in SENSORS}
+    left = [sensor for sensor in own if f"no-{sensor}" not in required]
+    if not left or not required <= {*left, *(f"no-{sensor}" for sensor in own)}:
+        facts = f"{' and '.join(sorted(required))}, which no training frame of a network with {' and '.join(own)} has"
+        raise InputError(f"module {module}: requires {facts}; change its conditions")
 
 
 def optimizer_of(

@@ -9,10 +9,10 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 from commands import refuses, succeeds
-from networks import assert_same, small
+from networks import assert_same, little, small
 from torch import nn
 
-from perception.checkpoint import load_model, provenance
+from perception.checkpoint import load_model, provenance, save_model
 from perception.config import Config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -52,6 +52,23 @@ def test_a_module_for_sensors_trains_on_frames_that_have_or_lack_them(tables, tr
     assert weights
     assert all(value.any() for value in weights)  # one of its two factors is zero at first
     assert_same(before, base_of(after))
+
+
+@pytest.mark.parametrize(
+    ("both", "facts"),
+    [(True, "no-cameras no-lidar"), (False, "no-lidar"), (False, "no-cameras"), (False, "cameras")],
+)
+def test_a_module_that_no_training_frame_reaches_is_refused(tables, trained, tmp_path, both, facts):
+    """In a network with both sensors, or with LiDAR alone, whose frames neither have nor lack cameras."""
+    base = trained
+    if not both:
+        base, model = tmp_path / "base", little([])
+        save_model(base, model.config, model)
+    new = {"name": "new", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": facts.split()}
+    says = f"new: requires {facts.replace(' ', ' and ')}, which no training frame of a network with lidar"
+    with pytest.raises(InputError, match=says):
+        adapt(base, new, tables, "all", (), tmp_path / "run", steps=1)
+    assert not (tmp_path / "run").exists()
 
 
 def first_batch(config: Config, tables: NuScenesTables) -> Batch:
@@ -258,3 +275,6 @@ def test_the_statistics_of_a_module_for_a_missing_sensor_are_of_frames_without_i
     hook.remove()
     assert [{f"no-{name}" for name, there in each.items() if not there} for each in seen] == [{fact}] * 2
     assert all(int(each.norm.num_batches_tracked) == 2 for each in model.bank.at("without").values())
+    model.bank.add(BatchNorm.Options(name="blind", slots=("trunk.*",), when=("no-lidar", "no-cameras")))
+    with pytest.raises(InputError, match="blind: requires no-cameras and no-lidar, which no training frame"):
+        recalibrate(model, tables, tables.samples("all")[:2], "blind")

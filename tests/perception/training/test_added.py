@@ -208,6 +208,7 @@ def test_adding_what_cannot_be_added_is_refused(finished, tables, tmp_path, monk
         ("map", {"tasks": {"map": {"chanels": 8}}}, "chanels"),
         ("map", {"modules": [module]}, "rain"),
         ("map", {"modules": [module | {"name": "a", "slots": ["tronk.*"]}]}, "tronk"),
+        ("map", {"modules": [module | {"name": "a", "when": ["no-lidar", "no-cameras"]}]}, "requires no-cameras and"),
         ("conditions", {}, "no keyframe of the split has labels for the task conditions"),
     ):
         with pytest.raises(InputError, match=message):
