@@ -51,13 +51,15 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
         model.camera.load_pretrained()
     optimize.joint(model)
     optimize.freeze(model, config.train.rates)
-    earlier: tuple[str, ...] = ()
+    tokens, earlier = tables.samples(split, config.data.scenes), tuple[str, ...]()
     if resume:
-        earlier = checkpoint.provenance(run).data[:-1]
+        data = checkpoint.provenance(run).data
+        earlier = data[:-1]
+        _require_same_keyframes(run, data[-1:], describe_keyframes(tables, tokens))
     elif config.init_from is not None:
         initialise(model, config.init_from)
         earlier = checkpoint.provenance(Path(config.init_from.run)).data
-    return fit(model, tables, tables.samples(split, config.data.scenes), run, resume, earlier)
+    return fit(model, tables, tokens, run, resume, earlier)
 
 
 def fit(
@@ -298,6 +300,13 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
+
+
+def _require_same_keyframes(run: Path, before: Sequence[str], now: str) -> None:
+    """Compare numbers of keyframes and scenes; the rest of a description may change as a data set is moved."""
+    was, found = ([each.rpartition(": ")[2] for each in every] for every in (before, [now]))
+    if was and was != found:
+        raise InputError(f"{run}: was trained on {was[0]}, these are {found[0]}; resume with its --data and --split")
 
 
 def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
