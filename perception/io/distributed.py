@@ -54,6 +54,15 @@ def mean(values: Tensor) -> Tensor:
     return total(values) / processes()
 
 
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the values of all processes, which exchange it on this device."""
+    if processes() == 1:
+        return value
+    values = torch.tensor(value, device=device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values)
+
+
 def gather(values: Tensor) -> Tensor:
     """(B, ...) of this process -> (processes * B, ...) of all, in the order of their frames; without gradients."""
     if processes() == 1:

@@ -10,7 +10,7 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from perception.frame import Conditions
-from perception.io.distributed import draw_locally, processes, total
+from perception.io.distributed import draw_locally, largest, processes, total
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import make_shared_routes
@@ -63,7 +63,8 @@ class Losses(nn.Module):
         if self.scope.random_conditions:
             conditions = random_conditions(bank.conditions, len(conditions))
         if "state_valid" in inputs:
-            inputs = {**inputs, "state": self._state(len(inputs["state_valid"]), earlier, conditions)}
+            filled = fill_clips(inputs, earlier)
+            inputs = {**inputs, "state": self._state(len(inputs["state_valid"]), filled, conditions)}
         dense = model(inputs, conditions, self.scope.tasks, self._routes(inputs, conditions), trace)
         self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
@@ -85,6 +86,17 @@ class Losses(nn.Module):
         """The routes of the frames of all processes; None for one process, which has those by conditions."""
         shared = processes() > 1 and self.model.bank.modules
         return make_shared_routes(self.model.bank, inputs, conditions, self.scope.tasks) if shared else None
+
+
+def fill_clips(inputs: dict[str, Tensor], earlier: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The earlier frames of this process, as many as those of the process with the longest clips.
+
+    So all processes run the network equally often. Shorter clips begin with their first frames again, as in a batch
+    (`training/clips.align_clips`), so that the frames are those of one process with the whole batch.
+    """
+    first = earlier[0] if earlier else inputs
+    missing = largest(len(earlier), inputs["state_valid"].device) - len(earlier)
+    return [first] * missing + [*earlier]
 
 
 def means(terms: Mapping[str, Loss]) -> dict[str, Tensor]:

@@ -59,6 +59,7 @@ CONFIG = {
         "validation": {"every": 20, "unit": "steps", "split": "all", "metric": "mAP"},
     },
 }
+SHORT = {**CONFIG["train"], "steps": 8, "validation": None}
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,24 @@ def test_a_training_that_is_killed_again_and_again_has_the_bytes_of_an_uninterru
     for file in newest(run).iterdir():
         assert file.read_bytes() == (newest(runs / "1") / file.name).read_bytes(), file.name
     require_close(tmp_path / "two", runs / "1")
+
+
+def require_as_one(config: dict[str, object], data: Path, folder: Path) -> None:
+    """Two processes train this configuration as one does; the runs are 1 and 2 in the folder."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    for count in (1, 2):
+        out = ("--split", "all", "--out", folder / str(count))
+        train(count, folder / f"output-{count}", "train", file, "--data", data, *out)
+    require_close(folder / "1", folder / "2")
+
+
+def test_two_processes_train_a_memory_as_one(sim_root: Path, tmp_path: Path) -> None:
+    """The first keyframe of a drive has none before it, so that its process often has the shorter clips."""
+    memory = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.3}
+    changed = {"modules": [memory], "routing": None, "train": SHORT}
+    require_as_one({**CONFIG, **changed}, sim_root, tmp_path)
+    assert weights(tmp_path / "2")["memory.computations.memory.scale"].any()
 
 
 def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) -> None:

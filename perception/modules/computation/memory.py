@@ -65,7 +65,9 @@ class FusedMap(nn.Module):
     def __init__(self, grid: BevGrid, channels: int) -> None:
         super().__init__()
         self.grid, self.in_channels, self.out_channels = grid, channels, channels
-        self.register_buffer("centers", torch.from_numpy(grid.centers()), persistent=False)
+        # Of the type of the network's weights, which is that of a memory here, too.
+        centers = torch.from_numpy(grid.centers()).to(torch.get_default_dtype())
+        self.register_buffer("centers", centers, persistent=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

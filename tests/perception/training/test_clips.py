@@ -25,7 +25,7 @@ from perception.sensors.state import Limits, Moment, state_inputs
 from perception.tasks.task import to_prediction
 from perception.training.augment import Augmentation
 from perception.training.clips import Clips
-from perception.training.loader import Batch, FrameDataset, collate
+from perception.training.loader import Batch, FrameDataset, Sample, collate
 from perception.training.loop import fit, train
 from perception.training.losses import Losses, Scope
 from perception.training.optimize import joint, post_hoc
@@ -194,14 +194,19 @@ def sequence(network: PerceptionModel, inputs: list[dict[str, Tensor]]) -> list[
     return found
 
 
-def clip_batch(tables: Keyframes, config: Config) -> Batch:
+def clip_samples(tables: Keyframes, config: Config) -> list[Sample]:
     """Of the last and of the first keyframe of a drive, so that one clip has three frames and the other one."""
     dataset, drive = FrameDataset(tables, tables.samples("all"), config), tables.samples("all")[:3]
     samples = {}
     for position in range(10 * dataset.epoch_length):
         sample = dataset[position]
         samples[sample.token, len(sample.earlier)] = sample
-    return collate([samples[drive[2], 2], samples[drive[0], 0]])
+    return [samples[drive[2], 2], samples[drive[0], 0]]
+
+
+def clip_batch(tables: Keyframes, config: Config) -> Batch:
+    """Of `clip_samples`."""
+    return collate(clip_samples(tables, config))
 
 
 def test_a_batch_has_its_frames_by_age_and_short_clips_do_not_feel_how_they_are_filled(tables):
@@ -234,6 +239,22 @@ def test_the_losses_are_those_of_the_last_frame_after_the_earlier_ones(tables):
     for name, parameter in network.named_parameters():
         if name in gradients:
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_shorter_clips_than_those_of_other_processes_are_filled_and_do_not_feel_it(tables, monkeypatch):
+    config = plain()
+    network, passes = learned(config), []
+    step = network.next_state
+    monkeypatch.setattr(network, "next_state", lambda *given: passes.append(given) or step(*given))
+    losses = Losses(network, Scope(tuple(network.tasks)))
+    for sample in clip_samples(tables, config):
+        batch, found = collate([sample]), []
+        for longest in (len(batch.earlier), 4):
+            monkeypatch.setattr("perception.training.losses.largest", lambda value, device, longest=longest: longest)
+            passes.clear()
+            found.append(losses(batch.inputs, batch.conditions, batch.labels, batch.earlier))
+            assert len(passes) == longest
+        assert_same(*found)
 
 
 def assert_equal(found: Prediction, expected: Prediction) -> None:
