@@ -188,23 +188,34 @@ def _per_frame(module: Any, weight: Tensor, site: Site) -> Tensor:
     """weight (B,) times the delta. A slot may have several rows for each frame, such as its six images.
 
     Frames with weight zero are not computed, so that they do not enter the statistics of a batch normalisation, unless
-    the gradient of the weight needs them.
+    the gradient of the weight needs them. In a training of several processes the module runs in all or in none: one
+    without such frames computes no rows, for the exchanges in the module and of its gradients.
     """
     rows = spread(weight, site.y)
     if weight.requires_grad or torch.compiler.is_compiling():
         return rows.to(site.y) * module(site)
     chosen = rows.nonzero()[:, 0]
     running = len(chosen)
-    if any(isinstance(part, SYNCHRONISED) and part.training for part in module.modules()):
-        running = int(distributed.total(torch.tensor(running, device=site.y.device)))  # it runs on no process or on all
+    if distributed.processes() > 1 and _exchanges(module):
+        running = int(distributed.total(torch.tensor(running, device=site.y.device)))
     if running == 0:
         return torch.zeros_like(site.y)
     if len(chosen) == len(rows):
         return rows.to(site.y) * module(site)
-    z = site.z if site.z is None or len(site.z) == 1 else site.z[weight.nonzero()[:, 0].to(site.z.device)]
+    z = site.z
+    if z is not None and len(z) > 1:
+        frames = weight.nonzero()[:, 0].to(z.device)
+        z = z[frames] if len(frames) else z[:1]  # any one for no rows
     part = module(Site(site.x[chosen], site.y[chosen], site.layer, z))
     total = part.new_zeros(site.y.shape)  # in mixed precision the delta can be of another type than y
     return total.index_add(0, chosen.to(part.device), rows[chosen].to(part) * part)
+
+
+def _exchanges(module: nn.Module) -> bool:
+    """Whether processes exchange statistics of the module, or gradients, which each then needs in its graph."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
+        return True
+    return any(isinstance(part, SYNCHRONISED) and part.training for part in module.modules())
 
 
 def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> list[Slot]:

@@ -169,7 +169,7 @@ def test_a_training_that_is_killed_again_and_again_has_the_bytes_of_an_uninterru
 def require_as_one(config: dict[str, object], data: Path, folder: Path) -> None:
     """Two processes train this configuration as one does; the runs are 1 and 2 in the folder."""
     file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
+    file.write_text(yaml.safe_dump(config, sort_keys=False))  # the first of the rates that fits counts
     for count in (1, 2):
         out = ("--split", "all", "--out", folder / str(count))
         train(count, folder / f"output-{count}", "train", file, "--data", data, *out)
@@ -182,6 +182,18 @@ def test_two_processes_train_a_memory_as_one(sim_root: Path, tmp_path: Path) -> 
     changed = {"modules": [memory], "routing": None, "train": SHORT}
     require_as_one({**CONFIG, **changed}, sim_root, tmp_path)
     assert weights(tmp_path / "2")["memory.computations.memory.scale"].any()
+
+
+def test_two_processes_train_a_module_as_one_where_one_of_them_has_no_frames_for_it(
+    sim_root: Path, tmp_path: Path
+) -> None:
+    """With the base frozen the loss of such a process depends on nothing that trains; on some steps that is both."""
+    module = {"name": "rain", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": ["rain"]}
+    recipe = {**SHORT, "rates": {"*.computations.*": 1.0, "*": 0.0}}
+    require_as_one({**CONFIG, "modules": [module], "routing": None, "train": recipe}, sim_root, tmp_path)
+    learned = [value.any() for name, value in weights(tmp_path / "2").items() if name.endswith("rain.b.weight")]
+    assert learned
+    assert all(learned)
 
 
 def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) -> None:

@@ -336,6 +336,25 @@ def test_frames_have_weights_in_mixed_precision(case, weights):
             torch.testing.assert_close(slot(x).float(), exact, rtol=0.1, atol=0.1)
 
 
+@every_kind
+def test_a_process_without_frames_of_a_module_has_it_in_its_graph(case, monkeypatch):
+    """Gradients are exchanged, so that all processes need them where one has such frames."""
+    monkeypatch.setattr("perception.io.distributed.processes", lambda: 2)
+    monkeypatch.setattr("perception.io.distributed.total", lambda values: values + 1)  # the other one has a frame
+    for layer, x, z in attached(case):
+        for known in (None, z, torch.eye(Z)[:2]):
+            module = make_trained(case, layer).train()
+            before = copy.deepcopy(dict(module.named_buffers()))
+            slot = Slot("s", layer)
+            slot.computations["m"], slot.current.route = module, Route({"m": torch.zeros(2)}, z=known)
+            y = slot(x)
+            assert torch.equal(y, layer(x))
+            y.sum().backward()
+            assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+            for name, value in module.named_buffers():
+                assert torch.equal(value, before[name]) or name.endswith("num_batches_tracked"), name
+
+
 class Network(nn.Module):
     """A slot with each of the layers, as the model has them."""
 

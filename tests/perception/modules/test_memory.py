@@ -180,6 +180,19 @@ def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of
     assert torch.equal(fused + module(Site(FusedInput(fused, {}, layer), fused, layer, None)), fused)  # type: ignore[arg-type]
 
 
+def test_a_process_without_frames_for_it_has_it_in_its_graph(monkeypatch):
+    """As of the other kinds, in test_contract.py."""
+    monkeypatch.setattr("perception.io.distributed.processes", lambda: 2)
+    monkeypatch.setattr("perception.io.distributed.total", lambda values: values + 1)  # the other one has a frame
+    layer, module = memory()
+    slot = Slot("memory", layer)
+    slot.computations["m"], slot.current.route = module, Route({"m": torch.zeros(2)})
+    found = slot(FusedInput(fused_of(), past_of()))
+    assert torch.equal(found, fused_of())
+    found.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+
+
 def test_a_frame_that_sees_nothing_opens_the_gate_of_a_new_memory():
     """The maximum of the map falls; with a scale that a few steps reach it keeps the past."""
     layer, past = FusedMap(GRID, CHANNELS), past_of()
