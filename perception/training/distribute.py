@@ -77,6 +77,16 @@ def always_run(
     return all(model.bank.requirements(name) <= known for name in modules)
 
 
+def reduces_each_pass(accelerator: Accelerator) -> bool:
+    """Whether the gradients of a step are summed over the processes after each pass, instead of after the last alone.
+
+    Where modules train: the last pass may have no frames for them, and a static graph knows no pass without a sum. DDP
+    takes the gradients of the passes before, which all processes share, into the mean as they are.
+    """
+    handler = accelerator.ddp_handler
+    return handler is not None and (handler.find_unused_parameters or handler.static_graph)
+
+
 @contextmanager
 def report_lost_process(run: Path) -> Iterator[None]:
     """Run what all processes take part in.

@@ -31,6 +31,7 @@ from perception.training.distribute import (
     accelerator_of,
     gather,
     is_sharded,
+    reduces_each_pass,
     report_lost_process,
     restore_norms,
     shard,
@@ -108,6 +109,7 @@ class _Training:
         options = self.config.train
         self.data = (*earlier, describe_keyframes(tables, tokens))
         self.accelerator = accelerator_of(model, scope, tables, tokens)
+        self.reduces_each_pass = reduces_each_pass(self.accelerator)
         self.barrier = LongBarrier()
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -217,8 +219,8 @@ class _Training:
         """Backpropagate the mean over the passes; returns its terms and their sum `loss`."""
         sums: dict[str, Tensor] = {}
         for batch in passes:
-            waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
-            with waits:
+            reduces = self.reduces_each_pass or batch is passes[-1]
+            with nullcontext() if reduces else self.accelerator.no_sync(self.parallel):
                 part = batch.to(self.accelerator.device)
                 losses = self.parallel(part.inputs, part.conditions, part.labels, part.earlier)
                 losses["loss"] = torch.stack(list(losses.values())).sum()

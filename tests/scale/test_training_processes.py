@@ -21,7 +21,7 @@ from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.training import optimize
-from perception.training.distribute import accelerator_of, is_sharded
+from perception.training.distribute import accelerator_of, is_sharded, reduces_each_pass
 from perception.training.losses import Scope
 
 CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
@@ -60,6 +60,7 @@ CONFIG = {
     },
 }
 SHORT = {**CONFIG["train"], "steps": 8, "validation": None}
+MODULES_ALONE = {"*.computations.*": 1.0, "*": 0.0}  # rates
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,13 @@ def require_as_one(config: dict[str, object], data: Path, folder: Path) -> None:
     require_close(folder / "1", folder / "2")
 
 
+def require_learned(module: str, run: Path) -> None:
+    """A low-rank module, whose second factors begin with zeros."""
+    learned = [value.any() for name, value in weights(run).items() if name.endswith(f"{module}.b.weight")]
+    assert learned
+    assert all(learned)
+
+
 def test_two_processes_train_a_memory_as_one(sim_root: Path, tmp_path: Path) -> None:
     """The first keyframe of a drive has none before it, so that its process often has the shorter clips."""
     memory = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.3}
@@ -189,11 +197,20 @@ def test_two_processes_train_a_module_as_one_where_one_of_them_has_no_frames_for
 ) -> None:
     """With the base frozen the loss of such a process depends on nothing that trains; on some steps that is both."""
     module = {"name": "rain", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": ["rain"]}
-    recipe = {**SHORT, "rates": {"*.computations.*": 1.0, "*": 0.0}}
+    recipe = {**SHORT, "rates": MODULES_ALONE}
     require_as_one({**CONFIG, "modules": [module], "routing": None, "train": recipe}, sim_root, tmp_path)
-    learned = [value.any() for name, value in weights(tmp_path / "2").items() if name.endswith("rain.b.weight")]
-    assert learned
-    assert all(learned)
+    require_learned("rain", tmp_path / "2")
+
+
+@pytest.mark.parametrize(("when", "rates"), [([], {}), (["rain"], MODULES_ALONE)], ids=["always", "sometimes"])
+def test_two_processes_add_the_passes_of_a_step_as_one(
+    when: list[str], rates: dict[str, float], sim_root: Path, tmp_path: Path
+) -> None:
+    """Also where the last pass of a step has no frame for the only module that trains."""
+    module = {"name": "added", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": when}
+    recipe = {**SHORT, "batch": 4, "accumulate": 2, "rates": rates}
+    require_as_one({**CONFIG, "modules": [module], "routing": None, "train": recipe}, sim_root, tmp_path)
+    require_learned("added", tmp_path / "2")
 
 
 def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) -> None:
@@ -251,6 +268,22 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
     optimize.joint(model)
     optimize.freeze(model, {"*.computations.*": 0, "chooser.*": 0})
     assert searched(every) == (False, False)
+
+
+def test_only_without_modules_that_train_are_gradients_summed_for_the_last_pass_alone(tables: NuScenesTables) -> None:
+    model, every = PerceptionModel(parse_config(CONFIG, "small")), tables.samples("all")
+
+    def each_pass() -> bool:
+        return reduces_each_pass(accelerator_of(model, Scope(tuple(model.tasks)), tables, every))
+
+    optimize.joint(model)
+    assert each_pass()
+    optimize.freeze(model, {"*.computations.*": 0})
+    assert each_pass()  # the learned router chooses
+    optimize.freeze(model, {"chooser.*": 0})
+    assert not each_pass()
+    optimize.post_hoc(model, ["night"])
+    assert each_pass()
 
 
 def test_a_division_that_is_not_supported_is_refused(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:
