@@ -100,8 +100,8 @@ def report_lost_process(run: Path) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise InputError(
-            f"{run}: another process of the training has ended or does not answer, see what it says; start it again "
-            "with --resume"
+            f"{run}: another process of the training has ended or does not answer, see what it says; start it again: "
+            "perception train with --resume, perception adapt with another --out"
         ) from None
 
 

@@ -15,13 +15,14 @@ from commands import one_line_error
 from processes import train, training
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed as dist
 
 from perception.checkpoint import newest, weights
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.training import optimize
-from perception.training.distribute import accelerator_of, is_sharded, reduces_each_pass
+from perception.training.distribute import accelerator_of, is_sharded, reduces_each_pass, report_lost_process
 from perception.training.losses import Scope
 
 CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
@@ -211,6 +212,13 @@ def test_two_processes_add_the_passes_of_a_step_as_one(
     recipe = {**SHORT, "batch": 4, "accumulate": 2, "rates": rates}
     require_as_one({**CONFIG, "modules": [module], "routing": None, "train": recipe}, sim_root, tmp_path)
     require_learned("added", tmp_path / "2")
+
+
+@pytest.mark.parametrize("error", [dist.DistBackendError("NCCL"), RuntimeError("[gloo/transport/tcp] closed")])
+def test_the_message_about_a_lost_process_says_how_each_command_goes_on(error: RuntimeError, tmp_path: Path) -> None:
+    line = "start it again: perception train with --resume, perception adapt with another --out"
+    with one_line_error(line), report_lost_process(tmp_path):
+        raise error
 
 
 def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) -> None:
