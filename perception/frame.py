@@ -321,7 +321,9 @@ class Frame:
         hidden = [i for i, name in enumerate(lidars) if name in sensors]
         if frame.points is None or not hidden:
             return frame
-        if len(hidden) == len(lidars) or frame.lidar_of_point is None:
+        if frame.lidar_of_point is None:  # all are the first's
+            return frame.without_points() if 0 in hidden else frame
+        if len(hidden) == len(lidars):
             return frame.without_points()
         return frame.select_points(~np.isin(frame.lidar_of_point, hidden))
 

@@ -214,6 +214,18 @@ def test_a_frame_that_does_not_say_what_is_of_its_keyframe_is_refused() -> None:
     assert [frame.without_points().__dict__[name] for name in PER_POINT] == [None] * 4
 
 
+@pytest.mark.parametrize(("lidars", "masked", "left"), [
+    (None, "b", 3), (None, "a", None), (None, "ab", None),  # the second one has no points
+    ([0, 1, 1], "a", 2), ([0, 1, 1], "b", 1), ([0, 1, 1], "c", 3), ([0, 1, 1], "ab", None),
+])  # fmt: skip
+def test_a_frame_without_a_lidar_has_the_points_of_the_others(lidars: Any, masked: str, left: int | None) -> None:
+    pose, points, sweeps = np.eye(4), np.zeros((3, 5), np.float32), np.zeros(3, np.uint8)
+    of_point = None if lidars is None else np.array(lidars, np.uint8)
+    frame = Frame("t", 0, "ego", pose, pose, points, {}, sweep_of_point=sweeps, lidar_of_point=of_point)
+    seen = frame.without(masked, "ab").points
+    assert (None if seen is None else len(seen)) == left
+
+
 def test_the_own_vehicle_is_cropped_in_its_own_frame() -> None:
     own = Box(center=(1.0, 0.0, 1.0), size=(4.0, 2.0, 2.0))
     mount = Mount(position=(1.0, 0.0, 2.5), yaw=90.0, pitch=20.0)
