@@ -80,7 +80,7 @@ def drive(
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     with Buses() as buses, ExitStack() as stack:
         intake = Intake(_open_source(source, rate, buses), mapped, chosen, runtime)
-        outputs = open_outputs(options, stack, intake, runtime.bundle.manifest, buses, say)
+        outputs = open_outputs(options, stack, intake, runtime.bundle.manifest, mapped, buses, say)
         driven = run(runtime, intake, chosen, outputs, seconds, say)
     if not as_json:
         console.print(", ".join(f"{count} {what}" for what, count in driven.to_json()["frames"].items()))

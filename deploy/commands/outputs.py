@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deploy.live.intake import Intake
     from deploy.live.outputs import Output
     from deploy.manifest import Manifest
+    from deploy.recordings.topics import Topics
 
 
 class OutputOptions(NamedTuple):
@@ -29,6 +30,7 @@ def open_outputs(
     stack: ExitStack,
     intake: Intake,
     manifest: Manifest,
+    topics: Topics,
     buses: Buses,
     say: Callable[[str], None],
 ) -> list[Output]:
@@ -58,7 +60,8 @@ def open_outputs(
         intake.tap, now = recorder.tap, intake.source.now
         sent = lambda message: recorder.out(*message, now())  # noqa: E731
     if options.publish:
-        found.append(Published(buses.open(options.publish, "--publish"), Messages(manifest), sent))
+        messages = Messages(manifest, topics.ego_frame, topics.global_frame)
+        found.append(Published(buses.open(options.publish, "--publish"), messages, sent))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         found.append(Results(stack, options.out, manifest))

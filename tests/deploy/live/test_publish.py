@@ -4,14 +4,22 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from exported import bundle
 from live import Watch, driving, log, network, recorded
+from perceived import boxes_of, frame_at, manifest_of
 from recordings import nuscenes_topics
+from ros_idl import read
+from vocabulary import CONDITIONS, SENSORS
 
+from deploy.commands.outputs import OutputOptions, open_outputs
 from deploy.live.buses import BUSES
 from deploy.live.messages.messages import Message, Messages
 from deploy.live.publish import Published
@@ -22,6 +30,8 @@ from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, Recording
 from deploy.recordings.ros_types import encode, make
 from perception.errors import InputError
+from perception.frame import Prediction
+from perception.scene.scene import Scene
 
 
 @pytest.fixture(params=BUSES)
@@ -126,3 +136,21 @@ def test_a_topic_that_is_published_later_is_heard(buses: tuple[Bus, Bus]) -> Non
         publisher.publish("/later", kind, encode(make(kind, data="here")))
         time.sleep(0.1)
     assert heard[0].parse(heard[0].data).data == "here"
+
+
+def test_messages_are_in_the_frames_of_reference_of_the_map_of_topics() -> None:
+    manifest, sent, intake = manifest_of("detection"), list[Message](), None
+    buses: Any = SimpleNamespace(open=lambda *_: SimpleNamespace(publish=lambda *each: sent.append(Message(*each))))
+    topics = nuscenes_topics(global_frame="odom", ego_frame="rear_axle")
+    with ExitStack() as stack:
+        options = OutputOptions(publish="zenoh")
+        (published,) = open_outputs(options, stack, intake, manifest, topics, buses, print)  # type: ignore[arg-type]
+    frame, scene = frame_at(np.eye(4), np.eye(4)), Scene(SENSORS, manifest.heads, CONDITIONS)
+    prediction = Prediction({"detection": boxes_of()})
+    scene.observe(frame)
+    published.publish(frame, prediction)
+    published.add(frame, scene.update(frame, prediction))
+    frames = {each.topic: read(each).header.frame_id for each in sent if "objects" in each.topic}
+    objects = "/perception/objects"
+    vehicle = {f"{objects}/vision": "rear_axle", f"{objects}/detected": "rear_axle"}
+    assert frames == {**vehicle, f"{objects}/tracked": "odom"}
