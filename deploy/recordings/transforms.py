@@ -102,6 +102,7 @@ class _Edge:
         self._stamps: list[int] = []
         self._poses: list[_Pose] = []
         self._latest: _Pose | None = None  # in order of arrival
+        self._until = math.inf  # its time (us), if it is not static
         self._static = self.needed = False
 
     def add(self, transform: Transform, static: bool) -> bool:
@@ -111,6 +112,7 @@ class _Edge:
         self._latest = transform.translation, transform.rotation
         self._static, self.needed = self._static or static, self.needed or static
         if not static:
+            self._until = transform.stamp
             self._stamps.insert(place, transform.stamp)
             self._poses.insert(place, self._latest)
             if len(self._stamps) > MOST_POSES:
@@ -123,8 +125,8 @@ class _Edge:
         return None if self._latest is None else rigid(*self._latest)
 
     def until(self) -> float:
-        """The latest of its times (us); infinite if it is static."""
-        return math.inf if self._static else self._stamps[-1]
+        """The time (us) of the pose that came last, since a later one may be damaged; infinite if it is static."""
+        return math.inf if self._static else self._until
 
     def at(self, stamp: int) -> np.ndarray | None:
         if self._static:

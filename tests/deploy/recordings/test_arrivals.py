@@ -170,13 +170,27 @@ def repeated(log: Sequence[Sent], later: int) -> Iterator[Sent]:
         if each.topic == "/tf_static" and not later:
             yield each
         elif each.topic == "/tf":
-            content = ros.TYPES.deserialize_cdr(each.data, each.type_name)
-            for moved in content.transforms:
-                stamp = each.time + later
-                moved.header.stamp.sec, moved.header.stamp.nanosec = stamp // 1_000_000, stamp % 1_000_000 * 1000
-            yield each._replace(time=each.time + later, data=bytes(ros.TYPES.serialize_cdr(content, each.type_name)))
+            yield stamped(each, each.time + later)._replace(time=each.time + later)
         elif each.topic not in ("/tf_static", "/keyframe"):
             yield edit(each, stamp=each.time + later, time=each.time + later)
+
+
+def stamped(poses: Sent, stamp: int) -> Sent:
+    """A message of /tf whose poses have this stamp (us)."""
+    content = ros.TYPES.deserialize_cdr(poses.data, poses.type_name)
+    for moved in content.transforms:
+        moved.header.stamp.sec, moved.header.stamp.nanosec = stamp // 1_000_000, stamp % 1_000_000 * 1000
+    return poses._replace(data=bytes(ros.TYPES.serialize_cdr(content, poses.type_name)))
+
+
+def test_a_pose_of_a_wrong_time_leaves_no_later_frame_without_one(log: list[Sent]) -> None:
+    """It is damaged, or from before a clock was set back; those after it come later than sweeps and pictures."""
+    first = next(each for each in log if each.topic == "/tf")
+    damaged = [stamped(first, first.time + 100_000_000), *log]
+    expected, _ = assemble(damaged)
+    found = list(live(arriving(damaged, {"/tf": 80_000}), KEYFRAMES, Counts(SENSORS)))
+    for (_, frame), wanted in zip(found, expected, strict=True):
+        assert_equal_frames(frame, wanted)
 
 
 def test_what_is_settled() -> None:
