@@ -46,6 +46,7 @@ class Intake:
     superseded  a newer frame came before there was time for it
     failed      the engine raised an exception
     unposed     the vehicle's pose at its time is not known, so that it cannot be placed
+    stopped     it waited when the drive was stopped
 
     Args:
         topics: map the source's topics to sensors.
@@ -120,9 +121,14 @@ class Intake:
         return self._assembler.announced
 
     def close(self) -> None:
+        """Take nothing more; the frames that still wait end here."""
         self._stop.set()
         self.source.close()
         self._thread.join()
+        with suppress(queue.Empty):
+            self._lose(self._newest.get_nowait().frame.token, "stopped")
+        for token in self._assembler.waiting:
+            self._lose(token, "stopped")
 
     def _run(self) -> None:
         try:
@@ -130,7 +136,7 @@ class Intake:
                 raw = self._next_message()
                 for frame in self._frames(raw):
                     self._offer(frame)
-                if raw is None and self.source.ended and not self._messages:
+                if raw is None and self.source.ended and not self._messages and not self._stop.is_set():
                     self._finish()
                     break
         except BaseException as error:  # raised where the frames are taken

@@ -57,12 +57,14 @@ def drive(
     runtime.restart()
     supervisor = Supervisor(policy, intake, budget)
     every = Outputs([Console(say), Systemd(), *outputs], supervisor)
-    with _stopped_by_signals() as stop, freeze_objects(), _watchdog(supervisor, every, policy.delay.check):
-        intake.start()
+    with _stopped_by_signals() as stop, freeze_objects():
         try:
-            Loop(runtime, intake, supervisor, every, policy).run(stop)
-        finally:
+            with _watchdog(supervisor, every, policy.delay.check):
+                intake.start()
+                Loop(runtime, intake, supervisor, every, policy).run(stop)
+        finally:  # after the last report, which goes out over the source's middleware
             intake.close()
+            every.lose(intake)
     return Driven(intake.announced, dict(intake.outcomes), intake.counts.summary(), supervisor.status())
 
 

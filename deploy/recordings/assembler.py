@@ -154,6 +154,11 @@ class Assembler:
         self._recent: deque[tuple[int, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
         self._tokens: deque[str] = deque(maxlen=STAMPS_KEPT)
 
+    @property
+    def waiting(self) -> list[str]:
+        """Tokens of the frames that were announced and are not assembled yet."""
+        return [each.token for each in self._pending]
+
     def advance(self, time: int) -> Iterator[Frame]:
         """Yield the frames that have waited long enough, given the recording time (us) of the next message."""
         while self._pending and (time - self._pending[0].time >= self._wait or len(self._pending) > _MAX_PENDING):

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from commands import refuses
 from exported import bundle, remembering
-from live import PATIENT, RATE, RESULTS, after, driving, log, network, recorded, replayed
+from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
 from deploy.live.buses import BUSES
@@ -258,6 +258,35 @@ def test_the_state_at_the_end_is_reported_however_short_the_drive(tmp_path: Path
     drive = driving(log(1.0), tmp_path, policy=Policy(delay=Delay(check=10.0)))
     ((_, status),) = drive.watch.states
     assert (status.state, status.reasons) == (drive.driven.status.state, drive.driven.status.reasons)
+
+
+class Late(Output):
+    """Says of each report whether the source was closed before, which may be the middleware that sends the report."""
+
+    def __init__(self, source: Any, said: list[bool]) -> None:
+        self._source, self._said = source, said
+
+    def report(self, status: Status) -> None:
+        self._said.append(self._source._stop.is_set())
+
+
+@pytest.mark.parametrize("silent", ["none", BACK], ids=["for the engine", "for a picture"])
+def test_a_frame_that_waits_when_the_drive_is_stopped_has_an_outcome(tmp_path: Path, silent: str) -> None:
+    def stop() -> None:
+        if len(watch.lines) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0 / RATE)  # while two frames are announced
+
+    watch, late, policy = Watch(stop), list[bool](), Policy(lateness=PATIENT)
+    topics = nuscenes_topics(keyframes=None, wait=PATIENT)
+    messages = [each for each in log() if not each.topic.startswith(silent) or each.time < after(0.6)]
+    drive = driving(
+        messages, tmp_path, topics=topics, policy=policy, watch=watch, more=lambda _, i: [Late(i.source, late)]
+    )
+    drive.require_outcomes()
+    assert drive.driven.outcomes["stopped"] > 0
+    assert late
+    assert not any(late)
 
 
 class Faulty:
