@@ -47,10 +47,11 @@ class Loop:
             with self._supervisor.working():
                 frame = runtime.admit(arrived.frame)
                 prediction, weights = runtime.perceive(frame, masked)
-                outputs.publish(frame, prediction)
+                visible = frame.without(masked, runtime.bundle.manifest.rig.sensors.lidars)
+                outputs.publish(visible, prediction)
                 seen = runtime.remember(frame, prediction, weights)
                 seconds = time.monotonic() - arrived.time
-                outputs.add(frame, seen)
+                outputs.add(visible, seen)
         except Exception as error:  # of the engine; the next frame may do better
             why = " ".join(f"{type(error).__name__}: {error}".split())
             self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({why[:200]})"))

@@ -21,7 +21,7 @@ FRAMES = "frames.jsonl"  # what became of each frame
 
 
 class Output:
-    """Receives what was perceived; what an output does not override it ignores."""
+    """Receives what was perceived, and frames as the network saw them; what an output does not override it ignores."""
 
     name = ""
 

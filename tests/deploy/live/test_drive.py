@@ -411,6 +411,29 @@ def test_a_masked_sensor_is_as_one_that_is_missing() -> None:
         )
 
 
+class Shown(Output):
+    """Remembers of each frame that it receives the cameras, and whether it has points."""
+
+    def __init__(self) -> None:
+        self.frames = list[tuple[set[str], bool]]()
+
+    def publish(self, frame: Any, prediction: Prediction) -> None:
+        self.frames.append(({*frame.cameras}, frame.points is not None))
+
+    add = publish
+
+
+def test_outputs_receive_frames_as_the_network_saw_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the classes of points would be those of others; the log says what was there."""
+    shown, masked = Shown(), {"CAM_FRONT", "LIDAR_TOP"}
+    monkeypatch.setattr(Policy, "masked", lambda *_: masked)
+    drive = driving(log(2.0), tmp_path, more=lambda *_: [shown])
+    drive.require_outcomes()
+    lines = [line for line in drive.frames if line["outcome"] == "perceived"]
+    assert shown.frames == [({*line["cameras"]} - masked, False) for line in lines for _ in range(2)]
+    assert any("CAM_FRONT" in line["cameras"] and line["lidar"] for line in lines)
+
+
 def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
     runtime.restart()
     return runtime.perceive(runtime.admit(frame), masked)[0]
