@@ -53,8 +53,7 @@ class Loop:
                 seconds = time.monotonic() - arrived.time
                 outputs.add(visible, seen)
         except Exception as error:  # of the engine; the next frame may do better
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({why[:200]})"))
+            self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({_why(error)})"))
             self._intake.end(arrived, "failed")
         else:
             self._intake.end(arrived, "perceived")
@@ -70,3 +69,9 @@ class Loop:
                 self._runtime.check()
         except WrongEngine as error:
             self._supervisor.set(Reason("UNTRUSTED", "golden", "", str(error)))
+        except Exception as error:  # as in a frame, with which the drive goes on
+            self._supervisor.set(Reason("UNTRUSTED", "golden", "", f"a golden frame could not run ({_why(error)})"))
+
+
+def _why(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

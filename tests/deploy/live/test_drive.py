@@ -366,13 +366,15 @@ def received(server: socket.socket) -> list[str]:
             return found
 
 
+@pytest.mark.parametrize("changes", [{}, {"inputs": {}}], ids=["it differs", "it cannot run"])
 def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     runtime = Runtime(bundle().path, checks=False)
     network = runtime._networks[0]
     golden = [
-        replace(frame, outputs={name: value + 1 for name, value in frame.outputs.items()}) for frame in network.golden
+        replace(frame, outputs={name: value + 1 for name, value in frame.outputs.items()}, **changes)
+        for frame in network.golden
     ]
     monkeypatch.setattr("deploy.runtime.CHECK_EVERY", 2)  # the runtime itself would stop the drive
     monkeypatch.setattr(runtime, "_checks", cycle([(network, frame) for frame in golden]))
