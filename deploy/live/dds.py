@@ -64,8 +64,11 @@ class DdsBus(Bus):
             wanted = set(topics)
             while wanted and not self._closed.wait(_LOOK):
                 for topic in wanted & self._published().keys():
-                    self._subscribe(topic, receive)
                     wanted.remove(topic)
+                    if (kind := self._types[topic]) in ros.TYPES.fielddefs:
+                        self._subscribe(topic, receive)
+                    else:
+                        damage(f"{topic}: is not read, because {kind} is none of ROS 2's own types")
 
         self._published()
         self._thread = Thread(target=subscribe, name="dds", daemon=True)

@@ -131,11 +131,26 @@ def test_a_topic_that_is_published_later_is_heard(buses: tuple[Bus, Bus]) -> Non
     listener.start(["/first", "/later"], heard.append, pytest.fail)
     publisher.advertise("/later", kind)
     publisher.wait_for_subscribers()
-    end = time.monotonic() + 20
+    require_heard(publisher, "/later", heard)
+
+
+def require_heard(publisher: Bus, topic: str, heard: list[RawMessage]) -> None:
+    kind, end = "std_msgs/msg/String", time.monotonic() + 20
     while not heard and time.monotonic() < end:
-        publisher.publish("/later", kind, encode(make(kind, data="here")))
+        publisher.publish(topic, kind, encode(make(kind, data="here")))
         time.sleep(0.1)
     assert heard[0].parse(heard[0].data).data == "here"
+
+
+@pytest.mark.parametrize("buses", ["dds"], indirect=True)
+def test_a_topic_of_an_unknown_type_leaves_the_others_heard(buses: tuple[Any, Any]) -> None:
+    """As a vehicle's own messages are, which may be named as one of its signals."""
+    publisher, listener = buses
+    heard, said = list[RawMessage](), list[str]()
+    listener._types["/speed"], listener._reliable["/speed"] = "mine_msgs/msg/Speed", True  # as if it were published
+    listener.start(["/speed", "/later"], heard.append, said.append)
+    require_heard(publisher, "/later", heard)
+    assert said == ["/speed: is not read, because mine_msgs/msg/Speed is none of ROS 2's own types"]
 
 
 def test_messages_are_in_the_frames_of_reference_of_the_map_of_topics() -> None:
