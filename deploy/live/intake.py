@@ -157,10 +157,9 @@ class Intake:
         with self._changed:
             if self._messages:
                 return self._messages.popleft()
-        if self._assembler.prepare_ahead(self.source.now()):
-            return None
+        prepared = self._assembler.prepare_ahead(self.source.now())
         with self._changed:
-            if not self._messages:
+            if not prepared and not self._messages:
                 self._changed.wait(TICK)
             return self._messages.popleft() if self._messages else None
 

@@ -24,6 +24,7 @@ from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, re
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
 from deploy.live.buses import BUSES
+from deploy.live.intake import Intake
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
@@ -196,6 +197,16 @@ def test_a_lidar_that_a_joined_cloud_lacks_is_named(tmp_path: Path) -> None:
     assert right < drive.watch.first("DEGRADED", "joined", "/left", "invalid") < float("inf")
     last = drive.driven.status.reasons
     assert [each.subject for each in last if each.code == "joined"] == ["/left"]
+
+
+def test_a_message_that_comes_while_a_picture_is_prepared_is_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the clock is looked at, by which it would be late."""
+    runtime, came = Runtime(bundle().path, checks=False), object()
+    intake: Any = Intake(Playback(recorded(tmp_path, log(1.0))), nuscenes_topics(), Policy(), runtime)
+    monkeypatch.setattr(intake._assembler, "prepare_ahead", lambda _: intake.receive(came) is None)
+    assert intake._next_message() is came
 
 
 def test_a_defect_in_the_intake_ends_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
