@@ -82,10 +82,12 @@ class DdsBus(Bus):
 
         class Arriving(Listener):
             def on_data_available(self, reader: Any) -> None:
-                take(topic, type_name, receive, reader)
+                if reader is not None:  # None while it is being made
+                    take(topic, type_name, receive, reader)
 
         qos = _qos(topic, self._reliable[topic])
         self._readers.append(DataReader(self._participant, self._topic(topic, type_name), qos, Arriving()))
+        take(topic, type_name, receive, self._readers[-1])  # what was sent before
 
     def _take(self, topic: str, type_name: str, receive: Receive, reader: Any) -> None:
         while taken := reader.take(N=_TAKEN):

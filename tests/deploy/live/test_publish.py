@@ -142,6 +142,18 @@ def require_heard(publisher: Bus, topic: str, heard: list[RawMessage]) -> None:
     assert heard[0].parse(heard[0].data).data == "here"
 
 
+@pytest.mark.parametrize("topic", ["/tf_static"])
+def test_static_transforms_that_were_sent_before_are_heard(buses: tuple[Bus, Bus], topic: str) -> None:
+    (publisher, listener), heard, kind = buses, list[RawMessage](), "tf2_msgs/msg/TFMessage"
+    publisher.publish(topic, kind, encode(make(kind, transforms=[])))
+    assert topic in listener.topics()
+    listener.start([topic], heard.append, pytest.fail)
+    end = time.monotonic() + 20
+    while not heard and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [each.topic for each in heard] == [topic]
+
+
 @pytest.mark.parametrize("buses", ["dds"], indirect=True)
 def test_a_topic_of_an_unknown_type_leaves_the_others_heard(buses: tuple[Any, Any]) -> None:
     """As a vehicle's own messages are, which may be named as one of its signals."""
