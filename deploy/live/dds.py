@@ -14,7 +14,7 @@ from typing import Any
 
 from rosbags.interfaces import Nodetype
 
-from deploy.live.source import LATCHED, Bus, Damage, Receive
+from deploy.live.source import Bus, Damage, Receive, is_latched
 from deploy.recordings import ros
 from perception.errors import InputError
 
@@ -134,7 +134,7 @@ def _qos(topic: str, reliable: bool) -> Any:
     from cyclonedds.util import duration
 
     reliability = Policy.Reliability.Reliable(duration(seconds=1)) if reliable else Policy.Reliability.BestEffort
-    if topic in LATCHED:
+    if is_latched(topic):
         return Qos(reliability, Policy.Durability.TransientLocal, Policy.History.KeepLast(1))
     return Qos(reliability, Policy.Durability.Volatile, Policy.History.KeepLast(_DEPTH))
 

@@ -15,9 +15,13 @@ from deploy.recordings.messages import RawMessage, RecordingInfo
 
 Receive = Callable[[RawMessage], None]
 Damage = Callable[[str], None]
-LATCHED = ("/tf_static",)  # topics whose last message a late subscriber gets
 _DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
 T = TypeVar("T")
+
+
+def is_latched(topic: str) -> bool:
+    """Whether a late subscriber gets the topic's last message, as of static transforms in any namespace."""
+    return topic.rpartition("/")[2] == "tf_static"
 
 
 def settled(found: Callable[[], T]) -> T:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from deploy.live.source import LATCHED, Bus, Damage, Receive
+from deploy.live.source import Bus, Damage, Receive, is_latched
 from deploy.recordings import ros
 from perception.errors import InputError
 
@@ -65,7 +65,7 @@ class ZenohBus(Bus):
     def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         for topic in topics:
             declare: Any = self._session.declare_subscriber
-            if topic in LATCHED:
+            if is_latched(topic):
                 history = self._zenoh.ext.HistoryConfig(detect_late_publishers=True)
                 declare = partial(self._zenoh.ext.declare_advanced_subscriber, self._session, history=history)
             key = f"{self._domain}{topic}/*/*"
@@ -79,7 +79,7 @@ class ZenohBus(Bus):
         return sum(each() for each in self._heard)
 
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
-        ext, latched = self._zenoh.ext, topic in LATCHED
+        ext, latched = self._zenoh.ext, is_latched(topic)
         kind, type_hash = ros.dds_type(type_name), ros.type_hash(type_name)
         key = f"{self._domain}{topic}/{kind}/{type_hash}"
         if latched:

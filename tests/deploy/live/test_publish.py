@@ -142,7 +142,7 @@ def require_heard(publisher: Bus, topic: str, heard: list[RawMessage]) -> None:
     assert heard[0].parse(heard[0].data).data == "here"
 
 
-@pytest.mark.parametrize("topic", ["/tf_static"])
+@pytest.mark.parametrize("topic", ["/tf_static", "/robot/tf_static"])
 def test_static_transforms_that_were_sent_before_are_heard(buses: tuple[Bus, Bus], topic: str) -> None:
     (publisher, listener), heard, kind = buses, list[RawMessage](), "tf2_msgs/msg/TFMessage"
     publisher.publish(topic, kind, encode(make(kind, transforms=[])))
