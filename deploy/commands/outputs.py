@@ -47,6 +47,7 @@ def open_outputs(
     from deploy.live.view import View
 
     found: list[Output] = []
+    bus = buses.open(options.publish, "--publish") if options.publish else None
     sent: Callable[[Message], None] | None = None
     if options.metrics is not None:
         found.append(served := Metrics(options.metrics, intake))
@@ -54,15 +55,14 @@ def open_outputs(
     if options.view is not None:
         found.append(shown := View(options.view, manifest))
         stack.callback(shown.close)
-    if options.record is not None:
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        found.append(Results(stack, options.out, manifest))
+    if options.record is not None:  # last, so that a mistake in another option leaves no file that exists already
         found.append(recorder := Recorder(options.record, intake.source.info, say))
         stack.callback(recorder.close)
         intake.tap, now = recorder.tap, intake.source.now
         sent = lambda message: recorder.out(*message, now())  # noqa: E731
-    if options.publish:
-        messages = Messages(manifest, topics.ego_frame, topics.global_frame)
-        found.append(Published(buses.open(options.publish, "--publish"), messages, sent))
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        found.append(Results(stack, options.out, manifest))
+    if bus is not None:  # first, before pictures are drawn
+        found.insert(0, Published(bus, Messages(manifest, topics.ego_frame, topics.global_frame), sent))
     return found

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 from exported import bundle
-from live import Watch, driving, log, network, recorded
+from live import Watch, driving, free_port, log, network, recorded
 from perceived import boxes_of, frame_at, manifest_of
 from recordings import nuscenes_topics
 from ros_idl import read
 from vocabulary import CONDITIONS, SENSORS
 
 from deploy.commands.outputs import OutputOptions, open_outputs
-from deploy.live.buses import BUSES
+from deploy.live.buses import BUSES, Buses
 from deploy.live.messages.messages import Message, Messages
 from deploy.live.publish import Published
 from deploy.live.record import listen
 from deploy.live.source import Bus, Playback, republish
 from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
-from deploy.recordings.messages import RawMessage, Recording
+from deploy.recordings.messages import RawMessage, Recording, RecordingInfo
 from deploy.recordings.ros_types import encode, make
 from perception.errors import InputError
 from perception.frame import Prediction
@@ -181,3 +181,15 @@ def test_messages_are_in_the_frames_of_reference_of_the_map_of_topics() -> None:
     objects = "/perception/objects"
     vehicle = {f"{objects}/vision": "rear_axle", f"{objects}/detected": "rear_axle"}
     assert frames == {**vehicle, f"{objects}/tracked": "odom"}
+
+
+def test_messages_leave_before_pictures_are_drawn_and_a_mistake_leaves_no_recording(tmp_path: Path) -> None:
+    intake: Any = SimpleNamespace(source=SimpleNamespace(info=RecordingInfo({}, 0, "live"), now=int))
+    options = OutputOptions(publish="zenho", view=free_port(), record=tmp_path / "a.mcap")
+    with ExitStack() as stack, pytest.raises(InputError, match="--publish zenho: is none of zenoh, dds"):
+        open_outputs(options, stack, intake, bundle().manifest, nuscenes_topics(), Buses(), print)
+    assert not (tmp_path / "a.mcap").exists()
+    buses: Any = SimpleNamespace(open=lambda *_: object())
+    with ExitStack() as stack:
+        opened = open_outputs(options, stack, intake, bundle().manifest, nuscenes_topics(), buses, print)
+    assert [each.name for each in opened] == ["publish", "view", "record"]
