@@ -64,7 +64,10 @@ class Intake:
         self.counts, self.outcomes = Counts(bundle.spec.rig.sensors), Counter[str]()
         self._readings, self._topics = Readings(runtime.sources.signals), frozenset(topics.names())
         keyframes = topics.keyframes if topics.keyframes in sending else None
-        own = topics.model_copy(update={"keyframes": keyframes, "wait": min(topics.wait, policy.lateness)})
+        # A recording is known whole, as in its replay; a LiDAR of a middleware may come later.
+        lidars = {name: each for name, each in topics.lidars.items() if each.topic in sending or not source.info.counts}
+        wait = min(topics.wait, policy.lateness)
+        own = topics.model_copy(update={"keyframes": keyframes, "wait": wait, "lidars": lidars})
         drive = describe(source.info, bundle.manifest.taxonomy)
         self._assembler = Assembler(
             own, bundle.spec, self.counts, drive, keyframes is not None, FrameChoice(), self._readings

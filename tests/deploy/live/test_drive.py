@@ -30,6 +30,7 @@ from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
 from deploy.live.source import Playback, republish
 from deploy.live.state import Status
+from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
 from perception.frame import Prediction
@@ -137,6 +138,17 @@ def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_p
     assert drive.driven.counts["late"] == {"/cam_front/image_rect_compressed": len(drive.frames)}
     assert drive.watch.first("DEGRADED", "sensor", "CAM_FRONT", "missing") < float("inf")
     assert drive.watch.first("DEGRADED", "sensor", "CAM_BACK", "missing") == float("inf")
+
+
+def test_a_recording_without_its_lidar_gives_the_frames_of_its_replay(tmp_path: Path) -> None:
+    """Those of its pictures from the first one on, which wait for no LiDAR."""
+    topics, blind = (
+        nuscenes_topics(keyframes=None, wait=PATIENT),
+        [each for each in log(2.0) if "lidar" not in each.topic],
+    )
+    drive = driving(blind, tmp_path, topics=topics, policy=Policy(lateness=PATIENT))
+    replay = RecordedDrive(tmp_path / "drive.mcap", topics, bundle().spec)
+    assert sorted(line["token"] for line in drive.frames) == [frame.token for frame in replay.frames()]
 
 
 def test_without_any_sensor_the_state_is_down(tmp_path: Path) -> None:
