@@ -54,7 +54,7 @@ def drive(
         typer.Option(metavar="OUT.mcap", help="Record what comes in and goes out, for `perception replay`."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Of the network on a CPU; 0: one for each core.", min=0)] = 0,
-    rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01)] = 1.0,
+    rate: Annotated[float, typer.Option(help="Of a recording's clock; 2: twice as fast.", min=0.01, max=1000)] = 1.0,
     key: Keys = None,
     state: State = None,
     allow_older: AllowOlder = False,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import refuses
+from commands import perception, refuses
 from exported import bundle, remembering
 from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
@@ -485,3 +485,9 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], say
     files["odd"].write_text("keyframes: null\nlidars: {LIDAR_TOP: {topic: /keyframe}}\n")
     files["policy"].write_text("lateness: -1\n")
     assert says in refuses("drive", bundle().path, *(each.format(**files) for each in arguments))
+
+
+def test_a_rate_that_no_clock_has_is_refused(tmp_path: Path) -> None:
+    recording = recorded(tmp_path, log()[:200])
+    done = perception("drive", bundle().path, "--from", recording, "--rate", "inf")
+    assert (done.returncode, "Invalid value for '--rate'" in done.stderr) == (2, True), done.stderr
