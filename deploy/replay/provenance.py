@@ -55,7 +55,7 @@ class Machine(Section):
 
 
 class SelectionUsed(Section):
-    """See `deploy.replay.settings.Selection`."""
+    """See `deploy.recordings.choice.Selection`."""
 
     start: float  # s
     end: float | None  # s; None: to the end

@@ -283,7 +283,7 @@ class Report:
         Args:
             latency: Latency.summary().
             provenance: ReplayProvenance.brief().
-            faults: FaultDetections.listed().
+            faults: FaultDetections.to_rows().
         """
         low = pictures.screen_from_reference(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         data = {
