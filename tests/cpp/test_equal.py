@@ -62,9 +62,11 @@ def test_checks_in_idle_time_change_nothing_and_a_restart_begins_anew() -> None:
             detections = actual["detection/centers"].copy()
             checked.check()
             np.testing.assert_array_equal(checked.get("detection/centers"), detections)
-            with pytest.raises(native.Failure):
+            with pytest.raises(native.Failure, match="outputs/detection/boxes: is no array of the latest step"):
                 checked.get("outputs/detection/boxes")  # those of the golden frame are there now
         checked.restart()
+        with pytest.raises(native.Failure, match="rain: is no module"):
+            checked.weight("rain")
         with native.Runtime(path) as fresh:
             for frame in frames:
                 require_equal(fresh.step(frame), checked.step(frame), frame.token)

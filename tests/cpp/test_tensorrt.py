@@ -108,6 +108,8 @@ def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monke
                 monkeypatch.setenv(DEFECT, "lost")
                 with pytest.raises(native.Failure, match="cudaGraphLaunch gives cudaErrorNoDevice"):
                     runtime.step(frame)
+                with pytest.raises(native.Failure, match="download gives cudaErrorNoDevice"):
+                    runtime.get("next_state")
                 monkeypatch.delenv(DEFECT)
             else:
                 require_equal(plain.step(frame), runtime.step(frame), frame.token)

@@ -31,7 +31,7 @@ class Vehicle {
     tessera_array get(const char *name) const {
         tessera_array array{};
         array.size = sizeof array;
-        if (tessera_get(runtime_.get(), name, &array)) throw Failure(TESSERA_BAD_INPUT, name);
+        require(tessera_get(runtime_.get(), name, &array));
         return array;
     }
 

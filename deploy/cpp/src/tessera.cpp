@@ -14,7 +14,7 @@ struct tessera_runtime {
     tessera::Runtime runtime;
     tessera::Frame frame;
     tessera::Conditions conditions;
-    std::string message;
+    mutable std::string message;
 };
 
 namespace {
@@ -36,6 +36,8 @@ tessera_status guarded(std::string &message, const Body &body) {
         message = "there is no memory left";
     } catch (const std::exception &error) {
         message = error.what();
+    } catch (...) {  // of a plugin
+        message = "an exception without a message";
     }
     std::replace(message.begin(), message.end(), '\n', ' ');  // libraries write several lines
     return status;
@@ -116,13 +118,16 @@ tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame
 }
 
 tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tessera_array *array) {
-    const tessera::Array *found = runtime && name ? runtime->runtime.find(name) : nullptr;
-    if (!found || !array || array->size < sizeof(tessera_array)) return TESSERA_BAD_INPUT;
-    array->data = found->data<std::byte>();
-    array->type = found->type();
-    array->rank = static_cast<int32_t>(found->shape().size());
-    std::copy(found->shape().begin(), found->shape().end(), array->shape);
-    return TESSERA_OK;
+    if (!runtime) return TESSERA_BAD_INPUT;
+    return guarded(runtime->message, [&] {
+        require_size(array, "tessera_array");
+        const tessera::Array *found = name ? runtime->runtime.find(name) : nullptr;  // may read it from the engine
+        if (!found) throw tessera::bad_input(or_empty(name), ": is no array of the latest step");
+        array->data = found->data<std::byte>();
+        array->type = found->type();
+        array->rank = static_cast<int32_t>(found->shape().size());
+        std::copy(found->shape().begin(), found->shape().end(), array->shape);
+    });
 }
 
 const char *tessera_name(const tessera_runtime *runtime, size_t index) {
@@ -131,18 +136,22 @@ const char *tessera_name(const tessera_runtime *runtime, size_t index) {
 }
 
 tessera_status tessera_weight(const tessera_runtime *runtime, const char *module, float *weight) {
-    if (!runtime || !module || !weight) return TESSERA_BAD_INPUT;
-    const auto found = runtime->runtime.weight(module);
-    if (!found) return TESSERA_BAD_INPUT;
-    *weight = *found;
-    return TESSERA_OK;
+    if (!runtime) return TESSERA_BAD_INPUT;
+    return guarded(runtime->message, [&] {
+        if (!weight) throw tessera::bad_input("weight: is NULL");
+        const auto found = runtime->runtime.weight(or_empty(module));
+        if (!found) throw tessera::bad_input(or_empty(module), ": is no module, or there was no step yet");
+        *weight = *found;
+    });
 }
 
 tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *times) {
-    if (!runtime || !times || times->size < sizeof(tessera_times)) return TESSERA_BAD_INPUT;
-    const tessera::Runtime &own = runtime->runtime;
-    times->preprocess = own.preprocess, times->engine = own.engine, times->postprocess = own.postprocess;
-    return TESSERA_OK;
+    if (!runtime) return TESSERA_BAD_INPUT;
+    return guarded(runtime->message, [&] {
+        require_size(times, "tessera_times");
+        const tessera::Runtime &own = runtime->runtime;
+        times->preprocess = own.preprocess, times->engine = own.engine, times->postprocess = own.postprocess;
+    });
 }
 
 tessera_status tessera_check(tessera_runtime *runtime) {

@@ -43,7 +43,8 @@ cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t 
     stream->put([=] { std::memset(memory, value, bytes); });
     return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (kind == cudaMemcpyDeviceToHost && has_defect("lost")) return cudaErrorNoDevice;
     stream->put([=] { std::memcpy(to, from, bytes); });
     return cudaSuccess;
 }
