@@ -23,7 +23,7 @@ from damage import replace as edit
 from damage import without as missing
 from exported import bundle, keys, remembering, reseal, rewritten, trusting
 from refits import train_further
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from deploy.bundle import Bundle
 from deploy.runtime import Runtime
@@ -341,6 +341,46 @@ def test_a_damaged_bundle(damage: str, tmp_path: Path) -> None:
 def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Damage, tmp_path: Path) -> None:
     python, cpp = refused(copytree(made(), tmp_path / "bundle"), damage)
     assert cpp == python
+
+
+def without_batch(path: Path) -> None:
+    """The detections' outputs have no first axis, as if each were a frame of a batch."""
+
+    def squeezed(content: bytes) -> bytes:
+        return save({name: each[0] if ".outputs.detection/" in name or ".compared." in name else each
+                     for name, each in load(content).items()})  # fmt: skip
+
+    def describe(content: Any) -> None:
+        for output in content["outputs"]:
+            del output["shape"][: output["name"].startswith("detection/")]
+
+    exchanged(GOLDEN, squeezed)(path)
+    reseal(path, describe)
+
+
+def other_inputs(path: Path) -> None:
+    """The network for rain has inputs of single points, which the bundle's own one has not."""
+    own = copytree(every_task().path, path / "routes" / "rain")
+    digests = {str(each.relative_to(path)): hashlib.sha256(each.read_bytes()).hexdigest()
+               for each in own.rglob("*") if each.is_file()}  # fmt: skip
+    reseal(path, lambda content: content.update(apart=["rain"]) or content["files"].update(digests))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_batch, "the engine's detections have other shapes than their scores"),
+        (other_inputs, "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export"),
+    ],
+)
+def test_a_whole_bundle_that_would_be_read_out_of_range(damage: Damage, message: str, tmp_path: Path) -> None:
+    """By every hash and golden frame of its own."""
+    path = exported.copy_bundle(tmp_path / "bundle")
+    damage(path)
+    with pytest.raises(native.Failure) as cpp:
+        native.Runtime(path)
+    assert message in str(cpp.value)
+    assert "\n" not in str(cpp.value)
 
 
 PERMIT = {"target": TARGET, "dla": False, "first": [1, 7], "end": [1, 8]}

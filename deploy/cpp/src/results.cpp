@@ -66,7 +66,8 @@ class Detections {
                     &labels = output(outputs, "detection/labels"),
                     &attributes = output(outputs, "detection/attributes");
         const size_t n = of_frame(scores), group = scores.shape().back(), width = boxes.shape().back();
-        if (width < 10 || of_frame(boxes) != n * width || of_frame(labels) != n || of_frame(attributes) != n) {
+        if (width < 10 || n % group != 0 || of_frame(boxes) != n * width || of_frame(labels) != n ||
+            of_frame(attributes) != n) {
             throw refused("the engine's detections have other shapes than their scores; export the bundle again");
         }
         scores_.assign(scores.data<float>(), scores.data<float>() + n);

@@ -40,6 +40,20 @@ Network open_network(const Bundle &bundle, const std::string &route, const Engin
     return network;
 }
 
+// A frame's inputs are those of the bundle's own network, with what steers each.
+void require_inputs(const Network &network, Arrays given) {
+    const Manifest &manifest = network.bundle->manifest();
+    steer(manifest, {}, given);
+    if (manifest.state) state_inputs(nullptr, {}, *manifest.state, 0, given);
+    for (const TensorInfo &input : manifest.inputs) {
+        if (manifest.state && input.name == manifest.state->input) continue;  // in an EngineState
+        const auto found = given.find(input.name);
+        if (found == given.end() || found->second.type() != input.type || found->second.shape() != input.shape)
+            throw refused((network.bundle->path() / "manifest.json").string(), ": inputs: ", input.name,
+                          " is none that the bundle's frames give; export the bundle again");
+    }
+}
+
 }  // namespace
 
 const Arrays &Network::run_golden(const Arrays &inputs) {
@@ -78,6 +92,7 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
     networks_.push_back(open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options));
     for (const std::string &route : manifest.apart)
         networks_.push_back(open_network(bundle_.routes().at(route), route, options));
+    for (const Network &network : networks_) require_inputs(network, inputs_);
     if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
     views_ = manifest.views.empty() ? std::vector<std::string>{"front"} : manifest.views;
     results_.resize(views_.size());
