@@ -99,8 +99,7 @@ Admitter::Admitter(const Manifest &manifest) : settings_(manifest.preprocessing.
 
 bool Admitter::admit(Frame &frame) {
     if (frame.scene != scene_) {
-        reference_ = ego_ = kIdentity;
-        timestamp_ = 0;
+        restart();
         scene_ = frame.scene;
     }
     if (frame.timestamp < 0 || frame.timestamp >= kLatest) frame.timestamp = timestamp_;

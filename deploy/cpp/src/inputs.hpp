@@ -93,6 +93,7 @@ class Admitter {
     explicit Admitter(const Manifest &manifest);
     // Returns whether the frame had a pose of its own. The points of the result lie in this object until the next call.
     bool admit(Frame &frame);
+    void restart() { reference_ = ego_ = kIdentity, timestamp_ = 0; }
 
    private:
     void leave_out_points(Frame &frame);

@@ -169,6 +169,11 @@ void Runtime::forget() {
     for (Carried &carried : carried_) carried.forget();
 }
 
+void Runtime::restart() {
+    admitter_.restart();
+    forget();
+}
+
 void Runtime::list_names() {
     const Manifest &manifest = latest_->bundle->manifest();
     names_.clear();

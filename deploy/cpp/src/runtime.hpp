@@ -50,8 +50,8 @@ class Runtime {
 
     // `frame` may be changed.
     void step(Frame &frame, const Conditions &conditions);
-    void check();   // the next golden frame of the next network
-    void forget();  // begin anew with the next frame
+    void check();    // the next golden frame of the next network
+    void restart();  // begin anew with the next frame
 
     // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The names of all by index.
     const Array *find(std::string_view name) const;
@@ -61,6 +61,7 @@ class Runtime {
     double preprocess = 0, engine = 0, postprocess = 0;  // seconds of the latest step
 
    private:
+    void forget();
     Network &select(const Conditions &known);
     // Runs one view of a frame; its results are in results_[view].
     void perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view);

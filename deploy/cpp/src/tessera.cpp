@@ -161,7 +161,7 @@ tessera_status tessera_check(tessera_runtime *runtime) {
 
 tessera_status tessera_restart(tessera_runtime *runtime) {
     if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] { runtime->runtime.forget(); });
+    return guarded(runtime->message, [&] { runtime->runtime.restart(); });
 }
 
 const char *tessera_message(const tessera_runtime *runtime) {
