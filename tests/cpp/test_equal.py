@@ -36,10 +36,21 @@ def in_int8() -> Bundle:
     return Bundle.load(once("cpp-int8", make))
 
 
+def apart_and_switched() -> Bundle:
+    """A module of one network alone, which an input switches there."""
+
+    def make(out: Path) -> None:
+        wet = {"name": "wet-blind", "kind": "rescale", "slots": ["fuse*"], "when": ["rain", "no-cameras"]}
+        export(checkpoint_of(modular("switched", [*MODULES[:1], wet])), out, [[], ["rain"]], QUIET, apart=True)
+
+    return Bundle.load(once("cpp-switched", make))
+
+
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
     "rain": lambda: bundle("rain"),
     "apart": lambda: apart()[0],
+    "apart, with a module of one": apart_and_switched,
     "every task": every_task,
     "rotated": rotated,
     "INT8": in_int8,

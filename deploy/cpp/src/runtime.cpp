@@ -202,16 +202,17 @@ const Array *Runtime::find(std::string_view name) const {
 
 std::optional<float> Runtime::weight(std::string_view module) const {
     if (!latest_) return std::nullopt;
-    const Manifest &manifest = latest_->bundle->manifest();
-    for (size_t i = 0; i < manifest.banked.size(); ++i)
-        if (manifest.banked[i].name == module) return route_.data<float>()[i];
-    for (const Network &network : networks_)
-        for (const std::string &name : network.bundle->manifest().folded)
-            if (name == module) {
-                const auto &folded = manifest.folded;
-                return std::find(folded.begin(), folded.end(), module) != folded.end() ? 1.0F : 0.0F;
-            }
-    return std::nullopt;
+    std::optional<float> found;  // 0 of a module that only other networks have
+    for (const Network &network : networks_) {
+        const Manifest &manifest = network.bundle->manifest();
+        const bool runs = &network == latest_;
+        for (const std::string &name : manifest.folded)
+            if (name == module) found = std::max(found.value_or(0), runs ? 1.0F : 0.0F);
+        for (size_t i = 0; i < manifest.banked.size(); ++i)
+            if (manifest.banked[i].name == module)
+                found = std::max(found.value_or(0), runs ? route_.data<float>()[i] : 0.0F);
+    }
+    return found;
 }
 
 void Runtime::check() {
