@@ -76,6 +76,7 @@ def test_checks_in_idle_time_change_nothing_and_a_restart_begins_anew() -> None:
             np.testing.assert_array_equal(checked.get("detection/centers"), detections)
             with pytest.raises(native.Failure, match="outputs/detection/boxes: is no array of the latest step"):
                 checked.get("outputs/detection/boxes")  # those of the golden frame are there now
+            assert checked.arrays().keys() == {name for name in expected if not name.startswith("outputs/")}
         checked.restart()
         with pytest.raises(native.Failure, match="rain: is no module"):
             checked.weight("rain")

@@ -180,9 +180,10 @@ void Runtime::list_names() {
     for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0] : joined_) names_.push_back(name);
     for (const TensorInfo &input : manifest.inputs)
         if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
+    if (manifest.state) names_.push_back(manifest.state->output);
+    lasting_ = names_.size();
     for (const auto &[name, array] : *outputs_)
         if (!manifest.state || name != manifest.state->output) names_.push_back("outputs/" + name);
-    if (manifest.state) names_.push_back(manifest.state->output);
 }
 
 const Array *Runtime::find(std::string_view name) const {
@@ -225,8 +226,8 @@ void Runtime::check() {
             continue;
         }
         const GoldenFrame &frame = network.golden[index];
+        outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step, also if it fails
         require_golden(frame, network.run_golden(frame.inputs), network.name, network.bundle->manifest());
-        outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step
         return;
     }
 }

@@ -53,9 +53,11 @@ class Runtime {
     void check();    // the next golden frame of the next network
     void restart();  // begin anew with the next frame
 
-    // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The names of all by index.
+    // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The name of each by index.
     const Array *find(std::string_view name) const;
-    const std::vector<std::string> &names() const { return names_; }
+    const char *name(size_t index) const {
+        return index < (outputs_ ? names_.size() : lasting_) ? names_[index].c_str() : nullptr;
+    }
     std::optional<float> weight(std::string_view module) const;
 
     double preprocess = 0, engine = 0, postprocess = 0;  // seconds of the latest step
@@ -86,6 +88,7 @@ class Runtime {
     Moment moment_;
     size_t next_check_ = 0;
     std::vector<std::string> names_;
+    size_t lasting_ = 0;  // how many of them are not of the engine's outputs, which come last
 };
 
 }  // namespace tessera

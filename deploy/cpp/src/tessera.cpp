@@ -131,8 +131,7 @@ tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tes
 }
 
 const char *tessera_name(const tessera_runtime *runtime, size_t index) {
-    if (!runtime || index >= runtime->runtime.names().size()) return nullptr;
-    return runtime->runtime.names()[index].c_str();
+    return runtime ? runtime->runtime.name(index) : nullptr;
 }
 
 tessera_status tessera_weight(const tessera_runtime *runtime, const char *module, float *weight) {
