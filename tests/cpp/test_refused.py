@@ -467,3 +467,9 @@ def test_a_damaged_plan(plan: str, tmp_path: Path) -> None:
     with pytest.raises(native.Failure) as cpp:
         run_plan(path, trust)
     assert str(cpp.value) == str(python.value)
+
+
+def test_with_keys_the_state_s_folder_must_be_given(tmp_path: Path) -> None:
+    for state in (None, ""):
+        with pytest.raises(native.Failure, match="state: give the folder"):
+            native.Runtime(bundle().path, keys=[tmp_path / "public.pem"], state=state)

@@ -94,7 +94,7 @@ tessera_status tessera_open(const tessera_options *options, tessera_runtime **ru
         if (!options->bundle) throw tessera::bad_input("tessera_options.bundle: is NULL");
         tessera::Trust trust;
         for (size_t i = 0; i < options->key_count; ++i) trust.keys.emplace_back(or_empty(options->keys[i]));
-        if (trust.required() && !options->state)
+        if (trust.required() && !*or_empty(options->state))
             throw tessera::bad_input("tessera_options.state: give the folder that keeps the highest release that ran");
         trust.state = or_empty(options->state);
         trust.allow_older = options->allow_older != 0;

@@ -89,7 +89,7 @@ class Runtime:
         bundle: os.PathLike[str] | str,
         target: str = "cpu",
         keys: Sequence[os.PathLike[str]] = (),
-        state: os.PathLike[str] | None = None,
+        state: os.PathLike[str] | str | None = None,
         allow_older: bool = False,
         plugin: str | None = None,
         threads: int = 0,
@@ -97,7 +97,8 @@ class Runtime:
         self._library, self._handle = _load(), c_void_p()
         options = _sized(_Options)
         options.bundle, options.target = os.fsencode(bundle), target.encode()
-        options.plugin, options.state = plugin and os.fsencode(plugin), state and os.fsencode(state)
+        options.plugin = plugin and os.fsencode(plugin)
+        options.state = None if state is None else os.fsencode(state)
         options.keys, options.key_count = _strings(map(str, keys)), len(keys)
         options.allow_older, options.threads = allow_older, threads
         self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
