@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import kitti_reference as kitti
 import numpy as np
@@ -92,6 +94,15 @@ def test_python_makes_the_same_inputs_by_the_library(monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(inputs, "NATIVE", native)
             require_equal(expected, inputs.prepare(frame, spec), frame.token)
+
+
+@pytest.mark.parametrize(("low", "cell"), [(0.0, 1e-12), (0.7, 1e-9)])
+def test_cells_that_no_int_counts_are_refused(low: float, cell: float) -> None:
+    """In float32 0.7 is a little lower, and so may be a point."""
+    grid = SimpleNamespace(shape=(2, 3), cell=cell, x=(low, low + 1), y=(low, low + 1), z=(-1.0, 1.0))
+    points, made = np.full((2, 5), low, np.float32), np.ones((4, 5, 5), np.float32)
+    with pytest.raises(native.Failure, match="too small for its range"):
+        native.group(points, grid, made, np.ones(4, np.int32), np.ones(4, np.int32))
 
 
 def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -> None:

@@ -49,7 +49,11 @@ Grouper::Grouper(const Pillars &settings)
       outside_(settings.rows * settings.columns),
       totals_(outside_ + 1),
       row_of_cell_(outside_ + 1),
-      filled_(settings.most) {}
+      filled_(settings.most) {
+    for (const auto &[low, high] : {settings.x, settings.y})  // else a point may be in no cell that an int counts
+        if (!((float(low) - low) / settings.cell > -1 && (float(high) - low) / settings.cell < INT32_MAX))
+            throw std::invalid_argument("the cells of the grid are too small for its range");
+}
 
 // The loops over points and cells have no branches that depend on the cell: it is a random one for the processor, and
 // a branch that it does not foresee costs as much as ten steps.
