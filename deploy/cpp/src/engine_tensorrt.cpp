@@ -73,16 +73,18 @@ void wait(const Stream &stream) {
     check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
 }
 
-// Memory of the GPU, zeros at first, and pinned memory of the host.
+// Memory of the GPU and pinned memory of the host, zeros at first.
 class Buffer {
    public:
-    explicit Buffer(size_t bytes) : bytes(bytes) {
+    Buffer(size_t bytes, const Stream &stream) : bytes(bytes) {
         void *memory = nullptr;
         check(cudaMalloc(&memory, bytes), "cudaMalloc");
         device_.reset(memory);
         check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "cudaHostAlloc");
         host_.reset(memory);
-        check(cudaMemset(device_.get(), 0, bytes), "cudaMemset");
+        std::memset(memory, 0, bytes);  // an engine runs once before there is a frame
+        // On this stream, since one that does not block waits for no other.
+        check(cudaMemsetAsync(device_.get(), 0, bytes, stream.get()), "cudaMemsetAsync");
     }
     void upload(const Stream &stream) const {
         check(cudaMemcpyAsync(device_.get(), host_.get(), bytes, cudaMemcpyHostToDevice, stream.get()), "upload");
@@ -106,7 +108,7 @@ class DeviceState : public EngineState {
     DeviceState(const StateInfo &info, const Stream &stream)
         : shape_(info.shape),
           stream_(stream),
-          buffers_{Buffer(count(shape_) * sizeof(float)), Buffer(count(shape_) * sizeof(float))} {}
+          buffers_{{count(shape_) * sizeof(float), stream}, {count(shape_) * sizeof(float), stream}} {}
     void clear() override {
         check(cudaMemsetAsync(latest().device(), 0, latest().bytes, stream_.get()), "cudaMemsetAsync");
         wait(stream_);
@@ -217,7 +219,8 @@ class TensorRtEngine final : public Engine {
                           "network");
         if (state_ && info.name == (is_input ? state_->input : state_->output)) return;  // in a DeviceState
         auto &buffers = is_input ? inputs_ : buffers_;
-        const Buffer &buffer = buffers.try_emplace(info.name, count(shape) * kTypes[info.type].bytes).first->second;
+        const size_t bytes = count(shape) * kTypes[info.type].bytes;
+        const Buffer &buffer = buffers.try_emplace(info.name, bytes, stream_).first->second;
         if (!is_input) outputs_.emplace(info.name, Array(info.type, shape));
         address(info.name, buffer);
     }

@@ -23,7 +23,8 @@ const char *cudaGetErrorString(cudaError_t) {
 
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
     *memory = std::malloc(bytes);
-    return cudaMemset(*memory, 0xff, bytes);  // not zeros: NaN, as far as it is float32
+    std::memset(*memory, 0x7f, bytes);  // not zeros: large numbers, no index of a cell
+    return cudaSuccess;
 }
 cudaError_t cudaFree(void *memory) {
     std::free(memory);
@@ -34,10 +35,6 @@ cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
 }
 cudaError_t cudaFreeHost(void *memory) {
     return cudaFree(memory);
-}
-cudaError_t cudaMemset(void *memory, int value, size_t bytes) {
-    std::memset(memory, value, bytes);
-    return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
     stream->put([=] { std::memset(memory, value, bytes); });
