@@ -164,7 +164,12 @@ class TesseraNode : public rclcpp::Node {
         for (size_t i = 0; i < sweeps_.size(); ++i) {
             Matrix to;
             write(global_from_reference.inverse() * sweeps_[i].global_from_cloud, to.data());
-            append_points(*sweeps_[i].cloud, to, (time - sweeps_[i].time).seconds(), points_);
+            try {
+                append_points(*sweeps_[i].cloud, to, (time - sweeps_[i].time).seconds(), points_);
+            } catch (const std::invalid_argument &) {  // the new cloud: it shall not spoil the next frames
+                sweeps_.pop_front();
+                throw;
+            }
             sweep_of_point_.resize(points_.size() / 5, static_cast<uint8_t>(i));
         }
         const std::vector<tessera_camera> cameras = pictures(time);
