@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable
+from ctypes import POINTER, Structure, c_double
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,29 @@ def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -
     spec = Bundle.load(path).spec
     drives = PandaSet(pandaset_root, spec.rig)
     assert compare(path, (drives.frame(f"002-{i}", spec.reads) for i in (16, 23))) > 50
+
+
+def test_a_host_may_know_later_versions_of_the_structs(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = next(drive())
+    with native.Runtime(bundle().path) as runtime:
+        expected = {name: each.copy() for name, each in runtime.step(frame).items()}
+        later = type("_Camera", (Structure,), {"_fields_": [*native._Camera._fields_, ("more", c_double)]})
+        fields = [(name, POINTER(later) if name == "cameras" else kind) for name, kind in native._Frame._fields_]
+        monkeypatch.setattr(native, "_Camera", later)
+        monkeypatch.setattr(native, "_Frame", type("_Frame", (Structure,), {"_fields_": fields}))
+        require_equal(expected, runtime.step(frame), frame.token)
+
+
+@pytest.mark.parametrize("wrong", ["points", "sweep_of_point", "cameras"])
+def test_an_array_of_another_shape_is_refused(wrong: str) -> None:
+    frame = next(drive())
+    name, camera = next(iter(frame.cameras.items()))
+    arrays: dict[str, Any] = {
+        "points": frame.points[:, :4], "sweep_of_point": frame.sweep_of_point[:7],
+        "cameras": {name: replace(camera, image=camera.image[..., :1])},
+    }  # fmt: skip
+    with native.Runtime(bundle().path) as runtime, pytest.raises(native.Failure, match="has the shape"):
+        runtime.step(replace(frame, **{wrong: arrays[wrong]}))
 
 
 def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path) -> None:

@@ -68,11 +68,12 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
     frame.sweep_of_point = given.sweep_of_point;
     frame.point_count = given.point_count;
     frame.cameras.resize(given.camera_count);
-    for (size_t i = 0; i < given.camera_count; ++i) {
-        const tessera_camera &from = given.cameras[i];
+    const auto *next = reinterpret_cast<const std::byte *>(given.cameras);
+    for (tessera::Camera &to : frame.cameras) {
+        const auto &from = *reinterpret_cast<const tessera_camera *>(next);
         require_size(&from, "tessera_camera");
         if (!from.name || !from.rgb) throw tessera::bad_input("tessera_camera: its name or rgb is NULL");
-        tessera::Camera &to = frame.cameras[i];
+        next += from.size;  // the caller's, who may have a later version with more fields
         to.name = from.name, to.rgb = from.rgb, to.height = from.height, to.width = from.width;
         std::copy_n(from.intrinsics, 9, to.intrinsics.begin());
         std::copy_n(from.ego_from_camera, 16, to.ego_from_camera.begin());

@@ -236,7 +236,9 @@ def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
     """The frame for a call, and what must live as long."""
     given, kept = _sized(_Frame), list[Any]()
 
-    def address(array: np.ndarray, dtype: Any) -> int:
+    def address(name: str, array: np.ndarray, dtype: Any, *shape: int) -> int:
+        if array.shape != shape:
+            raise Failure(f"{name}: has the shape {array.shape}, not {shape}")
         kept.append(np.ascontiguousarray(array, dtype))
         return int(kept[-1].ctypes.data)
 
@@ -244,12 +246,14 @@ def _frame(frame: Any, conditions: Sequence[str]) -> tuple[_Frame, list[Any]]:
     for name in ("global_from_reference", "global_from_ego"):
         getattr(given, name)[:] = np.asarray(getattr(frame, name), np.float64).ravel().tolist()
     if frame.points is not None:
-        given.points, given.point_count = address(frame.points, np.float32), len(frame.points)
-        given.sweep_of_point = address(frame.sweep_of_point, np.uint8)
+        count = len(frame.points)
+        given.points, given.point_count = address("points", frame.points, np.float32, count, 5), count
+        given.sweep_of_point = address("sweep_of_point", frame.sweep_of_point, np.uint8, count)
     cameras = (_Camera * max(1, len(frame.cameras)))()
     for own, (name, camera) in zip(cameras, frame.cameras.items(), strict=False):
         own.size, own.name = ctypes.sizeof(_Camera), name.encode()
-        own.rgb, (own.height, own.width) = address(camera.image, np.uint8), camera.image.shape[:2]
+        own.height, own.width = size = camera.image.shape[:2]
+        own.rgb = address(f"the picture of {name}", camera.image, np.uint8, *size, 3)
         for matrix in ("intrinsics", "ego_from_camera", "global_from_ego"):
             getattr(own, matrix)[:] = np.asarray(getattr(camera, matrix), np.float64).ravel().tolist()
     given.cameras, given.camera_count = cameras, len(frame.cameras)
