@@ -116,7 +116,7 @@ lock: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP_CODE)
+	$(BIN)/clang-format --style=file:deploy/.clang-format --dry-run --Werror $(CPP_CODE) tests/cpp/*.cpp
 	$(BIN)/mypy
 	$(BIN)/python tools/check_repository.py
 

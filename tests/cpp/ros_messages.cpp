@@ -62,9 +62,9 @@ Message read(const char *data, size_t size) {
 }
 
 extern "C" {
-size_t boxes(int autoware, const tessera_ros::Detections *found, const double *to, double threshold,
-             const char **names, const int64_t *labels, const int64_t *orientations, size_t count, const char *header,
-             size_t size, char *out, size_t room) {
+size_t boxes(int autoware, const tessera_ros::Detections *found, const double *to, double threshold, const char **names,
+             const int64_t *labels, const int64_t *orientations, size_t count, const char *header, size_t size,
+             char *out, size_t room) {
     const tessera_ros::Classes classes{
         {names, names + count}, {labels, labels + count}, {orientations, orientations + count}};
     tessera_ros::Matrix matrix;
