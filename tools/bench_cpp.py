@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmark import Rounds
+from recorded import add_recorded_plan, count_allocations, golden_runs
 
+from deploy.bundle import Bundle
 from deploy.runtime import Runtime
 from perception.datasets.sources import open_source
 from perception.frame import Frame
@@ -30,12 +34,14 @@ def cpp(
     """Whether all results of the drive are identical, and what steps without the network take, median of rounds.
 
     A step without the network is preprocessing, steering and postprocessing of a frame in memory; both runtimes step
-    frame by frame in turn. Pillars are 300,000 points on a grid of 128 x 128 cells, one core.
+    frame by frame in turn. Allocations are the most of a frame once all were seen twice, with an engine of recorded
+    outputs. Pillars are 300,000 points on a grid of 128 x 128 cells, one core.
     """
     native = _native()
     python, frames = Runtime(bundle, checks=False), list(_frames(bundle, drives))
     seconds: dict[str, list[float]] = {"python": [], "cpp": []}
     steps: list[float] = []
+    given: list[tuple[Frame, tuple[str, ...]]] = []
     identical = True
     with native.Runtime(bundle) as runtime:
         for _ in range(max(1, rounds // 4)):
@@ -44,6 +50,7 @@ def cpp(
             for frame in frames:
                 scene = python.step(frame)
                 known = scene.conditions.known()
+                given.append((frame, known))
                 start = time.perf_counter()
                 arrays = runtime.step(frame, known)
                 steps.append(time.perf_counter() - start)
@@ -57,8 +64,16 @@ def cpp(
         **{f"{name}_without_network_ms": 1000 * each for name, each in medians.items()},
         "step_without_network_ratio": medians["cpp"] / medians["python"],
         "p99_over_p50": float(np.percentile(steps, 99) / np.median(steps)),
+        "allocations_per_frame": _allocations(bundle, given[: len(frames)]),
         **_pillars(native, rounds),
     }
+
+
+def _allocations(bundle: Path, frames: Sequence[tuple[Frame, Sequence[str]]]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Bundle.load(shutil.copytree(bundle, Path(folder) / "bundle"))
+        add_recorded_plan(copied, golden_runs(copied))
+        return max(count_allocations(copied.path, frames, Path(os.environ["TESSERA_LIBRARY"]).parent))
 
 
 def _equal(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> bool:

@@ -1,37 +1,16 @@
 """With an engine of recorded outputs: what a step takes from the heap, and that a wrong engine is found."""
 
 import os
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tessera_runtime as native
-from both_runtimes import TARGET, drive, every_task, with_recorded_plan
+from both_runtimes import drive, every_task, with_recorded_plan
 from exported import remembering
-from repository import ROOT
+from recorded import TARGET, count_allocations
 
 BUILT = Path(os.environ["TESSERA_LIBRARY"]).parent
 ENGINE = BUILT / "librecorded_engine.so"
-COUNTED = """
-import ctypes, pickle, sys
-import tessera_runtime as native
-
-with open(sys.argv[2], "rb") as file:
-    frames = pickle.load(file)
-counter = ctypes.CDLL(sys.argv[3])
-counting = ctypes.c_int.in_dll(counter, "tessera_count_allocations")
-counted = ctypes.c_long.in_dll(counter, "tessera_allocations")
-with native.Runtime(sys.argv[1], target=sys.argv[5], plugin=sys.argv[4]) as runtime:
-    given = [native._frame(frame, known) for frame, known in frames]
-    for turn in range(3):
-        for frame, _ in given:
-            before, counting.value = counted.value, turn > 0
-            status = runtime._library.tessera_step(runtime._handle, ctypes.byref(frame))
-            counting.value = 0
-            print(turn, status, counted.value - before)
-"""
 
 
 @pytest.mark.skipif(
@@ -41,17 +20,7 @@ with native.Runtime(sys.argv[1], target=sys.argv[5], plugin=sys.argv[4]) as runt
 def test_a_step_takes_nothing_from_the_heap_once_it_has_seen_such_frames(network, tmp_path: Path) -> None:
     """Counted by an interposed allocator, with an engine that takes nothing, on the same frames in each turn."""
     frames = with_recorded_plan(network(), tmp_path / "bundle", drive())
-    (tmp_path / "frames.pickle").write_bytes(pickle.dumps(frames))
-    counter = BUILT / "libcount_allocations.so"
-    words = [sys.executable, "-c", COUNTED, tmp_path / "bundle", tmp_path / "frames.pickle", counter, ENGINE, TARGET]
-    paths = os.pathsep.join([str(ROOT / "deploy" / "cpp" / "python"), str(ROOT)])
-    environment = os.environ | {"LD_PRELOAD": str(counter), "PYTHONPATH": paths}
-    done = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [list(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert len(lines) == 3 * len(frames)
-    assert {status for _, status, _ in lines} == {0}
-    assert [count for turn, _, count in lines if turn == 2] == [0] * len(frames)
+    assert count_allocations(tmp_path / "bundle", frames, BUILT) == [0] * len(frames)
 
 
 def test_a_check_that_fails_takes_the_engine_s_outputs(tmp_path: Path) -> None:

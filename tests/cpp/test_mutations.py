@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tessera_runtime as native
-from both_runtimes import TARGET, drive, every_task, with_recorded_plan
+from both_runtimes import drive, every_task, with_recorded_plan
 from exported import remembering
+from recorded import TARGET
 
 from perception.frame import Frame
 

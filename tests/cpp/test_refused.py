@@ -15,13 +15,14 @@ import numpy as np
 import onnx
 import pytest
 import tessera_runtime as native
-from both_runtimes import COMPILER, TARGET, every_task
+from both_runtimes import every_task
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from damage import cut, delete, in_json, put, write
 from damage import replace as edit
 from damage import without as missing
 from exported import bundle, keys, remembering, reseal, rewritten, trusting
+from recorded import COMPILER, TARGET
 from refits import train_further
 from safetensors.numpy import load, save
 

@@ -13,8 +13,9 @@ from shutil import copytree
 import onnx
 import pytest
 import tessera_runtime as native
-from both_runtimes import COMPILER, TARGET, compare, drive, every_task, require_equal
+from both_runtimes import compare, drive, every_task, require_equal
 from exported import apart, bundle, copy_bundle, plan_record, remembering, retrained
+from recorded import COMPILER, TARGET
 
 from deploy.bundle import Bundle
 from deploy.canary import canary_graph

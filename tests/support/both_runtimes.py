@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import tessera_runtime as native
-from exported import QUIET, checkpoint_of, modular, nano, plan_record
+from exported import QUIET, checkpoint_of, modular, nano
 from once import once
-from safetensors.numpy import save
+from recorded import add_recorded_plan, golden_runs
 from vocabulary import RIG
 
 from deploy.bundle import Bundle
-from deploy.engines import open_engine
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
-from deploy.state import run_with_state
 from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
@@ -26,7 +24,6 @@ from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
 from perception.sensors import inputs
 
-TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"  # of the engine of recorded outputs
 BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 MODULES: list[dict[str, object]] = [
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["rain"]},
@@ -205,11 +202,8 @@ def with_recorded_plan(
         The frames, each with the conditions that are believed.
     """
     copied = Bundle.load(shutil.copytree(source.path, path))
-    engine, golden = open_engine(copied), copied.golden_frames()
-    runs, state = [], engine.new_state()
-    for frame in golden:
-        outputs = run_with_state(engine, frame.inputs, state) if state is not None else engine.run(frame.inputs)
-        runs.append(outputs | ({NEXT_STATE: state.read()} if state is not None else {}))
+    runs = golden_runs(copied)
+    golden = len(runs)
     runs[-1]["detection/boxes"][..., 0] += boxes_off
     python, frames = Python(copied.path), []
     for frame in given:
@@ -220,7 +214,5 @@ def with_recorded_plan(
         if NEXT_STATE in arrays:
             runs[-1][NEXT_STATE] = arrays[NEXT_STATE]
         frames.append((frame, python.believed.known()))
-    named = {f"{i}/{name}": np.ascontiguousarray(each) for i, run in enumerate(runs) for name, each in run.items()}
-    plan = save(named, metadata={"repeated": str(len(golden))})
-    copied.add_plan(plan, plan_record(copied.path, plan, target=TARGET, compiler=COMPILER))
+    add_recorded_plan(copied, runs, repeated=golden)
     return frames
