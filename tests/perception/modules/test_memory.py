@@ -187,7 +187,7 @@ def test_a_process_without_frames_for_it_has_it_in_its_graph(monkeypatch):
     layer, module = memory()
     slot = Slot("memory", layer)
     slot.computations["m"], slot.current.route = module, Route({"m": torch.zeros(2)})
-    found = slot(FusedInput(fused_of(), past_of()))
+    found = slot(FusedInput(fused_of(), past_of(), layer))
     assert torch.equal(found, fused_of())
     found.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
