@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from benchmark import Rounds
-from recorded import add_recorded_plan, count_allocations, golden_runs
+from recorded_engine import add_recorded_plan, count_allocations, golden_runs
 
 from deploy.bundle import Bundle
 from deploy.runtime import Runtime

@@ -7,7 +7,7 @@ import pytest
 import tessera_runtime as native
 from both_runtimes import drive, every_task, with_recorded_plan
 from exported import remembering
-from recorded import TARGET, count_allocations
+from recorded_engine import TARGET, count_allocations
 
 BUILT = Path(os.environ["TESSERA_LIBRARY"]).parent
 ENGINE = BUILT / "librecorded_engine.so"

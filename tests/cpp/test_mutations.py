@@ -15,7 +15,7 @@ import pytest
 import tessera_runtime as native
 from both_runtimes import drive, every_task, with_recorded_plan
 from exported import remembering
-from recorded import TARGET
+from recorded_engine import TARGET
 
 from perception.frame import Frame
 

@@ -22,7 +22,7 @@ from damage import cut, delete, in_json, put, write
 from damage import replace as edit
 from damage import without as missing
 from exported import bundle, keys, remembering, reseal, rewritten, trusting
-from recorded import COMPILER, TARGET
+from recorded_engine import COMPILER, TARGET
 from refits import train_further
 from safetensors.numpy import load, save
 

@@ -15,7 +15,7 @@ import pytest
 import tessera_runtime as native
 from both_runtimes import compare, drive, every_task, require_equal
 from exported import apart, bundle, copy_bundle, plan_record, remembering, retrained
-from recorded import COMPILER, TARGET
+from recorded_engine import COMPILER, TARGET
 
 from deploy.bundle import Bundle
 from deploy.canary import canary_graph

@@ -10,7 +10,7 @@ import numpy as np
 import tessera_runtime as native
 from exported import QUIET, checkpoint_of, modular, nano
 from once import once
-from recorded import add_recorded_plan, golden_runs
+from recorded_engine import add_recorded_plan, golden_runs
 from vocabulary import RIG
 
 from deploy.bundle import Bundle
