@@ -52,11 +52,15 @@ CPP_SOURCES := $(CPP_CODE) $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*)
 CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev \
 	libfastcdr-dev rosidl-generator-c-cpp
 
-$(CPP)/%/built: $(CPP_SOURCES) $(INSTALLED)
+$(CPP)/nvidia: requirements/nvidia.txt $(INSTALLED)
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-compile --no-deps --only-binary :all: --target $@ --requirement $<
+
+$(CPP)/%/built: $(CPP_SOURCES) $(CPP)/nvidia
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }
-	mkdir -p $(CPP)
 	ln -sf $$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') $(CPP)/libonnxruntime.so.1
 	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING \
+	  -DNVIDIA_PACKAGES=$(CURDIR)/$(CPP)/nvidia \
 	  "-DTENSORRT_RTX_LIBRARIES=$$(ls $(CURDIR)/$(VENV)/lib/python*/site-packages/tensorrt_rtx_libs/*.so.1 2>/dev/null | paste -sd ';')"
 	cmake --build $(CPP)/$* && touch $@
 

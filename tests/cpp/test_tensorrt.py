@@ -127,3 +127,13 @@ def test_nvidia_s_library_refuses_what_is_no_plan_in_its_own_words(tmp_path: Pat
         message = message_of(path, NVIDIA)
         assert message.startswith(f"{path}/engines/{TARGET}.plan: {release} refuses it: "), message
         assert words in message
+
+
+def test_with_nvidia_s_headers_and_cuda_a_line_says_what_is_missing(tmp_path: Path) -> None:
+    """The headers are those of TensorRT 10, as on a vehicle; the library is that for RTX."""
+    target, compiler = "orin", "tensorrt " + compiler_version(TARGETS[TARGET]).split()[1]
+    path = copy_bundle(tmp_path / "bundle")
+    Bundle.load(path).add_plan(b"none", plan_record(path, b"none", target=target, compiler=compiler))
+    with pytest.raises(native.Failure, match=r"CUDA: cudaStreamCreateWithFlags gives cudaError|refuses it: ") as caught:
+        native.Runtime(path, target, plugin=str(BUILT / "libtensorrt_headers.so"))
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,5 @@
-// What src/engine_tensorrt.cpp calls of TensorRT, declared for tests, because no package has NVIDIA's headers.
+// What src/engine_tensorrt.cpp calls of TensorRT, for a stand-in that has nothing else; `tensorrt_headers` is compiled
+// with NVIDIA's own declarations.
 //
 // ILogger and IRuntime have the layout of TensorRT for RTX 1.7, so that they also work with NVIDIA's library, which
 // opens no plan without a GPU. The rest is as its documentation says, and only for tensorrt.cpp.

@@ -1,7 +1,7 @@
-// What src/engine_tensorrt.cpp calls of TensorRT's ONNX parser; see NvInfer.h.
+// What src/engine_tensorrt.cpp calls of TensorRT's ONNX parser.
 #pragma once
 
-#include "NvInfer.h"
+#include <NvInfer.h>
 
 namespace nvonnxparser {
 
