@@ -34,7 +34,7 @@ OUTAGES = {"0.5 s": 5, "1 s": 10}  # frames without LiDAR up to a scored keyfram
 SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
 SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its place; m/s of one that moves
 MEMORY = {"name": "memory", "kind": "memory"}
-BRIDGE = ("--add", "memory:bridge", "--slots", "memory", "--option", "outages=1.0", "--conditions", "no-lidar")
+BRIDGE = ("--add", "memory:bridge", "--option", "outages=1.0", "--conditions", "no-lidar")
 
 
 def memory(

@@ -96,7 +96,12 @@ def adapt(
     conditions: Annotated[
         str, typer.Option(help="Train on the frames with these, such as rain,night, and route to the module there.")
     ] = "",
-    slots: Annotated[str, typer.Option(help="Names or globs of the places in the network.")] = "fuse*,trunk.*,heads.*",
+    slots: Annotated[
+        str,
+        typer.Option(
+            help="Names or globs of the places in the network; default: fuse*,trunk.*,heads.*, of a memory its own."
+        ),
+    ] = "",
     option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=NUMBER of the kind, such as rank=4; of several: low_rank.rank=4; repeatable."),
@@ -132,16 +137,17 @@ def adapt(
 
     file = None if task else config
     ways = [bool(add), memory, bool(task), file is not None]
-    if ways.count(True) != 1 or ((task or file) and (conditions or option)):
+    if ways.count(True) != 1 or ((task or file) and (conditions or slots or option)):
         raise InputError(
-            "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with a module; --conditions and "
-            "--option go with --add and --memory"
+            "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with a module; --conditions, "
+            "--slots and --option go with --add and --memory"
         )
     if memory:
-        add, slots = "memory:memory", "memory"
+        add = "memory:memory"
     kinds, _, name = add.partition(":")
     if not name and add:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
+    slots = slots or ("memory" if kinds == "memory" else "fuse*,trunk.*,heads.*")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
     if file is not None:
         module = read_module(file)

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -54,9 +55,7 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     optimize.freeze(model, config.train.rates)
     tokens, earlier = tables.samples(split, config.data.scenes), tuple[str, ...]()
     if resume:
-        data = checkpoint.provenance(run).data
-        earlier = data[:-1]
-        _require_same_keyframes(run, data[-1:], describe_keyframes(tables, tokens))
+        earlier = checkpoint.provenance(run).data[:-1]
     elif config.init_from is not None:
         initialise(model, config.init_from)
         earlier = checkpoint.provenance(Path(config.init_from.run)).data
@@ -108,6 +107,7 @@ class _Training:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
         self.data = (*earlier, describe_keyframes(tables, tokens))
+        self.keyframes = sha256("\n".join(tokens).encode()).hexdigest()
         self.accelerator = accelerator_of(model, scope, tables, tokens)
         self.reduces_each_pass = reduces_each_pass(self.accelerator)
         self.barrier = LongBarrier()
@@ -156,6 +156,11 @@ class _Training:
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""
         step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer, self.averaged)
+        if state.get("keyframes", self.keyframes) != self.keyframes:
+            now = f"these ({self.data[-1]})"
+            raise InputError(
+                f"{self.run}: was trained on other keyframes than {now}; resume with its --data and --split"
+            )
         self.schedule.load_state_dict(state["rate"])
         self.best = state.get("best", -math.inf)
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -282,7 +287,7 @@ class _Training:
             _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             best = {} if math.isinf(self.best) else {"best": self.best}
-            state = {"rate": self.schedule.state_dict(), "scaler": scaler, **best}
+            state = {"rate": self.schedule.state_dict(), "scaler": scaler, "keyframes": self.keyframes, **best}
             checkpoint.save(self.run, step, self.config, model, optimizer, state, self.data, average)
 
     def finish(self) -> Path:
@@ -302,13 +307,6 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
-
-
-def _require_same_keyframes(run: Path, before: Sequence[str], now: str) -> None:
-    """Compare numbers of keyframes and scenes; the rest of a description may change as a data set is moved."""
-    was, found = ([each.rpartition(": ")[2] for each in every] for every in (before, [now]))
-    if was and was != found:
-        raise InputError(f"{run}: was trained on {was[0]}, these are {found[0]}; resume with its --data and --split")
 
 
 def _require_finite(state: Mapping[str, Tensor], where: str) -> None:

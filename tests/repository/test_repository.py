@@ -170,6 +170,7 @@ ADD = "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with
         (f"adapt {{tmp}} --config {{tmp}}/a.yaml --add low_rank:a {DATA}", ADD),
         (f"adapt {{tmp}} --config {{tmp}}/a.yaml {DATA}", "{tmp}/a.yaml"),
         (f"adapt {{tmp}} --task conditions --conditions rain {DATA}", "--option go with --add and --memory"),
+        (f"adapt {{tmp}} --task conditions --slots trunk.* {DATA}", "--option go with --add and --memory"),
         ("merge {tmp} --modules a,b --name c --out {tmp}/r", "no checkpoint here"),
         ("modules {tmp}", "no checkpoint here"),
         ("modules {tmp} --frame scene-0001:0", "--frame and --data go together"),

@@ -393,11 +393,12 @@ def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTa
 def test_a_training_goes_on_with_its_keyframes_alone(tables: NuScenesTables, tmp_path: Path, monkeypatch) -> None:
     last = train(minimal(steps=1), tables, "all", tmp_path)
     whole, every = bytes_of(last), tables.samples("all")
-    monkeypatch.setattr(tables, "samples", lambda *_: every[:3])
-    says = "was trained on 6 keyframes of 2 scenes, these are 3 keyframes of 1 scenes; resume with its --data"
-    with pytest.raises(InputError, match=says):
-        train(minimal(steps=1), tables, "sim_train", tmp_path, resume=True)
-    monkeypatch.undo()
+    for other in (every[:3], [*every[3:], *every[:3]]):
+        monkeypatch.setattr(tables, "samples", lambda *_, other=other: other)
+        says = rf"other keyframes than these \(.*: {len(other)} keyframes of .*\); resume with its --data and --split"
+        with pytest.raises(InputError, match=says):
+            train(minimal(steps=1), tables, "all", tmp_path, resume=True)
+        monkeypatch.undo()
     monkeypatch.setattr(tables, "version", "moved")
     train(minimal(steps=1), tables, "all", tmp_path, resume=True)
     assert bytes_of(last) == whole
