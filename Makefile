@@ -1,4 +1,4 @@
-.PHONY: environment demo test test-newest test-scale cpp tidy test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
+.PHONY: environment demo test test-newest test-scale cpp test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -48,7 +48,6 @@ test-scale: $(INSTALLED)
 # headers are Debian's.
 CPP := runs/cpp
 CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/tests/*/*.[ch]* deploy/ros2/src/*.cpp deploy/ros2/include/*/*.hpp)
-CPP_SOURCES := $(CPP_CODE) $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*)
 CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev \
 	libfastcdr-dev rosidl-generator-c-cpp
 
@@ -56,20 +55,27 @@ $(CPP)/nvidia: requirements/nvidia.txt $(INSTALLED)
 	rm -rf $@
 	$(BIN)/pip install --quiet --no-compile --no-deps --only-binary :all: --target $@ --requirement $<
 
-$(CPP)/%/built: $(CPP_SOURCES) $(CPP)/nvidia
+.PRECIOUS: $(CPP)/%/build.ninja
+$(CPP)/%/build.ninja: $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*) $(CPP)/nvidia
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }
 	ln -sf $$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') $(CPP)/libonnxruntime.so.1
 	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING \
 	  -DNVIDIA_PACKAGES=$(CURDIR)/$(CPP)/nvidia \
 	  "-DTENSORRT_RTX_LIBRARIES=$$(ls $(CURDIR)/$(VENV)/lib/python*/site-packages/tensorrt_rtx_libs/*.so.1 2>/dev/null | paste -sd ';')"
-	cmake --build $(CPP)/$* && touch $@
+	touch $@
+
+$(CPP)/%/built: $(CPP_CODE) $(CPP)/%/build.ninja
+	cmake --build $(@D) && touch $@
 
 CPP_PRESET ?= release
 
 cpp: $(CPP)/$(CPP_PRESET)/built
 
-tidy: $(CPP)/release/built
-	printf '%s\n' deploy/cpp/src/*.cpp | xargs -n 1 -P $$(nproc) $(BIN)/clang-tidy --quiet -p $(CPP)/release
+# Each file again when it or a header has changed.
+TIDY := $(patsubst deploy/cpp/src/%.cpp,$(CPP)/tidy/%,$(wildcard deploy/cpp/src/*.cpp))
+$(CPP)/tidy/%: deploy/cpp/src/%.cpp $(wildcard deploy/cpp/*/*.h*) deploy/cpp/.clang-tidy $(CPP)/release/build.ninja
+	@mkdir -p $(@D)
+	$(BIN)/clang-tidy --quiet -p $(CPP)/release $< && touch $@
 
 # The sanitizers are loaded before Python, which frees not all of its memory at its end, with the C++ whose exceptions
 # they see.
@@ -121,6 +127,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --style=file:deploy/.clang-format --dry-run --Werror $(CPP_CODE) tests/cpp/*.cpp
+	$(MAKE) --silent --jobs $$(nproc) $(TIDY)
 	$(BIN)/mypy
 	$(BIN)/python tools/check_repository.py
 

@@ -160,6 +160,10 @@ std::optional<Type> type_of(nvinfer1::DataType type) {
     }
 }
 
+Shape shape_of(const nvinfer1::Dims &dims) {
+    return Shape(dims.d, dims.d + std::clamp<int>(dims.nbDims, 0, std::size(dims.d)));
+}
+
 class TensorRtEngine final : public Engine {
    public:
     TensorRtEngine(const Manifest &manifest, const Plan &plan)
@@ -206,14 +210,14 @@ class TensorRtEngine final : public Engine {
         const bool is_input = mode == nvinfer1::TensorIOMode::kINPUT;
         if (engine_->getTensorIOMode(name) != mode)
             throw refused(path_, ": has no ", is_input ? "input " : "output ", name, "; compile this bundle's network");
-        nvinfer1::Dims dims = engine_->getTensorShape(name);
+        Shape shape = shape_of(engine_->getTensorShape(name));
         const auto is_open = [](int64_t length) { return length < 0; };
-        if (is_input && std::any_of(dims.d, dims.d + std::max(0, dims.nbDims),
-                                    is_open)) {  // plans by trtexec keep it open; the profile has its size
-            dims = engine_->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMAX);
+        // Plans by trtexec keep a size open; the profile has it.
+        if (is_input && std::any_of(shape.begin(), shape.end(), is_open)) {
+            const nvinfer1::Dims dims = engine_->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMAX);
             context_->setInputShape(name, dims);
+            shape = shape_of(dims);
         }
-        const Shape shape(dims.d, dims.d + std::max(0, dims.nbDims));
         if (type_of(engine_->getTensorDataType(name)) != info.type || shape != info.shape)
             throw refused(path_, ": ", name, " has another type or shape than in the manifest; compile this bundle's ",
                           "network");

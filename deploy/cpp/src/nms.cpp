@@ -23,7 +23,7 @@ double rotated_iou(const Footprint &one, const Footprint &other) {
     const double left[2] = {other.width / 2 * -turned_sin, other.width / 2 * turned_cos};
     const double half[2] = {one.length / 2, one.width / 2};
     double corners[4][2], outline[2][20];
-    for (int axis : {0, 1}) {
+    for (int axis = 0; axis < 2; ++axis) {
         corners[0][axis] = ahead[axis] - left[axis] + middle[axis];
         corners[1][axis] = ahead[axis] + left[axis] + middle[axis];
         corners[2][axis] = left[axis] - ahead[axis] + middle[axis];
@@ -40,7 +40,7 @@ double rotated_iou(const Footprint &one, const Footprint &other) {
         }
         std::sort(crossed + 1, crossed + 5);
         for (int k = 0; k < 5; ++k) {
-            for (int axis : {0, 1}) {
+            for (int axis = 0; axis < 2; ++axis) {
                 const double place = corner[axis] + crossed[k] * side[axis];
                 outline[axis][5 * i + k] = std::min(std::max(place, -half[axis]), half[axis]);
             }

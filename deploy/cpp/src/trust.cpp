@@ -101,7 +101,7 @@ std::optional<time_t> parse_time(const std::string &expires) {
     int hours = 0, minutes = 0;
     char sign = '+', end = 0;
     if (std::strcmp(rest, "Z") != 0 &&
-        // NOLINTNEXTLINE(cert-err34-c): two digits fit
+        // NOLINTNEXTLINE(*err34-c,*number-conversion): two digits fit
         (std::sscanf(rest, "%c%2d:%2d%c", &sign, &hours, &minutes, &end) != 3 || (sign != '+' && sign != '-')))
         return std::nullopt;
     return timegm(&utc) - (sign == '-' ? -60L : 60L) * (60 * hours + minutes);
