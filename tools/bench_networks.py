@@ -41,14 +41,15 @@ def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
     """Compare two tasks and four domains in one graph with the base and with separate networks, in ONNX Runtime.
 
     Weights are random. Banked: a low-rank module of rank 4 for each domain at every slot of the trunk, and at all but
-    those of its first stage, switched by an input. Folded: the module of one domain in the weights. Separate: a network
-    per task and domain, of which a frame needs two. Latency is that of the engine, with alternating rounds. Memory is
-    what a process gains by opening the networks and running each once. Frames with and without a switch alternate too.
+    those of its first stage, switched by an input. Folded: the module of one domain in the weights. Memory: the base
+    that remembers (docs/memory.md). Separate: a network per task and domain, of which a frame needs two. Latency is
+    that of the engine, with alternating rounds. Megabytes are what a process gains by opening the networks and running
+    each once. Frames with and without a switch alternate too.
     """
     with tempfile.TemporaryDirectory() as folder:
         graphs = _graphs(config, Path(folder))
         inputs = {name: dict(np.load(path.with_suffix(".npz"))) for name, path in graphs.items()}
-        one = ("base", "folded", *PLACES, "detection rain", "map rain")
+        one = ("base", "folded", "memory", *PLACES, "detection rain", "map rain")
         engines = {name: OnnxRuntimeEngine(graphs[name]) for name in one}
         median = medians(measure_times({name: _with(engine, inputs[name]) for name, engine in engines.items()}, rounds))
         banked = [inputs["banked"] | {"route": route[None]} for route in np.eye(len(DOMAINS), dtype=np.float32)]
@@ -64,6 +65,7 @@ def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
         "latency_ratio_banked": median["banked"] / median["base"],
         "latency_ratio_banked_behind_stage0": median["banked_behind_stage0"] / median["base"],
         "latency_ratio_folded": median["folded"] / median["base"],
+        "latency_ratio_memory": median["memory"] / median["base"],
         "latency_ratio_separate": (median["detection rain"] + median["map rain"]) / median["base"],
         "memory_ratio_banked": memory["banked"] / memory["base"],
         "memory_ratio_separate": memory["separate"] / memory["base"],
@@ -77,7 +79,8 @@ def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
 
 
 def _with(engine: OnnxRuntimeEngine, inputs: dict[str, np.ndarray]) -> Callable[[object], object]:
-    return lambda _: engine.run(inputs)
+    state = engine.new_state()
+    return lambda _: engine.run(inputs, state)
 
 
 def _graphs(name: str, folder: Path) -> dict[str, Path]:
@@ -85,10 +88,12 @@ def _graphs(name: str, folder: Path) -> dict[str, Path]:
     every: list[list[str]] = [[], *([domain] for domain in DOMAINS)]
     graphs = {}
     for place, slots in PLACES.items():
-        run = _run(name, slots.split(","), folder / f"run-{place}")
+        run = _run(name, [_domain_module(domain, slots.split(",")) for domain in DOMAINS], folder / f"run-{place}")
         graphs[place] = export(run, folder / place, every, console=QUIET).onnx
     run = folder / "run-banked"
     graphs["base"] = export(run, folder / "base", console=QUIET).onnx
+    memory = _run(name, [{"kind": "memory", "name": "memory"}], folder / "run-memory")
+    graphs["memory"] = export(memory, folder / "memory", console=QUIET).onnx
     for domain in DOMAINS:
         bundle = export(run, folder / domain, [[domain]], console=QUIET)
         if domain == DOMAINS[0]:
@@ -104,9 +109,12 @@ def _graphs(name: str, folder: Path) -> dict[str, Path]:
     return graphs
 
 
-def _run(name: str, slots: list[str], folder: Path) -> Path:
-    """A checkpoint of the configuration with a module for each domain at these slots."""
-    modules = [{"kind": "low_rank", "name": domain, "rank": 4, "when": [domain], "slots": slots} for domain in DOMAINS]
+def _domain_module(domain: str, slots: list[str]) -> dict[str, Any]:
+    return {"kind": "low_rank", "name": domain, "rank": 4, "when": [domain], "slots": slots}
+
+
+def _run(name: str, modules: list[dict[str, Any]], folder: Path) -> Path:
+    """A checkpoint of the configuration with modules."""
     config = parse_config(load_config(find_config(name)).model_dump(mode="json") | {"modules": modules}, name)
     save_model(folder, config, PerceptionModel(config))
     return folder

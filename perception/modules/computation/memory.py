@@ -182,8 +182,8 @@ class Memory(Computation):
         since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
         hidden = torch.relu(self.mix(torch.cat([site.y, site.y + change], dim=1)) + since)
         lacking = self.whole(moved.amax(dim=(2, 3)) - site.y.amax(dim=(2, 3)))[:, :, None, None]
-        weight = torch.tanh(_STEEP * self.scale)[:, None, None] * torch.sigmoid(self.gate(hidden) + lacking)
-        return (past["state_valid"][:, None, None, None] * weight * change).to(site.y.dtype)
+        most = past["state_valid"][:, None, None, None] * torch.tanh(_STEEP * self.scale)[:, None, None]
+        return (most * torch.sigmoid(self.gate(hidden) + lacking) * change).to(site.y.dtype)
 
     def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
         """Without a state the map itself, without an addition; x is a `FusedInput`."""
