@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from benchmark import SHARED, Commands
+from bench_memory import BRIDGE, EachFrame
+from benchmark import QUIET, SHARED, Commands
+
+from perception.datasets.pandaset import PandaSet
+from perception.evaluation.evaluate import evaluate
+from perception.evaluation.predictions import look_to
+from perception.predict import TorchPredictor
 
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 KITTI = Path(__file__).parents[1] / "configs" / "kitti"
 TARGET = "rtx-ampere"  # compiles without a GPU
+OUTAGES = (3, 5)  # frames of 0.1 s without LiDAR, at a time
 SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
 CAR = "car"
 # What of the network trains, and how, beside the module.
@@ -29,13 +37,14 @@ def pandaset(
         "runs/pandaset"
     ),
     steps: int = 160,
-    stages: Annotated[str, typer.Option(help="Only these.")] = "zero_shot,adapted,head,full,further,vehicle",
+    stages: Annotated[str, typer.Option(help="Only these.")] = "zero_shot,adapted,head,full,further,vehicle,outages",
 ) -> dict[str, Any]:
     """What `evaluate` gives for held-back frames in all views, and the share of the parameters that trained.
 
     Of each training the processor-seconds of its command for a step, and in `source` the AP of cars on simulated sweeps
     of KITTI's LiDAR, with the share of the first network's sure detections there that are `kept`. Parked cars are seen
-    in both parts of the drive, 0.8 s apart.
+    in both parts of the drive, 0.8 s apart. `outages`: the recall of cars to the front on the held-back frames, most of
+    which lack their LiDAR, without and with a memory that was added; `kept` is the share of what is lost without it.
     """
     bench, result = _Stages(data, weights, out, steps), dict[str, Any]()
     for stage in stages.split(","):
@@ -168,6 +177,32 @@ class _Stages(Bench):
             "--json",
         )
         return {**result, "replayed_frames": json.loads(self.call("replay", *replayed)["printed"])["frames"]}
+
+    def outages(self) -> dict[str, Any]:
+        """A memory for frames without LiDAR on the network as imported."""
+        run, training = self.out / "outages", ("--steps", self.steps, "--data", self.data, "--scenes", TRAINED)
+        self.call("outages", "adapt", self.kitti, *BRIDGE, *training, "--out", run)
+        seen = self._recall(self.kitti, 0)
+        result: dict[str, Any] = {"seen": seen}
+        for frames in OUTAGES:
+            without, left = self._recall(self.kitti, frames), self._recall(run, frames)
+            result[f"{frames}_frames"] = {
+                "without": without,
+                "memory": left,
+                "kept": (left - without) / (seen - without),
+            }
+        return result
+
+    def _recall(self, run: Path, frames: int) -> float:
+        """Of cars to the front on the held-back frames, of which one has its LiDAR and so many next ones do not."""
+        predictor = TorchPredictor.load(run)
+        drive = PandaSet(self.data, predictor.spec.rig, predictor.taxonomy)
+        held_back = drive.samples(selectors=[HELD_BACK])
+        lost = {token for i, token in enumerate(held_back) if i % (frames + 1)}
+        ahead = look_to(["front"], EachFrame(predictor, 1, lost), predictor.spec, predictor.model.tasks)
+        with TemporaryDirectory() as folder:
+            metrics = evaluate(ahead, drive, None, [HELD_BACK], Path(folder), predictor.spec, QUIET)
+        return float(_of_class(metrics, CAR)["recall"])
 
     def _scores_by_view(self, name: str, run: Path) -> dict[str, Any]:
         """Those of cars in each view alone."""
