@@ -157,7 +157,7 @@ def _draw(result: Mapping[str, Any], picture: Path) -> None:
         axes.set_xlabel("labelled frames")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1 + len(WAYS), fontsize=8)
     # Equal results give equal files.
     with rc_context({"svg.hashsalt": "labels", "svg.fonttype": "none"}):
         figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
