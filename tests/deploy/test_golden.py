@@ -258,7 +258,7 @@ def wrong(precision: Precision, task: str, output: str, frame: GoldenFrame, valu
         assert share < 0.5
         changes["share"] = values.copy()
         expected = frame.outputs[f"{task}/{output}"].ravel()
-        count = int(share * expected.size) + 1
+        count = int(np.flatnonzero(np.arange(expected.size + 1) / expected.size > share)[0])
         changes["share"].reshape(-1)[:count] = np.where(expected[:count] == 1, 0, 1)
         return changes
     expected = frame.outputs[f"{task}/{output}"]

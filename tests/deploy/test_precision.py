@@ -29,7 +29,7 @@ from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, sensitivity, to_half
 from deploy.precision.graph import CONVOLUTIONS, places
-from deploy.precision.measure import MARGIN, make_golden_frames
+from deploy.precision.measure import MARGIN, is_below_saturation, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
 from deploy.verify import verify
@@ -402,3 +402,8 @@ def test_a_network_with_a_memory_is_calibrated_on_clips(tmp_path: Path) -> None:
         np.testing.assert_allclose(frame["current_from_previous"][0], np.eye(4) - 2.5 * np.eye(4, k=3), atol=1e-5)
     for name, array in clips[1][1].items():
         np.testing.assert_array_equal(array, clips[2][1][name])
+
+
+def test_scores_that_differ_from_1_by_rounding_alone_are_not_compared() -> None:
+    steps = np.float32(1) - np.float32(2**-24) * np.array([[0, 1, 2, 10, 100, 1e6]], np.float32)
+    assert is_below_saturation({"scores": steps}).tolist() == [[False] * 4 + [True] * 2]
