@@ -225,6 +225,7 @@ def on_disk(config: Path) -> ForeignConfig:
     """With a checkpoint of random weights."""
     content, checkpoint = Config.fromfile(config).model, config.with_suffix(".pth")
     content.img_backbone.init_cfg = None
+    torch.manual_seed(0)
     torch.save({"state_dict": MODELS.build(content).state_dict()}, checkpoint)
     backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(checkpoint))
     return ForeignConfig(name="f", backbone=backbone, batch=2)
