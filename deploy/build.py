@@ -13,7 +13,8 @@ from rich.console import Console
 from deploy.build_package import BuildPackage, write_package
 from deploy.bundle import ONNX, Bundle, EngineRecord
 from deploy.engines import open_engine
-from deploy.engines.tensorrt import build_engine, compiler_version, compiles_here
+from deploy.engines.tensorrt import TensorRtEngine, build_engine, compiler_version, compiles_here, why_not_run_here
+from deploy.integrity import Content
 from deploy.targets import Target, find_target
 from perception.errors import InputError
 
@@ -34,7 +35,7 @@ def build(
 
     ONNX Runtime compiles whenever it opens a network, so `cpu` has no plan: the golden frames are run, and the record
     has the time that opening took. TensorRT compiles on the GPU that will run the plan; if that is another machine, a
-    build package is written instead.
+    build package is written instead. A plan that can run here must give the golden frames before it is stored.
 
     Args:
         dla: run the layers that the target's DLA supports on it.
@@ -49,6 +50,7 @@ def build(
     Raises:
         InputError: there is no such bundle, key or target, the target does not support the bundle or has no DLA, its
             compiler is missing or rejects the graph, or the package cannot be written.
+        WrongEngine: the plan gives other outputs than the golden frames have.
     """
     console, target, bundle = console or Console(), find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # raises if the target has no DLA
@@ -69,6 +71,8 @@ def build(
         )
         return package
     parts = (bundle, *bundle.routes.values())
+    reason = None if target.compiler == "onnxruntime" else why_not_run_here(target)
+    ran = "gives the golden frames" if reason is None else f"golden frames NOT RUN ({reason})"
     with console.status(f"Compiling for {target.device}"):
         if target.compiler == "onnxruntime":
             records = [_build_cpu(part, target) for part in parts]
@@ -78,7 +82,7 @@ def build(
         size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
         console.print(
             f"{target.name} ({target.device}) for {', '.join(part.manifest.routes)}: {record.compiler}, "
-            f"{record.layers} layers, {size}, {record.seconds:.2f} s"
+            f"{record.layers} layers, {size}, {record.seconds:.2f} s, {ran}"
         )
     return records[0]
 
@@ -176,6 +180,9 @@ def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, sig
         onnx_sha256=bundle.manifest.files[ONNX],
         weights_sha256=bundle.manifest.files[ONNX],
     )
+    if why_not_run_here(target) is None:
+        name = f"{bundle.onnx}: {plan.compiler}"
+        bundle.require_golden(TensorRtEngine(Content(bundle.onnx, plan.content), target), name)
     bundle.add_plan(plan.content, record, signer)
     return record
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from deploy.build_package import SUMS, SUMS_SIGNATURE
 from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.canary import canary_graph, require_canary
+from deploy.engines import open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.integrity import Content, read_verified, require_inside, require_nothing_else
 from deploy.manifest import MANIFEST, Calibration, Manifest, TensorInfo
@@ -62,17 +63,30 @@ def verify_bundle(bundle: Bundle) -> dict[str, str]:
 
 
 def _verify_networks(bundle: Bundle) -> list[str]:
-    """Check the graphs, the golden frames and the engines of one network; returns the engines."""
+    """Check the graphs, the golden frames and the plans of one network; returns what is said of each plan."""
     for file in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
         content = bundle.read(file.name)
         require_graph(content, bundle.manifest, bundle.manifest.operators if file == bundle.onnx else None)
         bundle.require_golden(OnnxRuntimeEngine(content.data, file), f"{file}: ONNX Runtime", file.name)
-    plans = {target: bundle.plan(target).record for target in _targets(bundle.path)}
-    signed = {target: (bundle.path / ENGINES / f"{target}.sig").is_file() for target in plans}
-    return [
-        f"{target} by {record.compiler}, {'signed' if signed[target] else 'not signed'}"
-        for target, record in plans.items()
-    ]
+    return [_verify_plan(bundle, find_target(target)) for target in _targets(bundle.path)]
+
+
+def _verify_plan(bundle: Bundle, target: Target) -> str:
+    """Check a plan, and run the golden frames on it where this machine has its GPU and compiler; says what was done."""
+    from deploy.engines.tensorrt import compiler_version, why_not_run_here
+
+    plan = bundle.plan(target.name)
+    signed = "signed" if (bundle.path / ENGINES / f"{target.name}.sig").is_file() else "not signed"
+    reason = why_not_run_here(target)
+    if reason is None:
+        try:
+            bundle.plan(target.name, compiler_version(target))
+        except InputError as error:  # it is whole, but by another version
+            reason = str(error)
+    if reason is None:
+        bundle.require_golden(open_engine(bundle, target.name), f"{plan.path}: {plan.record.compiler}")
+    ran = "gives the golden frames" if reason is None else f"NOT RUN ({reason})"
+    return f"{target.name} by {plan.record.compiler}, {signed}, {ran}"
 
 
 def _canary(bundle: Bundle) -> dict[str, str]:
@@ -86,16 +100,11 @@ def _canary(bundle: Bundle) -> dict[str, str]:
 
 def _run_canary(target: Target) -> str:
     """Compile the canary for a target and run it on this machine's GPU; returns the compiler, or why it was not run."""
-    from deploy.engines import cuda
-    from deploy.engines.tensorrt import TensorRtEngine, build_engine, import_compiler
+    from deploy.engines.tensorrt import TensorRtEngine, build_engine, why_not_run_here
 
-    try:
-        import_compiler(target)
-        capability = cuda.compute_capability()
-    except InputError as error:
-        return f"its compiler NOT RUN ({error})"
-    if capability not in target.compute_capabilities:
-        return f"its compiler NOT RUN (the GPU here has compute capability {capability / 10:g})"
+    reason = why_not_run_here(target)
+    if reason is not None:
+        return f"its compiler NOT RUN ({reason})"
     plan = build_engine(canary_graph(), target)
     engine = TensorRtEngine(Content(Path(f"the canary for {target.name}"), plan.content), target)
     require_canary(engine.run, f"{target.name}: {plan.compiler}")

@@ -48,6 +48,18 @@ def compiles_here(target: Target) -> bool:
         return False
 
 
+def why_not_run_here(target: Target) -> str | None:
+    """Why plans for the target do not run on this machine; None where they do."""
+    try:
+        import_compiler(target)
+        capability = cuda.compute_capability()
+    except InputError as error:
+        return str(error)
+    if capability not in target.compute_capabilities:
+        return f"the GPU here has compute capability {capability / 10:g}"
+    return None
+
+
 def build_engine(
     onnx: bytes,
     target: Target,

@@ -1,5 +1,6 @@
 """The canary of the memory's GridSample: against the operator's definition and torch; a wrong engine is refused."""
 
+import importlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,17 +12,20 @@ import onnx
 import pytest
 import torch
 from commands import one_line_error
-from exported import bundle, plan_record, remembering
+from exported import QUIET, bundle, plan_record, remembering
 from refits import no_gpu
 from torch.nn import functional as F
 
+from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.canary import MAP, MOST, MOVED, PLACES, canary_graph, canary_inputs, canary_outputs, require_canary
 from deploy.engines import cuda, tensorrt
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import WrongEngine
-from deploy.targets import find_target
+from deploy.integrity import Content
+from deploy.state import EngineState
+from deploy.targets import Target, find_target
 from deploy.verify import verify
 
 Arrays = Mapping[str, np.ndarray]
@@ -98,26 +102,84 @@ def test_verify_runs_it_for_a_bundle_with_a_memory_alone(monkeypatch: pytest.Mon
 
 @no_gpu
 def test_verify_says_on_which_targets_it_did_not_run(tmp_path: Path) -> None:
-    told = verify(with_plan(tmp_path))[ROW]
-    assert told.startswith("as in closed form in ONNX Runtime, orin by its compiler NOT RUN (orin: needs tensorrt")
+    told = verify(with_plan(tmp_path))
+    assert told[ROW].startswith("as in closed form in ONNX Runtime, orin by its compiler NOT RUN (orin: needs tensorrt")
+    assert told["engines"].startswith("orin by tensorrt 10.3.0, not signed, NOT RUN (orin: needs tensorrt")
 
 
-@pytest.mark.parametrize(("way", "capability"), [(None, 87), ("aligned", 87), (None, 89)])
-def test_verify_runs_it_on_a_gpu_of_the_target(
-    way: str | None, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("capability", "version", "canary", "plan"),
+    [
+        (87, "10.3.0", "orin by tensorrt 10.3.0", "gives the golden frames"),
+        (87, "10.14.1", "orin by tensorrt 10.14.1", "compiled by tensorrt 10.3.0"),
+        (89, "10.3.0", "NOT RUN (the GPU here has compute capability 8.9)", "NOT RUN (the GPU here has compute"),
+    ],
+)
+def test_verify_runs_it_and_the_plan_on_a_gpu_of_the_target(
+    capability: int, version: str, canary: str, plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for the GPU and its compiler, as neither is here; tests/deploy/test_gpu.py has the real ones."""
-    path, run = with_plan(tmp_path), sample if way is None else WRONG[way]
+    path = with_plan(tmp_path)
+    stand_in(monkeypatch, path, capability, version, sample)
+    told = verify(path)
+    assert canary in told[ROW]
+    assert plan in told["engines"]
+
+
+def test_verify_refuses_a_wrong_canary_and_a_wrong_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_plan(tmp_path)
+    stand_in(monkeypatch, path, 87, "10.3.0", WRONG["aligned"])
+    with one_line_error("orin: tensorrt 10.3.0: computes GridSample wrongly"):
+        verify(path)
+    stand_in(monkeypatch, path, 87, "10.3.0", sample, off=0.1)
+    with one_line_error(r"orin\.plan: tensorrt 10\.3\.0, golden frame .* does not compute the exported network"):
+        verify(path)
+
+
+def test_build_stores_no_plan_that_does_not_give_the_golden_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(remembering().path, tmp_path / "bundle"))
+    stand_in(monkeypatch, path, 87, "10.3.0", sample, off=0.1)
+    with one_line_error(r"tensorrt 10\.3\.0, golden frame .* does not compute the exported network"):
+        build(path, "orin", QUIET)
+    assert not (path / "engines").exists()
+    stand_in(monkeypatch, path, 87, "10.3.0", sample)
+    build(path, "orin", QUIET)
+    assert Bundle.load(path).plan("orin").data == b"compiled"
+
+
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    capability: int,
+    version: str,
+    canary: Callable[[Arrays], Arrays],
+    off: float = 0.0,
+) -> None:
+    """A stand-in for the GPU and its compiler, as neither is here; tests/deploy/test_gpu.py has the real ones.
+
+    Args:
+        path: the bundle whose network its plans compute.
+        off: what they add to each output.
+    """
+
+    class Engine(OnnxRuntimeEngine):
+        def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:
+            super().__init__((path / "model.onnx").read_bytes(), plan.path)
+            self.is_canary = plan.data == b"canary"
+
+        def run(self, inputs: Arrays, state: EngineState | None = None) -> dict[str, np.ndarray]:
+            if self.is_canary:
+                return dict(canary(inputs))
+            return {name: output + np.float32(off) for name, output in super().run(inputs, state).items()}
+
+    def compiled(content: bytes, *_: object) -> tensorrt.CompiledPlan:
+        return tensorrt.CompiledPlan(b"canary" if content == canary_graph() else b"compiled", 1, f"tensorrt {version}")
+
+    module = SimpleNamespace(__name__="tensorrt", __version__=version)
+    for where in (tensorrt, importlib.import_module("deploy.build")):
+        monkeypatch.setattr(where, "build_engine", compiled)
+        monkeypatch.setattr(where, "TensorRtEngine", Engine)
+    monkeypatch.setattr("deploy.build.compiles_here", lambda target: True)
     monkeypatch.setattr(cuda, "compute_capability", lambda: capability)
-    monkeypatch.setattr(tensorrt, "import_compiler", lambda target: None)
-    plan = tensorrt.CompiledPlan(b"compiled", 1, "tensorrt 10.14.1")
-    monkeypatch.setattr(tensorrt, "build_engine", lambda content, target: plan)
-    monkeypatch.setattr(tensorrt, "TensorRtEngine", lambda content, target: SimpleNamespace(run=run))
-    if way is not None:
-        with one_line_error("orin: tensorrt 10.14.1: computes GridSample wrongly"):
-            verify(path)
-        return
-    expected = (
-        "tensorrt 10.14.1" if capability == 87 else "its compiler NOT RUN (the GPU here has compute capability 8.9)"
-    )
-    assert verify(path)[ROW] == f"as in closed form in ONNX Runtime, orin by {expected}"
+    monkeypatch.setattr(tensorrt, "import_compiler", lambda target: module)
