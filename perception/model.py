@@ -125,10 +125,12 @@ class PerceptionModel(nn.Module):
             outputs[NEXT_STATE] = features("fused", self._state_route(routes))
         return outputs
 
-    def next_state(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], routes: Routes | None) -> Tensor:
-        """The output `next_state` alone; arguments as of `forward`."""
+    def next_state(
+        self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], routes: Routes | None, trace: Trace
+    ) -> Tensor:
+        """The output `next_state` alone, in training; arguments as of `forward`."""
         routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
-        state: Tensor = _Features(self, inputs, None)("fused", self._state_route(routes))
+        state: Tensor = _Features(self, inputs, trace)("fused", self._state_route(routes))
         return state
 
     def no_state(self, frames: int) -> Tensor:
@@ -276,14 +278,18 @@ class PerceptionModel(nn.Module):
 
     def _camera_map(self, images: Tensor, image_from_reference: Tensor, trace: Trace | None) -> Tensor:
         """(B, channels * heights, rows, columns) of the cameras."""
-        supervised = trace is not None and bool(self.depth_cells())
-        # A training step whose frames have no pictures does not compute their map of zeros. Several processes compute
-        # it nevertheless, because all need the same parameters in a step.
-        if trace is not None and not supervised and processes() == 1 and not image_from_reference.any():
+        cells = None if trace is None else self.depth_cells()
+        # A training step whose frames have no pictures does not compute their map of zeros: it would cost time, and
+        # the running statistics of the encoder would learn from black pictures, which the vehicle does not show it.
+        # Several processes compute it nevertheless, because all need the same parameters in a step.
+        if trace is not None and processes() == 1 and not image_from_reference.any():
+            if cells is not None:  # no cell has a label
+                bins = self.camera.config.depth.bins
+                trace.supervised["camera/depth"] = images.new_zeros((*images.shape[:2], bins, *cells))
             channels = self.camera.config.channels * self.lift.heights
             return image_from_reference.new_zeros((len(images), channels, *self.lift.shape))
         context, logits = self.camera(images, image_from_reference)
-        if trace is not None and supervised:
+        if trace is not None and cells is not None:
             trace.supervised["camera/depth"] = logits
         lifted: Tensor = self.lift(context, logits.softmax(dim=2), image_from_reference)
         return lifted

@@ -58,7 +58,7 @@ class Bank:
         """
         self._require_free(spec.name)
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
-        if any(part.kind == "memory" for part in spec.single()) and not set(self.tasks).isdisjoint(spec.when):
+        if spec.memories and not set(self.tasks).isdisjoint(spec.when):
             raise InputError(f"module {spec.name}: all tasks share the memory; leave tasks out of its `when`")
         computations: dict[str, Any] = {}
         for part in spec.single():

@@ -51,6 +51,11 @@ class Module(Section):
         """The module, or the parts of a union: modules of one kind each."""
         return (self,)
 
+    @property
+    def memories(self) -> tuple[Any, ...]:
+        """Those of its parts that are a memory."""
+        return tuple(part for part in self.single() if part.kind == "memory")
+
 
 @cache
 def computation_classes() -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     @staticmethod
     def of(modules: Iterable[Any]) -> Limits | None:
         """The strictest limits of the memories among a network's modules (`Config.modules`); None without a memory."""
-        found = [part for module in modules for part in module.single() if part.kind == "memory"]
+        found = [part for module in modules for part in module.memories]
         return Limits(min(m.seconds for m in found), min(m.speed for m in found)) if found else None
 
 

@@ -86,12 +86,10 @@ def adapt(
     base, config = load_model(checkpoint, tables.rig)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
-    if spec.kind != "memory":  # that learns what the last frames of a clip lack (its `outages`)
-        config = _with_sensors(config, spec.when)
+    config = with_sensors(config, spec)
     tokens = optimize.with_conditions(tables, tables.samples(split, selectors), spec.when)
     base.reconfigure(_with_options_kept(config, base))
-    if spec.kind != "memory":  # clips end without any sensor, too
-        optimize.require_reachable(base, spec.name)
+    optimize.require_reachable(base, spec.name)
     optimize.post_hoc(base, [spec.name])
     own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
     scope = Scope(own) if own else None
@@ -101,10 +99,15 @@ def adapt(
     return last
 
 
-def _with_sensors(config: Config, when: Sequence[str]) -> Config:
-    """The configuration of a training whose frames have the sensors that a module requires, or lack them."""
-    lacks = optimize.lacking(when)
-    drops = {f"drop_{sensor}": float(sensor in lacks) for sensor in SENSORS if sensor in when or lacks}
+def with_sensors(config: Config, spec: Module) -> Config:
+    """The configuration of a training whose frames have the sensors that a module requires, or lack them.
+
+    A memory that runs where a sensor is missing keeps what was seen before that: its clips begin with all sensors, and
+    outages take them away (`Clips`).
+    """
+    lacks = optimize.lacking(spec.when)
+    dropped = () if spec.memories else lacks
+    drops = {f"drop_{sensor}": float(sensor in dropped) for sensor in SENSORS if sensor in spec.when or lacks}
     return config.model_copy(update={"train": config.train.model_copy(update=drops)})
 
 

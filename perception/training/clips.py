@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.views import view_of
 from perception.errors import InputError
 from perception.frame import Frame, View
+from perception.modules.bank import BRANCHES
+from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment, state_inputs
 
@@ -75,7 +77,7 @@ class Clip(NamedTuple):
         earlier: tokens of the frames before it, the oldest first.
         outage: whether the clips of the step end in an outage, those that have earlier frames.
         missing: the sensor that the last frames lack, "lidar" or "camera".
-        lost: number of these, the training frame among them; the first frame of a clip always has its sensors.
+        lost: number of these, the training frame among them; the first frame of a clip is none of them.
     """
 
     earlier: Sequence[str] = ()
@@ -95,13 +97,20 @@ class Clips:
 
     A clip has 1 to `frames` frames, as many and as far apart for all samples of a step, but fewer at the beginning of a
     drive, and no nearer to each other than the drive's frames are.
+
+    Args:
+        trained: names of the modules that train; None: all.
     """
 
-    def __init__(self, tables: Keyframes, config: Config, limits: Limits) -> None:
+    def __init__(
+        self, tables: Keyframes, config: Config, limits: Limits, trained: Collection[str] | None = None
+    ) -> None:
         self._tables, self._seed, self._batch, self._limits = tables, config.seed, config.train.batch, limits
-        parts = [part for module in config.modules for part in module.single() if part.kind == "memory"]
-        self._frames = max(part.frames for part in parts)
-        self._outages, self._sensors = max(part.outages for part in parts), InputSpec.of(config).sensors
+        self._frames = max(part.frames for module in config.modules for part in module.memories)
+        # A memory that does not train learns nothing from an outage, and what trains beside it needs its sensors.
+        taught = [m for m in config.modules if m.memories and (trained is None or m.name in trained)]
+        self._outages = max((part.outages for module in taught for part in module.memories), default=0.0)
+        self._sensors = _lost_in_outages(InputSpec.of(config).sensors, taught)
         self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
 
     def clip(self, token: str, position: int) -> Clip:
@@ -116,7 +125,7 @@ class Clips:
         earlier = find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
         # Of the whole step, which leaves the running statistics as they are (`optimize.statistics_kept`).
         rng = np.random.default_rng([self._seed, 4, position // self._batch])
-        outage = rng.random() < self._outages
+        outage = bool(self._sensors) and rng.random() < self._outages
         if not (outage and earlier):
             return Clip(earlier, outage)
         return Clip(earlier, outage, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
@@ -125,6 +134,16 @@ class Clips:
         """The inputs of the memory on each frame of a clip; the first has no state."""
         before = [None, *moments[:-1]]
         return [state_inputs(*pair, self._limits) for pair in zip(before, moments, strict=True)]
+
+
+def _lost_in_outages(sensors: Sequence[str], memories: Sequence[Module]) -> list[str]:
+    """The sensors of a network whose absence teaches one of the memories: in which it runs, by its `when`."""
+
+    def teaches(sensor: str, when: Sequence[str]) -> bool:
+        lacked = [each for each in BRANCHES.values() if f"no-{each}" in when]
+        return BRANCHES[sensor] in lacked if lacked else BRANCHES[sensor] not in when
+
+    return [sensor for sensor in sensors if any(teaches(sensor, module.when) for module in memories)]
 
 
 def align_clips(clips: Sequence[Sequence[Arrays]]) -> list[list[Arrays]]:

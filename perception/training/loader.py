@@ -6,7 +6,7 @@ number of workers, gets bit-identical samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -84,6 +84,7 @@ class FrameDataset(Dataset[Sample]):
         tasks: names of the tasks that need labels; None: all.
         objects: to paste as configured; None: nothing is pasted.
         depth_cells: (h, w) of the cells of the cameras' features that need labels of their depth; None: no labels.
+        trained: names of the modules that train; None: all.
 
     Raises:
         InputError: no keyframes, or none with a box for class-balanced sampling while boxes are learned.
@@ -97,6 +98,7 @@ class FrameDataset(Dataset[Sample]):
         tasks: Sequence[str] | None = None,
         objects: Objects | None = None,
         depth_cells: tuple[int, int] | None = None,
+        trained: Collection[str] | None = None,
     ) -> None:
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
@@ -106,7 +108,7 @@ class FrameDataset(Dataset[Sample]):
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
         self._paster = None if objects is None else Paster(objects, config)
-        self._clips = None if self._spec.memory is None else Clips(tables, config, self._spec.memory)
+        self._clips = None if self._spec.memory is None else Clips(tables, config, self._spec.memory, trained)
         boxes = any(task.ranked for task in self._tasks.values())
         self._holders = _frames_of_classes(tables, self._tokens, boxes) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until

@@ -42,7 +42,7 @@ from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.losses import Losses, Scope
 from perception.training.monitor import TrainingLog, Validator
 from perception.training.objects import Objects, objects_of
-from perception.training.optimize import optimizer_of, schedule_of, set_momentum, statistics_kept
+from perception.training.optimize import optimizer_of, schedule_of, set_momentum, statistics_kept, trained_modules
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -118,7 +118,13 @@ class _Training:
         optimizer = optimizer_of(model, options.peak, options.weight_decay, options.rates)
         seen, views = see_views(tables, tokens, self.config.data.views)
         self.dataset = FrameDataset(
-            seen, views, self.config, scope.tasks, self._objects(seen, views, scope), model.depth_cells()
+            seen,
+            views,
+            self.config,
+            scope.tasks,
+            self._objects(seen, views, scope),
+            model.depth_cells(),
+            trained_modules(model),
         )
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)

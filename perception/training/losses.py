@@ -79,7 +79,7 @@ class Losses(nn.Module):
         state = self.model.no_state(frames)
         for each in earlier:
             inputs = {**each, "state": state}
-            state = self.model.next_state(inputs, conditions, self._routes(inputs, conditions))
+            state = self.model.next_state(inputs, conditions, self._routes(inputs, conditions), Trace())
         return state
 
     def _routes(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions]) -> Routes | None:

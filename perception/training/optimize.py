@@ -78,6 +78,14 @@ def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
+def trained_modules(model: PerceptionModel) -> list[str]:
+    """Names of the modules with parameters that train."""
+    bank = model.bank
+    return [
+        name for name in bank.modules if any(p.requires_grad for at in bank.at(name).values() for p in at.parameters())
+    ]
+
+
 def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
     """The keyframes that are known to have all conditions among the facts; InputError if there is none."""
     required = set(facts) & set(tables.taxonomy.condition_values)
@@ -93,11 +101,17 @@ def lacking(facts: Sequence[str]) -> list[str]:
 
 
 def require_reachable(model: PerceptionModel, module: str) -> None:
-    """Raise InputError if no frame with any sensor of the network has those that the module requires, or lacks them."""
+    """Raise InputError if no training frame has the sensors that the module requires, or lacks them.
+
+    All have one of the network's sensors at least, but where a memory trains: its clips may end without any.
+    """
     own = [BRANCHES[branch] for branch in InputSpec.of(model.config).sensors]
     required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in SENSORS}
     left = [sensor for sensor in own if f"no-{sensor}" not in required]
-    if not left or not required <= {*left, *(f"no-{sensor}" for sensor in own)}:
+    if not (left or model.bank.modules[module].memories) or not required <= {
+        *left,
+        *(f"no-{sensor}" for sensor in own),
+    }:
         facts = f"{' and '.join(sorted(required))}, which no training frame of a network with {' and '.join(own)} has"
         raise InputError(f"module {module}: requires {facts}; change its conditions")
 

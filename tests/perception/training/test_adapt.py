@@ -24,7 +24,7 @@ from perception.modules.routing.fixed import present
 from perception.modules.spec import parse_module
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import optimize
-from perception.training.adapt import adapt
+from perception.training.adapt import adapt, with_sensors
 from perception.training.combine import merge, recalibrate
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import fit, train
@@ -54,21 +54,49 @@ def test_a_module_for_sensors_trains_on_frames_that_have_or_lack_them(tables, tr
     assert_same(before, base_of(after))
 
 
+@pytest.mark.parametrize("kind", ["low_rank", "memory"])
 @pytest.mark.parametrize(
     ("both", "facts"),
     [(True, "no-cameras no-lidar"), (False, "no-lidar"), (False, "no-cameras"), (False, "cameras")],
 )
-def test_a_module_that_no_training_frame_reaches_is_refused(tables, trained, tmp_path, both, facts):
-    """In a network with both sensors, or with LiDAR alone, whose frames neither have nor lack cameras."""
+def test_a_module_that_no_training_frame_reaches_is_refused(tables, trained, tmp_path, both, facts, kind):
+    """In a network with both sensors, or with LiDAR alone, whose frames neither have nor lack cameras.
+
+    A memory may need frames without any sensor of the network: the frames before them had one.
+    """
     base = trained
     if not both:
         base, model = tmp_path / "base", little([])
         save_model(base, model.config, model)
     new = {"name": "new", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": facts.split()}
+    if kind == "memory":
+        new = {"name": "new", "kind": "memory", "when": facts.split()}
+        if both or facts == "no-lidar":
+            model = load_model(base)[0]
+            model.bank.add(parse_module(new))
+            optimize.require_reachable(model, "new")
+            return
     says = f"new: requires {facts.replace(' ', ' and ')}, which no training frame of a network with lidar"
     with pytest.raises(InputError, match=says):
         adapt(base, new, tables, "all", (), tmp_path / "run", steps=1)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "drops"),
+    [
+        ({"kind": "memory"}, (0.25, 0.5)),
+        ({"kind": "memory", "when": ["no-lidar"]}, (0.0, 0.0)),
+        ({"kind": "memory", "when": ["lidar"]}, (0.0, 0.5)),
+        ({"kind": "low_rank", "slots": ["trunk.*"], "when": ["no-lidar"]}, (1.0, 0.0)),
+        ({"kind": "low_rank", "slots": ["trunk.*"], "when": ["cameras"]}, (0.25, 0.0)),
+    ],
+)
+def test_what_a_module_lacks_is_dropped_and_a_memory_loses_it_in_outages(module, drops):
+    config = little([]).config
+    train = config.train.model_copy(update={"drop_lidar": 0.25, "drop_cameras": 0.5})
+    found = with_sensors(config.model_copy(update={"train": train}), parse_module({"name": "new"} | module)).train
+    assert (found.drop_lidar, found.drop_cameras) == drops
 
 
 def first_batch(config: Config, tables: NuScenesTables) -> Batch:

@@ -126,6 +126,46 @@ def test_all_clips_of_a_step_end_in_an_outage_or_none(tables):
     assert outages.mean() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("when", "trained", "lost"),
+    [
+        ([], None, {"lidar", "camera"}),
+        ([], ["memory", "other"], {"lidar", "camera"}),
+        (["no-lidar"], None, {"lidar"}),
+        (["no-cameras"], None, {"camera"}),
+        (["no-cameras", "no-lidar"], None, {"lidar", "camera"}),
+        (["lidar"], None, {"camera"}),
+        (["lidar", "cameras"], None, {""}),
+        ([], ["other"], {""}),
+    ],
+)
+def test_outages_take_what_a_memory_that_trains_runs_without(tables, when, trained, lost):
+    """Nothing from modules that train beside a memory that does not."""
+    content = small().model_dump(mode="json") | {"modules": [MEMORY | {"when": when, "outages": 1.0}]}
+    clips = Clips(tables, parse_config(content, "test"), LIMITS, trained)
+    ends = [clips.clip(tables.samples("all")[2], position) for position in range(40)]
+    assert {each.missing for each in ends if each.earlier} == lost
+    assert {each.outage for each in ends} == {lost != {""}}
+
+
+def test_frames_without_pictures_leave_the_statistics_of_the_camera_also_in_a_clip(tables):
+    """They would learn from black pictures; the depth of cells without labels has no loss."""
+    content = small(drop_cameras=1.0, drop_lidar=0.0).model_dump(mode="json") | {"modules": [MEMORY]}
+    config = parse_config(content, "test")
+    network = PerceptionModel(config)
+    joint(network)
+    dataset = FrameDataset(tables, tables.samples("all"), config, depth_cells=network.depth_cells())
+    samples = (dataset[position] for position in range(20))
+    batch = collate([next(each for each in samples if len(each.earlier) == 2)])
+    norms = {name: value.clone() for name, value in network.named_buffers() if name.split(".")[-1].startswith("run")}
+    terms = Losses(network, Scope(tuple(network.tasks)))(batch.inputs, batch.conditions, batch.labels, batch.earlier)
+    assert terms["camera/depth"] == 0
+    moved = {name for name, value in network.named_buffers() if name in norms and not torch.equal(value, norms[name])}
+    assert moved
+    assert not {name for name in moved if name.startswith("camera.")}
+    assert {name for name in norms if name.startswith("camera.")}
+
+
 def test_an_outage_teaches_all_weights_and_leaves_the_running_statistics(tables, tmp_path):
     network = learned(with_outages(config_with(steps=3), 1.0))
     joint(network)
