@@ -60,7 +60,7 @@ QUOTED = {
     "four real keyframes, fitted from random weights": "car AP {overfit.fusion.car_ap:.3f} with LiDAR + cameras, "
     "{overfit.lidar.car_ap:.3f} with LiDAR, {overfit.camera.car_ap:.3f} with cameras; pedestrian AP "
     "{overfit.fusion.pedestrian_ap:.3f}, {overfit.lidar.pedestrian_ap:.3f}, {overfit.camera.pedestrian_ap:.3f}",
-    "what the decoder finds of all annotated objects in 81 real keyframes, if the network is perfect": "recall of "
+    "upper bound by grid and decoder: found of all objects in 81 real keyframes, from perfect outputs": "recall of "
     "pedestrians {ceiling.pedestrian:.3f}, motorcycles {ceiling.motorcycle:.3f}, bicycles {ceiling.bicycle:.3f}, cones "
     "{ceiling.traffic_cone:.3f}, cars {ceiling.car:.3f}, trucks {ceiling.truck:.3f}, buses {ceiling.bus:.3f}",
     "a module carries the demo's base to real keyframes": "car AP {real.before.car_ap:.3f} to "
@@ -74,8 +74,8 @@ QUOTED = {
     "{depth.without.expected:.2f} to {depth.with.expected:.2f}",
     "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32; the network alone "
     "{replay.network_alone_factor:.1f} times",
-    "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS lost: "
-    "{precision.int8_nds_loss:.4f} in INT8, {precision.fp16_nds_loss:.4f} in FP16",
+    "INT8 on a CPU: a frame of `nuscenes/centerpoint`; scores of the demo's network": "{precision.int8_speedup:.2f} "
+    "times as fast as FP32; NDS lost: {precision.int8_nds_loss:.4f} in INT8, {precision.fp16_nds_loss:.4f} in FP16",
     "four modules on board, two tasks": "time x {modular.latency_ratio_banked:.2f}, memory x "
     "{modular.memory_ratio_banked:.2f}; folded x {modular.latency_ratio_folded:.2f}; a network for each instead x "
     "{modular.latency_ratio_separate:.2f}",
