@@ -1,12 +1,12 @@
 """Frames between the keyframes of a dataroot in nuScenes' schema: sweeps and pictures that are no keyframes.
 
-A frame is a sweep of the reference LiDAR with the latest recording of each other sensor. Its token is that of the next
-keyframe with the sweep's time, SAMPLE@MICROSECONDS.
+A frame is a sweep of the reference LiDAR with a recording of each other sensor that no other frame has. Its token is
+that of the next keyframe with the sweep's time, SAMPLE@MICROSECONDS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -36,8 +36,9 @@ class FramesBetween:
     def before(self, sample: str) -> dict[str, Mapping[str, SampleData]]:
         """Token -> recordings by channel, of the frames from the keyframe before this one up to it, in order of time.
 
-        A sweep is no frame where a sensor of the keyframe has no recording of about its time. There are none before a
-        keyframe without the reference LiDAR.
+        A sweep is no frame where a sensor of the keyframe has no recording of about its time, or one that a keyframe
+        or the frame before has already: LiDARs may be faster than cameras. There are none before a keyframe without
+        the reference LiDAR.
 
         Raises:
             InputError: sample_data.json lacks an earlier sweep or picture.
@@ -45,17 +46,31 @@ class FramesBetween:
         keyframe = self.recordings.get(sample, {})
         if self._reference not in keyframe:
             return {}
-        earlier = {name: self.recordings.chain(row) for name, row in keyframe.items() if name != self._reference}
-        latest = {name: next(rows, None) for name, rows in earlier.items()}
-        sweeps = islice(self.recordings.chain(keyframe[self._reference]), 1, None)
-        found: list[dict[str, SampleData]] = []
-        for sweep in takewhile(lambda each: not self.recordings.is_keyframe(each), sweeps):
-            frame = {self._reference: sweep}
-            for name, rows in earlier.items():
-                while (row := latest[name]) is not None and row.timestamp > sweep.timestamp + LATER:
-                    latest[name] = next(rows, None)
-                if row is not None and sweep.timestamp - row.timestamp <= OLDEST:
-                    frame[name] = row
-            if len(frame) == len(keyframe):
-                found.append(frame)
-        return {f"{sample}@{frame[self._reference].timestamp}": frame for frame in reversed(found)}
+        last = keyframe[self._reference]
+        sweeps = [last, *takewhile(self._is_between, islice(self.recordings.chain(last), 1, None))]
+        oldest, others = sweeps[-1].timestamp - OLDEST, list[tuple[int, list[SampleData]]]()
+        for row in keyframe.values():
+            if row is not last:
+                rows = takewhile(lambda each: each.timestamp >= oldest, self.recordings.chain(row))
+                others.append((row.timestamp - last.timestamp, [*rows]))
+        found, taken = dict[str, Mapping[str, SampleData]](), list[SampleData]()
+        for sweep in reversed(sweeps[1:]):
+            recorded = [each for delay, rows in others for each in _near(rows, sweep.timestamp, delay)]
+            own = all(self._is_between(each) and each not in taken for each in recorded)
+            if len(recorded) == len(others) and own:
+                found[f"{sample}@{sweep.timestamp}"] = {each.channel: each for each in (sweep, *recorded)}
+                taken = recorded
+        return found
+
+    def _is_between(self, row: SampleData) -> bool:
+        return not self.recordings.is_keyframe(row)
+
+
+def _near(rows: Iterable[SampleData], time: int, delay: int) -> list[SampleData]:
+    """The recording of about the time of a sweep, us, whose delay is most like the keyframe's; none if there is none.
+
+    It is not always the latest: nuScenes' cameras expose as the LiDAR turns to them, the first one 43 ms before the end
+    of its sweep, which is 7 ms after the end of the sweep before.
+    """
+    near = (each for each in rows if time - OLDEST <= each.timestamp <= time + LATER)
+    return sorted(near, key=lambda each: abs(each.timestamp - time - delay))[:1]

@@ -1,7 +1,8 @@
 """Clips: which frames a drive has, what each is read from, and those before a frame at chosen spacings."""
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from commands import one_line_error
 from damage import in_json
 from hypothesis import assume, given
@@ -21,6 +23,7 @@ from vocabulary import NUSCENES, RIG
 
 from perception.config import parse_config
 from perception.datasets.keyframes import Keyframes, Reads, Recording
+from perception.datasets.nuscenes.between import FramesBetween
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.sources import JoinedTables
 from perception.datasets.views import Views, view_token
@@ -93,17 +96,18 @@ def test_frames_of_a_simulated_drive_have_the_files_times_and_poses_of_its_table
     by_channel, samples = rows_by_channel(devkit), tables.samples()
     sweeps = by_channel[rig.sensors.lidars[0]]
     moments = tables.moments(samples[0])
-    # The sweep before the first keyframe is no frame: no camera took a picture before.
-    assert [*moments.values()] == [row["timestamp"] for row in sweeps[SWEEPS:]]
+    # The sweep before each frame is none: the cameras took no picture at its time.
+    with_pictures = sweeps[SWEEPS :: SWEEPS + 1]
+    assert [*moments.values()] == [row["timestamp"] for row in with_pictures]
     assert [token for token in moments if token in samples] == samples
-    for (token, time), sweep in zip(moments.items(), sweeps[SWEEPS:], strict=True):
+    for (token, time), sweep in zip(moments.items(), with_pictures, strict=True):
         near = {  # the latest of each sensor; those of the rig expose up to 4 ms after the sweep
             name: next(row for row in reversed(rows) if row["timestamp"] <= time + 5000)
             for name, rows in by_channel.items()
         }
         recording = tables.recording(token, Reads(sweeps=3))
         require_rows(recording, near, devkit, rig)
-        assert all(time - row["timestamp"] < 100_000 for row in near.values())
+        assert all(time - row["timestamp"] < 50_000 for row in near.values())
         assert sweep["is_key_frame"] == (token in samples)
         earlier = [each.timestamp for each in recording.lidars[0][1:]]  # type: ignore[index]
         assert earlier == [row["timestamp"] for row in reversed(sweeps) if row["timestamp"] < time][:3]
@@ -138,23 +142,55 @@ def test_every_source_gives_the_frames_of_the_drive_of_a_frame(driven: tuple[Pat
     assert views.scene(view_token(between, "rear")) == tables.scene(between)
 
 
-def test_real_frames_are_keyframes_and_the_sweeps_with_pictures(nuscenes_root: Path) -> None:
-    """Of the two sweeps between keyframes 0 and 1 the first has the pictures of keyframe 0; the later has none."""
+def test_real_keyframes_are_frames(nuscenes_root: Path) -> None:
+    """The sweeps between keyframes 0 and 1 are no frames: there are no pictures of their times."""
     devkit, tables = NuScenes(MINI, str(nuscenes_root), verbose=False), NuScenesTables(nuscenes_root, MINI)
     for scene in tables.scenes():
         samples = tables.samples(None, [scene])
         moments = tables.moments(samples[5])
-        between = [token for token in moments if token not in samples]
-        assert [int(token.partition("@")[2]) for token in between] == [1533151603597909] * (scene == "scene-0103")
-        assert [token for token in moments if token in samples] == samples
-        for token in (*samples, *between):
-            names = devkit.get("sample", samples[0] if token in between else token)["data"]
+        assert [*moments] == samples
+        for token in samples:
+            names = devkit.get("sample", token)["data"]
             rows = {name: devkit.get("sample_data", row) for name, row in names.items()}
-            if token in between:
-                rows["LIDAR_TOP"] = next(r for r in devkit.sample_data if r["timestamp"] == moments[token])
-                assert find_clip(moments, samples[1], [0.45]) == [token]
             require_rows(tables.recording(token, Reads()), rows, devkit, RIG)
         assert find_clip(moments, samples[5], [0.5, 1.0]) == [samples[2], samples[3]]
+
+
+def write_scans(root: Path, pictures: Collection[int]) -> None:
+    """Two keyframes, ten scans of a LiDAR at 20 Hz apart, and pictures in some scans, as late in them as nuScenes'."""
+    write_tiny(root, 2)
+    delays = {"CAM_FRONT_LEFT": -43, "CAM_FRONT": -35, "CAM_FRONT_RIGHT": -27, "CAM_BACK_RIGHT": -20, "CAM_BACK": -10}
+    recordings, poses = [], []
+    for channel, delay in {**delays, "CAM_BACK_LEFT": 0, "LIDAR_TOP": 0}.items():
+        previous = ""
+        for scan in range(11) if channel == "LIDAR_TOP" else pictures:
+            own, timestamp = tiny.token("data", channel, scan), 1_500_000_000_000_000 + 50_000 * scan + 1000 * delay
+            recordings.append({
+                "token": own, "sample_token": tiny.token("sample", int(scan > 0)), "ego_pose_token": own,
+                "calibrated_sensor_token": tiny.token("calibration", channel), "timestamp": timestamp, "prev": previous,
+                "is_key_frame": scan % 10 == 0, "filename": f"{scan}", "width": 80, "height": 50,
+            })  # fmt: skip
+            poses.append({"token": own, "translation": [0.0, 0.0, 0.0], "rotation": [1.0, 0.0, 0.0, 0.0]})
+            previous = own
+    for name, rows in {"sample_data": recordings, "ego_pose": poses}.items():
+        (root / TINY / f"{name}.json").write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param([], id="keyframes alone have pictures, as of `simulate --sweeps 9`"),
+        pytest.param([2, 4, 6, 8], id="a sweep before each frame, as of `simulate --rate 10 --sweeps 1`"),
+        pytest.param([1, 3, 5, 6, 8], id="cameras at 12 Hz, as nuScenes"),
+        pytest.param([1, 2, 3, 4, 5, 6, 7, 8, 9], id="cameras at 20 Hz"),
+    ],
+)
+def test_frames_between_have_the_pictures_of_their_scan_and_no_other_frames(tmp_path: Path, between: list[int]) -> None:
+    """Not the latest pictures, which at 12 Hz are of the scan before, or of the next one."""
+    write_scans(tmp_path, [0, *between, 10])
+    found = FramesBetween(tmp_path / TINY, RIG).before(tiny.token("sample", 1))
+    assert [{row.file for row in frame.values()} for frame in found.values()] == [{str(scan)} for scan in between]
+    assert all(frame.keys() == {*RIG.sensors.names} for frame in found.values())
 
 
 @pytest.fixture
@@ -181,8 +217,7 @@ def test_a_picture_that_is_not_valid_is_left_out_and_those_before_it_stay(change
     in_json(invalidate)(root / SIMULATED / "sample_data.json")
     tables = NuScenesTables(root, SIMULATED, rig)
     missing = {*whole.moments(first).values()} - {*tables.moments(first).values()}
-    # The picture before is 100 ms older than the sweep, and its delay.
-    assert sorted(time - whole.moments(first)[first] for time in missing) == [200_000, 250_000]
+    assert [time - whole.moments(first)[first] for time in missing] == [200_000]
     assert find_clip(tables.moments(second), second, [0.4]) == find_clip(whole.moments(second), second, [0.4])
 
 
