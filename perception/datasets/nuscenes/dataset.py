@@ -113,16 +113,20 @@ class NuScenesTables:
 
         Those between whose files are not all on the disk are left out, as where only the keyframes' files were copied.
         """
-        scene, reference = self.scene(token), self.rig.sensors.lidars[0]
+        scene = self.scene(token)
         if scene not in self._moments:
-            found = self._moments[scene] = {}
-            for sample in self._samples[scene]:
-                for each, frame in self._between.before(sample).items():
-                    if all((self.dataroot / row.file).exists() for row in frame.values()):
-                        found[each] = frame[reference].timestamp
-                if reference in (keyframe := self.recordings.get(sample, {})):
-                    found[sample] = keyframe[reference].timestamp
+            self._moments[scene] = self._find_moments(scene)
         return self._moments[scene]
+
+    def _find_moments(self, scene: str) -> dict[str, int]:
+        found, reference = dict[str, int](), self.rig.sensors.lidars[0]
+        for sample in self._samples[scene]:
+            for each, frame in self._between.before(sample).items():
+                if all((self.dataroot / row.file).exists() for row in frame.values()):
+                    found[each] = frame[reference].timestamp
+            if reference in (keyframe := self.recordings.get(sample, {})):
+                found[sample] = keyframe[reference].timestamp
+        return found
 
     def conditions(self, token: str) -> Conditions:
         """The known conditions of a frame."""

@@ -251,8 +251,9 @@ def test_a_lost_row_and_unknown_frames_are_one_line(changeable: tuple[Path, Rig]
     in_json(lose)(root / SIMULATED / "sample_data.json")
     tables = NuScenesTables(root, SIMULATED, rig)
     assert tables.frame(tables.samples()[-1]).cameras  # keyframes are read all the same
-    with one_line_error("sample_data.json", says="copy the tables again"):
-        tables.moments(tables.samples()[0])
+    for _ in range(2):  # what was found before the error is not taken for the drive's frames
+        with one_line_error("sample_data.json", says="copy the tables again"):
+            tables.moments(tables.samples()[0])
     for wrong in (f"{tables.samples()[1]}@17", "nothing@1700000000000000"):
         with one_line_error(says=wrong):
             tables.recording(wrong)
