@@ -116,6 +116,31 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def existing(folder: Path, names: Iterable[str]) -> set[str]:
+    """Those of the files below a folder that are here or, if it is of the mirror, in the store: `read_file` reads them.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    asked = {*names}
+    found = {name for name in asked if (folder / name).exists()}
+    if _address(folder) is None or found == asked:
+        return found
+    absent: dict[str, list[str]] = {}
+    for name in asked - found:
+        absent.setdefault(name.rpartition("/")[0], []).append(name)
+    base = _url(folder).partition("://")[2]
+
+    def add_listed(within: str) -> None:
+        # Names begin with those of the log and the sensor and with the time: a drive's have few others among them.
+        begin = os.path.commonprefix(absent[within]).removeprefix(f"{within}/")  # noqa: RUF071 - of letters
+        listed = _attempt(folder, lambda: client(folder).find(f"{base}/{within}", prefix=begin))
+        found.update(asked & {name.removeprefix(f"{base}/") for name in listed})
+
+    _in_threads(add_listed, absent)
+    return found
+
+
 def client(local: Path) -> Any:
     """fsspec's client of the store of a file or folder of the mirror."""
     store = _url(local).partition(":")[0]

@@ -28,6 +28,7 @@ from perception.datasets.keyframes import (
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import quaternions
+from perception.io.stores import existing
 from perception.io.unpickle import read_plain
 from perception.mmdet3d.install import NUSCENES
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
@@ -57,7 +58,8 @@ class Infos:
         drives = Drives(str(self.path), {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))})
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
         named = [each.file for keyframe in keyframes for each in (keyframe.lidar, *keyframe.cameras.values())]
-        if not any((self.dataroot / file).exists() for file in named):
+        # A store is asked where the mirror has none of them yet.
+        if not any((self.dataroot / file).exists() for file in named) and not existing(self.dataroot, named):
             raise InputError(
                 f"{self.path}: none of the {len(named)} files that it names is there, such as "
                 f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"

@@ -2,20 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from commands import one_line_error, refuses, succeeds
+from infos import old_infos, open_tiny, write_infos
 from object_store import STORES, Breaking, Store, serve
 from replays import SAME, small
-from tiny import write_scenes
+from tiny import write_scenes, write_tiny
 
+from perception.datasets.keyframes import Reads
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.io import stores
 from perception.io.cache import user_cache
 from perception.io.stores import fetch, mirror_of, read_file, sync_folder, upload_results
+from perception.mmdet3d.infos import Infos
 
 
 @pytest.fixture(scope="module", params=STORES)
@@ -54,6 +58,49 @@ def test_only_files_of_selected_scenes_are_fetched(store: Store, drives: Path) -
     local = mirror_of(Path(f"{url}/other"))
     assert len([*local.glob("samples/LIDAR_TOP/*")]) == 4
     assert len([*drives.glob("samples/LIDAR_TOP/*")]) == 8
+
+
+def frames_and_files(root: Path) -> tuple[dict[str, int], Collection[Path]]:
+    """The frames of the tiny drive, and the files of the one between its first and second keyframe."""
+    tables = NuScenesTables(root, "v1.0-tiny")
+    moments = dict(tables.moments(tables.samples()[0]))
+    recording = tables.recording(next(each for each in moments if each.startswith(f"{tables.samples()[1]}@")), Reads())
+    assert isinstance(recording.lidars, dict)
+    return moments, [recording.lidars[0][0].path, *(each.path for each in recording.pictures.values())]
+
+
+def test_the_frames_of_a_drive_do_not_depend_on_what_was_fetched(store: Store, tmp_path: Path) -> None:
+    """Those between keyframes are whose files the store has, although they are fetched when they are read."""
+    write_tiny(root := tmp_path / "tiny", 3, between=True)
+    whole, files = frames_and_files(root)
+    store.upload(root, "between")
+    local = fetch(Path(f"{store.url}/between"))
+    assert not [*local.glob("s*/*/*")]
+    moments, there = frames_and_files(local)
+    assert moments == whole
+    assert [each.relative_to(local) for each in there] == [each.relative_to(root) for each in files]
+    for path in there:
+        read_file(path)
+        assert frames_and_files(local)[0] == whole
+    lost = next(
+        path for path in (root / "sweeps" / "CAM_FRONT").iterdir() if not (local / path.relative_to(root)).exists()
+    )
+    lost.unlink()
+    store.remove(f"between/{lost.relative_to(root).as_posix()}")
+    left = frames_and_files(local)[0]
+    assert left == frames_and_files(root)[0]
+    assert len(left) == len(whole) - 1
+
+
+def test_infos_are_opened_before_a_file_of_theirs_was_fetched(store: Store, tmp_path: Path) -> None:
+    write_tiny(root := tmp_path / "tiny")
+    write_infos(root / "infos.pkl", old_infos(open_tiny(root)))
+    store.put("alone/infos.pkl", (root / "infos.pkl").read_bytes())
+    store.upload(root, "infos")
+    infos = Infos(fetch(Path(f"{store.url}/infos/infos.pkl")))
+    assert infos.frame(infos.samples()[0]).points is not None
+    with one_line_error("infos.pkl", says="none of the 21 files that it names is there"):
+        Infos(fetch(Path(f"{store.url}/alone/infos.pkl")))
 
 
 def test_a_refused_replay_leaves_no_verdict_of_before(store: Store, drives: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, cached_property, partial
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from perception.datasets.nuscenes.tables import Annotations, report_links, rows,
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import rotation_matrices
+from perception.io.stores import existing
 from perception.rig import Rig, load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -111,7 +113,7 @@ class NuScenesTables:
     def moments(self, token: str) -> Mapping[str, int]:
         """The frames of the drive of a frame, as in `Keyframes`: keyframes, and sweeps with pictures between them.
 
-        Those between whose files are not all on the disk are left out, as where only the keyframes' files were copied.
+        Those between whose files are not all there are left out, as where only the keyframes' files were copied.
         """
         scene = self.scene(token)
         if scene not in self._moments:
@@ -119,14 +121,14 @@ class NuScenesTables:
         return self._moments[scene]
 
     def _find_moments(self, scene: str) -> dict[str, int]:
-        found, reference = dict[str, int](), self.rig.sensors.lidars[0]
+        found, reference = dict[str, Mapping[str, SampleData]](), self.rig.sensors.lidars[0]
         for sample in self._samples[scene]:
-            for each, frame in self._between.before(sample).items():
-                if all((self.dataroot / row.file).exists() for row in frame.values()):
-                    found[each] = frame[reference].timestamp
+            found |= self._between.before(sample)
             if reference in (keyframe := self.recordings.get(sample, {})):
-                found[sample] = keyframe[reference].timestamp
-        return found
+                found[sample] = keyframe
+        between = {token: {row.file for row in frame.values()} for token, frame in found.items() if "@" in token}
+        there = existing(self.dataroot, chain.from_iterable(between.values()))
+        return {token: each[reference].timestamp for token, each in found.items() if between.get(token, set()) <= there}
 
     def conditions(self, token: str) -> Conditions:
         """The known conditions of a frame."""
