@@ -115,8 +115,8 @@ def drive(
 ) -> dict[str, Any]:
     """A drive of the demo, live: first once, beside its replay; then in a loop for minutes.
 
-    `identical` says whether all results have the replay's bytes. `p50_ms`, `p95_ms` and `p99_ms` are from a complete
-    frame to its tracks, in the loop; another process sends the messages over zenoh.
+    `identical` says whether all results have the replay's bytes. `p50_ms`, `p95_ms` and `p99_ms` are from the
+    message that completes a frame to its tracks, in the loop; another process sends the messages over zenoh.
     `p99_over_median_of_frame`: each time divided by the median of the same frame in all rounds, since frames of a drive
     differ in how much there is to compute. `memory_growth` is the
     resident memory in the last third of the loop divided by that in its second third. `without` has p50 and p99 without

@@ -31,7 +31,7 @@ def drive(
         Path | None, typer.Option(help="YAML file: what follows from the health of a sensor, and from lateness.")
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="From a complete frame to its output, as 100ms; default: the policy's 200ms.")
+        str, typer.Option(help="From a frame's last message to its output, as 100ms; default: the policy's 200ms.")
     ] = "",
     evidence: Annotated[
         Path | None, typer.Option(help="YAML file of the sources of evidence for the conditions.")

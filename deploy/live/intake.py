@@ -34,7 +34,14 @@ class Arrived(NamedTuple):
     """A frame that is complete, or need not wait any longer."""
 
     frame: Frame
-    time: float  # s, when it was assembled, by time.monotonic
+    time: float  # s, when the message came after which it need not wait, by time.monotonic
+
+
+class _Received(NamedTuple):
+    """A message that waits to be assembled."""
+
+    raw: RawMessage
+    time: float  # s, when it came, by time.monotonic
 
 
 class Intake:
@@ -72,7 +79,8 @@ class Intake:
         self._assembler = Assembler(
             own, bundle.spec, self.counts, drive, keyframes is not None, FrameChoice(), self._readings
         )
-        self._messages: deque[RawMessage] = deque()
+        self._messages: deque[_Received] = deque()
+        self.overrun = 0  # messages that were dropped because too many waited
         self._changed, self._stop, self._finished = Condition(), Event(), False
         self._newest: queue.Queue[Arrived] = queue.Queue(1)
         self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not perceived
@@ -93,9 +101,10 @@ class Intake:
         with self._changed:
             if self.tap is not None:
                 self.tap(raw)
-            self._messages.append(raw)
+            self._messages.append(_Received(raw, time.monotonic()))
             if len(self._messages) > MOST_WAITING:
-                self.counts.add_problem("overrun", self._messages.popleft().topic)
+                self.counts.add_problem("overrun", self._messages.popleft().raw.topic)
+                self.overrun += 1
             self._changed.notify()
 
     def take(self, seconds: float) -> Arrived | None:
@@ -136,10 +145,12 @@ class Intake:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                raw = self._next_message()
-                for frame in self._frames(raw):
-                    self._offer(frame)
-                if raw is None and self.source.ended and not self._messages and not self._stop.is_set():
+                received = self._next_message()
+                # Not the time after assembly: what waits and is decoded slowly would seem to be in time.
+                came = time.monotonic() if received is None else received.time
+                for frame in self._frames(None if received is None else received.raw):
+                    self._offer(Arrived(frame, came))
+                if received is None and self.source.ended and not self._messages and not self._stop.is_set():
                     self._finish()
                     break
         except BaseException as error:  # raised where the frames are taken
@@ -152,10 +163,10 @@ class Intake:
         for frame in self._assembler.finish():
             while not self._newest.empty() and not self._stop.is_set():
                 time.sleep(TICK)
-            self._offer(frame)
+            self._offer(Arrived(frame, time.monotonic()))
         self._lose_unposed()
 
-    def _next_message(self) -> RawMessage | None:
+    def _next_message(self) -> _Received | None:
         """The next message; None if there is none for a moment. Meanwhile pictures of waiting frames are prepared."""
         with self._changed:
             if self._messages:
@@ -189,11 +200,11 @@ class Intake:
             with counts.corrupt(raw.topic):
                 self._assembler.add(raw.topic, raw.time, raw.decode(raw.data))
 
-    def _offer(self, frame: Frame) -> None:
+    def _offer(self, arrived: Arrived) -> None:
         """Put a frame in the place of one that was not taken yet."""
         while True:
             try:
-                self._newest.put_nowait(Arrived(frame, time.monotonic()))
+                self._newest.put_nowait(arrived)
                 return
             except queue.Full:
                 with suppress(queue.Empty):  # it is taken just now

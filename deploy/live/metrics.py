@@ -52,7 +52,7 @@ class Metrics(Output):
             "tessera_stage_seconds", "Duration of a stage of a frame.", ["stage"], registry=registry, buckets=BUCKETS
         )
         self._latency = histogram(
-            "tessera_latency_seconds", "From a complete frame to its output.", registry=registry, buckets=BUCKETS
+            "tessera_latency_seconds", "From a frame's last message to its output.", registry=registry, buckets=BUCKETS
         )
         self._masked = prometheus_client.Counter(
             "tessera_frames_masked", "Frames in which the policy masked a sensor.", ["sensor"], registry=registry

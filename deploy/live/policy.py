@@ -19,7 +19,8 @@ Action = Literal["ignore", "warn", "mask", "stop"]
 
 
 class Delay(Section):
-    """How late an output may be, in seconds after its frame was complete; the names and values are Autoware's."""
+    """How late an output may be, in seconds after the message that completed its frame came; the names and values are
+    Autoware's."""
 
     allowed: Seconds = 0.2  # max_allowed_processing_time_ms
     consecutive: Seconds = 1.0  # max_acceptable_consecutive_delay_ms; late for longer, the state is DOWN

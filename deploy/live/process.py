@@ -51,7 +51,7 @@ def drive(
 
     Args:
         runtime: one that leaves the golden frames to the loop.
-        budget: s from a complete frame to its output; the policy's if None.
+        budget: s from the message that completes a frame to its output; the policy's if None.
         say: prints a line.
     """
     runtime.restart()

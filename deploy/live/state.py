@@ -53,7 +53,7 @@ class Supervisor:
     """Collects what the loop tells, and says at any time, also from another thread, what the state is.
 
     Args:
-        allowed: s from a complete frame to its output; the policy's if None.
+        allowed: s from the message that completes a frame to its output; the policy's if None.
     """
 
     def __init__(self, policy: Policy, intake: Intake, allowed: float | None) -> None:
@@ -68,7 +68,7 @@ class Supervisor:
         self._held: dict[tuple[str, str], tuple[float, Reason]] = {}  # by code and subject, until a time (s)
         self._lasting: dict[tuple[str, str], Reason] = {}
         self.health: Mapping[str, SensorHealth] = {}
-        self._superseded = self._unposed = 0
+        self._superseded = self._unposed = self._overrun = 0
         self._timestamp: int | None = None  # us, of the latest frame
 
     @contextmanager
@@ -81,7 +81,7 @@ class Supervisor:
             self._busy = None
 
     def add(self, seen: SceneFrame, seconds: float) -> None:
-        """Add a frame that was perceived, and published so many seconds after it was complete."""
+        """Add a frame that was perceived, and published so many seconds after its last message came."""
         with self._lock:
             now = self._output = time.monotonic()
             self._perceived += 1
@@ -124,7 +124,7 @@ class Supervisor:
             return Status(tuple(sorted(found, key=lambda each: -WORST_LAST.index(each.state))))
 
     def _count_lost(self) -> None:
-        """Hold a reason for each frame that was lost since the last time."""
+        """Hold a reason for the frames and messages that were lost since the last time."""
         outcomes = self._intake.outcomes
         if outcomes["superseded"] > self._superseded:
             self._superseded = outcomes["superseded"]
@@ -134,6 +134,10 @@ class Supervisor:
             self._unposed = outcomes["unposed"]
             text = f"the vehicle's pose was not known for {self._unposed} frames so far"
             self._hold(Reason("DEGRADED", "unposed", "", text))
+        if self._intake.overrun > self._overrun:
+            self._overrun = self._intake.overrun
+            text = f"{self._overrun} messages so far were dropped, because too many waited to be decoded"
+            self._hold(Reason("DEGRADED", "overrun", "", text))
 
     def _of_time(self, now: float) -> Iterator[Reason]:
         busy, late = self._busy, self._late_since

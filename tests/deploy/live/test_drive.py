@@ -218,7 +218,7 @@ def test_a_message_that_comes_while_a_picture_is_prepared_is_the_next_one(
     runtime, came = Runtime(bundle().path, checks=False), object()
     intake: Any = Intake(Playback(recorded(tmp_path, log(1.0))), nuscenes_topics(), Policy(), runtime)
     monkeypatch.setattr(intake._assembler, "prepare_ahead", lambda _: intake.receive(came) is None)
-    assert intake._next_message() is came
+    assert intake._next_message().raw is came
 
 
 def test_a_defect_in_the_intake_ends_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""What waits before the engine: how long, how much of it, and what becomes of it at the end."""
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+from exported import bundle
+from live import PATIENT, driving, log, recorded
+from recordings import nuscenes_topics
+
+from deploy.live import intake as module
+from deploy.live.intake import Intake
+from deploy.live.policy import Policy
+from deploy.live.source import Damage, Playback, Receive
+from deploy.recordings.drives import open_recording
+from deploy.runtime import Runtime
+
+
+class Sent(Playback):
+    """A recording all of whose messages were sent before."""
+
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
+        self._end.set()
+
+
+@pytest.mark.slow("may be the first to export")
+def test_the_time_of_a_frame_is_that_of_its_last_message_however_long_it_waited(tmp_path: Path) -> None:
+    """Else outputs of a process that cannot keep up would be in time, however old they are."""
+    recording, policy = recorded(tmp_path, log(2.0)), Policy(lateness=PATIENT)
+    topics = nuscenes_topics(keyframes=None, wait=PATIENT)
+    waiting = Intake(Sent(recording), topics, policy, Runtime(bundle().path, checks=False))
+    began = time.monotonic()
+    for raw in open_recording(recording).read(topics.names(), lambda _: None):
+        waiting.receive(raw)
+    came = time.monotonic()
+    waiting.start()
+    arrived = waiting.take(60.0)
+    waiting.close()
+    assert arrived is not None
+    assert began <= arrived.time <= came
+
+
+def test_messages_that_are_dropped_make_the_state_degraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come a thousand times as fast as they were recorded."""
+    monkeypatch.setattr(module, "MOST_WAITING", 2)
+    drive = driving(log(2.0), tmp_path, rate=1000.0)
+    dropped = sum(drive.driven.counts["overrun"].values())
+    assert dropped > 0
+    says = f"{dropped} messages so far were dropped"
+    assert drive.watch.first("DEGRADED", "overrun", says=says) < float("inf")
