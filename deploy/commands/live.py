@@ -77,6 +77,7 @@ def drive(
     options = OutputOptions(out, publish, metrics, view, record)
     trust = make_trust(key, state, allow_older)
     runtime = Runtime(bundle, target, trust, evidence, checks=False, threads=threads)
+    chosen.require_known(runtime.bundle.manifest.rig.sensors.names)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     with Buses() as buses, ExitStack() as stack:
         intake = Intake(_open_source(source, rate, buses), mapped, chosen, runtime)

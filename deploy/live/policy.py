@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from perception.errors import InputError
 from perception.io.section import Section, load_section
 from perception.scene.health.features import Status
-from perception.scene.health.monitor import SensorHealth
+from perception.scene.health.monitor import VEHICLE, SensorHealth
 
 Seconds = Annotated[float, Field(gt=0, le=10)]
 # warn: the state is DEGRADED; mask: and the network does not see the sensor; stop: the state is DOWN.
@@ -57,6 +58,13 @@ class Policy(Section):
     def masked(self, health: Mapping[str, SensorHealth]) -> frozenset[str]:
         """The sensors that the network shall not see."""
         return frozenset(name for name, actions in self.actions(health).items() if "mask" in actions)
+
+    def require_known(self, sensors: Sequence[str]) -> None:
+        """Raise InputError if an entry is for none of these sensors, since a misspelt one would never act."""
+        for pattern in self.sensors:
+            if not any(fnmatchcase(each, pattern) for each in (*sensors, VEHICLE)):
+                there = ", ".join(sensors)
+                raise InputError(f"--policy: sensors.{pattern}: fits none of the bundle's sensors {there}; correct it")
 
 
 def load_policy(path: Path | None) -> Policy:

@@ -472,6 +472,7 @@ def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
         (["--from", "{recording}", "--topics", "{other}"], "none of the sensors' topics /velodyne"),
         (["--from", "{recording}", "--topics", "{odd}"], "/keyframe: has messages of type std_msgs/msg/String"),
         (["--from", "{recording}", "--policy", "{policy}"], "lateness: input should be greater than 0"),
+        (["--from", "{recording}", "--policy", "{misspelt}"], "--policy: sensors.LIDAR_TPO: fits none of the bundle's"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -480,10 +481,12 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], say
         "other": tmp_path / "other.yaml",
         "odd": tmp_path / "odd.yaml",
         "policy": tmp_path / "policy.yaml",
+        "misspelt": tmp_path / "misspelt.yaml",
     }
     files["other"].write_text("lidars: {LIDAR_TOP: {topic: /velodyne}}\ncameras: {}\n")
     files["odd"].write_text("keyframes: null\nlidars: {LIDAR_TOP: {topic: /keyframe}}\n")
     files["policy"].write_text("lateness: -1\n")
+    files["misspelt"].write_text("sensors: {'CAM_*': {any: warn}, vehicle: {any: warn}, LIDAR_TPO: {missing: stop}}\n")
     assert says in refuses("drive", bundle().path, *(each.format(**files) for each in arguments))
 
 
