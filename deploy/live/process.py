@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
@@ -103,7 +103,11 @@ def _stopped_by_signals() -> Iterator[Event]:
 
 
 class Systemd(Output):
-    """Tells systemd about readiness and life, as sd_notify(3) does; without systemd it does nothing."""
+    """Tells systemd about readiness and life, as sd_notify(3) does; without systemd it does nothing.
+
+    It raises nothing, since an output that fails is used no more, and systemd then kills a process that lives. What
+    could not be sent is sent with the next report.
+    """
 
     name = "systemd"
 
@@ -114,13 +118,12 @@ class Systemd(Output):
     def report(self, status: Status) -> None:
         if not self._address or time.monotonic() - self._told < 0.5:
             return
-        self._told = time.monotonic()
-        lines = [f"STATUS={status.state} {status.text}"[:400].rstrip()]
-        if not self._ready and status.state != "DOWN":
-            self._ready = True
+        lines, ready = [f"STATUS={status.state} {status.text}"[:400].rstrip()], status.state != "DOWN"
+        if ready and not self._ready:
             lines.append("READY=1")
         if all(each.code != "hang" for each in status.reasons):
             lines.append("WATCHDOG=1")
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-            client.sendto("\n".join(lines).encode(), address)
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.sendto("\n".join(lines).encode(errors="replace"), address)  # a reason may name any file
+            self._told, self._ready = time.monotonic(), self._ready or ready

@@ -29,7 +29,7 @@ from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
 from deploy.live.source import Playback, republish
-from deploy.live.state import Status
+from deploy.live.state import Reason, Status
 from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
@@ -378,6 +378,20 @@ def test_systemd_has_a_socket_with_an_abstract_name(monkeypatch: pytest.MonkeyPa
         Systemd().report(Status(()))
         systemd.setblocking(False)
         assert received(systemd) == ["STATUS=OK\nREADY=1\nWATCHDOG=1"]
+
+
+def test_systemd_hears_again_what_it_could_not_hear_and_of_files_with_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process that lives would be killed, as an output that fails is used no more."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    told = Systemd()
+    told.report(Status(()))  # nobody is there
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        told.report(Status((Reason("DEGRADED", "output", "record", "is used no more (a\udcff.mcap)"),)))
+        systemd.setblocking(False)
+        assert received(systemd) == ["STATUS=DEGRADED record is used no more (a?.mcap)\nREADY=1\nWATCHDOG=1"]
 
 
 def received(server: socket.socket) -> list[str]:
