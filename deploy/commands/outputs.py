@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from perception.errors import InputError
+
 if TYPE_CHECKING:
     from deploy.live.buses import Buses
     from deploy.live.intake import Intake
@@ -45,6 +47,7 @@ def open_outputs(
     from deploy.live.publish import Published
     from deploy.live.record import Recorder
     from deploy.live.view import View
+    from deploy.replay.folder import final_files, remove
 
     found: list[Output] = []
     bus = buses.open(options.publish, "--publish") if options.publish else None
@@ -56,13 +59,30 @@ def open_outputs(
         found.append(shown := View(options.view, manifest))
         stack.callback(shown.close)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        _take_folder(options.out, options.record, stack)
         found.append(Results(stack, options.out, manifest))
     if options.record is not None:  # last, so that a mistake in another option leaves no file that exists already
         found.append(recorder := Recorder(options.record, intake.source.info, say))
         stack.callback(recorder.close)
         intake.tap, now = recorder.tap, intake.source.now
         sent = lambda message: recorder.out(*message, now())  # noqa: E731
+    if options.out is not None:  # behind all that a mistake may prevent, which leaves what an earlier drive wrote
+        remove(options.out, final_files())
     if bus is not None:  # first, before pictures are drawn
         found.insert(0, Published(bus, Messages(manifest, topics.ego_frame, topics.global_frame), sent))
     return found
+
+
+def _take_folder(out: Path, record: Path | None, stack: ExitStack) -> None:
+    """Let no other process write to the folder; InputError if what it has is of neither a replay nor a drive."""
+    from deploy.live.outputs import FRAMES
+    from deploy.replay.folder import SCENES, final_files, occupy, require_own_files
+    from deploy.replay.provenance import PROVENANCE
+    from perception.io.files import make_folder
+
+    stack.enter_context(occupy(make_folder(out)))
+    require_own_files(out, (PROVENANCE, FRAMES), "drive")
+    if (out / SCENES).exists():
+        raise InputError(f"{out / SCENES}: is of an unfinished replay, which would go on there; choose another --out")
+    if record is not None and record.resolve() in {(out / name).resolve() for name in final_files()}:
+        raise InputError(f"--record {record}: the next drive into its folder would remove it; choose another name")

@@ -46,10 +46,7 @@ def remove(folder: Path, names: Sequence[str]) -> None:
 def require_own_folder(out: Path, baseline: Path | None) -> None:
     """Raise InputError if replaying into `out` would remove files of other origin, or change the baseline, also
     through links."""
-    if not any((out / name).exists() for name in (PROVENANCE, SCENES)):
-        for name in final_files():
-            if name not in VERDICT_FILES and (out / name).exists():
-                raise InputError(f"{out / name}: is of no replay, and a replay would remove it; choose another --out")
+    require_own_files(out, (PROVENANCE, SCENES), "replay")
     if baseline is None:
         return
     there, here = baseline.resolve(), out.resolve()
@@ -61,13 +58,26 @@ def require_own_folder(out: Path, baseline: Path | None) -> None:
             raise InputError(f"{baseline / name}: is a link to {here / name}, which the replay replaces; {remedy}")
 
 
+def require_own_files(out: Path, marks: Sequence[str], what: str) -> None:
+    """Raise InputError if `out` has files that would be removed, and none of the marks by which it may have them.
+
+    Args:
+        what: would remove them, for the message.
+    """
+    if any((out / name).exists() for name in marks):
+        return
+    for name in final_files():
+        if name not in VERDICT_FILES and (out / name).exists():
+            raise InputError(f"{out / name}: is of no {what}, and a {what} would remove it; choose another --out")
+
+
 class OccupiedError(InputError):
-    """Another replay writes to the same folder."""
+    """Another replay or drive writes to the same folder."""
 
 
 @contextmanager
 def occupy(folder: Path) -> Iterator[None]:
-    """Let no other replay write to a folder meanwhile; OccupiedError if one does."""
+    """Let no other replay or drive write to a folder meanwhile; OccupiedError if one does."""
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
@@ -75,7 +85,8 @@ def occupy(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise OccupiedError(f"{folder}: another replay writes there; wait for it or choose another --out") from None
+        what = "another replay or drive writes there"
+        raise OccupiedError(f"{folder}: {what}; wait for it or choose another --out") from None
     except OSError:
         pass  # some network disks have no locks
     try:

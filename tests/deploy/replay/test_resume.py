@@ -174,7 +174,7 @@ def test_latencies_and_viewers_files_are_of_one_run(drives: Path, whole: Path, t
 def test_two_replays_do_not_write_one_folder(drives: Path, whole: Path, tmp_path: Path) -> None:
     """And the second one leaves no error there."""
     for _ in range(2):
-        with occupy(tmp_path), pytest.raises(OccupiedError, match="another replay writes there; wait for it"):
+        with occupy(tmp_path), pytest.raises(OccupiedError, match="another replay or drive writes there; wait for it"):
             replay_with_faults(drives, tmp_path, faults=FAULTS)
     assert list(tmp_path.iterdir()) == []
     replay_with_faults(drives, tmp_path, faults=FAULTS)
