@@ -43,7 +43,7 @@ def open_outputs(
     """
     from deploy.live.messages.messages import Message, Messages
     from deploy.live.metrics import Metrics
-    from deploy.live.outputs import Results
+    from deploy.live.outputs import FrameLog, Results
     from deploy.live.publish import Published
     from deploy.live.record import Recorder
     from deploy.live.view import View
@@ -68,6 +68,8 @@ def open_outputs(
         sent = lambda message: recorder.out(*message, now())  # noqa: E731
     if options.out is not None:  # behind all that a mistake may prevent, which leaves what an earlier drive wrote
         remove(options.out, final_files())
+        found.append(frames := FrameLog(options.out))
+        stack.callback(frames.close)
     if bus is not None:  # first, before pictures are drawn
         found.insert(0, Published(bus, Messages(manifest, topics.ego_frame, topics.global_frame), sent))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from deploy.live.intake import Intake
 from deploy.live.state import Reason, Status, Supervisor
 from deploy.manifest import Manifest
 from deploy.replay.writers import open_writers
+from perception.errors import InputError
 from perception.frame import Frame, Prediction
-from perception.io.files import atomic_file
 from perception.scene.scene import SceneFrame
 
-FRAMES = "frames.jsonl"  # what became of each frame
+FRAMES, FRAMES_BEFORE = "frames.jsonl", "frames.before.jsonl"  # what became of each frame, and in the drive before
 
 
 class Output:
@@ -86,7 +86,9 @@ class Outputs:
 
 
 class Results(Output):
-    """The files that `perception replay` writes for a drive, and `frames.jsonl`.
+    """The tasks' files and statistics.jsonl, as `perception replay` writes them; they appear when `files` is closed.
+
+    If a frame cannot be written, none of them does, since files without it would seem to be whole.
 
     Raises:
         InputError: the folder cannot be written.
@@ -95,14 +97,45 @@ class Results(Output):
     name = "results"
 
     def __init__(self, files: ExitStack, folder: Path, manifest: Manifest) -> None:
-        self._writers = open_writers(files, folder, manifest, ())
-        self._frames = files.enter_context(atomic_file(folder / FRAMES, "the frames"))
+        self._files = files.enter_context(ExitStack())
+        self._writers = open_writers(self._files, folder, manifest, ())
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        self._writers.add(frame, seen)
+        try:
+            self._writers.add(frame, seen)
+        except BaseException as error:
+            self._files.__exit__(type(error), error, error.__traceback__)
+            raise
+
+
+class FrameLog(Output):
+    """frames.jsonl, each line of which is there at once: also of a process that is killed, or whose disk gets full.
+
+    The file of an earlier drive gets another name, since a service that was killed is started anew.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    name = "frames"
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / FRAMES
+        try:
+            if path.exists() and path.stat().st_size:
+                path.replace(folder / FRAMES_BEFORE)
+            self._file = path.open("wb")
+        except OSError as error:
+            raise InputError(f"{path}: cannot write the frames ({error.strerror}); choose another folder") from None
 
     def log(self, line: dict[str, Any]) -> None:
-        self._frames.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write no more."""
+        with suppress(OSError):  # of a line that could not be written, as the state has said
+            self._file.close()
 
 
 class Console(Output):

@@ -16,7 +16,7 @@ from recordings import Sent, messages_of, nuscenes_topics, write_raw_mcap
 from tiny import write_tiny
 
 from deploy.live.intake import Intake
-from deploy.live.outputs import Output, Results
+from deploy.live.outputs import FrameLog, Output, Results
 from deploy.live.policy import Policy
 from deploy.live.process import Driven, drive
 from deploy.live.source import Playback
@@ -127,7 +127,8 @@ def driving(
     recording = messages if isinstance(messages, Path) else recorded(out, messages)
     with ExitStack() as stack:
         intake = Intake(Playback(recording, rate), topics or nuscenes_topics(keyframes=None), policy, runtime)
-        outputs = [watch, *more(stack, intake), Results(stack, out, runtime.bundle.manifest)]
+        outputs = [watch, *more(stack, intake), Results(stack, out, runtime.bundle.manifest), frames := FrameLog(out)]
+        stack.callback(frames.close)
         driven = drive(runtime, intake, policy, outputs, say=lambda _: None)
     return Drive(driven, watch, [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()])
 

@@ -1,13 +1,20 @@
 """The folder of a drive: whose it is, and what a full disk or a killed process leaves in it."""
 
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import refuses, succeeds
 from exported import bundle
-from live import log, recorded, replayed
+from live import driving, log, recorded, replayed
 
+from deploy.live.outputs import Output
+from deploy.live.state import Status
 from deploy.replay.folder import occupy
+from deploy.runtime import Runtime
 
 
 @pytest.mark.slow("two drives and a replay, as a user starts them")
@@ -51,3 +58,51 @@ def test_a_mistake_leaves_what_an_earlier_drive_wrote(tmp_path: Path) -> None:
     before = {each.name: each.read_bytes() for each in out.iterdir()}
     assert "exists already" in refuses(*drive, "--record", recording)
     assert {each.name: each.read_bytes() for each in out.iterdir()} == before
+
+
+class Emptied(Output):
+    """The disk has space again once an output has failed."""
+
+    def report(self, status: Status) -> None:
+        if any(each.code == "output" for each in status.reasons):
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+@pytest.mark.slow("may be the first to export")
+def test_a_disk_that_was_full_leaves_no_results_that_seem_whole(tmp_path: Path) -> None:
+    recording, runtime = recorded(tmp_path, log()), Runtime(bundle().path, checks=False)
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, most))  # of each file; Python buffers 8192 bytes of it
+    try:
+        drive = driving(recording, tmp_path / "out", runtime, more=lambda *_: [Emptied()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    drive.require_outcomes()
+    (reason,) = (each for each in drive.driven.status.reasons if each.code == "output")
+    assert (reason.state, reason.subject) == ("DEGRADED", "results")
+    assert "cannot write" in reason.text
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["frames.jsonl"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from deploy.live.outputs import FrameLog
+frames = FrameLog(Path(sys.argv[1]))
+for i in range(3):
+    frames.log({"token": str(i), "outcome": "perceived"})
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow("may be the first to export")
+def test_the_log_of_a_process_that_is_killed_is_whole_and_outlives_the_next_start(tmp_path: Path) -> None:
+    lines = "".join(f'{{"token": "{i}", "outcome": "perceived"}}\n' for i in range(3))
+    for name in ("frames.jsonl", "frames.before.jsonl"):
+        done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, timeout=100)
+        assert done.returncode == -signal.SIGKILL
+        assert (tmp_path / name).read_text() == lines
+    drive = driving(log(2.0), tmp_path)
+    assert len(drive.frames) == drive.driven.announced
+    assert (tmp_path / "frames.before.jsonl").read_text() == lines
