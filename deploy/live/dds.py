@@ -40,8 +40,8 @@ class DdsBus(Bus):
         try:
             self._participant: Any = DomainParticipant(int(os.environ.get("ROS_DOMAIN_ID", "0")))
         except Exception as error:  # DDSException, ValueError
-            why = " ".join(str(error).split())[:160]
-            raise InputError(f"dds: cannot join domain {os.environ.get('ROS_DOMAIN_ID', '0')} ({why})") from None
+            domain = os.environ.get("ROS_DOMAIN_ID", "0")
+            raise InputError(f"dds: cannot join domain {domain} ({_why(error)})") from None
         self._readers: list[Any] = []
         self._writers: list[Any] = []
         self._reliable: dict[str, bool] = {}  # whether a topic's publishers repeat what is lost
@@ -65,10 +65,13 @@ class DdsBus(Bus):
             while wanted and not self._closed.wait(_LOOK):
                 for topic in wanted & self._published().keys():
                     wanted.remove(topic)
-                    if (kind := self._types[topic]) in ros.TYPES.fielddefs:
-                        self._subscribe(topic, receive)
-                    else:
+                    if (kind := self._types[topic]) not in ros.TYPES.fielddefs:
                         damage(f"{topic}: is not read, because {kind} is none of ROS 2's own types")
+                        continue
+                    try:
+                        self._subscribe(topic, receive)
+                    except Exception as error:  # DDSException, or of its making of types
+                        damage(f"{topic}: is not read, because it cannot be subscribed to ({_why(error)})")
 
         self._published()
         self._thread = Thread(target=subscribe, name="dds", daemon=True)
@@ -126,6 +129,10 @@ class DdsBus(Bus):
         self._readers.clear()
         self._publishers.clear()
         self._writers.clear()
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _qos(topic: str, reliable: bool) -> Any:

@@ -166,6 +166,18 @@ def test_a_topic_of_an_unknown_type_leaves_the_others_heard(buses: tuple[Any, An
     assert said == ["/speed: is not read, because mine_msgs/msg/Speed is none of ROS 2's own types"]
 
 
+@pytest.mark.parametrize("buses", ["dds"], indirect=True)
+def test_a_topic_that_cannot_be_subscribed_to_leaves_the_others_heard(buses: tuple[Any, Any]) -> None:
+    """DDS refuses its name."""
+    publisher, listener = buses
+    heard, said = list[RawMessage](), list[str]()
+    listener._types["/sp*ed"], listener._reliable["/sp*ed"] = "std_msgs/msg/String", True  # as if it were published
+    listener.start(["/sp*ed", "/later"], heard.append, said.append)
+    require_heard(publisher, "/later", heard)
+    (damage,) = said
+    assert damage.startswith("/sp*ed: is not read, because it cannot be subscribed to (")
+
+
 def test_messages_are_in_the_frames_of_reference_of_the_map_of_topics() -> None:
     manifest, sent, intake = manifest_of("detection"), list[Message](), None
     buses: Any = SimpleNamespace(open=lambda *_: SimpleNamespace(publish=lambda *each: sent.append(Message(*each))))
