@@ -137,6 +137,7 @@ class Intake:
         self._stop.set()
         self.source.close()
         self._thread.join()
+        self._lose_unposed()
         with suppress(queue.Empty):
             self._lose(self._newest.get_nowait().frame.token, "stopped")
         for token in self._assembler.waiting:
@@ -150,6 +151,8 @@ class Intake:
                 came = time.monotonic() if received is None else received.time
                 for frame in self._frames(None if received is None else received.raw):
                     self._offer(Arrived(frame, came))
+                    if self._stop.is_set():
+                        break  # and decode no more of them
                 if received is None and self.source.ended and not self._messages and not self._stop.is_set():
                     self._finish()
                     break
@@ -164,6 +167,8 @@ class Intake:
             while not self._newest.empty() and not self._stop.is_set():
                 time.sleep(TICK)
             self._offer(Arrived(frame, time.monotonic()))
+            if self._stop.is_set():
+                return
         self._lose_unposed()
 
     def _next_message(self) -> _Received | None:
@@ -201,7 +206,10 @@ class Intake:
                 self._assembler.add(raw.topic, raw.time, raw.decode(raw.data))
 
     def _offer(self, arrived: Arrived) -> None:
-        """Put a frame in the place of one that was not taken yet."""
+        """Put a frame in the place of one that was not taken yet; one that comes after the stop waits for nothing."""
+        if self._stop.is_set():
+            self._lose(arrived.frame.token, "stopped")
+            return
         while True:
             try:
                 self._newest.put_nowait(arrived)

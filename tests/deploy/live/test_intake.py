@@ -1,12 +1,14 @@
 """What waits before the engine: how long, how much of it, and what becomes of it at the end."""
 
+import os
+import signal
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from exported import bundle
-from live import PATIENT, driving, log, recorded
+from live import PATIENT, Watch, driving, log, recorded
 from recordings import nuscenes_topics
 
 from deploy.live import intake as module
@@ -49,3 +51,17 @@ def test_messages_that_are_dropped_make_the_state_degraded(tmp_path: Path, monke
     assert dropped > 0
     says = f"{dropped} messages so far were dropped"
     assert drive.watch.first("DEGRADED", "overrun", says=says) < float("inf")
+
+
+def test_frames_that_wait_at_the_end_of_a_recording_are_not_decoded_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All wait for a camera that sends nothing; the drive is stopped in the first one."""
+    monkeypatch.setattr("deploy.recordings.arrivals.SILENT", 10**9)  # us
+    topics, policy = nuscenes_topics(keyframes=None, wait=PATIENT), Policy(lateness=PATIENT)
+    watch = Watch(lambda: os.kill(os.getpid(), signal.SIGTERM) if len(watch.lines) == 1 else None)
+    blind = [each for each in log(2.0) if not each.topic.startswith("/cam_back/")]
+    drive = driving(blind, tmp_path, topics=topics, policy=policy, watch=watch)
+    drive.require_outcomes()
+    assert drive.driven.announced >= 3
+    assert drive.driven.outcomes == {"perceived": 1, "stopped": drive.driven.announced - 1}
