@@ -37,7 +37,7 @@ def drive(
         Path | None, typer.Option(help="YAML file of the sources of evidence for the conditions.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the files that `perception replay` writes, and frames.jsonl.")
+        Path | None, typer.Option(help="Folder for the tasks' files of a replay, statistics.jsonl and frames.jsonl.")
     ] = None,
     publish: Annotated[str, typer.Option(help="zenoh or dds: publish detections, tracks, ... as ROS 2 messages.")] = "",
     metrics: Annotated[
