@@ -20,7 +20,7 @@ def check(
         Path,
         typer.Argument(
             callback=from_store,
-            help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2; zenoh or dds: what sensors send.",
+            help="Drives as for --data of `evaluate`; .mcap file; rosbag2; zenoh or dds: what sensors send.",
         ),
     ],
     bundle: Annotated[

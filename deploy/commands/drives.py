@@ -196,7 +196,7 @@ def compare(
 def replay(
     drive: Annotated[
         Path,
-        typer.Argument(callback=from_store, help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2."),
+        typer.Argument(callback=from_store, help="Drives as for --data of `evaluate`; .mcap file; rosbag2."),
     ],
     bundle: Annotated[Path, typer.Option(callback=from_store, help="An exported bundle.")],
     out: Results,

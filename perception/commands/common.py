@@ -96,7 +96,7 @@ Root = Annotated[
     typer.Option(
         "--data",
         callback=from_store,
-        help="Dataroot of nuScenes, simulated or PandaSet; or mmdet3d's nuscenes_infos_*.pkl in one.",
+        help="Drives: nuScenes or its schema, PandaSet, T4, mmdet3d's nuscenes_infos_*.pkl, or FORMAT=PATH.",
     ),
 ]
 Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
