@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
-from perception.io.files import write_atomically
+from perception.io.files import make_folder, write_atomically
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import Run, simulate
 from perception.training.adapt import adapt, add_task
@@ -36,6 +37,10 @@ BASE = "clear"
 # Each module is named after the condition that it runs under.
 DOMAINS = {BASE: "clear-day-boston", "singapore": "clear-day-singapore", "fog": "fog-day-boston"}
 MODULES = tuple(name for name in DOMAINS if name != BASE)
+SUMMARY = "summary.json"
+# What the demo writes, and all that it removes of an earlier one.
+WRITTEN = ("drives", "changing", "run", *MODULES, "conditions", "before", "after", "bundle", "replay", SUMMARY)
+_OF_DEMOS = "base_unchanged", "clear_unchanged"  # in no other summary
 EACH, FURTHER = 30, 60  # drives of each domain, and further ones of the base
 MODULE_STEPS, TASK_STEPS = 500, 300
 
@@ -75,7 +80,7 @@ class Demo:
             "checkpoint": str(base),
             "bundle": str(bundle),
         }
-        write_atomically(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         return summary
 
     def simulate(self) -> None:
@@ -153,14 +158,44 @@ def demo(out: Path) -> dict[str, Any]:
         InputError: `out` holds something else.
     """
     console = Console()
-    if out.exists() and any(out.iterdir()) and not (out / "drives").exists():
-        raise InputError(f"{out}: holds something else than a demo; choose another --out")
-    shutil.rmtree(out, ignore_errors=True)
+    clear(out)
     summary = Demo(out, console).run()
     console.print(_table(summary["modules"]))
     console.print_json(data=summary)
     console.print(f"Open {Path(summary['report']).resolve()}")
     return summary
+
+
+def clear(out: Path) -> None:
+    """Prepare `out` for a demo: remove an earlier one from it, and nothing else.
+
+    Runs and drives of the user may have the same names, so a folder with any of them must say that it is a demo's. It
+    says so by `SUMMARY`, which is written first for this reason.
+
+    Raises:
+        InputError: `out` holds something else, or cannot be written.
+    """
+    there = [out / name for name in WRITTEN if os.path.lexists(out / name)]
+    if there and not _is_demo(out / SUMMARY):
+        raise InputError(f"{there[0]}: is not of a demo, which would replace it; choose another --out")
+    make_folder(out)
+    write_atomically(out / SUMMARY, json.dumps(dict.fromkeys(_OF_DEMOS)).encode())
+    for path in there:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != SUMMARY:
+                path.unlink()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be removed ({error.strerror}); choose another --out") from None
+
+
+def _is_demo(summary: Path) -> bool:
+    try:
+        found = json.loads(summary.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() >= {*_OF_DEMOS}
 
 
 def _config(scenes: Sequence[str]) -> Config:
