@@ -14,17 +14,15 @@ from deploy.recordings.arrivals import Arrivals
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import (
-    LEAP,
-    STAMPS_KEPT,
     UNMOUNTED,
     CameraPictures,
     LidarSweeps,
     Positions,
     Readings,
-    Stamps,
     intrinsics_of,
 )
 from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
+from deploy.recordings.stamps import LEAP, STAMPS_KEPT, ClockSet, Stamps
 from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import Placement
 from perception.frame import Conditions, Frame
@@ -89,6 +87,12 @@ class _PendingFrame(NamedTuple):
     time: int  # us, recording time of the message that announced it
     token: str
     keyframe: Keyframe | None
+    clock: int = 0  # how often the keyframes' clock was set before
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """In the order of the keyframes."""
+        return self.clock, self.stamp
 
 
 class Assembler:
@@ -150,9 +154,10 @@ class Assembler:
         self._offsets = {topic: round(1e6 * offset) for topic, offset in offsets.items()}
         self._stamps, self._readings, self._arrivals = Stamps(counts), readings, Arrivals()
         self._pending: list[_PendingFrame] = []
-        # Stamps and sensors of the latest frames, to recognise late messages.
-        self._recent: deque[tuple[int, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
+        # The latest frames and their sensors, to recognise late messages.
+        self._recent: deque[tuple[_PendingFrame, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
         self._tokens: deque[str] = deque(maxlen=STAMPS_KEPT)
+        self._clock = 0  # how often that of the keyframes was set
 
     @property
     def waiting(self) -> list[str]:
@@ -215,7 +220,7 @@ class Assembler:
             t, content = self._topics, _shift_time(each, self._offsets.get(topic, 0))
             self._arrivals.add(topic, content.stamp, time)
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
-                self._add_transform(topic, content)
+                self._add_transform(topic, time, content)
             elif isinstance(content, Intrinsics) and topic in self._camera_of_info:
                 if t.calibration == "recorded":
                     self._cameras[self._camera_of_info[topic]].set_intrinsics(content)
@@ -230,30 +235,47 @@ class Assembler:
             else:
                 self._counts.add_corrupt(topic, "another message type than the map of topics says")
 
-    def _add_transform(self, topic: str, transform: Transform) -> None:
+    def _add_transform(self, topic: str, time: int, transform: Transform) -> None:
         with self._counts.corrupt(topic):
-            if not self._placement.add(topic, transform):
+            if not self._placement.add(topic, transform, time):
                 self._counts.add_problem("duplicated", topic)
+            elif (new := self._placement.clock_set) is not None:
+                self._leave_out(new)
+
+    def _leave_out(self, new: ClockSet) -> None:
+        """Leave out frames whose poses are gone, because since the clock was set others have their stamps."""
+        gone = [each for each in self._pending if each.time < new.time and each.stamp >= new.stamp]
+        self._pending = [each for each in self._pending if each not in gone]
+        for each in gone:
+            self._leave_out_unposed(each)
+
+    def _leave_out_unposed(self, pending: _PendingFrame) -> None:
+        self._counts.unposed_frames += 1
+        self.unposed.append(pending.token)
 
     def _add_keyframe(self, topic: str, time: int, keyframe: Keyframe) -> None:
         if not self._stamps.is_new(topic, keyframe.stamp, time):
             return
+        self._clock += self._stamps.clock_set(topic) is not None
+        pending = _PendingFrame(keyframe.stamp, time, keyframe.token, keyframe, self._clock)
         if keyframe.token in self._tokens:
             self._counts.add_problem("duplicated", topic)
-        elif self._recent and keyframe.stamp <= self._recent[-1][0]:
+        elif self._recent and pending.place <= self._recent[-1][0].place:
             self._counts.add_problem("late", topic)
         else:
             self._tokens.append(keyframe.token)
             self.announced += 1
-            self._pending.append(_PendingFrame(keyframe.stamp, time, keyframe.token, keyframe))
-            self._pending.sort(key=lambda pending: pending.stamp)
+            self._pending.append(pending)
+            self._pending.sort(key=lambda each: each.place)
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
         lidar, reference = self._lidars[name], name == self._reference
         if not self._stamps.is_new(lidar.topic, cloud.stamp, time):
             return
+        if (new := self._stamps.clock_set(lidar.topic)) is not None:
+            lidar.forget(new.stamp)
         allowed = 0 if reference else self._tolerance
-        if any(abs(stamp - cloud.stamp) <= allowed and name not in sensors for stamp, sensors in self._recent):
+        if any(abs(frame.stamp - cloud.stamp) <= allowed and name not in sensors for frame, sensors in self._recent):
             self._counts.add_problem("late", lidar.topic)
         lidar.add(cloud)
         if reference and self._trigger is not None and self._trigger.on_sweep(cloud.stamp, time):
@@ -263,8 +285,11 @@ class Assembler:
         if not self._stamps.is_new(topic, picture.stamp, time):
             return
         name = self._camera_of_image[topic]
+        if (new := self._stamps.clock_set(topic)) is not None:
+            self._cameras[name].forget(new.stamp)
         if any(
-            abs(stamp - picture.stamp) <= self._tolerance and name not in sensors for stamp, sensors in self._recent
+            abs(frame.stamp - picture.stamp) <= self._tolerance and name not in sensors
+            for frame, sensors in self._recent
         ):
             self._counts.add_problem("late", topic)
         self._cameras[name].add(time, picture)
@@ -273,8 +298,11 @@ class Assembler:
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time)
-        if self._stamps.is_new(topic, fix.stamp, time):
-            self._positions.add(fix)
+        if not self._stamps.is_new(topic, fix.stamp, time):
+            return
+        if (new := self._stamps.clock_set(topic)) is not None:
+            self._positions.forget(new.stamp)
+        self._positions.add(fix)
 
     def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:
         resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
@@ -295,8 +323,7 @@ class Assembler:
         pose, ego_from_lidar = self._placement.pose(pending.stamp), mountings.get(str(self._reference))
         grid = self._spec.grid.reference
         if pose is None or (grid == "lidar" and ego_from_lidar is None):
-            self._counts.unposed_frames += 1
-            self.unposed.append(pending.token)
+            self._leave_out_unposed(pending)
             return
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
@@ -305,7 +332,7 @@ class Assembler:
         if not self._choice(tags.scene, pending.stamp):
             there = {name for name in mountings if sweeps[self._index(name)]}
             there |= {name for name, each in self._cameras.items() if each.nearest(pending.stamp) is not None}
-            self._recent.append((pending.stamp, frozenset(there)))
+            self._recent.append((pending, frozenset(there)))
             return
         cloud = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), self._spec.rig.own)
         cameras = {
@@ -332,7 +359,7 @@ class Assembler:
             **cloud._asdict(),
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
-        self._recent.append((pending.stamp, frozenset(frame.cameras) | there))
+        self._recent.append((pending, frozenset(frame.cameras) | there))
         if self._choice.written:
             self._counts.add_frame(frame)
         yield frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,53 +24,7 @@ from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import fit_picture
 from perception.sensors.lidar.sweeps import OLDEST, Motion, Sweep
 
-# The latest stamps, positions and signals of a recording, in bounded memory.
-
-STAMPS_KEPT = 64  # of each topic
-# us by which the time from one message of a topic to the next may differ between its stamps and the recording; more is
-# damage, or a clock that was set.
-LEAP = 1_000_000
-
-
-@dataclass
-class _TopicStamps:
-    """The latest stamps (us) of one topic."""
-
-    last: int = -1
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=STAMPS_KEPT))
-    # us that the latest used stamp is ahead of its recording time, and that of the message before, if it was dropped.
-    ahead: list[int] = field(default_factory=list)
-
-
-class Stamps:
-    """The latest stamps of all topics."""
-
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-        self._topics: dict[str, _TopicStamps] = {}
-
-    def is_new(self, topic: str, stamp: int, time: int) -> bool:
-        """Whether the stamp is new to the topic and may be right; counts the others, and steps back in time.
-
-        A stamp that leaps against the time of recording (us) is wrong, unless the message before leapt alike: then the
-        clock was set.
-        """
-        stamps = self._topics.setdefault(topic, _TopicStamps())
-        if stamp in stamps.recent:
-            self._counts.add_problem("duplicated", topic)
-            return False
-        ahead = stamp - time
-        if stamps.ahead and all(abs(ahead - each) > LEAP for each in stamps.ahead):
-            stamps.ahead[1:] = [ahead]
-            self._counts.add_corrupt(topic, "a stamp far from its recording time")
-            return False
-        stamps.ahead = [ahead]
-        if stamp < stamps.last:
-            self._counts.add_problem("out_of_order", topic)
-        stamps.last = stamp
-        stamps.recent.append(stamp)
-        return True
-
+# The latest positions and signals of a recording, in bounded memory.
 
 _MOST_FIXES = 256  # fixes
 _LONGEST_HOLD = 2_000_000  # us for which a fix is used
@@ -84,6 +38,11 @@ class Positions:
 
     def add(self, fix: Fix) -> None:
         self._fixes.append(fix)
+
+    def forget(self, since: int) -> None:
+        """Drop all fixes if the clock was set back, so that it showed this stamp (us) again."""
+        if any(each.stamp >= since for each in self._fixes):
+            self._fixes.clear()
 
     def at(self, stamp: int, location: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
         """Latitude and longitude (degrees, WGS 84): of the fix that is closest in time or, without one within 2 s, by
@@ -199,6 +158,15 @@ class LidarSweeps:
                 self._times[cloud.stamp] = times
         if len(self._clouds) > self._sweeps + _EXTRA_SWEEPS:
             self._drop(next(iter(self._clouds)))
+
+    def forget(self, since: int) -> None:
+        """Drop all sweeps if the clock was set back, so that it showed this stamp (us) again.
+
+        Those with earlier stamps too: they are older than they would seem beside later ones.
+        """
+        if any(each >= since for each in self._clouds):
+            for stamp in [*self._clouds]:
+                self._drop(stamp)
 
     def has(self, stamp: int) -> bool:
         """Whether there is a sweep with this stamp."""
@@ -322,6 +290,11 @@ class CameraPictures:
         while self._pictures and time - self._pictures[0].time > self._keep:
             self._pictures.popleft()
         self._pictures.append(_Kept(time, picture))
+
+    def forget(self, since: int) -> None:
+        """Drop all pictures if the clock was set back, so that it showed this stamp (us) again."""
+        if any(each.picture.stamp >= since for each in self._pictures):
+            self._pictures.clear()
 
     def closest(
         self,

@@ -9,6 +9,7 @@ from collections import deque
 import numpy as np
 
 from deploy.recordings.messages import CorruptMessage, Transform
+from deploy.recordings.stamps import ClockSet, Leaps
 from deploy.recordings.topics import Topics
 from perception.geometry import rigid
 from perception.rig import Rig, RigSensor
@@ -22,18 +23,33 @@ _Pose = tuple[np.ndarray, np.ndarray]  # translation (m), quaternion w x y z
 
 
 class Transforms:
-    """The tree of frames of reference. Damaged messages can add a second parent; then any path to the root is used."""
+    """The tree of frames of reference. Damaged messages can add a second parent; then any path to the root is used.
+
+    Attributes:
+        clock_set: if the transform that was added last shows that the clock was set, and a pose is asked through it.
+    """
 
     def __init__(self) -> None:
+        self.clock_set: ClockSet | None = None
         self._edges: dict[str, dict[str, _Edge]] = {}  # by child and parent
 
-    def add(self, transform: Transform, static: bool) -> bool:
-        """Add a transform, `static` or at its time; returns whether it was new, raises CorruptMessage without room."""
+    def add(self, transform: Transform, time: int | None) -> bool:
+        """Add a transform, and return whether it was new.
+
+        Args:
+            time: us, of recording; None if the transform is static.
+
+        Raises:
+            CorruptMessage: there is no room for another frame.
+        """
+        self.clock_set = None
         edge = self._edges.get(transform.child, {}).get(transform.parent)
         if edge is None:
             self._make_room()
             edge = self._edges.setdefault(transform.child, {})[transform.parent] = _Edge()
-        return edge.add(transform, static)
+        added = edge.add(transform, time)
+        self.clock_set = edge.clock_set if edge.needed else None
+        return added
 
     def _make_room(self) -> None:
         if sum(map(len, self._edges.values())) < MOST_FRAMES:
@@ -104,21 +120,45 @@ class _Edge:
         self._latest: _Pose | None = None  # in order of arrival
         self._until = math.inf  # its time (us), if it is not static
         self._static = self.needed = False
+        self._leaps = Leaps()
+        self._doubted: Transform | None = None  # the one before, if its stamp leapt
 
-    def add(self, transform: Transform, static: bool) -> bool:
-        place = bisect_left(self._stamps, transform.stamp)
-        if not static and place < len(self._stamps) and self._stamps[place] == transform.stamp:
-            return False
+    @property
+    def clock_set(self) -> ClockSet | None:
+        """See `Leaps`; None if the latest transform was static."""
+        return None if self._static else self._leaps.clock_set
+
+    def add(self, transform: Transform, time: int | None) -> bool:
+        if time is None:
+            self._static = self.needed = True
+        else:
+            may_be_right, doubted = self._leaps.add(transform.stamp, time), self._doubted
+            self._doubted = None if may_be_right else transform
+            if (new := self._leaps.clock_set) is not None:
+                self._begin_anew(new.stamp, doubted)
+            if not self._insert(transform):
+                return False
         self._latest = transform.translation, transform.rotation
-        self._static, self.needed = self._static or static, self.needed or static
-        if not static:
-            self._until = transform.stamp
-            self._stamps.insert(place, transform.stamp)
-            self._poses.insert(place, self._latest)
-            if len(self._stamps) > MOST_POSES:
-                half, later = MOST_POSES // 2, self._stamps[-1] - transform.stamp > transform.stamp - self._stamps[0]
-                far = slice(max(half, place + 1), None) if later else slice(min(half, place))
-                del self._stamps[far], self._poses[far]
+        return True
+
+    def _begin_anew(self, stamp: int, first: Transform | None) -> None:
+        """Drop poses from before the clock was set that would lie among those after it, of which this is the first."""
+        later = bisect_left(self._stamps, stamp)
+        del self._stamps[later:], self._poses[later:]
+        if first is not None:
+            self._insert(first)
+
+    def _insert(self, transform: Transform) -> bool:
+        place = bisect_left(self._stamps, transform.stamp)
+        if place < len(self._stamps) and self._stamps[place] == transform.stamp:
+            return False
+        self._until = transform.stamp
+        self._stamps.insert(place, transform.stamp)
+        self._poses.insert(place, (transform.translation, transform.rotation))
+        if len(self._stamps) > MOST_POSES:
+            half, later = MOST_POSES // 2, self._stamps[-1] - transform.stamp > transform.stamp - self._stamps[0]
+            far = slice(max(half, place + 1), None) if later else slice(min(half, place))
+            del self._stamps[far], self._poses[far]
         return True
 
     def last(self) -> np.ndarray | None:
@@ -178,10 +218,19 @@ class Placement:
             sensors: tuple[RigSensor, ...] = (*rig.lidars, *rig.cameras)
             self._mounts = {each.name: each.ego_from_sensor for each in sensors}
 
-    def add(self, topic: str, transform: Transform) -> bool:
-        """Add a transform; returns whether it was new. With odometry, other topics do not tell the vehicle's pose."""
-        replaced = self._topics.odometry not in (None, topic) and transform.child == self._topics.ego_frame
-        return replaced or self._transforms.add(transform, topic == self._topics.static_transforms)
+    def add(self, topic: str, transform: Transform, time: int) -> bool:
+        """Add a transform that was recorded at this time (us); returns whether it was new.
+
+        With odometry, other topics do not tell the vehicle's pose.
+        """
+        if self._topics.odometry not in (None, topic) and transform.child == self._topics.ego_frame:
+            return True
+        return self._transforms.add(transform, None if topic == self._topics.static_transforms else time)
+
+    @property
+    def clock_set(self) -> ClockSet | None:
+        """See `Transforms`."""
+        return self._transforms.clock_set
 
     def pose(self, stamp: int) -> np.ndarray | None:
         """(4, 4) global_from_ego at a time (us); None if it is not known."""

@@ -1,0 +1,85 @@
+"""Stamps of the messages of a recording: which are new and may be right, and whether their clock was set."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from deploy.recordings.counts import Counts
+
+STAMPS_KEPT = 64  # of each topic
+# us by which the time from one message of a topic to the next may differ between its stamps and the recording; more is
+# damage, or a clock that was set.
+LEAP = 1_000_000
+
+
+class ClockSet(NamedTuple):
+    """The first message by a clock that was set; what came before with this stamp or a later one is of another time."""
+
+    stamp: int  # us
+    time: int  # us, of recording
+
+
+class Leaps:
+    """Tells a clock that was set from single wrong stamps, by how far ahead of the times of recording they are.
+
+    Attributes:
+        clock_set: if the latest message shows that the clock was set; None if not.
+    """
+
+    def __init__(self) -> None:
+        self.clock_set: ClockSet | None = None
+        self._ahead: int | None = None  # us, of the latest stamp that may be right
+        self._leapt: ClockSet | None = None  # the message before, if it leapt
+
+    def add(self, stamp: int, time: int) -> bool:
+        """Whether the stamp may be right.
+
+        One that leaps against the time of recording (us) is wrong, unless the message before leapt alike: then the
+        clock was set.
+        """
+        ahead, leapt, self.clock_set, self._leapt = stamp - time, self._leapt, None, None
+        if self._ahead is not None and abs(ahead - self._ahead) > LEAP:
+            if leapt is None or abs(ahead - (leapt.stamp - leapt.time)) > LEAP:
+                self._leapt = ClockSet(stamp, time)
+                return False
+            self.clock_set = ClockSet(min(stamp, leapt.stamp), leapt.time)
+        self._ahead = ahead
+        return True
+
+
+class _TopicStamps:
+    """The latest stamps (us) of one topic."""
+
+    def __init__(self) -> None:
+        self.last, self.recent, self.leaps = -1, deque[int](maxlen=STAMPS_KEPT), Leaps()
+
+
+class Stamps:
+    """The latest stamps of all topics."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._topics: dict[str, _TopicStamps] = {}
+
+    def is_new(self, topic: str, stamp: int, time: int) -> bool:
+        """Whether the stamp is new to the topic and may be right, given the time of recording (us).
+
+        Counts the others, and steps back in time.
+        """
+        stamps = self._topics.setdefault(topic, _TopicStamps())
+        if stamp in stamps.recent:
+            self._counts.add_problem("duplicated", topic)
+            return False
+        if not stamps.leaps.add(stamp, time):
+            self._counts.add_corrupt(topic, "a stamp far from its recording time")
+            return False
+        if stamp < stamps.last:
+            self._counts.add_problem("out_of_order", topic)
+        stamps.last = stamp
+        stamps.recent.append(stamp)
+        return True
+
+    def clock_set(self, topic: str) -> ClockSet | None:
+        """See `Leaps`, of the topic's latest new stamp."""
+        return self._topics[topic].leaps.clock_set
