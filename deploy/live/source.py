@@ -71,7 +71,8 @@ class Source(Protocol):
 class Bus(ABC):
     """A middleware of ROS 2 nodes, without an installed ROS: a source, and where messages are published.
 
-    Messages are CDR with their header of four bytes.
+    Messages are CDR with their header of four bytes. Its clock has the host's time as of its start, and goes on alike
+    when that is set: stamps that go back are then seen to, and no frame waits until an earlier time comes again.
     """
 
     info = RecordingInfo({}, 0, "live")
@@ -79,6 +80,7 @@ class Bus(ABC):
 
     def __init__(self) -> None:
         self._publishers: dict[str, Callable[[bytes], None]] = {}  # by topic
+        self._start = time.time_ns() - time.monotonic_ns()
 
     def topics(self) -> Mapping[str, str]:
         """The topics that other nodes publish, with their types; waits for them for at most ten seconds."""
@@ -99,7 +101,7 @@ class Bus(ABC):
         settled(self._subscribers)
 
     def now(self) -> int:
-        return time.time_ns() // 1000
+        return (self._start + time.monotonic_ns()) // 1000
 
     @abstractmethod
     def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None: ...

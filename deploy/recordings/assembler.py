@@ -87,7 +87,7 @@ class _PendingFrame(NamedTuple):
     time: int  # us, recording time of the message that announced it
     token: str
     keyframe: Keyframe | None
-    clock: int = 0  # how often the keyframes' clock was set before
+    clock: int = 0  # of keyframes: how often their clock was set before
 
     @property
     def place(self) -> tuple[int, int]:
@@ -157,7 +157,9 @@ class Assembler:
         # The latest frames and their sensors, to recognise late messages.
         self._recent: deque[tuple[_PendingFrame, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
         self._tokens: deque[str] = deque(maxlen=STAMPS_KEPT)
-        self._clock = 0  # how often that of the keyframes was set
+        self._paced_by = topics.keyframes if has_keyframes else next(iter(topics.sensors), None)
+        self._clock = 0  # how often it was set
+        self._shift = 0  # us, see `Stamps.shift`
 
     @property
     def waiting(self) -> list[str]:
@@ -253,10 +255,20 @@ class Assembler:
         self._counts.unposed_frames += 1
         self.unposed.append(pending.token)
 
+    def _is_new(self, topic: str, stamp: int, time: int) -> bool:
+        """See `Stamps`; what is timed by the frames' clock follows it when that is set."""
+        if not self._stamps.is_new(topic, stamp, time):
+            return False
+        if topic == self._paced_by:
+            self._shift = self._stamps.shift(topic)
+            if (new := self._stamps.clock_set(topic)) is not None:
+                self._clock += 1
+                self._readings.forget(new)
+        return True
+
     def _add_keyframe(self, topic: str, time: int, keyframe: Keyframe) -> None:
-        if not self._stamps.is_new(topic, keyframe.stamp, time):
+        if not self._is_new(topic, keyframe.stamp, time):
             return
-        self._clock += self._stamps.clock_set(topic) is not None
         pending = _PendingFrame(keyframe.stamp, time, keyframe.token, keyframe, self._clock)
         if keyframe.token in self._tokens:
             self._counts.add_problem("duplicated", topic)
@@ -270,7 +282,7 @@ class Assembler:
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
         lidar, reference = self._lidars[name], name == self._reference
-        if not self._stamps.is_new(lidar.topic, cloud.stamp, time):
+        if not self._is_new(lidar.topic, cloud.stamp, time):
             return
         if (new := self._stamps.clock_set(lidar.topic)) is not None:
             lidar.forget(new.stamp)
@@ -282,7 +294,7 @@ class Assembler:
             self._expect_frame(cloud.stamp, time, self._trigger)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
-        if not self._stamps.is_new(topic, picture.stamp, time):
+        if not self._is_new(topic, picture.stamp, time):
             return
         name = self._camera_of_image[topic]
         if (new := self._stamps.clock_set(topic)) is not None:
@@ -297,8 +309,8 @@ class Assembler:
             self._expect_frame(picture.stamp, time, self._trigger)
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
-        fix = replace(fix, stamp=fix.stamp or time)
-        if not self._stamps.is_new(topic, fix.stamp, time):
+        fix = replace(fix, stamp=fix.stamp or time + self._shift)
+        if not self._is_new(topic, fix.stamp, time):
             return
         if (new := self._stamps.clock_set(topic)) is not None:
             self._positions.forget(new.stamp)
@@ -355,7 +367,7 @@ class Assembler:
             scene=tags.scene,
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
-            signals=self._readings.at(pending.stamp),
+            signals=self._readings.at(pending.stamp, self._shift),
             **cloud._asdict(),
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}

@@ -13,6 +13,7 @@ import numpy as np
 from deploy.recordings.counts import Counts
 from deploy.recordings.messages import Cloud, CorruptMessage, Fix, Intrinsics, Lens, Picture, stamp_of
 from deploy.recordings.payloads import point_times
+from deploy.recordings.stamps import ClockSet
 from deploy.recordings.topics import CameraTopics, LidarTopic
 from deploy.recordings.transforms import Placement
 from perception.config import Image
@@ -64,6 +65,12 @@ _MAX_TEXT = 200  # characters
 _DEFAULT_FIELDS = ("data", "temperature")  # of std_msgs, and of sensor_msgs/Temperature
 
 
+class _Received(NamedTuple):
+    stamp: int | None  # us; None if the message has none
+    time: int  # us, when it was recorded
+    value: float | str
+
+
 class Readings:
     """The latest readings of each signal, in order of arrival.
 
@@ -76,26 +83,42 @@ class Readings:
         for name, each in signals.items():
             if each.topic is not None:
                 self._fields.setdefault(each.topic, {})[name] = each.field
-        self._latest = {name: deque[Reading](maxlen=_MOST_READINGS) for name in signals}
+        self._latest = {name: deque[_Received](maxlen=_MOST_READINGS) for name in signals}
 
     @property
     def topics(self) -> frozenset[str]:
         return frozenset(self._fields)
 
     def add(self, topic: str, time: int, message: Any) -> None:
-        """Add the signals of a message, at its stamp or, without one, when it was recorded (us).
+        """Add the signals of a message that was recorded at this time (us).
 
         Raises:
             CorruptMessage: it does not have the field, or that is neither a number nor a text.
         """
-        stamp = _stamp(message) or time
+        stamp = _stamp(message) or None
         for name, path in self._fields[topic].items():
-            self._latest[name].append(Reading(stamp, _value(message, path)))
+            self._latest[name].append(_Received(stamp, time, _value(message, path)))
 
-    def at(self, stamp: int) -> dict[str, Sequence[Reading]]:
-        """The readings until a time (us) of the signals that have any, in order of time."""
-        found = {name: [each for each in kept if each.timestamp <= stamp] for name, kept in self._latest.items()}
-        return {name: sorted(each, key=lambda one: one.timestamp) for name, each in found.items() if each}
+    def at(self, stamp: int, shift: int = 0) -> dict[str, Sequence[Reading]]:
+        """The readings until a time (us) of the signals that have any, in order of time.
+
+        Args:
+            shift: is added to the time of recording (us) of messages without a stamp.
+        """
+        found = {}
+        for name, kept in self._latest.items():
+            readings = [Reading(each.time + shift if each.stamp is None else each.stamp, each.value) for each in kept]
+            until = [each for each in readings if each.timestamp <= stamp]
+            if until:
+                found[name] = sorted(until, key=lambda each: each.timestamp)
+        return found
+
+    def forget(self, new: ClockSet) -> None:
+        """Drop readings from before a clock was set whose stamps come again."""
+        for kept in self._latest.values():
+            for each in [*kept]:
+                if each.stamp is not None and each.stamp >= new.stamp and each.time < new.time:
+                    kept.remove(each)
 
 
 def _stamp(message: Any) -> int:

@@ -25,11 +25,12 @@ class Leaps:
 
     Attributes:
         clock_set: if the latest message shows that the clock was set; None if not.
+        ahead: us, of the latest stamp that may be right.
     """
 
     def __init__(self) -> None:
         self.clock_set: ClockSet | None = None
-        self._ahead: int | None = None  # us, of the latest stamp that may be right
+        self.ahead: int | None = None
         self._leapt: ClockSet | None = None  # the message before, if it leapt
 
     def add(self, stamp: int, time: int) -> bool:
@@ -39,12 +40,12 @@ class Leaps:
         clock was set.
         """
         ahead, leapt, self.clock_set, self._leapt = stamp - time, self._leapt, None, None
-        if self._ahead is not None and abs(ahead - self._ahead) > LEAP:
+        if self.ahead is not None and abs(ahead - self.ahead) > LEAP:
             if leapt is None or abs(ahead - (leapt.stamp - leapt.time)) > LEAP:
                 self._leapt = ClockSet(stamp, time)
                 return False
             self.clock_set = ClockSet(min(stamp, leapt.stamp), leapt.time)
-        self._ahead = ahead
+        self.ahead = ahead
         return True
 
 
@@ -83,3 +84,8 @@ class Stamps:
     def clock_set(self, topic: str) -> ClockSet | None:
         """See `Leaps`, of the topic's latest new stamp."""
         return self._topics[topic].leaps.clock_set
+
+    def shift(self, topic: str) -> int:
+        """What must be added to a time of recording (us) for one by the topic's clock, if that is another one."""
+        ahead = self._topics[topic].leaps.ahead or 0
+        return ahead if abs(ahead) > LEAP else 0

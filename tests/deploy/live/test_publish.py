@@ -143,6 +143,27 @@ def require_heard(publisher: Bus, topic: str, heard: list[RawMessage]) -> None:
     assert heard[0].parse(heard[0].data).data == "here"
 
 
+def test_times_of_arrival_go_on_when_the_clock_of_the_host_is_set_back(
+    buses: tuple[Bus, Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (publisher, listener), wall, kind = buses, time.time_ns, "std_msgs/msg/String"
+    begin, heard = wall() // 1000, list[RawMessage]()
+    publisher.advertise("/first", kind)
+    assert "/first" in listener.topics()
+    listener.start(["/first"], heard.append, pytest.fail)
+    require_heard(publisher, "/first", heard)
+    monkeypatch.setattr(time, "time_ns", lambda: wall() - 3600 * 10**9)
+    before, end = len(heard), time.monotonic() + 20
+    while len(heard) == before and time.monotonic() < end:
+        publisher.publish("/first", kind, encode(make(kind, data="here")))
+        time.sleep(0.1)
+    times = [each.time for each in heard]
+    assert len(times) > before
+    assert begin - 60_000_000 <= times[0]
+    assert times == sorted(times)
+    assert times[-1] <= listener.now()
+
+
 @pytest.mark.parametrize("topic", ["/tf_static", "/robot/tf_static"])
 def test_static_transforms_that_were_sent_before_are_heard(buses: tuple[Bus, Bus], topic: str) -> None:
     (publisher, listener), heard, kind = buses, list[RawMessage](), "tf2_msgs/msg/TFMessage"

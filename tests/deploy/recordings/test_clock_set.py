@@ -1,17 +1,24 @@
 """Clocks that are set while a vehicle drives: nothing from before lies among what comes after."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from recordings import TYPES, Sent, assemble, edit, fix, message, nuscenes_topics
+from recordings import TYPES, Sent, edit, fix, message, nuscenes_topics, write_raw_mcap
+from vocabulary import RIG
 
 from deploy.log import header, make
 from deploy.log import transform as transform_message
+from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.messages import Transform
 from deploy.recordings.transforms import MOST_POSES, Transforms
+from perception.config import Lidar
+from perception.grid import BevGrid
+from perception.scene.signals import SignalConfig
+from perception.sensors.inputs import InputSpec
 
 LIDAR, FRONT, PERIOD = "/lidar_top", "/cam_front/image_rect_compressed", 100_000
 SET, COUNT = 40, 70  # the number of the period in which clocks are set, and of all
@@ -79,6 +86,9 @@ def periods(log: list[Sent], back: int) -> list[Sent]:
             fix(stamp, i, 0)._replace(time=time),
             edit(sweep, stamp=stamp, time=time, data=points.view(np.uint8).ravel()),
         ]
+        numbered = make("std_msgs/msg/Float64", data=float(i))
+        measured = make("sensor_msgs/msg/Temperature", header=header(stamp, ""), temperature=float(i), variance=0.0)
+        found += [message("/bare", time, numbered), message("/stamped", stamp, measured)._replace(time=time)]
         if i % 5 == 1:
             said = {"stamp": stamp, "token": f"{i}", "sweeps": [stamp - PERIOD, stamp - 2 * PERIOD]}
             found.append(edit(first["/keyframe"], data=json.dumps(keyframe(first["/keyframe"]) | said), time=time))
@@ -92,11 +102,17 @@ def keyframe(sent: Sent) -> dict[str, Any]:
 
 @pytest.mark.parametrize("keyframed", [True, False])
 @pytest.mark.parametrize("back", [1_600_007, 3_000_007])
-def test_a_frame_has_nothing_from_before_its_clock_was_set_back(log: list[Sent], back: int, keyframed: bool) -> None:
-    """No pose, sweep, picture or fix of such a stamp, also where frames wait for longer. Keyframes go on, too."""
+def test_a_frame_has_nothing_from_before_its_clock_was_set_back(
+    log: list[Sent], back: int, keyframed: bool, tmp_path: Path
+) -> None:
+    """No pose, sweep, picture, fix or reading of such a stamp, also where frames wait for longer; those without a stamp
+    are of the time at which they were recorded. Keyframes go on, too."""
     keyframes = "/keyframe" if keyframed else None
     topics = nuscenes_topics(keyframes=keyframes, position="/gps", wait=2.0)
-    frames, _ = assemble(periods(log, back), topics, sweeps=2, keyframed=keyframed)
+    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=2), None, RIG)
+    signals = {name: SignalConfig(topic=f"/{name}", timeout=5.0) for name in ("bare", "stamped")}
+    recording = write_raw_mcap(tmp_path / "drive.mcap", periods(log, back))
+    frames = list(RecordedDrive(recording, topics, spec, None, signals).frames())
     after = [frame for frame in frames if frame.global_from_ego[0, 3] >= SET]
     assert len(after) >= (COUNT - SET) // 5 - 1
     start = log[0].time
@@ -107,3 +123,6 @@ def test_a_frame_has_nothing_from_before_its_clock_was_set_back(log: list[Sent],
         assert frame.points[:, 3].min() > SET
         assert frame.cameras["CAM_FRONT"].image.max() == number
         assert frame.position == (number, 0)
+        assert len(frame.signals) == 2
+        for readings in frame.signals.values():
+            assert [each.value for each in readings][SET - number :] == [*range(SET + 1, number + 1)]
