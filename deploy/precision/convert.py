@@ -117,17 +117,21 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 Maps = list[dict[str, np.ndarray]]  # one dict per frame
 
 
+_BEYOND = 1e6  # the largest `error`; as of numbers that are not finite, and of a map that should be 0
+
+
 def error(expected: Maps, actual: Maps) -> float:
     """The largest relative RMS error of any map, over all cells and frames."""
-    return max(
-        float(
-            np.sqrt(
-                sum(np.square(a[name] - b[name]).sum() for a, b in zip(expected, actual, strict=True))
-                / sum(np.square(a[name]).sum() for a in expected)
-            )
-        )
-        for name in expected[0]
-    )
+    return max(_error_of([each[name] for each in expected], [each[name] for each in actual]) for name in expected[0])
+
+
+def _error_of(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
+    off = sum(np.square(a - b).sum() for a, b in zip(expected, actual, strict=True))
+    size = sum(np.square(each).sum() for each in expected)
+    if off == 0:
+        return 0.0
+    found = float(np.sqrt(off / size)) if size > 0 else _BEYOND
+    return found if found <= _BEYOND else _BEYOND  # also for NaN
 
 
 def run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> Maps:

@@ -105,7 +105,7 @@ class Readings:
         Args:
             shift: is added to the time of recording (us) of messages without a stamp.
         """
-        found = {}
+        found = dict[str, Sequence[Reading]]()
         for name, kept in self._latest.items():
             readings = [Reading(each.time + shift if each.stamp is None else each.stamp, each.value) for each in kept]
             until = [each for each in readings if each.timestamp <= stamp]

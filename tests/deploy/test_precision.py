@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lowered
 import numpy as np
@@ -13,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from commands import refuses
+from commands import one_line_error, refuses
 from exported import without
 from lowered import onnx_model, switched, switched_run
 from networks import config, tasks, uniform_tolerances
@@ -27,7 +29,7 @@ from deploy.golden import Arrays, clear_detections, differences, match_detection
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
 from deploy.precision.calibrate import PERCENTILE, ranges
-from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, sensitivity, to_half
+from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, error, require_close_outputs, sensitivity, to_half
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.measure import MARGIN, is_below_saturation, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
@@ -104,8 +106,8 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> int:
     with torch.no_grad():
         expected = {name: value.numpy() for name, value in lowered.network().predict(tensors).items()}
     actual, rough = lowered.run(graph, inputs), emulated(tensors, precision)
-    for error in (score_error, lambda a, b: np.abs(a["map/probabilities"] - b["map/probabilities"]).mean()):
-        assert 0 < error(expected, actual) <= FURTHER * error(expected, rough)
+    for apart in (score_error, lambda a, b: np.abs(a["map/probabilities"] - b["map/probabilities"]).mean()):
+        assert 0 < apart(expected, actual) <= FURTHER * apart(expected, rough)
     if precision == "fp16":  # the boxes too, but for a few whose peak or attribute is another
         bounds = BOUNDS["fp16"].ranked
         expected, actual, rough = (part_of("detection", each) for each in (expected, actual, rough))
@@ -285,6 +287,41 @@ def test_blocks_are_the_parts_of_the_model() -> None:
     banked = blocks(lowered.single("banked").graph)
     assert {*banked} == {*found}  # modules belong to the block of their slot
     assert len(banked["trunk.stages.1"]) == 3 * len(found["trunk.stages.1"])
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "found"),
+    [
+        ((0.0, 0.0), (0.0, 0.0), 0.0),
+        ((0.0, 0.0), (0.0, 0.5), 1e6),
+        ((3.0, 4.0), (3.0, 4.5), 0.1),
+        ((3.0, 4.0), (3.0, np.nan), 1e6),
+        ((3.0, 4.0), (np.inf, 4.0), 1e6),
+        ((np.nan, 4.0), (3.0, 4.0), 1e6),
+    ],
+)
+def test_the_error_of_what_is_0_or_not_finite_is_a_number(
+    expected: tuple[float, float], actual: tuple[float, float], found: float
+) -> None:
+    """And it is not hidden behind that of another map, whichever comes first."""
+    other, same = np.ones(2, np.float32), np.zeros(2, np.float32)
+    for order in (1, -1):
+        names = ("a", "b", "c")[::order]
+        maps = (dict(zip(names, (same, np.float32(each), other), strict=True)) for each in (expected, actual))
+        first, second = ([each] for each in maps)
+        assert error(first, second) == pytest.approx(found)
+
+
+def test_int8_whose_output_is_not_a_number_is_refused() -> None:
+    task: Any = SimpleNamespace(outputs=[SimpleNamespace(name="y", steady=False)])
+    shape = {"x": [1, 2]}
+    frames = [{"x": np.array([[-1.0, 2.0]], np.float32)}]
+    root, same = (
+        onnx_model([helper.make_node(kind, ["x"], ["task/y"])], shape, {"task/y": [1, 2]}) for kind in ("Sqrt", "Relu")
+    )
+    with one_line_error(says="int8 changes task/y too much on the drives it was calibrated on"):
+        require_close_outputs(same, root, frames, {"task": task})
+    require_close_outputs(same, same, frames, {"task": task})
 
 
 @pytest.mark.slow("measures each block in INT8")
