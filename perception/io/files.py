@@ -118,9 +118,9 @@ class _NamedFile(FileIO):
 def atomic_folder(path: Path, what: str, advice: str = "") -> Iterator[Path]:
     """A new folder to fill, which replaces `path` and its content when the block ends.
 
-    Until then, and after any error, the old folder does not change. Linux exchanges the two folders in one step. On
-    other systems and some network disks there is a moment without a folder at `path`; if the process dies then,
-    `restore_folder` puts the old one back.
+    A link at `path` stays, and the folder that it leads to is replaced. Until then, and after any error, the old folder
+    does not change. Linux exchanges the two folders in one step. On other systems and some network disks there is a
+    moment without a folder at `path`; if the process dies then, `restore_folder` puts the old one back.
 
     Args:
         what: is written, for the error message.
@@ -129,6 +129,7 @@ def atomic_folder(path: Path, what: str, advice: str = "") -> Iterator[Path]:
     Raises:
         InputError: the disk is full or the folder not writable.
     """
+    given, path = path, Path(os.path.realpath(path))
     fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)  # of a process that died; in a container all have the same number
     try:
@@ -146,7 +147,7 @@ def atomic_folder(path: Path, what: str, advice: str = "") -> Iterator[Path]:
         _flush(path.parent)
     except OSError as error:
         restore_folder(path)
-        raise InputError(f"{path}: cannot write {what} ({error.strerror or error}){advice}") from None
+        raise InputError(f"{given}: cannot write {what} ({error.strerror or error}){advice}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # now the old one, if they were exchanged
     shutil.rmtree(_old(path), ignore_errors=True)
@@ -154,6 +155,7 @@ def atomic_folder(path: Path, what: str, advice: str = "") -> Iterator[Path]:
 
 def restore_folder(path: Path) -> None:
     """Put the old folder back if a process died while replacing `path`, which left none."""
+    path = Path(os.path.realpath(path))
     if not os.path.lexists(path) and _old(path).is_dir():
         _old(path).rename(path)
 

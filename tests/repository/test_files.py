@@ -111,6 +111,25 @@ def test_leftovers_of_a_process_that_died(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["bundle", "bundle/whole"]
 
 
+@pytest.mark.parametrize("swap", ["with", "without"])
+def test_a_folder_is_replaced_where_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: str) -> None:
+    """As `current -> bundle-5` does; also where there is no such folder yet, and after a kill that left none."""
+    if swap == "without":
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    link, folder = tmp_path / "current", tmp_path / "all" / "bundle-5"
+    link.symlink_to(Path("all") / "bundle-5")
+    for content in ("old", "new"):
+        with atomic_folder(link, "it") as fresh:
+            (fresh / "file").write_text(content)
+        assert link.is_symlink()
+        assert (folder / "file").read_text() == content
+        assert [path.name for path in folder.parent.iterdir()] == ["bundle-5"]
+    folder.rename(folder.with_name(".bundle-5.old"))
+    restore_folder(link)
+    assert (link / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "current"]
+
+
 @given(st.lists(st.binary(max_size=20_000), max_size=5))
 @settings(max_examples=20, deadline=None)
 def test_a_file_written_piece_by_piece_is_the_pieces(
