@@ -112,19 +112,27 @@ class FrameChoice:
         selection: None: all, also those before the start by a clock that was set.
         segment: which frames of the selection are chosen, with those of its warm-up.
         all_frames: whether the frames that `every` leaves out are perceived as well, as for a network with a memory.
+        earlier: whether the others before the end are read too, as for a sensor that shows an earlier frame.
 
     Attributes:
         time: since the start of the drive.
         over: no later frame is chosen.
+        perceived: whether the latest frame is, and not only read.
         warming: the latest frame is before the segment.
         between: the latest frame is between keyframes.
         written: the results of the latest frame are; else it is perceived for the sake of later frames.
     """
 
-    def __init__(self, selection: Selection | None = None, segment: Segment = WHOLE, all_frames: bool = False) -> None:
+    def __init__(
+        self,
+        selection: Selection | None = None,
+        segment: Segment = WHOLE,
+        all_frames: bool = False,
+        earlier: bool = False,
+    ) -> None:
         self._selection, self.time, self.over = selection, DriveTime(), False
-        self._segment, self._all_frames = segment, all_frames
-        self.warming, self.between, self.written = False, False, True
+        self._segment, self._all_frames, self._earlier = segment, all_frames, earlier
+        self.perceived, self.warming, self.between, self.written = True, False, False, True
         self._first: int | None = None  # us
         self._elapsed = 0.0  # s, which a clock that is set back does not reduce
         self._inside = Counter[str]()  # frames between start and end, by scene
@@ -143,11 +151,14 @@ class FrameChoice:
         self._first = timestamp if self._first is None else self._first
         self._elapsed = max(self._elapsed, 1e-6 * (timestamp - self._first))
         self.over = self.over or self._elapsed >= min(selection.end, self._segment.end)
-        if self.over or not selection.start <= seconds < selection.end:
+        if self.over or not 0 <= seconds < selection.end:
             return False
-        self._inside[scene] += not between
         self.warming = self._elapsed < self._segment.start
-        near = self._elapsed >= self._segment.start - self._segment.warm_up
-        counted = not between and (self._inside[scene] - 1) % selection.every == 0
-        self.written = counted and not self.warming
-        return near and (counted or between or self._all_frames)
+        self.perceived = self.written = False
+        if seconds >= selection.start:
+            self._inside[scene] += not between
+            near = self._elapsed >= self._segment.start - self._segment.warm_up
+            counted = not between and (self._inside[scene] - 1) % selection.every == 0
+            self.written = counted and not self.warming
+            self.perceived = near and (counted or between or self._all_frames)
+        return self.perceived or self._earlier

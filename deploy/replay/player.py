@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.recordings import Drive
-from deploy.recordings.choice import WHOLE, FrameChoice, Segment, Selection
+from deploy.recordings.choice import WHOLE, FrameChoice, Segment
 from deploy.replay.faults import hide, inject, parse_faults
 from deploy.replay.report import DriveRange
 from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch, single_core
@@ -124,16 +123,12 @@ class Player:
         """The selected frames of a segment and of its warm-up, with the faults."""
         manifest = self.runtime.bundle.manifest
         every_frame = self.runtime.spacing is not None or self.settings.streaming is not None
-        choice = FrameChoice(self.settings.selection, segment, every_frame)
-        if any(fault.kind.shows_earlier for fault in self._faults):
-            all_before = segment._replace(warm_up=math.inf)
-            every = FrameChoice(Selection(end=self.settings.selection.end), all_before)
-            read = inject(drive.frames(every), self._faults, every.time)
-            frames: Iterator[Frame] = (frame for frame in read if choice(frame.scene, frame.timestamp, every.between))
-        else:
-            frames = inject(drive.frames(choice), self._faults, choice.time)
+        earlier = any(fault.kind.shows_earlier for fault in self._faults)
+        choice = FrameChoice(self.settings.selection, segment, every_frame, earlier)
         start = time.perf_counter()
-        for frame in frames:
+        for frame in inject(drive.frames(choice), self._faults, choice.time):
+            if not choice.perceived:
+                continue
             seconds = choice.time(frame.scene, frame.timestamp)
             frame = leave_out_unseen(frame, manifest.grid.build(), manifest.views)
             yield _Taken(frame, seconds, time.perf_counter() - start, choice.warming, choice.written)
