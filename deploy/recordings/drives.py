@@ -146,7 +146,7 @@ class RecordedDrive:
         info = self._recording.info
         self.name = info.scene
         self._drive = describe(info, taxonomy or load_taxonomy("nuscenes"))
-        self._has_keyframes = topics.keyframes is not None and topics.keyframes in info.counts
+        self._has_keyframes = topics.keyframes is not None and bool(info.counts.get(topics.keyframes))
         sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
         topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others
         self._topics = topics

@@ -1,6 +1,6 @@
 """Recordings to test on: scenes written by `perception log`, whole, spoiled, and with messages of positions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,17 @@ def stream(
     yield from assembler.finish()
 
 
-def write_raw_mcap(path: Path, log: Sequence[Sent]) -> Path:
-    """An MCAP file of exactly these messages, in this order, in small chunks."""
+def write_raw_mcap(path: Path, log: Sequence[Sent], empty: Mapping[str, str] | None = None) -> Path:
+    """An MCAP file of exactly these messages, in this order, in small chunks.
+
+    Args:
+        empty: topics without a message, and their types.
+    """
     with path.open("wb") as file:
         writer = Writer(file, chunk_size=20_000)
         writer.start(profile="ros2")
         channels = {}
-        for topic, type_name in {each.topic: each.type_name for each in log}.items():
+        for topic, type_name in ({**(empty or {})} | {each.topic: each.type_name for each in log}).items():
             schema = writer.register_schema(type_name, "ros2msg", TYPES.generate_msgdef(type_name)[0].encode())
             channels[topic] = writer.register_channel(topic, "cdr", schema)
         for each in log:

@@ -127,6 +127,14 @@ def test_a_recording_without_keyframes_or_lidar(tiny_root: Path, tmp_path: Path)
     assert (len(frames), counts["missing"]) == (3, {"LIDAR_TOP": 3})
 
 
+def test_keyframes_that_are_declared_but_never_sent_are_as_none(tiny_root: Path, tmp_path: Path) -> None:
+    log = [each for each in messages_of(tiny_root, "v1.0-tiny", TINY) if each.topic != "/keyframe"]
+    expected, _ = read(write_raw_mcap(tmp_path / "drive.mcap", log))
+    (tmp_path / "declared").mkdir()
+    frames, _ = read(write_raw_mcap(tmp_path / "declared" / "drive.mcap", log, {"/keyframe": "std_msgs/msg/String"}))
+    assert_equal_drives(frames, expected)
+
+
 def test_odometry_takes_the_place_of_transforms(tiny_root: Path) -> None:
     log = messages_of(tiny_root, "v1.0-tiny", TINY)
     expected, _ = assemble(log)
