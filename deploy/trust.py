@@ -115,11 +115,11 @@ def parse_expiry(text: str) -> datetime:
     """Parse a date (as midnight) or a time, in UTC unless it names a zone. InputError if it is neither."""
     try:
         time = datetime.fromisoformat(text.removesuffix("Z"))
-    except ValueError:
+        return time.replace(tzinfo=time.tzinfo or timezone.utc).astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # in UTC it may be after the year 9999
         raise InputError(
             f"--expires {text}: not a date such as 2027-06-30 or a time such as 2027-06-30T12:00"
         ) from None
-    return time.replace(tzinfo=time.tzinfo or timezone.utc).astimezone(timezone.utc)
 
 
 # Permits in a signed manifest for plans that a device compiles itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -29,11 +30,24 @@ Routes = Annotated[str, typer.Option(help="Sets of conditions that one graph ser
 Sign = Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign with.")]
 
 
-def _routes(conditions: str, routes: str) -> list[list[str]]:
+def _routes(conditions: str, routes: str, apart: bool = False) -> list[list[str]]:
     """The routes, each a list of conditions: --conditions rain,night is one route, --routes base,rain+night two."""
     if conditions and routes:
         raise InputError("--conditions is for one route, --routes for several; give one of them")
-    return [[name for name in route.split("+") if name != "base"] for route in names(routes)] or [names(conditions)]
+    found = [[name for name in route.split("+") if name != "base"] for route in names(routes)] or [names(conditions)]
+    if apart and len(found) == 1:
+        raise InputError("--apart: one route has one network; name several with --routes")
+    return found
+
+
+def _expiry(text: str) -> datetime | None:
+    """The time of --expires; None if it is not given."""
+    from deploy.trust import parse_expiry
+
+    time = parse_expiry(text) if text else None
+    if time is not None and time <= datetime.now(timezone.utc):
+        raise InputError(f"--expires {text}: is past, so that no vehicle would accept the bundle")
+    return time
 
 
 @app.command(epilog="Example: perception plan runs/a --routes base,rain")
@@ -104,7 +118,7 @@ def export(
     """
     from deploy.export import export as run
     from deploy.precision.calibrate import Drives
-    from deploy.trust import Release, parse_expiry
+    from deploy.trust import Release
     from perception.mmdet3d.foreign_config import refuse_export
 
     refuse_export(checkpoint)
@@ -114,10 +128,10 @@ def export(
         )
     drives = Drives(calibrate, version, names(scenes)) if calibrate else None
     console = console_for(as_json)
-    release_info = Release(release, parse_expiry(expires) if expires else None, license, sign, signed_plans)
+    release_info = Release(release, _expiry(expires), license, sign, signed_plans)
     bundle = run(
-        checkpoint, out, _routes(conditions, routes), console=console, release=release_info, precision=precision.value,
-        calibration=drives, apart=apart,
+        checkpoint, out, _routes(conditions, routes, apart), console=console, release=release_info,
+        precision=precision.value, calibration=drives, apart=apart,
     )  # fmt: skip
     report(bundle.manifest.model_dump(mode="json"), as_json)
 

@@ -45,6 +45,8 @@ def check(
     from deploy.recordings.topics import load_topics
     from deploy.statistics import open_to_measure
 
+    if str(drive) in BUSES and (version or scenes):
+        raise InputError(f"{drive}: what sensors send now is one drive; --version and --scenes choose in a dataroot")
     opened = Bundle.load(bundle)
     manifest, expected = opened.manifest, opened.statistics
     if expected is None:

@@ -104,8 +104,8 @@ def evaluate(
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
         trust = make_trust(key, state, allow_older)
         opened = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, seen, target, trust)
-    elif key or target != "cpu":
-        raise InputError(f"{model}: --target and --key need a bundle; export one first")
+    elif key or allow_older or target != "cpu":
+        raise InputError(f"{model}: --target, --key and --allow-older need a bundle; export one first")
     else:
         opened = partial(_run_and_drives, model.absolute(), data.absolute(), version, seen, rig, batch, flip)
     if (jobs or ray) and batch > 1:

@@ -107,6 +107,8 @@ def _open_source(name: str, rate: float, buses: Buses) -> Source:
     from deploy.recordings import is_recording
 
     if name in BUSES:
+        if rate != 1.0:
+            raise InputError(f"--rate: what comes over {name} has its own pace; give it with a recording")
         return buses.open(name, "--from")
     if not is_recording(Path(name)):
         raise InputError(f"--from {name}: neither {', '.join(BUSES)} nor a recording (.mcap, .db3, rosbag2)")

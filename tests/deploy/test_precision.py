@@ -401,6 +401,10 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
         ("int8: needs --calibrate", "--precision", "int8"),
         ("name their dataroot with --calibrate", "--scenes", "scene-0001"),
         ("nowhere", "--precision", "int8", "--calibrate", "nowhere"),
+        ("--apart: one route has one network", "--apart"),
+        ("--apart: one route has one network", "--apart", "--conditions", "rain,night"),
+        ("--expires 2020-02-02: is past", "--expires", "2020-02-02"),
+        ("--expires 9999-12-31T23:59-12:00: not a date", "--expires", "9999-12-31T23:59-12:00"),
         ("scene-9", "--precision", "int8", "--calibrate", drives(), "--scenes", "scene-9"),
     ):
         assert message in refuses("export", switched_run(), "--out", tmp_path / "bundle", *arguments)

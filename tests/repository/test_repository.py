@@ -150,6 +150,7 @@ ADD = "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with
         (f"train {CONFIG} --version v1.0-mini {DATA}", "{tmp}"),
         (f"train {{tmp}}/no.yaml --version v1.0-mini {DATA}", "no.yaml"),
         (f"evaluate {{tmp}} --version v1.0-mini {DATA}", "{tmp}"),
+        (f"evaluate {{tmp}} --allow-older --version v1.0-mini {DATA}", "--allow-older need a bundle"),
         ("compare {tmp} {tmp}", "no readable left_out.json; give a folder that `perception evaluate` wrote"),
         ("export {tmp} --out {tmp}/b", "no checkpoint here"),
         ("build {tmp} --target cpu", "{tmp}"),

@@ -482,6 +482,8 @@ def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
     ("arguments", "says"),
     [
         (["--from", "nowhere"], "--from nowhere: neither zenoh, dds nor a recording (.mcap, .db3, rosbag2)"),
+        (["--from", "zenoh", "--rate", "2"], "--rate: what comes over zenoh has its own pace"),
+        (["--from", "dds", "--rate", "0.5"], "--rate: what comes over dds has its own pace"),
         (["--from", "{recording}", "--budget", "soon"], "--budget soon: give milliseconds, such as 100ms"),
         (["--from", "{recording}", "--topics", "{other}"], "none of the sensors' topics /velodyne"),
         (["--from", "{recording}", "--topics", "{odd}"], "/keyframe: has messages of type std_msgs/msg/String"),
