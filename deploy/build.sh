@@ -78,6 +78,7 @@ compile() { # the network of the bundle in folder $1
     compiled=$(digest "$plan.new")
     network=$(digest "$folder/@graph@")
     record "$(record "" | digest)" >"$folder/engines/@target@.json.new"
+    rm -f "$folder/engines/@target@.sig"  # signs the record of the plan before
     mv "$plan.new" "$plan"
     mv "$folder/engines/@target@.json.new" "$folder/engines/@target@.json"
     echo "$plan: compiled by TensorRT $readable in $seconds s"

@@ -71,7 +71,11 @@ def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
     assert record["refittable"] is refittable
     assert record["compiler"] == f"tensorrt {readable}{' with DLA 0' if dla else ''}"
     assert sorted(path.suffix for path in (folder / "bundle" / "engines").iterdir()) == [".json", ".plan"]
-    assert device.builds(package).returncode == 0  # once more, over the engine that is there
+    # Once more, over the engine that is there, and the signature of its record, which is not that of the new one.
+    signature = folder / "bundle" / "engines" / f"{target}.sig"
+    signature.write_text("of the record before")
+    assert device.builds(package).returncode == 0
+    assert not signature.exists()
 
 
 def test_script_refuses_the_wrong_machine(tmp_path: Path) -> None:
