@@ -148,6 +148,9 @@ def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: B
     if breakdown.report:
         files[out / REPORT] = report_page(scores, evaluated).encode()
     write_together(files)
+    for name, task in TASKS.items():
+        if task.submitted is not None and name not in evaluated.counted:
+            (out / task.submitted).unlink(missing_ok=True)
     if not breakdown.left_out:
         (out / LEFT_OUT).unlink(missing_ok=True)
     if not breakdown.report and is_report(out / REPORT):

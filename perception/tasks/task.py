@@ -109,6 +109,7 @@ class Task(ABC, Generic[Result]):
     caution: str = ""  # what is printed before the head is trained on a frozen base
     metric: type[Metric[Any]]
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
+    submitted: ClassVar[str | None] = None  # file that `submission` writes
     instead_of_non_finite: ClassVar[Mapping[str, float]] = {}  # output -> what replaces its NaN and infinite values
     outputs: Sequence[Output]
 

@@ -50,6 +50,7 @@ class DetectionTask(Task[Boxes]):
     name = "detection"
     metric = DetectionMetric
     files: ClassVar[Mapping[str, str]] = {"results": RESULTS, "tracks": TRACKS}
+    submitted = SUBMISSION
     Config = DetectionHead
     ranked = True
     config: DetectionHead

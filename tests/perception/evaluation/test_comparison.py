@@ -203,6 +203,10 @@ def test_files_of_an_earlier_evaluation_do_not_stay(drives: NuScenesTables, tmp_
     assert files() == always
     (tmp_path / REPORT).write_text("<title>Replay</title>")
     assert files() == always | {REPORT}
+    # Of a network without the task that the submission is of.
+    other = Prediction({})
+    evaluate(lambda frame: other, drives, "all", ["scene-0000:0-2"], tmp_path, SPEC, Console(file=io.StringIO()))
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", REPORT}
 
 
 def test_the_command_prints_and_writes_what_it_found(runs: tuple[Path, Path], tmp_path: Path) -> None:
