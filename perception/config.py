@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from perception.errors import InputError
 from perception.frame import View
@@ -81,7 +81,8 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay a step of the average of the weights
     drop_lidar: Share = 0.0  # share of training frames without LiDAR
     drop_cameras: Share = 0.0
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    # YAML reads `no` as false.
+    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda x: "no" if x is False else x)] = "no"
     checkpoint_every: Positive = 500  # steps
     log_every: Positive = 50  # steps; losses are fetched from the device and checked this often
     validation: Validation | None = None

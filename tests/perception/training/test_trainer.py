@@ -369,6 +369,16 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
             initialise(PerceptionModel(own), InitFrom(run=str(tmp_path / "run"), parts=parts))
 
 
+def test_no_precision_needs_no_quotes(tmp_path: Path) -> None:
+    """YAML reads it as false, in a file and on the command line."""
+    tiny, written = c.find_config("tiny"), tmp_path / "a.yaml"
+    written.write_text(tiny.read_text().replace("train: {", "train: {precision: no, "))
+    for config in (c.load_config(written), c.load_config(tiny, ["train.precision=no"])):
+        assert config.train.precision == "no"
+    with pytest.raises(InputError, match="precision"):
+        c.load_config(tiny, ["train.precision=yes"])
+
+
 def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTables, tmp_path: Path) -> None:
     unknown = r"train.validation.metric: NDs is none of the scores NDS, mAP"
     rows = [
