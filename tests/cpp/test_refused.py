@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -157,6 +158,26 @@ def other_points(path: Path) -> None:
     rewritten(path, golden=[changed if frame is whole else frame for frame in frames])
 
 
+def reversed_keys(content: bytes) -> bytes:
+    """The same JSON to Python, with the members of each object in another order."""
+
+    def turn(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return dict(reversed(pairs))
+
+    return json.dumps(json.loads(content, object_pairs_hook=turn)).encode()
+
+
+def in_another_order(damage: Damage) -> Damage:
+    """The damage, and a golden.json that says the same in another order."""
+
+    def apply(path: Path) -> None:
+        with suppress(InputError):  # `rewritten` opens what it wrote
+            damage(path)
+        exchanged(MEANING, reversed_keys)(path)
+
+    return apply
+
+
 def signed(key: str, *trusted: str, **content: object) -> Damage:
     """Signed by one key, on a vehicle that trusts others; of "" nobody."""
 
@@ -264,6 +285,7 @@ REFUSED: dict[str, Damage] = {
     "no sensor data": unsensed,
     "scores of another network": shifted,
     "points of another frame": other_points,
+    "points of another frame, with keys in another order": in_another_order(other_points),
     "no golden file": exchanged(GOLDEN, lambda content: b"\xff" * 20),
     "BF16": exchanged(GOLDEN, lambda content: content.replace(b'"F32"', b'"BF16"', 1)),
     "meaning without JSON": exchanged(MEANING, lambda content: b"{"),
@@ -359,6 +381,26 @@ def without_batch(path: Path) -> None:
     reseal(path, describe)
 
 
+def reshaped(start: str, inputs: bool, change: Callable[[np.ndarray], np.ndarray]) -> Damage:
+    """Tensors of the golden frames whose names start so, and their shapes in the manifest."""
+    kind = "inputs" if inputs else "outputs"
+
+    def change_all(content: bytes) -> bytes:
+        return save({name: np.ascontiguousarray(change(each)) if f".{kind}.{start}" in name else each
+                     for name, each in load(content).items()})  # fmt: skip
+
+    def describe(content: Any) -> None:
+        for each in content[kind]:
+            if each["name"].startswith(start):
+                each["shape"] = [*change(np.zeros(each["shape"])).shape]
+
+    def apply(path: Path) -> None:
+        exchanged(GOLDEN, change_all)(path)
+        reseal(path, describe)
+
+    return apply
+
+
 def other_inputs(path: Path) -> None:
     """The network for rain has inputs of single points, which the bundle's own one has not."""
     own = copytree(every_task().path, path / "routes" / "rain")
@@ -371,6 +413,10 @@ def other_inputs(path: Path) -> None:
     ("damage", "message"),
     [
         (without_batch, "the engine's detections have other shapes than their scores"),
+        (in_another_order(reshaped("detection/boxes", False, lambda boxes: boxes[..., :3])),
+         "the engine's detections have other shapes than their scores"),
+        (in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
+         "pillar_points, pillar_counts, pillar_cells not as at the export"),
         (other_inputs, "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export"),
     ],
 )
@@ -382,6 +428,14 @@ def test_a_whole_bundle_that_would_be_read_out_of_range(damage: Damage, message:
         native.Runtime(path)
     assert message in str(cpp.value)
     assert "\n" not in str(cpp.value)
+
+
+def test_the_order_of_keys_in_golden_json_means_nothing(tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    exchanged(MEANING, reversed_keys)(path)
+    assert list(json.loads((path / MEANING).read_bytes())) != list(json.loads((bundle().path / MEANING).read_bytes()))
+    Runtime(path)
+    native.Runtime(path).close()
 
 
 PERMIT = {"target": TARGET, "dla": False, "first": [1, 7], "end": [1, 8]}

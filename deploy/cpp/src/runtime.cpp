@@ -27,7 +27,22 @@ class Stage {
     std::chrono::steady_clock::time_point start_;
 };
 
-Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options) {
+// A frame's inputs are those of the bundle's own network, with what steers each.
+void require_inputs(const Bundle &bundle, Arrays given) {
+    const Manifest &manifest = bundle.manifest();
+    steer(manifest, {}, given);
+    if (manifest.state) state_inputs(nullptr, {}, *manifest.state, 0, given);
+    for (const TensorInfo &input : manifest.inputs) {
+        if (manifest.state && input.name == manifest.state->input) continue;  // in an EngineState
+        const auto found = given.find(input.name);
+        if (found == given.end() || found->second.type() != input.type || found->second.shape() != input.shape)
+            throw refused((bundle.path() / "manifest.json").string(), ": inputs: ", input.name,
+                          " is none that the bundle's frames give; export the bundle again");
+    }
+}
+
+Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options,
+                     const Arrays &inputs) {
     const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
     Network network{
         &bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target), nullptr, nullptr, {}, {}};
@@ -35,23 +50,10 @@ Network open_network(const Bundle &bundle, const std::string &route, const Engin
     network.golden_state = network.engine->new_state();
     network.golden = read_golden(bundle, graph);
     require_end_to_end(network.golden, bundle);
+    require_inputs(bundle, inputs);  // before an engine reads any: engines take the manifest's shapes for granted
     for (const GoldenFrame &frame : network.golden)
         require_golden(frame, network.run_golden(frame.inputs), network.name, bundle.manifest());
     return network;
-}
-
-// A frame's inputs are those of the bundle's own network, with what steers each.
-void require_inputs(const Network &network, Arrays given) {
-    const Manifest &manifest = network.bundle->manifest();
-    steer(manifest, {}, given);
-    if (manifest.state) state_inputs(nullptr, {}, *manifest.state, 0, given);
-    for (const TensorInfo &input : manifest.inputs) {
-        if (manifest.state && input.name == manifest.state->input) continue;  // in an EngineState
-        const auto found = given.find(input.name);
-        if (found == given.end() || found->second.type() != input.type || found->second.shape() != input.shape)
-            throw refused((network.bundle->path() / "manifest.json").string(), ": inputs: ", input.name,
-                          " is none that the bundle's frames give; export the bundle again");
-    }
 }
 
 }  // namespace
@@ -89,10 +91,9 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
       inputs_(no_sensors(bundle_.manifest())) {
     const Manifest &manifest = bundle_.manifest();
     // All networks stay open, so that switching takes no time.
-    networks_.push_back(open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options));
+    networks_.push_back(open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options, inputs_));
     for (const std::string &route : manifest.apart)
-        networks_.push_back(open_network(bundle_.routes().at(route), route, options));
-    for (const Network &network : networks_) require_inputs(network, inputs_);
+        networks_.push_back(open_network(bundle_.routes().at(route), route, options, inputs_));
     if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
     views_ = manifest.views.empty() ? std::vector<std::string>{"front"} : manifest.views;
     results_.resize(views_.size());
