@@ -248,9 +248,9 @@ def _require_state(file: Path, manifest: Manifest) -> None:
     needed, state = (*STATE_INPUTS, NEXT_STATE), manifest.state
     fits = state is None and tensors.keys().isdisjoint(needed)
     if state is not None and tensors.keys() >= {*needed}:
-        shape, dtype = tensors[NEXT_STATE]
+        shape, dtype = tensors[NEXT_STATE][0], "float32"
         pair = StatePair(input=STATE_INPUTS[0], output=NEXT_STATE, shape=shape, dtype=dtype)
-        fits = state.pairs == (pair,) and tensors[pair.input] == tensors[pair.output]
+        fits = state.pairs == (pair,) and tensors[pair.input] == tensors[pair.output] == (shape, dtype)
     if not fits:
         raise InputError(f"{file}: state: is not that of the network's inputs and outputs; export the bundle again")
 

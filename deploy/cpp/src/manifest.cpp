@@ -216,7 +216,7 @@ void require_state(const Manifest &manifest, const std::string &file) {
         const TensorInfo &before = *tensors["state"], &after = *tensors["next_state"];
         fits = manifest.json["state"]["pairs"].size() == 1 && state->input == "state" &&
                state->output == "next_state" && state->shape == after.shape && before.shape == after.shape &&
-               before.type == after.type && manifest.json["state"]["pairs"][0].at("dtype") == kTypes[after.type].name;
+               before.type == TESSERA_FLOAT32 && after.type == TESSERA_FLOAT32 && manifest.json["state"]["pairs"][0].at("dtype") == kTypes[after.type].name;
     }
     if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
 }

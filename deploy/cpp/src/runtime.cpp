@@ -94,16 +94,20 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
     networks_.push_back(open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options, inputs_));
     for (const std::string &route : manifest.apart)
         networks_.push_back(open_network(bundle_.routes().at(route), route, options, inputs_));
-    if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
     views_ = manifest.views.empty() ? std::vector<std::string>{"front"} : manifest.views;
     results_.resize(views_.size());
     // Networks for other routes may have no memory; those that have one have the same.
     for (Network &network : networks_) {
-        if (!network.bundle->manifest().state || !carried_.empty()) continue;
-        for (size_t i = 0; i < views_.size(); ++i)
-            carried_.emplace_back(network.engine->new_state(), network.bundle->manifest());
-        next_state_ = Array(TESSERA_FLOAT32, network.bundle->manifest().state->shape);
+        const Bundle &own = *network.bundle;
+        if (!own.manifest().state) continue;
+        const Shape &shape = own.manifest().state->shape;
+        if (!carried_.empty() && shape != next_state_.shape())
+            throw refused((own.path() / "manifest.json").string(), ": state: has another shape than that of the ",
+                          "bundle's other networks; export the bundle again");
+        while (carried_.size() < views_.size()) carried_.emplace_back(network.engine->new_state(), own.manifest());
+        next_state_ = Array(TESSERA_FLOAT32, shape);
     }
+    if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
 }
 
 Network &Runtime::select(const Conditions &known) {
