@@ -3,9 +3,10 @@
 import os
 import subprocess
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_double
+from ctypes import POINTER, Structure, byref, c_double
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,10 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 import tessera_runtime as native
-from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated
-from exported import QUIET, apart, bundle, checkpoint_of, modular, remembering
+from both_runtimes import MODULES, add_route, compare, drive, every_task, require_equal, rotated
+from exported import QUIET, apart, bundle, checkpoint_of, looking, modular, remembering
 from once import once
+from recorded_engine import TARGET, add_recorded_plan, golden_runs
 from repository import ROOT
 from tiny import write_tiny
 
@@ -24,7 +26,9 @@ from deploy.export import export
 from deploy.precision.calibrate import Drives
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.importing import import_pointpillars
+from perception.modules.spec import NEXT_STATE
 from perception.sensors import inputs
+from perception.tasks.task import join_views, to_prediction
 
 
 def in_int8() -> Bundle:
@@ -49,11 +53,21 @@ def apart_and_switched() -> Bundle:
     return Bundle.load(once("cpp-switched", make))
 
 
+def with_other_tasks() -> Bundle:
+    """In rain a network with a memory and without a map."""
+
+    def make(out: Path) -> None:
+        add_route(copytree(bundle().path, out), looking())
+
+    return Bundle.load(once("cpp-other-tasks", make))
+
+
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
     "rain": lambda: bundle("rain"),
     "apart": lambda: apart()[0],
     "apart, with a module of one": apart_and_switched,
+    "apart, with other tasks": with_other_tasks,
     "every task": every_task,
     "rotated": rotated,
     "INT8": in_int8,
@@ -86,6 +100,28 @@ def test_checks_in_idle_time_change_nothing_and_a_restart_begins_anew() -> None:
         with native.Runtime(path) as fresh:
             for frame in [lost, *frames]:
                 require_equal(fresh.step(frame), checked.step(frame), frame.token)
+
+
+@pytest.mark.slow("exports networks")
+@pytest.mark.parametrize("made", [every_task, looking])
+def test_numbers_that_are_not_finite_are_counted_as_in_python(made: Callable[[], Bundle], tmp_path: Path) -> None:
+    """In each view of a frame, which has the same outputs as the others here."""
+    copied, rng = Bundle.load(copytree(made().path, tmp_path / "bundle")), np.random.default_rng(0)
+    runs = golden_runs(copied)
+    wrong = {name: each.copy() for name, each in runs[0].items()}
+    for name, each in wrong.items():
+        if each.dtype == np.float32 and name != NEXT_STATE:
+            each.reshape(-1)[rng.integers(each.size, size=5)] = [np.nan, np.inf, -np.inf, np.nan, np.inf]
+    add_recorded_plan(copied, [*runs, wrong], repeated=len(runs))
+    heads, views = copied.manifest.heads, copied.manifest.views
+    of_view = to_prediction(heads, wrong)
+    expected = (join_views(heads, dict.fromkeys(views, of_view)) if views else of_view).not_finite
+    assert len(expected) == {every_task: 7, looking: 1}[made]
+    plugin = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
+    with native.Runtime(copied.path, TARGET, plugin=plugin) as runtime:
+        found = runtime.step(next(drive()))["not_finite"].tolist()
+    names = sorted(name for name in wrong if name != NEXT_STATE)
+    assert found == [expected.get(name, 0) for name in names]
 
 
 def test_python_makes_the_same_inputs_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +177,29 @@ def test_an_array_of_another_shape_is_refused(wrong: str) -> None:
     }  # fmt: skip
     with native.Runtime(bundle().path) as runtime, pytest.raises(native.Failure, match="has the shape"):
         runtime.step(replace(frame, **{wrong: arrays[wrong]}))
+
+
+def test_a_camera_without_a_picture_is_missing() -> None:
+    frame = next(drive())
+    name, *_ = frame.cameras
+    cameras = {each: camera for each, camera in frame.cameras.items() if each != name}
+    with native.Runtime(bundle().path) as runtime:
+        expected = {each: array.copy() for each, array in runtime.step(replace(frame, cameras=cameras)).items()}
+        given, kept = native._frame(frame, ())
+        given.cameras[0].rgb = None
+        assert native._load().tessera_step(runtime._handle, byref(given)) == 0
+        require_equal(expected, runtime.arrays(), name)
+        given.cameras[0].height = given.cameras[0].width = 0
+        assert native._load().tessera_step(runtime._handle, byref(given)) == 0
+        require_equal(expected, runtime.arrays(), name)
+        del kept
+
+
+def test_a_call_without_a_runtime_says_so() -> None:
+    library = native._load()
+    for call in (library.tessera_check, library.tessera_restart):
+        assert call(None) == 3
+        assert library.tessera_message(None) == b"runtime: is NULL"
 
 
 def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path) -> None:

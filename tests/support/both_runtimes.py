@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tessera_runtime as native
-from exported import QUIET, checkpoint_of, modular, nano
+from exported import QUIET, checkpoint_of, modular, nano, reseal
 from once import once
 from recorded_engine import add_recorded_plan, golden_runs
 from vocabulary import RIG
@@ -16,6 +16,7 @@ from vocabulary import RIG
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
+from deploy.integrity import sha256
 from deploy.runtime import Runtime
 from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
@@ -77,6 +78,8 @@ class Python:
         prediction, self.weights = self.runtime.perceive(admitted)
         (arrays,) = (engine.latest for engine in self.engines if engine.latest)
         self.runtime.remember(admitted, prediction, self.weights)
+        outputs = sorted(name.removeprefix("outputs/") for name in arrays if name.startswith("outputs/"))
+        arrays["not_finite"] = np.array([prediction.not_finite.get(name, 0) for name in outputs], np.int64)
         for task, result in prediction.results.items():
             arrays |= {f"{task}/{name}": each for name, each in arrays_of(task, result).items()}
         return arrays
@@ -188,6 +191,13 @@ def rotated() -> Bundle:
         export(checkpoint_of(parse_config(content, "rotated")), out, console=QUIET)
 
     return Bundle.load(once("bundle-rotated", make))
+
+
+def add_route(path: Path, own: Bundle) -> None:
+    """Makes another bundle the network for rain of the bundle at `path`."""
+    copied = shutil.copytree(own.path, path / "routes" / "rain")
+    digests = {str(each.relative_to(path)): sha256(each) for each in copied.rglob("*") if each.is_file()}
+    reseal(path, lambda content: content.update(apart=["rain"]) or content["files"].update(digests))
 
 
 def with_recorded_plan(

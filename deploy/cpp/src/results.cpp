@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "error.hpp"
 
@@ -55,146 +54,138 @@ void write(const Boxes &boxes, Arrays &results) {
     }
 }
 
-class Detections {
-   public:
-    explicit Detections(const Json &settings) : velocity_(settings.at("velocity").get<bool>()) {
-        if (!settings.at("suppression").is_null()) nms_.emplace(settings.at("suppression"));
-    }
+Box box(const Candidates &all, size_t index, bool moves, int64_t attribute, size_t place) {
+    const float *b = all.boxes + all.width * index;
+    const Footprint own = footprint(b[0], b[1], b[3], b[4], b[6], b[7]);
+    const double unknown = std::numeric_limits<double>::quiet_NaN();
+    return {{b[0], b[1], b[2]},
+            {b[3], b[4], b[5]},
+            {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1},
+            {moves ? b[8] : unknown, moves ? b[9] : unknown, 0},
+            all.scores[index],
+            integer_at(all.labels, index),
+            attribute,
+            place};
+}
 
-    void decode(const Arrays &outputs, Arrays &results) {
-        const Array &scores = output(outputs, "detection/scores"), &boxes = output(outputs, "detection/boxes"),
-                    &labels = output(outputs, "detection/labels"),
-                    &attributes = output(outputs, "detection/attributes");
-        const size_t n = of_frame(scores), group = scores.shape().back(), width = boxes.shape().back();
-        if (width < 10 || n % group != 0 || of_frame(boxes) != n * width || of_frame(labels) != n ||
-            of_frame(attributes) != n) {
-            throw refused("the engine's detections have other shapes than their scores; export the bundle again");
-        }
-        scores_.assign(scores.data<float>(), scores.data<float>() + n);
-        for (size_t i = 0; i < n; ++i) {
-            const bool usable = std::isfinite(scores_[i]) && all_finite(boxes.data<float>() + width * i, width);
-            if (!usable) scores_[i] = -1;  // below every threshold
-        }
-        const Candidates all{boxes.data<float>(), scores_.data(), width, labels};
-        kept_.clear();
-        for (size_t first = 0; nms_ && first < n; first += group) {
-            nms_->run(all, first, first + group, static_cast<int64_t>(first / group), kept_);
-        }
-        for (size_t i = 0; !nms_ && i < n; ++i) kept_.push_back(i);
-        boxes_.clear();
-        for (size_t i : kept_) {
-            if (scores_[i] >= 0) boxes_.push_back(box(all, i, integer_at(attributes, i), boxes_.size()));
-        }
-        sort(boxes_);
-        if (nms_ && boxes_.size() > nms_->total()) boxes_.resize(nms_->total());
-        write(boxes_, results);
-    }
-
-   private:
-    Box box(const Candidates &all, size_t index, int64_t attribute, size_t place) const {
-        const float *b = all.boxes + all.width * index;
-        const Footprint own = footprint(b[0], b[1], b[3], b[4], b[6], b[7]);
-        const double unknown = std::numeric_limits<double>::quiet_NaN();
-        return {{b[0], b[1], b[2]},
-                {b[3], b[4], b[5]},
-                {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1},
-                {velocity_ ? b[8] : unknown, velocity_ ? b[9] : unknown, 0},
-                all.scores[index],
-                integer_at(all.labels, index),
-                attribute,
-                place};
-    }
-
-    bool velocity_;
-    std::optional<Suppressor> nms_;
-    std::vector<float> scores_;
-    std::vector<size_t> kept_;
-    Boxes boxes_;
-};
-
-// A kind whose distance from the training data is above the limit has the same probability for each value.
-class Conditions {
-   public:
-    explicit Conditions(const Json &settings) : limit_(settings.at("limit").get<double>()) {
-        for (const auto &[kind, values] : settings.at("kinds").items()) values_.push_back(values.size());
-    }
-
-    void decode(const Arrays &outputs, Arrays &results) const {
-        const Array &given = output(outputs, "conditions/probabilities");
-        const auto distance = outputs.find("conditions/distance");
-        const float *from = given.data<float>(), *away = nullptr;
-        const size_t n = of_frame(given), kinds = distance == outputs.end() ? 0 : of_frame(distance->second);
-        if (kinds > 0) away = distance->second.data<float>();
-        const bool known = all_finite(from, n) && all_finite(away, kinds);
-        double *into = fill_in<double>(results, "conditions/probabilities", {known ? static_cast<int64_t>(n) : 0});
-        if (!known) return;
-        std::copy_n(from, n, into);
-        size_t first = 0;
-        for (size_t kind = 0; kind < std::min(kinds, values_.size()) && first + values_[kind] <= n; ++kind) {
-            if (away[kind] > limit_) std::fill_n(into + first, values_[kind], 1.0 / values_[kind]);
-            first += values_[kind];
-        }
-    }
-
-   private:
-    double limit_;
-    std::vector<size_t> values_;  // of each kind
-};
+// NaN and infinite numbers of the first frame.
+int64_t count_not_finite(const Array &output) {
+    if (output.type() != TESSERA_FLOAT32 || all_finite(output.data<float>(), of_frame(output))) return 0;
+    const auto *values = output.data<float>();
+    return std::count_if(values, values + of_frame(output), [](float value) { return !std::isfinite(value); });
+}
 
 }  // namespace
 
-struct Decoder::Parts {
-    std::optional<Detections> detections;
-    std::optional<Conditions> conditions;
-    bool map = false;
-    std::optional<uint8_t> none;  // of points
-    std::optional<float> levels;  // of voxels
-    Shape shape;
-
-    void decode_points(const Arrays &outputs, Arrays &results) const {
-        const Array &confidence = output(outputs, "points/confidence"), &classes = output(outputs, "points/classes");
-        const size_t n = std::min(of_frame(confidence), of_frame(classes));
-        float *probabilities = fill_in<float>(results, "points/probabilities", {static_cast<int64_t>(n)});
-        uint8_t *into = fill_in<uint8_t>(results, "points/classes", {static_cast<int64_t>(n)});
-        std::copy_n(confidence.data<float>(), n, probabilities);
-        for (size_t i = 0; i < n; ++i) into[i] = probabilities[i] == 0 ? *none : classes.data<uint8_t>()[i];
+int64_t Decoder::decode_detections(const Arrays &outputs, Boxes &boxes) {
+    const Array &scores = output(outputs, "detection/scores"), &given = output(outputs, "detection/boxes"),
+                &labels = output(outputs, "detection/labels"), &attributes = output(outputs, "detection/attributes");
+    const size_t n = of_frame(scores), group = scores.shape().back(), width = given.shape().back();
+    if (width < 10 || n % group != 0 || of_frame(given) != n * width || of_frame(labels) != n ||
+        of_frame(attributes) != n) {
+        throw refused("the engine's detections have other shapes than their scores; export the bundle again");
     }
-
-    void decode_voxels(const Arrays &outputs, Arrays &results) {
-        change_each<uint8_t>(outputs, results, "occupancy/classes", shape, [](uint8_t name) { return name; });
-        change_each<float>(outputs, results, "occupancy/free", shape, [](float d) { return std::isfinite(d) ? d : 0; });
-        const auto rounded = [steps = *levels](float p) {
-            constexpr float shift = 12582912;  // 1.5 * 2^23: a sum has no place for fractions
-            const float level = std::min(std::max(p, 0.0F), 1.0F) * steps + shift - shift;
-            return std::isfinite(p) ? level / steps : kNan;
-        };
-        for (const char *name : {"occupancy/occupied", "occupancy/others"}) {
-            change_each<float>(outputs, results, name, shape, rounded);
-        }
+    int64_t left_out = 0;
+    scores_.assign(scores.data<float>(), scores.data<float>() + n);
+    for (size_t i = 0; i < n; ++i) {
+        if (std::isfinite(scores_[i]) && all_finite(given.data<float>() + width * i, width)) continue;
+        scores_[i] = -1;  // below every threshold
+        ++left_out;
     }
-};
+    const Candidates all{given.data<float>(), scores_.data(), width, labels};
+    kept_.clear();
+    for (size_t first = 0; nms_ && first < n; first += group) {
+        nms_->run(all, first, first + group, static_cast<int64_t>(first / group), kept_);
+    }
+    for (size_t i = 0; !nms_ && i < n; ++i) kept_.push_back(i);
+    boxes.clear();
+    for (size_t i : kept_) {
+        if (scores_[i] >= 0) boxes.push_back(box(all, i, *velocity_, integer_at(attributes, i), boxes.size()));
+    }
+    sort(boxes);
+    if (nms_ && boxes.size() > nms_->total()) boxes.resize(nms_->total());
+    return left_out;
+}
 
-Decoder::Decoder(const Manifest &manifest) : parts_(std::make_unique<Parts>()) {
+Decoder::Decoder(const Manifest &manifest) {
     for (const std::string &task : manifest.tasks) {
         const Json &settings = manifest.postprocessing.at(task);
-        if (task == "detection") parts_->detections.emplace(settings);
-        else if (task == "conditions") parts_->conditions.emplace(settings);
-        else if (task == "map") parts_->map = true;
-        else if (task == "points") parts_->none = settings.at("none").get<uint8_t>();
-        else parts_->levels = settings.at("levels").get<float>();  // occupancy; there are no others
+        if (task == "detection") {
+            velocity_ = settings.at("velocity").get<bool>();
+            if (!settings.at("suppression").is_null()) nms_.emplace(settings.at("suppression"));
+        } else if (task == "conditions") {
+            limit_ = settings.at("limit").get<double>();
+            for (const auto &[kind, values] : settings.at("kinds").items()) values_.push_back(values.size());
+        } else if (task == "map") {
+            map_ = true;
+        } else if (task == "points") {
+            none_ = settings.at("none").get<uint8_t>();
+        } else {
+            levels_ = settings.at("levels").get<float>();  // occupancy; there are no others
+        }
     }
 }
 
-Decoder::~Decoder() = default;
-
-void Decoder::decode(const Arrays &outputs, Arrays &results) {
-    if (parts_->detections) parts_->detections->decode(outputs, results);
-    if (parts_->conditions) parts_->conditions->decode(outputs, results);
-    if (parts_->none) parts_->decode_points(outputs, results);
-    if (parts_->levels) parts_->decode_voxels(outputs, results);
-    if (parts_->map) {
-        change_each<float>(outputs, results, "map/probabilities", parts_->shape,
+void Decoder::decode(const Arrays &outputs, Results &results) {
+    Arrays &arrays = results.arrays;
+    int64_t boxes_left_out = 0;
+    if (velocity_) {
+        boxes_left_out = decode_detections(outputs, results.boxes);
+        write(results.boxes, arrays);
+    }
+    if (limit_) decode_conditions(outputs, arrays);
+    if (none_) decode_points(outputs, arrays);
+    if (levels_) decode_voxels(outputs, arrays);
+    if (map_) {
+        change_each<float>(outputs, arrays, "map/probabilities", shape_,
                            [](float p) { return std::isfinite(p) ? p : kNan; });
+    }
+    const auto of_task = [](const std::string &name) { return name.find('/') != std::string::npos; };
+    const auto count = std::count_if(outputs.begin(), outputs.end(), [&](auto &each) { return of_task(each.first); });
+    int64_t *not_finite = fill_in<int64_t>(arrays, "not_finite", {count});
+    for (const auto &[name, array] : outputs) {
+        if (name == "detection/boxes") *not_finite++ = boxes_left_out;
+        else if (name.compare(0, 10, "detection/") == 0) *not_finite++ = 0;
+        else if (of_task(name)) *not_finite++ = count_not_finite(array);
+    }
+}
+
+void Decoder::decode_conditions(const Arrays &outputs, Arrays &results) const {
+    const Array &given = output(outputs, "conditions/probabilities");
+    const auto distance = outputs.find("conditions/distance");
+    const float *from = given.data<float>(), *away = nullptr;
+    const size_t n = of_frame(given), kinds = distance == outputs.end() ? 0 : of_frame(distance->second);
+    if (kinds > 0) away = distance->second.data<float>();
+    const bool known = all_finite(from, n) && all_finite(away, kinds);
+    double *into = fill_in<double>(results, "conditions/probabilities", {known ? static_cast<int64_t>(n) : 0});
+    if (!known) return;
+    std::copy_n(from, n, into);
+    size_t first = 0;
+    for (size_t kind = 0; kind < std::min(kinds, values_.size()) && first + values_[kind] <= n; ++kind) {
+        if (away[kind] > *limit_) std::fill_n(into + first, values_[kind], 1.0 / values_[kind]);
+        first += values_[kind];
+    }
+}
+
+void Decoder::decode_points(const Arrays &outputs, Arrays &results) const {
+    const Array &confidence = output(outputs, "points/confidence"), &classes = output(outputs, "points/classes");
+    const size_t n = std::min(of_frame(confidence), of_frame(classes));
+    float *probabilities = fill_in<float>(results, "points/probabilities", {static_cast<int64_t>(n)});
+    uint8_t *into = fill_in<uint8_t>(results, "points/classes", {static_cast<int64_t>(n)});
+    std::copy_n(confidence.data<float>(), n, probabilities);
+    for (size_t i = 0; i < n; ++i) into[i] = probabilities[i] == 0 ? *none_ : classes.data<uint8_t>()[i];
+}
+
+void Decoder::decode_voxels(const Arrays &outputs, Arrays &results) {
+    change_each<uint8_t>(outputs, results, "occupancy/classes", shape_, [](uint8_t name) { return name; });
+    change_each<float>(outputs, results, "occupancy/free", shape_, [](float d) { return std::isfinite(d) ? d : 0; });
+    const auto rounded = [steps = *levels_](float p) {
+        constexpr float shift = 12582912;  // 1.5 * 2^23: a sum has no place for fractions
+        const float level = std::min(std::max(p, 0.0F), 1.0F) * steps + shift - shift;
+        return std::isfinite(p) ? level / steps : kNan;
+    };
+    for (const char *name : {"occupancy/occupied", "occupancy/others"}) {
+        change_each<float>(outputs, results, name, shape_, rounded);
     }
 }
 
@@ -203,28 +194,26 @@ ViewJoiner::ViewJoiner(const Manifest &manifest) {
     if (tasks.contains("detection")) one_object_ = tasks["detection"].at("one_object").get<double>();
 }
 
-void ViewJoiner::join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined) {
+void ViewJoiner::join(const std::vector<std::string> &views, const std::vector<Results> &results, Arrays &joined) {
     boxes_.clear(), outlines_.clear();
+    const auto outputs = static_cast<int64_t>(output(results[0].arrays, "not_finite").size());
+    auto *not_finite = fill_in<int64_t>(joined, "not_finite", {outputs});
+    std::fill_n(not_finite, outputs, 0);
     for (size_t view = 0; view < views.size(); ++view) {
         const double sign = views[view] == "rear" ? -1 : 1, signs[3] = {sign, sign, 1};  // of x, y, z
-        const auto part = [&](const char *name) { return output(results[view], name).data<double>(); };
-        const double *center = part("detection/centers"), *size = part("detection/sizes"),
-                     *rotation = part("detection/rotations"), *velocity = part("detection/velocities"),
-                     *score = part("detection/scores");
-        for (size_t i = 0, n = output(results[view], "detection/scores").size(); i < n; ++i) {
-            Box box{{}, {}, {}, {}, score[i], 0, 0, boxes_.size()};
-            box.label = integer_at(output(results[view], "detection/labels"), i);
-            box.attribute = integer_at(output(results[view], "detection/attributes"), i);
-            std::copy_n(size + 3 * i, 3, box.size);
+        for (Box box : results[view].boxes) {
             // Sums of products in Python: no zero of theirs is negative, and a velocity is known or not as a whole.
-            const double unknown = velocity[3 * i] + velocity[3 * i + 1];
+            const double unknown = box.velocity[0] + box.velocity[1];
             for (int axis : {0, 1, 2}) {
-                box.center[axis] = signs[axis] * center[3 * i + axis] + 0.0;
-                box.velocity[axis] = std::isnan(unknown) ? unknown : signs[axis] * velocity[3 * i + axis] + 0.0;
+                box.center[axis] = signs[axis] * box.center[axis] + 0.0;
+                box.velocity[axis] = std::isnan(unknown) ? unknown : signs[axis] * box.velocity[axis] + 0.0;
             }
-            for (int k = 0; k < 9; ++k) box.rotation[k] = signs[k / 3] * rotation[9 * i + k] + 0.0;
+            for (int k = 0; k < 9; ++k) box.rotation[k] = signs[k / 3] * box.rotation[k] + 0.0;
+            box.place = boxes_.size();
             boxes_.push_back(box);
         }
+        const auto *own = output(results[view].arrays, "not_finite").data<int64_t>();
+        for (int64_t i = 0; i < outputs; ++i) not_finite[i] += own[i];
     }
     sort(boxes_);
     for (const Box &box : boxes_) {  // the heading is made a unit vector twice, as in Python

@@ -1,7 +1,7 @@
 // The network's outputs become results: boxes after NMS, map, classes of points, voxels, conditions.
 #pragma once
 
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,24 +11,6 @@
 
 namespace tessera {
 
-// Results of the first frame of a batch, TASK/NAME, as `to_prediction` of perception/tasks/task.py:
-//   detection/  centers (N, 3), sizes (N, 3), rotations (N, 3, 3), velocities (N, 3), scores (N) float64;
-//               labels (N), attributes (N) int64; best first
-//   map/        probabilities (layers, rows, columns) float32
-//   points/     classes (K) uint8, probabilities (K) float32
-//   occupancy/  classes uint8, occupied, others float32 (levels, rows, columns), free (360) float32
-//   conditions/ probabilities (values) float64, in the order of the taxonomy; 0 long if one of them is not finite
-class Decoder {
-   public:
-    explicit Decoder(const Manifest &manifest);
-    ~Decoder();
-    void decode(const Arrays &outputs, Arrays &results);
-
-   private:
-    struct Parts;
-    std::unique_ptr<Parts> parts_;
-};
-
 struct Box {
     double center[3], size[3], rotation[9], velocity[3], score;
     int64_t label, attribute;
@@ -36,13 +18,50 @@ struct Box {
 };
 using Boxes = std::vector<Box>;
 
+// Results of the first frame of a batch, TASK/NAME, as `to_prediction` of perception/tasks/task.py:
+//   detection/  centers (N, 3), sizes (N, 3), rotations (N, 3, 3), velocities (N, 3), scores (N) float64;
+//               labels (N), attributes (N) int64; best first
+//   map/        probabilities (layers, rows, columns) float32
+//   points/     classes (K) uint8, probabilities (K) float32
+//   occupancy/  classes uint8, occupied, others float32 (levels, rows, columns), free (360) float32
+//   conditions/ probabilities (values) float64, in the order of the taxonomy; 0 long if one of them is not finite
+//   not_finite  (outputs) int64, by the outputs' names: numbers that are NaN or infinite, or detections with one
+struct Results {
+    Arrays arrays;
+    Boxes boxes;  // the detections
+};
+
+class Decoder {
+   public:
+    explicit Decoder(const Manifest &manifest);
+    void decode(const Arrays &outputs, Results &results);
+
+   private:
+    // Returns how many were left out, because a number of the box or its score is not finite.
+    int64_t decode_detections(const Arrays &outputs, Boxes &boxes);
+    void decode_conditions(const Arrays &outputs, Arrays &results) const;
+    void decode_points(const Arrays &outputs, Arrays &results) const;
+    void decode_voxels(const Arrays &outputs, Arrays &results);
+
+    std::optional<bool> velocity_;  // of detections: whether it is known
+    std::optional<Suppressor> nms_;
+    bool map_ = false;
+    std::optional<double> limit_;  // of conditions: a kind farther from the training data has equal probabilities
+    std::vector<size_t> values_;   // of each kind of condition
+    std::optional<uint8_t> none_;  // of points
+    std::optional<float> levels_;  // of voxels
+    Shape shape_;                  // buffers
+    std::vector<float> scores_;
+    std::vector<size_t> kept_;
+};
+
 // Joins the detections of a frame's views, each in its own frame of reference, as `join_views` of
 // perception/tasks/detection/task.py; other tasks cannot join theirs.
 class ViewJoiner {
    public:
     explicit ViewJoiner(const Manifest &manifest);
     // views: of each of the results, front or rear.
-    void join(const std::vector<std::string> &views, const std::vector<Arrays> &results, Arrays &joined);
+    void join(const std::vector<std::string> &views, const std::vector<Results> &results, Arrays &joined);
 
    private:
     double one_object_ = 1;  // least IoU of detections of one object in two views

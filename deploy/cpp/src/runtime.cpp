@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "error.hpp"
 
@@ -44,9 +45,8 @@ void require_inputs(const Bundle &bundle, Arrays given) {
 Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options,
                      const Arrays &inputs) {
     const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
-    Network network{
-        &bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target), nullptr, nullptr, {}, {}};
-    network.engine = open_engine(bundle, options);
+    Network network{&bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target),
+                    Decoder(bundle.manifest()), open_engine(bundle, options), nullptr, {}, {}};
     network.golden_state = network.engine->new_state();
     network.golden = read_golden(bundle, graph);
     require_end_to_end(network.golden, bundle);
@@ -86,7 +86,6 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
     : bundle_(Bundle::open(path, trust)),
       admitter_(bundle_.manifest()),
       preprocessor_(bundle_.manifest()),
-      decoder_(bundle_.manifest()),
       joiner_(bundle_.manifest()),
       inputs_(no_sensors(bundle_.manifest())) {
     const Manifest &manifest = bundle_.manifest();
@@ -99,6 +98,9 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
     // Networks for other routes may have no memory; those that have one have the same.
     for (Network &network : networks_) {
         const Bundle &own = *network.bundle;
+        for (const std::string &task : own.manifest().tasks)
+            if (!manifest.views.empty() && task != "detection")
+                throw refused(own.path().string(), ": views: the task ", task, " cannot join them; leave them out");
         if (!own.manifest().state) continue;
         const Shape &shape = own.manifest().state->shape;
         if (!carried_.empty() && shape != next_state_.shape())
@@ -124,6 +126,7 @@ Network &Runtime::select(const Conditions &known) {
 
 void Runtime::step(Frame &frame, const Conditions &conditions) {
     preprocess = engine = postprocess = 0;
+    const Network *before = std::exchange(latest_, nullptr);  // a step that fails leaves no result
     const bool placed = admitter_.admit(frame);
     moment_.scene.assign(frame.scene);
     moment_.timestamp = frame.timestamp;
@@ -131,6 +134,8 @@ void Runtime::step(Frame &frame, const Conditions &conditions) {
     // The state cannot be moved to where the frame is, nor that of the frame to the next one.
     if (!placed) forget();
     Network &network = select(conditions);
+    if (before != &network)
+        for (Results &each : results_) each.arrays.clear();  // the other network may have other tasks
     for (size_t view = 0; view < views_.size(); ++view) {
         if (views_.size() > 1 || views_[view] != "front") {
             facing(frame, views_[view], turned_, turned_points_);
@@ -143,10 +148,8 @@ void Runtime::step(Frame &frame, const Conditions &conditions) {
     }
     if (!bundle_.manifest().views.empty()) joiner_.join(views_, results_, joined_);
     if (!placed) forget();
-    if (latest_ != &network) {
-        latest_ = &network;
-        list_names();
-    }
+    latest_ = &network;
+    if (before != &network) list_names();
 }
 
 void Runtime::perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view) {
@@ -166,7 +169,7 @@ void Runtime::perceive(Network &network, const Frame &frame, const Conditions &c
     }
     {
         Stage stage(postprocess);
-        decoder_.decode(*outputs_, results_[view]);
+        network.decoder.decode(*outputs_, results_[view]);
     }
 }
 
@@ -182,7 +185,7 @@ void Runtime::restart() {
 void Runtime::list_names() {
     const Manifest &manifest = latest_->bundle->manifest();
     names_.clear();
-    for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0] : joined_) names_.push_back(name);
+    for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0].arrays : joined_) names_.push_back(name);
     for (const TensorInfo &input : manifest.inputs)
         if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
     if (manifest.state) names_.push_back(manifest.state->output);
@@ -194,7 +197,7 @@ void Runtime::list_names() {
 const Array *Runtime::find(std::string_view name) const {
     if (!latest_) return nullptr;
     const std::string_view in = "inputs/", out = "outputs/";
-    const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0] : &joined_;
+    const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0].arrays : &joined_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
     else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) {
@@ -222,19 +225,14 @@ std::optional<float> Runtime::weight(std::string_view module) const {
 }
 
 void Runtime::check() {
-    size_t total = 0;
-    for (const Network &network : networks_) total += network.golden.size();
-    size_t index = next_check_++ % std::max<size_t>(1, total);
-    for (Network &network : networks_) {
-        if (index >= network.golden.size()) {
-            index -= network.golden.size();
-            continue;
-        }
-        const GoldenFrame &frame = network.golden[index];
-        outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step, also if it fails
-        require_golden(frame, network.run_golden(frame.inputs), network.name, network.bundle->manifest());
-        return;
-    }
+    Network &network = networks_[checked_];
+    outputs_ = nullptr;  // the engine's outputs are no longer those of the latest step, also if it fails
+    // After a failure the network begins at its first frame: its state may not be that of the frame before.
+    const size_t index = std::exchange(next_golden_, 0);
+    const GoldenFrame &frame = network.golden[index];
+    require_golden(frame, network.run_golden(frame.inputs), network.name, network.bundle->manifest());
+    if (index + 1 < network.golden.size()) next_golden_ = index + 1;
+    else checked_ = (checked_ + 1) % networks_.size();
 }
 
 }  // namespace tessera

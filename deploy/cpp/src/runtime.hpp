@@ -20,6 +20,7 @@ struct Network {
     const Bundle *bundle;
     std::vector<std::string> conditions;  // that must be known for it to be used; empty for the default network
     std::string name;                     // for messages
+    Decoder decoder;
     std::unique_ptr<Engine> engine;
     std::unique_ptr<EngineState> golden_state;
     std::vector<GoldenFrame> golden;
@@ -56,7 +57,8 @@ class Runtime {
     // TASK/NAME, inputs/NAME, outputs/NAME, next_state; null if there is none. The name of each by index.
     const Array *find(std::string_view name) const;
     const char *name(size_t index) const {
-        return index < (outputs_ ? names_.size() : lasting_) ? names_[index].c_str() : nullptr;
+        const size_t count = !latest_ ? 0 : outputs_ ? names_.size() : lasting_;
+        return index < count ? names_[index].c_str() : nullptr;
     }
     std::optional<float> weight(std::string_view module) const;
 
@@ -73,11 +75,10 @@ class Runtime {
     std::vector<Network> networks_;
     Admitter admitter_;
     Preprocessor preprocessor_;
-    Decoder decoder_;
     ViewJoiner joiner_;
     std::vector<std::string> views_;  // one, if the network looks around
     std::vector<Carried> carried_;    // by view; none without a memory
-    std::vector<Arrays> results_;     // by view
+    std::vector<Results> results_;    // by view
     Frame turned_;                    // a frame in a view, and its points
     std::vector<float> turned_points_;
     Network *latest_ = nullptr;
@@ -86,7 +87,7 @@ class Runtime {
     const Arrays *outputs_ = nullptr;
     mutable Array next_state_;  // read when it is asked for, since it stays where the engine computes
     Moment moment_;
-    size_t next_check_ = 0;
+    size_t checked_ = 0, next_golden_ = 0;  // the network and its golden frame that are checked next
     std::vector<std::string> names_;
     size_t lasting_ = 0;  // how many of them are not of the engine's outputs, which come last
 };
