@@ -1,5 +1,6 @@
 """Every damaged, unsigned or outdated bundle is refused by the C++ runtime in the words of the Python one."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -16,13 +17,13 @@ import numpy as np
 import onnx
 import pytest
 import tessera_runtime as native
-from both_runtimes import every_task
+from both_runtimes import add_route, every_task
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from damage import cut, delete, in_json, put, write
 from damage import replace as edit
 from damage import without as missing
-from exported import bundle, keys, remembering, reseal, rewritten, trusting
+from exported import bundle, keys, looking, remembering, reseal, rewritten, trusting
 from recorded_engine import COMPILER, TARGET
 from refits import train_further
 from safetensors.numpy import load, save
@@ -311,7 +312,20 @@ BEGINNING = {
 }  # fmt: skip
 
 
+def of_type(dtype: str) -> Damage:
+    """A state of this type, before and after."""
+
+    def change(content: Any) -> None:
+        for each in (*content["inputs"], *content["outputs"], *content["state"]["pairs"]):
+            if each.get("name") in ("state", "next_state", None):
+                each["dtype"] = dtype
+
+    return sealed(change)
+
+
 STATE: dict[str, Damage] = {
+    "float64": of_type("float64"),
+    "bytes": of_type("uint8"),
     "none": sealed(missing("state")),
     "another shape": sealed(put("state.pairs.0.shape", [1, 8, 64, 64])),
     "another input": sealed(put("state.pairs.0.input", "elapsed")),
@@ -401,28 +415,25 @@ def reshaped(start: str, inputs: bool, change: Callable[[np.ndarray], np.ndarray
     return apply
 
 
-def other_inputs(path: Path) -> None:
-    """The network for rain has inputs of single points, which the bundle's own one has not."""
-    own = copytree(every_task().path, path / "routes" / "rain")
-    digests = {str(each.relative_to(path)): hashlib.sha256(each.read_bytes()).hexdigest()
-               for each in own.rglob("*") if each.is_file()}  # fmt: skip
-    reseal(path, lambda content: content.update(apart=["rain"]) or content["files"].update(digests))
-
-
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("made", "damage", "message"),
     [
-        (without_batch, "the engine's detections have other shapes than their scores"),
-        (in_another_order(reshaped("detection/boxes", False, lambda boxes: boxes[..., :3])),
+        (bundle, without_batch, "the engine's detections have other shapes than their scores"),
+        (bundle, in_another_order(reshaped("detection/boxes", False, lambda boxes: boxes[..., :3])),
          "the engine's detections have other shapes than their scores"),
-        (in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
+        (bundle, in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
          "pillar_points, pillar_counts, pillar_cells not as at the export"),
-        (other_inputs, "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export"),
+        (bundle, lambda path: add_route(path, every_task()),  # which has inputs of single points
+         "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export"),
+        (remembering, lambda path: add_route(path, looking()),  # on half the area
+         "/routes/rain/manifest.json: state: has another shape than that of the bundle's other networks; export"),
     ],
 )
-def test_a_whole_bundle_that_would_be_read_out_of_range(damage: Damage, message: str, tmp_path: Path) -> None:
+def test_a_whole_bundle_that_would_be_read_out_of_range(
+    made: Callable[[], Bundle], damage: Damage, message: str, tmp_path: Path
+) -> None:
     """By every hash and golden frame of its own."""
-    path = exported.copy_bundle(tmp_path / "bundle")
+    path = copytree(made().path, tmp_path / "bundle")
     damage(path)
     with pytest.raises(native.Failure) as cpp:
         native.Runtime(path)
@@ -522,6 +533,14 @@ def test_a_damaged_plan(plan: str, tmp_path: Path) -> None:
     with pytest.raises(native.Failure) as cpp:
         run_plan(path, trust)
     assert str(cpp.value) == str(python.value)
+
+
+def test_keys_that_are_not_given_are_refused() -> None:
+    options = native._sized(native._Options)
+    options.bundle, options.key_count = os.fsencode(bundle().path), 1
+    library, handle = native._load(), ctypes.c_void_p()
+    assert library.tessera_open(ctypes.byref(options), ctypes.byref(handle)) == 3
+    assert library.tessera_message(None) == b"tessera_options.keys: is NULL"
 
 
 def test_with_keys_the_state_s_folder_must_be_given(tmp_path: Path) -> None:

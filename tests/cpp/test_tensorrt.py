@@ -7,6 +7,7 @@ as fixed a size as a plan.
 import json
 import os
 from collections.abc import Callable
+from ctypes import byref
 from pathlib import Path
 from shutil import copytree
 
@@ -101,7 +102,7 @@ def test_without_a_gpu_a_line_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state of the frame before it goes on."""
+    """It leaves no arrays; the state of the frame before it goes on."""
     path, frames = compiled(remembering().path, tmp_path / "bundle"), list(drive())[:5]
     with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime, native.Runtime(path) as plain:
         for number, frame in enumerate(frames):
@@ -109,11 +110,40 @@ def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monke
                 monkeypatch.setenv(DEFECT, "lost")
                 with pytest.raises(native.Failure, match="cudaGraphLaunch gives cudaErrorNoDevice"):
                     runtime.step(frame)
-                with pytest.raises(native.Failure, match="download gives cudaErrorNoDevice"):
-                    runtime.get("next_state")
+                assert runtime.arrays() == {}
+                with pytest.raises(native.Failure, match="pillar_cells: is no array of the latest step"):
+                    runtime.get("inputs/pillar_cells")
                 monkeypatch.delenv(DEFECT)
             else:
                 require_equal(plain.step(frame), runtime.step(frame), frame.token)
+
+
+def test_a_state_that_the_gpu_does_not_give_is_no_fault_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compiled(remembering().path, tmp_path / "bundle")
+    with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime:
+        runtime.step(next(drive()))
+        monkeypatch.setenv(DEFECT, "lost")
+        array = byref(native._sized(native._Array))
+        assert native._load().tessera_get(runtime._handle, b"next_state", array) == 4  # TESSERA_FAILED
+        with pytest.raises(native.Failure, match="download gives cudaErrorNoDevice"):
+            runtime.get("next_state")
+
+
+def test_after_a_golden_frame_that_failed_its_sequence_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compiled(remembering().path, tmp_path / "bundle")
+    golden = len(Bundle.load(path).golden_frames())
+    with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime:
+        for number in range(golden):
+            for _ in range(number):
+                runtime.check()
+            monkeypatch.setenv(DEFECT, "lost")
+            with pytest.raises(native.Failure, match="cudaErrorNoDevice"):
+                runtime.check()
+            monkeypatch.delenv(DEFECT)
 
 
 def test_nvidia_s_library_refuses_what_is_no_plan_in_its_own_words(tmp_path: Path) -> None:

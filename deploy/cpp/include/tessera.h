@@ -25,7 +25,7 @@ typedef enum tessera_status {
     TESSERA_REFUSED = 1,      /* the bundle was changed, is not trusted, or cannot run here */
     TESSERA_WRONG_ENGINE = 2, /* the engine does not compute the exported network: do not use its outputs */
     TESSERA_BAD_INPUT = 3,    /* an argument or a frame cannot be used; the runtime is as before */
-    TESSERA_FAILED = 4        /* anything else, such as no memory */
+    TESSERA_FAILED = 4        /* anything else, such as no memory or a lost GPU; a step that fails leaves no arrays */
 } tessera_status;
 
 typedef struct tessera_runtime tessera_runtime;
@@ -45,7 +45,7 @@ typedef struct tessera_options {
 typedef struct tessera_camera {
     size_t size;
     const char *name;
-    const uint8_t *rgb; /* (height, width, 3), as recorded */
+    const uint8_t *rgb; /* (height, width, 3), as recorded; NULL: the camera is missing */
     int32_t height, width;
     double intrinsics[9];
     double ego_from_camera[16];
@@ -100,7 +100,11 @@ TESSERA_API tessera_status tessera_open(const tessera_options *options, tessera_
 TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame);
 
 /* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
- * output, inputs/NAME or outputs/NAME; next_state. tessera_name lists them. */
+ * output, inputs/NAME or outputs/NAME; next_state. tessera_name lists them.
+ *
+ * not_finite (outputs) int64 says how many numbers of each outputs/NAME, in the order of their names, were NaN or
+ * infinite, and of detection/boxes how many boxes have such a number or score; they are left out of the results. Where
+ * one is not 0, do not trust the frame. */
 TESSERA_API tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tessera_array *array);
 
 /* The name of the array with this index; NULL behind the last. */
@@ -118,8 +122,8 @@ TESSERA_API tessera_status tessera_check(tessera_runtime *runtime);
 /* Begins with an empty memory at the next frame. */
 TESSERA_API tessera_status tessera_restart(tessera_runtime *runtime);
 
-/* What went wrong in the latest call on this runtime, or with NULL in the latest tessera_open of this thread; valid
- * until the next call. */
+/* What went wrong in the latest call on this runtime, or with NULL in the latest call of this thread that had none;
+ * valid until the next call. */
 TESSERA_API const char *tessera_message(const tessera_runtime *runtime);
 
 TESSERA_API void tessera_close(tessera_runtime *runtime);

@@ -184,7 +184,7 @@ class TensorRtEngine final : public Engine {
         return state_ ? std::make_unique<DeviceState>(*state_, stream_) : nullptr;
     }
 
-    const Arrays &run(const Arrays &inputs, EngineState *state) override try {
+    const Arrays &run(const Arrays &inputs, EngineState *state) override {
         for (const auto &[name, buffer] : inputs_) {
             const Array &array = inputs.find(name)->second;
             if (array.byte_count() != buffer.bytes) throw refused(path_, ": takes ", name, " of another size");
@@ -199,8 +199,6 @@ class TensorRtEngine final : public Engine {
         for (const auto &[name, buffer] : buffers_)
             std::memcpy(outputs_.find(name)->second.data<std::byte>(), buffer.host(), buffer.bytes);
         return outputs_;
-    } catch (const Error &error) {  // the bundle was accepted, so it is not refused any more
-        throw Error(TESSERA_FAILED, error.what());
     }
 
    private:

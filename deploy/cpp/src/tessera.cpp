@@ -43,6 +43,16 @@ tessera_status guarded(std::string &message, const Body &body) {
     return status;
 }
 
+// Runs `body` on a runtime, whose bundle was accepted: nothing is refused any more.
+template <typename Body>
+tessera_status on(const tessera_runtime *runtime, const Body &body) {
+    const tessera_status status = guarded(runtime ? runtime->message : open_message, [&] {
+        if (!runtime) throw tessera::bad_input("runtime: is NULL");
+        body();
+    });
+    return status == TESSERA_REFUSED ? TESSERA_FAILED : status;
+}
+
 template <typename Struct>
 void require_size(const Struct *given, const char *name) {
     if (!given) throw tessera::bad_input(name, ": is NULL");
@@ -72,7 +82,7 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
     for (tessera::Camera &to : frame.cameras) {
         const auto &from = *reinterpret_cast<const tessera_camera *>(next);
         require_size(&from, "tessera_camera");
-        if (!from.name || !from.rgb) throw tessera::bad_input("tessera_camera: its name or rgb is NULL");
+        if (!from.name) throw tessera::bad_input("tessera_camera.name: is NULL");
         next += from.size;  // the caller's, who may have a later version with more fields
         to.name = from.name, to.rgb = from.rgb, to.height = from.height, to.width = from.width;
         std::copy_n(from.intrinsics, 9, to.intrinsics.begin());
@@ -93,6 +103,7 @@ tessera_status tessera_open(const tessera_options *options, tessera_runtime **ru
         *runtime = nullptr;
         require_size(options, "tessera_options");
         if (!options->bundle) throw tessera::bad_input("tessera_options.bundle: is NULL");
+        if (options->key_count && !options->keys) throw tessera::bad_input("tessera_options.keys: is NULL");
         tessera::Trust trust;
         for (size_t i = 0; i < options->key_count; ++i) trust.keys.emplace_back(or_empty(options->keys[i]));
         if (trust.required() && !*or_empty(options->state))
@@ -110,8 +121,7 @@ tessera_status tessera_open(const tessera_options *options, tessera_runtime **ru
 }
 
 tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame) {
-    if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] {
+    return on(runtime, [&] {
         require_size(frame, "tessera_frame");
         take_frame(*runtime, *frame);
         runtime->runtime.step(runtime->frame, runtime->conditions);
@@ -119,8 +129,7 @@ tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame
 }
 
 tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tessera_array *array) {
-    if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] {
+    return on(runtime, [&] {
         require_size(array, "tessera_array");
         const tessera::Array *found = name ? runtime->runtime.find(name) : nullptr;  // may read it from the engine
         if (!found) throw tessera::bad_input(or_empty(name), ": is no array of the latest step");
@@ -136,8 +145,7 @@ const char *tessera_name(const tessera_runtime *runtime, size_t index) {
 }
 
 tessera_status tessera_weight(const tessera_runtime *runtime, const char *module, float *weight) {
-    if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] {
+    return on(runtime, [&] {
         if (!weight) throw tessera::bad_input("weight: is NULL");
         const auto found = runtime->runtime.weight(or_empty(module));
         if (!found) throw tessera::bad_input(or_empty(module), ": is no module, or there was no step yet");
@@ -146,8 +154,7 @@ tessera_status tessera_weight(const tessera_runtime *runtime, const char *module
 }
 
 tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *times) {
-    if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] {
+    return on(runtime, [&] {
         require_size(times, "tessera_times");
         const tessera::Runtime &own = runtime->runtime;
         times->preprocess = own.preprocess, times->engine = own.engine, times->postprocess = own.postprocess;
@@ -155,13 +162,11 @@ tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *ti
 }
 
 tessera_status tessera_check(tessera_runtime *runtime) {
-    if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] { runtime->runtime.check(); });
+    return on(runtime, [&] { runtime->runtime.check(); });
 }
 
 tessera_status tessera_restart(tessera_runtime *runtime) {
-    if (!runtime) return TESSERA_BAD_INPUT;
-    return guarded(runtime->message, [&] { runtime->runtime.restart(); });
+    return on(runtime, [&] { runtime->runtime.restart(); });
 }
 
 const char *tessera_message(const tessera_runtime *runtime) {
