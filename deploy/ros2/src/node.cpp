@@ -87,7 +87,8 @@ class TesseraNode : public rclcpp::Node {
         updater_.setHardwareID(get_name());
         updater_.add("processing_time_status", [this](Status &status) { time_.report(status, 1e3 * now().seconds()); });
         updater_.add("tessera_status", [this](Status &status) {
-            const std::string &worst = untrusted_.empty() ? failed_ : untrusted_;
+            const std::string &failed = failed_.empty() ? not_finite_ : failed_;
+            const std::string &worst = untrusted_.empty() ? failed : untrusted_;
             for (const Camera &camera : cameras_) status.add("is_" + camera.name + "_in_frame", camera.seen);
             status.summary(worst.empty() ? Status::OK : Status::ERROR, worst);
         });
@@ -180,6 +181,10 @@ class TesseraNode : public rclcpp::Node {
         frame.sweep_of_point = sweep_of_point_.data();
         frame.cameras = cameras.data(), frame.camera_count = cameras.size();
         runtime_->step(frame);
+        const tessera_array counts = runtime_->get("not_finite");
+        const auto *lost = static_cast<const int64_t *>(counts.data);
+        const bool finite = std::all_of(lost, lost + counts.shape[0], [](int64_t count) { return count == 0; });
+        not_finite_ = finite ? "" : "outputs of the network are not finite";
         publish(time, ego_from_reference);
         time_.add(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
     }
@@ -196,13 +201,18 @@ class TesseraNode : public rclcpp::Node {
             camera.seen = std::abs((exposed - time).seconds()) <= max_delay_ &&
                           transforms_.canTransform(map_frame_, frame, exposed);
             if (!camera.seen) continue;
-            const cv::Mat &rgb = rgb_.emplace_back(cv_bridge::toCvCopy(camera.image, "rgb8")->image);
-            tessera_camera &picture = found.emplace_back();
-            picture.size = sizeof picture, picture.name = camera.name.c_str();
-            picture.rgb = rgb.data, picture.height = rgb.rows, picture.width = rgb.cols;
-            std::copy(camera.info->k.begin(), camera.info->k.end(), picture.intrinsics);
-            write(transform(base_frame_, frame, exposed), picture.ego_from_camera);
-            write(transform(map_frame_, base_frame_, exposed), picture.global_from_ego);
+            tessera_camera picture{};
+            std::string problem;
+            attempt(problem, [&] {  // a damaged picture is missing alone
+                const cv::Mat &rgb = rgb_.emplace_back(cv_bridge::toCvCopy(camera.image, "rgb8")->image);
+                picture.size = sizeof picture, picture.name = camera.name.c_str();
+                picture.rgb = rgb.data, picture.height = rgb.rows, picture.width = rgb.cols;
+                std::copy(camera.info->k.begin(), camera.info->k.end(), picture.intrinsics);
+                write(transform(base_frame_, frame, exposed), picture.ego_from_camera);
+                write(transform(map_frame_, base_frame_, exposed), picture.global_from_ego);
+            });
+            camera.seen = problem.empty();
+            if (camera.seen) found.push_back(picture);
         }
         return found;
     }
@@ -234,7 +244,7 @@ class TesseraNode : public rclcpp::Node {
     const size_t sweeps_kept_ = 1 + static_cast<size_t>(given<int64_t>("model_params.sweeps"));
     ProcessingTime time_;
     std::unique_ptr<tessera::Vehicle> runtime_;
-    std::string failed_, untrusted_;
+    std::string failed_, untrusted_, not_finite_;  // not_finite_: of the latest frame
     std::deque<Camera> cameras_;  // in the bundle's order; never moved, since callbacks refer to them
     std::deque<Sweep> sweeps_;    // latest first
     std::vector<float> points_;
