@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -159,6 +160,16 @@ def other_points(path: Path) -> None:
     rewritten(path, golden=[changed if frame is whole else frame for frame in frames])
 
 
+def overlapping(content: bytes) -> bytes:
+    """The last tensor begins a byte earlier, so that it shares one and leaves one."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    last = max((each for name, each in header.items() if name != "__metadata__"), key=lambda e: e["data_offsets"])
+    last["data_offsets"] = [each - 1 for each in last["data_offsets"]]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[start:]
+
+
 def reversed_keys(content: bytes) -> bytes:
     """The same JSON to Python, with the members of each object in another order."""
 
@@ -293,6 +304,10 @@ REFUSED: dict[str, Damage] = {
     "meaning of nothing": exchanged(MEANING, lambda content: b"{}"),
     "other classes": exchanged(MEANING, lambda content: content.replace(b'"car"', b'"cat"')),
     "another cell": exchanged(MEANING, lambda content: content.replace(b'"cell": 0.8', b'"cell": 1e-05', 1)),
+    "a view to the left": manifest(put("views", ["left"])),
+    "another overflow": manifest(put("preprocessing.pillars.overflow", "last")),
+    "pictures of any size": sealed(put("preprocessing.admission.largest", 65536)),
+    "tensors that overlap": exchanged(GOLDEN, overlapping),
     "attributes in another order": sealed(lambda content: swap(content["taxonomy"]["attributes"])),
     "no signature": signed("", "owner"),
     "signed by a stranger": signed("stranger", "owner"),
@@ -308,7 +323,7 @@ REFUSED: dict[str, Damage] = {
 BEGINNING = {
     "expires: 'soon'": "expires: input should be a valid datetime",
     "no JSON": "the text: invalid json", "200,000 brackets": "the text: invalid json", "no golden file": "(",
-    "BF16": "(", "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
+    "BF16": "(", "tensors that overlap": "(", "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
 }  # fmt: skip
 
 
@@ -372,8 +387,10 @@ def test_a_damaged_bundle(damage: str, tmp_path: Path) -> None:
         *((lambda: remembering().path, each) for each in STATE.values()),
         *((lambda: exported.apart()[0].path, each) for each in ROUTES.values()),
         (lambda: every_task().path, sealed(lambda content: swap(content["banked"]))),
+        (lambda: every_task().path, sealed(put("postprocessing.detection.suppression.kind", "square"))),
+        (lambda: every_task().path, sealed(put("postprocessing.detection.suppression.within", "frame"))),
     ],
-    ids=[*STATE, *ROUTES, "modules in another order"],
+    ids=[*STATE, *ROUTES, "modules in another order", "another suppression", "another part"],
 )
 def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Damage, tmp_path: Path) -> None:
     python, cpp = refused(copytree(made(), tmp_path / "bundle"), damage)
@@ -423,6 +440,7 @@ def reshaped(start: str, inputs: bool, change: Callable[[np.ndarray], np.ndarray
          "the engine's detections have other shapes than their scores"),
         (bundle, in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
          "pillar_points, pillar_counts, pillar_cells not as at the export"),
+        (bundle, sealed(put("release", 2**63)), "release: input should be a valid integer"),  # it would be below 0
         (bundle, lambda path: add_route(path, every_task()),  # which has inputs of single points
          "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export"),
         (remembering, lambda path: add_route(path, looking()),  # on half the area
@@ -522,6 +540,23 @@ def test_a_plan(plan: str, tmp_path: Path) -> None:
     trust = ACCEPTED[plan](path)
     Bundle.load(path, trust if isinstance(trust, Trust) else None).plan(TARGET, COMPILER)
     run_plan(path, trust)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", "is no engine for this library (it lacks tessera_engine_version or tessera_open_engine)"),
+        ("uint64_t tessera_engine_version() { return 0; }", "is an engine for another version of this library; build"),
+    ],
+)
+def test_an_engine_for_another_version_is_refused(more: str, message: str, tmp_path: Path) -> None:
+    path, plugin = exported.copy_bundle(tmp_path / "bundle"), tmp_path / "engine.so"
+    both = 'const char *tessera_engine_compiler() { return ""; } void *tessera_open_engine() { return nullptr; }'
+    (tmp_path / "engine.cpp").write_text(f'#include <cstdint>\nextern "C" {{ {both} {more} }}')
+    subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "engine.cpp", "-o", plugin], check=True)
+    with pytest.raises(native.Failure) as cpp:
+        native.Runtime(path, TARGET, plugin=str(plugin))
+    assert str(cpp.value).startswith(f"{plugin}: {message}")
 
 
 @pytest.mark.parametrize("plan", PLANS)

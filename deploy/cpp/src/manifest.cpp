@@ -59,9 +59,10 @@ class Value {
     }
 
     void read(std::string &into) const { get(into, json_.is_string(), "string"); }
-    void read(bool &into) const { get(into, json_.is_boolean(), "boolean"); }
     void read(double &into) const { get(into, json_.is_number(), "number"); }
-    void read(int64_t &into) const { get(into, json_.is_number_integer(), "integer"); }
+    void read(int64_t &into) const {
+        get(into, json_.is_number_integer() && (json_ < 0 || json_ <= INT64_MAX), "integer");  // else it would wrap
+    }
     void read(int &into) const { get(into, json_.is_number_integer() && json_ >= 0 && json_ <= kLargest, "integer"); }
     void read(Type &into) const {
         for (const auto &type : kTypes)
@@ -71,6 +72,11 @@ class Value {
     void read(std::array<double, 2> &into) const {
         require(items().size() == 2, "input should be a valid array");
         for (size_t i = 0; i < 2; ++i) items()[i].read(into[i]);
+    }
+    // Reads one of two words; `first`, whether it is the first of them.
+    void read(bool &first, const char *one, const char *other) const {
+        require(json_ == one || json_ == other, text("input should be '", one, "' or '", other, "'"));
+        first = json_ == one;
     }
     template <typename T>
     void read(std::vector<T> &into) const {
@@ -95,13 +101,11 @@ class Value {
 };
 
 void read_preprocessing(const Value &value, Preprocessing &read) {
-    value("reference", read.reference)("points", read.points);
+    value("points", read.points);
     if (value.has("pillars")) {
         Pillars &p = read.pillars.emplace();
-        std::string overflow;
         value["pillars"]("rows", p.rows)("columns", p.columns)("cell", p.cell)("x", p.x)("y", p.y)("z", p.z)(
-            "most", p.most)("points", p.points)("overflow", overflow);
-        p.fullest = overflow == "fullest";
+            "most", p.most)("points", p.points)["overflow"].read(p.fullest, "fullest", "first");
     }
     if (value.has("pictures")) {
         Pictures &p = read.pictures.emplace();
@@ -160,7 +164,9 @@ Manifest read_fields(const Value &value, Numbers &numbers) {
     value["expires"].require(read.expires.empty() || parse_time(read.expires), "input should be a valid datetime");
     value("signer", read.signer);
     for (const auto &[kind, values] : value["taxonomy"]["conditions"].members()) values.read(read.condition_values);
-    if (value.has("views")) value("views", read.views);
+    bool front = true;
+    if (value.has("views"))
+        for (const Value &view : value("views", read.views)["views"].items()) view.read(front, "front", "rear");
     for (const auto &[task, config] : value["tasks"].members()) read.tasks.push_back(task);
     read_preprocessing(value["preprocessing"], read.preprocessing);
     for (const auto &[fact, input] : value["steering"]["sensors"].members())
@@ -221,6 +227,21 @@ void require_state(const Manifest &manifest, const std::string &file) {
     if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
 }
 
+// Numbers and words of which this version has no other meaning.
+void require_contract(const Manifest &manifest, const std::string &file) {
+    const auto require = [&file](bool right, const char *section) {
+        if (!right)
+            throw refused(file, ": ", section,
+                          ": is not that of this version; export the bundle again, with this version");
+    };
+    require(manifest.preprocessing.admission.largest <= INT16_MAX, "preprocessing");
+    for (const auto &[task, rules] : manifest.postprocessing.items()) {
+        if (!rules.is_object() || !rules.contains("suppression") || rules["suppression"].is_null()) continue;
+        const Json &kind = rules["suppression"].at("kind"), &within = rules["suppression"].at("within");
+        require((kind == "circle" || kind == "rotated") && (within == "class" || within == "group"), "postprocessing");
+    }
+}
+
 // Arrays of impossible or excessive sizes, and numbers that cells of points could not be computed from.
 void require_sizes(const Manifest &manifest, const std::string &file) {
     const auto require = [&file](const std::string &name, const Shape &shape, bool more = true) {
@@ -270,6 +291,7 @@ Manifest parse_manifest(const std::string &content, const fs::path &path) {
         throw refused(file, ": was changed after the export (its sha256 differs); export the bundle again");
     require_outputs(manifest, file);
     require_state(manifest, file);
+    require_contract(manifest, file);
     require_sizes(manifest, file);
     require_bounded(tolerances, manifest.json, path);
     return manifest;

@@ -51,7 +51,6 @@ struct Admission {
 };
 
 struct Preprocessing {
-    std::string reference;  // frame of reference of points, boxes and grids: ego or lidar
     std::optional<Pillars> pillars;
     int points = 0;  // places for single points of the keyframe
     std::optional<Pictures> pictures;

@@ -19,7 +19,7 @@ Arrays read_safetensors(const std::string &content, const fs::path &file) {
     require(header.is_object(), "invalid JSON in header");
     const std::string_view data = std::string_view(content).substr(sizeof length + length);
     Arrays arrays;
-    size_t total = 0;
+    std::vector<std::pair<size_t, size_t>> parts;  // of the data
     for (const auto &[name, described] : header.items()) {
         if (name == "__metadata__") continue;
         try {
@@ -38,12 +38,18 @@ Arrays read_safetensors(const std::string &content, const fs::path &file) {
             require(begin <= end && end <= data.size() && end - begin == size, "offsets of " + name);
             Array &array = arrays.insert_or_assign(name, Array(type->type, shape)).first->second;
             if (size) std::memcpy(array.data<char>(), data.data() + begin, size);
-            total += size;
+            parts.emplace_back(begin, end);
         } catch (const Json::exception &error) {
             require(false, error.what());
         }
     }
-    require(total == data.size(), "incomplete metadata, file not fully covered");
+    std::sort(parts.begin(), parts.end());
+    size_t covered = 0;
+    for (const auto &[begin, end] : parts) {
+        require(begin == covered, "offsets that overlap or leave a gap");
+        covered = end;
+    }
+    require(covered == data.size(), "incomplete metadata, file not fully covered");
     return arrays;
 }
 
