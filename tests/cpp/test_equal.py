@@ -142,6 +142,35 @@ def test_cells_that_no_int_counts_are_refused(low: float, cell: float) -> None:
         native.group(points, grid, made, np.ones(4, np.int32), np.ones(4, np.int32))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"points": np.zeros((3, 4), np.float32)}, {"pillars": np.zeros((4, 5, 4), np.float32)},
+        {"pillars": np.zeros((4, 5, 5))}, {"pillars": np.zeros((5, 5, 4), np.float32).T}, {"counts": np.zeros(3, int)},
+        {"counts": np.zeros(3, np.int32)}, {"cells": np.zeros(8, np.int32)[::2]},
+        {"cells_of_points": np.zeros(2, np.int32)},
+    ],
+)  # fmt: skip
+def test_arrays_of_which_other_memory_would_be_written_are_refused(wrong: dict[str, np.ndarray]) -> None:
+    grid = SimpleNamespace(shape=(2, 3), cell=1.0, x=(0.0, 3.0), y=(0.0, 2.0), z=(-1.0, 1.0))
+    given = {
+        "points": np.zeros((3, 5), np.float32), "pillars": np.zeros((4, 5, 5), np.float32),
+        "counts": np.zeros(4, np.int32), "cells": np.zeros(4, np.int32), "cells_of_points": np.zeros(3, np.int32),
+    }  # fmt: skip
+    assert native.group(grid=grid, **given) == 1
+    with pytest.raises(native.Failure, match=f"{next(iter(wrong))}: is .* in one piece"):
+        native.group(grid=grid, **given | wrong)
+
+
+def test_pictures_of_which_other_memory_would_be_written_are_refused() -> None:
+    recorded, picture = np.zeros((4, 6, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)
+    native.fill_picture(recorded, picture, 256)
+    wrong = [(recorded[..., :1], picture), (recorded / 1, picture), (recorded, picture[:, ::2]), (recorded[0], picture)]
+    for one, other in wrong:
+        with pytest.raises(native.Failure, match="in one piece"):
+            native.fill_picture(one, other, 256)
+
+
 def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -> None:
     """Two frames of PandaSet, with the anchors' NMS."""
 

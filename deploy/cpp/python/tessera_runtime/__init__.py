@@ -185,6 +185,12 @@ def group(
     rules.x[:], rules.y[:], rules.z[:] = grid.x, grid.y, grid.z
     (rules.most, rules.points), rules.fullest = pillars.shape[:2], overflow == "fullest"
     found, of_points = c_int32(), None if cells_of_points is None else cells_of_points.ctypes
+    _require_array("points", points, np.float32, len(points), 5)
+    _require_array("pillars", pillars, np.float32, rules.most, rules.points, 5)
+    for name, array in (("counts", counts), ("cells", cells)):
+        _require_array(name, array, np.int32, rules.most)
+    if cells_of_points is not None:
+        _require_array("cells_of_points", cells_of_points, np.int32, len(points))
     arrays = pillars.ctypes, counts.ctypes, cells.ctypes, of_points
     if _load().tessera_group(ctypes.byref(rules), points.ctypes, c_size_t(len(points)), *arrays, ctypes.byref(found)):
         raise Failure(_load().tessera_message(None).decode())
@@ -197,8 +203,16 @@ def fill_picture(recorded: np.ndarray, picture: np.ndarray, steps: int) -> None:
     By `fit_width` and `warp` of `perception.sensors.camera.picture`, in every bit.
     """
     recorded = np.ascontiguousarray(recorded)
+    for name, array in (("recorded", recorded), ("picture", picture)):
+        _require_array(name, array, np.uint8, *array.shape[:2], 3)
     if _load().tessera_picture(recorded.ctypes, *recorded.shape[:2], picture.ctypes, *picture.shape[:2], steps):
         raise Failure(_load().tessera_message(None).decode())
+
+
+def _require_array(name: str, array: np.ndarray, dtype: Any, *shape: int) -> None:
+    """Raises Failure for an array of which the library would read or write other memory."""
+    if (array.shape, array.dtype) != (shape, dtype) or not array.flags.c_contiguous:
+        raise Failure(f"{name}: is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} in one piece")
 
 
 @cache
