@@ -95,6 +95,14 @@ def test_a_plan_that_is_not_of_this_network_is_refused(
     assert message in message_of(path, STAND_IN)
 
 
+def test_of_many_errors_the_latest_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads at once."""
+    monkeypatch.setenv(DEFECT, "noisy")
+    message = message_of(compiled(bundle().path, tmp_path / "bundle"), STAND_IN)
+    assert message.endswith("a kernel failed and that is why")
+    assert len(message) < 2500
+
+
 def test_without_a_gpu_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DEFECT, "no GPU")
     message = message_of(compiled(bundle().path, tmp_path / "bundle"), STAND_IN)

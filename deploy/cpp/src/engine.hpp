@@ -34,9 +34,14 @@ struct EngineOptions {
 
 std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options);
 
-// What a shared object with an engine exports, by these names: name and version of what compiled the plans that it
-// runs, such as "tensorrt 10.3.0", and the engine of a plan. It is compiled with this library's headers, and needs no
-// symbol of it.
+// Of what an engine in a shared object shares with this library. Sizes tell most changes of it; the first number grows
+// with the others.
+inline constexpr uint64_t kEngineVersion = 1 + 1000 * (sizeof(Manifest) + 100'000 * sizeof(Plan));
+
+// What a shared object with an engine exports, by these names: kEngineVersion of the headers of this library with
+// which it is compiled; name and version of what compiled the plans that it runs, such as "tensorrt 10.3.0"; the engine
+// of a plan. It needs no symbol of this library.
+using EngineVersion = uint64_t();                                           // tessera_engine_version
 using EngineCompiler = const char *();                                      // tessera_engine_compiler
 using EngineOpener = Engine *(const Manifest &manifest, const Plan &plan);  // tessera_open_engine
 

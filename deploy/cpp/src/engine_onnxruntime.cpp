@@ -107,9 +107,13 @@ std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &o
     const std::string name = options.plugin.empty() ? "libtessera_tensorrt.so" : options.plugin;
     void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) throw refused(options.target, ": ", dlerror(), "; install the library with this engine");
+    const auto version = reinterpret_cast<EngineVersion *>(dlsym(library, "tessera_engine_version"));
     const auto compiler = reinterpret_cast<EngineCompiler *>(dlsym(library, "tessera_engine_compiler"));
     const auto open = reinterpret_cast<EngineOpener *>(dlsym(library, "tessera_open_engine"));
-    if (!compiler || !open) throw refused(name, ": is no engine for this library (it lacks tessera_open_engine)");
+    if (!version || !compiler || !open)
+        throw refused(name, ": is no engine for this library (it lacks tessera_engine_version or tessera_open_engine)");
+    if (version() != kEngineVersion)
+        throw refused(name, ": is an engine for another version of this library; build both from the same source");
     return std::unique_ptr<Engine>(open(bundle.manifest(), bundle.plan(options.target, compiler())));
 }
 

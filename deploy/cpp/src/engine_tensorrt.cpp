@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <type_traits>
 
@@ -39,17 +40,24 @@ void check(cudaError_t code, const char *call) {
     throw refused("CUDA: ", call, " gives ", cudaGetErrorName(code), " (", cudaGetErrorString(code), ")");
 }
 
-// Keeps the errors, which the calls themselves do not return.
+// Keeps the latest errors, which the calls themselves do not return. TensorRT may log from threads of its own.
 class Log : public nvinfer1::ILogger {
    public:
     void log(Severity severity, const char *message) noexcept override {
         if (severity > Severity::kERROR) return;
+        const std::lock_guard<std::mutex> lock(mutex_);
         std::istringstream words(message);  // in one line
         for (std::string word; words >> word;) errors_ += (errors_.empty() ? "" : " ") + word;
+        if (errors_.size() > kMost) errors_.erase(0, errors_.size() - kMost);
     }
-    const std::string &errors() const { return errors_; }
+    std::string errors() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return errors_;
+    }
 
    private:
+    static constexpr size_t kMost = 2000;  // characters
+    mutable std::mutex mutex_;
     std::string errors_;
 };
 
@@ -304,6 +312,10 @@ class TensorRtEngine final : public Engine {
 
 }  // namespace
 }  // namespace tessera
+
+extern "C" TESSERA_API uint64_t tessera_engine_version() {
+    return tessera::kEngineVersion;
+}
 
 extern "C" TESSERA_API const char *tessera_engine_compiler() {
     return tessera::compiler().c_str();

@@ -64,6 +64,10 @@ class RecordedEngine : public Engine {
 }  // namespace
 }  // namespace tessera
 
+extern "C" TESSERA_API uint64_t tessera_engine_version() {
+    return tessera::kEngineVersion;
+}
+
 extern "C" TESSERA_API const char *tessera_engine_compiler() {
     return "tensorrt_rtx 1.7.1.116";
 }

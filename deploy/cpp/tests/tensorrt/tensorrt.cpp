@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 
 #include "stand_in.hpp"
 
@@ -78,6 +79,16 @@ class Context : public nvinfer1::IExecutionContext {
     bool enqueueV3(cudaStream_t stream) noexcept override {
         if (stream->captured && has_defect("no capture")) {
             stream->captured->valid = false;
+            return false;
+        }
+        if (has_defect("noisy")) {
+            const auto complain = [this] {
+                for (int i = 0; i < 1000; ++i) log_.log(ILogger::Severity::kERROR, "a kernel\nfailed");
+            };
+            std::thread other(complain);
+            complain();
+            other.join();
+            log_.log(ILogger::Severity::kERROR, "and that is why");
             return false;
         }
         for (const auto &[name, tensor] : network_->tensors)
