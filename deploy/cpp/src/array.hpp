@@ -61,13 +61,11 @@ class Array {
         return Array(type_of<T>(), std::move(shape));
     }
 
-    // Changes the first dimensions' lengths; within the memory that it had before nothing is allocated.
-    void resize(const Shape &shape) {
+    // Changes the lengths, a Shape or a list, which is not on the heap; within the memory that it had before nothing is
+    // allocated.
+    template <typename Lengths = std::initializer_list<int64_t>>
+    void resize(const Lengths &shape) {
         shape_.assign(shape.begin(), shape.end());
-        bytes_.resize(count(shape_) * kTypes[type_].bytes);
-    }
-    void resize(std::initializer_list<int64_t> shape) {  // such a list is not on the heap
-        shape_.assign(shape);
         bytes_.resize(count(shape_) * kTypes[type_].bytes);
     }
 
@@ -94,6 +92,23 @@ class Array {
     Shape shape_;
     std::vector<std::byte> bytes_;
 };
+
+// Calls `f` with a pointer to the elements, of their type; of bool as bytes.
+template <typename Function>
+auto visit(const Array &array, const Function &f) {
+    switch (array.type()) {
+        case TESSERA_FLOAT32:
+            return f(array.data<float>());
+        case TESSERA_FLOAT64:
+            return f(array.data<double>());
+        case TESSERA_INT32:
+            return f(array.data<int32_t>());
+        case TESSERA_INT64:
+            return f(array.data<int64_t>());
+        default:
+            return f(array.data<uint8_t>());
+    }
+}
 
 using Arrays = std::map<std::string, Array, std::less<>>;
 

@@ -102,6 +102,13 @@ bool is_record(const Json &json) {
 
 }  // namespace
 
+std::set<std::string> conditions_of(const std::string &route) {
+    const std::vector<std::string> parts = split(route, '+');
+    std::set<std::string> conditions(parts.begin(), parts.end());
+    conditions.erase("base");
+    return conditions;
+}
+
 fs::path python_path(const fs::path &path) {
     fs::path plain;
     for (const fs::path &part : path)
@@ -157,7 +164,7 @@ Plan Bundle::plan(const std::string &target, const std::string &compiler) const 
     for (const char *suffix : {".json", ".plan", ".sig"}) require_inside(path_, start + suffix);
     const fs::path file = path_ / (start + ".json"), plan = path_ / (start + ".plan");
     const std::string remedy = text("run `perception build ", path_.string(), " --target ", target, "`");
-    const std::optional<std::string> content = is_file(file) ? read_file(file) : std::nullopt;
+    const std::optional<std::string> content = read_file(file);
     if (!content) throw refused(path_.string(), ": no engine for ", target, "; ", remedy);
     const Json record = parse_json(*content);
     if (!is_record(record)) throw refused(file.string(), ": not an engine record of this version; ", remedy);

@@ -31,6 +31,9 @@ struct Trust {
     void accept(int64_t release) const;
 };
 
+// The conditions in a route's name: rain and night for rain+night.
+std::set<std::string> conditions_of(const std::string &route);
+
 // The path as Python's pathlib writes it, for messages.
 fs::path python_path(const fs::path &path);
 
@@ -39,7 +42,7 @@ std::optional<time_t> parse_time(const std::string &expires);
 
 std::string sha256(const std::string &content);  // hexadecimal
 bool is_file(const fs::path &path);
-std::optional<std::string> read_file(const fs::path &file);  // none if it cannot be read
+std::optional<std::string> read_file(const fs::path &file);  // none if it is no file or cannot be read
 
 // The content of a file that has this digest. Throws Error if it is missing or was changed.
 std::string read_verified(const fs::path &file, const std::string &digest, const std::string &remedy);

@@ -151,22 +151,10 @@ bool is_capturable(void *, cudaStream_t) {
     return true;
 }
 
-std::optional<Type> type_of(nvinfer1::DataType type) {
-    switch (type) {
-        case nvinfer1::DataType::kFLOAT:
-            return TESSERA_FLOAT32;
-        case nvinfer1::DataType::kINT32:
-            return TESSERA_INT32;
-        case nvinfer1::DataType::kINT64:
-            return TESSERA_INT64;
-        case nvinfer1::DataType::kUINT8:
-            return TESSERA_UINT8;
-        case nvinfer1::DataType::kBOOL:
-            return TESSERA_BOOL;
-        default:
-            return {};
-    }
-}
+// Of each Type; there is no float64.
+constexpr nvinfer1::DataType kDataTypes[] = {nvinfer1::DataType::kFLOAT, nvinfer1::DataType(-1),
+                                             nvinfer1::DataType::kINT32, nvinfer1::DataType::kINT64,
+                                             nvinfer1::DataType::kUINT8, nvinfer1::DataType::kBOOL};
 
 Shape shape_of(const nvinfer1::Dims &dims) {
     return Shape(dims.d, dims.d + std::clamp<int>(dims.nbDims, 0, std::size(dims.d)));
@@ -224,7 +212,7 @@ class TensorRtEngine final : public Engine {
             context_->setInputShape(name, dims);
             shape = shape_of(dims);
         }
-        if (type_of(engine_->getTensorDataType(name)) != info.type || shape != info.shape)
+        if (engine_->getTensorDataType(name) != kDataTypes[info.type] || shape != info.shape)
             throw refused(path_, ": ", name, " has another type or shape than in the manifest; compile this bundle's ",
                           "network");
         if (state_ && info.name == (is_input ? state_->input : state_->output)) return;  // in a DeviceState

@@ -155,9 +155,7 @@ Json meaning_of(const Manifest &manifest, const std::vector<GoldenFrame> &golden
         meaning["conditions"].push_back(Json::array({kind, values}));
     const std::vector<std::string> &values = manifest.condition_values;
     for (const std::string name : known) {
-        std::set<std::string> conditions;
-        for (const std::string &each : split(name, '+'))
-            if (each != "base") conditions.insert(each);
+        const std::set<std::string> conditions = conditions_of(name);
         for (const std::string &each : conditions)
             if (std::find(values.begin(), values.end(), each) == values.end())
                 throw refused(each, ": unknown condition; choose from ", join(values, ", "));

@@ -11,23 +11,7 @@ namespace tessera {
 
 std::vector<double> numbers(const Array &array) {
     std::vector<double> found(array.size());
-    const auto read = [&](auto *values) { std::copy(values, values + found.size(), found.begin()); };
-    switch (array.type()) {
-        case TESSERA_FLOAT32:
-            read(array.data<float>());
-            break;
-        case TESSERA_FLOAT64:
-            read(array.data<double>());
-            break;
-        case TESSERA_INT32:
-            read(array.data<int32_t>());
-            break;
-        case TESSERA_INT64:
-            read(array.data<int64_t>());
-            break;
-        default:
-            read(array.data<uint8_t>());
-    }
+    visit(array, [&](const auto *values) { std::copy(values, values + found.size(), found.begin()); });
     return found;
 }
 

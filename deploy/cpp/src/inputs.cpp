@@ -120,7 +120,6 @@ bool Admitter::admit(Frame &frame) {
 }
 
 void Admitter::leave_out_points(Frame &frame) {
-    if (frame.points == nullptr) frame.point_count = 0;
     if (all_finite(frame.points, kValues * frame.point_count)) return;
     points_.clear(), sweeps_.clear();
     for (size_t i = 0; i < frame.point_count; ++i) {

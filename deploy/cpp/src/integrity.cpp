@@ -27,8 +27,9 @@ std::string sha256(const std::string &content) {
 }
 
 std::optional<std::string> read_file(const fs::path &file) {
-    std::ifstream stream(file, std::ios::binary);
-    if (!stream) return std::nullopt;
+    std::ifstream stream;
+    if (is_file(file)) stream.open(file, std::ios::binary);  // reading a pipe would wait for ever
+    if (!stream.is_open()) return std::nullopt;
     std::string content{std::istreambuf_iterator<char>(stream), {}};
     return stream.bad() ? std::nullopt : std::optional(std::move(content));
 }
@@ -39,8 +40,7 @@ bool is_file(const fs::path &path) {
 }
 
 std::string read_verified(const fs::path &file, const std::string &digest, const std::string &remedy) {
-    // Reading a pipe would wait for ever.
-    std::optional<std::string> content = is_file(file) ? read_file(file) : std::nullopt;
+    std::optional<std::string> content = read_file(file);
     if (!content) throw refused(file.string(), ": the file is missing; ", remedy);
     if (sha256(*content) != digest)
         throw refused(file.string(), ": was changed (its sha256 differs from the record); ", remedy);

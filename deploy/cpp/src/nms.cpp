@@ -132,14 +132,7 @@ void Suppressor::suppress(const Candidates &candidates, const Ranked *ranked, si
 }
 
 int64_t integer_at(const Array &array, size_t index) {
-    switch (array.type()) {
-        case TESSERA_INT64:
-            return array.data<int64_t>()[index];
-        case TESSERA_INT32:
-            return array.data<int32_t>()[index];
-        default:
-            return array.data<uint8_t>()[index];
-    }
+    return visit(array, [index](const auto *values) { return static_cast<int64_t>(values[index]); });
 }
 
 }  // namespace tessera

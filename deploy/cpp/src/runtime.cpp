@@ -9,15 +9,6 @@
 namespace tessera {
 namespace {
 
-// The conditions in a route's name: rain and night for rain+night.
-std::vector<std::string> conditions_of(const std::string &route) {
-    std::vector<std::string> conditions;
-    std::istringstream parts(route);
-    for (std::string part; std::getline(parts, part, '+');)
-        if (part != "base") conditions.push_back(part);
-    return conditions;
-}
-
 class Stage {
    public:
     explicit Stage(double &seconds) : seconds_(seconds), start_(std::chrono::steady_clock::now()) {}
@@ -45,8 +36,14 @@ void require_inputs(const Bundle &bundle, Arrays given) {
 Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options,
                      const Arrays &inputs) {
     const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
-    Network network{&bundle, conditions_of(route), text(bundle.path().string(), " on ", options.target),
-                    Decoder(bundle.manifest()), open_engine(bundle, options), nullptr, {}, {}};
+    Network network{&bundle,
+                    conditions_of(route),
+                    text(bundle.path().string(), " on ", options.target),
+                    Decoder(bundle.manifest()),
+                    open_engine(bundle, options),
+                    nullptr,
+                    {},
+                    {}};
     network.golden_state = network.engine->new_state();
     network.golden = read_golden(bundle, graph);
     require_end_to_end(network.golden, bundle);
@@ -90,7 +87,8 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
       inputs_(no_sensors(bundle_.manifest())) {
     const Manifest &manifest = bundle_.manifest();
     // All networks stay open, so that switching takes no time.
-    networks_.push_back(open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options, inputs_));
+    networks_.push_back(
+        open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options, inputs_));
     for (const std::string &route : manifest.apart)
         networks_.push_back(open_network(bundle_.routes().at(route), route, options, inputs_));
     views_ = manifest.views.empty() ? std::vector<std::string>{"front"} : manifest.views;
@@ -115,7 +113,7 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
 Network &Runtime::select(const Conditions &known) {
     Network *best = nullptr;
     for (Network &network : networks_) {
-        const std::vector<std::string> &wanted = network.conditions;
+        const std::set<std::string> &wanted = network.conditions;
         const bool fits = std::all_of(wanted.begin(), wanted.end(), [&](const std::string &each) {
             return std::binary_search(known.begin(), known.end(), each);
         });
@@ -185,7 +183,8 @@ void Runtime::restart() {
 void Runtime::list_names() {
     const Manifest &manifest = latest_->bundle->manifest();
     names_.clear();
-    for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0].arrays : joined_) names_.push_back(name);
+    for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0].arrays : joined_)
+        names_.push_back(name);
     for (const TensorInfo &input : manifest.inputs)
         if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
     if (manifest.state) names_.push_back(manifest.state->output);

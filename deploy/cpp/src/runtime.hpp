@@ -18,8 +18,8 @@ namespace tessera {
 // One of a bundle's networks, on an engine that has passed its golden frames.
 struct Network {
     const Bundle *bundle;
-    std::vector<std::string> conditions;  // that must be known for it to be used; empty for the default network
-    std::string name;                     // for messages
+    std::set<std::string> conditions;  // that must be known for it to be used; empty for the default network
+    std::string name;                  // for messages
     Decoder decoder;
     std::unique_ptr<Engine> engine;
     std::unique_ptr<EngineState> golden_state;

@@ -21,7 +21,7 @@ namespace {
 using Key = std::shared_ptr<EVP_PKEY>;
 
 Key read_key(const fs::path &file) {
-    errno = 0;
+    errno = EINVAL;  // of what is neither a file nor missing
     const std::optional<std::string> pem = fs::is_directory(file) ? (errno = EISDIR, std::nullopt) : read_file(file);
     if (!pem) throw refused(file.string(), ": cannot read the key (", std::strerror(errno), ")");
     const std::unique_ptr<BIO, int (*)(BIO *)> memory(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())),
@@ -60,7 +60,7 @@ std::string minutes(time_t time) {
 int64_t highest(const fs::path &file) {
     struct stat found;
     if (stat(file.c_str(), &found) != 0 && errno == ENOENT) return 0;
-    const std::optional<std::string> content = is_file(file) ? read_file(file) : std::nullopt;
+    const std::optional<std::string> content = read_file(file);
     const Json state = parse_json(content.value_or(""));
     if (!state.is_object() || !state.contains("release") || !state["release"].is_number_integer())
         throw refused(file.string(), ": does not say the highest release that ran; write {\"release\": N} into it");
@@ -116,7 +116,7 @@ void Trust::require_signed(const fs::path &record, const std::string &content, c
     }
     const std::string who = join(trusted, " or ");
     const fs::path file = fs::path(record).replace_extension(".sig");
-    const std::optional<std::string> signature = is_file(file) ? read_file(file) : std::nullopt;
+    const std::optional<std::string> signature = read_file(file);
     if (!signature)
         throw refused(record.string(), ": is not signed (", file.filename().string(), " is missing), and only what ",
                       who, " signed is accepted");
