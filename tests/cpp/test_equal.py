@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tessera_runtime as native
 from both_runtimes import MODULES, add_route, compare, drive, every_task, require_equal, rotated
-from exported import QUIET, apart, bundle, checkpoint_of, looking, modular, remembering
+from exported import QUIET, apart, bundle, checkpoint_of, looking, modular, nano, remembering
 from once import once
 from recorded_engine import TARGET, add_recorded_plan, golden_runs
 from repository import ROOT
@@ -24,6 +24,7 @@ from tiny import write_tiny
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.precision.calibrate import Drives
+from perception.config import parse_config
 from perception.datasets.pandaset import PandaSet
 from perception.mmdet3d.importing import import_pointpillars
 from perception.modules.spec import NEXT_STATE
@@ -54,10 +55,14 @@ def apart_and_switched() -> Bundle:
 
 
 def with_other_tasks() -> Bundle:
-    """In rain a network with a memory and without a map."""
+    """In rain a network without a map, whose detections are suppressed."""
 
     def make(out: Path) -> None:
-        add_route(copytree(bundle().path, out), looking())
+        content = nano().model_dump(mode="json") | {"modules": []}
+        del content["tasks"]["map"]
+        content["tasks"]["detection"]["suppression"] = {"threshold": 0.03, "kind": "circle", "within": "class"}
+        own = export(checkpoint_of(parse_config(content, "boxes")), out.with_name("cpp-boxes"), console=QUIET)
+        add_route(copytree(bundle().path, out), own)
 
     return Bundle.load(once("cpp-other-tasks", make))
 

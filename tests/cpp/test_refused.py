@@ -323,7 +323,8 @@ REFUSED: dict[str, Damage] = {
 BEGINNING = {
     "expires: 'soon'": "expires: input should be a valid datetime",
     "no JSON": "the text: invalid json", "200,000 brackets": "the text: invalid json", "no golden file": "(",
-    "BF16": "(", "tensors that overlap": "(", "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
+    "BF16": "(", "tensors that overlap": "(",
+    "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
 }  # fmt: skip
 
 
@@ -436,15 +437,32 @@ def reshaped(start: str, inputs: bool, change: Callable[[np.ndarray], np.ndarray
     ("made", "damage", "message"),
     [
         (bundle, without_batch, "the engine's detections have other shapes than their scores"),
-        (bundle, in_another_order(reshaped("detection/boxes", False, lambda boxes: boxes[..., :3])),
-         "the engine's detections have other shapes than their scores"),
-        (bundle, in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
-         "pillar_points, pillar_counts, pillar_cells not as at the export"),
+        (
+            bundle,
+            in_another_order(reshaped("detection/boxes", False, lambda boxes: boxes[..., :3])),
+            "the engine's detections have other shapes than their scores",
+        ),
+        (
+            bundle,
+            in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
+            "pillar_points, pillar_counts, pillar_cells, kept pillars not as at the export",
+        ),
         (bundle, sealed(put("release", 2**63)), "release: input should be a valid integer"),  # it would be below 0
-        (bundle, lambda path: add_route(path, every_task()),  # which has inputs of single points
-         "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export"),
-        (remembering, lambda path: add_route(path, looking()),  # on half the area
-         "/routes/rain/manifest.json: state: has another shape than that of the bundle's other networks; export"),
+        (
+            bundle,
+            lambda path: add_route(path, every_task()),  # which has inputs of single points
+            "/routes/rain/manifest.json: inputs: points is none that the bundle's frames give; export",
+        ),
+        (
+            bundle,
+            lambda path: add_route(path, looking()),  # on half the area
+            "/routes/rain/manifest.json: preprocessing: is another than that of the bundle's other networks; export",
+        ),
+        (
+            remembering,
+            lambda path: add_route(path, looking()),
+            "/routes/rain/manifest.json: state: has another shape than that of the bundle's other networks; export",
+        ),
     ],
 )
 def test_a_whole_bundle_that_would_be_read_out_of_range(

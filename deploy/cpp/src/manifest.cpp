@@ -61,7 +61,8 @@ class Value {
     void read(std::string &into) const { get(into, json_.is_string(), "string"); }
     void read(double &into) const { get(into, json_.is_number(), "number"); }
     void read(int64_t &into) const {
-        get(into, json_.is_number_integer() && (json_ < 0 || json_ <= INT64_MAX), "integer");  // else it would wrap
+        const bool fits = !json_.is_number_unsigned() || json_.get<uint64_t>() <= INT64_MAX;  // else it would wrap
+        get(into, json_.is_number_integer() && fits, "integer");
     }
     void read(int &into) const { get(into, json_.is_number_integer() && json_ >= 0 && json_ <= kLargest, "integer"); }
     void read(Type &into) const {
@@ -105,7 +106,8 @@ void read_preprocessing(const Value &value, Preprocessing &read) {
     if (value.has("pillars")) {
         Pillars &p = read.pillars.emplace();
         value["pillars"]("rows", p.rows)("columns", p.columns)("cell", p.cell)("x", p.x)("y", p.y)("z", p.z)(
-            "most", p.most)("points", p.points)["overflow"].read(p.fullest, "fullest", "first");
+            "most", p.most)("points", p.points)["overflow"]
+            .read(p.fullest, "fullest", "first");
     }
     if (value.has("pictures")) {
         Pictures &p = read.pictures.emplace();
@@ -222,7 +224,8 @@ void require_state(const Manifest &manifest, const std::string &file) {
         const TensorInfo &before = *tensors["state"], &after = *tensors["next_state"];
         fits = manifest.json["state"]["pairs"].size() == 1 && state->input == "state" &&
                state->output == "next_state" && state->shape == after.shape && before.shape == after.shape &&
-               before.type == TESSERA_FLOAT32 && after.type == TESSERA_FLOAT32 && manifest.json["state"]["pairs"][0].at("dtype") == kTypes[after.type].name;
+               before.type == TESSERA_FLOAT32 && after.type == TESSERA_FLOAT32 &&
+               manifest.json["state"]["pairs"][0].at("dtype") == kTypes[after.type].name;
     }
     if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
 }

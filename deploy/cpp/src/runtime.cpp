@@ -99,13 +99,19 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
         for (const std::string &task : own.manifest().tasks)
             if (!manifest.views.empty() && task != "detection")
                 throw refused(own.path().string(), ": views: the task ", task, " cannot join them; leave them out");
-        if (!own.manifest().state) continue;
-        const Shape &shape = own.manifest().state->shape;
-        if (!carried_.empty() && shape != next_state_.shape())
-            throw refused((own.path() / "manifest.json").string(), ": state: has another shape than that of the ",
-                          "bundle's other networks; export the bundle again");
-        while (carried_.size() < views_.size()) carried_.emplace_back(network.engine->new_state(), own.manifest());
-        next_state_ = Array(TESSERA_FLOAT32, shape);
+        const auto require = [&own](bool same, const char *what) {
+            if (!same)
+                throw refused((own.path() / "manifest.json").string(), ": ", what,
+                              " than that of the bundle's other networks; export the bundle again");
+        };
+        if (const std::optional<StateInfo> &state = own.manifest().state) {
+            require(carried_.empty() || state->shape == next_state_.shape(), "state: has another shape");
+            while (carried_.size() < views_.size()) carried_.emplace_back(network.engine->new_state(), own.manifest());
+            next_state_ = Array(TESSERA_FLOAT32, state->shape);
+        }
+        // Cells of another grid may lie outside of the network's.
+        require(own.manifest().json.at("preprocessing") == manifest.json.at("preprocessing"),
+                "preprocessing: is another");
     }
     if (trust.required()) trust.accept(manifest.release);  // after its networks have passed the golden frames
 }

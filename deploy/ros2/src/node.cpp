@@ -245,8 +245,8 @@ class TesseraNode : public rclcpp::Node {
     ProcessingTime time_;
     std::unique_ptr<tessera::Vehicle> runtime_;
     std::string failed_, untrusted_, not_finite_;  // not_finite_: of the latest frame
-    std::deque<Camera> cameras_;  // in the bundle's order; never moved, since callbacks refer to them
-    std::deque<Sweep> sweeps_;    // latest first
+    std::deque<Camera> cameras_;                   // in the bundle's order; never moved, since callbacks refer to them
+    std::deque<Sweep> sweeps_;                     // latest first
     std::vector<float> points_;
     std::vector<uint8_t> sweep_of_point_;
     std::deque<cv::Mat> rgb_;
