@@ -112,6 +112,7 @@ void require_bounded(const Numbers &found, const Json &manifest, const fs::path 
     const std::string precision = manifest.at("precision");
     const auto *bounds = std::find_if(std::begin(kBounds), std::end(kBounds),
                                       [&](const Bounds &each) { return each.precision == precision; });
+    if (bounds == std::end(kBounds)) throw refused(file.string(), ": has an unknown precision", remedy);
     const Numbers largest = bounds_of(*bounds, outputs_of(manifest), manifest.contains("state"));
     const std::map<std::string, double> by_name(largest.begin(), largest.end());
     std::map<std::string, int> sides;  // 1: has a bound; 2: has a tolerance
