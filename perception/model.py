@@ -126,9 +126,13 @@ class PerceptionModel(nn.Module):
         return outputs
 
     def next_state(
-        self, inputs: dict[str, Tensor], conditions: Sequence[Conditions], routes: Routes | None, trace: Trace
+        self,
+        inputs: dict[str, Tensor],
+        conditions: Sequence[Conditions],
+        routes: Routes | None,
+        trace: Trace | None = None,
     ) -> Tensor:
-        """The output `next_state` alone, in training; arguments as of `forward`."""
+        """The output `next_state` alone; arguments as of `forward`."""
         routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
         state: Tensor = _Features(self, inputs, trace)("fused", self._state_route(routes))
         return state

@@ -21,7 +21,7 @@ from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.grid import BevGrid
-from perception.model import PerceptionModel, Trace
+from perception.model import PerceptionModel
 from perception.modules.computation.computation import Site
 from perception.modules.computation.memory import FusedInput, FusedMap, Memory
 from perception.modules.route import Route
@@ -375,7 +375,7 @@ def test_the_next_state_is_the_map_that_the_trunk_reads():
     network.trunk.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     found = network(frames | state_of(network))["next_state"]
     assert torch.equal(found, read[0])
-    assert torch.equal(found, network.next_state(frames | state_of(network), [], None, Trace()))
+    assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
     assert found.shape == network.no_state(2).shape
     assert "next_state" not in network(frames)
 
