@@ -146,11 +146,18 @@ class RecordedDrive:
         info = self._recording.info
         self.name = info.scene
         self._drive = describe(info, taxonomy or load_taxonomy("nuscenes"))
-        self._has_keyframes = topics.keyframes is not None and bool(info.counts.get(topics.keyframes))
+        self._has_keyframes = topics.keyframes is not None and self._sends(topics.keyframes)
         sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
         topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others
         self._topics = topics
         self.counts = Counts(spec.rig.sensors)
+
+    def _sends(self, topic: str) -> bool:
+        """Whether a topic has messages, or may have had some where the recording is damaged."""
+        counts, damage = self._recording.info.counts, list[str]()
+        if topic not in counts or counts[topic]:
+            return topic in counts
+        return any(True for _ in self._recording.read({topic}, damage.append)) or bool(damage)
 
     @property
     def seconds(self) -> float:
