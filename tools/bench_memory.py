@@ -49,13 +49,13 @@ def memory(
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
 
     `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
-    trains for --steps and --memory-steps; `bridge` is that one with a second memory, for frames without LiDAR. They are
-    scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added memory sees frames at these
-    spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time up to a
-    scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network with a
-    memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars that all networks find,
-    because an error over found objects falls as well where fast ones are missed. Figures are means over the seeds, of
-    which `by_seed` has each. Parts that the folder has are not made again.
+    trains for --steps and --memory-steps, as does `longer`, a base; `bridge` is `joint` with a second memory, for
+    frames without LiDAR. They are scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added
+    memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the
+    frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base
+    which a network with a memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars
+    that all networks find, because an error over found objects falls as well where fast ones are missed. Figures are
+    means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder = out / sensors
     data, rig = out / ("drives" if sensors == "lidar" else "drives_with_pictures"), folder / "rig.yaml"
@@ -68,7 +68,7 @@ def memory(
         _type("simulate", data, "--scenes", drives, *options, "--rig", rig)
     names = ["base", "memory"]
     if joint:
-        names += ["joint"] if sensors == "camera" else ["joint", "bridge"]
+        names += ["longer", "joint"] if sensors == "camera" else ["longer", "joint", "bridge"]
     by_seed = []
     for seed in range(seeds):
         runs = {name: folder / f"{name}-{seed}" for name in names}
@@ -80,8 +80,9 @@ def memory(
             elif name == "bridge":
                 _type("adapt", runs["joint"], *BRIDGE, "--data", data, "--out", run, "--steps", memory_steps)
             else:
-                length = steps + memory_steps if name == "joint" else steps
-                _type("train", folder / f"{name}.yaml", f"seed={seed}", "--data", data, "--out", run, "--steps", length)
+                config = folder / ("joint.yaml" if name == "joint" else "base.yaml")
+                length = steps if name == "base" else steps + memory_steps
+                _type("train", config, f"seed={seed}", "--data", data, "--out", run, "--steps", length)
         by_seed.append(_figures(runs, data, sensors))
     return {**_mean(by_seed), "seeds": seeds, "steps": steps, "memory_steps": memory_steps, "by_seed": by_seed}
 
@@ -179,7 +180,8 @@ def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequen
             drive = [*tables.moments(token)]
             last = drive.index(token) + 1
             lost.update(drive[last - frames : last])
-        left = {run: _score(path, tables, selectors, 1, lost)["mAP"] for run, path in runs.items()}
+        seen = {run: path for run, path in runs.items() if run != "longer"}  # a base, too
+        left = {run: _score(path, tables, selectors, 1, lost)["mAP"] for run, path in seen.items()}
         base = left.pop("base")
         kept = {run: (each - base) / (whole - base) for run, each in left.items()}
         found[name] = {"base": base, **left, "kept": kept}
