@@ -77,7 +77,7 @@ def build(
         if target.compiler == "onnxruntime":
             records = [_build_cpu(part, target) for part in parts]
         else:
-            records = [_build_plan(part, target, dla, refittable, signer) for part in parts]
+            records = [_build_plan(part, target, dla, refittable, signer, runs=reason is None) for part in parts]
     for part, record in zip(parts, records, strict=True):
         size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
         console.print(
@@ -166,7 +166,9 @@ def _signer(key: Path | None, bundle: Bundle) -> Signer | None:
     return of_key
 
 
-def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, signer: Signer | None) -> EngineRecord:
+def _build_plan(
+    bundle: Bundle, target: Target, dla: bool, refittable: bool, signer: Signer | None, runs: bool
+) -> EngineRecord:
     start = time.perf_counter()
     plan = build_engine(bundle.read(ONNX).data, target, dla, refittable, bundle.manifest.input_shapes)
     record = EngineRecord(
@@ -180,7 +182,7 @@ def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, sig
         onnx_sha256=bundle.manifest.files[ONNX],
         weights_sha256=bundle.manifest.files[ONNX],
     )
-    if why_not_run_here(target) is None:
+    if runs:
         name = f"{bundle.onnx}: {plan.compiler}"
         bundle.require_golden(TensorRtEngine(Content(bundle.onnx, plan.content), target), name)
     bundle.add_plan(plan.content, record, signer)

@@ -24,9 +24,8 @@ Arrays = dict[str, np.ndarray]
 def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float]) -> list[str]:
     """The tokens of frames before a frame of a drive, the oldest first: `Keyframes.frame` reads each.
 
-    Each is the frame nearest to the asked time before the one after it, if it is within half of the drive's frame
-    period (`frame_period`). Where there is none, at the drive's beginning or in a gap, the clip
-    has fewer frames.
+    Each is the frame nearest to the asked time before the one after it, if it is within half of the drive's
+    `frame_period`. Where there is none, at the drive's beginning or in a gap, the clip has fewer frames.
 
     Args:
         moments: the drive's frames, as of `Keyframes.moments`.

@@ -108,10 +108,9 @@ def require_reachable(model: PerceptionModel, module: str) -> None:
     own = [BRANCHES[branch] for branch in InputSpec.of(model.config).sensors]
     required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in SENSORS}
     left = [sensor for sensor in own if f"no-{sensor}" not in required]
-    if not (left or model.bank.modules[module].memories) or not required <= {
-        *left,
-        *(f"no-{sensor}" for sensor in own),
-    }:
+    possible = {*left, *(f"no-{sensor}" for sensor in own)}
+    blind = not left and not model.bank.modules[module].memories
+    if blind or not required <= possible:
         facts = f"{' and '.join(sorted(required))}, which no training frame of a network with {' and '.join(own)} has"
         raise InputError(f"module {module}: requires {facts}; change its conditions")
 

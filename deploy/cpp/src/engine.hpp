@@ -34,8 +34,8 @@ struct EngineOptions {
 
 std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options);
 
-// Of what an engine in a shared object shares with this library. Sizes tell most changes of it; the first number grows
-// with the others.
+// Tells whether an engine in a shared object was compiled with these headers: most changes of the structs that it is
+// given change their sizes. The first number is raised by hand for any other.
 inline constexpr uint64_t kEngineVersion = 1 + 1000 * (sizeof(Manifest) + 100'000 * sizeof(Plan));
 
 // What a shared object with an engine exports, by these names: kEngineVersion of the headers of this library with

@@ -230,7 +230,7 @@ void require_state(const Manifest &manifest, const std::string &file) {
     if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
 }
 
-// Numbers and words of which this version has no other meaning.
+// Refuses numbers and words that this version does not know.
 void require_contract(const Manifest &manifest, const std::string &file) {
     const auto require = [&file](bool right, const char *section) {
         if (!right)
