@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 import yaml
-from benchmark import QUIET
+from benchmark import QUIET, Commands
 
-from perception.checkpoint import newest
 from perception.config import find_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -34,6 +35,8 @@ OUTAGES = {"0.5 s": 5, "1 s": 10}  # frames without LiDAR up to a scored keyfram
 SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
 SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its place; m/s of one that moves
 MEMORY = {"name": "memory", "kind": "memory"}
+MEMORY_STEPS = 400  # on a frozen network
+STEPS = {"lidar": 2400, "camera": 8000, "both": 2400}  # by sensors; cameras alone learn slowly
 BRIDGE = ("--add", "memory:bridge", "--option", "outages=1.0", "--conditions", "no-lidar")
 
 
@@ -42,54 +45,48 @@ def memory(
     sensors: Annotated[str, typer.Option(help="lidar (one sweep), camera or both.")] = "lidar",
     seeds: Annotated[int, typer.Option(help="Trainings of each network; the drives are the same.")] = 3,
     drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
-    steps: Annotated[int, typer.Option(help="Of a base.")] = 2000,
-    memory_steps: Annotated[int, typer.Option(help="Of a memory on a frozen network.")] = 400,
-    joint: Annotated[bool, typer.Option("--joint/--no-joint", help="Also train base and memory jointly.")] = True,
+    steps: Annotated[int | None, typer.Option(help="Of base and joint; default: 2400, cameras alone 8000.")] = None,
+    jobs: Annotated[int, typer.Option(help="Seeds at a time, each on one core.")] = 2,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
 
     `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
-    trains for --steps and --memory-steps, as does `longer`, a base; `bridge` is `joint` with a second memory, for
-    frames without LiDAR. They are scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added
-    memory sees frames at these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the
-    frames of this time up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base
-    which a network with a memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars
-    that all networks find, because an error over found objects falls as well where fast ones are missed. Figures are
-    means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
+    trains for as many steps as the base; `bridge` is `joint` with a second memory, for frames without LiDAR. They are
+    scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added memory sees frames at these
+    spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time up to a
+    scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network with a
+    memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars that all networks find,
+    because an error over found objects falls as well where fast ones are missed. Figures are means over the seeds, of
+    which `by_seed` has each. Parts that the folder has are not made again.
     """
-    folder = out / sensors
-    data, rig = out / ("drives" if sensors == "lidar" else "drives_with_pictures"), folder / "rig.yaml"
+    folder, steps = out / sensors, steps or STEPS[sensors]
+    data = out / ("drives" if sensors == "lidar" else "drives_with_pictures")
+    rig = data.with_suffix(".yaml")
     folder.mkdir(parents=True, exist_ok=True)
     rig.write_text(yaml.safe_dump(_rig(sensors).model_dump(mode="json")))
     (folder / "base.yaml").write_text(yaml.safe_dump(_config(sensors, rig)))
     (folder / "joint.yaml").write_text(yaml.safe_dump(_config(sensors, rig) | {"modules": [MEMORY]}))
-    if not data.exists():
-        options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", CONDITIONS, "--jobs", 1)
-        _type("simulate", data, "--scenes", drives, *options, "--rig", rig)
-    names = ["base", "memory"]
-    if joint:
-        names += ["longer", "joint"] if sensors == "camera" else ["longer", "joint", "bridge"]
-    by_seed = []
-    for seed in range(seeds):
-        runs = {name: folder / f"{name}-{seed}" for name in names}
-        for name, run in runs.items():
-            if newest(run) is not None:
-                continue
-            if name == "memory":
-                _type("adapt", runs["base"], "--memory", "--data", data, "--out", run, "--steps", memory_steps)
-            elif name == "bridge":
-                _type("adapt", runs["joint"], *BRIDGE, "--data", data, "--out", run, "--steps", memory_steps)
-            else:
-                config = folder / ("joint.yaml" if name == "joint" else "base.yaml")
-                length = steps if name == "base" else steps + memory_steps
-                _type("train", config, f"seed={seed}", "--data", data, "--out", run, "--steps", length)
-        by_seed.append(_figures(runs, data, sensors))
-    return {**_mean(by_seed), "seeds": seeds, "steps": steps, "memory_steps": memory_steps, "by_seed": by_seed}
+    options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", CONDITIONS, "--rig", rig)
+    Commands(out).call(data.name, "simulate", data, "--scenes", drives, *options)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        by_seed = list(pool.map(partial(_trained_and_measured, folder, data, steps), range(seeds)))
+    return {**_mean(by_seed), "seeds": seeds, "steps": steps, "by_seed": by_seed}
 
 
-def _type(*words: object) -> None:
-    """Run a command of the product."""
-    subprocess.run([sys.executable, "-m", "deploy.cli", *map(str, words)], check=True, stdout=sys.stderr)
+def _trained_and_measured(folder: Path, data: Path, steps: int, seed: int) -> dict[str, Any]:
+    """The figures of one seed."""
+    torch.set_num_threads(1)
+    commands, runs = Commands(folder), dict[str, Path]()
+    adds = {"memory": ("base", "--memory"), "bridge": ("joint", *BRIDGE)}
+    for name in ("base", "memory", "joint") + (("bridge",) if folder.name != "camera" else ()):
+        runs[name] = folder / f"{name}-{seed}"
+        target = ("--data", data, "--out", runs[name], "--steps")
+        if name in adds:
+            start, *words = adds[name]
+            commands.call(f"adapt_{name}-{seed}", "adapt", runs[start], *words, *target, MEMORY_STEPS)
+        else:
+            commands.call(f"train_{name}-{seed}", "train", folder / f"{name}.yaml", f"seed={seed}", *target, steps)
+    return _figures(commands, runs, data)
 
 
 def _rig(sensors: str) -> Rig:
@@ -124,12 +121,11 @@ def _config(sensors: str, rig: Path) -> dict[str, Any]:
     return content
 
 
-def _figures(runs: Mapping[str, Path], data: Path, sensors: str) -> dict[str, Any]:
-    """Of the networks of one seed."""
+def _figures(commands: Commands, runs: Mapping[str, Path], data: Path) -> dict[str, Any]:
+    """Scores of the networks of one seed."""
     found: dict[str, Any] = {}
     for name, run in runs.items():
-        if not (run / "scores" / "metrics.json").exists():
-            _type("evaluate", run, "--data", data, "--out", run / "scores")
+        commands.call(f"evaluate_{run.name}", "evaluate", run, "--data", data, "--out", run / "scores")
         found[name] = _chosen(json.loads((run / "scores" / "metrics.json").read_text()))
     tables = NuScenesTables(data, VERSION)
     scenes = tables.scenes(SPLIT)
@@ -137,7 +133,7 @@ def _figures(runs: Mapping[str, Path], data: Path, sensors: str) -> dict[str, An
     seconds = [f"{s}:{i}-{i + 1}" for s in scenes for i in range(0, KEYFRAMES, 2)]
     for name, step in SPACINGS.items():
         found.setdefault("spacings", {})[name] = _score(runs["memory"], tables, seconds, step)
-    if sensors != "camera":
+    if "bridge" in runs:
         selectors = [f"{s}:{i}-{i + 1}" for s in scenes for i in SCORED_IN_OUTAGES]
         found["outages"] = _outages(runs, tables, selectors)
     return found
@@ -180,8 +176,7 @@ def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequen
             drive = [*tables.moments(token)]
             last = drive.index(token) + 1
             lost.update(drive[last - frames : last])
-        seen = {run: path for run, path in runs.items() if run != "longer"}  # a base, too
-        left = {run: _score(path, tables, selectors, 1, lost)["mAP"] for run, path in seen.items()}
+        left = {run: _score(path, tables, selectors, 1, lost)["mAP"] for run, path in runs.items()}
         base = left.pop("base")
         kept = {run: (each - base) / (whole - base) for run, each in left.items()}
         found[name] = {"base": base, **left, "kept": kept}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from hashlib import sha256
@@ -222,7 +223,9 @@ class _Training:
         if any(each.grad is not None for each in self.parallel.parameters()):
             norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
             self.optimizer.step()
-        self.schedule.step()
+        with warnings.catch_warnings():  # torch takes a first step without gradients for a mistake
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
         self.optimizer.zero_grad()
         return {**sums, "norm": gather(norm)}
 

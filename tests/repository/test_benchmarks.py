@@ -8,6 +8,7 @@ from bench import SUBJECTS, command
 from bench_ceiling import ceiling
 from bench_labels import LABELLED, _numbers, _summary, _ways, choose
 from bench_memory import EachFrame, _config, _rig
+from bench_time import gains
 from benchmark import measure_times, medians
 from networks import disturb, small
 from tiny import write_tiny
@@ -118,3 +119,19 @@ def test_its_networks_are_of_these_sensors(tmp_path: Path, sensors):
     (tmp_path / "rig.yaml").write_text(rig.model_dump_json())
     model = parse_config(_config(sensors, tmp_path / "rig.yaml"), "test").model
     assert (model.lidar is not None, model.camera is not None) == (sensors != "camera", sensors != "lidar")
+
+
+def test_what_a_memory_gains_is_relative_to_the_base_and_of_the_seed_with_the_widest_spread() -> None:
+    seeds = [{"spacings": {"0.1 s": {"NDS": 0.42}, "0.5 s": {"NDS": each}}} for each in (0.41, 0.45)]
+    of_lidar = {"base": {"NDS": 0.4}, "memory": {"NDS": 0.41}, "joint": {"NDS": 0.45}, "by_seed": seeds}
+    of_camera = {"base": {"NDS": 0.1, "mAVE": 0.8}, "joint": {"NDS": 0.15, "mAVE": 0.6}}
+    found = gains(of_lidar | {"outages": {"1 s": {"kept": {"bridge": 0.5, "joint": 0.1}}}}, of_camera)
+    assert found == pytest.approx(
+        {
+            "nds_gain_camera": 0.05,
+            "velocity_error_ratio_camera": 0.75,
+            "kept_without_lidar_1s": 0.5,
+            "nds_spread_over_spacing": 0.03,
+            "post_hoc_share": 0.2,
+        }
+    )
