@@ -80,7 +80,7 @@ $(CPP)/tidy/%: deploy/cpp/src/%.cpp $(wildcard deploy/cpp/*/*.h*) deploy/cpp/.cl
 # The sanitizers are loaded before Python, which frees not all of its memory at its end, with the C++ whose exceptions
 # they see.
 SANITIZERS := $(if $(filter sanitize,$(CPP_PRESET)),LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 TESSERA_MUTATIONS=10000)
+	ASAN_OPTIONS=detect_leaks=0 TESSERA_MUTATIONS=10000 PYTEST_ADDOPTS="-o faulthandler_timeout=7200")
 
 test-cpp: $(CPP)/$(CPP_PRESET)/built
 	$(SANITIZERS) OMP_NUM_THREADS=1 PYTHONPATH=deploy/cpp/python TESSERA_LIBRARY=$(CURDIR)/$(<D)/libtessera.so $(BIN)/$(PYTEST) tests/cpp
