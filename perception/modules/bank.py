@@ -54,9 +54,10 @@ class Bank:
 
         Raises:
             InputError: the name is taken, a pattern matches no slot, two parts of a union match the same one, or a
-                memory is for some tasks alone.
+                memory is for some tasks alone or forgets sooner than those here.
         """
         self._require_free(spec.name)
+        self._require_as_lasting(spec)
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
         if spec.memories and not set(self.tasks).isdisjoint(spec.when):
             raise InputError(f"module {spec.name}: all tasks share the memory; leave tasks out of its `when`")
@@ -67,6 +68,17 @@ class Bank:
                     raise InputError(f"two parts of {spec.name!r} are at {slot.name}; give each part slots of its own")
                 computations[slot.name] = build(part, slot.layer, len(self.condition_values))
         self._attach(spec, computations)
+
+    def _require_as_lasting(self, spec: Module) -> None:
+        """Raise InputError if a memory would shorten those here: they share one state, and its strictest limits."""
+        here = [part for module in self.modules.values() for part in module.memories]
+        for limit in ("seconds", "speed") if here else ():
+            least = min(getattr(part, limit) for part in here)
+            if any(getattr(part, limit) < least for part in spec.memories):
+                raise InputError(
+                    f"module {spec.name}: with {limit} below {least:g} the memories that are here would forget sooner, "
+                    f"since all share a state; give it {limit}={least:g} or more"
+                )
 
     def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
         """Add a head with this configuration for a task that the base does not have; modules keep their slots.
@@ -147,12 +159,15 @@ class Bank:
             rename: names for the modules of some of the files, instead of their own.
 
         Raises:
-            InputError: a file is damaged or does not fit this network, or a name is taken; nothing has been added.
+            InputError: a file is damaged or does not fit this network, a name is taken, or a memory forgets sooner than
+                those here; nothing has been added.
         """
         facts = (self.condition_values, self.tasks)
         heads, modules, loaded = files.read_all(
             paths, rename or {}, self.base_hash(), self._new_head, self.slots, self.names, facts
         )
+        for spec, _ in modules.values():
+            self._require_as_lasting(spec)
         for head in heads:
             self._attach_head(head)
         for spec, computations in modules.values():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment, state_inputs
 
+AnyFrame = TypeVar("AnyFrame")
 Arrays = dict[str, np.ndarray]
 
 
@@ -113,16 +114,30 @@ class Clips:
         self._frames = max(part.frames for module in config.modules for part in module.memories)
         # A memory that does not train learns nothing from an outage, and what trains beside it needs its sensors.
         taught = [m for m in config.modules if m.memories and (trained is None or m.name in trained)]
+        self._trains = bool(taught)
         self._outages = max((part.outages for module in taught for part in module.memories), default=0.0)
         self._sensors = _lost_in_outages(InputSpec.of(config).sensors, taught)
         self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
 
+    def require_states(self, tokens: Iterable[str]) -> None:
+        """Raise InputError if a memory trains and no drive of these frames has two so near that a state is used."""
+        nearest = np.inf
+        if not self._trains:
+            return
+        for token in {self._tables.scene(token): token for token in tokens}.values():
+            gaps = np.diff(np.array([*self._of_drive(token).values()], np.int64)) / 1e6
+            nearest = min(nearest, gaps.min(initial=np.inf))
+            if nearest <= self._limits.seconds:
+                return
+        apart = f"its drives have a frame every {nearest:g} s" if np.isfinite(nearest) else "its drives have one frame"
+        raise InputError(
+            f"{self._tables.dataroot}: {apart}, and a memory uses a state for {self._limits.seconds:g} s, so it would "
+            "not train; give it more `seconds`, or drives with more frames (perception simulate --rate 10)"
+        )
+
     def clip(self, token: str, position: int) -> Clip:
         """The clip that ends with this frame, at a position of the training."""
-        key = self._tables.scene(token), view_of(token)
-        if key not in self._moments:
-            self._moments[key] = self._tables.moments(token)
-        moments = self._moments[key]
+        moments = self._of_drive(token)
         rng = np.random.default_rng([self._seed, 3, position // self._batch])
         # Mostly clips: a frame alone teaches a memory on a frozen base nothing.
         spacings = draw_spacings(rng, self._frames) or draw_spacings(rng, self._frames)
@@ -133,6 +148,13 @@ class Clips:
         if not (outage and earlier):
             return Clip(earlier, outage)
         return Clip(earlier, outage, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
+
+    def _of_drive(self, token: str) -> Mapping[str, int]:
+        """The frames of its drive, as of `Keyframes.moments`."""
+        key = self._tables.scene(token), view_of(token)
+        if key not in self._moments:
+            self._moments[key] = self._tables.moments(token)
+        return self._moments[key]
 
     def state_inputs(self, moments: Sequence[Moment]) -> list[Arrays]:
         """The inputs of the memory on each frame of a clip; the first has no state."""
@@ -150,8 +172,8 @@ def _lost_in_outages(sensors: Sequence[str], memories: Sequence[Module]) -> list
     return [sensor for sensor in sensors if any(teaches(sensor, module.when) for module in memories)]
 
 
-def align_clips(clips: Sequence[Sequence[Arrays]]) -> list[list[Arrays]]:
-    """The inputs of all clips by age, the oldest frames first.
+def align_clips(clips: Sequence[Sequence[AnyFrame]]) -> list[list[AnyFrame]]:
+    """The frames of all clips by age, the oldest first.
 
     A clip that is shorter than others begins with its first frame again, of whose state nothing depends: it is not
     valid on the frame after it.

@@ -42,7 +42,7 @@ class Sample:
     labels: dict[str, dict[str, np.ndarray]]  # by task; `camera` has those of its depth
     conditions: Conditions
     token: str
-    earlier: Sequence[dict[str, np.ndarray]] = ()  # inputs of the frames before, the oldest first; see `training/clips`
+    earlier: Sequence[tuple[dict[str, np.ndarray], Conditions]] = ()  # of the frames before, the oldest first
     outage: bool = False  # whether the clips of its step end in an outage
 
 
@@ -54,9 +54,7 @@ class Batch:
     labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `join_labels`
     conditions: list[Conditions]
     tokens: list[str]
-    earlier: list[dict[str, torch.Tensor]] = field(
-        default_factory=list
-    )  # inputs of the frames before, the oldest first
+    earlier: list[tuple[dict[str, torch.Tensor], list[Conditions]]] = field(default_factory=list)  # of frames before
     outage: bool = False  # whether the clips of the step end in an outage
 
     def to(self, device: torch.device) -> Batch:
@@ -69,9 +67,8 @@ class Batch:
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         labels = {task: {k: change(v) for k, v in own.items()} for task, own in self.labels.items()}
-        inputs, *earlier = (
-            {name: change(value) for name, value in each.items()} for each in (self.inputs, *self.earlier)
-        )
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        earlier = [({name: change(value) for name, value in own.items()}, facts) for own, facts in self.earlier]
         return replace(self, inputs=inputs, labels=labels, earlier=earlier)
 
 
@@ -87,7 +84,8 @@ class FrameDataset(Dataset[Sample]):
         trained: names of the modules that train; None: all.
 
     Raises:
-        InputError: no keyframes, or none with a box for class-balanced sampling while boxes are learned.
+        InputError: no keyframes, none with a box for class-balanced sampling while boxes are learned, or none with a
+            frame before it that a memory could use.
     """
 
     def __init__(
@@ -109,6 +107,8 @@ class FrameDataset(Dataset[Sample]):
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
         self._paster = None if objects is None else Paster(objects, config)
         self._clips = None if self._spec.memory is None else Clips(tables, config, self._spec.memory, trained)
+        if self._clips is not None:
+            self._clips.require_states(tokens)
         boxes = any(task.ranked for task in self._tasks.values())
         self._holders = _frames_of_classes(tables, self._tokens, boxes) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until
@@ -170,15 +170,17 @@ class FrameDataset(Dataset[Sample]):
     ) -> Sample:
         """The sample with the frames before it, which have its augmentation, and with the inputs of the memory."""
         assert self._clips is not None
-        inputs, moments = [], []
+        inputs, moments, conditions = [], [], []
         for age, token in zip(range(len(clip.earlier), 0, -1), clip.earlier, strict=True):
             seen = clip.without(self._as_seen(self._frames.frame(token), rng), age)
             earlier = augmentation.apply(seen)
             inputs.append(prepare(earlier, self._spec, augmentation.affines))
             moments.append(Moment.of(earlier))
+            conditions.append(earlier.conditions)
         states = self._clips.state_inputs([*moments, Moment.of(frame)])
         *earlier_inputs, own = (arrays | state for arrays, state in zip([*inputs, sample.inputs], states, strict=True))
-        return replace(sample, inputs=own, earlier=earlier_inputs, outage=clip.outage)
+        before = list(zip(earlier_inputs, conditions, strict=True))
+        return replace(sample, inputs=own, earlier=before, outage=clip.outage)
 
     def _with_truth(self, frame: Frame) -> Frame:
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""
@@ -220,12 +222,13 @@ def reads_of(config: Config, depth: bool = False) -> Reads:
 
 
 def collate(samples: list[Sample]) -> Batch:
+    *earlier, _ = align_clips([[*sample.earlier, (sample.inputs, sample.conditions)] for sample in samples])
     return Batch(
         inputs=batch_inputs([sample.inputs for sample in samples]),
         labels=batch_labels([sample.labels for sample in samples]),
         conditions=[sample.conditions for sample in samples],
         tokens=[sample.token for sample in samples],
-        earlier=[batch_inputs(frames) for frames in align_clips([[*s.earlier, s.inputs] for s in samples])[:-1]],
+        earlier=[(batch_inputs([own for own, _ in each]), [facts for _, facts in each]) for each in earlier],
         outage=samples[0].outage,
     )
 

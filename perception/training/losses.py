@@ -16,6 +16,8 @@ from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import make_shared_routes
 from perception.tasks.network import Loss
 
+Earlier = Sequence[tuple[dict[str, Tensor], Sequence[Conditions]]]  # inputs and conditions of frames, oldest first
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -49,22 +51,21 @@ class Losses(nn.Module):
         inputs: dict[str, Tensor],
         conditions: Sequence[Conditions],
         labels: Mapping[str, Mapping[str, Tensor]],
-        earlier: Sequence[dict[str, Tensor]] = (),
+        earlier: Earlier = (),
     ) -> dict[str, Tensor]:
         """() loss terms by name for the frames of this process.
 
         The mean of a term over the processes, as of its gradients, is that of the whole batch.
 
         Args:
-            earlier: inputs of the frames before, the oldest first. They give the state, and have neither losses nor
-                gradients.
+            earlier: the frames before. They give the state, and have neither losses nor gradients.
         """
         model, trace, bank = self.model, Trace(), self.model.bank
         if self.scope.random_conditions:
             conditions = random_conditions(bank.conditions, len(conditions))
+            earlier = [(each, conditions) for each, _ in earlier]
         if "state_valid" in inputs:
-            filled = fill_clips(inputs, earlier)
-            inputs = {**inputs, "state": self._state(len(inputs["state_valid"]), filled, conditions)}
+            inputs = {**inputs, "state": self._state(len(conditions), fill_clips(inputs, conditions, earlier))}
         dense = model(inputs, conditions, self.scope.tasks, self._routes(inputs, conditions), trace)
         self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
@@ -74,11 +75,11 @@ class Losses(nn.Module):
             return means(terms) | model.routing_losses(trace.routes, costs)
 
     @torch.no_grad()
-    def _state(self, frames: int, earlier: Sequence[dict[str, Tensor]], conditions: Sequence[Conditions]) -> Tensor:
+    def _state(self, frames: int, earlier: Earlier) -> Tensor:
         """The state after the earlier frames."""
         state = self.model.no_state(frames)
-        for each in earlier:
-            inputs = {**each, "state": state}
+        for own, conditions in earlier:
+            inputs = {**own, "state": state}
             state = self.model.next_state(inputs, conditions, self._routes(inputs, conditions), Trace())
         return state
 
@@ -88,13 +89,13 @@ class Losses(nn.Module):
         return make_shared_routes(self.model.bank, inputs, conditions, self.scope.tasks) if shared else None
 
 
-def fill_clips(inputs: dict[str, Tensor], earlier: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def fill_clips(inputs: dict[str, Tensor], conditions: Sequence[Conditions], earlier: Earlier) -> Earlier:
     """The earlier frames of this process, as many as those of the process with the longest clips.
 
     So all processes run the network equally often. Shorter clips begin with their first frames again, as in a batch
     (`training/clips.align_clips`), so that the frames are those of one process with the whole batch.
     """
-    first = earlier[0] if earlier else inputs
+    first = earlier[0] if earlier else (inputs, conditions)
     missing = largest(len(earlier), inputs["state_valid"].device) - len(earlier)
     return [first] * missing + [*earlier]
 

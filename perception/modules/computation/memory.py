@@ -20,6 +20,7 @@ from perception.io.section import Positive, Share
 from perception.modules.computation.computation import Computation, Site
 from perception.modules.spec import STATE_INPUTS, Module
 
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse` and `trunk`
 
 
@@ -153,10 +154,10 @@ class Memory(Computation):
         kind: Literal["memory"] = "memory"
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
         hidden: Positive = 8  # channels of the gate
-        frames: Positive = 4  # of a training clip, at most
+        frames: Annotated[int, Field(ge=2)] = 4  # of a training clip, at most
         outages: Share = 0.3  # of the steps whose clips end without the LiDAR or the cameras
-        seconds: Annotated[float, Field(gt=0)] = 1.2  # after which a state is not used
-        speed: Annotated[float, Field(gt=0)] = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
+        seconds: Limit = 1.2  # after which a state is not used
+        speed: Limit = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
 
     layers = (FusedMap,)
     affine = False

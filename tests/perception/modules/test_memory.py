@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import config, disturb, inputs, model
+from pydantic import ValidationError
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
@@ -410,6 +411,30 @@ def test_it_stands_at_its_own_slot_for_all_tasks_on_the_grid_that_it_was_trained
     narrow.load_state_dict(model().state_dict())
     with pytest.raises(InputError, match=r"was a FusedMap \(32, 32, 32\), here it is a FusedMap \(32, 32, 16\)"):
         narrow.bank.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(("limit", "least"), [("seconds", 1.2), ("speed", 70.0)])
+def test_a_memory_does_not_shorten_another_one(tmp_path, limit, least):
+    """They share the state: a stricter limit would change outputs also where the second one does not run."""
+    network, other = with_memory(), model()
+    says = rf"module b: with {limit} below {least:g} the memories that are here would forget sooner"
+    other.bank.add(spec("b", **{limit: 0.9 * least}))
+    other.bank.save("b", tmp_path / "b")
+    with pytest.raises(InputError, match=says):
+        network.bank.add(spec("b", **{limit: 0.9 * least}))
+    with pytest.raises(InputError, match=says):
+        network.bank.load(tmp_path / "b.json")
+    assert [*network.bank.modules] == ["memory"]
+    network.bank.add(spec("b", **{limit: 2 * least}))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"seconds": float("inf")}, {"speed": float("inf")}, {"speed": float("nan")}, {"seconds": 0.0}, {"frames": 1}],
+)
+def test_options_that_no_memory_can_have_are_refused(option):
+    with pytest.raises(ValidationError, match=rf"memory\.{next(iter(option))}"):
+        spec("a", **option)
 
 
 @torch.no_grad()

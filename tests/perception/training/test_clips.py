@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from torch import Tensor
 from perception.checkpoint import load_model
 from perception.config import Augment, CameraBranch, Config, Image, parse_config
 from perception.datasets.keyframes import Keyframes
-from perception.frame import Prediction
+from perception.errors import InputError
+from perception.frame import Conditions, Prediction
 from perception.model import PerceptionModel, batch_inputs
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare
@@ -57,6 +59,11 @@ def learned(config: Config) -> PerceptionModel:
     return network.eval()
 
 
+def inputs_of(clip: Sample | Batch) -> list[Any]:
+    """Of all frames, the oldest first."""
+    return [*(inputs for inputs, _ in clip.earlier), clip.inputs]
+
+
 def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epoch(tables):
     config = plain(batch=2, steps=30)
     dataset, spec = FrameDataset(tables, tables.samples("all"), config), InputSpec.of(config)
@@ -70,12 +77,11 @@ def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epo
             place = drive.index(sample.token)
             before = drive[place - len(sample.earlier) : place]
             frames = [tables.frame(token, spec.reads) for token in [*before, sample.token]]
-            for frame, arrays in zip(frames, [*sample.earlier, sample.inputs], strict=True):
+            assert [facts for _, facts in sample.earlier] == [frame.conditions for frame in frames[:-1]]
+            for frame, arrays in zip(frames, inputs_of(sample), strict=True):
                 assert all(np.array_equal(arrays[name], each) for name, each in prepare(frame, spec).items())
             moments = [Moment.of(frame) for frame in frames]
-            for pair, arrays in zip(
-                [(None, moments[0]), *pairwise(moments)], [*sample.earlier, sample.inputs], strict=True
-            ):
+            for pair, arrays in zip([(None, moments[0]), *pairwise(moments)], inputs_of(sample), strict=True):
                 told = state_inputs(*pair, LIMITS)
                 assert all(np.array_equal(arrays[name], each) for name, each in told.items())
                 assert arrays["state_valid"] == (pair[0] is not None)
@@ -106,12 +112,12 @@ def test_in_an_outage_the_last_frames_of_a_clip_have_no_points_and_the_first_has
     lost, lengths = set(), set()
     for position in range(6 * dataset.epoch_length):
         sample, same = dataset[position], usual[position]
-        frames = [*sample.earlier, sample.inputs]
+        frames = inputs_of(sample)
         empty = [not frame["pillar_counts"].any() for frame in frames]
         assert not empty[0]
         assert empty == sorted(empty)
         assert empty[-1] == (len(frames) > 1)
-        for frame, without, recorded in zip(frames, empty, [*same.earlier, same.inputs], strict=True):
+        for frame, without, recorded in zip(frames, empty, inputs_of(same), strict=True):
             assert without or all(np.array_equal(frame[name], each) for name, each in recorded.items())
             assert all(np.array_equal(frame[name], recorded[name]) for name in ("elapsed", "state_valid"))
         lost.add(sum(empty))
@@ -252,10 +258,10 @@ def clip_batch(tables: Keyframes, config: Config) -> Batch:
 def test_a_batch_has_its_frames_by_age_and_short_clips_do_not_feel_how_they_are_filled(tables):
     config = plain()
     batch = clip_batch(tables, config)
-    assert [each["state_valid"].tolist() for each in [*batch.earlier, batch.inputs]] == [[0, 0], [1, 0], [1, 0]]
+    assert [each["state_valid"].tolist() for each in inputs_of(batch)] == [[0, 0], [1, 0], [1, 0]]
     network = learned(config)
     with torch.no_grad():
-        together = sequence(network, [*batch.earlier, batch.inputs])[-1]
+        together = sequence(network, inputs_of(batch))[-1]
         alone = sequence(network, [{name: each[1:] for name, each in batch.inputs.items()}])[-1]
     for name, value in alone.items():
         torch.testing.assert_close(together[name][1:], value, rtol=1e-4, atol=1e-4)
@@ -270,7 +276,7 @@ def test_the_losses_are_those_of_the_last_frame_after_the_earlier_ones(tables):
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     assert all(".computations.memory." in name for name in gradients)
     network.zero_grad()
-    dense = sequence(network, [*batch.earlier, batch.inputs])[-1]
+    dense = sequence(network, inputs_of(batch))[-1]
     terms = network.losses(dense, batch.labels)
     expected = sum(term.sums.sum() / term.counts.sum().clamp(min=1) for term in terms.values())
     assert isinstance(expected, Tensor)
@@ -295,6 +301,18 @@ def test_shorter_clips_than_those_of_other_processes_are_filled_and_do_not_feel_
             found.append(losses(batch.inputs, batch.conditions, batch.labels, batch.earlier))
             assert len(passes) == longest
         assert_same(*found)
+
+
+def test_earlier_frames_run_on_their_own_conditions(tables, monkeypatch):
+    config = plain()
+    network, passes = learned(config), []
+    step = network.next_state
+    monkeypatch.setattr(network, "next_state", lambda *given: passes.append(given[1]) or step(*given))
+    batch = clip_batch(tables, config)
+    weathers = [[Conditions(weather=weather)] * 2 for weather in ("rain", "fog")]
+    earlier = [(own, facts) for (own, _), facts in zip(batch.earlier, weathers, strict=True)]
+    Losses(network, Scope(tuple(network.tasks)))(batch.inputs, batch.conditions, batch.labels, earlier)
+    assert passes == weathers
 
 
 def assert_equal(found: Prediction, expected: Prediction) -> None:
@@ -370,6 +388,16 @@ def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path
     evaluate = ("evaluate", tmp_path / "adapted", "--data", data, "--split", "all", "--out", tmp_path / "scores")
     succeeds(*evaluate)
     assert "has a memory, so that its frames depend on those before" in refuses(*evaluate, "--jobs", 2)
+
+
+def test_a_memory_that_no_frame_could_train_is_refused(tables, tmp_path):
+    """Keyframes are 0.5 s apart, or alone. Where it does not train, other modules do."""
+    network, tokens = PerceptionModel(plain()), tables.samples("all")
+    spec = network.config.modules[0].model_copy(update={"seconds": 0.3})
+    config = network.config.model_copy(update={"modules": (spec,)})
+    with pytest.raises(InputError, match=r"a frame every 0.5 s, and a memory uses a state for 0.3 s"):
+        FrameDataset(tables, tokens, config)
+    FrameDataset(tables, tokens, config, trained=["other"])
 
 
 @pytest.mark.parametrize("beside", [("--task", "map"), ("--add", "low_rank:rain"), ("--config", "module.yaml")])
