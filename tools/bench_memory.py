@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
@@ -37,7 +38,21 @@ SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its
 MEMORY = {"name": "memory", "kind": "memory"}
 MEMORY_STEPS = 400  # on a frozen network
 STEPS = {"lidar": 2400, "camera": 8000, "both": 2400}  # by sensors; cameras alone learn slowly
+RAIN, TO_RAIN = "rain-day-boston", "clear-day-boston/rain-day-boston"
+AFTER_SWITCH = 2  # keyframes of each drive that are scored after its route changes
+Change = Callable[[Frame], Frame]
 BRIDGE = ("--add", "memory:bridge", "--option", "outages=1.0", "--conditions", "no-lidar")
+# Networks by sensors, and what is added to which.
+NETWORKS = {
+    "lidar": ("base", "memory", "joint", "bridge", "rain"),
+    "both": ("base", "memory", "joint", "bridge"),
+    "camera": ("base", "memory", "joint"),
+}
+ADDED = {
+    "memory": ("base", "--memory"),
+    "bridge": ("joint", *BRIDGE),
+    "rain": ("joint", "--add", "low_rank:rain", "--slots", "lidar.*", "--conditions", "rain"),
+}
 
 
 def memory(
@@ -56,8 +71,10 @@ def memory(
     spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time up to a
     scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network with a
     memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars that all networks find,
-    because an error over found objects falls as well where fast ones are missed. Figures are means over the seeds, of
-    which `by_seed` has each. Parts that the folder has are not made again.
+    because an error over found objects falls as well where fast ones are missed. `switch` (LiDAR alone): a module for
+    rain before the memory is added to `joint`; scored are the first two keyframes of rain of drives where it begins to
+    rain, with the state of the route before, which the vehicle carries on, and where that is forgotten. Figures are
+    means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder, steps = out / sensors, steps or STEPS[sensors]
     data = out / ("drives" if sensors == "lidar" else "drives_with_pictures")
@@ -66,8 +83,10 @@ def memory(
     rig.write_text(yaml.safe_dump(_rig(sensors).model_dump(mode="json")))
     (folder / "base.yaml").write_text(yaml.safe_dump(_config(sensors, rig)))
     (folder / "joint.yaml").write_text(yaml.safe_dump(_config(sensors, rig) | {"modules": [MEMORY]}))
-    options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", CONDITIONS, "--rig", rig)
-    Commands(out).call(data.name, "simulate", data, "--scenes", drives, *options)
+    simulated = {data: CONDITIONS} | ({out / "rain": RAIN, out / "to_rain": TO_RAIN} if sensors == "lidar" else {})
+    for at, conditions in simulated.items():
+        options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", conditions, "--rig", rig)
+        Commands(out).call(at.name, "simulate", at, "--scenes", drives, *options)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         by_seed = list(pool.map(partial(_trained_and_measured, folder, data, steps), range(seeds)))
     return {**_mean(by_seed), "seeds": seeds, "steps": steps, "by_seed": by_seed}
@@ -77,16 +96,19 @@ def _trained_and_measured(folder: Path, data: Path, steps: int, seed: int) -> di
     """The figures of one seed."""
     torch.set_num_threads(1)
     commands, runs = Commands(folder), dict[str, Path]()
-    adds = {"memory": ("base", "--memory"), "bridge": ("joint", *BRIDGE)}
-    for name in ("base", "memory", "joint") + (("bridge",) if folder.name != "camera" else ()):
+    for name in NETWORKS[folder.name]:
         runs[name] = folder / f"{name}-{seed}"
-        target = ("--data", data, "--out", runs[name], "--steps")
-        if name in adds:
-            start, *words = adds[name]
-            commands.call(f"adapt_{name}-{seed}", "adapt", runs[start], *words, *target, MEMORY_STEPS)
+        target = ("--data", folder.parent / "rain" if name == "rain" else data, "--out", runs[name], "--steps")
+        if name in ADDED:
+            start, *options = ADDED[name]
+            commands.call(f"adapt_{name}-{seed}", "adapt", runs[start], *options, *target, MEMORY_STEPS)
         else:
             commands.call(f"train_{name}-{seed}", "train", folder / f"{name}.yaml", f"seed={seed}", *target, steps)
-    return _figures(commands, runs, data)
+    rain = runs.pop("rain", None)
+    found = _figures(commands, runs, data)
+    if rain is not None:
+        found["switch"] = _switch(rain, NuScenesTables(folder.parent / "to_rain", VERSION))
+    return found
 
 
 def _rig(sensors: str) -> Rig:
@@ -168,7 +190,7 @@ def _cars(runs: Mapping[str, Path], tables: NuScenesTables) -> dict[str, Any]:
 
 def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequence[str]) -> dict[str, Any]:
     """mAP on these keyframes of the base, and of all networks where the LiDAR is missing."""
-    whole = _score(runs["base"], tables, selectors, 1)["mAP"]
+    whole = _score(runs["base"], tables, selectors)["mAP"]
     found: dict[str, Any] = {"seen_base": whole}
     for name, frames in OUTAGES.items():
         lost = set[str]()
@@ -176,21 +198,47 @@ def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequen
             drive = [*tables.moments(token)]
             last = drive.index(token) + 1
             lost.update(drive[last - frames : last])
-        left = {run: _score(path, tables, selectors, 1, lost)["mAP"] for run, path in runs.items()}
+        left = {run: _score(path, tables, selectors, 1, without_lidar(lost))["mAP"] for run, path in runs.items()}
         base = left.pop("base")
         kept = {run: (each - base) / (whole - base) for run, each in left.items()}
         found[name] = {"base": base, **left, "kept": kept}
     return found
 
 
+def _switch(run: Path, tables: NuScenesTables) -> dict[str, Any]:
+    """Scores just after the route changes, with the state from before and without."""
+
+    def in_rain(frame: Frame) -> bool:
+        return frame.conditions.get("weather") == "rain"
+
+    def forget(frame: Frame) -> Frame:
+        return replace(frame, scene=f"{frame.scene}, rain") if in_rain(frame) else frame
+
+    selectors = []
+    for scene in tables.scenes(SPLIT):
+        wet = [
+            in_rain(tables.frame(token, Reads(lidar=False, cameras=False))) for token in tables.samples(None, [scene])
+        ]
+        selectors.append(f"{scene}:{wet.index(True)}-{wet.index(True) + AFTER_SWITCH}")
+    return {
+        "carried": _score(run, tables, selectors),
+        "forgotten": _score(run, tables, selectors, change=forget),
+    }
+
+
 def _score(
-    run: Path, tables: NuScenesTables, selectors: Sequence[str], step: int, lost: Collection[str] = ()
+    run: Path, tables: NuScenesTables, selectors: Sequence[str], step: int = 1, change: Change | None = None
 ) -> dict[str, float]:
-    """Of a network that sees every `step`-th frame of the drives, some of them without LiDAR, on these keyframes."""
+    """Of a network that sees every `step`-th frame of the drives, after the change, on these keyframes."""
     predictor = TorchPredictor.load(run)
-    drive = EachFrame(predictor, step, frozenset(lost))
+    drive = EachFrame(predictor, step, change)
     with TemporaryDirectory() as folder:
         return _chosen(evaluate(drive, tables, SPLIT, selectors, Path(folder), predictor.spec, QUIET))
+
+
+def without_lidar(lost: Collection[str]) -> Change:
+    """Frames with these tokens have no LiDAR."""
+    return lambda frame: frame.without_points() if frame.token in lost else frame
 
 
 class EachFrame:
@@ -198,15 +246,15 @@ class EachFrame:
 
     Args:
         step: it sees each so many frames of a drive.
-        lost: tokens of frames without LiDAR.
+        change: of the frames that it sees.
     """
 
-    def __init__(self, predictor: TorchPredictor, step: int, lost: Collection[str] = ()) -> None:
-        self._predictor, self._step, self._lost = predictor, step, lost
+    def __init__(self, predictor: TorchPredictor, step: int = 1, change: Change | None = None) -> None:
+        self._predictor, self._step, self._change = predictor, step, change
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
         """The predictions of keyframes; with steps of several frames they must be among those that it sees."""
-        reads = reads._replace(change=self._without_lost)
+        reads = reads._replace(change=self._change)
         for _, group in groupby(tokens, keyframes.scene):
             asked = [*group]
             drive = [*keyframes.moments(asked[0])]
@@ -214,9 +262,6 @@ class EachFrame:
             for frame, found in self._predictor.predictions(keyframes, reads, seen):
                 if frame.token in asked:
                     yield frame, found
-
-    def _without_lost(self, frame: Frame) -> Frame:
-        return frame.without_points() if frame.token in self._lost else frame
 
 
 def _chosen(scores: Mapping[str, Any]) -> dict[str, float]:

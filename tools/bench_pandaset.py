@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from bench_memory import BRIDGE, EachFrame
+from bench_memory import BRIDGE, EachFrame, without_lidar
 from benchmark import QUIET, SHARED, Commands
 
 from perception.datasets.pandaset import PandaSet
@@ -199,7 +199,9 @@ class _Stages(Bench):
         drive = PandaSet(self.data, predictor.spec.rig, predictor.taxonomy)
         held_back = drive.samples(selectors=[HELD_BACK])
         lost = {token for i, token in enumerate(held_back) if i % (frames + 1)}
-        ahead = look_to(["front"], EachFrame(predictor, 1, lost), predictor.spec, predictor.model.tasks)
+        ahead = look_to(
+            ["front"], EachFrame(predictor, change=without_lidar(lost)), predictor.spec, predictor.model.tasks
+        )
         with TemporaryDirectory() as folder:
             metrics = evaluate(ahead, drive, None, [HELD_BACK], Path(folder), predictor.spec, QUIET)
         return float(_of_class(metrics, CAR)["recall"])

@@ -7,7 +7,7 @@ import typer
 from bench import SUBJECTS, command
 from bench_ceiling import ceiling
 from bench_labels import LABELLED, _numbers, _summary, _ways, choose
-from bench_memory import EachFrame, _config, _rig
+from bench_memory import EachFrame, _config, _rig, without_lidar
 from bench_time import gains
 from benchmark import measure_times, medians
 from networks import disturb, small
@@ -104,7 +104,7 @@ def test_a_network_with_a_memory_sees_the_frames_before_those_that_are_asked_for
     reads = predictor.spec.reads
     whole = dict(zip(drive, (p for _, p in predictor.predictions(tables, reads, drive)), strict=True))
     for lost in ((), drive[-1:], drive[:1]):
-        ((frame, found),) = EachFrame(predictor, 1, lost).predictions(tables, reads, drive[-1:])
+        ((frame, found),) = EachFrame(predictor, change=without_lidar(lost)).predictions(tables, reads, drive[-1:])
         assert frame.token == drive[-1]
         assert (frame.points is None) == (frame.token in lost)
         same = found.results["detection"].scores.tolist() == whole[drive[-1]].results["detection"].scores.tolist()
