@@ -48,11 +48,6 @@ class MovingWindow:
         }
         self._origin: np.ndarray | None = None  # row and column of the window's first cell in the global frame
 
-    @property
-    def bytes(self) -> int:
-        """Size of the arrays, the same for the whole drive."""
-        return sum(array.nbytes for array in self.arrays.values())
-
     def follow(self, global_from_reference: np.ndarray) -> Covered:
         """Shift the window so that the vehicle is in its middle; returns the cells that its grid covers."""
         rows, columns = self.grid.shape

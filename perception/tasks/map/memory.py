@@ -65,11 +65,6 @@ class MapMemory:
         self._layer = np.arange(len(self.priors))[:, None, None]
         self._window = MovingWindow(grid, {"odds": (len(self.priors), np.int16)}, REACH)
 
-    @property
-    def bytes(self) -> int:
-        """Size of the memory, the same for the whole drive."""
-        return self._window.bytes
-
     def update(self, probabilities: np.ndarray, global_from_reference: np.ndarray) -> None:
         """Fuse the probabilities of one frame.
 

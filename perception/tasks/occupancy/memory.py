@@ -69,11 +69,6 @@ class FusedOccupancy(Memory[OccupancyResult]):
         self._window = MovingWindow(ground, {**odds, "classes": (levels, np.uint8)}, REACH)
         self._time: int | None = None
 
-    @property
-    def bytes(self) -> int:
-        """Size of the memory, the same for the whole drive."""
-        return self._window.bytes
-
     def update(self, frame: Frame, result: OccupancyResult | None) -> OccupancyResult:
         pose = frame.global_from_reference
         self._fade(0.0 if self._time is None else max(0.0, (frame.timestamp - self._time) / 1e6))

@@ -71,11 +71,6 @@ class ExplainedOccupancy(Memory[OccupancyResult]):
     def number_from(self, first: int) -> None:
         self._tracker.next_id = first
 
-    @property
-    def bytes(self) -> int:
-        """Size of the fused occupancy, the same for the whole drive."""
-        return self._fused.bytes
-
     def update(self, frame: Frame, result: OccupancyResult | None) -> OccupancyResult:
         return self._fused.update(frame, result)
 
