@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,12 +30,6 @@ from perception.rig import Rig
 
 _WEIGHTS = "weights."  # prefix of the weights that train, beside their average
 KEPT = 2  # number of newest checkpoints of a run that are kept
-
-
-class Stateful(Protocol):
-    """A module, an optimizer, or what stands for one."""
-
-    def state_dict(self) -> dict[str, Any]: ...
 
 
 def newest(run: Path) -> Path | None:
@@ -53,15 +47,16 @@ def save(
     run: Path,
     step: int,
     config: Config,
-    model: Stateful,
-    optimizer: Stateful,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
     schedule: dict[str, Any],
     data: Sequence[str] = (),
-    averaged: Stateful | None = None,
+    averaged: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of this step, then delete all but the newest ones.
 
     Args:
+        model: its state; `optimizer` and `averaged` alike.
         schedule: JSON-able state of learning-rate schedule and loss scaler.
         data: descriptions of the data of each training of the model.
         averaged: the model with the average of its weights, which is the one to load.
@@ -70,14 +65,13 @@ def save(
         InputError: the disk is full or not writable; earlier checkpoints do not change.
     """
     final = run / "checkpoints" / f"step-{step:06d}"
-    state = optimizer.state_dict()
-    moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
-    trained = {} if averaged is None else {f"{_WEIGHTS}{name}": value for name, value in model.state_dict().items()}
+    moments = {f"{i}.{name}": value for i, entry in optimizer["state"].items() for name, value in entry.items()}
+    trained = {} if averaged is None else {f"{_WEIGHTS}{name}": value for name, value in model.items()}
     tensors = {
-        "model.safetensors": (averaged or model).state_dict(),
+        "model.safetensors": averaged or model,
         "training.safetensors": moments | trained | {"random": torch.get_rng_state()},
     }
-    content = {"step": step, "schedule": schedule, "optimizer": state["param_groups"], "data": list(data)}
+    content = {"step": step, "schedule": schedule, "optimizer": optimizer["param_groups"], "data": list(data)}
     _write(final, config, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
     for old in _by_step(final.parent)[:-KEPT]:
         old.rename(old.with_name(f".{old.name}.old"))  # so that no half of it is left under its name
@@ -113,7 +107,7 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
 
 
 def _write(
-    final: Path, config: Config, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any], advice: str = ""
+    final: Path, config: Config, tensors: dict[str, Mapping[str, Tensor]], content: dict[str, Any], advice: str = ""
 ) -> None:
     """Write a safetensors file for each name of `tensors`, and checkpoint.json with configuration, content, sha256."""
     with atomic_folder(final, "the checkpoint", advice) as folder:

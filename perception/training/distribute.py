@@ -22,7 +22,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from perception.checkpoint import Stateful
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
@@ -182,16 +181,6 @@ def gather(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: gather(each) for key, each in value.items()}
     return [gather(each) for each in value] if isinstance(value, list) else value
-
-
-class GatheredState:
-    """The state of a module or optimizer at this moment; all processes take part."""
-
-    def __init__(self, part: Stateful) -> None:
-        self._state: dict[str, Any] = gather(part.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._state
 
 
 Place = tuple[nn.Module, str, nn.Module]  # a module, and the name of a layer in it with the layer

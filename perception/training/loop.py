@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from perception import checkpoint
-from perception.checkpoint import Stateful, initialise
+from perception.checkpoint import initialise
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.views import see_views
@@ -28,7 +28,6 @@ from perception.model import PerceptionModel
 from perception.sensors.state import Limits
 from perception.training import optimize
 from perception.training.distribute import (
-    GatheredState,
     LongBarrier,
     accelerator_of,
     gather,
@@ -289,11 +288,10 @@ class _Training:
         Raises:
             InputError: a weight is not finite, or the disk is full.
         """
-        model: Stateful = GatheredState(self.model) if self.shards else self.model
-        optimizer: Stateful = GatheredState(self.optimizer) if self.shards else self.optimizer
-        average: Stateful | None = GatheredState(self.averaged) if self.shards and self.averaged else self.averaged
+        model, optimizer = (gather(each.state_dict()) for each in (self.model, self.optimizer))
+        average = None if self.averaged is None else gather(self.averaged.state_dict())
         if self.main:
-            _require_finite(model.state_dict(), f"{self.run}: after step {step}")
+            _require_finite(model, f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             best = {} if math.isinf(self.best) else {"best": self.best}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler, "keyframes": self.keyframes, **best}

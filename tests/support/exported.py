@@ -105,7 +105,7 @@ def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) 
         for last in [heads[name][1].layer for name in heads if name.endswith("heatmap")]:
             last.weight.normal_(0, 0.6 * 2**0.5 / last.weight.shape[1] ** 0.5)  # with larger ones, scores tie at 1
             last.bias.fill_(-3.0)
-    save(run, 1, config, model, torch.optim.AdamW(model.parameters()), {})
+    save(run, 1, config, model.state_dict(), torch.optim.AdamW(model.parameters()).state_dict(), {})
 
 
 def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:

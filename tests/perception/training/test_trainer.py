@@ -428,9 +428,15 @@ def stepped(seed: int = 0) -> tuple[PerceptionModel, torch.optim.AdamW]:
     return model, optimizer
 
 
+def states(model: PerceptionModel, optimizer: torch.optim.AdamW) -> tuple[dict[str, Any], dict[str, Any]]:
+    return model.state_dict(), optimizer.state_dict()
+
+
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = stepped()
-    folder = checkpoint.save(tmp_path, 7, LITTLE, model, optimizer, {"rate": 0.1}, ["drives", "drives at night"])
+    folder = checkpoint.save(
+        tmp_path, 7, LITTLE, *states(model, optimizer), {"rate": 0.1}, ["drives", "drives at night"]
+    )
     loaded, config = load_model(tmp_path)
     assert config == LITTLE
     assert not loaded.training
@@ -452,14 +458,14 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     checkpoint.resume(tmp_path, LITTLE, model, optimizer)
 
     for step in (8, 9, 10):  # only the newest stay
-        last = checkpoint.save(tmp_path, step, LITTLE, model, optimizer, {})
+        last = checkpoint.save(tmp_path, step, LITTLE, *states(model, optimizer), {})
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000009", "step-000010"]
     assert newest(tmp_path) == last
 
 
 def save_forever(run: Path, done: Any, state: tuple[PerceptionModel, torch.optim.AdamW]) -> None:
     for step in range(10_000):
-        checkpoint.save(run, step, LITTLE, *state, {})
+        checkpoint.save(run, step, LITTLE, *states(*state), {})
         done.send(step)
 
 
@@ -489,13 +495,13 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_previous_one(tmp_path: Path)
 def test_a_full_disk_is_said_and_leaves_the_previous_one(tmp_path: Path) -> None:
     """The operating system refuses to let a file grow past a limit, as a full disk does."""
     model, optimizer = stepped()
-    before = checkpoint.save(tmp_path, 1, LITTLE, model, optimizer, {})
+    before = checkpoint.save(tmp_path, 1, LITTLE, *states(model, optimizer), {})
     says = r"cannot write the checkpoint \(.*\); the earlier ones are unharmed: free some space, --resume$"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(InputError, match=says):
-            checkpoint.save(tmp_path, 2, LITTLE, model, optimizer, {})
+            checkpoint.save(tmp_path, 2, LITTLE, *states(model, optimizer), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [before.name]
@@ -503,14 +509,14 @@ def test_a_full_disk_is_said_and_leaves_the_previous_one(tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoints").write_text("")
     with pytest.raises(InputError, match=says):
-        checkpoint.save(tmp_path / "other", 1, LITTLE, model, optimizer, {})
+        checkpoint.save(tmp_path / "other", 1, LITTLE, *states(model, optimizer), {})
 
 
 def test_a_checkpoint_beyond_a_million_steps_is_the_newest(tmp_path: Path) -> None:
     model, optimizer = stepped()
     for step in (999_000, 999_500):
         (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
-    saved = checkpoint.save(tmp_path, 1_000_000, model.config, model, optimizer, {})
+    saved = checkpoint.save(tmp_path, 1_000_000, model.config, *states(model, optimizer), {})
     assert newest(tmp_path) == saved
     assert {path.name for path in saved.parent.iterdir()} == {"step-999500", "step-1000000"}
 
@@ -519,7 +525,7 @@ def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint here"):
         load_model(tmp_path)
     model, optimizer = stepped()
-    folder = checkpoint.save(tmp_path, 1, LITTLE, model, optimizer, {})
+    folder = checkpoint.save(tmp_path, 1, LITTLE, *states(model, optimizer), {})
     for name in ("model.safetensors", "training.safetensors"):
         whole = (folder / name).read_bytes()
         flipped = bytearray(whole)
