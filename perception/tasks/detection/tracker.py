@@ -20,6 +20,10 @@ from perception.taxonomy import Taxonomy
 # (Yin et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). `traffic` has what keeps the ids of
 # vehicles in a queue apart. docs/tracking.md compares variants.
 
+FLOOR = 0.05  # minimum score of detections, in [0, 1]
+BIRTH = 0.15  # minimum score of an unassociated detection to begin a track
+SURE = 0.3  # minimum score of detections in the first stage of association
+HITS = 2  # detections that confirm a track
 LIFETIME = 3.0  # s without a detection, after which a track ends
 FADING = 1.0  # s without a detection, in which a track's score falls to a half
 MAX_TRACKS = 1000  # at once; where there are more, those with the lowest scores end
@@ -48,18 +52,6 @@ class Motions:
             self.velocity[labels],
         )
 
-
-@dataclass(frozen=True)
-class Rules:
-    """Score thresholds, and the conditions for confirming a track. Scores are in [0, 1]."""
-
-    floor: float  # minimum score of detections
-    birth: float  # minimum score of an unassociated detection to begin a track
-    sure: float  # minimum score of detections in the first stage of association
-    hits: int  # number of detections that confirm a track
-
-
-RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2)
 
 # The state of a track.
 _TRACK = np.dtype(
@@ -112,8 +104,8 @@ class Tracker:
     the one seen more often is first; it decays while the track is not detected.
     """
 
-    def __init__(self, taxonomy: Taxonomy, rules: Rules = RULES) -> None:
-        self._rules, self._motions = rules, Motions(taxonomy)
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self._motions = Motions(taxonomy)
         self._tracks = np.zeros(0, _TRACK)
         self._time = 0  # us, of the latest frame
         self.next_id = 1
@@ -133,21 +125,19 @@ class Tracker:
         seconds = 1e-6 * (now - self._time)
         before = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
         tracks = _predict(before, seconds, self._motions)
-        boxes = select_strongest(
-            boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
-        )
-        rows, columns = _associate(tracks, boxes, seconds, self._rules, self._motions)
-        tracks[rows] = _update_tracks(tracks[rows], boxes.select(columns), now, self._rules, self._motions)
-        new = boxes.scores >= self._rules.birth
+        boxes = select_strongest(boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= FLOOR)))
+        rows, columns = _associate(tracks, boxes, seconds, self._motions)
+        tracks[rows] = _update_tracks(tracks[rows], boxes.select(columns), now, self._motions)
+        new = boxes.scores >= BIRTH
         new[columns] = False
 
         # Young tracks whose velocity led to no detection are tried again, by detections that say nothing of velocity.
         doubtful = np.setdiff1d(np.flatnonzero((before["hits"] <= DOUBTFUL) & (before["seen"] == self._time)), rows)
         again = _begin_anew(before[doubtful], before, seconds, self._motions)
         silent = np.flatnonzero(new & ~is_known(boxes.velocities[:, :2]))
-        rows, columns = _associate(again, boxes.select(silent), seconds, self._rules, self._motions)
+        rows, columns = _associate(again, boxes.select(silent), seconds, self._motions)
         columns = silent[columns]
-        tracks[doubtful[rows]] = _update_tracks(again[rows], boxes.select(columns), now, self._rules, self._motions)
+        tracks[doubtful[rows]] = _update_tracks(again[rows], boxes.select(columns), now, self._motions)
         new[columns] = False
 
         # What is left begins tracks.
@@ -157,15 +147,13 @@ class Tracker:
         self.next_id += len(born)
         self._tracks = _select_best(np.concatenate([tracks, born]), now)
         self._time = now
-        return _output(self._tracks, now, self._rules)
+        return _output(self._tracks, now)
 
 
-def _associate(
-    tracks: np.ndarray, boxes: Boxes, seconds: float, rules: Rules, motions: Motions
-) -> tuple[np.ndarray, np.ndarray]:
+def _associate(tracks: np.ndarray, boxes: Boxes, seconds: float, motions: Motions) -> tuple[np.ndarray, np.ndarray]:
     """`associate_in_stages` for each class separately."""
     own, theirs = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
-    confirmed, sure = tracks["hits"] >= rules.hits, boxes.scores >= rules.sure
+    confirmed, sure = tracks["hits"] >= HITS, boxes.scores >= SURE
     for label in np.intersect1d(tracks["label"], boxes.labels).tolist():
         old, new = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
         gain, allowed = gains(tracks[old], boxes.centers[new], seconds, motions.position[label], motions.gate[label])
@@ -196,7 +184,7 @@ def _predict(tracks: np.ndarray, seconds: float, motions: Motions) -> np.ndarray
     return tracks
 
 
-def _update_tracks(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Motions) -> np.ndarray:
+def _update_tracks(tracks: np.ndarray, boxes: Boxes, now: int, motions: Motions) -> np.ndarray:
     """The tracks after their detections."""
     tracks = tracks.copy()
     _put(tracks, _motion(tracks).update(boxes.centers, boxes.velocities[:, :2], motions.noise(tracks["label"])))
@@ -216,7 +204,7 @@ def _update_tracks(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, mot
     tracks["hits"] += 1
     tracks["score"] += (boxes.scores - tracks["score"]) / tracks["hits"]
     tracks["attribute"], tracks["seen"] = boxes.attributes, now
-    tracks["backed"] = np.where(boxes.scores >= rules.birth, now, tracks["backed"])
+    tracks["backed"] = np.where(boxes.scores >= BIRTH, now, tracks["backed"])
     return tracks
 
 
@@ -252,7 +240,7 @@ def _select_best(tracks: np.ndarray, now: int) -> np.ndarray:
     return tracks[np.sort(best)]
 
 
-def _output(tracks: np.ndarray, now: int, rules: Rules) -> Tracks:
+def _output(tracks: np.ndarray, now: int) -> Tracks:
     return Tracks(
         ids=tracks["id"].copy(),
         boxes=Boxes.from_headings(
@@ -266,7 +254,7 @@ def _output(tracks: np.ndarray, now: int, rules: Rules) -> Tracks:
         ),
         age=1e-6 * (now - tracks["born"]),
         unseen=1e-6 * (now - tracks["seen"]),
-        confirmed=tracks["hits"] >= rules.hits,
+        confirmed=tracks["hits"] >= HITS,
     )
 
 

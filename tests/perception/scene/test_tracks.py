@@ -15,7 +15,7 @@ from vocabulary import CLASSES, NUSCENES
 from perception.frame import Boxes
 from perception.tasks.association import associate, associate_in_stages
 from perception.tasks.detection.motion import Motion, Noise
-from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
+from perception.tasks.detection.tracker import BIRTH, FLOOR, LIFETIME, MAX_TRACKS, SURE, Tracker, Tracks
 from perception.tasks.detection.traffic import select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
@@ -103,7 +103,7 @@ def tracker_after(frames: int) -> Tracker:
     return tracker
 
 
-@given(st.floats(0, RULES.sure, exclude_max=True), st.floats(0, 0.2), st.floats(0, 2 * np.pi))
+@given(st.floats(0, SURE, exclude_max=True), st.floats(0, 0.2), st.floats(0, 2 * np.pi))
 @example(0.05, 0.1, 0.0)
 @settings(max_examples=25, deadline=None)
 def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: float, direction: float) -> None:
@@ -120,7 +120,7 @@ def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: fl
     assert both.confirmed.sum() == 1
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.floats(0, RULES.birth, exclude_max=True))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.floats(0, BIRTH, exclude_max=True))
 @example(0, 12, 0.02)
 @settings(max_examples=20, deadline=None)
 def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float) -> None:
@@ -140,7 +140,7 @@ def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float)
 def test_a_second_detection_confirms_a_track_and_a_weak_one_continues_it() -> None:
     found = followed(boxes_at([(0, 0)]), Boxes.none(), boxes_at([(0, 0), (30, 0)]))
     assert [each.confirmed.tolist() for each in found] == [[False], [False], [True, False]]
-    weak = boxes_at([(16.0, 0.3)], velocities=[(8, 0)], score=(RULES.floor + RULES.birth) / 2)
+    weak = boxes_at([(16.0, 0.3)], velocities=[(8, 0)], score=(FLOOR + BIRTH) / 2)
     tracks = tracker_after(4).update(weak, START + 2_000_000)
     assert (tracks.ids.tolist(), tracks.unseen.tolist()) == ([1], [0])
 
@@ -249,7 +249,7 @@ def test_whatever_comes_tracks_are_sound(seed: int) -> None:
         assert not ids & gone
         # Each detection that may begin a track is in one, of the others some are; frames of one time add up.
         usable[usable] = np.isin(boxes.scores[usable], select_strongest(boxes.select(usable)).scores)
-        seen, births = (tracks.unseen == 0).sum(), usable & (boxes.scores >= RULES.birth)
+        seen, births = (tracks.unseen == 0).sum(), usable & (boxes.scores >= BIRTH)
         assert births.sum() <= seen
         assert seen <= usable.sum() or time <= latest
         latest = time if time < latest - 1e6 * LIFETIME else max(time, latest)
