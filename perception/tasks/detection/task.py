@@ -15,7 +15,7 @@ from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.devkit import RESULTS, SUBMISSION, TRACKS, ResultFiles
-from perception.tasks.detection.metric import DetectionMetric
+from perception.tasks.detection.metric import WITHIN, DetectionMetric
 from perception.tasks.detection.nms import footprints, non_maximum_suppression, rotated_nms
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracker import Tracker, Tracks
@@ -159,11 +159,28 @@ class DetectionTask(Task[Boxes]):
         return state.boxes.select(state.confirmed)
 
     def draw(self, frame: Frame, result: Boxes, state: Tracks | None) -> Iterator[BoxLayer]:
-        return _layers(frame, result, state, self.taxonomy.class_colours())
+        """Detections (best score first), tracks, and annotations with LiDAR or RADAR points."""
+        scores, colours = result.scores, self.taxonomy.class_colours()
+        texts = [f"{score:.2f}" for score in scores.tolist()]
+        ranks = [str(i) for i in range(len(result))]
+        yield BoxLayer("detections", "perceived", result, colours, scores >= LOWEST_SCORE, ranks, texts)
+        if state is not None:
+            shown = state.confirmed & (state.boxes.scores >= LOWEST_SCORE)
+            ids = [str(track) for track in state.ids.tolist()]
+            yield BoxLayer("tracks", "tracked", state.boxes, colours, shown, ids, ids, faded=state.unseen > 0)
+        if frame.boxes is not None:
+            hit, names = frame.boxes.num_points != 0, frame.boxes.instances.tolist()
+            empty = [""] * len(names)
+            yield BoxLayer("annotations", "annotated", frame.boxes, colours, hit, names, empty, within=WITHIN)
 
     def mistakes(self, frame: Frame, result: Boxes) -> tuple[int, str] | None:
-        """Annotated boxes without a detection, and detections without an annotated box."""
-        return _mistakes(frame, result, self.grid)
+        """Annotated boxes on the grid without a detection, and detections without an annotated box."""
+        if frame.boxes is None:
+            return None
+        there = self.grid.inside(frame.boxes.centers * [1, 1, 0]) & (frame.boxes.num_points != 0)
+        counted = result.select(result.scores >= COUNTED_SCORE)
+        missed, extra = mistakes(counted, frame.boxes.select(there))
+        return missed + extra, f"{missed} missed, {extra} extra"
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ResultFiles]:
         return ResultFiles.open(folder, sensors, self.taxonomy)
@@ -192,27 +209,6 @@ class DetectionTask(Task[Boxes]):
         return {**outputs, "boxes": boxes, "scores": scores}, {"boxes": int(np.count_nonzero(wrong))}
 
 
-# Layers of detections, tracks and annotations, and the count of mistakes.
-
-WITHIN = 2.0  # m in the ground plane between the centres of a detection and its annotation
-
-
-def _layers(frame: Frame, detections: Boxes, tracks: Tracks | None, colours: Mapping[str, str]) -> Iterator[BoxLayer]:
-    """Detections (best score first), tracks, and annotations with LiDAR or RADAR points; colours: of each class."""
-    scores = detections.scores
-    texts = [f"{score:.2f}" for score in scores.tolist()]
-    ranks = [str(i) for i in range(len(detections))]
-    yield BoxLayer("detections", "perceived", detections, colours, scores >= LOWEST_SCORE, ranks, texts)
-    if tracks is not None:
-        shown = tracks.confirmed & (tracks.boxes.scores >= LOWEST_SCORE)
-        ids = [str(track) for track in tracks.ids.tolist()]
-        yield BoxLayer("tracks", "tracked", tracks.boxes, colours, shown, ids, ids, faded=tracks.unseen > 0)
-    if frame.boxes is not None:
-        hit, names = frame.boxes.num_points != 0, frame.boxes.instances.tolist()
-        empty = [""] * len(names)
-        yield BoxLayer("annotations", "annotated", frame.boxes, colours, hit, names, empty, within=WITHIN)
-
-
 def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
     """Number of annotated boxes without a detection, and of detections without an annotated box.
 
@@ -225,13 +221,3 @@ def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
     taken = match(BoxColumns.of_frame(annotated), BoxColumns.of_frame(predicted), [WITHIN])
     found = np.count_nonzero(taken >= 0)
     return len(annotated) - found, len(predicted) - found
-
-
-def _mistakes(frame: Frame, detections: Boxes, grid: BevGrid) -> tuple[int, str] | None:
-    """The number of `mistakes` on the grid, and its description; None if the frame is not annotated."""
-    if frame.boxes is None:
-        return None
-    there = grid.inside(frame.boxes.centers * [1, 1, 0]) & (frame.boxes.num_points != 0)
-    counted = detections.select(detections.scores >= COUNTED_SCORE)
-    missed, extra = mistakes(counted, frame.boxes.select(there))
-    return missed + extra, f"{missed} missed, {extra} extra"
