@@ -19,7 +19,6 @@ from perception.tasks.drawing import COUNTED_SCORE, BoxLayer
 from perception.tasks.occupancy.result import OccupancyResult
 
 PROBABILITY = 0.5  # of the class others, above which a voxel is of a cluster
-LEAST = 1  # voxels of a cluster
 PAIRS = 1 << 16  # of places and boxes; their offsets take 1 MB
 MARGIN = 0.5  # m around an object, within which it explains what is there
 GATE = 1.5  # m on the ground between an obstacle and a cluster of the next frame
@@ -48,15 +47,12 @@ class ObstacleClusters:
     cells: np.ndarray
 
 
-def obstacle_clusters(
-    result: OccupancyResult, grid: VoxelGrid, probability: float = PROBABILITY, least: int = LEAST
-) -> ObstacleClusters:
+def obstacle_clusters(result: OccupancyResult, grid: VoxelGrid, probability: float = PROBABILITY) -> ObstacleClusters:
     """The unknown obstacles in a result.
 
     Args:
         grid: of the result.
         probability: of the class others, above which a voxel is of a cluster.
-        least: voxels of a cluster.
     """
     with np.errstate(invalid="ignore"):
         chosen = result.others > probability
@@ -69,12 +65,9 @@ def obstacle_clusters(
     lowest, highest = np.full((count, 3), np.iinfo(np.int64).max), np.full((count, 3), -1)
     np.minimum.at(lowest, owner, place)
     np.maximum.at(highest, owner, place)
-    kept = np.flatnonzero(voxels >= least)
-    names = np.zeros(count + 1, np.int64)
-    names[1 + kept] = 1 + np.arange(len(kept))
     corner = np.array([grid.x[0], grid.y[0], grid.z[0]])
-    low, high = (corner + each[kept] * grid.edges for each in (lowest, highest + 1))
-    return ObstacleClusters((low + high) / 2, high - low, voxels[kept], sums[kept] / voxels[kept], names[cells])
+    low, high = (corner + each * grid.edges for each in (lowest, highest + 1))
+    return ObstacleClusters((low + high) / 2, high - low, voxels, sums / voxels, cells)
 
 
 def distances(places: np.ndarray, boxes: Boxes) -> np.ndarray:

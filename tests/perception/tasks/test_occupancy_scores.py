@@ -144,8 +144,8 @@ def test_clusters_are_the_connected_columns_of_no_class() -> None:
     rng = np.random.default_rng(1)
     others = rng.random(GRID.shape).astype(np.float32) ** 25
     others[0, 0, 0] = np.nan
-    for probability, least in ((0.5, 1), (0.3, 3)):
-        clusters = obstacle_clusters(result(street(0), others), GRID, probability, least)
+    for probability in (0.5, 0.3):
+        clusters = obstacle_clusters(result(street(0), others), GRID, probability)
         chosen = np.nan_to_num(others) > probability
         left, expected = {*zip(*np.nonzero(chosen.any(axis=0)), strict=True)}, []
         while left:
@@ -157,10 +157,9 @@ def test_clusters_are_the_connected_columns_of_no_class() -> None:
                 left -= near
                 border += near
             voxels = np.array([(level, r, c) for r, c in cluster for level in np.flatnonzero(chosen[:, r, c])])
-            if len(voxels) >= least:
-                at = GRID.centers()[tuple(voxels.T)].astype(np.float64)
-                low, high = at.min(axis=0) - 0.4, at.max(axis=0) + 0.4
-                expected.append([*(low + high) / 2, *high - low, len(voxels), others[tuple(voxels.T)].mean()])
+            at = GRID.centers()[tuple(voxels.T)].astype(np.float64)
+            low, high = at.min(axis=0) - 0.4, at.max(axis=0) + 0.4
+            expected.append([*(low + high) / 2, *high - low, len(voxels), others[tuple(voxels.T)].mean()])
         found = np.column_stack([clusters.centers, clusters.sizes, clusters.voxels, clusters.probabilities])
         assert len(found) == len(expected) > 10
         wanted = np.array(expected)
