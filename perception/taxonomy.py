@@ -34,6 +34,12 @@ _PALETTE = (
 _UNNAMED = "#ff00ff"  # of what is of no class
 
 
+def rgb(colour: Colour) -> tuple[int, int, int]:
+    """Red, green and blue."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
+
+
 class Motion(Section):
     """How the objects of a class move and are measured, for the tracker."""
 

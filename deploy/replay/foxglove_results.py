@@ -38,8 +38,9 @@ from perception.frame import Camera, Frame
 from perception.geometry import quaternions
 from perception.io.files import atomic_file
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
+from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of
 from perception.tasks.task import Task
+from perception.taxonomy import rgb
 
 ROAD = -0.05  # m, height of raster layers, below points on the road
 

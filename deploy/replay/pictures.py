@@ -20,8 +20,9 @@ from perception.datasets.files import decode_image, jpeg_size, reduction_to
 from perception.frame import Boxes, Camera, Frame, JpegFile
 from perception.grid import BevGrid, Reference
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer, rgb
+from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.task import Task
+from perception.taxonomy import rgb
 
 JPEG_QUALITY = 85  # in files for viewers
 

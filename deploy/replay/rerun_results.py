@@ -15,8 +15,9 @@ from perception.frame import Frame
 from perception.geometry import quaternions
 from perception.io.files import atomic_file
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
+from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of
 from perception.tasks.task import Task
+from perception.taxonomy import rgb
 
 try:
     import rerun

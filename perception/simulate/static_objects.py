@@ -7,7 +7,8 @@ from shapely.geometry import Polygon, box
 
 from perception.simulate.snapshot import MANMADE, VEGETATION, Solids
 from perception.simulate.streets import DIRECTIONS, FURNITURE, StreetPlan
-from perception.simulate.worlds import Place, rgb
+from perception.simulate.worlds import Place
+from perception.taxonomy import rgb
 
 LAMP_SPACING = 26.0  # m between street lamps
 SPOT_LENGTH = 2.6  # m of kerb for a tree, a lamp or a free spot

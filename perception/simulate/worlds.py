@@ -13,7 +13,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.io.section import Section, Share, find_shipped, list_shipped, load_section, parse_section
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
-from perception.taxonomy import Taxonomy, Word
+from perception.taxonomy import Colour, Taxonomy, Word, rgb
 
 # The parameters of a simulated world. Those of a place are fixed for a drive; light, air and ground may change on it.
 #
@@ -23,7 +23,6 @@ LEAST_BLOCK = 50.0  # m along each edge of a block: houses and a parking lot fit
 LEAST_STREET = 40.0  # m of lane between two junctions
 LEAST_PARKING = 2.5  # m, width of a strip in which trucks stand
 
-Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 Lanes = Annotated[int, Field(ge=1, le=2)]  # per direction
 
 
@@ -188,12 +187,6 @@ class Surroundings(Section):
                 for kind in Ground
             ),
         )
-
-
-def rgb(colour: str) -> tuple[int, int, int]:
-    """Red, green and blue of a colour such as #a85c48."""
-    red, green, blue = bytes.fromhex(colour[1:])
-    return red, green, blue
 
 
 # World files: what a value of a condition changes in the simulated world, a YAML file for each.

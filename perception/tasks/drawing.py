@@ -10,6 +10,7 @@ import numpy as np
 
 from perception.frame import Boxes
 from perception.grid import BevGrid
+from perception.taxonomy import rgb
 
 LOWEST_SCORE = 0.1  # of drawn boxes
 COUNTED_SCORE = 0.3  # of detections that count as mistakes or matches; initial value of the report's slider
@@ -119,12 +120,6 @@ class VoxelLayer:
 
 
 Layer = BoxLayer | RasterLayer | PointLayer | VoxelLayer
-
-
-def rgb(colour: str) -> tuple[int, int, int]:
-    """Red, green and blue of "#rrggbb"."""
-    red, green, blue = bytes.fromhex(colour[1:])
-    return red, green, blue
 
 
 def colours_of(layer: PointLayer | VoxelLayer) -> np.ndarray:
