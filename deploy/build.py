@@ -54,7 +54,7 @@ def build(
     """
     console, target, bundle = console or Console(), find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # raises if the target has no DLA
-    target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
+    target.require_opset(bundle.manifest.opset)
     if refittable:
         _require_refittable(bundle, target, dla)
     here = compiles_here(target)

@@ -350,7 +350,7 @@ class _Export:
             name=config.name,
             release=release.number,
             expires=release.expires,
-            builds=() if release.signed_plans else default_permits(self.precision, OPSET),
+            builds=() if release.signed_plans else default_permits(OPSET),
             taxonomy=config.taxonomy,
             rig=config.rig,
             grid=config.grid,

@@ -167,17 +167,17 @@ def run(
 
 
 class TorchEngine:
-    """A model in torch as an engine (`deploy.state.Engine`), with the modules of `conditions` or of its router."""
+    """A model in torch as an engine (`deploy.state.Engine`), with the modules of its router."""
 
-    def __init__(self, model: PerceptionModel, conditions: Conditions | None = None) -> None:
-        self.model, self.conditions = model, conditions
+    def __init__(self, model: PerceptionModel) -> None:
+        self.model = model
 
     def new_state(self) -> HostState | None:
         return HostState(tuple(self.model.no_state(1).shape)) if self.model.memory.computations else None
 
     def run(self, inputs: Arrays, state: EngineState | None = None) -> dict[str, np.ndarray]:
         given = dict(inputs) if state is None else {**inputs, STATE: state.read()}
-        outputs, _ = run(self.model, given, self.conditions)
+        outputs, _ = run(self.model, given)
         if isinstance(state, HostState):
             state.values = outputs.pop(NEXT_STATE)
         return outputs

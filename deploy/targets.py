@@ -28,6 +28,7 @@ from rich.table import Table
 from perception.errors import InputError
 
 Compiler = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+PRECISIONS = ("fp32", "fp16", "int8")  # every target takes them
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ class Target:
     compute_capabilities: tuple[int, ...] = ()  # of its GPU, times ten; two if CUDA renumbered it
     dla_cores: int = 0
     dla_versions: Versions | None = None  # of the compiler, to compile for a DLA
-    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     def versions_for(self, dla: bool) -> Versions:
         """The supported versions of the compiler, with or without a DLA. InputError if there is no DLA."""
@@ -83,10 +83,8 @@ class Target:
             raise InputError(f"{self.name}: has no DLA; leave out --dla ({equipped} have one)")
         return self.dla_versions
 
-    def require_acceptable(self, precision: str, opset: int) -> None:
-        """Raise InputError if this target does not support such a graph."""
-        if precision not in self.precisions:
-            raise InputError(f"{self.name}: takes {', '.join(self.precisions)}, but the bundle is {precision}")
+    def require_opset(self, opset: int) -> None:
+        """Raise InputError if this target does not support graphs of this opset."""
         first, last = self.opsets
         if not first <= opset <= last:
             raise InputError(f"{self.name}: takes ONNX opsets {first} to {last}, but the bundle has {opset}")
@@ -100,7 +98,7 @@ class Target:
             "versions": str(self.versions),
             "compiles_on": "the device" if self.compiler == "tensorrt" else "any machine",
             "compute_capabilities": [value / 10 for value in self.compute_capabilities],
-            "precisions": list(self.precisions),
+            "precisions": list(PRECISIONS),
             "opsets": list(self.opsets),
             "dla_cores": self.dla_cores,
             "dla_versions": None if self.dla_versions is None else str(self.dla_versions),
@@ -183,7 +181,7 @@ def table() -> Table:
             f"{target.compiler}\n{target.versions}",
             target.to_json()["compiles_on"],
             "\n".join(str(value / 10) for value in target.compute_capabilities),
-            "\n".join(target.precisions),
+            "\n".join(PRECISIONS),
             "{}-{}".format(*target.opsets),
             str(target.dla_cores or "none"),
         )

@@ -151,13 +151,11 @@ class Permit(Section):
         )
 
 
-def default_permits(precision: str, opset: int) -> tuple[Permit, ...]:
-    """Permits for all targets that compile such a graph on the device."""
+def default_permits(opset: int) -> tuple[Permit, ...]:
+    """Permits for all targets that compile graphs of this opset on the device."""
     permitted = []
     for target in TARGETS.values():
-        if target.compiler != "tensorrt" or precision not in target.precisions:
-            continue
-        if target.opsets[0] <= opset <= target.opsets[1]:
+        if target.compiler == "tensorrt" and target.opsets[0] <= opset <= target.opsets[1]:
             for dla, versions in ((False, target.versions), (True, target.dla_versions)):
                 if versions is not None:
                     permitted.append(Permit(target=target.name, dla=dla, first=versions.first, end=versions.end))

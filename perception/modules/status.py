@@ -144,20 +144,19 @@ class RouteWeight(NamedTuple):
     cells: np.ndarray | None  # (rows, columns) weights of the cells if they differ
 
 
-def routing_table(route: Route, slots: Mapping[str, Slot], frame: int = 0) -> list[RouteWeight]:
-    """The weight of each module at each of its slots, zero where it does not run.
+def routing_table(route: Route, slots: Mapping[str, Slot]) -> list[RouteWeight]:
+    """The weight of each module at each of its slots in the first frame of a batch, zero where it does not run.
 
     Args:
         route: as in the `Trace` of a forward pass.
         slots: of the model by name.
-        frame: index in the batch.
     """
     rows = []
     for slot in slots.values():
         for module in slot.computations:
             weight = route.at(slot.name).get(module, 0.0)
             if isinstance(weight, Tensor):
-                own = weight.detach().cpu().numpy()[frame if len(weight) > 1 else 0]
+                own = weight.detach().cpu().numpy()[0]
                 rows.append(RouteWeight(slot.name, module, float(own.mean()), own[0] if own.ndim else None))
             else:
                 rows.append(RouteWeight(slot.name, module, float(weight), None))

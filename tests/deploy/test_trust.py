@@ -305,11 +305,11 @@ def test_permits_are_the_table_of_targets(target: str, compiler: str, version: t
     if target in TARGETS and TARGETS[target].compiler == compiler == "tensorrt":
         of_table = TARGETS[target].dla_versions if dla else TARGETS[target].versions
         expected = of_table is not None and of_table.first <= version[:2] < of_table.end
-    assert any(permit.covers(target, said) for permit in default_permits("fp32", 18)) is expected
+    assert any(permit.covers(target, said) for permit in default_permits(18)) is expected
 
 
 def test_what_is_no_permit() -> None:
-    assert default_permits("fp32", 21) == ()
+    assert default_permits(21) == ()
     everything = Permit(target="toaster", dla=False, first=(0, 0), end=(99, 0))
     assert not everything.covers("toaster", "tensorrt 10.3.0")
     orin = Permit(target="orin", dla=False, first=(0, 0), end=(99, 0))

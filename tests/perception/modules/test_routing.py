@@ -61,8 +61,8 @@ def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(frames, as
 def test_a_route_is_shown_by_slot_and_module() -> None:
     network = Net(ROUTED)
     cells = torch.linspace(0, 1, 6).reshape(1, 1, 2, 3)
-    route = Route({"rain": torch.tensor([0.25, 0.75]), "seeing": 1.0}, {"heads.two": {"rain": cells}})
-    rows = routing_table(route, network.bank.slots, frame=1)
+    route = Route({"rain": torch.tensor([0.75, 0.25]), "seeing": 1.0}, {"heads.two": {"rain": cells}})
+    rows = routing_table(route, network.bank.slots)
     assert [(r.slot, r.module, r.weight) for r in rows] == [
         ("trunk.one", "rain", 0.75), ("trunk.one", "blind", 0.0), ("trunk.one", "seeing", 1.0),
         ("heads.two", "rain", pytest.approx(0.5)), ("heads.two", "seeing", 0.0),
