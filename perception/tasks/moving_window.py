@@ -17,13 +17,20 @@ class Covered(NamedTuple):
     """The cells of a window that a frame's grid covers.
 
     Attributes:
-        block: rows and columns of the window.
+        block: layers, rows and columns of the window.
         frame_cells: for each cell of the block the flat index of the frame's cell in it; rows * columns where there is
             none.
     """
 
-    block: tuple[slice, slice]
+    block: tuple[slice, slice, slice]
     frame_cells: np.ndarray
+
+    def of_frame(self, values: np.ndarray, nothing: int) -> np.ndarray:
+        """The values (layers, rows, columns) of the frame for the cells of the block."""
+        layers = len(values)
+        padded = np.full((layers, values[0].size + 1), nothing, values.dtype)
+        padded[:, :-1] = values.reshape(layers, -1)
+        return padded.take(self.frame_cells, axis=1)
 
 
 class MovingWindow:
@@ -58,9 +65,15 @@ class MovingWindow:
         row, column = (np.floor(i).clip(0, n - 1).astype(np.intp) for i, n in ((row, rows), (column, columns)))
         (top, left), (bottom, right) = first - origin, last - origin
         index = np.where(outside, rows * columns, row * columns + column)
-        return Covered((slice(top, bottom), slice(left, right)), index)
+        return Covered((slice(None), slice(top, bottom), slice(left, right)), index)
 
-    def around(self, global_from_reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def around(self, global_from_reference: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays (layers, rows, columns) on a frame's grid; zero outside the window."""
+        index, inside = self._cells_around(global_from_reference)
+        flat = {name: array.reshape(len(array), -1) for name, array in self.arrays.items()}
+        return {name: np.where(inside, array.take(index, axis=1), 0) for name, array in flat.items()}
+
+    def _cells_around(self, global_from_reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each cell (rows, columns) of a frame's grid the flat index in the window, and whether it is inside."""
         rows, columns = self.grid.shape
         if self._origin is None:

@@ -8,8 +8,10 @@ from functools import cache
 
 import numpy as np
 
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.moving_window import MovingWindow
+from perception.tasks.task import Memory
 
 # Log-odds are integers in units of 1 / SCALE: two bytes a cell, no rounding, and independent of the order of frames.
 SCALE = 256
@@ -48,8 +50,8 @@ def levels_of(probabilities: np.ndarray) -> np.ndarray:
     return levels
 
 
-class MapMemory:
-    """Fuses map segmentation over a drive, compensated for the vehicle's motion.
+class MapMemory(Memory[np.ndarray]):
+    """Memory whose state is the fused map segmentation around the vehicle, on the grid of the results.
 
     Each cell of a global grid sums the log-odds of each layer relative to its prior, as an occupancy grid (Thrun,
     Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). A window of it follows the vehicle.
@@ -65,34 +67,27 @@ class MapMemory:
         self._layer = np.arange(len(self.priors))[:, None, None]
         self._window = MovingWindow(grid, {"odds": (len(self.priors), np.int16)}, REACH)
 
-    def update(self, probabilities: np.ndarray, global_from_reference: np.ndarray) -> None:
-        """Fuse the probabilities of one frame.
-
-        Args:
-            probabilities: (layers, rows, columns) in [0, 1] on the grid; NaN for unknown.
-            global_from_reference: (4, 4) of the frame.
+    def update(self, frame: Frame, result: np.ndarray | None) -> np.ndarray:
+        """Fuse the probabilities of one frame (layers, rows, columns), NaN for unknown; returns the map `around` it.
 
         Raises:
             ValueError: the map is not on the grid.
         """
-        rows, columns = self.grid.shape
-        if probabilities.shape != (len(self.priors), rows, columns):
-            raise ValueError(f"a map of {probabilities.shape} on a grid of {rows} x {columns} cells")
-        covered = self._window.follow(global_from_reference)
-        evidence = _evidence_table(self.priors)
-        levels = levels_of(probabilities) + self._layer * evidence.shape[1]
-        says = np.zeros((len(self.priors), rows * columns + 1), np.int16)  # the last one: nothing
-        says[:, :-1] = evidence.take(levels).reshape(len(self.priors), -1)
-        rows_of_block, columns_of_block = covered.block
-        block = self._window.arrays["odds"][:, rows_of_block, columns_of_block]
-        block += says.take(covered.frame_cells, axis=1)
-        np.clip(block, -SCALE * LIMIT, SCALE * LIMIT, out=block)
+        shape = (len(self.priors), *self.grid.shape)
+        if result is not None and result.shape != shape:
+            raise ValueError("a map of {} on a grid of {} x {} cells".format(result.shape, *self.grid.shape))
+        covered = self._window.follow(frame.global_from_reference)
+        if result is not None:
+            evidence = _evidence_table(self.priors)
+            says = evidence.take(levels_of(result) + self._layer * evidence.shape[1])
+            odds = self._window.arrays["odds"][covered.block]
+            odds += covered.of_frame(says, 0)
+            np.clip(odds, -SCALE * LIMIT, SCALE * LIMIT, out=odds)
+        return self.around(frame.global_from_reference)
 
     def around(self, global_from_reference: np.ndarray) -> np.ndarray:
         """(layers, rows, columns) float32 fused probabilities on the grid of a frame; the prior where unobserved."""
-        index, inside = self._window.around(global_from_reference)
-        odds = np.where(inside, self._window.arrays["odds"].reshape(len(self.priors), -1).take(index, axis=1), 0)
-        table = _probability_table(self.priors)
+        odds, table = self._window.around(global_from_reference)["odds"], _probability_table(self.priors)
         return table.take(odds + (SCALE * LIMIT + self._layer * table.shape[1]))
 
 

@@ -18,7 +18,7 @@ from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
-from perception.tasks.task import Arrays, Memory, Output, Task
+from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -196,18 +196,6 @@ class MapMetric(RingMetric[np.ndarray]):
         return float((both[chosen] / either[chosen]).mean()), ""
 
 
-class FusedMap(Memory[np.ndarray]):
-    """Memory whose state is (layers, rows, columns) fused probabilities around the vehicle, on the results' grid."""
-
-    def __init__(self, grid: BevGrid, taxonomy: Taxonomy) -> None:
-        self._map = MapMemory(grid, [layer.share for layer in taxonomy.map_layers])
-        self._unknown = np.full((len(taxonomy.map_layers), *grid.shape), np.nan, np.float32)
-
-    def update(self, frame: Frame, result: np.ndarray | None) -> np.ndarray:
-        self._map.update(self._unknown if result is None else result, frame.global_from_reference)
-        return self._map.around(frame.global_from_reference)
-
-
 class MapTask(Task[np.ndarray]):
     """BEV map segmentation; its result is (layers, rows, columns) probabilities."""
 
@@ -239,8 +227,8 @@ class MapTask(Task[np.ndarray]):
     def result(self, outputs: Arrays) -> np.ndarray:
         return outputs["probabilities"]
 
-    def memory(self) -> FusedMap:
-        return FusedMap(self.grid, self.taxonomy)
+    def memory(self) -> MapMemory:
+        return MapMemory(self.grid, [layer.share for layer in self.taxonomy.map_layers])
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
         """The fused map."""

@@ -79,22 +79,15 @@ class FusedOccupancy(Memory[OccupancyResult]):
         return self._around(pose)
 
     def _add(self, result: OccupancyResult, covered: Covered) -> None:
-        block, most = (slice(None), *covered.block), round(SCALE * LIMIT)
+        most = round(SCALE * LIMIT)
         for name in PROBABILITIES:
-            odds = self._window.arrays[name][block]
-            odds += self._of_block(_evidence()[levels_of(getattr(result, name))], covered, 0)
+            odds = self._window.arrays[name][covered.block]
+            odds += covered.of_frame(_evidence()[levels_of(getattr(result, name))], 0)
             np.clip(odds, -most, most, out=odds)
         with np.errstate(invalid="ignore"):
             shown = np.where(result.occupied > OCCUPIED, result.classes, np.uint8(self._free))
-        seen = self._of_block(shown, covered, self._free)
-        np.copyto(self._window.arrays["classes"][block], seen, where=seen != self._free)
-
-    def _of_block(self, values: np.ndarray, covered: Covered, nothing: int) -> np.ndarray:
-        """The values (levels, rows, columns) of a frame for the cells of the window that it covers."""
-        levels = len(values)
-        padded = np.full((levels, values[0].size + 1), nothing, values.dtype)
-        padded[:, :-1] = values.reshape(levels, -1)
-        return padded.take(covered.frame_cells, axis=1)
+        seen = covered.of_frame(shown, self._free)
+        np.copyto(self._window.arrays["classes"][covered.block], seen, where=seen != self._free)
 
     def _fade(self, seconds: float) -> None:
         moving = self._moving[self._window.arrays["classes"]]
@@ -103,11 +96,8 @@ class FusedOccupancy(Memory[OccupancyResult]):
             odds[moving] = np.rint(odds[moving] * 0.5 ** (seconds / HALF_LIFE)).astype(np.int16)
 
     def _around(self, pose: np.ndarray) -> OccupancyResult:
-        index, inside = self._window.around(pose)
-        occupied, others, classes = (
-            np.where(inside, self._window.arrays[name].reshape(self.grid.shape[0], -1).take(index, axis=1), 0)
-            for name in (*PROBABILITIES, "classes")
-        )
+        around = self._window.around(pose)
+        occupied, others, classes = (around[name] for name in (*PROBABILITIES, "classes"))
         there = occupied > 0
         classes = np.where(there, classes, self._free).astype(np.uint8)
         blocked = (there & self._solid[classes])[self._body].any(axis=0)

@@ -28,7 +28,7 @@ from perception.tasks.occupancy.obstacles import (
     obstacle_clusters,
 )
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, pack, probabilities_of, unpack
-from perception.tasks.task import Arrays, Memory, Output, Task
+from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -61,18 +61,18 @@ class OccupiedSpace:
     doubts: Mapping[str, str]
 
 
-class ExplainedOccupancy(Memory[OccupancyResult]):
+class ExplainedOccupancy(FusedOccupancy):
     """Memory of the fused occupancy, whose state is an `OccupiedSpace` once it is explained."""
 
-    def __init__(self, fused: FusedOccupancy, taxonomy: Taxonomy) -> None:
-        self._fused, self._taxonomy = fused, taxonomy
-        self._tracker, self._doubts = ObstacleTracker(), Doubts(taxonomy.class_names)
+    def __init__(self, grid: VoxelGrid, classes: Sequence[str], config: OccupancyHead, taxonomy: Taxonomy) -> None:
+        names = {each.name for each in taxonomy.classes if not each.static}
+        moving = [i for i, name in enumerate(classes) if name in names]
+        solid = [i for i, name in enumerate(classes[:-1]) if name not in config.flat]
+        super().__init__(grid, len(classes), moving, solid, body_levels(grid, config.body))
+        self._taxonomy, self._tracker, self._doubts = taxonomy, ObstacleTracker(), Doubts(taxonomy.class_names)
 
     def number_from(self, first: int) -> None:
         self._tracker.next_id = first
-
-    def update(self, frame: Frame, result: OccupancyResult | None) -> OccupancyResult:
-        return self._fused.update(frame, result)
 
     def explain(self, frame: Frame, state: OccupancyResult, objects: Boxes) -> OccupiedSpace:
         found, pose = obstacle_clusters(state, state.grid), frame.global_from_reference
@@ -196,16 +196,7 @@ class OccupancyTask(Task[OccupancyResult]):
         return {"levels": LEVELS}
 
     def memory(self) -> ExplainedOccupancy:
-        moving = {each.name for each in self.taxonomy.classes if not each.static}
-        solid = [i for i, name in enumerate(self.classes[:-1]) if name not in self.config.flat]
-        fused = FusedOccupancy(
-            self.voxels,
-            len(self.classes),
-            [i for i, name in enumerate(self.classes) if name in moving],
-            solid,
-            body_levels(self.voxels, self.config.body),
-        )
-        return ExplainedOccupancy(fused, self.taxonomy)
+        return ExplainedOccupancy(self.voxels, self.classes, self.config, self.taxonomy)
 
     def doubts(self, state: OccupiedSpace) -> Mapping[str, str]:
         """Detected classes whose voxels no object explains."""

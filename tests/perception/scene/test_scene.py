@@ -89,8 +89,7 @@ def test_a_scene_is_its_parts() -> None:
         observed = [evidence_of_tags(frame.conditions, CONDITIONS)]
         assert found.conditions == belief.update(frame.timestamp, observed, BY_TAGS) == frame.conditions
         assert found.beliefs == belief.beliefs
-        memory.update(prediction.results["map"], frame.global_from_reference)
-        np.testing.assert_array_equal(found.states["map"], memory.around(frame.global_from_reference))
+        np.testing.assert_array_equal(found.states["map"], memory.update(frame, prediction.results["map"]))
         assert found.prediction.results["detection"].centers.tobytes() == boxes.centers.tobytes()
         tracks = tracker.update(boxes.transformed(frame.global_from_reference), frame.timestamp)
         np.testing.assert_array_equal(found.states["detection"].ids, tracks.ids)
@@ -199,7 +198,7 @@ def test_wrong_use_is_refused() -> None:
         with pytest.raises(ValueError, match=words):
             scene.update(other, prediction_of(frame), weights)
     with pytest.raises(ValueError, match=r"a map of \(6, 10, 8\) on a grid of 8 x 10 cells"):
-        MapMemory(SMALL, PRIOR).update(np.zeros((CLASSES, 10, 8), np.float32), np.eye(4))
+        MapMemory(SMALL, PRIOR).update(frame, np.zeros((CLASSES, 10, 8), np.float32))
 
 
 @pytest.mark.slow("a drive of 240 frames")
@@ -234,6 +233,7 @@ def test_memory_does_not_grow_with_the_drive() -> None:
 SMALL = BevGrid(x=(-4.0, 6.0), y=(-5.0, 3.0), cell=1.0)
 CLASSES = len(MAP_CLASSES)
 PRIOR_ODDS = np.log(PRIOR) - np.log1p(-np.array(PRIOR))
+STANDING = frame_at(0)
 UNSEEN = np.broadcast_to(np.array(PRIOR, np.float32)[:, None, None], (CLASSES, *SMALL.shape))
 
 
@@ -244,6 +244,10 @@ def pose(x: float, y: float, yaw: float, pitch: float = 0.0) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = turn @ tilt, (x, y, 0.3)
     return matrix
+
+
+def standing_at(global_from_reference: np.ndarray) -> Frame:
+    return replace(STANDING, global_from_reference=global_from_reference)
 
 
 Seen = tuple[np.ndarray, np.ndarray]  # probabilities (6, rows, columns), and the pose
@@ -295,7 +299,7 @@ def test_fusion_equals_a_loop_over_cells(seed: int, moves: list[tuple[float, flo
         x, y = x + dx * math.sqrt(2), y + dy * math.sqrt(3)
         at = pose(x + 0.01 * rng.random(), y + 0.01 * rng.random(), yaw + 0.01 * rng.random(), pitch)
         frames.append((rng.uniform(0.02, 0.98, (CLASSES, *SMALL.shape)).astype(np.float32), at))
-        memory.update(*frames[-1])
+        memory.update(standing_at(at), frames[-1][0])
         expected, looks = fused_cell_by_cell(SMALL, frames, at)
         assert looks.min() >= 1  # every cell of the newest frame is known
         # A frame rounds to 1 / 4096 of probability, which is 0.006 of log odds at 0.02, and to 1 / 256 of those.
@@ -307,7 +311,7 @@ def test_a_map_that_changed_is_learned_anew() -> None:
     memory, at = MapMemory(SMALL, PRIOR), pose(0, 0, 0)
     for frames, value, evidence in ((1, 1, 3), (100, 1, 8), (1, 0, 5), (6, 0, -8)):
         for _ in range(frames):
-            memory.update(np.full((CLASSES, *SMALL.shape), value, np.float32), at)
+            memory.update(standing_at(at), np.full((CLASSES, *SMALL.shape), value, np.float32))
         expected = 1 / (1 + np.exp(-PRIOR_ODDS - evidence))
         np.testing.assert_allclose(memory.around(at)[:, 3, 3], expected, rtol=1e-5)
 
@@ -318,11 +322,11 @@ def test_revisits(away: float, remembered: bool) -> None:
     memory, rng = MapMemory(SMALL, PRIOR), np.random.default_rng(2)
     home, silent = pose(77.3, -41.2, 0.4), np.full((CLASSES, *SMALL.shape), np.nan, np.float32)
     np.testing.assert_array_equal(memory.around(home), UNSEEN)
-    memory.update(rng.random((CLASSES, *SMALL.shape)).astype(np.float32), home)
+    memory.update(standing_at(home), rng.random((CLASSES, *SMALL.shape)).astype(np.float32))
     before, side = memory.around(home), 2 * (math.ceil(math.hypot(6, 5) + REACH) + 32)
     assert np.abs(before - UNSEEN).max() > 0.3
     for distance in [*np.arange(0, away, 10), away, *np.arange(away, 0, -10)]:
-        memory.update(silent, pose(77.3 + distance * 0.8, -41.2 - distance * 0.6, -0.6))
+        memory.update(standing_at(pose(77.3 + distance * 0.8, -41.2 - distance * 0.6, -0.6)), silent)
         assert size_of(memory) == 2 * CLASSES * side * side
     np.testing.assert_array_equal(memory.around(home), before if remembered else UNSEEN)
 
@@ -332,11 +336,10 @@ def test_fusing_works_on_what_the_grid_covers_not_on_all_that_is_remembered(monk
     probabilities = rng.random((CLASSES, *SMALL.shape)).astype(np.float32)
     for reach in (REACH, 4 * REACH):
         monkeypatch.setattr(map_memory, "REACH", reach)
-        memory, at = MapMemory(SMALL, PRIOR), pose(5.0, 2.0, 0.7)
-        memory.update(probabilities, at)
+        memory, frame = MapMemory(SMALL, PRIOR), standing_at(pose(5.0, 2.0, 0.7))
+        memory.update(frame, probabilities)
         tracemalloc.start()
-        memory.update(probabilities, at)
-        memory.around(at)
+        memory.update(frame, probabilities)
         peaks.append((tracemalloc.get_traced_memory()[1], size_of(memory)))
         tracemalloc.stop()
     (near, small), (far, large) = peaks

@@ -395,7 +395,7 @@ def blocks(points: np.ndarray) -> np.ndarray:
 
 def test_the_world_stays_where_it_is_while_the_vehicle_goes_on() -> None:
     memory = TASK.memory()
-    arrays = memory._fused._window.arrays
+    arrays = memory._window.arrays
     size = sum(array.nbytes for array in arrays.values())
     for i in range(40):
         frame = driven(0.37 * i, 0.1 * i, 0.02 * i, 0.1 * i)
