@@ -17,6 +17,7 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.io.files import format_number
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -287,6 +288,21 @@ class Metric(ABC, Generic[Result]):
     @abstractmethod
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """Tables of the result of `report`."""
+
+    @staticmethod
+    def class_table(
+        title: str, names: Iterable[str], columns: Mapping[str, Mapping[str, float | None]], what: str = "class"
+    ) -> Table:
+        """A row for each name with its number in each column; in the footer those of "mean", where there are any."""
+        from rich.table import Table
+
+        table = Table(title=title, show_footer=True)
+        table.add_column(what, footer="mean")
+        for column, numbers in columns.items():
+            table.add_column(column, format_number(numbers["mean"]) if "mean" in numbers else "", justify="right")
+        for name in names:
+            table.add_row(name, *(format_number(numbers[name]) for numbers in columns.values()))
+        return table
 
     def curves(self, counts: Sequence[Counts]) -> Sequence[Curve]:
         """Curves over all frames of an evaluation."""

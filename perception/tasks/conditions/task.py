@@ -10,7 +10,6 @@ import numpy as np
 from perception.datasets.keyframes import Recording
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.io.files import format_number
 from perception.tasks.metric import Counts, Metric, Score, Weights, mean_known
 from perception.tasks.task import Arrays, Evidence, Output, Task, TaskConfig
 from perception.taxonomy import Taxonomy
@@ -71,17 +70,8 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
         return {"conditions": by_kind, "conditions_coverage": found["conditions_coverage"]}
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
-        from rich.table import Table
-
-        table = Table(title="conditions", show_footer=True)
-        table.add_column("kind", footer="mean")
-        table.add_column("accuracy", format_number(scores["conditions"]["mean"]), justify="right")
-        table.add_column("coverage", justify="right")
-        for kind in self.taxonomy.conditions:
-            table.add_row(
-                kind, format_number(scores["conditions"][kind]), format_number(scores["conditions_coverage"][kind])
-            )
-        return [table]
+        columns = {"accuracy": scores["conditions"], "coverage": scores["conditions_coverage"]}
+        return [self.class_table("conditions", self.taxonomy.conditions, columns, "kind")]
 
 
 LIMIT = 0.5  # of the output `distance`

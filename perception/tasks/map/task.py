@@ -13,7 +13,6 @@ import numpy as np
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.io.files import format_number
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
@@ -165,18 +164,10 @@ class MapMetric(RingMetric[np.ndarray]):
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
-        from rich.table import Table
-
         if scores["map"] is None:
             return []
-        highest, fixed = scores["map"]["iou_max"], scores["map"]["iou_0.5"]
-        table = Table(title="map", show_footer=True)
-        table.add_column("class", footer="mean")
-        table.add_column("IoU max", format_number(highest["mean"]), justify="right")
-        table.add_column("IoU 0.5", format_number(fixed["mean"]), justify="right")
-        for name in self.taxonomy.map_names:
-            table.add_row(name, format_number(highest[name]), format_number(fixed[name]))
-        return [table]
+        columns = {"IoU max": scores["map"]["iou_max"], "IoU 0.5": scores["map"]["iou_0.5"]}
+        return [self.class_table("map", self.taxonomy.map_names, columns)]
 
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """IoU between the cells of both replays, of a class or the mean over the classes in either."""

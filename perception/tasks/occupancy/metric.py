@@ -284,13 +284,12 @@ class OccupancyMetric(Metric[OccupancyResult]):
 
         tables = []
         if voxels := scores["occupancy"]:
-            table = Table(title=f"occupancy  geometric IoU {format_number(voxels['geometric_IoU'])}", show_footer=True)
-            table.add_column("class", footer="mean")
-            table.add_column("IoU", format_number(voxels["mIoU"]), justify="right")
-            table.add_column("RayIoU", format_number(voxels["RayIoU"]), justify="right")
-            for name in self._classes[:-1]:
-                table.add_row(name, format_number(voxels["IoU"][name]), format_number(voxels["RayIoU_classes"][name]))
-            tables.append(table)
+            title = f"occupancy  geometric IoU {format_number(voxels['geometric_IoU'])}"
+            columns = {
+                "IoU": {**voxels["IoU"], "mean": voxels["mIoU"]},
+                "RayIoU": {**voxels["RayIoU_classes"], "mean": voxels["RayIoU"]},
+            }
+            tables.append(self.class_table(title, self._classes[:-1], columns))
         if obstacles := scores["obstacles"]:
             table = Table(title=f"unknown obstacles, {obstacles['metres']:.0f} m driven")
             for column in ("probability", *obstacles["by_distance"], "false alarms per 100 m"):

@@ -12,7 +12,6 @@ import numpy as np
 from perception.datasets.keyframes import AnnotatedPoints
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.io.files import format_number
 from perception.tasks.drawing import PointLayer
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Subject, Unmeasured, Weights
 from perception.tasks.points.config import PointsHead
@@ -154,16 +153,11 @@ class PointsMetric(RingMetric[ClassifiedPoints]):
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per class."""
-        from rich.table import Table
-
-        if scores["points"] is None:
+        found = scores["points"]
+        if found is None:
             return []
-        table = Table(title="points", show_footer=True)
-        table.add_column("class", footer="mean")
-        table.add_column("IoU", format_number(scores["points"]["mean"]), justify="right")
-        for name in self.taxonomy.point_names:
-            table.add_row(name, format_number(scores["points"]["classes"][name]))
-        return [table]
+        columns = {"IoU": {**found["classes"], "mean": found["mean"]}}
+        return [self.class_table("points", self.taxonomy.point_names, columns)]
 
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """Share of the points with equal classes; of a class: among those to which either replay gives it."""
