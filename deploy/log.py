@@ -28,6 +28,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import SampleData
 from perception.datasets.nuscenes.tables import only_version
 from perception.errors import InputError
+from perception.io.files import atomic_file
 from perception.rig import Rig, load_rig
 
 SWEEPS = 10  # before each keyframe; networks use up to this many
@@ -177,27 +178,22 @@ def sensor_messages(tables: NuScenesTables, recording: SampleData) -> Iterator[M
 
 def write_mcap(path: Path, log: Iterator[Message], topics: dict[str, str]) -> int:
     """Write a chunked MCAP file, complete or not at all; returns the number of messages."""
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    try:
-        with partial.open("wb") as file:
-            writer = McapWriter(file, chunk_size=CHUNK)
-            writer.start(profile="ros2")
-            schemas: dict[str, int] = {}
-            channels: dict[str, int] = {}
-            for topic, type_name in topics.items():
-                if type_name not in schemas:
-                    definition, _ = TYPES.generate_msgdef(type_name, ros_version=2)
-                    schemas[type_name] = writer.register_schema(type_name, "ros2msg", definition.encode())
-                channels[topic] = writer.register_channel(topic, "cdr", schemas[type_name])
-            for each in log:
-                count += 1
-                time = 1000 * each.stamp
-                writer.add_message(channels[each.topic], time, each.data, time, count)
-            writer.finish()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path, "the recording") as file:
+        writer = McapWriter(file, chunk_size=CHUNK)
+        writer.start(profile="ros2")
+        schemas: dict[str, int] = {}
+        channels: dict[str, int] = {}
+        for topic, type_name in topics.items():
+            if type_name not in schemas:
+                definition, _ = TYPES.generate_msgdef(type_name, ros_version=2)
+                schemas[type_name] = writer.register_schema(type_name, "ros2msg", definition.encode())
+            channels[topic] = writer.register_channel(topic, "cdr", schemas[type_name])
+        for each in log:
+            count += 1
+            time = 1000 * each.stamp
+            writer.add_message(channels[each.topic], time, each.data, time, count)
+        writer.finish()
     return count
 
 
