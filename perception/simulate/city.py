@@ -194,9 +194,7 @@ def _plan_polygons(plan: StreetPlan, graph: LaneGraph, lots: list[Lot]) -> dict[
     ramps, junctions = [], []
     for i, j in plan.junctions():
         reaches = []
-        for arm in range(4):
-            if plan.neighbour(i, j, arm) is None:
-                continue
+        for arm in plan.arms(i, j):
             half, start = plan.half_width(i, j, arm), plan.crossing_start(i, j, arm)
             lanes = plan.lanes(i, j, arm) * style.lane_width
             incoming = (0.0, lanes) if style.right_hand else (-lanes, 0.0)
@@ -279,9 +277,7 @@ def _dividers(plan: StreetPlan) -> dict[str, list[LineString]]:
 def _crossings(plan: StreetPlan, graph: LaneGraph) -> list[Crossing]:
     crossings = []
     for junction, (i, j) in enumerate(graph.junctions):
-        for arm in range(4):
-            if plan.neighbour(i, j, arm) is None:
-                continue
+        for arm in plan.arms(i, j):
             middle = plan.crossing_start(i, j, arm) + CROSSING_WIDTH / 2
             side = plan.half_width(i, j, arm) + plan.style.verge + FURNITURE / 2
             ends = plan.on_arm(i, j, arm, np.full(2, middle), np.array([-side, side]))

@@ -181,9 +181,7 @@ def _lamp(builder: _SolidsBuilder, uv: np.ndarray, direction: np.ndarray, side: 
 def _signals(builder: _SolidsBuilder, i: int, j: int) -> None:
     """A signal post beside each incoming stop line."""
     plan = builder.plan
-    for arm in range(4):
-        if plan.neighbour(i, j, arm) is None:
-            continue
+    for arm in plan.arms(i, j):
         side = 1.0 if plan.style.right_hand else -1.0
         left = side * (plan.half_width(i, j, arm) + plan.style.verge + FURNITURE / 2)
         at = np.array(plan.reach(i, j, arm) + 0.4)

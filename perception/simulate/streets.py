@@ -55,6 +55,10 @@ class StreetPlan:
         k, m = i + DIRECTIONS[arm][0], j + DIRECTIONS[arm][1]
         return (int(k), int(m)) if 0 <= k < len(self.u) and 0 <= m < len(self.v) else None
 
+    def arms(self, i: int, j: int) -> list[int]:
+        """The arms that lead to another junction."""
+        return [arm for arm in range(4) if self.neighbour(i, j, arm) is not None]
+
     def centre(self, i: int, j: int) -> np.ndarray:
         return np.array([self.u[i], self.v[j]])
 
@@ -184,14 +188,12 @@ class LaneGraph:
         self._by_start: dict[tuple[int, int, int, int], int] = {}
         self._by_end: dict[tuple[int, int, int, int], int] = {}
         for i, j in self.junctions:
-            for arm in range(4):
-                if plan.neighbour(i, j, arm) is not None:
-                    for k in range(plan.lanes(i, j, arm)):
-                        self._add_lane(i, j, arm, k)
+            for arm in plan.arms(i, j):
+                for k in range(plan.lanes(i, j, arm)):
+                    self._add_lane(i, j, arm, k)
         for i, j in self.junctions:
-            for arm in range(4):
-                if plan.neighbour(i, j, arm) is not None:
-                    self._add_connectors(i, j, arm)
+            for arm in plan.arms(i, j):
+                self._add_connectors(i, j, arm)
         self._find_siblings()
 
     def offset(self, lanes: int, k: int) -> float:
@@ -218,17 +220,17 @@ class LaneGraph:
         heading = (arm_in + 2) % 4
         near = self._near_arm(heading)
         far = (near + 2) % 4
-        exists = [plan.neighbour(i, j, arm) is not None for arm in range(4)]
+        arms = plan.arms(i, j)
         for k in range(lanes):
             options = []
-            if exists[heading]:
+            if heading in arms:
                 options.append((heading, k))
-            if exists[near] and k == 0:
+            if near in arms and k == 0:
                 options.append((near, 0))
-            if exists[far] and k == lanes - 1:
+            if far in arms and k == lanes - 1:
                 options.append((far, plan.lanes(i, j, far) - 1))
             if not options:  # a corner of the city: all lanes turn the same way
-                arm = near if exists[near] else far
+                arm = near if near in arms else far
                 options.append((arm, min(k, plan.lanes(i, j, arm) - 1)))
             for arm_out, k_out in options:
                 self._add_connector(i, j, (arm_in, k), (arm_out, k_out))

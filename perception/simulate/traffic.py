@@ -69,9 +69,7 @@ class Traffic:
     ) -> None:
         self.lanes: list[Lane] = city.graph.lanes
         self.vehicles, self.pedestrians, self.closed, self.rng = vehicles, pedestrians, closed, rng
-        self.arms = [
-            [arm for arm in range(4) if city.plan.neighbour(i, j, arm) is not None] for i, j in city.graph.junctions
-        ]
+        self.arms = [city.plan.arms(i, j) for i, j in city.graph.junctions]
         # Arm out minus arm in (mod 4) of a turn across oncoming traffic.
         self.oncoming_turn = 3 if city.plan.style.right_hand else 1
         self.green = [arms[int(rng.integers(len(arms)))] for arms in self.arms]
