@@ -255,16 +255,26 @@ class Assembler:
         self._counts.unposed_frames += 1
         self.unposed.append(pending.token)
 
-    def _is_new(self, topic: str, stamp: int, time: int) -> bool:
-        """See `Stamps`; what is timed by the frames' clock follows it when that is set."""
+    def _is_new(
+        self, topic: str, stamp: int, time: int, kept: LidarSweeps | CameraPictures | Positions | None = None
+    ) -> bool:
+        """See `Stamps`; when a clock is set, what is timed by it follows, and what is `kept` of it is forgotten."""
         if not self._stamps.is_new(topic, stamp, time):
             return False
+        new = self._stamps.clock_set(topic)
         if topic == self._paced_by:
             self._shift = self._stamps.shift(topic)
-            if (new := self._stamps.clock_set(topic)) is not None:
+            if new is not None:
                 self._clock += 1
                 self._readings.forget(new)
+        if new is not None and kept is not None:
+            kept.forget(new.stamp)
         return True
+
+    def _count_if_late(self, topic: str, sensor: str, stamp: int, allowed: int) -> None:
+        """Count what belongs to a frame that went out without this sensor."""
+        if any(abs(frame.stamp - stamp) <= allowed and sensor not in sensors for frame, sensors in self._recent):
+            self._counts.add_problem("late", topic)
 
     def _add_keyframe(self, topic: str, time: int, keyframe: Keyframe) -> None:
         if not self._is_new(topic, keyframe.stamp, time):
@@ -282,39 +292,27 @@ class Assembler:
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
         lidar, reference = self._lidars[name], name == self._reference
-        if not self._is_new(lidar.topic, cloud.stamp, time):
+        if not self._is_new(lidar.topic, cloud.stamp, time, lidar):
             return
-        if (new := self._stamps.clock_set(lidar.topic)) is not None:
-            lidar.forget(new.stamp)
-        allowed = 0 if reference else self._tolerance
-        if any(abs(frame.stamp - cloud.stamp) <= allowed and name not in sensors for frame, sensors in self._recent):
-            self._counts.add_problem("late", lidar.topic)
+        self._count_if_late(lidar.topic, name, cloud.stamp, 0 if reference else self._tolerance)
         lidar.add(cloud)
         if reference and self._trigger is not None and self._trigger.on_sweep(cloud.stamp, time):
             self._expect_frame(cloud.stamp, time, self._trigger)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
-        if not self._is_new(topic, picture.stamp, time):
-            return
         name = self._camera_of_image[topic]
-        if (new := self._stamps.clock_set(topic)) is not None:
-            self._cameras[name].forget(new.stamp)
-        if any(
-            abs(frame.stamp - picture.stamp) <= self._tolerance and name not in sensors
-            for frame, sensors in self._recent
-        ):
-            self._counts.add_problem("late", topic)
-        self._cameras[name].add(time, picture)
+        camera = self._cameras[name]
+        if not self._is_new(topic, picture.stamp, time, camera):
+            return
+        self._count_if_late(topic, name, picture.stamp, self._tolerance)
+        camera.add(time, picture)
         if self._trigger is not None and self._trigger.on_picture(picture.stamp, time):
             self._expect_frame(picture.stamp, time, self._trigger)
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time + self._shift)
-        if not self._is_new(topic, fix.stamp, time):
-            return
-        if (new := self._stamps.clock_set(topic)) is not None:
-            self._positions.forget(new.stamp)
-        self._positions.add(fix)
+        if self._is_new(topic, fix.stamp, time, self._positions):
+            self._positions.add(fix)
 
     def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:
         resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
