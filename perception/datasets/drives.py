@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from perception.datasets.files import read_json
 from perception.errors import InputError
 
 
@@ -79,6 +81,15 @@ class Drives:
         if not names:
             raise InputError(f"{self._where}: no scene of split {split} is here; it has {_shorten(every)}")
         return names
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """The splits that splits.json of a folder lists; none without one."""
+    path = folder / "splits.json"
+    splits = read_json(path) if path.exists() else {}
+    if not isinstance(splits, dict):
+        raise InputError(f"{path}: not an object of split names and lists of names")
+    return splits
 
 
 def _parse_selector(selector: str) -> tuple[str, int, int | None]:

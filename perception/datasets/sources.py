@@ -9,8 +9,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from perception.datasets.drives import Drives
-from perception.datasets.files import read_json
+from perception.datasets.drives import Drives, read_splits
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
 from perception.datasets.nuscenes.between import sample_of
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -61,15 +60,12 @@ class JoinedTables:
 
     def _splits(self) -> dict[str, list[str]]:
         """The scenes of each split, which are listed by their names or by those of their folders."""
-        path = self.dataroot / "splits.json"
-        splits = read_json(path) if path.exists() else {}
-        if not isinstance(splits, dict):
-            raise InputError(f"{path}: not an object of split names and lists of names")
         names = {
             scene: {scene, *tables.dataroot.relative_to(self.dataroot).parts}
             for scene, tables in self._of_scene.items()
         }
-        return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits.items()}
+        splits = read_splits(self.dataroot).items()
+        return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits}
 
     def _tables(self, token: str) -> NuScenesTables:
         """Those that have a frame."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.drives import Drives
+from perception.datasets.drives import Drives, read_splits
 from perception.datasets.files import stamp
 from perception.datasets.keyframes import (
     NO_SENSORS,
@@ -91,16 +91,7 @@ class NuScenesTables:
         return Annotations.read(self._folder, self._timestamps, self.taxonomy)
 
     def _splits(self) -> dict[str, list[str]]:
-        if is_official(self.version):
-            return official_splits(self._samples)
-        path = self._folder / "splits.json"
-        try:
-            splits = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot read the splits ({error})") from None
-        if not isinstance(splits, dict):
-            raise InputError(f"{path}: not an object of split names and lists of scene names")
-        return splits
+        return official_splits(self._samples) if is_official(self.version) else read_splits(self._folder)
 
     def scene(self, token: str) -> str:
         """Name of the drive of a frame."""

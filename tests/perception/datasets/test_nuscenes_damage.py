@@ -56,7 +56,7 @@ DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
     (table("ego_pose"), in_json(put("0.translation.0", np.nan)), "1 poses are not finite or have no rotation, such as"),
     (table("ego_pose"), in_json(put("0.rotation", [0, 0, 0, 0])), "1 poses are not finite or have no rotation"),
     (table("sample_data"), replace(b'"width": 80', b'"width": 160'), "picture is 80x50, but its .* is for 160x50"),
-    (table("splits"), write("[1, 2"), "splits.json: cannot read the splits"),
+    (table("splits"), write("[1, 2"), "splits.json: no JSON file"),
     (table("splits"), write("[1, 2]"), "splits.json: not an object"),
     (SEGMENTED, delete, "cannot read the classes of points"),
     (SEGMENTED, cut(499), "499 points, the sweep 500"),
