@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from perception.errors import InputError
 from perception.frame import View
 from perception.grid import BevGrid, Reference
-from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml
+from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml, shipped_folders
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.rig import Rig, load_rig
 from perception.tasks import TASKS, parse_tasks
@@ -403,6 +403,4 @@ def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], sourc
 
 def find_config(name: str) -> Path:
     """Path of a configuration that comes with the package, by its name, such as `tiny`."""
-    here = Path(__file__).parent
-    folders = (here / "configs", here.parent / "configs")  # an installed package; a checkout of the repository
-    return next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").exists())
+    return next(path for folder in shipped_folders() if (path := folder / f"{name}.yaml").exists())

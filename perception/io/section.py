@@ -115,15 +115,16 @@ def _change_key(content: Any, keys: Sequence[str], value: Any, change: str) -> A
 
 def find_shipped(folder: str, name: str) -> Path | None:
     """The YAML file of this name in a folder of `configs`, which comes with the package; None if there is none."""
-    found = [path / f"{name}.yaml" for path in _folders_of(folder)]
+    found = [path / f"{name}.yaml" for path in shipped_folders(folder)]
     return next((path for path in found if path.parent.name == folder and path.is_file()), None)
 
 
 def list_shipped(folder: str) -> list[str]:
     """The names that `find_shipped` knows."""
-    return sorted({path.stem for each in _folders_of(folder) for path in each.glob("*.yaml")})
+    return sorted({path.stem for each in shipped_folders(folder) for path in each.glob("*.yaml")})
 
 
-def _folders_of(folder: str) -> list[Path]:
+def shipped_folders(folder: str = "") -> list[Path]:
+    """The places of `configs`, or of a folder in it, of which one is there."""
     here = Path(__file__).parents[1]
     return [here / "configs" / folder, here.parent / "configs" / folder]  # an installed package; a checkout
