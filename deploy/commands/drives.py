@@ -275,14 +275,12 @@ def replay(
     """
     from deploy.recordings import is_recording
     from deploy.recordings.choice import Selection
-    from deploy.replay.folder import VERDICT_FILES, error_if_unjudged, final_files, require_own_folder
-    from deploy.replay.gates import Gates
+    from deploy.replay.folder import VERDICT_FILES, final_files
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
     from deploy.replay.settings import Settings, Source, parse_streaming
     from perception.datasets.nuscenes.tables import only_version, versions
-    from perception.io.section import load_section
     from perception.io.stores import upload_results
 
     settings = Settings(
@@ -303,10 +301,7 @@ def replay(
     source = Source(drive, version, names(scenes), topics)
     last = (*VERDICT_FILES, PROVENANCE)
     with upload_results(out, last, final_files()) as folder:
-        require_own_folder(folder, baseline)
-        with error_if_unjudged(folder, gates is not None or baseline is not None):
-            chosen_gates = None if gates is None else load_section(Gates, gates, "the gates")
-        summary = run(source, bundle, folder, settings, baseline, chosen_gates, console_for(as_json), jobs, ray)
+        summary = run(source, bundle, folder, settings, baseline, gates, console_for(as_json), jobs, ray)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":

@@ -30,6 +30,7 @@ from deploy.replay.streaming import SCORES, describe_streaming, measure_streamin
 from deploy.replay.verdict import judge, require_comparable
 from deploy.replay.writers import require_viewers
 from deploy.runtime import Runtime
+from perception.io.section import load_section
 
 
 def replay(
@@ -38,7 +39,7 @@ def replay(
     out: Path,
     settings: Settings | None = None,
     baseline: Path | None = None,
-    gates: Gates | None = None,
+    gates: Gates | Path | None = None,
     console: Console | None = None,
     jobs: int = 0,
     ray: str | None = None,
@@ -49,7 +50,7 @@ def replay(
 
     Args:
         baseline: folder of another replay of the same scenes.
-        gates: by default `default_gates`, if there is a baseline.
+        gates: or their file; by default `default_gates`, if there is a baseline.
         jobs: processes that replay a drive each (`deploy.replay.fleet`); 0: none but this one.
         ray: address of a Ray cluster whose processes do this instead.
 
@@ -65,6 +66,8 @@ def replay(
     require_own_folder(out, baseline)
     judged = gates is not None or baseline is not None
     with error_if_unjudged(out, judged):
+        if isinstance(gates, Path):
+            gates = load_section(Gates, gates, "the gates")
         require_comparable(baseline, gates)
         require_viewers(settings.viewers)
         runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
