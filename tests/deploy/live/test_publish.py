@@ -19,7 +19,7 @@ from recordings import nuscenes_topics
 from ros_idl import read
 from vocabulary import CONDITIONS, SENSORS
 
-from deploy.commands.outputs import OutputOptions, open_outputs
+from deploy.commands.live import OutputOptions, open_outputs
 from deploy.live.buses import BUSES, Buses
 from deploy.live.messages.messages import Message, Messages
 from deploy.live.publish import Published
