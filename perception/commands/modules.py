@@ -133,49 +133,58 @@ def adapt(
     from perception.datasets.sources import open_source
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
-    from perception.training.adapt import add_task, read_module, read_task
+    from perception.training.adapt import add_task, read_task
 
-    file = None if task else config
-    ways = [bool(add), memory, bool(task), file is not None]
-    if ways.count(True) != 1 or ((task or file) and (conditions or slots or option)):
-        raise InputError(
-            "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with a module; --conditions, "
-            "--slots and --option go with --add and --memory"
-        )
-    if memory:
-        add = "memory:memory"
-    kinds, _, name = add.partition(":")
-    if not name and add:
-        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
-    slots = slots or ("memory" if kinds == "memory" else "fuse*,trunk.*,heads.*")
-    module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
-    if file is not None:
-        module = read_module(file)
+    _require_one_way(add, memory, task, config, described=bool(conditions or slots or option))
+    add = "memory:memory" if memory else add
+    module = None if task else _read_module(config, add, names(conditions), slots, option or [])
     foreign = foreign_config(checkpoint)
-    config_before = read_config(checkpoint) if foreign is None else None
-    vehicle = rig_of(rig) or (config_before.rig if config_before else None)
+    base = read_config(checkpoint) if foreign is None else None
+    vehicle = rig_of(rig) or (base.rig if base else None)
     content = read_task(config) if config and task else {}
     options = content.get("tasks", {}).get(task) or {}
-    taxonomy = extend_taxonomy(config_before, task, options, str(config)) if config_before else None
+    taxonomy = extend_taxonomy(base, task, options, str(config)) if base else None
     tables = open_source(data, version, vehicle, taxonomy)
-    split = split or training_split(tables.version)
+    chosen = split or training_split(tables.version), names(scenes)
+    training: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate}
     # Initial weights of the module or head are drawn before its training, which sets the seed itself.
-    set_seed(config_before.seed if config_before else 0)
-    if foreign is not None:
-        if task:
+    set_seed(base.seed if base else 0)
+    if module is None:
+        if foreign is not None:
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")
+        last = add_task(checkpoint, task, content, tables, *chosen, out, **training)
+    elif foreign is None:
+        last = run(checkpoint, module, tables, *chosen, out, **training)
+    else:
         if not isinstance(tables, NuScenesTables):
             raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
         from perception.mmdet3d.foreign import adapt_foreign
 
-        print_trained(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
-    elif task:
-        training = {"steps": steps, "learning_rate": learning_rate}
-        print_trained(add_task(checkpoint, task, content, tables, split, names(scenes), out, **training))
-    else:
-        print_trained(
-            run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate)
+        last = adapt_foreign(foreign, module, tables, *chosen, out, **training)
+    print_trained(last)
+
+
+def _require_one_way(add: str, memory: bool, task: str, config: Path | None, described: bool) -> None:
+    """Raise InputError unless one way is chosen, of which a module of --add or --memory alone may be `described`."""
+    ways = [bool(add), memory, bool(task), config is not None and not task]
+    if ways.count(True) != 1 or (described and not (add or memory)):
+        raise InputError(
+            "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with a module; --conditions, "
+            "--slots and --option go with --add and --memory"
         )
+
+
+def _read_module(file: Path | None, add: str, conditions: list[str], slots: str, option: list[str]) -> dict[str, Any]:
+    """The new module as in a configuration: from a file, or from KIND:NAME and the options that describe it."""
+    from perception.training.adapt import read_module
+
+    if file is not None:
+        return read_module(file)
+    kinds, _, name = add.partition(":")
+    if not name:
+        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
+    slots = slots or ("memory" if kinds == "memory" else "fuse*,trunk.*,heads.*")
+    return {"name": name, "when": conditions} | _kinds(kinds, names(slots), _numbers(option))
 
 
 @app.command(
