@@ -35,27 +35,25 @@ from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
 from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
-from deploy.signature import Signer, signer
-from deploy.state import STATE, in_sequence
+from deploy.signature import signer
+from deploy.state import STATE, Engine, in_sequence
 from deploy.statistics import measure, open_to_measure
 from deploy.street import STREET, street_frames
-from deploy.tolerances import Precision
+from deploy.tolerances import Precision, Tolerances
 from deploy.trust import Release, default_permits
 from perception.checkpoint import load_model, provenance
-from perception.config import Config
 from perception.datasets.views import seen_area
 from perception.errors import InputError
-from perception.frame import Frame
+from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
 from perception.modules.routing.fixed import SteeredRouter
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
-from perception.scene.health.statistics import Statistics
 from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
 from perception.tasks.task import Task
-from perception.training.clips import SPACINGS
+from perception.training.clips import SPACINGS, Arrays
 
 # Make the graphs of one network, which serves some routes, from a trained model, and compare them with torch.
 #
@@ -107,35 +105,15 @@ def make_network(
     Raises:
         InputError: the graph has an operator outside the ONNX standard, or ONNX Runtime differs from torch.
     """
-    taxonomy = trained.config.taxonomy
-    known = [parse_conditions(route, taxonomy) for route in routes]
-    first = find_frame_with_state(trained, golden, known[0])
-    expected = [run(trained, first, each)[0] for each in known]  # this run also tells prompts the size of their input
-    model = trained.deployed(*known)
-    if not model.memory.computations:  # no route has a memory
-        first, *others = (_without(frame, STATE_INPUTS) for frame in (first, *golden.values()))
-        golden, expected = dict(zip(golden, others, strict=True)), [_without(each, (NEXT_STATE,)) for each in expected]
-    banked, conditional = _list_banked_modules(trained, model)
-    values = taxonomy.condition_values if conditional else ()
-    steered = [first | steering_inputs(each, first, banked, values) for each in known]
-    more = {name: array for name, array in steered[0].items() if name not in first}
-    if banked:  # different weights, so that the golden frames depend on every module
-        more["route"] = np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]
-    inputs = {name: frame | more for name, frame in golden.items()}
-    outputs, flops = run(model, first | more)
-    graph, run_torch = to_onnx(model, first | more, list(outputs)), in_sequence(TorchEngine(model))
-    frames = {name: (frame, run_torch(frame)) for name, frame in inputs.items()}
-    proofs, allowed = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
+    folded = _FoldedModel(trained, routes, golden)
+    model, example = folded.model, folded.example
+    outputs, flops = run(model, example)
+    graph, frames = to_onnx(model, example, list(outputs)), folded.run_golden()
+    proofs, tolerances = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
     engine = OnnxRuntimeEngine(_bytes(graph))
-    require_golden(proofs, in_sequence(engine), "ONNX Runtime", allowed)
-    for on_route, alone, route in zip(steered, expected, routes, strict=True):
-        for what, other in (("the folded network", TorchEngine(model)), ("ONNX Runtime", engine)):
-            require_agreement(alone, other.run(on_route), f"{what} on route {route_name(route)}", allowed)
-    drives = [
-        with_state([{**each, **steering_inputs(route, each, banked, values)} for each in clip], engine)
-        for clip in recorded for route in known
-    ]  # fmt: skip
-    converted, tolerances = convert(graph, precision, drives, trained.tasks), allowed
+    require_golden(proofs, in_sequence(engine), "ONNX Runtime", tolerances)
+    folded.require_routes({"the folded network": TorchEngine(model), "ONNX Runtime": engine}, tolerances)
+    converted = convert(graph, precision, folded.calibration_inputs(recorded, engine), trained.tasks)
     if precision != "fp32":
         proofs, tolerances = make_golden_frames(converted.graphs, precision, frames, trained.tasks)
     facts = NetworkFacts(
@@ -143,20 +121,61 @@ def make_network(
         precision=precision,
         blocks=converted.blocks,
         tolerances=tolerances,
-        inputs=_describe(first | more, UNITS | {"conditions": f"1 if it is known to hold: {' '.join(values)}"}),
+        inputs=_describe(example, UNITS | {"conditions": f"1 if it is known to hold: {' '.join(folded.values)}"}),
         outputs=_describe(outputs, _units(trained.tasks)),
-        routes=tuple(route_name(route) for route in routes),
+        routes=folded.names,
         folded=model.bank.folded,
-        inline=tuple(name for name in model.bank.modules if name not in {each.name for each in banked}),
-        banked=banked,
+        inline=tuple(name for name in model.bank.modules if name not in {each.name for each in folded.banked}),
+        banked=folded.banked,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in converted.graphs[ONNX].graph.node).items())),
         structure_sha256=structure_sha256(converted.graphs[ONNX]),
         state=_describe_state(trained, outputs),
     )
-    graphs, names = {name: _bytes(each) for name, each in converted.graphs.items()}, [each.name for each in banked]
-    return Network(graphs, proofs, (*facts.folded, *facts.inline, *names), converted.ranges, facts)
+    graphs = {name: _bytes(each) for name, each in converted.graphs.items()}
+    modules = (*facts.folded, *facts.inline, *(each.name for each in facts.banked))
+    return Network(graphs, proofs, modules, converted.ranges, facts)
+
+
+class _FoldedModel:
+    """A trained model folded for some routes, and what it must compute on each of them."""
+
+    def __init__(self, trained: PerceptionModel, routes: Sequence[Sequence[str]], golden: Mapping[str, Arrays]) -> None:
+        taxonomy, self.names = trained.config.taxonomy, tuple(route_name(route) for route in routes)
+        self._routes = [parse_conditions(route, taxonomy) for route in routes]
+        first = find_frame_with_state(trained, golden, self._routes[0])
+        expected = [run(trained, first, each)[0] for each in self._routes]  # tells prompts the size of their input, too
+        self.model, inputs = trained.deployed(*self._routes), [first, *golden.values()]
+        if not self.model.memory.computations:  # no route has a memory
+            inputs = [_without(frame, STATE_INPUTS) for frame in inputs]
+            expected = [_without(each, (NEXT_STATE,)) for each in expected]
+        self.banked, conditional = _list_banked_modules(trained, self.model)
+        self.values = taxonomy.condition_values if conditional else ()  # of the input `conditions`
+        steering = steering_inputs(self._routes[0], first, self.banked, self.values)
+        if self.banked:  # different weights, so that the golden frames depend on every module
+            steering["route"] = np.linspace(0.5, 1, len(self.banked), dtype=np.float32)[None]
+        self.example, *others = (frame | steering for frame in inputs)  # of the frame on which routes are compared
+        self._golden, self._expected = dict(zip(golden, others, strict=True)), expected
+
+    def run_golden(self) -> dict[str, tuple[Arrays, Arrays]]:
+        """Inputs and torch's outputs of the golden frames."""
+        run_torch = in_sequence(TorchEngine(self.model))
+        return {name: (frame, run_torch(frame)) for name, frame in self._golden.items()}
+
+    def require_routes(self, engines: Mapping[str, Engine], allowed: Tolerances) -> None:
+        """Raise WrongEngine unless these engines compute on each route what the trained model does."""
+        for name, route, expected in zip(self.names, self._routes, self._expected, strict=True):
+            inputs = self._steer(self.example, route)
+            for what, engine in engines.items():
+                require_agreement(expected, engine.run(inputs), f"{what} on route {name}", allowed)
+
+    def calibration_inputs(self, clips: Collection[Clip], engine: Engine) -> list[Mapping[str, np.ndarray]]:
+        """The inputs of each clip's last frame on each route, with the state that an engine has there."""
+        return [with_state([self._steer(each, r) for each in clip], engine) for clip in clips for r in self._routes]
+
+    def _steer(self, inputs: Mapping[str, np.ndarray], route: Conditions) -> Arrays:
+        return {**inputs, **steering_inputs(route, inputs, self.banked, self.values)}
 
 
 def _without(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
@@ -255,65 +274,48 @@ def export(
         InputError: there is no such checkpoint, condition or key, ONNX Runtime differs from torch, INT8 has no drives
             to calibrate on, or `out` cannot be written.
     """
-    console = console or Console()
-    if precision == "int8" and calibration is None:
-        raise InputError("int8: needs --calibrate, the drives that INT8 is calibrated on")
-    signing = None if release.sign is None else signer(release.sign)
-    trained, config = load_model(checkpoint)
-    for route in routes:
-        parse_conditions(route, config.taxonomy)
-    spec = InputSpec.of(config)
-    calibration = replace(calibration, rig=spec.rig) if calibration else None
-    statistics = None
-    if calibration is not None:
-        chosen = calibration.root, calibration.version, calibration.scenes
-        opened = open_to_measure(*chosen, spec, None, config.taxonomy)
-        statistics = measure(opened, spec, seen_area(spec.grid, config.data.views))
-    frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}
-    moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in frames.items()}
-    export = _Export(
-        checkpoint=checkpoint,
-        trained=trained,
-        config=config,
-        golden=dict(zip(frames, prepare_clip([*frames.values()], spec, [*moments.values()]), strict=True)),
-        moments={} if spec.memory is None else moments,
-        token=frames["first"].token,
-        street=frames[STREET],
-        release=release,
-        signer=signing,
-        precision=precision,
-        calibration=calibration,
-        recorded=calibration.inputs(spec, config.data.views) if calibration and precision == "int8" else {},
-        statistics=statistics,
-        console=console,
-    )
+    exporter = _Exporter(checkpoint, routes, console or Console(), release, precision, calibration)
     if not apart:
-        return export.write(out, routes, {})
+        return exporter.write(out, routes, {})
     with tempfile.TemporaryDirectory() as folder:
-        others = {
-            route_name(route): export.write(Path(folder) / route_name(route), [route], {}).path for route in routes[1:]
-        }
-        return export.write(out, routes[:1], others)
+        others = {}
+        for route in routes[1:]:
+            others[route_name(route)] = exporter.write(Path(folder) / route_name(route), [route], {}).path
+        return exporter.write(out, routes[:1], others)
 
 
-@dataclass(frozen=True)
-class _Export:
-    """The export of a checkpoint to one bundle or, if each route has its own network, to several."""
+class _Exporter:
+    """Exports a checkpoint to one bundle or, if each route has its own network, to several."""
 
-    checkpoint: Path
-    trained: PerceptionModel
-    config: Config
-    golden: Mapping[str, dict[str, np.ndarray]]  # inputs of the golden frames
-    moments: Mapping[str, Moment]  # of the golden frames of a network with a memory
-    token: str  # of the first golden frame
-    street: Frame  # the golden frame that is stored with its sensor data
-    release: Release
-    signer: Signer | None
-    precision: Precision
-    calibration: Drives | None
-    recorded: Mapping[str, Clip]  # INT8: inputs of the calibration frames
-    statistics: Statistics | None  # of the calibration drives
-    console: Console
+    def __init__(
+        self,
+        checkpoint: Path,
+        routes: Sequence[Sequence[str]],
+        console: Console,
+        release: Release,
+        precision: Precision,
+        calibration: Drives | None,
+    ) -> None:
+        if precision == "int8" and calibration is None:
+            raise InputError("int8: needs --calibrate, the drives that INT8 is calibrated on")
+        self.checkpoint, self.console, self.release, self.precision = checkpoint, console, release, precision
+        self.signer = None if release.sign is None else signer(release.sign)
+        self.trained, self.config = load_model(checkpoint)
+        for route in routes:
+            parse_conditions(route, self.config.taxonomy)
+        spec, views = InputSpec.of(self.config), self.config.data.views
+        self.calibration = replace(calibration, rig=spec.rig) if calibration else None
+        self.statistics = None
+        if calibration is not None:
+            chosen = calibration.root, calibration.version, calibration.scenes
+            opened = open_to_measure(*chosen, spec, None, self.config.taxonomy)
+            self.statistics = measure(opened, spec, seen_area(spec.grid, views))
+        self.frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}  # golden ones
+        self.moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in self.frames.items()}
+        inputs = prepare_clip([*self.frames.values()], spec, [*self.moments.values()])
+        self.golden = dict(zip(self.frames, inputs, strict=True))
+        # INT8: inputs of the calibration frames.
+        self.recorded = self.calibration.inputs(spec, views) if self.calibration and precision == "int8" else {}
 
     def write(self, path: Path, routes: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
         """Write the bundle of one network for these routes, with the bundles of the other networks inside."""
@@ -321,7 +323,7 @@ class _Export:
         with self.console.status(f"Exporting to ONNX in {self.precision} for {names}"):
             network = make_network(self.trained, routes, self.golden, self.precision, self.recorded.values())
         source, more_files = find_origin(
-            self.trained, self.checkpoint, network.modules, self.token, self.release.license
+            self.trained, self.checkpoint, network.modules, self.frames["first"].token, self.release.license
         )
         if self.statistics is not None:
             more_files[STATISTICS] = self.statistics.model_dump_json(indent=2).encode()
@@ -332,7 +334,8 @@ class _Export:
             more_files[CALIBRATION] = measured.model_dump_json(indent=2).encode()
         manifest = self._manifest(network, source, tuple(others))
         golden = [
-            with_sensors(frame, self.street, manifest) if frame.name == STREET else frame for frame in network.golden
+            with_sensors(frame, self.frames[STREET], manifest) if frame.name == STREET else frame
+            for frame in network.golden
         ]
         if manifest.state is not None:
             golden = [replace(frame, moment=self.moments[frame.name]) for frame in golden]
