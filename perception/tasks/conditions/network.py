@@ -275,38 +275,42 @@ class ConditionsRecogniser(FittedNetwork):
             self._seen.append(_Keyframe(recorded.cpu(), changed.cpu(), values, drive))
 
     def fit(self) -> Sequence[str]:
-        seen, self._seen = self._seen, []
-        drives = [keyframe.drive for keyframe in seen]
-        folds, pictures, fitted, lines = folds_of_drives(drives), None, 0, []
+        keyframes, self._seen = self._seen, []
+        drives, lines, fitted = [keyframe.drive for keyframe in keyframes], [], False
         for kind, network in self.kinds.items():
-            part: Any = network
-            values = torch.tensor([keyframe.values[kind] for keyframe in seen], dtype=torch.int64)
-            learned = find_learned_values(values, drives, len(part.learned))
-            found: Any = None
-            earlier = self._earlier.get(kind)
-            known = torch.zeros_like(learned) if earlier is None else earlier.learned.cpu()
-            shown = (values >= 0) & known[values]
-            shown_by = {drive for drive, own in zip(drives, shown.tolist(), strict=True) if own}
-            if (
-                len(shown_by) >= 2 and not (learned & ~known).any()
-            ):  # else some values are new to the earlier recogniser
-                pictures = pictures or _join(seen)
-                part.transfer(earlier, pictures, torch.where(shown, values, -1), drives)
-                found, learned = part, part.learned.cpu()
-                fitted += 1
-            elif learned.sum() >= 2:
-                pictures = pictures or _join(seen)
-                found = fit(pictures, torch.where((values >= 0) & learned[values], values, -1), learned, folds)
-                if found is not None:
-                    part.take(found, learned)
-                    fitted += 1
-            lines.append(describe_taught(kind, self._vocabulary[kind], values, drives, learned & (found is not None)))
+            values = torch.tensor([keyframe.values[kind] for keyframe in keyframes], dtype=torch.int64)
+            learned = _fit_kind(network, self._earlier.get(kind), keyframes, values)
+            fitted = fitted or bool(learned.any())
+            lines.append(describe_taught(kind, self._vocabulary[kind], values, drives, learned))
         if not fitted:
             raise InputError(
                 f"{len({*drives})} drives with pictures, but no kind of condition with two values that two drives show "
                 f"each; recognising takes more drives. {'. '.join(lines)}"
             )
         return lines
+
+
+def _fit_kind(network: Any, earlier: Any, keyframes: Sequence[_Keyframe], values: Tensor) -> Tensor:
+    """Fit a kind of condition, beside what an earlier recogniser of it learned where that knows all that is shown.
+
+    Returns (V,) bool: the values that it now recognises; none if there are too few drives to fit it.
+    """
+    drives = [keyframe.drive for keyframe in keyframes]
+    learned = find_learned_values(values, drives, len(network.learned))
+    if earlier is not None:
+        known = earlier.learned.cpu()
+        shown = torch.where((values >= 0) & known[values], values, -1)
+        shown_by = {drive for drive, value in zip(drives, shown.tolist(), strict=True) if value >= 0}
+        if len(shown_by) >= 2 and not (learned & ~known).any():
+            network.transfer(earlier, _join(keyframes), shown, drives)
+            return torch.as_tensor(network.learned.cpu())
+    if learned.sum() >= 2:
+        taught = torch.where((values >= 0) & learned[values], values, -1)
+        found = fit(_join(keyframes), taught, learned, folds_of_drives(drives))
+        if found is not None:
+            network.take(found, learned)
+            return learned
+    return torch.zeros_like(learned)
 
 
 class _Keyframe(NamedTuple):
