@@ -119,7 +119,6 @@ class FrameChoice:
         over: no later frame is chosen.
         perceived: whether the latest frame is, and not only read.
         warming: the latest frame is before the segment.
-        between: the latest frame is between keyframes.
         written: the results of the latest frame are; else it is perceived for the sake of later frames.
     """
 
@@ -132,10 +131,10 @@ class FrameChoice:
     ) -> None:
         self._selection, self.time, self.over = selection, DriveTime(), False
         self._segment, self._all_frames, self._earlier = segment, all_frames, earlier
-        self.perceived, self.warming, self.between, self.written = True, False, False, True
+        self.perceived, self.warming, self.written = True, False, True
         self._first: int | None = None  # us
         self._elapsed = 0.0  # s, which a clock that is set back does not reduce
-        self._inside = Counter[str]()  # frames between start and end, by scene
+        self._counts = Counter[str]()  # frames from the start on, without those between keyframes, by scene
 
     def __call__(self, scene: str, timestamp: int, between: bool = False) -> bool:
         """Whether the next frame is chosen.
@@ -144,21 +143,20 @@ class FrameChoice:
             timestamp: us.
             between: whether it is between the keyframes of its drive, so that `every` does not count it.
         """
-        seconds, selection = self.time(scene, timestamp), self._selection
-        self.between, self.written = between, not between
+        seconds, selection, segment = self.time(scene, timestamp), self._selection, self._segment
         if selection is None:
+            self.written = not between
             return True
         self._first = timestamp if self._first is None else self._first
         self._elapsed = max(self._elapsed, 1e-6 * (timestamp - self._first))
-        self.over = self.over or self._elapsed >= min(selection.end, self._segment.end)
+        self.over = self.over or self._elapsed >= min(selection.end, segment.end)
         if self.over or not 0 <= seconds < selection.end:
             return False
-        self.warming = self._elapsed < self._segment.start
-        self.perceived = self.written = False
-        if seconds >= selection.start:
-            self._inside[scene] += not between
-            near = self._elapsed >= self._segment.start - self._segment.warm_up
-            counted = not between and (self._inside[scene] - 1) % selection.every == 0
-            self.written = counted and not self.warming
-            self.perceived = near and (counted or between or self._all_frames)
+        inside = seconds >= selection.start
+        self._counts[scene] += inside and not between
+        counted = inside and not between and (self._counts[scene] - 1) % selection.every == 0
+        near = inside and self._elapsed >= segment.start - segment.warm_up
+        self.warming = self._elapsed < segment.start
+        self.perceived = near and (counted or between or self._all_frames)
+        self.written = counted and not self.warming
         return self.perceived or self._earlier
