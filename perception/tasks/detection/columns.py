@@ -225,25 +225,11 @@ def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]
     (m, in the ground plane). Vectorised over all (frame, class) groups, rank by rank.
     """
     taken_by = np.full((len(thresholds), len(detections)), -1, np.int64)
-    detection, annotation, distance = _pairs_within(truth, detections, max(thresholds))
-    if not len(detection):
+    involved, choices, distances = _list_choices(truth, detections, max(thresholds))
+    if not len(involved):
         return taken_by
-    rank = np.empty(len(detections), np.int64)
-    rank[order_best_first(detections.scores)] = np.arange(len(detections))
-    order = np.lexsort((annotation, distance, rank[detection], _group(detections)[detection]))
-    detection, annotation, distance = detection[order], annotation[order], distance[order]
-
-    first = np.flatnonzero(np.diff(detection, prepend=-1))  # of each detection's pairs
-    row = np.cumsum(np.diff(detection, prepend=-1) != 0) - 1
-    involved, place = detection[first], np.arange(len(detection)) - first[row]
-    choices = np.full((len(involved), place.max() + 1), len(truth))  # nearest first; the last index is no annotation
-    distances = np.full(choices.shape, np.inf)
-    choices[row, place], distances[row, place] = annotation, distance
-
-    group = _group(detections)[involved]
-    beginning = np.flatnonzero(np.diff(group, prepend=-1))
-    step = np.arange(len(involved)) - beginning[np.cumsum(np.diff(group, prepend=-1) != 0) - 1]
-    turns = np.split(np.argsort(step, kind="stable"), np.cumsum(np.bincount(step))[:-1])
+    _, turn = _runs(_group(detections)[involved])  # the best of each group at first, then the second ones, and so on
+    turns = np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1])
     free = np.ones((len(thresholds), len(truth) + 1), bool)
     free[:, -1] = False
     limits = np.asarray(thresholds)[:, None]
@@ -256,6 +242,31 @@ def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]
         taken_by[level, involved[rows][at]] = chosen[level, at]
         free[level, chosen[level, at]] = False
     return taken_by
+
+
+def _list_choices(truth: BoxColumns, detections: BoxColumns, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The detections (M,) with annotations within `limit` metres, each group by descending score, and their choices.
+
+    These are (M, K) annotations, the nearest first, and their distances; len(truth) and inf where there are fewer.
+    """
+    detection, annotation, distance = _pairs_within(truth, detections, limit)
+    rank = np.empty(len(detections), np.int64)
+    rank[order_best_first(detections.scores)] = np.arange(len(detections))
+    order = np.lexsort((annotation, distance, rank[detection], _group(detections)[detection]))
+    detection, annotation, distance = detection[order], annotation[order], distance[order]
+    row, place = _runs(detection)
+    involved = detection[place == 0]
+    choices = np.full((len(involved), place.max(initial=-1) + 1), len(truth))
+    distances = np.full(choices.shape, np.inf)
+    choices[row, place], distances[row, place] = annotation, distance
+    return involved, choices, distances
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) number of the run of equal values, none below 0, that each one is in, and its place there."""
+    first = np.diff(values, prepend=-1) != 0
+    run = np.cumsum(first) - 1
+    return run, np.arange(len(values)) - np.flatnonzero(first)[run]
 
 
 def _group(boxes: BoxColumns) -> np.ndarray:

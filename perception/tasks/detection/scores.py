@@ -165,22 +165,17 @@ class _AtRecalls:
     def __init__(self, curve: _Curve, draws: np.ndarray, positives: np.ndarray) -> None:
         self.curve, self.draws = curve, draws
         weights = draws[:, curve.scenes]
-        found = np.cumsum(weights, axis=1)
-        total = weights.sum(axis=1)
+        found, total = np.cumsum(weights, axis=1), weights.sum(axis=1)[:, None]
         count = np.maximum(positives, 1)[:, None]
         whole = np.floor(RECALLS * count)
         whole += (whole + 1) / count <= RECALLS  # with the rounding of the devkit's recalls
         whole -= whole / count > RECALLS
-        self.reached = (whole <= total[:, None]) & (total > 0)[:, None]
-        self.reached &= (whole < total[:, None]) | (whole / count == RECALLS)
-        self.before = np.minimum(whole, total[:, None])
+        self.reached = (whole <= total) & (total > 0) & ((whole < total) | (whole / count == RECALLS))
+        self.before = np.minimum(whole, total)
         self.fraction = np.clip(RECALLS * count - whole, 0, 1)
+        self.ended = self.before >= total
         # The true positive number `before + 1`; none if all were found.
-        offset = np.arange(len(draws))[:, None] * (total.max(initial=0) + 2)
-        place = np.searchsorted((found + offset).ravel(), (self.before + 1 + offset).ravel()).reshape(whole.shape)
-        self.next = place - np.arange(len(draws))[:, None] * found.shape[1]
-        self.ended = self.before >= total[:, None]
-        self.next = np.where(self.ended, 0, self.next)
+        self.next = np.where(self.ended, 0, _search_rows(found, self.before + 1))
         if found.size:
             row = np.arange(len(draws))[:, None]
             self.copies = self.before - (found - weights)[row, self.next]  # of the next one that were already counted
@@ -206,6 +201,14 @@ class _AtRecalls:
         low = np.where((self.copies > 0) & ~self.ended | (previous < 0), own, scores[previous])
         high = np.where(self.ended, low, own)
         return np.where(self.reached, low + self.fraction * (high - low), 0.0)
+
+
+def _search_rows(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(R, N) index in its row of the first of (R, T), ascending, that is not below each of (R, N) numbers."""
+    index = np.arange(len(rows))[:, None]
+    offset = index * (rows.max(initial=0) + 2)  # one ascending array of all rows
+    place = np.searchsorted((rows + offset).ravel(), (numbers + offset).ravel()).reshape(numbers.shape)
+    return np.asarray(place - index * rows.shape[1])
 
 
 def _average(precision: np.ndarray) -> np.ndarray:
@@ -239,34 +242,42 @@ def _mean_errors(confidence: np.ndarray, weights: np.ndarray, scores: np.ndarray
         scores: (T,) of the matches, descending.
         errors: (5, T) of the matches.
     """
-    rows, matches = np.arange(len(weights))[:, None], np.arange(len(scores))
-    here = weights > 0
-    following = np.where(here, matches, len(scores))[:, ::-1]
-    following = np.minimum.accumulate(following, axis=1)[:, ::-1]
-    following = np.pad(following, ((0, 0), (0, 1)), constant_values=len(scores))
-    preceding = np.maximum.accumulate(np.where(here, matches, -1), axis=1)
-    preceding = np.pad(preceding, ((0, 0), (1, 0)), constant_values=-1)
-    above = np.searchsorted(-scores, -confidence, side="left")  # matches with a higher score
-    low, high = following[rows, above], preceding[rows, above]
-    inside = (low < len(scores)) & (high >= 0)
-    low_index, high_index = np.minimum(low, len(scores) - 1), np.maximum(high, 0)
-    gap = scores[high_index] - scores[low_index]
-    share = np.divide(confidence - scores[low_index], gap, out=np.zeros_like(confidence), where=inside & (gap > 0))
-    last = np.where(confidence > 0, np.arange(len(RECALLS)), 0).max(axis=1)
-    averaged = (np.arange(len(RECALLS)) >= _FIRST) & (np.arange(len(RECALLS)) <= last[:, None])
+    rows, recalls = np.arange(len(weights))[:, None], np.arange(len(RECALLS))
+    following, preceding = _matches_around(confidence, weights, scores)  # the points of the curve beside each recall
+    inside = (following < len(scores)) & (preceding >= 0)
+    low, high = np.minimum(following, len(scores) - 1), np.maximum(preceding, 0)
+    gap = scores[high] - scores[low]
+    share = np.divide(confidence - scores[low], gap, out=np.zeros_like(confidence), where=inside & (gap > 0))
+    last = np.where(confidence > 0, recalls, 0).max(axis=1)
+    averaged = (recalls >= _FIRST) & (recalls <= last[:, None])
     result = np.ones((len(weights), len(errors)))
     for i, each in enumerate(errors):
-        known = ~np.isnan(each)
-        value = np.where(known, each, 0.0)
-        sums, counts = np.cumsum(weights * value, axis=1), np.cumsum(weights * known, axis=1)
-        # The curve has a point for each copy of a match: after the last one here, after the first one there.
-        all_copies = _ratio(sums, counts)
-        first_copy = _ratio(sums - (weights - 1) * value, counts - (weights - 1) * known)
-        upper, lower = all_copies[rows, high_index], first_copy[rows, low_index]
-        curve = np.where(inside, lower + share * (upper - lower), np.where(high >= 0, upper, lower))
+        first_copy, all_copies = _cumulative_means(weights, each)
+        lower, upper = first_copy[rows, low], all_copies[rows, high]
+        curve = np.where(inside, lower + share * (upper - lower), np.where(preceding >= 0, upper, lower))
         mean = (curve * averaged).sum(axis=1) / np.maximum(averaged.sum(axis=1), 1)
-        result[:, i] = np.where((counts[:, -1] > 0) & (last >= _FIRST), mean, 1.0)
+        known = weights[:, ~np.isnan(each)].any(axis=1)
+        result[:, i] = np.where(known & (last >= _FIRST), mean, 1.0)
     return result
+
+
+def _matches_around(confidence: np.ndarray, weights: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, 101) the first drawn match of this score or less, T for none, and the last of a higher one, -1 for none."""
+    matches, drawn = np.arange(len(scores)), weights > 0
+    following = np.minimum.accumulate(np.where(drawn, matches, len(scores))[:, ::-1], axis=1)[:, ::-1]
+    following = np.pad(following, ((0, 0), (0, 1)), constant_values=len(scores))
+    preceding = np.maximum.accumulate(np.where(drawn, matches, -1), axis=1)
+    preceding = np.pad(preceding, ((0, 0), (1, 0)), constant_values=-1)
+    rows, above = np.arange(len(weights))[:, None], np.searchsorted(-scores, -confidence, side="left")  # higher scores
+    return following[rows, above], preceding[rows, above]
+
+
+def _cumulative_means(weights: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, T) mean of the known errors (T,) down to each match: to its first copy in a draw, and to its last one."""
+    known = ~np.isnan(errors)
+    values = np.where(known, errors, 0.0)
+    sums, counts = np.cumsum(weights * values, axis=1), np.cumsum(weights * known, axis=1)
+    return _ratio(sums - (weights - 1) * values, counts - (weights - 1) * known), _ratio(sums, counts)
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
