@@ -25,6 +25,8 @@ ACCELERATION, BRAKING, HEADWAY, STANDSTILL = 1.6, 2.2, 1.2, 2.2  # IDM: m/s^2, m
 LOOK_AHEAD = 70.0  # m
 EGO_PRIORITY_DISTANCE = 60.0  # m before a junction at which the ego vehicle gets green
 
+Occupied = dict[int, list[tuple[float, float, int]]]  # lane -> (rear, front, vehicle), m along the lane
+
 
 @dataclass
 class Vehicle:
@@ -121,9 +123,9 @@ class Traffic:
             self._advance_pedestrian(pedestrian, ego)
         self.time += DT
 
-    def _occupancy(self) -> dict[int, list[tuple[float, float, int]]]:
-        """Lane -> (rear, front, vehicle), m along the lane; includes vehicles that still overlap it from a sibling."""
-        occupied: dict[int, list[tuple[float, float, int]]] = {}
+    def _occupancy(self) -> Occupied:
+        """Includes vehicles that still overlap a lane from a sibling."""
+        occupied: Occupied = {}
         for n, vehicle in enumerate(self.vehicles):
             rear, k = vehicle.front - vehicle.length, vehicle.cursor
             while k >= 0:
@@ -138,7 +140,7 @@ class Traffic:
                 k -= 1
         return occupied
 
-    def _leader(self, n: int, occupied: dict[int, list[tuple[float, float, int]]]) -> tuple[float, int, int]:
+    def _leader(self, n: int, occupied: Occupied) -> tuple[float, int, int]:
         """Gap (m) to the next vehicle on the route, that vehicle, and the route index of its lane; inf, -1, -1 for
         none within LOOK_AHEAD."""
         vehicle = self.vehicles[n]
@@ -154,9 +156,7 @@ class Traffic:
                 return best
         return np.inf, -1, -1
 
-    def _acceleration(
-        self, n: int, occupied: dict[int, list[tuple[float, float, int]]], ego: Lane | None
-    ) -> tuple[float, float]:
+    def _acceleration(self, n: int, occupied: Occupied, ego: Lane | None) -> tuple[float, float]:
         """Acceleration (m/s^2) and the gap (m) to the vehicle or stop line ahead."""
         vehicle = self.vehicles[n]
         gap, leader, found = self._leader(n, occupied)
@@ -188,34 +188,44 @@ class Traffic:
                 acceleration = min(acceleration, ACCELERATION * (free - (wanted / max(distance, 0.1)) ** 2))
         return max(-MAX_BRAKING, acceleration), gap
 
-    def _may_enter(self, n: int, k: int, occupied: dict[int, list[tuple[float, float, int]]], ego: Lane | None) -> bool:
-        vehicle = self.vehicles[n]
-        connector, target = self.lanes[vehicle.route[k]], self.lanes[vehicle.route[k]].successors[0]
-        junction, green = connector.junction, self.green[connector.junction]
-        ego_turns = ego is not None and ego.junction == junction and self._crosses_oncoming(ego)
+    def _may_enter(self, n: int, k: int, occupied: Occupied, ego: Lane | None) -> bool:
+        vehicle, connector = self.vehicles[n], self.lanes[self.vehicles[n].route[k]]
+        if not self._has_green(connector, ego) or self._has_people(connector):
+            return False
+        others = [self.vehicles[m] for m in self.claimants[connector.junction]]
+        claims = [(other, self.lanes[other.route[other.claimed]]) for other in others]
+        return (
+            not any(self._may_collide(connector, claim) for _, claim in claims)
+            and not any(_turn_abreast(vehicle, connector, other, claim) for other, claim in claims)
+            and self._has_room(vehicle, connector, claims, occupied)
+        )
+
+    def _has_green(self, connector: Lane, ego: Lane | None) -> bool:
+        green = self.green[connector.junction]
+        ego_turns = ego is not None and ego.junction == connector.junction and self._crosses_oncoming(ego)
         shared = not ego_turns and not self._crosses_oncoming(connector)
-        if connector.arm_in != green and not (shared and connector.arm_in == (green + 2) % 4):
-            return False
-        if any(self.people_on_crossing.get((junction, arm), 0) for arm in (connector.arm_in, connector.arm_out)):
-            return False
+        return connector.arm_in == green or (shared and connector.arm_in == (green + 2) % 4)
+
+    def _has_people(self, connector: Lane) -> bool:
+        arms = connector.arm_in, connector.arm_out
+        return any(self.people_on_crossing.get((connector.junction, arm), 0) for arm in arms)
+
+    def _may_collide(self, connector: Lane, claim: Lane) -> bool:
+        """Whether they come from different arms, except opposite ones without a turn across oncoming traffic."""
+        opposite = claim.arm_in == (connector.arm_in + 2) % 4
+        across = self._crosses_oncoming(claim) or self._crosses_oncoming(connector)
+        return claim.arm_in != connector.arm_in and (across or not opposite)
+
+    def _has_room(
+        self, vehicle: Vehicle, connector: Lane, claims: list[tuple[Vehicle, Lane]], occupied: Occupied
+    ) -> bool:
+        """Whether the lane behind the junction has room for a vehicle and those that claimed the junction before it."""
+        target, claimants = connector.successors[0], self.claimants[connector.junction]
         needed = vehicle.length + STANDSTILL
-        for m in self.claimants[junction]:
-            other = self.vehicles[m]
-            claim = self.lanes[other.route[other.claimed]]
-            if claim.arm_in != connector.arm_in and (
-                claim.arm_in != (connector.arm_in + 2) % 4
-                or self._crosses_oncoming(claim)
-                or self._crosses_oncoming(connector)
-            ):
-                return False
-            abreast = claim.arm_in == connector.arm_in and claim.predecessor != connector.predecessor
-            straight, long = (connector.arm_in + 2) % 4, vehicle.is_long + other.is_long
-            turning = (connector.arm_out, claim.arm_out) != (straight, straight)
-            if abreast and turning and (long == 2 or (long and claim.arm_out == connector.arm_out)):
-                return False  # a long vehicle needs the lane beside it to turn
+        for other, claim in claims:
             if claim.successors[0] == target:
                 needed += other.length + STANDSTILL
-        queue = [(rear, other) for rear, _, other in occupied.get(target, ()) if other not in self.claimants[junction]]
+        queue = [(rear, n) for rear, _, n in occupied.get(target, ()) if n not in claimants]
         if not queue:
             return True
         rear, last = min(queue)
@@ -292,3 +302,11 @@ class Traffic:
             here = start + max(pedestrian.progress, 0.0) * ahead + pedestrian.lateral_offset * pedestrian.crossing.along
             heading = math.atan2(ahead[1], ahead[0]) + pedestrian.remaining_turn
             pedestrian.recorded.append((here[0], here[1], heading))
+
+
+def _turn_abreast(vehicle: Vehicle, connector: Lane, other: Vehicle, claim: Lane) -> bool:
+    """Whether they are side by side, and one is long and needs the lane beside it to turn."""
+    abreast = claim.arm_in == connector.arm_in and claim.predecessor != connector.predecessor
+    straight, long = (connector.arm_in + 2) % 4, vehicle.is_long + other.is_long
+    turning = (connector.arm_out, claim.arm_out) != (straight, straight)
+    return abreast and turning and (long == 2 or (long == 1 and claim.arm_out == connector.arm_out))
