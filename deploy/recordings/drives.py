@@ -86,15 +86,17 @@ class DatasetDrive:
         if self._between is None:
             return iter(keyframes)
         every, chosen = self.tables.samples(selectors=[self.name]), set(self._samples)
-        times, found = [self._timestamp(sample) for sample in every], self.tables.moments(every[0])
+        times = [self._timestamp(sample) for sample in every]
         inner, least, last = list[tuple[str, int, bool]](), 1e6 * self._between - _JITTER, -math.inf
-        for token, time in found.items():
+        for token, time in self.tables.moments(every[0]).items():
             after = bisect(times, time)
             # Of a part of a drive only those between two of its keyframes, so that it begins with a keyframe.
             inside = 0 < after < len(every) and chosen >= {*every[after - 1 : after + 1]}
-            if token not in chosen and inside and time - max(last, times[after - 1]) >= least <= times[after] - time:
-                inner.append((token, time, True))
-                last = time
+            if inside and token not in chosen:
+                since_last, until_keyframe = time - max(last, times[after - 1]), times[after] - time
+                if min(since_last, until_keyframe) >= least:
+                    inner.append((token, time, True))
+                    last = time
         return iter(sorted(keyframes + inner, key=itemgetter(1)))
 
 

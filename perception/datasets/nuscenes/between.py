@@ -53,14 +53,14 @@ class FramesBetween:
             if row is not last:
                 rows = takewhile(lambda each: each.timestamp >= oldest, self.recordings.chain(row))
                 others.append((row.timestamp - last.timestamp, [*rows]))
-        found, taken = dict[str, Mapping[str, SampleData]](), list[SampleData]()
+        frames, of_frame_before = dict[str, Mapping[str, SampleData]](), list[SampleData]()
         for sweep in reversed(sweeps[1:]):
             recorded = [each for delay, rows in others for each in _near(rows, sweep.timestamp, delay)]
-            own = all(self._is_between(each) and each not in taken for each in recorded)
-            if len(recorded) == len(others) and own:
-                found[f"{sample}@{sweep.timestamp}"] = {each.channel: each for each in (sweep, *recorded)}
-                taken = recorded
-        return found
+            complete = len(recorded) == len(others)
+            if complete and all(self._is_between(each) and each not in of_frame_before for each in recorded):
+                frames[f"{sample}@{sweep.timestamp}"] = {each.channel: each for each in (sweep, *recorded)}
+                of_frame_before = recorded
+        return frames
 
     def _is_between(self, row: SampleData) -> bool:
         return not self.recordings.is_keyframe(row)
