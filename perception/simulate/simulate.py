@@ -203,16 +203,7 @@ def simulate(
     rig.require_calibration()
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
-    courses = [each for each in condition_names if isinstance(each, Course)]
-    if not courses:
-        courses = parse(
-            [each for each in condition_names if isinstance(each, str)], load_taxonomy("nuscenes"), Worlds()
-        )
-    if wrong := [course.extras.rate for course in courses if course.extras.rate not in RATES]:
-        raise InputError(f"rate is {wrong[0]}: give {', '.join(map(str, RATES))} frames per second")
-    longest = max(len(course.phases) for course in courses)
-    if samples < longest:
-        raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
+    courses = _parse_courses(condition_names, samples)
     drives = [Drive(seed, n, courses[n % len(courses)], samples, sweeps, rig) for n in range(scenes)]
     begun = begin_run(drives, out)
     layout = layout_of(courses[0].taxonomy)
@@ -230,6 +221,20 @@ def simulate(
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
     end_run(out)
+
+
+def _parse_courses(condition_names: Sequence[str] | Sequence[Course], samples: int) -> list[Course]:
+    """The courses, parsed where they are names. InputError where one has a wrong rate, or more parts than keyframes."""
+    courses = [each for each in condition_names if isinstance(each, Course)]
+    if not courses:
+        conditions = [each for each in condition_names if isinstance(each, str)]
+        courses = parse(conditions, load_taxonomy("nuscenes"), Worlds())
+    if wrong := [course.extras.rate for course in courses if course.extras.rate not in RATES]:
+        raise InputError(f"rate is {wrong[0]}: give {', '.join(map(str, RATES))} frames per second")
+    longest = max(len(course.phases) for course in courses)
+    if samples < longest:
+        raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
+    return courses
 
 
 def _locations(drives: list[Drive]) -> list[str]:
