@@ -43,13 +43,8 @@ def group(
     Returns:
         The number of pillars.
     """
-    if overflow == "first":
-        index, cell_of_point = _in_single_precision(points, grid)
-    else:
-        columns = np.ascontiguousarray(points[:, :3].T)  # numpy is slow on every fifth number
-        inside = np.flatnonzero(grid.inside(columns.T))
-        cell_of_point = _flat_cells(columns[0, inside], columns[1, inside], grid)
-        index = inside.astype(np.int32)
+    find_cells = _in_single_precision if overflow == "first" else _in_double_precision
+    index, cell_of_point = find_cells(points, grid)
     if cells_of_points is not None:
         cells_of_points.fill(grid.cells)
         cells_of_points[index] = cell_of_point
@@ -104,6 +99,13 @@ def _in_single_precision(points: np.ndarray, grid: BevGrid) -> tuple[np.ndarray,
         places.append(place)
     index = np.flatnonzero(inside).astype(np.int32)
     return index, places[1][index].astype(np.int32) * np.int32(columns) + places[0][index].astype(np.int32)
+
+
+def _in_double_precision(points: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+    """As `_in_single_precision`, with the cells of `BevGrid.continuous`."""
+    columns = np.ascontiguousarray(points[:, :3].T)  # numpy is slow on every fifth number
+    inside = np.flatnonzero(grid.inside(columns.T))
+    return inside.astype(np.int32), _flat_cells(columns[0, inside], columns[1, inside], grid)
 
 
 def _flat_cells(x: np.ndarray, y: np.ndarray, grid: BevGrid) -> np.ndarray:
