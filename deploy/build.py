@@ -72,19 +72,24 @@ def build(
         return package
     parts = (bundle, *bundle.routes.values())
     reason = None if target.compiler == "onnxruntime" else why_not_run_here(target)
-    ran = "gives the golden frames" if reason is None else f"golden frames NOT RUN ({reason})"
     with console.status(f"Compiling for {target.device}"):
         if target.compiler == "onnxruntime":
             records = [_build_cpu(part, target) for part in parts]
         else:
             records = [_build_plan(part, target, dla, refittable, signer, runs=reason is None) for part in parts]
     for part, record in zip(parts, records, strict=True):
-        size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
-        console.print(
-            f"{target.name} ({target.device}) for {', '.join(part.manifest.routes)}: {record.compiler}, "
-            f"{record.layers} layers, {size}, {record.seconds:.2f} s, {ran}"
-        )
+        console.print(_describe(target, part, record, reason))
     return records[0]
+
+
+def _describe(target: Target, bundle: Bundle, record: EngineRecord, reason: str | None) -> str:
+    """The line about a compiled network; with the reason why its golden frames were not run, if there is one."""
+    size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
+    ran = "gives the golden frames" if reason is None else f"golden frames NOT RUN ({reason})"
+    return (
+        f"{target.name} ({target.device}) for {', '.join(bundle.manifest.routes)}: {record.compiler}, "
+        f"{record.layers} layers, {size}, {record.seconds:.2f} s, {ran}"
+    )
 
 
 def _require_used(target: Target, out: Path | None, sign: Path | None) -> None:
