@@ -103,15 +103,16 @@ def evaluate(
         if batch > 1 or flip:
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
         trust = make_trust(key, state, allow_older)
-        opened = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, seen, target, trust)
+        open_model = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, seen, target, trust)
     elif key or allow_older or target != "cpu":
         raise InputError(f"{model}: --target, --key and --allow-older need a bundle; export one first")
     else:
-        opened = partial(_run_and_drives, model.absolute(), data.absolute(), version, seen, rig, batch, flip)
-    if (jobs or ray) and batch > 1:
+        open_model = partial(_run_and_drives, model.absolute(), data.absolute(), version, seen, rig, batch, flip)
+    in_processes = bool(jobs or ray)
+    if in_processes and batch > 1:
         raise InputError("--jobs and --batch: a process of --jobs computes one frame after the other; use one of both")
-    predictor, spec, tables = opened()
-    if (jobs or ray) and spec.memory is not None:
+    predictor, spec, tables = open_model()
+    if in_processes and spec.memory is not None:
         raise InputError(
             f"{model}: has a memory, so that its frames depend on those before; leave out --jobs and --ray"
         )
@@ -121,8 +122,8 @@ def evaluate(
     split = split or validation_split(tables.version)
     breakdown = Breakdown(names(by), names(corruptions), left_out=True, report=as_report)
     with ExitStack() as opens:
-        if jobs or ray:
-            pool = open_pool(opened, jobs, ray, AHEAD)
+        if in_processes:
+            pool = open_pool(open_model, jobs, ray, AHEAD)
             opens.enter_context(pool)
             predictor = Processes(pool)
         folder = opens.enter_context(upload_results(out, ("metrics.json",)))
