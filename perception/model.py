@@ -271,6 +271,13 @@ class PerceptionModel(nn.Module):
         part, _, rest = slot.partition(".")
         return rest.split(".")[0] == task if part == "heads" else part in PARTS[self.tasks[task].reads]
 
+    def _routes_through(self, slot: str, cases: Sequence[Routes]) -> list[Route]:
+        """The routes on which outputs of their tasks, or the next state, depend on what the slot computes."""
+        found = [route for routes in cases for route, tasks in routes if any(self._reaches(slot, t) for t in tasks)]
+        if self.memory.computations and slot.partition(".")[0] in _FUSED_PARTS:
+            found += [self._state_route(routes) for routes in cases]
+        return found
+
     def sensor_maps(self, inputs: dict[str, Tensor], trace: Trace | None) -> list[Tensor]:
         """BEV feature maps of the sensors."""
         maps = []
@@ -334,12 +341,7 @@ class PerceptionModel(nn.Module):
         sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
         known = routes or (Conditions(),)
         cases = [settle_routes(model.bank, model.tasks, each, missing) for missing in sensors for each in known]
-        remembers = bool(model.memory.computations)
-        settled = {
-            slot: [route for case in cases for route, tasks in case if any(model._reaches(slot, t) for t in tasks)]
-            + [model._state_route(case) for case in cases if remembers and slot.split(".")[0] in _FUSED_PARTS]
-            for slot in model.bank.slots
-        }
+        settled = {slot: model._routes_through(slot, cases) for slot in model.bank.slots}
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
         if len(cases) == 1:
