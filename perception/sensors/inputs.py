@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,23 @@ from perception.sensors.lidar.pillars import group
 from perception.sensors.state import Limits
 from perception.tasks import counted_truth, point_places
 
-# The C++ runtime's pillars and pictures, equal in every bit, where its package is installed (docs/native.md).
-NATIVE: Any = importlib.import_module("tessera_runtime") if importlib.util.find_spec("tessera_runtime") else None
+
+def _native() -> Any:
+    """The C++ runtime's pillars and pictures, equal in every bit, where its package can be used (docs/native.md)."""
+    if importlib.util.find_spec("tessera_runtime") is None:
+        return None
+    native = importlib.import_module("tessera_runtime")
+    try:
+        native.load()
+    except OSError as error:
+        warnings.warn(
+            f"tessera_runtime: cannot be used ({error}); pillars and pictures are made by Python", stacklevel=2
+        )
+        return None
+    return native
+
+
+NATIVE = _native()
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
 
 

@@ -134,7 +134,7 @@ def test_a_state_that_the_gpu_does_not_give_is_no_fault_of_the_bundle(
         runtime.step(next(drive()))
         monkeypatch.setenv(DEFECT, "lost")
         array = byref(native._sized(native._Array))
-        assert native._load().tessera_get(runtime._handle, b"next_state", array) == 4  # TESSERA_FAILED
+        assert native.load().tessera_get(runtime._handle, b"next_state", array) == 4  # TESSERA_FAILED
         with pytest.raises(native.Failure, match="download gives cudaErrorNoDevice"):
             runtime.get("next_state")
 

@@ -1,4 +1,5 @@
 #include <dlfcn.h>
+#define ORT_API_MANUAL_INIT  // its library is opened at run time, so that any version from kOldest on can be installed
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
@@ -8,6 +9,8 @@
 
 namespace tessera {
 namespace {
+
+constexpr uint32_t kOldest = 21;  // ONNX Runtime 1.21
 
 // Inputs whose second axis is of pillars; ONNX Runtime computes those that are there alone (`without_padding`).
 constexpr std::string_view kPillars[] = {"pillar_points", "pillar_counts", "pillar_cells"};
@@ -103,6 +106,20 @@ class OnnxRuntimeEngine : public Engine {
     Shape shape_;
 };
 
+// Debian's library is named by its version, others by that of the interface.
+bool load_onnxruntime() {
+    const std::string versioned = text("libonnxruntime.so.1.", ORT_API_VERSION);
+    void *library = nullptr;
+    for (const char *name : {ONNXRUNTIME_LIBRARY, "libonnxruntime.so.1", versioned.c_str(), "libonnxruntime.so"})
+        if (!library && *name) library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    const auto base = library ? reinterpret_cast<decltype(&OrtGetApiBase)>(dlsym(library, "OrtGetApiBase")) : nullptr;
+    if (!base) throw refused("cpu: ", dlerror(), "; install ONNX Runtime 1.", kOldest, " or later");
+    const OrtApi *api = base()->GetApi(kOldest);
+    if (!api) throw refused("cpu: ONNX Runtime is ", base()->GetVersionString(), "; install 1.", kOldest, " or later");
+    Ort::InitApi(api);
+    return true;
+}
+
 std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &options) {
     const std::string name = options.plugin.empty() ? "libtessera_tensorrt.so" : options.plugin;
     void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -121,6 +138,7 @@ std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &o
 
 std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options) {
     if (options.target != "cpu") return open_plugin(bundle, options);
+    [[maybe_unused]] static const bool loaded = load_onnxruntime();
     const std::string graph = bundle.cpu_graph();
     try {
         return std::make_unique<OnnxRuntimeEngine>(bundle.read(graph), bundle.manifest(), options.threads);

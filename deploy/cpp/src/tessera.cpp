@@ -110,8 +110,9 @@ tessera_status tessera_open(const tessera_options *options, tessera_runtime **ru
             throw tessera::bad_input("tessera_options.state: give the folder that keeps the highest release that ran");
         trust.state = or_empty(options->state);
         trust.allow_older = options->allow_older != 0;
-        const tessera::EngineOptions engine{options->target ? options->target : "cpu", or_empty(options->plugin),
-                                            options->threads};
+        if (options->threads < 0) throw tessera::bad_input("tessera_options.threads: is ", options->threads);
+        const tessera::EngineOptions engine{*or_empty(options->target) ? options->target : "cpu",
+                                            or_empty(options->plugin), options->threads};
         *runtime = new tessera_runtime(options->bundle, trust, engine);
     });
     if (status == TESSERA_FAILED)  // as a library says it, without a file

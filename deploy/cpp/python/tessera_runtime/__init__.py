@@ -94,7 +94,8 @@ class Runtime:
         plugin: str | None = None,
         threads: int = 0,
     ) -> None:
-        self._library, self._handle = _load(), c_void_p()
+        _load_onnxruntime()
+        self._library, self._handle = load(), c_void_p()
         options = _sized(_Options)
         options.bundle, options.target = os.fsencode(bundle), target.encode()
         options.plugin = plugin and os.fsencode(plugin)
@@ -192,8 +193,8 @@ def group(
     if cells_of_points is not None:
         _require_array("cells_of_points", cells_of_points, np.int32, len(points))
     arrays = pillars.ctypes, counts.ctypes, cells.ctypes, of_points
-    if _load().tessera_group(ctypes.byref(rules), points.ctypes, c_size_t(len(points)), *arrays, ctypes.byref(found)):
-        raise Failure(_load().tessera_message(None).decode())
+    if load().tessera_group(ctypes.byref(rules), points.ctypes, c_size_t(len(points)), *arrays, ctypes.byref(found)):
+        raise Failure(load().tessera_message(None).decode())
     return found.value
 
 
@@ -205,8 +206,8 @@ def fill_picture(recorded: np.ndarray, picture: np.ndarray, steps: int) -> None:
     recorded = np.ascontiguousarray(recorded)
     for name, array in (("recorded", recorded), ("picture", picture)):
         _require_array(name, array, np.uint8, *array.shape[:2], 3)
-    if _load().tessera_picture(recorded.ctypes, *recorded.shape[:2], picture.ctypes, *picture.shape[:2], steps):
-        raise Failure(_load().tessera_message(None).decode())
+    if load().tessera_picture(recorded.ctypes, *recorded.shape[:2], picture.ctypes, *picture.shape[:2], steps):
+        raise Failure(load().tessera_message(None).decode())
 
 
 def _require_array(name: str, array: np.ndarray, dtype: Any, *shape: int) -> None:
@@ -216,16 +217,10 @@ def _require_array(name: str, array: np.ndarray, dtype: Any, *shape: int) -> Non
 
 
 @cache
-def _load() -> ctypes.CDLL:
-    path = os.environ.get(LIBRARY)
-    if not path:
-        # The wheel's library needs the one of the installed onnxruntime, which no linker would find.
-        onnxruntime = importlib.util.find_spec("onnxruntime")
-        for folder in (onnxruntime and onnxruntime.submodule_search_locations) or ():
-            for file in Path(folder, "capi").glob("libonnxruntime.so*"):
-                ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
-        path = next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
-    library = ctypes.CDLL(path)
+def load() -> ctypes.CDLL:
+    """The library. OSError: it is not found, or another one that it needs."""
+    beside = next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
+    library = ctypes.CDLL(os.environ.get(LIBRARY) or beside)
     library.tessera_name.restype = library.tessera_message.restype = c_char_p
     library.tessera_name.argtypes = [c_void_p, c_size_t]
     for name in ("message", "close", "check", "restart"):
@@ -235,6 +230,15 @@ def _load() -> ctypes.CDLL:
     for name in ("get", "weight"):
         getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_char_p, c_void_p]
     return library
+
+
+@cache
+def _load_onnxruntime() -> None:
+    """The library opens ONNX Runtime by its name, which finds that of Python's package once it is loaded."""
+    onnxruntime = importlib.util.find_spec("onnxruntime")
+    for folder in (onnxruntime and onnxruntime.submodule_search_locations) or ():
+        for file in Path(folder, "capi").glob("libonnxruntime.so*"):
+            ctypes.CDLL(str(file))
 
 
 def _sized(kind: Any) -> Any:
