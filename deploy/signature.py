@@ -95,7 +95,7 @@ def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") 
 
 
 def _public(key: Path) -> Ed25519PublicKey:
-    make = f"make it with `openssl pkey -in key.pem -pubout -out {key.name}`"
+    make = "make it with `openssl pkey -in key.pem -pubout -out public.pem`"
     try:
         public = load_pem_public_key(_read(key))
     except (ValueError, UnsupportedAlgorithm):

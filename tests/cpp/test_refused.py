@@ -20,7 +20,8 @@ import pytest
 import tessera_runtime as native
 from both_runtimes import add_route, every_task
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from damage import cut, delete, in_json, put, write
 from damage import replace as edit
 from damage import without as missing
@@ -241,6 +242,7 @@ PAST = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=1)
 CURVE = (
     ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 )
+PRIVATE = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
              "./model.onnx", "modules//rain.json", "a\0b", "a\nb", "it's", "")  # fmt: skip
 FIELDS = {
@@ -318,7 +320,7 @@ REFUSED: dict[str, Damage] = {
     "an older release": ran(b'{"release": 7}'),
     **{f"release.json with {state!r}": ran(state) for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}')},
     **{f"a key with {content!r:.40}": keyed(content)
-       for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE)},
+       for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE, PRIVATE)},
 }  # fmt: skip
 BEGINNING = {
     "expires: 'soon'": "expires: input should be a valid datetime",
@@ -591,7 +593,7 @@ def test_a_damaged_plan(plan: str, tmp_path: Path) -> None:
 def test_keys_that_are_not_given_are_refused() -> None:
     options = native._sized(native._Options)
     options.bundle, options.key_count = os.fsencode(bundle().path), 1
-    library, handle = native._load(), ctypes.c_void_p()
+    library, handle = native.load(), ctypes.c_void_p()
     assert library.tessera_open(ctypes.byref(options), ctypes.byref(handle)) == 3
     assert library.tessera_message(None) == b"tessera_options.keys: is NULL"
 

@@ -158,7 +158,7 @@ def test_keys_that_are_none(tmp_path: Path) -> None:
         (signer, "encrypted.pem", "the key is encrypted"),
         (signer, "curve.pem", "not an Ed25519 key"),
         (check, "none.pem", "cannot read the key"),
-        (check, key.name, "not a public key in PEM; make it with `openssl pkey"),
+        (check, key.name, "not a public key in PEM; make it with `openssl pkey -in key.pem -pubout -out public.pem`"),
     ):
         with one_line_error(at=f"{tmp_path / file}: {message}"):
             use(tmp_path / file)

@@ -27,8 +27,7 @@ Key read_key(const fs::path &file) {
     const std::unique_ptr<BIO, int (*)(BIO *)> memory(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())),
                                                       BIO_free);
     const Key key(PEM_read_bio_PUBKEY(memory.get(), nullptr, nullptr, nullptr), EVP_PKEY_free);
-    const std::string make =
-        text("; make it with `openssl pkey -in key.pem -pubout -out ", file.filename().string(), "`");
+    const char *const make = "; make it with `openssl pkey -in key.pem -pubout -out public.pem`";
     if (!key) throw refused(file.string(), ": not a public key in PEM", make);
     if (EVP_PKEY_id(key.get()) != EVP_PKEY_ED25519) throw refused(file.string(), ": not an Ed25519 key", make);
     return key;
