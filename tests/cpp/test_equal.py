@@ -221,16 +221,16 @@ def test_a_camera_without_a_picture_is_missing() -> None:
         expected = {each: array.copy() for each, array in runtime.step(replace(frame, cameras=cameras)).items()}
         given, kept = native._frame(frame, ())
         given.cameras[0].rgb = None
-        assert native._load().tessera_step(runtime._handle, byref(given)) == 0
+        assert native.load().tessera_step(runtime._handle, byref(given)) == 0
         require_equal(expected, runtime.arrays(), name)
         given.cameras[0].height = given.cameras[0].width = 0
-        assert native._load().tessera_step(runtime._handle, byref(given)) == 0
+        assert native.load().tessera_step(runtime._handle, byref(given)) == 0
         require_equal(expected, runtime.arrays(), name)
         del kept
 
 
 def test_a_call_without_a_runtime_says_so() -> None:
-    library = native._load()
+    library = native.load()
     for call in (library.tessera_check, library.tessera_restart):
         assert call(None) == 3
         assert library.tessera_message(None) == b"runtime: is NULL"
@@ -257,6 +257,17 @@ def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path)
                 f"{frame.token} {label} {x:.9g} {y:.9g} {z:.9g} {score:.9g}" for label, (x, y, z), score in rows
             ]
     assert done.stdout.splitlines() == expected
-    wrong = subprocess.run([program, tmp_path, tmp_path], capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    assert "not a bundle" in wrong.stderr
+    first, *numbers = lines[0].split()
+    (tmp_path / "part.bin").write_bytes(bytes(21))
+    (tmp_path / "many.bin").write_bytes(bytes(20 * 400_001))
+    for path, line, message in (
+        (tmp_path, lines[0], "not a bundle"),
+        *((bundle("rain").path, wrong, "has no time (us) and two poses") for wrong in (
+            "", first, f"{first} 1.5s {' '.join(numbers[1:])}", f"{first} soon {' '.join(numbers[1:])}",
+            f"{lines[0]} 1", lines[0] + "s", " ".join([first, *numbers[:-1]]))),
+        *((bundle("rain").path, " ".join([name, *numbers]), "a part of a point") for name in ("part", "many")),
+    ):  # fmt: skip
+        (tmp_path / "frames.txt").write_text(f"{line}\n")
+        wrong = subprocess.run([program, path, tmp_path], capture_output=True, text=True, check=False)
+        assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1), line
+        assert message in wrong.stderr

@@ -5,19 +5,21 @@
  * A camera would be filled likewise, from its pixels, intrinsics and poses. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tessera.h"
 
 static float points[5 * 400000];
 
-static size_t read_points(const char *folder, const char *name) {
+static int read_points(const char *folder, const char *name, size_t *count) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s.bin", folder, name);
     FILE *file = fopen(path, "rb");
-    if (!file) return 0; /* the LiDAR is missing */
-    const size_t read = fread(points, 5 * sizeof(float), sizeof points / (5 * sizeof(float)), file);
-    fclose(file);
-    return read;
+    const size_t bytes = file ? fread(points, 1, sizeof points, file) : 0; /* no file: the LiDAR is missing */
+    const int whole = bytes % (5 * sizeof(float)) == 0 && (!file || fgetc(file) == EOF);
+    if (file) fclose(file);
+    *count = bytes / (5 * sizeof(float));
+    return whole;
 }
 
 int main(int argc, char **argv) {
@@ -25,17 +27,22 @@ int main(int argc, char **argv) {
     tessera_options options = {.size = sizeof options, .bundle = argv[1], .target = argv[3]}; /* NULL: without one */
     tessera_runtime *runtime;
     if (tessera_open(&options, &runtime)) return fprintf(stderr, "%s\n", tessera_message(NULL)), 2;
-    char path[4096], name[256];
+    char path[4096], line[4096], name[256] = "", *next, *end;
     snprintf(path, sizeof path, "%s/frames.txt", argv[2]);
     FILE *list = fopen(path, "r");
     if (!list) return fprintf(stderr, "%s: cannot be read\n", path), 2;
     tessera_frame frame = {.size = sizeof frame, .points = points};
-    while (fscanf(list, "%255s %ld", name, &frame.timestamp) == 2) {
-        int numbers = 0;
-        for (int i = 0; i < 16; ++i) numbers += fscanf(list, "%lf", &frame.global_from_reference[i]);
-        for (int i = 0; i < 16; ++i) numbers += fscanf(list, "%lf", &frame.global_from_ego[i]);
-        if (numbers != 32) return fprintf(stderr, "%s: frame %s: has no two poses\n", path, name), 2;
-        frame.point_count = read_points(argv[2], name);
+    while (fgets(line, sizeof line, list)) {
+        int start = 0, n = 0;
+        sscanf(line, "%255s %ld%n", name, &frame.timestamp, &start);
+        for (next = line + start; start && n < 32 && (n || strchr(" \t", *next)); next = end, ++n) {
+            (n < 16 ? frame.global_from_reference : frame.global_from_ego)[n % 16] = strtod(next, &end);
+            if (end == next) break;
+        }
+        if (n < 32 || next[strspn(next, " \t\r\n")])
+            return fprintf(stderr, "%s: frame %s: has no time (us) and two poses\n", path, name), 2;
+        if (!read_points(argv[2], name, &frame.point_count))
+            return fprintf(stderr, "%s.bin: has a part of a point, or more than 400,000\n", name), 2;
         if (tessera_step(runtime, &frame)) return fprintf(stderr, "%s: %s\n", name, tessera_message(runtime)), 1;
         tessera_array centers = {.size = sizeof centers}, scores = centers, labels = centers;
         if (tessera_get(runtime, "detection/centers", &centers) || tessera_get(runtime, "detection/scores", &scores) ||
