@@ -89,6 +89,15 @@ size_t points(const char *cloud, size_t size, const double *to, double age, floa
     return rows.size() / 5;
 }
 
+void intrinsics(const double *k, const double *p, double *to) {
+    struct {
+        std::array<double, 9> k;
+        std::array<double, 12> p;
+    } info;
+    std::copy_n(k, 9, info.k.begin()), std::copy_n(p, 12, info.p.begin());
+    tessera_ros::write_intrinsics(info, to);
+}
+
 // The status after frames that took `ms`, each reported at a time of its own; no frame if `ms` is negative.
 size_t status(const double *ms, const double *times, size_t count, const char *array, size_t size, char *out,
               size_t room) {

@@ -2,11 +2,13 @@
 
 import ctypes
 import json
+import re
 import subprocess
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from vocabulary import NUSCENES
 
 from deploy.live.messages.messages import Diagnostic, Messages
 from deploy.manifest import Manifest
+from deploy.recordings.messages import intrinsics
 from deploy.recordings.ros_types import encode, header, make
 from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
 from perception.frame import Boxes, Prediction
@@ -164,6 +167,26 @@ def test_a_cloud_becomes_the_points_of_a_frame(mount: np.ndarray, intensity: str
         {"point_step": 0}, {"height": 2**31, "width": 2**31, "row_step": 0},
     ):  # fmt: skip
         assert points(**wrong) == -1, wrong
+
+
+@pytest.mark.parametrize("p", [[700, 0, 320, 0, 0, 710, 240, 0, 0, 0, 1, 0], [0] * 12])
+def test_the_intrinsics_of_a_rectified_picture_are_those_of_python(p: list[float]) -> None:
+    k, found = np.array([800.0, 0, 310, 0, 790, 250, 0, 0, 1]), np.zeros((3, 3))
+    given, no_rotation = np.array(p, np.float64), np.eye(3).ravel()
+    library().intrinsics(*map(pointer, (k, given, found)))
+    expected = intrinsics(0, "camera", (640, 480), "plumb_bob", np.full(5, 0.1), k, no_rotation, given)
+    assert found.tolist() == expected.matrix.tolist()
+
+
+def test_the_launch_file_names_every_topic_of_the_node() -> None:
+    launch = ElementTree.parse(ROS2 / "launch" / "tessera.launch.xml").getroot()
+    remaps = {each.attrib["from"]: each.attrib["to"] for each in launch.iter("remap")}
+    topics = {f"input/{kind}{number}" for kind in ("image", "camera_info") for number in range(8)}
+    topics |= {"input/pointcloud", "output/objects", "output/detections"}
+    assert remaps == {f"~/{topic}": f"$(var {topic})" for topic in topics}
+    assert topics <= {each.attrib["name"] for each in launch.iter("arg")}
+    source = (ROS2 / "src" / "node.cpp").read_text()
+    assert {each.strip("~/") for each in re.findall(r'"(~/[^"]+)"', source)} == {re.sub(r"\d$", "", t) for t in topics}
 
 
 LATE = "Processing takes 250 ms, more than 200 ms"

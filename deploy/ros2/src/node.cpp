@@ -89,8 +89,14 @@ class TesseraNode : public rclcpp::Node {
         updater_.add("tessera_status", [this](Status &status) {
             const std::string &failed = failed_.empty() ? not_finite_ : failed_;
             const std::string &worst = untrusted_.empty() ? failed : untrusted_;
-            for (const Camera &camera : cameras_) status.add("is_" + camera.name + "_in_frame", camera.seen);
-            status.summary(worst.empty() ? Status::OK : Status::ERROR, worst);
+            bool complete = true;
+            for (const Camera &camera : cameras_) {
+                complete &= camera.seen;
+                status.add("is_" + camera.name + "_in_frame", camera.seen);
+            }
+            if (!worst.empty()) status.summary(Status::ERROR, worst);
+            else if (!complete) status.summary(Status::WARN, "cameras of the bundle are not in the frame");
+            else status.summary(Status::OK, "");
         });
         updater_.setPeriod(given<double>("diagnostics.validation_callback_interval_ms") / 1e3);
     }
@@ -207,7 +213,7 @@ class TesseraNode : public rclcpp::Node {
                 const cv::Mat &rgb = rgb_.emplace_back(cv_bridge::toCvCopy(camera.image, "rgb8")->image);
                 picture.size = sizeof picture, picture.name = camera.name.c_str();
                 picture.rgb = rgb.data, picture.height = rgb.rows, picture.width = rgb.cols;
-                std::copy(camera.info->k.begin(), camera.info->k.end(), picture.intrinsics);
+                write_intrinsics(*camera.info, picture.intrinsics);
                 write(transform(base_frame_, frame, exposed), picture.ego_from_camera);
                 write(transform(map_frame_, base_frame_, exposed), picture.global_from_ego);
             });

@@ -85,6 +85,14 @@ inline std::vector<Box> boxes_of(const Detections &found, const Matrix &to, doub
     return boxes;
 }
 
+// Intrinsics of the rectified picture of a sensor_msgs/CameraInfo: of P or, if it is not set, K.
+template <class Info>
+void write_intrinsics(const Info &info, double *to) {
+    bool rectified = false;
+    for (const double each : info.p) rectified |= each != 0;
+    for (size_t i = 0; i < 9; ++i) to[i] = rectified ? info.p[i / 3 * 4 + i % 3] : info.k[i];
+}
+
 template <class Vector>  // geometry_msgs/Vector3 or Point
 void set(Vector &to, const std::array<double, 3> &xyz) {
     to.x = xyz[0], to.y = xyz[1], to.z = xyz[2];
