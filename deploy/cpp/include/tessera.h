@@ -33,7 +33,7 @@ typedef struct tessera_runtime tessera_runtime;
 typedef struct tessera_options {
     size_t size;
     const char *bundle;      /* folder */
-    const char *target;      /* NULL, "" or "cpu": ONNX Runtime; else the target of a plan in engines/, run by TensorRT */
+    const char *target;      /* NULL, "" or "cpu": ONNX Runtime; else the target of a plan in engines/ for TensorRT */
     const char *plugin;      /* shared object with the engine of the target; NULL: libtessera_tensorrt.so */
     const char *const *keys; /* PEM files of Ed25519 public keys, one of which must have signed it */
     size_t key_count;        /* 0: unsigned bundles of any age are accepted */
