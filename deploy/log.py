@@ -1,7 +1,7 @@
 """Writes a nuScenes scene, recorded or simulated, as a ROS 2 recording by a vehicle.
 
-The recording has the LiDAR's keyframes and the sweeps before them, the cameras' keyframes (their JPEG files byte for
-byte), CameraInfo, /tf_static with the calibration, and /tf and /odometry with the vehicle's pose at the stamp of every
+The recording has keyframes, the LiDAR's sweeps and the cameras' pictures before them (JPEG files byte for byte),
+CameraInfo, /tf_static with the calibration, and /tf and /odometry with the vehicle's pose at the stamp of every
 sensor file, even a missing one. Tokens, name, location and conditions of the scene, for which ROS has no message, are
 in /keyframe as JSON in std_msgs/String.
 """
@@ -31,7 +31,7 @@ from perception.errors import InputError
 from perception.io.files import atomic_file
 from perception.rig import Rig, load_rig
 
-SWEEPS = 10  # before each keyframe; networks use up to this many
+SWEEPS = 10  # before each keyframe, and pictures; networks use up to this many
 CHUNK = 4 << 20  # bytes
 MAP, EGO = "map", "base_link"
 FOREVER = QosTime(2147483647, 4294967295)
@@ -117,7 +117,7 @@ def camera_info(stamp: int, frame: str, size: tuple[int, int], intrinsics: np.nd
 def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Message]:
     """Yield all messages in order of time. `scene` may be a range of keyframes, such as scene-0103:0-4."""
     samples, lidars = tables.samples(selectors=[scene]), tables.rig.sensors.lidars
-    recordings = tables.recordings
+    recordings = tables.between.recordings
     chains: dict[str, list[SampleData]] = {}
     found: dict[str, SampleData] = {}  # by file, since a sweep may be before several keyframes
     for sample in samples:
@@ -125,9 +125,9 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
         if lidars[0] not in keyframe:
             raise InputError(f"{tables.dataroot}: no {lidars[0]} keyframe of sample {sample}; copy the tables again")
         chains[sample], *others = (
-            list(recordings.chain(keyframe[each], sweeps)) for each in lidars if each in keyframe
+            list(recordings.chain(keyframe[each], sweeps)) for each in tables.rig.sensors.names if each in keyframe
         )
-        found |= {each.file: each for each in [*chains[sample], *chain.from_iterable(others), *keyframe.values()]}
+        found |= {each.file: each for each in chain(chains[sample], *others)}
     ordered = sorted(found.values(), key=lambda each: (each.timestamp, each.channel))
     samples_at = {recordings[sample][lidars[0]].file: sample for sample in samples}
     mountings = {each.channel: recordings.mountings[each.calibration] for each in ordered}
@@ -239,7 +239,7 @@ def write_log(
 
     Args:
         storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
-        sweeps: LiDAR sweeps before each keyframe.
+        sweeps: of a LiDAR, and pictures of a camera, before each keyframe.
         rig: of the vehicle; None: that of nuScenes.
 
     Raises:

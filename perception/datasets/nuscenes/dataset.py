@@ -98,7 +98,8 @@ class NuScenesTables:
         return self._drives.scene(sample_of(token))
 
     @cached_property
-    def _between(self) -> FramesBetween:
+    def between(self) -> FramesBetween:
+        """What was recorded between keyframes, with all pictures."""
         return FramesBetween(self._folder, self.rig)
 
     def moments(self, token: str) -> Mapping[str, int]:
@@ -114,7 +115,7 @@ class NuScenesTables:
     def _find_moments(self, scene: str) -> dict[str, int]:
         found, reference = dict[str, Mapping[str, SampleData]](), self.rig.sensors.lidars[0]
         for sample in self._samples[scene]:
-            found |= self._between.before(sample)
+            found |= self.between.before(sample)
             if reference in (keyframe := self.recordings.get(sample, {})):
                 found[sample] = keyframe
         between = {token: {row.file for row in frame.values()} for token, frame in found.items() if "@" in token}
@@ -212,7 +213,7 @@ class NuScenesTables:
         sensors, recordings = self.rig.sensors, self.recordings
         keyframe: Mapping[str, SampleData] = recordings.get(token, {})
         if (sample := sample_of(token)) != token:
-            recordings, keyframe = self._between.recordings, self._between.before(sample).get(token, {})
+            recordings, keyframe = self.between.recordings, self.between.before(sample).get(token, {})
         if sensors.lidars[0] not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {sensors.lidars[0]} keyframe of sample {token}")
         reference, scene = self._sweep(recordings, keyframe[sensors.lidars[0]]), self.scene(token)

@@ -15,6 +15,7 @@ from pages import timeless
 from replays import VERSION, assert_same, replay_with_faults
 from tiny import token, write_scenes, write_tiny
 
+from deploy.log import write_log
 from deploy.recordings import Drive, open_drives
 from deploy.recordings.choice import FrameChoice, Segment, Selection
 from deploy.recordings.drives import DatasetDrive
@@ -113,6 +114,22 @@ def test_annotations_are_of_keyframes_and_frames_between_as_far_apart_as_is_aske
     assert [frame.token for frame in frames][::2] == samples
     assert [frame.token.partition("@")[0] for frame in frames][1::2] == samples[1:]
     assert all(("boxes" in frame.truth, bool(frame.truth)) == (i % 2 == 0,) * 2 for i, frame in enumerate(frames))
+
+
+def test_a_recording_has_the_pictures_between_keyframes(drives: Path, tmp_path: Path) -> None:
+    """By its period it has all frames of the drive, with all cameras."""
+    tables, spec, path = NuScenesTables(drives, VERSION), remembering().spec, tmp_path / "drive.mcap"
+    write_log(drives, "scene-0001", path)
+    (tmp_path / "topics.yaml").write_text(f"keyframes: null\nperiod: {PERIOD}\n")
+    [drive] = open_drives(path, None, [], spec, tmp_path / "topics.yaml")
+    recorded = {frame.timestamp: frame for frame in drive.frames()}
+    moments = tables.moments(tables.samples(selectors=["scene-0001"])[0])
+    assert len(moments) == 2 * KEYFRAMES
+    assert [*recorded] == [*moments.values()]
+    for each_token, time in moments.items():
+        cameras = tables.frame(each_token, Reads(spec.grid.reference)).cameras
+        assert cameras.keys() == recorded[time].cameras.keys()
+        assert all(np.array_equal(recorded[time].cameras[name].image, each.image) for name, each in cameras.items())
 
 
 def test_frames_are_no_nearer_to_each_other_than_in_the_memorys_training(tmp_path: Path, runtime: Runtime) -> None:
