@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import one_line_error
+from commands import one_line_error, without_ci
 from refits import no_gpu
 from repository import ROOT
 
@@ -339,3 +339,12 @@ def test_no_gpu_and_no_bindings_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
     remedy = "no TensorRT plan runs without it: pip install 'cuda-bindings>=12.8,<13'"
     with one_line_error(exactly=f"cuda-bindings is not installed here, and {remedy}"):
         cuda.compute_capability()
+
+
+def test_onnx_runtime_reports_nothing_of_what_it_runs(tmp_path: Path) -> None:
+    """Where it would, it also stores an identifier of the machine. Continuous integration is left out of that."""
+    code = "from deploy.canary import canary_graph as graph; from deploy.engines import onnxruntime as engines; "
+    code += "engines.OnnxRuntimeEngine(graph())"
+    environment = without_ci(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-B", "-c", code], env=environment, check=True)
+    assert not [*tmp_path.rglob("*onnxruntime*")]

@@ -108,6 +108,7 @@ class OnnxRuntimeEngine : public Engine {
 
 // Debian's library is named by its version, others by that of the interface.
 bool load_onnxruntime() {
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else 1.29 and later report to their vendor what they run
     const std::string versioned = text("libonnxruntime.so.1.", ORT_API_VERSION);
     void *library = nullptr;
     for (const char *name : {ONNXRUNTIME_LIBRARY, "libonnxruntime.so.1", versioned.c_str(), "libonnxruntime.so"})
