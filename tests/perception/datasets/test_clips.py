@@ -340,7 +340,8 @@ def test_training_clips_have_frames_between_keyframes(tmp_path: Path) -> None:
         assert sorted(sample.token for sample in samples) == sorted(tables.samples())
         for sample in samples:
             moments = tables.moments(sample.token)
-            times, inputs = [moments[sample.token] / 1e6], [*sample.earlier, sample.inputs]
+            times = [moments[sample.token] / 1e6]
+            inputs = [*(own for own, _ in sample.earlier), sample.inputs]
             for each in reversed(inputs[1:]):
                 assert each["state_valid"] == 1
                 times.insert(0, times[0] - float(each["elapsed"][0]))
