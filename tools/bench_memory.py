@@ -37,7 +37,6 @@ SCORED_IN_OUTAGES = (3, 6, 9)  # keyframes of each drive
 SCORE, NEAR, MOVING = 0.2, 2.0, 1.0  # of a car that counts as found, m from its place; m/s of one that moves
 MEMORY = {"name": "memory", "kind": "memory"}
 MEMORY_STEPS = 400  # on a frozen network
-STEPS = {"lidar": 2400, "camera": 8000, "both": 2400}  # by sensors; cameras alone learn slowly
 RAIN, TO_RAIN = "rain-day-boston", "clear-day-boston/rain-day-boston"
 AFTER_SWITCH = 2  # keyframes of each drive that are scored after its route changes
 Change = Callable[[Frame], Frame]
@@ -60,7 +59,7 @@ def memory(
     sensors: Annotated[str, typer.Option(help="lidar (one sweep), camera or both.")] = "lidar",
     seeds: Annotated[int, typer.Option(help="Trainings of each network; the drives are the same.")] = 3,
     drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
-    steps: Annotated[int | None, typer.Option(help="Of base and joint; default: 2400, cameras alone 8000.")] = None,
+    steps: Annotated[int, typer.Option(help="Of base and joint.")] = 2400,
     jobs: Annotated[int, typer.Option(help="Seeds at a time, each on one core.")] = 2,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
@@ -76,7 +75,7 @@ def memory(
     rain, with the state of the route before, which the vehicle carries on, and where that is forgotten. Figures are
     means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
-    folder, steps = out / sensors, steps or STEPS[sensors]
+    folder = out / sensors
     data = out / ("drives" if sensors == "lidar" else "drives_with_pictures")
     rig = data.with_suffix(".yaml")
     folder.mkdir(parents=True, exist_ok=True)
