@@ -31,7 +31,7 @@ from perception.errors import InputError
 from perception.io.files import atomic_file
 from perception.rig import Rig, load_rig
 
-SWEEPS = 10  # before each keyframe, and pictures; networks use up to this many
+SWEEPS = 10  # of a LiDAR before each keyframe, and pictures of a camera; networks use up to this many
 CHUNK = 4 << 20  # bytes
 MAP, EGO = "map", "base_link"
 FOREVER = QosTime(2147483647, 4294967295)
@@ -239,7 +239,7 @@ def write_log(
 
     Args:
         storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
-        sweeps: of a LiDAR, and pictures of a camera, before each keyframe.
+        sweeps: number of sweeps of each LiDAR, and of pictures of each camera, before a keyframe.
         rig: of the vehicle; None: that of nuScenes.
 
     Raises:

@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich import box
 from rich.table import Table
 
+from deploy.tolerances import Precision
 from perception.errors import InputError
 
 Compiler = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
-PRECISIONS = ("fp32", "fp16", "int8")  # every target takes them
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Target:
             "versions": str(self.versions),
             "compiles_on": "the device" if self.compiler == "tensorrt" else "any machine",
             "compute_capabilities": [value / 10 for value in self.compute_capabilities],
-            "precisions": list(PRECISIONS),
+            "precisions": list(get_args(Precision)),
             "opsets": list(self.opsets),
             "dla_cores": self.dla_cores,
             "dla_versions": None if self.dla_versions is None else str(self.dla_versions),
@@ -181,7 +181,7 @@ def table() -> Table:
             f"{target.compiler}\n{target.versions}",
             target.to_json()["compiles_on"],
             "\n".join(str(value / 10) for value in target.compute_capabilities),
-            "\n".join(PRECISIONS),
+            "\n".join(get_args(Precision)),
             "{}-{}".format(*target.opsets),
             str(target.dla_cores or "none"),
         )

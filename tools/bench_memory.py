@@ -83,15 +83,16 @@ def memory(
     (folder / "base.yaml").write_text(yaml.safe_dump(_config(sensors, rig)))
     (folder / "joint.yaml").write_text(yaml.safe_dump(_config(sensors, rig) | {"modules": [MEMORY]}))
     simulated = {data: CONDITIONS} | ({out / "rain": RAIN, out / "to_rain": TO_RAIN} if sensors == "lidar" else {})
+    commands = Commands(out)
     for at, conditions in simulated.items():
         options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", conditions, "--rig", rig)
-        Commands(out).call(at.name, "simulate", at, "--scenes", drives, *options)
+        commands.call(at.name, "simulate", at, "--scenes", drives, *options)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        by_seed = list(pool.map(partial(_trained_and_measured, folder, data, steps), range(seeds)))
+        by_seed = list(pool.map(partial(_train_and_measure, folder, data, steps), range(seeds)))
     return {**_mean(by_seed), "seeds": seeds, "steps": steps, "by_seed": by_seed}
 
 
-def _trained_and_measured(folder: Path, data: Path, steps: int, seed: int) -> dict[str, Any]:
+def _train_and_measure(folder: Path, data: Path, steps: int, seed: int) -> dict[str, Any]:
     """The figures of one seed."""
     torch.set_num_threads(1)
     commands, runs = Commands(folder), dict[str, Path]()

@@ -256,9 +256,9 @@ class Assembler:
         self.unposed.append(pending.token)
 
     def _is_new(
-        self, topic: str, stamp: int, time: int, kept: LidarSweeps | CameraPictures | Positions | None = None
+        self, topic: str, stamp: int, time: int, buffer: LidarSweeps | CameraPictures | Positions | None = None
     ) -> bool:
-        """See `Stamps`; when a clock is set, what is timed by it follows, and what is `kept` of it is forgotten."""
+        """See `Stamps`; when a clock is set, what is timed by it follows, and its `buffer` forgets the time before."""
         if not self._stamps.is_new(topic, stamp, time):
             return False
         new = self._stamps.clock_set(topic)
@@ -267,8 +267,8 @@ class Assembler:
             if new is not None:
                 self._clock += 1
                 self._readings.forget(new)
-        if new is not None and kept is not None:
-            kept.forget(new.stamp)
+        if new is not None and buffer is not None:
+            buffer.forget(new.stamp)
         return True
 
     def _count_if_late(self, topic: str, sensor: str, stamp: int, allowed: int) -> None:

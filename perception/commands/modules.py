@@ -135,7 +135,7 @@ def adapt(
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_task
 
-    _require_one_way(add, memory, task, config, described=bool(conditions or slots or option))
+    _require_one_way(add, memory, task, config, has_options=bool(conditions or slots or option))
     add = "memory:memory" if memory else add
     module = None if task else _read_module(config, add, names(conditions), slots, option or [])
     foreign = foreign_config(checkpoint)
@@ -145,29 +145,29 @@ def adapt(
     options = content.get("tasks", {}).get(task) or {}
     taxonomy = extend_taxonomy(base, task, options, str(config)) if base else None
     tables = open_source(data, version, vehicle, taxonomy)
-    chosen = split or training_split(tables.version), names(scenes)
+    selection = split or training_split(tables.version), names(scenes)
     training: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate}
     # Initial weights of the module or head are drawn before its training, which sets the seed itself.
     set_seed(base.seed if base else 0)
     if module is None:
         if foreign is not None:
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")
-        last = add_task(checkpoint, task, content, tables, *chosen, out, **training)
+        last = add_task(checkpoint, task, content, tables, *selection, out, **training)
     elif foreign is None:
-        last = run(checkpoint, module, tables, *chosen, out, **training)
+        last = run(checkpoint, module, tables, *selection, out, **training)
     else:
         if not isinstance(tables, NuScenesTables):
             raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
         from perception.mmdet3d.foreign import adapt_foreign
 
-        last = adapt_foreign(foreign, module, tables, *chosen, out, **training)
+        last = adapt_foreign(foreign, module, tables, *selection, out, **training)
     print_trained(last)
 
 
-def _require_one_way(add: str, memory: bool, task: str, config: Path | None, described: bool) -> None:
-    """Raise InputError unless one way is chosen, of which a module of --add or --memory alone may be `described`."""
+def _require_one_way(add: str, memory: bool, task: str, config: Path | None, has_options: bool) -> None:
+    """Raise InputError unless one way is chosen, and options of a module are given with --add or --memory alone."""
     ways = [bool(add), memory, bool(task), config is not None and not task]
-    if ways.count(True) != 1 or (described and not (add or memory)):
+    if ways.count(True) != 1 or (has_options and not (add or memory)):
         raise InputError(
             "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with a module; --conditions, "
             "--slots and --option go with --add and --memory"

@@ -70,7 +70,7 @@ class Bank:
         self._attach(spec, computations)
 
     def _require_as_lasting(self, spec: Module) -> None:
-        """Raise InputError if a memory would shorten those here: they share one state, and its strictest limits."""
+        """Raise InputError if the memories here would forget sooner with this one: all share a state and its limits."""
         here = [part for module in self.modules.values() for part in module.memories]
         for limit in ("seconds", "speed") if here else ():
             least = min(getattr(part, limit) for part in here)

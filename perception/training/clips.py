@@ -121,9 +121,9 @@ class Clips:
 
     def require_states(self, tokens: Iterable[str]) -> None:
         """Raise InputError if a memory trains and no drive of these frames has two so near that a state is used."""
-        nearest = np.inf
         if not self._trains:
             return
+        nearest = np.inf
         for token in {self._tables.scene(token): token for token in tokens}.values():
             gaps = np.diff(np.array([*self._of_drive(token).values()], np.int64)) / 1e6
             nearest = min(nearest, gaps.min(initial=np.inf))

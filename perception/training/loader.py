@@ -42,7 +42,8 @@ class Sample:
     labels: dict[str, dict[str, np.ndarray]]  # by task; `camera` has those of its depth
     conditions: Conditions
     token: str
-    earlier: Sequence[tuple[dict[str, np.ndarray], Conditions]] = ()  # of the frames before, the oldest first
+    # Inputs and conditions of the frames before, the oldest first; see `training/clips`.
+    earlier: Sequence[tuple[dict[str, np.ndarray], Conditions]] = ()
     outage: bool = False  # whether the clips of its step end in an outage
 
 
@@ -54,7 +55,7 @@ class Batch:
     labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `join_labels`
     conditions: list[Conditions]
     tokens: list[str]
-    earlier: list[tuple[dict[str, torch.Tensor], list[Conditions]]] = field(default_factory=list)  # of frames before
+    earlier: list[tuple[dict[str, torch.Tensor], list[Conditions]]] = field(default_factory=list)  # as of the samples
     outage: bool = False  # whether the clips of the step end in an outage
 
     def to(self, device: torch.device) -> Batch:
