@@ -1,4 +1,4 @@
-"""Damage to a file that a reader must refuse: each function makes a call that damages the file at a path."""
+"""Damage to a file, or to one in a folder, that a reader must refuse: each function makes a call with its path."""
 
 import json
 from collections.abc import Callable
@@ -23,6 +23,25 @@ def write(content: bytes | str) -> Damage:
 
 def delete(path: Path) -> None:
     path.unlink()
+
+
+def file(name: str, damage: Damage) -> Damage:
+    """Damage to one file of a folder, which returns nothing."""
+
+    def apply(path: Path) -> None:
+        damage(path / name)
+
+    return apply
+
+
+def linked(name: str) -> Damage:
+    """What belongs there lies outside, and a link leads to it."""
+
+    def apply(path: Path) -> None:
+        (path / name).rename(path.parent / "outside")
+        (path / name).symlink_to(path.parent / "outside")
+
+    return apply
 
 
 def replace(old: bytes, new: bytes) -> Damage:
