@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from deploy import golden, state
-from deploy.route import PRESENCE
 from perception.grid import Reference
 from perception.io.section import Section
 from perception.scene import admission
 from perception.sensors.camera import picture
-from perception.sensors.inputs import InputSpec
+from perception.sensors.inputs import PRESENCE, InputSpec
 from perception.sensors.lidar.sweeps import OLDEST, ROOF
 from perception.sensors.state import RIGID
 from perception.tasks.task import Task

@@ -179,7 +179,7 @@ class TorchEngine:
         given = dict(inputs) if state is None else {**inputs, STATE: state.read()}
         outputs, _ = run(self.model, given)
         if isinstance(state, HostState):
-            state.values = outputs.pop(NEXT_STATE)
+            state.values, state.before = outputs.pop(NEXT_STATE), state.values
         return outputs
 
 

@@ -9,10 +9,8 @@ import numpy as np
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.io.section import Section
+from perception.sensors.inputs import PRESENCE, seen_sensors
 from perception.taxonomy import Taxonomy
-
-# Fact -> the input whose numbers are all zero where it does not hold.
-PRESENCE = {"lidar": "pillar_counts", "cameras": "image_from_reference"}
 
 
 class BankedModule(Section):
@@ -33,10 +31,8 @@ def steering_inputs(
         banked: the modules in the order of the input `route`.
         values: of the input `conditions`, in its order; empty for a network without it.
     """
-    known = {*conditions.known()}
-    for fact, name in PRESENCE.items():
-        if name in inputs:
-            known.add(fact if inputs[name].any() else f"no-{fact}")
+    seen, takes = seen_sensors(inputs), {sensor for sensor, name in PRESENCE.items() if name in inputs}
+    known = {*conditions.known(), *seen, *(f"no-{sensor}" for sensor in takes - seen)}
     steer = {}
     if banked:
         steer["route"] = np.array([[known.issuperset(module.asks) for module in banked]], np.float32)

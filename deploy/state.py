@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
-from perception.sensors.state import Limits, Moment, state_inputs
+from perception.sensors.inputs import seen_sensors
+from perception.sensors.state import Limits, Moment, StateFrame
 
 Arrays = Mapping[str, np.ndarray]
 STATE = STATE_INPUTS[0]
@@ -17,6 +18,9 @@ STEP = 4  # rows and columns from one compared cell of a state to the next; whol
 
 class EngineState(Protocol):
     """A state where its engine computes; each run that is given it replaces it by the network's next state."""
+
+    def swap(self) -> None:
+        """Go back to what it was before the latest run."""
 
     def clear(self) -> None:
         """Set it to zeros."""
@@ -68,33 +72,37 @@ def sampled(state: np.ndarray) -> np.ndarray:
 
 
 class Carried:
-    """The state of a network from frame to frame of a drive in one view, with the moment that it is of."""
+    """The state of a network from frame to frame of a drive in one view, with the frame that it is of."""
 
     def __init__(self, state: EngineState, limits: Limits) -> None:
-        self._state, self._limits = state, limits
-        self._before: Moment | None = None
+        self._state, self._frame = state, StateFrame(limits)
 
     def run(self, engine: Engine, inputs: Arrays, moment: Moment) -> dict[str, np.ndarray]:
         """Run the next frame, with the state as far as it can be used.
 
         What a frame with an output that is not finite leaves is not used either: it would never be finite again.
         """
-        more = state_inputs(self._before, moment, self._limits)
+        more = self._frame.inputs(moment)
         outputs = run_with_state(engine, {**inputs, **more}, self._state)
-        finite = all(np.isfinite(each).all() for each in outputs.values())
-        self._before = moment if finite else None
+        if not self._frame.advance(moment, more, seen_sensors(inputs)):
+            self._state.swap()
+        if not all(np.isfinite(each).all() for each in outputs.values()):
+            self.forget()
         return outputs
 
     def forget(self) -> None:
         """Begin anew with the next frame."""
-        self._before = None
+        self._frame.forget()
 
 
 class HostState:
-    """A state in the memory of the host."""
+    """A state in the memory of the host, and what it was before the latest run."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.values = np.zeros(shape, np.float32)
+        self.values = self.before = np.zeros(shape, np.float32)
+
+    def swap(self) -> None:
+        self.values, self.before = self.before, self.values
 
     def clear(self) -> None:
         self.values = np.zeros_like(self.values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
 from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
-from perception.sensors.inputs import InputSpec, prepare
-from perception.sensors.state import Limits, Moment, state_inputs
+from perception.sensors.inputs import InputSpec, prepare, seen_sensors
+from perception.sensors.state import Limits, Moment, StateFrame
 from perception.tasks.network import Axis
 from perception.tasks.task import to_prediction
 
 Arrays = dict[str, np.ndarray]
+Tensors = dict[str, torch.Tensor]
 Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes
 
 
@@ -98,11 +100,10 @@ class TorchPredictor:
         self, frames: Sequence[Frame], arrays: Sequence[Sequence[Arrays]], states: _States
     ) -> list[Prediction]:
         """The predictions of frames, from the inputs of each and of its mirror images; a single one with a memory."""
-        conditions, dense = [frame.conditions for frame in frames], []
+        conditions, dense = [frame.conditions for frame in frames], list[dict[str, Any]]()
         for mirror, images in zip(self.mirrors, zip(*arrays, strict=True), strict=True):
             inputs = {name: value.to(self.device) for name, value in batch_inputs(images).items()}
-            found = self.model(inputs | states.inputs(frames[0], mirror), conditions)
-            states.keep(frames[0], mirror, found)
+            found = states.run(partial(self.model, conditions=conditions), frames[0], mirror, images[0], inputs)
             for axis in mirror:
                 found = self.model.unflipped(found, axis)
             dense.append(found)
@@ -117,26 +118,32 @@ class TorchPredictor:
 
 
 class _States:
-    """The states of a network with a memory: those of the frame before, by view and mirror image."""
+    """The states of a network with a memory, by view and mirror image."""
 
     def __init__(self, model: PerceptionModel) -> None:
         self.limits, self._no_state = Limits.of(model.bank.modules.values()), model.no_state(1)
-        self._before: dict[tuple[View, Mirror], tuple[Moment, torch.Tensor]] = {}
+        self._states: dict[tuple[View, Mirror], tuple[StateFrame, torch.Tensor]] = {}
 
-    def inputs(self, frame: Frame, mirror: Mirror) -> dict[str, torch.Tensor]:
-        """The inputs of the memory on a frame; none without a memory."""
+    def run(
+        self, network: Callable[[Tensors], Tensors], frame: Frame, mirror: Mirror, arrays: Arrays, inputs: Tensors
+    ) -> Tensors:
+        """The network's outputs on the next frame, with the state if it has a memory.
+
+        Args:
+            arrays: the frame's inputs; `inputs` has them on the network's device.
+        """
         if self.limits is None:
-            return {}
-        moment, state = self._before.get((view_of(frame.token), mirror), (None, self._no_state))
-        inputs = state_inputs(moment, Moment.of(frame), self.limits)
-        signs = _signs(mirror)
-        inputs["current_from_previous"] *= np.outer(signs, signs).astype(np.float32)
-        return {"state": state} | {name: torch.from_numpy(each).to(state.device) for name, each in inputs.items()}
-
-    def keep(self, frame: Frame, mirror: Mirror, outputs: dict[str, torch.Tensor]) -> None:
-        """Take the state out of the outputs on a frame, for the next one."""
-        if NEXT_STATE in outputs:
-            self._before[view_of(frame.token), mirror] = Moment.of(frame), outputs.pop(NEXT_STATE)
+            return network(inputs)
+        key = view_of(frame.token), mirror
+        of, state = self._states.get(key, (StateFrame(self.limits), self._no_state))
+        moment, signs = Moment.of(frame), _signs(mirror)
+        more = of.inputs(moment)
+        more["current_from_previous"] *= np.outer(signs, signs).astype(np.float32)
+        memory = {name: torch.from_numpy(each).to(state.device) for name, each in more.items()}
+        outputs = network({**inputs, **memory, "state": state})
+        following = outputs.pop(NEXT_STATE)
+        self._states[key] = of, following if of.advance(moment, more, seen_sensors(arrays)) else state
+        return outputs
 
 
 def _signs(mirror: Mirror) -> list[float]:

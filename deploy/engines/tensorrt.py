@@ -203,6 +203,10 @@ class TensorRtState:
             stream.upload(buffer)
         stream.wait()
 
+    def swap(self) -> None:
+        """Take what the latest run wrote as the state, or what it read again."""
+        self.latest = 1 - self.latest
+
     def clear(self) -> None:
         self.buffers[self.latest].host.fill(0)
         self._stream.upload(self.buffers[self.latest])
@@ -288,7 +292,7 @@ class TensorRtEngine:
             self._stream.launch(graph)
         self._stream.wait()
         if isinstance(state, TensorRtState):
-            state.latest = 1 - state.latest
+            state.swap()
         return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
 
     def _graph_of(self, state: TensorRtState) -> cuda.Graph | None:

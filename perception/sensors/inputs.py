@@ -39,6 +39,8 @@ def _native() -> Any:
 
 NATIVE = _native()
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
+# Sensor -> the input whose numbers are all zero where the network sees nothing of it.
+PRESENCE = {"lidar": "pillar_counts", "cameras": "image_from_reference"}
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,11 @@ def fit_picture(recorded: np.ndarray, size: Image, into: np.ndarray | None = Non
     else:
         warp(recorded, fit_width(recorded.shape, size), size, into=picture)
     return picture
+
+
+def seen_sensors(inputs: Mapping[str, np.ndarray]) -> frozenset[str]:
+    """Those of `PRESENCE` that a frame has, by its inputs from `prepare`."""
+    return frozenset(sensor for sensor, name in PRESENCE.items() if name in inputs and inputs[name].any())
 
 
 def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,12 +1,12 @@
-"""What a network with a memory is told of the frame before: the vehicle's motion and the time since. numpy only.
+"""What a network with a memory gets with its state: the vehicle's motion and the time since then. numpy only.
 
-Training, evaluation and the vehicle call `state_inputs`; the state itself, the network's `next_state` of the frame
-before, is kept by who runs the network.
+Training, evaluation and the vehicle follow the same `StateFrame`; the state itself, a `next_state` of the network, is
+kept by who runs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -98,3 +98,37 @@ def state_inputs(previous: Moment | None, moment: Moment, limits: Limits) -> dic
         "state_valid": np.array([motion is not None], np.float32),
         "elapsed": np.array([elapsed], np.float32),
     }
+
+
+class StateFrame:
+    """The frame that a network's state is of, while it sees the frames of a drive in order of time.
+
+    It is the frame before, unless that lacked a sensor which an earlier one had: as long as a state can be used, a
+    frame with fewer sensors does not replace it. It holds what no frame since has seen, and moving it from frame to
+    frame would blur it, by one interpolation for each.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._moment: Moment | None = None
+        self._sensors: Set[str] = frozenset()
+
+    def inputs(self, moment: Moment) -> dict[str, np.ndarray]:
+        """The `state_inputs` of the next frame."""
+        return state_inputs(self._moment, moment, self._limits)
+
+    def advance(self, moment: Moment, inputs: Mapping[str, np.ndarray], sensors: Set[str]) -> bool:
+        """Whether the next state of a frame on which the network ran replaces the state.
+
+        Args:
+            inputs: its `inputs`.
+            sensors: that the network saw, as of `perception.sensors.inputs.seen_sensors`.
+        """
+        replaces = not inputs["state_valid"].any() or sensors >= self._sensors
+        if replaces:
+            self._moment, self._sensors = moment, sensors
+        return replaces
+
+    def forget(self) -> None:
+        """Begin anew with the next frame."""
+        self._moment = None

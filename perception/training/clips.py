@@ -15,8 +15,8 @@ from perception.errors import InputError
 from perception.frame import Frame, View
 from perception.modules.bank import BRANCHES
 from perception.modules.spec import Module
-from perception.sensors.inputs import InputSpec
-from perception.sensors.state import Limits, Moment, state_inputs
+from perception.sensors.inputs import InputSpec, seen_sensors
+from perception.sensors.state import Limits, Moment, StateFrame
 
 AnyFrame = TypeVar("AnyFrame")
 Arrays = dict[str, np.ndarray]
@@ -156,10 +156,17 @@ class Clips:
             self._moments[key] = self._tables.moments(token)
         return self._moments[key]
 
-    def state_inputs(self, moments: Sequence[Moment]) -> list[Arrays]:
-        """The inputs of the memory on each frame of a clip; the first has no state."""
-        before = [None, *moments[:-1]]
-        return [state_inputs(*pair, self._limits) for pair in zip(before, moments, strict=True)]
+    def with_state(self, frames: Iterable[tuple[Moment, Arrays]]) -> list[tuple[Arrays, bool]]:
+        """The inputs of each frame of a clip with those of the memory, and whether its state replaces the one before.
+
+        Args:
+            frames: with the inputs of their sensors, the oldest first, which has no state.
+        """
+        of, found = StateFrame(self._limits), list[tuple[Arrays, bool]]()
+        for moment, inputs in frames:
+            memory = of.inputs(moment)
+            found.append((inputs | memory, of.advance(moment, memory, seen_sensors(inputs))))
+        return found
 
 
 def _lost_in_outages(sensors: Sequence[str], memories: Sequence[Module]) -> list[str]:

@@ -169,19 +169,20 @@ class FrameDataset(Dataset[Sample]):
     def _with_clip(
         self, sample: Sample, frame: Frame, clip: Clip, augmentation: Augmentation, rng: np.random.Generator
     ) -> Sample:
-        """The sample with the frames before it, which have its augmentation, and with the inputs of the memory."""
+        """The sample with the frames before it, which have its augmentation, and with the inputs of the memory.
+
+        Frames whose state replaces none are left out, because nothing depends on them.
+        """
         assert self._clips is not None
-        inputs, moments, conditions = [], [], []
+        frames, conditions = list[tuple[Moment, dict[str, np.ndarray]]](), []
         for age, token in zip(range(len(clip.earlier), 0, -1), clip.earlier, strict=True):
             seen = clip.without(self._as_seen(self._frames.frame(token), rng), age)
             earlier = augmentation.apply(seen)
-            inputs.append(prepare(earlier, self._spec, augmentation.affines))
-            moments.append(Moment.of(earlier))
+            frames.append((Moment.of(earlier), prepare(earlier, self._spec, augmentation.affines)))
             conditions.append(earlier.conditions)
-        states = self._clips.state_inputs([*moments, Moment.of(frame)])
-        *earlier_inputs, own = (arrays | state for arrays, state in zip([*inputs, sample.inputs], states, strict=True))
-        before = list(zip(earlier_inputs, conditions, strict=True))
-        return replace(sample, inputs=own, earlier=before, outage=clip.outage)
+        *before, (own, _) = self._clips.with_state([*frames, (Moment.of(frame), sample.inputs)])
+        lasting = [(inputs, facts) for (inputs, replaces), facts in zip(before, conditions, strict=True) if replaces]
+        return replace(sample, inputs=own, earlier=lasting, outage=clip.outage)
 
     def _with_truth(self, frame: Frame) -> Frame:
         """The frame with the truth that labels are made of, which is not kept: voxels would fill the memory."""

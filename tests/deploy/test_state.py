@@ -211,13 +211,30 @@ def test_a_state_that_cannot_be_used_is_not(change: dict[str, Any]) -> None:
 
 
 def test_the_memory_begins_anew_at_a_restart_and_outlasts_a_frame_without_data() -> None:
+    """Which leaves the state in every bit."""
     runtime, frames = Runtime(remembering().path), moving()
     blind = replace(frames[1], points=None)
     first, dark, last = (scores(runtime.step(each).prediction) for each in (frames[0], blind, frames[2]))
     assert (first == scores(runtime(frames[0])), dark == scores(runtime(blind))) == (True, False)
     assert last != scores(runtime(frames[2]))
     runtime.restart()
+    assert [scores(runtime.step(each).prediction) for each in (frames[0], frames[2])] == [first, last]
+    runtime.restart()
     assert [scores(runtime.step(each).prediction) for each in (frames[0], blind, frames[2])] == [first, dark, last]
+
+
+def test_after_a_frame_that_the_engine_fails_on_the_state_of_the_one_before_goes_on() -> None:
+    runtime, frames = Runtime(remembering().path), moving()
+    expected = [scores(runtime.step(each).prediction) for each in (frames[0], frames[2])]
+    runtime.restart()
+    assert scores(runtime.step(frames[0]).prediction) == expected[0]
+    (network,) = runtime._networks
+    failing: Any = SimpleNamespace(run=lambda *_: 1 / 0, new_state=network.engine.new_state)
+    runtime._networks = [replace(network, engine=failing)]
+    with pytest.raises(ZeroDivisionError):
+        runtime.step(frames[1])
+    runtime._networks = [network]
+    assert scores(runtime.step(frames[2]).prediction) == expected[1]
 
 
 def test_a_golden_frame_in_between_leaves_the_state() -> None:

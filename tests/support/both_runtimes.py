@@ -42,13 +42,13 @@ class Recorded:
     def __init__(self, engine: Any) -> None:
         self.engine, self.new_state = engine, engine.new_state
         self.latest: dict[str, np.ndarray] = {}
+        self.state: Any = None
 
     def run(self, inputs: Any, state: Any = None) -> Any:
         outputs = self.engine.run(inputs, state)
         self.latest = {f"inputs/{name}": each.copy() for name, each in inputs.items()}
         self.latest |= {f"outputs/{name}": each.copy() for name, each in outputs.items()}
-        if state is not None:
-            self.latest["next_state"] = state.read()
+        self.state = state
         return outputs
 
 
@@ -76,7 +76,10 @@ class Python:
             engine.latest = {}
         admitted = self.runtime.admit(frame)
         prediction, self.weights = self.runtime.perceive(admitted)
-        (arrays,) = (engine.latest for engine in self.engines if engine.latest)
+        (engine,) = (engine for engine in self.engines if engine.latest)
+        arrays = engine.latest
+        if engine.state is not None:
+            arrays["next_state"] = engine.state.read()
         self.runtime.remember(admitted, prediction, self.weights)
         outputs = sorted(name.removeprefix("outputs/") for name in arrays if name.startswith("outputs/"))
         arrays["not_finite"] = np.array([prediction.not_finite.get(name, 0) for name in outputs], np.int64)

@@ -100,7 +100,7 @@ TESSERA_API tessera_status tessera_open(const tessera_options *options, tessera_
 TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame);
 
 /* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
- * output, inputs/NAME or outputs/NAME; next_state. tessera_name lists them.
+ * output, inputs/NAME or outputs/NAME; next_state, which the next frame begins with. tessera_name lists them.
  *
  * not_finite (outputs) int64 says how many numbers of each outputs/NAME, in the order of their names, were NaN or
  * infinite, and of detection/boxes how many boxes have such a number or score; they are left out of the results. Where

@@ -13,7 +13,8 @@ namespace tessera {
 class EngineState {
    public:
     virtual ~EngineState() = default;
-    virtual void clear() = 0;
+    virtual void swap() = 0;   // after a run: back to what it was before
+    virtual void clear() = 0;  // zeros
     virtual void read(Array &into) const = 0;
 };
 
@@ -36,7 +37,7 @@ std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &o
 
 // Tells whether an engine in a shared object was compiled with these headers: most changes of the structs that it is
 // given change their sizes. The first number is raised by hand for any other.
-inline constexpr uint64_t kEngineVersion = 1 + 1000 * (sizeof(Manifest) + 100'000 * sizeof(Plan));
+inline constexpr uint64_t kEngineVersion = 2 + 1000 * (sizeof(Manifest) + 100'000 * sizeof(Plan));
 
 // What a shared object with an engine exports, by these names: kEngineVersion of the headers of this library with
 // which it is compiled; name and version of what compiled the plans that it runs, such as "tensorrt 10.3.0"; the engine

@@ -36,7 +36,7 @@ class HostState : public EngineState {
     void read(Array &into) const override { into = buffers_[latest_]; }
     Array &latest() { return buffers_[latest_]; }
     Array &next() { return buffers_[1 - latest_]; }
-    void swap() { latest_ = 1 - latest_; }
+    void swap() override { latest_ = 1 - latest_; }
 
    private:
     Array buffers_[2];

@@ -130,7 +130,7 @@ class DeviceState : public EngineState {
     }
     const Buffer &latest() const { return buffers_[latest_]; }
     const Buffer &next() const { return buffers_[1 - latest_]; }
-    void swap() { latest_ = 1 - latest_; }
+    void swap() override { latest_ = 1 - latest_; }
     // The captured work of an engine that reads the latest buffer; none if it is null, nothing before it was captured.
     std::optional<Graph> &graph_of(const Engine *engine) { return graphs_[{engine, latest_}]; }
 

@@ -67,16 +67,32 @@ const Arrays &Network::run_golden(const Arrays &inputs) {
 }
 
 Carried::Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
-    : state_(std::move(state)), info_(*manifest.state), rigid_(manifest.preprocessing.admission.state_rigid) {}
+    : state_(std::move(state)),
+      info_(*manifest.state),
+      rigid_(manifest.preprocessing.admission.state_rigid),
+      sensors_(manifest.steering.sensors),
+      seen_(sensors_.size()) {}
 
 const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment) {
     // A state that is not used is set to zeros, because the network multiplies it by zero: an infinite number would
     // stay.
-    if (!state_inputs(known_ ? &before_ : nullptr, moment, info_, rigid_, inputs)) state_->clear();
+    const bool used = state_inputs(known_ ? &before_ : nullptr, moment, info_, rigid_, inputs);
+    if (!used) state_->clear();
     const Arrays &outputs = engine.run(inputs, state_.get());
+    if (used && lacks_sensor(inputs)) {
+        state_->swap();
+    } else {
+        before_ = moment;
+        for (size_t i = 0; i < sensors_.size(); ++i) seen_[i] = sees(inputs, sensors_[i].second);
+    }
     known_ = all_finite(outputs);  // what a frame that is not leaves would never be finite again
-    before_ = moment;
     return outputs;
+}
+
+bool Carried::lacks_sensor(const Arrays &inputs) const {
+    for (size_t i = 0; i < sensors_.size(); ++i)
+        if (seen_[i] && !sees(inputs, sensors_[i].second)) return true;
+    return false;
 }
 
 Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const EngineOptions &options)

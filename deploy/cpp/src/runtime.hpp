@@ -29,7 +29,8 @@ struct Network {
     const Arrays &run_golden(const Arrays &inputs);
 };
 
-// The state of a network from frame to frame of a drive, with the moment that it is of.
+// The state of a network from frame to frame of a drive, with the frame that it is of: the one before, unless that
+// lacked a sensor which an earlier one had (perception/sensors/state.py).
 class Carried {
    public:
     Carried(std::unique_ptr<EngineState> state, const Manifest &manifest);
@@ -38,9 +39,13 @@ class Carried {
     void read(Array &into) const { state_->read(into); }
 
    private:
+    bool lacks_sensor(const Arrays &inputs) const;  // that the frame of the state had
+
     std::unique_ptr<EngineState> state_;
     StateInfo info_;
     double rigid_;
+    std::vector<std::pair<std::string, std::string>> sensors_;  // as in Steering
+    std::vector<bool> seen_;                                    // which of them the frame of the state had
     Moment before_;
     bool known_ = false;
 };

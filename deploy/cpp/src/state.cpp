@@ -47,6 +47,11 @@ bool any(const Array &array) {
 
 }  // namespace
 
+bool sees(const Arrays &inputs, const std::string &input) {
+    const auto found = inputs.find(input);
+    return found != inputs.end() && any(found->second);
+}
+
 bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs) {
     std::optional<Matrix4> motion;
     double elapsed = 0;

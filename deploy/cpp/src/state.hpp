@@ -26,6 +26,9 @@ struct Moment {
 // whether the state is valid.
 bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs);
 
+// Whether the network sees something of the sensor whose input is all zeros where it does not.
+bool sees(const Arrays &inputs, const std::string &input);
+
 // Writes `route` (1, modules) and `conditions` (1, values), float32, as far as the network has them.
 void steer(const Manifest &manifest, const Conditions &conditions, Arrays &inputs);
 

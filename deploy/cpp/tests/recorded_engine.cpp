@@ -9,13 +9,17 @@ namespace {
 
 class RecordedState : public EngineState {
    public:
-    explicit RecordedState(const Shape &shape) : values_(Array::of<float>(shape)) {}
+    explicit RecordedState(const Shape &shape) : values_(Array::of<float>(shape)), before_(values_) {}
+    void swap() override { std::swap(values_, before_); }
     void clear() override { values_.clear(); }
     void read(Array &into) const override { into = values_; }
-    void set(const Array &values) { values_ = values; }
+    void set(const Array &values) {
+        swap();
+        values_ = values;
+    }
 
    private:
-    Array values_;
+    Array values_, before_;
 };
 
 class RecordedEngine : public Engine {

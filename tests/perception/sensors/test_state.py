@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from perception.config import load_config
 from perception.modules.spec import ModuleUnion, parse_module
 from perception.sensors.inputs import InputSpec
-from perception.sensors.state import Limits, Moment, reset_reason, state_inputs
+from perception.sensors.state import Limits, Moment, StateFrame, reset_reason, state_inputs
 
 LIMITS = Limits(seconds=1.0, speed=50.0)
 
@@ -64,6 +64,29 @@ def test_the_state_is_used_within_a_drive_that_goes_on(before, now, reason):
         np.testing.assert_array_equal(inputs["current_from_previous"][0], np.eye(4))
     else:
         assert inputs["elapsed"] == np.float32((now.timestamp - before.timestamp) / 1e6)
+
+
+SENSORS = st.sets(st.sampled_from(["lidar", "cameras"]))
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.3, 0.6, 1.1]), SENSORS), max_size=12))
+def test_a_frame_with_fewer_sensors_leaves_the_state_as_long_as_it_can_be_used(frames):
+    """Frames that drive on: each uses the state of the latest one before it which none behind that has replaced."""
+    of, before, time = StateFrame(LIMITS), list[tuple[Moment, set[str]]](), 0.0
+    for spacing, sensors in frames:
+        time += spacing
+        moment = Moment("a", round(1e6 * time), pose(5 * time))
+        latest = before[-1] if before else None
+        inputs = of.inputs(moment)
+        expected = state_inputs(latest[0] if latest else None, moment, LIMITS)
+        assert all(np.array_equal(inputs[name], each) for name, each in expected.items())
+        used = latest is not None and moment.timestamp - latest[0].timestamp <= 1e6 * LIMITS.seconds
+        lacks = latest is not None and bool(latest[1] - sensors)
+        assert of.advance(moment, inputs, sensors) == (not (used and lacks))
+        if not (used and lacks):
+            before.append((moment, sensors))
+    of.forget()
+    assert of.inputs(BEFORE)["state_valid"] == 0
 
 
 meters, angles = st.floats(-20, 20), st.floats(-0.2, 0.2)

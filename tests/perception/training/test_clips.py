@@ -4,6 +4,7 @@ import copy
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -104,24 +105,25 @@ def with_outages(config: Config, share: float) -> Config:
     return config.model_copy(update={"modules": (module.model_copy(update={"outages": share}),)})
 
 
-def test_in_an_outage_the_last_frames_of_a_clip_have_no_points_and_the_first_has_some(tables):
-    """All clips that can have one; a sample without earlier frames has none."""
+def test_in_an_outage_a_sample_has_no_points_and_the_state_of_the_last_frame_that_has_some(tables):
+    """All clips that can have one; a sample without earlier frames has none. Frames lost in between are left out."""
     config = plain(batch=2, steps=30)
     dataset = FrameDataset(tables, tables.samples("all"), with_outages(config, 1.0))
     usual = FrameDataset(tables, tables.samples("all"), config)
     lost, lengths = set(), set()
     for position in range(6 * dataset.epoch_length):
         sample, same = dataset[position], usual[position]
-        frames = inputs_of(sample)
-        empty = [not frame["pillar_counts"].any() for frame in frames]
-        assert not empty[0]
-        assert empty == sorted(empty)
-        assert empty[-1] == (len(frames) > 1)
-        for frame, without, recorded in zip(frames, empty, inputs_of(same), strict=True):
-            assert without or all(np.array_equal(frame[name], each) for name, each in recorded.items())
-            assert all(np.array_equal(frame[name], recorded[name]) for name in ("elapsed", "state_valid"))
-        lost.add(sum(empty))
-        lengths.add(len(frames))
+        (*earlier, own), recorded = inputs_of(sample), inputs_of(same)
+        for frame, usual_frame in zip(earlier, recorded, strict=False):
+            assert all(np.array_equal(frame[name], each) for name, each in usual_frame.items())
+        gone = recorded[len(earlier) :]
+        assert own["pillar_counts"].any() == (not earlier)
+        assert own["state_valid"] == (len(recorded) > 1)
+        np.testing.assert_allclose(own["elapsed"], sum(each["elapsed"] for each in gone), rtol=1e-6)
+        motions = [each["current_from_previous"][0] for each in gone]
+        np.testing.assert_allclose(own["current_from_previous"][0], reduce(np.matmul, motions[::-1]), atol=1e-4)
+        lost.add(len(gone) if earlier else 0)
+        lengths.add(len(recorded))
     assert (lost, lengths) == ({0, 1, 2}, {1, 2, 3})
 
 
@@ -343,6 +345,20 @@ def test_a_predictor_carries_the_state_through_each_drive(tables, batch):
             alone = predictor(frame).results["detection"].scores
             changed += not np.array_equal(alone, predicted[token].results["detection"].scores)
     assert changed == len(tokens) - len(tables.scenes())  # all but the first frame of each drive
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_frame_that_sees_nothing_leaves_the_state_for_the_next_one(tables, flip):
+    """In every mirror image; it has the state itself."""
+    predictor, drive = TorchPredictor(learned(plain()), flip=flip), tables.samples(None, tables.scenes()[:1])
+    blind = lambda frame: frame.without_points() if frame.token == drive[1] else frame  # noqa: E731
+    reads = InputSpec.of(plain()).reads._replace(change=blind)
+    seen = {frame.token: found for frame, found in predictor.predictions(tables, reads, drive)}
+    for left_out, equal in ((drive[1], True), (drive[0], False)):
+        left = [token for token in drive if token != left_out]
+        fewer = {frame.token: found for frame, found in predictor.predictions(tables, reads, left)}
+        same = [np.array_equal(*(each[token].results["detection"].scores for each in (seen, fewer))) for token in left]
+        assert same == [equal] * len(left)
 
 
 def test_mirror_images_have_states_and_motions_of_their_own(tables):
