@@ -23,8 +23,9 @@ from perception.config import find_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate
-from perception.evaluation.predictions import Predicted
+from perception.evaluation.predictions import BatchPredictor, Predicted
 from perception.frame import Boxes, Frame
+from perception.geometry import inverse, product
 from perception.predict import TorchPredictor
 from perception.rig import Lens, Rig, RigCamera, load_rig
 
@@ -65,15 +66,16 @@ def memory(
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
 
     `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
-    trains for as many steps as the base; `bridge` is `joint` with a second memory, for frames without LiDAR. They are
-    scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added memory sees frames at these
-    spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time up to a
-    scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network with a
-    memory keeps. `cars`: those that move and those at rest, and the velocity errors of the cars that all networks find,
-    because an error over found objects falls as well where fast ones are missed. `switch` (LiDAR alone): a module for
-    rain before the memory is added to `joint`; scored are the first two keyframes of rain of drives where it begins to
-    rain, with the state of the route before, which the vehicle carries on, and where that is forgotten. Figures are
-    means over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
+    trains for as many steps as the base; `bridge` is `joint` with a second memory, for frames without LiDAR. They
+    are scored on held-out keyframes, 0.5 s apart. `spacings`: the network with the added memory sees frames at
+    these spacings; scored are the keyframes 1 s apart. `outages`: the LiDAR is missing in the frames of this time
+    up to a scored keyframe, frames are 0.1 s apart; `kept` is the share of the mAP lost by the base which a network
+    with a memory keeps, `moved` what the base found in the last frame with LiDAR, moved with the vehicle. `cars`:
+    those that move and those at rest, and the velocity errors of the cars that all networks find, because an error
+    over found objects falls as well where fast ones are missed. `switch` (LiDAR alone): a module for rain before
+    the memory is added to `joint`; scored are the first two keyframes of rain of drives where it begins to rain,
+    with the state of the route before, which the vehicle carries on, and where that is forgotten. Figures are means
+    over the seeds, of which `by_seed` has each. Parts that the folder has are not made again.
     """
     folder = out / sensors
     data = out / ("drives" if sensors == "lidar" else "drives_with_pictures")
@@ -154,7 +156,7 @@ def _figures(commands: Commands, runs: Mapping[str, Path], data: Path) -> dict[s
     found["cars"] = _cars(runs, tables)
     seconds = [f"{s}:{i}-{i + 1}" for s in scenes for i in range(0, KEYFRAMES, 2)]
     for name, step in SPACINGS.items():
-        found.setdefault("spacings", {})[name] = _score(runs["memory"], tables, seconds, step)
+        found.setdefault("spacings", {})[name] = _score(runs["memory"], tables, seconds, partial(EachFrame, step=step))
     if "bridge" in runs:
         selectors = [f"{s}:{i}-{i + 1}" for s in scenes for i in SCORED_IN_OUTAGES]
         found["outages"] = _outages(runs, tables, selectors)
@@ -198,8 +200,10 @@ def _outages(runs: Mapping[str, Path], tables: NuScenesTables, selectors: Sequen
             drive = [*tables.moments(token)]
             last = drive.index(token) + 1
             lost.update(drive[last - frames : last])
-        left = {run: _score(path, tables, selectors, 1, without_lidar(lost))["mAP"] for run, path in runs.items()}
+        see = partial(EachFrame, change=without_lidar(lost))
+        left = {run: _score(path, tables, selectors, see)["mAP"] for run, path in runs.items()}
         base = left.pop("base")
+        left["moved"] = _score(runs["base"], tables, selectors, partial(Moved, frames=frames))["mAP"]
         kept = {run: (each - base) / (whole - base) for run, each in left.items()}
         found[name] = {"base": base, **left, "kept": kept}
     return found
@@ -222,16 +226,19 @@ def _switch(run: Path, tables: NuScenesTables) -> dict[str, Any]:
         selectors.append(f"{scene}:{wet.index(True)}-{wet.index(True) + AFTER_SWITCH}")
     return {
         "carried": _score(run, tables, selectors),
-        "forgotten": _score(run, tables, selectors, change=forget),
+        "forgotten": _score(run, tables, selectors, partial(EachFrame, change=forget)),
     }
 
 
 def _score(
-    run: Path, tables: NuScenesTables, selectors: Sequence[str], step: int = 1, change: Change | None = None
+    run: Path,
+    tables: NuScenesTables,
+    selectors: Sequence[str],
+    see: Callable[[TorchPredictor], BatchPredictor] | None = None,
 ) -> dict[str, float]:
-    """Of a network that sees every `step`-th frame of the drives, after the change, on these keyframes."""
+    """Of a network on these keyframes, with what it sees of the drives: None for every frame."""
     predictor = TorchPredictor.load(run)
-    drive = EachFrame(predictor, step, change)
+    drive = (see or EachFrame)(predictor)
     with TemporaryDirectory() as folder:
         return _chosen(evaluate(drive, tables, SPLIT, selectors, Path(folder), predictor.spec, QUIET))
 
@@ -262,6 +269,25 @@ class EachFrame:
             for frame, found in self._predictor.predictions(keyframes, reads, seen):
                 if frame.token in asked:
                     yield frame, found
+
+
+class Moved:
+    """What a predictor without a memory found so many frames before a keyframe, moved with the vehicle.
+
+    A memory whose world is at rest can keep no more.
+    """
+
+    def __init__(self, predictor: TorchPredictor, frames: int) -> None:
+        self._predictor, self._frames = predictor, frames
+
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        for token in tokens:
+            drive = [*keyframes.moments(token)]
+            pair = [drive[drive.index(token) - self._frames], token]
+            (before, found), (frame, prediction) = self._predictor.predictions(keyframes, reads, pair)
+            motion = product(inverse(frame.global_from_reference), before.global_from_reference)
+            boxes = found.results["detection"].transformed(motion)
+            yield frame, replace(prediction, results={**prediction.results, "detection": boxes})
 
 
 def _chosen(scores: Mapping[str, Any]) -> dict[str, float]:
