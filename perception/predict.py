@@ -135,14 +135,15 @@ class _States:
         if self.limits is None:
             return network(inputs)
         key = view_of(frame.token), mirror
-        of, state = self._states.get(key, (StateFrame(self.limits), self._no_state))
+        latest, state = self._states.get(key, (StateFrame(self.limits), self._no_state))
         moment, signs = Moment.of(frame), _signs(mirror)
-        more = of.inputs(moment)
+        more = latest.inputs(moment)
         more["current_from_previous"] *= np.outer(signs, signs).astype(np.float32)
         memory = {name: torch.from_numpy(each).to(state.device) for name, each in more.items()}
         outputs = network({**inputs, **memory, "state": state})
         following = outputs.pop(NEXT_STATE)
-        self._states[key] = of, following if of.advance(moment, more, seen_sensors(arrays)) else state
+        replaces = latest.advance(moment, more, seen_sensors(arrays))
+        self._states[key] = latest, following if replaces else state
         return outputs
 
 

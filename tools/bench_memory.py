@@ -274,7 +274,7 @@ class EachFrame:
 class Moved:
     """What a predictor without a memory found so many frames before a keyframe, moved with the vehicle.
 
-    A memory whose world is at rest can keep no more.
+    What is left of it where the world is at rest.
     """
 
     def __init__(self, predictor: TorchPredictor, frames: int) -> None:

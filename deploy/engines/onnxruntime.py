@@ -29,7 +29,7 @@ class OnnxRuntimeState:
         binding.bind_ortvalue_output(NEXT_STATE, self._values[1 - self._latest])
 
     def swap(self) -> None:
-        """Take what the latest run wrote as the state, or what it read again."""
+        """Take the other buffer as the state: what the latest run wrote, or again what it read."""
         self._latest = 1 - self._latest
 
     def clear(self) -> None:

@@ -204,7 +204,7 @@ class TensorRtState:
         stream.wait()
 
     def swap(self) -> None:
-        """Take what the latest run wrote as the state, or what it read again."""
+        """Take the other buffer as the state: what the latest run wrote, or again what it read."""
         self.latest = 1 - self.latest
 
     def clear(self) -> None:

@@ -162,10 +162,10 @@ class Clips:
         Args:
             frames: with the inputs of their sensors, the oldest first, which has no state.
         """
-        of, found = StateFrame(self._limits), list[tuple[Arrays, bool]]()
+        latest, found = StateFrame(self._limits), list[tuple[Arrays, bool]]()
         for moment, inputs in frames:
-            memory = of.inputs(moment)
-            found.append((inputs | memory, of.advance(moment, memory, seen_sensors(inputs))))
+            memory = latest.inputs(moment)
+            found.append((inputs | memory, latest.advance(moment, memory, seen_sensors(inputs))))
         return found
 
 
