@@ -101,9 +101,9 @@ class PerceptionModel(nn.Module):
         """Dense outputs, TASK/NAME; each task on its own route, so a module for one task changes no other's output.
 
         With a state among the inputs there is one more output, `next_state`: the fused map with the memory, on the
-        route of the tasks without the modules that are for some tasks alone. So all tasks share one state, to which
-        each adds what its own route makes of the frame. A state of another route, as after a change of the weather, is
-        taken as it is.
+        cells of the state and on the route of the tasks without the modules that are for some tasks alone. So all tasks
+        share one state, to which each adds what its own route makes of the frame. A state of another route, as after a
+        change of the weather, is taken as it is.
 
         Args:
             inputs: from `sensors/inputs.py`; with a memory also those of `sensors/state.py`.
@@ -122,7 +122,7 @@ class PerceptionModel(nn.Module):
             with self.bank.current.running(route):
                 outputs |= add_prefix(task, self.head(task)(feature))
         if "state" in inputs:
-            outputs[NEXT_STATE] = features("fused", self._state_route(routes))
+            outputs[NEXT_STATE] = self._next_state(features, routes)
         return outputs
 
     def next_state(
@@ -134,12 +134,16 @@ class PerceptionModel(nn.Module):
     ) -> Tensor:
         """The output `next_state` alone; arguments as of `forward`."""
         routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
-        state: Tensor = _Features(self, inputs, trace)("fused", self._state_route(routes))
+        return self._next_state(_Features(self, inputs, trace), routes)
+
+    def _next_state(self, features: _Features, routes: Routes) -> Tensor:
+        state: Tensor = self.memory.layer.reduce(features("fused", self._state_route(routes)), features.inputs["state"])
         return state
 
     def no_state(self, frames: int) -> Tensor:
-        """The input `state` (B, C, rows, columns) of frames without a frame before."""
-        state: Tensor = self.memory.layer.no_state(frames)
+        """The input `state` (B, C, rows / stride, columns / stride) of frames without a frame before."""
+        strides = {part.stride for module in self.bank.modules.values() for part in module.memories}
+        state: Tensor = self.memory.layer.no_state(frames, *(strides or {1}))
         return state
 
     def _state_route(self, routes: Routes) -> Route:

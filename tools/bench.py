@@ -36,6 +36,7 @@ SUBJECTS = {
     "points": "bench_points:points",
     "precision": "bench_precision:precision",
     "recogniser": "bench_recogniser:recogniser",
+    "remembering": "bench_networks:remembering",
     "replay": "bench_replay:replay",
     "simulated": "bench_simulated:simulated",
     "snow": "bench_snow:snow",

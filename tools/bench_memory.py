@@ -62,6 +62,7 @@ def memory(
     drives: Annotated[int, typer.Option(help="A quarter is held out.")] = 64,
     steps: Annotated[int, typer.Option(help="Of base and joint.")] = 2400,
     jobs: Annotated[int, typer.Option(help="Seeds at a time, each on one core.")] = 2,
+    stride: Annotated[int, typer.Option(help="Cells of the fused map in one of the state.")] = 1,
 ) -> dict[str, Any]:
     """NDS, mAP and velocity errors (m/s) of `configs/demo.yaml` without its map, without and with a memory.
 
@@ -83,18 +84,19 @@ def memory(
     folder.mkdir(parents=True, exist_ok=True)
     rig.write_text(yaml.safe_dump(_rig(sensors).model_dump(mode="json")))
     (folder / "base.yaml").write_text(yaml.safe_dump(_config(sensors, rig)))
-    (folder / "joint.yaml").write_text(yaml.safe_dump(_config(sensors, rig) | {"modules": [MEMORY]}))
+    remembering = {"modules": [MEMORY | {"stride": stride}]}
+    (folder / "joint.yaml").write_text(yaml.safe_dump(_config(sensors, rig) | remembering))
     simulated = {data: CONDITIONS} | ({out / "rain": RAIN, out / "to_rain": TO_RAIN} if sensors == "lidar" else {})
     commands = Commands(out)
     for at, conditions in simulated.items():
         options = ("--samples", KEYFRAMES, "--rate", round(1 / PERIOD), "--conditions", conditions, "--rig", rig)
         commands.call(at.name, "simulate", at, "--scenes", drives, *options)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        by_seed = list(pool.map(partial(_train_and_measure, folder, data, steps), range(seeds)))
-    return {**_mean(by_seed), "seeds": seeds, "steps": steps, "by_seed": by_seed}
+        by_seed = list(pool.map(partial(_train_and_measure, folder, data, steps, stride), range(seeds)))
+    return {**_mean(by_seed), "seeds": seeds, "steps": steps, "stride": stride, "by_seed": by_seed}
 
 
-def _train_and_measure(folder: Path, data: Path, steps: int, seed: int) -> dict[str, Any]:
+def _train_and_measure(folder: Path, data: Path, steps: int, stride: int, seed: int) -> dict[str, Any]:
     """The figures of one seed."""
     torch.set_num_threads(1)
     commands, runs = Commands(folder), dict[str, Path]()
@@ -103,6 +105,8 @@ def _train_and_measure(folder: Path, data: Path, steps: int, seed: int) -> dict[
         target = ("--data", folder.parent / "rain" if name == "rain" else data, "--out", runs[name], "--steps")
         if name in ADDED:
             start, *options = ADDED[name]
+            if name != "rain":
+                options += ["--option", f"stride={stride}"]
             commands.call(f"adapt_{name}-{seed}", "adapt", runs[start], *options, *target, MEMORY_STEPS)
         else:
             commands.call(f"train_{name}-{seed}", "train", folder / f"{name}.yaml", f"seed={seed}", *target, steps)

@@ -35,6 +35,7 @@ DOMAINS = ("rain", "fog", "night", "singapore")
 # modules of rank 4 add half as many.
 PLACES = {"banked": "trunk.*", "banked_behind_stage0": "trunk.stage[!0]*,trunk.lift*"}
 SWITCHES = 100
+MEMORY = {"name": "memory", "kind": "memory"}
 
 
 def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
@@ -77,16 +78,24 @@ def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
     }
 
 
+STRIDES = (1, 2, 4)  # cells of the fused map in one of a memory's state
+
+
 def remembering(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
-    """Latency of a network with a memory, whose state stays in the engine, relative to the base; they alternate."""
+    """Latency of a network with a memory relative to the base, in ONNX Runtime; the state stays in the engine.
+
+    `latency_ratio` is that of a state with the cells of the fused map, `latency_ratios` of all strides.
+    """
+    networks = {"base": [], **{f"stride_{each}": [MEMORY | {"stride": each}] for each in STRIDES}}
     with tempfile.TemporaryDirectory() as folder:
         engines = {}
-        for name, modules in {"base": [], "memory": [{"kind": "memory", "name": "memory"}]}.items():
+        for name, modules in networks.items():
             run = _run(config, modules, Path(folder) / f"run-{name}")
             bundle = export(run, Path(folder) / name, console=QUIET)
             engines[name] = _with(OnnxRuntimeEngine(bundle.onnx), dict(bundle.golden()[0]))
         median = medians(measure_times(engines, rounds))
-    return {"latency_ratio": median["memory"] / median["base"], "seconds": median}
+    ratios = {name: seconds / median["base"] for name, seconds in median.items() if name != "base"}
+    return {"latency_ratio": ratios["stride_1"], "latency_ratios": ratios, "seconds": median, "rounds": rounds}
 
 
 def _with(engine: OnnxRuntimeEngine, inputs: dict[str, np.ndarray]) -> Callable[[object], object]:
@@ -129,7 +138,7 @@ def _run(name: str, modules: list[dict[str, Any]], folder: Path) -> Path:
     return folder
 
 
-MEMORY = """
+GROWTH = """
 import sys, resource, numpy as np
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -144,7 +153,7 @@ print(held() - before)
 
 def _memory(graphs: list[Path]) -> float:
     """Memory (MB) that a fresh process gains by running the graphs."""
-    command = [sys.executable, "-c", MEMORY, *(str(path) for path in graphs)]
+    command = [sys.executable, "-c", GROWTH, *(str(path) for path in graphs)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -21,6 +21,7 @@ TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 KITTI = Path(__file__).parents[1] / "configs" / "kitti"
 TARGET = "rtx-ampere"  # compiles without a GPU
 OUTAGES = (3, 5)  # frames of 0.1 s without LiDAR, at a time
+STRIDES = (1, 4)  # cells of the fused map, 0.16 m wide, in one of the memory's state
 SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
 CAR = "car"
 # What of the network trains, and how, beside the module.
@@ -44,7 +45,8 @@ def pandaset(
     Of each training the processor-seconds of its command for a step, and in `source` the AP of cars on simulated sweeps
     of KITTI's LiDAR, with the share of the first network's sure detections there that are `kept`. Parked cars are seen
     in both parts of the drive, 0.8 s apart. `outages`: the recall of cars to the front on the held-back frames, most of
-    which lack their LiDAR, without and with a memory that was added; `kept` is the share of what is lost without it.
+    which lack their LiDAR, without and with a memory that was added, by the frames that lack it at a time; `kept` is
+    the share of what is lost without it.
     """
     bench, result = _Stages(data, weights, out, steps), dict[str, Any]()
     for stage in stages.split(","):
@@ -179,19 +181,20 @@ class _Stages(Bench):
         return {**result, "replayed_frames": json.loads(self.call("replay", *replayed)["printed"])["frames"]}
 
     def outages(self) -> dict[str, Any]:
-        """A memory for frames without LiDAR on the network as imported."""
-        run, training = self.out / "outages", ("--steps", self.steps, "--data", self.data, "--scenes", TRAINED)
-        self.call("outages", "adapt", self.kitti, *BRIDGE, *training, "--out", run)
-        seen = self._recall(self.kitti, 0)
-        result: dict[str, Any] = {"seen": seen}
-        for frames in OUTAGES:
-            without, left = self._recall(self.kitti, frames), self._recall(run, frames)
-            result[f"{frames}_frames"] = {
-                "without": without,
-                "memory": left,
-                "kept": (left - without) / (seen - without),
-            }
+        """A memory for frames without LiDAR on the network as imported, with cells of the map and with larger ones."""
+        seen, without = self._recall(self.kitti, 0), self._recalls(self.kitti)
+        result: dict[str, Any] = {"seen": seen, "without": without}
+        for stride in STRIDES:
+            run = self.out / f"outages_stride_{stride}"
+            training = ("--steps", self.steps, "--data", self.data, "--scenes", TRAINED, "--out", run)
+            self.call(run.name, "adapt", self.kitti, *BRIDGE, "--option", f"stride={stride}", *training)
+            left = self._recalls(run)
+            kept = {frames: (left[frames] - lost) / (seen - lost) for frames, lost in without.items()}
+            result[f"stride_{stride}"] = {"memory": left, "kept": kept}
         return result
+
+    def _recalls(self, run: Path) -> dict[str, float]:
+        return {f"{frames}_frames": self._recall(run, frames) for frames in OUTAGES}
 
     def _recall(self, run: Path, frames: int) -> float:
         """Of cars to the front on the held-back frames, of which one has its LiDAR and so many next ones do not."""

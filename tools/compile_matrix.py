@@ -50,7 +50,7 @@ def make_graph(name: str, kind: str, tasks: list[str]) -> tuple[onnx.ModelProto,
         kind: one of KINDS.
         tasks: configurations of further ones.
     """
-    modules = [MODULE, {"name": "memory", "kind": "memory"}] if kind == "memory" else [MODULE]
+    modules = [MODULE, {"name": "memory", "kind": "memory", "stride": 2}] if kind == "memory" else [MODULE]
     config = parse_config(with_tasks(name, tasks).model_dump(mode="json") | {"modules": modules}, name)
     spec = InputSpec.of(config)
     frame = synthetic_frame(config.grid.reference, config.rig)

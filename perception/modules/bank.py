@@ -54,10 +54,10 @@ class Bank:
 
         Raises:
             InputError: the name is taken, a pattern matches no slot, two parts of a union match the same one, or a
-                memory is for some tasks alone or forgets sooner than those here.
+                memory is for some tasks alone, forgets sooner than those here or has another stride.
         """
         self._require_free(spec.name)
-        self._require_as_lasting(spec)
+        self._require_same_state(spec)
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
         if spec.memories and not set(self.tasks).isdisjoint(spec.when):
             raise InputError(f"module {spec.name}: all tasks share the memory; leave tasks out of its `when`")
@@ -69,16 +69,24 @@ class Bank:
                 computations[slot.name] = build(part, slot.layer, len(self.condition_values))
         self._attach(spec, computations)
 
-    def _require_as_lasting(self, spec: Module) -> None:
-        """Raise InputError if the memories here would forget sooner with this one: all share a state and its limits."""
+    def _require_same_state(self, spec: Module) -> None:
+        """Raise InputError if this one would change the state of the memories here: its cells, or when it is forgotten.
+
+        All share a state and its limits.
+        """
         here = [part for module in self.modules.values() for part in module.memories]
-        for limit in ("seconds", "speed") if here else ():
+        if not here:
+            return
+        for limit in ("seconds", "speed"):
             least = min(getattr(part, limit) for part in here)
             if any(getattr(part, limit) < least for part in spec.memories):
                 raise InputError(
                     f"module {spec.name}: with {limit} below {least:g} the memories that are here would forget sooner, "
                     f"since all share a state; give it {limit}={least:g} or more"
                 )
+        stride = here[0].stride
+        if any(part.stride != stride for part in spec.memories):
+            raise InputError(f"module {spec.name}: all memories share a state; give it stride={stride}")
 
     def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
         """Add a head with this configuration for a task that the base does not have; modules keep their slots.
@@ -167,7 +175,7 @@ class Bank:
             paths, rename or {}, self.base_hash(), self._new_head, self.slots, self.names, facts
         )
         for spec, _ in modules.values():
-            self._require_as_lasting(spec)
+            self._require_same_state(spec)
         for head in heads:
             self._attach_head(head)
         for spec, computations in modules.values():

@@ -182,8 +182,11 @@ def remembering() -> Bundle:
 
 @cache
 def looking() -> Bundle:
-    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone; it runs for two views of each frame."""
-    content = modular("looking", [MEMORY]).model_dump(mode="json")
+    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone; it runs for two views of each frame.
+
+    The state has larger cells than the map.
+    """
+    content = modular("looking", [MEMORY | {"stride": 2}]).model_dump(mode="json")
     content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
     del content["tasks"]["map"]
     run = checkpoint_of(parse_config(content, "looking"), seed=1, spread=0.1)

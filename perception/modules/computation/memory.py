@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perception.errors import InputError
 from perception.grid import BevGrid
 from perception.io.section import Positive, Share
 from perception.modules.computation.computation import Computation, Site
@@ -30,8 +31,9 @@ class FusedInput:
 
     Attributes:
         map: (B, C, rows, columns), of the frames.
-        past: the inputs `STATE_INPUTS` of the network: state (B, C, rows, columns), `next_state` of the frames before;
-            current_from_previous (B, 4, 4), state_valid (B,), elapsed (B,) s as of `state_inputs`. Empty: no memory.
+        past: the inputs `STATE_INPUTS` of the network: state (B, C, rows / stride, columns / stride), `next_state` of
+            the frames before; current_from_previous (B, 4, 4), state_valid (B,), elapsed (B,) s as of `state_inputs`.
+            Empty: no memory.
         layer: of the slot.
     """
 
@@ -72,7 +74,7 @@ class FusedMap(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, rows, columns) of the map and of the state."""
+        """(C, rows, columns) of the map."""
         return self.out_channels, *self.grid.shape
 
     def forward(self, x: FusedInput) -> Tensor:
@@ -86,20 +88,35 @@ class FusedMap(nn.Module):
         if not x.past:
             return y
         moved, inside = x.moved
-        most = (moved - inside * x.map).abs().to(y.dtype)
+        most = self.spread((moved - inside * self.reduce(x.map, moved)).abs().to(y.dtype))
         return torch.minimum(torch.maximum(y, x.map - most), x.map + most)
 
-    def no_state(self, frames: int) -> Tensor:
-        """The state (B, C, rows, columns) of frames that have none before."""
-        return self.centers.new_zeros(frames, *self.shape)
+    def no_state(self, frames: int, stride: int) -> Tensor:
+        """The state (B, C, rows / stride, columns / stride) of frames that have none before."""
+        channels, rows, columns = self.shape
+        return self.centers.new_zeros(frames, channels, rows // stride, columns // stride)
+
+    def reduce(self, fused: Tensor, state: Tensor) -> Tensor:
+        """A map of the layer on the cells of a state: the largest value of each."""
+        stride = self._stride(state)
+        return fused if stride == 1 else F.max_pool2d(fused, stride)
+
+    def spread(self, change: Tensor) -> Tensor:
+        """A change of the state on the cells of the map, the same for all that lie in one of the state's."""
+        stride = self._stride(change)
+        return change if stride == 1 else F.interpolate(change, scale_factor=stride, mode="nearest")
+
+    def _stride(self, state: Tensor) -> int:
+        """Cells of the map in one of the state, along each axis."""
+        return self.grid.shape[0] // state.shape[-2]
 
     def warp(self, state: Tensor, current_from_previous: Tensor) -> tuple[Tensor, Tensor]:
-        """The state of the frame before on the cells of the frame, for what does not move.
+        """The state of the frame before, moved to where the vehicle is now, for what does not move.
 
         Bilinear; what is outside of the old map counts as zero. The grid is computed in single precision at least.
 
         Args:
-            state: (B, C, rows, columns).
+            state: (B, C, rows, columns), of the map or of cells that are larger by a whole number.
             current_from_previous: (B, 4, 4), rigid.
 
         Returns:
@@ -107,18 +124,22 @@ class FusedMap(nn.Module):
             inside of the old map.
         """
         kind = torch.promote_types(state.dtype, torch.float32)
-        motion, (rows, columns) = current_from_previous.to(kind), self.grid.shape
+        motion, (rows, columns), stride = current_from_previous.to(kind), state.shape[-2:], self._stride(state)
+        centers = self.centers
+        if stride > 1:
+            centers = centers[::stride, ::stride] + (stride - 1) / 2 * self.grid.cell
         # The inverse of a rigid motion: R^T (p - t), for the points p on the ground. By sums of products, because
         # engines may compute products of matrices in less than single precision.
-        x = self.centers[..., 0].to(kind) - motion[:, 0, 3, None, None]
-        y = self.centers[..., 1].to(kind) - motion[:, 1, 3, None, None]
+        x = centers[..., 0].to(kind) - motion[:, 0, 3, None, None]
+        y = centers[..., 1].to(kind) - motion[:, 1, 3, None, None]
         z = -motion[:, 2, 3, None, None]
         old_x, old_y = (
             motion[:, 0, axis, None, None] * x + motion[:, 1, axis, None, None] * y + motion[:, 2, axis, None, None] * z
             for axis in (0, 1)
         )
         # Places in cells: cell i spans from i to i + 1, as of `BevGrid.continuous`.
-        column, row = (old_x - self.grid.x[0]) / self.grid.cell, (old_y - self.grid.y[0]) / self.grid.cell
+        cell = stride * self.grid.cell
+        column, row = (old_x - self.grid.x[0]) / cell, (old_y - self.grid.y[0]) / cell
         places = torch.stack([column * (2 / columns) - 1, row * (2 / rows) - 1], dim=-1)
         moved = F.grid_sample(state.to(kind), places, mode="bilinear", padding_mode="zeros", align_corners=False)
         inside = _inside(column, columns) * _inside(row, rows)
@@ -142,11 +163,15 @@ class Memory(Computation):
     is below 1, so that a state cannot grow from frame to frame without bound; of several memories w is the sum, limited
     to [-1, 1] (`FusedMap.bound`). H is the network's next state.
 
+    With a `stride` P and the next state have larger cells: F is the largest value in each where it is compared with P,
+    and its change is the same for all cells of the map in it. So the change is exact for the next state as well.
+
     All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
 
     Args:
         layer: of the slot.
         hidden: channels of the gate.
+        stride: cells of the map in one of the state, along each axis.
         training: the other options, which do not change what is computed.
     """
 
@@ -154,6 +179,7 @@ class Memory(Computation):
         kind: Literal["memory"] = "memory"
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
         hidden: Positive = 8  # channels of the gate
+        stride: Positive = 1  # cells of the fused map in one of the state, along each axis
         frames: Annotated[int, Field(ge=2)] = 4  # of a training clip, at most
         outages: Share = 0.3  # of the steps whose clips end without the LiDAR or the cameras
         seconds: Limit = 1.2  # after which a state is not used
@@ -162,9 +188,12 @@ class Memory(Computation):
     layers = (FusedMap,)
     affine = False
 
-    def __init__(self, layer: Any, hidden: int, **training: float) -> None:
+    def __init__(self, layer: Any, hidden: int, stride: int = 1, **training: float) -> None:
         super().__init__()
-        channels = layer.out_channels
+        channels, rows, columns = layer.shape
+        if rows % stride or columns % stride:
+            raise InputError(f"memory: the fused map has {rows} x {columns} cells; give it a stride that divides both")
+        self.stride = stride
         self.mix = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.elapsed = nn.Parameter(torch.zeros(hidden))
         self.gate = nn.Conv2d(hidden, channels, 1)
@@ -179,12 +208,15 @@ class Memory(Computation):
         if not past:
             return torch.zeros_like(site.y)
         moved, inside = fused.moved
-        change = moved - inside * site.y
+        now = site.layer.reduce(site.y, moved)
+        change = moved - inside * now
         since = past["elapsed"][:, None, None, None] * self.elapsed[:, None, None]
-        hidden = torch.relu(self.mix(torch.cat([site.y, site.y + change], dim=1)) + since)
-        lacking = self.whole(moved.amax(dim=(2, 3)) - site.y.amax(dim=(2, 3)))[:, :, None, None]
+        hidden = torch.relu(self.mix(torch.cat([now, now + change], dim=1)) + since)
+        lacking = self.whole(moved.amax(dim=(2, 3)) - now.amax(dim=(2, 3)))[:, :, None, None]
         most = past["state_valid"][:, None, None, None] * torch.tanh(_STEEP * self.scale)[:, None, None]
-        return (most * torch.sigmoid(self.gate(hidden) + lacking) * change).to(site.y.dtype)
+        mixed = (most * torch.sigmoid(self.gate(hidden) + lacking) * change).to(site.y.dtype)
+        spread: Tensor = site.layer.spread(mixed)
+        return spread
 
     def output(self, x: Any, layer: Any, z: Tensor | None) -> Tensor:
         """Without a state the map itself, without an addition; x is a `FusedInput`."""
@@ -193,4 +225,5 @@ class Memory(Computation):
 
     def multiply_adds(self, layer: Any) -> int:
         """The four products of the bilinear sample of each channel are counted, its places are not."""
-        return int(self.mix.weight.numel() + self.gate.weight.numel()) + 6 * int(layer.out_channels)
+        of_state = int(self.mix.weight.numel() + self.gate.weight.numel()) + 6 * int(layer.out_channels)
+        return of_state // self.stride**2

@@ -31,6 +31,7 @@ from perception.modules.spec import STATE_INPUTS, Module, ModuleUnion, parse_mod
 
 GRID = BevGrid(x=(-4.0, 8.0), y=(-3.0, 5.0), cell=0.5)  # 16 rows, 24 columns, not centred on the vehicle
 CHANNELS = 3
+strides = pytest.mark.parametrize("stride", [1, 2])  # cells of the map in one of the state
 meters, turns, tilts = st.floats(-9, 9), st.floats(-pi, pi), st.floats(-0.1, 0.1)
 
 
@@ -60,12 +61,12 @@ def warp_by_loops(state: np.ndarray, motion: np.ndarray, grid: BevGrid) -> tuple
 
 
 @settings(deadline=None, max_examples=15)
-@given(meters, meters, turns, tilts, st.floats(-1, 1))
-def test_the_warp_is_a_loop_over_cells(x, y, yaw, tilt, z):
-    layer = FusedMap(GRID, CHANNELS)
-    state = torch.randn(CHANNELS, *GRID.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@given(meters, meters, turns, tilts, st.floats(-1, 1), st.sampled_from([1, 2, 4]))
+def test_the_warp_is_a_loop_over_cells(x, y, yaw, tilt, z, stride):
+    layer, grid = FusedMap(GRID, CHANNELS), GRID.coarser(stride)
+    state = torch.randn(CHANNELS, *grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     motion = rigid(x, y, yaw, tilt, z)
-    expected = warp_by_loops(state.numpy(), motion, GRID)
+    expected = warp_by_loops(state.numpy(), motion, grid)
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
         moved, inside = layer.warp(state[None].to(dtype), torch.from_numpy(motion)[None].to(dtype))
         np.testing.assert_allclose(moved[0], expected[0], atol=tolerance)
@@ -118,18 +119,18 @@ def test_the_places_are_computed_in_single_precision_whatever_the_map_is():
         torch.testing.assert_close(layer.warp(state.half().float(), motion)[0], expected, rtol=0, atol=0)
 
 
-def memory(dtype: torch.dtype = torch.float32, size: float = 0.5) -> tuple[FusedMap, Memory]:
+def memory(dtype: torch.dtype = torch.float32, size: float = 0.5, stride: int = 1) -> tuple[FusedMap, Memory]:
     """With random numbers for all parameters."""
     layer = FusedMap(GRID, CHANNELS).to(dtype)
-    module, generator = Memory(layer, hidden=4), torch.Generator().manual_seed(0)
+    module, generator = Memory(layer, hidden=4, stride=stride), torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=size, generator=generator)
     return layer, module.eval()
 
 
-def past_of(frames: int = 2, valid: float = 1.0, elapsed: float = 0.5) -> dict[str, Tensor]:
+def past_of(frames: int = 2, valid: float = 1.0, elapsed: float = 0.5, stride: int = 1) -> dict[str, Tensor]:
     motion = torch.from_numpy(rigid(-2.1, 0.4, 0.1)).float().repeat(frames, 1, 1)
-    state = torch.rand(frames, CHANNELS, *GRID.shape, generator=torch.Generator().manual_seed(1))
+    state = torch.rand(frames, CHANNELS, *GRID.coarser(stride).shape, generator=torch.Generator().manual_seed(1))
     every = (state, motion, torch.full((frames,), valid), torch.full((frames,), elapsed))
     return dict(zip(STATE_INPUTS, every, strict=True))
 
@@ -143,33 +144,43 @@ def remember(layer: FusedMap, module: Memory, fused: Tensor, past: dict[str, Ten
     return module.output(FusedInput(fused, past, layer), layer, None)
 
 
-def test_by_its_formula():
-    """At one cell, in double precision; the gate's convolution by a loop over its taps."""
-    layer, module = memory(torch.float64)
-    fused, past = fused_of().double(), {name: each.double() for name, each in past_of().items()}
+def largest(fused: Tensor, stride: int) -> Tensor:
+    """The largest value in each cell of a state, by comparing all that lie in it."""
+    parts = [fused[..., i::stride, j::stride] for i in range(stride) for j in range(stride)]
+    return torch.stack(parts).max(dim=0).values
+
+
+@strides
+def test_by_its_formula(stride):
+    """At one cell of the state, in double precision; the gate's convolution by a loop over its taps."""
+    layer, module = memory(torch.float64, stride=stride)
+    fused, past = fused_of().double(), {name: each.double() for name, each in past_of(stride=stride).items()}
     past["elapsed"][1] = 0.1
     found = remember(layer, module, fused, past)
     moved, inside = (part.detach() for part in layer.warp(past["state"], past["current_from_previous"]))
-    known = moved + (1 - inside) * fused
+    now = largest(fused, stride)
+    known = moved + (1 - inside) * now
     frame, row, column = 1, 6, 9
-    joined = torch.cat([fused, known], dim=1)[frame]
+    joined = torch.cat([now, known], dim=1)[frame]
     hidden = module.mix.bias + 0.1 * module.elapsed
     for i in range(3):
         for j in range(3):
             hidden = hidden + module.mix.weight[:, :, i, j] @ joined[:, row + i - 1, column + j - 1]
     gate = module.gate.weight[:, :, 0, 0] @ hidden.clamp(min=0) + module.gate.bias
-    lacking = torch.stack([before.max() - now.max() for before, now in zip(moved[frame], fused[frame], strict=True)])
+    lacking = torch.stack([before.max() - now.max() for before, now in zip(moved[frame], now[frame], strict=True)])
     weight = (10 * module.scale).tanh() / (1 + (-gate - module.whole.weight @ lacking).exp())
-    here = fused[frame, :, row, column]
-    expected = (1 - weight) * here + weight * known[frame, :, row, column]
-    torch.testing.assert_close(found[frame, :, row, column], expected, rtol=1e-12, atol=1e-12)
+    change = weight * (known - now)[frame, :, row, column]
+    for i in range(stride * row, stride * (row + 1)):
+        for j in range(stride * column, stride * (column + 1)):
+            torch.testing.assert_close(found[frame, :, i, j], fused[frame, :, i, j] + change, rtol=1e-12, atol=1e-12)
 
 
-def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of_the_map():
-    layer, module = memory()
-    fused, past = fused_of(), past_of()
+@strides
+def test_the_frame_keeps_every_bit_where_the_past_is_not_valid_or_was_outside_of_the_map(stride):
+    layer, module = memory(stride=stride)
+    fused, past = fused_of(), past_of(stride=stride)
     _, inside = layer.warp(past["state"], past["current_from_previous"])
-    outside = (inside == 0).expand_as(fused)
+    outside = (layer.spread(inside) == 0).expand_as(fused)
     assert 0.05 < outside.float().mean() < 0.95
     found = remember(layer, module, fused, past)
     assert torch.equal(found[outside], fused[outside])
@@ -210,9 +221,10 @@ def test_a_frame_that_sees_nothing_opens_the_gate_of_a_new_memory():
     assert share(5 * fused_of()) < 0.9
 
 
-def test_the_gradients_are_finite_differences():
-    layer, module = memory(torch.float64)
-    past = {name: each.double() for name, each in past_of(1).items()}
+@strides
+def test_the_gradients_are_finite_differences(stride):
+    layer, module = memory(torch.float64, stride=stride)
+    past = {name: each.double() for name, each in past_of(1, stride=stride).items()}
     fused, state = fused_of(1).double().requires_grad_(), past["state"].requires_grad_()
     direction = torch.randn_like(fused)
 
@@ -239,31 +251,33 @@ def test_it_is_routed_by_frame(weights):
 @given(
     scales=st.lists(st.floats(-3, 3), min_size=2, max_size=3),
     motion=st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3.2, 3.2)),
+    stride=st.sampled_from([1, 2]),
 )
-def test_several_memories_do_not_let_a_state_grow(scales, motion):
+def test_several_memories_do_not_let_a_state_grow(scales, motion, stride):
     """Over a long outage, whatever they learned; one alone adds what it does without the bound."""
     layer = FusedMap(GRID, CHANNELS)
     slot = Slot("memory", layer).eval()
     for i, scale in enumerate(scales):
-        slot.computations[f"m{i}"] = memory()[1]
+        slot.computations[f"m{i}"] = memory(stride=stride)[1]
         nn.init.constant_(slot.computations[f"m{i}"].scale, scale)
     slot.current.route = Route(dict.fromkeys(slot.computations, 1.0))
     past, blind = (
-        past_of(1) | {"current_from_previous": torch.from_numpy(rigid(*motion)).float()[None]},
+        past_of(1, stride=stride) | {"current_from_previous": torch.from_numpy(rigid(*motion)).float()[None]},
         0 * fused_of(1),
     )
     most = past["state"].max()
     for _ in range(30):
-        past["state"] = slot(FusedInput(blind, past, layer)).detach()
+        past["state"] = layer.reduce(slot(FusedInput(blind, past, layer)).detach(), past["state"])
     assert past["state"].abs().max() <= 1.001 * most
 
 
-def test_the_bound_changes_no_bit_of_a_single_memory():
-    layer, module = memory()
+@strides
+def test_the_bound_changes_no_bit_of_a_single_memory(stride):
+    layer, module = memory(stride=stride)
     slot = Slot("memory", layer).eval()
-    slot.computations.update({"m": module, "other": Memory(layer, hidden=4)})  # a new one adds nothing
+    slot.computations.update({"m": module, "other": Memory(layer, hidden=4, stride=stride)})  # a new one adds nothing
     slot.current.route = Route({"m": 1.0, "other": 1.0})
-    fused, past = fused_of(), past_of()
+    fused, past = fused_of(), past_of(stride=stride)
     assert torch.equal(slot(FusedInput(fused, past, layer)), remember(layer, module, fused, past))
     assert torch.equal(slot(FusedInput(fused, {}, layer)), fused)
 
@@ -281,23 +295,25 @@ def test_it_remembers_in_mixed_precision(dtype):
 
 
 class Stage(nn.Module):
-    """The memory alone, with the inputs and the output of a network."""
+    """The memory alone, with the inputs of a network; its map and the next state."""
 
-    def __init__(self) -> None:
+    def __init__(self, stride: int) -> None:
         super().__init__()
-        self.layer, self.module = memory()
+        self.layer, self.module = memory(stride=stride)
 
-    def forward(self, fused: Tensor, past: dict[str, Tensor]) -> Tensor:
-        return remember(self.layer, self.module, fused, past)
+    def forward(self, fused: Tensor, past: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        found = remember(self.layer, self.module, fused, past)
+        return found, self.layer.reduce(found, past["state"])
 
 
-def test_the_graph_is_of_standard_operators_with_one_grid_sample_of_four_dimensions():
-    stage = Stage().eval()
-    fused, past = fused_of(1), past_of(1)
+@strides
+def test_the_graph_is_of_standard_operators_with_one_grid_sample_of_four_dimensions(stride):
+    stage = Stage(stride).eval()
+    fused, past = fused_of(1), past_of(1, stride=stride)
     with contextlib.redirect_stdout(io.StringIO()):
         graph = torch.onnx.export(
             stage, (fused, past, {}), dynamo=True, opset_version=18, verbose=False,
-            input_names=["fused", *STATE_INPUTS], output_names=["next_state"],
+            input_names=["fused", *STATE_INPUTS], output_names=["map", "next_state"],
         ).model_proto  # fmt: skip
     inferred = onnx.shape_inference.infer_shapes(graph)
     nodes = [node for node in inferred.graph.node if node.op_type == "GridSample"]
@@ -311,10 +327,10 @@ def test_the_graph_is_of_standard_operators_with_one_grid_sample_of_four_dimensi
     for valid in (1.0, 0.0):
         past["state_valid"] = torch.tensor([valid])
         given = {"fused": fused.numpy()} | {name: each.numpy() for name, each in past.items()}
-        (found,) = session.run(None, given)
-        expected = stage(fused, past)
-        assert valid or np.array_equal(found, fused.numpy())
-        np.testing.assert_allclose(found, expected.detach(), rtol=1e-5, atol=1e-5)
+        found = session.run(None, given)
+        assert valid or np.array_equal(found[0], fused.numpy())
+        for ours, expected in zip(found, stage(fused, past), strict=True):
+            np.testing.assert_allclose(ours, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 # In the perception model.
@@ -330,14 +346,14 @@ def spec(name: str = "memory", **options: object) -> Module:
     return parse_module({"name": name, "kind": "memory", **options})
 
 
-def with_memory() -> PerceptionModel:
+def with_memory(**options: object) -> PerceptionModel:
     network = model()
-    network.bank.add(spec())
+    network.bank.add(spec(**options))
     return network
 
 
 def state_of(network: PerceptionModel) -> dict[str, Tensor]:
-    return PAST | {"state": torch.rand(2, *network.memory.layer.shape, generator=torch.Generator().manual_seed(0))}
+    return PAST | {"state": torch.rand(network.no_state(2).shape, generator=torch.Generator().manual_seed(0))}
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
@@ -369,15 +385,16 @@ def test_a_base_keeps_every_bit_when_a_memory_is_added_saved_loaded_and_deleted(
 
 
 @torch.no_grad()
-def test_the_next_state_is_the_map_that_the_trunk_reads():
-    network, frames = with_memory(), inputs(1, 2)
+@strides
+def test_the_next_state_is_the_map_that_the_trunk_reads(stride):
+    network, frames = with_memory(stride=stride), inputs(1, 2)
     disturb(network, "memory", 0.5)
     read = []
     network.trunk.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     found = network(frames | state_of(network))["next_state"]
-    assert torch.equal(found, read[0])
+    assert torch.equal(found, largest(read[0], stride))
     assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
-    assert found.shape == network.no_state(2).shape
+    assert found.shape == network.no_state(2).shape == (2, 32, 32 // stride, 32 // stride)
     assert "next_state" not in network(frames)
 
 
@@ -428,9 +445,31 @@ def test_a_memory_does_not_shorten_another_one(tmp_path, limit, least):
     network.bank.add(spec("b", **{limit: 2 * least}))
 
 
+def test_all_memories_have_cells_of_one_size_that_divide_the_map(tmp_path):
+    network, other = with_memory(stride=2), with_memory(name="b")
+    other.bank.save("b", tmp_path / "b")
+    with pytest.raises(InputError, match=r"module b: all memories share a state; give it stride=2"):
+        network.bank.add(spec("b"))
+    with pytest.raises(InputError, match=r"module b: all memories share a state; give it stride=2"):
+        network.bank.load(tmp_path / "b.json")
+    network.bank.add(spec("b", stride=2))
+    with pytest.raises(InputError, match=r"memory: the fused map has 32 x 32 cells; give it a stride that divides"):
+        with_memory(stride=3)
+    union = {"kind": "union", "parts": [{"kind": "memory"}, {"kind": "memory", "stride": 2}]}
+    with pytest.raises(InputError, match=r"two parts of 'both' are at memory"):
+        model().bank.add(parse_module({"name": "both", **union}))
+
+
 @pytest.mark.parametrize(
     "option",
-    [{"seconds": float("inf")}, {"speed": float("inf")}, {"speed": float("nan")}, {"seconds": 0.0}, {"frames": 1}],
+    [
+        {"seconds": float("inf")},
+        {"speed": float("inf")},
+        {"speed": float("nan")},
+        {"seconds": 0.0},
+        {"frames": 1},
+        {"stride": 0},
+    ],
 )
 def test_options_that_no_memory_can_have_are_refused(option):
     with pytest.raises(ValidationError, match=rf"memory\.{next(iter(option))}"):
