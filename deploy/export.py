@@ -208,7 +208,7 @@ def _bytes(graph: onnx.ModelProto) -> bytes:
 
 def _units(tasks: Mapping[str, Task[Any]]) -> dict[str, str]:
     units = {f"{name}/{output.name}": output.unit for name, task in tasks.items() for output in task.outputs}
-    return units | {NEXT_STATE: "fused features with the memory, the next frame's `state`"}
+    return units | {NEXT_STATE: "fused features with the memory, the largest in each cell of the next frame's `state`"}
 
 
 def _describe(arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> tuple[TensorInfo, ...]:

@@ -132,18 +132,19 @@ class PerceptionModel(nn.Module):
         routes: Routes | None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """The output `next_state` alone; arguments as of `forward`."""
+        """The output `next_state` alone, without a state the fused map; arguments as of `forward`."""
         routes = routes or make_fixed_routes(self.bank, self.tasks, conditions, present(inputs))
         return self._next_state(_Features(self, inputs, trace), routes)
 
     def _next_state(self, features: _Features, routes: Routes) -> Tensor:
-        state: Tensor = self.memory.layer.reduce(features("fused", self._state_route(routes)), features.inputs["state"])
-        return state
+        fused: Tensor = features("fused", self._state_route(routes))
+        state = features.inputs.get("state")
+        return fused if state is None else self.memory.layer.reduce(fused, state)
 
     def no_state(self, frames: int) -> Tensor:
         """The input `state` (B, C, rows / stride, columns / stride) of frames without a frame before."""
-        strides = {part.stride for module in self.bank.modules.values() for part in module.memories}
-        state: Tensor = self.memory.layer.no_state(frames, *(strides or {1}))
+        strides = [part.stride for module in self.bank.modules.values() for part in module.memories]
+        state: Tensor = self.memory.layer.no_state(frames, strides[0] if strides else 1)
         return state
 
     def _state_route(self, routes: Routes) -> Route:

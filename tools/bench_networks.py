@@ -78,7 +78,7 @@ def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
     }
 
 
-STRIDES = (1, 2, 4)  # cells of the fused map in one of a memory's state
+STRIDES = (1, 2, 4)  # sides of a cell of a memory's state, in cells of the fused map
 
 
 def remembering(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:

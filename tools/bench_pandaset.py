@@ -21,7 +21,7 @@ TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 KITTI = Path(__file__).parents[1] / "configs" / "kitti"
 TARGET = "rtx-ampere"  # compiles without a GPU
 OUTAGES = (3, 5)  # frames of 0.1 s without LiDAR, at a time
-STRIDES = (1, 4)  # cells of the fused map, 0.16 m wide, in one of the memory's state
+STRIDES = (1, 4)  # sides of a cell of the memory's state, in cells of the fused map of 0.16 m
 SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
 CAR = "car"
 # What of the network trains, and how, beside the module.

@@ -39,8 +39,9 @@ def time(
 ) -> dict[str, Any]:
     """Gains by `bench.py memory` with LiDAR and with cameras; cost; recall and motion on PandaSet's drive.
 
-    `nds_gain_camera` and `velocity_error_ratio_camera` (of mAVE) compare joint training with a base of as many steps,
-    `post_hoc_share` is the share of its gain in NDS with LiDAR that a memory on the frozen base has.
+    `nds_gain_camera`, `car_nds_gain_camera` (of cars alone) and `velocity_error_ratio_camera` (of mAVE) compare joint
+    training with a base of as many steps, `post_hoc_share` is the share of its gain in NDS with LiDAR that a memory on
+    the frozen base has.
     `kept_without_lidar_1s` is that of the bridge, `nds_spread_over_spacing` that of the seed with the largest one.
     `latency_ratio` is the time of `tiny` with a memory to that without, in ONNX Runtime. `pandaset_recall_kept` is the
     share of the recall lost without LiDAR for 5 frames that a memory keeps; both are of the stride 1.
@@ -65,6 +66,7 @@ def gains(lidar: Mapping[str, Any], camera: Mapping[str, Any]) -> dict[str, floa
     spacings = [[each["NDS"] for each in seed["spacings"].values()] for seed in lidar["by_seed"]]
     return {
         "nds_gain_camera": camera["joint"]["NDS"] - camera["base"]["NDS"],
+        "car_nds_gain_camera": camera["joint"]["car_NDS"] - camera["base"]["car_NDS"],
         "velocity_error_ratio_camera": camera["joint"]["mAVE"] / camera["base"]["mAVE"],
         "kept_without_lidar_1s": lidar["outages"]["1 s"]["kept"]["bridge"],
         "nds_spread_over_spacing": max(max(each) - min(each) for each in spacings),

@@ -93,10 +93,20 @@ def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, la
         extra_options=dict(layout.options),
     )
     result: onnx.ModelProto = quantiser.quantize_model()
+    _keep_memory_exact(result.graph, model.graph)
     quantiser.model.topological_sort()
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     del result.metadata_props[:], result.graph.value_info[:]
     return result
+
+
+def _keep_memory_exact(quantised: onnx.GraphProto, exact: onnx.GraphProto) -> None:
+    """Nodes of the memory read what other nodes of it give as it is, also where the trunk reads the same rounded."""
+    memory, before = places(exact).memory, {node.output[0]: node.input for node in exact.node}
+    for node in quantised.node:
+        if node.output[0] in memory:
+            pairs = zip(node.input, before[node.output[0]], strict=True)
+            node.input[:] = [own if own in memory else given for given, own in pairs]
 
 
 def _activation_output(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:

@@ -57,7 +57,7 @@ class Bank:
                 memory is for some tasks alone, forgets sooner than those here or has another stride.
         """
         self._require_free(spec.name)
-        self._require_same_state(spec)
+        _require_same_state(spec, self.modules.values())
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
         if spec.memories and not set(self.tasks).isdisjoint(spec.when):
             raise InputError(f"module {spec.name}: all tasks share the memory; leave tasks out of its `when`")
@@ -68,25 +68,6 @@ class Bank:
                     raise InputError(f"two parts of {spec.name!r} are at {slot.name}; give each part slots of its own")
                 computations[slot.name] = build(part, slot.layer, len(self.condition_values))
         self._attach(spec, computations)
-
-    def _require_same_state(self, spec: Module) -> None:
-        """Raise InputError if this one would change the state of the memories here: its cells, or when it is forgotten.
-
-        All share a state and its limits.
-        """
-        here = [part for module in self.modules.values() for part in module.memories]
-        if not here:
-            return
-        for limit in ("seconds", "speed"):
-            least = min(getattr(part, limit) for part in here)
-            if any(getattr(part, limit) < least for part in spec.memories):
-                raise InputError(
-                    f"module {spec.name}: with {limit} below {least:g} the memories that are here would forget sooner, "
-                    f"since all share a state; give it {limit}={least:g} or more"
-                )
-        stride = here[0].stride
-        if any(part.stride != stride for part in spec.memories):
-            raise InputError(f"module {spec.name}: all memories share a state; give it stride={stride}")
 
     def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
         """Add a head with this configuration for a task that the base does not have; modules keep their slots.
@@ -168,14 +149,16 @@ class Bank:
 
         Raises:
             InputError: a file is damaged or does not fit this network, a name is taken, or a memory forgets sooner than
-                those here; nothing has been added.
+                those before it or has another stride; nothing has been added.
         """
         facts = (self.condition_values, self.tasks)
         heads, modules, loaded = files.read_all(
             paths, rename or {}, self.base_hash(), self._new_head, self.slots, self.names, facts
         )
+        before = [*self.modules.values()]
         for spec, _ in modules.values():
-            self._require_same_state(spec)
+            _require_same_state(spec, before)
+            before.append(spec)
         for head in heads:
             self._attach_head(head)
         for spec, computations in modules.values():
@@ -320,3 +303,24 @@ class Bank:
         if untrained:
             raise InputError(f"{untrained[0]}: the model has no attention for it; add_fusion makes it, then train it")
         return Route(dict.fromkeys(names(block), 1.0), block=block)
+
+
+def _require_same_state(spec: Module, others: Iterable[Module]) -> None:
+    """Raise InputError if a module would change the state of the other memories: its cells, or when it is forgotten.
+
+    All memories share a state and its limits.
+    """
+    memories = [part for module in others for part in module.memories]
+    for part in spec.memories if memories else ():
+        for limit in ("seconds", "speed"):
+            least = min(getattr(other, limit) for other in memories)
+            if getattr(part, limit) < least:
+                raise InputError(
+                    f"module {spec.name}: with {limit} below {least:g} the memories that are here would forget sooner, "
+                    f"since all share a state; give it {limit}={least:g} or more"
+                )
+        if part.stride != (stride := memories[0].stride):
+            raise InputError(
+                f"module {spec.name}: it has the stride {part.stride}, the memories that are here have {stride}, and "
+                f"all share a state; train it with stride={stride}"
+            )

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from commands import one_line_error, refuses
-from exported import without
+from exported import remembering, without
 from lowered import onnx_model, switched, switched_run
 from networks import config, tasks, uniform_tolerances
 from onnx import TensorProto, helper, numpy_helper
@@ -32,7 +32,7 @@ from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, error, require_close_outputs, sensitivity, to_half
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.measure import MARGIN, is_below_saturation, make_golden_frames
-from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
+from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
 from deploy.tolerances import BOUNDS, Precision, Ranked, Spread
 from deploy.verify import verify
 from perception.datasets.keyframes import Reads
@@ -443,6 +443,24 @@ def test_a_network_with_a_memory_is_calibrated_on_clips(tmp_path: Path) -> None:
         np.testing.assert_allclose(frame["current_from_previous"][0], np.eye(4) - 2.5 * np.eye(4, k=3), atol=1e-5)
     for name, array in clips[1][1].items():
         np.testing.assert_array_equal(array, clips[2][1][name])
+
+
+@pytest.mark.slow("exports a network that other tests use too")
+@pytest.mark.parametrize("layout", [TENSORRT, CPU])
+def test_int8_rounds_what_the_trunk_reads_but_not_the_state(layout: Layout) -> None:
+    """Where all convolutions are INT8, also the first of the trunk, which reads what the next state is made of."""
+    graph = onnx.load(remembering().onnx)
+    parts, wide = places(graph.graph), dict.fromkeys(activations(graph.graph), (-4.0, 4.0))
+    found = quantise(graph, quantisable(graph.graph), wide, layout).graph
+    made = {name: node for node in found.node for name in node.output}
+    before = {node.output[0]: node for node in graph.graph.node}
+    rounded_map = [
+        node.input[0] for node in found.node if node.op_type == "QuantizeLinear" and node.input[0] in parts.memory
+    ]
+    assert len(rounded_map) == 1, "the trunk reads it rounded"
+    for output in parts.memory:
+        for name, original in zip(made[output].input, before[output].input, strict=True):
+            assert name == original or original not in parts.memory
 
 
 def test_scores_that_differ_from_1_by_rounding_alone_are_not_compared() -> None:

@@ -109,7 +109,7 @@ def test_software_that_tells_the_memory_something_else_is_refused(
 def test_the_manifest_says_how_the_state_goes_on() -> None:
     manifest = remembering().manifest
     (pair,), state = manifest.state.pairs, manifest.state
-    assert (pair.input, pair.output, pair.shape, pair.frame) == ("state", NEXT_STATE, (1, 8, 128, 128), "reference")
+    assert (pair.input, pair.output, pair.shape, pair.frame) == ("state", NEXT_STATE, (1, 8, 64, 64), "reference")
     assert (state.seconds, state.speed, state.spacing) == (1.2, 70.0, (0.1, 0.5))
     assert {each.name for each in manifest.inputs} >= {*STATE_INPUTS}
     assert not {"If", "Loop", "Scan"} & manifest.operators.keys()
@@ -120,7 +120,7 @@ def test_the_manifest_says_how_the_state_goes_on() -> None:
     ("change", "words"),
     [
         (lambda m: m.pop("state"), "outputs are"),
-        (lambda m: m["state"]["pairs"][0].update(shape=[1, 8, 64, 64]), "state: is not that of the network"),
+        (lambda m: m["state"]["pairs"][0].update(shape=[1, 8, 128, 128]), "state: is not that of the network"),
         (lambda m: m["state"]["pairs"][0].update(input="elapsed"), "state: is not that of the network"),
         (lambda m: m["state"].update(pairs=[]), "outputs are"),
         (lambda m: m["inputs"].pop(), "state: is not that of the network"),
@@ -284,7 +284,7 @@ def test_a_memory_for_some_conditions_begins_anew_where_they_begin(apart: bool, 
 def test_a_state_of_another_shape_is_refused() -> None:
     engine, frame = OnnxRuntimeEngine(remembering().onnx), remembering().golden_frames()[0]
     with one_line_error(says="input: state"):
-        engine.run({**frame.inputs, "state": np.zeros((1, 8, 64, 64), np.float32)})
+        engine.run({**frame.inputs, "state": np.zeros((1, 8, 128, 128), np.float32)})
 
 
 def test_the_state_is_compared_as_far_as_it_may_differ() -> None:

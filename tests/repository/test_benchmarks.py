@@ -7,7 +7,7 @@ import typer
 from bench import SUBJECTS, command
 from bench_ceiling import ceiling
 from bench_labels import LABELLED, _numbers, _summary, _ways, choose
-from bench_memory import EachFrame, _config, _rig, without_lidar
+from bench_memory import EachFrame, _chosen, _config, _rig, without_lidar
 from bench_time import gains
 from benchmark import measure_times, medians
 from networks import disturb, small
@@ -121,14 +121,25 @@ def test_its_networks_are_of_these_sensors(tmp_path: Path, sensors):
     assert (model.lidar is not None, model.camera is not None) == (sensors != "camera", sensors != "lidar")
 
 
+def test_nds_of_cars_alone_is_its_definition_with_one_class() -> None:
+    errors = {"trans_err": 0.5, "scale_err": 0.1, "orient_err": 0.2, "vel_err": 1.5, "attr_err": 0.3}
+    scores = {"NDS": 0.1, "mAP": 0.1, "tp_errors": {"vel_err": 0.9}}
+    of_cars = {"label_tp_errors": {"car": errors}, "mean_dist_aps": {"car": 0.5}}
+    assert _chosen(scores | of_cars)["car_NDS"] == pytest.approx(0.1 * (5 * 0.5 + 0.5 + 0.9 + 0.8 + 0.0 + 0.7))
+
+
 def test_what_a_memory_gains_is_relative_to_the_base_and_of_the_seed_with_the_widest_spread() -> None:
     seeds = [{"spacings": {"0.1 s": {"NDS": 0.42}, "0.5 s": {"NDS": each}}} for each in (0.41, 0.45)]
     of_lidar = {"base": {"NDS": 0.4}, "memory": {"NDS": 0.41}, "joint": {"NDS": 0.45}, "by_seed": seeds}
-    of_camera = {"base": {"NDS": 0.1, "mAVE": 0.8}, "joint": {"NDS": 0.15, "mAVE": 0.6}}
+    of_camera = {
+        "base": {"NDS": 0.1, "car_NDS": 0.3, "mAVE": 0.8},
+        "joint": {"NDS": 0.15, "car_NDS": 0.37, "mAVE": 0.6},
+    }
     found = gains(of_lidar | {"outages": {"1 s": {"kept": {"bridge": 0.5, "joint": 0.1}}}}, of_camera)
     assert found == pytest.approx(
         {
             "nds_gain_camera": 0.05,
+            "car_nds_gain_camera": 0.07,
             "velocity_error_ratio_camera": 0.75,
             "kept_without_lidar_1s": 0.5,
             "nds_spread_over_spacing": 0.03,

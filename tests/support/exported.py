@@ -161,8 +161,12 @@ MEMORY = {"name": "memory", "kind": "memory"}
 
 
 def remembering_run() -> Path:
-    """`nano` with a memory. In INT8 the weights of this seed stay far from the bounds, whichever processor rounds."""
-    return once("run-memory", lambda run: save_random(run, modular("memory", [MEMORY]), seed=7, spread=0.1))
+    """`nano` with a memory, whose state has larger cells than the map.
+
+    In INT8 the weights of this seed stay far from the bounds, whichever processor rounds.
+    """
+    modules = [MEMORY | {"stride": 2}]
+    return once("run-memory", lambda run: save_random(run, modular("memory", modules), seed=7, spread=0.1))
 
 
 @cache
@@ -182,11 +186,8 @@ def remembering() -> Bundle:
 
 @cache
 def looking() -> Bundle:
-    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone; it runs for two views of each frame.
-
-    The state has larger cells than the map.
-    """
-    content = modular("looking", [MEMORY | {"stride": 2}]).model_dump(mode="json")
+    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone; it runs for two views of each frame."""
+    content = modular("looking", [MEMORY]).model_dump(mode="json")
     content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
     del content["tasks"]["map"]
     run = checkpoint_of(parse_config(content, "looking"), seed=1, spread=0.1)

@@ -51,7 +51,7 @@ class FusedInput:
 
     @cached_property
     def moved(self) -> tuple[Tensor, Tensor]:
-        """The state on the cells of the frame, as of `FusedMap.warp`; once for all memories."""
+        """The state moved to where the vehicle is now, as of `FusedMap.warp`; once for all memories."""
         return self.layer.warp(self.past["state"], self.past["current_from_previous"])
 
 
@@ -81,7 +81,7 @@ class FusedMap(nn.Module):
         return x.map
 
     def bound(self, x: FusedInput, y: Tensor) -> Tensor:
-        """What several memories make of the map, no further from it than the moved state is.
+        """What several memories make of the map, no further from it than the moved state is from `reduce` of it.
 
         Each alone stays within that, but not their sum, which would grow from frame to frame.
         """
@@ -107,7 +107,7 @@ class FusedMap(nn.Module):
         return change if stride == 1 else F.interpolate(change, scale_factor=stride, mode="nearest")
 
     def _stride(self, state: Tensor) -> int:
-        """Cells of the map in one of the state, along each axis."""
+        """Side of a cell of the state, in cells of the map."""
         return self.grid.shape[0] // state.shape[-2]
 
     def warp(self, state: Tensor, current_from_previous: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,15 +163,16 @@ class Memory(Computation):
     is below 1, so that a state cannot grow from frame to frame without bound; of several memories w is the sum, limited
     to [-1, 1] (`FusedMap.bound`). H is the network's next state.
 
-    With a `stride` P and the next state have larger cells: F is the largest value in each where it is compared with P,
-    and its change is the same for all cells of the map in it. So the change is exact for the next state as well.
+    With a `stride` the state has larger cells, and F in the formula is the largest value of the map in each. All cells
+    of the map in a large one get the same change c. As max(F_i + c) = max(F_i) + c, the next state, which is the
+    largest value of the changed map in each large cell, is H of the formula.
 
     All tasks share one state (`PerceptionModel.forward`), so a memory cannot be `when` a task.
 
     Args:
         layer: of the slot.
         hidden: channels of the gate.
-        stride: cells of the map in one of the state, along each axis.
+        stride: side of a cell of the state, in cells of the map.
         training: the other options, which do not change what is computed.
     """
 
@@ -179,7 +180,7 @@ class Memory(Computation):
         kind: Literal["memory"] = "memory"
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
         hidden: Positive = 8  # channels of the gate
-        stride: Positive = 1  # cells of the fused map in one of the state, along each axis
+        stride: Positive = 1  # side of a cell of the state, in cells of the fused map
         frames: Annotated[int, Field(ge=2)] = 4  # of a training clip, at most
         outages: Share = 0.3  # of the steps whose clips end without the LiDAR or the cameras
         seconds: Limit = 1.2  # after which a state is not used
@@ -192,7 +193,7 @@ class Memory(Computation):
         super().__init__()
         channels, rows, columns = layer.shape
         if rows % stride or columns % stride:
-            raise InputError(f"memory: the fused map has {rows} x {columns} cells; give it a stride that divides both")
+            raise InputError(f"memory: stride {stride} does not divide the fused map of {rows} x {columns} cells")
         self.stride = stride
         self.mix = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.elapsed = nn.Parameter(torch.zeros(hidden))

@@ -31,7 +31,7 @@ from perception.modules.spec import STATE_INPUTS, Module, ModuleUnion, parse_mod
 
 GRID = BevGrid(x=(-4.0, 8.0), y=(-3.0, 5.0), cell=0.5)  # 16 rows, 24 columns, not centred on the vehicle
 CHANNELS = 3
-strides = pytest.mark.parametrize("stride", [1, 2])  # cells of the map in one of the state
+strides = pytest.mark.parametrize("stride", [1, 2])  # sides of a cell of the state, in cells of the map
 meters, turns, tilts = st.floats(-9, 9), st.floats(-pi, pi), st.floats(-0.1, 0.1)
 
 
@@ -396,6 +396,7 @@ def test_the_next_state_is_the_map_that_the_trunk_reads(stride):
     assert torch.equal(found, network.next_state(frames | state_of(network), [], None))
     assert found.shape == network.no_state(2).shape == (2, 32, 32 // stride, 32 // stride)
     assert "next_state" not in network(frames)
+    assert torch.equal(network.next_state(frames, [], None), model().next_state(frames, [], None)), "the map"
 
 
 @torch.no_grad()
@@ -448,12 +449,16 @@ def test_a_memory_does_not_shorten_another_one(tmp_path, limit, least):
 def test_all_memories_have_cells_of_one_size_that_divide_the_map(tmp_path):
     network, other = with_memory(stride=2), with_memory(name="b")
     other.bank.save("b", tmp_path / "b")
-    with pytest.raises(InputError, match=r"module b: all memories share a state; give it stride=2"):
+    network.bank.save("memory", tmp_path / "memory")
+    says = r"module {}: it has the stride {}, the memories that are here have {}, and all share a state"
+    with pytest.raises(InputError, match=says.format("b", 1, 2)):
         network.bank.add(spec("b"))
-    with pytest.raises(InputError, match=r"module b: all memories share a state; give it stride=2"):
+    with pytest.raises(InputError, match=says.format("b", 1, 2)):
         network.bank.load(tmp_path / "b.json")
+    with pytest.raises(InputError, match=says.format("memory", 2, 1)):
+        model().bank.load(tmp_path / "b.json", tmp_path / "memory.json")
     network.bank.add(spec("b", stride=2))
-    with pytest.raises(InputError, match=r"memory: the fused map has 32 x 32 cells; give it a stride that divides"):
+    with pytest.raises(InputError, match=r"memory: stride 3 does not divide the fused map of 32 x 32 cells"):
         with_memory(stride=3)
     union = {"kind": "union", "parts": [{"kind": "memory"}, {"kind": "memory", "stride": 2}]}
     with pytest.raises(InputError, match=r"two parts of 'both' are at memory"):
