@@ -322,7 +322,7 @@ STATE: dict[str, Damage] = {
     "float64": of_type("float64"),
     "bytes": of_type("uint8"),
     "none": sealed(missing("state")),
-    "another shape": sealed(put("state.pairs.0.shape", [1, 8, 64, 64])),
+    "another shape": sealed(put("state.pairs.0.shape", [1, 8, 128, 128])),
     "another input": sealed(put("state.pairs.0.input", "elapsed")),
     "no pair": sealed(put("state.pairs", [])),
     "an input missing": sealed(lambda content: content["inputs"].pop()),
