@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ class AttentionFusion(nn.Module):
         self.key = nn.Parameter(torch.empty(channels, channels))
         self.value = nn.Parameter(torch.eye(channels))
         nn.init.kaiming_uniform_(self.key, a=math.sqrt(5))
-        self.to(layer.weight)
+        self.to(next(chain(layer.parameters(), layer.buffers())))  # the memory's layer has no parameters
 
     def forward(self, site: Site, parts: list[Tensor], running: Sequence[Tensor | bool] = ()) -> Tensor:
         """The joint delta, of the shape of `site.y`.

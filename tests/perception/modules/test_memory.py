@@ -23,6 +23,8 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
+from perception.modules.aggregation.composition import Fuse
+from perception.modules.aggregation.representations import AttentionFusion
 from perception.modules.computation.computation import Site
 from perception.modules.computation.memory import FusedInput, FusedMap, Memory
 from perception.modules.route import Route
@@ -269,6 +271,29 @@ def test_several_memories_do_not_let_a_state_grow(scales, motion, stride):
     for _ in range(30):
         past["state"] = layer.reduce(slot(FusedInput(blind, past, layer)).detach(), past["state"])
     assert past["state"].abs().max() <= 1.001 * most
+
+
+@strides
+def test_two_memories_are_joined_by_attention(stride):
+    """A new attention is the mean of its members; whatever it learns, the state stays within the bound."""
+    layer, block = FusedMap(GRID, CHANNELS), Fuse("one", "two")
+    slot, modules = (
+        Slot("memory", layer).eval(),
+        {"one": memory(stride=stride)[1], "two": memory(size=0.2, stride=stride)[1]},
+    )
+    slot.computations.update(modules)
+    slot.fusions[block.key] = attention = AttentionFusion(layer, block)
+    slot.current.route = Route(dict.fromkeys(modules, 1.0), block=block)
+    fused, past = fused_of(), past_of(stride=stride)
+    each = [remember(layer, module, fused, past) for module in modules.values()]
+    torch.testing.assert_close(slot(FusedInput(fused, past, layer)), sum(each) / 2)
+    nn.init.constant_(attention.value, 10.0)
+    changed = layer.reduce(slot(FusedInput(fused, past, layer)), past["state"])
+    moved, inside = layer.warp(past["state"], past["current_from_previous"])
+    now = layer.reduce(fused, past["state"])
+    assert (changed - now).abs().max() > 0.1
+    assert ((changed - now).abs() <= (moved - inside * now).abs() + 1e-6).all()
+    assert torch.equal(slot(FusedInput(fused, past | {"state_valid": torch.zeros(2)}, layer)), fused)
 
 
 @strides
