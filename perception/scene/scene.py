@@ -84,6 +84,7 @@ class Scene:
         self._observed: str | None = None  # token of the frame between `observe` and `update`
         self._first_id = 1
         self._before: Frame | None = None  # the latest frame of the drive, without data
+        self._was_placed = True  # else it has the pose of an earlier one
         self._findings: Findings = {}  # of admission, of the latest frame
         self._evidence: Sequence[Evidence] = ()  # for the conditions, from the results of the latest frame
         self._seconds: dict[str, float] = {}
@@ -97,7 +98,7 @@ class Scene:
         """
         admitted, self._findings = admit(frame, self._sensors, reference, self._before)
         before = None if self._before is None else Moment.of(self._before)
-        if self._limits is not None and self.is_placed:
+        if self._limits is not None and self._was_placed and self.is_placed:
             why = reset_reason(before, Moment.of(admitted), self._limits)
             if why == "impossible motion":
                 self._findings[POSES[1]] = f"{why} since the frame before: the network's memory begins anew"
@@ -116,7 +117,7 @@ class Scene:
         if frame.scene != self._drive:
             self._begin(frame.scene)
         self._seconds, self._observed = {}, frame.token
-        self._before = replace(frame, points=None, cameras={})
+        self._before, self._was_placed = replace(frame, points=None, cameras={}), self.is_placed
         with time_stage(self._seconds, "health"):
             self._health = self._monitor.update(frame, self._findings)
         with time_stage(self._seconds, "belief"):

@@ -15,6 +15,7 @@ from perception.frame import Frame
 from perception.geometry import inverse, product
 
 Reset = Literal["first frame", "another drive", "time does not go on", "gap", "impossible motion"]
+SPACING = (0.1, 0.5)  # s from frame to frame in training; random, so that a memory does not learn the data set's alone
 RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
 
 
@@ -105,17 +106,20 @@ class StateFrame:
 
     It is the frame before, unless that lacked a sensor which an earlier one had: as long as a state can be used, a
     frame with fewer sensors does not replace it. It holds what no frame since has seen, and moving it from frame to
-    frame would blur it, by one interpolation for each.
+    frame would blur it, by one interpolation for each. It cannot be used where the drive does not go on from the frame
+    before either: a jump in the middle of an outage is one, though the vehicle could have come so far since the state.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._moment: Moment | None = None
+        self._before: Moment | None = None  # of the frame before
         self._sensors: Set[str] = frozenset()
 
     def inputs(self, moment: Moment) -> dict[str, np.ndarray]:
         """The `state_inputs` of the next frame."""
-        return state_inputs(self._moment, moment, self._limits)
+        goes_on = reset_reason(self._before, moment, self._limits) is None
+        return state_inputs(self._moment if goes_on else None, moment, self._limits)
 
     def advance(self, moment: Moment, inputs: Mapping[str, np.ndarray], sensors: Set[str]) -> bool:
         """Whether the next state of a frame on which the network ran replaces the state.
@@ -127,8 +131,9 @@ class StateFrame:
         replaces = not inputs["state_valid"].any() or sensors >= self._sensors
         if replaces:
             self._moment, self._sensors = moment, sensors
+        self._before = moment
         return replaces
 
     def forget(self) -> None:
         """Begin anew with the next frame."""
-        self._moment = None
+        self._moment = self._before = None

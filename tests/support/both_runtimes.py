@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tessera_runtime as native
-from exported import QUIET, checkpoint_of, modular, nano, reseal
+from exported import QUIET, checkpoint_of, modular, nano
 from once import once
 from recorded_engine import add_recorded_plan, golden_runs
 from vocabulary import RIG
@@ -16,7 +16,6 @@ from vocabulary import RIG
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.integrity import sha256
 from deploy.runtime import Runtime
 from perception.config import parse_config
 from perception.frame import Boxes, Conditions, Frame
@@ -131,6 +130,7 @@ def drive(reference: Reference = "ego", rig: Rig = RIG) -> Iterator[Frame]:
         {"conditions": rain}, {"conditions": rain}, {"conditions": rain}, {"conditions": rain}, {"conditions": clear},
         {"damage": np.nan}, {"damage": np.inf}, {"damage": 1e30}, {"turn": np.nan}, {"turn": 2.0}, {"jump": 900.0},
         {"late": 5.0}, {"late": -2.0}, {"scene": "another"}, {"several": several}, {"flat": True}, {"mirror": True},
+        {}, {"points": None}, {"points": None, "jump": 25.0}, {}, {"points": None}, {"points": None, "late": -0.1},
     ]  # fmt: skip
     time = 10_000_000
     for i, change in enumerate(changes):
@@ -194,13 +194,6 @@ def rotated() -> Bundle:
         export(checkpoint_of(parse_config(content, "rotated")), out, console=QUIET)
 
     return Bundle.load(once("bundle-rotated", make))
-
-
-def add_route(path: Path, own: Bundle) -> None:
-    """Makes another bundle the network for rain of the bundle at `path`."""
-    copied = shutil.copytree(own.path, path / "routes" / "rain")
-    digests = {str(each.relative_to(path)): sha256(each) for each in copied.rglob("*") if each.is_file()}
-    reseal(path, lambda content: content.update(apart=["rain"]) or content["files"].update(digests))
 
 
 def with_recorded_plan(

@@ -76,15 +76,17 @@ Carried::Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
 const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment) {
     // A state that is not used is set to zeros, because the network multiplies it by zero: an infinite number would
     // stay.
-    const bool used = state_inputs(known_ ? &before_ : nullptr, moment, info_, rigid_, inputs);
+    const bool goes_on = known_ && state_inputs(&before_, moment, info_, rigid_, inputs);
+    const bool used = state_inputs(goes_on ? &of_state_ : nullptr, moment, info_, rigid_, inputs);
     if (!used) state_->clear();
     const Arrays &outputs = engine.run(inputs, state_.get());
     if (used && lacks_sensor(inputs)) {
         state_->swap();
     } else {
-        before_ = moment;
+        of_state_ = moment;
         for (size_t i = 0; i < sensors_.size(); ++i) seen_[i] = sees(inputs, sensors_[i].second);
     }
+    before_ = moment;
     known_ = all_finite(outputs);  // what a frame that is not leaves would never be finite again
     return outputs;
 }

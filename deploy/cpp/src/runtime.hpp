@@ -46,7 +46,7 @@ class Carried {
     double rigid_;
     std::vector<std::pair<std::string, std::string>> sensors_;  // as in Steering
     std::vector<bool> seen_;                                    // which of them the frame of the state had
-    Moment before_;
+    Moment of_state_, before_;                                  // of the frame of the state, and of the one before
     bool known_ = false;
 };
 
