@@ -53,7 +53,7 @@ from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
 from perception.tasks.task import Task
-from perception.training.clips import SPACINGS, Arrays
+from perception.training.clips import Arrays
 
 # Make the graphs of one network, which serves some routes, from a trained model, and compare them with torch.
 #
@@ -188,7 +188,9 @@ def _describe_state(trained: PerceptionModel, outputs: Mapping[str, np.ndarray])
         return None
     shape, dtype = outputs[NEXT_STATE].shape, outputs[NEXT_STATE].dtype.name
     pair = StatePair(input=STATE, output=NEXT_STATE, shape=shape, dtype=dtype)
-    return State(pairs=(pair,), spacing=SPACINGS, seconds=limits.seconds, speed=limits.speed)
+    spacings = [part.spacing for module in trained.config.modules for part in module.memories]
+    spacing = max(least for least, _ in spacings), max(most for _, most in spacings)
+    return State(pairs=(pair,), spacing=spacing, seconds=limits.seconds, speed=limits.speed)
 
 
 def _list_banked_modules(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:

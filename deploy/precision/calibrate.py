@@ -23,8 +23,8 @@ from perception.frame import Frame, View
 from perception.modules.spec import STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
-from perception.sensors.state import Moment, state_inputs
-from perception.training.clips import SPACINGS, find_clip, frame_period
+from perception.sensors.state import SPACING, Moment, state_inputs
+from perception.training.clips import find_clip, frame_period
 
 # Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph.
 
@@ -125,7 +125,7 @@ class Drives:
         if spec.memory is None:
             return []
         moments = source.moments(token)
-        spacing = max(SPACINGS[0], frame_period(moments))
+        spacing = max(SPACING[0], frame_period(moments))
         return [source.frame(each, spec.reads) for each in find_clip(moments, token, [spacing] * BEFORE)]
 
 

@@ -56,6 +56,10 @@ class Module(Section):
         """Those of its parts that are a memory."""
         return tuple(part for part in self.single() if part.kind == "memory")
 
+    def with_spacing(self, spacing: tuple[float, float]) -> Module:
+        """It, as trained with these times (s) from frame to frame, if it has a memory."""
+        return self.model_copy(update={"spacing": spacing}) if self.memories else self
+
 
 @cache
 def computation_classes() -> dict[str, Any]:
@@ -113,6 +117,9 @@ class ModuleUnion(Module):
 
     def single(self) -> tuple[Any, ...]:
         return self.parts
+
+    def with_spacing(self, spacing: tuple[float, float]) -> Module:
+        return self.model_copy(update={"parts": tuple(part.with_spacing(spacing) for part in self.parts)})
 
 
 def parse_module(content: object) -> Module:

@@ -16,7 +16,7 @@ from perception.frame import Frame, View
 from perception.modules.bank import BRANCHES
 from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec, seen_sensors
-from perception.sensors.state import Limits, Moment, StateFrame
+from perception.sensors.state import SPACING, Limits, Moment, StateFrame
 
 AnyFrame = TypeVar("AnyFrame")
 Arrays = dict[str, np.ndarray]
@@ -67,12 +67,9 @@ def frame_period(moments: Mapping[str, int]) -> float:
     return float(gaps[np.searchsorted(10 * within, 9 * within[-1])]) / 1e6 if len(gaps) else 0.0
 
 
-SPACINGS = (0.1, 0.5)  # s; random, so that a memory does not learn the data set's alone
-
-
-def draw_spacings(rng: np.random.Generator, frames: int) -> list[float]:
+def draw_spacings(rng: np.random.Generator, frames: int, spacing: tuple[float, float] = SPACING) -> list[float]:
     """Random spacings (s) of a clip for training, as `find_clip` takes them; it has 1 to `frames` frames in all."""
-    return rng.uniform(*SPACINGS, int(rng.integers(frames))).tolist()
+    return rng.uniform(*spacing, int(rng.integers(frames))).tolist()
 
 
 class Clip(NamedTuple):
@@ -115,32 +112,45 @@ class Clips:
         # A memory that does not train learns nothing from an outage, and what trains beside it needs its sensors.
         taught = [m for m in config.modules if m.memories and (trained is None or m.name in trained)]
         self._trains = bool(taught)
+        spacings = [part.spacing for module in taught or config.modules for part in module.memories]
+        self._spacing = min(least for least, _ in spacings), max(most for _, most in spacings)
         self._outages = max((part.outages for module in taught for part in module.memories), default=0.0)
         self._sensors = _lost_in_outages(InputSpec.of(config).sensors, taught)
         self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
 
-    def require_states(self, tokens: Iterable[str]) -> None:
-        """Raise InputError if a memory trains and no drive of these frames has two so near that a state is used."""
+    def trained_spacing(self, tokens: Iterable[str]) -> tuple[float, float] | None:
+        """The least and the largest time (s) from frame to frame of the clips, if a memory trains.
+
+        They are those of the memories' options, as far as the drives of these frames have frames.
+
+        Raises:
+            InputError: no frame has one before it so near that its state is used.
+        """
         if not self._trains:
-            return
-        nearest = np.inf
-        for token in {self._tables.scene(token): token for token in tokens}.values():
-            gaps = np.diff(np.array([*self._of_drive(token).values()], np.int64)) / 1e6
-            nearest = min(nearest, gaps.min(initial=np.inf))
-            if nearest <= self._limits.seconds:
-                return
-        apart = f"its drives have a frame every {nearest:g} s" if np.isfinite(nearest) else "its drives have one frame"
-        raise InputError(
-            f"{self._tables.dataroot}: {apart}, and a memory uses a state for {self._limits.seconds:g} s, so it would "
-            "not train; give it more `seconds`, or drives with more frames (perception simulate --rate 10)"
-        )
+            return None
+        tokens, (least, most), seconds = [*tokens], self._spacing, self._limits.seconds
+        if not any(self._has_state(token) for token in tokens):
+            raise InputError(
+                f"{self._tables.dataroot}: none of these keyframes has a frame up to {seconds:g} s before it, so a memory "
+                "would not train; give it more `seconds`, or drives with more frames (perception simulate --rate 10)"
+            )
+        drives = {(self._tables.scene(token), view_of(token)): token for token in tokens}.values()
+        periods = [frame_period(self._of_drive(token)) for token in drives]
+        least = max(least, min((each for each in periods if each), default=0.0))
+        return least, max(least, min(most, seconds))
+
+    def _has_state(self, token: str) -> bool:
+        """Whether a frame has one before it of which it uses the state."""
+        moments = self._of_drive(token)
+        earlier = find_clip(moments, token, [max(self._spacing[0], frame_period(moments))])
+        return bool(earlier) and moments[token] - moments[earlier[0]] <= 1e6 * self._limits.seconds
 
     def clip(self, token: str, position: int) -> Clip:
         """The clip that ends with this frame, at a position of the training."""
         moments = self._of_drive(token)
         rng = np.random.default_rng([self._seed, 3, position // self._batch])
         # Mostly clips: a frame alone teaches a memory on a frozen base nothing.
-        spacings = draw_spacings(rng, self._frames) or draw_spacings(rng, self._frames)
+        spacings = draw_spacings(rng, self._frames, self._spacing) or draw_spacings(rng, self._frames, self._spacing)
         earlier = find_clip(moments, token, np.maximum(spacings, frame_period(moments)).tolist())
         # Of the whole step, which leaves the running statistics as they are (`optimize.statistics_kept`).
         rng = np.random.default_rng([self._seed, 4, position // self._batch])

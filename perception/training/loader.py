@@ -108,8 +108,8 @@ class FrameDataset(Dataset[Sample]):
         self._truth = dict.fromkeys(kind for task in self._tasks.values() for kind in task.truth)
         self._paster = None if objects is None else Paster(objects, config)
         self._clips = None if self._spec.memory is None else Clips(tables, config, self._spec.memory, trained)
-        if self._clips is not None:
-            self._clips.require_states(tokens)
+        # s from frame to frame of the clips, least and largest; None: no memory trains
+        self.spacing = None if self._clips is None else self._clips.trained_spacing(tokens)
         boxes = any(task.ranked for task in self._tasks.values())
         self._holders = _frames_of_classes(tables, self._tokens, boxes) if config.data.class_balanced else None
         until = 0.0 if config.data.paste is None else config.data.paste.until

@@ -126,6 +126,8 @@ class _Training:
             model.depth_cells(),
             trained_modules(model),
         )
+        if self.dataset.spacing is not None:
+            self.config = _record_spacing(model, self.dataset.spacing)
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
@@ -314,6 +316,14 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
+
+
+def _record_spacing(model: PerceptionModel, spacing: tuple[float, float]) -> Config:
+    """The memories that train are of these times (s) from frame to frame; returns the model's configuration."""
+    modules = model.bank.modules
+    modules.update({name: modules[name].with_spacing(spacing) for name in trained_modules(model)})
+    model.reconfigure(model.config.model_copy(update={"modules": tuple(modules.values())}))
+    return model.config
 
 
 def _require_finite(state: Mapping[str, Tensor], where: str) -> None:

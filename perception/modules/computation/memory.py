@@ -11,15 +11,16 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.grid import BevGrid
-from perception.io.section import Positive, Share
+from perception.io.section import Positive, Share, Width
 from perception.modules.computation.computation import Computation, Site
 from perception.modules.spec import STATE_INPUTS, Module
+from perception.sensors.state import SPACING
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse` and `trunk`
@@ -179,12 +180,20 @@ class Memory(Computation):
     class Options(Module):
         kind: Literal["memory"] = "memory"
         slots: tuple[str, ...] = Field(default=(SLOT,), strict=False)
-        hidden: Positive = 8  # channels of the gate
+        hidden: Width = 8  # channels of the gate
         stride: Positive = 1  # side of a cell of the state, in cells of the fused map
         frames: Annotated[int, Field(ge=2)] = 4  # of a training clip, at most
+        spacing: tuple[Limit, Limit] = Field(default=SPACING, strict=False)  # s from frame to frame of a clip
         outages: Share = 0.3  # of the steps whose clips end without the LiDAR or the cameras
         seconds: Limit = 1.2  # after which a state is not used
         speed: Limit = 70.0  # m/s of the vehicle, above which a pose is taken as wrong
+
+        @field_validator("spacing")
+        @classmethod
+        def _in_order(cls, spacing: tuple[float, float]) -> tuple[float, float]:
+            if spacing[0] > spacing[1]:
+                raise ValueError(f"the least time, {spacing[0]:g} s, is above the largest, {spacing[1]:g} s")
+            return spacing
 
     layers = (FusedMap,)
     affine = False

@@ -25,6 +25,7 @@ from perception.config import parse_config
 from perception.datasets.keyframes import Keyframes, Reads, Recording
 from perception.datasets.nuscenes.between import FramesBetween
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
 from perception.datasets.views import Views, view_token
 from perception.frame import Conditions
@@ -353,6 +354,16 @@ def test_training_clips_have_frames_between_keyframes(tmp_path: Path) -> None:
             lengths.add(len(inputs))
     assert elapsed == {0.25, 0.5}
     assert lengths == {1, 2, 3, 4}
+
+
+def test_a_recorded_drive_of_pandaset_has_a_frame_every_tenth_of_a_second(pandaset_root: Path) -> None:
+    drives = PandaSet(pandaset_root)
+    moments = drives.moments("002-20")
+    assert len(moments) == 32
+    assert frame_period(moments) == pytest.approx(0.1, abs=1e-3)
+    clip = find_clip(moments, "002-20", [0.3, 0.2, 0.1])
+    assert clip == ["002-14", "002-17", "002-19"]
+    assert [moments[token] for token in clip] == [drives.recording(token).timestamp for token in clip]
 
 
 def test_random_spacings_fill_their_range() -> None:

@@ -394,6 +394,8 @@ def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path
     assert_same({name: state[name] for name in base.state_dict()}, base.state_dict())
     assert with_memory.memory.computations["memory"].scale.any()
     record = json.loads((tmp_path / "adapted" / "modules" / "memory.json").read_text())
+    assert record["options"]["spacing"] == [0.5, 0.5], "of the keyframes, which the drives have alone"
+    assert with_memory.config.modules[0].spacing == (0.5, 0.5)
     assert record["slots"] == [{"name": "memory", "layer": "FusedMap", "shape": [*base.memory.layer.shape]}]
     loaded = copy.deepcopy(base)
     loaded.bank.load(tmp_path / "adapted" / "modules" / "memory.json")
@@ -411,9 +413,23 @@ def test_a_memory_that_no_frame_could_train_is_refused(tables, tmp_path):
     network, tokens = PerceptionModel(plain()), tables.samples("all")
     spec = network.config.modules[0].model_copy(update={"seconds": 0.3})
     config = network.config.model_copy(update={"modules": (spec,)})
-    with pytest.raises(InputError, match=r"a frame every 0.5 s, and a memory uses a state for 0.3 s"):
+    with pytest.raises(InputError, match=r"none of these keyframes has a frame up to 0.3 s before it"):
         FrameDataset(tables, tokens, config)
     FrameDataset(tables, tokens, config, trained=["other"])
+    firsts = [tables.samples(None, [scene])[0] for scene in tables.scenes()]
+    with pytest.raises(InputError, match=r"none of these keyframes has a frame up to 1.2 s before it"):
+        FrameDataset(tables, firsts, network.config)
+
+
+@pytest.mark.parametrize(("given", "spacing"), [((0.1, 0.9), (0.5, 0.9)), ((0.1, 2.0), (0.5, 1.2)), ((0.6, 0.7), None)])
+def test_a_training_says_which_spacings_it_has_seen(tables, given, spacing):
+    """From that of the keyframes to what the options say, as far as a state is used."""
+    network = PerceptionModel(plain())
+    spec = network.config.modules[0].with_spacing(given)
+    config = network.config.model_copy(update={"modules": (spec,)})
+    dataset = FrameDataset(tables, tables.samples("all"), config)
+    assert dataset.spacing == (spacing or given)
+    assert FrameDataset(tables, tables.samples("all"), config, trained=["other"]).spacing is None
 
 
 @pytest.mark.parametrize("beside", [("--task", "map"), ("--add", "low_rank:rain"), ("--config", "module.yaml")])
