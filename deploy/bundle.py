@@ -153,6 +153,13 @@ class Bundle:
             route: Bundle._open_accepted(path / folder, parse_manifest(bundle.read(f"{folder}/{MANIFEST}")), trust)
             for route, folder in apart.items()
         }
+        states = [state for each in (manifest, *(r.manifest for r in routes.values())) if (state := each.state)]
+        for route, other in routes.items():
+            if other.manifest.state is not None and other.manifest.state.pairs != states[0].pairs:
+                raise InputError(
+                    f"{path / apart[route] / MANIFEST}: state: has another shape than that of the bundle's other "
+                    "networks; export the bundle again"
+                )
         return replace(bundle, routes=routes)
 
     def read(self, name: str) -> Content:

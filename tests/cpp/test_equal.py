@@ -14,9 +14,9 @@ import kitti_reference as kitti
 import numpy as np
 import pytest
 import tessera_runtime as native
-from both_runtimes import MODULES, add_route, compare, drive, every_task, require_equal, rotated
+from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated
 from commands import without_ci
-from exported import QUIET, apart, bundle, checkpoint_of, looking, modular, nano, remembering
+from exported import QUIET, add_route, apart, bundle, checkpoint_of, looking, modular, nano, remembering
 from once import once
 from recorded_engine import TARGET, add_recorded_plan, golden_runs
 from repository import ROOT

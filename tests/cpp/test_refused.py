@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 import pytest
 import tessera_runtime as native
-from both_runtimes import add_route, every_task
+from both_runtimes import every_task
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from damage import Damage, cut, delete, file, in_json, linked, put, write
 from damage import replace as edit
 from damage import without as missing
-from exported import bundle, keys, looking, remembering, reseal, rewritten, trusting
+from exported import add_route, bundle, keys, looking, remembering, reseal, rewritten, trusting
 from refits import train_further
 from safetensors.numpy import load, save
 

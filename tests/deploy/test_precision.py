@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from commands import one_line_error, refuses
-from exported import remembering, without
+from exported import remembering, remembering_at, without
 from lowered import onnx_model, switched, switched_run
 from networks import config, tasks, uniform_tolerances
 from onnx import TensorProto, helper, numpy_helper
@@ -25,6 +25,7 @@ from torch import nn
 
 from deploy.build import build
 from deploy.engines import open_engine
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import Arrays, clear_detections, differences, match_detections
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
@@ -443,6 +444,30 @@ def test_a_network_with_a_memory_is_calibrated_on_clips(tmp_path: Path) -> None:
         np.testing.assert_allclose(frame["current_from_previous"][0], np.eye(4) - 2.5 * np.eye(4, k=3), atol=1e-5)
     for name, array in clips[1][1].items():
         np.testing.assert_array_equal(array, clips[2][1][name])
+
+
+@pytest.mark.slow("exports a network that other tests use too")
+def test_the_state_of_a_clip_is_what_its_earlier_frames_leave() -> None:
+    engine, golden = OnnxRuntimeEngine(remembering().onnx), remembering().golden_frames()
+    clip = [frame.inputs for frame in golden if frame.name.startswith("moving")]
+    assert [bool(each["state_valid"]) for each in clip] == [False, True, True]
+    state = np.zeros(remembering().manifest.input_shapes["state"], np.float32)
+    for inputs in clip[:-1]:
+        state = engine.run({**inputs, "state": state})["next_state"]
+    found = calibrate.with_state(clip, engine)
+    np.testing.assert_array_equal(found["state"], state)
+    assert np.abs(state).max() > 0
+    assert all(found[name] is array for name, array in clip[-1].items())
+
+
+@pytest.mark.slow("exports a network in three precisions that other tests use too")
+def test_fp16_rounds_nothing_from_the_state_to_the_next_one() -> None:
+    graph = onnx.load(remembering_at("fp16").onnx)
+    kinds, memory = typed(graph), places(onnx.load(remembering().onnx).graph).memory
+    assert TensorProto.FLOAT16 in kinds.values()
+    floats = {name: kinds[name] for name in memory if kinds[name] != TensorProto.INT64}
+    assert len(floats) > 40
+    assert {*floats.values()} == {TensorProto.FLOAT}
 
 
 @pytest.mark.slow("exports a network that other tests use too")

@@ -13,6 +13,7 @@ from commands import one_line_error
 from exported import (
     MEMORY,
     QUIET,
+    add_route,
     bundle,
     checkpoint_of,
     looking,
@@ -210,6 +211,44 @@ def test_a_state_that_cannot_be_used_is_not(change: dict[str, Any]) -> None:
     assert ("global_from_reference" in seen.health["vehicle"].reasons if "vehicle" in seen.health else False) == posed
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"global_from_reference": np.eye(4) + 12 * np.eye(4, k=3)},  # as far as in 0.2 s
+        {"timestamp": 1_050_000},  # after the frame of the state
+    ],
+)
+def test_a_state_is_not_used_where_the_drive_does_not_go_on_in_an_outage(change: dict[str, Any]) -> None:
+    """From the frame before; the state is of the one before that, from which it could."""
+    runtime, (first, second, third, _) = Runtime(remembering().path), moving()
+    blind, dark = replace(second, points=None), replace(third, points=None)
+    expected = scores(runtime(dark))
+    assert [scores(runtime.step(each).prediction) == expected for each in (first, blind, dark)] == [False] * 3
+    runtime.restart()
+    for frame in (first, blind):
+        runtime.step(frame)
+    seen = runtime.step(replace(dark, **change))
+    assert scores(seen.prediction) == expected
+    reasons = seen.health["vehicle"].reasons if "vehicle" in seen.health else ""
+    assert ("impossible motion" in reasons) == ("global_from_reference" in change)
+
+
+def test_a_frame_after_some_without_a_pose_is_no_jump() -> None:
+    """They have that of the frame before; where the next one is says nothing of its motion since."""
+    runtime, (first, second, third, last) = Runtime(remembering().path), moving(spacing=0.04)  # 50 m/s
+    lost = [replace(each, global_from_reference=np.full((4, 4), np.nan)) for each in (second, third)]
+    reasons = [
+        health["vehicle"].reasons if "vehicle" in (health := runtime.step(each).health) else ""
+        for each in (first, *lost, last)
+    ]
+    assert [("global_from_reference" in each, "motion" in each) for each in reasons[:3]] == [
+        (False, False),
+        (True, False),
+        (True, False),
+    ]
+    assert "motion" not in reasons[3]
+
+
 def test_the_memory_begins_anew_at_a_restart_and_outlasts_a_frame_without_data() -> None:
     """Which leaves the state in every bit."""
     runtime, frames = Runtime(remembering().path), moving()
@@ -279,6 +318,36 @@ def test_a_memory_for_some_conditions_begins_anew_where_they_begin(apart: bool, 
     runtime.step(first)
     jumped = replace(second, global_from_reference=np.eye(4) + 1e3 * np.eye(4, k=3))
     assert "impossible motion" in runtime.step(jumped).health["vehicle"].reasons
+
+
+@pytest.mark.slow("exports two networks with a memory")
+def test_networks_for_routes_share_the_state(tmp_path: Path) -> None:
+    """As one network does whose modules change with the weather; the bundle says what the memory was trained for."""
+    rain = {"name": "rain", "kind": "low_rank", "slots": ["fuse*", "trunk.*"], "rank": 2, "when": ["rain"]}
+    run = checkpoint_of(modular("shared", [MEMORY | {"spacing": [0.2, 0.4]}, rain]), spread=0.1)
+    runtime = Runtime(export(run, tmp_path / "bundle", [[], ["rain"]], console=QUIET, apart=True).path)
+    assert [each.bundle.manifest.state.spacing for each in runtime._networks] == [(0.2, 0.4)] * 2
+    assert runtime.spacing == 0.2
+    weather = ["clear", "rain", "rain", "clear"]
+    frames = {
+        each.token: replace(each, conditions=Conditions(weather=tag))
+        for each, tag in zip(moving(), weather, strict=True)
+    }
+    source: Any = SimpleNamespace(frame=lambda token, reads: frames[token])
+    trained, reads = TorchPredictor.load(run), runtime.bundle.spec.reads
+    found = [scores(each) for _, each in runtime.predictions(source, reads, [*frames])]
+    expected = [scores(each) for _, each in trained.predictions(source, reads, [*frames])]
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
+    alone = [scores(each) for token in frames for _, each in trained.predictions(source, reads, [token])]
+    assert [one == other for one, other in zip(expected, alone, strict=True)] == [True, False, False, False]
+
+
+def test_networks_with_states_of_several_shapes_are_no_bundle(tmp_path: Path) -> None:
+    path = copytree(remembering().path, tmp_path / "bundle")
+    add_route(path, looking())
+    with one_line_error(says="/routes/rain/manifest.json: state: has another shape than that of the bundle's other"):
+        Bundle.load(path)
 
 
 def test_a_state_of_another_shape_is_refused() -> None:

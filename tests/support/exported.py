@@ -28,6 +28,7 @@ from deploy.bundle import Bundle, EngineRecord, manifest_files, write_bundle
 from deploy.contract import contract_of
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
+from deploy.integrity import sha256
 from deploy.manifest import Manifest
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives
@@ -327,3 +328,10 @@ BANK = [
     {"name": "dry", "kind": "rescale", "slots": ["trunk.*"], "when": ["clear"]},
 ]
 ROUTES = [["boston"], ["boston", "rain"], ["boston", "night"]]
+
+
+def add_route(path: Path, own: Bundle) -> None:
+    """Makes another bundle the network for rain of the bundle at `path`."""
+    copied = shutil.copytree(own.path, path / "routes" / "rain")
+    digests = {str(each.relative_to(path)): sha256(each) for each in copied.rglob("*") if each.is_file()}
+    reseal(path, lambda content: content.update(apart=["rain"]) or content["files"].update(digests))
