@@ -51,9 +51,12 @@ def _numbers(options: list[str]) -> dict[str, float]:
 def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, Any]:
     """Kind, slots and options of a module, from a text such as `low_rank`, or `batch_norm+low_rank` for a union."""
     kinds = text.split("+")
+    usual = ["fuse*", "trunk.*", "heads.*"]
+    parts: dict[str, dict[str, Any]] = {kind: {"kind": kind, "slots": slots or usual} for kind in kinds}
+    if "memory" in parts and not slots:
+        del parts["memory"]["slots"]  # it has one of its own
     if len(kinds) == 1:
-        return {"kind": text, "slots": slots, **options}
-    parts: dict[str, dict[str, Any]] = {kind: {"kind": kind, "slots": slots} for kind in kinds}
+        return {**parts[text], **options}
     for name, value in options.items():
         kind, _, option = name.partition(".")
         if kind not in parts:
@@ -183,7 +186,6 @@ def _read_module(file: Path | None, add: str, conditions: list[str], slots: str,
     kinds, _, name = add.partition(":")
     if not name:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
-    slots = slots or ("memory" if kinds == "memory" else "fuse*,trunk.*,heads.*")
     return {"name": name, "when": conditions} | _kinds(kinds, names(slots), _numbers(option))
 
 

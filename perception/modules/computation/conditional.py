@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from perception.io.section import Positive
+from perception.io.section import Width
 from perception.modules.computation.computation import (
     CHANNELWISE,
     Affine,
@@ -83,8 +83,8 @@ class HyperNetwork(Computation):
 
     class Options(Module):
         kind: Literal["hypernetwork"] = "hypernetwork"
-        rank: Positive = 4
-        hidden: Positive = 8
+        rank: Width = 4
+        hidden: Width = 8
 
     layers = (nn.Conv2d, nn.Linear)
     conditional = True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
-from perception.io.section import Positive
+from perception.io.section import Width
 from perception.modules.computation.computation import Affine, Computation, Site, apply_weight, outputs, resized
 from perception.modules.spec import Module
 
@@ -32,7 +32,7 @@ class Prompt(Computation):
 
     class Options(Module):
         kind: Literal["prompt"] = "prompt"
-        size: Positive = 8  # the map is size x size, stretched over the input
+        size: Width = 8  # the map is size x size, stretched over the input
         channels: Annotated[int, Field(ge=0)] = 0  # 0: added to the input; n: concatenated to it as n more channels
 
     layers = (nn.Conv2d,)

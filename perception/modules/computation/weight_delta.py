@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.io.section import Positive
+from perception.io.section import Width
 from perception.modules.computation.computation import (
     CONVOLUTIONS,
     Affine,
@@ -66,7 +66,7 @@ class LowRank(WeightDelta):
 
     class Options(Module):
         kind: Literal["low_rank"] = "low_rank"
-        rank: Positive = 8
+        rank: Width = 8
         alpha: float | None = None  # alpha / rank scales the delta; None: alpha = rank
 
     def __init__(self, layer: Any, rank: int, alpha: float | None = None) -> None:

@@ -139,6 +139,9 @@ def test_the_command_line_gives_each_kind_the_slots_and_its_options():
     assert _kinds("low_rank", ["a"], {"rank": 4}) == {"kind": "low_rank", "slots": ["a"], "rank": 4}
     both = _kinds("batch_norm+low_rank", ["a"], {"low_rank.rank": 4})
     assert both["parts"] == [{"kind": "batch_norm", "slots": ["a"]}, {"kind": "low_rank", "slots": ["a"], "rank": 4}]
+    usual = ["fuse*", "trunk.*", "heads.*"]
+    remembering = _kinds("memory+low_rank", [], {})
+    assert remembering["parts"] == [{"kind": "memory"}, {"kind": "low_rank", "slots": usual}], "its slot is its own"
     with pytest.raises(InputError, match="KIND one of batch_norm, low_rank"):
         _kinds("batch_norm+low_rank", ["a"], {"rank": 4})
 
