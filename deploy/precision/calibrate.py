@@ -20,10 +20,10 @@ from perception.datasets.sources import open_source
 from perception.datasets.views import see_views
 from perception.errors import InputError
 from perception.frame import Frame, View
-from perception.modules.spec import STATE_INPUTS
+from perception.modules.spec import SPACING, STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
-from perception.sensors.state import SPACING, Moment, state_inputs
+from perception.sensors.state import Moment, state_inputs
 from perception.training.clips import find_clip, frame_period
 
 # Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph.

@@ -17,6 +17,7 @@ from perception.taxonomy import SENSORS
 # Inputs of a network with a memory; all but the state itself are made by `perception.sensors.state`.
 STATE_INPUTS = ("state", "current_from_previous", "state_valid", "elapsed")
 NEXT_STATE = "next_state"  # the output that is the state of the next frame
+SPACING = (0.1, 0.5)  # s from frame to frame in training; random, so that a memory does not learn the data set's alone
 
 
 def require_facts(when: Iterable[str], conditions: Iterable[str], tasks: Collection[str], where: str) -> None:

@@ -15,7 +15,6 @@ from perception.frame import Frame
 from perception.geometry import inverse, product
 
 Reset = Literal["first frame", "another drive", "time does not go on", "gap", "impossible motion"]
-SPACING = (0.1, 0.5)  # s from frame to frame in training; random, so that a memory does not learn the data set's alone
 RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in single precision
 
 

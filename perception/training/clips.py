@@ -14,9 +14,9 @@ from perception.datasets.views import view_of
 from perception.errors import InputError
 from perception.frame import Frame, View
 from perception.modules.bank import BRANCHES
-from perception.modules.spec import Module
+from perception.modules.spec import SPACING, Module
 from perception.sensors.inputs import InputSpec, seen_sensors
-from perception.sensors.state import SPACING, Limits, Moment, StateFrame
+from perception.sensors.state import Limits, Moment, StateFrame
 
 AnyFrame = TypeVar("AnyFrame")
 Arrays = dict[str, np.ndarray]
@@ -131,8 +131,9 @@ class Clips:
         tokens, (least, most), seconds = [*tokens], self._spacing, self._limits.seconds
         if not any(self._has_state(token) for token in tokens):
             raise InputError(
-                f"{self._tables.dataroot}: none of these keyframes has a frame up to {seconds:g} s before it, so a memory "
-                "would not train; give it more `seconds`, or drives with more frames (perception simulate --rate 10)"
+                f"{self._tables.dataroot}: none of these keyframes has a frame up to {seconds:g} s before it, so a "
+                "memory would not train; give it more `seconds`, or drives with more frames (perception simulate "
+                "--rate 10)"
             )
         drives = {(self._tables.scene(token), view_of(token)): token for token in tokens}.values()
         periods = [frame_period(self._of_drive(token)) for token in drives]

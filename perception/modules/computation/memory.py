@@ -19,8 +19,7 @@ from perception.errors import InputError
 from perception.grid import BevGrid
 from perception.io.section import Positive, Share, Width
 from perception.modules.computation.computation import Computation, Site
-from perception.modules.spec import STATE_INPUTS, Module
-from perception.sensors.state import SPACING
+from perception.modules.spec import SPACING, STATE_INPUTS, Module
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse` and `trunk`
