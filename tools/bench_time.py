@@ -37,7 +37,7 @@ def time(
     ),
     seeds: Annotated[int, typer.Option(help="Trainings of each network.")] = 3,
 ) -> dict[str, Any]:
-    """Gains by `bench.py memory` with LiDAR and with cameras; cost; recall and motion on PandaSet's drive.
+    """Gains by `bench.py memory` with LiDAR, with cameras and with both; cost; recall and motion on PandaSet's drive.
 
     `nds_gain_camera`, `car_nds_gain_camera` (of cars alone) and `velocity_error_ratio_camera` (of mAVE) compare joint
     training with a base of as many steps, `post_hoc_share` is the share of its gain in NDS with LiDAR that a memory on
@@ -47,7 +47,7 @@ def time(
     share of the recall lost without LiDAR for 5 frames that a memory keeps; both are of the stride 1.
     `correlation`: see docs/memory.md.
     """
-    lidar, camera = (memory(out, sensors, seeds) for sensors in ("lidar", "camera"))
+    lidar, camera, both = (memory(out, sensors, seeds) for sensors in ("lidar", "camera", "both"))
     recall = pandaset(data, weights, out / "pandaset", stages="outages")["outages"]
     return {
         **gains(lidar, camera),
@@ -57,6 +57,7 @@ def time(
         "pandaset": recall,
         "camera": camera,
         "lidar": lidar,
+        "both": both,
     }
 
 
