@@ -13,7 +13,9 @@ from perception.errors import InputError
 
 MODULE_NAME = r"[A-Za-z][\w-]*"
 Positive = Annotated[int, Field(gt=0)]
-Width = Annotated[int, Field(gt=0, le=4096)]  # channels, or a rank; more would not fit into memory
+Width = Annotated[
+    int, Field(gt=0, le=4096)
+]  # channels, a rank, or the side of a map; far more would not fit into memory
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -58,7 +58,7 @@ class Module(Section):
         return tuple(part for part in self.single() if part.kind == "memory")
 
     def with_spacing(self, spacing: tuple[float, float]) -> Module:
-        """It, as trained with these times (s) from frame to frame, if it has a memory."""
+        """The module with the least and the largest time (s) between frames in its training, if it has a memory."""
         return self.model_copy(update={"spacing": spacing}) if self.memories else self
 
 

@@ -14,7 +14,7 @@ from perception.datasets.views import view_of
 from perception.errors import InputError
 from perception.frame import Frame, View
 from perception.modules.bank import BRANCHES
-from perception.modules.spec import SPACING, Module
+from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec, seen_sensors
 from perception.sensors.state import Limits, Moment, StateFrame
 
@@ -67,8 +67,8 @@ def frame_period(moments: Mapping[str, int]) -> float:
     return float(gaps[np.searchsorted(10 * within, 9 * within[-1])]) / 1e6 if len(gaps) else 0.0
 
 
-def draw_spacings(rng: np.random.Generator, frames: int, spacing: tuple[float, float] = SPACING) -> list[float]:
-    """Random spacings (s) of a clip for training, as `find_clip` takes them; it has 1 to `frames` frames in all."""
+def draw_spacings(rng: np.random.Generator, frames: int, spacing: tuple[float, float]) -> list[float]:
+    """Random times (s) from `spacing` for a training clip of 1 to `frames` frames, as `find_clip` takes them."""
     return rng.uniform(*spacing, int(rng.integers(frames))).tolist()
 
 

@@ -319,7 +319,7 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
 
 
 def _record_spacing(model: PerceptionModel, spacing: tuple[float, float]) -> Config:
-    """The memories that train are of these times (s) from frame to frame; returns the model's configuration."""
+    """Write the least and largest time (s) between frames into the memories that train; returns the configuration."""
     modules = model.bank.modules
     modules.update({name: modules[name].with_spacing(spacing) for name in trained_modules(model)})
     model.reconfigure(model.config.model_copy(update={"modules": tuple(modules.values())}))

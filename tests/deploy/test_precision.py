@@ -464,9 +464,9 @@ def test_the_state_of_a_clip_is_what_its_earlier_frames_leave() -> None:
 def test_fp16_rounds_nothing_from_the_state_to_the_next_one() -> None:
     graph = onnx.load(remembering_at("fp16").onnx)
     kinds, memory = typed(graph), places(onnx.load(remembering().onnx).graph).memory
+    assert "next_state" in memory
     assert TensorProto.FLOAT16 in kinds.values()
     floats = {name: kinds[name] for name in memory if kinds[name] != TensorProto.INT64}
-    assert len(floats) > 40
     assert {*floats.values()} == {TensorProto.FLOAT}
 
 

@@ -367,7 +367,7 @@ def test_a_recorded_drive_of_pandaset_has_a_frame_every_tenth_of_a_second(pandas
 
 
 def test_random_spacings_fill_their_range() -> None:
-    drawn = [draw_spacings(np.random.default_rng([0, i]), 4) for i in range(2000)]
+    drawn = [draw_spacings(np.random.default_rng([0, i]), 4, (0.1, 0.5)) for i in range(2000)]
     every = np.array([spacing for spacings in drawn for spacing in spacings])
     assert [len(spacings) for spacings in drawn].count(0) > 400
     assert max(map(len, drawn)) == 3
