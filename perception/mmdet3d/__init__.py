@@ -3,7 +3,6 @@
 - Import of trained networks (`importing.py`): `checkpoint.py` reads configurations and checkpoints; it
   neither runs foreign code nor needs mmdet3d.
 - Modules on mmdet3d's detectors: `foreign.py`.
-- Our model registered in mmdet3d: `registered.py`, `metric.py`.
 - Our keyframes from mmdet3d's infos: `infos.py`.
 
 `install.py` imports mmdet3d itself.
