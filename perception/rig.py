@@ -86,17 +86,6 @@ class LidarLimits(Section):
     step_quantile: float = 0.25  # of the distances to the nearest point, taken as the step along a ring
     max_step: float = 1.6  # steps between neighbours; a lost point leaves 2
 
-    # The range image in which `scene/health/alignment.py` finds edges.
-    column: float = 0.4  # degrees of azimuth, a little more than between firings
-    row: float = 1.4  # degrees of elevation, a little more than between beams
-    rows: int = 24
-    lowest: float = -15.0  # degrees, elevation of the first row
-    range: Pair = (4.0, 60.0)  # m; nearer, the parallax to the cameras is too large
-    above: Pair = (0.3, 0.02)  # m, and slope over the range, below which points are ground
-    behind: Pair = (0.5, 1.1)  # m, and factor of the range, by which the background is farther
-    topmost: float = 2.5  # degrees below the highest beam, where tops are not object tops
-    half_beam: float = 0.66  # degrees, mean distance of an object's top to its highest return
-
 
 @dataclass(frozen=True)
 class Sensors:

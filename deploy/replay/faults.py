@@ -137,10 +137,8 @@ class Noise(Kind):
 class Miscalibration(Kind):
     """The mounting is rotated and shifted against the calibration; the LiDAR's about the frame of reference.
 
-    Within a second, health detects a LiDAR if the ground below it tilts or rises more than by suspension and road.
-    While the vehicle drives, it detects within seconds a camera that is rotated against the LiDAR, or a LiDAR that is
-    rotated against most cameras. `perception.scene.health.alignment` has the limits; rotations about a camera's own
-    axis and shifts alone are not detected.
+    Within a second, health detects a LiDAR if the ground below it tilts or rises more than by suspension and road. It
+    does not detect a camera, nor a LiDAR that is turned about the vertical.
     """
 
     expected_statuses = frozenset({"miscalibrated"})

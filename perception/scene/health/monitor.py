@@ -1,7 +1,6 @@
 """Monitors the health of the sensors over a drive, from cheap features of each frame. numpy and OpenCV only.
 
-Calibration is checked in two ways: `alignment` finds cameras that are rotated against the LiDAR (only while the LiDAR
-is healthy), and a LiDAR that is rotated against most cameras; the ground plane shows a tilted or raised LiDAR.
+Of the calibration it checks one thing: the ground plane shows a tilted or raised LiDAR.
 """
 
 from __future__ import annotations
@@ -14,14 +13,11 @@ from typing import get_args
 
 from perception.frame import Camera, Frame
 from perception.rig import CameraLimits, LidarLimits, Sensors
-from perception.scene.admission import POSES
-from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import (
     SLOPE_TEXTURE,
     LastContent,
     Readings,
     Status,
-    SweepFeatures,
     image_features,
     load_below,
     sweep_features,
@@ -82,13 +78,11 @@ class HealthMonitor:
         self._pictures = {name: LastContent() for name in sensors.cameras}
         self._limits = [sensors.lidar_limits.get(name, LidarLimits()) for name in sensors.lidars]
         self._lidars = [LidarReadings(limits, len(sensors.lidars) == 1) for limits in self._limits]
-        self._alignment = Alignment(self._limits[0] if self._limits else LidarLimits())
 
     def update(self, frame: Frame, findings: Mapping[str, str] | None = None) -> dict[str, SensorHealth]:
         """Health of every sensor at a frame with these findings of `admit`; from its first one on also of VEHICLE."""
         found = findings or {}
         faults: dict[str, dict[Status, str]] = {}
-        reference: tuple[Frame, SweepFeatures] | None = None  # the first LiDAR's points alone, and their features
         for i, name in enumerate(self.sensors.lidars):
             own = frame.of_lidar(i)
             features = sweep_features(own, self._limits[i]) if own.points is not None and len(own.points) else None
@@ -96,43 +90,18 @@ class HealthMonitor:
             if name in found:
                 readings = chain([("missing" if own.points is None else "corrupt", math.inf, found[name])], readings)
             faults[name], self.loads[name] = _faults(readings)
-            if i == 0 and features is not None and POSES[0] not in found:
-                reference = own, features
         for name in self.sensors.cameras:
             if name in frame.cameras:
                 readings = self._camera_readings(name, frame.cameras[name], frame.timestamp)
             else:
                 readings = iter([("missing", math.inf, found.get(name, "no picture"))])
             faults[name], self.loads[name] = _faults(readings)
-        if self.sensors.lidars:
-            self._check_alignment(reference, faults)
         reasons = [f"{name}: {why}" for name, why in found.items() if name in Frame.__dataclass_fields__]
         names = self.sensors.names
         if reasons or VEHICLE in self._findings:
             names, faults[VEHICLE] = (*names, VEHICLE), {"corrupt": "; ".join(reasons)} if reasons else {}
         self._health = {name: self._update_findings(name, faults[name], frame.timestamp) for name in names}
         return dict(self._health)
-
-    def _check_alignment(
-        self, reference: tuple[Frame, SweepFeatures] | None, faults: dict[str, dict[Status, str]]
-    ) -> None:
-        """Add faults of cameras that are rotated against the reference LiDAR, or of that LiDAR; only healthy sensors
-        are compared."""
-        lidar = self.sensors.lidars[0]
-        if reference is not None and not faults[lidar]:
-            healthy = [name for name in self.sensors.cameras if not faults[name]]
-            self._alignment.update(*reference, healthy)
-        if self._alignment.lidar is not None:
-            faults[lidar].setdefault(
-                "miscalibrated", f"turned by {self._alignment.lidar:.1f} degrees against most cameras"
-            )
-        for name, degrees in self._alignment.cameras.items():
-            faults[name]["miscalibrated"] = f"turned by {degrees:.1f} degrees against the LiDAR"
-        measured = dict(self._alignment.loads)
-        if self._alignment.lidar_load is not None:
-            measured[lidar] = self._alignment.lidar_load
-        for name, load in measured.items():
-            self.loads[name]["miscalibrated"] = max(self.loads[name].get("miscalibrated", 0.0), load)
 
     def _update_findings(self, name: str, faults: dict[Status, str], now: int) -> SensorHealth:
         """The health of a sensor from the faults in this frame and earlier findings."""
