@@ -384,17 +384,12 @@ def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], sourc
     """The taxonomy with the names by which options of a task's head extend it.
 
     Raises:
-        InputError: an unknown or wrong option, or point classes while another task has those of the run.
+        InputError: point classes while another task has those of the run.
     """
-    if task in config.tasks:
-        own, first = config.tasks[task].reduced(config.taxonomy)
-        content = {**own.model_dump(mode="json"), **options}
-        found = parse_section(type(own), content, f"{source}: tasks.{task}").extended(first)
-    else:
-        try:
-            found = TASKS[task].Config.model_validate(options).extended(config.taxonomy)
-        except (KeyError, ValidationError):
-            return config.taxonomy  # the model refuses such a head, and names what is wrong
+    try:
+        found = TASKS[task].Config.model_validate(options).extended(config.taxonomy)
+    except (KeyError, ValidationError):
+        return config.taxonomy  # the model refuses such a head, and names what is wrong
     others = [name for name, each in config.tasks.items() if each.names_points and name != task]
     if others and found.point_classes != config.taxonomy.point_classes:
         raise InputError(f"{source}: tasks.{task}.classes: the run's task {others[0]} has other point classes")

@@ -75,13 +75,12 @@ class PerceptionModel(nn.Module):
             trunk = ConvNextTrunk if model.trunk.kind == "convnext" else Trunk
             self.trunk = trunk(model.trunk, model.fused_channels, model.fused_stride)
         self.tasks = tasks_of(config.tasks, config.head_grid, config.taxonomy)
-        # Those of the base, and those added later: whole heads, or further layers for a head of the base.
-        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()
+        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # of the base, and added later
         for name, task in self.tasks.items():
-            if not task.config.added:
+            if task.config.added:
+                self.added[name] = self._added_network(task)
+            else:
                 self.heads[name] = task.network(self._channels(task))
-            if (added := self._initial(task)) is not None:
-                self.added[name] = added
         self.bank = Bank(self, config.taxonomy.conditions, TASKS)
         for module in config.modules:
             self.bank.add(module)
@@ -168,15 +167,11 @@ class PerceptionModel(nn.Module):
 
     def head(self, task: str) -> TaskNetwork:
         """The network of a task."""
-        if task in self.heads and task in self.added:
-            return self.tasks[task].joined(self.heads[task], self.added[task])
         network: Any = self.heads[task] if task in self.heads else self.added[task]
         return network
 
     def new_head(self, name: str, options: Mapping[str, Any], source: str) -> tuple[TaskConfig, TaskNetwork]:
         """Configuration and network of a further task, with initial weights, not attached yet.
-
-        For a task of the base with the option `further`: the configuration of the whole, and its further layers.
 
         Args:
             options: configuration of the head.
@@ -185,18 +180,13 @@ class PerceptionModel(nn.Module):
         Raises:
             InputError: an unknown task or option, or a task of the base.
         """
-        content = self.config.model_dump(mode="json")
-        own = content["tasks"][name] if name in self.heads else {}
-        if own and not options.get("further"):
+        if name in self.heads:
             raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
-        if any(options.get(key, value) != value for key, value in own.items() if key != "further"):
-            raise InputError(f"{source}: its base has the task {name} already, with other options")
-        content["tasks"][name] = {**own, **options, "added": not own}
+        content = self.config.model_dump(mode="json")
+        content["tasks"][name] = {**options, "added": True}
         config = parse_config(content | {"taxonomy": extend_taxonomy(self.config, name, options, source)}, source)
         task = tasks_of(config.tasks, config.head_grid, config.taxonomy)[name]
-        network = self._initial(task)
-        assert network is not None
-        return config.tasks[name], network.to(next(self.parameters()).device)
+        return config.tasks[name], self._added_network(task).to(next(self.parameters()).device)
 
     def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
         """Add the head of a task; tasks keep the order of `TASKS`."""
@@ -204,14 +194,10 @@ class PerceptionModel(nn.Module):
         self._set_tasks({**self.config.tasks, name: config}, extend_taxonomy(self.config, name, dict(config), name))
 
     def detach_head(self, name: str) -> None:
-        """Remove an added head, or the further layers of one of the base."""
+        """Remove an added head."""
         del self.added[name]
-        tasks, taxonomy = dict(self.config.tasks), self.config.taxonomy
-        if name in self.heads:
-            tasks[name], taxonomy = tasks[name].reduced(taxonomy)
-        else:
-            del tasks[name]
-        self._set_tasks(tasks, taxonomy)
+        tasks = {task: config for task, config in self.config.tasks.items() if task != name}
+        self._set_tasks(tasks, self.config.taxonomy)
 
     def reconfigure(self, config: Config) -> None:
         """Take over a configuration with the same network, other settings and, at the end, further modules."""
@@ -228,13 +214,10 @@ class PerceptionModel(nn.Module):
         """Channels of the feature maps that the task reads."""
         return self.config.model.fused_channels if task.reads == "fused" else self.trunk.channels
 
-    def _initial(self, task: Task[Any]) -> TaskNetwork | None:
-        """The initial network of an added head or of further layers, None if there are none.
-
-        Does not advance the random state, on which the base depends.
-        """
+    def _added_network(self, task: Task[Any]) -> TaskNetwork:
+        """Return the initial network of an added head without advancing the random state, on which the base depends."""
         with torch.random.fork_rng(devices=[]):
-            return (task.network if task.config.added else task.further)(self._channels(task))
+            return task.network(self._channels(task))
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
         """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""

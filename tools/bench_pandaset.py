@@ -38,7 +38,7 @@ def pandaset(
         "runs/pandaset"
     ),
     steps: int = 160,
-    stages: Annotated[str, typer.Option(help="Only these.")] = "zero_shot,adapted,head,full,further,vehicle,outages",
+    stages: Annotated[str, typer.Option(help="Only these.")] = "zero_shot,adapted,head,full,vehicle,outages",
 ) -> dict[str, Any]:
     """What `evaluate` gives for held-back frames in all views, and the share of the parameters that trained.
 
@@ -150,13 +150,6 @@ class _Stages(Bench):
     def _fine_tuned(self, way: str) -> dict[str, Any]:
         seconds = self.train(way, way)
         return {**self.scores(way, self.out / way), "processor_seconds_per_step": seconds}
-
-    def further(self) -> dict[str, Any]:
-        """The adapted network with further classes."""
-        run, task = self.out / "further", ("--task", "detection", "--config", KITTI / "pandaset_further.yaml")
-        training = ("--steps", self.steps, "--learning-rate", 0.02, "--data", self.data, "--scenes", TRAINED)
-        self.call("further", "adapt", self.out / "adapted", *task, *training, "--out", run)
-        return self.scores("further", run)
 
     def vehicle(self) -> dict[str, Any]:
         """The adapted network on board, in FP32 and INT8; the drive is replayed in INT8."""

@@ -234,8 +234,7 @@ class Bank:
     def modules_of(self, task: str) -> list[str]:
         """The modules that belong to an added head: those that run only for its task, or only at its slots."""
         slots = self.heads[task].slots().keys()
-        alone = () if task in self.network.heads else (task,)  # it extends one of the base
-        return [name for name, spec in self.modules.items() if {*alone} & {*spec.when} or self.at(name).keys() <= slots]
+        return [name for name, spec in self.modules.items() if task in spec.when or self.at(name).keys() <= slots]
 
     def require(self, modules: Iterable[str]) -> None:
         """Raise InputError unless the model has modules with these names."""

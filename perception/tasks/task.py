@@ -45,12 +45,8 @@ class TaskConfig(Section):
         return 0
 
     def extended(self, taxonomy: Taxonomy) -> Taxonomy:
-        """The taxonomy with the names that the head brings: of its further layers, or of points."""
+        """Return the taxonomy with the names that the head brings, such as those of points."""
         return taxonomy
-
-    def reduced(self, taxonomy: Taxonomy) -> tuple[TaskConfig, Taxonomy]:
-        """The configuration without further layers, and the taxonomy without their names."""
-        return self, taxonomy
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         """Raise ValueError if the head cannot have the names of this taxonomy."""
@@ -119,14 +115,6 @@ class Task(ABC, Generic[Result]):
     @abstractmethod
     def network(self, channels: int) -> TaskNetwork:
         """The torch head, for feature maps with this number of channels."""
-
-    def further(self, channels: int) -> TaskNetwork | None:
-        """Layers that extend a trained head, beside those of `network`; None without any."""
-        return None
-
-    def joined(self, network: Any, further: Any) -> TaskNetwork:
-        """The head of both; its parts stay as they are."""
-        raise NotImplementedError(f"the task {self.name} has no further layers")
 
     def deployed(self, network: Any) -> Any:
         """The torch module to export for a trained network, with its `forward` and `decode`."""

@@ -159,9 +159,8 @@ def add_task(
 ) -> Path:
     """Train the head of a new task on the frozen base of a checkpoint; returns the new checkpoint.
 
-    Base, modules and other heads do not change, nor do their outputs. A task that was added before is replaced. The
-    option `further` extends a head of the base by layers of its own, such as for more classes. Writes the whole model
-    to RUN/checkpoints, and head and own modules to RUN/modules/TASK.safetensors and TASK.json.
+    Base, modules and other heads do not change, nor do their outputs. A task that was added before is replaced. Writes
+    the whole model to RUN/checkpoints, and head and own modules to RUN/modules/TASK.safetensors and TASK.json.
 
     Args:
         task: its name in `perception.tasks.TASKS`.
@@ -180,8 +179,6 @@ def add_task(
         replaced = model.head(task)
         bank.delete(task)
     bank.add_head(task, content.get("tasks", {}).get(task) or {}, str(checkpoint))
-    if task in model.heads and content.get("modules"):
-        raise InputError(f"{checkpoint}: `modules` would run for all of the task {task}, which its base has already")
     own = [
         {**module, "when": [*dict.fromkeys([*module.get("when", ()), task])]} for module in content.get("modules", ())
     ]

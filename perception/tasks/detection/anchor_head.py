@@ -1,4 +1,4 @@
-"""A detection head with anchors: positions, network, losses, decoding, and classes that are added later."""
+"""A detection head with anchors: positions, network, losses and decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from perception.modules.slot import Slot
 from perception.tasks.detection.center_head import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
 from perception.tasks.network import Axis, Loss, TaskNetwork
-from perception.tasks.task import add_prefix, part_of
 from perception.taxonomy import Taxonomy
 
 # Positions of anchors.
@@ -197,21 +196,15 @@ class AnchorHead(TaskNetwork):
 
     On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i are
     classes.i (B, A * classes, rows, columns), boxes.i (B, A * 9 or 7, ...) and directions.i (B, A * 2, ...).
-
-    Args:
-        taxonomy: of the classes of this head alone.
-        slots: what the names of its slots begin with.
     """
 
-    def __init__(
-        self, config: AnchorHeadConfig, inputs: int, taxonomy: Taxonomy, slots: str = "heads.detection"
-    ) -> None:
+    def __init__(self, config: AnchorHeadConfig, inputs: int, taxonomy: Taxonomy) -> None:
         super().__init__()
         self.config, self.taxonomy, self.count = config, taxonomy, len(taxonomy.classes)
         anchors = len(config.anchors) * len(config.rotations)
         self.branches = nn.ModuleDict(
             {
-                name: Slot(f"{slots}.{name}", nn.Conv2d(inputs, anchors * n, 1))
+                name: Slot(f"heads.detection.{name}", nn.Conv2d(inputs, anchors * n, 1))
                 for name, n in {"classes": self.count, "boxes": config.code, "directions": 2}.items()
             }
         )
@@ -286,40 +279,6 @@ class AnchorHead(TaskNetwork):
         offset, limit = self.config.direction_offset, self.config.direction_limit_offset
         turns = ((yaw - offset) / math.pi + limit).floor()
         return yaw + math.pi * (direction.to(yaw.dtype) - turns)
-
-
-# A trained head with anchors, and the one of classes that were added to it later, as one.
-
-_FURTHER = "further"  # prefix of the second head's dense outputs and losses
-
-
-class JoinedHead(TaskNetwork):
-    """Both heads on the same features. Classes of the second follow those of the first, whose outputs do not change."""
-
-    def __init__(self, first: AnchorHead, further: AnchorHead) -> None:
-        super().__init__()
-        self.first, self.further = first, further
-
-    def forward(self, levels: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        return self.first(levels) | add_prefix(_FURTHER, self.further(levels))
-
-    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        """Each head learns from the objects of its own classes; the others are background."""
-        classes, real, own = labels["classes"], labels["real"], self.first.count
-        first = {**labels, "real": real & (classes < own)}
-        further = {**labels, "classes": classes - own, "real": real & (classes >= own)}
-        return self.first.losses(dense, first) | add_prefix(
-            _FURTHER, self.further.losses(part_of(_FURTHER, dense), further)
-        )
-
-    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        return self.first.unflipped(dense, axis)
-
-    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `AnchorHead.decode`, with the classes of both."""
-        first, further = self.first.decode(dense), self.further.decode(part_of(_FURTHER, dense))
-        further["labels"] = further["labels"] + self.first.count
-        return {name: torch.cat([first[name], further[name]], dim=1) for name in first}
 
 
 def anchor_labels(boxes: Boxes, grid: BevGrid) -> dict[str, np.ndarray]:

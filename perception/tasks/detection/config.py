@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from perception.io.section import Positive, Section, Share
 from perception.tasks.task import TaskConfig
-from perception.taxonomy import ObjectClass, Taxonomy
+from perception.taxonomy import Taxonomy
 
 Weight = Annotated[float, Field(ge=0)]
 Subcells = Literal[1, 2, 4]
@@ -72,27 +72,6 @@ class AnchorHead(Section):
         return self
 
 
-class FurtherClasses(Section):
-    """Classes that a trained head with anchors learns later, in layers of their own; all else is as in that head."""
-
-    classes: tuple[ObjectClass, ...] = Field(strict=False, min_length=1)  # the last ones of the taxonomy
-    bottom: float = 0.0  # m, z of the anchors, which have the classes' mean sizes
-    training: AnchorTraining = AnchorTraining(positive=0.5, least=0.1)
-
-    def head(self, first: AnchorHead) -> AnchorHead:
-        """The head of these classes, beside the one of the first classes."""
-        x, y = first.anchors[0].x, first.anchors[0].y
-        anchors = tuple(Anchor(size=each.size, bottom=self.bottom, x=x, y=y) for each in self.classes)
-        return first.model_copy(update={"anchors": anchors, "training": self.training})
-
-    def added_to(self, suppression: Suppression) -> Suppression:
-        """NMS of all classes; the distance within one of these is half its mean width."""
-        if suppression.kind != "circle":
-            return suppression
-        radii = (*suppression.radii, *(each.size[0] / 2 for each in self.classes))
-        return suppression.model_copy(update={"radii": radii})
-
-
 class Weights(Section):
     """Weights of the loss terms relative to the heatmap's."""
 
@@ -129,26 +108,13 @@ class DetectionHead(TaskConfig):
     min_radius: Annotated[int, Field(ge=0)] = 2  # heatmap cells, of its Gaussians
     weights: Weights = Weights()
     anchors: AnchorHead | None = None  # instead of all of the above
-    further: FurtherClasses | None = None  # beside `anchors`
 
     @property
     def only_peaks(self) -> bool:
         """Whether only maxima of the heatmaps are boxes."""
         return self.suppression is None if self.peaks is None else self.peaks
 
-    def extended(self, taxonomy: Taxonomy) -> Taxonomy:
-        new = self.further.classes if self.further else ()
-        return taxonomy.model_copy(update={"classes": (*taxonomy.classes, *new)})
-
-    def reduced(self, taxonomy: Taxonomy) -> tuple[DetectionHead, Taxonomy]:
-        first = taxonomy.classes[: len(taxonomy.classes) - (len(self.further.classes) if self.further else 0)]
-        return self.model_copy(update={"further": None}), taxonomy.model_copy(update={"classes": first})
-
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
-        if self.further and self.anchors is None:
-            raise ValueError("`further` classes need a head with `anchors`")
-        if self.further and taxonomy.classes[-len(self.further.classes) :] != self.further.classes:
-            raise ValueError("`further` classes must be the last ones of the taxonomy")
         if self.groups and tuple(name for group in self.groups for name in group) != taxonomy.class_names:
             raise ValueError(f"the groups, one after the other, must be {', '.join(taxonomy.class_names)}")
         unknown = sorted(self.subcells.keys() - set(taxonomy.class_names)) if isinstance(self.subcells, dict) else []
@@ -173,8 +139,7 @@ class DetectionHead(TaskConfig):
     @property
     def nms(self) -> Suppression | None:
         """NMS of the network's boxes."""
-        own = self.anchors.suppression if self.anchors else self.suppression
-        return self.further.added_to(own) if self.further and own else own
+        return self.anchors.suppression if self.anchors else self.suppression
 
     def require_levels(self, levels: int) -> None:
         if self.anchors is None:

@@ -69,29 +69,8 @@ class DetectionTask(Task[Boxes]):
         from perception.tasks.detection.center_head import CenterHead
 
         if self.config.anchors:
-            first, _ = self._parts
-            return AnchorHead(self.config.anchors, channels, first)
+            return AnchorHead(self.config.anchors, channels, self.taxonomy)
         return CenterHead(self.config, channels, self.grid, self.taxonomy)
-
-    def further(self, channels: int) -> TaskNetwork | None:
-        from perception.tasks.detection.anchor_head import AnchorHead
-
-        if self.config.further is None or self.config.anchors is None:
-            return None
-        _, last = self._parts
-        return AnchorHead(self.config.further.head(self.config.anchors), channels, last, "heads.detection.further")
-
-    def joined(self, network: Any, further: Any) -> TaskNetwork:
-        from perception.tasks.detection.anchor_head import JoinedHead
-
-        return JoinedHead(network, further)
-
-    @property
-    def _parts(self) -> tuple[Taxonomy, Taxonomy]:
-        """The taxonomies of the classes that the head was trained on, and of those that it learns later."""
-        _, first = self.config.reduced(self.taxonomy)
-        later = self.taxonomy.classes[len(first.classes) :]
-        return first, self.taxonomy.model_copy(update={"classes": later})
 
     def deployed(self, network: Any) -> Any:
         """The head with its regression computed only at the decoded peaks."""
