@@ -1,4 +1,4 @@
-.PHONY: environment demo test test-newest test-scale cpp test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants newest check
+.PHONY: environment demo demo-quick test test-newest test-scale test-readme cpp tidy test-cpp lint lock overfit real figures install-mmdet3d test-mmdet3d line-map mutants check
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,6 +29,10 @@ requirements/py%.txt:
 demo: $(INSTALLED)
 	$(BIN)/perception demo
 
+# The same way with few drives and steps.
+demo-quick: $(INSTALLED)
+	$(BIN)/perception demo --quick
+
 # A process for each core and one more, so torch needs no second thread; a file's tests share what they prepare, and the
 # longest files come first (tests/conftest.py).
 PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=25
@@ -36,13 +40,16 @@ PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
 
-# For a second Python: the tests that execute 99 % of the product's lines. `make newest` chooses them anew.
+# For a second Python, whose packages differ and whose logic does not: quick tests with few draws, and the journeys.
 test-newest: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) @tests/newest.txt
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) --hypothesis-profile=few -m "not slow or journey"
 
 # Several processes and machines: clusters, servers, kills; a network of full size; the commands of README and docs/guide.md.
 test-scale: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) tests/scale
+
+test-readme: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) tests/scale/test_readme.py
 
 # The C++ runtime, with the library of the installed onnxruntime, so that it computes what Python does. Compilers and
 # headers are Debian's.
@@ -72,10 +79,14 @@ CPP_PRESET ?= release
 cpp: $(CPP)/$(CPP_PRESET)/built
 
 # Each file again when it or a header has changed.
-TIDY := $(patsubst deploy/cpp/src/%.cpp,$(CPP)/tidy/%,$(wildcard deploy/cpp/src/*.cpp))
+TIDY_FILES ?= $(wildcard deploy/cpp/src/*.cpp)
+TIDY := $(patsubst deploy/cpp/src/%.cpp,$(CPP)/tidy/%,$(TIDY_FILES))
 $(CPP)/tidy/%: deploy/cpp/src/%.cpp $(wildcard deploy/cpp/*/*.h*) deploy/cpp/.clang-tidy $(CPP)/release/build.ninja
 	@mkdir -p $(@D)
 	$(BIN)/clang-tidy --quiet -p $(CPP)/release $< && touch $@
+
+tidy: $(INSTALLED)
+	$(MAKE) --silent --jobs $$(nproc) $(TIDY)
 
 # The sanitizers are loaded before Python, which frees not all of its memory at its end, with the C++ whose exceptions
 # they see.
@@ -127,7 +138,6 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --style=file:deploy/.clang-format --dry-run --Werror $(CPP_CODE) tests/cpp/*.cpp
-	$(MAKE) --silent --jobs $$(nproc) $(TIDY)
 	$(BIN)/mypy
 	$(BIN)/python tools/check_repository.py
 
@@ -166,11 +176,6 @@ line-map: $(INSTALLED)
 mutants: line-map
 	$(BIN)/python tools/mutants.py --map runs/lines --out runs/mutants.json
 
-# The tests of `make test-newest`, from the line map; all tests have passed with the locks whose hash is noted.
-newest: test line-map
-	$(BIN)/python tools/line_map.py least runs/lines >tests/newest.txt
-	sha256sum requirements/py3.13.txt >tests/newest.sha256
-
-# The gate and all that it leaves out, whatever was green before.
+# Everything that is too long for the gate (.ci/run).
 check:
-	GATE=all bash .ci/run
+	bash .ci/check

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
@@ -41,8 +41,21 @@ SUMMARY = "summary.json"
 # What the demo writes, and all that it removes of an earlier one.
 WRITTEN = ("drives", "changing", "run", *MODULES, "conditions", "before", "after", "bundle", "replay", SUMMARY)
 _OF_DEMOS = "base_unchanged", "clear_unchanged"  # in no other summary
-EACH, FURTHER = 30, 60  # drives of each domain, and further ones of the base
-MODULE_STEPS, TASK_STEPS = 500, 300
+
+
+class Size(NamedTuple):
+    """How much a demo simulates and trains."""
+
+    drives: int  # of each domain, with 2 keyframes each
+    further: int  # clear drives beyond these
+    steps: int | None  # of the base; None: as many as configs/demo.yaml says
+    module_steps: int
+    task_steps: int
+    keyframes: int  # of the drive that changes
+
+
+FULL = Size(drives=30, further=60, steps=None, module_steps=500, task_steps=300, keyframes=24)
+QUICK = Size(drives=4, further=0, steps=30, module_steps=10, task_steps=20, keyframes=9)  # nobody learns from so few
 
 
 class Demo:
@@ -59,8 +72,8 @@ class Demo:
     summary.json
     """
 
-    def __init__(self, out: Path, console: Console) -> None:
-        self.out, self.console = out, console
+    def __init__(self, out: Path, size: Size, console: Console) -> None:
+        self.out, self.size, self.console = out, size, console
 
     def run(self) -> dict[str, Any]:
         """All steps; returns what summary.json holds."""
@@ -85,11 +98,11 @@ class Demo:
 
     def simulate(self) -> None:
         self.console.rule("1  simulate drives in clear weather, in another city and in fog, and one that changes")
-        drives = [*DOMAINS.values()] * EACH + [DOMAINS[BASE]] * FURTHER
+        drives = [*DOMAINS.values()] * self.size.drives + [DOMAINS[BASE]] * self.size.further
         changing = "/".join((DOMAINS[BASE], DOMAINS["fog"], DOMAINS[BASE]))
         for name, scenes, samples, seed, conditions in (
             ("drives", len(drives), 2, 0, drives),
-            ("changing", 1, 24, 1, [changing]),
+            ("changing", 1, self.size.keyframes, 1, [changing]),
         ):
             with Progress(console=self.console) as progress:
                 bar = progress.add_task("keyframes", total=scenes * samples)
@@ -102,14 +115,15 @@ class Demo:
 
     def train(self) -> Path:
         self.console.rule("2  train the base on clear drives")
-        return train(_config(self._scenes("sim_train", BASE)), self.tables, "sim_train", self.out / "run")
+        config = _config(self._scenes("sim_train", BASE), self.size.steps)
+        return train(config, self.tables, "sim_train", self.out / "run")
 
     def adapt(self, checkpoint: Path) -> Path:
         for name in MODULES:
             self.console.rule(f"3  train a module for {name} on the frozen base")
             checkpoint = adapt(
                 checkpoint, _module(name), self.tables, "sim_train", (), self.out / name,
-                steps=MODULE_STEPS, learning_rate=0.01,
+                steps=self.size.module_steps, learning_rate=0.01,
             )  # fmt: skip
         return checkpoint
 
@@ -119,7 +133,7 @@ class Demo:
         content = {"tasks": {"conditions": {"features": features}}}
         return add_task(
             checkpoint, "conditions", content, self.tables, "sim_train", (), self.out / "conditions",
-            steps=TASK_STEPS, learning_rate=0.01,
+            steps=self.size.task_steps, learning_rate=0.01,
         )  # fmt: skip
 
     def evaluate(self, checkpoint: Path, folder: str) -> dict[str, Any]:
@@ -151,15 +165,15 @@ class Demo:
         return [name for name, conditions in first.items() if "-".join(conditions.known()) == DOMAINS[domain]]
 
 
-def demo(out: Path) -> dict[str, Any]:
-    """Run the demo in the folder `out`, anew where a demo is there already; see `Demo`.
+def demo(out: Path, size: Size = FULL) -> dict[str, Any]:
+    """Run the demo in the folder `out`, which may hold an earlier demo; see `Demo`.
 
     Raises:
         InputError: `out` holds something else.
     """
     console = Console()
     clear(out)
-    summary = Demo(out, console).run()
+    summary = Demo(out, size, console).run()
     console.print(_table(summary["modules"]))
     console.print_json(data=summary)
     console.print(f"Open {Path(summary['report']).resolve()}")
@@ -198,9 +212,10 @@ def _is_demo(summary: Path) -> bool:
     return isinstance(found, dict) and found.keys() >= {*_OF_DEMOS}
 
 
-def _config(scenes: Sequence[str]) -> Config:
-    """Of configs/demo.yaml, for these drives."""
-    config = load_config(find_config("demo"))
+def _config(scenes: Sequence[str], steps: int | None) -> Config:
+    """configs/demo.yaml for these drives."""
+    overrides = [] if steps is None else [f"train.steps={steps}"]
+    config = load_config(find_config("demo"), overrides)
     return config.model_copy(update={"data": config.data.model_copy(update={"scenes": tuple(scenes)})})
 
 

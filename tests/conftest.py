@@ -25,6 +25,7 @@ LIMIT, SHOWN = 3.0, 20  # s of processor time, above which a test carries `slow`
 # The gate draws the same examples on every machine; `pytest --hypothesis-profile=random` draws others each time.
 # What those find becomes an @example.
 settings.register_profile("gate", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("few", derandomize=True, deadline=None, print_blob=True, max_examples=10)
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("gate")
 
@@ -33,12 +34,15 @@ _reasons: dict[str, str] = {}
 _start = 0.0
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many slow tests come first, so that no worker is left alone with one at the end.
+    """Sort files with many slow tests first, so that no worker is left alone with one at the end, and mark journeys.
 
     pytest-xdist keeps to the order with --no-loadscope-reorder. A `slow` that does not say why is an error.
     """
     for item in items:
+        if item.path.parent.name == "journeys":
+            item.add_marker("journey")
         marker = item.get_closest_marker("slow")
         if marker is not None and not (len(marker.args) == 1 and isinstance(marker.args[0], str)):
             raise pytest.UsageError(f"{item.nodeid}: the marker slow needs its reason, as slow('...')")

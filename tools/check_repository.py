@@ -34,7 +34,19 @@ else:
 
 ROOT = Path(__file__).parents[1]
 TOP = {
-    *("perception", "deploy", "configs", "tests", "tools", "docs", "docker", "requirements", "pyproject.toml", ".ci"),
+    *(
+        "perception",
+        "deploy",
+        "configs",
+        "tests",
+        "tools",
+        "docs",
+        "docker",
+        "requirements",
+        "pyproject.toml",
+        ".ci",
+        ".github",
+    ),
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
     *(".dockerignore", ".gitignore", ".pre-commit-config.yaml"),
 }
@@ -339,16 +351,6 @@ def top_level() -> Iterator[str]:
         yield f"{name}: is not of the top level; remove it, or add it to TOP in tools/check_repository.py"
 
 
-def named_tests() -> Iterator[str]:
-    """Tests that are chosen for a second Python but are not there, because they were renamed."""
-    newest = Path("tests") / "newest.txt"
-    for name in (ROOT / newest).read_text().split():
-        file, _, function = name.partition("[")[0].rpartition("::")
-        path = ROOT / file.partition("::")[0]
-        if not path.exists() or f"def {function}(" not in path.read_text():
-            yield f"{newest}: names {name}, which is not there"
-
-
 def written_defects() -> Iterator[str]:
     """Defects written by hand whose text does not stand once in its file, so that no test can find them."""
     for row in yaml.safe_load((ROOT / "tools" / "mutants.yaml").read_text()):
@@ -368,7 +370,6 @@ CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
         pages,
         named_files,
         files_in_text,
-        named_tests,
         written_defects,
         top_level,
     ),

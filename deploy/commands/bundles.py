@@ -219,9 +219,17 @@ def sign(
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")
-def demo(out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; runs/demo, or runs/quick with --quick.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same way with few drives and steps: the network learns nothing.")
+    ] = False,
+) -> None:
     """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
     keep_memory()
+    from deploy.demo import FULL, QUICK
     from deploy.demo import demo as run
 
-    run(out)
+    run(out or Path("runs", "quick" if quick else "demo"), QUICK if quick else FULL)
