@@ -76,8 +76,7 @@ class Train(Section):
     weight_decay: float = 0.01
     gradient_clip: float = 35.0  # maximum norm
     norm_momentum: Share | None = None  # of batch normalisations; None: the layers' own; 0: they use their statistics
-    sync_norm: bool = False  # batch statistics over all processes
-    shard: bool = False  # parameters, gradients and moments are divided among the processes
+    sync_norm: bool = False  # batch statistics over all GPUs
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay a step of the average of the weights
     drop_lidar: Share = 0.0  # share of training frames without LiDAR
     drop_cameras: Share = 0.0

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.io import distributed
-from perception.io.distributed import SYNCHRONISED
 from perception.modules.aggregation.composition import Block, Fuse, deltas, fold_block, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
 from perception.modules.computation.weight_delta import LowRank, LowRankStack
@@ -215,7 +214,7 @@ def _exchanges(module: nn.Module) -> bool:
     """Whether processes exchange statistics of the module, or gradients, which each then needs in its graph."""
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
         return True
-    return any(isinstance(part, SYNCHRONISED) and part.training for part in module.modules())
+    return any(isinstance(part, nn.SyncBatchNorm) and part.training for part in module.modules())
 
 
 def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> list[Slot]:

@@ -52,7 +52,7 @@ def _further_training(train: Mapping[str, Any], training: Mapping[str, Any]) -> 
     length = {"epochs": None} if "steps" in training else {}
     rate = {"base_batch": None} if "learning_rate" in training else {}
     norms = {"norm_momentum": None} if train["norm_momentum"] == 0 else {}  # a module's own still need statistics
-    return {**train, "validation": None, "rates": {}, "shard": False, **length, **rate, **norms, **training}
+    return {**train, "validation": None, "rates": {}, **length, **rate, **norms, **training}
 
 
 def adapt(

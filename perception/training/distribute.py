@@ -1,33 +1,23 @@
-"""How a model trains on several processes, which accelerate has started.
-
-Parameters, gradients and moments may be divided among the processes (FSDP2), for trunks that a GPU does not hold alone.
-"""
+"""How a model trains on several processes, which accelerate has started."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.io.distributed import DistributedNorm, processes
+from perception.io.distributed import processes
 from perception.model import PerceptionModel
-from perception.training.losses import Losses, Scope
+from perception.training.losses import Scope
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer counts as lost
 MAIN_PROCESS_TIMEOUT = timedelta(hours=12)  # that the others wait for the main process, such as for a validation
@@ -41,10 +31,7 @@ def accelerator_of(model: PerceptionModel, scope: Scope, tables: Keyframes, toke
     """
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise InputError(
-                f"accelerate launch: {name} is not supported; launch without it, and set train.shard=true to divide "
-                "the model among the GPUs"
-            )
+            raise InputError(f"accelerate launch: {name} is not supported; launch without it")
     modules = find_trained_modules(model)
     chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
     changing = chooses or not always_run(model, scope, modules, tables, tokens)
@@ -115,98 +102,3 @@ class LongBarrier:
         """Return when all processes have come here."""
         if self.group is not None:
             dist.barrier(self.group)
-
-
-def is_sharded(config: Config) -> bool:
-    """Whether the model of a training is divided.
-
-    Raises:
-        InputError: the training has a part that works with whole models alone.
-    """
-    if not config.train.shard:
-        return False
-    refused = {
-        "train.precision fp16": config.train.precision == "fp16",
-        "modules": config.modules,
-        "routing": config.routing,
-    }
-    for key, is_there in refused.items():
-        if is_there:
-            raise InputError(f"{config.name}: train.shard does not work with {key}; remove one of them")
-    return processes() > 1
-
-
-def shard(losses: Losses, optimizer: Any, average: PerceptionModel | None = None) -> float:
-    """Divide a model, its average and the moments of its optimizer; returns the share of the parameters here.
-
-    All processes have the same values before. A stage of the trunk is whole only while it computes.
-    """
-    names = {parameter: name for name, parameter in losses.named_parameters()}
-    mesh = init_device_mesh(next(iter(names)).device.type, (processes(),))
-    _shard(losses, losses.model.trunk.stages, mesh)
-    if average is not None:
-        _shard(average, average.trunk.stages, mesh)
-    parts = dict(losses.named_parameters())
-    moments = {
-        parts[names[whole]]: {name: _part(value, parts[names[whole]]) for name, value in state.items()}
-        for whole, state in optimizer.state.items()
-    }
-    for group in optimizer.param_groups:
-        group["params"] = [parts[names[whole]] for whole in group["params"]]
-    optimizer.state.clear()
-    optimizer.state.update(moments)
-    here: list[Any] = [*parts.values()]
-    return sum(part.to_local().numel() for part in here) / sum(part.numel() for part in here)
-
-
-def _shard(root: nn.Module, stages: Iterable[Any], mesh: DeviceMesh) -> None:
-    for parameter in root.parameters():
-        parameter.data = parameter.data.contiguous()  # which channels_last is not
-    for stage in stages:
-        fully_shard(stage, mesh=mesh)
-    fully_shard(root, mesh=mesh)
-
-
-def _part(value: Tensor, parameter: Any) -> Tensor:
-    """This process's part of a moment; the counter of steps is not divided."""
-    if value.ndim == 0:
-        return value
-    return distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
-
-
-def gather(value: Any) -> Any:
-    """Tensors that are divided, also inside dictionaries and lists, as whole ones; all processes take part."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, Mapping):
-        return {key: gather(each) for key, each in value.items()}
-    return [gather(each) for each in value] if isinstance(value, list) else value
-
-
-Place = tuple[nn.Module, str, nn.Module]  # a module, and the name of a layer in it with the layer
-
-
-def synchronise_norms(model: nn.Module) -> list[Place]:
-    """Let all batch normalisations compute their statistics over all processes, which then run them equally often.
-
-    Returns the layers that were replaced; those in their place have the same parameters and statistics.
-    """
-    places: list[Place] = [
-        (parent, name, layer)
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]
-    if next(model.parameters()).is_cuda:
-        # timm's layers may have an activation in the normalisation, which torch's conversion would lose.
-        convert_sync_batchnorm(model)
-    else:
-        for parent, name, layer in places:
-            setattr(parent, name, DistributedNorm(layer))
-    return places
-
-
-def restore_norms(places: Iterable[Place]) -> None:
-    """Undo `synchronise_norms`."""
-    for parent, name, layer in places:
-        setattr(parent, name, layer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from typing import cast
 
 import torch
 from accelerate.utils import set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -27,17 +27,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.sensors.state import Limits
 from perception.training import optimize
-from perception.training.distribute import (
-    LongBarrier,
-    accelerator_of,
-    gather,
-    is_sharded,
-    reduces_each_pass,
-    report_lost_process,
-    restore_norms,
-    shard,
-    synchronise_norms,
-)
+from perception.training.distribute import LongBarrier, accelerator_of, reduces_each_pass, report_lost_process
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.losses import Losses, Scope
 from perception.training.monitor import TrainingLog, Validator
@@ -131,18 +121,15 @@ class _Training:
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
-        self.shards = is_sharded(self.config)
-        # Copied before the model is shared, as the main process evaluates alone. Divided tensors average one by one.
-        self.average = None if options.ema is None else ModelEmaV3(model, options.ema, foreach=not self.shards)
+        # Copy before the normalisations are replaced: the main process evaluates alone.
+        self.average = None if options.ema is None else ModelEmaV3(model, options.ema)
         self.validator = None if options.validation is None else Validator(options.validation, tables, run)
-        alone = self.average is None or self.shards
-        self.validated = copy.deepcopy(model) if self.validator and alone else None
+        self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
         self.best = -math.inf  # score so far
-        several = self.accelerator.num_processes > 1
-        self.norms = synchronise_norms(model) if several and options.sync_norm else []
-        self.losses, self.optimizer = Losses(model, scope), self.accelerator.prepare(optimizer)
-        # `shard` then does what DDP does otherwise.
-        self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
+        if options.sync_norm and self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            convert_sync_batchnorm(model)
+        self.losses = Losses(model, scope)
+        self.parallel, self.optimizer = self.accelerator.prepare(self.losses, optimizer)
         self.main = self.accelerator.is_main_process
 
     def _objects(self, tables: Keyframes, tokens: Sequence[str], scope: Scope) -> Objects | None:
@@ -177,11 +164,6 @@ class _Training:
 
     def run_from(self, first: int) -> None:
         """All steps after the first ones, with validations and checkpoints."""
-        if self.shards:
-            share = shard(self.losses, self.optimizer, self.averaged)
-            if self.main:
-                among = f"{self.accelerator.num_processes} processes"
-                print(f"{self.run}: the model is divided among {among}, {share:.0%} of it here", file=sys.stderr)
         self.check()
         options = self.config.train
         with TrainingLog(self.run, first, self.steps, self.main) as log:
@@ -200,10 +182,8 @@ class _Training:
 
     def check(self) -> None:
         """Raise InputError if the validation cannot work."""
-        if self.validator is not None:
-            model = self.model_to_evaluate()
-            if self.main:
-                self.validator.check(model)
+        if self.validator is not None and self.main:
+            self.validator.check(self.model_to_evaluate())
         self.barrier.wait()
 
     def passes(self, first: int) -> Iterator[list[Batch]]:
@@ -228,7 +208,7 @@ class _Training:
             warnings.simplefilter("ignore", UserWarning)
             self.schedule.step()
         self.optimizer.zero_grad()
-        return {**sums, "norm": gather(norm)}
+        return {**sums, "norm": norm}
 
     def _add_gradients(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
         """Backpropagate the mean over the passes; returns its terms and their sum `loss`."""
@@ -253,11 +233,11 @@ class _Training:
         }
 
     def model_to_evaluate(self) -> PerceptionModel:
-        """A model with the weights to evaluate, which is not the one that trains; all processes take part."""
-        trained = self.averaged or self.model
+        """A model with the weights to evaluate, which is not the one that trains."""
         if self.validated is None:
-            return trained
-        self.validated.load_state_dict(gather(trained.state_dict()))
+            assert self.averaged is not None
+            return self.averaged
+        self.validated.load_state_dict(self.model.state_dict())
         return self.validated
 
     def validates(self, step: int) -> bool:
@@ -274,8 +254,8 @@ class _Training:
             InputError: a weight is not finite, the evaluation fails, or the disk is full.
         """
         found: dict[str, float] = {}
-        model = self.model_to_evaluate()
         if self.main and self.validator is not None:
+            model = self.model_to_evaluate()
             _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             score, found = self.validator.scores(model)
             if score > self.best:
@@ -290,23 +270,23 @@ class _Training:
         Raises:
             InputError: a weight is not finite, or the disk is full.
         """
-        model, optimizer = (gather(each.state_dict()) for each in (self.model, self.optimizer))
-        average = None if self.averaged is None else gather(self.averaged.state_dict())
-        if self.main:
-            _require_finite(model, f"{self.run}: after step {step}")
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            best = {} if math.isinf(self.best) else {"best": self.best}
-            state = {"rate": self.schedule.state_dict(), "scaler": scaler, "keyframes": self.keyframes, **best}
-            checkpoint.save(self.run, step, self.config, model, optimizer, state, self.data, average)
+        if not self.main:
+            return
+        model = self.model.state_dict()
+        _require_finite(model, f"{self.run}: after step {step}")
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        best = {} if math.isinf(self.best) else {"best": self.best}
+        state = {"rate": self.schedule.state_dict(), "scaler": scaler, "keyframes": self.keyframes, **best}
+        average = None if self.averaged is None else self.averaged.state_dict()
+        checkpoint.save(self.run, step, self.config, model, self.optimizer.state_dict(), state, self.data, average)
 
     def finish(self) -> Path:
         """Wait until all processes have finished; returns the folder of the last checkpoint.
 
-        The model gets its weights, unless it is divided.
+        The model gets the weights of that checkpoint.
         """
         self.barrier.wait()
-        restore_norms(self.norms)
-        if self.average is not None and not self.shards:
+        if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         return self.run / "checkpoints" / f"step-{self.steps:06d}"
 

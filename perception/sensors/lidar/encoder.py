@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from perception.config import Lidar
 from perception.grid import BevGrid
-from perception.io.distributed import SYNCHRONISED
 from perception.modules.slot import Slot
 
 
@@ -86,7 +85,7 @@ class PillarEncoder(_Encoder):
         """The same (B, P, C) from the real points alone, whose statistics a training normalisation then takes."""
         b, p, m = real.shape
         rows = real.flatten().nonzero()[:, 0]
-        if len(rows) < 2 and not isinstance(self.norm.layer, SYNCHRONISED):  # which take empty batches
+        if len(rows) < 2 and not isinstance(self.norm.layer, nn.SyncBatchNorm):  # which takes empty batches
             with _evaluating(self):  # there are no statistics to take
                 return self._of_all_points(inputs, real)
         frames = torch.div(rows, p * m, rounding_mode="floor")

@@ -1,6 +1,5 @@
 """The trainer: bits that resume, the recipe's values, what is logged, and what is refused."""
 
-import copy
 import json
 import os
 import shutil
@@ -21,14 +20,12 @@ from perception.config import Config, Data, InitFrom, Schedule, Train, Validatio
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.views import Views
 from perception.errors import InputError
-from perception.io.distributed import SYNCHRONISED
 from perception.model import PerceptionModel
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
 from perception.training import monitor, optimize
 from perception.training.adapt import adapt
-from perception.training.distribute import restore_norms, synchronise_norms
 from perception.training.loop import fit, train
 from perception.training.monitor import TrainingLog, Validator
 from perception.training.optimize import optimizer_of, schedule_of, set_momentum
@@ -222,23 +219,10 @@ def test_passes_of_parts_make_the_step_of_the_whole_batch(recorded: NuScenesTabl
     np.testing.assert_allclose(logged[1], logged[0], rtol=1e-5)  # losses, and the norm of the gradient
 
 
-def test_norms_change_their_momentum_and_synchronise_as_the_same_functions() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(2, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4)).double().eval()
+def test_norms_change_their_momentum() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4))
     set_momentum(network, 0.01)
     assert [network[i].momentum for i in (1, 2)] == [0.01, 0.01]
-    x, alone, layers = torch.randn(2, 2, 3, 3).double(), copy.deepcopy(network), [*network]
-    places = synchronise_norms(network)
-    assert torch.equal(network(x), alone(x))
-    assert all(isinstance(network[i], SYNCHRONISED) and network[i].momentum == 0.01 for i in (1, 2))
-    for each in (alone.train(), network.train()):
-        each(x).pow(3).sum().backward()
-    for (name, value), expected in zip(network.named_parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(value.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
-    restore_norms(places)
-    assert [*network] == layers
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-12, atol=1e-12, msg=name)
 
 
 def test_validation_keeps_the_best_and_changes_no_training(recorded: NuScenesTables, tmp_path: Path) -> None:
