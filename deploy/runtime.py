@@ -169,9 +169,9 @@ class Runtime:
         network, frame = next(self._checks)
         require_golden([frame], network.run_golden, network.name, network.bundle.manifest.tolerances)
 
-    def restart(self, first_id: int = 1) -> None:
-        """Reset scene and memory at the next frame, even if it is of the same drive; see `Scene.restart`."""
-        self.scene.restart(first_id)
+    def restart(self) -> None:
+        """Reset scene and memory at the next frame, even if it is of the same drive."""
+        self.scene.restart()
         self._forget()
 
     def _forget(self) -> None:

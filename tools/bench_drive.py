@@ -26,8 +26,8 @@ from deploy.live import process
 from deploy.live.intake import Intake
 from deploy.live.outputs import Output, Results
 from deploy.live.policy import Policy
-from deploy.live.source import Damage, Playback, Receive, republish
-from deploy.live.zenoh import ZenohBus
+from deploy.live.source import Damage, Playback, Receive
+from deploy.live.zenoh import Zenoh, republish
 from deploy.log import write_log
 from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, RecordingInfo
@@ -198,7 +198,7 @@ _CHANGES: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
-class Sent(ZenohBus):
+class Sent(Zenoh):
     """What another process sends, until it ends."""
 
     def __init__(self, sender: SpawnProcess) -> None:
@@ -234,7 +234,7 @@ def _sent(recording: Path, seconds: float) -> Iterator[Sent]:
 
 def _send(recording: Path, seconds: float, configuration: Path) -> None:
     os.environ["ZENOH_SESSION_CONFIG_URI"] = str(configuration)
-    republish(Rounds(recording, seconds), ZenohBus())
+    republish(Rounds(recording, seconds), Zenoh())
 
 
 def _loop(

@@ -78,7 +78,7 @@ UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 WORKSHOP = {
     *(f"deploy.{name}" for name in ("demo", "export", "onnx_export", "plan")),
-    *("deploy.precision", "deploy.replay.rerun_results", "deploy.street"),
+    *("deploy.precision", "deploy.street"),
 }
 # Imported late, in functions that the vehicle does not call: training, export, and the official splits.
 LATE_WORKSHOP = {
@@ -89,7 +89,7 @@ LATE_WORKSHOP = {
 }
 TRAINS = {"training", "commands", "mmdet3d"}  # parts of perception that may import the training
 # TensorRT comes with the device, fsspec and ray with an extra; bindings of CUDA are imported by their name.
-NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "cyclonedds", "fsspec", "ray", "nuscenes"}, {"cuda-bindings"}
+NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "fsspec", "ray", "nuscenes"}, {"cuda-bindings"}
 
 
 def requirements(file: Path) -> dict[str, Requirement]:
@@ -192,7 +192,7 @@ def locks() -> Iterator[str]:
         yield f"requirements/py{version}.txt: {'is missing' if version in supported else 'is of no supported Python'}"
     for version, path in found.items():
         versions = read_pins(path)
-        extras = ["rtx", "viewer", "pretrained", "devkit", "dev", *(["mmdet3d"] if version in OLD else [])]
+        extras = ["rtx", "pretrained", "devkit", "dev", *(["mmdet3d"] if version in OLD else [])]
         installed = chain(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
         yield from _out_of_range(path, map(Requirement, installed))
         for line in path.read_text().splitlines():
@@ -213,7 +213,7 @@ def _out_of_range(lock: Path, wanted: Iterable[Requirement]) -> Iterator[str]:
 
 def judges() -> Iterator[str]:
     """They are installed without their dependencies, so nothing else would notice that one is missing."""
-    installed = (*PROJECT["dependencies"], *EXTRAS["devkit"], *EXTRAS["viewer"])  # T4's draws with the viewer
+    installed = (*PROJECT["dependencies"], *EXTRAS["devkit"])
     offered = {canonicalize_name(Requirement(each).name) for each in installed}
     # Not their own tests and examples: what our evaluation, our tests and mmdet3d import.
     unused = {"tests", "scripts", "prediction", "baselines.py", "visualization_utils.py"}

@@ -11,7 +11,7 @@ import typer
 from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
 
-LISTENING = 10.0  # s for which a middleware is listened to
+LISTENING = 10.0  # s for which zenoh is listened to
 
 
 @app.command(epilog="Example: perception check drive.mcap --bundle runs/a/bundle --topics topics.yaml")
@@ -20,7 +20,7 @@ def check(
         Path,
         typer.Argument(
             callback=from_store,
-            help="Drives as for --data of `evaluate`; .mcap file; rosbag2; zenoh or dds: what sensors send.",
+            help="Drives as for --data of `evaluate`; .mcap file; rosbag2; zenoh: what sensors send.",
         ),
     ],
     bundle: Annotated[
@@ -40,22 +40,23 @@ def check(
     """
     from deploy.bundle import Bundle
     from deploy.check import compare_drives
-    from deploy.live.buses import BUSES
     from deploy.live.record import listen
+    from deploy.live.zenoh import Zenoh
     from deploy.recordings.topics import load_topics
     from deploy.statistics import open_to_measure
 
-    if str(drive) in BUSES and (version or scenes):
+    live = str(drive) == "zenoh"
+    if live and (version or scenes):
         raise InputError(f"{drive}: what sensors send now is one drive; --version and --scenes choose in a dataroot")
     opened = Bundle.load(bundle)
     manifest, expected = opened.manifest, opened.statistics
     if expected is None:
         raise InputError(f"{bundle}: has no statistics of the training; export it with --calibrate DRIVES")
     with TemporaryDirectory() as folder:
-        recording = Path(folder) / "live.mcap" if str(drive) in BUSES else drive
-        if recording != drive:
+        recording = Path(folder) / "live.mcap" if live else drive
+        if live:
             mapped, say = load_topics(topics, manifest.rig), console_for(as_json).print
-            listen(BUSES[str(drive)](), mapped, recording, LISTENING, say)
+            listen(Zenoh(), mapped, recording, LISTENING, say)
         drives = open_to_measure(recording, version, names(scenes), opened.spec, topics, manifest.taxonomy)
         found = compare_drives(drives, opened.spec, manifest.area, expected)
     lines = found["findings"]

@@ -234,32 +234,14 @@ def replay(
         float | None, typer.Option(help="Skip the frames from here on, in seconds from the start of each drive.")
     ] = None,
     every: Annotated[int, typer.Option(help="Replay every Nth frame only.")] = 1,
-    segment: Annotated[
-        float | None,
-        typer.Option(help="Cut longer drives into segments of so many seconds, for --jobs and after an interruption."),
-    ] = None,
     real_time: Annotated[
         bool, typer.Option("--real-time", help="Replay at the recorded pace. Default: as fast as possible.")
     ] = False,
-    latency: Annotated[
-        bool,
-        typer.Option(
-            "--latency",
-            help="Measure latencies as on a vehicle: at the recorded pace, with no other work at the same time.",
-        ),
-    ] = False,
-    streaming: Annotated[
-        str,
-        typer.Option(
-            help="Also score detections when they come out: so many ms after their frame, as 200; or measured, with "
-            "--latency."
-        ),
-    ] = "",
     baseline: Annotated[
         Path | None, typer.Option(callback=from_store, help="Folder of another replay of the scenes to compare with.")
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
-    viewer: Annotated[str, typer.Option(help="foxglove, rerun: also write results.mcap, results.rrd.")] = "",
+    viewer: Annotated[bool, typer.Option("--viewer", help="Also write results.mcap, for Foxglove and Rerun.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes that replay a scene each; 0: this one alone.", min=0)] = 0,
     ray: RayAddress = None,
     key: Keys = None,
@@ -280,7 +262,7 @@ def replay(
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
-    from deploy.replay.settings import Settings, Source, parse_streaming
+    from deploy.replay.settings import Settings, Source
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.io.stores import upload_results
 
@@ -292,10 +274,7 @@ def replay(
         evidence=evidence,
         selection=Selection(start, math.inf if end is None else end, every),
         real_time=real_time,
-        latency=latency,
-        viewers=names(viewer),
-        segment=segment,
-        streaming=parse_streaming(streaming),
+        viewer=viewer,
     )
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
@@ -339,9 +318,6 @@ def judge(
         raise typer.Exit(EXIT_CODES[verdict.outcome])
 
 
-# Commands on recorded drives without a network: log, and the loads of the health monitor.
-
-
 class Storage(str, Enum):
     file = "file"
     sqlite3 = "sqlite3"
@@ -366,26 +342,3 @@ def log(
 
     count = write_log(data, scene, out, storage.value, version, sweeps, rig_of(rig))
     report({"out": str(out), "messages": count}, as_json, f"{out}: {count} messages")
-
-
-@app.command(epilog="Example: perception health --data drives --faults")
-def health(
-    data: Root,
-    version: Version = None,
-    scenes: Scenes = "",
-    rig: RigOption = None,
-    faults: Annotated[bool, typer.Option("--faults", help="Also inject sensor faults into these drives.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure how close healthy drives come to the limits of the health monitor, and how far faults exceed them.
-
-    A load is a sign of a fault divided by its limit: above 1 the monitor calls it a fault.
-    """
-    from deploy.health_loads import measure_loads, tables
-    from perception.datasets.sources import open_source
-
-    console = console_for(as_json)
-    found = measure_loads(open_source(data, version, rig_of(rig)), names(scenes), faults, console)
-    report(found, as_json)
-    if not as_json:
-        console.print(*tables(found), sep="\n")

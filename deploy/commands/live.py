@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,10 +15,10 @@ from perception.commands.common import Json, app, console_for, from_store, repor
 from perception.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.live.buses import Buses
     from deploy.live.intake import Intake
     from deploy.live.outputs import Output
     from deploy.live.source import Source
+    from deploy.live.zenoh import Zenoh
     from deploy.manifest import Manifest
     from deploy.recordings.topics import Topics
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
 def drive(
     bundle: Annotated[Path, typer.Argument(callback=from_store, help="An exported bundle.")],
-    source: Annotated[str, typer.Option("--from", help="zenoh, dds, or a recording that is played at its own pace.")],
+    source: Annotated[str, typer.Option("--from", help="zenoh, or a recording that is played at its own pace.")],
     topics: Annotated[
         Path | None, typer.Option(help="YAML file that maps topics to sensors, as for `perception replay`.")
     ] = None,
@@ -43,7 +43,9 @@ def drive(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the tasks' files of a replay, statistics.jsonl and frames.jsonl.")
     ] = None,
-    publish: Annotated[str, typer.Option(help="zenoh or dds: publish detections, tracks, ... as ROS 2 messages.")] = "",
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish detections, tracks, ... as ROS 2 messages over zenoh.")
+    ] = False,
     metrics: Annotated[
         int | None, typer.Option(metavar="PORT", help="Serve metrics to Prometheus.", min=1, max=65535)
     ] = None,
@@ -69,23 +71,24 @@ def drive(
     Prints a line when the state changes: OK, DEGRADED, UNTRUSTED or DOWN, with the reasons. SIGTERM ends it. A
     recording gives the results of `perception replay` if nothing is late; frames.jsonl says what became of each frame.
     """
-    from deploy.live.buses import Buses
     from deploy.live.intake import Intake
     from deploy.live.policy import load_policy
     from deploy.live.process import drive as run
+    from deploy.live.zenoh import Zenoh
     from deploy.recordings.topics import load_topics
     from deploy.runtime import Runtime
 
     chosen, seconds, console = load_policy(policy), parse_budget(budget), console_for(as_json)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)  # texts as they are, each on one line
-    options = OutputOptions(out, publish, metrics, view, record)
+    options = OutputOptions(out, metrics, view, record)
     trust = make_trust(key, state, allow_older)
     runtime = Runtime(bundle, target, trust, evidence, checks=False, threads=threads)
     chosen.require_known(runtime.bundle.manifest.rig.sensors.names)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
-    with Buses() as buses, ExitStack() as stack:
-        intake = Intake(_open_source(source, rate, buses), mapped, chosen, runtime)
-        outputs = open_outputs(options, stack, intake, runtime.bundle.manifest, mapped, buses, say)
+    with ExitStack() as stack:
+        zenoh = stack.enter_context(closing(Zenoh())) if publish or source == "zenoh" else None
+        intake = Intake(_open_source(source, rate, zenoh), mapped, chosen, runtime)
+        outputs = open_outputs(options, stack, intake, runtime.bundle.manifest, mapped, zenoh if publish else None, say)
         driven = run(runtime, intake, chosen, outputs, seconds, say)
     if not as_json:
         console.print(", ".join(f"{count} {what}" for what, count in driven.to_json()["frames"].items()))
@@ -105,25 +108,23 @@ def parse_budget(text: str) -> float | None:
     return seconds
 
 
-def _open_source(name: str, rate: float, buses: Buses) -> Source:
-    from deploy.live.buses import BUSES
+def _open_source(name: str, rate: float, zenoh: Zenoh | None) -> Source:
     from deploy.live.source import Playback
     from deploy.recordings import is_recording
 
-    if name in BUSES:
+    if zenoh is not None and name == "zenoh":
         if rate != 1.0:
-            raise InputError(f"--rate: what comes over {name} has its own pace; give it with a recording")
-        return buses.open(name, "--from")
+            raise InputError("--rate: what comes over zenoh has its own pace; give it with a recording")
+        return zenoh
     if not is_recording(Path(name)):
-        raise InputError(f"--from {name}: neither {', '.join(BUSES)} nor a recording (.mcap, .db3, rosbag2)")
+        raise InputError(f"--from {name}: neither zenoh nor a recording (.mcap, .db3, rosbag2)")
     return Playback(Path(name), rate)
 
 
 class OutputOptions(NamedTuple):
-    """What the options say of the outputs; None or "": not wanted."""
+    """What the options say of the outputs; None: not wanted."""
 
     out: Path | None = None  # folder
-    publish: str = ""  # name of a middleware
     metrics: int | None = None  # port
     view: int | None = None  # port
     record: Path | None = None  # file
@@ -135,10 +136,13 @@ def open_outputs(
     intake: Intake,
     manifest: Manifest,
     topics: Topics,
-    buses: Buses,
+    zenoh: Zenoh | None,
     say: Callable[[str], None],
 ) -> list[Output]:
     """Open the outputs, which end with the stack.
+
+    Args:
+        zenoh: publishes what is perceived.
 
     Raises:
         InputError: a folder or file cannot be written, a port is in use, or a package is not installed.
@@ -152,7 +156,6 @@ def open_outputs(
     from deploy.replay.folder import final_files, remove
 
     found: list[Output] = []
-    bus = buses.open(options.publish, "--publish") if options.publish else None
     sent: Callable[[Message], None] | None = None
     if options.metrics is not None:
         found.append(served := Metrics(options.metrics, intake))
@@ -172,8 +175,8 @@ def open_outputs(
         remove(options.out, final_files())
         found.append(frames := FrameLog(options.out))
         stack.callback(frames.close)
-    if bus is not None:  # first, before pictures are drawn
-        found.insert(0, Published(bus, Messages(manifest, topics.ego_frame, topics.global_frame), sent))
+    if zenoh is not None:  # first, before pictures are drawn
+        found.insert(0, Published(zenoh, Messages(manifest, topics.ego_frame, topics.global_frame), sent))
     return found
 
 

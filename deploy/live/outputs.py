@@ -98,7 +98,7 @@ class Results(Output):
 
     def __init__(self, files: ExitStack, folder: Path, manifest: Manifest) -> None:
         self._files = files.enter_context(ExitStack())
-        self._writers = open_writers(self._files, folder, manifest, ())
+        self._writers = open_writers(self._files, folder, manifest)
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What is perceived and the process's state, as ROS 2 messages over a middleware."""
+"""What is perceived and the process's state, as ROS 2 messages over zenoh."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from deploy.live.messages.messages import Diagnostic, Message, Messages
 from deploy.live.outputs import Output
-from deploy.live.source import Bus
 from deploy.live.state import State, Status
+from deploy.live.zenoh import Zenoh
 from perception.frame import Frame, Prediction
 from perception.scene.scene import SceneFrame
 
@@ -25,8 +25,8 @@ class Published(Output):
 
     name = "publish"
 
-    def __init__(self, bus: Bus, messages: Messages, sent: Callable[[Message], None] | None = None) -> None:
-        self._bus, self._messages, self._sent = bus, messages, sent
+    def __init__(self, zenoh: Zenoh, messages: Messages, sent: Callable[[Message], None] | None = None) -> None:
+        self._zenoh, self._messages, self._sent = zenoh, messages, sent
         self._said, self._time = "", 0.0
 
     def publish(self, frame: Frame, prediction: Prediction) -> None:
@@ -47,6 +47,6 @@ class Published(Output):
         self._send(self._messages.diagnostics(time.time_ns() // 1000, [state]))
 
     def _send(self, message: Message) -> None:
-        self._bus.publish(*message)
+        self._zenoh.publish(*message)
         if self._sent is not None:
             self._sent(message)

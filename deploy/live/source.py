@@ -1,37 +1,18 @@
-"""Where messages come from while a vehicle drives: a recording that is played at its own pace, or a middleware."""
+"""Where messages come from while a vehicle drives: a recording that is played at its own pace, or zenoh."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from threading import Event, Thread
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from deploy.recordings import ros
 from deploy.recordings.drives import open_recording
 from deploy.recordings.messages import RawMessage, RecordingInfo
 
 Receive = Callable[[RawMessage], None]
 Damage = Callable[[str], None]
-_DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
-T = TypeVar("T")
-
-
-def is_latched(topic: str) -> bool:
-    """Whether a late subscriber gets the topic's last message, as of static transforms in any namespace."""
-    return topic.rpartition("/")[2] == "tf_static"
-
-
-def settled(found: Callable[[], T]) -> T:
-    """What is found on a network once there is anything and it does not change; waits for at most ten seconds."""
-    end, last, since = time.monotonic() + _DISCOVERY, found(), time.monotonic()
-    while time.monotonic() < end and (not last or time.monotonic() - since < _SETTLED):
-        time.sleep(0.05)
-        before, last = last, found()
-        since = since if last == before else time.monotonic()
-    return last
 
 
 class Source(Protocol):
@@ -66,60 +47,6 @@ class Source(Protocol):
     def close(self) -> None:
         """Send nothing more."""
         ...
-
-
-class Bus(ABC):
-    """A middleware of ROS 2 nodes, without an installed ROS: a source, and where messages are published.
-
-    Messages are CDR with their header of four bytes. Its clock has the host's time as of its start, and goes on alike
-    when that is set: stamps that go back are then seen to, and no frame waits until an earlier time comes again.
-    """
-
-    info = RecordingInfo({}, 0, "live")
-    ended = False
-
-    def __init__(self) -> None:
-        self._publishers: dict[str, Callable[[bytes], None]] = {}  # by topic
-        self._start = time.time_ns() - time.monotonic_ns()
-
-    def topics(self) -> Mapping[str, str]:
-        """The topics that other nodes publish, with their types; waits for them for at most ten seconds."""
-        return settled(self._published)
-
-    def advertise(self, topic: str, type_name: str) -> None:
-        """Say that a topic will be published."""
-        if topic not in self._publishers:
-            self._publishers[topic] = self._publisher(topic, type_name)
-
-    def publish(self, topic: str, type_name: str, data: bytes) -> None:
-        """Send a message to the subscribers of a topic."""
-        self.advertise(topic, type_name)
-        self._publishers[topic](data)
-
-    def wait_for_subscribers(self) -> None:
-        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
-        settled(self._subscribers)
-
-    def now(self) -> int:
-        return (self._start + time.monotonic_ns()) // 1000
-
-    @abstractmethod
-    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    @abstractmethod
-    def _published(self) -> Mapping[str, str]:
-        """The topics, with their types, that other nodes publish now."""
-
-    @abstractmethod
-    def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
-        """What sends the messages of a topic."""
-
-    @abstractmethod
-    def _subscribers(self) -> int:
-        """How many subscribers there are of all that is published."""
 
 
 class Playback:
@@ -173,19 +100,3 @@ class Playback:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-
-
-def republish(playback: Playback, bus: Bus) -> None:
-    """Play a recording's ROS 2 messages over a middleware until it ends, as `ros2 bag play`, once somebody listens."""
-    try:
-        types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
-        for topic, kind in types.items():
-            bus.advertise(topic, kind)
-        bus.wait_for_subscribers()
-        playback.start(types, lambda raw: bus.publish(raw.topic, raw.type_name, raw.data), print)
-        while not playback.ended:
-            time.sleep(0.05)
-        time.sleep(1)  # what was sent last must arrive
-    finally:
-        playback.close()
-        bus.close()

@@ -9,29 +9,54 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-from deploy.live.source import Bus, Damage, Receive, is_latched
+from deploy.live.source import Damage, Playback, Receive
 from deploy.recordings import ros
+from deploy.recordings.messages import RecordingInfo
 from perception.errors import InputError
 
 NODE = "tessera"
 _DEFAULT = '{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, scouting: {multicast: {enabled: false}}}'
 _LATCHED_QOS, _QOS = ":1:,1:,:,:,,", "::,1:,:,:,,"  # reliable, depth 1; the first one transient local
+_DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
+T = TypeVar("T")
 
 
-class ZenohBus(Bus):
-    """Messages of ROS 2 nodes, both ways.
+def _is_latched(topic: str) -> bool:
+    """Whether a late subscriber gets the topic's last message, as of static transforms in any namespace."""
+    return topic.rpartition("/")[2] == "tf_static"
+
+
+def _settled(found: Callable[[], T]) -> T:
+    """What is found on a network once there is anything and it does not change; waits for at most ten seconds."""
+    end, last, since = time.monotonic() + _DISCOVERY, found(), time.monotonic()
+    while time.monotonic() < end and (not last or time.monotonic() - since < _SETTLED):
+        time.sleep(0.05)
+        before, last = last, found()
+        since = since if last == before else time.monotonic()
+    return last
+
+
+class Zenoh:
+    """Messages of ROS 2 nodes, both ways: a source, and where messages are published.
+
+    Messages are CDR with their header of four bytes. The clock has the host's time as of its start, and goes on alike
+    when that is set: stamps that go back are then seen to, and no frame waits until an earlier time comes again.
 
     Raises:
         InputError: zenoh is not installed, or its configuration or router cannot be used.
     """
 
+    info = RecordingInfo({}, 0, "live")
+    ended = False
+
     def __init__(self) -> None:
-        super().__init__()
+        self._publishers: dict[str, Callable[[bytes], None]] = {}  # by topic
+        self._start = time.time_ns() - time.monotonic_ns()
         try:
             import zenoh
             import zenoh.ext
@@ -54,6 +79,27 @@ class ZenohBus(Bus):
         self._entities = count(1)
         self._open.append(self._token(f"0/0/NN/%/%/{NODE}"))
 
+    def topics(self) -> Mapping[str, str]:
+        """The topics that other nodes publish, with their types; waits for them for at most ten seconds."""
+        return _settled(self._published)
+
+    def advertise(self, topic: str, type_name: str) -> None:
+        """Say that a topic will be published."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self._publisher(topic, type_name)
+
+    def publish(self, topic: str, type_name: str, data: bytes) -> None:
+        """Send a message to the subscribers of a topic."""
+        self.advertise(topic, type_name)
+        self._publishers[topic](data)
+
+    def wait_for_subscribers(self) -> None:
+        """Wait until somebody has subscribed, and for a while to no further topic; at most ten seconds."""
+        _settled(lambda: sum(each() for each in self._heard))
+
+    def now(self) -> int:
+        return (self._start + time.monotonic_ns()) // 1000
+
     def _published(self) -> dict[str, str]:
         found = dict[str, str]()
         replies = self._session.liveliness().get(f"@ros2_lv/{self._domain}/*/*/*/MP/**", timeout=0.5)
@@ -65,7 +111,7 @@ class ZenohBus(Bus):
     def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         for topic in topics:
             declare: Any = self._session.declare_subscriber
-            if is_latched(topic):
+            if _is_latched(topic):
                 history = self._zenoh.ext.HistoryConfig(detect_late_publishers=True)
                 declare = partial(self._zenoh.ext.declare_advanced_subscriber, self._session, history=history)
             key = f"{self._domain}{topic}/*/*"
@@ -75,11 +121,8 @@ class ZenohBus(Bus):
         type_name = ros.type_of_dds(str(sample.key_expr).split("/")[-2])
         receive(ros.raw_message(topic, self.now(), bytes(sample.payload), type_name))
 
-    def _subscribers(self) -> int:
-        return sum(each() for each in self._heard)
-
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
-        ext, latched = self._zenoh.ext, is_latched(topic)
+        ext, latched = self._zenoh.ext, _is_latched(topic)
         kind, type_hash = ros.dds_type(type_name), ros.type_hash(type_name)
         key = f"{self._domain}{topic}/{kind}/{type_hash}"
         if latched:
@@ -104,3 +147,19 @@ class ZenohBus(Bus):
 
     def close(self) -> None:
         self._session.close()
+
+
+def republish(playback: Playback, zenoh: Zenoh) -> None:
+    """Play a recording's ROS 2 messages over zenoh until it ends, as `ros2 bag play`, once somebody listens."""
+    try:
+        types = {topic: kind for topic, kind in playback.topics().items() if kind in ros.TYPES.types}
+        for topic, kind in types.items():
+            zenoh.advertise(topic, kind)
+        zenoh.wait_for_subscribers()
+        playback.start(types, lambda raw: zenoh.publish(raw.topic, raw.type_name, raw.data), print)
+        while not playback.ended:
+            time.sleep(0.05)
+        time.sleep(1)  # what was sent last must arrive
+    finally:
+        playback.close()
+        zenoh.close()

@@ -69,7 +69,7 @@ class DatasetDrive:
         reads = Reads(self._spec.grid.reference, self._spec.sweeps, truth=self._spec.truth)
         for token, timestamp, between in self._all_frames():
             if choice(self.name, timestamp, between):
-                before = DAMAGE.set(_uncounted if choice.warming else count)
+                before = DAMAGE.set(count)
                 try:
                     frame = self.tables.frame(token, reads._replace(annotations=False, truth=()) if between else reads)
                 finally:
@@ -98,10 +98,6 @@ class DatasetDrive:
                     inner.append((token, time, True))
                     last = time
         return iter(sorted(keyframes + inner, key=itemgetter(1)))
-
-
-def _uncounted(line: str) -> None:
-    """Damage of a frame that only warms up is counted by the segment before."""
 
 
 def open_recording(path: Path) -> Recording:

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.recordings import Drive, open_drives
-from deploy.recordings.choice import WHOLE, Segment
 from deploy.replay.faults import parse_faults
 from deploy.replay.folder import SCENES, final_files, occupy, remove
 from deploy.replay.player import Player, Watcher
 from deploy.replay.provenance import differences, new_provenance
 from deploy.replay.report import DriveRange
-from deploy.replay.results import STATISTICS, ReplayResults
+from deploy.replay.results import STATISTICS, VIEWER, ReplayResults
 from deploy.replay.settings import Settings, Source
-from deploy.replay.streaming import FOLDER, STREAMED
 from deploy.replay.totals import ReplayTotals
-from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.io.files import atomic_file, join_frame_files, make_folder, write_atomically
@@ -39,12 +36,10 @@ PART = "part.json"  # in the folder of a drive that is finished
 
 
 class Assignment(NamedTuple):
-    """A drive, or a segment of one, that a process replays."""
+    """A drive that a process replays."""
 
-    number: int  # among those of the replay; also names its folder
-    name: str  # of the drive, with the segment's start
-    drive: int  # its number
-    segment: Segment
+    number: int  # also names its folder
+    name: str
     place: DriveRange
 
 
@@ -63,8 +58,7 @@ class Fleet:
     sources.json      per drive: number of frames, missing sensors, and problems of a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       the replay as a single HTML page
-    streaming.json    scores at once and when the detections come out, if requested; streaming/ has these
-    results.mcap/rrd  the replay for Foxglove or Rerun, if requested
+    results.mcap      the replay for Foxglove and Rerun, if requested
     replay.json       drives, bundle, software and machine (`deploy.replay.provenance`)
 
     The files of an earlier replay are removed first. Until the new ones are complete, `scenes` has a folder for each
@@ -92,15 +86,13 @@ class Fleet:
         self.settings, self.watcher = settings or Settings(), watcher or Watcher()
         manifest = runtime.bundle.manifest
         parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)  # before any file is removed
-        selection, length = self.settings.selection, self.settings.segment
-        parts = [(i, part) for i, drive in enumerate(drives) for part in selection.segments(drive.seconds, length)]
-        frames = [selection.expected(len(drives[i]), drives[i].seconds, part) for i, part in parts]
+        frames = [self.settings.selection.expected(len(drive), drive.seconds) for drive in drives]
         self.expected = sum(frames)
-        self.assignments = list[Assignment]()
-        for first, each, (i, part) in zip(accumulate(frames, initial=0), frames, parts, strict=False):
-            name = drives[i].name + ("" if part == WHOLE else part.suffix)
-            place = DriveRange(first, each, self.expected)
-            self.assignments.append(Assignment(len(self.assignments), name, i, part, place))
+        firsts = accumulate(frames, initial=0)
+        self.assignments = [
+            Assignment(number, drive.name, DriveRange(next(firsts), count, self.expected))
+            for number, (drive, count) in enumerate(zip(drives, frames, strict=True))
+        ]
 
     def run(self, jobs: int = 0, ray: str | None = None) -> ReplayResults:
         """Replay everything once.
@@ -116,16 +108,15 @@ class Fleet:
         """
         settings = self.settings
         for option, given in (
-            ("--latency", settings.latency),
             ("--real-time", settings.real_time),
-            ("--viewer", settings.viewers),
+            ("--viewer", settings.viewer),
         ):
             if given and (jobs or ray is not None):
                 raise InputError(f"--jobs and {option}: this needs a single process; use one of both")
         begun = new_provenance(self.runtime, self.source, settings)
         with occupy(make_folder(self.out)):
             remove(self.out, final_files())
-            if settings.latency or settings.viewers:  # latencies are of one run, and viewers get every frame
+            if settings.viewer:  # which gets every frame
                 remove_folder(self.out / SCENES)
             resumed = 0
             for name, played in self._replay_here() if ray is None and not jobs else self._replay_in_pool(jobs, ray):
@@ -142,8 +133,14 @@ class Fleet:
     def _replay_here(self) -> Iterator[tuple[str, Played]]:
         """Replay all drives in this process, and yield the name of each and what became of it."""
         with ExitStack() as files:
-            viewers = open_viewers(files, self.out, self.runtime.bundle.manifest, self.settings.viewers)
-            player = Player(self.runtime, self.settings, self.watcher, viewers)
+            viewer = None
+            if self.settings.viewer:
+                from deploy.replay.foxglove_results import FoxgloveWriter
+
+                manifest = self.runtime.bundle.manifest
+                lidar = next(iter(manifest.rig.sensors.lidars), "")
+                viewer = files.enter_context(FoxgloveWriter.open(self.out / VIEWER, manifest.heads, lidar))
+            player = Player(self.runtime, self.settings, self.watcher, viewer)
             worker = Worker(player, self.source, self.drives, self.out)
             for assigned in self.assignments:
                 played = worker.play(assigned)
@@ -196,9 +193,6 @@ class Fleet:
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
                     join_frame_files([folder / file for folder in folders], self.out / file, what)
-        if self.settings.streaming is not None:
-            make_folder(self.out / FOLDER)
-            join_frame_files([folder / STREAMED for folder in folders], self.out / STREAMED, "the streamed results")
         with atomic_file(self.out / STATISTICS, "the statistics") as joined:
             for folder in folders:
                 with (folder / STATISTICS).open("rb") as part:
@@ -206,11 +200,9 @@ class Fleet:
         return totals
 
 
-def find_drives(source: Source, runtime: Runtime, settings: Settings) -> Sequence[Drive]:
+def find_drives(source: Source, runtime: Runtime) -> Sequence[Drive]:
     """The drives for a bundle. InputError as `open_drives`."""
     bundle, signals, between = runtime.bundle, runtime.sources.signals, runtime.spacing
-    if between is None and settings.streaming is not None:
-        between = 0.0
     taxonomy, topics = bundle.manifest.taxonomy, source.topics
     return open_drives(source.path, source.version, source.scenes, bundle.spec, topics, taxonomy, signals, between)
 
@@ -228,7 +220,7 @@ class Worker:
         """A worker in another process. InputError as `replay`."""
         source = replace(source, path=fetch(source.path))
         runtime = Runtime(fetch(bundle), settings.target, settings.trust, settings.evidence)
-        return Worker(Player(runtime, settings), source, find_drives(source, runtime, settings), out)
+        return Worker(Player(runtime, settings), source, find_drives(source, runtime), out)
 
     def play(self, assigned: Assignment) -> Played:
         """Replay a drive to its end, unless that was done before."""
@@ -249,7 +241,7 @@ class Worker:
                 )
             if not (discarded := differences(found["computed"], known["computed"])):
                 return Played(resumed=sum(found["totals"]["frames"].values()))
-        totals = self.player.play(self.drives[assigned.drive], part.parent, assigned.place, assigned.segment)
+        totals = self.player.play(self.drives[assigned.number], part.parent, assigned.place)
         write_atomically(part, json.dumps({**known, "totals": totals.to_json()}).encode())
         return Played(discarded=discarded)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree as xml
 
 from deploy.replay.provenance import PROVENANCE
-from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWERS
-from deploy.replay.streaming import SCORES, STREAMED
+from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWER
 from perception.errors import InputError
 from perception.io.files import make_folder, write_atomically
 from perception.tasks import TASKS
@@ -22,9 +21,9 @@ VERDICT_FILES = (VERDICT, JUNIT)
 
 def final_files() -> tuple[str, ...]:
     """The files of a finished replay; an unfinished one has none of them."""
-    common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
+    common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, VIEWER)
     scores = [name for task in TASKS.values() for name in task.metric.files]
-    return *common, *scores, STREAMED, SCORES, *_files_of_tasks()
+    return *common, *scores, *_files_of_tasks()
 
 
 def _files_of_tasks() -> list[str]:

@@ -25,31 +25,17 @@ STAGES = {
 }
 
 
-VEHICLE, THROUGHPUT = "vehicle", "throughput"  # modes of measurement
-
 # How the numbers were measured, shown beside them.
-EXPLANATIONS = {
-    VEHICLE: (
-        "each stage by the wall clock, on one thread pinned to a core, and a frame's total is the sum of its stages: "
-        "frames come at the recorded pace, none is read ahead, and nothing is written meanwhile"
-    ),
-    THROUGHPUT: (
-        "each stage by the wall clock, on its own thread, and a frame's total is the sum of its stages: meanwhile the "
-        "next frames are read and the last ones written on the same cores, so the numbers are not those of a vehicle "
-        "(`perception replay --latency`); time that a frame waits between stages is not counted"
-    ),
-}
+COUNTED = (
+    "each stage by the wall clock, on its own thread, and a frame's total is the sum of its stages: meanwhile the next "
+    "frames are read and the last ones written on the same cores; time that a frame waits between stages is not counted"
+)
 
 
 class Latency:
-    """Seconds of every stage of every frame, see EXPLANATIONS. The engine is warm, since it has run the golden frames.
+    """Seconds of every stage of every frame, see COUNTED. The engine is warm, since it has run the golden frames."""
 
-    Args:
-        mode: VEHICLE or THROUGHPUT.
-    """
-
-    def __init__(self, mode: str = THROUGHPUT) -> None:
-        self.mode = mode
+    def __init__(self) -> None:
         self._seconds = {stage: array("d") for stage in STAGES}
         self._periods = array("d")  # s, from each frame to the next one of its drive
         self._last = "", 0  # scene and us of the latest frame
@@ -91,12 +77,11 @@ class Latency:
         period = 1e3 * float(np.median(self._periods)) if self._periods else None
         return {
             "unit": "ms",
-            "mode": self.mode,
             "frames": len(self),
             "period": None if period is None else round(period, 3),
             "deadline_misses": None if period is None else int((milliseconds["total"] > period).sum()),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-            "counted": EXPLANATIONS[self.mode],
+            "counted": COUNTED,
             "includes": STAGES,
             "stages": {stage: _quantiles(values) for stage, values in milliseconds.items()},
         }

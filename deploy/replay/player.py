@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deploy.recordings import Drive
-from deploy.recordings.choice import WHOLE, FrameChoice, Segment
+from deploy.recordings.choice import FrameChoice
 from deploy.replay.faults import hide, inject, parse_faults
 from deploy.replay.report import DriveRange
-from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch, single_core
+from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch
 from deploy.replay.settings import Settings
-from deploy.replay.streaming import StreamWriter
 from deploy.replay.totals import ReplayTotals
-from deploy.replay.writers import ViewerWriter, Writers, open_writers
+from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
 from perception.datasets.views import leave_out_unseen
 from perception.frame import Frame
 from perception.scene.health.monitor import SensorHealth
 from perception.scene.scene import SceneFrame
+
+if TYPE_CHECKING:
+    from deploy.replay.foxglove_results import FoxgloveWriter
 
 
 class Watcher:
@@ -42,19 +43,17 @@ class _Taken(NamedTuple):
     frame: Frame
     seconds: float  # since the start of its drive
     reading: float  # s that reading it took
-    warming: bool  # before the segment
     written: bool  # and not only perceived for the sake of later frames
 
 
 class Player:
     """Runs drives through a runtime, one after the other.
 
-    Two threads read the next frames and write the last ones while the network runs (`deploy.replay.schedule`). To
-    measure latencies, the player first runs the drive without them (`_measure`).
+    Two threads read the next frames and write the last ones while the network runs (`deploy.replay.schedule`).
 
     Args:
         watcher: receives the progress; the player prints nothing.
-        viewers: get the frames of all drives.
+        viewer: gets the frames of all drives.
     """
 
     def __init__(
@@ -62,76 +61,53 @@ class Player:
         runtime: Runtime,
         settings: Settings | None = None,
         watcher: Watcher | None = None,
-        viewers: Sequence[ViewerWriter] = (),
+        viewer: FoxgloveWriter | None = None,
     ) -> None:
-        self.runtime, self.settings, self.viewers = runtime, settings or Settings(), viewers
+        self.runtime, self.settings, self.viewer = runtime, settings or Settings(), viewer
         self.watcher = watcher or Watcher()
         manifest = runtime.bundle.manifest
         self._faults, self._hidden = parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)
 
-    def play(self, drive: Drive, folder: Path, place: DriveRange, segment: Segment = WHOLE) -> ReplayTotals:
-        """Replay a drive or a segment from its start, and write to a folder that exists:
+    def play(self, drive: Drive, folder: Path, place: DriveRange) -> ReplayTotals:
+        """Replay a drive from its start, and write to a folder that exists:
 
         TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
         statistics.jsonl  what a verdict also needs of every frame
-        streaming/        what had come out, see `deploy.replay.streaming`
 
         There may be no frame.
         """
-        totals = ReplayTotals(self.runtime, self.settings, place, segment.suffix if segment != WHOLE else "")
-        measured = self._measure(drive, totals, segment) if self.settings.latency else None
-        clock = RealTime() if self.settings.real_time and measured is None else None
-        self.runtime.restart(segment.first_id)
+        totals = ReplayTotals(self.runtime, self.settings, place)
+        clock = RealTime() if self.settings.real_time else None
+        self.runtime.restart()
         unwritten = _Unwritten()
         with freeze_objects(), ExitStack() as files:
-            manifest = self.runtime.bundle.manifest
-            writers = open_writers(files, folder, manifest, self.viewers)
-            stream = StreamWriter.open(files, folder, manifest, self.settings)
+            writers = open_writers(files, folder, self.runtime.bundle.manifest, self.viewer)
             background = files.enter_context(BackgroundWriter())
-            for taken in files.enter_context(closing(prefetch(self._frames(drive, segment)))):
+            for taken in files.enter_context(closing(prefetch(self._frames(drive)))):
                 admitted, seen = self._step(taken, clock)
-                if measured is not None:
-                    seen = replace(seen, seconds=measured.popleft())
-                if stream is not None:
-                    background.call(stream.add, admitted.frame, seen)
-                if taken.warming:
-                    continue
-                if not taken.written:
+                if taken.written:
+                    background.call(_write, writers, totals, admitted, unwritten.join(seen))
+                    self.watcher.advance()
+                else:
                     unwritten.add(seen)
                     background.call(totals.pass_by, admitted.frame, admitted.seconds, seen)
-                    continue
-                background.call(_write, writers, totals, admitted, unwritten.join(seen))
-                if stream is not None:
-                    background.call(stream.write, admitted.frame)
-                self.watcher.advance()
         totals.counts.append(drive.counts.summary())
         if clock is not None:
             totals.behind = clock.behind
         return totals
 
-    def _measure(self, drive: Drive, totals: ReplayTotals, segment: Segment) -> deque[Mapping[str, float]]:
-        """Perceive every frame at its own time, without other threads; returns the seconds of each frame's stages."""
-        self.watcher.message(f"measuring latencies at the recorded pace: up to {drive.seconds:.0f} s")
-        self.runtime.restart()
-        clock = RealTime()
-        with single_core():
-            measured = deque(self._step(taken, clock)[1].seconds for taken in self._frames(drive, segment))
-        totals.behind = clock.behind
-        return measured
-
-    def _frames(self, drive: Drive, segment: Segment) -> Iterator[_Taken]:
-        """The selected frames of a segment and of its warm-up, with the faults."""
+    def _frames(self, drive: Drive) -> Iterator[_Taken]:
+        """The selected frames, with the faults."""
         manifest = self.runtime.bundle.manifest
-        every_frame = self.runtime.spacing is not None or self.settings.streaming is not None
         earlier = any(fault.kind.shows_earlier for fault in self._faults)
-        choice = FrameChoice(self.settings.selection, segment, every_frame, earlier)
+        choice = FrameChoice(self.settings.selection, self.runtime.spacing is not None, earlier)
         start = time.perf_counter()
         for frame in inject(drive.frames(choice), self._faults, choice.time):
             if not choice.perceived:
                 continue
             seconds = choice.time(frame.scene, frame.timestamp)
             frame = leave_out_unseen(frame, manifest.grid.build(), manifest.views)
-            yield _Taken(frame, seconds, time.perf_counter() - start, choice.warming, choice.written)
+            yield _Taken(frame, seconds, time.perf_counter() - start, choice.written)
             start = time.perf_counter()
 
     def _step(self, taken: _Taken, clock: RealTime | None) -> tuple[_Taken, SceneFrame]:

@@ -24,7 +24,6 @@ from pydantic import ValidationError
 
 from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
-from deploy.recordings.choice import WARM_UP
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
@@ -62,17 +61,10 @@ class SelectionUsed(Section):
     every: int
 
 
-class SegmentUsed(Section):
-    """Into what longer drives were cut."""
-
-    seconds: float
-    warm_up: float  # s, replayed before each segment without being counted
-
-
 class DriveUsed(Section):
-    """A scene of a dataroot, a recording, or a segment of either."""
+    """A scene of a dataroot, or a recording."""
 
-    name: str  # of the scene, or of the recorded file; with the start of a segment, as scene-0001@60s
+    name: str  # of the scene, or of the recorded file
     frames: int  # that were perceived
 
 
@@ -94,10 +86,7 @@ class ReplayProvenance(Section):
     conditions: tuple[str, ...] | None  # used instead of the drive's tags; None: the tags
     evidence: tuple[str, ...] = ("tags", "recognised")  # its sources, with what they depend on
     selection: SelectionUsed
-    segment: SegmentUsed | None = None  # None: drives were not cut
     real_time: bool
-    streaming: float | Literal["measured"] | None = None  # s, see `deploy.replay.settings.Settings`
-    latency: bool  # whether latencies were measured as on a vehicle (`perception replay --latency`)
     drives: tuple[DriveUsed, ...] = ()
     frames: int = 0  # that were perceived
     resumed_at_frame: int = 0  # number of frames before the last interruption
@@ -127,18 +116,7 @@ class ReplayProvenance(Section):
             path: of the drives.
         """
         known = self.model_dump(mode="json")
-        names = (
-            "version",
-            "scenes",
-            "topics_sha256",
-            "faults",
-            "conditions",
-            "evidence",
-            "selection",
-            "segment",
-            "latency",
-            "streaming",
-        )
+        names = ("version", "scenes", "topics_sha256", "faults", "conditions", "evidence", "selection")
         about = {"drive": str(path.resolve()), **{name: known[name] for name in names}}
         return about | {"bundle": self.bundle.manifest_sha256, "target": self.engine.target}
 
@@ -156,8 +134,7 @@ class ReplayProvenance(Section):
             "bundle": f"manifest {self.bundle.manifest_sha256[:16]}{release}",
             "compiler": self.engine.compiler,
             "drives": f"{len(self.drives)} of {self.path}, {self.frames} frames",
-            "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}{self._segments}",
-            **({} if self.streaming is None else {"streaming": self._latency}),
+            "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}",
             "faults": ", ".join(self.faults) or "none",
             "conditions": "the drive's tags" if self.conditions is None else ", ".join(self.conditions) or "none known",
             "evidence": ", ".join(self.evidence),
@@ -166,17 +143,6 @@ class ReplayProvenance(Section):
             "machine": f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.platform}",
             "finished": self.finished,
         }
-
-    @property
-    def _latency(self) -> str:
-        """Of the streaming scores."""
-        return f"{1e3 * self.streaming:g} ms" if isinstance(self.streaming, float) else f"{self.streaming} latencies"
-
-    @property
-    def _segments(self) -> str:
-        if self.segment is None:
-            return ""
-        return f", in segments of {self.segment.seconds:g} s after a warm-up of {self.segment.warm_up:g} s"
 
     def write(self, folder: Path) -> None:
         """Write replay.json. InputError if the folder cannot be written."""
@@ -285,10 +251,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
         selection=SelectionUsed(
             start=selection.start, end=None if math.isinf(selection.end) else selection.end, every=selection.every
         ),
-        segment=None if settings.segment is None else SegmentUsed(seconds=settings.segment, warm_up=WARM_UP),
         real_time=settings.real_time,
-        streaming=settings.streaming,
-        latency=settings.latency,
     )
 
 

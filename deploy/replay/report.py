@@ -201,11 +201,10 @@ class Report:
 
     Args:
         place: of the frames in the replay; the default has none and is for `join`.
-        suffix: of the names of scenes, for a segment of a drive.
     """
 
-    def __init__(self, manifest: Manifest, target: str, place: DriveRange = NO_DRIVE, suffix: str = "") -> None:
-        self.manifest, self.target, self._suffix = manifest, target, suffix
+    def __init__(self, manifest: Manifest, target: str, place: DriveRange = NO_DRIVE) -> None:
+        self.manifest, self.target = manifest, target
         self._grid = manifest.area
         self._spread = place.evenly
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
@@ -221,8 +220,8 @@ class Report:
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES."""
         number = len(self._milliseconds)
-        if not self._scenes or self._scenes[-1][1] != frame.scene + self._suffix:
-            self._scenes.append((number, frame.scene + self._suffix))
+        if not self._scenes or self._scenes[-1][1] != frame.scene:
+            self._scenes.append((number, frame.scene))
             self._start = frame.timestamp
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, frame, seen)
@@ -340,7 +339,7 @@ class Report:
         """A frame's data for the page, without boxes and pictures."""
         return {
             "token": frame.token,
-            "scene": frame.scene + self._suffix,
+            "scene": frame.scene,
             "seconds": round((frame.timestamp - self._start) * 1e-6, 2),
             "location": frame.location,
             "conditions": frame.conditions.known(),

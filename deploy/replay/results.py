@@ -21,7 +21,7 @@ from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
 STATISTICS, LATENCY, REPORT, SOURCES = "statistics.jsonl", "latency.json", "report.html", "sources.json"
-VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files for external viewers
+VIEWER = "results.mcap"  # for Foxglove and Rerun
 
 
 class FrameColumns(NamedTuple):
@@ -163,9 +163,7 @@ class ReplayResults:
             "not_finite": len(self.not_finite),
             "latency_ms": self.latency["stages"],
             **{name: str(self.folder / file) for name, file in files.items()},
-            "viewers": {
-                name: str(self.folder / file) for name, file in VIEWERS.items() if (self.folder / file).exists()
-            },
+            **({"viewer": str(self.folder / VIEWER)} if (self.folder / VIEWER).exists() else {}),
         }
 
     def only(self, tokens: Sequence[str]) -> ReplayResults:

@@ -26,9 +26,7 @@ from deploy.replay.measures import measure_whole
 from deploy.replay.player import Watcher
 from deploy.replay.results import ReplayResults
 from deploy.replay.settings import Settings, Source
-from deploy.replay.streaming import SCORES, describe_streaming, measure_streaming, require_streaming
 from deploy.replay.verdict import judge, require_comparable
-from deploy.replay.writers import require_viewers
 from deploy.runtime import Runtime
 from perception.io.section import load_section
 
@@ -69,22 +67,17 @@ def replay(
         if isinstance(gates, Path):
             gates = load_section(Gates, gates, "the gates")
         require_comparable(baseline, gates)
-        require_viewers(settings.viewers)
         runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
         manifest = runtime.bundle.manifest
         if gates is not None:
             gates.require_taxonomy(manifest.taxonomy)
-        drives = find_drives(source, runtime, settings)
-        require_streaming(settings, manifest, all(drive.tables is not None for drive in drives))
+        drives = find_drives(source, runtime)
         with _Progress(console) as progress:
             fleet = Fleet(runtime, source, drives, out, settings, progress)
             progress.expect(fleet.expected)
             results = fleet.run(jobs, ray)
         summary = results.summary(manifest.heads)
         _print(results, summary, console)
-        if settings.streaming is not None:
-            summary["streaming"] = str(out / SCORES)
-            console.print(describe_streaming(measure_streaming(out, settings)))
         tables = next((drive.tables for drive in drives if drive.tables is not None), None)
         if gates is not None and tables is not None and settings.selection.every == 1:
             measure_whole(out, gates.scores, tables)

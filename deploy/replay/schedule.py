@@ -1,22 +1,18 @@
 """When the frames of a replay are read, perceived and written.
 
 Two threads besides the network's read the next frames and write the files of the last ones. Both keep the order, so
-that a replay writes the same bytes as without them. A clock holds frames back until their time. Context managers keep
-the garbage collector and other threads from disturbing latencies.
+that a replay writes the same bytes as without them. A clock holds frames back until their time.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
-
-import cv2
 
 from perception.frame import Frame
 
@@ -100,22 +96,3 @@ def freeze_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextmanager
-def single_core() -> Iterator[None]:
-    """Pin this thread to one core, if the system supports it, and let OpenCV use no other thread.
-
-    The engine keeps its threads; those of ONNX Runtime avoid the first core by themselves.
-    """
-    threads, cores = cv2.getNumThreads(), os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
-    cv2.setNumThreads(1)
-    try:
-        if cores:
-            os.sched_setaffinity(0, {min(cores)})
-        with freeze_objects():
-            yield
-    finally:
-        if cores:
-            os.sched_setaffinity(0, cores)
-        cv2.setNumThreads(threads)

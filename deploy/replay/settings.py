@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from deploy.recordings.choice import Selection
 from deploy.trust import Trust
-from perception.errors import InputError
 from perception.frame import Conditions
-
-LONGEST_LATENCY = 10.0  # s, of streaming scores
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,8 @@ class Settings:
         conditions: used for every frame instead of the drive's tags; None: the tags.
         evidence: YAML file of the sources of evidence for the conditions; None: tags, then what is recognised.
         selection: the part of every drive that is replayed.
-        segment: s; longer drives are cut into segments (`Segment`); None: they are not.
         real_time: whether frames are replayed at the recorded pace.
-        latency: whether latencies are measured as on a vehicle: at the recorded pace, with no other work.
-        viewers: names in deploy.replay.folder.VIEWERS for which to write a file.
-        streaming: also score detections when they come out (`deploy.replay.streaming`), so many seconds after their
-            frame, or as `latency` measures; None: not.
+        viewer: whether to write results.mcap for Foxglove and Rerun.
     """
 
     target: str = "cpu"
@@ -59,25 +50,4 @@ class Settings:
     evidence: Path | None = None
     selection: Selection = field(default_factory=Selection)
     real_time: bool = False
-    latency: bool = False
-    viewers: Sequence[str] = ()
-    segment: float | None = None
-    streaming: float | Literal["measured"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.segment is not None and not 0 < self.segment < math.inf:
-            raise InputError(f"--segment {self.segment:g}: give the seconds of a segment, such as 60")
-        if self.streaming == "measured" and not self.latency:
-            raise InputError("--streaming measured: needs --latency, which measures; or give milliseconds")
-        if isinstance(self.streaming, float) and not 0 <= self.streaming <= LONGEST_LATENCY:
-            raise InputError(f"--streaming {1e3 * self.streaming:g}: give milliseconds up to {1e3 * LONGEST_LATENCY:g}")
-
-
-def parse_streaming(text: str) -> float | Literal["measured"] | None:
-    """`Settings.streaming` of the option: milliseconds or `measured`; "" for none. InputError if it is neither."""
-    if not text or text == "measured":
-        return "measured" if text else None
-    try:
-        return 1e-3 * float(text)
-    except ValueError:
-        raise InputError(f"--streaming {text}: give milliseconds, such as 200, or measured") from None
+    viewer: bool = False

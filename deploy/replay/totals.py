@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.replay.faults import Fault, HiddenClass, parse_faults
-from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
+from deploy.replay.latency import Latency
 from deploy.replay.provenance import DriveUsed, ReplayProvenance
 from deploy.replay.report import NO_DRIVE, DriveRange, Report
 from deploy.replay.results import LATENCY, REPORT, SOURCES
@@ -113,25 +113,24 @@ class ReplayTotals:
 
     Args:
         place: of the drive in the replay; the default has no frame and is for `join`.
-        suffix: of the names of scenes, for a segment of a drive.
 
     Attributes:
         counts: `Counts.summary` of each drive.
         behind: s that the replay was behind real time at most; None: it was not in real time.
     """
 
-    def __init__(self, runtime: Runtime, settings: Settings, place: DriveRange = NO_DRIVE, suffix: str = "") -> None:
-        manifest, self._suffix = runtime.bundle.manifest, suffix
-        self.report = Report(manifest, runtime.target, place, suffix)
+    def __init__(self, runtime: Runtime, settings: Settings, place: DriveRange = NO_DRIVE) -> None:
+        manifest = runtime.bundle.manifest
+        self.report = Report(manifest, runtime.target, place)
         self.faults = FaultDetections(*parse_faults(settings.faults, manifest.rig.sensors, manifest.taxonomy))
-        self.latency = Latency(VEHICLE if settings.latency else THROUGHPUT)
+        self.latency = Latency()
         self.counts: list[dict[str, Any]] = []
         self.behind: float | None = None
         self._frames = Counter[str]()  # by scene
 
     def add(self, frame: Frame, seconds: float, seen: SceneFrame) -> None:
         """Add the next frame, so many seconds after the start of its drive, and what was perceived in it."""
-        self._frames[frame.scene + self._suffix] += 1
+        self._frames[frame.scene] += 1
         self.report.add(frame, seen)
         self.faults.add(frame, seconds, seen.health, seen.doubts)
         self.latency.add(frame, seen.seconds)  # last, since it counts the completely written frames

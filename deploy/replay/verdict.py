@@ -21,7 +21,6 @@ from deploy.replay.gates import (
     Score,
     default_gates,
 )
-from deploy.replay.latency import VEHICLE
 from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Outcome, Verdict
 from deploy.replay.provenance import ReplayProvenance
@@ -245,8 +244,6 @@ class _Judge:
 
     def _latency(self, gate: LatencyLimit) -> Case:
         measured, name = self.finished.latency, f"latency {gate.stage} {gate.quantile}"
-        if measured.get("mode") != VEHICLE:
-            return _unmeasured_case(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
         if (frames := measured["frames"]) < LEAST_FRAMES:
             few = Unmeasured(f"{frames} frames are too few, {LEAST_FRAMES} are needed")
             return _unmeasured_case(name, gate.metric, gate.at_most, few)

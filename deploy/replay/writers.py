@@ -8,21 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from deploy.manifest import Manifest
-from deploy.replay.results import STATISTICS, VIEWERS
-from perception.errors import InputError
+from deploy.replay.results import STATISTICS
 from perception.frame import Frame, Prediction
 from perception.io.files import atomic_file, jsonable
 from perception.scene.scene import SceneFrame
 from perception.tasks.task import FrameWriter, Task
 
 _ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows
+
+if TYPE_CHECKING:
+    from deploy.replay.foxglove_results import FoxgloveWriter
 
 
 class StatisticsWriter:
@@ -80,41 +82,27 @@ def sensors_hash(frame: Frame) -> bytes:
     return digest.digest()
 
 
-class ViewerWriter(Protocol):
-    """Writes the file of a viewer."""
-
-    def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Write the next frame, with what was perceived in it."""
-
-
-def require_viewers(names: Sequence[str]) -> None:
-    """Raise InputError if one of the names is not in VIEWERS."""
-    for name in names:
-        if name not in VIEWERS:
-            raise InputError(f"{name}: no file is written for this viewer; choose from {', '.join(VIEWERS)}")
-
-
 class Writers(NamedTuple):
     """All writers of a replay."""
 
     tasks: Mapping[str, FrameWriter]  # of the tasks' own files
     statistics: StatisticsWriter
-    viewers: Sequence[ViewerWriter]
+    viewer: FoxgloveWriter | None
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Write the next frame to all files."""
         for name, writer in self.tasks.items():
             writer.add(frame, seen.prediction.results[name], seen.states.get(name))
-        for viewer in self.viewers:
-            viewer.add(frame, seen)
+        if self.viewer is not None:
+            self.viewer.add(frame, seen)
         self.statistics.add(frame, seen.prediction)
 
 
-def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewers: Sequence[ViewerWriter]) -> Writers:
+def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewer: FoxgloveWriter | None = None) -> Writers:
     """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed.
 
     Args:
-        viewers: of the whole replay.
+        viewer: of the whole replay.
 
     Raises:
         InputError: the folder cannot be written.
@@ -124,24 +112,5 @@ def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewers: Seque
     return Writers(
         {name: files.enter_context(writer) for name, writer in own.items() if writer is not None},
         StatisticsWriter(files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks),
-        viewers,
+        viewer,
     )
-
-
-def open_viewers(files: ExitStack, out: Path, manifest: Manifest, names: Sequence[str]) -> Sequence[ViewerWriter]:
-    """Open the writers for these viewers, names in VIEWERS, as `open_writers` does.
-
-    Raises:
-        InputError: a viewer's package is not installed, or the folder cannot be written.
-    """
-    return [files.enter_context(_viewer(name, out / VIEWERS[name], manifest)) for name in names]
-
-
-def _viewer(name: str, path: Path, manifest: Manifest) -> AbstractContextManager[ViewerWriter]:
-    if name == "rerun":
-        from deploy.replay.rerun_results import RerunWriter
-
-        return RerunWriter.open(path, manifest.heads)
-    from deploy.replay.foxglove_results import FoxgloveWriter
-
-    return FoxgloveWriter.open(path, manifest.heads, next(iter(manifest.rig.sensors.lidars), ""))

@@ -82,7 +82,6 @@ class Scene:
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
-        self._first_id = 1
         self._before: Frame | None = None  # the latest frame of the drive, without data
         self._was_placed = True  # else it has the pose of an earlier one
         self._findings: Findings = {}  # of admission, of the latest frame
@@ -172,14 +171,9 @@ class Scene:
         objects = Boxes.joined(Boxes.none(), *followed)
         return {name: memory.explain(frame, states[name], objects) for name, memory in memories.items()}
 
-    def restart(self, first_id: int = 1) -> None:
-        """Reset the state at the next frame, even if it is of the same drive.
-
-        Args:
-            first_id: where ids of tracks and obstacles begin.
-        """
+    def restart(self) -> None:
+        """Reset the state at the next frame, even if it is of the same drive."""
         self._drive = self._before = None
-        self._first_id = first_id
 
     def _begin(self, drive: str) -> None:
         self._drive = drive
@@ -188,8 +182,6 @@ class Scene:
         self._evidence = ()
         memories = {name: task.memory() for name, task in self._tasks.items()}
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}
-        for memory in self._memories.values():
-            memory.number_from(self._first_id)
 
     def _has_data(self, frame: Frame) -> bool:
         """Whether the frame has data of any of the sensors."""

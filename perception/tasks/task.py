@@ -241,9 +241,6 @@ class Memory(ABC, Generic[Result]):
             result: None for a frame without data of any sensor, which says nothing about what is there.
         """
 
-    def number_from(self, first: int) -> None:
-        """Give the objects of the drive ids from the first one on; called before the first `update`."""
-
     def explain(self, frame: Frame, state: Any, objects: Boxes) -> Any:
         """The state with what follows from the objects of all tasks. It is called once after each `update`.
 

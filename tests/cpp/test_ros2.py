@@ -15,9 +15,8 @@ import pytest
 import yaml
 from exported import bundle
 from once import once
-from perceived import STAMP, boxes_of, frame_at, manifest_of, rigid
+from perceived import STAMP, boxes_of, frame_at, manifest_of, read, rigid, xyz, xyzw
 from repository import ROOT
-from ros_idl import read, xyz, xyzw
 from ros_structs import write_structs
 from scipy.spatial.transform import Rotation
 from vocabulary import NUSCENES

@@ -191,9 +191,8 @@ def test_a_drive_without_selected_frames_is_empty(drives: Path, tmp_path: Path) 
 
 def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path) -> None:
     for options, reason in (
-        ({"latency": True}, "--jobs and --latency"),
         ({"real_time": True}, "--jobs and --real-time"),
-        ({"viewers": ["foxglove"]}, "--jobs and --viewer"),
+        ({"viewer": True}, "--jobs and --viewer"),
     ):
         with one_line_error(reason):
             replayed(drives, tmp_path, 2, **options)

@@ -139,16 +139,8 @@ def replayed(recording: Path, out: Path, topics: Path | None = None, network: Pa
     return out
 
 
-def network(folder: Path, bus: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Variables for two processes that find each other on this machine alone."""
-    if bus == "dds":
-        interface = '<Interfaces><NetworkInterface name="lo"/></Interfaces><AllowMulticast>false</AllowMulticast>'
-        peers = (
-            '<Discovery><ParticipantIndex>auto</ParticipantIndex><Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
-        )
-        uri = f"<CycloneDDS><Domain><General>{interface}</General>{peers}</Domain></CycloneDDS>"
-        both = {"CYCLONEDDS_URI": uri, "ROS_DOMAIN_ID": str(free_port() % 100)}
-        return both, both
+def network(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Variables for two processes that find each other by zenoh on this machine alone."""
     port, common = free_port(), 'mode: "peer", scouting: {multicast: {enabled: false}}'
     (folder / "here.json5").write_text(f'{{{common}, listen: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')
     (folder / "there.json5").write_text(f'{{{common}, connect: {{endpoints: ["tcp/127.0.0.1:{port}"]}}}}')

@@ -7,7 +7,9 @@ import numpy as np
 from exported import bundle
 from occupied import SMALL
 
+from deploy.live.messages.messages import Message
 from deploy.manifest import Manifest
+from deploy.recordings.ros_types import TYPES
 from perception.frame import Boxes, Frame
 from perception.tasks import TASKS
 
@@ -43,3 +45,18 @@ def boxes_of(*rows: Sequence[float]) -> Boxes:
     r = np.array(rows, np.float64).reshape(-1, 11)
     none = np.full(len(r), -1)
     return Boxes.from_yaws(r[:, 1:4], r[:, 4:7], r[:, 7], r[:, 8:10], r[:, 0].astype(int), none, r[:, 10])
+
+
+def read(message: Message) -> Any:
+    """The message by its bytes, which are those of what was read."""
+    content: Any = TYPES.deserialize_cdr(message.data, message.type_name)
+    assert bytes(TYPES.serialize_cdr(content, message.type_name)) == message.data
+    return content
+
+
+def xyz(v: Any) -> list[float]:
+    return [v.x, v.y, v.z]
+
+
+def xyzw(q: Any) -> list[float]:
+    return [*xyz(q), q.w]

@@ -36,9 +36,6 @@ class TrackMemory(Memory[Boxes]):
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._tracker = Tracker(taxonomy)
 
-    def number_from(self, first: int) -> None:
-        self._tracker.next_id = first
-
     def update(self, frame: Frame, result: Boxes | None) -> Tracks:
         found = Boxes.none() if result is None else result
         return self._tracker.update(found.transformed(frame.global_from_reference), frame.timestamp)

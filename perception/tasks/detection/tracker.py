@@ -108,7 +108,7 @@ class Tracker:
         self._motions = Motions(taxonomy)
         self._tracks = np.zeros(0, _TRACK)
         self._time = 0  # us, of the latest frame
-        self.next_id = 1
+        self._next_id = 1
 
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
         """The tracks after one more frame.
@@ -143,8 +143,8 @@ class Tracker:
         # What is left begins tracks.
         tracks = drop_doubles(tracks, now)
         born = _start_tracks(boxes.select(new), tracks, now, self._motions)
-        born["id"] = np.arange(self.next_id, self.next_id + len(born))
-        self.next_id += len(born)
+        born["id"] = np.arange(self._next_id, self._next_id + len(born))
+        self._next_id += len(born)
         self._tracks = _select_best(np.concatenate([tracks, born]), now)
         self._time = now
         return _output(self._tracks, now)

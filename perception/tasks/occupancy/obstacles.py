@@ -143,7 +143,7 @@ class ObstacleTracker:
 
     def __init__(self) -> None:
         self._obstacles = np.zeros(0, _OBSTACLE)
-        self.next_id = 1
+        self._next_id = 1
 
     def update(self, clusters: Boxes, objects: Boxes) -> Obstacles:
         """The obstacles after one more frame.
@@ -161,8 +161,8 @@ class ObstacleTracker:
         new = np.ones(len(clusters), bool)
         new[columns] = False
         born = _update_obstacles(np.zeros(int(new.sum()), _OBSTACLE), clusters.select(new))
-        born["id"] = np.arange(self.next_id, self.next_id + len(born))
-        self.next_id += len(born)
+        born["id"] = np.arange(self._next_id, self._next_id + len(born))
+        self._next_id += len(born)
         self._obstacles = np.concatenate([old[old["misses"] < MISSES], born])
         known = self._obstacles[self._obstacles["hits"] >= HITS]
         return _output(known[~is_covered(known["center"], objects, MARGIN)])

@@ -71,9 +71,6 @@ class ExplainedOccupancy(FusedOccupancy):
         super().__init__(grid, len(classes), moving, solid, body_levels(grid, config.body))
         self._taxonomy, self._tracker, self._doubts = taxonomy, ObstacleTracker(), Doubts(taxonomy.class_names)
 
-    def number_from(self, first: int) -> None:
-        self._tracker.next_id = first
-
     def explain(self, frame: Frame, state: OccupancyResult, objects: Boxes) -> OccupiedSpace:
         found, pose = obstacle_clusters(state, state.grid), frame.global_from_reference
         clusters = cluster_boxes(found.centers, found.sizes, found.probabilities).transformed(pose)

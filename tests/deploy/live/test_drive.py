@@ -23,13 +23,13 @@ from exported import bundle, remembering
 from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
-from deploy.live.buses import BUSES
 from deploy.live.intake import Intake
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
-from deploy.live.source import Playback, republish
+from deploy.live.source import Playback
 from deploy.live.state import Reason, Status
+from deploy.live.zenoh import Zenoh, republish
 from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
@@ -56,20 +56,17 @@ def test_a_recording_at_its_own_pace_gives_the_bytes_of_its_replay(tmp_path: Pat
 
 
 @pytest.mark.slow("a driving process")
-@pytest.mark.parametrize("bus", BUSES)
-def test_a_process_that_listens_gives_the_bytes_of_a_replay(
-    tmp_path: Path, bus: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_listens_gives_the_bytes_of_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording, options = recorded(tmp_path, log(3.0)), []
     for name, content in (("topics", f"wait: {PATIENT}"), ("policy", f"lateness: {PATIENT}")):
         (tmp_path / f"{name}.yaml").write_text(f"{content}\n")
         options += [f"--{name}", str(tmp_path / f"{name}.yaml")]
-    here, there = network(tmp_path, bus)
-    driver = driving_process(bus, tmp_path / "live", here, *options)
+    here, there = network(tmp_path)
+    driver = driving_process(tmp_path / "live", here, *options)
     for name, value in there.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("deploy.live.source._DISCOVERY", 60.0)  # s; a loaded machine takes long to start a process
-    republish(Playback(recording), BUSES[bus]())
+    monkeypatch.setattr("deploy.live.zenoh._DISCOVERY", 60.0)  # s; a loaded machine takes long to start a process
+    republish(Playback(recording), Zenoh())
     driver.send_signal(signal.SIGTERM)
     said, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, errors
@@ -80,16 +77,16 @@ def test_a_process_that_listens_gives_the_bytes_of_a_replay(
 
 @pytest.mark.slow("a driving process, and a publisher that is killed")
 def test_a_publisher_that_is_killed_and_another_one_that_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recording, (here, there) = recorded(tmp_path, log(4.0)), network(tmp_path, "zenoh")
+    recording, (here, there) = recorded(tmp_path, log(4.0)), network(tmp_path)
     for name, value in there.items():
         monkeypatch.setenv(name, value)
-    driver = driving_process("zenoh", tmp_path / "live", here)
+    driver = driving_process(tmp_path / "live", here)
     publisher = subprocess.Popen([sys.executable, "-c", PUBLISH, recording])
     said = until(driver, "OK", "DEGRADED")
     publisher.kill()
     publisher.wait()
     said += until(driver, "no frame for")
-    republish(Playback(recording), BUSES["zenoh"]())
+    republish(Playback(recording), Zenoh())
     driver.send_signal(signal.SIGTERM)
     more, errors = driver.communicate(timeout=30)
     assert driver.returncode == 0, (errors, said)
@@ -112,14 +109,14 @@ def until(driver: "subprocess.Popen[str]", *words: str) -> list[str]:
 PUBLISH = """
 import sys
 from pathlib import Path
-from deploy.live.source import Playback, republish
-from deploy.live.zenoh import ZenohBus
-republish(Playback(Path(sys.argv[1])), ZenohBus())
+from deploy.live.source import Playback
+from deploy.live.zenoh import Zenoh, republish
+republish(Playback(Path(sys.argv[1])), Zenoh())
 """
 
 
-def driving_process(bus: str, out: Path, variables: dict[str, str], *options: str) -> "subprocess.Popen[str]":
-    arguments = ["-m", "deploy.cli", "drive", str(bundle().path), "--from", bus, "--out", str(out), *options]
+def driving_process(out: Path, variables: dict[str, str], *options: str) -> "subprocess.Popen[str]":
+    arguments = ["-m", "deploy.cli", "drive", str(bundle().path), "--from", "zenoh", "--out", str(out), *options]
     environment, pipe = os.environ | variables, subprocess.PIPE
     return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -481,9 +478,8 @@ def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--from", "nowhere"], "--from nowhere: neither zenoh, dds nor a recording (.mcap, .db3, rosbag2)"),
+        (["--from", "nowhere"], "--from nowhere: neither zenoh nor a recording (.mcap, .db3, rosbag2)"),
         (["--from", "zenoh", "--rate", "2"], "--rate: what comes over zenoh has its own pace"),
-        (["--from", "dds", "--rate", "0.5"], "--rate: what comes over dds has its own pace"),
         (["--from", "{recording}", "--budget", "soon"], "--budget soon: give milliseconds, such as 100ms"),
         (["--from", "{recording}", "--topics", "{other}"], "none of the sensors' topics /velodyne"),
         (["--from", "{recording}", "--topics", "{odd}"], "/keyframe: has messages of type std_msgs/msg/String"),

@@ -41,7 +41,6 @@ from deploy.recordings import ros
 from deploy.recordings.mcap import McapRecording
 from deploy.recordings.messages import RawMessage, RecordingInfo
 from deploy.replay.foxglove_results import FoxgloveWriter
-from deploy.replay.writers import open_viewers
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -371,8 +370,7 @@ def test_a_vehicle_without_lidar_is_shown(steps: list[Any], tmp_path: Path) -> N
     view = View(0, cameras)
     view.add(frame.without_points(), seen)
     view.close()
-    with ExitStack() as files:
-        (writer,) = open_viewers(files, tmp_path, cameras, ["foxglove"])
+    with FoxgloveWriter.open(tmp_path / "results.mcap", cameras.heads, "") as writer:
         writer.add(frame.without_points(), seen)
     with (tmp_path / "results.mcap").open("rb") as file:
         topics = {channel.topic for _, channel, _ in make_reader(file).iter_messages()}

@@ -223,7 +223,7 @@ def test_box_edges_end_at_the_cameras_plane() -> None:
     )
 
 
-# ---- files for viewers, by the official readers: all lies where submission and scene have it
+# ---- the file for viewers, by the official reader: all lies where submission and scene have it
 
 SCENE = "scene-0001"
 Steps = list[tuple[Frame, SceneFrame]]
@@ -246,12 +246,11 @@ def steps(tables: NuScenesTables) -> Steps:
     return [(frame, runtime.step(frame)) for frame in frames]
 
 
-def viewed(root: Path, out: Path, *scenes: str, viewers: tuple[str, ...] = ("foxglove",), faults: Any = ()) -> Path:
-    """The folder of a replay with files for viewers."""
+def viewed(root: Path, out: Path, *scenes: str, faults: Any = ()) -> Path:
+    """The folder of a replay with a file for viewers."""
     source = Source(root, "v1.0-sim", [*scenes])
-    summary = replay(source, bundle().path, out, Settings(viewers=viewers, faults=faults), console=QUIET)
-    names = {"foxglove": "results.mcap", "rerun": "results.rrd"}
-    assert summary["viewers"] == {viewer: str(out / names[viewer]) for viewer in viewers}
+    summary = replay(source, bundle().path, out, Settings(viewer=True, faults=faults), console=QUIET)
+    assert summary["viewer"] == str(out / "results.mcap")
     return out
 
 
@@ -425,28 +424,3 @@ def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(steps: Ste
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     with pytest.raises(InputError, match=r"cannot write the recording .*; choose another folder"):
         FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks, "LIDAR_TOP").__enter__()
-    with pytest.raises(InputError, match="rviz: no file is written for this viewer; choose from foxglove, rerun"):
-        viewed(tmp_path, tmp_path / "out", viewers=("rviz",))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow("replays with a viewer")
-def test_boxes_points_and_words_are_those_of_the_replay(sim_root: Path, steps: Steps, tmp_path: Path) -> None:
-    """As Rerun itself reads them."""
-    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
-    from pages import column
-
-    recording = viewed(sim_root, tmp_path, SCENE, viewers=("rerun",)) / "results.rrd"
-    for i, (frame, seen) in enumerate(steps[:3]):
-        detections, tracks = seen.prediction.results["detection"], seen.states["detection"]
-        confirmed = tracks.boxes.select(tracks.confirmed)
-        for entity, boxes in (("world/vehicle/detections", detections), ("world/tracks", confirmed)):
-            shown = boxes.select(boxes.scores >= 0.1)
-            centers = column(recording, entity, "centers")[i]
-            np.testing.assert_allclose(np.reshape(centers, (-1, 3)), shown.centers, rtol=1e-6, atol=1e-3)
-            half = np.reshape(column(recording, entity, "half sizes")[i], (-1, 3))
-            np.testing.assert_allclose(2 * half, shown.sizes[:, [1, 0, 2]], rtol=1e-5)
-        points = column(recording, "world/vehicle/points", "positions")[i]
-        np.testing.assert_array_equal(np.reshape(points, (-1, 3)).astype(np.float32), frame.points[:, :3])
-    said = json.dumps(column(recording, "conditions", "text")[0])
-    assert "weather: clear (clear since 0.0 s by tags: 1 of 1 frames)" in said

@@ -17,7 +17,7 @@ from tiny import token, write_scenes, write_tiny
 
 from deploy.log import write_log
 from deploy.recordings import Drive, open_drives
-from deploy.recordings.choice import FrameChoice, Segment, Selection
+from deploy.recordings.choice import FrameChoice, Selection
 from deploy.recordings.drives import DatasetDrive
 from deploy.replay.player import Player
 from deploy.replay.report import DriveRange
@@ -181,40 +181,11 @@ def test_frames_that_are_selected_decide_what_is_written(
     assert chosen == [1, 2, 3, 4, 5]  # the first is a frame between, from which on there is a state
 
 
-def test_measured_latencies_change_nothing(drives: Path, tmp_path: Path) -> None:
-    """The drive is replayed twice, each time from a state of zeros; the deadline is the period of all frames."""
-    selected: dict[str, Any] = {"scenes": ["scene-0001"], "selection": Selection(end=1.0)}
-    for name in (False, True):
-        replayed(drives, tmp_path / str(name), latency=name, **selected)
-    assert_same(tmp_path / "True", tmp_path / "False")
-    latency = json.loads((tmp_path / "True" / "latency.json").read_text())
-    assert (latency["frames"], latency["period"]) == (2, 1000 * PERIOD)
-
-
 @pytest.mark.slow("two processes open the bundle")
-def test_processes_replay_segments_of_it(drives: Path, whole: Path, tmp_path: Path) -> None:
-    """With the bytes of one process. Every frame is in one segment, which begins with its warm-up without a state."""
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert replayed(drives, alone, segment=1.0)["frames"] == SCENES * KEYFRAMES
-    settings = Settings(faults=FAULTS, segment=1.0)
-    replay(Source(drives, VERSION), remembering().path, shared, settings, console=QUIET, jobs=2)
-    assert_same(shared, alone)
-    assert timeless(shared) == timeless(alone)
-    assert results(alone) == results(whole)  # the warm-up of 10 s begins where the drive does
-
-
-def test_a_segment_begins_with_its_warm_up_without_a_state(drives: Path, runtime: Runtime, tmp_path: Path) -> None:
-    """As a drive that begins there; with a warm-up of no length with its first frame."""
-    part, late = tmp_path / "part", tmp_path / "late"
-    for out, segment, settings in (
-        (part, Segment(1, 1.0, np.inf, 0.5), Settings()),
-        (late, Segment(0, 0.0, np.inf), Settings(selection=Selection(start=0.5))),
-    ):
-        out.mkdir()
-        Player(runtime, settings).play(open_scene(drives, runtime), out, DriveRange(0, 4, 4), segment)
-    found, expected = results(part), results(late)
-    assert [*found] == [token("sample", i) for i in (2, 3, 4)]
-    assert found == {each: expected[each] for each in found}
+def test_processes_give_the_bytes_of_one(drives: Path, whole: Path, tmp_path: Path) -> None:
+    replay(Source(drives, VERSION), remembering().path, tmp_path, Settings(faults=FAULTS), console=QUIET, jobs=2)
+    assert_same(tmp_path, whole)
+    assert timeless(tmp_path) == timeless(whole)
 
 
 class Changed:

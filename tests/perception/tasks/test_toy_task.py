@@ -4,7 +4,6 @@ import base64
 import copy
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,8 +67,7 @@ def way(_toy: object, tmp_path_factory: pytest.TempPathFactory, sim_root: Path) 
     (folder / "toy.yaml").write_text(yaml.safe_dump(given | {"name": "toy", "modules": modules, "train": train}))
     command("train", folder / "toy.yaml", "--data", sim_root, "--split", "all", "--out", run)
     bundles = bundles_of(run, folder, ("fp32", "int8"), Drives(sim_root, "v1.0-sim"), [[], ["rain"]])
-    viewers = "foxglove,rerun" if find_spec("rerun") else "foxglove"
-    command("replay", sim_root, "--bundle", bundles["fp32"].path, "--out", folder / "replay", "--viewer", viewers)
+    command("replay", sim_root, "--bundle", bundles["fp32"].path, "--out", folder / "replay", "--viewer")
     tables, bundle = NuScenesTables(sim_root, "v1.0-sim"), bundles["fp32"]
     runtime = Runtime(bundle.path)
     frames = [tables.frame(token, Reads("ego", bundle.spec.sweeps)) for token in tables.samples()]
@@ -113,7 +111,7 @@ def test_it_is_remembered_and_stored(way: Way) -> None:
     np.testing.assert_array_equal(Toy.unpack(Toy.pack(seen)), seen)
 
 
-def test_its_layer_is_in_the_report_and_in_the_viewers_files(way: Way) -> None:
+def test_its_layer_is_in_the_report_and_in_the_viewers_file(way: Way) -> None:
     data = page_data(way.replayed / "report.html")
     assert [layer["name"] for layer in data["layers"]] == [
         "detections", "tracks", "annotations", "map", "occupied", "heights", "blocks"
@@ -195,26 +193,6 @@ def test_its_points_and_voxels_are_on_the_page(way: Way, tmp_path: Path) -> None
         "all": [1, 1, 2, cameras], "without": [0, 1, 2, 0], "none": [0, 0, 2, 0],
         "order": ["raster", "raster", "voxels", "points", "points"],  # the first points are by height
     }  # fmt: skip
-
-
-def test_its_layers_are_in_reruns_file(way: Way) -> None:
-    from pages import column, tables_of
-
-    recording = way.replayed / "results.rrd"
-    assert sum(table.num_rows for table in tables_of(recording, "occupied")) == len(way.steps)
-    read = {
-        "heights": [column(recording, "world/vehicle/heights", part) for part in ("positions", "point colours")],
-        "blocks": [column(recording, "world/vehicle/blocks", part) for part in ("centers", "box colours")],
-    }
-    halves = column(recording, "world/vehicle/blocks", "half sizes")
-    for i, (frame, step) in enumerate(zip(way.frames, way.steps, strict=True)):
-        expected = points_and_voxels(frame, step, way.grid)
-        for name, (places, colours) in expected.items():
-            shown, packed = (np.array(part[i]) for part in read[name])  # a colour is one number, red first
-            np.testing.assert_array_equal(shown.reshape(-1, 3).astype(np.float32), places.astype(np.float32))
-            np.testing.assert_array_equal(packed[:, None] >> [24, 16, 8] & 255, colours)
-        sizes = 2 * np.array(halves[i]).reshape(-1, 3)
-        np.testing.assert_allclose(sizes, np.full((len(expected["blocks"][0]), 3), way.grid.cell), rtol=1e-6)
 
 
 def test_a_gate_on_its_score_passes_and_fails(way: Way) -> None:
