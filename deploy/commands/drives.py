@@ -224,7 +224,7 @@ def replay(
     evidence: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file of the sources of evidence for the conditions: tags, sun, geofences, signals, recognised."
+            help="YAML file of the sources of evidence for the conditions: tags, geofences, signals, recognised."
         ),
     ] = None,
     start: Annotated[

@@ -14,7 +14,7 @@ from perception.rig import Sensors
 from perception.scene.admission import POSES, Findings, admit
 from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.scene.sources import Sources, default_sources
+from perception.scene.sources import Sources, load_sources
 from perception.sensors.state import Limits, Moment, reset_reason
 from perception.tasks.task import Evidence, Task
 
@@ -77,7 +77,7 @@ class Scene:
         limits: Limits | None = None,
     ) -> None:
         self._sensors, self._tasks, self._vocabulary = sensors, tasks, vocabulary
-        self._sources, self._limits = sources or default_sources(vocabulary), limits
+        self._sources, self._limits = sources or load_sources(None, vocabulary), limits
         self._kinds = {value: kind for kind, values in vocabulary.items() for value in values}
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None

@@ -1,8 +1,6 @@
-"""Drives whose conditions change: belief and route follow tags, pictures, or time, position and wipers alone."""
+"""Drives whose conditions change: belief and route follow tags, pictures, or position and the vehicle's signals."""
 
 import json
-from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +23,6 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.computation.weight_delta import LowRank
-from perception.scene.sources import elevation
 from perception.simulate.simulate import simulate
 from perception.training.adapt import add_task
 
@@ -120,46 +117,46 @@ def test_the_route_follows_the_tags_unless_the_vehicle_is_told_others(changing: 
     assert spans(report, "tags", "weather") == TAGGED["weather"]
 
 
-# ---- a recording of time, position and wipers alone: across a border, a sunset and a shower
+# ---- a recording of positions and signals alone: across a border, into the dark and into a shower
 
 LATITUDE, BORDER = 48.1, 11.6
-SUNSET_AT, BORDER_AT, FRAMES = 4.75, 8.25, 24  # s, s, at 2 Hz
+DARK_AT, BORDER_AT, FRAMES = 4.75, 8.25, 24  # s, s, at 2 Hz
 WIPED_AT = 8.05  # s; from 4 to 6.5 s the wipers flap
 EVIDENCE = """
 sources:
   - {source: tags}
-  - {source: sun, bands: [{value: day, above: -0.8333}, {value: night}]}
   - {source: geofences, file: areas.geojson}
   - source: signals
     signals:
+      lux: {topic: /vehicle/light, timeout: 0.5}
       wipers: {topic: /vehicle/wipers, timeout: 0.5}
     rules:
-      - {when: wipers < 1, says: {clear: 0.98}, hold: 1}
+      - {when: lux >= 400, says: {day: 1.0}}
+      - {when: lux <= 399, says: {night: 1.0}}
+      - {when: wipers == 0, says: {clear: 0.98}, hold: 1}
       - {when: wipers >= 1, says: {rain: 0.98}, hold: 1}
   - {source: recognised}
 """
 
 
-@cache
-def begin() -> int:
-    """So many us since 1970 that the sun sets after SUNSET_AT."""
-    noon = round(datetime(2026, 3, 20, 11, 20, tzinfo=timezone.utc).timestamp()) * 1_000_000
-    moments = noon + np.arange(0, 43_200_000_000, 10_000)
-    return int(moments[np.argmax(elevation(moments, LATITUDE, BORDER) < -0.8333)]) - round(SUNSET_AT * 1e6)
+BEGIN = 1_774_000_000_000_000  # us
 
 
-def wipers() -> list[Sent]:
-    """At 10 Hz: off, flapping, off, and on from WIPED_AT."""
+def signals() -> list[Sent]:
+    """At 10 Hz: light until DARK_AT; wipers that are off, flapping, off, and on from WIPED_AT."""
     sent = []
     for i, at in enumerate(0.1 * np.arange(5 * FRAMES)):
         on = (4 <= at < 6.5 and i % 2 == 0) or at > WIPED_AT
-        sent.append(message("/vehicle/wipers", begin() + round(1e6 * at), make("std_msgs/msg/UInt8", data=2 * int(on))))
+        light = make("std_msgs/msg/Float32", data=5000.0 if at < DARK_AT else 2.5)
+        now = BEGIN + round(1e6 * at)
+        sent.append(message("/vehicle/light", now, light))
+        sent.append(message("/vehicle/wipers", now, make("std_msgs/msg/UInt8", data=2 * int(on))))
     return sent
 
 
 def keyframe(number: int, **more: str) -> list[Sent]:
     """A pose and a keyframe without tags."""
-    stamp = begin() + 500_000 * number
+    stamp = BEGIN + 500_000 * number
     pose = np.array([10.0 * number, 0, 0, 1, 0, 0, 0])
     moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(stamp, "map", "base_link", pose)])
     known = json.dumps({"stamp": stamp, "token": f"frame-{number}", "scene": "drive", "sweeps": [], **more})
@@ -170,24 +167,23 @@ def log(fixes: int = FRAMES) -> list[Sent]:
     """Keyframes, and 0.1 s after the first of them fixes."""
     sent = []
     for i in range(FRAMES):
-        # The sun of the border's meridian: 0.001 degrees are a quarter of a second.
-        place = fix(begin() + 500_000 * i + 100_000, LATITUDE, BORDER + 1e-5 * (0.5 * i - BORDER_AT))
+        place = fix(BEGIN + 500_000 * i + 100_000, LATITUDE, BORDER + 1e-5 * (0.5 * i - BORDER_AT))
         sent += [*keyframe(i), *([place] if i < fixes else [])]
     return sent
 
 
-def test_belief_and_route_follow_time_position_and_wipers(changing: Changing, tmp_path: Path) -> None:
+def test_belief_and_route_follow_position_and_signals(changing: Changing, tmp_path: Path) -> None:
     """Within 2 s, but not when the wipers flap; and the report says why."""
     west, east = polygon(box(11, 48, BORDER, 49)), polygon(box(BORDER, 48, 12, 49))
     write_map(tmp_path, feature(west, city="boston"), feature(east, city="singapore"))
     evidence, out = tmp_path / "evidence.yaml", tmp_path / "out"
     evidence.write_text(EVIDENCE)
-    recording = write_raw_mcap(tmp_path / "drive.mcap", sorted(log() + wipers(), key=lambda each: each.time))
+    recording = write_raw_mcap(tmp_path / "drive.mcap", sorted(log() + signals(), key=lambda each: each.time))
     succeeds("replay", recording, "--bundle", changing.bundle, "--evidence", evidence, "--out", out, "--json")
     page = page_data(out / "report.html")
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in page["lanes"]}
     for kind, values, at, source, module in (
-        ("light", ["day", "night"], SUNSET_AT, "sun", "dark"),
+        ("light", ["day", "night"], DARK_AT, "signals", "dark"),
         ("city", ["boston", "singapore"], BORDER_AT, "geofences", "left"),
         ("weather", ["", "clear", "rain"], WIPED_AT + 1, "signals", "wet_road"),  # the rule wants wipers for a second
     ):
@@ -202,12 +198,12 @@ def test_belief_and_route_follow_time_position_and_wipers(changing: Changing, tm
         assert [(span["value"], span["from"]) for span in route] == [("0", 0), ("1", believed[-1]["from"])]
         assert f" by {source}: " in route[1]["why"]
     used = json.loads((out / "replay.json").read_text())["evidence"]
-    assert used[:2] == ["tags", "sun (light: day -0.8333, night -90)"]
-    assert used[2].startswith("geofences (areas.geojson ")
-    assert used[3].startswith("signals (wipers < 1; wipers >= 1 ")
+    assert used[0] == "tags"
+    assert used[1].startswith("geofences (areas.geojson ")
+    assert used[2].startswith("signals (lux >= 400; lux <= 399; wipers == 0; wipers >= 1 ")
     assert page["bundle"]["evidence"] == ", ".join(used)
     counts = json.loads((out / "sources.json").read_text())[0]
-    assert (counts["messages"]["/gps"], counts["messages"]["/vehicle/wipers"]) == (FRAMES, len(wipers()))
+    assert (counts["messages"]["/gps"], counts["messages"]["/vehicle/wipers"]) == (FRAMES, 5 * FRAMES)
     assert not {"corrupt", "late", "duplicated"} & counts.keys()
 
 
@@ -217,7 +213,7 @@ def test_a_frame_has_the_position_of_a_fix_within_two_seconds_or_on_a_map_of_nus
     assert frames[0].position == pytest.approx((LATITUDE, BORDER - 1e-5 * BORDER_AT))
     assert frames[2].position != frames[1].position
     assert "corrupt" not in counts.summary()
-    stamp, nan, nowhere = begin(), float("nan"), "a position that is not on earth"
+    stamp, nan, nowhere = BEGIN, float("nan"), "a position that is not on earth"
     for given, reasons in (
         (fix(stamp, nan, nan, status=-1), {}),  # the receiver has none
         (edit(fix(stamp, 1, 2), stamp=stamp - 3_000_000), {}),

@@ -136,7 +136,11 @@ PART = {"start": 0.0, "end": 4.0, "every": 2}
         ({"conditions": ()}, {}, "with conditions none known, this replay with the drive's tags"),
         ({"selection": PART}, {}, "with selection 0 s to 4 s, every 2, this replay with 0 s to the end, every 1"),
         ({"topics_sha256": "ab"}, {}, "with topics ab, this replay with none"),
-        ({"evidence": ("tags", "sun")}, {}, "was replayed with evidence tags, sun, this replay with tags, recognised"),
+        (
+            {"evidence": ("tags", "geofences")},
+            {},
+            "was replayed with evidence tags, geofences, this replay with tags, recognised",
+        ),
         ({"t3": {"sensors": "b"}}, {}, "frame t3 has another sweep or picture than in this replay"),
         ({"t3": {"sensors": "b"}, "frames": range(FRAMES - 1)}, {}, "frame t3 has another sweep or picture"),
         ({"t3": {"tasks": annotated([])}}, {}, "frame t3 has another annotation than in this replay"),

@@ -4,9 +4,8 @@ import itertools
 import math
 import pickle
 import random
-from collections.abc import Sequence
+import re
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from vocabulary import CONDITIONS, sensors
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import Conditions, Frame
+from perception.frame import Conditions, Frame, Reading
 from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, evidence_of_tags
 from perception.scene.scene import Scene
-from perception.scene.sources import BANDS, Band, Daylight, Sources, default_sources, elevation, load_sources
+from perception.scene.sources import Sources, load_sources
 from perception.tasks.task import Evidence
 
 KINDS = list(CONDITIONS)
@@ -87,7 +86,7 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
     moments = times(data.draw(st.lists(st.integers(1_000, 5_000_000), min_size=count - 1, max_size=count - 1)))
     said = [data.draw(st.none() | evidence(kind)) for _ in moments]
     wrong, belief = data.draw(st.sampled_from([None, 0.001, 0.02, 0.3])), ConditionBelief(CONDITIONS)
-    origins = None if wrong is None else {kind: Origin("sun", wrong)}
+    origins = None if wrong is None else {kind: Origin("tags", wrong)}
     for moment, each in zip(moments, said, strict=True):
         belief.update(moment, [] if each is None else [{kind: each}], origins)
     observed = [(1e-6 * (moment - moments[0]), each) for moment, each in zip(moments, said, strict=True)]
@@ -157,7 +156,7 @@ def test_belief_stays_a_distribution_and_small_and_hears_nothing_of_the_past(dat
 
 
 def test_what_is_not_observed_is_held_and_then_unknown() -> None:
-    """Nor does evidence that finds all values alike, such as of the sun in twilight, keep a belief."""
+    """Nor does evidence that finds all values alike keep a belief."""
     belief = ConditionBelief(CONDITIONS)
     belief.update(0, [tags(weather="rain", light="day", city="boston")])
     for second in range(1, 300):
@@ -200,56 +199,13 @@ def test_what_is_no_distribution_is_refused(wrong: list[float]) -> None:
 
 
 MUNICH = (48.1374, 11.5755)
-NOON = round(datetime(2026, 3, 20, 11, 20, tzinfo=timezone.utc).timestamp()) * 1_000_000
-HOUR = 3_600_000_000
+NOW = 1_774_000_000_000_000  # us
 DAY, NIGHT, EVEN = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 
 
-def frame_at(timestamp: int, position: tuple[float, float] | None = MUNICH) -> Frame:
-    return Frame("", timestamp, "ego", np.eye(4), np.eye(4), None, {}, scene="drive", position=position)
-
-
-def light(values: Sequence[str], timestamp: int, bands: Sequence[Band] = BANDS) -> dict[str, float] | None:
-    found = Daylight("light", values, bands).evidence(frame_at(timestamp))
-    return dict(zip(values, found["light"], strict=True)) if found else None
-
-
-def when_at(limit: float, rising: bool) -> int:
-    """When the sun is at this elevation in Munich on that day, us."""
-    moments = NOON + np.arange(0, 12 * HOUR, 10_000_000) * (-1 if rising else 1)
-    return int(moments[np.argmax(elevation(moments, *MUNICH) < limit)])
-
-
-@pytest.mark.parametrize("rising", [True, False])
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (("day", "night"), [("day",), ("day", "night"), ("night",)]),
-        (("night", "tunnel", "day"), [("day",), ("day", "night"), ("night",)]),
-        (("day", "dusk", "night"), [("day",), ("dusk",), ("night",)]),
-        (("day", "dusk", "dawn", "night"), [("day",), ("dusk", "dawn"), ("night",)]),
-        (("dusk", "night"), [("dusk",), ("dusk",), ("night",)]),
-        (("night",), [("night",), ("night",), ("night",)]),
-    ],
-)
-def test_light_by_civil_twilight(values: tuple[str, ...], expected: list[tuple[str, ...]], rising: bool) -> None:
-    for above, likely in zip((-0.8, -3.0, -6.1), expected, strict=True):
-        if "dawn" in likely:
-            likely = ("dawn",) if rising else ("dusk",)
-        found = light(values, when_at(above, rising))
-        assert found == {value: (value in likely) / len(likely) for value in values}
-
-
-def test_bands_of_another_vocabulary_and_a_sun_that_is_not_known() -> None:
-    """Such as that of MAN TruckScenes: morning, noon, evening, night."""
-    bands = (Band(value="noon", above=20), Band(value="evening", above=-6, rising="morning"), Band(value="night"))
-    values = ("morning", "noon", "evening", "night")
-    expected = ((30, True, "noon"), (5, True, "morning"), (5, False, "evening"), (-7, True, "night"))
-    for limit, rising, name in expected:
-        assert light(values, when_at(limit, rising), bands) == {value: float(value == name) for value in values}
-    assert light(values, when_at(-7, False), bands[:2]) is None
-    daylight = Daylight("light", ("day", "night"))  # not without a position or UTC
-    assert daylight.evidence(frame_at(NOON, None)) == daylight.evidence(frame_at(12 * HOUR)) == {}
+def frame_at(position: tuple[float, float] | None = MUNICH, **signals: float) -> Frame:
+    readings = {name: [Reading(NOW, value)] for name, value in signals.items()}
+    return Frame("", NOW, "ego", np.eye(4), np.eye(4), None, {}, scene="drive", position=position, signals=readings)
 
 
 def loaded(folder: Path, text: str) -> Sources:
@@ -261,26 +217,30 @@ def loaded(folder: Path, text: str) -> Sources:
 @pytest.fixture
 def all_sources(tmp_path: Path) -> Sources:
     write_map(tmp_path, feature(polygon(box(11, 48, 12, 49)), city="boston"))
-    first = "{source: tags}, {source: sun, error_rate: 0.01}"
-    return loaded(tmp_path, f"{first}, {{source: geofences, file: areas.geojson}}, {{source: recognised}}")
+    rules = "{when: lamps == 0, says: {day: 1.0}}, {when: lamps == 1, says: {day: 0.5, night: 0.5}}"
+    lamps = f"{{source: signals, signals: {{lamps: {{timeout: 1}}}}, rules: [{rules}], error_rate: 0.01}}"
+    rest = "{source: geofences, file: areas.geojson}, {source: recognised, error_rate: 0.1}"
+    return loaded(tmp_path, f"{{source: tags}}, {lamps}, {rest}")
 
 
 def test_the_first_source_with_evidence_counts(all_sources: Sources) -> None:
     recognised: list[Evidence] = [{"light": NIGHT, "weather": [0.1, 0.9, 0.0]}, {"light": DAY}]
-    observations, origins = all_sources.observe(frame_at(NOON), recognised)
+    by_pictures, by_day = Origin("recognised", 0.1), frame_at(lamps=0)
+    observations, origins = all_sources.observe(by_day, recognised)
     assert observations == [{"light": DAY}, {"city": [1.0, 0.0]}, {"weather": [0.1, 0.9, 0.0]}]
-    assert origins == {"light": Origin("sun", 0.01), "city": Origin("geofences"), "weather": Origin("recognised")}
-    tagged = replace(frame_at(NOON), conditions=Conditions(light="night", city="singapore"))
+    assert origins == {"light": Origin("signals", 0.01), "city": Origin("geofences"), "weather": by_pictures}
+    tagged = replace(by_day, conditions=Conditions(light="night", city="singapore"))
     observations, origins = all_sources.observe(tagged, recognised)
     assert observations == [{"light": NIGHT}, {"city": [0.0, 1.0]}, {"weather": [0.1, 0.9, 0.0]}]
     assert origins["light"] == origins["city"] == Origin("tags")
-    observations, origins = all_sources.observe(frame_at(NOON, None), recognised)
+    all_sources.begin()
+    observations, origins = all_sources.observe(frame_at(None), recognised)
     assert observations == [{"light": NIGHT}, {"light": DAY}, {"weather": [0.1, 0.9, 0.0]}]
-    assert origins["light"] == Origin("recognised")
+    assert origins["light"] == by_pictures
     # One that cannot decide leaves it to the next.
-    twilight = frame_at(when_at(-3, rising=False))
-    for recognised, light, source in (([NIGHT], NIGHT, "recognised"), ([EVEN], EVEN, "sun"), ([], EVEN, "sun")):
-        observations, origins = all_sources.observe(twilight, [{"light": each} for each in recognised])
+    for recognised, light, source in (([NIGHT], NIGHT, "recognised"), ([EVEN], EVEN, "signals"), ([], EVEN, "signals")):
+        all_sources.begin()
+        observations, origins = all_sources.observe(frame_at(lamps=1), [{"light": each} for each in recognised])
         assert observations[0] == {"light": light}
         assert origins["light"].source == source
 
@@ -291,9 +251,6 @@ def test_the_first_source_with_evidence_counts(all_sources: Sources) -> None:
         ("{source: moon}", "sources.0: .*'moon'"),
         ("", "sources: "),
         ("{source: tags, error_rate: 0.5}", "sources.0.tags.error_rate: .*less than 0.5"),
-        ("{source: sun, kind: season}", "sources.0: season is no kind of condition; there are"),
-        ("{source: sun, kind: city}", "sources.0: city is .*the sun's bands name none of these"),
-        ("{source: sun, bands: [{value: night}, {value: day, above: 0}]}", "bands: name the bands from the highest"),
         ("{source: geofences, file: none.json}", "sources.0: .*none.json: cannot read"),
     ],
 )
@@ -303,24 +260,24 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path, text: str, message: s
 
 
 def test_what_a_replay_depends_on_is_told(tmp_path: Path, all_sources: Sources) -> None:
-    assert default_sources(CONDITIONS).about == ("tags", "recognised")
-    assert all_sources.about[:2] == ("tags", "sun (wrong in 0.01)")
-    assert all_sources.about[2].startswith("geofences (areas.geojson ")
+    assert load_sources(None, CONDITIONS).about == ("tags", "recognised")
+    tags, lamps, areas, recognised = all_sources.about
+    assert (tags, recognised) == ("tags", "recognised (wrong in 0.1)")
+    assert re.fullmatch(r"signals \(lamps == 0; lamps == 1 [0-9a-f]{16}, wrong in 0.01\)", lamps)
+    assert re.fullmatch(r"geofences \(areas.geojson [0-9a-f]{16}\)", areas)
     write_map(tmp_path, feature(polygon(box(11, 48, 12, 50)), city="boston"))
-    again = load_sources(tmp_path / "evidence.yaml", CONDITIONS)
-    assert again.about[2] != all_sources.about[2]
-    bands = "{source: sun, bands: [{value: day, above: 1}, {value: night}]}"
-    assert loaded(tmp_path, bands).about == ("sun (light: day 1, night -90)",)
+    again = load_sources(tmp_path / "evidence.yaml", CONDITIONS).about
+    assert [old == new for old, new in zip(all_sources.about, again, strict=True)] == [True, True, False, True]
 
 
 @pytest.mark.parametrize(("scene", "city"), [("scene-0103", "boston"), ("scene-0916", "singapore")])
-def test_real_keyframes_by_time_and_position(nuscenes_root: Path, scene: str, city: str) -> None:
-    """Without a position the city is told by the name of the map, and the light is not."""
+def test_real_keyframes_by_position(nuscenes_root: Path, scene: str, city: str) -> None:
+    """Without a position the city is told by the name of the map."""
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     frames = [tables.frame(token, Reads(lidar=False, cameras=False)) for token in tables.samples(selectors=[scene])]
     untagged = [replace(frame, conditions=Conditions()) for frame in frames]
     nowhere = [replace(frame, position=None) for frame in untagged]
-    for given_frames, light in ((untagged, "day"), (nowhere, None)):
+    for given_frames in (untagged, nowhere):
         found = load_sources(ROOT / "configs" / "evidence" / "nuscenes.yaml", CONDITIONS)
         drive = Scene(sensors(), {}, CONDITIONS, {}, found)
-        assert {drive.observe(frame) for frame in given_frames} == {Conditions(light=light, city=city)}
+        assert {drive.observe(frame) for frame in given_frames} == {Conditions(city=city)}

@@ -1,8 +1,7 @@
-"""What time and place tell: the elevation of the sun, by almanacs, and areas of the map, by their edges."""
+"""What a place tells: areas of the map, by their edges."""
 
 import json
 import pickle
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +14,6 @@ from maps import box, feature, polygon, write_map
 
 from perception.errors import InputError
 from perception.scene.geofence import load_geofences
-from perception.scene.sources import elevation
-
-OSLO, QUITO, SYDNEY, REYKJAVIK = (59.9139, 10.7522), (-0.1807, -78.4678), (-33.8688, 151.2093), (64.1466, -21.9426)
-
-
-def utc(text: str) -> int:
-    return round(datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp() * 1e6)
-
-
-@pytest.mark.parametrize(
-    ("place", "time", "published", "within"),
-    [
-        # The U.S. Naval Observatory's Astronomical Applications API 4.0.1, service celnav: computed altitudes (hc).
-        (OSLO, "2025-06-21T10:00", 51.00185, 0.01),
-        (OSLO, "2025-12-21T11:00", 6.58999, 0.01),
-        (QUITO, "2025-03-20T17:00", 84.69836, 0.01),
-        (QUITO, "2025-06-21T17:00", 66.07338, 0.01),
-        (SYDNEY, "2025-12-21T02:00", 79.46084, 0.01),
-        (SYDNEY, "2025-06-21T01:00", 31.11522, 0.01),
-        (REYKJAVIK, "2025-09-22T13:00", 25.82978, 0.01),
-        (REYKJAVIK, "2025-06-21T13:00", 48.99850, 0.01),
-        ((90, 0), "2025-12-21T15:03", -23.43824, 0.01),  # at the pole it is the declination
-        # Reda and Andreas, Solar Energy 76, 2004, table A5.1: refraction of 0.016 degrees; Meeus, example 25.a.
-        ((39.742476, -105.1786), "2003-10-17T19:30:30", 90 - 50.11162 - 0.016, 0.01),
-        ((90, 0), "1992-10-13T00:00", -7.78507, 0.001),
-    ],
-)
-def test_published_altitudes(place: tuple[float, float], time: str, published: float, within: float) -> None:
-    assert elevation(utc(time), *place) == pytest.approx(published, abs=within)
-
-
-def almanac(timestamp: int, latitude: float, longitude: float) -> float:
-    """The Astronomical Almanac, page C5, "Low-precision formulas for the Sun": 0.01 degrees from 1950 to 2050."""
-    n = timestamp / 86_400e6 - 10957.5
-    g = np.radians(357.528 + 0.9856003 * n)
-    longitude_of_sun = np.radians(280.460 + 0.9856474 * n + 1.915 * np.sin(g) + 0.020 * np.sin(2 * g))
-    obliquity = np.radians(23.439 - 0.0000004 * n)
-    x, y = np.cos(longitude_of_sun), np.cos(obliquity) * np.sin(longitude_of_sun)
-    sun = np.array([x, y, np.sin(obliquity) * np.sin(longitude_of_sun)])
-    turned = np.radians(15 * (18.697374558 + 24.06570982441908 * n) + longitude)
-    phi = np.radians(latitude)
-    zenith = np.array([np.cos(phi) * np.cos(turned), np.cos(phi) * np.sin(turned), np.sin(phi)])
-    return float(np.degrees(np.arctan2(zenith @ sun, np.linalg.norm(np.cross(zenith, sun)))))
-
-
-@given(
-    st.integers(-631_152_000, 2_524_608_000).map(lambda seconds: seconds * 1_000_000),  # 1950 to 2050
-    st.floats(-90, 90),
-    st.floats(-180, 180),
-)
-def test_another_published_formula_says_the_same(timestamp: int, latitude: float, longitude: float) -> None:
-    assert elevation(timestamp, latitude, longitude) == pytest.approx(almanac(timestamp, latitude, longitude), abs=0.03)
-
 
 AREAS = {"city": ("munich", "suva"), "road": ("urban", "highway")}
 SQUARE = polygon(box(11, 48, 12, 49))

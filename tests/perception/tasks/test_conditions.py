@@ -37,7 +37,7 @@ from perception.model import PerceptionModel
 from perception.modules.routing.fixed import make_fixed_routes
 from perception.predict import TorchPredictor
 from perception.scene.belief import ConditionBelief
-from perception.scene.sources import default_sources
+from perception.scene.sources import load_sources
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.conditions import fitting
 from perception.tasks.conditions.fitting import SHRINKAGE, Moments, Pictures, fit, fit_temperature, folds_of_drives
@@ -266,7 +266,7 @@ def test_without_pictures_or_with_black_ones_it_is_unknown(model: PerceptionMode
     frame = replace(seen[1], conditions=Conditions())
     black = {name: replace(each, image=np.zeros_like(each.image)) for name, each in frame.cameras.items()}
     random = np.random.default_rng(0).integers(0, 256, frame.cameras["CAM_FRONT"].image.shape, np.uint8)
-    belief, sources = ConditionBelief(CONDITIONS), default_sources(CONDITIONS)
+    belief, sources = ConditionBelief(CONDITIONS), load_sources(None, CONDITIONS)
     for cameras in ({}, black, {name: replace(each, image=random) for name, each in frame.cameras.items()}):
         found = recognised(model, replace(frame, cameras=cameras))
         assert found == UNKNOWN
