@@ -1,76 +1,117 @@
-"""Benchmarks: `bench.py NAME [OPTIONS] [--json]`. Each alternates between its variants and reports medians.
+"""Benchmarks: `bench.py NAME [--quick] [--json]`. Each alternates between its variants and prints medians.
 
-python tools/bench.py ceiling --data ../shared/data/nuscenes --json
-python tools/bench.py modular --help
+--quick takes few frames, rounds and steps: its figures mean nothing, it shows that the benchmark works. Without NAME,
+`bench.py --quick` runs all of them so, goes on after a failure and ends with what failed (`make bench-quick`).
 """
 
 from __future__ import annotations
 
-import functools
+import argparse
 import importlib
 import json
 import os
+import shutil
+import subprocess
 import sys
-from typing import Any
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-import typer
+from benchmark import DEMO, KEYFRAMES, KITTI_WEIGHTS, PANDASET, QUICK
+from figures import QUOTED, fill
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` command
 
-# Name -> file and function, whose parameters are the options.
-SUBJECTS = {
-    "ceiling": "bench_ceiling:ceiling",
-    "cpp": "bench_cpp:cpp",
-    "depth": "bench_training:depth",
-    "drive": "bench_drive:drive",
-    "evaluator": "bench_evaluator:evaluator",
-    "flakes": "bench_snow:flakes",
-    "fleet": "bench_replay:fleet",
-    "labels": "bench_labels:labels",
-    "loader": "bench_loader:loader",
-    "memory": "bench_memory:memory",
-    "mmdet3d": "bench_mmdet3d:mmdet3d",
-    "modular": "bench_networks:modular",
-    "pandaset": "bench_pandaset:pandaset",
-    "pillars": "bench_networks:pillars",
-    "points": "bench_points:points",
-    "precision": "bench_precision:precision",
-    "recogniser": "bench_recogniser:recogniser",
-    "remembering": "bench_networks:remembering",
-    "replay": "bench_replay:replay",
-    "simulated": "bench_simulated:simulated",
-    "snow": "bench_snow:snow",
-    "tables": "bench_tables:tables",
-    "tasks": "bench_networks:tasks",
-    "time": "bench_time:time",
-    "tracking": "bench_tracking:tracking",
-    "train": "bench_training:train",
+MMDET3D = Path(".venv-mmdet3d/bin/python")
+LIBRARY = Path(os.environ.get("TESSERA_LIBRARY", "runs/cpp/release/libtessera.so"))
+BUNDLE, CHECKPOINTS, DRIVES, CHANGING = (DEMO / name for name in ("bundle", "run", "drives", "changing"))
+MADE_BY = {MMDET3D: "make install-mmdet3d", LIBRARY: "make cpp"}
+RECORDED = (KEYFRAMES, PANDASET, KITTI_WEIGHTS)
+
+
+class Benchmark(NamedTuple):
+    file: str  # the function has the benchmark's name
+    needs: tuple[Path, ...] = ()
+
+
+BENCHMARKS = {
+    "ceiling": Benchmark("bench_ceiling", (KEYFRAMES,)),
+    "cpp": Benchmark("bench_cpp", (LIBRARY, BUNDLE, CHANGING)),
+    "drive": Benchmark("bench_drive", (BUNDLE,)),
+    "evaluator": Benchmark("bench_evaluator"),
+    "fleet": Benchmark("bench_replay", (BUNDLE,)),
+    "labels": Benchmark("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
+    "loader": Benchmark("bench_loader", (MMDET3D, KEYFRAMES)),
+    "mmdet3d": Benchmark("bench_mmdet3d", (MMDET3D, KEYFRAMES)),
+    "modular": Benchmark("bench_networks"),
+    "pandaset": Benchmark("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
+    "pillars": Benchmark("bench_networks"),
+    "precision": Benchmark("bench_precision", (CHECKPOINTS, DRIVES)),
+    "replay": Benchmark("bench_replay", (BUNDLE,)),
+    "tables": Benchmark("bench_tables"),
+    "tasks": Benchmark("bench_networks"),
+    "time": Benchmark("bench_time", (PANDASET, KITTI_WEIGHTS)),
+    "train": Benchmark("bench_train", (DRIVES, PANDASET, KITTI_WEIGHTS)),
 }
 
 
-def command(name: str, as_json: bool) -> typer.Typer:
-    """The command of a benchmark, whose options are the parameters of its function; it prints the result."""
+def missing(name: str) -> str:
+    """What a benchmark lacks here, or nothing."""
+    return ", ".join(
+        f"{path} is not there ({MADE_BY.get(path, 'recorded data' if path in RECORDED else 'make demo')})"
+        for path in BENCHMARKS[name].needs
+        if not path.exists()
+    )
+
+
+def all_quick() -> int:
+    """Exit code 1 if a benchmark ended otherwise than with its figures; what cannot run here is only named."""
+    shutil.rmtree(QUICK, ignore_errors=True)
+    lacking, failed = {name: missing(name) for name in BENCHMARKS}, []
+    for name, benchmark in BENCHMARKS.items():
+        if lacking[name]:
+            continue
+        start = time.perf_counter()
+        python = MMDET3D if MMDET3D in benchmark.needs else sys.executable
+        done = subprocess.run(
+            [python, __file__, name, "--quick", "--json"], stdout=subprocess.PIPE, text=True, check=False
+        )
+        wrong = [f"exit code {done.returncode}"] if done.returncode else list(lost_figures(name, done.stdout))
+        failed += [f"{name}: {each}" for each in wrong]
+        print(f"{time.perf_counter() - start:6.1f} s  {name}{': FAILED' if wrong else ''}", flush=True)
+    print(*(f"not run: {name}: {text}" for name, text in lacking.items() if text), sep="\n")
+    print(*(f"FAILED: {each}" for each in failed), sep="\n")
+    return int(bool(failed))
+
+
+def lost_figures(name: str, printed: str) -> Iterator[str]:
+    """What README quotes of a benchmark and it does not print."""
+    record = {name: {"figures": json.loads(printed.splitlines()[-1])}}
+    for text in QUOTED.values():
+        if f"{{{name}." in text:
+            try:
+                fill(text, record)
+            except (KeyError, TypeError) as error:
+                yield f"README quotes a figure that it does not print: {error}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        return all_quick() if arguments.quick else parser.error("give a NAME, or --quick for all")
+    if text := missing(arguments.name):
+        parser.error(text)
     # The others are not imported, because processes that a benchmark starts import this file again.
-    file, _, function = SUBJECTS[name].partition(":")
-    measure = getattr(importlib.import_module(file), function)
-
-    @functools.wraps(measure)
-    def printed(**options: Any) -> None:
-        result = measure(**options)
-        print(json.dumps(result) if as_json else "\n".join(f"{key}: {value}" for key, value in result.items()))
-
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(epilog="--json prints one JSON object.")(printed)
-    return app
-
-
-def main() -> None:
-    name, *arguments = [argument for argument in sys.argv[1:] if argument != "--json"] or ["--help"]
-    if name not in SUBJECTS:
-        print(f"{__doc__}\nNAME: {', '.join(SUBJECTS)}")
-        sys.exit(0 if name == "--help" else 2)
-    command(name, "--json" in sys.argv)(arguments, prog_name=f"bench.py {name}")
+    module = importlib.import_module(BENCHMARKS[arguments.name].file)
+    result = getattr(module, arguments.name)(arguments.quick)
+    print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,12 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark import Rounds
+from benchmark import DEMO, measure_times, medians
 from recorded_engine import add_recorded_plan, count_allocations, golden_runs
 
 from deploy.bundle import Bundle
@@ -28,23 +28,23 @@ BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", 
 OUTSIDE_ENGINE = ("preprocess", "postprocess")
 
 
-def cpp(
-    bundle: Path = Path("runs/demo/bundle"), drives: Path = Path("runs/demo/changing"), rounds: Rounds = 20
-) -> dict[str, Any]:
-    """Whether all results of the drive are identical, and what steps without the network take, median of rounds.
+def cpp(quick: bool) -> dict[str, Any]:
+    """Whether all results of the drive are identical, and what steps without the network take.
 
     A step without the network is preprocessing, steering and postprocessing of a frame in memory; both runtimes step
     frame by frame in turn. Allocations are the most of a frame once all were seen twice, with an engine of recorded
     outputs. Pillars are 300,000 points on a grid of 128 x 128 cells, one core.
     """
-    native = _native()
-    python, frames = Runtime(bundle, checks=False), list(_frames(bundle, drives))
+    native, bundle = _native(), DEMO / "bundle"
+    python = Runtime(bundle, checks=False)
+    drive = open_source(DEMO / "changing", None, python.bundle.spec.rig)
+    frames = [drive.frame(token, python.bundle.spec.reads) for token in drive.samples()[: 3 if quick else None]]
     seconds: dict[str, list[float]] = {"python": [], "cpp": []}
     steps: list[float] = []
     given: list[tuple[Frame, tuple[str, ...]]] = []
     identical = True
     with native.Runtime(bundle) as runtime:
-        for _ in range(max(1, rounds // 4)):
+        for _ in range(1 if quick else 5):
             python.restart()
             runtime.restart()
             for frame in frames:
@@ -57,15 +57,15 @@ def cpp(
                 identical &= _equal(arrays, scene.prediction.results)
                 seconds["python"].append(sum(scene.seconds[stage] for stage in OUTSIDE_ENGINE))
                 seconds["cpp"].append(sum(runtime.seconds()[stage] for stage in OUTSIDE_ENGINE))
-    medians = {name: float(np.median(each)) for name, each in seconds.items()}
+    middle = {name: float(np.median(each)) for name, each in seconds.items()}
     return {
         "identical": identical,
         "frames": len(frames),
-        **{f"{name}_without_network_ms": 1000 * each for name, each in medians.items()},
-        "step_without_network_ratio": medians["cpp"] / medians["python"],
+        **{f"{name}_without_network_ms": 1000 * each for name, each in middle.items()},
+        "step_without_network_ratio": middle["cpp"] / middle["python"],
         "p99_over_p50": float(np.percentile(steps, 99) / np.median(steps)),
         "allocations_per_frame": _allocations(bundle, given[: len(frames)]),
-        **_pillars(native, rounds),
+        **_pillars(native, 1 if quick else 20),
     }
 
 
@@ -86,40 +86,26 @@ def _equal(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> bool
 
 
 def _native() -> Any:
-    library = ROOT / "runs" / "cpp" / "release" / "libtessera.so"
-    if "TESSERA_LIBRARY" not in os.environ and not library.exists():
-        sys.exit(f"{library}: is not there; build it with `make cpp`")
-    os.environ.setdefault("TESSERA_LIBRARY", str(library))
+    os.environ.setdefault("TESSERA_LIBRARY", str(ROOT / "runs" / "cpp" / "release" / "libtessera.so"))
     sys.path.insert(0, str(ROOT / "deploy" / "cpp" / "python"))
     import tessera_runtime
 
     return tessera_runtime
 
 
-def _frames(bundle: Path, drives: Path) -> Iterator[Frame]:
-    spec = Runtime(bundle, checks=False).bundle.spec
-    opened = open_source(drives, None, spec.rig)
-    for token in opened.samples():
-        yield opened.frame(token, spec.reads)
-
-
-def _pillars(native: Any, rounds: int) -> dict[str, float]:
-    """Milliseconds of both, in turn, and whether their pillars are equal."""
+def _pillars(native: Any, rounds: int) -> dict[str, Any]:
+    """Milliseconds of both, and whether their pillars are equal."""
     rng, grid = np.random.default_rng(0), BevGrid()
-    points = np.concatenate(
-        [rng.normal(0, [20, 20, 1], (POINTS, 3)), rng.uniform(0, 255, (POINTS, 1)), np.zeros((POINTS, 1))], axis=1
-    ).astype(np.float32)
-    sides = {"python": group, "cpp": native.group}
-    made = {name: _empty() for name in sides}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run(points, grid, *made[name])
-            times[name].append(time.perf_counter() - start)
+    places, intensities = rng.normal(0, [20, 20, 1], (POINTS, 3)), rng.uniform(0, 255, (POINTS, 1))
+    points = np.concatenate([places, intensities, np.zeros((POINTS, 1))], axis=1).astype(np.float32)
+    made = {name: _empty() for name in ("python", "cpp")}
+    sides = {
+        "python": lambda _: group(points, grid, *made["python"]),
+        "cpp": lambda _: native.group(points, grid, *made["cpp"]),
+    }
+    median = medians(measure_times(sides, rounds, discarded=0))
     equal = all(np.array_equal(*pair) for pair in zip(*made.values(), strict=True))
-    medians = {name: 1000 * float(np.median(each)) for name, each in times.items()}
-    return {"pillars_equal": equal, "pillars_ms": medians["cpp"], "pillars_python_ms": medians["python"]}
+    return {"pillars_equal": equal, "pillars_ms": 1000 * median["cpp"], "pillars_python_ms": 1000 * median["python"]}
 
 
 def _empty() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

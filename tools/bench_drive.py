@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
-from typing import Annotated, Any
+from typing import Any
 
-import cv2
 import numpy as np
-import typer
-from benchmark import DRIVES, QUIET, Bundle, drives
+from benchmark import DEMO, QUIET, drives
 
 from deploy.live import process
 from deploy.live.intake import Intake
@@ -29,16 +26,15 @@ from deploy.live.policy import Policy
 from deploy.live.source import Damage, Playback, Receive
 from deploy.live.zenoh import Zenoh, republish
 from deploy.log import write_log
-from deploy.recordings.drives import open_recording
-from deploy.recordings.messages import RawMessage, RecordingInfo
+from deploy.recordings.messages import RawMessage
 from deploy.recordings.topics import load_topics
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 
+BUNDLE = DEMO / "bundle"
 FILES = ("tracks.json", "results.json", "statistics.jsonl")
 PAUSE = 500_000  # us between two rounds through the drive
-SAMPLE = 5.0  # s between two looks at the memory
 PATIENT = 5.0  # s for which frames wait where bytes are compared
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
 
@@ -52,7 +48,7 @@ class Rounds(Playback):
 
     def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         self._messages = list(self._recording.read(topics, damage))
-        self._length = _length(self.info)
+        self._length = self.info.duration + PAUSE
         super().start(topics, receive, damage)
 
     def _play(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
@@ -69,11 +65,6 @@ class Rounds(Playback):
             self._end.set()
 
 
-def _length(info: RecordingInfo) -> int:
-    """us from a round through the drive to the next one."""
-    return info.duration + PAUSE
-
-
 def _shifted(raw: RawMessage, later: int) -> bytes:
     """The bytes of a message with a header, or a transform, stamped so many us later."""
     offset = 8 if raw.type_name == TRANSFORMS else 4
@@ -85,66 +76,46 @@ def _shifted(raw: RawMessage, later: int) -> bytes:
 
 
 class Times(Output):
-    """How long each frame took, in ms, and when it was recorded, in us."""
+    """How long each frame took, in ms."""
 
     name = "times"
 
     def __init__(self) -> None:
         self.ms: list[float] = []
-        self.stamps: list[int] = []
 
     def log(self, line: dict[str, Any]) -> None:
         if line["outcome"] == "perceived":
             self.ms.append(line["ms"])
-            self.stamps.append(int(re.findall(r"@(\d+)", line["token"])[0]))
-
-    def relative(self, length: int) -> np.ndarray:
-        """Times divided by the median time of the same frame in all rounds of so many us."""
-        ms, places = np.array(self.ms), np.array(self.stamps, np.int64) % length
-        medians = {place: np.median(ms[places == place]) for place in set(places.tolist())}
-        return np.array([each / medians[place] for each, place in zip(ms, places.tolist(), strict=True)])
 
 
-def drive(
-    bundle: Bundle = Path("runs/demo/bundle"),
-    data: Path = DRIVES,
-    scene: Annotated[str, typer.Option(help="Default: the first one.")] = "",
-    minutes: Annotated[float, typer.Option(help="Of the endless drive.")] = 30.0,
-    mitigations: Annotated[float, typer.Option(help="Minutes with and without each; 0: none.")] = 1.0,
-    threads: Annotated[int, typer.Option(help="Of the network, but for mitigations; 0: one for each core.")] = 0,
-) -> dict[str, Any]:
-    """A drive of the demo, live: first once, beside its replay; then in a loop for minutes.
+def drive(quick: bool) -> dict[str, Any]:
+    """The first simulated drive by the demo's bundle, live: once beside its replay, then in a loop for half an hour.
 
-    `identical` says whether all results have the replay's bytes. `p50_ms`, `p95_ms` and `p99_ms` are from the
-    message that completes a frame to its tracks, in the loop; another process sends the messages over zenoh.
-    `p99_over_median_of_frame`: each time divided by the median of the same frame in all rounds, since frames of a drive
-    differ in how much there is to compute. `memory_growth` is the
-    resident memory in the last third of the loop divided by that in its second third. `without` has p50 and p99 without
-    each mitigation, and with the process's usual ones.
+    `identical` says whether all results have the replay's bytes. `p50_ms`, `p95_ms` and `p99_ms` are from the message
+    that completes a frame to its tracks, in the loop, with one thread of the network; another process sends the
+    messages over zenoh. `memory_growth` is the resident memory in the last third of the loop divided by that in its
+    second third.
     """
+    tables = drives(quick)
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder) / "drive.mcap"
-        write_log(data, scene or drives(data).scenes()[0], recording)
-        identical, outcomes = _compare(bundle, recording, Path(folder), threads)
-        looped = _loop(bundle, recording, 60 * minutes, threads=threads)
-        changes = _CHANGES if mitigations else {}
-        changed = {name: _loop(bundle, recording, 60 * mitigations, *each) for name, each in changes.items()}
-    counted = [outcomes, looped["frames"]]
+        write_log(tables.dataroot, tables.scenes()[0], recording)
+        identical, outcomes = _compare(recording, Path(folder))
+        looped = _loop(recording, 10 if quick else 1800)
     return {
         "identical": identical,
-        "frames_without_outcome": sum(each["announced"] - sum(_outcomes(each)) for each in counted),
+        "frames_without_outcome": sum(_without_outcome(each) for each in (outcomes, looped["frames"])),
         **looped,
-        "without": {name: {key: each[key] for key in ("p50_ms", "p99_ms")} for name, each in changed.items()},
     }
 
 
-def _outcomes(frames: Mapping[str, int]) -> Iterator[int]:
-    return (count for outcome, count in frames.items() if outcome != "announced")
+def _without_outcome(frames: Mapping[str, int]) -> int:
+    return 2 * frames["announced"] - sum(frames.values())
 
 
-def _compare(bundle: Path, recording: Path, folder: Path, threads: int) -> tuple[bool, dict[str, int]]:
+def _compare(recording: Path, folder: Path) -> tuple[bool, dict[str, int]]:
     """Whether the drive has the replay's bytes, and its frames by outcome."""
-    runtime = Runtime(bundle, checks=False, threads=threads)
+    runtime = Runtime(BUNDLE, checks=False, threads=1)
     topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"wait": PATIENT})
     policy, live = Policy(lateness=PATIENT), folder / "live"
     live.mkdir()
@@ -152,50 +123,13 @@ def _compare(bundle: Path, recording: Path, folder: Path, threads: int) -> tuple
         intake = Intake(Playback(recording), topics, policy, runtime)
         results = Results(stack, live, runtime.bundle.manifest)
         found = process.drive(runtime, intake, policy, [results], say=_mute)
-    replay(Source(recording), bundle, folder / "replay", Settings(), console=QUIET)
+    replay(Source(recording), BUNDLE, folder / "replay", Settings(), console=QUIET)
     same = all((live / name).read_bytes() == (folder / "replay" / name).read_bytes() for name in FILES)
     return same, found.to_json()["frames"]
 
 
 def _mute(_: str) -> None:
     """Print nothing."""
-
-
-@contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    yield
-    cv2.setNumThreads(threads)
-
-
-@contextmanager
-def _first_in_line() -> Iterator[None]:
-    """The highest priority that this user may have."""
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
-    except PermissionError:
-        print("no permission for SCHED_FIFO")
-    yield
-    os.sched_setscheduler(0, *before)
-
-
-@contextmanager
-def _unfrozen() -> Iterator[None]:
-    usual, process.freeze_objects = process.freeze_objects, nullcontext  # type: ignore[assignment]
-    yield
-    process.freeze_objects = usual
-
-
-# Name -> what is changed around the drive, and the threads of its engine.
-_CHANGES: dict[str, tuple[Callable[[], Any], int]] = {
-    "none": (nullcontext, 0),
-    "gc.freeze": (_unfrozen, 0),
-    "opencv's threads (with one)": (_one_opencv_thread, 0),
-    "the engine's threads (with one)": (nullcontext, 1),
-    "priority (with SCHED_FIFO)": (_first_in_line, 0),
-}
 
 
 class Sent(Zenoh):
@@ -237,21 +171,19 @@ def _send(recording: Path, seconds: float, configuration: Path) -> None:
     republish(Rounds(recording, seconds), Zenoh())
 
 
-def _loop(
-    bundle: Path, recording: Path, seconds: float, change: Callable[[], Any] = nullcontext, threads: int = 0
-) -> dict[str, Any]:
+def _loop(recording: Path, seconds: float) -> dict[str, Any]:
     """Latencies (ms), resident memory (MB) and outcomes of so many seconds."""
-    runtime, times, stop = Runtime(bundle, checks=False, threads=threads), Times(), Event()
+    runtime, times, stop = Runtime(BUNDLE, checks=False, threads=1), Times(), Event()
     topics = load_topics(None, runtime.bundle.manifest.rig).model_copy(update={"keyframes": None})
     memory = list[float]()
 
     def look() -> None:
-        while not stop.wait(SAMPLE):
+        while not stop.wait(min(5.0, seconds / 10)):
             memory.append(_resident())
 
     looking = Thread(target=look, daemon=True)
     looking.start()
-    with _sent(recording, seconds) as source, change():
+    with _sent(recording, seconds) as source:
         intake = Intake(source, topics, Policy(), runtime)
         driven = process.drive(runtime, intake, Policy(), [times], say=_mute)
     stop.set()
@@ -264,7 +196,6 @@ def _loop(
         "p95_ms": p95,
         "p99_ms": p99,
         "p99_over_p50": p99 / p50,
-        "p99_over_median_of_frame": float(np.percentile(times.relative(_length(open_recording(recording).info)), 99)),
         "memory_growth": median(memory[-third:]) / median(memory[third : 2 * third]) if len(memory) > 2 else 1.0,
         "memory_mb": memory[-1] if memory else _resident(),
     }

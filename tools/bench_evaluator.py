@@ -15,14 +15,13 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import typer
 from bench_tables import VERSION as GENERATED
-from bench_tables import generate
-from benchmark import DRIVES, Rounds, drives
+from bench_tables import generate, peak_megabytes
+from benchmark import drives
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -34,30 +33,25 @@ from perception.taxonomy import load_taxonomy
 
 NUSCENES = load_taxonomy("nuscenes")
 CLASSES = NUSCENES.class_names
-
 BOXES = 200  # detections in each sample
 VAL_DRIVES = 151  # of 40 keyframes; val has 6,019
 
 
-def evaluator(
-    data: Annotated[Path, typer.Option(help="Annotated drives.")] = DRIVES, rounds: Rounds = 3
-) -> dict[str, Any]:
+def evaluator(quick: bool) -> dict[str, Any]:
     """Median seconds and peak memory of both evaluators, and the largest difference between their numbers."""
-    tables = drives(data)
+    tables, rounds = drives(quick), 1 if quick else 3
     with tempfile.TemporaryDirectory() as folder:
         submission = Path(folder) / "results.json"
         samples = _write(tables, submission)
-        command = [sys.executable, __file__, str(data), tables.version, str(submission)]
         runs: dict[str, list[dict[str, Any]]] = {"devkit": [], "numpy": []}
         for _ in range(rounds):
             for side, results in runs.items():
-                done = subprocess.run([*command, side], check=True, capture_output=True, text=True, env=_environment())
-                results.append(json.loads(done.stdout))
+                results.append(_run(tables.dataroot, tables.version, submission, side))
     seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
     megabytes = {side: statistics.median(run["megabytes"] for run in each) for side, each in runs.items()}
     numbers = [np.array(runs[side][0]["numbers"], np.float64) for side in runs]
     return {
-        **_val_size(),
+        **_val_size(1 if quick else VAL_DRIVES),
         "speedup": seconds["devkit"] / seconds["numpy"],
         "memory_ratio": megabytes["numpy"] / megabytes["devkit"],
         "max_abs_difference": float(np.nanmax(np.abs(numbers[0] - numbers[1]))),
@@ -69,22 +63,20 @@ def evaluator(
     }
 
 
-def _environment() -> dict[str, str]:
-    """As the `perception` command sets it (`deploy.cli`)."""
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+def _run(data: Path, version: str, submission: Path, side: str, **environment: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, str(data), version, str(submission), side]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})
+    return dict(json.loads(done.stdout))
 
 
-def _val_size() -> dict[str, Any]:
+def _val_size(count: int) -> dict[str, Any]:
     """Seconds and peak memory of ours on as many generated samples as nuScenes' val has, without stored tables."""
     with tempfile.TemporaryDirectory() as folder:
         data, submission = Path(folder) / "data", Path(folder) / "results.json"
-        generate(data, VAL_DRIVES)
+        generate(data, count)
         with patch.dict(os.environ, XDG_CACHE_HOME=str(Path(folder) / "cache")):
             samples = _write(NuScenesTables(data, GENERATED), submission)
-        command = [sys.executable, __file__, str(data), GENERATED, str(submission), "numpy"]
-        environment = _environment() | {"XDG_CACHE_HOME": str(Path(folder) / "empty")}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        run = json.loads(done.stdout)
+        run = _run(data, GENERATED, submission, "numpy", XDG_CACHE_HOME=str(Path(folder) / "empty"))
     return {f"val_size_{name}": run[name] for name in ("seconds", "megabytes")} | {"val_size_samples": samples}
 
 
@@ -97,12 +89,8 @@ def _write(tables: NuScenesTables, path: Path) -> int:
             boxes = frame.boxes or Boxes.none()
             boxes = boxes.select(rng.integers(0, len(boxes), BOXES)) if len(boxes) else boxes
             spread = np.where(rng.random((len(boxes), 1)) < 0.3, 0.5, 8.0)
-            boxes = replace(
-                boxes,
-                centers=boxes.centers + spread * rng.normal(0, 1, boxes.centers.shape),
-                scores=rng.uniform(0.01, 1, len(boxes)),
-            )
-            writer.add(frame, boxes)
+            centers = boxes.centers + spread * rng.normal(0, 1, boxes.centers.shape)
+            writer.add(frame, replace(boxes, centers=centers, scores=rng.uniform(0.01, 1, len(boxes))))
     return len(samples)
 
 
@@ -112,14 +100,11 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     frames = [tables.frame(token, Reads(lidar=False, cameras=False, annotations=False)) for token in samples]
     for i, token in enumerate(samples):
         boxes = tables.recording(token).annotated("boxes") or Boxes.none()
-        rows.append(
-            np.column_stack(
-                [
-                    np.full(len(boxes), i), boxes.labels, boxes.centers, boxes.sizes, boxes.yaws,
-                    boxes.velocities[:, :2], boxes.attributes, boxes.scores, boxes.num_points,
-                ]
-            )
-        )  # fmt: skip
+        columns = [
+            np.full(len(boxes), i), boxes.labels, boxes.centers, boxes.sizes, boxes.yaws, boxes.velocities[:, :2],
+            boxes.attributes, boxes.scores, boxes.num_points,
+        ]  # fmt: skip
+        rows.append(np.column_stack(columns))
     egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
     by_frame = enumerate(tables.recording(token).annotated("bicycle_racks") for token in samples)
     racks = np.array([[i, *rack] for i, own in by_frame for rack in own]).reshape(-1, 11)
@@ -145,16 +130,10 @@ def _side(dataroot: str, version: str, submission: str, side: str) -> None:
         import nuscenes.eval.detection.evaluate  # noqa: F401 - imports are not measured
     run = _devkit if side == "devkit" else _numpy
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before, start = _peak(), time.process_time()
+    before, start = peak_megabytes(), time.process_time()
     numbers = run(Path(dataroot), version, Path(submission))
     seconds = time.process_time() - start
-    print(json.dumps({"seconds": seconds, "megabytes": _peak() - before, "numbers": numbers}))
-
-
-def _peak() -> float:
-    """Peak memory of this process in MB; getrusage would include that of the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1e3
+    print(json.dumps({"seconds": seconds, "megabytes": peak_megabytes() - before, "numbers": numbers}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx.utils
 import torch
-from benchmark import QUIET, Rounds, measure_times, medians
+from benchmark import QUIET, measure_times, medians, with_tasks
 
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -26,94 +26,77 @@ from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.sensors.lidar.pillars import group
-from perception.training.adapt import read_task
 
 # ----- modules in one graph, folded, and as separate networks
 
 DOMAINS = ("rain", "fog", "night", "singapore")
-# Slots of the modules. They cost most in the first stage: on its fine grid a layer of `tiny` has 32 channels, and four
-# modules of rank 4 add half as many.
-PLACES = {"banked": "trunk.*", "banked_behind_stage0": "trunk.stage[!0]*,trunk.lift*"}
 SWITCHES = 100
-MEMORY = {"name": "memory", "kind": "memory"}
 
 
-def modular(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
+def modular(quick: bool) -> dict[str, Any]:
     """Compare two tasks and four domains in one graph with the base and with separate networks, in ONNX Runtime.
 
-    Weights are random. Banked: a low-rank module of rank 4 for each domain at every slot of the trunk, and at all but
-    those of its first stage, switched by an input. Folded: the module of one domain in the weights. Separate: a network
-    per task and domain, of which a frame needs two. Latency is that of the engine, with alternating rounds. Megabytes
-    are what a process gains by opening the networks and running each once. Frames with and without a switch alternate
-    too.
+    Weights of `tiny` are random. Banked: a low-rank module of rank 4 for each domain at every slot of the trunk,
+    switched by an input. Folded: the module of one domain in the weights. Separate: a network per task and domain, of
+    which a frame needs two. Latency is that of the engine. Megabytes are what a process gains by opening the networks
+    and running each once. Frames with and without a switch alternate too.
     """
+    rounds = 1 if quick else 30
     with tempfile.TemporaryDirectory() as folder:
-        graphs = _graphs(config, Path(folder))
+        graphs = _graphs(Path(folder))
         inputs = {name: dict(np.load(path.with_suffix(".npz"))) for name, path in graphs.items()}
-        one = ("base", "folded", *PLACES, "detection rain", "map rain")
+        one = ("base", "folded", "banked", "detection rain", "map rain")
         engines = {name: OnnxRuntimeEngine(graphs[name]) for name in one}
-        median = medians(measure_times({name: _with(engine, inputs[name]) for name, engine in engines.items()}, rounds))
+        median = medians(measure_times({name: runner(engines[name], inputs[name]) for name in one}, rounds))
         banked = [inputs["banked"] | {"route": route[None]} for route in np.eye(len(DOMAINS), dtype=np.float32)]
         switched: dict[str, Callable[[int], object]] = {
             "steady": lambda _: engines["banked"].run(banked[0]),
             "switching": lambda i: engines["banked"].run(banked[i % len(DOMAINS)]),
         }
-        (steady,), (switching,) = measure_times(switched, 1, inputs=range(SWITCHES), discarded=0).values()
+        frames = range(len(DOMAINS) if quick else SWITCHES)
+        (steady,), (switching,) = measure_times(switched, 1, inputs=frames, discarded=0).values()
         separate = [path for name, path in graphs.items() if " " in name]
         sides = {"base": [graphs["base"]], "banked": [graphs["banked"]], "separate": separate}
-        memory = {name: _memory(paths) for name, paths in sides.items()}
+        memory = {name: _megabytes(paths) for name, paths in sides.items()}
     return {
         "latency_ratio_banked": median["banked"] / median["base"],
-        "latency_ratio_banked_behind_stage0": median["banked_behind_stage0"] / median["base"],
         "latency_ratio_folded": median["folded"] / median["base"],
         "latency_ratio_separate": (median["detection rain"] + median["map rain"]) / median["base"],
         "memory_ratio_banked": memory["banked"] / memory["base"],
         "memory_ratio_separate": memory["separate"] / memory["base"],
         "switch_ms": 1000 * max(0.0, float(np.median(switching) - np.median(steady))),
-        "p99_ms_steady": 1000 * float(np.percentile(steady, 99)),
-        "p99_ms_switching": 1000 * float(np.percentile(switching, 99)),
         "seconds": median,
         "megabytes": memory,
         "rounds": rounds,
     }
 
 
-STRIDES = (1, 2, 4)  # sides of a cell of a memory's state, in cells of the fused map
-
-
-def remembering(config: str = "tiny", rounds: Rounds = 30) -> dict[str, Any]:
-    """Latency of a network with a memory relative to the base, in ONNX Runtime; the state stays in the engine.
-
-    `latency_ratio` is that of a state with the cells of the fused map, `latency_ratios` of all strides.
-    """
-    networks = {"base": [], **{f"stride_{each}": [MEMORY | {"stride": each}] for each in STRIDES}}
-    with tempfile.TemporaryDirectory() as folder:
-        engines = {}
-        for name, modules in networks.items():
-            run = _run(config, modules, Path(folder) / f"run-{name}")
-            bundle = export(run, Path(folder) / name, console=QUIET)
-            engines[name] = _with(OnnxRuntimeEngine(bundle.onnx), dict(bundle.golden()[0]))
-        median = medians(measure_times(engines, rounds))
-    ratios = {name: seconds / median["base"] for name, seconds in median.items() if name != "base"}
-    return {"latency_ratio": ratios["stride_1"], "latency_ratios": ratios, "seconds": median, "rounds": rounds}
-
-
-def _with(engine: OnnxRuntimeEngine, inputs: dict[str, np.ndarray]) -> Callable[[object], object]:
+def runner(engine: OnnxRuntimeEngine, inputs: dict[str, np.ndarray]) -> Callable[[object], object]:
+    """Runs the same frame again and again, with a state if the engine has one."""
     state = engine.new_state()
     return lambda _: engine.run(inputs, state)
 
 
-def _graphs(name: str, folder: Path) -> dict[str, Path]:
+def random_run(name: str, modules: list[dict[str, Any]], folder: Path) -> Path:
+    """A checkpoint of the configuration with modules and random weights."""
+    config = parse_config(load_config(find_config(name)).model_dump(mode="json") | {"modules": modules}, name)
+    save_model(folder, config, PerceptionModel(config))
+    return folder
+
+
+def _graphs(folder: Path) -> dict[str, Path]:
     """The compared graphs, each with its golden inputs in an .npz file beside it."""
+    modules = [
+        {"kind": "low_rank", "name": domain, "rank": 4, "when": [domain], "slots": ["trunk.*"]} for domain in DOMAINS
+    ]
+    checkpoint = random_run("tiny", modules, folder / "run")
     every: list[list[str]] = [[], *([domain] for domain in DOMAINS)]
-    graphs = {}
-    for place, slots in PLACES.items():
-        run = _run(name, [_domain_module(domain, slots.split(",")) for domain in DOMAINS], folder / f"run-{place}")
-        graphs[place] = export(run, folder / place, every, console=QUIET).onnx
-    run = folder / "run-banked"
-    graphs["base"] = export(run, folder / "base", console=QUIET).onnx
+    graphs = {
+        "base": export(checkpoint, folder / "base", console=QUIET).onnx,
+        "banked": export(checkpoint, folder / "banked", every, console=QUIET).onnx,
+    }
     for domain in DOMAINS:
-        bundle = export(run, folder / domain, [[domain]], console=QUIET)
+        bundle = export(checkpoint, folder / domain, [[domain]], console=QUIET)
         if domain == DOMAINS[0]:
             graphs["folded"] = bundle.onnx
         for task, head in bundle.manifest.heads.items():
@@ -121,21 +104,9 @@ def _graphs(name: str, folder: Path) -> dict[str, Path]:
             graphs[f"{task} {domain}"] = file = folder / f"{task}-{domain}.onnx"
             onnx.utils.extract_model(bundle.onnx, file, [tensor.name for tensor in bundle.manifest.inputs], outputs)
             np.savez(file.with_suffix(".npz"), **bundle.golden()[0])
-    for path in graphs.values():
-        if path.parent != folder:
-            np.savez(path.with_suffix(".npz"), **Bundle.load(path.parent).golden()[0])
+    for name in ("base", "banked", "folded"):
+        np.savez(graphs[name].with_suffix(".npz"), **Bundle.load(graphs[name].parent).golden()[0])
     return graphs
-
-
-def _domain_module(domain: str, slots: list[str]) -> dict[str, Any]:
-    return {"kind": "low_rank", "name": domain, "rank": 4, "when": [domain], "slots": slots}
-
-
-def _run(name: str, modules: list[dict[str, Any]], folder: Path) -> Path:
-    """A checkpoint of the configuration with modules."""
-    config = parse_config(load_config(find_config(name)).model_dump(mode="json") | {"modules": modules}, name)
-    save_model(folder, config, PerceptionModel(config))
-    return folder
 
 
 GROWTH = """
@@ -151,7 +122,7 @@ print(held() - before)
 """
 
 
-def _memory(graphs: list[Path]) -> float:
+def _megabytes(graphs: list[Path]) -> float:
     """Memory (MB) that a fresh process gains by running the graphs."""
     command = [sys.executable, "-c", GROWTH, *(str(path) for path in graphs)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -163,18 +134,18 @@ TIMED, TASKS = "tiny", ("tasks/points", "tasks/occupancy_coarse")
 COUNTED, LARGE = "nuscenes/fusion", ("tasks/points", "tasks/occupancy")  # with the voxels of Occ3D
 
 
-def tasks(rounds: Rounds = 30) -> dict[str, Any]:
+def tasks(quick: bool) -> dict[str, Any]:
     """Each further task alone, and all, against the configuration as it is; folded, random weights, one street.
 
     `with modules`: all, and each task reads the trunk with the modules of its own, so that the trunk runs for it again.
-
-    `cpu` is the median processor time of all threads, with alternating rounds, without making the inputs; `operations`
-    counts a multiplication and an addition as two. Both are ratios to the network without further tasks.
+    `cpu` is the median processor time of all threads, without making the inputs; `operations` counts a multiplication
+    and an addition as two. Both are ratios to the network without further tasks.
     """
+    rounds = 1 if quick else 30
     flops, engines = _deploy(TIMED, TASKS)
-    variants = {name: _with(engine, inputs) for name, (engine, inputs) in engines.items()}
+    variants = {name: runner(engine, inputs) for name, (engine, inputs) in engines.items()}
     seconds = medians(measure_times(variants, rounds, [time.process_time]))
-    counted, _ = _deploy(COUNTED, LARGE)
+    counted, _ = (flops, engines) if quick else _deploy(COUNTED, LARGE)
     return {
         "config": TIMED,
         "cpu": {name: value / seconds["base"] for name, value in seconds.items()},
@@ -184,19 +155,6 @@ def tasks(rounds: Rounds = 30) -> dict[str, Any]:
         "sized": COUNTED,
         "sized_operations": {name: count / counted["base"] for name, count in counted.items()},
     }
-
-
-def with_tasks(name: str, files: Sequence[str], modules: bool = False) -> Config:
-    """A configuration with the tasks of configs/FILE.yaml, and the modules that run for each of these alone."""
-    content = load_config(find_config(name)).model_dump(mode="json")
-    for file in files:
-        added = read_task(find_config(file))
-        content["tasks"] |= added["tasks"]
-        if modules:
-            content["modules"] += [
-                {**module, "when": [*module.get("when", ()), *added["tasks"]]} for module in added["modules"]
-            ]
-    return parse_config(content, name)
 
 
 Engines = dict[str, tuple[OnnxRuntimeEngine, dict[str, np.ndarray]]]  # with the inputs of one frame
@@ -210,12 +168,12 @@ def _deploy(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]:
     for variant, added in {**variants, "with modules": files}.items():
         config = with_tasks(name, added, modules=variant == "with modules")
         inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
-        flops[variant], engine = export_graph(config, inputs)
+        flops[variant], engine = _engine(config, inputs)
         engines[variant] = engine, inputs
     return flops, engines
 
 
-def export_graph(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, OnnxRuntimeEngine]:
+def _engine(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, OnnxRuntimeEngine]:
     """Operations of the exported network, and its engine."""
     torch.manual_seed(config.seed)
     model = PerceptionModel(config).deployed(Conditions())
@@ -228,28 +186,24 @@ def export_graph(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, On
 SWEEPS, BEAMS, FIRINGS = 10, 32, 940  # 300,800 points
 
 
-def pillars(config: str = "nuscenes/fusion", rounds: Rounds = 50) -> dict[str, Any]:
-    """Milliseconds to group a cloud on the grid of a configuration: median of all rounds but the first two.
-
-    It is the processor time of `group`, which runs in one thread, without reading the sweeps.
-    """
-    chosen = load_config(find_config(config))
-    lidar, grid, points = chosen.model.lidar, chosen.grid.build(), street()
-    if lidar is None:
-        raise SystemExit(f"{config} has no LiDAR")
-    inputs = no_sensors(InputSpec(grid, lidar, None, chosen.rig))
+def pillars(quick: bool) -> dict[str, Any]:
+    """Milliseconds to group a cloud on the grid of `nuscenes/fusion`: processor time of one thread, of many rounds."""
+    chosen, points = load_config(find_config("nuscenes/fusion")), street()
+    grid = chosen.grid.build()
+    inputs = no_sensors(InputSpec(grid, chosen.model.lidar, None, chosen.rig))
     buffers = [inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")]
-    seconds = measure_times({"pillars": lambda _: group(points, grid, *buffers)}, rounds, [time.thread_time])
+    sides = {"pillars": lambda _: group(points, grid, *buffers)}
+    seconds = measure_times(sides, 1 if quick else 50, [time.thread_time])
     return {"points": len(points), "ms": 1000 * medians(seconds)["pillars"]}
 
 
-def street(seed: int = 0) -> np.ndarray:
+def street() -> np.ndarray:
     """(N, 5) float32 points of ten sweeps of a 32-beam scanner that drives along a street at 10 m/s.
 
     Like nuScenes' LiDAR it has beams from -30.67 to 10.67 degrees, 1.84 m above flat ground. Obstacles are at 6 to 70 m
-    and 14 firings wide. The density falls with distance as in a real cloud. Equal seeds give equal clouds.
+    and 14 firings wide. The density falls with distance as in a real cloud.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tangent = np.tan(np.radians(np.linspace(-30.67, 10.67, BEAMS)))[:, None]
     ground = np.divide(-1.84, tangent, where=tangent < 0, out=np.full_like(tangent, np.inf))
     sweeps = []

@@ -1,96 +1,148 @@
-"""KITTI's network on PandaSet, by the commands of docs/own_data.md: as it is, adapted, fine-tuned, and on board."""
+"""KITTI's network on PandaSet by the commands of docs/own_data.md: adapted, fine-tuned, and with few labels."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
-from bench_memory import BRIDGE, EachFrame, without_lidar
-from benchmark import QUIET, SHARED, Commands
+from benchmark import CONFIGS, KITTI_WEIGHTS, PANDASET, Commands
 
-from perception.datasets.pandaset import PandaSet
-from perception.evaluation.evaluate import evaluate
-from perception.evaluation.predictions import look_to
-from perception.predict import TorchPredictor
+from perception.checkpoint import load_model
+from perception.training import optimize
 
-TRAINED, HELD_BACK = "002:0-16", "002:24-32"
-KITTI = Path(__file__).parents[1] / "configs" / "kitti"
-TARGET = "rtx-ampere"  # compiles without a GPU
-OUTAGES = (3, 5)  # frames of 0.1 s without LiDAR, at a time
-STRIDES = (1, 4)  # sides of a cell of the memory's state, in cells of the fused map of 0.16 m
+DRIVE, LABELLED = "002", 16  # frames from the first one on
+TRAINED, HELD_BACK = f"{DRIVE}:0-{LABELLED}", f"{DRIVE}:24-32"
+KITTI = CONFIGS / "kitti"
 SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
-CAR = "car"
 # What of the network trains, and how, beside the module.
 FINE_TUNES = {
     "head": ('train.rates={"heads.*": 1.0, "*": 0.0}', "train.learning_rate=0.005"),
     "full": ("train.norm_momentum=0.0", "train.learning_rate=0.0003"),
 }
+WAYS, COUNTS, SEEDS = ("head", "module", "full"), (1, 2, 4, 8, LABELLED), 3
+
+Row = dict[str, Any]
 
 
-def pandaset(
-    data: Path = SHARED / "pandaset",
-    weights: Path = SHARED / "pointpillars_kitti" / "pointpillars.safetensors",
-    out: Annotated[Path, typer.Option(help="Folder of the runs; commands that ended are not repeated.")] = Path(
-        "runs/pandaset"
-    ),
-    steps: int = 160,
-    stages: Annotated[str, typer.Option(help="Only these.")] = "zero_shot,adapted,head,full,vehicle,outages",
-) -> dict[str, Any]:
-    """What `evaluate` gives for held-back frames in all views, and the share of the parameters that trained.
+def pandaset(quick: bool) -> dict[str, Any]:
+    """AP and recall of cars on held-back frames as imported, with a module, and after a training of all weights.
 
-    Of each training the processor-seconds of its command for a step, and in `source` the AP of cars on simulated sweeps
-    of KITTI's LiDAR, with the share of the first network's sure detections there that are `kept`. Parked cars are seen
-    in both parts of the drive, 0.8 s apart. `outages`: the recall of cars to the front on the held-back frames, most of
-    which lack their LiDAR, without and with a memory that was added, by the frames that lack it at a time; `kept` is
-    the share of what is lost without it.
+    Parked cars are seen in both parts of the drive, 0.8 s apart. `kept`: on simulated sweeps of KITTI's LiDAR, the
+    share of the imported network's sure detections that are left.
     """
-    bench, result = _Stages(data, weights, out, steps), dict[str, Any]()
-    for stage in stages.split(","):
-        result[stage] = getattr(bench, stage)()
-    if {"zero_shot", "adapted", "full"} <= result.keys():
-        zero, adapted, full = (result[way][CAR]["ap"] for way in ("zero_shot", "adapted", "full"))
-        result["share_of_gain"] = (adapted - zero) / (full - zero)
-    return result
+    with _bench("pandaset", quick, 160) as bench:
+        result = {"zero_shot": bench.scores("zero_shot", bench.kitti)}
+        for stage, way in {"adapted": "module", "full": "full"}.items():
+            result[stage] = bench.measure(way, stage, TRAINED)
+    return {**result, "trained_share": result["adapted"]["trained_share"]}
+
+
+def labels(quick: bool) -> dict[str, Any]:
+    """What each way gains with so many labelled frames of 16, what it costs, and what is left of the source.
+
+    `closed` is the share of the gap: AP of cars on held-back frames above that of the network as imported, relative to
+    the full fine-tune's with 16 frames (its median). `share` are parameters that train, relative to the network's;
+    `cpu_seconds_per_step` processor-seconds of the command; `source_kept`: `kept` of `pandaset`. Medians of the seeds;
+    `range` has the lowest and the highest.
+    """
+    counts, seeds = ((LABELLED,), 1) if quick else (COUNTS, SEEDS)
+    with _bench("labels", quick, 80) as bench:
+        zero = bench.scores("zero_shot", bench.kitti)["car"]["ap"]
+        rows = {
+            (count, way): [
+                bench.measure(way, f"{way}_{count}_{seed}", chosen(count, seed), seed) for seed in range(seeds)
+            ]
+            for count in counts
+            for way in WAYS
+        }
+    full = float(np.median([row["car"]["ap"] for row in rows[LABELLED, "full"]]))
+    found = {str(count): {way: summary(rows[count, way], zero, full) for way in WAYS} for count in counts}
+    return {"frames": found, "seeds": seeds, "steps": bench.steps, "imported": {"ap": zero}}
+
+
+def chosen(count: int, seed: int) -> str:
+    """The scenes of the labelled frames."""
+    return ",".join(f"{DRIVE}:{frame}-{frame + 1}" for frame in choose(count, seed))
+
+
+def choose(count: int, seed: int) -> list[int]:
+    """The numbers of the labelled frames, spread over the first 16 of the drive; a seed moves them."""
+    spacing = LABELLED // count
+    first = spacing // 2 + seed * max(spacing // 3, 1)
+    return sorted((first + i * LABELLED // count) % LABELLED for i in range(count))
+
+
+def summary(rows: Sequence[Row], zero: float, full: float) -> Row:
+    """Medians of the seeds, and the range of what differs."""
+    table = {
+        "closed": [(row["car"]["ap"] - zero) / (full - zero) if full != zero else 0.0 for row in rows],
+        "share": [row["trained_share"] for row in rows],
+        "cpu_seconds_per_step": [row["cpu_seconds_per_step"] for row in rows],
+        "source_kept": [row["kept"] for row in rows],
+    }
+    return {name: float(np.median(values)) for name, values in table.items()} | {
+        "range": {name: [min(table[name]), max(table[name])] for name in ("closed", "source_kept")}
+    }
+
+
+@contextmanager
+def _bench(name: str, quick: bool, steps: int) -> Iterator[Bench]:
+    """Commands that ended are not repeated, but for those of a quick run."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Bench(Path(folder), 1) if quick else Bench(Path("runs") / name, steps)
 
 
 class Bench(Commands):
-    """KITTI's network, its trainings on PandaSet and their scores, by commands whose records are in OUT/commands."""
+    """KITTI's network, its trainings on PandaSet and their scores, by commands."""
 
-    def __init__(self, data: Path, weights: Path, out: Path, steps: int) -> None:
+    def __init__(self, out: Path, steps: int) -> None:
         super().__init__(out)
-        self.data, self.weights, self.steps = data, weights, steps
+        self.steps = steps
+        self.kitti = self._imported(0)[1]
         drives = ("--scenes", 2, "--samples", 6, "--rig", "kitti", "--conditions", "clear-day-boston")
         self.call("simulate", "simulate", out / "simulated", *drives)
-        self.kitti = self._imported(0)[1]
 
-    def train(self, way: str, name: str, scenes: str = TRAINED, seed: int = 0) -> float:
-        """Trains the module or weights of the network itself, to OUT/NAME: processor-seconds of a step."""
+    def measure(self, way: str, name: str, scenes: str, seed: int = 0) -> Row:
+        """Trains the module or weights of the network itself, to OUT/NAME: scores and costs."""
         config, start = self._imported(seed)
         words: tuple[object, ...]
         if way == "module":
-            training = ("--steps", self.steps, "--learning-rate", 0.005, "--data", self.data, "--scenes", scenes)
+            training = ("--steps", self.steps, "--learning-rate", 0.005, "--data", PANDASET, "--scenes", scenes)
             words = ("adapt", start, "--config", KITTI / "pandaset_module.yaml", *training)
         else:
             frames = f"data.scenes={json.dumps(scenes.split(','))}"
             changes = (f"init_from.run={start}", frames, f"train.steps={self.steps}", *FINE_TUNES[way])
-            words = ("train", config, *changes, "--data", self.data)
-        return float(self.call(name, *words, "--out", self.out / name)["seconds"]) / self.steps
+            words = ("train", config, *changes, "--data", PANDASET)
+        run = self.out / name
+        seconds = self.call(name, *words, "--out", run)["seconds"]
+        costs = {"cpu_seconds_per_step": seconds / self.steps}
+        return {**self.scores(name, run), **(self._module(run) if way == "module" else _trained(run)), **costs}
+
+    def scores(self, name: str, run: Path) -> Row:
+        """Of cars on the held-back frames, and what is kept on the simulated sweeps."""
+        metrics = self._evaluate(name, run, "--data", PANDASET, "--scenes", HELD_BACK)
+        self._evaluate(f"source_{name}", run, "--data", self.out / "simulated", "--rig", "kitti", "--split", "all")
+        first, own = (_sure_cars(self.out / "evaluations" / f"source_{each}") for each in ("zero_shot", name))
+        away = [
+            np.linalg.norm(first[token][:, None] - own[token], axis=2).min(axis=1, initial=np.inf) for token in first
+        ]
+        return {"car": of_cars(metrics), "kept": float((np.concatenate(away) <= NEAR).mean())}
 
     def _imported(self, seed: int) -> tuple[Path, Path]:
         """The configuration with a seed, which `adapt` takes from the run and `train` from the file, and the run."""
-        config, name = KITTI / "pointpillars.yaml", f"_{seed}" if seed else ""
-        run = self.out / f"kitti{name}"
-        if seed:
-            text, config = config.read_text(), run.with_suffix(".yaml")
-            config.write_text(f"{text}seed: {seed}\n")
-        self.call(f"import{name}", "import-pointpillars", config, self.weights, "--out", run)
+        run, config = self.out / f"kitti_{seed}", self.out / f"kitti_{seed}.yaml"
+        self.out.mkdir(parents=True, exist_ok=True)
+        config.write_text(f"{(KITTI / 'pointpillars.yaml').read_text()}seed: {seed}\n")
+        weights = KITTI_WEIGHTS / "pointpillars.safetensors"
+        self.call(f"import_{seed}", "import-pointpillars", config, weights, "--out", run)
         return config, run
 
-    def module(self, run: Path) -> dict[str, Any]:
+    def _module(self, run: Path) -> Row:
         """Of an adapted run: the module's parameters relative to the base, and whether the base kept every bit."""
         before, after = (
             json.loads(self.call(f"modules_{each.name}", "modules", each, "--json")["printed"])
@@ -98,124 +150,29 @@ class Bench(Commands):
         )
         return {"trained_share": after["modules"][0]["share"], "base_unchanged": after["base"] == before["base"]}
 
-    def scores(self, name: str, run: Path) -> dict[str, Any]:
-        """Scores of all classes on the held-back frames; on the simulated sweeps those of cars."""
-        metrics = self._evaluate(name, run, "--data", self.data, "--scenes", HELD_BACK)
-        classes = {each: _of_class(metrics, each) for each, count in metrics["ground_truth"].items() if count}
-        source = ("--data", self.out / "simulated", "--rig", "kitti", "--split", "all")
-        return {**classes, "source": {**self.car(f"source_{name}", run, *source), **self._kept(name)}}
-
-    def car(self, name: str, run: Path, *words: object) -> dict[str, Any]:
-        return _of_class(self._evaluate(name, run, *words), CAR)
-
-    def _evaluate(self, name: str, run: Path, *words: object) -> dict[str, Any]:
+    def _evaluate(self, name: str, run: Path, *words: object) -> Row:
         out = self.out / "evaluations" / name
-        metrics: dict[str, Any] = json.loads(
-            self.call(f"evaluate_{name}", "evaluate", run, *words, "--out", out, "--json")["printed"]
+        return dict(
+            json.loads(self.call(f"evaluate_{name}", "evaluate", run, *words, "--out", out, "--json")["printed"])
         )
-        return metrics
-
-    def _kept(self, name: str) -> dict[str, float]:
-        """The share of the first network's sure cars in the simulated sweeps that this one finds, and of its own the
-        share that is `new`."""
-        first, own = (_sure_cars(self.out / "evaluations" / f"source_{each}") for each in ("zero_shot", name))
-        away = [np.linalg.norm(first[token][:, None] - own[token], axis=2) for token in first]
-        found = np.concatenate([each.min(axis=1, initial=np.inf) for each in away])
-        new = np.concatenate([each.min(axis=0, initial=np.inf) for each in away])
-        return {"kept": float((found <= NEAR).mean()), "new": float((new > NEAR).mean())}
 
 
-class _Stages(Bench):
-    """What `pandaset` measures."""
-
-    def zero_shot(self) -> dict[str, Any]:
-        return {**self.scores("zero_shot", self.kitti), **self._scores_by_view("zero_shot", self.kitti)}
-
-    def adapted(self) -> dict[str, Any]:
-        run = self.out / "adapted"
-        seconds = self.train("module", "adapted")
-        return {
-            **self.scores("adapted", run),
-            **self._scores_by_view("adapted", run),
-            **self.module(run),
-            "processor_seconds_per_step": seconds,
-        }
-
-    def head(self) -> dict[str, Any]:
-        return self._fine_tuned("head")
-
-    def full(self) -> dict[str, Any]:
-        return self._fine_tuned("full")
-
-    def _fine_tuned(self, way: str) -> dict[str, Any]:
-        seconds = self.train(way, way)
-        return {**self.scores(way, self.out / way), "processor_seconds_per_step": seconds}
-
-    def vehicle(self) -> dict[str, Any]:
-        """The adapted network on board, in FP32 and INT8; the drive is replayed in INT8."""
-        result: dict[str, Any] = {}
-        for precision, more in (("fp32", ()), ("int8", ("--calibrate", self.data, "--scenes", TRAINED))):
-            bundle = self.out / "vehicle" / precision
-            self.call(
-                f"export_{precision}", "export", self.out / "adapted", "--out", bundle, "--precision", precision, *more
-            )
-            self.call(f"build_{precision}", "build", bundle, "--target", TARGET)
-            self.call(f"verify_{precision}", "verify", bundle)
-            result[precision] = self.car(f"vehicle_{precision}", bundle, "--data", self.data, "--scenes", HELD_BACK)
-        replayed = (
-            "replay",
-            self.data,
-            "--bundle",
-            self.out / "vehicle" / "int8",
-            "--out",
-            self.out / "replay",
-            "--json",
-        )
-        return {**result, "replayed_frames": json.loads(self.call("replay", *replayed)["printed"])["frames"]}
-
-    def outages(self) -> dict[str, Any]:
-        """A memory for frames without LiDAR on the network as imported, with cells of the map and with larger ones."""
-        seen, without = self._recall(self.kitti, 0), self._recalls(self.kitti)
-        result: dict[str, Any] = {"seen": seen, "without": without}
-        for stride in STRIDES:
-            run = self.out / f"outages_stride_{stride}"
-            training = ("--steps", self.steps, "--data", self.data, "--scenes", TRAINED, "--out", run)
-            self.call(run.name, "adapt", self.kitti, *BRIDGE, "--option", f"stride={stride}", *training)
-            left = self._recalls(run)
-            kept = {frames: (left[frames] - lost) / (seen - lost) for frames, lost in without.items()}
-            result[f"stride_{stride}"] = {"memory": left, "kept": kept}
-        return result
-
-    def _recalls(self, run: Path) -> dict[str, float]:
-        return {f"{frames}_frames": self._recall(run, frames) for frames in OUTAGES}
-
-    def _recall(self, run: Path, frames: int) -> float:
-        """Of cars to the front on the held-back frames, of which one has its LiDAR and so many next ones do not."""
-        predictor = TorchPredictor.load(run)
-        drive = PandaSet(self.data, predictor.spec.rig, predictor.taxonomy)
-        held_back = drive.samples(selectors=[HELD_BACK])
-        lost = {token for i, token in enumerate(held_back) if i % (frames + 1)}
-        ahead = look_to(
-            ["front"], EachFrame(predictor, change=without_lidar(lost)), predictor.spec, predictor.model.tasks
-        )
-        with TemporaryDirectory() as folder:
-            metrics = evaluate(ahead, drive, None, [HELD_BACK], Path(folder), predictor.spec, QUIET)
-        return float(_of_class(metrics, CAR)["recall"])
-
-    def _scores_by_view(self, name: str, run: Path) -> dict[str, Any]:
-        """Those of cars in each view alone."""
-        held_back = ("--data", self.data, "--scenes", HELD_BACK)
-        return {view: self.car(f"{name}_{view}", run, *held_back, "--views", view) for view in ("front", "rear")}
-
-
-def _of_class(metrics: dict[str, Any], name: str) -> dict[str, Any]:
-    """Mean AP and AP at 1 m, recall at 1 m of all detections, and the number of objects."""
+def of_cars(metrics: Row) -> Row:
+    """Mean AP, recall at 1 m of all detections, and the number of cars."""
     return {
-        "ap": metrics["mean_dist_aps"][name],
-        "ap_1m": metrics["label_aps"][name]["1.0"],
-        "recall": metrics["label_recalls"][name]["1.0"],
-        "objects": metrics["ground_truth"][name],
+        "ap": metrics["mean_dist_aps"]["car"],
+        "recall": metrics["label_recalls"]["car"]["1.0"],
+        "objects": metrics["ground_truth"]["car"],
     }
+
+
+def _trained(run: Path) -> Row:
+    """The share of a network's parameters whose rate was not 0."""
+    model, config = load_model(run)
+    optimize.joint(model)
+    optimize.freeze(model, config.train.rates)
+    trained = sum(parameter.numel() for _, parameter in optimize.parameters(model))
+    return {"trained_share": trained / sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _sure_cars(evaluation: Path) -> dict[str, np.ndarray]:
@@ -224,9 +181,9 @@ def _sure_cars(evaluation: Path) -> dict[str, np.ndarray]:
     return {
         token: np.array(
             [
-                each["translation"][:2]
-                for each in boxes
-                if each["detection_name"] == CAR and each["detection_score"] >= SURE
+                box["translation"][:2]
+                for box in boxes
+                if box["detection_name"] == "car" and box["detection_score"] >= SURE
             ]
         ).reshape(-1, 2)
         for token, boxes in results.items()

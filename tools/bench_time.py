@@ -1,114 +1,213 @@
-"""The figures of a network that remembers: what it gains, what it costs, and whether its motion is right."""
+"""A network that remembers: what it gains on simulated drives and without LiDAR, and what it costs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import torch
-import typer
-from bench_memory import memory
-from bench_networks import remembering
-from bench_pandaset import pandaset
-from benchmark import SHARED
-from torch import Tensor
+import yaml
+from bench_networks import random_run, runner
+from bench_pandaset import HELD_BACK, KITTI, TRAINED
+from benchmark import KITTI_WEIGHTS, PANDASET, QUIET, Commands, measure_times, medians
 
-from perception.checkpoint import load_model
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.export import export
+from perception.config import find_config
+from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
-from perception.mmdet3d.importing import import_pointpillars
-from perception.model import batch_inputs
-from perception.rig import load_rig
-from perception.sensors.inputs import InputSpec, prepare
-from perception.sensors.state import Limits, Moment, state_inputs
+from perception.evaluation.evaluate import evaluate
+from perception.evaluation.predictions import Predicted
+from perception.predict import TorchPredictor
+from perception.rig import Lens, Rig, load_rig
 
-CONFIG = Path(__file__).parents[1] / "configs" / "kitti" / "pointpillars.yaml"
-FRAMES = "002:16-32"  # of PandaSet's drive; the vehicle starts there, before it stands
-GAPS = (1, 5, 10)  # frames of 0.1 s
+KEYFRAMES, SPLIT = 10, "sim_val"  # of each drive, 0.5 s apart; the frames between are 0.1 s apart
+SPACINGS = (1, 2, 5)  # every which frame a network sees
+OUTAGE, SCORED_IN_OUTAGES = 10, (3, 6, 9)  # frames without LiDAR up to a scored keyframe; keyframes of each drive
+LOST = 5  # frames in turn without LiDAR, of PandaSet's drive
+WIDTH = 176  # of pictures
+MEMORY = {"name": "memory", "kind": "memory"}
+BRIDGE = ("--add", "memory:bridge", "--option", "outages=1.0", "--conditions", "no-lidar")
+# What is added to which network; the others are trained from the start.
+ADDED = {"memory": ("base", "--memory"), "bridge": ("joint", *BRIDGE)}
+NETWORKS = {"lidar": ("base", "joint", "memory", "bridge"), "camera": ("base", "joint")}
+
+Scores = dict[str, Any]
 
 
-def time(
-    data: Path = SHARED / "pandaset",
-    weights: Path = SHARED / "pointpillars_kitti" / "pointpillars.safetensors",
-    out: Annotated[Path, typer.Option(help="Folder of the drives and runs; those that ended are not repeated.")] = Path(
-        "runs/memory"
-    ),
-    seeds: Annotated[int, typer.Option(help="Trainings of each network.")] = 3,
-) -> dict[str, Any]:
-    """Gains by `bench.py memory` with LiDAR, with cameras and with both; cost; recall and motion on PandaSet's drive.
+def time(quick: bool) -> dict[str, Any]:
+    """Networks of `configs/demo.yaml` for detection with one LiDAR sweep or cameras: without and with a memory.
 
-    `nds_gain_camera`, `car_nds_gain_camera` (of cars alone) and `velocity_error_ratio_camera` (of mAVE) compare joint
-    training with a base of as many steps, `post_hoc_share` is the share of its gain in NDS with LiDAR that a memory on
-    the frozen base has.
-    `kept_without_lidar_1s` is that of the bridge, `nds_spread_over_spacing` that of the seed with the largest one.
-    `latency_ratio` is the time of `tiny` with a memory to that without, in ONNX Runtime. `pandaset_recall_kept` is the
-    share of the recall lost without LiDAR for 5 frames that a memory keeps; both are of the stride 1.
-    `correlation`: see docs/memory.md.
+    `base` has no memory; `memory` is the same network with one that was added; `joint` has one from the start, and
+    trains for as many steps as the base; `bridge` is `joint` with a second memory, for frames without LiDAR. Scored are
+    held-out keyframes of simulated drives at 10 Hz. `nds_gain_camera` and `velocity_error_ratio_camera` (of mAVE)
+    compare joint training with the base, `post_hoc_share` is the share of its gain in NDS with LiDAR that a memory on
+    the frozen base has, `kept_without_lidar_1s` the share of the mAP lost without LiDAR that the bridge keeps,
+    `nds_spread_over_spacing` that of the seed with the largest one. `latency_ratio` is the time of `tiny` with a memory
+    to that without, in ONNX Runtime. `pandaset_recall_kept` is the share of the recall of cars lost without LiDAR for 5
+    frames that a memory on KITTI's network keeps. Means over the seeds; commands that ended are not repeated.
     """
-    lidar, camera, both = (memory(out, sensors, seeds) for sensors in ("lidar", "camera", "both"))
-    recall = pandaset(data, weights, out / "pandaset", stages="outages")["outages"]
-    return {
-        **gains(lidar, camera),
-        "latency_ratio": remembering()["latency_ratio"],
-        "pandaset_recall_kept": recall["stride_1"]["kept"]["5_frames"],
-        "correlation": correlation(data, weights),
-        "pandaset": recall,
-        "camera": camera,
-        "lidar": lidar,
-        "both": both,
-    }
-
-
-def gains(lidar: Mapping[str, Any], camera: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that come from `memory`'s with each of the sensors."""
-    added, joint = (lidar[name]["NDS"] - lidar["base"]["NDS"] for name in ("memory", "joint"))
-    spacings = [[each["NDS"] for each in seed["spacings"].values()] for seed in lidar["by_seed"]]
-    return {
-        "nds_gain_camera": camera["joint"]["NDS"] - camera["base"]["NDS"],
-        "car_nds_gain_camera": camera["joint"]["car_NDS"] - camera["base"]["car_NDS"],
-        "velocity_error_ratio_camera": camera["joint"]["mAVE"] / camera["base"]["mAVE"],
-        "kept_without_lidar_1s": lidar["outages"]["1 s"]["kept"]["bridge"],
-        "nds_spread_over_spacing": max(max(each) - min(each) for each in spacings),
-        "post_hoc_share": added / joint,
-    }
-
-
-@torch.inference_mode()
-def correlation(data: Path, weights: Path) -> dict[str, float]:
-    """Pearson correlation of the fused features of PandaSet's frames with those of earlier frames, of KITTI's network.
-
-    As they were, moved by the vehicle's motion as the memory does, and moved by its inverse; over the cells and
-    channels that all three have from inside of the earlier map and that are not zero in all maps. Mean over the frames.
-    """
+    seeds = range(1 if quick else 3)
     with tempfile.TemporaryDirectory() as folder:
-        import_pointpillars(CONFIG, weights, Path(folder) / "kitti")
-        model, config = load_model(Path(folder) / "kitti")
-    spec, limits = InputSpec.of(config), Limits(seconds=1.0, speed=70.0)
-    drives = PandaSet(data, load_rig("pandaset_64"), config.taxonomy)
-    earlier: list[tuple[Moment, Tensor]] = []
-    found: dict[str, list[float]] = {}
-    for token in drives.samples(selectors=[FRAMES]):
-        frame = drives.frame(token, spec.reads)
-        moment = Moment.of(frame)
-        features = model.next_state(batch_inputs([prepare(frame, spec)]), [frame.conditions], None)
-        for gap in GAPS:
-            if gap <= len(earlier):
-                motion = state_inputs(earlier[-gap][0], moment, limits)["current_from_previous"][0]
-                ways = {"unwarped": np.eye(4), "warped": motion, "inverse": np.linalg.inv(motion)}
-                for way, value in _correlations(model.memory.layer, features, earlier[-gap][1], ways).items():
-                    found.setdefault(f"{way}_{gap / 10}s", []).append(value)
-                found.setdefault(f"meters_{gap / 10}s", []).append(float(np.linalg.norm(motion[:2, 3])))
-        earlier = [*earlier[1 - max(GAPS) :], (moment, features)]
-    return {name: round(float(np.mean(values)), 3) for name, values in found.items()}
+        bench = _Memory(Path(folder), 4, 1, 1, 1) if quick else _Memory(Path("runs/memory"), 64, 2400, 400, 160)
+        lidar, camera = ([bench.scores(name, seed) for seed in seeds] for name in NETWORKS)
+        recall, latency = bench.recall_kept(), _latency_ratio(Path(folder), 1 if quick else 30)
+    every = {"latency_ratio": latency, "pandaset_recall_kept": recall, "by_seed": {"lidar": lidar, "camera": camera}}
+    return {**gains(lidar, camera), **every}
 
 
-def _correlations(layer: Any, features: Tensor, before: Tensor, ways: dict[str, np.ndarray]) -> dict[str, float]:
-    """By way; `ways` are matrices (4, 4) by which the features before are moved."""
-    moved = {way: layer.warp(before, torch.from_numpy(matrix)[None].float()) for way, matrix in ways.items()}
-    maps = torch.cat([features, *(each for each, _ in moved.values())])
-    inside = torch.cat([share for _, share in moved.values()]).amin(dim=0)[0] == 1
-    seen = inside & (maps != 0).any(dim=0).any(dim=0)
-    own, *others = maps[:, :, seen].flatten(1)
-    return {way: float(torch.corrcoef(torch.stack([own, each]))[0, 1]) for way, each in zip(ways, others, strict=True)}
+def gains(lidar: Sequence[Scores], camera: Sequence[Scores]) -> dict[str, float]:
+    """The figures that come from the scores of each seed."""
+
+    def mean(seeds: Sequence[Scores], network: str, score: str) -> float:
+        return float(np.mean([each[network][score] for each in seeds]))
+
+    added, joint = (mean(lidar, name, "NDS") - mean(lidar, "base", "NDS") for name in ("memory", "joint"))
+    return {
+        "nds_gain_camera": mean(camera, "joint", "NDS") - mean(camera, "base", "NDS"),
+        "velocity_error_ratio_camera": mean(camera, "joint", "mAVE") / mean(camera, "base", "mAVE"),
+        "kept_without_lidar_1s": float(np.mean([each["kept"] for each in lidar])),
+        "nds_spread_over_spacing": max(max(each["spacings"]) - min(each["spacings"]) for each in lidar),
+        "post_hoc_share": _share(added, joint),
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+class _Memory(Commands):
+    """Drives, trainings and scores."""
+
+    def __init__(self, out: Path, drives: int, steps: int, added_steps: int, pandaset_steps: int) -> None:
+        super().__init__(out)
+        self._steps, self._added_steps, self._pandaset_steps = steps, added_steps, pandaset_steps
+        for sensors in NETWORKS:
+            (out / sensors).mkdir(parents=True, exist_ok=True)
+            rig = (out / f"{sensors}.yaml").resolve()
+            rig.write_text(yaml.safe_dump(vehicle(sensors).model_dump(mode="json")))
+            content = network(sensors) | {"rig": str(rig)}
+            for name, modules in {"base": [], "joint": [MEMORY]}.items():
+                (out / sensors / f"{name}.yaml").write_text(yaml.safe_dump(content | {"modules": modules}))
+            how = ("--scenes", drives, "--samples", KEYFRAMES, "--rate", 10, "--conditions", "clear-day-boston")
+            self.call(f"simulate_{sensors}", "simulate", out / f"drives_{sensors}", *how, "--rig", rig)
+
+    def scores(self, sensors: str, seed: int) -> Scores:
+        """Of one seed: of each network; with LiDAR also NDS of each spacing, and the share kept in an outage."""
+        folder, data = self.out / sensors, self.out / f"drives_{sensors}"
+        runs = {name: folder / f"{name}-{seed}" for name in NETWORKS[sensors]}
+        for name, run in runs.items():
+            if name in ADDED:
+                start, *options = ADDED[name]
+                words: tuple[object, ...] = ("adapt", runs[start], *options, "--steps", self._added_steps)
+            else:
+                words = ("train", folder / f"{name}.yaml", f"seed={seed}", "--steps", self._steps)
+            self.call(f"{sensors}_{run.name}", *words, "--data", data, "--out", run)
+        tables = NuScenesTables(data, "v1.0-sim")
+        found: Scores = {name: _score(run, tables) for name, run in runs.items()}
+        if sensors == "camera":
+            return found
+        seconds, scored = (
+            [f"{scene}:{i}-{i + 1}" for scene in tables.scenes(SPLIT) for i in places]
+            for places in (range(0, KEYFRAMES, 2), SCORED_IN_OUTAGES)
+        )
+        lost = set[str]()
+        for token in tables.samples(SPLIT, scored):
+            drive = [*tables.moments(token)]
+            lost.update(drive[max(0, drive.index(token) + 1 - OUTAGE) : drive.index(token) + 1])
+        whole, blind = (_score(runs["base"], tables, scored, lost=each)["mAP"] for each in ((), lost))
+        bridged = _score(runs["bridge"], tables, scored, lost=lost)["mAP"]
+        spacings = [_score(runs["memory"], tables, seconds, step)["NDS"] for step in SPACINGS]
+        return {**found, "spacings": spacings, "kept": _share(bridged - blind, whole - blind)}
+
+    def recall_kept(self) -> float:
+        """A memory for frames without LiDAR on KITTI's network as imported, on PandaSet's held-back frames."""
+        kitti, bridged = self.out / "kitti", self.out / "kitti_bridged"
+        weights = KITTI_WEIGHTS / "pointpillars.safetensors"
+        self.call("import", "import-pointpillars", KITTI / "pointpillars.yaml", weights, "--out", kitti)
+        training = ("--steps", self._pandaset_steps, "--data", PANDASET, "--scenes", TRAINED)
+        self.call("kitti_bridged", "adapt", kitti, *BRIDGE, *training, "--out", bridged)
+        predictor = TorchPredictor.load(kitti)
+        drive = PandaSet(PANDASET, predictor.spec.rig, predictor.taxonomy)
+        lost = {token for i, token in enumerate(drive.samples(selectors=[HELD_BACK])) if i % (LOST + 1)}
+        pairs = ((kitti, ()), (kitti, lost), (bridged, lost))
+        seen, blind, kept = (_score(run, drive, [HELD_BACK], lost=each, split=None)["recall"] for run, each in pairs)
+        return _share(kept - blind, seen - blind)
+
+
+def vehicle(sensors: str) -> Rig:
+    """nuScenes' vehicle, without cameras or with those of small pictures."""
+    rig, cameras = load_rig("nuscenes"), []
+    for camera in rig.cameras if sensors == "camera" else ():
+        shrink, lens = WIDTH / camera.size[0], camera.lens
+        assert lens is not None
+        assert lens.center is not None
+        (wide, high), (x, y) = lens.focal, lens.center
+        smaller = Lens(focal=(shrink * wide, shrink * high), center=(shrink * x, shrink * y))
+        size = tuple(round(shrink * each) for each in camera.size)
+        cameras.append(camera.model_copy(update={"size": size, "lens": smaller}))
+    return rig.model_copy(update={"cameras": tuple(cameras)})
+
+
+def network(sensors: str) -> dict[str, Any]:
+    """`configs/demo.yaml` for detection with these sensors, LiDAR of one sweep; nothing is pasted."""
+    content: dict[str, Any] = yaml.safe_load(find_config("demo").read_text()) | {"name": f"memory_{sensors}"}
+    content["data"] = {"augment": content["data"]["augment"]}
+    content["tasks"] = {"detection": content["tasks"]["detection"]}
+    model = content["model"]
+    if sensors == "lidar":
+        model |= {"lidar": model["lidar"] | {"sweeps": 0}, "camera": None}
+    else:
+        model |= {"lidar": None, "fused_stride": model["camera"]["stride"]}
+        model["camera"]["depth"]["supervision"] = 3.0  # without LiDAR the lift learns little else in so few steps
+    return content
+
+
+class EachFrame:
+    """A predictor that sees also frames between the keyframes which it is asked for, if it has a memory.
+
+    Args:
+        step: it sees each so many frames of a drive.
+        lost: tokens of frames that have no LiDAR.
+    """
+
+    def __init__(self, predictor: TorchPredictor, step: int = 1, lost: Collection[str] = ()) -> None:
+        self._predictor, self._step, self._lost = predictor, step, lost
+
+    def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes; with steps of several frames they must be among those that it sees."""
+        reads = reads._replace(change=lambda frame: frame.without_points() if frame.token in self._lost else frame)
+        for _, group in groupby(tokens, keyframes.scene):
+            asked = [*group]
+            drive = [*keyframes.moments(asked[0])]
+            seen = drive[: drive.index(asked[-1]) + 1 : self._step] if self._predictor.remembers else asked
+            for frame, found in self._predictor.predictions(keyframes, reads, seen):
+                if frame.token in asked:
+                    yield frame, found
+
+
+def _score(
+    run: Path, keyframes: Keyframes, selectors: Sequence[str] = (), step: int = 1, lost: Collection[str] = (),
+    split: str | None = SPLIT,
+) -> dict[str, float]:  # fmt: skip
+    """NDS, mAP, mAVE and the recall of cars at 1 m of a network on these keyframes."""
+    predictor = TorchPredictor.load(run)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = EachFrame(predictor, step, lost)
+        scores = evaluate(seen, keyframes, split, selectors, Path(folder), predictor.spec, QUIET)
+    recall = scores["label_recalls"]["car"]["1.0"]
+    return {"NDS": scores["NDS"], "mAP": scores["mAP"], "mAVE": scores["tp_errors"]["vel_err"], "recall": recall}
+
+
+def _latency_ratio(folder: Path, rounds: int) -> float:
+    """The state stays in the engine."""
+    engines = {}
+    for name, modules in {"base": [], "memory": [MEMORY]}.items():
+        bundle = export(random_run("tiny", modules, folder / f"run-{name}"), folder / name, console=QUIET)
+        engines[name] = runner(OnnxRuntimeEngine(bundle.onnx), dict(bundle.golden()[0]))
+    seconds = medians(measure_times(engines, rounds))
+    return seconds["memory"] / seconds["base"]

@@ -1,4 +1,4 @@
-"""What benchmarks share: variants that alternate, their medians, commands of the product, and drives."""
+"""What benchmarks share: variants that alternate, their medians, commands of the product, data and configurations."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from rich.console import Console
 
+from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
 from perception.simulate.simulate import simulate
+from perception.training.adapt import read_task
 
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "support"))  # what tests and benchmarks make alike
 QUIET = Console(quiet=True)
-SHARED = Path("../shared/data")
-KEYFRAMES = SHARED / "nuscenes"  # real ones, v1.0-mini
-DRIVES = Path("runs/drives")  # simulated unless they are there
+CONFIGS = ROOT / "configs"
 
-Rounds = Annotated[int, typer.Option(help="Of all variants, one after the other.")]
-NuScenes = Annotated[Path, typer.Option("--data", help="Real keyframes, v1.0-mini.")]
-Bundle = Annotated[Path, typer.Option(help="An exported bundle.")]
+
+def recorded(name: str) -> Path:
+    """A folder of recorded data, as the tests find it."""
+    return Path(os.environ.get(f"PERCEPTION_{name.upper()}") or f"../shared/data/{name}")
+
+
+KEYFRAMES, PANDASET = recorded("nuscenes"), recorded("pandaset")
+KITTI_WEIGHTS = Path(os.environ.get("PERCEPTION_KITTI") or "../shared/data/pointpillars_kitti")
+DEMO = Path("runs/demo")
+QUICK = Path("runs/quick")  # what is made for quick runs
 
 
 def measure_times(
@@ -58,11 +66,30 @@ def medians(seconds: Mapping[str, np.ndarray], clock: int = 0) -> dict[str, floa
     return {name: float(np.median(each[clock])) for name, each in seconds.items()}
 
 
-def drives(data: Path) -> NuScenesTables:
-    """The tables of a dataroot; those of DRIVES, 25 drives of 12 s in all conditions, take minutes to simulate."""
-    if data == DRIVES and not data.exists():
-        simulate(data, 25, 24, 0, ["all"])
+def simulated(data: Path, scenes: int, samples: int, seed: int, conditions: Sequence[str]) -> NuScenesTables:
+    """Drives, simulated unless they are there."""
+    if not data.exists():
+        simulate(data, scenes, samples, seed, conditions)
     return NuScenesTables(data, only_version(data))
+
+
+def drives(quick: bool) -> NuScenesTables:
+    """25 drives of 12 s in all conditions, which take minutes to simulate; quick: two of 2 s."""
+    data, scenes, samples = (QUICK / "drives", 2, 4) if quick else (Path("runs/drives"), 25, 24)
+    return simulated(data, scenes, samples, 0, ["all"])
+
+
+def with_tasks(name: str, files: Sequence[str], modules: bool = False) -> Config:
+    """A configuration with the tasks of configs/FILE.yaml, and the modules that run for each of these alone."""
+    content = load_config(find_config(name)).model_dump(mode="json")
+    for file in files:
+        added = read_task(find_config(file))
+        content["tasks"] |= added["tasks"]
+        if modules:
+            content["modules"] += [
+                {**module, "when": [*module.get("when", ()), *added["tasks"]]} for module in added["modules"]
+            ]
+    return parse_config(content, name)
 
 
 class Commands:
@@ -71,14 +98,14 @@ class Commands:
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def call(self, name: str, *words: object) -> dict[str, Any]:
+    def call(self, name: str, *words: object, **environment: str) -> dict[str, Any]:
         """Runs `perception` with these words, once: its `seconds` of processors, and what it `printed`."""
         record = self.out / "commands" / f"{name}.json"
         command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
         if not record.exists():
             record.parent.mkdir(parents=True, exist_ok=True)
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+            process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
             printed = process.stdout.read()
             _, status, used = os.wait4(process.pid, 0)
@@ -89,5 +116,5 @@ class Commands:
             record.write_text(json.dumps(content))
         found: dict[str, Any] = json.loads(record.read_text())
         if found["command"] != command[3:]:
-            sys.exit(f"{record}: is of {' '.join(found['command'])}; give another --out for {' '.join(command[3:])}")
+            sys.exit(f"{record}: is of {' '.join(found['command'])}; remove {self.out}")
         return found

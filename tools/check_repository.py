@@ -1,4 +1,4 @@
-"""Check what no test runs: imports between modules, locks, Dockerfiles, and pages that are written from other files.
+"""Check what no test runs: imports between modules, locks, Dockerfiles, figures, and files that are named.
 
 Prints a line for each finding, and ends with 1 if there is one. `make lint` runs it.
 """
@@ -6,7 +6,6 @@ Prints a line for each finding, and ends with 1 if there is one. `make lint` run
 from __future__ import annotations
 
 import ast
-import fnmatch
 import json
 import os
 import re
@@ -14,15 +13,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import PackageNotFoundError, files
 from itertools import chain
 from pathlib import Path
 
-import architecture
 import figures
-import yaml
+import mutants
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -34,45 +31,21 @@ else:
 
 ROOT = Path(__file__).parents[1]
 TOP = {
-    *(
-        "perception",
-        "deploy",
-        "configs",
-        "tests",
-        "tools",
-        "docs",
-        "docker",
-        "requirements",
-        "pyproject.toml",
-        ".ci",
-        ".github",
-    ),
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
-    *(".dockerignore", ".gitignore", ".pre-commit-config.yaml"),
+    *("perception", "deploy", "configs", "tests", "tools", "docs", "docker", "requirements", ".ci"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"),
+    *(".dockerignore", ".github", ".gitignore", ".pre-commit-config.yaml"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 REQUIREMENTS = ROOT / "requirements"
 DOCKERFILES = [ROOT / "docker" / name / "Dockerfile" for name in ("train", "vehicle")]
-JETPACKS = [REQUIREMENTS / f"{name}.txt" for name in ("jetpack6", "jetpack7")]
 OLD = ("3.10", "3.11")  # their locks hold the oldest supported end
 # Distribution of what is imported, where it has another name.
 DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "cv2": "opencv-python-headless",
-    "foxglove": "foxglove-sdk",
-    "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
-    "lzf": "python-neo-lzf",
-    "mcap_protobuf": "mcap-protobuf-support",
-    "mpl_toolkits": "matplotlib",
-    "rerun": "rerun-sdk",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-    "zenoh": "eclipse-zenoh",
-}
-JUDGES = {"nuscenes", "truckscenes", "t4_devkit", "motmetrics"}
-# motmetrics solves assignments with whichever of these is there; scipy is. `imp` it takes on Python 2 alone.
-UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
+    "cv2": "opencv-python-headless", "foxglove": "foxglove-sdk", "lzf": "python-neo-lzf", "PIL": "pillow",
+    "foxglove_schemas_protobuf": "foxglove-schemas-protobuf", "mcap_protobuf": "mcap-protobuf-support",
+    "rerun": "rerun-sdk", "yaml": "PyYAML", "zenoh": "eclipse-zenoh",
+}  # fmt: skip
 
 # What must not be imported on the vehicle, and what begins there.
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
@@ -103,9 +76,6 @@ def read_pins(lock: Path) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
 
 
-# ----- layers -----
-
-
 def modules() -> dict[str, Path]:
     """File by the name of each module of `perception` and `deploy`."""
     found = [path for package in ("perception", "deploy") for path in (ROOT / package).rglob("*.py")]
@@ -125,6 +95,7 @@ def imported(nodes: Iterable[ast.AST], ours: Set[str]) -> set[str]:
 
 
 def layers() -> Iterator[str]:
+    """perception imports nothing of deploy, what only predicts nothing of the training, and no module itself."""
     ours = modules()
     found = {name: imported(ast.walk(ast.parse(path.read_text())), ours.keys()) for name, path in ours.items()}
     arrows = {name: (others & ours.keys()) - {name} for name, others in found.items()}
@@ -148,14 +119,11 @@ def vehicle() -> list[str]:
     own = sorted(name for name in names if name not in WORKSHOP and not name.startswith("deploy.precision."))
     return [
         *("perception.frame", "perception.grid", "perception.scene.scene", "perception.sensors.inputs"),
-        *("perception.sensors.lidar.pillars", "perception.tasks.task", "perception.datasets.nuscenes.dataset"),
-        *("perception.datasets.nuscenes.map_expansion",),
+        *("perception.sensors.lidar.pillars", "perception.tasks.task"),
+        *("perception.datasets.nuscenes.dataset", "perception.datasets.nuscenes.map_expansion"),
         *(f"perception.tasks.detection.{name}" for name in ("task", "submission", "tracker", "devkit")),
         *own,
     ]
-
-
-# ----- requirements and locks -----
 
 
 def vehicle_requirements() -> Iterator[str]:
@@ -176,7 +144,7 @@ def vehicle_requirements() -> Iterator[str]:
     wanted = requirements(REQUIREMENTS / "vehicle.in")
     for name in needed ^ wanted.keys():
         yield f"requirements/vehicle.in: {name} is {'not imported' if name in wanted else 'imported and not in it'}"
-    for lock in JETPACKS:
+    for lock in REQUIREMENTS.glob("jetpack*.txt"):
         versions = read_pins(lock)
         for name in {*ABSENT, "nuscenes-devkit", "matplotlib"} & versions.keys():
             yield f"{lock}: {name} is of the workshop"
@@ -211,120 +179,52 @@ def _out_of_range(lock: Path, wanted: Iterable[Requirement]) -> Iterator[str]:
             yield f"{lock}: {requirement} is {version or 'not locked'}; run `make lock`"
 
 
-def judges() -> Iterator[str]:
-    """They are installed without their dependencies, so nothing else would notice that one is missing."""
-    installed = (*PROJECT["dependencies"], *EXTRAS["devkit"])
-    offered = {canonicalize_name(Requirement(each).name) for each in installed}
-    # Not their own tests and examples: what our evaluation, our tests and mmdet3d import.
-    unused = {"tests", "scripts", "prediction", "baselines.py", "visualization_utils.py"}
-    for distribution in requirements(REQUIREMENTS / "devkit.txt"):
-        try:
-            listed = files(distribution) or []
-        except PackageNotFoundError:
-            yield f"{distribution}: is not installed here, so its imports were not checked"
-            continue
-        paths = [
-            path for path in listed if path.suffix == ".py" and path.parts[0] in JUDGES and not unused & {*path.parts}
-        ]
-        trees = [ast.parse(Path(str(path.locate())).read_text()) for path in paths]
-        third = set().union(*(imported(ast.walk(tree), set()) for tree in trees)) - set(sys.stdlib_module_names)
-        for name in third - JUDGES - UNUSED:
-            if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in offered:
-                yield f"pyproject.toml: the extra devkit lacks {name}, which {distribution} imports"
-
-
-# ----- Dockerfiles, which were not built here -----
-
-
 def arguments(file: Path, instruction: str) -> list[str]:
     """Arguments of all lines with the instruction, with continued lines joined and comments left out."""
     text = re.sub(r"^\s*#.*\n", "", file.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(f"{instruction} ")]
 
 
-def is_ignored(path: str) -> bool:
-    """As docker reads .dockerignore: the last pattern that matches a path or a folder above it decides."""
-    decision = False
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        pattern = line.removeprefix("!")
-        parts = Path(path).parts
-        above = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-        if line and not line.startswith("#") and any(_matches(each, pattern) for each in above):
-            decision = not line.startswith("!")
-    return decision
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(f"/{path}", f"*/{pattern.removeprefix('**/')}")
-
-
 def dockerfiles() -> Iterator[str]:
+    kept = (ROOT / ".dockerignore").read_text().splitlines()
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for file in DOCKERFILES:
         sources = {source for copy in arguments(file, "COPY") for source in shlex.split(copy)[:-1]}
         for source in {"perception", "deploy", "configs", "pyproject.toml", *sources}:
-            if source not in sources or not (ROOT / source).exists() or is_ignored(source):
+            if source not in sources or not (ROOT / source).exists() or f"!{source}" not in kept:
                 yield f"{file}: {source} is not copied, not there, or in .dockerignore"
         if hadolint is None:
             yield f"{file}: was not checked, because hadolint is not installed"
-            continue
-        done = subprocess.run([hadolint, "--no-color", file], check=False, capture_output=True, text=True)
-        yield from done.stdout.splitlines()
-    for path in (".git", ".venv", "runs", "tests", "docs", "perception/__pycache__", "deploy/replay/__pycache__"):
-        if not is_ignored(path):
-            yield f".dockerignore: {path} reaches the engine"
-
-
-def docker_versions() -> Iterator[str]:
-    """The same packages in the Dockerfiles, in pyproject.toml and in requirements/."""
-    (image,), installs = arguments(DOCKERFILES[0], "FROM"), " ".join(" ".join(arguments(DOCKERFILES[0], "RUN")).split())
-    cuda = "".join(re.findall(r":(\d+)\.(\d+)", image)[0])
-    if f"download.pytorch.org/whl/cu{cuda}" not in installs:
-        yield f"{DOCKERFILES[0]}: torch is not made for the CUDA of {image}"
-    for extra in {"mmdet3d", "devkit", *re.findall(r'"\.\[([\w,]+)\]"', installs)[0].split(",")} - EXTRAS.keys():
-        yield f"{DOCKERFILES[0]}: there is no extra {extra}"
-    pins = dict(re.findall(r" ([\w-]+)==([\d.]+)", installs))
+        else:
+            done = subprocess.run([hadolint, "--no-color", file], check=False, capture_output=True, text=True)
+            yield from done.stdout.splitlines()
+    pins = dict(re.findall(r" ([\w-]+)==([\d.]+)", " ".join(" ".join(arguments(DOCKERFILES[0], "RUN")).split())))
     compiled = requirements(REQUIREMENTS / "mmdet3d.txt")["onedl-mmcv"]
     for requirement in (*map(Requirement, (*PROJECT["dependencies"], *EXTRAS["mmdet3d"])), compiled):
         if requirement.name in pins and not requirement.specifier.contains(pins[requirement.name]):
             yield f"{DOCKERFILES[0]}: {requirement.name} {pins[requirement.name]} is not {requirement}"
-    for name in {"torch", "torchvision", "onedl-mmcv"} - pins.keys():
-        yield f"{DOCKERFILES[0]}: {name} has no version"
-    # Without which no plan of TensorRT runs, in the extra, on the vehicle and in what their absence is told with.
-    (bindings,) = (each for each in EXTRAS["tensorrt"] if each.startswith("cuda-bindings"))
-    if str(requirements(REQUIREMENTS / "vehicle.in")["cuda-bindings"]) != str(Requirement(bindings)):
-        yield f"requirements/vehicle.in: cuda-bindings is not {bindings}, as in pyproject.toml"
-    if f"'{bindings}'" not in (ROOT / "deploy" / "engines" / "cuda.py").read_text():
-        yield f"deploy/engines/cuda.py: does not say {bindings}, as pyproject.toml does"
-
-
-# ----- pages -----
 
 
 def pages() -> Iterator[str]:
-    text = architecture.PAGE.read_text(encoding="utf-8")
-    if text != architecture.page(text):
-        yield f"{architecture.PAGE}: is out of date; run `python tools/architecture.py`"
     record, readme = json.loads(figures.RECORD.read_text()), figures.README.read_text()
     if figures.PAGE.read_text() != figures.page(record):
         yield f"{figures.PAGE}: is not what {figures.RECORD.name} says; run `python tools/figures.py --write`"
     if figures.with_block(readme, figures.quote(record)) != readme:
         yield f"{figures.README}: is not what {figures.RECORD.name} says; run `python tools/figures.py --write`"
     for section, entry in record.items():
-        if entry["command"] != figures.COMMANDS.get(section) or not entry["figures"]:
-            yield f"{figures.RECORD}: {section} was not measured by the command of tools/figures.py"
+        if entry["command"] != figures.COMMANDS.get(section) and not re.match(r"[0-9a-f]{7,40}:", entry["command"]):
+            yield f"{figures.RECORD}: {section} was measured by no command of tools/figures.py, and names no commit"
         if not re.fullmatch(r"[0-9a-f]{7,40}", entry["commit"]):
             yield f"{figures.RECORD}: {section} was measured on a tree that was not committed"
-    evidence = (ROOT / "docs" / "evidence" / "evidence.md").read_text()
-    for quoted in re.findall(r"\d\.\d+ ± \d\.\d+", readme):
-        if quoted not in evidence:
-            yield f"{figures.README}: {quoted} stands in no page of docs/evidence"
+
+
+def tracked() -> list[str]:
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def named_files() -> Iterator[str]:
     """Files of tests, and on pages also of tools, that are named without a commit and are not there."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for file in map(Path, tracked.splitlines()):
+    for file in map(Path, tracked()):
         pages = file.suffix == ".md" or file.name == "Makefile"
         if not pages and (file.suffix not in (".py", ".toml", "") or file.parts[0] == "tests"):
             continue
@@ -334,50 +234,22 @@ def named_files() -> Iterator[str]:
                 yield f"{file}: names {name}, which is not there"
 
 
-def files_in_text() -> Iterator[str]:
-    """Python files that the product's docstrings and comments name as `NAME.py`, and that are not there."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    own = (each for each in tracked if each.endswith(".py") and each.startswith(("perception/", "deploy/")))
-    for file in (each for each in own if not each.startswith("perception/mmdet3d/")):  # that names mmdet3d's files too
-        for name in set(re.findall(r"`([\w/]+\.py)`", (ROOT / file).read_text())):
-            if not any(f"/{each}".endswith(f"/{name}") for each in tracked):
-                yield f"{file}: names {name}, which is not there"
-
-
 def top_level() -> Iterator[str]:
     """Files and folders of the top level that are not of the given ones."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in sorted({file.partition("/")[0] for file in tracked.splitlines()} - TOP):
+    for name in sorted({file.partition("/")[0] for file in tracked()} - TOP):
         yield f"{name}: is not of the top level; remove it, or add it to TOP in tools/check_repository.py"
 
 
-def written_defects() -> Iterator[str]:
-    """Defects written by hand whose text does not stand once in its file, so that no test can find them."""
-    for row in yaml.safe_load((ROOT / "tools" / "mutants.yaml").read_text()):
-        file = ROOT / row["file"]
-        if not file.exists() or file.read_text().count(row["before"]) != 1:
-            yield f"tools/mutants.yaml: {row['why']}: its text does not stand once in {row['file']}"
-
-
-CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
-    *(
-        layers,
-        vehicle_requirements,
-        locks,
-        judges,
-        dockerfiles,
-        docker_versions,
-        pages,
-        named_files,
-        files_in_text,
-        written_defects,
-        top_level,
-    ),
-)
+def defects() -> Iterator[str]:
+    """Defects written by hand that cannot be made."""
+    for defect in mutants.read_defects(ROOT):
+        if wrong := mutants.misplaced(ROOT, defect):
+            yield f"tools/mutants.yaml: {defect.why}: {wrong}"
 
 
 def main() -> None:
-    findings = [finding for check in CHECKS for finding in check()]
+    checks = (layers, vehicle_requirements, locks, dockerfiles, pages, named_files, defects, top_level)
+    findings = [finding for check in checks for finding in check()]
     print(*findings, sep="\n", end="\n" if findings else "")
     sys.exit(bool(findings))
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from bench_networks import with_tasks
+from benchmark import with_tasks
 
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame

@@ -4,8 +4,8 @@
     python tools/figures.py replay     # only one section
     python tools/figures.py --write    # measure nothing: write page and README again from docs/figures.json
 
-docs/figures.json stores each section with its command, commit, date and machine. docs/figures.md and the block in
-README.md between the two `figures` comments are written from it; tools/check_repository.py checks that they agree.
+docs/figures.json stores each section with its command, commit, date and machine; a section without a command here was a
+study (CONTRIBUTING), whose command names its commit. tools/check_repository.py checks that page and README agree.
 """
 
 from __future__ import annotations
@@ -32,17 +32,14 @@ PACKAGES = ("torch", "onnxruntime", "numpy", "opencv-python-headless")
 COMMANDS = {
     "demo": "python tools/check_figures.py demo --json",
     "ceiling": "python tools/bench.py ceiling --json",
-    "depth": "python tools/bench.py depth --json",
     "overfit": "python tools/check_figures.py overfit --json",
     "real": "python tools/check_figures.py real --json",
     "replay": "python tools/bench.py replay --json",
-    "precision": "python tools/bench.py precision --checkpoint runs/demo/run --data runs/demo/drives --json",
+    "precision": "python tools/bench.py precision --json",
     "modular": "python tools/bench.py modular --json",
     "tasks": "python tools/bench.py tasks --json",
-    "simulated": "python tools/bench.py simulated --out runs/longer --clear --drives 240 --steps 2400 "
-    "--head-steps 2000 --no-joint --json",
     "tables": "python tools/bench.py tables --json",
-    "pandaset": "python tools/bench.py pandaset --stages zero_shot,adapted --json",
+    "pandaset": "python tools/bench.py pandaset --json",
     "pillars": "python tools/bench.py pillars --json",
     "cpp": "python tools/bench.py cpp --json",
     "evaluator": "python tools/bench.py evaluator --json",
@@ -164,7 +161,7 @@ def quote(record: Record) -> str:
         sections = sorted(set(re.findall(r"\{(\w+)\.", text)))
         if all(section in record for section in sections):
             commands = ", ".join(f"`{record[section]['command'].removesuffix(' --json')}`" for section in sections)
-            rows.append(f"| {what} | {_fill(text, record)} | {commands} |")
+            rows.append(f"| {what} | {fill(text, record)} | {commands} |")
     return "| what | figures | command |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
@@ -183,15 +180,17 @@ def flat(figures: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, figures
 
 
-def _fill(text: str, record: Record) -> str:
-    def fill(match: re.Match[str]) -> str:
+def fill(text: str, record: Record) -> str:
+    """The text with its figures."""
+
+    def value_of(match: re.Match[str]) -> str:
         section, *keys = match[1].split(".")
         value = record[section]["figures"]
         for key in keys:
             value = value[key]
         return format(value, match[2])
 
-    return re.sub(r"\{([\w.]+):([^}]*)\}", fill, text)
+    return re.sub(r"\{([\w.]+):([^}]*)\}", value_of, text)
 
 
 def _format(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import mmcv
 import numpy as np
 import pytest
-from bench_loader import _pipeline
+from bench_loader import pipeline
 from mmdet3d.datasets import NuScenesDataset
 from nuscenes import NuScenes
 from runners import FOLDERS, converter
@@ -78,7 +78,7 @@ def test_both_sides_of_the_benchmark_of_loaders_read_the_same(nuscenes_root: Pat
     """tools/bench.py loader: before augmentation they have the same points, pictures and boxes."""
     tables, tokens = drive(nuscenes_root, tmp_path)
     annotation_file.write(tmp_path / "infos.json", tables, tokens)
-    loads = [step for step in _pipeline(False, LABELS) if step["type"].startswith("Load")]
+    loads = [step for step in pipeline(False) if step["type"].startswith("Load")]
     theirs = NuScenesDataset(
         data_root=str(tmp_path),
         ann_file="infos.json",

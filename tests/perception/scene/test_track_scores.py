@@ -9,12 +9,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from bench_tracking import Kind, Moment, Scene, detect, devkit_scores, lanes, switches, track
 from made_up import make_boxes
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
+from traffic import Kind, Moment, Scene, detect, devkit_scores, lanes, switches, track
 from vocabulary import CLASSES, NUSCENES
 
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_ceiling import count_found, perfect_outputs
 from commands import one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +18,7 @@ from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 from nuscenes.utils.data_classes import Box
-from perfect import Dense, perfect_detection
+from perfect import Dense, count_found, perfect_detection, perfect_outputs
 from pyquaternion import Quaternion
 from torch import Tensor
 from vocabulary import ATTRIBUTES, CLASSES, NUSCENES

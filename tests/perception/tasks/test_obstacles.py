@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import keyframe, make_boxes
-from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
@@ -275,24 +274,6 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     gate = OccupancyMetric.gates["explained"]
     assert gate.nothing == "there is nothing to count for explained"
     assert gate.missing.endswith("lacks a frame of the replay; replay again")
-
-
-def test_an_obstacle_and_a_false_alarm_count_once_in_a_drive() -> None:
-    """Three frames on the spot: an annotated obstacle, a car without a track, and something that is not there."""
-    places = {"obstacle": (2.2, 0.2), "car": (-2.2, 0.2), "nothing": (0.2, 3.0)}
-    others = np.zeros(GRID.shape, np.float32)
-    for x, y in places.values():
-        row, column = (int((each + 4) / GRID.cell) for each in (y, x))
-        others[2, row, column] = 0.9
-    state = OccupancyResult(EMPTY, others, others, np.zeros(360, np.float32), GRID)
-    obstacle = replace(objects([places["obstacle"]]), instances=np.array(["pallet"]))
-    car = replace(objects([places["car"]]), instances=np.array(["car"]))
-    frame = Frame("token", 0, "ego", np.eye(4), np.eye(4), None, {})
-    for probability, expected in ((0.5, (1, {"pallet"})), (0.95, (0, set()))):
-        count = DriveCount(probability)
-        for number in range(3):
-            count.add(frame, state, Boxes.none(), obstacle, Boxes.joined(obstacle, car))
-            assert (count.alarms, count.found) == ((0, set()) if number == 0 else expected)  # two frames confirm
 
 
 def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:

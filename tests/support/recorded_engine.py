@@ -20,7 +20,7 @@ from deploy.state import run_with_state
 from perception.frame import Frame
 from perception.modules.spec import NEXT_STATE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"  # of the engine, deploy/cpp/tests/recorded_engine.cpp
 COUNTED = """
 import ctypes, pickle, sys

@@ -1,4 +1,4 @@
-"""Tracks in traffic: id switches and AMOTA on real detections and in simulated lanes."""
+"""Cars in traffic: simulated lanes, what a detector finds in them, id switches, and scores by the devkit."""
 
 from __future__ import annotations
 
@@ -8,33 +8,24 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from benchmark import KEYFRAMES, SHARED
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.tracking.data_classes import TrackingBox
+from nuscenes.eval.tracking.evaluate import TrackingEval
+from nuscenes.eval.tracking.loaders import interpolate_tracks
+from vocabulary import CLASSES, NUSCENES
 
-from perception.datasets.keyframes import Reads
-from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes
-from perception.mmdet3d.importing import import_pointpillars
-from perception.predict import TorchPredictor
-from perception.rig import load_rig
 from perception.tasks.association import associate
 from perception.tasks.detection.devkit import PROTOCOL
-from perception.tasks.detection.submission import global_boxes, read_samples
-from perception.tasks.detection.tracker import Tracker, Tracks
-from perception.taxonomy import load_taxonomy
+from perception.tasks.detection.submission import global_boxes
+from perception.tasks.detection.tracker import Tracks
 
-NUSCENES = load_taxonomy("nuscenes")
-CLASSES = NUSCENES.class_names
 CAR = NUSCENES.label("car")
-KITTI = Path(__file__).parents[1] / "configs" / "kitti" / "pointpillars.yaml"
 START = 1_500_000_000_000_000  # us
 SEEN = 50.0  # m ahead and behind
-TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 Kind = Literal["flow", "jam", "stop_and_go", "queue"]
 
 
@@ -53,39 +44,6 @@ class Moment:
 
 
 Scene = list[Moment]
-
-
-def tracking(
-    data: Path = KEYFRAMES,
-    pandaset: Path = SHARED / "pandaset",
-    weights: Path = SHARED / "pointpillars_kitti" / "pointpillars.safetensors",
-    seeds: int = 3,
-) -> dict[str, Any]:
-    """Id switches and the share of objects with a track; AMOTA of real detections by nuScenes' devkit.
-
-    `pandaset_2hz` is a network trained on KITTI on five times every fifth frame, looking ahead and behind;
-    `predictions` are PointPillars' of nuScenes' two mini_val scenes. Lanes (`lanes`) have errors (`detect`), without
-    velocities and with them.
-    """
-    drive, result = _pandaset_detections(pandaset, weights), dict[str, Any]()
-    result["pandaset_2hz"] = _score([drive[first::5] for first in range(5)])
-    result["pandaset_10hz"] = _score([drive])
-    result["predictions"] = _score(_published_scenes(data))
-    for each in result.values():
-        amota = [devkit_scores(scene, Tracker(NUSCENES), ["car"])["amota"] for scene in each.pop("scenes")]
-        each["amota"] = float(np.mean(amota))
-    for kind in get_args(Kind):
-        for name, known in (("", False), ("_with_velocities", True)):
-            scenes = [detect(lanes(kind, seed), seed, known) for seed in range(seeds)]
-            result[kind + name] = _score(scenes)
-            del result[kind + name]["scenes"]
-    return result
-
-
-def _score(scenes: Sequence[Scene]) -> dict[str, Any]:
-    counted = [switches(scene, Tracker(NUSCENES)) for scene in scenes]
-    ids, found, objects = (sum(each) for each in zip(*counted, strict=True))
-    return {"id_switches": ids, "recall": found / objects, "scenes": scenes}
 
 
 def track(tracker: AnyTracker, scene: Scene) -> list[Tracks]:
@@ -118,10 +76,6 @@ def ids_of_objects(moment: Moment, tracks: Tracks) -> dict[str, int]:
 
 def devkit_scores(scene: Scene, tracker: AnyTracker, classes: Sequence[str]) -> dict[str, Any]:
     """The devkit's summary of what a tracker makes of a scene that is in no dataroot, for some of the classes."""
-    from nuscenes.eval.common.config import config_factory
-    from nuscenes.eval.tracking.evaluate import TrackingEval
-    from nuscenes.eval.tracking.loaders import interpolate_tracks
-
     evaluation = object.__new__(TrackingEval)
     evaluation.cfg = config_factory(PROTOCOL)  # its boxes take the names of the latest configuration
     evaluation.cfg.class_names = list(classes)
@@ -144,8 +98,6 @@ def devkit_scores(scene: Scene, tracker: AnyTracker, classes: Sequence[str]) -> 
 
 
 def _tracking_boxes(sample: str, boxes: Boxes, ids: np.ndarray) -> list[Any]:
-    from nuscenes.eval.tracking.data_classes import TrackingBox
-
     return [
         TrackingBox(**box, tracking_id=str(ids[i]), tracking_name=CLASSES[boxes.labels[i]], tracking_score=score)
         for i, (box, score) in enumerate(zip(global_boxes(sample, boxes), boxes.scores.tolist(), strict=True))
@@ -218,53 +170,3 @@ def detect(scene: Scene, seed: int, known: bool = False) -> Scene:
 def _displace(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
     shift = np.column_stack([rng.normal(0, metres, (len(boxes), 2)), np.zeros(len(boxes))])
     return replace(boxes, centers=boxes.centers + shift, scores=scores)
-
-
-def _pandaset_detections(data: Path, weights: Path) -> Scene:
-    """Cars of a real drive, and those that a network which looks one way finds ahead and, turned, behind."""
-    with TemporaryDirectory() as folder:
-        import_pointpillars(KITTI, weights, Path(folder) / "run")
-        predict = TorchPredictor.load(Path(folder) / "run")
-    drives, moments = PandaSet(data, load_rig("pandaset_64"), predict.taxonomy), []
-    label = drives.taxonomy.label("car")
-    for token in drives.samples():
-        frame = drives.frame(token, Reads("ego", cameras=False))
-        assert frame.boxes is not None
-        assert frame.points is not None
-        views = [
-            predict(replace(frame, points=frame.points * flip, boxes=None))
-            .results["detection"]
-            .transformed(frame.global_from_reference @ turn)
-            for flip, turn in ((np.float32(1), np.eye(4)), (np.array([-1, -1, 1, 1, 1], np.float32), TURN))
-        ]
-        boxes, truth = Boxes.joined(*views), frame.boxes.transformed(frame.global_from_reference)
-        truth = _cars(truth.select((truth.labels == label) & (truth.num_points > 0)))
-        moments.append(Moment(token, frame.timestamp, truth, _cars(boxes.select(boxes.labels == label))))
-    return moments
-
-
-def _cars(boxes: Boxes) -> Boxes:
-    return replace(boxes, labels=np.full(len(boxes), CAR), attributes=np.full(len(boxes), -1))
-
-
-def _published_scenes(data: Path) -> list[Scene]:
-    """Cars that a published PointPillars found in the scenes of mini_val."""
-    tables = NuScenesTables(data, "v1.0-mini")
-    samples, scenes = tables.samples("mini_val"), defaultdict(list)
-    content = dict(read_samples(data / "results" / "pointpillars_mini_val" / "results_nusc.json", samples))
-    for sample in samples:
-        entries = [entry for entry in content[sample] if entry["detection_name"] == "car"]
-        boxes = Boxes.from_yaws(
-            np.array([entry["translation"] for entry in entries]).reshape(-1, 3),
-            np.array([entry["size"] for entry in entries]).reshape(-1, 3),
-            np.array([2 * np.arctan2(entry["rotation"][3], entry["rotation"][0]) for entry in entries]),
-            np.array([entry["velocity"] for entry in entries]).reshape(-1, 2),
-            np.full(len(entries), CAR),
-            np.full(len(entries), -1),
-            np.array([entry["detection_score"] for entry in entries]),
-        )
-        recording = tables.recording(sample)
-        truth = recording.annotated("boxes")
-        truth = _cars(truth.select((truth.labels == CAR) & (truth.num_points > 0)))
-        scenes[tables.scene(sample)].append(Moment(sample, recording.timestamp, truth, boxes))
-    return list(scenes.values())
