@@ -25,5 +25,7 @@ def sensors(*names: str) -> Sensors:
 def taxonomy_of(labels: Mapping[str, int]) -> Taxonomy:
     """Classes with these labels of a data set, by index."""
     names = [[name for name, i in labels.items() if i == index] for index in range(max(labels.values(), default=0) + 1)]
-    classes = [ObjectClass(name=f"class {i}", categories=each or [f"none {i}"]) for i, each in enumerate(names)]
+    classes = tuple(
+        ObjectClass(name=f"class {i}", categories=tuple(each) or (f"none {i}",)) for i, each in enumerate(names)
+    )
     return Taxonomy(name="test", classes=classes)
