@@ -139,7 +139,7 @@ class Bench(Commands):
         self.out.mkdir(parents=True, exist_ok=True)
         config.write_text(f"{(KITTI / 'pointpillars.yaml').read_text()}seed: {seed}\n")
         weights = KITTI_WEIGHTS / "pointpillars.safetensors"
-        self.call(f"import_{seed}", "import-pointpillars", config, weights, "--out", run)
+        self.call(f"import_{seed}", "import", config, weights, "--out", run)
         return config, run
 
     def _module(self, run: Path) -> Row:

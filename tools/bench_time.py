@@ -128,7 +128,7 @@ class _Memory(Commands):
         """A memory for frames without LiDAR on KITTI's network as imported, on PandaSet's held-back frames."""
         kitti, bridged = self.out / "kitti", self.out / "kitti_bridged"
         weights = KITTI_WEIGHTS / "pointpillars.safetensors"
-        self.call("import", "import-pointpillars", KITTI / "pointpillars.yaml", weights, "--out", kitti)
+        self.call("import", "import", KITTI / "pointpillars.yaml", weights, "--out", kitti)
         training = ("--steps", self._pandaset_steps, "--data", PANDASET, "--scenes", TRAINED)
         self.call("kitti_bridged", "adapt", kitti, *BRIDGE, *training, "--out", bridged)
         predictor = TorchPredictor.load(kitti)

@@ -24,7 +24,7 @@ def train(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         commands, kitti = Commands(Path(folder)), Path(folder) / "kitti"
         weights = KITTI_WEIGHTS / "pointpillars.safetensors"
-        commands.call("import", "import-pointpillars", CONFIGS / "kitti/pointpillars.yaml", weights, "--out", kitti)
+        commands.call("import", "import", CONFIGS / "kitti/pointpillars.yaml", weights, "--out", kitti)
         added = ("--add", "low_rank:pandaset", "--option", "rank=1", "--slots", "trunk.stage*.?,trunk.lift?,heads.*")
         frames = ("--data", PANDASET, "--rig", "pandaset_64", "--split", "all", "--scenes", "002:0-16")
         trainings: dict[str, tuple[object, ...]] = {

@@ -1,4 +1,4 @@
-"""Commands on bundles: plan, export, build, verify and sign; and demo, which runs all steps."""
+"""Commands on bundles: export, build, verify and sign; and demo, which runs all steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import (
     Json,
-    Out,
     Run,
     Scenes,
     Version,
@@ -22,15 +21,14 @@ from perception.commands.common import (
     keep_memory,
     names,
     report,
+    to_store,
 )
 from perception.errors import InputError
-
-Routes = Annotated[str, typer.Option(help="Sets of conditions that one graph serves: base,rain,night,rain+night.")]
 
 Sign = Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign with.")]
 
 
-def _routes(conditions: str, routes: str, apart: bool = False) -> list[list[str]]:
+def _routes(conditions: str, routes: str, apart: bool) -> list[list[str]]:
     """The routes, each a list of conditions: --conditions rain,night is one route, --routes base,rain+night two."""
     if conditions and routes:
         raise InputError("--conditions is for one route, --routes for several; give one of them")
@@ -38,6 +36,15 @@ def _routes(conditions: str, routes: str, apart: bool = False) -> list[list[str]
     if apart and len(found) == 1:
         raise InputError("--apart: one route has one network; name several with --routes")
     return found
+
+
+def _show_plan(checkpoint: Path, routes: list[list[str]], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from deploy.plan import plan, table
+
+    planned = plan(checkpoint, routes)
+    report(asdict(planned), as_json, table(planned))
 
 
 def _expiry(text: str) -> datetime | None:
@@ -48,23 +55,6 @@ def _expiry(text: str) -> datetime | None:
     if time is not None and time <= datetime.now(timezone.utc):
         raise InputError(f"--expires {text}: is past, so that no vehicle would accept the bundle")
     return time
-
-
-@app.command(epilog="Example: perception plan runs/a --routes base,rain")
-def plan(
-    checkpoint: Run,
-    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,night.")] = "",
-    routes: Routes = "",
-    as_json: Json = False,
-) -> None:
-    """Show what an export will do with the modules at every slot, and what they will cost."""
-    from dataclasses import asdict
-
-    from deploy.plan import plan as run
-    from deploy.plan import table
-
-    planned = run(checkpoint, _routes(conditions, routes))
-    report(asdict(planned), as_json, table(planned))
 
 
 class PrecisionName(str, Enum):
@@ -78,9 +68,17 @@ class PrecisionName(str, Enum):
 )
 def export(
     checkpoint: Run,
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=to_store, help="Folder to write, unless --plan is given.")
+    ] = None,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,night.")] = "",
-    routes: Routes = "",
+    routes: Annotated[
+        str, typer.Option(help="Sets of conditions that one graph serves: base,rain,night,rain+night.")
+    ] = "",
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only show what becomes of the modules at every slot, and what they will cost."),
+    ] = False,
     apart: Annotated[
         bool, typer.Option("--apart", help="Export one network per route, which takes more memory but no more time.")
     ] = False,
@@ -116,6 +114,11 @@ def export(
 
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """
+    chosen = _routes(conditions, routes, apart)
+    if plan:
+        return _show_plan(checkpoint, chosen, as_json)
+    if out is None:
+        raise InputError("export takes --out, the folder to write; with --plan it writes nothing")
     from deploy.export import export as run
     from deploy.precision.calibrate import Drives
     from deploy.trust import Release
@@ -130,7 +133,7 @@ def export(
     console = console_for(as_json)
     release_info = Release(release, _expiry(expires), license, sign, signed_plans)
     bundle = run(
-        checkpoint, out, _routes(conditions, routes, apart), console=console, release=release_info,
+        checkpoint, out, chosen, console=console, release=release_info,
         precision=precision.value, calibration=drives, apart=apart,
     )  # fmt: skip
     report(bundle.manifest.model_dump(mode="json"), as_json)

@@ -1,10 +1,10 @@
-"""Commands for runs: simulate training data, train, import from mmdet3d."""
+"""Commands for runs: simulate training data, train, import networks."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,10 +27,6 @@ from perception.commands.common import (
     training_split,
 )
 from perception.errors import InputError
-
-if TYPE_CHECKING:
-    from perception.config import Config
-    from perception.model import PerceptionModel
 
 
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions all")
@@ -126,43 +122,36 @@ def train(
     print_trained(run(settings, tables, split or training_split(tables.version), out, resume))
 
 
-@app.command(epilog="Example: perception import-mmdet3d centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint")
-def import_mmdet3d(
-    config: Annotated[Path, typer.Argument(help="Flat configuration of mmdet3d (`Config.dump`); it is read, not run.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdet3d, a .pth file.")],
-    out: Out,
-    as_json: Json = False,
-) -> None:
-    """Import a trained network of mmdet3d as a run.
-
-    Supported: CenterPoint, PointPillars and PillarNeSt, for nuScenes. mmdet3d need not be installed.
-    """
-    from perception.mmdet3d.importing import import_checkpoint
-
-    _report_import(out, *import_checkpoint(config, checkpoint, out), as_json)
-
-
 @app.command(
-    epilog="Example: perception import-pointpillars configs/kitti/pointpillars.yaml kitti.safetensors --out runs/kitti"
+    "import", epilog="Example: perception import centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint"
 )
-def import_pointpillars(
-    config: Annotated[Path, typer.Argument(help="YAML of the network, such as configs/kitti/pointpillars.yaml.")],
-    weights: Annotated[Path, typer.Argument(help="Its weights with folded normalisations, a .safetensors file.")],
+def import_network(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Flat configuration of mmdet3d (`Config.dump`; it is read, not run), or YAML of the network, such as "
+            "configs/kitti/pointpillars.yaml."
+        ),
+    ],
+    weights: Annotated[
+        Path, typer.Argument(help="mmdet3d's .pth file, or a .safetensors file with folded normalisations.")
+    ],
     out: Out,
     as_json: Json = False,
 ) -> None:
-    """Import a trained PointPillars of SECOND's family, such as one for KITTI, as a run."""
-    from perception.mmdet3d.importing import import_pointpillars as run
+    """Import a trained network as a run.
 
-    _report_import(out, *run(config, weights, out), as_json)
-
-
-def _report_import(out: Path, config: Config, network: PerceptionModel, as_json: bool) -> None:
+    Of mmdet3d: CenterPoint, PointPillars and PillarNeSt, for nuScenes; mmdet3d need not be installed. By YAML:
+    PointPillars of SECOND's family, such as one for KITTI.
+    """
     from perception.io.stores import with_addresses
+    from perception.mmdet3d.importing import import_checkpoint, import_pointpillars
 
-    parameters, run = sum(parameter.numel() for parameter in network.parameters()), with_addresses(str(out))
-    shown = f"{run}: {config.name}, {parameters:,} parameters"
-    report({"run": run, "name": config.name, "parameters": parameters}, as_json, shown)
+    run = import_pointpillars if config.suffix in (".yaml", ".yml") else import_checkpoint
+    imported, network = run(config, weights, out)
+    parameters, folder = sum(parameter.numel() for parameter in network.parameters()), with_addresses(str(out))
+    shown = f"{folder}: {imported.name}, {parameters:,} parameters"
+    report({"run": folder, "name": imported.name, "parameters": parameters}, as_json, shown)
 
 
 # Commands for recorded data: annotate the occupancy.

@@ -1,8 +1,7 @@
-"""Commands for modules: adapt, merge, list."""
+"""Commands for modules: adapt; list, add and merge."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,41 +188,27 @@ def _read_module(file: Path | None, add: str, conditions: list[str], slots: str,
     return {"name": name, "when": conditions} | _kinds(kinds, names(slots), _numbers(option))
 
 
-@app.command(
-    epilog="Example: perception merge runs/both --modules rain,night --method ties --name wet_night --out runs/merged"
-)
-def merge(
-    checkpoint: Run,
-    modules: Annotated[str, typer.Option(help="Two or more of its modules: rain,night or 0.7*rain,0.3*night.")],
-    name: Annotated[str, typer.Option(help="Name of the new module.")],
-    out: Out,
-    method: Annotated[str, typer.Option(help="average, task-arithmetic, ties or dare.")] = "average",
-    conditions: Annotated[str, typer.Option(help="Route to the new module where these hold.")] = "",
-    option: Annotated[
-        list[str] | None, typer.Option(help="strength=, keep= (ties), drop= and seed= (dare), rank=; repeatable.")
-    ] = None,
-    recalibrate: Annotated[
-        Path | None,
-        typer.Option(
-            callback=from_store, help="Dataroot: recompute batch statistics on its frames under --conditions."
-        ),
-    ] = None,
-    version: Version = None,
-    as_json: Json = False,
-) -> None:
-    """Merge modules of one kind into a new one. OUT is a checkpoint with the new one and its members."""
+def _merge(
+    checkpoint: Path,
+    members: list[str],
+    name: str,
+    method: str,
+    out: Path,
+    conditions: list[str],
+    option: list[str],
+    drives: tuple[Path, str | None] | None,
+) -> dict[str, float]:
+    """The share of the change that the new module's rank could not represent, by slot."""
     from perception.checkpoint import read_config
     from perception.datasets.sources import open_source
-    from perception.training.combine import merge as run
+    from perception.training.combine import merge
 
-    drives, options = None, _numbers(option or [])
-    if recalibrate is not None:
+    recalibrated, options = None, _numbers(option)
+    if drives is not None:
         config = read_config(checkpoint)
-        tables = open_source(recalibrate, version, config.rig, config.taxonomy)
-        drives = tables, training_split(tables.version)
-    lost = run(checkpoint, names(modules), name, method, out, names(conditions), drives=drives, **options)
-    room = f"at most {max(lost.values()):.1%} of a slot's change had no room"
-    report({"module": name, "lost": lost}, as_json, f"{name}: {method} of {modules}; {room}")
+        tables = open_source(*drives, config.rig, config.taxonomy)
+        recalibrated = tables, training_split(tables.version)
+    return merge(checkpoint, members, name, method, out, conditions, drives=recalibrated, **options)
 
 
 def _show_route(
@@ -249,27 +234,47 @@ def _show_route(
         as_figure(routing_table(routes[0], model.bank.slots)).savefig(picture)
 
 
-@app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")
+@app.command(
+    epilog="Example: perception modules runs/both --merge rain,night --method ties --name wet_night --out runs/merged"
+)
 def modules(
     checkpoint: Run,
     load: Annotated[
         str, typer.Option(help="Add modules and heads of tasks: FILE,FILE or NEW_NAME=FILE. Needs --out.")
     ] = "",
+    merge: Annotated[
+        str,
+        typer.Option(
+            help="Merge two or more modules of one kind into a new one: rain,night or 0.7*rain,0.3*night. Needs --out "
+            "and --name; with --data its batch statistics are computed anew on the frames under --conditions."
+        ),
+    ] = "",
+    name: Annotated[str, typer.Option(help="Name of the merged module.")] = "",
+    method: Annotated[str, typer.Option(help="Of --merge: average, task-arithmetic, ties or dare.")] = "average",
+    conditions: Annotated[str, typer.Option(help="Route to the merged module where these hold.")] = "",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of --merge: strength=, keep= (ties), drop= and seed= (dare), rank=; repeatable."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", callback=to_store, help="Folder for the checkpoint with the added modules.")
     ] = None,
     frame: Annotated[str, typer.Option(help="Show how this keyframe is routed: scene-0103:0. Needs --data.")] = "",
-    data: Annotated[Path | None, typer.Option("--data", help="nuScenes dataroot of --frame.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", callback=from_store, help="Drives of --frame, or for --merge.")
+    ] = None,
     version: Version = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture of the route of --frame to write, such as a.png.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List a checkpoint's modules, added heads and its base's fingerprint; add some that were trained separately."""
-    if bool(load) != (out is not None):
-        raise InputError("--load and --out go together: the checkpoint with the added modules is a new one")
-    if bool(frame) != (data is not None) or (picture and not frame):
+    """List a checkpoint's modules, added heads and its base's fingerprint; add some, or merge some into a new one."""
+    if (load and merge) or bool(load or merge) != (out is not None):
+        raise InputError("--load or --merge goes with --out: the checkpoint with the added modules is a new one")
+    if bool(merge) != bool(name) or ((conditions or option or method != "average") and not merge):
+        raise InputError("--merge and --name go together; --method, --conditions and --option go with them")
+    if (frame and data is None) or (data and not (frame or merge)) or (picture and not frame):
         raise InputError("--frame and --data go together, and --picture needs them")
     from dataclasses import asdict
 
@@ -277,16 +282,20 @@ def modules(
     from perception.modules.status import table
     from perception.training.combine import combine, module_rows
 
+    console, lost = console_for(as_json), dict[str, float]()
     if out is not None:
-        combine(checkpoint, names(load), out)
+        if load:
+            combine(checkpoint, names(load), out)
+        else:
+            drives = None if data is None else (data, version)
+            lost = _merge(checkpoint, names(merge), name, method, out, names(conditions), option or [], drives)
+            room = f"at most {max(lost.values()):.1%} of a slot's change had no room"
+            console.print(f"{name}: {method} of {merge}; {room}", highlight=False)
         checkpoint = out
     model, _ = load_model(checkpoint)
     rows, base = module_rows(model, checkpoint), model.bank.base_hash()
-    if as_json:
-        print(json.dumps({"base": base, "modules": [asdict(row) for row in rows]}))
-    else:
-        console = console_for(as_json)
-        console.print(table(rows) if rows else "no modules")
-        console.print(f"base {base}", soft_wrap=True)
-    if data is not None:
-        _show_route(model, data, version, frame, picture, console_for(as_json))
+    found = {"base": base, "modules": [asdict(row) for row in rows], **({"lost": lost} if merge else {})}
+    report(found, as_json, table(rows) if rows else "no modules")
+    console.print(f"base {base}", soft_wrap=True)
+    if frame and data is not None:
+        _show_route(model, data, version, frame, picture, console)

@@ -57,5 +57,5 @@ def refuse_export(path: Path) -> None:
     if foreign_config(path) is not None:
         raise InputError(
             f"{path}: a foreign backbone runs in mmdet3d alone and does not export (sparse convolutions would need a "
-            "plugin); `perception import-mmdet3d` makes pillar CenterPoint and PointPillars into models that do"
+            "plugin); `perception import` makes pillar CenterPoint and PointPillars into models that do"
         )

@@ -124,7 +124,7 @@ def test_the_command_adapts_a_foreign_backbone_and_goes_on_from_there(base, mini
     assert set(bank.at("rain")) == {f"pts_backbone.blocks.1.{i}" for i in range(0, 18, 3)}
     assert bank.active is None
 
-    with pytest.raises(InputError, match=r"does not export.*import-mmdet3d"):
+    with pytest.raises(InputError, match=r"does not export.*perception import"):
         CliRunner().invoke(app, ["export", str(tmp_path / "two"), "--out", str(tmp_path / "b")], catch_exceptions=False)
 
 

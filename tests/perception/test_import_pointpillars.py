@@ -119,7 +119,7 @@ def test_trained_weights_on_a_recorded_drive(tmp_path: Path, pandaset_root: Path
 def test_the_command_and_what_is_refused(tmp_path: Path) -> None:
     weights, whole, other = tmp_path / "weights.safetensors", random_weights(), tmp_path / "other"
     save_file(whole, weights)
-    command = ("import-pointpillars", CONFIG, weights, "--out", tmp_path / "run")
+    command = ("import", CONFIG, weights, "--out", tmp_path / "run")
     assert "kitti-pointpillars" in succeeds(*command)
     assert "holds files already" in refuses(*command)
     text = CONFIG.read_text()

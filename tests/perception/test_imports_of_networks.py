@@ -318,7 +318,7 @@ def test_what_has_no_counterpart_is_refused(files: Files, tmp_path: Path, networ
 
 
 def test_the_command_imports_or_says_why_not(files: Files, tmp_path: Path) -> None:
-    command = ("import-mmdet3d", *files["centerpoint"], "--out", tmp_path / "run")
+    command = ("import", *files["centerpoint"], "--out", tmp_path / "run")
     parameters = sum(p.numel() for p in centerpoint_reference.reference().parameters())
     assert succeeds(*command) == f"{tmp_path / 'run'}: centerpoint, {parameters:,} parameters\n"
     assert refuses(*command) == f"perception: {tmp_path / 'run'}: holds files already; choose another --out\n"

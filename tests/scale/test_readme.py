@@ -79,7 +79,7 @@ def test_commands_of_the_guide(tmp_path: Path) -> None:
     text = (ROOT / "docs/guide.md").read_text()
     smaller_configs(tmp_path / "configs")
     commands = commands_of("docs/guide.md")
-    shown = "simulate train evaluate compare export build replay adapt merge modules plan import-mmdet3d"
+    shown = "simulate train evaluate compare export build replay adapt modules import"
     assert {command.split()[1] for command in commands} >= {*shown.split()}
     for large, small in SMALLER.items():
         assert sum(large in command for command in commands) == 1, large

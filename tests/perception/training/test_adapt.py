@@ -277,8 +277,8 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
         merge(checkpoint, ["rain", "night"], "c", "average", tmp_path / "no", ["fog"], drives=(tables, "all"))
     low_rank = {"kind": "low_rank", "name": "thin", "slots": ["trunk.*"], "rank": 1, "when": ["rain"]}
     adapt(trained, low_rank, tables, "all", (), tmp_path / "thin", steps=1)
-    recalibrating = ("--recalibrate", tables.dataroot, "--modules", "0.5*thin", "--name", "c")
-    said = refuses("merge", tmp_path / "thin", *recalibrating, "--out", tmp_path / "no", "--method", "task-arithmetic")
+    recalibrating = ("--merge", "0.5*thin", "--name", "c", "--method", "task-arithmetic", "--data", tables.dataroot)
+    said = refuses("modules", tmp_path / "thin", *recalibrating, "--out", tmp_path / "no")
     assert "c: no batch normalisation to recalibrate" in said
 
 
