@@ -1,4 +1,4 @@
-"""Writes nuScenes tables as the annotation file ("infos", version 2) of mmdet3d's NuScenesDataset and NuScenesMetric.
+"""Writes nuScenes tables as the annotation file ("infos", version 2) of mmdet3d's NuScenesDataset.
 
 It is JSON instead of a pickle; mmdet3d chooses the reader by the file's suffix.
 """
@@ -18,7 +18,7 @@ from perception.datasets.nuscenes.recordings import SampleData
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.io.files import write_atomically
-from perception.mmdet3d.install import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
+from perception.mmdet3d.install import CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
 # The order of labels in mmdet3d's NuScenesDataset.METAINFO, of our classes.
@@ -26,14 +26,7 @@ LABELS = tuple(CLASSES[i] for i in (0, 1, 4, 3, 2, 7, 6, 8, 9, 5))
 
 
 def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
-    """Write the file for these keyframes, except those without their LiDAR file, which mmdet3d needs.
-
-    Args:
-        path: ends in .json.
-
-    Raises:
-        InputError: no keyframe has its LiDAR file, or the disk is full.
-    """
+    """Write the .json file for these keyframes, except those without their LiDAR file, which mmdet3d needs."""
     available = [s for s in samples if (tables.dataroot / tables.recordings[s][LIDAR].file).exists()]
     if not available:
         raise InputError(f"{tables.dataroot}: none of the {len(samples)} keyframes has its LiDAR file")
@@ -120,26 +113,17 @@ def _pose(tables: NuScenesTables, recording: SampleData) -> tuple[np.ndarray, np
 def _instances(boxes: Boxes) -> list[dict[str, Any]]:
     """Boxes in the LiDAR's frame: centre, length, width, height, yaw. `num_lidar_pts` includes RADAR points, because
     `Boxes.num_points` is their sum."""
-    centers, sizes = boxes.centers.tolist(), boxes.sizes[:, [1, 0, 2]].tolist()
+    numbers = np.column_stack([boxes.centers, boxes.sizes[:, [1, 0, 2]], boxes.yaws])
+    labels = [LABELS.index(CLASSES[label]) for label in boxes.labels]
     return [
         {
-            "bbox_label": LABELS.index(CLASSES[label]),
-            "bbox_label_3d": LABELS.index(CLASSES[label]),
-            "bbox_3d": [*center, *size, yaw],
-            "velocity": velocity,
-            "num_lidar_pts": points,
+            "bbox_label": labels[i],
+            "bbox_label_3d": labels[i],
+            "bbox_3d": numbers[i].tolist(),
+            "velocity": boxes.velocities[i, :2].tolist(),
+            "num_lidar_pts": int(boxes.num_points[i]),
             "num_radar_pts": 0,
-            "bbox_3d_isvalid": points > 0,
-            "attr_label": attribute if attribute >= 0 else len(ATTRIBUTES),
+            "bbox_3d_isvalid": bool(boxes.num_points[i] > 0),
         }
-        for label, center, size, yaw, velocity, points, attribute in zip(
-            boxes.labels.tolist(),
-            centers,
-            sizes,
-            boxes.yaws.tolist(),
-            boxes.velocities[:, :2].tolist(),
-            boxes.num_points.tolist(),
-            boxes.attributes.tolist(),
-            strict=True,
-        )
+        for i in range(len(boxes))
     ]

@@ -54,32 +54,43 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
         config: the whole configuration.
         checkpoint: path, for messages.
         state: the `state_dict` of the checkpoint.
-
-    Raises:
-        InputError: unsupported settings, or missing or unexpected keys.
     """
-    model, converted = config.part("model"), configuration(config)
-    head = converted.tasks["detection"]
-    assert isinstance(head, DetectionHead)
-    network = PerceptionModel(converted)
-    names = trunk_names(converted.model.trunk) | module_names(head, NAMES)
-    weights = rename_state(state, network.state_dict(), names, checkpoint)
-    weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
-    transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
-    convert_norm_epsilons(weights, norm_epsilons(model) | {"trunk.stages.": (model.part("pts_backbone"), 1e-3)})
-    for branch in last_layers(head, "size"):
-        for leaf in ("weight", "bias"):
-            weights[f"{branch}.{leaf}"] = weights[f"{branch}.{leaf}"][[1, 0, 2]]
+    converted = configuration(config)
+    head, names = head_of(converted), trunk_names(converted.model.trunk)
+    network, weights = renamed(converted, config.part("model"), state, names | module_names(head, NAMES), checkpoint)
+    for name in last_layers(head, "size"):
+        weights[name] = weights[name][[1, 0, 2]]
     network.load_state_dict(weights)
     return converted, network.eval()
 
 
-def configuration(config: ConfigSection) -> Config:
-    """Our configuration.
+def head_of(config: Config) -> DetectionHead:
+    head = config.tasks["detection"]
+    assert isinstance(head, DetectionHead)
+    return head
 
-    Raises:
-        InputError: unsupported settings.
-    """
+
+def renamed(
+    config: Config, model: ConfigSection, state: Mapping[str, Tensor], names: Mapping[str, str], checkpoint: Path
+) -> tuple[PerceptionModel, dict[str, Tensor]]:
+    """Our network, and the checkpoint's weights under our names, but for the order of the head's outputs."""
+    network = PerceptionModel(config)
+    weights = rename_state(state, network.state_dict(), names, checkpoint)
+    weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
+    transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
+    head = model.part("pts_bbox_head")
+    parts = {
+        "lidar.": (model.part("pts_voxel_encoder"), 1e-3),
+        "trunk.stages.": (model.part("pts_backbone"), 1e-3),
+        "trunk.lifts.": (model.part("pts_neck"), 1e-3),
+        "heads.detection.shared.": (head, 1e-5),
+        "heads.detection.branches.": (head.part("separate_head"), 1e-5),
+    }
+    convert_norm_epsilons(weights, parts)
+    return network, weights
+
+
+def configuration(config: ConfigSection) -> Config:
     model = config.part("model")
     voxels, head = voxelisation_of(model), head_config(model, "CenterHead", NAMES)
     lidar = lidar_config(config, voxels, "PillarFeatureNet", ENCODER_SETTINGS)
@@ -90,31 +101,12 @@ def configuration(config: ConfigSection) -> Config:
 def pillar_detector(
     config: ConfigSection, voxels: ConfigSection, lidar: Lidar, trunk: Trunk, head: DetectionHead
 ) -> Config:
-    """The configuration of a LiDAR-only detector of these parts.
-
-    Args:
-        config: mmdet3d's whole configuration.
-        voxels: mmdet3d's voxelisation.
-
-    Raises:
-        InputError: the pillar encoder has several layers.
-    """
+    """The configuration of a LiDAR-only detector of these parts."""
     if lidar.hidden:
         encoder = config.part("model").part("pts_voxel_encoder")
         raise encoder.unsupported_error(f"{len(lidar.hidden) + 1} layers, ours has one")
     model = Model(lidar=lidar, fusion=False, fused_channels=lidar.channels, trunk=trunk)
     return Config(name=config.path.stem, grid=grid_config(voxels), model=model, tasks={"detection": head})
-
-
-def norm_epsilons(model: ConfigSection) -> dict[str, tuple[ConfigSection, float]]:
-    """The arguments of `convert_norm_epsilons` for encoder, deblocks and head."""
-    head = model.part("pts_bbox_head")
-    return {
-        "lidar.": (model.part("pts_voxel_encoder"), 1e-3),
-        "trunk.lifts.": (model.part("pts_neck"), 1e-3),
-        "heads.detection.shared.": (head, 1e-5),
-        "heads.detection.branches.": (head.part("separate_head"), 1e-5),
-    }
 
 
 def head_config(model: ConfigSection, kind: str, names: Mapping[str, str]) -> DetectionHead:
@@ -174,11 +166,7 @@ def _suppression(coder: ConfigSection, testing: ConfigSection, with_iou: bool) -
 
 
 def module_names(head: DetectionHead, names: Mapping[str, str]) -> dict[str, str]:
-    """Our module name -> mmdet3d's, for encoder and head.
-
-    Args:
-        names: our branch -> mmdet3d's.
-    """
+    """Our module name -> mmdet3d's, for encoder and head; `names` are those of the head's branches."""
     modules = {
         "lidar.layers.0.points.layer": "pts_voxel_encoder.pfn_layers.0.linear",
         "lidar.layers.0.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
@@ -198,5 +186,6 @@ def module_names(head: DetectionHead, names: Mapping[str, str]) -> dict[str, str
 
 
 def last_layers(head: DetectionHead, branch: str) -> list[str]:
-    """Names of the last convolutions of a branch in all groups."""
-    return [f"heads.detection.branches.{map_name(head, branch, i)}.1.layer" for i in range(len(head.groups))]
+    """Names of the tensors of a branch's last convolutions in all groups."""
+    places = [map_name(head, branch, i) for i in range(len(head.groups))]
+    return [f"heads.detection.branches.{place}.1.layer.{leaf}" for place in places for leaf in ("weight", "bias")]

@@ -1,9 +1,15 @@
-"""Reads configurations and checkpoints of mmdet3d, without running them, and renames their weights."""
+"""Reads configurations and checkpoints of mmdet3d, without running them, and renames their weights.
+
+Configurations are flat: Python files of names and literals, which are parsed. mmengine's `Config.dump` writes such a
+file, with literals and dict(key=value) as the only values. Every training of mmdet3d has one in its folder, and
+`mim download` writes one beside the checkpoint.
+"""
 
 from __future__ import annotations
 
 import ast
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +19,13 @@ from torch import Tensor
 
 from perception.errors import InputError
 
-# Reads flat configurations of mmdet3d: Python files of names and literals, parsed without running them.
-#
-# mmengine's `Config.dump` writes such a file, with literals and dict(key=value) as the only values. Every training of
-# mmdet3d has one in its folder, and `mim download` writes one beside the checkpoint.
-
 FLATTEN = "python -c \"from mmengine.config import Config; Config.fromfile('{}').dump('flat.py')\""
+NORM_EPSILON = 1e-3  # of our batch normalisations
+_MAX_KEYS_SHOWN = 6  # in an error message
 
 
 class ConfigSection:
-    """One dictionary of a configuration.
-
-    Args:
-        content: the dictionary.
-        path: of the configuration, for messages.
-        name: key path of the dictionary, such as model.pts_neck; empty for the whole configuration.
-    """
+    """One dictionary of a configuration; `name` is its key path, such as model.pts_neck, or empty for the whole."""
 
     def __init__(self, content: Mapping[str, Any], path: Path, name: str = "") -> None:
         self.content, self.path, self.name = content, path, name
@@ -45,7 +42,6 @@ class ConfigSection:
         return self.content.get(key, default)
 
     def part(self, key: str) -> ConfigSection:
-        """The dictionary at this key."""
         content = self[key]
         if not isinstance(content, dict):
             raise InputError(f"{self.path}: {self._key_path(key)} must be a dictionary, is {content!r}")
@@ -76,11 +72,7 @@ def _as_lists(value: Any) -> Any:
 
 
 def read_config(path: Path) -> ConfigSection:
-    """The names of a flat configuration with their values.
-
-    Raises:
-        InputError: the file is absent, not Python, contains more than names and values, or has no `model`.
-    """
+    """The names of a flat configuration with their values."""
     try:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text, str(path))
@@ -118,27 +110,17 @@ class _Dictionaries(ast.NodeTransformer):
         return node
 
 
-# Reads checkpoints of mmdet3d (tensors only) and renames their weights; missing and unexpected keys are errors.
-
-NORM_EPSILON = 1e-3  # of our batch normalisations
-_MAX_KEYS_SHOWN = 6  # in an error message
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The `state_dict` of a checkpoint, read without running code from it.
-
-    Raises:
-        InputError: the file is absent, truncated or no checkpoint, or holds objects besides tensors and plain data.
-    """
+    """The `state_dict` of a checkpoint, read without running code from it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"{path}: holds more than tensors and plain data ({_name_refused(error)}), which would run code when "
-                "read; keep the weights alone: tools/model_converters/publish_model.py of mmdet3d"
+                f"{path}: holds more than tensors and plain data ({refused[1]}), which would run code when read; keep"
+                " the weights alone: tools/model_converters/publish_model.py of mmdet3d"
             ) from None
         raise InputError(f"{path}: not a checkpoint of torch, or damaged") from None
     except Exception:  # torch raises many types for damaged files
@@ -147,12 +129,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: holds no `state_dict` of tensors; give a checkpoint of mmdet3d")
     return dict(state)
-
-
-def _name_refused(error: Exception) -> str:
-    """Name of the object that torch's unpickler refused."""
-    text = str(error)
-    return text[text.find("GLOBAL ") :].split()[1] if "GLOBAL " in text else "unknown"
 
 
 def rename_state(
@@ -165,14 +141,9 @@ def rename_state(
         expected: our `state_dict`, for names and shapes.
         modules: our module name -> mmdet3d's, such as trunk.stages.0.0.conv.layer -> pts_backbone.blocks.0.0.
         path: of the checkpoint, for messages.
-
-    Raises:
-        InputError: keys are missing, unexpected or of another shape; the message names them.
     """
-    source = {}
-    for name in expected:
-        module, _, leaf = name.rpartition(".")
-        source[name] = f"{modules[module]}.{leaf}"
+    parts = {name: name.rpartition(".") for name in expected}
+    source = {name: f"{modules[module]}.{leaf}" for name, (module, _, leaf) in parts.items()}
     require_same_keys(state, {key: expected[name] for name, key in source.items()}, path)
     return {name: state[key].to(expected[name].dtype) for name, key in source.items()}
 

@@ -7,8 +7,9 @@ Without an active module its outputs are bit-identical to those without slots.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +44,7 @@ class ForeignTrunk(NamedTuple):
 
 
 def load_foreign(config: ForeignConfig) -> ForeignTrunk:
-    """The detector in evaluation mode, with slots and the modules of the configuration, none of them active.
-
-    Raises:
-        InputError: mmdet3d is not installed, the configuration does not build, the checkpoint does not fit it, or a
-            pattern or module matches no layer.
-    """
+    """The detector in evaluation mode, with slots and the modules of the configuration, none of them active."""
     mmdet3d_config = read_config(config.backbone)
     set_seed(config.seed)
     detector = _build(mmdet3d_config, config.backbone)
@@ -58,11 +54,7 @@ def load_foreign(config: ForeignConfig) -> ForeignTrunk:
 
 
 def read_config(backbone: ForeignBackbone) -> Any:
-    """MMEngine's Config of a file or of a configuration that comes with mmdet3d; runs the file.
-
-    Raises:
-        InputError: mmdet3d is not installed, or there is no such configuration or it fails.
-    """
+    """MMEngine's Config of a file or of a configuration that comes with mmdet3d; runs the file."""
     mmdet3d = import_mmdet3d()
     from mmengine.config import Config
 
@@ -76,10 +68,13 @@ def read_config(backbone: ForeignBackbone) -> Any:
     try:
         return Config.fromfile(file)
     except ImportError as error:
+        cause: BaseException = error
+        while earlier := cause.__cause__ or cause.__context__:
+            cause = earlier
         raise InputError(
-            f"{file}: what its custom_imports name cannot be imported ({_one_line(_root_cause(error))}); the folder "
-            "that has it must be on PYTHONPATH, with its operators compiled. `projects`, such as BEVFusion, are in "
-            "mmdet3d's repository and not in its package"
+            f"{file}: what its custom_imports name cannot be imported ({_one_line(cause)}); the folder that has "
+            "it must be on PYTHONPATH, with its operators compiled. `projects`, such as BEVFusion, are in mmdet3d's "
+            "repository and not in its package"
         ) from None
     except Exception as error:  # the file is a program
         raise InputError(f"{file}: cannot be read as a configuration of mmdet3d ({_one_line(error)})") from None
@@ -119,11 +114,7 @@ def _drop_pretrained(part: Any) -> None:
 
 def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:
     """Add slots to the convolutions, normalisations and linear layers whose names match, such as
-    `pts_backbone.blocks.1*`. Sparse and deformable convolutions get none.
-
-    Raises:
-        InputError: a pattern matches no layer.
-    """
+    `pts_backbone.blocks.1*`. Sparse and deformable convolutions get none."""
     from mmcv.cnn.bricks import wrappers
 
     kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
@@ -134,12 +125,6 @@ def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank
             parts = sorted({name for name, _ in detector.named_children()})
             raise InputError(f"backbone.slots: {pattern!r} names no layer; the detector's parts are {', '.join(parts)}")
     return bank
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The first error in the chain of causes."""
-    earlier = error.__cause__ or error.__context__
-    return error if earlier is None else _root_cause(earlier)
 
 
 def _one_line(error: BaseException) -> str:
@@ -178,10 +163,6 @@ def adapt_foreign(
         split: of the tables.
         selectors: scenes or keyframes of the split to train on; empty for all.
         learning_rate: maximum of the one-cycle schedule.
-
-    Raises:
-        InputError: as `load_foreign` and `fit`; an unknown kind, slot or condition; no frame under the conditions; or
-            RUN is already trained.
     """
     if (run / FILE).exists():
         raise InputError(f"{run}: holds a trained run already; choose another --out")
@@ -214,11 +195,9 @@ def training_set(config: Any, tables: NuScenesTables, annotations: Path) -> Any:
 def fit(
     trunk: ForeignTrunk, name: str, frames: Any, config: ForeignConfig, steps: int, learning_rate: float
 ) -> list[float]:
-    """Train the module with this name as the only active one; returns the loss of each step.
+    """Train the module with this name as the only active one; returns the loss of each step."""
+    from mmengine.dataset import pseudo_collate
 
-    Raises:
-        InputError: the loss is not finite, or mmcv lacks an operator for this device.
-    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector, bank = trunk.detector.to(device), trunk.bank
     bank.activate(Parallel(name))
@@ -227,7 +206,10 @@ def fit(
     optimizer = optimizer_of(detector, learning_rate, decay=0.0)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
     losses: list[float] = []
-    for _, batch in zip(track(range(steps), "training", transient=True), _batches(frames, config), strict=False):
+    order = torch.Generator().manual_seed(config.seed)
+    loader = DataLoader(frames, config.batch, shuffle=True, collate_fn=pseudo_collate, generator=order)
+    batches = chain.from_iterable(repeat(loader))
+    for _, batch in zip(track(range(steps), "training", transient=True), batches, strict=False):
         loss = _loss(detector, batch)
         if not torch.isfinite(loss):
             raise InputError(f"{config.name}: the loss at step {len(losses)} is {loss.item()}; lower --learning-rate")
@@ -241,16 +223,6 @@ def fit(
     bank.activate(None)
     detector.eval()
     return losses
-
-
-def _batches(frames: Any, config: ForeignConfig) -> Iterator[Any]:
-    """Shuffled batches, endlessly."""
-    from mmengine.dataset import pseudo_collate
-
-    order = torch.Generator().manual_seed(config.seed)
-    loader = DataLoader(frames, config.batch, shuffle=True, collate_fn=pseudo_collate, generator=order)
-    while True:
-        yield from loader
 
 
 def _loss(detector: Any, batch: Any) -> Tensor:

@@ -38,22 +38,16 @@ class ForeignConfig(Section):
 
 
 def foreign_config(path: Path) -> ForeignConfig | None:
-    """The configuration in a YAML file or in a folder that `perception adapt` wrote; None if the path is neither.
-
-    Raises:
-        InputError: an unknown or wrong-typed key.
-    """
+    """The configuration in a YAML file or in a folder that `perception adapt` wrote; None if the path is neither."""
     file = path / FILE if (path / FILE).exists() else path
     return load_section(ForeignConfig, file, "the configuration") if file.suffix in (".yaml", ".yml") else None
 
 
 def write_foreign_config(run: Path, config: ForeignConfig) -> None:
-    """Write the configuration to the folder of a run."""
     write_atomically(run / FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def refuse_export(path: Path) -> None:
-    """Raise InputError if the path is the configuration or run of a foreign backbone."""
     if foreign_config(path) is not None:
         raise InputError(
             f"{path}: a foreign backbone runs in mmdet3d alone and does not export (sparse convolutions would need a "

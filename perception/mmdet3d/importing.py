@@ -19,23 +19,13 @@ from perception.mmdet3d import centerpoint, pillarnest, pointpillars
 from perception.mmdet3d.checkpoint import NORM_EPSILON, ConfigSection, read_config, read_state, require_same_keys
 from perception.model import PerceptionModel
 
-# Imports a configuration and a checkpoint of mmdet3d as a run.
-
 Converter = Callable[[ConfigSection, Path, Mapping[str, Tensor]], tuple[Config, PerceptionModel]]
 CONVERTERS: Mapping[str, Converter] = {"CenterPoint": centerpoint.convert, "MVXFasterRCNN": pointpillars.convert}
 FOREIGN = "it loads as a foreign trunk (`backbone: {kind: mmdet3d, ...}`)"
 
 
 def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config, PerceptionModel]:
-    """Write the converted network to the folder `out` as a run; returns configuration and model.
-
-    Args:
-        config: a flat configuration, see `checkpoint.py`.
-
-    Raises:
-        InputError: an unsupported network, a file that cannot be read, missing or unexpected keys, or `out` is not
-            empty.
-    """
+    """Write the converted network to the folder `out` as a run; returns configuration and model."""
     foreign = read_config(config)
     model = foreign.part("model")
     kind = str(model.get("type", None))
@@ -50,21 +40,17 @@ def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config
         raise InputError(
             f"{config}: {kind} is none of {', '.join(CONVERTERS)}, which have a counterpart here; {FOREIGN}"
         )
+    convert = CONVERTERS[kind]
+    if kind == "CenterPoint" and model.part("pts_backbone").get("type", None) == pillarnest.BACKBONE:
+        convert = pillarnest.convert  # it has CenterPoint's class
     try:
-        converted, network = _converter(model, kind)(foreign, checkpoint, read_state(checkpoint))
+        converted, network = convert(foreign, checkpoint, read_state(checkpoint))
     except ValidationError as error:  # a value that our configuration does not allow
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{config}: no counterpart here: {where}: {first['msg']}".replace(": : ", ": ")) from None
     save_model(out, converted, network, [f"checkpoint {checkpoint.name} of mmdet3d"])
     return converted, network
-
-
-def _converter(model: ConfigSection, kind: str) -> Converter:
-    """PillarNeSt has CenterPoint's class, and a backbone of its own."""
-    if kind == "CenterPoint" and model.part("pts_backbone").get("type", None) == pillarnest.BACKBONE:
-        return pillarnest.convert
-    return CONVERTERS[kind]
 
 
 # Imports a PointPillars network with folded batch normalisations, as inference toolkits keep it, as a run.
@@ -90,10 +76,6 @@ def import_pointpillars(config: Path, weights: Path, out: Path) -> tuple[Config,
     Args:
         config: YAML of the network.
         weights: a .safetensors file.
-
-    Raises:
-        InputError: a file that cannot be read, a network of another kind, tensors that are missing, unexpected or of
-            another shape, or `out` is not empty.
     """
     ours = load_config(config)
     _require_supported(ours, config)
@@ -114,10 +96,7 @@ def import_pointpillars(config: Path, weights: Path, out: Path) -> tuple[Config,
             )
     state[_POINTS] = _point_weights(tensors["pillar.weight"], ours.grid.build(), network.lidar.scale)
     for leaf in ("weight", "bias"):
-        codes = state[f"heads.detection.branches.boxes.layer.{leaf}"]
-        turned = codes.clone().unflatten(0, (-1, 7))
-        turned[:, _ROTATION] *= -1
-        state[f"heads.detection.branches.boxes.layer.{leaf}"] = turned.flatten(0, 1)
+        state[f"heads.detection.branches.boxes.layer.{leaf}"].unflatten(0, (-1, 7))[:, _ROTATION] *= -1
     network.load_state_dict(state)
     save_model(out, ours, network.eval(), [f"weights {weights.name}"])
     return ours, network

@@ -8,7 +8,6 @@ after a gap of 1.5 s, and before a keyframe without earlier sweeps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,8 @@ from perception.datasets.files import stamp
 from perception.datasets.keyframes import (
     NO_SENSORS,
     Annotation,
-    Picture,
     Reads,
     Recording,
-    SweepFile,
     assemble,
     keyframe_moments,
 )
@@ -31,7 +28,7 @@ from perception.geometry import quaternions
 from perception.io.stores import existing
 from perception.io.unpickle import read_plain
 from perception.mmdet3d.install import NUSCENES
-from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
+from perception.mmdet3d.layouts import Keyframe, read_keyframes
 from perception.rig import load_rig
 
 _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
@@ -57,12 +54,15 @@ class Infos:
         self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
         drives = Drives(str(self.path), {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))})
         self.scenes, self.samples, self.scene = drives.scenes, drives.samples, drives.scene
-        named = [each.file for keyframe in keyframes for each in (keyframe.lidar, *keyframe.cameras.values())]
+        files = [keyframe.sweeps[0].path for keyframe in keyframes]
+        files += [picture.path for keyframe in keyframes for picture in keyframe.pictures.values()]
         # A store is asked where the mirror has none of them yet.
-        if not any((self.dataroot / file).exists() for file in named) and not existing(self.dataroot, named):
+        if not any(file.exists() for file in files) and not existing(
+            self.dataroot, (str(file.relative_to(self.dataroot)) for file in files)
+        ):
             raise InputError(
-                f"{self.path}: none of the {len(named)} files that it names is there, such as "
-                f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"
+                f"{self.path}: none of the {len(files)} files that it names is there, such as {files[0]}; put it into "
+                "the dataroot, beside samples/"
             )
 
     def moments(self, token: str) -> Mapping[str, int]:
@@ -73,24 +73,20 @@ class Infos:
         """Unknown."""
         return Conditions()
 
-    def _truth(self, token: str) -> dict[str, Annotation]:
+    def _truth(self, keyframe: Keyframe) -> dict[str, Annotation]:
         """The annotations of a keyframe; no boxes in a file without annotations, such as the test set's, and no bicycle
         racks in one since mmdet3d 1.1."""
-        racks = Annotation(partial(self._bicycle_racks, token))
-        return {"boxes": Annotation(partial(self._boxes, token)), "bicycle_racks": racks}
 
-    def _boxes(self, token: str) -> Boxes | None:
-        keyframe = self._keyframes[token]
-        if not self._annotated:
-            return None
-        return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
+        def boxes() -> Boxes | None:
+            placed = (keyframe.boxes or Boxes.none()).transformed(keyframe.global_from_lidar)
+            return placed if self._annotated else None
 
-    def _bicycle_racks(self, token: str) -> list[list[float]]:
-        keyframe = self._keyframes[token]
-        racks = keyframe.bicycle_racks.transformed(keyframe.lidar.global_from_sensor)
-        return (
-            np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist() if len(racks) else []
-        )
+        def bicycle_racks() -> list[list[float]]:
+            racks = (keyframe.bicycle_racks or Boxes.none()).transformed(keyframe.global_from_lidar)
+            numbers = [racks.centers, racks.sizes, quaternions(racks.rotations)]
+            return np.concatenate(numbers, axis=1).tolist()
+
+        return {"boxes": Annotation(boxes), "bicycle_racks": Annotation(bicycle_racks)}
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a keyframe with their poses, and its annotations. The file usually lists ten sweeps.
@@ -101,21 +97,15 @@ class Infos:
         if token not in self._keyframes:
             raise InputError(f"{self.path}: no keyframe {token}")
         keyframe = self._keyframes[token]
-        lidar, global_from_ego = keyframe.lidar, keyframe.global_from_ego
-        sweeps = [
-            SweepFile(self.dataroot / each.file, each.timestamp, each.global_from_sensor, np.eye(4))
-            for each in (lidar, *keyframe.sweeps[: reads.sweeps])
-        ]
-        pictures = keyframe.cameras.items() if reads.cameras else ()
         return Recording(
             token=token,
             scene=self.scene(token),
-            timestamp=lidar.timestamp,
-            global_from_ego=global_from_ego,
-            ego_from_lidar=np.linalg.inv(global_from_ego) @ lidar.global_from_sensor,
-            lidars={0: sweeps} if reads.lidar else {},
-            pictures={name: self._picture(each) for name, each in pictures},
-            truth=self._truth(token),
+            timestamp=keyframe.sweeps[0].timestamp,
+            global_from_ego=keyframe.global_from_ego,
+            ego_from_lidar=np.linalg.inv(keyframe.global_from_ego) @ keyframe.global_from_lidar,
+            lidars={0: keyframe.sweeps[: 1 + reads.sweeps]} if reads.lidar else {},
+            pictures=keyframe.pictures if reads.cameras else {},
+            truth=self._truth(keyframe),
             own=self.rig.own,
             opened=self._opened,
         )
@@ -124,29 +114,19 @@ class Infos:
         """The keyframe, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
-    def _picture(self, file: CameraFile) -> Picture:
-        """Without its recorded size, which infos do not have."""
-        return Picture(
-            path=self.dataroot / file.file,
-            timestamp=file.timestamp,
-            intrinsics=file.intrinsics,
-            ego_from_camera=file.ego_from_camera,
-            global_from_ego=file.global_from_sensor @ np.linalg.inv(file.ego_from_camera),
-        )
-
 
 def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
     """Tokens of the keyframes of each drive, in order of time."""
-    ordered = sorted(keyframes, key=lambda each: (_log(each), each.lidar.timestamp))
-    with_sweeps = any(keyframe.sweeps for keyframe in keyframes)
+    ordered = sorted(keyframes, key=lambda keyframe: (_log(keyframe), keyframe.sweeps[0].timestamp))
+    with_sweeps = any(len(keyframe.sweeps) > 1 for keyframe in keyframes)
     drives: list[list[str]] = []
     last: Keyframe | None = None
     for keyframe in ordered:
         if (
             last is None
             or _log(keyframe) != _log(last)
-            or keyframe.lidar.timestamp - last.lidar.timestamp > _MAX_GAP
-            or (with_sweeps and not keyframe.sweeps)
+            or keyframe.sweeps[0].timestamp - last.sweeps[0].timestamp > _MAX_GAP
+            or (with_sweeps and len(keyframe.sweeps) == 1)
         ):
             drives.append([])
         drives[-1].append(keyframe.token)
@@ -156,5 +136,5 @@ def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
 
 def _log(keyframe: Keyframe) -> str:
     """The log in a nuScenes file name, such as n015-2018-07-18-11-07-57+0800__SENSOR__...; '' for none."""
-    log, found, _ = Path(keyframe.lidar.file).name.partition("__")
+    log, found, _ = keyframe.sweeps[0].path.name.partition("__")
     return log if found else ""

@@ -41,5 +41,5 @@ def import_mmdet3d() -> ModuleType:
 # The names of nuScenes' classes and sensors, which mmdet3d's data and checkpoints for it use.
 
 NUSCENES, _SENSORS = load_taxonomy("nuscenes"), load_rig("nuscenes").sensors
-CLASSES, ATTRIBUTES = NUSCENES.class_names, NUSCENES.attributes
+CLASSES = NUSCENES.class_names
 CAMERAS, LIDAR = _SENSORS.cameras, _SENSORS.lidars[0]

@@ -16,15 +16,15 @@ from perception.mmdet3d.centerpoint import (
     ENCODER_SETTINGS,
     NAMES,
     head_config,
+    head_of,
     last_layers,
     module_names,
-    norm_epsilons,
     pillar_detector,
+    renamed,
 )
-from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
-from perception.mmdet3d.second import POINT_WEIGHTS, deblocks_config, lidar_config, transpose_unit_stride_deblocks
+from perception.mmdet3d.checkpoint import ConfigSection
+from perception.mmdet3d.second import deblocks_config, lidar_config
 from perception.model import PerceptionModel
-from perception.tasks.detection.config import DetectionHead
 
 BACKBONE = "ConvNeXt_PC"  # PillarNeSt's class
 HEAD_NAMES = NAMES | {"iou": "iou"}
@@ -51,38 +51,24 @@ _UNUSED = "pts_backbone.bias"  # a parameter that its forward pass does not read
 
 
 def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]) -> tuple[Config, PerceptionModel]:
-    """Our configuration and network.
-
-    Args:
-        config: the whole configuration.
-        checkpoint: path, for messages.
-        state: the `state_dict` of the checkpoint.
-
-    Raises:
-        InputError: unsupported settings, or missing or unexpected keys.
-    """
-    model, converted = config.part("model"), configuration(config)
-    head = converted.tasks["detection"]
-    assert isinstance(head, DetectionHead)
-    network = PerceptionModel(converted)
-    names = _trunk_names(converted.model.trunk) | module_names(head, HEAD_NAMES)
-    weights = rename_state(_as_convolutions(state), network.state_dict(), names, checkpoint)
-    weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
-    transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
-    convert_norm_epsilons(weights, norm_epsilons(model))
-    for branch in last_layers(head, "heading"):
-        for leaf in ("weight", "bias"):
-            weights[f"{branch}.{leaf}"] = -weights[f"{branch}.{leaf}"][[1, 0]]
+    """Our configuration and network; arguments as in `centerpoint.convert`."""
+    converted = configuration(config)
+    head, names = head_of(converted), _trunk_names(converted.model.trunk)
+    # Pointwise linear layers are 1x1 convolutions in ours.
+    shaped = {
+        key: tensor[:, :, None, None] if ".pointwise_conv" in key and tensor.ndim == 2 else tensor
+        for key, tensor in state.items()
+        if key != _UNUSED
+    }
+    names |= module_names(head, HEAD_NAMES)
+    network, weights = renamed(converted, config.part("model"), shaped, names, checkpoint)
+    for name in last_layers(head, "heading"):
+        weights[name] = -weights[name][[1, 0]]
     network.load_state_dict(weights)
     return converted, network.eval()
 
 
 def configuration(config: ConfigSection) -> Config:
-    """Our configuration.
-
-    Raises:
-        InputError: unsupported settings.
-    """
     model = config.part("model")
     voxels, head = model.part("pts_voxel_layer"), head_config(model, "CenterPlusHead", HEAD_NAMES)
     settings = ENCODER_SETTINGS | {"mode": ("maxavg", "max"), "encoder_layer": ("PFNLayer", "PFNLayer")}
@@ -90,15 +76,6 @@ def configuration(config: ConfigSection) -> Config:
     lidar = lidar.model_copy(update={"pool": "max_mean"})
     trunk = _trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
     return pillar_detector(config, voxels, lidar, trunk, head)
-
-
-def _as_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the weights of the pointwise linear layers shaped as those of 1x1 convolutions."""
-    return {
-        key: tensor[:, :, None, None] if ".pointwise_conv" in key and tensor.ndim == 2 else tensor
-        for key, tensor in state.items()
-        if key != _UNUSED
-    }
 
 
 def _trunk_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:

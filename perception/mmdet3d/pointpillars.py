@@ -39,6 +39,10 @@ ENCODER_SETTINGS = {
     "return_point_feats": (False, False),
     "mode": ("max", "max"),
 }
+NECK_SETTINGS = {  # of FPN: supported values, which are mmdet3d's defaults
+    "start_level": 0, "end_level": -1, "add_extra_convs": False, "no_norm_on_lateral": False, "conv_cfg": None,
+    "upsample_cfg": {"mode": "nearest"},
+}  # fmt: skip
 _BRANCHES = {"classes": "conv_cls", "boxes": "conv_reg", "directions": "conv_dir_cls"}
 
 
@@ -68,19 +72,18 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     if not pyramidal:
         transpose_unit_stride_deblocks(expected, neck)
     weights = rename_state(state, expected, _modules(converted), checkpoint)
-    _expand_point_weights(weights, columns, network)
-    _split_layers(weights, encoder)
+    # Zeros for point features that mmdet3d's network does not have.
+    points = torch.zeros(len(weights[POINT_WEIGHTS]), len(network.lidar.scale))
+    points[:, [*columns, *range(5, 11)]] = weights[POINT_WEIGHTS]
+    weights[POINT_WEIGHTS] = points / network.lidar.scale
+    for i, width in enumerate(encoder.hidden, 1):
+        of_points, of_pillar = _split_names(i)
+        weights[of_points], weights[of_pillar] = weights[of_points].split(width, dim=1)
     if not pyramidal:
         transpose_unit_stride_deblocks(weights, neck)
     _reorder_outputs(weights, _classes(config))
-    convert_norm_epsilons(
-        weights,
-        {
-            "lidar.": (model.part("pts_voxel_encoder"), 1e-3),
-            "trunk.stages.": (backbone, 1e-3),
-            "trunk.": (neck, 1e-3),
-        },
-    )
+    parts = {"lidar.": model.part("pts_voxel_encoder"), "trunk.stages.": backbone, "trunk.": neck}
+    convert_norm_epsilons(weights, {start: (part, 1e-3) for start, part in parts.items()})
     network.load_state_dict(weights)
     return converted, network.eval()
 
@@ -89,9 +92,7 @@ def _point_columns(config: ConfigSection) -> list[int]:
     """Indices into x, y, z, intensity, dt of the network's inputs per point."""
     sweeps, encoder = sweep_step(config), config.part("model").part("pts_voxel_encoder")
     if sweeps is None:
-        raise encoder.unsupported_error(
-            "the `test_pipeline` has no LoadPointsFromMultiSweeps, which gives points their dt"
-        )
+        raise encoder.unsupported_error("`test_pipeline` has no LoadPointsFromMultiSweeps, which gives points their dt")
     columns = list(sweeps.get("use_dim", (0, 1, 2, 4)))  # mmdet3d's default
     encoder.require("in_channels", len(columns), default=4)
     if columns[:3] != [0, 1, 2] or not {*columns} <= {*range(5)}:
@@ -106,14 +107,7 @@ def _pyramid_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
     stages = tuple(backbone["out_channels"])
     neck.require("in_channels", stages)
     neck.require("num_outs", len(stages))
-    for key, supported in (
-        ("start_level", 0),
-        ("end_level", -1),
-        ("add_extra_convs", False),
-        ("no_norm_on_lateral", False),
-        ("conv_cfg", None),
-        ("upsample_cfg", {"mode": "nearest"}),
-    ):
+    for key, supported in NECK_SETTINGS.items():
         neck.require(key, supported, default=supported)
     neck.require("act_cfg", {"type": "ReLU"})
     return Trunk(
@@ -179,29 +173,18 @@ def _modules(config: Config) -> dict[str, str]:
 
 
 def _expected_tensors(network: PerceptionModel, lidar: Lidar, columns: list[int]) -> dict[str, Tensor]:
-    """Our `state_dict` with the encoder's layers in mmdet3d's shapes: without absent point features, and with one
-    matrix for point and pillar features."""
+    """Our `state_dict` with the encoder's layers in mmdet3d's shapes: no absent point features, one matrix a layer."""
     expected = dict(network.state_dict())
     expected[POINT_WEIGHTS] = expected[POINT_WEIGHTS][:, : len(columns) + 6]
     for i in range(1, len(lidar.hidden) + 1):
-        names = [f"lidar.layers.{i}.{part}.layer.weight" for part in ("points", "pillar")]
-        expected[names[0]] = torch.cat([expected[names[0]], expected.pop(names[1])], dim=1)
+        of_points, of_pillar = _split_names(i)
+        expected[of_points] = torch.cat([expected[of_points], expected.pop(of_pillar)], dim=1)
     return expected
 
 
-def _expand_point_weights(weights: dict[str, Tensor], columns: list[int], network: PerceptionModel) -> None:
-    """Expand the first layer in place to our point features: zeros for absent ones, and scaled."""
-    source = weights[POINT_WEIGHTS]
-    expanded = source.new_zeros(len(source), len(network.lidar.scale))
-    expanded[:, [*columns, *range(5, 11)]] = source
-    weights[POINT_WEIGHTS] = expanded / network.lidar.scale
-
-
-def _split_layers(weights: dict[str, Tensor], lidar: Lidar) -> None:
-    """Split the matrices of the later layers in place into those of point and pillar features."""
-    for i, width in enumerate(lidar.hidden, 1):
-        points, pillar = (f"lidar.layers.{i}.{part}.layer.weight" for part in ("points", "pillar"))
-        weights[points], weights[pillar] = weights[points].split(width, dim=1)
+def _split_names(layer: int) -> tuple[str, str]:
+    """Names of our weights of point and pillar features in a later layer."""
+    return f"lidar.layers.{layer}.points.layer.weight", f"lidar.layers.{layer}.pillar.layer.weight"
 
 
 def _classes(config: ConfigSection) -> tuple[str, ...]:

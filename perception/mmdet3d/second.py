@@ -12,15 +12,11 @@ from perception.config import Grid, Lidar, Trunk
 from perception.errors import InputError
 from perception.mmdet3d.checkpoint import ConfigSection
 
-# SECOND and SECONDFPN of mmdet3d, the counterpart of our trunk.
+POINT_WEIGHTS = "lidar.layers.0.points.layer.weight"  # our weights of the point features
 
 
 def trunk_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
-    """The configuration of our trunk, on a BEV feature map of stride 1.
-
-    Raises:
-        InputError: settings that our trunk does not support.
-    """
+    """The configuration of our trunk, on a BEV feature map of stride 1."""
     backbone.require("type", "SECOND")
     backbone.require("conv_cfg", {"type": "Conv2d", "bias": False}, default=None)
     channels, blocks, strides = (tuple(backbone[key]) for key in ("out_channels", "layer_nums", "layer_strides"))
@@ -36,9 +32,6 @@ def deblocks_config(neck: ConfigSection, channels: Sequence[int], strides: Seque
     Args:
         channels: of the outputs that the neck reads.
         strides: of these outputs.
-
-    Raises:
-        InputError: settings that our trunk does not support.
     """
     neck.require("type", "SECONDFPN")
     neck.require("conv_cfg", {"type": "Conv2d", "bias": False}, default=None)
@@ -71,11 +64,6 @@ def transpose_unit_stride_deblocks(weights: dict[str, Tensor], neck: ConfigSecti
             weights[name] = weights[name].transpose(0, 1)
 
 
-# Converts the pillar settings of mmdet3d's detectors to ours.
-
-POINT_WEIGHTS = "lidar.layers.0.points.layer.weight"  # our weights of the point features
-
-
 def voxelisation_of(model: ConfigSection) -> ConfigSection:
     """The voxelisation, where mmdet3d has it since version 1.1."""
     preprocessor = model.part("data_preprocessor")
@@ -84,11 +72,7 @@ def voxelisation_of(model: ConfigSection) -> ConfigSection:
 
 
 def grid_config(voxels: ConfigSection) -> Grid:
-    """The grid of the pillars, in the LiDAR's frame.
-
-    Args:
-        voxels: mmdet3d's voxelisation.
-    """
+    """The grid of the pillars, in the LiDAR's frame."""
     low, high = voxels["point_cloud_range"][:3], voxels["point_cloud_range"][3:]
     size = voxels["voxel_size"]
     if size[0] != size[1] or abs(size[2] - (high[2] - low[2])) > 1e-6:
@@ -113,8 +97,6 @@ def lidar_config(
     """The configuration of our pillar encoder.
 
     Args:
-        config: the whole configuration.
-        voxels: mmdet3d's voxelisation.
         encoder_type: mmdet3d's class of the encoder.
         encoder_settings: for each setting of the encoder the supported value and mmdet3d's default.
     """

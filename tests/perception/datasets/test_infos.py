@@ -134,31 +134,31 @@ def no_vehicles(content: Any) -> None:
 
 
 SKEWED = np.diag([1.0, 2.0, 1.0, 1.0]).tolist()
-BACK, FIRST = "data_list.0.images.CAM_BACK", r"data_list\[0\]."
+BACK, FIRST = "data_list.0.images.CAM_BACK", r"data_list\[0\]: "
 DAMAGE: list[tuple[str, Change, str]] = [
-    ("new", put("metainfo.dataset", "kitti"), "metainfo.dataset is kitti; only infos"),
-    ("new", put("data_list", {"a": 1}), "data_list is no list"),
-    ("new", put("data_list", []), "data_list has no keyframe"),
+    ("new", put("metainfo.dataset", "kitti"), "data_list: metainfo is of 'kitti'; only infos"),
+    ("new", put("data_list", {"a": 1}), "data_list: 'data_list' is no list"),
+    ("new", put("data_list", []), "data_list: no keyframe is in it"),
     ("new", without("metainfo"), "neither data_list and metainfo nor infos and metadata"),
-    ("new", without("data_list.1.token"), r"list\[1\] has no token"),
-    ("new", put("data_list.2", 7), r"data_list\[2\] is no dict"),
-    ("new", without(f"{BACK}.lidar2cam"), FIRST + "images.CAM_BACK has no lidar2cam"),
-    ("new", put(f"{BACK}.cam2img", [[1.0]]), FIRST + "images.CAM_BACK.cam2img is not 3 x 3 numbers"),
+    ("new", without("data_list.1.token"), r"list\[1\]: 'token' is missing"),
+    ("new", put("data_list.2", 7), r"data_list\[2\]: 'lidar_points' is missing"),
+    ("new", without(f"{BACK}.lidar2cam"), FIRST + "lidar2cam is not 4 x 4 numbers"),
+    ("new", put(f"{BACK}.cam2img", [[1.0]]), FIRST + "cam2img is not 3 x 3 numbers"),
     ("new", put("data_list.0.ego2global", SKEWED), FIRST + "ego2global is no rotation and translation"),
     ("new", put("data_list.0.ego2global.0.3", np.nan), FIRST + "ego2global holds NaN, infinity"),
     ("new", put("data_list.0.instances.0.bbox_3d.2", "a"), "bbox_3d is not 7 numbers"),
     ("new", put("data_list.0.instances.0.bbox_3d.0", 10**400), "bbox_3d holds NaN, infinity"),
-    ("new", put("data_list.0.instances.1.bbox_3d.4", 0.0), r"instances\[1\].bbox_3d has a size that is not posit"),
-    ("new", put("data_list.0.instances.0.bbox_label_3d", 12), "is 12, which is no category"),
+    ("new", put("data_list.0.instances.1.bbox_3d.4", 0.0), FIRST + "bbox_3d has a size that is not posit"),
+    ("new", put("data_list.0.instances.0.bbox_label_3d", 12), FIRST + "bbox_label_3d is 12, which is no category"),
     ("new", put("data_list.2.lidar_points.num_pts_feats", 4), "num_pts_feats is not 5"),
     ("new", put("data_list.0.timestamp", 1.5e15), FIRST + "timestamp is no time .* in seconds"),
-    ("new", lambda all: all["data_list"].append(all["data_list"][0]), "data_list has 1 keyframes twice"),
+    ("new", lambda all: all["data_list"].append(all["data_list"][0]), "its token is there twice"),
     ("new", no_vehicles, "written as before mmdet3d 1.0 is seen from vehicles, and none is annotated"),
-    ("old", put("infos.0.timestamp", 1500000000), r"infos\[0\].timestamp is no time .* in microseconds"),
-    ("old", put("infos.0.gt_names", np.array(["car"])), r"infos\[0\].gt_boxes is not 1 x 7 numbers"),
+    ("old", put("infos.0.timestamp", 1500000000), r"infos\[0\]: timestamp is no time .* in microseconds"),
+    ("old", put("infos.0.gt_names", np.array(["car"])), r"infos\[0\]: gt_boxes is not 1 x 7 numbers"),
     ("old", put("infos.0.gt_names", np.zeros(3)), "gt_names is no list of names"),
     ("old", put("infos.1.ego2global_rotation", [1.0, 1.0, 0.0, 0.0]), "no rotation: the quaternion's length is not 1"),
-    ("old", put("infos.1.lidar_path", "a/.."), r"infos\[1\].lidar_path names no file"),
+    ("old", put("infos.1.lidar_path", "a/.."), r"infos\[1\]: lidar_path names no file"),
 ]
 
 
@@ -209,9 +209,9 @@ def test_no_path_leads_out_of_the_dataroot(root: Path, contents: dict[str, Any])
     for row in content["infos"]:
         row["lidar_path"] = "/etc/../../secret/passwd"
         row["cams"]["CAM_FRONT"]["data_path"] = "..\\..\\windows\\a.jpg"
-    (a, *_) = read_keyframes(content, root, 1 << 20)
-    assert a.lidar.file == "samples/LIDAR_TOP/passwd"
-    assert a.cameras["CAM_FRONT"].file == "samples/CAM_FRONT/a.jpg"
+    (a, *_) = read_keyframes(content, root / "infos.pkl", 1 << 20)
+    assert a.sweeps[0].path == root / "samples/LIDAR_TOP/passwd"
+    assert a.pictures["CAM_FRONT"].path == root / "samples/CAM_FRONT/a.jpg"
 
 
 def test_without_annotations(root: Path, contents: dict[str, Any]) -> None:
@@ -273,5 +273,5 @@ def test_lists_that_keyframes_share_do_not_fill_memory(contents: dict[str, Any])
     content = copy.deepcopy(contents["new"])
     instances = content["data_list"][0]["instances"] * 1000
     content["data_list"] = [content["data_list"][0] | {"token": f"t{i}", "instances": instances} for i in range(1000)]
-    with pytest.raises(InputError, match="data_list has keyframes that share their lists"):
+    with pytest.raises(InputError, match=r"data_list\[\d+\]: it shares its lists"):
         read_keyframes(content, Path("infos.pkl"), 1 << 20)
