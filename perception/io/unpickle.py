@@ -1,4 +1,15 @@
-"""Reads foreign pickles without running code: plain data, arrays, and data frames of pandas."""
+"""Reads foreign pickles without running code: plain data, arrays, and data frames of pandas.
+
+This is Python's own unpickler with an allow-list of globals: the few that numpy arrays and tables need, replaced by
+functions of this file, so that nothing is imported or called that a file names. States are given to stand-ins for the
+objects of numpy and pandas, and are checked: numpy itself takes a type with fields outside of its items, or changes the
+type that all arrays share. The unpickler is the one in Python, because the one in C allocates a memo of any size that a
+damaged file states.
+
+Formats: `pickletools` of the standard library, protocols 2 to 5; arrays as numpy 1 (`numpy.core`) and 2 (`numpy._core`)
+write them; tables by `DataFrame.to_pickle` of pandas before 1.3, with gzip, whose blocks of columns are in
+`BlockManager.__getstate__`, under "0.14.1".
+"""
 
 from __future__ import annotations
 
@@ -16,20 +27,14 @@ import numpy as np
 
 from perception.errors import InputError
 
-# Reads pickles of plain data and numpy arrays without calling anything that they name.
-#
-# This is Python's own unpickler with an allow-list of globals: the few that numpy arrays need, replaced by functions
-# of this file, so that nothing is imported. States are given to what stands for numpy's objects alone, and are
-# checked: numpy itself takes a type with fields outside of its items, or changes the type that all arrays share. The
-# unpickler is the one in Python, because the one in C allocates a memo of any size that a damaged file states.
-#
-# Format: `pickletools` of the standard library, protocols 2 to 5; arrays as numpy 1 (`numpy.core`) and 2
-# (`numpy._core`) write them.
-
 _ALLOWED_DTYPES = re.compile(r"[biufSU]\d{1,6}")  # no objects, no structures
 _MAX_BYTES = 1 << 32  # of a file
 _MAX_DIMENSIONS = 32
 _MAX_CODE_POINT = 0x10FFFF  # numpy does not check it when it converts to a str
+_MAX_FRAME_BYTES = 1 << 28  # of a decompressed table; gzip can hold a thousand times its size
+_GZIP = 16 + zlib.MAX_WBITS
+_KINDS = {"f": "numbers", "iu": "whole numbers", "O": "text"}
+_PLAIN = (str, float, int, bool, type(None))
 _DAMAGE_ERRORS = (
     pickle.UnpicklingError, LookupError, EOFError, struct.error, TypeError, ValueError, ArithmeticError, AttributeError,
     MemoryError,
@@ -41,11 +46,7 @@ class Refused(ValueError):
 
 
 def read_plain(path: Path) -> Any:
-    """The dicts, lists, tuples, numbers, text, bytes and arrays of a pickle; numpy scalars become Python numbers.
-
-    Raises:
-        InputError: the file cannot be read, is no pickle, is truncated or damaged, or contains anything else.
-    """
+    """The dicts, lists, tuples, numbers, text, bytes and arrays of a pickle; numpy scalars become Python numbers."""
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise InputError(f"{path}: not read: it has {size >> 20} MiB, more than {_MAX_BYTES >> 20}")
@@ -56,16 +57,7 @@ def read_plain(path: Path) -> Any:
 
 
 def unpickle(content: bytes, path: Path, kind: type[PlainUnpickler]) -> Any:
-    """What a pickle holds.
-
-    Args:
-        content: of the file, decompressed.
-        path: of the file, for the error.
-        kind: the unpickler, which says what is allowed.
-
-    Raises:
-        InputError: the content is no pickle, is truncated or damaged, or contains what is not allowed.
-    """
+    """The value in a decompressed pickle of what the unpickler allows."""
     try:
         if not re.match(rb"\x80[\2-\5]", content):
             raise Refused("this is no pickle of protocol 2 to 5")
@@ -116,11 +108,20 @@ class Dtype(Inert):
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class PlainUnpickler(pickle._Unpickler):
-    """Unpickles the content of a file; the file can call only the methods below and `Dtype`.
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Bytes in protocol 2."""
+    if type(text) is not str or encoding != "latin1":
+        raise Refused("bytes in an unknown encoding: damaged")
+    return text.encode("latin1")
 
-    Subclasses may allow more inert stand-ins in `allowed`.
-    """
+
+def _reconstruct(_class: Any = None, _shape: Any = None, _kind: Any = None) -> np.ndarray:
+    """An empty array whose state follows; the file's class and shape are ignored."""
+    return np.zeros(0, np.uint8)
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Unpickles the content of a file; the file can call only what `allowed` has."""
 
     read: Callable[[int], bytes]
     stack: list[Any]
@@ -131,13 +132,13 @@ class PlainUnpickler(pickle._Unpickler):
         self.allowed: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): "ndarray",  # only used as an argument
             ("numpy", "dtype"): Dtype,
-            ("_codecs", "encode"): self._encode,
+            ("_codecs", "encode"): _encode,
             ("__builtin__", "bytes"): lambda: b"",  # empty bytes in protocol 2
             ("collections", "OrderedDict"): lambda: {},
         }
         for core in ("numpy.core", "numpy._core"):
-            self.allowed[f"{core}.multiarray", "_reconstruct"] = self._reconstruct
-            self.allowed[f"{core}.multiarray", "scalar"] = self._scalar
+            self.allowed[f"{core}.multiarray", "_reconstruct"] = _reconstruct
+            self.allowed[f"{core}.multiarray", "scalar"] = lambda dtype, content: self._array(content, dtype).item()
             self.allowed[f"{core}.numeric", "_frombuffer"] = self._array
 
     def find_class(self, module: str, name: str) -> Any:
@@ -147,23 +148,10 @@ class PlainUnpickler(pickle._Unpickler):
             raise Refused(f"it contains {shown}, which plain data and numpy arrays do not need")
         return replacement
 
-    def _encode(self, text: Any, encoding: Any) -> bytes:
-        """Bytes in protocol 2."""
-        if type(text) is not str or encoding != "latin1":
-            raise Refused("bytes in an unknown encoding: damaged")
-        return text.encode("latin1")
-
-    def _array(self, content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-        array = self._reconstruct()
+    def _array(self, content: Any, dtype: Any, shape: Any = (), order: Any = "C") -> np.ndarray:
+        array = _reconstruct()
         self.fill(array, dtype, shape, type(order) is str and order == "F", content)
         return array
-
-    def _scalar(self, dtype: Any, content: Any) -> Any:
-        return self._array(content, dtype, (), "C").item()
-
-    def _reconstruct(self, _class: Any = None, _shape: Any = None, _kind: Any = None) -> np.ndarray:
-        """An empty array whose state follows; the file's class and shape are ignored."""
-        return np.zeros(0, np.uint8)
 
     def fill(self, array: np.ndarray, dtype: Any, shape: Any, fortran: bool, content: Any) -> None:
         """Check the state of an array and set it."""
@@ -195,19 +183,6 @@ class PlainUnpickler(pickle._Unpickler):
     }
 
 
-# Reads tables that pandas pickled, without pandas and without calling anything that the file names.
-#
-# What stands for pandas' objects here keeps their state and checks it; the rest is as in `perception.io.unpickle`.
-#
-# Format: `DataFrame.to_pickle` of pandas before 1.3, with gzip; the blocks of columns are in
-# `BlockManager.__getstate__`, under "0.14.1".
-
-_MAX_FRAME_BYTES = 1 << 28  # of a decompressed table; gzip can hold a thousand times its size
-_GZIP = 16 + zlib.MAX_WBITS
-_KINDS = {"f": "numbers", "iu": "whole numbers", "O": "text"}
-_PLAIN = (str, float, int, bool, type(None))
-
-
 def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Columns (N,) of a table, read-only.
 
@@ -217,7 +192,6 @@ def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: the file is unsafe or damaged, or lacks such a column.
     """
     found = unpickle(_decompress(path), path, _TableUnpickler)
     for name, kinds in columns.items():
@@ -253,11 +227,11 @@ class _ObjectType(Inert):
 
 
 class _Manager(Inert):
-    """Stands for pandas' BlockManager."""
+    """pandas' BlockManager."""
 
 
 class _DataFrame(Inert):
-    """Stands for pandas' DataFrame."""
+    """pandas' DataFrame."""
 
 
 def _columns(frame: Any) -> dict[str, np.ndarray]:
@@ -292,7 +266,7 @@ class _TableUnpickler(PlainUnpickler):
             ("numpy", "dtype"): _dtype,
             ("pandas.core.frame", "DataFrame"): _DataFrame,
             ("pandas.core.internals.managers", "BlockManager"): _Manager,
-            ("pandas.core.indexes.base", "_new_Index"): _index,
+            ("pandas.core.indexes.base", "_new_Index"): lambda _kind, state: state.get("data"),  # None of a range
             ("pandas.core.indexes.base", "Index"): "Index",  # only used as an argument
             ("pandas.core.indexes.range", "RangeIndex"): "RangeIndex",
             ("builtins", "slice"): slice,
@@ -318,8 +292,3 @@ class _TableUnpickler(PlainUnpickler):
 
 def _dtype(kind: Any, align: Any = None, copy: Any = None) -> Dtype | _ObjectType:
     return _ObjectType() if type(kind) is str and kind in ("O8", "O") else Dtype(kind, align, copy)
-
-
-def _index(_kind: Any, state: Any) -> Any:
-    """The names of an index; None for a range of numbers."""
-    return state.get("data")
