@@ -161,14 +161,12 @@ def _run_and_drives(
     return seeing, spec, open_source(data, version, spec.rig, predictor.taxonomy)
 
 
-def _parse_conditions(conditions: str, bundle: Path) -> Conditions | None:
-    """The value of --conditions, by the taxonomy of the bundle."""
+def _parse_conditions(conditions: Sequence[str], bundle: Path) -> Conditions:
+    """The conditions by the taxonomy of the bundle."""
     from deploy.manifest import read_manifest
     from deploy.route import parse_conditions
 
-    if not conditions:
-        return None
-    return parse_conditions([] if conditions == "none" else names(conditions), read_manifest(bundle).taxonomy)
+    return parse_conditions(conditions, read_manifest(bundle).taxonomy)
 
 
 @app.command(
@@ -214,39 +212,15 @@ def replay(
             "a class that the network no longer detects; repeatable."
         ),
     ] = None,
-    conditions: Annotated[
-        str,
-        typer.Option(
-            help="Conditions to use instead of the drive's tags: clear,day to stay on one route; none to rely on what "
-            "the network recognises."
-        ),
-    ] = "",
-    evidence: Annotated[
+    config: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML file of the sources of evidence for the conditions: tags, geofences, signals, recognised."
-        ),
+        typer.Option(help="YAML file: conditions, evidence, part of the drives, pace, viewer, Ray, keys."),
     ] = None,
-    start: Annotated[
-        float, typer.Option(help="Skip the frames before, in seconds from the start of each drive.")
-    ] = 0.0,
-    end: Annotated[
-        float | None, typer.Option(help="Skip the frames from here on, in seconds from the start of each drive.")
-    ] = None,
-    every: Annotated[int, typer.Option(help="Replay every Nth frame only.")] = 1,
-    real_time: Annotated[
-        bool, typer.Option("--real-time", help="Replay at the recorded pace. Default: as fast as possible.")
-    ] = False,
     baseline: Annotated[
         Path | None, typer.Option(callback=from_store, help="Folder of another replay of the scenes to compare with.")
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
-    viewer: Annotated[bool, typer.Option("--viewer", help="Also write results.mcap, for Foxglove and Rerun.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes that replay a scene each; 0: this one alone.", min=0)] = 0,
-    ray: RayAddress = None,
-    key: Keys = None,
-    state: State = None,
-    allow_older: AllowOlder = False,
     as_json: Json = False,
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
@@ -262,26 +236,27 @@ def replay(
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
-    from deploy.replay.settings import Settings, Source
+    from deploy.replay.settings import ReplayFile, Settings, Source
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.io.stores import upload_results
 
+    given = ReplayFile() if config is None else ReplayFile.load(config)
     settings = Settings(
         target=target,
-        trust=make_trust(key, state, allow_older),
+        trust=make_trust(given.keys, given.state, given.allow_older),
         faults=fault or (),
-        conditions=_parse_conditions(conditions, bundle),
-        evidence=evidence,
-        selection=Selection(start, math.inf if end is None else end, every),
-        real_time=real_time,
-        viewer=viewer,
+        conditions=None if given.conditions is None else _parse_conditions(given.conditions, bundle),
+        evidence=given.evidence,
+        selection=Selection(given.start, math.inf if given.end is None else given.end, given.every),
+        real_time=given.real_time,
+        viewer=given.viewer,
     )
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
     last = (*VERDICT_FILES, PROVENANCE)
     with upload_results(out, last, final_files()) as folder:
-        summary = run(source, bundle, folder, settings, baseline, gates, console_for(as_json), jobs, ray)
+        summary = run(source, bundle, folder, settings, baseline, gates, console_for(as_json), jobs, given.ray)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,19 +23,20 @@ Keys = Annotated[
 State = Annotated[
     Path | None,
     typer.Option(
-        envvar="PERCEPTION_STATE",
-        help="With --key: folder that stores the highest release that ran here. Default: ~/.local/state/perception.",
+        help="With --key: folder that stores the highest release that ran here. Default: $PERCEPTION_STATE, or "
+        "~/.local/state/perception.",
     ),
 ]
 AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Accept an older release than one that ran here.")]
 
 
-def make_trust(keys: list[Path] | None, state: Path | None, allow_older: bool) -> Trust | None:
+def make_trust(keys: Sequence[Path] | None, state: Path | None, allow_older: bool) -> Trust | None:
     """The trust that the options describe; None without a key."""
     from deploy.trust import Trust
 
     if not keys:
         if allow_older:
-            raise InputError("--allow-older goes with --key; without a key a bundle of any age is accepted")
+            raise InputError("an older bundle is accepted anyway without a key; give one, or leave out --allow-older")
         return None
-    return Trust(tuple(keys), state or Path.home() / ".local" / "state" / "perception", allow_older)
+    usual = os.environ.get("PERCEPTION_STATE") or Path.home() / ".local" / "state" / "perception"
+    return Trust(tuple(keys), state or Path(usual), allow_older)

@@ -28,9 +28,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise InputError(f"--start {self.start:g} --end {self.end:g}: give seconds with 0 <= START < END")
+            raise InputError(f"start {self.start:g}, end {self.end:g}: give seconds with 0 <= start < end")
         if self.every < 1:
-            raise InputError(f"--every {self.every}: give 1 for every frame, 2 for every second one, ...")
+            raise InputError(f"every {self.every}: give 1 for every frame, 2 for every second one, ...")
 
     def expected(self, frames: int, seconds: float) -> int:
         """How many of the frames of a drive are selected, if they come at a steady rate.

@@ -108,8 +108,8 @@ class Fleet:
         """
         settings = self.settings
         for option, given in (
-            ("--real-time", settings.real_time),
-            ("--viewer", settings.viewer),
+            ("real_time", settings.real_time),
+            ("viewer", settings.viewer),
         ):
             if given and (jobs or ray is not None):
                 raise InputError(f"--jobs and {option}: this needs a single process; use one of both")
@@ -188,7 +188,7 @@ class Fleet:
             remove_folder(self.out / SCENES)
             longest = max(drive.seconds for drive in self.drives)
             start = self.settings.selection.start
-            raise InputError(f"--start {start:g}: the longest drive ends at {longest:.1f} s; start earlier")
+            raise InputError(f"start {start:g}: the longest drive ends at {longest:.1f} s; start earlier")
         for task in self.runtime.bundle.manifest.heads.values():
             for what, file in task.files.items():
                 if (folders[0] / file).exists():

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from deploy.recordings.choice import Selection
 from deploy.trust import Trust
 from perception.frame import Conditions
+from perception.io.section import Section, load_section
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,35 @@ class Settings:
     selection: Selection = field(default_factory=Selection)
     real_time: bool = False
     viewer: bool = False
+
+
+_File = Annotated[Path, Field(strict=False)]
+
+
+class ReplayFile(Section):
+    """The YAML file of `perception replay --config`; docs/replay.md explains its keys."""
+
+    # instead of the drive's tags; none in the list: only what the network recognises
+    conditions: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    evidence: _File | None = None
+    start: float = 0.0  # s
+    end: float | None = None  # s
+    every: int = 1
+    real_time: bool = False
+    viewer: bool = False
+    ray: str | None = None  # address of a cluster
+    keys: Annotated[tuple[_File, ...], Field(strict=False)] = ()
+    state: _File | None = None
+    allow_older: bool = False
+
+    @staticmethod
+    def load(path: Path) -> ReplayFile:
+        """Read the file, to whose folder its paths are relative. InputError if it cannot be used."""
+        found, folder = load_section(ReplayFile, path, "the settings of the replay"), path.parent
+        return found.model_copy(
+            update={
+                "evidence": found.evidence and folder / found.evidence,
+                "keys": tuple(folder / key for key in found.keys),
+                "state": found.state and folder / found.state,
+            }
+        )

@@ -176,10 +176,11 @@ def test_belief_and_route_follow_position_and_signals(changing: Changing, tmp_pa
     """Within 2 s, but not when the wipers flap; and the report says why."""
     west, east = polygon(box(11, 48, BORDER, 49)), polygon(box(BORDER, 48, 12, 49))
     write_map(tmp_path, feature(west, city="boston"), feature(east, city="singapore"))
-    evidence, out = tmp_path / "evidence.yaml", tmp_path / "out"
-    evidence.write_text(EVIDENCE)
+    config, out = tmp_path / "replay.yaml", tmp_path / "out"
+    config.write_text("evidence: evidence.yaml\n")
+    (tmp_path / "evidence.yaml").write_text(EVIDENCE)
     recording = write_raw_mcap(tmp_path / "drive.mcap", sorted(log() + signals(), key=lambda each: each.time))
-    succeeds("replay", recording, "--bundle", changing.bundle, "--evidence", evidence, "--out", out, "--json")
+    succeeds("replay", recording, "--bundle", changing.bundle, "--config", config, "--out", out, "--json")
     page = page_data(out / "report.html")
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in page["lanes"]}
     for kind, values, at, source, module in (

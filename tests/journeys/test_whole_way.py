@@ -186,10 +186,11 @@ def test_names_of_ones_own_go_the_whole_way(tmp_path: Path, capsys: pytest.Captu
     assert seen.conditions == dry.conditions
     for told, says in (("fog", "fog: unknown condition; choose from dry, sleet"), ("sleet,dry", "contradicts")):
         capsys.readouterr()
+        config = tmp_path / "told.yaml"
+        config.write_text(f"conditions: [{told}]\n")
+        given = ("--bundle", way.bundle.path, "--out", tmp_path / "no", "--config", config)
         with pytest.raises(AssertionError):  # exit code 2
-            command(
-                "replay", tables.dataroot, "--bundle", way.bundle.path, "--out", tmp_path / "no", "--conditions", told
-            )
+            command("replay", tables.dataroot, *given)
         line = capsys.readouterr().err.strip()
         assert says in line
         assert "\n" not in line

@@ -184,15 +184,15 @@ def test_a_drive_without_selected_frames_is_empty(drives: Path, tmp_path: Path) 
     for name, jobs in (("one", 0), ("two", 2)):
         replayed(drives, tmp_path / name, jobs, selection=Selection(start=11.0), scenes=("scene-0002", "scene-0004"))
     assert_same(tmp_path / "two", tmp_path / "one")
-    with one_line_error("--start 12: .* start earlier"):
+    with one_line_error("start 12: .* start earlier"):
         replayed(drives, tmp_path / "none", 2, selection=Selection(start=12.0))
     assert not (tmp_path / "none" / "scenes").exists()
 
 
 def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path) -> None:
     for options, reason in (
-        ({"real_time": True}, "--jobs and --real-time"),
-        ({"viewer": True}, "--jobs and --viewer"),
+        ({"real_time": True}, "--jobs and real_time"),
+        ({"viewer": True}, "--jobs and viewer"),
     ):
         with one_line_error(reason):
             replayed(drives, tmp_path, 2, **options)

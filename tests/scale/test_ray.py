@@ -86,6 +86,12 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("death-*"))) == 1
 
 
+def on_ray(address: str, folder: Path) -> Path:
+    """The settings of a replay on a cluster."""
+    (folder / "replay.yaml").write_text(f"ray: {address}\n")
+    return folder / "replay.yaml"
+
+
 def test_machines_without_common_disk_do_not_simulate_to_a_folder(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +118,7 @@ def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:
     with unreadable(tmp_path / "drives", -1) as name, one_line_error(name):
         replay(Source(tmp_path / "drives", VERSION), small(), tmp_path / "out", console=QUIET, ray=address)
     given = ("replay", tmp_path / "drives", "--bundle", small(), "--out", tmp_path / "out")
-    assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given, "--ray", "127.0.0.1:1")
+    assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given, "--config", on_ray("127.0.0.1:1", tmp_path))
 
 
 def test_machines_without_common_disk_share_an_object_store(
@@ -127,7 +133,7 @@ def test_machines_without_common_disk_share_an_object_store(
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
         given = ("replay", f"{store.url}/drives", "--bundle", f"{store.url}/bundle", "--out", f"{store.url}/out")
-        succeeds(*given, "--ray", cluster.address)
+        succeeds(*given, "--config", on_ray(cluster.address, tmp_path))
         simulated = ("--scenes", 2, "--samples", 1, "--conditions", "clear-day-boston", "--occupancy")
         for _ in range(2):  # also again, after its removal
             for key in store.keys("simulated/"):

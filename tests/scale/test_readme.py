@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def smaller_configs(folder: Path) -> None:
     """Configurations with fewer layers, which are what an export takes its time for."""
     folder.mkdir()
     (folder / "bev.yaml").write_text("tasks: {conditions: {features: bev}}")
+    shutil.copytree(ROOT / "configs" / "replay", folder / "replay")
     for file in ("tiny.yaml", "truck.yaml"):
         content = yaml.safe_load((ROOT / "configs" / file).read_text())
         for name, part in SMALLER_CONFIG.items():

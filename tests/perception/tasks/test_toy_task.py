@@ -67,7 +67,9 @@ def way(_toy: object, tmp_path_factory: pytest.TempPathFactory, sim_root: Path) 
     (folder / "toy.yaml").write_text(yaml.safe_dump(given | {"name": "toy", "modules": modules, "train": train}))
     command("train", folder / "toy.yaml", "--data", sim_root, "--split", "all", "--out", run)
     bundles = bundles_of(run, folder, ("fp32", "int8"), Drives(sim_root, "v1.0-sim"), [[], ["rain"]])
-    command("replay", sim_root, "--bundle", bundles["fp32"].path, "--out", folder / "replay", "--viewer")
+    (folder / "replay.yaml").write_text("viewer: true\n")
+    given = ("--bundle", bundles["fp32"].path, "--config", folder / "replay.yaml")
+    command("replay", sim_root, *given, "--out", folder / "replay")
     tables, bundle = NuScenesTables(sim_root, "v1.0-sim"), bundles["fp32"]
     runtime = Runtime(bundle.path)
     frames = [tables.frame(token, Reads("ego", bundle.spec.sweeps)) for token in tables.samples()]
