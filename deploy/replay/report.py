@@ -304,7 +304,7 @@ class Report:
             "worst": self._worst.to_rows(),
             "frames": self._frames.drawn(),
         }
-        return single_file("deploy.replay", data)
+        return single_file("deploy.replay", "Replay", data)
 
     def _arrange_cameras(self) -> list[list[str]]:
         """The rig's cameras as rows of the page, as they look; those without a picture come last."""

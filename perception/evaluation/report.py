@@ -30,8 +30,8 @@ def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
     scenes = len({each.scene for each in evaluated.known})
     return single_file(
         "perception.evaluation",
+        "Evaluation",
         {
-            "title": "Evaluation",
             "about": f"{evaluated.tables.version}, {scores['split']}: {scores['samples']} keyframes of {scenes} scenes",
             "whole": whole,
             "amounts": [name for name, value in whole.items() if isinstance(value, int)],
@@ -59,7 +59,7 @@ def is_report(path: Path) -> bool:
 def comparison_page(found: Mapping[str, Any]) -> str:
     """The page of a comparison, the result of `comparison.compare`."""
     about = f"{found['after']} against {found['before']}: {found['keyframes']} keyframes of {found['scenes']} scenes"
-    return single_file("perception.evaluation", {"title": "Comparison", "about": about, "comparison": found})
+    return single_file("perception.evaluation", "Comparison", {"about": about, "comparison": found})
 
 
 def _curves(counted: Iterable[CountedFrames[Any]]) -> list[dict[str, Any]]:

@@ -9,43 +9,61 @@ const arranged = data.cameras.flat();
 const [left, top_, width, height] = data.extent;
 let now = 0, timer = null;
 
-const mark = (parent, background, text, outline) => {
-  const item = make("span", parent);
-  make("i", item, null, outline ? {className: "outline"} : {}).style[outline ? "borderColor" : "background"] = background;
-  item.append(text);
-};
+const controls = panel(main, "", {className: "panel controls", id: "viewer"});
+const button = (text, title, press) => make("button", controls, text, {title, onclick: press});
+button("\u25c0\ufe0e", "Left arrow", () => show(now - 1));
+const playing = button("Play", "Space", () => play(!timer));
+button("\u25b6\ufe0e", "Right arrow", () => show(now + 1));
+const slider = (parent, attributes, changed) => make("input", parent, null, {type: "range", oninput: changed, ...attributes});
+const position = slider(controls, {id: "position", min: 0, max: data.frames.length - 1, ariaLabel: "keyframe"}, () => show(Number(position.value)));
+const counter = make("span", controls, "", {id: "counter", className: "dim"});
+const scoring = make("label", controls, "score at least "), [lowest, counted] = data.threshold;
+const threshold = slider(scoring, {id: "threshold", min: lowest, max: 0.95, step: 0.01, value: counted}, () => show(now));
+const shown = make("output", scoring);
+
+const viewer = make("section", main, null, {className: "viewer"}), mapped = panel(viewer), seen = panel(viewer);
+const above = make("div", mapped, null, {className: "above", id: "above"});
+const cloud = make("img", above, null, {alt: "", id: "points"}), outlines = draw("svg", above, {id: "boxes"});
+outlines.setAttribute("viewBox", `${left} ${top_} ${width} ${height}`);
+make("div", above, "no LiDAR in this frame", {className: "absent"});
+const legend = make("div", mapped, null, {className: "legend"});
+const cameras = make("div", seen, null, {className: "cameras"});
+const state = make("div", seen, null, {id: "status"});
+const reasoned = make("dl", seen, null, {className: "facts", id: "reasoned"});
+const found = make("table", seen);
+
 if (annotated.length) {
-  mark(at("legend"), "#fff", "annotated, found", true);
-  mark(at("legend"), "#ff5c5c", "annotated, missed", true);
+  mark(legend, "#fff", "annotated, found", true);
+  mark(legend, "#ff5c5c", "annotated, missed", true);
 }
 const explained = new Set();
 for (const layer of data.layers) {
   for (const {name, colour} of layer.classes) {
     const text = layer.style === "raster" ? `${words(layer.name)}: ${words(name)}` : words(name);
-    if (!explained.has(text + colour)) mark(at("legend"), colour, text);
+    if (!explained.has(text + colour)) mark(legend, colour, text);
     explained.add(text + colour);
   }
 }
 const checkboxes = new Map(data.layers.map(layer => {
-  const label = make("label", at("viewer")), box = make("input", label, null, {type: "checkbox", checked: true});
+  const label = make("label", controls), box = make("input", label, null, {type: "checkbox", checked: true, oninput: () => show(now)});
   label.append(words(layer.name));
   return [layer, box];
 }));
 // Points by class cover those by height, all else is below them.
 const pictures = new Map(pictured.map(layer => {
-  const image = make("img", at("above"), null, {alt: "", className: layer.style});
-  at("above").insertBefore(image, at(layer.style === "points" ? "boxes" : "points"));
+  const image = make("img", above, null, {alt: "", className: layer.style});
+  above.insertBefore(image, layer.style === "points" ? outlines : cloud);
   return [layer, image];
 }));
 
-at("cameras").style.setProperty("--columns", Math.max(...data.cameras.map(row => row.length), 1));
+cameras.style.setProperty("--columns", Math.max(...data.cameras.map(row => row.length), 1));
 for (const name of arranged) {
-  const tile = make("div", at("cameras"), null, {className: "camera", id: `camera-${name}`});
+  const tile = make("div", cameras, null, {className: "camera", id: `camera-${name}`});
   if (data.cameras.some(row => row[0] === name)) tile.classList.add("first");
   if (data.cameraHeights[name]) tile.style.aspectRatio = `${data.cameraWidth} / ${data.cameraHeights[name]}`;
   make("img", tile, null, {alt: ""});
   for (const _ of points) make("img", tile, null, {alt: "", className: "projected"});
-  tile.insertAdjacentHTML("beforeend", "<svg preserveAspectRatio='none'></svg>");
+  draw("svg", tile, {preserveAspectRatio: "none"});
   make("div", tile, "no picture", {className: "absent"});
   make("span", tile, words(name.replace(/^cam(era)?_/i, "")).toLowerCase(), {className: "label"});
   tile.onclick = () => tile.classList.toggle("large");
@@ -89,8 +107,8 @@ function trail(layer, track) {
 }
 
 function facts(frame) {
-  at("reasoned").replaceChildren();
-  const line = (name, text, className) => { make("dt", at("reasoned"), name); make("dd", at("reasoned"), text, {className}); };
+  reasoned.replaceChildren();
+  const line = (name, text, className) => { make("dt", reasoned, name); make("dd", reasoned, text, {className}); };
   for (const [kind, [value, why]] of Object.entries(frame.believed)) {
     if (value) line(kind, why || value, "");
   }
@@ -105,32 +123,31 @@ function facts(frame) {
 
 function show(index) {
   now = (index + data.frames.length) % data.frames.length;
-  const frame = data.frames[now], threshold = Number(at("threshold").value);
-  const boxesOf = layer => (frame.layers[layer.name] || []).filter(box => layer.style === "annotated" || box.score >= threshold);
-  const found = new Map(perceived.map(layer => {
+  const frame = data.frames[now], least = Number(threshold.value);
+  const boxesOf = layer => (frame.layers[layer.name] || []).filter(box => layer.style === "annotated" || box.score >= least);
+  const matches = new Map(perceived.map(layer => {
     const truth = annotated.find(each => each.task === layer.task && frame.layers[each.name]);
     return [layer, {boxes: boxesOf(layer), truths: truth && boxesOf(truth), taken: truth ? matched(boxesOf(layer), boxesOf(truth), truth.within) : new Set()}];
   }));
-  const taken = new Set([...found.values()].flatMap(each => [...each.taken]));
+  const taken = new Set([...matches.values()].flatMap(each => [...each.taken]));
   const visible = layers => layers.filter(layer => checkboxes.get(layer).checked).flatMap(layer => boxesOf(layer).map(box => [layer, box]));
-  at("position").value = now;
-  at("shown").textContent = threshold.toFixed(2);
-  at("counter").textContent = `frame ${frame.number + 1} of ${frameCount}`;
+  position.value = now;
+  shown.textContent = least.toFixed(2);
+  counter.textContent = `frame ${frame.number + 1} of ${frameCount}`;
   cursor.setAttribute("x", across(frame.number));
   document.querySelectorAll(".worst a").forEach(link => link.classList.toggle("now", link.hash === place(frame.number)));
   if (location.hash && location.hash !== place(frame.number)) history.replaceState(null, "", place(frame.number));
 
-  at("above").classList.toggle("missing", !frame.points);
+  above.classList.toggle("missing", !frame.points);
   const put = (image, source) => {
     image.style.display = source ? "" : "none";
     if (source) image.src = source;
   };
   const drawn = layer => checkboxes.get(layer).checked && frame.layers[layer.name] || {cameras: {}};
-  put(at("points"), frame.points);
+  put(cloud, frame.points);
   for (const layer of pictured) put(pictures.get(layer), drawn(layer).above);
   const truthColour = box => taken.has(box) ? "#ffffff" : "#ff5c5c";
-  at("boxes").setAttribute("viewBox", `${left} ${top_} ${width} ${height}`);
-  at("boxes").innerHTML =
+  outlines.innerHTML =
     [10, 20, 30, 40, 50].map(r => `<circle r="${r}" fill="none" stroke="#fff" stroke-opacity=".09" stroke-width=".15"/>` +
       `<text x=".5" y="${-r + 2.2}" font-size="2" fill="#fff" fill-opacity=".35">${r} m</text>`).join("") +
     `<path d="M0 -2.4L1.1 2.2L0 1.4L-1.1 2.2Z" fill="#fff"/>` +
@@ -150,26 +167,25 @@ function show(index) {
       paths(perceived, (box, layer) => `stroke="${colour(layer, box)}" stroke-width="1.4"`);
   }
 
-  at("status").replaceChildren();
-  make("strong", at("status"), `${frame.scene}, ${frame.seconds.toFixed(1)} s`);
-  make("span", at("status"), [frame.location, ...frame.conditions].filter(Boolean).join(" \u00b7 "), {className: "dim"});
-  make("span", at("status"), data.stages.map((s, i) => `${s} ${data.milliseconds[frame.number][i].toFixed(0)}`).join(" \u00b7 ") + " ms", {className: "dim"});
+  state.replaceChildren();
+  make("strong", state, `${frame.scene}, ${frame.seconds.toFixed(1)} s`);
+  make("span", state, [frame.location, ...frame.conditions].filter(Boolean).join(" \u00b7 "), {className: "dim"});
+  make("span", state, data.stages.map((s, i) => `${s} ${data.milliseconds[frame.number][i].toFixed(0)}`).join(" \u00b7 ") + " ms", {className: "dim"});
   const absent = arranged.filter(name => !frame.cameras[name]);
   const lost = [...(frame.points ? [] : ["LiDAR"]), ...(absent.length && absent.length === arranged.length ? ["all cameras"] : absent)];
-  if (lost.length) make("span", at("status"), `missing: ${lost.join(", ")}`, {className: "warning"});
+  if (lost.length) make("span", state, `missing: ${lost.join(", ")}`, {className: "warning"});
 
   facts(frame);
 
-  at("counts").replaceChildren();
-  for (const [layer, {boxes, truths}] of found) {
-    const row = make("tr", at("counts"));
-    for (const title of ["class", "predicted", ...(truths ? ["annotated", "found", "missed", "extra"] : [])]) make("th", row, title);
+  found.replaceChildren();
+  for (const [layer, {boxes, truths}] of matches) {
+    header(found, ["class", "predicted", ...(truths ? ["annotated", "found", "missed", "extra"] : [])]);
     layer.classes.forEach(({name, colour}, k) => {
       const mine = boxes.filter(box => box.class === k), own = (truths || []).filter(box => box.class === k);
       if (!mine.length && !own.length) return;
-      const hits = own.filter(box => taken.has(box)).length, line = make("tr", at("counts"));
-      make("td", line, words(name)).style.color = colour;
-      for (const n of [mine.length, ...(truths ? [own.length, hits, own.length - hits, mine.length - hits] : [])]) make("td", line, n);
+      const hits = own.filter(box => taken.has(box)).length;
+      const numbers = [mine.length, ...(truths ? [own.length, hits, own.length - hits, mine.length - hits] : [])];
+      row(found, [cell => { cell.textContent = words(name); cell.style.color = colour; }, ...numbers]);
     });
   }
 }
@@ -177,17 +193,11 @@ function show(index) {
 function play(on) {
   clearInterval(timer);
   timer = on ? setInterval(() => show(now + 1), 500) : null;
-  at("play").textContent = on ? "Pause" : "Play";
+  playing.textContent = on ? "Pause" : "Play";
 }
-at("position").max = data.frames.length - 1;
-at("position").oninput = event => show(Number(event.target.value));
-for (const input of [at("threshold"), ...checkboxes.values()]) input.oninput = () => show(now);
-at("previous").onclick = () => show(now - 1);
-at("next").onclick = () => show(now + 1);
-at("play").onclick = () => play(!timer);
 document.addEventListener("keydown", event => {
   if (event.target.tagName === "INPUT" && event.target.type === "range" && event.key !== " ") {
-    if (event.target.id === "threshold") return;
+    if (event.target === threshold) return;
     event.preventDefault();
   }
   if (event.key === "ArrowLeft") show(now - 1);
@@ -203,9 +213,8 @@ function follow() {
 window.addEventListener("hashchange", () => {
   if (follow() < 0) return;
   show(follow());
-  at("viewer").scrollIntoView();
+  controls.scrollIntoView();
 });
-[at("threshold").min, at("threshold").value] = data.threshold;
-if (annotated.length) at("countsNote").textContent = "Found: an annotated box with a detection of its class, not yet taken by a better one, whose middle is " +
-  `within ${annotated[0].within} m, as in the official matching. Annotated boxes without a LiDAR or radar point are left out. For the official scores run perception evaluate.`;
+if (annotated.length) note(seen, "Found: an annotated box with a detection of its class, not yet taken by a better one, whose middle is " +
+  `within ${annotated[0].within} m, as in the official matching. Annotated boxes without a LiDAR or radar point are left out. For the official scores run perception evaluate.`);
 show(Math.max(follow(), 0));

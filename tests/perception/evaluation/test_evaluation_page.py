@@ -49,7 +49,7 @@ SEEN = """
     images: document.images.length,
     title: document.title,
     about: document.getElementById("about").textContent,
-    tiles: texts(document, "#whole .tile b"),
+    tiles: texts(document, "#tiles .tile b"),
     head: texts(document, "#slices th"),
     rows: [...document.querySelectorAll("#slices tr")].map(row => texts(row, "td")).filter(row => row.length > 1),
     coloured: [...document.querySelectorAll("#slices tr")].map(row => [...row.querySelectorAll("td.cell")].map(cell =>
