@@ -109,8 +109,9 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     by_frame = enumerate(tables.recording(token).annotated("bicycle_racks") for token in samples)
     racks = np.array([[i, *rack] for i, own in by_frame for rack in own]).reshape(-1, 11)
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
-    detections = read_submission(submission, {token: i for i, token in enumerate(samples)}, NUSCENES)
-    truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks, NUSCENES)
+    numbers = {token: i for i, token in enumerate(samples)}
+    detections = BoxColumns.joined(read_submission(submission, numbers, NUSCENES))
+    truth = BoxColumns(np.concatenate(rows)).counted(egos, racks, NUSCENES)
     scores = DetectionScores(truth, detections.counted(egos, racks, NUSCENES), scenes, NUSCENES).score()
     every = [scores.mean_ap[0], scores.nds[0], *scores.aps[0].ravel(), *scores.errors[0].ravel()]
     return [None if np.isnan(number) else float(number) for number in every]

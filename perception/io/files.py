@@ -1,4 +1,7 @@
-"""Files that are written whole, JSON without NaN, and JSON files with an entry for each frame."""
+"""Files and folders that are whole or absent, also after a crash of the process or the machine.
+
+And JSON: files with an entry for each frame, and numbers without NaN.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import BufferedWriter, FileIO
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import orjson
 
 from perception.errors import InputError
-
-# Files and folders that are whole or absent, safe against a crash of the process or the machine.
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # renameat2(2)
 _SEPARATOR, _END = b",\n", b"}}\n"  # of entries in a `FrameFile`
@@ -35,20 +36,12 @@ def make_folder(folder: Path) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file atomically: at any time the path has either the whole old or the whole new content.
-
-    Raises:
-        InputError: the disk is full or the folder not writable; the old content does not change.
-    """
+    """Replace a file atomically: at any time the path has either the whole old or the whole new content."""
     write_together({path: content})
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all are on disk before the first is renamed to its path, in the given order.
-
-    Raises:
-        InputError: the disk is full or a folder not writable; the old files do not change.
-    """
+    """Write files that belong together: all are on disk before the first is renamed to its path, in the given order."""
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
         for path, content in files.items():
@@ -73,45 +66,22 @@ def atomic_file(path: Path, what: str) -> Iterator[BinaryIO]:
 
     Args:
         what: is written, for the error message.
-
-    Raises:
-        InputError: the disk is full or the folder not writable.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    raw = _NamedFile(temporary, path, what)
     try:
-        with raw:
-            file = BufferedWriter(raw)
+        with temporary.open("wb") as file:
             yield file
-            with raw.errors():
-                file.flush()
-                os.fsync(raw.fileno())
-        with raw.errors():
-            os.replace(temporary, path)
-            _flush(path.parent)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise  # of another file, in the block
+        raise InputError(f"{path}: cannot write {what} ({error.strerror}); choose another folder") from None
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-class _NamedFile(FileIO):
-    """A file with a temporary name, whose errors name its final path."""
-
-    def __init__(self, temporary: Path, path: Path, what: str) -> None:
-        self._path, self._what = path, what
-        with self.errors():
-            super().__init__(temporary, "w")
-
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            message = f"{self._path}: cannot write {self._what} ({error.strerror}); choose another folder"
-            raise InputError(message) from None
-
-    def write(self, content: Any) -> int:
-        with self.errors():
-            return super().write(content)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -125,9 +95,6 @@ def atomic_folder(path: Path, what: str, advice: str = "") -> Iterator[Path]:
     Args:
         what: is written, for the error message.
         advice: the end of the error message.
-
-    Raises:
-        InputError: the disk is full or the folder not writable.
     """
     given, path = path, Path(os.path.realpath(path))
     fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
@@ -182,9 +149,6 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-# ----- JSON -----
-
-
 class FrameFile:
     """Writes a JSON file with an entry for each frame, frame by frame in bounded memory.
 
@@ -206,9 +170,6 @@ class FrameFile:
             what: is written, for messages.
             head: members before the entries.
             name: of the entries.
-
-        Raises:
-            InputError: the disk is full or the folder not writable.
         """
         with atomic_file(path, what) as file:
             file.write(f'{json.dumps(dict(head))[:-1]}, "{name}": {{\n'.encode())
@@ -216,11 +177,7 @@ class FrameFile:
             file.write(b"\n" + _END)
 
     def add(self, token: str, entry: Any) -> None:
-        """Append the entry of a frame, any finite JSON.
-
-        Raises:
-            InputError: the frame was added before, or the disk is full.
-        """
+        """Append the entry of a frame, any finite JSON."""
         if token in self._tokens:
             raise InputError(f"{self.path}: sample {token} is predicted twice; give each sample once")
         separator = _SEPARATOR if self._tokens else b""
@@ -229,11 +186,7 @@ class FrameFile:
 
 
 def join_frame_files(parts: Sequence[Path], path: Path, what: str) -> None:
-    """Write the entries of all parts, in order, to one file, as if one `FrameFile` had got them; atomically.
-
-    Raises:
-        InputError: a part is not whole, their heads differ, or the file cannot be written.
-    """
+    """Write the entries of all parts, in order, to one file, as if one `FrameFile` had got them; atomically."""
     with atomic_file(path, what) as file:
         head, separator = b"", b""
         for part in parts:
@@ -259,7 +212,7 @@ def read_frame_file(path: Path) -> Iterator[tuple[str, Any]]:
     lines = _lines(path)
     next(lines)  # before the entries
     for line in lines:
-        yield next(iter(json.loads(b"{" + line + b"}").items()))
+        yield next(iter(orjson.loads(b"{" + line + b"}").items()))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -291,9 +244,6 @@ def pause_collector() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-# Formats scores for strict JSON and for tables.
 
 
 def strict(value: Any) -> Any:

@@ -252,7 +252,7 @@ class Metric(ABC, Generic[Result]):
         """
 
     def details(self, frame: Frame, result: Result) -> dict[str, Any]:
-        """Further counts of a frame, which an evaluation scores; a replay has them in its files or does without."""
+        """What an evaluation scores of a frame beside or instead of `counts`; a replay has it from `recorded`."""
         return {}
 
     def outputs(self, result: Result) -> dict[str, Any]:

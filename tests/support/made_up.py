@@ -92,7 +92,7 @@ def random_boxes(
     found[:, 8] += rng.normal(0, 1, len(found))
     found[:, 9:11] = rng.normal(0, 3, (len(found), 2))
     found[:, 12] = rng.integers(1, 6, len(found)) / 5 if ties else rng.uniform(0.01, 1, len(found))
-    return BoxColumns.of(rows), BoxColumns.of(found)
+    return BoxColumns(rows), BoxColumns(found)
 
 
 def classified(classes: np.ndarray) -> ClassifiedPoints:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,77 +13,84 @@ import numpy as np
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.geometry import rotation_matrices
-from perception.io.files import pause_collector
 from perception.tasks.detection.submission import read_samples
 from perception.taxonomy import Taxonomy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BoxColumns:
     """N boxes of many frames, in the global frame."""
 
-    frames: np.ndarray  # (N,) int, which frame
-    labels: np.ndarray  # (N,) int, index of the class
-    centers: np.ndarray  # (N, 3) m
-    sizes: np.ndarray  # (N, 3) m: width, length, height
-    yaws: np.ndarray  # (N,) rad
-    velocities: np.ndarray  # (N, 2) m/s; NaN where unknown
-    attributes: np.ndarray  # (N,) int, index of the attribute; -1 where there is none
-    scores: np.ndarray  # (N,) in [0, 1]; 1 for annotations
-    num_points: np.ndarray  # (N,) int, LiDAR + radar points inside; -1 for detections
+    rows: np.ndarray  # (N, 14) float64: frame, label, x y z, w l h, yaw, vx vy, attribute, score, points
 
     @staticmethod
-    def of(rows: np.ndarray) -> BoxColumns:
-        """From rows (N, 14): frame, label, x y z, w l h, yaw, vx vy, attribute, score, points."""
-        whole = rows[:, [0, 1, 11, 13]].astype(np.int64)
-        return BoxColumns(
-            frames=whole[:, 0],
-            labels=whole[:, 1],
-            centers=rows[:, 2:5],
-            sizes=rows[:, 5:8],
-            yaws=rows[:, 8],
-            velocities=rows[:, 9:11],
-            attributes=whole[:, 2],
-            scores=rows[:, 12],
-            num_points=whole[:, 3],
+    def of_frame(boxes: Boxes) -> BoxColumns:
+        """Boxes of one frame, with the number 0, in any frame of reference."""
+        columns = (
+            *(np.zeros(len(boxes)), boxes.labels, boxes.centers, boxes.sizes, boxes.yaws, boxes.velocities[:, :2]),
+            *(boxes.attributes, boxes.scores, boxes.num_points),
         )
+        return BoxColumns(np.column_stack(columns).astype(np.float64))
 
     @staticmethod
-    def of_frame(boxes: Boxes, frame: int = 0) -> BoxColumns:
-        """Boxes of one frame with this index, in any frame of reference."""
-        return BoxColumns(
-            frames=np.full(len(boxes), frame, np.int64),
-            labels=boxes.labels,
-            centers=boxes.centers,
-            sizes=boxes.sizes,
-            yaws=boxes.yaws,
-            velocities=boxes.velocities[:, :2],
-            attributes=boxes.attributes,
-            scores=boxes.scores,
-            num_points=boxes.num_points,
-        )
-
-    @staticmethod
-    def joined(parts: Sequence[BoxColumns]) -> BoxColumns:
-        """The boxes of all parts, concatenated."""
-        every = [BoxColumns.of(np.zeros((0, 14))), *parts]
-        return BoxColumns(
-            **{f.name: np.concatenate([getattr(part, f.name) for part in every]) for f in fields(BoxColumns)}
-        )
+    def joined(parts: Iterable[tuple[int, BoxColumns]]) -> BoxColumns:
+        """The boxes of frames, which get these numbers."""
+        numbered = list(parts)
+        rows = np.concatenate([np.zeros((0, 14)), *(boxes.rows for _, boxes in numbered)])
+        rows[:, 0] = np.repeat([frame for frame, _ in numbered], [len(boxes) for _, boxes in numbered])
+        return BoxColumns(rows)
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.rows)
 
-    def equals(self, other: BoxColumns) -> bool:
-        """Whether both have identical boxes in the same order."""
-        return len(self) == len(other) and all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name), equal_nan=f.name == "velocities")
-            for f in fields(self)
-        )
+    @property
+    def frames(self) -> np.ndarray:
+        """(N,) int, which frame."""
+        return self.rows[:, 0].astype(np.int64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int, index of the class."""
+        return self.rows[:, 1].astype(np.int64)
+
+    @property
+    def centers(self) -> np.ndarray:
+        """(N, 3) m."""
+        return self.rows[:, 2:5]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 3) m: width, length, height."""
+        return self.rows[:, 5:8]
+
+    @property
+    def yaws(self) -> np.ndarray:
+        """(N,) rad."""
+        return self.rows[:, 8]
+
+    @property
+    def velocities(self) -> np.ndarray:
+        """(N, 2) m/s; NaN where unknown."""
+        return self.rows[:, 9:11]
+
+    @property
+    def attributes(self) -> np.ndarray:
+        """(N,) int, index of the attribute; -1 where there is none."""
+        return self.rows[:, 11].astype(np.int64)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(N,) in [0, 1]; 1 for annotations."""
+        return self.rows[:, 12]
+
+    @property
+    def num_points(self) -> np.ndarray:
+        """(N,) int, LiDAR + radar points inside; -1 for detections."""
+        return self.rows[:, 13].astype(np.int64)
 
     def select(self, index: np.ndarray) -> BoxColumns:
         """The boxes at the integer or boolean index (M,)."""
-        return BoxColumns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return BoxColumns(self.rows[index])
 
     def counted(self, egos: np.ndarray, bicycle_racks: np.ndarray, taxonomy: Taxonomy) -> BoxColumns:
         """The boxes that the devkit scores: within the range of their class, with points, and in no bicycle rack.
@@ -93,13 +99,9 @@ class BoxColumns:
             egos: (F, 2) m, position of the vehicle in each frame.
             bicycle_racks: (K, 11) frame, x y z, w l h and rotation w x y z.
         """
-        return self.select(self.are_counted(egos, bicycle_racks, taxonomy))
-
-    def are_counted(self, egos: np.ndarray, bicycle_racks: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
-        """(N,) bool, see `counted`."""
         near = self.distances(egos) < np.array([each.range for each in taxonomy.classes])[self.labels]
         racked = np.array([each.racked for each in taxonomy.classes])[self.labels]
-        return np.asarray(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks, racked))
+        return self.select(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks, racked))
 
     def distances(self, egos: np.ndarray) -> np.ndarray:
         """(N,) m, horizontal distance from the vehicle."""
@@ -123,66 +125,28 @@ class BoxColumns:
         return racked
 
 
-class GrowingColumns:
-    """Boxes that are collected frame by frame, in little more memory than their columns take."""
-
-    def __init__(self) -> None:
-        self._empty = BoxColumns.of(np.zeros((0, 14)))
-        self._columns = {f.name: array(getattr(self._empty, f.name).dtype.char) for f in fields(BoxColumns)}
-
-    def add(self, boxes: BoxColumns) -> None:
-        """Append the boxes of a frame, as made by BoxColumns.of."""
-        for name, column in self._columns.items():
-            column.frombytes(getattr(boxes, name).tobytes())
-
-    def columns(self) -> BoxColumns:
-        """All of them; no more can be added."""
-        shapes = {name: (-1, *getattr(self._empty, name).shape[1:]) for name in self._columns}
-        return BoxColumns(
-            **{
-                name: np.frombuffer(column, column.typecode).reshape(shapes[name])
-                for name, column in self._columns.items()
-            }
-        )
-
-
-def read_submission(
-    path: Path,
-    frame_of: Mapping[str, int],
-    taxonomy: Taxonomy,
-    chosen: Callable[[BoxColumns], np.ndarray] | None = None,
-) -> BoxColumns:
-    """The detections of the samples in `frame_of` (token -> frame), in the order of the file.
+def read_submission(path: Path, frame_of: Mapping[str, int], taxonomy: Taxonomy) -> Iterator[tuple[int, BoxColumns]]:
+    """Frame and detections of each sample in `frame_of` (token -> frame), in the order of the file.
 
     The order matters, because the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
-
-    Args:
-        chosen: (N,) bool, which boxes of a sample are kept; None: all.
 
     Raises:
         InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
     """
-    found = GrowingColumns()
     label = {name: i for i, name in enumerate(taxonomy.class_names)}
     attribute = {name: i for i, name in enumerate(taxonomy.attributes)} | {"": -1}
-    with pause_collector():
-        for token, boxes in read_samples(path, frame_of):
-            try:
-                own = BoxColumns.of(_rows(boxes, frame_of[token], label, attribute))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
-            found.add(own if chosen is None else own.select(chosen(own)))
-    return found.columns()
+    for token, boxes in read_samples(path, frame_of):
+        try:
+            yield frame_of[token], BoxColumns(_rows(boxes, label, attribute))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
 
 
-def _rows(
-    boxes: Sequence[Mapping[str, Any]], frame: int, label: Mapping[str, int], attribute: Mapping[str, int]
-) -> np.ndarray:
-    """(N, 14) rows for BoxColumns.of."""
+def _rows(boxes: Sequence[Mapping[str, Any]], label: Mapping[str, int], attribute: Mapping[str, int]) -> np.ndarray:
+    """(N, 14) rows of BoxColumns."""
+    rows = np.zeros((len(boxes), 14))
     if not boxes:
-        return np.zeros((0, 14))
-    rows = np.empty((len(boxes), 14))
-    rows[:, 0] = frame
+        return rows
     rows[:, 1] = [label[box["detection_name"]] for box in boxes]
     rows[:, 2:5] = _vectors(boxes, "translation", 3)
     rows[:, 5:8] = _vectors(boxes, "size", 3)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from perception.frame import Boxes, Frame
 from perception.io.files import format_number, strict, write_atomically
-from perception.tasks.detection.columns import BoxColumns, GrowingColumns, match, read_submission
+from perception.tasks.detection.columns import BoxColumns, match, read_submission
 from perception.tasks.detection.devkit import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.scores import ERRORS, RECALLS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import select_submitted
@@ -43,58 +42,8 @@ if TYPE_CHECKING:
 
 _MISSING = "the drive has no annotations"
 WITHIN = 2.0  # m between the centres of an annotated object and its detection
+_NO_RACKS = np.zeros((0, 11))
 _CORNERS = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2  # of a box of length and width 1, the front first
-
-
-@dataclass(frozen=True)
-class _BoxScore(Score):
-    """A score that is made of detections."""
-
-    detections: Callable[[], BoxColumns] | None = None
-    label: int | None = None  # of the detections that it is made of; None: all
-
-    def of_class(self, name: str) -> Score:
-        label = self.classes.index(name)
-        sizes = None if self.sizes is None else self.sizes[:, [label]]
-        return _BoxScore(self.values[:, label], (), sizes, None, self.detections, label)
-
-    def same(self, other: Score) -> bool:
-        assert isinstance(other, _BoxScore)
-        mine, theirs = self._own, other._own
-        return mine is not None and theirs is not None and mine.equals(theirs)
-
-    @property
-    def _own(self) -> BoxColumns | None:
-        if self.detections is None:
-            return None
-        boxes = self.detections()
-        return boxes if self.label is None else boxes.select(boxes.labels == self.label)
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """The scored boxes of many frames."""
-
-    egos: np.ndarray  # (F, 2) m, position of the vehicle in the global frame
-    truth: BoxColumns | None  # None: a frame has no annotations
-    detections: BoxColumns
-
-
-class _RecordedBoxes(list[Counts | None]):
-    """The frames of a finished replay, {} or None, and the boxes of all of them."""
-
-    def __init__(self, frames: Sequence[Counts | None], joined: _Joined) -> None:
-        super().__init__(frames)
-        self.joined = joined
-
-
-def _annotated(truth: Mapping[str, Any], frame: int) -> tuple[BoxColumns, np.ndarray]:
-    """The annotations and the bicycle racks (K, 11) from the `truth` of a frame."""
-    boxes, racks = (
-        np.insert(np.array(truth[name], np.float64).reshape(-1, length), 0, frame, axis=1)
-        for name, length in (("boxes", 13), ("bike_racks", 10))
-    )
-    return BoxColumns.of(boxes), racks
 
 
 class DetectionMetric(Metric[Boxes]):
@@ -127,7 +76,6 @@ class DetectionMetric(Metric[Boxes]):
     }
     agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric("class_names")}
     files = (TRACKING,)
-    _latest: tuple[Sequence[Counts | None], int, _Joined] | None = None
 
     def counts(self, frame: Frame, result: Boxes) -> dict[str, Any]:
         """`truth`: the annotations; None without them. A replay has the detections in results.json.
@@ -138,85 +86,64 @@ class DetectionMetric(Metric[Boxes]):
         boxes: Boxes | None = frame.truth.get("boxes")
         if boxes is None:
             return {"truth": None}
-        rows = np.column_stack(
-            [
-                boxes.labels, boxes.centers, boxes.sizes, boxes.yaws, boxes.velocities[:, :2],
-                boxes.attributes, boxes.scores, boxes.num_points,
-            ]
-        )  # fmt: skip
+        rows = BoxColumns.of_frame(boxes).rows[:, 1:]
         return {"truth": {"boxes": rows, "bike_racks": list(frame.truth.get("bicycle_racks", ()))}}
 
     def details(self, frame: Frame, result: Boxes) -> dict[str, Any]:
-        """The detections `boxes` and the `pose` (4, 4) of the vehicle, in the global frame.
+        """As of a frame of `recorded`, and the `pose` (4, 4) of the vehicle in the global frame.
 
-        For a network that sees views, `left_out` has the annotations outside of all of them.
+        For a network that sees views, `left_out` is the number of annotations outside of all of them, by class.
         """
-        boxes = BoxColumns.of_frame(select_submitted(frame, result, self.taxonomy))
+        pose = frame.global_from_ego
+        found = BoxColumns.of_frame(select_submitted(frame, result, self.taxonomy))
+        counted = self._scored(self.counts(frame, result)["truth"], pose[:2, 3])
+        counted["boxes"] = found.counted(pose[None, :2, 3], counted["racks"], self.taxonomy)
         rest: Boxes | None = frame.truth.get("boxes_left_out")
-        left_out = {} if rest is None else {"left_out": BoxColumns.of_frame(rest)}
-        return {"boxes": boxes, "pose": frame.global_from_ego, "ego": frame.global_from_ego[:2, 3], **left_out}
+        if rest is not None:
+            unseen = BoxColumns.of_frame(rest).counted(pose[None, :2, 3], counted["racks"], self.taxonomy)
+            counted["left_out"] = np.bincount(unseen.labels, minlength=len(self.taxonomy.classes))
+        return {**counted, "pose": pose}
 
-    def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> _RecordedBoxes:
-        """With the detections of results.json, in its order: the devkit breaks ties of scores by it."""
-        annotated, racks, recorded = GrowingColumns(), dict[int, np.ndarray](), list[Counts | None]()
-        none, complete = np.zeros((0, 11)), True
-        for i, own in enumerate(counts):
-            recorded.append(None if own is None else {})
-            complete = complete and own is not None and bool(own["truth"])
-            if own is not None and own["truth"]:
-                boxes, racks_here = _annotated(own["truth"], i)
-                if len(racks_here):
-                    racks[i] = racks_here
-                annotated.add(boxes.counted(frames.egos, racks_here, self.taxonomy))
-
-        def counted(boxes: BoxColumns) -> np.ndarray:
-            """(N,) bool of the boxes of one frame."""
-            frame = int(boxes.frames[0]) if len(boxes) else 0
-            if recorded[frame] is None:
-                return np.zeros(len(boxes), bool)
-            return boxes.are_counted(frames.egos, racks.get(frame, none), self.taxonomy)
-
+    def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> list[dict[str, Any] | None]:
+        """`truth`: the scored annotations; None without any. `boxes`: the scored detections, of results.json."""
+        pairs = zip(counts, frames.egos, strict=True)
+        recorded = [None if own is None else self._scored(own["truth"], ego) for own, ego in pairs]
         number = {token: i for i, token in enumerate(frames.tokens)}
-        detections = read_submission(frames.folder / RESULTS, number, self.taxonomy, counted)
-        joined = _Joined(frames.egos, annotated.columns() if complete else None, detections)
-        return _RecordedBoxes(recorded, joined)
+        for i, boxes in read_submission(frames.folder / RESULTS, number, self.taxonomy):
+            own = recorded[i]
+            if own is not None:
+                own["boxes"] = boxes.counted(frames.egos[None, i], own["racks"], self.taxonomy)
+        return recorded
 
-    def _join(self, counts: Sequence[Counts | None]) -> _Joined:
-        """The boxes of the frames; those of the latest ones are kept."""
-        if isinstance(counts, _RecordedBoxes):
-            return counts.joined
-        if self._latest is None or self._latest[0] is not counts or self._latest[1] != len(counts):
-            known = [(i, each) for i, each in enumerate(counts) if each is not None]
-            truths = [_annotated(each["truth"], i) for i, each in known if each["truth"]]
-            annotated = BoxColumns.joined([boxes for boxes, _ in truths])
-            racks = np.concatenate([np.zeros((0, 11)), *(each for _, each in truths)])
-            found = BoxColumns.joined(
-                [replace(each["boxes"], frames=np.full(len(each["boxes"]), i)) for i, each in known]
-            )
-            egos = np.zeros((len(counts), 2))
-            for i, each in known:
-                egos[i] = each["ego"]
-            truth, detections = (boxes.counted(egos, racks, self.taxonomy) for boxes in (annotated, found))
-            joined = _Joined(egos, truth if len(truths) == len(counts) else None, detections)
-            self._latest = counts, len(counts), joined
-        return self._latest[2]
+    def _scored(self, truth: Mapping[str, Any] | None, ego: np.ndarray) -> dict[str, Any]:
+        """The scored annotations of a frame, from its `counts`, with its bicycle racks (K, 11) and its place (2,)."""
+        if not truth:
+            return {"truth": None, "racks": _NO_RACKS, "ego": ego}
+        boxes, racks = (
+            np.insert(np.array(truth[name], np.float64).reshape(-1, length), 0, 0, axis=1)
+            for name, length in (("boxes", 13), ("bike_racks", 10))
+        )
+        racks = racks if len(racks) else _NO_RACKS
+        return {"truth": BoxColumns(boxes).counted(ego[None], racks, self.taxonomy), "racks": racks, "ego": ego}
 
-    def _select(self, joined: _Joined, boxes: BoxColumns, weights: Weights) -> BoxColumns:
-        chosen = weights.frames[boxes.frames]
-        if weights.range is not None:
-            chosen &= boxes.within(weights.range, joined.egos)
-        return boxes if chosen.all() else boxes.select(chosen)
+    def _select(self, name: str, counts: Sequence[Counts | None], weights: Weights) -> BoxColumns:
+        """The `truth` or `boxes` of the frames and of the range that count."""
+        known = {i: own for i, own in enumerate(counts) if own is not None and weights.frames[i]}
+        boxes = BoxColumns.joined((i, own[name]) for i, own in known.items())
+        if weights.range is None:
+            return boxes
+        egos = np.zeros((len(counts), 2))
+        egos[[*known]] = np.array([own["ego"] for own in known.values()]).reshape(-1, 2)
+        return boxes.select(boxes.within(weights.range, egos))
 
     def scores(self, counts: Sequence[Counts | None], weights: Weights) -> dict[str, Score]:
-        joined, names = self._join(counts), self.taxonomy.class_names
-        found = self._select(joined, joined.detections, weights)
-        if joined.truth is None:
+        names = self.taxonomy.class_names
+        if not _are_annotated(counts):
             none = np.full((len(weights.draws), len(names)), np.nan)
-            nothing = dict.fromkeys(("mAP", "NDS", "mAP_present"), _BoxScore(none[:, 0]))
-            return {"boxes": Score(np.zeros(len(none), np.int64)), **nothing, "AP": _BoxScore(none, names)}
-        truth = self._select(joined, joined.truth, weights)
-        matched = DetectionScores(truth, found, weights.scenes, self.taxonomy)
-        same = partial(self._select, joined, joined.detections, weights)
+            nothing = dict.fromkeys(("mAP", "NDS", "mAP_present"), Score(none[:, 0]))
+            return {"boxes": Score(np.zeros(len(none), np.int64)), **nothing, "AP": Score(none, names)}
+        found = self._select("boxes", counts, weights)
+        matched = DetectionScores(self._select("truth", counts, weights), found, weights.scenes, self.taxonomy)
         scored, there = matched.score(weights.draws), matched.annotated
         present = weights.draws @ there > 0
         some, aps = present.any(axis=1), scored.class_aps
@@ -227,20 +154,20 @@ class DetectionMetric(Metric[Boxes]):
                 [np.mean(ap[p]) if p.any() else np.nan for ap, p in zip(aps, present, strict=True)]
             ),
         }
+        items = _fingerprints(found, weights.scenes, matched.scenes, len(names))
         return {
             "boxes": Score((weights.draws @ there).sum(axis=1).astype(np.int64)),
-            **{name: _BoxScore(values, (), there, None, same) for name, values in means.items()},
-            "AP": _BoxScore(np.where(present, aps, np.nan), names, there, None, same),
+            **{name: Score(values, (), there, items) for name, values in means.items()},
+            "AP": Score(np.where(present, aps, np.nan), names, there, items),
         }
 
     def _match_whole(self, counts: Sequence[Counts]) -> tuple[BoxColumns, BoxColumns, DetectionScores]:
         """Annotations, detections, and all frames matched as one scene; Unmeasured without annotations."""
-        joined = self._join(counts)
-        if joined.truth is None:
+        if not _are_annotated(counts):
             raise Unmeasured("no annotations to score with")
-        scenes = np.zeros(len(counts), np.int64)
-        matched = DetectionScores(joined.truth, joined.detections, scenes, self.taxonomy)
-        return joined.truth, joined.detections, matched
+        weights = Weights.of(np.ones(len(counts), bool))
+        truth, detections = (self._select(name, counts, weights) for name in ("truth", "boxes"))
+        return truth, detections, DetectionScores(truth, detections, weights.scenes, self.taxonomy)
 
     def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
         """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, number of boxes by class.
@@ -283,12 +210,8 @@ class DetectionMetric(Metric[Boxes]):
     def _count_left_out(self, counts: Sequence[Counts]) -> dict[str, Any]:
         if not all("left_out" in each for each in counts):
             return {}
-        names, numbers = self.taxonomy.class_names, np.zeros(len(self.taxonomy.class_names), np.int64)
-        for each in counts:
-            _, racks = _annotated({"boxes": (), **each["truth"]}, 0)
-            rest = each["left_out"].counted(np.asarray(each["ego"])[None], racks, self.taxonomy)
-            numbers += np.bincount(rest.labels, minlength=len(names))
-        return {"left_out": dict(zip(names, numbers.tolist(), strict=True))}
+        numbers = sum(each["left_out"] for each in counts).tolist()
+        return {"left_out": dict(zip(self.taxonomy.class_names, numbers, strict=True))}
 
     def curves(self, counts: Sequence[Counts]) -> list[Curve]:
         """Precision by recall of each annotated class at each matching distance, as in the devkit."""
@@ -324,15 +247,13 @@ class DetectionMetric(Metric[Boxes]):
         return [table]
 
     def list_usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
-        annotated = self._join(counts).truth is not None
-        return (("mAP", "NDS"), ()) if annotated else ((), ("detections",))
+        return (("mAP", "NDS"), ()) if _are_annotated(counts) else ((), ("detections",))
 
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """2 M / (A + B) for A and B detections above the score, M of them matched."""
         sides = []
         for each in (here, there):
-            joined = self._join(each.counts)
-            boxes = self._select(joined, joined.detections, weights)
+            boxes = self._select("boxes", each.counts, weights)
             if subject.class_ is not None:
                 boxes = boxes.select(boxes.labels == self.taxonomy.label(subject.class_))
             sides.append(boxes.select(boxes.scores >= subject.score))
@@ -361,6 +282,24 @@ class DetectionMetric(Metric[Boxes]):
             return float(json.loads((folder / TRACKING).read_text(encoding="utf-8"))["amota"])
         except (OSError, ValueError, KeyError, TypeError):
             raise Unmeasured(self.gates[name].missing) from None
+
+
+def _are_annotated(counts: Sequence[Counts | None]) -> bool:
+    return all(own is not None and own["truth"] is not None for own in counts)
+
+
+def _fingerprints(detections: BoxColumns, scenes: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """(S, classes) hashes of the detections of each scene and class.
+
+    Args:
+        scenes: (F,) int, the scene of each frame.
+        count: S.
+    """
+    group = scenes[detections.frames] * classes + detections.labels
+    order = np.argsort(group, kind="stable")
+    bounds = np.searchsorted(group[order], np.arange(count * classes + 1)).tolist()
+    rows = detections.rows[order]
+    return np.array([hash(rows[start:stop].tobytes()) for start, stop in pairwise(bounds)]).reshape(count, classes)
 
 
 def precision_recall(matched: DetectionScores, taxonomy: Taxonomy) -> list[Curve]:

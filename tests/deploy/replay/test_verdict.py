@@ -258,7 +258,7 @@ def test_a_network_that_lost_a_class_fails_for_it_alone(finish: Finish, six: lis
 def annotated(line: Any) -> list[int]:
     """Scored annotations of a frame by class: with points, near enough, in no rack."""
     truth, ego = line["tasks"]["detection"]["truth"], np.array([line["ego"]])
-    boxes = BoxColumns.of(np.array([[0, *row] for row in truth["boxes"]], np.float64))
+    boxes = BoxColumns(np.array([[0, *row] for row in truth["boxes"]], np.float64).reshape(-1, 14))
     racks = np.array([[0, *rack] for rack in truth["bike_racks"]], np.float64).reshape(-1, 11)
     own = boxes.counted(ego, racks, NUSCENES)
     return [int((own.labels == c).sum()) for c in range(10)]
@@ -267,7 +267,8 @@ def annotated(line: Any) -> list[int]:
 def likely(folder: Path) -> int:
     """Scored detections with a score of 0.2 (none is in a rack)."""
     frames = ReplayResults.load(folder).frames
-    boxes = read_submission(folder / "results.json", {token: i for i, token in enumerate(frames.tokens)}, NUSCENES)
+    numbers = {token: i for i, token in enumerate(frames.tokens)}
+    boxes = BoxColumns.joined(read_submission(folder / "results.json", numbers, NUSCENES))
     return int((boxes.counted(frames.egos, np.zeros((0, 11)), NUSCENES).scores >= 0.2).sum())
 
 

@@ -160,7 +160,7 @@ def test_recalls_count_the_boxes_that_are_matched_at_each_distance() -> None:
     def cars(*places: float) -> BoxColumns:
         rows = np.zeros((len(places), 14))
         rows[:, 2], rows[:, 5:8], rows[:, 12] = places, 1.0, np.linspace(1, 0.1, len(places))
-        return BoxColumns.of(rows)
+        return BoxColumns(rows)
 
     found = DetectionScores(cars(0, 10, 20, 30, 40), cars(0.2, 0.3, 10.7, 21.5, 33.0), np.zeros(1, np.int64), NUSCENES)
     car, *others = found.recalls()
@@ -308,10 +308,7 @@ def test_random_boxes_score_as_with_the_devkit(name, classes, seed, frames, ties
 
 def copied(boxes: BoxColumns, frames: Sequence[int]) -> BoxColumns:
     """The boxes of these frames, each copy of a frame under a number of its own."""
-    parts = [boxes.select(boxes.frames == frame) for frame in frames]
-    parts = [replace(part, frames=np.full(len(part), k)) for k, part in enumerate(parts)] or [boxes.select([])]
-    names = BoxColumns.__dataclass_fields__
-    return BoxColumns(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    return BoxColumns.joined((k, boxes.select(boxes.frames == frame)) for k, frame in enumerate(frames))
 
 
 def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
@@ -353,7 +350,7 @@ def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:
     content = {"results": {"b": boxes, "x": [BOX], "a": []}, "meta": {"use_lidar": True, "why": ["[{,"]}}
     for indent in (None, 2):
         (tmp_path / "r.json").write_text(" " + json.dumps(content, indent=indent) + "\n")
-        read = read_submission(tmp_path / "r.json", {"a": 0, "b": 1}, NUSCENES)
+        read = BoxColumns.joined(read_submission(tmp_path / "r.json", {"a": 0, "b": 1}, NUSCENES))
         assert read.frames.tolist() == [1, 1]
         assert read.scores.tolist() == [0.5, 0.25]
         assert np.abs(read.yaws).tolist() == [np.pi, 0]
@@ -385,7 +382,7 @@ def test_an_unusable_submission_is_named(tmp_path: Path, content: str | dict | N
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps({"results": content}))
     with one_line_error(message, at=path):
-        read_submission(path, {"a": 0}, NUSCENES)
+        list(read_submission(path, {"a": 0}, NUSCENES))
 
 
 def test_what_the_devkit_cannot_judge(tables, nusc, nuscenes_root, tmp_path):

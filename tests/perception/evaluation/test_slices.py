@@ -32,7 +32,7 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec
-from perception.tasks.detection.columns import read_submission
+from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 
 LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG, truth=("boxes", "bicycle_racks", "map"))
@@ -46,7 +46,7 @@ def console() -> Console:
 
 def published(path: Path, tokens: list[str]) -> Callable[[Frame], Prediction]:
     """A predictor that repeats a submission."""
-    every = read_submission(path, {token: i for i, token in enumerate(tokens)}, NUSCENES)
+    every = BoxColumns.joined(read_submission(path, {token: i for i, token in enumerate(tokens)}, NUSCENES))
 
     def predict(frame: Frame) -> Prediction:
         own = every.select(every.frames == tokens.index(frame.token))
