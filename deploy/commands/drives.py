@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ import typer
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import (
     Json,
+    Out,
     RayAddress,
-    Results,
     RigOption,
     Root,
     Scenes,
@@ -47,7 +47,7 @@ def evaluate(
         Path, typer.Argument(callback=from_store, help="A run, one of its checkpoints, or an exported bundle.")
     ],
     data: Root,
-    out: Results,
+    out: Out,
     version: Version = None,
     split: Annotated[
         str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
@@ -90,8 +90,7 @@ def evaluate(
     from deploy.manifest import read_manifest
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
-    from perception.evaluation.predictions import AHEAD, Processes
-    from perception.io.stores import upload_results
+    from perception.evaluation.predictions import Processes
     from perception.io.workers import open_pool
     from perception.tasks.detection.devkit import compare, require_official
 
@@ -121,15 +120,12 @@ def evaluate(
         require_official(tables)
     split = split or validation_split(tables.version)
     breakdown = Breakdown(names(by), names(corruptions), left_out=True, report=as_report)
-    with ExitStack() as opens:
-        if in_processes:
-            pool = open_pool(open_model, jobs, ray, AHEAD)
-            opens.enter_context(pool)
+    with open_pool(open_model, jobs, ray) if in_processes else nullcontext() as pool:
+        if pool is not None:
             predictor = Processes(pool)
-        folder = opens.enter_context(upload_results(out, ("metrics.json",)))
-        metrics = run(predictor, tables, split, names(scenes), folder, spec, console, breakdown)
-        if official:
-            metrics = compare(folder, tables, metrics, console)
+        metrics = run(predictor, tables, split, names(scenes), out, spec, console, breakdown)
+    if official:
+        metrics = compare(out, tables, metrics, console)
     report(metrics, as_json)
 
 
@@ -198,7 +194,7 @@ def replay(
         typer.Argument(callback=from_store, help="Drives as for --data of `evaluate`; .mcap file; rosbag2."),
     ],
     bundle: Annotated[Path, typer.Option(callback=from_store, help="An exported bundle.")],
-    out: Results,
+    out: Out,
     target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
     version: Version = None,
     scenes: Scenes = "",
@@ -232,13 +228,10 @@ def replay(
     """
     from deploy.recordings import is_recording
     from deploy.recordings.choice import Selection
-    from deploy.replay.folder import VERDICT_FILES, final_files
     from deploy.replay.outcome import EXIT_CODES
-    from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
     from deploy.replay.settings import ReplayFile, Settings, Source
     from perception.datasets.nuscenes.tables import only_version, versions
-    from perception.io.stores import upload_results
 
     given = ReplayFile() if config is None else ReplayFile.load(config)
     settings = Settings(
@@ -254,9 +247,7 @@ def replay(
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
-    last = (*VERDICT_FILES, PROVENANCE)
-    with upload_results(out, last, final_files()) as folder:
-        summary = run(source, bundle, folder, settings, baseline, gates, console_for(as_json), jobs, given.ray)
+    summary = run(source, bundle, out, settings, baseline, gates, console_for(as_json), jobs, given.ray)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":

@@ -29,7 +29,17 @@ from deploy.replay.totals import ReplayTotals
 from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.io.files import atomic_file, join_frame_files, make_folder, write_atomically
-from perception.io.stores import fetch, origin_of, read_file, remove_folder, upload_results
+from perception.io.stores import (
+    WRITTEN,
+    fetch,
+    is_remote,
+    mirror_of,
+    origin_of,
+    put_files,
+    read_file,
+    refresh,
+    remove_folder,
+)
 from perception.io.workers import open_pool
 
 PART = "part.json"  # in the folder of a drive that is finished
@@ -169,8 +179,8 @@ class Fleet:
             for i, played in workers.run(Worker.play, self.assignments, attrgetter("name")):
                 self.watcher.advance(self.assignments[i].place.frames)
                 yield self.assignments[i].name, played
-        if ray is not None:
-            fetch(origin_of(self.out.absolute() / SCENES))
+        if is_remote(anywhere(self.out)):
+            refresh(self.out.absolute() / SCENES)
 
     def _join(self) -> ReplayTotals:
         """Join the files of all drives; returns their totals."""
@@ -224,9 +234,12 @@ class Worker:
 
     def play(self, assigned: Assignment) -> Played:
         """Replay a drive to its end, unless that was done before."""
-        folder = self.out / SCENES / str(assigned.number)
-        with upload_results(folder, (PART,), (*final_files(), PART)) as here:
-            return self._play(assigned, make_folder(here) / PART)
+        folder = mirror_of(self.out / SCENES / str(assigned.number), WRITTEN)
+        played = self._play(assigned, make_folder(folder) / PART)
+        if is_remote(self.out):
+            put_files(folder, [each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()])
+            shutil.rmtree(folder)
+        return played
 
     def _play(self, assigned: Assignment, part: Path) -> Played:
         # Of the other drives, which pictures the report shows.

@@ -29,6 +29,7 @@ from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge, require_comparable
 from deploy.runtime import Runtime
 from perception.io.section import load_section
+from perception.io.stores import with_addresses
 
 
 def replay(
@@ -128,7 +129,7 @@ def _print(results: ReplayResults, summary: dict[str, Any], console: Console) ->
         console.print(f"NaN or infinite outputs were left out in {not_finite} of the frames")
     if "behind" in results.latency:
         console.print(f"at most {1e-3 * results.latency['behind']:.2f} s behind real time")
-    console.print(f"report: {summary['report']}")
+    console.print(with_addresses(f"report: {summary['report']}"))
 
 
 def _latency_table(summary: dict[str, Any]) -> Table:

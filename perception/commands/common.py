@@ -86,11 +86,6 @@ def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
     return None if path is None else ctx.with_resource(sync_folder(path))
 
 
-def as_given(path: Path) -> Path:
-    """Marks a path that the command itself hands to `stores.upload_results`."""
-    return path
-
-
 Root = Annotated[
     Path,
     typer.Option(
@@ -102,7 +97,6 @@ Root = Annotated[
 Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
 Run = Annotated[Path, typer.Argument(callback=from_store, help="A run, or one of its checkpoints.")]
 Out = Annotated[Path, typer.Option("--out", callback=to_store, help="Folder to write.")]
-Results = Annotated[Path, typer.Option("--out", callback=as_given, help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
 RayAddress = Annotated[
@@ -138,8 +132,10 @@ def validation_split(version: str) -> str:
 
 def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = None) -> None:
     """Print the result as JSON, or its table or text."""
+    from perception.io.stores import with_addresses
+
     if as_json:
-        print(json.dumps(result))
+        print(with_addresses(json.dumps(result)))
     elif isinstance(shown, str):
         print(shown)
     elif shown is not None:

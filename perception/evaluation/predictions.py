@@ -15,7 +15,6 @@ from perception.sensors.inputs import InputSpec
 from perception.tasks.task import Task, join_views
 
 Predicted = Iterator[tuple[Frame, Prediction]]  # frames as the model sees them, in the order of their tokens
-AHEAD = 4  # keyframes of each process that are predicted before they are needed
 
 
 @runtime_checkable

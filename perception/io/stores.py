@@ -1,40 +1,29 @@
 """Drives, bundles and results in object stores: s3://BUCKET/KEY and gs://BUCKET/KEY wherever a path is given.
 
-What is read is mirrored below the user's cache; files of sensors are fetched when they are read. What commands write is
-written below the cache and put into the store in the end. Access is configured as for any client of the store, such as
-by AWS_ENDPOINT_URL.
-
-fsspec's clients transfer. Versions, retries of single files and their order are kept here (docs/libraries.md).
+What is read is mirrored below the user's cache; sensor files are fetched when they are read. What commands write is
+written below the cache and uploaded when they end. fsspec's clients transfer and retry. They are configured as for any
+client of the store, such as by AWS_ENDPOINT_URL.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from perception.errors import InputError
 from perception.io.cache import user_cache
 
-STORES = ("s3", "gs")
-ATTEMPTS, WAIT = 5, 0.2  # of a transfer; s before the second one, twice as long before each further one
+STORES = {"s3": "s3fs", "gs": "gcsfs"}  # with the packages of their clients
 LATER = ("samples", "sweeps")  # folders of a dataroot whose files are fetched when they are read
-MARKS = ("v1.0-*/*", "*checkpoint.json", "manifest.json")  # files by which drives, runs and bundles count as whole
-THREADS = 16  # transfers at the same time
-_READ, _WRITTEN = "stores", "outputs"  # folders of the cache
-
-Result = TypeVar("Result")
-Objects = Mapping[str, dict[str, Any]]  # what the store says of each, by name below a folder; . for the address itself
-
-
-# ----- where what is in a store lies on this machine -----
+READ, WRITTEN = "stores", "outputs"  # folders of the cache
 
 
 def is_remote(path: Path) -> bool:
@@ -42,60 +31,96 @@ def is_remote(path: Path) -> bool:
     return path.parts[:1] in [(f"{store}:",) for store in STORES]
 
 
-def mirror_of(path: Path, root: str = _READ) -> Path:
-    """Where a path lies on this machine: what is in an object store in the mirror."""
+def mirror_of(path: Path, root: str = READ) -> Path:
+    """Where the content of a path lies on this machine."""
     return user_cache() / root / path.parts[0][:-1] / Path(*path.parts[1:]) if is_remote(path) else path
+
+
+def with_addresses(text: str) -> str:
+    """The text with addresses of the store instead of paths in the mirror."""
+    return re.sub(rf"{re.escape(str(user_cache()))}/(?:{READ}|{WRITTEN})/({'|'.join(STORES)})/", r"\1://", text)
 
 
 def origin_of(path: Path) -> Path:
     """The inverse of `mirror_of`, for other machines, whose mirrors lie elsewhere."""
-    there = _address(path)
-    return path if there is None else Path(f"{there[0]}:", *there[1:])
+    return Path(with_addresses(str(path)))
 
 
-def with_addresses(text: str) -> str:
-    """The text with the addresses of what is in a store, instead of the paths in the mirror."""
-    for store in STORES:
-        for root in (_READ, _WRITTEN):
-            text = text.replace(f"{user_cache() / root / store}/", f"{store}://")
-    return text
+@contextmanager
+def _client(local: Path) -> Iterator[tuple[Any, str]]:
+    """fsspec's client of the store of a mirrored path, and its address BUCKET/KEY there; errors become InputError."""
+    url = with_addresses(str(local))
+    store, _, address = url.partition("://")
+    try:
+        import fsspec
 
-
-def _address(local: Path) -> tuple[str, ...] | None:
-    """Store, bucket and key of a path in the mirror, or among outputs; None elsewhere."""
-    for root in (user_cache() / _READ, user_cache() / _WRITTEN):
-        if local.is_relative_to(root):
-            return local.relative_to(root).parts
-    return None
-
-
-def _url(local: Path) -> str:
-    store, *rest = _address(local) or ("",)
-    return f"{store}://{'/'.join(rest)}"
-
-
-def _mark(local: Path) -> Path:
-    """The file with the version in which a file of the mirror was fetched."""
-    return user_cache() / "versions" / local.relative_to(user_cache())
-
-
-# ----- reading -----
+        yield fsspec.filesystem(store, use_listings_cache=False), address
+    except FileNotFoundError:
+        raise InputError(f"{url}: there is no such bucket, folder or object; check the address") from None
+    except ImportError:
+        raise InputError(f"{store}://: its client is not installed; pip install {STORES[store]}") from None
+    except Exception as error:  # clients raise errors of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"{url}: cannot be read or written ({reason}); check address, credentials and free space"
+        raise InputError(message) from None
 
 
 def fetch(path: Path) -> Path:
-    """As `mirror_of`, after fetching what has changed in the store, without the files of sensors.
-
-    Raises:
-        InputError: there is nothing, or the store cannot be reached.
-    """
-    if not is_remote(path):
-        return path
+    """As `mirror_of`, after making the mirror equal to the store, without sensor files."""
     local = mirror_of(path)
-    objects = _attempt(local, lambda: _objects(local))
-    if not objects:
-        raise InputError(f"{_url(local)}: there is no such object or folder; check the address")
-    _fetch_all(local, objects)
+    if is_remote(path):
+        objects = refresh(local)
+        if not objects:
+            raise InputError(f"{with_addresses(str(local))}: there is no such object or folder; check the address")
+        for file in [each for each in local.rglob("*") if each.is_file()]:
+            name = file.relative_to(local)
+            if name.as_posix() not in objects and name.parts[0] not in LATER:
+                file.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder is not empty
+                    file.parent.rmdir()
     return local
+
+
+def refresh(local: Path) -> Collection[str]:
+    """Fetch the objects at or below a mirrored path that are newer than their files; returns the names of all.
+
+    A file appears when it is whole.
+    """
+    times = _times(local)
+    files = {name: local / name for name in times}
+    stale = [name for name, file in files.items() if not file.is_file() or file.stat().st_mtime < times[name]]
+    user_cache().mkdir(parents=True, exist_ok=True)
+    in_cache = tempfile.TemporaryDirectory(prefix="fetching-", dir=user_cache())
+    with in_cache as folder, _client(local) as (client, address):
+        parts = [f"{folder}/{number}" for number in range(len(stale))]
+        client.get([f"{address}/{name}".removesuffix("/.") for name in stale], parts)
+        for name, part in zip(stale, parts, strict=True):
+            os.utime(part, (times[name], times[name]))
+            files[name].parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part, files[name])
+    return times.keys()
+
+
+def _times(local: Path) -> Mapping[str, int]:
+    """Time of change (s) of each object at (`.`) or below a mirrored path by name, without the content of LATER."""
+    with _client(local) as (client, address):
+        try:
+            entries = [client.info(address)]
+        except FileNotFoundError:
+            return {}
+        if entries[0]["type"] == "directory":
+            entries = client.ls(address, detail=True)
+        for folder in [each["name"] for each in entries if each["type"] == "directory"]:
+            if folder.removeprefix(f"{address}/") not in LATER:
+                entries += client.find(folder, detail=True).values()
+    return {
+        each["name"].removeprefix(address).lstrip("/") or ".": int(
+            (each.get("LastModified") or each["mtime"]).timestamp()
+        )
+        for each in entries
+        # Not objects that stand for folders, nor names that have no place in one.
+        if each["type"] != "directory" and not {"", ".."} & {*each["name"].split("/")}
+    }
 
 
 def read_file(path: Path) -> bytes:
@@ -108,248 +133,75 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        if _address(path) is None:
+        if not is_remote(origin_of(path)) or not refresh(path):
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
-    _fetch(path, _attempt(path, lambda: client(path).info(_url(path))))
     return path.read_bytes()
 
 
-def existing(folder: Path, names: Iterable[str]) -> set[str]:
-    """Those of the files below a folder that are here or, if it is of the mirror, in the store: `read_file` reads them.
-
-    Raises:
-        InputError: the store cannot be reached.
-    """
-    asked = {*names}
-    found = {name for name in asked if (folder / name).exists()}
-    if _address(folder) is None or found == asked:
-        return found
-    absent: dict[str, list[str]] = {}
-    for name in asked - found:
-        absent.setdefault(name.rpartition("/")[0], []).append(name)
-    base = _url(folder).partition("://")[2]
-
-    def add_listed(within: str) -> None:
-        # Names begin with those of the log and the sensor and with the time: a drive's have few others among them.
-        begin = os.path.commonprefix(absent[within]).removeprefix(f"{within}/")  # noqa: RUF071 - of letters
-        listed = _attempt(folder, lambda: client(folder).find(f"{base}/{within}", prefix=begin))
-        found.update(asked & {name.removeprefix(f"{base}/") for name in listed})
-
-    _in_threads(add_listed, absent)
+def readable_files(folder: Path, names: Collection[str]) -> set[str]:
+    """Names of the files of a folder that can be read, locally or from the object store."""
+    found = {name for name in names if (folder / name).exists()}
+    absent = sorted({*names} - found) if is_remote(origin_of(folder)) else []
+    for within, group in groupby(absent, os.path.dirname):
+        # Names start with log, sensor and time, so few others have their common prefix.
+        prefix = os.path.commonprefix([os.path.basename(name) for name in group])  # noqa: RUF071 - of letters
+        with _client(folder) as (client, address):
+            listed = client.find(f"{address}/{within}", prefix=prefix)
+            found |= {name.removeprefix(f"{address}/") for name in listed} & {*absent}
     return found
-
-
-def client(local: Path) -> Any:
-    """fsspec's client of the store of a file or folder of the mirror."""
-    store = _url(local).partition(":")[0]
-    try:
-        import fsspec
-
-        return fsspec.filesystem(store, use_listings_cache=False)
-    except ImportError:
-        raise InputError(f"{store}://: its client is not installed; pip install 'tessera-perception[scale]'") from None
-
-
-def _objects(local: Path) -> Objects:
-    """Objects at or below an address, without the content of LATER."""
-    system, base = client(local), _url(local).partition("://")[2]
-    try:
-        itself = system.info(base)
-    except FileNotFoundError:
-        return {}
-    if itself["type"] == "file":
-        return {".": itself}
-    found: dict[str, dict[str, Any]] = {}
-    for folder, folders, files in system.walk(base, detail=True, on_error="raise"):
-        for name in [each for each in folders if each in LATER and folder.rstrip("/") == base]:
-            del folders[name]
-        # Without a name are objects that stand for the folder itself, and what has nothing between two slashes.
-        for each in (info for name, info in files.items() if name):
-            found[each["name"].removeprefix(f"{base}/")] = each
-    return found
-
-
-def _fetch_all(local: Path, objects: Objects, keep_unput: bool = False) -> None:
-    """Make the mirror of a folder equal to its objects.
-
-    Args:
-        keep_unput: keep files that were not fetched.
-    """
-    for file in [each for each in local.rglob("*") if each.is_file()] if local.is_dir() else []:
-        name, mark = file.relative_to(local), _mark(file)
-        if name.as_posix() in objects or name.parts[0] in LATER or (keep_unput and not mark.is_file()):
-            continue
-        file.unlink(missing_ok=True)
-        mark.unlink(missing_ok=True)
-        with suppress(OSError):  # of a folder that is not empty
-            for folder in name.parents:
-                (local / folder).rmdir()
-    _in_threads(lambda name: _fetch(local / name, objects[name]), objects)
-
-
-def _fetch(local: Path, info: dict[str, Any]) -> None:
-    """Fetch an object unless the mirror has it in this version; it appears whole or not at all."""
-    if ".." in local.parts:
-        raise InputError(f"{local}: an object's name leaves its folder; rename it in the store")
-    version = str(info.get("ETag") or info.get("etag") or info["size"])
-    mark = _mark(local)
-    if local.is_file() and mark.is_file() and mark.read_text() == version:
-        return
-    part = mark.with_name(f".{local.name}.{os.getpid()}.part")
-
-    def transfer() -> None:
-        client(local).get_file(_url(local), str(part))
-        if part.stat().st_size != info["size"]:
-            raise ConnectionError(f"{part.stat().st_size} of {info['size']} bytes arrived")
-
-    try:
-        for folder in (local.parent, mark.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        _attempt(local, transfer)
-        mark.unlink(missing_ok=True)
-        shutil.move(part, local)
-        mark.write_text(version)
-    except OSError as error:
-        raise InputError(f"{local}: cannot write ({error.strerror or error}); make room in the cache") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _attempt(local: Path, transfer: Callable[[], Result]) -> Result:
-    """Do something with a store, again after errors that may pass."""
-    for number in range(ATTEMPTS):
-        try:
-            return transfer()
-        except (FileNotFoundError, InputError):
-            raise
-        except Exception as error:  # clients of stores raise errors of their own
-            if number == ATTEMPTS - 1 or isinstance(error, PermissionError):
-                reason = " ".join(str(error).split()) or type(error).__name__
-                message = f"{_url(local)}: cannot be reached ({reason}); check address and credentials"
-                raise InputError(message) from None
-            time.sleep(WAIT * 2**number)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _in_threads(call: Callable[[str], None], names: Iterable[str]) -> None:
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(call, names))
-
-
-# ----- writing -----
 
 
 @contextmanager
 def sync_folder(path: Path) -> Iterator[Path]:
-    """As `upload_results`, to a folder that an earlier command may have written to; of processes the first one uploads.
+    """The folder on this machine to write to; what is for an object store is uploaded in the end, also after an error.
 
-    The folder begins with what is in the store, so that a command can go on there, or refuse to; what has changed is
-    put, files of MARKS last, and what is removed here is removed there. Afterwards the store alone has it. After an
-    error or a kill this machine has what was written, and goes on with it.
-
-    Raises:
-        InputError: the store cannot be reached or written; or several machines train.
+    It starts with the content of the store, without sensor files, and with what a killed command has left here. What is
+    removed here is removed there, hidden files stay here. Of the processes of a training the first one uploads.
     """
     if not is_remote(path):
         yield path
         return
     if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1"):
         raise InputError(f"{path}: several machines train into a folder that all of them see, not an object store")
-    local = mirror_of(path, _WRITTEN)
-    objects = _attempt(local, lambda: _objects(local))
-    _fetch_all(local, objects, keep_unput=True)
+    local = mirror_of(path, WRITTEN)
+    stored = refresh(local)
     if os.environ.get("RANK", "0") != "0":
         yield local
         return
-    probe = local / ".writable"  # found out before the work
-    _write(local, lambda: client(local).pipe_file(_url(probe), b"-"))
-    _attempt(probe, lambda: client(local).rm_file(_url(probe)))
+    with _client(local) as (client, address):  # found out before the work
+        client.pipe_file(f"{address}/.writable", b"-")
+        client.rm_file(f"{address}/.writable")
     try:
         yield local
     finally:
-        changed = [name for name in _visible_files(local) if _has_changed(local / name)]
-        marks = [name for name in changed if any(fnmatchcase(name, pattern) for pattern in MARKS)]
-        gone = {name for name in objects if name in marks or not (local / name).exists()}
-        _upload(local, changed, marks, gone)
+        files = [each.relative_to(local) for each in sorted(local.rglob("*")) if each.is_file()]
+        names = [each.as_posix() for each in files if not any(part.startswith(".") for part in each.parts)]
+        put_files(local, names, stored)
     if sys.exc_info()[0] is None:  # some versions of click end it without the exception
         shutil.rmtree(local, ignore_errors=True)
 
 
-@contextmanager
-def upload_results(out: Path, last: Sequence[str], only: Collection[str] | None = None) -> Iterator[Path]:
-    """The folder on this machine to write results to; those for an object store are put there in the end.
-
-    This also happens after an error, since some results describe it. Hidden files stay here.
+def put_files(folder: Path, names: Collection[str], stored: Collection[str] = ()) -> None:
+    """Put files of a mirrored folder into its store. JSON files, which describe the others, are put last.
 
     Args:
-        last: names of files that mark the others as whole: they are removed first and put last, in this order.
-        only: names of files to put; None: all.
-
-    Raises:
-        InputError: the store cannot be reached or written.
+        stored: names of the objects. What has no file is removed, and so are the JSON files that are put anew.
     """
-    folder = mirror_of(out)
-    try:
-        yield folder
-    finally:
-        if _address(folder) is not None and folder.is_dir():
-            names = [name for name in _visible_files(folder) if only is None or name in only]
-            _upload(folder, names, last, last)
-
-
-def _upload(folder: Path, names: Collection[str], last: Sequence[str], gone: Iterable[str]) -> None:
-    """Remove what is `gone`, and put files of the mirror into its store."""
-    for name in gone:
-        _remove(folder / name)
-    put_files(folder, [name for name in names if name not in last])
-    for name in last:
-        put_files(folder, [name] if name in names else [])
-
-
-def put_files(folder: Path, names: Sequence[str]) -> None:
-    """Put files of a folder of the mirror into its store.
-
-    Raises:
-        InputError: the store cannot be reached or written.
-    """
-
-    def put(name: str) -> None:
-        local = folder / name
-        _write(local, lambda: client(local).put_file(str(local), _url(local)))
-
-    _in_threads(put, names)
+    last = [name for name in names if name.endswith(".json")]
+    old = [name for name in stored if name in last or not (folder / name).exists()]
+    with _client(folder) as (client, address):
+        if old:
+            client.rm([f"{address}/{name}" for name in old])
+        for batch in ([name for name in names if name not in last], last):
+            client.put([str(folder / name) for name in batch], [f"{address}/{name}" for name in batch])
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder here and, if it is of the mirror, in its store."""
-    if _address(folder) is not None:
-        _remove(folder)
+    """Remove a folder here and, if it is mirrored, in its store."""
+    if is_remote(origin_of(folder)):
+        with _client(folder) as (client, address):
+            if client.exists(address):
+                client.rm(address, recursive=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _visible_files(folder: Path) -> list[str]:
-    files = [each.relative_to(folder) for each in sorted(folder.rglob("*")) if each.is_file()]
-    return [each.as_posix() for each in files if not any(part.startswith(".") for part in each.parts)]
-
-
-def _has_changed(local: Path) -> bool:
-    """Whether a file of the mirror is not, or no longer, the one of the store."""
-    mark = _mark(local)
-    return not mark.is_file() or local.stat().st_mtime_ns > mark.stat().st_mtime_ns
-
-
-def _write(local: Path, transfer: Callable[[], None]) -> None:
-    try:
-        _attempt(local, transfer)
-    except FileNotFoundError:
-        raise InputError(f"{_url(local)}: there is no such bucket; check the address") from None
-
-
-def _remove(local: Path) -> None:
-    def remove() -> None:
-        if client(local).exists(_url(local)):
-            client(local).rm(_url(local), recursive=True)
-
-    _attempt(local, remove)

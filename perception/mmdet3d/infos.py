@@ -25,7 +25,7 @@ from perception.datasets.keyframes import (
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import quaternions
-from perception.io.stores import existing
+from perception.io.stores import readable_files
 from perception.io.unpickle import read_plain
 from perception.mmdet3d.install import NUSCENES
 from perception.mmdet3d.layouts import Keyframe, read_keyframes
@@ -57,9 +57,8 @@ class Infos:
         files = [keyframe.sweeps[0].path for keyframe in keyframes]
         files += [picture.path for keyframe in keyframes for picture in keyframe.pictures.values()]
         # A store is asked where the mirror has none of them yet.
-        if not any(file.exists() for file in files) and not existing(
-            self.dataroot, (str(file.relative_to(self.dataroot)) for file in files)
-        ):
+        names = [str(file.relative_to(self.dataroot)) for file in files]
+        if not any(file.exists() for file in files) and not readable_files(self.dataroot, names):
             raise InputError(
                 f"{self.path}: none of the {len(files)} files that it names is there, such as {files[0]}; put it into "
                 "the dataroot, beside samples/"

@@ -15,7 +15,7 @@ from perception.datasets.nuscenes.labels import TABLE as LIDARSEG
 from perception.datasets.nuscenes.labels import occ3d_file
 from perception.errors import InputError
 from perception.io.files import make_folder, write_atomically
-from perception.io.stores import is_remote, mirror_of, origin_of, put_files, remove_folder
+from perception.io.stores import WRITTEN, is_remote, mirror_of, origin_of, put_files, remove_folder
 from perception.io.workers import open_pool
 from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
@@ -121,7 +121,7 @@ def _shared_place(out: Path, finished: Path) -> _Place:
             f"{out}: is another folder on {socket.gethostname()}; give one on a disk that all machines share, or in an "
             "object store"
         )
-    return _Place(mirror_of(out), finished)
+    return _Place(mirror_of(out, WRITTEN), finished)
 
 
 def _put(place: _Place, drive: Drive) -> Tables:
@@ -132,10 +132,9 @@ def _put(place: _Place, drive: Drive) -> Tables:
         names = [row["filename"] for row in rows]
         voxels = (occ3d_file(out, drive.name, row["token"]) for row in tables["sample"])
         names += [each.relative_to(out).as_posix() for each in voxels if each.exists()]
+        names.append((place.finished / f"{drive.name}.json").as_posix())
         put_files(out, names)
-        own = (place.finished / f"{drive.name}.json").as_posix()
-        put_files(out, [own])
-        for name in (*names, own):
+        for name in names:
             (out / name).unlink()
     return tables
 

@@ -10,7 +10,7 @@ from processes import SPEC, open_predictor
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.predictions import AHEAD, Processes
+from perception.evaluation.predictions import Processes
 from perception.frame import Frame, Prediction
 from perception.io.workers import ATTEMPTS, open_pool
 
@@ -35,7 +35,7 @@ def tables(tmp_path: Path) -> NuScenesTables:
 
 def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
     samples = tables.samples()
-    with open_pool(partial(open_predictor, tables.dataroot, samples[5], deaths), 2, ahead=AHEAD) as workers:
+    with open_pool(partial(open_predictor, tables.dataroot, samples[5], deaths), 2) as workers:
         return list(Processes(workers).predictions(tables, SPEC.reads, samples))
 
 

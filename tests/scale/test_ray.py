@@ -108,7 +108,7 @@ def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "only_here", module)
     with (
         open_pool(module.opened, 0, address) as workers,
-        one_line_error("workers die when they start .*only_here"),
+        one_line_error("1: 3 workers died of it .*only_here"),
     ):
         list(workers.run(print, [1]))
 

@@ -2,29 +2,28 @@
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import fsspec
 import pytest
 from commands import one_line_error, refuses, succeeds
 from infos import old_infos, open_tiny, write_infos
-from object_store import STORES, Breaking, Store, serve
+from object_store import Breaking, Store, serve
 from replays import SAME, small
 from tiny import write_scenes, write_tiny
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.errors import InputError
-from perception.io import stores
-from perception.io.cache import user_cache
-from perception.io.stores import fetch, mirror_of, read_file, sync_folder, upload_results
+from perception.io.stores import fetch, mirror_of, read_file, sync_folder
 from perception.mmdet3d.infos import Infos
 
 
-@pytest.fixture(scope="module", params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with serve(tmp_path_factory.mktemp("cache"), request.param) as store:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with serve(tmp_path_factory.mktemp("cache")) as store:
         yield store
 
 
@@ -120,23 +119,22 @@ def test_a_refused_replay_leaves_no_verdict_of_before(store: Store, drives: Path
 
 def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = store.url
-    # The emulator of gs loses a line break at the end of a file.
-    contents = {f"{i}.bin": os.urandom(200_000) + b"." for i in range(8)}
+    contents = {f"{i}.bin": os.urandom(200_000) for i in range(8)}
     for name, content in contents.items():
         store.put(f"large/{name}", content)
     proxy = Breaking(store.address, every=2, after=100_000)
-    monkeypatch.setenv(STORES[store.scheme], proxy.address)
-    stores.client(mirror_of(Path(url) / "large")).clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+    fsspec.filesystem("s3").clear_instance_cache()
     local = fetch(Path(f"{url}/large"))
     assert {each.name: each.read_bytes() for each in local.iterdir()} == contents
-    with upload_results(Path(f"{url}/put"), ("last",)) as folder:
+    with sync_folder(Path(f"{url}/put")) as folder:
         folder.mkdir(parents=True)
         for name, content in contents.items():
             (folder / name).write_bytes(content)
     proxy.close()
     monkeypatch.undo()
     assert proxy.broken > 0
-    stores.client(local).clear_instance_cache()
+    fsspec.filesystem("s3").clear_instance_cache()
     assert store.objects("put") == contents
 
 
@@ -144,6 +142,7 @@ def test_what_changed_in_the_store_is_fetched_again(store: Store) -> None:
     folder = Path(f"{store.url}/changing")
     store.put("changing/samples/later", b"later")
     for i in range(2):
+        time.sleep(i)  # a store's times of change are whole seconds
         store.put("changing/same-size", str(i).encode())
         store.put(f"changing/only-{i}", b"only")
         local = fetch(folder)
@@ -167,22 +166,14 @@ def test_objects_that_stand_for_folders_are_none(store: Store) -> None:
         assert found == {"a.txt": b"made/a.txt", "v1/b.txt": b"made/v1/b.txt"}
 
 
-def test_a_half_written_file_is_not_taken_for_whole(store: Store) -> None:
-    """A process that was killed while it fetched leaves no file at its place; one cut later has no version."""
-    store.put("cut/file", b"whole")
-    local = fetch(Path(f"{store.url}/cut"))
-    version = next(user_cache().glob("versions/**/cut/file"))
-    version.unlink()
-    (local / "file").write_bytes(b"who")
-    assert (fetch(Path(f"{store.url}/cut")) / "file").read_bytes() == b"whole"
-
-
-def test_a_name_that_leaves_its_folder_is_refused(store: Store) -> None:
+def test_a_name_that_leaves_its_folder_is_not_fetched(store: Store) -> None:
     store.put("hostile/inside", b"inside")
+    store.put("hostile/a/../../outside", b"outside")
     local = fetch(Path(f"{store.url}/hostile"))
-    with one_line_error(r"/\.\./\.\./outside: an object's name leaves its folder"):
-        stores._fetch(local / ".." / ".." / "outside", {"size": 0})
-    assert not (local.parents[1] / "outside").exists()
+    assert [each.name for each in local.iterdir()] == ["inside"]
+    with pytest.raises(FileNotFoundError):
+        read_file(local / "a" / ".." / ".." / "outside")
+    assert not (local.parent / "outside").exists()
 
 
 def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,14 +181,13 @@ def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     with one_line_error(rf"{url}/nothing: there is no such object or folder"):
         fetch(Path(f"{url}/nothing"))
     assert f"{url}/absent" in refuses("replay", f"{url}/absent", "--bundle", small(), "--out", f"{url}/out")
-    monkeypatch.setattr(stores, "ATTEMPTS", 1)  # the clients try several times themselves
-    monkeypatch.setenv(STORES[store.scheme], "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    stores.client(mirror_of(Path(url) / "x")).clear_instance_cache()
-    with one_line_error(rf"{url}/x: cannot be reached .* check address and credentials"):
+    fsspec.filesystem("s3").clear_instance_cache()
+    with one_line_error(rf"{url}/x: cannot be read or written .* check address, credentials and free space"):
         fetch(Path(f"{url}/x"))
     monkeypatch.undo()
-    stores.client(mirror_of(Path(url) / "x")).clear_instance_cache()
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def simulated(root: object) -> str:
@@ -254,26 +244,20 @@ def test_what_a_command_changes_and_removes_changes_in_the_store(store: Store) -
         assert not folder.exists()
 
 
-def test_what_marks_a_folder_as_whole_is_put_after_all_else(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transfer that fails leaves none of the marks."""
-    marks = ("v1.0-sim/scene.json", "checkpoints/step-000001/checkpoint.json", "manifest.json")
-
-    def fails_at_last(folder: Path, names: list[str]) -> None:
-        transferred(folder, [name for name in names if name != "z"])
-        if "z" in names:
-            raise InputError("z")
-
-    transferred = stores.put_files
-    with monkeypatch.context() as changed, one_line_error("z"):
-        changed.setattr(stores, "put_files", fails_at_last)
-        with sync_folder(Path(f"{store.url}/marked")) as folder:
-            for name in (*marks, "a", "z"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(name.encode())
-    assert store.objects("marked").keys() == {"a"}
+def test_what_describes_other_files_is_put_after_them(store: Store) -> None:
+    """A transfer that fails leaves no description, not even that of before."""
+    described = ("v1.0-sim/scene.json", "checkpoints/step-000001/checkpoint.json", "manifest.json")
+    store.put("marked/manifest.json", b"before")
+    with one_line_error("marked: cannot be read or written"), sync_folder(Path(f"{store.url}/marked")) as folder:
+        for name in (*described, "a"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(name.encode())
+        (folder / "z").symlink_to("/proc/self/mem")  # a file that cannot be read
+    assert not {*described} & store.objects("marked").keys()
+    (folder / "z").unlink()
     with sync_folder(Path(f"{store.url}/marked")):
         pass
-    assert store.objects("marked").keys() == {*marks, "a", "z"}
+    assert store.objects("marked").keys() == {*described, "a"}
 
 
 def test_an_interrupted_command_goes_on_here_and_what_others_read_is_of_the_store(store: Store) -> None:
@@ -292,7 +276,7 @@ def test_what_cannot_be_written_to_it_is_one_line_before_the_work(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no such bucket; what needs a folder of this machine; several machines do not train into it."""
-    absent = f"{store.scheme}://absent"
+    absent = "s3://absent"
     with one_line_error(f"{absent}/.*: there is no such bucket"), sync_folder(Path(f"{absent}/run")):
         raise AssertionError
     for command in (("sign", f"{store.url}/bundle", "--key", "key.pem"), ("demo", "--out", f"{store.url}/demo")):

@@ -1,4 +1,4 @@
-"""An S3-compatible server and one of Google's storage on this machine, and a way to a server that breaks."""
+"""An S3-compatible server on this machine, and a way to a server that breaks."""
 
 import select
 import socket
@@ -14,19 +14,19 @@ from urllib.parse import urlparse
 import fsspec
 import pytest
 import requests
-from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 BUCKET = "fleet"
-STORES = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}  # environment variable with the server's address
 
 
 class Store:
     """A bucket through a connection of its own, which remembers nothing of what it saw."""
 
-    def __init__(self, scheme: str, address: str) -> None:
-        self.scheme, self.address, self.url = scheme, address, f"{scheme}://{BUCKET}"
-        self._system = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+    url = f"s3://{BUCKET}"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._system = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
         self._system.mkdir(BUCKET)
 
     def put(self, key: str, content: bytes) -> None:
@@ -60,31 +60,18 @@ def _moto() -> Iterator[str]:
 
 
 @contextmanager
-def _emulator() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = create_server("127.0.0.1", port, in_memory=True)
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.stop()
-
-
-@contextmanager
-def serve(cache: Path, scheme: str = "s3") -> Iterator[Store]:
+def serve(cache: Path) -> Iterator[Store]:
     """A store; the environment has its address, and `cache` as the user's cache."""
-    with {"s3": _moto, "gs": _emulator}[scheme]() as address, pytest.MonkeyPatch.context() as patch:
+    with _moto() as address, pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            STORES[scheme]: address,
+            "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": "id",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it looks for credentials of another service
             "XDG_CACHE_HOME": str(cache),
         }.items():
             patch.setenv(name, value)
-        yield Store(scheme, address)
+        yield Store(address)
 
 
 class Breaking:

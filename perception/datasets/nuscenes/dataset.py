@@ -39,7 +39,7 @@ from perception.datasets.nuscenes.tables import Annotations, report_links, rows,
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import rotation_matrices
-from perception.io.stores import existing
+from perception.io.stores import readable_files
 from perception.rig import Rig, load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -119,7 +119,7 @@ class NuScenesTables:
             if reference in (keyframe := self.recordings.get(sample, {})):
                 found[sample] = keyframe
         between = {token: {row.file for row in frame.values()} for token, frame in found.items() if "@" in token}
-        there = existing(self.dataroot, chain.from_iterable(between.values()))
+        there = readable_files(self.dataroot, {*chain.from_iterable(between.values())})
         return {token: each[reference].timestamp for token, each in found.items() if between.get(token, set()) <= there}
 
     def conditions(self, token: str) -> Conditions:
