@@ -237,7 +237,7 @@ class Worker:
         folder = mirror_of(self.out / SCENES / str(assigned.number), WRITTEN)
         played = self._play(assigned, make_folder(folder) / PART)
         if is_remote(self.out):
-            put_files(folder, [each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()])
+            put_files(folder, [each.name for each in folder.iterdir()])
             shutil.rmtree(folder)
         return played
 
