@@ -37,7 +37,7 @@ SCENES, KEYFRAMES = 40, 3
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with two machines of one processor each, both this one."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT / "tests" / "support")}  # for `processes`
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": f"{ROOT}:{ROOT}/tests/support"}  # for `processes`
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     yield cluster.address
