@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from deploy.recordings import Drive
 from deploy.recordings.counts import PROBLEMS
 from deploy.statistics import spread_frames
-from perception.grid import BevGrid
 from perception.rig import LidarLimits
 from perception.scene.health.statistics import RANGES, SECTORS, Collector, SensorStatistics, Spread, Statistics
 from perception.scene.health.turned import TurnedCloud
@@ -75,15 +74,15 @@ class Comparison(NamedTuple):
     line: str
 
 
-def compare_drives(drives: Sequence[Drive], spec: InputSpec, area: BevGrid, expected: Statistics) -> dict[str, Any]:
+def compare_drives(drives: Sequence[Drive], spec: InputSpec, expected: Statistics) -> dict[str, Any]:
     """Compare drives of `open_to_measure` with the statistics of a bundle.
 
-    `area` is what the network sees. Returns `frames`: their number; `findings`: lines, worst first; `compared`: every
-    `Comparison`; `statistics`: of these drives.
+    Returns `frames`: their number; `findings`: lines, worst first; `compared`: every `Comparison`; `statistics`: of
+    these drives.
     """
     sensors = spec.named_sensors
     lidar = sensors.lidars[0] if sensors.lidars else ""
-    collector, turned = Collector(sensors, area), TurnedCloud(sensors.lidar_limits.get(lidar, LidarLimits()))
+    collector, turned = Collector(sensors, spec.grid), TurnedCloud(sensors.lidar_limits.get(lidar, LidarLimits()))
     for frame, before in spread_frames(drives):
         collector.add(frame, before)
         own = frame.of_lidar(0)

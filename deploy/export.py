@@ -42,7 +42,6 @@ from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision, Tolerances
 from deploy.trust import Release, default_permits
 from perception.checkpoint import load_model, provenance
-from perception.datasets.views import seen_area
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -305,19 +304,19 @@ class _Exporter:
         self.trained, self.config = load_model(checkpoint)
         for route in routes:
             parse_conditions(route, self.config.taxonomy)
-        spec, views = InputSpec.of(self.config), self.config.data.views
+        spec = InputSpec.of(self.config)
         self.calibration = replace(calibration, rig=spec.rig) if calibration else None
         self.statistics = None
         if calibration is not None:
             chosen = calibration.root, calibration.version, calibration.scenes
             opened = open_to_measure(*chosen, spec, None, self.config.taxonomy)
-            self.statistics = measure(opened, spec, seen_area(spec.grid, views))
+            self.statistics = measure(opened, spec)
         self.frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}  # golden ones
         self.moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in self.frames.items()}
         inputs = prepare_clip([*self.frames.values()], spec, [*self.moments.values()])
         self.golden = dict(zip(self.frames, inputs, strict=True))
         # INT8: inputs of the calibration frames.
-        self.recorded = self.calibration.inputs(spec, views) if self.calibration and precision == "int8" else {}
+        self.recorded = self.calibration.inputs(spec) if self.calibration and precision == "int8" else {}
 
     def write(self, path: Path, routes: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
         """Write the bundle of one network for these routes, with the bundles of the other networks inside."""
@@ -360,7 +359,6 @@ class _Exporter:
             rig=config.rig,
             grid=config.grid,
             head_grid=config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}),
-            views=config.data.views,
             lidar=config.model.lidar,
             camera=config.model.camera,
             tasks=config.tasks,
@@ -385,7 +383,6 @@ def _table(manifest: Manifest) -> Table:
     for what, value in (
         ("parameters", f"{manifest.parameters:,}"),
         ("GFLOP per frame", f"{manifest.flops / 1e9:.2f}"),
-        *([("views", ", ".join(manifest.views))] if manifest.views else []),
         *([("memory", f"of {manifest.state.seconds:g} s at most")] if manifest.state is not None else []),
         ("routes", ", ".join(manifest.routes)),
         ("modules folded", ", ".join(manifest.folded) or "none"),

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import (
     AwareDatetime,
-    Field,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -24,10 +23,7 @@ from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Permit, Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
-from perception.datasets.views import seen_area
 from perception.errors import InputError
-from perception.frame import View
-from perception.grid import BevGrid
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
@@ -129,7 +125,6 @@ class Manifest(SelfHashed, NetworkFacts):
     rig: Rig  # the vehicle's sensors; its cameras are in the order of the input `images`
     grid: Grid
     head_grid: Grid  # of the cells that heads see
-    views: tuple[View, ...] = Field(default=(), strict=False)  # as in `perception.config.Data`
     lidar: Lidar | None
     camera: CameraBranch | None
     tasks: dict[str, SerializeAsAny[TaskConfig]]
@@ -149,19 +144,13 @@ class Manifest(SelfHashed, NetworkFacts):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Networks without views or memory keep the manifest that they had before there were any."""
-        unused = ("views", "state")
-        return {name: content for name, content in serialize(self).items() if name not in unused or content}
+        """Networks without a memory keep the manifest that they had before there were any."""
+        return {name: content for name, content in serialize(self).items() if name != "state" or content}
 
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
-        """The tasks, by name, on the area of all views."""
-        return tasks_of(self.tasks, seen_area(self.head_grid.build(), self.views), self.taxonomy)
-
-    @property
-    def area(self) -> BevGrid:
-        """What the network sees in all views."""
-        return seen_area(self.grid.build(), self.views)
+        """The tasks, by name."""
+        return tasks_of(self.tasks, self.head_grid.build(), self.taxonomy)
 
     @property
     def spec(self) -> InputSpec:

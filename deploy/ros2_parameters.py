@@ -14,7 +14,7 @@ ROS2_PARAMETERS = "ml_package.param.yaml"
 def parameters_content(manifest: Manifest) -> bytes:
     """The file of a bundle, whose `model_params` the node in deploy/ros2 reads; lists of classes are by label."""
     spec, classes = manifest.spec, manifest.taxonomy.classes
-    grid = manifest.area
+    grid = manifest.grid
     parameters = {
         "name": manifest.name,
         "reference": grid.reference,

@@ -15,14 +15,13 @@ from deploy.route import route_conditions, steering_inputs
 from deploy.state import Arrays, Carried, Engine, in_sequence
 from deploy.trust import Trust
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.datasets.views import view_of
 from perception.evaluation.predictions import Predicted
-from perception.frame import VIEWS, Conditions, Frame, Prediction, View
+from perception.frame import Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame, time_stage
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
 from perception.sensors.state import Moment
-from perception.tasks.task import join_views, to_prediction
+from perception.tasks.task import to_prediction
 
 CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
 
@@ -96,7 +95,7 @@ class Runtime:
         sensors = sensors if statistics is None else statistics.with_limits(sensors)
         self.scene = Scene(sensors, manifest.heads, conditions, self._switched, self.sources, limits)
         self._inputs = no_sensors(spec)  # reused for every frame
-        self._states = {view: self._new_state() for view in manifest.views or VIEWS[:1]}
+        self._memory = self._new_memory()
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
@@ -129,31 +128,21 @@ class Runtime:
 
         Args:
             masked: sensors that the network shall not see; their health is watched all the same.
-
-        Raises:
-            InputError: a task cannot join the views of the network.
         """
         self._steps += 1
         with time_stage(self._seconds, "check"):
             if self._checks_itself and self._steps % CHECK_EVERY == 0:
                 self.check()
         believed = self.scene.observe(frame)
-        manifest = self.bundle.manifest
         if masked:
-            frame = frame.without(masked, manifest.rig.sensors.lidars)
+            frame = frame.without(masked, self.bundle.manifest.rig.sensors.lidars)
         lost = not self.scene.is_placed  # the state cannot be moved to where the frame is, nor that of the frame later
         if lost:
             self._forget()
-        found = {
-            view: self._predict(frame.facing(view) if manifest.views else frame, believed, self._states[view])
-            for view in manifest.views or VIEWS[:1]
-        }
+        found = self._predict(frame, believed, self._memory)
         if lost:
             self._forget()
-        prediction, weights = next(iter(found.values()))
-        if manifest.views:
-            prediction = join_views(manifest.heads, {view: prediction for view, (prediction, _) in found.items()})
-        return prediction, weights
+        return found
 
     def remember(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float]) -> SceneFrame:
         """The second half of `step`: the scene with what was perceived."""
@@ -175,33 +164,31 @@ class Runtime:
         self._forget()
 
     def _forget(self) -> None:
-        for carried in filter(None, self._states.values()):
-            carried.forget()
+        if self._memory is not None:
+            self._memory.forget()
 
     def __call__(self, frame: Frame) -> Prediction:
-        """Perceive a single frame as one view, with the conditions of its tags and without memory.
+        """Perceive a single frame, with the conditions of its tags and without memory.
 
         Raises:
             InputError: an output is not finite.
         """
-        return self._predict(frame, frame.conditions, self._new_state())[0].require_finite(frame.token)
+        return self._predict(frame, frame.conditions, self._new_memory())[0].require_finite(frame.token)
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
-        """The predictions of keyframes, each as one view with the conditions of its tags; in order, with the memory.
+        """The predictions of keyframes in order, with the conditions of their tags and with the memory.
 
         Raises:
             InputError: an output is not finite.
         """
-        states: dict[View, Carried | None] = {}
+        memory = self._new_memory()
         for token in tokens:
-            frame, view = keyframes.frame(token, reads), view_of(token)
-            if view not in states:
-                states[view] = self._new_state()
-            prediction, _ = self._predict(frame, frame.conditions, states[view])
+            frame = keyframes.frame(token, reads)
+            prediction, _ = self._predict(frame, frame.conditions, memory)
             yield frame, prediction.require_finite(frame.token)
 
-    def _new_state(self) -> Carried | None:
-        """A new memory of a drive in one view, which the networks of all routes share; None: the bundle has none."""
+    def _new_memory(self) -> Carried | None:
+        """A new memory, which the networks of all routes share; None: the bundle has none."""
         if self._remembering is None:
             return None
         state, limits = self._remembering.engine.new_state(), self._remembering.bundle.spec.memory

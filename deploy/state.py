@@ -40,7 +40,7 @@ class Engine(Protocol):
         """
 
     def new_state(self) -> EngineState | None:
-        """A state of zeros, for frames of one drive in one view; None for a network without a memory."""
+        """A state of zeros; None for a network without a memory."""
 
 
 def run_with_state(engine: Engine, inputs: Arrays, state: EngineState | None) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def sampled(state: np.ndarray) -> np.ndarray:
 
 
 class Carried:
-    """The state of a network from frame to frame of a drive in one view, with the frame that it is of."""
+    """The state of a network from frame to frame of a drive, with the frame that it is of."""
 
     def __init__(self, state: EngineState, limits: Limits) -> None:
         self._state, self._frame = state, StateFrame(limits)

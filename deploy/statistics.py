@@ -12,7 +12,6 @@ import numpy as np
 from deploy.recordings import Drive, open_drives
 from deploy.recordings.choice import FrameChoice
 from perception.frame import Frame
-from perception.grid import BevGrid
 from perception.scene.health.statistics import Collector, Statistics
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import Taxonomy
@@ -53,9 +52,9 @@ def spread_frames(drives: Sequence[Drive]) -> Iterator[tuple[Frame, Frame | None
             before, last = frame, choice.index
 
 
-def measure(drives: Sequence[Drive], spec: InputSpec, area: BevGrid) -> Statistics:
-    """The statistics of drives of `open_to_measure`; `area` is what the network sees."""
-    collector = Collector(spec.named_sensors, area)
+def measure(drives: Sequence[Drive], spec: InputSpec) -> Statistics:
+    """The statistics of drives of `open_to_measure`."""
+    collector = Collector(spec.named_sensors, spec.grid)
     for frame, before in spread_frames(drives):
         collector.add(frame, before)
     return collector.statistics()

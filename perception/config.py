@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.frame import View
 from perception.grid import BevGrid, Reference
 from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml, shipped_folders
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
@@ -278,8 +277,6 @@ class Data(Section):
     scenes: tuple[str, ...] = Field(
         default=(), strict=False
     )  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
-    # Of a network that looks one way, along x: each keyframe is seen so often. Empty: the network looks around.
-    views: tuple[View, ...] = Field(default=(), strict=False)
     workers: Annotated[int, Field(ge=0)] = 0
     class_balanced: bool = True
     cache: str | None = None  # folder where decoded frames are stored (training/frame_cache.py); None: nowhere

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from perception.errors import InputError
 from perception.geometry import inverse, move, product, unit_headings
 from perception.grid import Reference
 
-View = Literal["front", "rear"]  # where a network that looks one way, along x, looks to
-VIEWS: tuple[View, ...] = get_args(View)
-TURNS = {"front": np.eye(4), "rear": np.diag([-1.0, -1.0, 1.0, 1.0])}  # reference_from_view, and view_from_reference
 PER_POINT = ("points", "sweep_of_point", "lidar_of_point", "class_of_point")  # of Frame, all of one length
 
 
@@ -360,10 +357,6 @@ class Frame:
             points=points,
             boxes=None if self.boxes is None else self.boxes.under_similarity(similarity),
         )
-
-    def facing(self, view: View) -> Frame:
-        """The frame with its reference turned about z, so that x points to the view; twice, it is the frame itself."""
-        return self if view == "front" else self.transformed(TURNS[view])
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from perception.checkpoint import load_model
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.datasets.views import view_of
 from perception.errors import InputError
 from perception.evaluation.predictions import Predicted
-from perception.frame import Frame, Prediction, View
+from perception.frame import Frame, Prediction
 from perception.io.workers import iterate
 from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.route import Route
@@ -118,11 +117,11 @@ class TorchPredictor:
 
 
 class _States:
-    """The states of a network with a memory, by view and mirror image."""
+    """The states of a network with a memory, by mirror image."""
 
     def __init__(self, model: PerceptionModel) -> None:
         self.limits, self._no_state = Limits.of(model.bank.modules.values()), model.no_state(1)
-        self._states: dict[tuple[View, Mirror], tuple[StateFrame, torch.Tensor]] = {}
+        self._states: dict[Mirror, tuple[StateFrame, torch.Tensor]] = {}
 
     def run(
         self, network: Callable[[Tensors], Tensors], frame: Frame, mirror: Mirror, arrays: Arrays, inputs: Tensors
@@ -134,8 +133,7 @@ class _States:
         """
         if self.limits is None:
             return network(inputs)
-        key = view_of(frame.token), mirror
-        latest, state = self._states.get(key, (StateFrame(self.limits), self._no_state))
+        latest, state = self._states.get(mirror, (StateFrame(self.limits), self._no_state))
         moment, signs = Moment.of(frame), _signs(mirror)
         more = latest.inputs(moment)
         more["current_from_previous"] *= np.outer(signs, signs).astype(np.float32)
@@ -143,7 +141,7 @@ class _States:
         outputs = network({**inputs, **memory, "state": state})
         following = outputs.pop(NEXT_STATE)
         replaces = latest.advance(moment, more, seen_sensors(arrays))
-        self._states[key] = latest, following if replaces else state
+        self._states[mirror] = latest, following if replaces else state
         return outputs
 
 

@@ -16,8 +16,9 @@ from perception.checkpoint import load_model
 from perception.training import optimize
 
 DRIVE, LABELLED = "002", 16  # frames from the first one on
-TRAINED, HELD_BACK = f"{DRIVE}:0-{LABELLED}", f"{DRIVE}:24-32"
 KITTI = CONFIGS / "kitti"
+FORMAT = "perception.datasets.halves:Halves"
+HALVES = f"{FORMAT}={PANDASET}"
 SURE, NEAR = 0.4, 1.0  # score of a sure detection, and m within which two are of the same car
 # What of the network trains, and how, beside the module.
 FINE_TUNES = {
@@ -27,6 +28,14 @@ FINE_TUNES = {
 WAYS, COUNTS, SEEDS = ("head", "module", "full"), (1, 2, 4, 8, LABELLED), 3
 
 Row = dict[str, Any]
+
+
+def in_halves(first: int, end: int) -> str:
+    """The scenes of some frames of the drive, in both halves."""
+    return ",".join(f"{DRIVE}-{half}:{first}-{end}" for half in ("front", "rear"))
+
+
+TRAINED, HELD_BACK = in_halves(0, LABELLED), in_halves(24, 32)
 
 
 def pandaset(quick: bool) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def labels(quick: bool) -> dict[str, Any]:
 
 def chosen(count: int, seed: int) -> str:
     """The scenes of the labelled frames."""
-    return ",".join(f"{DRIVE}:{frame}-{frame + 1}" for frame in choose(count, seed))
+    return ",".join(in_halves(frame, frame + 1) for frame in choose(count, seed))
 
 
 def choose(count: int, seed: int) -> list[int]:
@@ -112,12 +121,21 @@ class Bench(Commands):
         config, start = self._imported(seed)
         words: tuple[object, ...]
         if way == "module":
-            training = ("--steps", self.steps, "--learning-rate", 0.005, "--data", PANDASET, "--scenes", scenes)
+            training = (
+                "--steps",
+                self.steps,
+                "--learning-rate",
+                0.005,
+                "--data",
+                HALVES,
+                "--scenes",
+                scenes,
+            )
             words = ("adapt", start, "--config", KITTI / "pandaset_module.yaml", *training)
         else:
             frames = f"data.scenes={json.dumps(scenes.split(','))}"
             changes = (f"init_from.run={start}", frames, f"train.steps={self.steps}", *FINE_TUNES[way])
-            words = ("train", config, *changes, "--data", PANDASET)
+            words = ("train", config, *changes, "--data", HALVES)
         run = self.out / name
         seconds = self.call(name, *words, "--out", run)["seconds"]
         costs = {"cpu_seconds_per_step": seconds / self.steps}
@@ -125,8 +143,8 @@ class Bench(Commands):
 
     def scores(self, name: str, run: Path) -> Row:
         """Of cars on the held-back frames, and what is kept on the simulated sweeps."""
-        metrics = self._evaluate(name, run, "--data", PANDASET, "--scenes", HELD_BACK)
-        self._evaluate(f"source_{name}", run, "--data", self.out / "simulated", "--rig", "kitti", "--split", "all")
+        metrics = self._evaluate(name, run, "--data", HALVES, "--scenes", HELD_BACK)
+        self._evaluate(f"source_{name}", run, "--data", f"{FORMAT}={self.out / 'simulated'}", "--rig", "kitti")
         first, own = (_sure_cars(self.out / "evaluations" / f"source_{each}") for each in ("zero_shot", name))
         away = [
             np.linalg.norm(first[token][:, None] - own[token], axis=2).min(axis=1, initial=np.inf) for token in first

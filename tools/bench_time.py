@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import yaml
 from bench_networks import random_run, runner
-from bench_pandaset import HELD_BACK, KITTI, TRAINED
-from benchmark import KITTI_WEIGHTS, PANDASET, QUIET, Commands, measure_times, medians
+from bench_pandaset import HALVES, HELD_BACK, KITTI, TRAINED
+from benchmark import KITTI_WEIGHTS, QUIET, Commands, measure_times, medians
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from perception.config import find_config
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.pandaset import PandaSet
+from perception.datasets.sources import open_source
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.predictions import Predicted
 from perception.predict import TorchPredictor
@@ -125,17 +125,17 @@ class _Memory(Commands):
         return {**found, "spacings": spacings, "kept": _share(bridged - blind, whole - blind)}
 
     def recall_kept(self) -> float:
-        """A memory for frames without LiDAR on KITTI's network as imported, on PandaSet's held-back frames."""
+        """A memory for frames without LiDAR on KITTI's network as imported, on the front half of held-back frames."""
         kitti, bridged = self.out / "kitti", self.out / "kitti_bridged"
         weights = KITTI_WEIGHTS / "pointpillars.safetensors"
         self.call("import", "import", KITTI / "pointpillars.yaml", weights, "--out", kitti)
-        training = ("--steps", self._pandaset_steps, "--data", PANDASET, "--scenes", TRAINED)
+        training = ("--steps", self._pandaset_steps, "--data", HALVES, "--scenes", TRAINED)
         self.call("kitti_bridged", "adapt", kitti, *BRIDGE, *training, "--out", bridged)
-        predictor = TorchPredictor.load(kitti)
-        drive = PandaSet(PANDASET, predictor.spec.rig, predictor.taxonomy)
-        lost = {token for i, token in enumerate(drive.samples(selectors=[HELD_BACK])) if i % (LOST + 1)}
+        predictor, ahead = TorchPredictor.load(kitti), HELD_BACK.split(",")[:1]
+        drive = open_source(Path(HALVES), None, predictor.spec.rig, predictor.taxonomy)
+        lost = {token for i, token in enumerate(drive.samples(selectors=ahead)) if i % (LOST + 1)}
         pairs = ((kitti, ()), (kitti, lost), (bridged, lost))
-        seen, blind, kept = (_score(run, drive, [HELD_BACK], lost=each, split=None)["recall"] for run, each in pairs)
+        seen, blind, kept = (_score(run, drive, ahead, lost=each, split=None)["recall"] for run, each in pairs)
         return _share(kept - blind, seen - blind)
 
 

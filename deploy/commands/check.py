@@ -58,7 +58,7 @@ def check(
             mapped, say = load_topics(topics, manifest.rig), console_for(as_json).print
             listen(Zenoh(), mapped, recording, LISTENING, say)
         drives = open_to_measure(recording, version, names(scenes), opened.spec, topics, manifest.taxonomy)
-        found = compare_drives(drives, opened.spec, manifest.area, expected)
+        found = compare_drives(drives, opened.spec, expected)
     lines = found["findings"]
     report(
         found, as_json, "\n".join([*lines, f"{drive}: findings in {found['frames']} frames: {len(lines) or 'none'}"])

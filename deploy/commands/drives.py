@@ -21,7 +21,6 @@ from perception.commands.common import (
     Root,
     Scenes,
     Version,
-    Views,
     app,
     console_for,
     from_store,
@@ -29,7 +28,6 @@ from perception.commands.common import (
     report,
     rig_of,
     validation_split,
-    views_of,
 )  # fmt: skip
 from perception.errors import InputError
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from deploy.trust import Trust
     from perception.datasets.keyframes import Keyframes
     from perception.evaluation.predictions import Predictor
-    from perception.frame import Conditions, View
+    from perception.frame import Conditions
     from perception.sensors.inputs import InputSpec
 
 
@@ -72,7 +70,6 @@ def evaluate(
         bool, typer.Option("--report", help="Also write report.html: slices, curves, robustness, worst samples.")
     ] = False,
     rig: RigOption = None,
-    views: Views = None,
     batch: Annotated[int, typer.Option(help="Frames in a forward pass of a run.", min=1)] = 1,
     flip: Annotated[
         bool, typer.Option("--flip", help="Average a run's outputs over mirror images of a frame.")
@@ -94,7 +91,6 @@ def evaluate(
     from perception.io.workers import open_pool
     from perception.tasks.detection.devkit import compare, require_official
 
-    seen = None if views is None else views_of(views)
     if (model / "manifest.json").exists():
         if rig is not None:
             own = read_manifest(model).rig.name
@@ -102,11 +98,11 @@ def evaluate(
         if batch > 1 or flip:
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
         trust = make_trust(key, state, allow_older)
-        open_model = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, seen, target, trust)
+        open_model = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, target, trust)
     elif key or allow_older or target != "cpu":
         raise InputError(f"{model}: --target, --key and --allow-older need a bundle; export one first")
     else:
-        open_model = partial(_run_and_drives, model.absolute(), data.absolute(), version, seen, rig, batch, flip)
+        open_model = partial(_run_and_drives, model.absolute(), data.absolute(), version, rig, batch, flip)
     in_processes = bool(jobs or ray)
     if in_processes and batch > 1:
         raise InputError("--jobs and --batch: a process of --jobs computes one frame after the other; use one of both")
@@ -130,31 +126,26 @@ def evaluate(
 
 
 def _bundle_and_drives(
-    bundle: Path, data: Path, version: str | None, views: Sequence[View] | None, target: str, trust: Trust | None
+    bundle: Path, data: Path, version: str | None, target: str, trust: Trust | None
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     """A bundle and the drives to score it on."""
     from deploy.runtime import Runtime
     from perception.datasets.sources import open_source
-    from perception.evaluation.predictions import look_to
 
     runtime = Runtime(bundle, target, trust)
-    manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
-    seeing = look_to(manifest.views if views is None else views, runtime, spec, manifest.heads)
-    return seeing, spec, open_source(data, version, spec.rig, manifest.taxonomy)
+    spec = runtime.bundle.spec
+    return runtime, spec, open_source(data, version, spec.rig, runtime.bundle.manifest.taxonomy)
 
 
 def _run_and_drives(
-    run: Path, data: Path, version: str | None, views: Sequence[View] | None, rig: str | None, batch: int, flip: bool
+    run: Path, data: Path, version: str | None, rig: str | None, batch: int, flip: bool
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     """A run and the drives to score it on."""
     from perception.datasets.sources import open_source
-    from perception.evaluation.predictions import look_to
     from perception.predict import TorchPredictor
 
     predictor = TorchPredictor.load(run, rig_of(rig), batch, flip)
-    model, spec = predictor.model, predictor.spec
-    seeing = look_to(model.config.data.views if views is None else views, predictor, spec, model.tasks)
-    return seeing, spec, open_source(data, version, spec.rig, predictor.taxonomy)
+    return predictor, predictor.spec, open_source(data, version, predictor.spec.rig, predictor.taxonomy)
 
 
 def _parse_conditions(conditions: Sequence[str], bundle: Path) -> Conditions:

@@ -17,9 +17,8 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, Percentile
 from deploy.state import STATE, Engine, run_with_state
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.sources import open_source
-from perception.datasets.views import see_views
 from perception.errors import InputError
-from perception.frame import Frame, View
+from perception.frame import Frame
 from perception.modules.spec import SPACING, STATE_INPUTS
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
@@ -98,35 +97,32 @@ class Drives:
         """The opened drives."""
         return open_source(self.root, self.version, self.rig)
 
-    def inputs(self, spec: InputSpec, views: Sequence[View] = ()) -> dict[str, Clip]:
+    def inputs(self, spec: InputSpec) -> dict[str, Clip]:
         """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.
 
         For a network with a memory they are a clip with `BEFORE` earlier frames, without states.
 
-        Args:
-            views: that the network sees; each is a keyframe of its own.
-
         Raises:
             InputError: there are no such drives, or no keyframe has all sensors.
         """
-        source, tokens = see_views(self.source, self.source.samples(selectors=self.scenes), views)
+        tokens = self.source.samples(selectors=self.scenes)
         found: dict[str, Clip] = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
-            frame = source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
+            frame = self.source.frame(tokens[i], spec.reads._replace(lidar=True, cameras=True))
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
-            found[frame.token] = prepare_clip([*self._before(source, tokens[i], spec), frame], spec)
+            found[frame.token] = prepare_clip([*self._before(tokens[i], spec), frame], spec)
         if not found:
             raise InputError(f"{self.root}: no keyframe of these scenes has all sensors; calibrate on others")
         return found
 
-    def _before(self, source: Keyframes, token: str, spec: InputSpec) -> list[Frame]:
+    def _before(self, token: str, spec: InputSpec) -> list[Frame]:
         """The frames before a keyframe that give a network with a memory its state."""
         if spec.memory is None:
             return []
-        moments = source.moments(token)
+        moments = self.source.moments(token)
         spacing = max(SPACING[0], frame_period(moments))
-        return [source.frame(each, spec.reads) for each in find_clip(moments, token, [spacing] * BEFORE)]
+        return [self.source.frame(each, spec.reads) for each in find_clip(moments, token, [spacing] * BEFORE)]
 
 
 def prepare_clip(

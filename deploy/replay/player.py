@@ -18,7 +18,6 @@ from deploy.replay.settings import Settings
 from deploy.replay.totals import ReplayTotals
 from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
-from perception.datasets.views import leave_out_unseen
 from perception.frame import Frame
 from perception.scene.health.monitor import SensorHealth
 from perception.scene.scene import SceneFrame
@@ -98,7 +97,6 @@ class Player:
 
     def _frames(self, drive: Drive) -> Iterator[_Taken]:
         """The selected frames, with the faults."""
-        manifest = self.runtime.bundle.manifest
         earlier = any(fault.kind.shows_earlier for fault in self._faults)
         choice = FrameChoice(self.settings.selection, self.runtime.spacing is not None, earlier)
         start = time.perf_counter()
@@ -106,7 +104,6 @@ class Player:
             if not choice.perceived:
                 continue
             seconds = choice.time(frame.scene, frame.timestamp)
-            frame = leave_out_unseen(frame, manifest.grid.build(), manifest.views)
             yield _Taken(frame, seconds, time.perf_counter() - start, choice.written)
             start = time.perf_counter()
 

@@ -205,7 +205,7 @@ class Report:
 
     def __init__(self, manifest: Manifest, target: str, place: DriveRange = NO_DRIVE) -> None:
         self.manifest, self.target = manifest, target
-        self._grid = manifest.area
+        self._grid = manifest.grid.build()
         self._spread = place.evenly
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
@@ -363,7 +363,6 @@ def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
         "parameters": f"{m.parameters:,}",
         "GFLOP per frame": f"{m.flops / 1e9:.1f}",
         "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
-        **({"views": ", ".join(m.views)} if m.views else {}),
         "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
     }
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from perception.frame import View
     from perception.rig import Rig
 
 
@@ -107,15 +106,6 @@ RigOption = Annotated[
     str | None, typer.Option("--rig", help="The vehicle's sensors: nuscenes, truck, shuttle, ... or a YAML file.")
 ]
 
-Views = Annotated[
-    str | None,
-    typer.Option(
-        "--views",
-        help="What a network that looks one way sees of the vehicle's surroundings: front,rear, or one of both; the "
-        "rear by half a turn. Objects outside are not scored. Default: the `data.views` of the run or of the bundle.",
-    ),
-]
-
 _TRAINING = {"mini": "mini_train", "trainval": "train", "sim": "sim_train"}
 _VALIDATION = {"mini": "mini_val", "trainval": "val", "sim": "sim_val"}
 
@@ -162,16 +152,6 @@ def rig_of(chosen: str | None) -> Rig | None:
     from perception.rig import load_rig
 
     return None if chosen is None else load_rig(chosen)
-
-
-def views_of(chosen: str) -> tuple[View, ...]:
-    """The views that an option names; InputError for others."""
-    from perception.frame import VIEWS
-
-    found = names(chosen)
-    if not found or len({*found}) < len(found) or not {*found} <= {*VIEWS}:
-        raise InputError(f"--views {chosen}: write one or more of {', '.join(VIEWS)}")
-    return tuple(view for view in VIEWS if view in found)
 
 
 def names(text: str) -> list[str]:

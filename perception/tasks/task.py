@@ -6,7 +6,6 @@ A task is a folder and an entry in `perception.tasks.TASKS`. Its torch part is `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import numpy as np
 
-from perception.errors import InputError
-from perception.frame import Boxes, Frame, Prediction, View
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.io.section import Section
 from perception.tasks.metric import Metric, Result
@@ -138,14 +136,6 @@ class Task(ABC, Generic[Result]):
     def postprocessing(self) -> dict[str, Any]:
         """What `result` depends on beside the outputs, for runtimes in other languages; settled, and JSON."""
         return {}
-
-    def join_views(self, results: Mapping[View, Result]) -> Result:
-        """The results of the views of a frame, each in its own frame of reference, as one in that of the frame.
-
-        Raises:
-            InputError: the results of the task are of one view only.
-        """
-        raise InputError(f"views: the task {self.name} cannot join them; leave them out")
 
     def memory(self) -> Memory[Result] | None:
         """A memory for one drive; None if the task has none."""
@@ -295,23 +285,4 @@ def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarr
         finite, counts = task.drop_non_finite(own)
         results[name] = task.result(finite)
         not_finite.update({f"{name}/{key}": count for key, count in counts.items()})
-    return Prediction(results, not_finite)
-
-
-def join_views(tasks: Mapping[str, Task[Any]], predictions: Mapping[View, Prediction]) -> Prediction:
-    """The predictions of the views of a frame (`Frame.facing`) as one of the frame itself.
-
-    Args:
-        tasks: of the network.
-
-    Raises:
-        InputError: a task that cannot join views.
-    """
-    results = {
-        name: tasks[name].join_views({view: each.results[name] for view, each in predictions.items()})
-        for name in next(iter(predictions.values())).results
-    }
-    not_finite = Counter[str]()
-    for each in predictions.values():
-        not_finite.update(each.not_finite)
     return Prediction(results, not_finite)

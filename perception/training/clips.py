@@ -10,9 +10,8 @@ import numpy as np
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.views import view_of
 from perception.errors import InputError
-from perception.frame import Frame, View
+from perception.frame import Frame
 from perception.modules.bank import BRANCHES
 from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec, seen_sensors
@@ -116,7 +115,7 @@ class Clips:
         self._spacing = min(least for least, _ in spacings), max(most for _, most in spacings)
         self._outages = max((part.outages for module in taught for part in module.memories), default=0.0)
         self._sensors = _lost_in_outages(InputSpec.of(config).sensors, taught)
-        self._moments: dict[tuple[str, View], Mapping[str, int]] = {}
+        self._moments: dict[str, Mapping[str, int]] = {}
 
     def trained_spacing(self, tokens: Iterable[str]) -> tuple[float, float] | None:
         """The least and the largest time (s) from frame to frame of the clips, if a memory trains.
@@ -135,7 +134,7 @@ class Clips:
                 "memory would not train; give it more `seconds`, or drives with more frames (perception simulate "
                 "--rate 10)"
             )
-        drives = {(self._tables.scene(token), view_of(token)): token for token in tokens}.values()
+        drives = {self._tables.scene(token): token for token in tokens}.values()
         periods = [frame_period(self._of_drive(token)) for token in drives]
         least = max(least, min((each for each in periods if each), default=0.0))
         return least, max(least, min(most, seconds))
@@ -162,10 +161,10 @@ class Clips:
 
     def _of_drive(self, token: str) -> Mapping[str, int]:
         """The frames of its drive, as of `Keyframes.moments`."""
-        key = self._tables.scene(token), view_of(token)
-        if key not in self._moments:
-            self._moments[key] = self._tables.moments(token)
-        return self._moments[key]
+        scene = self._tables.scene(token)
+        if scene not in self._moments:
+            self._moments[scene] = self._tables.moments(token)
+        return self._moments[scene]
 
     def with_state(self, frames: Iterable[tuple[Moment, Arrays]]) -> list[tuple[Arrays, bool]]:
         """The inputs of each frame of a clip with those of the memory, and whether its state replaces the one before.

@@ -24,7 +24,6 @@ import numpy as np
 from safetensors.numpy import save
 
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.datasets.views import Views
 from perception.errors import InputError
 from perception.frame import PER_POINT, Boxes, Camera, Conditions, Frame, Reading
 from perception.io.files import write_atomically
@@ -77,9 +76,8 @@ class FrameCache:
     def __init__(self, folder: Path, tables: Keyframes, reads: Reads) -> None:
         self._tables, self._reads = tables, reads
         code = _hash([code_version(_SOURCES), np.__version__, cv2.__version__])[:16]
-        source = tables.source if isinstance(tables, Views) else tables  # tokens tell the views
         about = {
-            "data": [type(source).__qualname__, tables.version],
+            "data": [type(tables).__qualname__, tables.version],
             "rig": tables.rig.model_dump(mode="json"),
             "taxonomy": tables.taxonomy.model_dump(mode="json"),
             **reads._asdict(),

@@ -22,7 +22,6 @@ from perception import checkpoint
 from perception.checkpoint import initialise
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.views import see_views
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.sensors.state import Limits
@@ -106,13 +105,12 @@ class _Training:
         if options.norm_momentum is not None:
             set_momentum(model, options.norm_momentum)
         optimizer = optimizer_of(model, options.peak, options.weight_decay, options.rates)
-        seen, views = see_views(tables, tokens, self.config.data.views)
         self.dataset = FrameDataset(
-            seen,
-            views,
+            tables,
+            tokens,
             self.config,
             scope.tasks,
-            self._objects(seen, views, scope),
+            self._objects(tables, tokens, scope),
             model.depth_cells(),
             trained_modules(model),
         )

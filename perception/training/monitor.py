@@ -22,7 +22,6 @@ from perception.config import Validation
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
-from perception.evaluation.predictions import look_to
 from perception.io import distributed
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
@@ -137,10 +136,9 @@ class Validator:
 
     def _evaluate(self, model: PerceptionModel, scenes: Sequence[str], folder: Path) -> dict[str, float | None]:
         predictor = TorchPredictor(model, self.settings.batch)
-        seeing = look_to(model.config.data.views, predictor, predictor.spec, model.tasks)
         with torch.random.fork_rng(devices=[]):
             quiet = Console(quiet=True)
-            found = evaluate(seeing, self.tables, self.settings.split, scenes, folder, predictor.spec, quiet)
+            found = evaluate(predictor, self.tables, self.settings.split, scenes, folder, predictor.spec, quiet)
         return dict(_by_path(found))
 
     def _unknown(self, names: Iterable[str]) -> InputError:

@@ -283,7 +283,6 @@ REFUSED: dict[str, Damage] = {
     "meaning of nothing": exchanged(MEANING, lambda content: b"{}"),
     "other classes": exchanged(MEANING, lambda content: content.replace(b'"car"', b'"cat"')),
     "another cell": exchanged(MEANING, lambda content: content.replace(b'"cell": 0.8', b'"cell": 1e-05', 1)),
-    "a view to the left": manifest(put("views", ["left"])),
     "another overflow": manifest(put("preprocessing.pillars.overflow", "last")),
     "pictures of any size": sealed(put("preprocessing.admission.largest", 65536)),
     "tensors that overlap": exchanged(GOLDEN, overlapping),

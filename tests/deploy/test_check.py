@@ -41,7 +41,7 @@ def with_statistics(name: str, drives: Path, *scenes: str) -> Path:
     def make(out: Path) -> None:
         old = bundle()
         opened = open_to_measure(drives, None, scenes, old.spec, None, old.manifest.taxonomy)
-        statistics = measure(opened, old.spec, old.manifest.area).model_dump_json()
+        statistics = measure(opened, old.spec).model_dump_json()
         more = {each: old.read(each).data for each in old.manifest.files if each.startswith(("modules/", "golden.j"))}
         golden = old.golden_frames()
         write_bundle(out, old.onnx.read_bytes(), golden, old.manifest, more | {STATISTICS: statistics.encode()})

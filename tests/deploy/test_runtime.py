@@ -55,7 +55,7 @@ from perception.checkpoint import load_model, save_model
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import TURNS, Camera, Conditions, Frame, Prediction
+from perception.frame import Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.computation.prompt import Prompt
@@ -298,38 +298,6 @@ def test_the_plan_of_a_router_in_the_graph_and_of_a_network_without_a_detector(t
     config = modular("mapping", [exported.AFFINE[0] | {"slots": ["trunk.*"]}], tasks={"map": {"channels": 8}})
     save_model(tmp_path, config, PerceptionModel(config))
     assert {step.what for step in plan(tmp_path).steps} == {"folded"}
-
-
-@pytest.mark.slow("exports a network that other tests use too")
-def test_what_is_seen_in_all_views_turns_with_the_vehicle() -> None:
-    """A frame that is turned by half shows the network that looks ahead what was behind."""
-    made, views = exported.looking(), ("front", "rear")
-    assert made.manifest.views == views
-    assert made.manifest.area.x == (-51.2, 51.2)
-    runtime, frame = Runtime(made.path), synthetic_frame("ego", RIG, 3)
-    ahead, behind = (runtime(frame.facing(view)).results["detection"].transformed(TURNS[view]) for view in views)
-    assert min(len(ahead), len(behind)) > 5
-    seen = runtime.step(frame).prediction.results["detection"]
-    turned = Runtime(made.path).step(frame.facing("rear")).prediction.results["detection"].transformed(TURNS["rear"])
-    parts = [[*each.scores.tolist()] for each in (ahead, behind, seen, turned)]
-    assert parts[2] == parts[3] == sorted(parts[2], reverse=True)
-    assert {*parts[2]} <= {*parts[0], *parts[1]}
-    assert len(parts[2]) > max(len(parts[0]), len(parts[1]))
-    np.testing.assert_allclose(seen.centers, turned.centers, atol=1e-9)
-    np.testing.assert_allclose(seen.rotations, turned.rotations, atol=1e-9)
-    np.testing.assert_allclose(seen.velocities, turned.velocities, atol=1e-9)
-
-
-def test_a_bundle_without_views_says_nothing_of_them_and_a_map_has_none(tmp_path: Path) -> None:
-    path = copy_bundle(tmp_path / "bundle")
-    written = (path / "manifest.json").read_bytes()
-    assert "views" not in json.loads(written)
-    assert Bundle.load(path).manifest.views == ()
-    exported.reseal(path, lambda manifest: manifest.update(views=["front", "rear"]))
-    with one_line_error("views: the task map cannot join them; leave them out"):
-        Runtime(path).step(synthetic_frame("ego", RIG, 3))
-    exported.reseal(path, lambda manifest: manifest.update(views=[]))
-    assert (path / "manifest.json").read_bytes() == written
 
 
 @pytest.mark.slow("exports three networks, which other tests use too")

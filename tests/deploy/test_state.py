@@ -36,12 +36,10 @@ from deploy.state import run_with_state
 from deploy.street import street_frame
 from deploy.tolerances import Precision
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.views import view_of, view_token
 from perception.frame import Conditions, Frame, Prediction
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.predict import TorchPredictor
 from perception.sensors.state import state_inputs
-from perception.tasks.task import join_views
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Arrays = dict[str, np.ndarray]
@@ -286,8 +284,8 @@ def test_a_golden_frame_in_between_leaves_the_state() -> None:
 def test_what_follows_an_output_that_is_not_finite_begins_anew() -> None:
     runtime, frames = Runtime(remembering().path), moving()
     runtime.step(frames[0])
-    (carried,) = runtime._states.values()
-    carried._state._arrays[carried._state._latest].fill(np.nan)
+    state = runtime._memory._state
+    state._arrays[state._latest].fill(np.nan)
     assert scores(runtime.step(frames[1]).prediction) != scores(runtime(frames[1]))
     assert scores(runtime.step(frames[2]).prediction) == scores(runtime(frames[2]))
 
@@ -364,27 +362,3 @@ def test_the_state_is_compared_as_far_as_it_may_differ() -> None:
     require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 0.9 * most}, "engine", allowed)
     with pytest.raises(WrongEngine, match=f"{NEXT_STATE} is off by"):
         require_agreement(frame.outputs, {**frame.outputs, NEXT_STATE: state + 1.1 * most}, "engine", allowed)
-
-
-@pytest.mark.slow("exports a network that other tests use too")
-def test_each_view_of_a_vehicle_has_a_state_of_its_own() -> None:
-    """The joined detections are those of two networks that look one way each."""
-    made = looking()
-    runtime, frames = Runtime(made.path), moving(3)
-    found = [runtime.step(frame).prediction for frame in frames]
-    manifest, parts = runtime.bundle.manifest, {}
-    for view in manifest.views:
-        source: Any = SimpleNamespace(frame=lambda token, reads, view=view: frames[int(token[0])].facing(view))
-        tokens = [view_token(frame.token, view) for frame in frames]
-        parts[view] = [each for _, each in runtime.predictions(source, runtime.bundle.spec.reads, tokens)]
-    for i, whole in enumerate(found):
-        joined = join_views(manifest.heads, {view: each[i] for view, each in parts.items()})
-        assert scores(whole) == scores(joined)
-        assert len(scores(whole)) > 5
-    assert scores(found[2]) != scores(Runtime(made.path).step(frames[2]).prediction)
-    other = Runtime(remembering().path)  # whose manifest has no views, as `evaluate --views` may see it
-    source = SimpleNamespace(frame=lambda token, reads: frames[int(token[0])].facing(view_of(token)))
-    tokens = [view_token(frame.token, view) for frame in frames for view in manifest.views]
-    mixed = [scores(each) for _, each in other.predictions(source, other.bundle.spec.reads, tokens)]
-    apart = [[*other.predictions(source, other.bundle.spec.reads, tokens[i::2])] for i in range(2)]
-    assert [mixed[0::2], mixed[1::2]] == [[scores(prediction) for _, prediction in each] for each in apart]

@@ -187,9 +187,9 @@ def remembering() -> Bundle:
 
 @cache
 def looking() -> Bundle:
-    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone; it runs for two views of each frame."""
+    """The bundle of `nano` with a memory, on a grid ahead of the vehicle alone."""
     content = modular("looking", [MEMORY]).model_dump(mode="json")
-    content["grid"]["x"], content["data"]["views"] = [0.0, 51.2], ["front", "rear"]
+    content["grid"]["x"] = [0.0, 51.2]
     del content["tasks"]["map"]
     run = checkpoint_of(parse_config(content, "looking"), seed=1, spread=0.1)
     return Bundle.load(once("looking", lambda out: export(run, out, console=QUIET)))

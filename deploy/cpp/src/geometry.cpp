@@ -75,16 +75,4 @@ Matrix34 image_from_reference(const Camera &camera, const Matrix4 &global_from_r
     return multiply(camera.intrinsics, rows);
 }
 
-void facing(const Frame &frame, std::string_view view, Frame &turned, std::vector<float> &points) {
-    turned = frame;
-    if (view == "front") return;
-    points.assign(frame.points, frame.points + 5 * frame.point_count);
-    for (size_t i = 0; i < points.size(); i += 5) {  // sums of products in Python: no zero of theirs is negative
-        points[i] = -points[i] + 0.0F, points[i + 1] = -points[i + 1] + 0.0F, points[i + 2] += 0.0F;
-    }
-    turned.points = points.data();
-    constexpr Matrix4 kRear = {-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};
-    turned.global_from_reference = multiply(frame.global_from_reference, inverse(kRear));
-}
-
 }  // namespace tessera

@@ -47,8 +47,4 @@ struct Frame {
     std::vector<Camera> cameras;
 };
 
-// Sets `turned` to the frame with its reference turned about z, so that x points to the view: front or rear. Its points
-// lie in `points`, all else that it points to where that of the frame lies.
-void facing(const Frame &frame, std::string_view view, Frame &turned, std::vector<float> &points);
-
 }  // namespace tessera

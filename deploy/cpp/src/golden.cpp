@@ -284,7 +284,7 @@ Array inflated(const Array &packed, const Shape &shape) {
 
 // TASK/NAME of the stored predictions that the decoded outputs do not give.
 std::vector<std::string> differing_predictions(const GoldenFrame &golden, const Manifest &manifest) {
-    Results results;
+    Arrays results;
     Decoder(manifest).decode(crowd(golden.outputs, manifest), results);
     std::vector<std::string> off;
     const auto compare = [&](const std::string &name, const Array &expected, const Array &actual) {
@@ -292,7 +292,7 @@ std::vector<std::string> differing_predictions(const GoldenFrame &golden, const 
     };
     for (const std::string &task : manifest.tasks) {
         const auto stored = [&](const char *name) -> const Array & { return golden.prediction.at(task + "/" + name); };
-        const auto found = [&](const char *name) -> const Array & { return results.arrays.at(task + "/" + name); };
+        const auto found = [&](const char *name) -> const Array & { return results.at(task + "/" + name); };
         if (task == "detection") {
             for (const char *name : {"centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores"})
                 compare(task + "/" + name, stored(name), found(name));

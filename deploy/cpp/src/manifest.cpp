@@ -12,12 +12,12 @@ namespace {
 
 constexpr int kSchema = 12, kLargest = 1'000'000;
 const std::set<std::string> kKeys = {
-    "precision",      "blocks",         "opset",    "tolerances", "inputs", "outputs",   "routes",
-    "folded",         "inline",         "banked",   "parameters", "flops",  "operators", "state",
-    "sha256",         "name",           "release",  "expires",    "signer", "builds",    "structure_sha256",
-    "preprocessing",  "schema_version", "taxonomy", "rig",        "grid",   "head_grid", "views",
-    "postprocessing", "steering",       "lidar",    "camera",     "tasks",  "modules",   "apart",
-    "golden",         "origin",         "files",
+    "precision",     "blocks",         "opset",    "tolerances", "inputs",  "outputs",   "routes",
+    "folded",        "inline",         "banked",   "parameters", "flops",   "operators", "state",
+    "sha256",        "name",           "release",  "expires",    "signer",  "builds",    "structure_sha256",
+    "preprocessing", "schema_version", "taxonomy", "rig",        "grid",    "head_grid", "postprocessing",
+    "steering",      "lidar",          "camera",   "tasks",      "modules", "apart",     "golden",
+    "origin",        "files",
 };
 
 // A value of the manifest, with its place for messages.
@@ -166,9 +166,6 @@ Manifest read_fields(const Value &value, Numbers &numbers) {
     value["expires"].require(read.expires.empty() || parse_time(read.expires), "input should be a valid datetime");
     value("signer", read.signer);
     for (const auto &[kind, values] : value["taxonomy"]["conditions"].members()) values.read(read.condition_values);
-    bool front = true;
-    if (value.has("views"))
-        for (const Value &view : value("views", read.views)["views"].items()) view.read(front, "front", "rear");
     for (const auto &[task, config] : value["tasks"].members()) read.tasks.push_back(task);
     read_preprocessing(value["preprocessing"], read.preprocessing);
     for (const auto &[fact, input] : value["steering"]["sensors"].members())

@@ -80,7 +80,7 @@ struct Manifest {
     int64_t release = 0;
     std::string expires;  // as in the file; empty: never
     std::vector<TensorInfo> inputs, outputs;
-    std::vector<std::string> routes, folded, apart, views;
+    std::vector<std::string> routes, folded, apart;
     std::vector<Module> banked;
     std::optional<StateInfo> state;
     Preprocessing preprocessing;

@@ -6,12 +6,7 @@
 
 namespace tessera {
 
-Footprint footprint(double x, double y, double width, double length, double sine, double cosine) {
-    const double scale = std::sqrt(sine * sine + cosine * cosine);
-    const double reach = std::sqrt(width * width + length * length) / 2;
-    if (!(scale > 0)) return {x, y, width, length, 0, 1, reach};
-    return {x, y, width, length, sine / scale, cosine / scale, reach};
-}
+namespace {
 
 // Clips the polygon to the first box by clamping it in that box's frame, as the Python function, and adds in numpy's
 // order.
@@ -58,12 +53,23 @@ double rotated_iou(const Footprint &one, const Footprint &other) {
     return both > 0 ? shared / both : 0;
 }
 
+// Whether the IoU is `largest` or more.
 bool overlap(const Footprint &one, const Footprint &other, double largest) {
     const double x = other.x - one.x, y = other.y - one.y, reach = other.reach + one.reach;
     return x * x + y * y < reach * reach && rotated_iou(one, other) >= largest;
 }
 
-namespace {
+// Marks those of n boxes, best first, that a better remaining one suppresses, and those behind the first `most` others.
+template <typename Suppresses>
+void greedy(size_t n, size_t most, const Suppresses &suppresses, std::vector<uint8_t> &gone) {
+    gone.assign(n, 0);
+    for (size_t i = 0, kept = 0; i < n; ++i) {
+        if (kept == most) gone[i] = 1;
+        if (gone[i]) continue;
+        ++kept;
+        for (size_t k = i + 1; k < n; ++k) gone[k] = gone[k] || suppresses(i, k);
+    }
+}
 
 template <typename T>
 T value_or(const Json &settings, const char *name, const T &otherwise) {
@@ -71,6 +77,13 @@ T value_or(const Json &settings, const char *name, const T &otherwise) {
 }
 
 }  // namespace
+
+Footprint footprint(double x, double y, double width, double length, double sine, double cosine) {
+    const double scale = std::sqrt(sine * sine + cosine * cosine);
+    const double reach = std::sqrt(width * width + length * length) / 2;
+    if (!(scale > 0)) return {x, y, width, length, 0, 1, reach};
+    return {x, y, width, length, sine / scale, cosine / scale, reach};
+}
 
 Suppressor::Suppressor(const Json &settings)
     : threshold_(settings.at("threshold").get<float>()),

@@ -17,23 +17,6 @@ struct Footprint {
 // The heading of sine and cosine times any positive factor; 0 0 is ahead.
 Footprint footprint(double x, double y, double width, double length, double sine, double cosine);
 
-double rotated_iou(const Footprint &one, const Footprint &other);
-
-// Whether the IoU is `largest` or more.
-bool overlap(const Footprint &one, const Footprint &other, double largest);
-
-// Marks those of n boxes, best first, that a better remaining one suppresses, and those behind the first `most` others.
-template <typename Suppresses>
-void greedy(size_t n, size_t most, const Suppresses &suppresses, std::vector<uint8_t> &gone) {
-    gone.assign(n, 0);
-    for (size_t i = 0, kept = 0; i < n; ++i) {
-        if (kept == most) gone[i] = 1;
-        if (gone[i]) continue;
-        ++kept;
-        for (size_t k = i + 1; k < n; ++k) gone[k] = gone[k] || suppresses(i, k);
-    }
-}
-
 // The boxes of one frame, each a row of `width` numbers: x y z, w l h, sine and cosine, and the velocity.
 struct Candidates {
     const float *boxes, *scores;

@@ -33,12 +33,12 @@ void change_each(const Arrays &outputs, Arrays &results, std::string_view name, 
 }
 
 // Best first. By score and place, because std::stable_sort allocates memory.
-void sort(Boxes &boxes) {
+void sort(std::vector<Box> &boxes) {
     std::sort(boxes.begin(), boxes.end(),
               [](const Box &a, const Box &b) { return a.score != b.score ? a.score > b.score : a.place < b.place; });
 }
 
-void write(const Boxes &boxes, Arrays &results) {
+void write(const std::vector<Box> &boxes, Arrays &results) {
     const int64_t n = static_cast<int64_t>(boxes.size());
     double *centers = fill_in<double>(results, "detection/centers", {n, 3}),
            *sizes = fill_in<double>(results, "detection/sizes", {n, 3}),
@@ -77,7 +77,7 @@ int64_t count_not_finite(const Array &output) {
 
 }  // namespace
 
-int64_t Decoder::decode_detections(const Arrays &outputs, Boxes &boxes) {
+int64_t Decoder::decode_detections(const Arrays &outputs, Arrays &results) {
     const Array &scores = output(outputs, "detection/scores"), &given = output(outputs, "detection/boxes"),
                 &labels = output(outputs, "detection/labels"), &attributes = output(outputs, "detection/attributes");
     const size_t n = of_frame(scores), group = scores.shape().back(), width = given.shape().back();
@@ -98,12 +98,13 @@ int64_t Decoder::decode_detections(const Arrays &outputs, Boxes &boxes) {
         nms_->run(all, first, first + group, static_cast<int64_t>(first / group), kept_);
     }
     for (size_t i = 0; !nms_ && i < n; ++i) kept_.push_back(i);
-    boxes.clear();
+    boxes_.clear();
     for (size_t i : kept_) {
-        if (scores_[i] >= 0) boxes.push_back(box(all, i, *velocity_, integer_at(attributes, i), boxes.size()));
+        if (scores_[i] >= 0) boxes_.push_back(box(all, i, *velocity_, integer_at(attributes, i), boxes_.size()));
     }
-    sort(boxes);
-    if (nms_ && boxes.size() > nms_->total()) boxes.resize(nms_->total());
+    sort(boxes_);
+    if (nms_ && boxes_.size() > nms_->total()) boxes_.resize(nms_->total());
+    write(boxes_, results);
     return left_out;
 }
 
@@ -126,23 +127,18 @@ Decoder::Decoder(const Manifest &manifest) {
     }
 }
 
-void Decoder::decode(const Arrays &outputs, Results &results) {
-    Arrays &arrays = results.arrays;
-    int64_t boxes_left_out = 0;
-    if (velocity_) {
-        boxes_left_out = decode_detections(outputs, results.boxes);
-        write(results.boxes, arrays);
-    }
-    if (limit_) decode_conditions(outputs, arrays);
-    if (none_) decode_points(outputs, arrays);
-    if (levels_) decode_voxels(outputs, arrays);
+void Decoder::decode(const Arrays &outputs, Arrays &results) {
+    const int64_t boxes_left_out = velocity_ ? decode_detections(outputs, results) : 0;
+    if (limit_) decode_conditions(outputs, results);
+    if (none_) decode_points(outputs, results);
+    if (levels_) decode_voxels(outputs, results);
     if (map_) {
-        change_each<float>(outputs, arrays, "map/probabilities", shape_,
+        change_each<float>(outputs, results, "map/probabilities", shape_,
                            [](float p) { return std::isfinite(p) ? p : kNan; });
     }
     const auto of_task = [](const std::string &name) { return name.find('/') != std::string::npos; };
     const auto count = std::count_if(outputs.begin(), outputs.end(), [&](auto &each) { return of_task(each.first); });
-    int64_t *not_finite = fill_in<int64_t>(arrays, "not_finite", {count});
+    int64_t *not_finite = fill_in<int64_t>(results, "not_finite", {count});
     for (const auto &[name, array] : outputs) {
         if (name == "detection/boxes") *not_finite++ = boxes_left_out;
         else if (name.compare(0, 10, "detection/") == 0) *not_finite++ = 0;
@@ -187,50 +183,6 @@ void Decoder::decode_voxels(const Arrays &outputs, Arrays &results) {
     for (const char *name : {"occupancy/occupied", "occupancy/others"}) {
         change_each<float>(outputs, results, name, shape_, rounded);
     }
-}
-
-ViewJoiner::ViewJoiner(const Manifest &manifest) {
-    const Json &tasks = manifest.postprocessing;
-    if (tasks.contains("detection")) one_object_ = tasks["detection"].at("one_object").get<double>();
-}
-
-void ViewJoiner::join(const std::vector<std::string> &views, const std::vector<Results> &results, Arrays &joined) {
-    boxes_.clear(), outlines_.clear();
-    const auto outputs = static_cast<int64_t>(output(results[0].arrays, "not_finite").size());
-    auto *not_finite = fill_in<int64_t>(joined, "not_finite", {outputs});
-    std::fill_n(not_finite, outputs, 0);
-    for (size_t view = 0; view < views.size(); ++view) {
-        const double sign = views[view] == "rear" ? -1 : 1, signs[3] = {sign, sign, 1};  // of x, y, z
-        for (Box box : results[view].boxes) {
-            // Sums of products in Python: no zero of theirs is negative, and a velocity is known or not as a whole.
-            const double unknown = box.velocity[0] + box.velocity[1];
-            for (int axis : {0, 1, 2}) {
-                box.center[axis] = signs[axis] * box.center[axis] + 0.0;
-                box.velocity[axis] = std::isnan(unknown) ? unknown : signs[axis] * box.velocity[axis] + 0.0;
-            }
-            for (int k = 0; k < 9; ++k) box.rotation[k] = signs[k / 3] * box.rotation[k] + 0.0;
-            box.place = boxes_.size();
-            boxes_.push_back(box);
-        }
-        const auto *own = output(results[view].arrays, "not_finite").data<int64_t>();
-        for (int64_t i = 0; i < outputs; ++i) not_finite[i] += own[i];
-    }
-    sort(boxes_);
-    for (const Box &box : boxes_) {  // the heading is made a unit vector twice, as in Python
-        const Footprint unit = footprint(0, 0, 0, 0, box.rotation[3], box.rotation[0]);
-        outlines_.push_back(footprint(box.center[0], box.center[1], box.size[0], box.size[1], unit.sine, unit.cosine));
-    }
-    const auto same = [this](size_t i, size_t k) {
-        return boxes_[i].label == boxes_[k].label && overlap(outlines_[i], outlines_[k], one_object_);
-    };
-    gone_.assign(boxes_.size(), 0);
-    if (views.size() > 1) greedy(boxes_.size(), boxes_.size(), same, gone_);
-    size_t kept = 0;
-    for (size_t i = 0; i < boxes_.size(); ++i) {
-        if (!gone_[i]) boxes_[kept++] = boxes_[i];
-    }
-    boxes_.resize(kept);
-    write(boxes_, joined);
 }
 
 bool all_finite(const Arrays &outputs) {

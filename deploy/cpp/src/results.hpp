@@ -16,9 +16,8 @@ struct Box {
     int64_t label, attribute;
     size_t place;  // by which equal scores are in order
 };
-using Boxes = std::vector<Box>;
 
-// Results of the first frame of a batch, TASK/NAME, as `to_prediction` of perception/tasks/task.py:
+// Makes the results of the first frame of a batch, TASK/NAME, as `to_prediction` of perception/tasks/task.py:
 //   detection/  centers (N, 3), sizes (N, 3), rotations (N, 3, 3), velocities (N, 3), scores (N) float64;
 //               labels (N), attributes (N) int64; best first
 //   map/        probabilities (layers, rows, columns) float32
@@ -26,19 +25,14 @@ using Boxes = std::vector<Box>;
 //   occupancy/  classes uint8, occupied, others float32 (levels, rows, columns), free (360) float32
 //   conditions/ probabilities (values) float64, in the order of the taxonomy; 0 long if one of them is not finite
 //   not_finite  (outputs) int64, by the outputs' names: numbers that are NaN or infinite, or detections with one
-struct Results {
-    Arrays arrays;
-    Boxes boxes;  // the detections
-};
-
 class Decoder {
    public:
     explicit Decoder(const Manifest &manifest);
-    void decode(const Arrays &outputs, Results &results);
+    void decode(const Arrays &outputs, Arrays &results);
 
    private:
     // Returns how many were left out, because a number of the box or its score is not finite.
-    int64_t decode_detections(const Arrays &outputs, Boxes &boxes);
+    int64_t decode_detections(const Arrays &outputs, Arrays &results);
     void decode_conditions(const Arrays &outputs, Arrays &results) const;
     void decode_points(const Arrays &outputs, Arrays &results) const;
     void decode_voxels(const Arrays &outputs, Arrays &results);
@@ -53,21 +47,7 @@ class Decoder {
     Shape shape_;                  // buffers
     std::vector<float> scores_;
     std::vector<size_t> kept_;
-};
-
-// Joins the detections of a frame's views, each in its own frame of reference, as `join_views` of
-// perception/tasks/detection/task.py; other tasks cannot join theirs.
-class ViewJoiner {
-   public:
-    explicit ViewJoiner(const Manifest &manifest);
-    // views: of each of the results, front or rear.
-    void join(const std::vector<std::string> &views, const std::vector<Results> &results, Arrays &joined);
-
-   private:
-    double one_object_ = 1;  // least IoU of detections of one object in two views
-    Boxes boxes_;
-    std::vector<Footprint> outlines_;
-    std::vector<uint8_t> gone_;
+    std::vector<Box> boxes_;
 };
 
 // Whether all numbers of the outputs are finite.

@@ -101,7 +101,6 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
     : bundle_(Bundle::open(path, trust)),
       admitter_(bundle_.manifest()),
       preprocessor_(bundle_.manifest()),
-      joiner_(bundle_.manifest()),
       inputs_(no_sensors(bundle_.manifest())) {
     const Manifest &manifest = bundle_.manifest();
     // All networks stay open, so that switching takes no time.
@@ -109,22 +108,17 @@ Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const En
         open_network(bundle_, bundle_.routes().empty() ? "base" : manifest.routes.at(0), options, inputs_));
     for (const std::string &route : manifest.apart)
         networks_.push_back(open_network(bundle_.routes().at(route), route, options, inputs_));
-    views_ = manifest.views.empty() ? std::vector<std::string>{"front"} : manifest.views;
-    results_.resize(views_.size());
     // Networks for other routes may have no memory; those that have one have the same.
     for (Network &network : networks_) {
         const Bundle &own = *network.bundle;
-        for (const std::string &task : own.manifest().tasks)
-            if (!manifest.views.empty() && task != "detection")
-                throw refused(own.path().string(), ": views: the task ", task, " cannot join them; leave them out");
         const auto require = [&own](bool same, const char *what) {
             if (!same)
                 throw refused((own.path() / "manifest.json").string(), ": ", what,
                               " than that of the bundle's other networks; export the bundle again");
         };
         if (const std::optional<StateInfo> &state = own.manifest().state) {
-            require(carried_.empty() || state->shape == next_state_.shape(), "state: has another shape");
-            while (carried_.size() < views_.size()) carried_.emplace_back(network.engine->new_state(), own.manifest());
+            require(!carried_ || state->shape == next_state_.shape(), "state: has another shape");
+            if (!carried_) carried_.emplace(network.engine->new_state(), own.manifest());
             next_state_ = Array(TESSERA_FLOAT32, state->shape);
         }
         // Cells of another grid may lie outside of the network's.
@@ -156,25 +150,7 @@ void Runtime::step(Frame &frame, const Conditions &conditions) {
     // The state cannot be moved to where the frame is, nor that of the frame to the next one.
     if (!placed) forget();
     Network &network = select(conditions);
-    if (before != &network)
-        for (Results &each : results_) each.arrays.clear();  // the other network may have other tasks
-    for (size_t view = 0; view < views_.size(); ++view) {
-        if (views_.size() > 1 || views_[view] != "front") {
-            facing(frame, views_[view], turned_, turned_points_);
-            moment_.global_from_reference = turned_.global_from_reference;
-            perceive(network, turned_, conditions, view);
-        } else {
-            perceive(network, frame, conditions, view);
-        }
-        if (view == 0 && inputs_.count("route")) route_ = inputs_.at("route");
-    }
-    if (!bundle_.manifest().views.empty()) joiner_.join(views_, results_, joined_);
-    if (!placed) forget();
-    latest_ = &network;
-    if (before != &network) list_names();
-}
-
-void Runtime::perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view) {
+    if (before != &network) results_.clear();  // the other network may have other tasks
     const Manifest &manifest = network.bundle->manifest();
     {
         Stage stage(preprocess);
@@ -183,20 +159,22 @@ void Runtime::perceive(Network &network, const Frame &frame, const Conditions &c
     }
     {
         Stage stage(engine);
-        Carried *carried = carried_.empty() ? nullptr : &carried_[view];
-        const bool remembers = carried && manifest.state;
+        const bool remembers = carried_ && manifest.state;
         outputs_ =
-            remembers ? &carried->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
-        if (carried && !manifest.state) carried->forget();
+            remembers ? &carried_->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
+        if (!remembers) forget();
     }
     {
         Stage stage(postprocess);
-        network.decoder.decode(*outputs_, results_[view]);
+        network.decoder.decode(*outputs_, results_);
     }
+    if (!placed) forget();
+    latest_ = &network;
+    if (before != &network) list_names();
 }
 
 void Runtime::forget() {
-    for (Carried &carried : carried_) carried.forget();
+    if (carried_) carried_->forget();
 }
 
 void Runtime::restart() {
@@ -207,8 +185,7 @@ void Runtime::restart() {
 void Runtime::list_names() {
     const Manifest &manifest = latest_->bundle->manifest();
     names_.clear();
-    for (const auto &[name, array] : bundle_.manifest().views.empty() ? results_[0].arrays : joined_)
-        names_.push_back(name);
+    for (const auto &[name, array] : results_) names_.push_back(name);
     for (const TensorInfo &input : manifest.inputs)
         if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
     if (manifest.state) names_.push_back(manifest.state->output);
@@ -220,11 +197,11 @@ void Runtime::list_names() {
 const Array *Runtime::find(std::string_view name) const {
     if (!latest_) return nullptr;
     const std::string_view in = "inputs/", out = "outputs/";
-    const Arrays *arrays = bundle_.manifest().views.empty() ? &results_[0].arrays : &joined_;
+    const Arrays *arrays = &results_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
     else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) {
-        carried_.back().read(next_state_);  // of the latest view
+        carried_->read(next_state_);
         return &next_state_;
     }
     if (!arrays) return nullptr;
@@ -242,7 +219,7 @@ std::optional<float> Runtime::weight(std::string_view module) const {
             if (name == module) found = std::max(found.value_or(0), runs ? 1.0F : 0.0F);
         for (size_t i = 0; i < manifest.banked.size(); ++i)
             if (manifest.banked[i].name == module)
-                found = std::max(found.value_or(0), runs ? route_.data<float>()[i] : 0.0F);
+                found = std::max(found.value_or(0), runs ? inputs_.at("route").data<float>()[i] : 0.0F);
     }
     return found;
 }

@@ -72,23 +72,15 @@ class Runtime {
    private:
     void forget();
     Network &select(const Conditions &known);
-    // Runs one view of a frame; its results are in results_[view].
-    void perceive(Network &network, const Frame &frame, const Conditions &conditions, size_t view);
     void list_names();
 
     Bundle bundle_;
     std::vector<Network> networks_;
     Admitter admitter_;
     Preprocessor preprocessor_;
-    ViewJoiner joiner_;
-    std::vector<std::string> views_;  // one, if the network looks around
-    std::vector<Carried> carried_;    // by view; none without a memory
-    std::vector<Results> results_;    // by view
-    Frame turned_;                    // a frame in a view, and its points
-    std::vector<float> turned_points_;
+    std::optional<Carried> carried_;  // none without a memory
     Network *latest_ = nullptr;
-    Arrays inputs_, joined_;
-    Array route_;  // of the first view
+    Arrays inputs_, results_;
     const Arrays *outputs_ = nullptr;
     mutable Array next_state_;  // read when it is asked for, since it stays where the engine computes
     Moment moment_;

@@ -90,18 +90,11 @@ class DetectionMetric(Metric[Boxes]):
         return {"truth": {"boxes": rows, "bike_racks": list(frame.truth.get("bicycle_racks", ()))}}
 
     def details(self, frame: Frame, result: Boxes) -> dict[str, Any]:
-        """As of a frame of `recorded`, and the `pose` (4, 4) of the vehicle in the global frame.
-
-        For a network that sees views, `left_out` is the number of annotations outside of all of them, by class.
-        """
+        """As of a frame of `recorded`, and the `pose` (4, 4) of the vehicle in the global frame."""
         pose = frame.global_from_ego
         found = BoxColumns.of_frame(select_submitted(frame, result, self.taxonomy))
         counted = self._scored(self.counts(frame, result)["truth"], pose[:2, 3])
         counted["boxes"] = found.counted(pose[None, :2, 3], counted["racks"], self.taxonomy)
-        rest: Boxes | None = frame.truth.get("boxes_left_out")
-        if rest is not None:
-            unseen = BoxColumns.of_frame(rest).counted(pose[None, :2, 3], counted["racks"], self.taxonomy)
-            counted["left_out"] = np.bincount(unseen.labels, minlength=len(self.taxonomy.classes))
         return {**counted, "pose": pose}
 
     def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> list[dict[str, Any] | None]:
@@ -176,8 +169,6 @@ class DetectionMetric(Metric[Boxes]):
         And under the devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
         `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
         undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
-        For a network that sees views, `left_out` is the number of objects, by class, that would be scored if a view
-        covered them.
         """
         _, _, matched = self._match_whole(counts)
         names, scores = self.taxonomy.class_names, matched.score()
@@ -185,7 +176,6 @@ class DetectionMetric(Metric[Boxes]):
         aps, errors, mean_errors = scores.class_aps[0], scores.errors[0], scores.mean_errors[0]
         return strict(
             {
-                **self._count_left_out(counts),
                 "mAP": scores.mean_ap[0],
                 "NDS": scores.nds[0],
                 "mAP_present": aps[present].mean() if present.any() else None,
@@ -207,12 +197,6 @@ class DetectionMetric(Metric[Boxes]):
             }
         )
 
-    def _count_left_out(self, counts: Sequence[Counts]) -> dict[str, Any]:
-        if not all("left_out" in each for each in counts):
-            return {}
-        numbers = sum(each["left_out"] for each in counts).tolist()
-        return {"left_out": dict(zip(self.taxonomy.class_names, numbers, strict=True))}
-
     def curves(self, counts: Sequence[Counts]) -> list[Curve]:
         """Precision by recall of each annotated class at each matching distance, as in the devkit."""
         return precision_recall(self._match_whole(counts)[2], self.taxonomy)
@@ -228,8 +212,6 @@ class DetectionMetric(Metric[Boxes]):
         from rich.table import Table
 
         summary = "  ".join(f"{key} {format_number(scores[key])}" for key in ("mAP", "NDS", "mAP_present"))
-        if "left_out" in scores:
-            summary += f"\n{sum(scores['left_out'].values())} objects are outside of what the network sees: left out"
         table = Table(title=summary, show_footer=True)
         table.add_column("class", footer="mean")
         table.add_column("boxes", str(sum(scores["ground_truth"].values())), justify="right")

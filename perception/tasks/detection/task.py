@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.frame import TURNS, Boxes, Frame, View
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.devkit import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.metric import WITHIN, DetectionMetric
-from perception.tasks.detection.nms import footprints, non_maximum_suppression, rotated_nms
+from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
@@ -26,7 +26,6 @@ from perception.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
-_ONE_OBJECT = 0.2  # least IoU of detections of one object in two views
 _PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
 
 
@@ -107,21 +106,10 @@ class DetectionTask(Task[Boxes]):
         )
 
     def postprocessing(self) -> dict[str, Any]:
-        """NMS, None without one; whether the outputs have velocities; the IoU from which two views see one object."""
+        """NMS, None without one; whether the outputs have velocities."""
         nms = self.config.nms
         suppression = nms and nms.model_dump(mode="json")
-        return {"suppression": suppression, "velocity": self._knows_velocity, "one_object": _ONE_OBJECT}
-
-    def join_views(self, results: Mapping[View, Boxes]) -> Boxes:
-        """The detections of all views, best score first; of those of one object that two views see, the best."""
-        boxes = Boxes.joined(*(each.transformed(TURNS[view]) for view, each in results.items()))
-        boxes = boxes.select(np.argsort(-boxes.scores, kind="stable"))
-        if len(results) == 1:
-            return boxes
-        outlines = footprints(np.concatenate([boxes.centers, boxes.sizes, boxes.headings], axis=1))
-        parts = [np.flatnonzero(boxes.labels == label) for label in np.unique(boxes.labels)]
-        kept = [own[rotated_nms(outlines[own], _ONE_OBJECT)] for own in parts]
-        return boxes.select(np.sort(np.concatenate([np.zeros(0, np.int64), *kept])))
+        return {"suppression": suppression, "velocity": self._knows_velocity}
 
     @property
     def _knows_velocity(self) -> bool:

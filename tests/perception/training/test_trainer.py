@@ -18,7 +18,6 @@ from perception import config as c
 from perception.checkpoint import initialise, load_model, newest, provenance, save_model
 from perception.config import Config, Data, InitFrom, Schedule, Train, Validation
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.views import Views
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.tasks.conditions.task import ConditionsConfig
@@ -277,20 +276,6 @@ def test_a_score_may_be_undefined_on_the_first_keyframe(recorded, tmp_path: Path
     else:
         with pytest.raises(InputError, match=rf"{metric} is none of the scores NDS, mAP_present, map, samples, label"):
             validator.check(PerceptionModel(minimal()))
-
-
-def test_all_views_are_trained_and_validated(recorded: NuScenesTables, tmp_path: Path) -> None:
-    """The weights are those of a training on a data set that has each view as a keyframe of its own."""
-    validation = Validation(every=4, unit="steps", split="all", metric="mAP")
-    config = minimal(validation=validation)
-    config = config.model_copy(update={"data": Data(augment=None, views=("front", "rear"))})
-    weights = train(config, recorded, "all", tmp_path / "views") / "model.safetensors"
-    alike = train(minimal(), Views(recorded, ("front", "rear")), "all", tmp_path / "alike")
-    assert weights.read_bytes() == (alike / "model.safetensors").read_bytes()
-    front = train(minimal(), recorded, "all", tmp_path / "front")
-    assert weights.read_bytes() != (front / "model.safetensors").read_bytes()
-    scores = json.loads((tmp_path / "views" / "validation" / "metrics.json").read_text())
-    assert scores["samples"] == len(recorded.samples())
 
 
 def test_a_training_starts_from_parts_of_a_run(recorded: NuScenesTables, tmp_path: Path) -> None:
