@@ -1,10 +1,11 @@
 """`perception check` on real and simulated drives, healthy and damaged, and what it measures against closed forms."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import kitti_reference as kitti
 import numpy as np
@@ -19,7 +20,7 @@ from repository import ROOT
 from deploy.bundle import STATISTICS, Bundle, write_bundle
 from deploy.check import compare
 from deploy.runtime import Runtime
-from deploy.statistics import LENGTH, RUNS, Runs, measure, open_to_measure
+from deploy.statistics import LENGTH, RUNS, Runs, measure, open_to_measure, spread_frames
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
@@ -202,6 +203,25 @@ def test_runs_of_frames_are_spread_over_the_drive() -> None:
         assert chosen[0] == 0
         assert len(chosen) == frames or RUNS * LENGTH <= len(chosen) <= 2 * RUNS * LENGTH
         assert len(chosen) == frames or set(np.diff(starts)) == {frames // RUNS}
+
+
+class NumberedDrive:
+    """A drive whose frames are their numbers."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def frames(self, choice: Runs) -> Iterator[int]:
+        return (number for number in range(len(self)) if choice("drive", number))
+
+
+def test_the_first_frame_of_a_run_has_no_frame_before_it() -> None:
+    """Else the time between two runs would count as the time between two frames."""
+    drives: Any = [NumberedDrive()]
+    pairs = list(spread_frames(drives))
+    assert len(pairs) == RUNS * LENGTH
+    for number, (frame, before) in enumerate(pairs):
+        assert before == (None if number % LENGTH == 0 else frame - 1)
 
 
 def test_a_standing_vehicle_whose_cloud_is_turned_by_some_degrees(nuscenes_root: Path) -> None:

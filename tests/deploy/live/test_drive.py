@@ -419,10 +419,26 @@ def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
     assert drive.frames[-1]["outcome"] == "perceived"  # it goes on, and says so
 
 
+def test_a_loop_that_is_never_idle_runs_golden_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame takes longer than the next one needs to come."""
+    runtime, checked = Runtime(bundle().path, checks=False), list[float]()
+    perceive, began = runtime.perceive, list[float]()
+
+    def perceive_slowly(*given: Any) -> Any:
+        began.append(time.monotonic())
+        time.sleep(1.0 / RATE)
+        return perceive(*given)
+
+    monkeypatch.setattr(runtime, "perceive", perceive_slowly)
+    monkeypatch.setattr(runtime, "check", lambda: checked.append(time.monotonic()))
+    driving(log(), tmp_path, runtime, policy=Policy(golden=0.5, lateness=PATIENT))
+    assert [each for each in checked if began[0] < each < began[-1]]
+
+
 def test_a_policy_says_what_follows_from_a_status(tmp_path: Path) -> None:
-    policy = Policy(
-        sensors={"CAM_FRONT": {"any": "ignore"}, "CAM_*": {"missing": "mask"}, "LIDAR_TOP": {"missing": "stop"}}
-    )
+    """The status itself goes before `any`."""
+    cameras = {"CAM_FRONT": {"any": "ignore"}, "CAM_*": {"any": "warn", "missing": "mask"}}
+    policy = Policy(sensors={**cameras, "LIDAR_TOP": {"missing": "stop"}})
     gone = ("/lidar_top", FRONT, BACK)
     left = [each for each in log() if not each.topic.startswith(gone) or each.time < after(2.6)]
     drive = driving(left, tmp_path, policy=policy)
@@ -430,7 +446,8 @@ def test_a_policy_says_what_follows_from_a_status(tmp_path: Path) -> None:
     for state, sensor in (("DOWN", "LIDAR_TOP"), ("DEGRADED", "CAM_BACK")):
         assert 2.6 / RATE <= drive.watch.first(state, "sensor", sensor, "missing") < float("inf")
     assert not any(each.subject == "CAM_FRONT" for _, status in drive.watch.states for each in status.reasons)
-    assert {name for line in drive.frames for name in line["masked"]} == {"CAM_BACK"}
+    perceived = [line for line in drive.frames if line["outcome"] == "perceived"]
+    assert {name for line in perceived for name in line["masked"]} == {"CAM_BACK"}
 
 
 def test_a_masked_sensor_is_as_one_that_is_missing() -> None:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -150,6 +151,23 @@ def test_a_full_disk_ends_the_recording_and_not_the_drive(log: list[Sent], tmp_p
     read = recorded(path)
     assert read == [*(each for each in log[:20] if each.topic != "/odometry"), damaged, damaged][: len(read)]
     assert damaged in read
+
+
+def test_a_recording_may_be_larger_than_what_may_wait(
+    log: list[Sent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = next(each for each in log if each.topic == "/cam_front/image_rect_compressed")
+    large = front._replace(data=np.random.default_rng(0).bytes(MEGABYTE))
+    monkeypatch.setattr(record, "MOST_WAITING", 2 * MEGABYTE)
+    said, path = list[str](), tmp_path / "a.mcap"
+    recorder = Recorder(path, INFO, said.append)
+    for number in range(4):
+        recorder.tap(raw(large))
+        end = time.monotonic() + SECONDS
+        while path.stat().st_size <= number * MEGABYTE and time.monotonic() < end:  # it is not written yet
+            time.sleep(0.01)
+    recorder.close()
+    assert (recorded(path), said) == ([large] * 4, [])
 
 
 def test_a_disk_that_is_too_slow_ends_the_recording_with_what_was_in_time(

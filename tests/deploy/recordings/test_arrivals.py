@@ -193,6 +193,14 @@ def test_a_pose_of_a_wrong_time_leaves_no_later_frame_without_one(log: list[Sent
         assert_equal_frames(frame, wanted)
 
 
+def test_the_shortest_interval_says_whether_a_nearer_message_may_come() -> None:
+    """After intervals of 100 and 40 ms the next message may come in 40 ms."""
+    arrivals = Arrivals()
+    for stamp in (0, 100_000, 140_000):
+        arrivals.add("a", stamp, stamp)
+    assert [arrivals.is_settled("a", stamp, 140_000) for stamp in (150_000, 165_000)] == [True, False]
+
+
 def test_what_is_settled() -> None:
     """Of messages every 0.1 s, one 40 ms before a stamp is nearer to it than the next; of 50 ms before it is unknown.
     A clock that was set back begins anew."""

@@ -461,6 +461,24 @@ def picture(stamp: int, grey: int) -> Sent:
     return message("/eye", stamp, content)
 
 
+def test_keyframes_of_a_lidar_that_is_stamped_late(log: list[Sent], expected: list[Frame]) -> None:
+    """Its keyframes name sweeps, the earlier ones too, by these late stamps."""
+    late, sent = 70_000, list[Sent]()
+    for each in log:
+        if each.topic == LIDAR:
+            sent.append(edit(each, stamp=each.time + late))
+        elif each.topic == "/keyframe":
+            known = json.loads(TYPES.deserialize_cdr(each.data, each.type_name).data)
+            known |= {"stamp": known["stamp"] + late, "sweeps": [stamp + late for stamp in known["sweeps"]]}
+            sent.append(edit(each, data=json.dumps(known)))
+        else:
+            sent.append(each)
+    lidars = {"LIDAR_TOP": {"topic": LIDAR, "offset": -1e-6 * late}}
+    frames, _ = assemble(sent, nuscenes_topics(lidars=lidars))
+    assert_equal_drives(frames, expected)
+    assert all(len(np.unique(frame.sweep_of_point)) == 2 for frame in frames)
+
+
 def test_a_sensor_that_is_stamped_late_has_the_pose_of_its_exposure(tmp_path: Path) -> None:
     """Pictures 80 ms after the exposure, which is at the time of the sweep; the one before is stamped nearer to it.
 
