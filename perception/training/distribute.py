@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +17,14 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.io.distributed import processes
 from perception.model import PerceptionModel
-from perception.training.losses import Scope
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer counts as lost
 MAIN_PROCESS_TIMEOUT = timedelta(hours=12)  # that the others wait for the main process, such as for a validation
 
 
-def accelerator_of(model: PerceptionModel, scope: Scope, tables: Keyframes, tokens: Sequence[str]) -> Accelerator:
+def accelerator_of(
+    model: PerceptionModel, tasks: Collection[str], tables: Keyframes, tokens: Sequence[str]
+) -> Accelerator:
     """The accelerator of a training of the model on these keyframes.
 
     Raises:
@@ -34,7 +35,7 @@ def accelerator_of(model: PerceptionModel, scope: Scope, tables: Keyframes, toke
             raise InputError(f"accelerate launch: {name} is not supported; launch without it")
     modules = find_trained_modules(model)
     chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
-    changing = chooses or not always_run(model, scope, modules, tables, tokens)
+    changing = chooses or not always_run(model, tasks, modules, tables, tokens)
     # Parameters without a gradient are searched for in the graph of each pass only if they differ between passes.
     search = DistributedDataParallelKwargs(find_unused_parameters=changing, static_graph=bool(modules) and not changing)
     return Accelerator(
@@ -52,14 +53,12 @@ def find_trained_modules(model: PerceptionModel) -> set[str]:
 
 
 def always_run(
-    model: PerceptionModel, scope: Scope, modules: set[str], tables: Keyframes, tokens: Sequence[str]
+    model: PerceptionModel, tasks: Collection[str], modules: set[str], tables: Keyframes, tokens: Sequence[str]
 ) -> bool:
     """Whether all these modules run on every frame, for what is known before the frames are read."""
     if not modules <= model.bank.modules.keys():
         return False  # the attention of a Fuse block runs with the modules in it
-    known = set(scope.tasks)
-    if not scope.random_conditions:
-        known |= set.intersection(*(set(tables.conditions(token).known()) for token in tokens))
+    known = {*tasks} | set.intersection(*(set(tables.conditions(token).known()) for token in tokens))
     return all(model.bank.requirements(name) <= known for name in modules)
 
 

@@ -28,7 +28,7 @@ from perception.sensors.state import Limits
 from perception.training import optimize
 from perception.training.distribute import LongBarrier, accelerator_of, reduces_each_pass, report_lost_process
 from perception.training.loader import Batch, FrameDataset, batches
-from perception.training.losses import Losses, Scope
+from perception.training.losses import Losses
 from perception.training.monitor import TrainingLog, Validator
 from perception.training.objects import Objects, objects_of
 from perception.training.optimize import optimizer_of, schedule_of, set_momentum, statistics_kept, trained_modules
@@ -58,7 +58,7 @@ def fit(
     run: Path,
     resume: bool = False,
     earlier: Sequence[str] = (),
-    scope: Scope | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> Path:
     """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
@@ -68,7 +68,7 @@ def fit(
     Args:
         resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
-        scope: what of the model is computed; None for all tasks.
+        tasks: whose outputs and losses are computed; None for all.
 
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, a full disk, or
@@ -76,7 +76,7 @@ def fit(
     """
     _require_possible(model.config, run, resume)
     with report_lost_process(run):
-        training = _Training(model, scope or Scope(tuple(model.tasks)), tables, tokens, run, earlier)
+        training = _Training(model, tasks or tuple(model.tasks), tables, tokens, run, earlier)
         training.run_from(training.resume() if resume else 0)
         return training.finish()
 
@@ -87,7 +87,7 @@ class _Training:
     def __init__(
         self,
         model: PerceptionModel,
-        scope: Scope,
+        tasks: Sequence[str],
         tables: Keyframes,
         tokens: Sequence[str],
         run: Path,
@@ -97,7 +97,7 @@ class _Training:
         options = self.config.train
         self.data = (*earlier, describe_keyframes(tables, tokens))
         self.keyframes = sha256("\n".join(tokens).encode()).hexdigest()
-        self.accelerator = accelerator_of(model, scope, tables, tokens)
+        self.accelerator = accelerator_of(model, tasks, tables, tokens)
         self.reduces_each_pass = reduces_each_pass(self.accelerator)
         self.barrier = LongBarrier()
         set_seed(self.config.seed)
@@ -109,8 +109,8 @@ class _Training:
             tables,
             tokens,
             self.config,
-            scope.tasks,
-            self._objects(tables, tokens, scope),
+            tasks,
+            self._objects(tables, tokens, tasks),
             model.depth_cells(),
             trained_modules(model),
         )
@@ -126,16 +126,16 @@ class _Training:
         self.best = -math.inf  # score so far
         if options.sync_norm and self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)
-        self.losses = Losses(model, scope)
+        self.losses = Losses(model, tasks)
         self.parallel, self.optimizer = self.accelerator.prepare(self.losses, optimizer)
         self.main = self.accelerator.is_main_process
 
-    def _objects(self, tables: Keyframes, tokens: Sequence[str], scope: Scope) -> Objects | None:
+    def _objects(self, tables: Keyframes, tokens: Sequence[str], tasks: Sequence[str]) -> Objects | None:
         """The objects to paste, if configured and boxes are learned; one process builds the database.
 
         None are pasted into clips.
         """
-        paste, boxes = self.config.data.paste, any(self.model.tasks[name].ranked for name in scope.tasks)
+        paste, boxes = self.config.data.paste, any(self.model.tasks[name].ranked for name in tasks)
         if paste is None or not boxes or Limits.of(self.config.modules) is not None:
             return None
         folder = self.run / "objects" if paste.folder is None else Path(paste.folder)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from perception.frame import Conditions
-from perception.io.distributed import draw_locally, largest, processes, total
+from perception.io.distributed import largest, processes, total
 from perception.model import PerceptionModel, Trace
 from perception.modules.route import Route, Routes
 from perception.modules.routing.fixed import make_shared_routes
@@ -19,31 +18,16 @@ from perception.tasks.network import Loss
 Earlier = Sequence[tuple[dict[str, Tensor], Sequence[Conditions]]]  # inputs and conditions of frames, oldest first
 
 
-@dataclass(frozen=True)
-class Scope:
-    """What a training computes of a model.
-
-    Attributes:
-        tasks: whose outputs and losses are computed.
-        random_conditions: route each frame by random conditions instead of its own. Modules before the fusion change
-            the features from which conditions are recognised. If they ran only under their own conditions, the head
-            would learn to recognise the active module instead of the weather, and would latch.
-    """
-
-    tasks: tuple[str, ...]
-    random_conditions: bool = False
-
-
 class Losses(nn.Module):
     """Wraps forward pass and losses of a model in one module, so that DDP sees every parameter that trains.
 
     Args:
-        scope: what of the model is computed.
+        tasks: whose outputs and losses are computed.
     """
 
-    def __init__(self, model: PerceptionModel, scope: Scope) -> None:
+    def __init__(self, model: PerceptionModel, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.scope = model, scope
+        self.model, self.tasks = model, tuple(tasks)
         self.routes: list[Route] = []  # of the last pass
 
     def forward(
@@ -60,13 +44,10 @@ class Losses(nn.Module):
         Args:
             earlier: the frames before. They give the state, and have neither losses nor gradients.
         """
-        model, trace, bank = self.model, Trace(), self.model.bank
-        if self.scope.random_conditions:
-            conditions = random_conditions(bank.conditions, len(conditions))
-            earlier = [(each, conditions) for each, _ in earlier]
+        model, trace = self.model, Trace()
         if "state_valid" in inputs:
             inputs = {**inputs, "state": self._state(len(conditions), fill_clips(inputs, conditions, earlier))}
-        dense = model(inputs, conditions, self.scope.tasks, self._routes(inputs, conditions), trace)
+        dense = model(inputs, conditions, self.tasks, self._routes(inputs, conditions), trace)
         self.routes = trace.routes
         with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
             terms = model.losses(convert_to_fp32(dense | trace.supervised), labels)
@@ -86,7 +67,7 @@ class Losses(nn.Module):
     def _routes(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions]) -> Routes | None:
         """The routes of the frames of all processes; None for one process, which has those by conditions."""
         shared = processes() > 1 and self.model.bank.modules
-        return make_shared_routes(self.model.bank, inputs, conditions, self.scope.tasks) if shared else None
+        return make_shared_routes(self.model.bank, inputs, conditions, self.tasks) if shared else None
 
 
 def fill_clips(inputs: dict[str, Tensor], conditions: Sequence[Conditions], earlier: Earlier) -> Earlier:
@@ -106,16 +87,3 @@ def means(terms: Mapping[str, Loss]) -> dict[str, Tensor]:
     return {
         name: processes() * term.sums.sum() / count for (name, term), count in zip(terms.items(), counts, strict=True)
     }
-
-
-def random_conditions(kinds: Mapping[str, Sequence[str]], frames: int) -> list[Conditions]:
-    """Random conditions for the frames of this process: one value of each kind."""
-
-    def draw(count: int) -> Tensor:
-        return torch.tensor([[int(torch.randint(len(values), ())) for values in kinds.values()] for _ in range(count)])
-
-    places = draw_locally(draw, frames).tolist()
-    return [
-        Conditions(**{kind: values[i] for (kind, values), i in zip(kinds.items(), frame, strict=True)})
-        for frame in places
-    ]

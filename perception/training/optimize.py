@@ -25,7 +25,6 @@ from perception.modules.base import is_base_key
 from perception.sensors.inputs import InputSpec
 from perception.tasks.network import FittedNetwork
 from perception.taxonomy import SENSORS
-from perception.training.losses import Scope
 
 
 def joint(model: PerceptionModel) -> None:
@@ -51,11 +50,10 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
     model.added.requires_grad_(False).eval()
 
 
-def train_added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> Scope:
+def train_added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> None:
     """Train only the head of an added task and its own modules."""
     post_hoc(model, modules)
     model.added[task].requires_grad_(True).train()
-    return Scope((task,), model.tasks[task].random_routes)
 
 
 def freeze(model: PerceptionModel, factors: Mapping[str, float]) -> None:
@@ -101,10 +99,15 @@ def lacking(facts: Sequence[str]) -> list[str]:
 
 
 def require_reachable(model: PerceptionModel, module: str) -> None:
-    """Raise InputError if no training frame has the sensors that the module requires, or lacks them.
+    """Raise InputError if a module trains nothing: its slots reach none of its tasks, or no training frame has the
+    sensors that it requires, or lacks them.
 
     All have one of the network's sensors at least, but where a memory trains: its clips may end without any.
     """
+    tasks = model.tasks.keys() & model.bank.requirements(module)
+    if tasks and not any(model.reaches(slot, task) for slot in model.bank.at(module) for task in tasks):
+        names = " and ".join(sorted(tasks))
+        raise InputError(f"module {module}: runs for {names} alone, which none of its slots reaches; change its slots")
     own = [BRANCHES[branch] for branch in InputSpec.of(model.config).sensors]
     required = {fact for fact in model.bank.requirements(module) if fact.removeprefix("no-") in SENSORS}
     left = [sensor for sensor in own if f"no-{sensor}" not in required]

@@ -118,7 +118,7 @@ def test_numbers_that_are_not_finite_are_counted_as_in_python(tmp_path: Path) ->
             each.reshape(-1)[rng.integers(each.size, size=5)] = [np.nan, np.inf, -np.inf, np.nan, np.inf]
     add_recorded_plan(copied, [*runs, wrong], repeated=len(runs))
     expected = to_prediction(copied.manifest.heads, wrong).not_finite
-    assert len(expected) == 7
+    assert len(expected) == 8
     plugin = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
     with native.Runtime(copied.path, TARGET, plugin=plugin) as runtime:
         found = runtime.step(next(drive()))["not_finite"].tolist()

@@ -57,13 +57,12 @@ from perception.tasks import TASKS, parse_tasks, tasks_of
 from perception.tasks.detection.task import DetectionTask
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-EVERY = tasks_of(
-    parse_tasks({name: {"features": "bev"} if name == "conditions" else {} for name in TASKS}), BevGrid(), NUSCENES
-)
+# The conditions are fitted, and have tests of their own (tests/perception/tasks/test_conditions.py).
+TRAINED = tasks_of(parse_tasks({name: {} for name in TASKS if name != "conditions"}), BevGrid(), NUSCENES)
 
 
 def small_config() -> Config:
-    """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels.
+    """The layers of `tiny` for all tasks but the fitted one, with a view of 51 m and pictures of 192 x 64 pixels.
 
     Without subcells: a weight of one subcell of a class shows only in detections at such subcells.
     """
@@ -74,8 +73,7 @@ def small_config() -> Config:
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
     own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
     voxels = {"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-1.0, 2.2), "cell": 0.8}
-    options: dict[str, Any] = {"occupancy": voxels, "conditions": {"features": "bev"}}
-    others = {name: options.get(name, {}) for name in TASKS.keys() - tiny.tasks}
+    others: dict[str, Any] = {"occupancy": voxels, "points": {}}
     tasks = parse_tasks({**own, **others})
     return tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
 
@@ -143,7 +141,7 @@ def test_one_weight_is_caught_in_every_convolution(precision: Precision) -> None
 
 
 BOXES, LABELS = "detection/boxes", "detection/labels"
-MAP, CONDITIONS = "map/probabilities", "conditions/probabilities"
+MAP = "map/probabilities"
 Fault = Callable[[Arrays, GoldenFrame], dict[str, np.ndarray]]
 
 
@@ -194,7 +192,6 @@ WRONG: dict[str, Fault] = {
     "all labels": replaced(LABELS, lambda labels: labels.fill(0)),
     "all attributes": replaced("detection/attributes", lambda attributes: attributes.fill(0)),
     **{f"no {name}": replaced(MAP, lambda maps, i=i: maps[:, i].fill(0)) for i, name in enumerate(MAP_CLASSES)},
-    "conditions inverted": replaced(CONDITIONS, lambda found: np.subtract(1, found, out=found)),
 }
 
 
@@ -273,7 +270,7 @@ def wrong(precision: Precision, task: str, output: str, frame: GoldenFrame, valu
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
-    ("task", "output"), [(name, each.name) for name, task in EVERY.items() for each in task.outputs]
+    ("task", "output"), [(name, each.name) for name, task in TRAINED.items() for each in task.outputs]
 )
 def test_a_changed_value_of_any_output_is_found(precision: Precision, task: str, output: str) -> None:
     """With the tolerances that the exporter wrote, on what this machine's engine computes; what is right passes."""
@@ -461,7 +458,7 @@ def test_what_no_manifest_may_tolerate_is_found() -> None:
     """With the widest tolerances of INT8, in any of the golden frames."""
     widest = BOUNDS["int8"].all(small("int8").manifest.heads)
     wrong = {"boxes": moved(0, 0.25), "velocities": moved(8, 0.3), "headings": turned(15)}
-    assert missed(wrong | {"conditions": WRONG["conditions inverted"]}, "int8", widest) == []
+    assert missed(wrong, "int8", widest) == []
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60))

@@ -66,7 +66,7 @@ from perception.tasks.task import part_of, to_prediction
 
 FRAMES = 5
 BLINDED = ("detection/boxes", "map/probabilities")
-TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {"features": "bev"}}), BevGrid(), NUSCENES)
+TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {}}), BevGrid(), NUSCENES)
 DIFFERENT = 8  # frames that are repeated at new positions
 SPEED = 10.0  # m/s
 
@@ -214,6 +214,7 @@ def test_what_is_finite_stays_as_it_is(data: st.DataObject) -> None:
         "detection/attributes": rng.integers(-1, 8, (1, number)),
         "map/probabilities": rng.random((1, 6, 3, 4), np.float32),
         "conditions/probabilities": np.full((1, 7), 0.5, np.float32),
+        "conditions/distance": np.zeros((1, 3), np.float32),
     }
     bad = st.sampled_from([np.nan, np.inf, -np.inf])
     wrong = data.draw(st.sets(st.integers(0, number - 1)))

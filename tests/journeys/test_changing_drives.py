@@ -35,7 +35,6 @@ def spans(report: Path, kind: str, name: str) -> list[tuple[str, float]]:
 
 # ---- from clear into rain and into a tunnel, by tags and by what is recognised
 
-BEV = {"tasks": {"conditions": {"features": "bev"}}}  # it learns from few frames of one drive
 CHANGES = {"rain": 2.75, "night": 5.75}  # s
 SAMPLES, VERSION = 18, "v1.0-sim"
 ROUTES: list[list[str]] = [
@@ -53,53 +52,52 @@ OUTLIERS = ("blackout:cameras@1.4-1.6", "noise:cameras,levels=90@5.0-5.1", "blur
 class Changing(NamedTuple):
     tables: NuScenesTables
     finished: Path  # a base and modules with random weights
-    recognising: Path  # with a recogniser that learned on this very drive: how well it generalises is not asked here
+    recognising: Path  # with a recogniser that learned on these very drives: how well it generalises is not asked here
     bundle: Path
 
 
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Changing:
-    """The modules change the map, at the fusion, that conditions are recognised from."""
+    """Two drives alike, since a recogniser takes two that show a value; the first is replayed."""
     folder, rig = tmp_path_factory.mktemp("changing"), with_pictures(5)
-    simulate(folder / "drives", 1, SAMPLES, 0, ["clear-day-boston/rain-day-boston/rain-night-boston"], rig=rig)
+    simulate(folder / "drives", 2, SAMPLES, 0, ["clear-day-boston/rain-day-boston/rain-night-boston"], rig=rig)
     modules = tuple(
         LowRank.Options(name=name, rank=2, slots=("fuse*", "trunk.*"), when=(condition,))
         for name, condition in (("wet_road", "rain"), ("dark", "night"), ("left", "singapore"))
     )
     own = {"name": "changing", "rig": rig, "modules": modules, "data": Data(augment=None)}
     finished, tables = checkpoint_of(small().model_copy(update=own)), NuScenesTables(folder / "drives", VERSION, rig)
-    training = {"steps": 60, "batch": 4, "learning_rate": 0.02, "drop_lidar": 0.0, "drop_cameras": 0.0}
     run = folder / "recognising"
-    add_task(finished, "conditions", BEV, tables, "all", (), run, checkpoint_every=1000, **training)
+    add_task(finished, "conditions", {}, tables, "all", (), run)
     return Changing(tables, finished, run, export(run, folder / "bundle", ROUTES, console=QUIET).path)
 
 
 def replayed(changing: Changing, out: Path, **settings: Any) -> Path:
     """The report."""
-    source = Source(changing.tables.dataroot, VERSION)
+    source = Source(changing.tables.dataroot, VERSION, ["scene-0001"])
     replay(source, changing.bundle, out, Settings(**settings), console=QUIET)
     return out / "report.html"
 
 
-def require_following(report: Path) -> None:
-    """The route, and what is believed: once per change, within 2 s."""
+def require_following(report: Path, limit: int) -> None:
+    """The route, and what is believed: once per change, within so many s."""
     for kind, module, values in (("weather", "wet_road", ["clear", "rain"]), ("light", "dark", ["day", "night"])):
         believed = [(value, start) for value, start in spans(report, "conditions", kind) if value]
         assert [value for value, _ in believed] == values, believed
         route = spans(report, "route", module)
         assert [value for value, _ in route] == ["0", "1"], route
         assert route[1][1] == believed[1][1]
-        assert 0 < route[1][1] - CHANGES[values[1]] <= 2, route
+        assert 0 < route[1][1] - CHANGES[values[1]] <= limit, route
 
 
 TAGGED = {"weather": [("clear", 0.0), ("rain", 3.0)], "light": [("day", 0.0), ("night", 6.0)]}
 
 
-@pytest.mark.slow("simulates 18 keyframes, trains a recogniser on them and exports it with six routes")
+@pytest.mark.slow("simulates 36 keyframes, fits a recogniser to them and exports it with six routes")
 def test_the_route_follows_what_is_recognised_and_no_wiper_stroke(changing: Changing, tmp_path: Path) -> None:
     """The vehicle is told nothing."""
     report = replayed(changing, tmp_path, faults=OUTLIERS, conditions=Conditions())
-    require_following(report)
+    require_following(report, 3)  # it is less sure than a tag
     assert {kind: spans(report, "tags", kind) for kind in TAGGED} == TAGGED
     with pytest.raises(InputError, match="holds a trained run already"):
         add_task(changing.finished, "conditions", {}, changing.tables, "all", (), changing.recognising)
@@ -110,7 +108,7 @@ def test_the_route_follows_the_tags_unless_the_vehicle_is_told_others(changing: 
     """By tags three frames of another condition are believed; the third comes 1 s after the first."""
     told = Conditions(weather="clear", light="day", city="boston")
     report = replayed(changing, tmp_path / "tagged")
-    require_following(report)
+    require_following(report, 2)
     assert [spans(report, "route", module)[1][1] for module in ("wet_road", "dark")] == [4.0, 7.0]
     report = replayed(changing, tmp_path / "told", conditions=told)
     assert spans(report, "route", "wet_road") == spans(report, "route", "dark") == [("0", 0.0)]

@@ -135,7 +135,6 @@ def train_alps(folder: Path) -> Path:
     content = small_config().model_dump(mode="json")
     content["train"] |= {"steps": 20, "batch": 1, "learning_rate": 0.01}
     content["modules"] = [{"name": "sleet", "kind": "film", "slots": ["trunk.*"], "when": ["sleet", "winter"]}]
-    content["tasks"] |= {"conditions": {"features": "bev", "added": False}}
     content |= {"name": "alps", "taxonomy": str(folder / "taxonomy.yaml"), "rig": str(folder / "rig.yaml")}
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     given = ("--data", folder / "drives", "--split", "all")
@@ -160,7 +159,7 @@ def test_names_of_ones_own_go_the_whole_way(tmp_path: Path, capsys: pytest.Captu
     assert taxonomy.condition_values == ("dry", "sleet", "summer", "winter", "munich", "oslo")
     assert taxonomy.class_names == ("motor_vehicle", "person", "cone")
     shapes = {each.name: each.shape for each in manifest.outputs}
-    assert (shapes["map/probabilities"][1], shapes["conditions/probabilities"][1]) == (2, 6)
+    assert shapes["map/probabilities"][1] == 2
     assert manifest.routes == ("base", "sleet+winter", "oslo")
     assert {each.name: each.asks for each in manifest.banked} == {"sleet": ("sleet", "winter"), "town": ("oslo",)}
     for metrics in (way.torch, way.engine):

@@ -107,7 +107,7 @@ def test_a_wrong_taxonomy_or_rig_is_told_in_one_line(tmp_path: Path, load: Any, 
 def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
     path = tmp_path / "taxonomy.yaml"
     path.write_text(yaml.safe_dump(MINIMAL[load_taxonomy] | {"conditions": {"weather": ["dry", "snow"]}}))
-    content = {"name": "a", "taxonomy": str(path), "tasks": {"detection": {}, "conditions": {"features": "bev"}}}
+    content = {"name": "a", "taxonomy": str(path), "tasks": {"detection": {}}}
     config = parse_config(content, "a.yaml")
     assert config.taxonomy == load_taxonomy(path)
     assert parse_config(config.model_dump(mode="json"), "again") == config

@@ -22,7 +22,6 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
 from perception.training import optimize
 from perception.training.distribute import accelerator_of, reduces_each_pass, report_lost_process
-from perception.training.losses import Scope
 
 CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
 CONFIG = {
@@ -240,7 +239,7 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
     assert 0 < len(wet) < len(every)
 
     def searched(tokens: list[str], *tasks: str) -> tuple[bool, bool]:
-        handler = accelerator_of(model, Scope(tasks or tuple(model.tasks)), tables, tokens).ddp_handler
+        handler = accelerator_of(model, tasks or tuple(model.tasks), tables, tokens).ddp_handler
         return handler.find_unused_parameters, handler.static_graph
 
     optimize.joint(model)
@@ -260,7 +259,7 @@ def test_only_without_modules_that_train_are_gradients_summed_for_the_last_pass_
     model, every = PerceptionModel(parse_config(CONFIG, "small")), tables.samples("all")
 
     def each_pass() -> bool:
-        return reduces_each_pass(accelerator_of(model, Scope(tuple(model.tasks)), tables, every))
+        return reduces_each_pass(accelerator_of(model, tuple(model.tasks), tables, every))
 
     optimize.joint(model)
     assert each_pass()
@@ -276,4 +275,4 @@ def test_a_launch_that_divides_the_model_is_refused(tables: NuScenesTables, monk
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with one_line_error("accelerate launch: FSDP is not supported; launch without it"):
         model = PerceptionModel(parse_config(CONFIG, "small"))
-        accelerator_of(model, Scope(tuple(model.tasks)), tables, tables.samples("all"))
+        accelerator_of(model, tuple(model.tasks), tables, tables.samples("all"))

@@ -218,8 +218,8 @@ def little(
     recognising: bool = False,
 ) -> PerceptionModel:
     content: Any = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
-    content["tasks"] |= {"conditions": {"features": "bev"}} if recognising else {}
-    content["model"] |= {"camera": CAMERA} if camera else {}
+    content["tasks"] |= {"conditions": {}} if recognising else {}
+    content["model"] |= {"camera": CAMERA} if camera or recognising else {}
     torch.manual_seed(0)
     model = PerceptionModel(parse_config(content, "little"))
     heatmap: Any = model.heads["detection"].branches["heatmap"]

@@ -14,7 +14,6 @@ from perception.frame import Boxes, Frame
 from perception.tasks import TASKS
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "conditions": {"features": "bev"},
     "points": {"max_points": 500, "channels": 8},
     "occupancy": {"x": SMALL.x, "y": SMALL.y, "z": SMALL.z, "cell": SMALL.cell, "channels": 8},
 }

@@ -147,11 +147,9 @@ void Decoder::decode(const Arrays &outputs, Arrays &results) {
 }
 
 void Decoder::decode_conditions(const Arrays &outputs, Arrays &results) const {
-    const Array &given = output(outputs, "conditions/probabilities");
-    const auto distance = outputs.find("conditions/distance");
-    const float *from = given.data<float>(), *away = nullptr;
-    const size_t n = of_frame(given), kinds = distance == outputs.end() ? 0 : of_frame(distance->second);
-    if (kinds > 0) away = distance->second.data<float>();
+    const Array &given = output(outputs, "conditions/probabilities"), &distance = output(outputs, "conditions/distance");
+    const float *from = given.data<float>(), *away = distance.data<float>();
+    const size_t n = of_frame(given), kinds = of_frame(distance);
     const bool known = all_finite(from, n) && all_finite(away, kinds);
     double *into = fill_in<double>(results, "conditions/probabilities", {known ? static_cast<int64_t>(n) : 0});
     if (!known) return;

@@ -92,7 +92,7 @@ std::vector<Output> outputs_of(const Json &manifest) {
                 values.insert(values.end(), own.begin(), own.end());
             }
             add(Output::kUnsteady, "probabilities", values);
-            if (config.at("features") == "imagenet") add(Output::kUnsteady, "distance", kinds);
+            add(Output::kUnsteady, "distance", kinds);
         } else if (task == "points") {
             add(Output::kLabels, "classes");
             add(Output::kCells, "confidence", {"confidence"});

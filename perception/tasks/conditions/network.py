@@ -1,8 +1,11 @@
-"""Recognises conditions: from the fused BEV features, or from pretrained features of pictures."""
+"""Recognises conditions from pictures alone, and says unknown where they are unlike its training data.
+
+The features of a picture come from the first stages of an EfficientNet-Lite0 with ImageNet weights, which stay frozen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
-from perception.modules.routing.pooling import HIDDEN, PooledFeatures
 from perception.sensors.camera.pretrained import PACKAGED, load_packaged, picture_backbone
 from perception.tasks.conditions.fitting import (
     Fitted,
@@ -21,47 +23,7 @@ from perception.tasks.conditions.fitting import (
     folds_of_drives,
     transfer,
 )
-from perception.tasks.network import FittedNetwork, Loss, TaskNetwork
-
-
-class ConditionsHead(TaskNetwork):
-    """Classifies the conditions of a frame; the scene filters them over time and routes the next frame by them.
-
-    No gradient reaches the base or a module.
-
-    Args:
-        channels: C of the fused features.
-        conditions: kind -> values.
-    """
-
-    def __init__(self, channels: int, conditions: Mapping[str, Sequence[str]]) -> None:
-        super().__init__()
-        self.features = PooledFeatures(channels)
-        self.kinds = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in conditions.items()})
-
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Logits (B, number of values) for each kind of condition, from (B, C, rows, columns)."""
-        pooled = self.features(features.detach())
-        return {kind: head(pooled) for kind, head in self.kinds.items()}
-
-    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """probabilities (B, values), kind by kind; those of each kind sum to 1."""
-        return {"probabilities": torch.cat([dense[kind].softmax(dim=1) for kind in self.kinds], dim=1)}
-
-    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        return cross_entropies(self.kinds, dense, labels)
-
-
-def cross_entropies(kinds: Iterable[str], dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-    """Cross-entropy of each kind over the frames where it is tagged."""
-    return {
-        kind: Loss(F.cross_entropy(dense[kind], labels[kind], ignore_index=-1, reduction="none"), labels[kind] >= 0)
-        for kind in kinds
-    }
-
-
-# Recognises conditions from pictures alone, and says unknown where they are unlike its training data.
-# Features of pictures from the first stages of an EfficientNet-Lite0 with ImageNet weights, which stay frozen.
+from perception.tasks.network import FittedNetwork, Loss
 
 STAGES = (1, 2, 3)  # timm feature levels, at strides 4, 8 and 16
 WIDTH = 256  # pixels; wider pictures are reduced by a whole factor
@@ -85,7 +47,7 @@ class PictureFeatures(nn.Module):
         Raises:
             InputError: the package is not installed, or its file is damaged.
         """
-        weights = load_packaged("tasks.conditions.features: imagenet")
+        weights = load_packaged("tasks.conditions")
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
     def train(self, mode: bool = True) -> PictureFeatures:
@@ -256,7 +218,11 @@ class ConditionsRecogniser(FittedNetwork):
         return {"probabilities": probabilities, "distance": dense["distance"]}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        return cross_entropies(self.kinds, dense, labels)
+        """The cross-entropy of each kind over the frames where it is tagged."""
+        return {
+            kind: Loss(F.cross_entropy(dense[kind], labels[kind], ignore_index=-1, reduction="none"), labels[kind] >= 0)
+            for kind in self.kinds
+        }
 
     def start(self, earlier: nn.Module | None = None) -> None:
         self._earlier = dict(earlier.kinds.items()) if isinstance(earlier, ConditionsRecogniser) else {}

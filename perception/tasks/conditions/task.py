@@ -1,9 +1,9 @@
-"""Conditions such as weather and light, recognised from the fused BEV features or from pretrained picture features."""
+"""Conditions such as weather and light, recognised from pictures alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,17 +79,14 @@ LIMIT = 0.5  # of the output `distance`
 
 class ConditionsConfig(TaskConfig):
     added: bool = True
-    # imagenet: pictures alone, fitted in closed form; unknown is an answer (`network.py`). bev: trained by gradient;
-    # never unknown, so only for drives of the vehicle, places and conditions that it learned from.
-    features: Literal["imagenet", "bev"] = "imagenet"
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         if not taxonomy.conditions:
             raise ValueError(f"the taxonomy {taxonomy.name} has no conditions to recognise")
 
     def require_cameras(self, cameras: bool) -> None:
-        if self.features == "imagenet" and not cameras:
-            raise ValueError("`features: imagenet` needs pictures, so a model with `camera`; `features: bev` does not")
+        if not cameras:
+            raise ValueError("conditions are recognised from pictures, so the model needs `camera`")
 
 
 class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
@@ -99,32 +96,23 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
     """
 
     name = "conditions"
+    reads = "inputs"
     metric = ConditionsMetric
     Config = ConditionsConfig
 
     def __init__(self, config: ConditionsConfig, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
         unit = "probability of each value; those of each kind of condition sum to 1"
-        self.outputs = (Output("probabilities", unit, taxonomy.condition_values, cells=False, steady=False),)
-        if config.features == "imagenet":
-            self.reads = "inputs"
-            unit = f"distance d from the training data, as d / (d + limit); above {LIMIT}: unknown"
-            kinds = tuple(taxonomy.conditions)
-            self.outputs += (Output("distance", unit, kinds, cells=False, steady=False),)
-        else:
-            self.reads = "fused"
-            self.caution = (
-                "conditions: `features: bev` always answers and never says unknown; use it only on drives of the "
-                "vehicle, places and conditions that it learned from, else `features: imagenet`"
-            )
-            self.random_routes = True  # else it would learn to recognise the active module instead of the weather
+        far = f"distance d from the training data, as d / (d + limit); above {LIMIT}: unknown"
+        self.outputs = (
+            Output("probabilities", unit, taxonomy.condition_values, cells=False, steady=False),
+            Output("distance", far, tuple(taxonomy.conditions), cells=False, steady=False),
+        )
 
     def network(self, channels: int) -> TaskNetwork:
-        from perception.tasks.conditions.network import ConditionsHead, ConditionsRecogniser
+        from perception.tasks.conditions.network import ConditionsRecogniser
 
-        if self.config.features == "imagenet":
-            return ConditionsRecogniser(self.taxonomy.conditions)
-        return ConditionsHead(channels, self.taxonomy.conditions)
+        return ConditionsRecogniser(self.taxonomy.conditions)
 
     def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """For each kind of condition the index of its value, -1 if unknown."""
@@ -156,7 +144,7 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
         found = {kind: [next(left) for _ in values] for kind, values in self.taxonomy.conditions.items()}
         if not all(np.isfinite(values).all() for values in outputs.values()):
             return {}
-        for kind, distance in zip(found, outputs.get("distance", ()), strict=False):
+        for kind, distance in zip(found, outputs["distance"], strict=True):
             if distance > LIMIT:
                 found[kind] = [1 / len(found[kind])] * len(found[kind])
         return found

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 from networks import ROUTED, Net, assert_same, frame_inputs, little, module, softmax
 from rich.console import Console
 from torch import Tensor, nn
-from vocabulary import CONDITION_VALUES, CONDITIONS, RIG
+from vocabulary import CONDITION_VALUES, CONDITIONS
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import differences, synthetic_frame
+from deploy.golden import differences
 from deploy.onnx_export import to_onnx
 from deploy.tolerances import LEAST
 from perception.frame import Conditions
@@ -29,9 +28,6 @@ from perception.modules.routing.fixed import make_fixed_routes
 from perception.modules.routing.learned import select_learned as learned_routes
 from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
 from perception.modules.status import as_figure, as_table, routing_table
-from perception.training import optimize
-from perception.training.loader import batch_labels
-from perception.training.losses import Losses
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 known_conditions = st.builds(Conditions, **{k: st.sampled_from([None, *v]) for k, v in CONDITIONS.items()})
@@ -288,52 +284,15 @@ def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
 
 
-def test_what_is_recognised_is_a_distribution_of_each_kind_and_shapes_neither_base_nor_modules() -> None:
-    model = little(ALL[:2], recognising=True)
-    plain = copied_base(model, little(ALL[:2]))
-    tags = [Conditions(weather="rain", light="day", city="boston"), Conditions(weather="clear", light="night")]
-    inputs = frame_inputs(model, 1, 2)
-    with torch.no_grad():
-        found, expected = model.predict(inputs, tags), plain.predict(inputs, tags)
-    for kind in found.pop("conditions/probabilities").split([len(values) for values in CONDITIONS.values()], dim=1):
-        torch.testing.assert_close(kind.sum(dim=1), torch.ones(2))
-    assert_same(found, expected)
-
-    dense = model.train()(inputs, tags)
-    frames = [replace(synthetic_frame("ego", RIG, seed=0), conditions=known) for known in tags]
-    labels = batch_labels([{"conditions": model.tasks["conditions"].labels(frame)} for frame in frames])
-    losses = model.losses(dense, labels)
-    assert losses.keys() == {f"conditions/{kind}" for kind in CONDITIONS}
-    torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
-    reached = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert reached == {name for name, _ in model.named_parameters() if name.startswith("added.conditions.")}
-    assert not [name for name in plain.state_dict() if name.startswith("added.")]
-
-
 @torch.no_grad()
-def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
-    model = little(ALL[:2], recognising=True)
-    losses = Losses(model, optimize.train_added_task(model, "conditions"))
-    tags = Conditions(weather="clear", light="day", city="boston")
-    labels = model.tasks["conditions"].labels(replace(synthetic_frame("ego", RIG, seed=1), conditions=tags))
-    inputs, found = frame_inputs(model, 1), set()
-    torch.manual_seed(0)
-    for _ in range(60):
-        losses(inputs, [tags], batch_labels([{"conditions": labels}]))
-        found.add(frozenset(losses.routes[0].weights))
-    assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
-    assert {name.split(".")[0] for name, _ in optimize.parameters(model)} == {"added"}
-
-
-def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
+def test_a_router_has_nothing_to_choose_for_a_task_that_reads_the_pictures() -> None:
     model = little(ALL[:2], {"kind": "learned", "balance": 0.1}, recognising=True)
     inputs, tags = frame_inputs(model, 1), [Conditions(weather="clear", light="day", city="boston")]
     trace, alone = Trace(), Trace()
     model.train()(inputs, tags, trace=trace)
     assert model.routing_losses(trace.routes)
     assert model.routing_balance(trace.routes)
-    scope = optimize.train_added_task(model, "conditions")
-    assert all(name.startswith("conditions/") for name in model(inputs, tags, scope.tasks, trace=alone))
+    assert all(name.startswith("conditions/") for name in model(inputs, tags, ("conditions",), trace=alone))
     assert len(alone.routes) == 1
     assert model.routing_losses(alone.routes) == model.routing_balance(alone.routes) == {}
 

@@ -26,7 +26,7 @@ from perception.tasks.map import memory as map_memory
 from perception.tasks.map.memory import REACH, MapMemory
 
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
-TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {"features": "bev"}}), GRID, NUSCENES)
+TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {}}), GRID, NUSCENES)
 UNKNOWN, LIGHT = Conditions(), CONDITIONS["light"]
 BY_TAGS = dict.fromkeys(CONDITIONS, Origin("tags"))
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}

@@ -92,7 +92,10 @@ def perfect_occupancy(labels: Dense) -> Dense:
 PERFECT: dict[str, Callable[[Dense], Dense]] = {
     "detection": perfect_detection,
     "map": lambda labels: {"logits": torch.where(labels["cells"] > 0, SURE, -SURE)},
-    "conditions": lambda labels: {kind: sure(labels[kind], len(values)) for kind, values in CONDITIONS.items()},
+    "conditions": lambda labels: {
+        **{kind: sure(labels[kind], len(values)) for kind, values in CONDITIONS.items()},
+        "distance": torch.zeros(len(labels["weather"]), len(CONDITIONS)),
+    },
     "points": lambda labels: {
         "logits": sure(labels["classes"].clamp(min=0), len(POINT_CLASSES)),
         "real": (labels["classes"] >= 0).float(),
@@ -158,7 +161,6 @@ EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
 }
 # Of heads whose default does not fit the frames and grids here.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "conditions": {"features": "bev"},  # which is trained; what recognises from pictures is fitted
     "points": {"max_points": 100},
     "occupancy": {"x": SMALL.x, "y": SMALL.y, "z": SMALL.z, "cell": SMALL.cell},
 }
@@ -170,6 +172,8 @@ def default(name: str, grid: BevGrid) -> Task[Any]:
 
 def features_for(task: Task[Any]) -> Any:
     """Random ones of two frames, as the head gets them."""
+    if task.reads == "inputs":
+        return {"images": torch.randint(0, 256, (2, 2, 32, 64, 3), dtype=torch.uint8)}
     features = torch.randn(2, 8, *task.grid.shape)
     if task.reads != "points":
         return features
@@ -360,13 +364,13 @@ HEADS, LATE, FUSION, EARLY = ("heads.*",), ("trunk.*", "heads.*"), ("fuse*", "tr
 )
 def test_tasks_share_each_part_of_the_network_before_their_modules_differ(modules, calls, monkeypatch):
     """In a batch with one rainy frame; and each output is bit for bit what it is where nothing is shared."""
-    model = little(modules, recognising=True)
+    model = little(modules)
     inputs, tags = frame_inputs(model, 1, 2), [Conditions(weather="rain"), Conditions(weather="clear")]
     outputs, found = counted(model, inputs, tags)
     assert found == calls
     monkeypatch.setattr(model, "is_same_in", lambda *_: False)
     alone, found = counted(model, inputs, tags)
-    assert found == ([1, 1, 1] if len(modules) == 1 else [3, 3, 2])  # conditions are recognised before the trunk
+    assert found == ([1, 1, 1] if len(modules) == 1 else [2, 2, 2])
     assert_same(outputs, alone)
 
 

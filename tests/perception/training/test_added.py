@@ -47,7 +47,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-BEV = {"tasks": {"conditions": {"features": "bev"}}}
 GROUND = {
     "tasks": {"map": {"channels": 8}},
     "modules": [{"name": "ground", "kind": "low_rank", "slots": ["trunk.*"], "rank": 1, "when": ["boston"]}],
@@ -115,8 +114,8 @@ def test_its_own_module_learns_at_a_smaller_rate_than_the_head(finished, tables,
     head = float(model.added["map"].shared.norm.layer.bias.abs().max())
     assert moved == pytest.approx(MODULE_RATE * head, rel=1e-3)
     assert config.train.rates == {"*.computations.ground.*": MODULE_RATE}
-    add_task(tmp_path / "map", "conditions", BEV, tables, "all", (), tmp_path / "both", steps=1)
-    assert load_model(tmp_path / "both")[1].train.rates == {}
+    add_task(tmp_path / "map", "map", {"tasks": GROUND["tasks"]}, tables, "all", (), tmp_path / "again", steps=1)
+    assert load_model(tmp_path / "again")[1].train.rates == {}
 
 
 @torch.no_grad()
@@ -209,6 +208,7 @@ def test_adding_what_cannot_be_added_is_refused(finished, tables, tmp_path, monk
         ("map", {"modules": [module]}, "rain"),
         ("map", {"modules": [module | {"name": "a", "slots": ["tronk.*"]}]}, "tronk"),
         ("map", {"modules": [module | {"name": "a", "when": ["no-lidar", "no-cameras"]}]}, "requires no-cameras and"),
+        ("conditions", {"modules": [module | {"name": "a"}]}, "module a: runs for conditions alone, which none of its"),
         ("conditions", {}, "no keyframe of the split has labels for the task conditions"),
     ):
         with pytest.raises(InputError, match=message):

@@ -30,7 +30,7 @@ from perception.training.augment import Augmentation
 from perception.training.clips import Clips
 from perception.training.loader import Batch, FrameDataset, Sample, collate
 from perception.training.loop import fit, train
-from perception.training.losses import Losses, Scope
+from perception.training.losses import Losses
 from perception.training.optimize import joint, post_hoc
 
 MEMORY = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.0}
@@ -166,7 +166,7 @@ def test_frames_without_pictures_leave_the_statistics_of_the_camera_also_in_a_cl
     samples = (dataset[position] for position in range(20))
     batch = collate([next(each for each in samples if len(each.earlier) == 2)])
     norms = {name: value.clone() for name, value in network.named_buffers() if name.split(".")[-1].startswith("run")}
-    terms = Losses(network, Scope(tuple(network.tasks)))(batch.inputs, batch.conditions, batch.labels, batch.earlier)
+    terms = Losses(network, tuple(network.tasks))(batch.inputs, batch.conditions, batch.labels, batch.earlier)
     assert terms["camera/depth"] == 0
     moved = {name for name, value in network.named_buffers() if name in norms and not torch.equal(value, norms[name])}
     assert moved
@@ -273,7 +273,7 @@ def test_the_losses_are_those_of_the_last_frame_after_the_earlier_ones(tables):
     config = plain()
     batch, network = clip_batch(tables, config), learned(config)
     network.bank.train("memory")
-    losses = Losses(network, Scope(tuple(network.tasks)))
+    losses = Losses(network, tuple(network.tasks))
     torch.stack([*losses(batch.inputs, batch.conditions, batch.labels, batch.earlier).values()]).sum().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     assert all(".computations.memory." in name for name in gradients)
@@ -294,7 +294,7 @@ def test_shorter_clips_than_those_of_other_processes_are_filled_and_do_not_feel_
     network, passes = learned(config), []
     step = network.next_state
     monkeypatch.setattr(network, "next_state", lambda *given: passes.append(given) or step(*given))
-    losses = Losses(network, Scope(tuple(network.tasks)))
+    losses = Losses(network, tuple(network.tasks))
     for sample in clip_samples(tables, config):
         batch, found = collate([sample]), []
         for longest in (len(batch.earlier), 4):
@@ -313,7 +313,7 @@ def test_earlier_frames_run_on_their_own_conditions(tables, monkeypatch):
     batch = clip_batch(tables, config)
     weathers = [[Conditions(weather=weather)] * 2 for weather in ("rain", "fog")]
     earlier = [(own, facts) for (own, _), facts in zip(batch.earlier, weathers, strict=True)]
-    Losses(network, Scope(tuple(network.tasks)))(batch.inputs, batch.conditions, batch.labels, earlier)
+    Losses(network, tuple(network.tasks))(batch.inputs, batch.conditions, batch.labels, earlier)
     assert passes == weathers
 
 
