@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmark import DEMO, KEYFRAMES, KITTI_WEIGHTS, PANDASET, QUICK
 from figures import QUOTED, fill
@@ -30,29 +29,24 @@ MADE_BY = {MMDET3D: "make install-mmdet3d", LIBRARY: "make cpp"}
 RECORDED = (KEYFRAMES, PANDASET, KITTI_WEIGHTS)
 
 
-class Benchmark(NamedTuple):
-    file: str  # the function has the benchmark's name
-    needs: tuple[Path, ...] = ()
-
-
-BENCHMARKS = {
-    "ceiling": Benchmark("bench_ceiling", (KEYFRAMES,)),
-    "cpp": Benchmark("bench_cpp", (LIBRARY, BUNDLE, CHANGING)),
-    "drive": Benchmark("bench_drive", (BUNDLE,)),
-    "evaluator": Benchmark("bench_evaluator"),
-    "fleet": Benchmark("bench_replay", (BUNDLE,)),
-    "labels": Benchmark("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
-    "loader": Benchmark("bench_loader", (MMDET3D, KEYFRAMES)),
-    "mmdet3d": Benchmark("bench_mmdet3d", (MMDET3D, KEYFRAMES)),
-    "modular": Benchmark("bench_networks"),
-    "pandaset": Benchmark("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
-    "pillars": Benchmark("bench_networks"),
-    "precision": Benchmark("bench_precision", (CHECKPOINTS, DRIVES)),
-    "replay": Benchmark("bench_replay", (BUNDLE,)),
-    "tables": Benchmark("bench_tables"),
-    "tasks": Benchmark("bench_networks"),
-    "time": Benchmark("bench_time", (PANDASET, KITTI_WEIGHTS)),
-    "train": Benchmark("bench_train", (DRIVES, PANDASET, KITTI_WEIGHTS)),
+# Name, which is that of the function -> file, and what it needs.
+BENCHMARKS: dict[str, tuple[str, tuple[Path, ...]]] = {
+    "ceiling": ("bench_ceiling", (KEYFRAMES,)),
+    "cpp": ("bench_cpp", (LIBRARY, BUNDLE, CHANGING)),
+    "drive": ("bench_drive", (BUNDLE,)),
+    "evaluator": ("bench_evaluator", (KEYFRAMES,)),
+    "fleet": ("bench_replay", (BUNDLE,)),
+    "labels": ("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
+    "loader": ("bench_loader", (MMDET3D, KEYFRAMES)),
+    "mmdet3d": ("bench_mmdet3d", (MMDET3D, KEYFRAMES)),
+    "modular": ("bench_networks", ()),
+    "pandaset": ("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
+    "pillars": ("bench_networks", ()),
+    "precision": ("bench_precision", (CHECKPOINTS, DRIVES)),
+    "replay": ("bench_replay", (BUNDLE,)),
+    "tasks": ("bench_networks", ()),
+    "time": ("bench_time", (PANDASET, KITTI_WEIGHTS)),
+    "train": ("bench_train", (DRIVES, PANDASET, KITTI_WEIGHTS)),
 }
 
 
@@ -60,7 +54,7 @@ def missing(name: str) -> str:
     """What a benchmark lacks here, or nothing."""
     return ", ".join(
         f"{path} is not there ({MADE_BY.get(path, 'recorded data' if path in RECORDED else 'make demo')})"
-        for path in BENCHMARKS[name].needs
+        for path in BENCHMARKS[name][1]
         if not path.exists()
     )
 
@@ -69,11 +63,9 @@ def all_quick() -> int:
     """Exit code 1 if a benchmark ended otherwise than with its figures; what cannot run here is only named."""
     shutil.rmtree(QUICK, ignore_errors=True)
     lacking, failed = {name: missing(name) for name in BENCHMARKS}, []
-    for name, benchmark in BENCHMARKS.items():
-        if lacking[name]:
-            continue
+    for name in (name for name, text in lacking.items() if not text):
         start = time.perf_counter()
-        python = MMDET3D if MMDET3D in benchmark.needs else sys.executable
+        python = MMDET3D if MMDET3D in BENCHMARKS[name][1] else sys.executable
         done = subprocess.run(
             [python, __file__, name, "--quick", "--json"], stdout=subprocess.PIPE, text=True, check=False
         )
@@ -88,12 +80,11 @@ def all_quick() -> int:
 def lost_figures(name: str, printed: str) -> Iterator[str]:
     """What README quotes of a benchmark and it does not print."""
     record = {name: {"figures": json.loads(printed.splitlines()[-1])}}
-    for text in QUOTED.values():
-        if f"{{{name}." in text:
-            try:
-                fill(text, record)
-            except (KeyError, TypeError) as error:
-                yield f"README quotes a figure that it does not print: {error}"
+    for text in (text for text in QUOTED.values() if f"{{{name}." in text):
+        try:
+            fill(text, record)
+        except (KeyError, TypeError) as error:
+            yield f"README quotes a figure that it does not print: {error}"
 
 
 def main() -> int:
@@ -107,7 +98,7 @@ def main() -> int:
     if text := missing(arguments.name):
         parser.error(text)
     # The others are not imported, because processes that a benchmark starts import this file again.
-    module = importlib.import_module(BENCHMARKS[arguments.name].file)
+    module = importlib.import_module(BENCHMARKS[arguments.name][0])
     result = getattr(module, arguments.name)(arguments.quick)
     print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark import DEMO, measure_times, medians
+from benchmark import DEMO, median_seconds
 from recorded_engine import add_recorded_plan, count_allocations, golden_runs
 
 from deploy.bundle import Bundle
@@ -23,6 +24,7 @@ from perception.grid import BevGrid
 from perception.sensors.lidar.pillars import group
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "deploy" / "cpp" / "python"))
 POINTS, PILLARS = 300_000, (30_000, 20)
 BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 OUTSIDE_ENGINE = ("preprocess", "postprocess")
@@ -35,7 +37,9 @@ def cpp(quick: bool) -> dict[str, Any]:
     frame by frame in turn. Allocations are the most of a frame once all were seen twice, with an engine of recorded
     outputs. Pillars are 300,000 points on a grid of 128 x 128 cells, one core.
     """
-    native, bundle = _native(), DEMO / "bundle"
+    os.environ.setdefault("TESSERA_LIBRARY", str(ROOT / "runs" / "cpp" / "release" / "libtessera.so"))
+    native: Any = importlib.import_module("tessera_runtime")
+    bundle = DEMO / "bundle"
     python = Runtime(bundle, checks=False)
     drive = open_source(DEMO / "changing", None, python.bundle.spec.rig)
     frames = [drive.frame(token, python.bundle.spec.reads) for token in drive.samples()[: 3 if quick else None]]
@@ -79,18 +83,9 @@ def _allocations(bundle: Path, frames: Sequence[tuple[Frame, Sequence[str]]]) ->
 def _equal(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> bool:
     """Whether boxes, map and conditions have the same bytes."""
     expected = {f"detection/{name}": getattr(results["detection"], name) for name in BOXES}
-    expected["map/probabilities"] = results["map"]
     values = [each for kind in results["conditions"].values() for each in kind]
-    expected["conditions/probabilities"] = np.array(values, np.float64)
+    expected |= {"map/probabilities": results["map"], "conditions/probabilities": np.array(values, np.float64)}
     return all(arrays[name].tobytes() == np.ascontiguousarray(each).tobytes() for name, each in expected.items())
-
-
-def _native() -> Any:
-    os.environ.setdefault("TESSERA_LIBRARY", str(ROOT / "runs" / "cpp" / "release" / "libtessera.so"))
-    sys.path.insert(0, str(ROOT / "deploy" / "cpp" / "python"))
-    import tessera_runtime
-
-    return tessera_runtime
 
 
 def _pillars(native: Any, rounds: int) -> dict[str, Any]:
@@ -98,13 +93,10 @@ def _pillars(native: Any, rounds: int) -> dict[str, Any]:
     rng, grid = np.random.default_rng(0), BevGrid()
     places, intensities = rng.normal(0, [20, 20, 1], (POINTS, 3)), rng.uniform(0, 255, (POINTS, 1))
     points = np.concatenate([places, intensities, np.zeros((POINTS, 1))], axis=1).astype(np.float32)
-    made = {name: _empty() for name in ("python", "cpp")}
-    sides = {
-        "python": lambda _: group(points, grid, *made["python"]),
-        "cpp": lambda _: native.group(points, grid, *made["cpp"]),
-    }
-    median = medians(measure_times(sides, rounds, discarded=0))
-    equal = all(np.array_equal(*pair) for pair in zip(*made.values(), strict=True))
+    python, cpp = _empty(), _empty()
+    sides = {"python": lambda _: group(points, grid, *python), "cpp": lambda _: native.group(points, grid, *cpp)}
+    median = median_seconds(sides, rounds, discarded=0)
+    equal = all(np.array_equal(*pair) for pair in zip(python, cpp, strict=True))
     return {"pillars_equal": equal, "pillars_ms": 1000 * median["cpp"], "pillars_python_ms": 1000 * median["python"]}
 
 

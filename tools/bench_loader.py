@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
-from benchmark import KEYFRAMES, measure_times, medians
+from benchmark import KEYFRAMES, median_seconds
 from centerpoints import build  # imports mmdet3d
 from mmdet3d.datasets import NuScenesDataset
 from ten_sweeps import SWEEPS, drive
@@ -44,7 +42,8 @@ def loader(quick: bool) -> dict[str, Any]:
     rounds = 1 if quick else 15
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as folder, _no_memory():
+    loaders._CACHE_BYTES = 0  # no decoded frame is kept in memory
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         tables, tokens = drive(KEYFRAMES, root)
         tokens = tokens[: 1 if quick else None]
@@ -52,8 +51,7 @@ def loader(quick: bool) -> dict[str, Any]:
         for name, more in {"reduced": (), "cached": (f"data.cache={folder}/cache",)}.items():
             config = load_config(find_config(CONFIG), (*CHANGES, *more))
             sides[name] = FrameDataset(tables, tokens, config, ["detection"]).__getitem__
-        seconds = medians(measure_times(sides, rounds, [time.process_time], range(len(tokens)), discarded=1))
-        stored = [path.stat().st_size for path in (Path(folder) / "cache").rglob("*.frame")]
+        seconds = median_seconds(sides, rounds, time.process_time, range(len(tokens)), discarded=1)
     ratios = {
         base: {f"complete_{name}": seconds[base] / seconds[name] for name in ("reduced", "cached")}
         for base in ("mmdet3d", "mmdet3d_uint8")
@@ -63,20 +61,7 @@ def loader(quick: bool) -> dict[str, Any]:
         "speedup_cached": ratios["mmdet3d"]["complete_cached"],
         **{f"against_{base}": each for base, each in ratios.items()},
         "seconds": seconds,
-        "cached_megabytes": statistics.mean(stored) / 1e6,
-        "keyframes": len(tokens),
-        "rounds": rounds,
     }
-
-
-@contextmanager
-def _no_memory() -> Iterator[None]:
-    """Loaders keep no decoded frame in memory."""
-    kept, loaders._CACHE_BYTES = loaders._CACHE_BYTES, 0
-    try:
-        yield
-    finally:
-        loaders._CACHE_BYTES = kept
 
 
 def _theirs(tables: NuScenesTables, tokens: list[str], root: Path) -> dict[str, Side]:

@@ -11,7 +11,7 @@ from typing import Any
 import centerpoints  # imports mmdet3d
 import onnxruntime
 import torch
-from benchmark import KEYFRAMES, measure_times, medians
+from benchmark import KEYFRAMES, median_seconds
 
 from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
@@ -75,7 +75,7 @@ def mmdet3d(quick: bool) -> dict[str, Any]:
         "fp32": exported("fp32"),
         "int8": exported("int8"),
     }
-    seconds = medians(measure_times(sides, rounds, inputs=frames, discarded=1))
+    seconds = median_seconds(sides, rounds, inputs=frames, discarded=1)
     return {
         **{f"{name}_speedup": seconds["mmdet3d"] / seconds[name] for name in ("fp32", "int8", "torch")},
         "max_abs_difference": max(_difference(theirs, model, frame, spec) for frame in frames[:2]),
@@ -83,8 +83,6 @@ def mmdet3d(quick: bool) -> dict[str, Any]:
         "network_gflop": flops[0] / 1e9,  # of the first frame
         "exported_gflop": flops[1] / 1e9,  # boxes are regressed at the peaks only
         "seconds": seconds,
-        "rounds": rounds,
-        "threads": THREADS,
     }
 
 

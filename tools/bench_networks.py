@@ -6,16 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx.utils
 import torch
-from benchmark import QUIET, measure_times, medians, with_tasks
+from benchmark import QUIET, median_seconds, with_tasks
 
-from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
@@ -38,33 +37,29 @@ def modular(quick: bool) -> dict[str, Any]:
 
     Weights of `tiny` are random. Banked: a low-rank module of rank 4 for each domain at every slot of the trunk,
     switched by an input. Folded: the module of one domain in the weights. Separate: a network per task and domain, of
-    which a frame needs two. Latency is that of the engine. Megabytes are what a process gains by opening the networks
-    and running each once. Frames with and without a switch alternate too.
+    which a frame needs two. Latency is that of the engine. Megabytes are what a process gains by opening the network
+    and running it once. Frames with and without a switch alternate too.
     """
     rounds = 1 if quick else 30
     with tempfile.TemporaryDirectory() as folder:
         graphs = _graphs(Path(folder))
         inputs = {name: dict(np.load(path.with_suffix(".npz"))) for name, path in graphs.items()}
-        one = ("base", "folded", "banked", "detection rain", "map rain")
-        engines = {name: OnnxRuntimeEngine(graphs[name]) for name in one}
-        median = medians(measure_times({name: runner(engines[name], inputs[name]) for name in one}, rounds))
+        engines = {name: OnnxRuntimeEngine(graph) for name, graph in graphs.items()}
+        median = median_seconds({name: runner(each, inputs[name]) for name, each in engines.items()}, rounds)
         banked = [inputs["banked"] | {"route": route[None]} for route in np.eye(len(DOMAINS), dtype=np.float32)]
         switched: dict[str, Callable[[int], object]] = {
             "steady": lambda _: engines["banked"].run(banked[0]),
             "switching": lambda i: engines["banked"].run(banked[i % len(DOMAINS)]),
         }
         frames = range(len(DOMAINS) if quick else SWITCHES)
-        (steady,), (switching,) = measure_times(switched, 1, inputs=frames, discarded=0).values()
-        separate = [path for name, path in graphs.items() if " " in name]
-        sides = {"base": [graphs["base"]], "banked": [graphs["banked"]], "separate": separate}
-        memory = {name: _megabytes(paths) for name, paths in sides.items()}
+        switching = median_seconds(switched, 1, inputs=frames, discarded=0)
+        memory = {name: _megabytes(graphs[name]) for name in ("base", "banked")}
     return {
         "latency_ratio_banked": median["banked"] / median["base"],
         "latency_ratio_folded": median["folded"] / median["base"],
-        "latency_ratio_separate": (median["detection rain"] + median["map rain"]) / median["base"],
+        "latency_ratio_separate": sum(median[each] for each in median if "alone" in each) / median["base"],
         "memory_ratio_banked": memory["banked"] / memory["base"],
-        "memory_ratio_separate": memory["separate"] / memory["base"],
-        "switch_ms": 1000 * max(0.0, float(np.median(switching) - np.median(steady))),
+        "switch_ms": 1000 * max(0.0, switching["switching"] - switching["steady"]),
         "seconds": median,
         "megabytes": memory,
         "rounds": rounds,
@@ -90,95 +85,87 @@ def _graphs(folder: Path) -> dict[str, Path]:
         {"kind": "low_rank", "name": domain, "rank": 4, "when": [domain], "slots": ["trunk.*"]} for domain in DOMAINS
     ]
     checkpoint = random_run("tiny", modules, folder / "run")
-    every: list[list[str]] = [[], *([domain] for domain in DOMAINS)]
-    graphs = {
-        "base": export(checkpoint, folder / "base", console=QUIET).onnx,
-        "banked": export(checkpoint, folder / "banked", every, console=QUIET).onnx,
+    routes: dict[str, list[list[str]]] = {
+        "base": [[]],
+        "banked": [[], *([domain] for domain in DOMAINS)],
+        "folded": [[DOMAINS[0]]],
     }
-    for domain in DOMAINS:
-        bundle = export(checkpoint, folder / domain, [[domain]], console=QUIET)
-        if domain == DOMAINS[0]:
-            graphs["folded"] = bundle.onnx
-        for task, head in bundle.manifest.heads.items():
-            outputs = [f"{task}/{output.name}" for output in head.outputs]
-            graphs[f"{task} {domain}"] = file = folder / f"{task}-{domain}.onnx"
-            onnx.utils.extract_model(bundle.onnx, file, [tensor.name for tensor in bundle.manifest.inputs], outputs)
-            np.savez(file.with_suffix(".npz"), **bundle.golden()[0])
-    for name in ("base", "banked", "folded"):
-        np.savez(graphs[name].with_suffix(".npz"), **Bundle.load(graphs[name].parent).golden()[0])
+    bundles = {name: export(checkpoint, folder / name, each, console=QUIET) for name, each in routes.items()}
+    for each in bundles.values():
+        np.savez(each.onnx.with_suffix(".npz"), **each.golden()[0])
+    graphs, bundle = {name: each.onnx for name, each in bundles.items()}, bundles["folded"]
+    for task, head in bundle.manifest.heads.items():
+        outputs = [f"{task}/{output.name}" for output in head.outputs]
+        graphs[f"{task} alone"] = file = folder / f"{task}.onnx"
+        onnx.utils.extract_model(bundle.onnx, file, [tensor.name for tensor in bundle.manifest.inputs], outputs)
+        np.savez(file.with_suffix(".npz"), **bundle.golden()[0])
     return graphs
 
 
 GROWTH = """
 import sys, resource, numpy as np
-from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 held = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
-before, engines = held(), []
-for path in sys.argv[1:]:
-    engines.append(OnnxRuntimeEngine(open(path, "rb").read()))
-    engines[-1].run(dict(np.load(path.replace(".onnx", ".npz"))))
+before, engine = held(), OnnxRuntimeEngine(open(sys.argv[1], "rb").read())
+engine.run(dict(np.load(sys.argv[1].replace(".onnx", ".npz"))))
 print(held() - before)
 """
 
 
-def _megabytes(graphs: list[Path]) -> float:
-    """Memory (MB) that a fresh process gains by running the graphs."""
-    command = [sys.executable, "-c", GROWTH, *(str(path) for path in graphs)]
+def _megabytes(graph: Path) -> float:
+    """Memory (MB) that a fresh process gains by running the graph."""
+    command = [sys.executable, "-c", GROWTH, str(graph)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 # ----- what further tasks cost a network that is deployed: operations, and time in ONNX Runtime
 
-TIMED, TASKS = "tiny", ("tasks/points", "tasks/occupancy_coarse")
-COUNTED, LARGE = "nuscenes/fusion", ("tasks/points", "tasks/occupancy")  # with the voxels of Occ3D
+TIMED, COUNTED = "tiny", "nuscenes/fusion"
+TASKS = {  # the larger network with the voxels of Occ3D
+    TIMED: ("tasks/points", "tasks/occupancy_coarse"),
+    COUNTED: ("tasks/points", "tasks/occupancy"),
+}
 
 
 def tasks(quick: bool) -> dict[str, Any]:
     """Each further task alone, and all, against the configuration as it is; folded, random weights, one street.
 
-    `with modules`: all, and each task reads the trunk with the modules of its own, so that the trunk runs for it again.
-    `cpu` is the median processor time of all threads, without making the inputs; `operations` counts a multiplication
-    and an addition as two. Both are ratios to the network without further tasks.
+    `cpu` is the median processor time of all threads of `tiny`, without making the inputs; `operations` counts a
+    multiplication and an addition as two, `sized_operations` those of `nuscenes/fusion`. All are ratios to the network
+    without further tasks.
     """
-    rounds = 1 if quick else 30
-    flops, engines = _deploy(TIMED, TASKS)
-    variants = {name: runner(engine, inputs) for name, (engine, inputs) in engines.items()}
-    seconds = medians(measure_times(variants, rounds, [time.process_time]))
-    counted, _ = (flops, engines) if quick else _deploy(COUNTED, LARGE)
+    networks = _with_each(TIMED)
+    sized = networks if quick else _with_each(COUNTED)
+    variants = {
+        name: runner(OnnxRuntimeEngine(graph.SerializeToString()), inputs)
+        for name, (graph, inputs, _) in networks.items()
+    }
+    seconds = median_seconds(variants, 1 if quick else 30, time.process_time)
     return {
-        "config": TIMED,
         "cpu": {name: value / seconds["base"] for name, value in seconds.items()},
-        "operations": {name: count / flops["base"] for name, count in flops.items()},
+        "operations": {name: each[2] / networks["base"][2] for name, each in networks.items()},
+        "sized_operations": {name: each[2] / sized["base"][2] for name, each in sized.items()},
         "seconds": seconds,
-        "rounds": rounds,
-        "sized": COUNTED,
-        "sized_operations": {name: count / counted["base"] for name, count in counted.items()},
     }
 
 
-Engines = dict[str, tuple[OnnxRuntimeEngine, dict[str, np.ndarray]]]  # with the inputs of one frame
-
-
-def _deploy(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]:
-    """Operations and engine of the configuration, with each task alone, and with all."""
-    flops: dict[str, int] = {}
-    engines: Engines = {}
-    variants: dict[str, Sequence[str]] = {"base": (), **{file: (file,) for file in files}, "all": files}
-    for variant, added in {**variants, "with modules": files}.items():
-        config = with_tasks(name, added, modules=variant == "with modules")
+def _with_each(name: str) -> dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray], int]]:
+    """Graph, inputs of a frame and operations of the configuration, with each task alone and with all."""
+    found, files = {}, TASKS[name]
+    for variant, added in {"base": (), **{file: (file,) for file in files}, "all": files}.items():
+        config = with_tasks(name, added)
         inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
-        flops[variant], engine = _engine(config, inputs)
-        engines[variant] = engine, inputs
-    return flops, engines
+        graph, operations = deployed_graph(config, inputs)
+        found[variant] = graph, inputs, operations
+    return found
 
 
-def _engine(config: Config, inputs: dict[str, np.ndarray]) -> tuple[int, OnnxRuntimeEngine]:
-    """Operations of the exported network, and its engine."""
+def deployed_graph(config: Config, inputs: dict[str, np.ndarray]) -> tuple[onnx.ModelProto, int]:
+    """The exported network with random weights, and its operations."""
     torch.manual_seed(config.seed)
     model = PerceptionModel(config).deployed(Conditions())
     outputs, flops = run(model, dict(inputs))
-    return flops, OnnxRuntimeEngine(to_onnx(model, inputs, list(outputs)).SerializeToString())
+    return to_onnx(model, inputs, list(outputs)), flops
 
 
 # ----- the points of ten LiDAR sweeps in pillars, as for every frame on the vehicle
@@ -193,8 +180,8 @@ def pillars(quick: bool) -> dict[str, Any]:
     inputs = no_sensors(InputSpec(grid, chosen.model.lidar, None, chosen.rig))
     buffers = [inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")]
     sides = {"pillars": lambda _: group(points, grid, *buffers)}
-    seconds = measure_times(sides, 1 if quick else 50, [time.thread_time])
-    return {"points": len(points), "ms": 1000 * medians(seconds)["pillars"]}
+    seconds = median_seconds(sides, 1 if quick else 50, time.thread_time)["pillars"]
+    return {"points": len(points), "ms": 1000 * seconds}
 
 
 def street() -> np.ndarray:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark import CONFIGS, KITTI_WEIGHTS, PANDASET, Commands
+from benchmark import CONFIGS, KITTI_WEIGHTS, PANDASET, Commands, folder
 
 from perception.checkpoint import load_model
 from perception.training import optimize
@@ -44,10 +43,10 @@ def pandaset(quick: bool) -> dict[str, Any]:
     Parked cars are seen in both parts of the drive, 0.8 s apart. `kept`: on simulated sweeps of KITTI's LiDAR, the
     share of the imported network's sure detections that are left.
     """
-    with _bench("pandaset", quick, 160) as bench:
-        result = {"zero_shot": bench.scores("zero_shot", bench.kitti)}
-        for stage, way in {"adapted": "module", "full": "full"}.items():
-            result[stage] = bench.measure(way, stage, TRAINED)
+    bench = Bench(folder("pandaset", quick), 1 if quick else 160)
+    result = {"zero_shot": bench.scores("zero_shot", bench.kitti)}
+    for stage, way in {"adapted": "module", "full": "full"}.items():
+        result[stage] = bench.measure(way, stage, TRAINED)
     return {**result, "trained_share": result["adapted"]["trained_share"]}
 
 
@@ -60,23 +59,12 @@ def labels(quick: bool) -> dict[str, Any]:
     `range` has the lowest and the highest.
     """
     counts, seeds = ((LABELLED,), 1) if quick else (COUNTS, SEEDS)
-    with _bench("labels", quick, 80) as bench:
-        zero = bench.scores("zero_shot", bench.kitti)["car"]["ap"]
-        rows = {
-            (count, way): [
-                bench.measure(way, f"{way}_{count}_{seed}", chosen(count, seed), seed) for seed in range(seeds)
-            ]
-            for count in counts
-            for way in WAYS
-        }
+    bench, pairs = Bench(folder("labels", quick), 1 if quick else 80), [*itertools.product(counts, WAYS)]
+    zero = bench.scores("zero_shot", bench.kitti)["car"]["ap"]
+    rows = {pair: [bench.labelled(*pair, seed) for seed in range(seeds)] for pair in pairs}
     full = float(np.median([row["car"]["ap"] for row in rows[LABELLED, "full"]]))
     found = {str(count): {way: summary(rows[count, way], zero, full) for way in WAYS} for count in counts}
     return {"frames": found, "seeds": seeds, "steps": bench.steps, "imported": {"ap": zero}}
-
-
-def chosen(count: int, seed: int) -> str:
-    """The scenes of the labelled frames."""
-    return ",".join(in_halves(frame, frame + 1) for frame in choose(count, seed))
 
 
 def choose(count: int, seed: int) -> list[int]:
@@ -97,13 +85,6 @@ def summary(rows: Sequence[Row], zero: float, full: float) -> Row:
     return {name: float(np.median(values)) for name, values in table.items()} | {
         "range": {name: [min(table[name]), max(table[name])] for name in ("closed", "source_kept")}
     }
-
-
-@contextmanager
-def _bench(name: str, quick: bool, steps: int) -> Iterator[Bench]:
-    """Commands that ended are not repeated, but for those of a quick run."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Bench(Path(folder), 1) if quick else Bench(Path("runs") / name, steps)
 
 
 class Bench(Commands):
@@ -138,18 +119,29 @@ class Bench(Commands):
             words = ("train", config, *changes, "--data", HALVES)
         run = self.out / name
         seconds = self.call(name, *words, "--out", run)["seconds"]
-        costs = {"cpu_seconds_per_step": seconds / self.steps}
-        return {**self.scores(name, run), **(self._module(run) if way == "module" else _trained(run)), **costs}
+        if way == "module":
+            share = self.json(f"modules_{name}", "modules", run)["modules"][0]["share"]
+        else:
+            share = _trained_share(run)
+        return {**self.scores(name, run), "trained_share": share, "cpu_seconds_per_step": seconds / self.steps}
+
+    def labelled(self, count: int, way: str, seed: int) -> Row:
+        """The same with so many labelled frames."""
+        scenes = ",".join(in_halves(frame, frame + 1) for frame in choose(count, seed))
+        return self.measure(way, f"{way}_{count}_{seed}", scenes, seed)
 
     def scores(self, name: str, run: Path) -> Row:
-        """Of cars on the held-back frames, and what is kept on the simulated sweeps."""
-        metrics = self._evaluate(name, run, "--data", HALVES, "--scenes", HELD_BACK)
-        self._evaluate(f"source_{name}", run, "--data", f"{FORMAT}={self.out / 'simulated'}", "--rig", "kitti")
-        first, own = (_sure_cars(self.out / "evaluations" / f"source_{each}") for each in ("zero_shot", name))
-        away = [
-            np.linalg.norm(first[token][:, None] - own[token], axis=2).min(axis=1, initial=np.inf) for token in first
-        ]
-        return {"car": of_cars(metrics), "kept": float((np.concatenate(away) <= NEAR).mean())}
+        """Of cars on the held-back frames, and what is `kept` on the simulated sweeps."""
+        held_back = ("--data", HALVES, "--scenes", HELD_BACK, "--out", self.out / "evaluations" / name)
+        metrics = self.json(f"evaluate_{name}", "evaluate", run, *held_back)
+        source = self.out / "evaluations" / f"source_{name}"
+        sweeps = ("--data", f"{FORMAT}={self.out / 'simulated'}", "--rig", "kitti", "--out", source)
+        self.call(f"evaluate_source_{name}", "evaluate", run, *sweeps)
+        first, own = _sure_cars(source.with_name("source_zero_shot")), _sure_cars(source)
+        away = [np.linalg.norm(cars[:, None] - own[token], axis=2) for token, cars in first.items()]
+        nearest = np.concatenate([each.min(axis=1, initial=np.inf) for each in away])
+        car = {"ap": metrics["mean_dist_aps"]["car"], "recall": metrics["label_recalls"]["car"]["1.0"]}
+        return {"car": car, "kept": float((nearest <= NEAR).mean())}
 
     def _imported(self, seed: int) -> tuple[Path, Path]:
         """The configuration with a seed, which `adapt` takes from the run and `train` from the file, and the run."""
@@ -160,49 +152,21 @@ class Bench(Commands):
         self.call(f"import_{seed}", "import", config, weights, "--out", run)
         return config, run
 
-    def _module(self, run: Path) -> Row:
-        """Of an adapted run: the module's parameters relative to the base, and whether the base kept every bit."""
-        before, after = (
-            json.loads(self.call(f"modules_{each.name}", "modules", each, "--json")["printed"])
-            for each in (self.kitti, run)
-        )
-        return {"trained_share": after["modules"][0]["share"], "base_unchanged": after["base"] == before["base"]}
 
-    def _evaluate(self, name: str, run: Path, *words: object) -> Row:
-        out = self.out / "evaluations" / name
-        return dict(
-            json.loads(self.call(f"evaluate_{name}", "evaluate", run, *words, "--out", out, "--json")["printed"])
-        )
-
-
-def of_cars(metrics: Row) -> Row:
-    """Mean AP, recall at 1 m of all detections, and the number of cars."""
-    return {
-        "ap": metrics["mean_dist_aps"]["car"],
-        "recall": metrics["label_recalls"]["car"]["1.0"],
-        "objects": metrics["ground_truth"]["car"],
-    }
-
-
-def _trained(run: Path) -> Row:
+def _trained_share(run: Path) -> float:
     """The share of a network's parameters whose rate was not 0."""
     model, config = load_model(run)
     optimize.joint(model)
     optimize.freeze(model, config.train.rates)
     trained = sum(parameter.numel() for _, parameter in optimize.parameters(model))
-    return {"trained_share": trained / sum(parameter.numel() for parameter in model.parameters())}
+    return trained / sum(parameter.numel() for parameter in model.parameters())
 
 
 def _sure_cars(evaluation: Path) -> dict[str, np.ndarray]:
     """By keyframe (N, 2), m, the places of the sure cars in the global frame."""
     results = json.loads((evaluation / "results_nusc.json").read_text())["results"]
+    cars = {token: [box for box in boxes if box["detection_name"] == "car"] for token, boxes in results.items()}
     return {
-        token: np.array(
-            [
-                box["translation"][:2]
-                for box in boxes
-                if box["detection_name"] == "car" and box["detection_score"] >= SURE
-            ]
-        ).reshape(-1, 2)
-        for token, boxes in results.items()
+        token: np.array([box["translation"][:2] for box in boxes if box["detection_score"] >= SURE]).reshape(-1, 2)
+        for token, boxes in cars.items()
     }

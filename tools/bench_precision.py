@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import torch
-from benchmark import DEMO, QUIET, measure_times, medians
+from bench_networks import deployed_graph
+from benchmark import DEMO, Commands, median_seconds
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.onnx_export import to_onnx
-from deploy.precision.calibrate import Drives, ranges
+from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
-from deploy.runtime import Runtime
-from deploy.tolerances import Precision
 from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.evaluate import evaluate
-from perception.frame import Conditions, Frame
-from perception.model import PerceptionModel
+from perception.frame import Frame
 from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks import tasks_of
 from perception.tasks.task import to_prediction
 from perception.training.optimize import with_conditions
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SWEEPS = 20  # synthetic frames that have as many points as a nuScenes keyframe with nine sweeps
-VERSION, CONDITIONS = "v1.0-sim", ("clear", "day", "boston")  # of the demo's drives that are scored
+CONDITIONS = ("clear", "day", "boston")  # of the demo's drives that are scored
 
 
 def precision(quick: bool) -> dict[str, Any]:
@@ -45,42 +37,20 @@ def precision(quick: bool) -> dict[str, Any]:
 def speed(configuration: str, rounds: int) -> dict[str, Any]:
     """Seconds from points to boxes with random weights, all blocks in INT8."""
     config = load_config(find_config(configuration))
-    spec = InputSpec.of(config)
-    frame = reduce(
-        Frame.with_further_points, [synthetic_frame(spec.grid.reference, spec.rig, seed) for seed in range(SWEEPS)]
-    )
+    spec, tasks = InputSpec.of(config), tasks_of(config.tasks, config.head_grid, config.taxonomy)
+    sweeps = [synthetic_frame(spec.grid.reference, spec.rig, seed) for seed in range(SWEEPS)]
+    frame = reduce(Frame.with_further_points, sweeps)
     inputs = prepare(frame, spec)
-    torch.manual_seed(0)
-    model = PerceptionModel(config).deployed(Conditions())
-    with torch.no_grad():
-        outputs = list(model.predict({name: torch.from_numpy(array) for name, array in inputs.items()}))
-    whole = to_onnx(model, inputs, outputs)
+    whole, _ = deployed_graph(config, inputs)
     measured = ranges(whole, activations(whole.graph), [inputs])
     graphs = {"fp32": whole, "int8": quantise(whole, [*quantisable(whole.graph)], measured, CPU)}
-    contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
 
     def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[object], object]:
-        return lambda _: to_prediction(model.tasks, run(prepare(frame, spec)))
+        return lambda _: to_prediction(tasks, run(prepare(frame, spec)))
 
-    engines = {name: whole_frame(OnnxRuntimeEngine(content).run) for name, content in contents.items()}
-    alone = {name: whole_frame(_single_threaded(content)) for name, content in contents.items()}
-    wall = medians(measure_times(engines, rounds))
-    cpu = medians(measure_times(alone, rounds, [time.process_time]))
-    return {
-        "int8_speedup": wall["fp32"] / wall["int8"],
-        "int8_speedup_one_thread": cpu["fp32"] / cpu["int8"],  # processor time, less affected by other load
-        "seconds": wall,
-        "processor_seconds_one_thread": cpu,
-        "rounds": rounds,
-    }
-
-
-def _single_threaded(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+    engines = {name: OnnxRuntimeEngine(graph.SerializeToString()) for name, graph in graphs.items()}
+    seconds = median_seconds({name: whole_frame(engine.run) for name, engine in engines.items()}, rounds)
+    return {"int8_speedup": seconds["fp32"] / seconds["int8"], "seconds": seconds, "rounds": rounds}
 
 
 def losses(frames: int | None) -> dict[str, Any]:
@@ -91,34 +61,28 @@ def losses(frames: int | None) -> dict[str, Any]:
     Args:
         frames: calibrate with and score only the first ones; None: all.
     """
-    data = DEMO / "drives"
-    tables = NuScenesTables(data, VERSION)
-    training, scored = (_keyframes(tables, split)[:frames] for split in ("sim_train", "sim_val"))
-    scores = {}
+    data, scores = DEMO / "drives", {}
+    training, scored = (",".join(_keyframes(data, split)[:frames]) for split in ("sim_train", "sim_val"))
     with tempfile.TemporaryDirectory() as folder:
-        for kind in PRECISIONS:
-            calibration = Drives(data, VERSION, training) if kind == "int8" else None
-            bundle = export(DEMO / "run", Path(folder) / kind, console=QUIET, precision=kind, calibration=calibration)
-            runtime = Runtime(bundle.path)
-            metrics = evaluate(runtime, tables, "sim_val", scored, Path(folder) / f"{kind}-scores", bundle.spec, QUIET)
-            scores[kind] = {
-                "NDS": metrics["NDS"],
-                "mAP": metrics["mAP"],
-                "mIoU": metrics["map"]["iou_max"]["mean"],
-                "tolerances": bundle.manifest.tolerances.model_dump(),
-            }
-    blocks = {block.name: [block.precision, round(block.error, 4)] for block in bundle.manifest.blocks}
-    lost = {
-        f"{kind}_{name}_loss": scores["fp32"][key] - scores[kind][key]
+        commands = Commands(Path(folder))
+        for kind in ("fp32", "fp16", "int8"):
+            bundle, out = Path(folder) / kind, Path(folder) / f"{kind}-scores"
+            calibration = ("--calibrate", data, "--scenes", training) if kind == "int8" else ()
+            commands.call(kind, "export", DEMO / "run", "--precision", kind, *calibration, "--out", bundle)
+            words = ("evaluate", bundle, "--data", data, "--scenes", scored, "--out", out)
+            metrics = commands.json(f"evaluate_{kind}", *words)
+            scores[kind] = {"nds": metrics["NDS"], "map": metrics["mAP"], "miou": metrics["map"]["iou_max"]["mean"]}
+    return {
+        f"{kind}_{name}_loss": scores["fp32"][name] - score
         for kind in ("fp16", "int8")
-        for name, key in (("nds", "NDS"), ("map", "mAP"), ("miou", "mIoU"))
-    }
-    return lost | {"scores": scores, "blocks": blocks, "frames": len(scored)}
+        for name, score in scores[kind].items()
+    } | {"scores": scores}
 
 
-def _keyframes(tables: NuScenesTables, split: str) -> list[str]:
+def _keyframes(data: Path, split: str) -> list[str]:
     """Selectors of the split's keyframes under CONDITIONS."""
-    selectors, chosen = [], {*with_conditions(tables, tables.samples(split), CONDITIONS)}
+    tables, selectors = NuScenesTables(data, "v1.0-sim"), []
+    chosen = {*with_conditions(tables, tables.samples(split), CONDITIONS)}
     for scene in tables.scenes(split):
         tokens = tables.samples(selectors=[scene])
         selectors += [f"{scene}:{i}-{i + 1}" for i, token in enumerate(tokens) if token in chosen]

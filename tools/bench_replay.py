@@ -9,17 +9,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmark import DEMO, QUICK, QUIET, drives, measure_times, medians, simulated
+from benchmark import DEMO, QUICK, QUIET, drives, median_seconds, simulated
 
 from deploy.replay.latency import STAGES
 from deploy.replay.run import replay as run_replay
 from deploy.replay.settings import Source
-from deploy.runtime import CHECK_EVERY, Runtime
+from deploy.runtime import Runtime
 
 BUNDLE = DEMO / "bundle"
 FILES = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
 KEYFRAMES, CONDITIONS = 6, ("clear-day-boston", "rain-night-singapore")  # of each drive of a fleet
-CLOCKS = (time.perf_counter, time.process_time)
 
 
 def replay(quick: bool) -> dict[str, Any]:
@@ -27,8 +26,7 @@ def replay(quick: bool) -> dict[str, Any]:
 
     Frames are read and files written in parallel with the network, so the stages add up to more than a frame takes.
     `speed_up_of_2_processes` is that of `--jobs 2`, starting them included. `network_alone_factor` is what
-    `realtime_factor` would be if only the network took time. `check_share` is the share of time that repeated golden
-    frames take on the vehicle.
+    `realtime_factor` would be if only the network took time.
     """
     tables, rounds = drives(quick), 1 if quick else 3
     names = tables.scenes()[:10]
@@ -41,21 +39,15 @@ def replay(quick: bool) -> dict[str, Any]:
         stages.append({stage: summary["latency_ms"][stage]["mean"] for stage in STAGES})
 
     variants = {"alone": alone, "several": lambda _: _replay(source, jobs=2)}
-    seconds = measure_times(variants, rounds, CLOCKS, discarded=0)
-    wall = medians(seconds)
+    wall = median_seconds(variants, rounds, discarded=0)
     stage_ms = {stage: median(each[stage] for each in stages) for stage in STAGES}
     runtime = Runtime(BUNDLE)
-    network = medians(measure_times({"check": lambda _: runtime.check()}, 15))["check"]
+    network = median_seconds({"check": lambda _: runtime.check()}, 15)["check"]
     return {
         "realtime_factor": driven / wall["alone"],
         "speed_up_of_2_processes": wall["alone"] / wall["several"],
         "stage_ms": stage_ms,
         "network_alone_factor": driven / frames / network,
-        "check_share": 1e3 * network / (CHECK_EVERY * sum(stage_ms[stage] for stage in STAGES if stage != "read")),
-        "frame_ms": 1e3 * wall["alone"] / frames,
-        "processor_ms": 1e3 * medians(seconds, clock=1)["alone"] / frames,
-        "frames": frames,
-        "rounds": rounds,
     }
 
 
@@ -72,15 +64,18 @@ def fleet(quick: bool) -> dict[str, Any]:
     sources = {"all": Source(data, None, scenes), "half": Source(data, None, scenes[: count // 2])}
     written: dict[str, list[list[bytes]]] = {part: [] for part in sources}
 
+    used: dict[str, list[float]] = {}  # seconds of this process
+
     def replayed(part: str, jobs: int, _: object) -> None:
         with tempfile.TemporaryDirectory() as folder:
+            before = time.process_time()
             run_replay(sources[part], BUNDLE, Path(folder), console=QUIET, jobs=jobs)
+            used.setdefault(f"{jobs} {part}", []).append(time.process_time() - before)
             written[part].append([(Path(folder) / name).read_bytes() for name in FILES])
 
     runs = ((0, "all"), (1, "half"), (1, "all"), (2, "half"), (2, "all"))
     variants = {f"{jobs} {part}": partial(replayed, part, jobs) for jobs, part in runs}
-    seconds = measure_times(variants, rounds, CLOCKS, discarded=0)
-    wall, driver = medians(seconds), medians(seconds, clock=1)
+    wall, driver = median_seconds(variants, rounds, discarded=0), {name: median(each) for name, each in used.items()}
     return {
         "drives": count,
         "frames": KEYFRAMES * count,
@@ -88,7 +83,6 @@ def fleet(quick: bool) -> dict[str, Any]:
         "speedup": (wall["1 all"] - wall["1 half"]) / (wall["2 all"] - wall["2 half"]),
         "driver_ms_per_scene": 1e3 * (driver["2 all"] - driver["2 half"]) / (count - count // 2),
         "replay_s": {name: wall[f"{jobs} all"] for jobs, name in enumerate(("alone", "one", "two"))},
-        "rounds": rounds,
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from bench_networks import random_run, runner
 from bench_pandaset import HALVES, HELD_BACK, KITTI, TRAINED
-from benchmark import KITTI_WEIGHTS, QUIET, Commands, measure_times, medians
+from benchmark import KITTI_WEIGHTS, QUIET, Commands, folder, median_seconds
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
@@ -23,7 +23,7 @@ from perception.datasets.sources import open_source
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.predictions import Predicted
 from perception.predict import TorchPredictor
-from perception.rig import Lens, Rig, load_rig
+from perception.rig import Rig, load_rig
 
 KEYFRAMES, SPLIT = 10, "sim_val"  # of each drive, 0.5 s apart; the frames between are 0.1 s apart
 SPACINGS = (1, 2, 5)  # every which frame a network sees
@@ -51,13 +51,14 @@ def time(quick: bool) -> dict[str, Any]:
     to that without, in ONNX Runtime. `pandaset_recall_kept` is the share of the recall of cars lost without LiDAR for 5
     frames that a memory on KITTI's network keeps. Means over the seeds; commands that ended are not repeated.
     """
-    seeds = range(1 if quick else 3)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = _Memory(Path(folder), 4, 1, 1, 1) if quick else _Memory(Path("runs/memory"), 64, 2400, 400, 160)
-        lidar, camera = ([bench.scores(name, seed) for seed in seeds] for name in NETWORKS)
-        recall, latency = bench.recall_kept(), _latency_ratio(Path(folder), 1 if quick else 30)
-    every = {"latency_ratio": latency, "pandaset_recall_kept": recall, "by_seed": {"lidar": lidar, "camera": camera}}
-    return {**gains(lidar, camera), **every}
+    bench = _Memory(folder("memory", quick), *((4, 1, 1, 1) if quick else (64, 2400, 400, 160)))
+    lidar, camera = ([bench.scores(name, seed) for seed in range(1 if quick else 3)] for name in NETWORKS)
+    return {
+        **gains(lidar, camera),
+        "latency_ratio": _latency_ratio(1 if quick else 30),
+        "pandaset_recall_kept": bench.recall_kept(),
+        "by_seed": {"lidar": lidar, "camera": camera},
+    }
 
 
 def gains(lidar: Sequence[Scores], camera: Sequence[Scores]) -> dict[str, float]:
@@ -98,14 +99,14 @@ class _Memory(Commands):
 
     def scores(self, sensors: str, seed: int) -> Scores:
         """Of one seed: of each network; with LiDAR also NDS of each spacing, and the share kept in an outage."""
-        folder, data = self.out / sensors, self.out / f"drives_{sensors}"
-        runs = {name: folder / f"{name}-{seed}" for name in NETWORKS[sensors]}
+        configs, data = self.out / sensors, self.out / f"drives_{sensors}"
+        runs = {name: configs / f"{name}-{seed}" for name in NETWORKS[sensors]}
         for name, run in runs.items():
             if name in ADDED:
                 start, *options = ADDED[name]
                 words: tuple[object, ...] = ("adapt", runs[start], *options, "--steps", self._added_steps)
             else:
-                words = ("train", folder / f"{name}.yaml", f"seed={seed}", "--steps", self._steps)
+                words = ("train", configs / f"{name}.yaml", f"seed={seed}", "--steps", self._steps)
             self.call(f"{sensors}_{run.name}", *words, "--data", data, "--out", run)
         tables = NuScenesTables(data, "v1.0-sim")
         found: Scores = {name: _score(run, tables) for name, run in runs.items()}
@@ -135,22 +136,19 @@ class _Memory(Commands):
         drive = open_source(Path(HALVES), None, predictor.spec.rig, predictor.taxonomy)
         lost = {token for i, token in enumerate(drive.samples(selectors=ahead)) if i % (LOST + 1)}
         pairs = ((kitti, ()), (kitti, lost), (bridged, lost))
-        seen, blind, kept = (_score(run, drive, ahead, lost=each, split=None)["recall"] for run, each in pairs)
+        seen, blind, kept = (_score(run, drive, ahead, lost=each)["recall"] for run, each in pairs)
         return _share(kept - blind, seen - blind)
 
 
 def vehicle(sensors: str) -> Rig:
     """nuScenes' vehicle, without cameras or with those of small pictures."""
-    rig, cameras = load_rig("nuscenes"), []
-    for camera in rig.cameras if sensors == "camera" else ():
-        shrink, lens = WIDTH / camera.size[0], camera.lens
-        assert lens is not None
-        assert lens.center is not None
-        (wide, high), (x, y) = lens.focal, lens.center
-        smaller = Lens(focal=(shrink * wide, shrink * high), center=(shrink * x, shrink * y))
-        size = tuple(round(shrink * each) for each in camera.size)
-        cameras.append(camera.model_copy(update={"size": size, "lens": smaller}))
-    return rig.model_copy(update={"cameras": tuple(cameras)})
+    content = load_rig("nuscenes").model_dump(mode="json")
+    content["cameras"] = content["cameras"] if sensors == "camera" else []
+    for camera in content["cameras"]:
+        shrink = WIDTH / camera["size"][0]
+        camera["size"] = [round(shrink * each) for each in camera["size"]]
+        camera["lens"] |= {name: [shrink * each for each in camera["lens"][name]] for name in ("focal", "center")}
+    return Rig.model_validate(content)
 
 
 def network(sensors: str) -> dict[str, Any]:
@@ -191,23 +189,23 @@ class EachFrame:
 
 
 def _score(
-    run: Path, keyframes: Keyframes, selectors: Sequence[str] = (), step: int = 1, lost: Collection[str] = (),
-    split: str | None = SPLIT,
-) -> dict[str, float]:  # fmt: skip
+    run: Path, keyframes: Keyframes, selectors: Sequence[str] = (), step: int = 1, lost: Collection[str] = ()
+) -> dict[str, float]:
     """NDS, mAP, mAVE and the recall of cars at 1 m of a network on these keyframes."""
-    predictor = TorchPredictor.load(run)
-    with tempfile.TemporaryDirectory() as folder:
+    predictor, split = TorchPredictor.load(run), SPLIT if isinstance(keyframes, NuScenesTables) else None
+    with tempfile.TemporaryDirectory() as out:
         seen = EachFrame(predictor, step, lost)
-        scores = evaluate(seen, keyframes, split, selectors, Path(folder), predictor.spec, QUIET)
+        scores = evaluate(seen, keyframes, split, selectors, Path(out), predictor.spec, QUIET)
     recall = scores["label_recalls"]["car"]["1.0"]
     return {"NDS": scores["NDS"], "mAP": scores["mAP"], "mAVE": scores["tp_errors"]["vel_err"], "recall": recall}
 
 
-def _latency_ratio(folder: Path, rounds: int) -> float:
+def _latency_ratio(rounds: int) -> float:
     """The state stays in the engine."""
     engines = {}
     for name, modules in {"base": [], "memory": [MEMORY]}.items():
-        bundle = export(random_run("tiny", modules, folder / f"run-{name}"), folder / name, console=QUIET)
-        engines[name] = runner(OnnxRuntimeEngine(bundle.onnx), dict(bundle.golden()[0]))
-    seconds = medians(measure_times(engines, rounds))
+        with tempfile.TemporaryDirectory() as out:
+            bundle = export(random_run("tiny", modules, Path(out) / "run"), Path(out) / "bundle", console=QUIET)
+            engines[name] = runner(OnnxRuntimeEngine(bundle.onnx), dict(bundle.golden()[0]))
+    seconds = median_seconds(engines, rounds)
     return seconds["memory"] / seconds["base"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from perception.config import Config, find_config, load_config, parse_config
@@ -37,33 +38,34 @@ DEMO = Path("runs/demo")
 QUICK = Path("runs/quick")  # what is made for quick runs
 
 
-def measure_times(
+def folder(name: str, quick: bool) -> Path:
+    """Where commands that ended are not repeated; of a quick run it is empty."""
+    if quick:
+        shutil.rmtree(QUICK / name, ignore_errors=True)
+    return QUICK / name if quick else Path("runs") / name
+
+
+def median_seconds(
     variants: Mapping[str, Callable[[Any], object]],
     rounds: int,
-    clocks: Sequence[Callable[[], float]] = (time.perf_counter,),
+    clock: Callable[[], float] = time.perf_counter,
     inputs: Sequence[Any] = (None,),
     discarded: int = 2,
-) -> dict[str, np.ndarray]:
-    """Seconds of each variant, (clocks, rounds x inputs): each round calls every variant with every input.
+) -> dict[str, float]:
+    """The median of each variant over rounds and inputs: each round calls every variant with every input.
 
     Args:
         discarded: further rounds, before those that count.
     """
-    seconds: dict[str, list[list[float]]] = {name: [] for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(discarded + rounds):
         for given in inputs:
             for name, variant in variants.items():
-                before = [clock() for clock in clocks]
+                before = clock()
                 variant(given)
-                after = [clock() for clock in clocks]
                 if i >= discarded:
-                    seconds[name].append([b - a for a, b in zip(before, after, strict=True)])
-    return {name: np.array(each).T for name, each in seconds.items()}
-
-
-def medians(seconds: Mapping[str, np.ndarray], clock: int = 0) -> dict[str, float]:
-    """The median of each variant by one clock."""
-    return {name: float(np.median(each[clock])) for name, each in seconds.items()}
+                    seconds[name].append(clock() - before)
+    return {name: median(each) for name, each in seconds.items()}
 
 
 def simulated(data: Path, scenes: int, samples: int, seed: int, conditions: Sequence[str]) -> NuScenesTables:
@@ -79,16 +81,11 @@ def drives(quick: bool) -> NuScenesTables:
     return simulated(data, scenes, samples, 0, ["all"])
 
 
-def with_tasks(name: str, files: Sequence[str], modules: bool = False) -> Config:
-    """A configuration with the tasks of configs/FILE.yaml, and the modules that run for each of these alone."""
+def with_tasks(name: str, files: Sequence[str]) -> Config:
+    """A configuration with the tasks of configs/FILE.yaml, without the modules that these may have for themselves."""
     content = load_config(find_config(name)).model_dump(mode="json")
     for file in files:
-        added = read_task(find_config(file))
-        content["tasks"] |= added["tasks"]
-        if modules:
-            content["modules"] += [
-                {**module, "when": [*module.get("when", ()), *added["tasks"]]} for module in added["modules"]
-            ]
+        content["tasks"] |= read_task(find_config(file))["tasks"]
     return parse_config(content, name)
 
 
@@ -100,21 +97,26 @@ class Commands:
 
     def call(self, name: str, *words: object, **environment: str) -> dict[str, Any]:
         """Runs `perception` with these words, once: its `seconds` of processors, and what it `printed`."""
-        record = self.out / "commands" / f"{name}.json"
+        record, log = (self.out / "commands" / f"{name}.{end}" for end in ("json", "log"))
         command = [sys.executable, "-m", "deploy.cli", *map(str, words)]
         if not record.exists():
             record.parent.mkdir(parents=True, exist_ok=True)
             given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-            process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True)
+            with log.open("w") as errors:
+                process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=errors, text=True)
             assert process.stdout is not None
             printed = process.stdout.read()
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
-                sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+                sys.exit(f"{' '.join(command)}: exit code {process.returncode}\n{log.read_text()[-2000:]}")
             content = {"command": command[3:], "seconds": used.ru_utime + used.ru_stime, "printed": printed}
             record.write_text(json.dumps(content))
         found: dict[str, Any] = json.loads(record.read_text())
         if found["command"] != command[3:]:
             sys.exit(f"{record}: is of {' '.join(found['command'])}; remove {self.out}")
         return found
+
+    def json(self, name: str, *words: object) -> dict[str, Any]:
+        """What a command prints with --json."""
+        return dict(json.loads(self.call(name, *words, "--json")["printed"]))

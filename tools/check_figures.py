@@ -73,11 +73,8 @@ def _scores(evaluation: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print each check; exit code 1 if one fails."""
-    parts: dict[str, Callable[[list[str]], tuple[dict[str, Any], Checks]]] = {
-        "demo": demo,
-        "overfit": overfit,
-        "real": real,
-    }
+    parts: dict[str, Callable[[list[str]], tuple[dict[str, Any], Checks]]]
+    parts = {"demo": demo, "overfit": overfit, "real": real}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=parts)
     parser.add_argument("runs", nargs="*", help="of overfit: fusion, lidar, camera; all without")

@@ -11,6 +11,7 @@ Weights are random and INT8 ranges are 1, which makes no difference to the compi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -44,12 +45,7 @@ MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "
 
 
 def make_graph(name: str, kind: str, tasks: list[str]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """The FP32 graph and the shapes of its inputs.
-
-    Args:
-        kind: one of KINDS.
-        tasks: configurations of further ones.
-    """
+    """The FP32 graph, with tasks of further configurations, and the shapes of its inputs."""
     modules = [MODULE, {"name": "memory", "kind": "memory", "stride": 2}] if kind == "memory" else [MODULE]
     config = parse_config(with_tasks(name, tasks).model_dump(mode="json") | {"modules": modules}, name)
     spec = InputSpec.of(config)
@@ -77,21 +73,20 @@ def convert(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 
 def compile_all(configs: list[str], tasks: list[str], kinds: list[str]) -> Iterator[dict[str, Any]]:
-    for config in configs:
-        for kind in kinds:
-            whole, shapes = make_graph(config, kind, tasks)
-            for precision in ("fp32", "fp16", "int8"):
-                content = convert(whole, precision).SerializeToString()
-                for target in TARGETS:
-                    row = {"config": config, "kind": kind, "precision": precision, "target": target}
-                    start = time.perf_counter()
-                    try:
-                        plan = build_engine(content, find_target(target), inputs=shapes)
-                    except InputError as error:
-                        yield row | {"refused": str(error)}
-                        continue
-                    size, seconds = len(plan.content) / 1e6, time.perf_counter() - start
-                    yield row | {"layers": plan.layers, "megabytes": round(size, 1), "seconds": round(seconds, 2)}
+    for config, kind in itertools.product(configs, kinds):
+        whole, shapes = make_graph(config, kind, tasks)
+        for precision in ("fp32", "fp16", "int8"):
+            content = convert(whole, precision).SerializeToString()
+            for target in TARGETS:
+                row = {"config": config, "kind": kind, "precision": precision, "target": target}
+                start = time.perf_counter()
+                try:
+                    plan = build_engine(content, find_target(target), inputs=shapes)
+                except InputError as error:
+                    yield row | {"refused": str(error)}
+                    continue
+                size, seconds = len(plan.content) / 1e6, time.perf_counter() - start
+                yield row | {"layers": plan.layers, "megabytes": round(size, 1), "seconds": round(seconds, 2)}
 
 
 def main() -> None:

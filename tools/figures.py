@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import shlex
@@ -19,32 +20,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from perception.io.files import write_atomically
 
-REPOSITORY = Path(__file__).parents[1]
-RECORD, PAGE, README = (REPOSITORY / name for name in ("docs/figures.json", "docs/figures.md", "README.md"))
-PACKAGES = ("torch", "onnxruntime", "numpy", "opencv-python-headless")
+ROOT = Path(__file__).parents[1]
+RECORD, PAGE, README = (ROOT / name for name in ("docs/figures.json", "docs/figures.md", "README.md"))
+BENCHMARKS = (*("ceiling", "cpp", "evaluator", "modular", "pandaset", "pillars", "precision", "replay", "tasks"),)
 # Section -> the command that prints its figures as a JSON object. `python` is that of this environment.
 COMMANDS = {
-    "demo": "python tools/check_figures.py demo --json",
-    "ceiling": "python tools/bench.py ceiling --json",
-    "overfit": "python tools/check_figures.py overfit --json",
-    "real": "python tools/check_figures.py real --json",
-    "replay": "python tools/bench.py replay --json",
-    "precision": "python tools/bench.py precision --json",
-    "modular": "python tools/bench.py modular --json",
-    "tasks": "python tools/bench.py tasks --json",
-    "tables": "python tools/bench.py tables --json",
-    "pandaset": "python tools/bench.py pandaset --json",
-    "pillars": "python tools/bench.py pillars --json",
-    "cpp": "python tools/bench.py cpp --json",
-    "evaluator": "python tools/bench.py evaluator --json",
-    "loader": ".venv-mmdet3d/bin/python tools/bench.py loader --json",
-    "mmdet3d": ".venv-mmdet3d/bin/python tools/bench.py mmdet3d --json",
+    **{name: f"python tools/check_figures.py {name} --json" for name in ("demo", "overfit", "real")},
+    **{name: f"python tools/bench.py {name} --json" for name in BENCHMARKS},
+    **{name: f".venv-mmdet3d/bin/python tools/bench.py {name} --json" for name in ("loader", "mmdet3d")},
     "compile": "python tools/compile_matrix.py --json",
 }
 # What README quotes: description, and the figures in it as {section.key:format}.
@@ -101,36 +89,27 @@ Record = dict[str, dict[str, Any]]
 
 
 def measure(section: str, commit: str) -> dict[str, Any]:
-    """Run a section's command; returns its figures with command, commit, date and machine.
-
-    Args:
-        commit: of the tree, before the first section was written.
-
-    Raises:
-        SystemExit: the command failed; its message is on stderr.
-    """
+    """Run a section's command; returns its figures with command, commit of the tree, date and machine."""
     command = COMMANDS[section]
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     print(f"{section}: {command}", file=sys.stderr, flush=True)
-    done = subprocess.run(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{section}: `{command}` ended with {done.returncode}; the other sections stay as they were")
+        sys.exit(f"{section}: `{command}` ended with {done.returncode}; the other sections stay as they were")
     return {
         "command": command,
         "commit": commit,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": subprocess.run([words[0], __file__, "--machine"], capture_output=True, text=True, check=True).stdout,
+        "machine": machine(),
         "figures": json.loads(done.stdout.splitlines()[-1]),
     }
 
 
 def machine() -> str:
-    """Processor, cores, Python and versions of the main packages."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
-    processor = " ".join((model[1] if model else platform.processor() or platform.machine()).split())
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{processor}, {text.count('processor') or '?'} cores; Python {platform.python_version()}, {packages}"
+    """Processor, cores and Python; the commit's locks say which packages."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    name = " ".join(processor[1].split()) if processor else platform.machine()
+    return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}"
 
 
 def page(record: Record) -> str:
@@ -147,22 +126,23 @@ def page(record: Record) -> str:
 
 def _table(figures: Any) -> str:
     """A table with a row for each figure, or for each dict of a list of dicts with the same names."""
-    head, rows = ["figure", "value"], [[name, value] for name, value in flat(figures)]
+    head, rows = ["figure", "value"], [list(pair) for pair in flat(figures)]
     if isinstance(figures, list):
         head, rows = list(figures[0]), [list(each.values()) for each in figures]
-    lines = [f"| {' | '.join(_format(value) for value in row)} |\n" for row in (head, *rows)]
+    shown = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |\n" for row in shown]
     return lines[0] + "|---" * len(head) + "|\n" + "".join(lines[1:])
 
 
 def quote(record: Record) -> str:
-    """README's block: the figures whose sections were measured."""
+    """README's table of what was measured."""
     rows = []
     for what, text in QUOTED.items():
-        sections = sorted(set(re.findall(r"\{(\w+)\.", text)))
-        if all(section in record for section in sections):
-            commands = ", ".join(f"`{record[section]['command'].removesuffix(' --json')}`" for section in sections)
-            rows.append(f"| {what} | {fill(text, record)} | {commands} |")
-    return "| what | figures | command |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        section = text.partition("{")[2].partition(".")[0]
+        if section in record:
+            command = record[section]["command"].removesuffix(" --json")
+            rows.append(f"| {what} | {fill(text, record)} | `{command}` |\n")
+    return "| what | figures | command |\n|---|---|---|\n" + "".join(rows)
 
 
 def with_block(readme: str, block: str) -> str:
@@ -193,33 +173,20 @@ def fill(text: str, record: Record) -> str:
     return re.sub(r"\{([\w.]+):([^}]*)\}", value_of, text)
 
 
-def _format(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def commit() -> str:
     """The commit of the tree, with `-dirty` if it has changes."""
-    return _git("describe", "--always", "--dirty", "--exclude", "*")
+    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", help=f"default: all of {', '.join(COMMANDS)}")
+    parser.add_argument("sections", nargs="*", default=[], help=f"default: all of {', '.join(COMMANDS)}")
     parser.add_argument("--write", action="store_true", help="measure nothing, only write page and README")
-    parser.add_argument("--machine", action="store_true", help="only print the machine and the versions")
     arguments = parser.parse_args()
-    if arguments.machine:
-        print(machine(), end="")
-        return
     if unknown := sorted({*arguments.sections} - {*COMMANDS}):
         parser.error(f"no section {unknown[0]}; there are {', '.join(COMMANDS)}")
-    record: Record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record: Record = json.loads(RECORD.read_text())
     before = commit()
     for section in () if arguments.write else arguments.sections or COMMANDS:
         record[section] = measure(section, before)

@@ -36,11 +36,6 @@ class Defect(NamedTuple):
     tests: list[str]
 
 
-class Outcome(NamedTuple):
-    found: bool
-    by: str  # the test that failed, or why nothing did
-
-
 def read_defects(root: Path) -> list[Defect]:
     return [Defect(**row) for row in yaml.safe_load((root / "tools" / "mutants.yaml").read_text())]
 
@@ -79,12 +74,13 @@ def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return FAILED, ""
+        return FAILED, tests[0]
     failed = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - |$)", done.stdout, re.MULTILINE)
     return done.returncode, (failed or (done.stdout + done.stderr).splitlines() or [""])[-1]
 
 
-def attempt(folder: Path, defect: Defect) -> Outcome:
+def attempt(folder: Path, defect: Defect) -> str:
+    """The test that finds the defect, or nothing."""
     path = folder / defect.file
     source = path.read_text()
 
@@ -95,7 +91,9 @@ def attempt(folder: Path, defect: Defect) -> Outcome:
     write(source.replace(defect.before, defect.after))
     code, last = run_tests(folder, defect.tests)
     write(source)
-    return Outcome(code == FAILED, last if code == FAILED else f"pytest's exit code {code}: {last}")
+    state = "found    " if code == FAILED else f"NOT FOUND (pytest's exit code {code})"
+    print(f"{state} {defect.file}: {defect.why}: {last}", flush=True)
+    return last if code == FAILED else ""
 
 
 def main() -> int:
@@ -106,25 +104,21 @@ def main() -> int:
         return 1
     free: SimpleQueue[Path] = SimpleQueue()
 
-    def in_a_copy(defect: Defect) -> Outcome:
+    def in_a_copy(defect: Defect) -> str:
         folder = free.get()
-        outcome = attempt(folder, defect)
+        found = attempt(folder, defect)
         free.put(folder)
-        print(f"{'found    ' if outcome.found else 'NOT FOUND'} {defect.file}: {defect.why} ({outcome.by})", flush=True)
-        return outcome
+        return found
 
-    with tempfile.TemporaryDirectory(prefix="mutants-") as where:
-        workers = min(len(defects), os.cpu_count() or 1)
-        for i in range(workers):
+    with tempfile.TemporaryDirectory(prefix="mutants-") as where, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i in range(os.cpu_count() or 1):
             free.put(copy(ROOT, Path(where) / str(i)))
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            outcomes = list(pool.map(in_a_copy, defects))
-        finders = sorted({each.by for each in outcomes if each.found and each.by})
-        code, last = run_tests(free.get(), finders) if finders else (0, "")
-    print(f"{sum(each.found for each in outcomes)} of {len(outcomes)} defects are found")
+        found = list(pool.map(in_a_copy, defects))
+        code, last = run_tests(free.get(), sorted({*filter(None, found)}))
+    print(f"{sum(map(bool, found))} of {len(found)} defects are found")
     if code:
         print(f"without a defect, too, this fails: {last}")
-    return int(bool(code) or not all(each.found for each in outcomes))
+    return int(bool(code) or not all(found))
 
 
 if __name__ == "__main__":
