@@ -6,7 +6,6 @@
     model.cpu.onnx        INT8: the network in the layout of ONNX Runtime; model.onnx has that of TensorRT
     golden.safetensors    a few frames' inputs, and the exported network's outputs for them; of one frame also its
                           sensor data and its prediction
-    golden.json           what the numbers of golden frames stand for
     calibration.json      INT8: the calibration frames, and the measured ranges of the activations
     statistics.json       what the sensors delivered on drives of the training, if the export was given some
     ml_package.param.yaml what a ROS 2 node must know of it (deploy/ros2)
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from deploy.golden import Arrays, GoldenFrame, require_golden
-from deploy.golden_file import MEANING, golden_content, read_golden, require_end_to_end
+from deploy.golden_file import golden_content, read_golden, require_end_to_end
 from deploy.integrity import Content, SelfHashed, read_verified, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained
@@ -139,7 +138,7 @@ class Bundle:
         for name in manifest.files:
             require_inside(path, name)
         apart = {route: f"{ROUTES}/{route}" for route in manifest.apart}
-        for name in (ONNX, GOLDEN, MEANING, *(f"{folder}/{MANIFEST}" for folder in apart.values())):
+        for name in (ONNX, GOLDEN, *(f"{folder}/{MANIFEST}" for folder in apart.values())):
             if name not in manifest.files:
                 raise InputError(f"{path / MANIFEST}: does not name {name}; export the bundle again")
         free = (ENGINES, *(f"{folder}/{ENGINES}" for folder in apart.values()))
@@ -200,7 +199,7 @@ class Bundle:
         """The golden frames with the outputs of `graph`, or those of model.onnx if the bundle has no such graph.
 
         Raises:
-            InputError: the tensors are not those that the manifest describes, or too few detections can be compared.
+            InputError: the tensors are not those that the manifest describes.
         """
         graph = graph if graph in self.manifest.files else ONNX
         return read_golden(self.read(GOLDEN), self.manifest, graph)
@@ -209,11 +208,11 @@ class Bundle:
         """The golden frames with the outputs of `graph`, which an engine gives within the tolerances.
 
         Raises:
-            InputError: preprocessing, steering or decoding are not those of the export.
+            InputError: preprocessing or decoding are not those of the export.
             WrongEngine: the engine gives other outputs.
         """
         golden = self.golden_frames(graph)
-        require_end_to_end(golden, self.read(MEANING), self.manifest, self.path / GOLDEN)
+        require_end_to_end(golden, self.manifest, self.path / GOLDEN)
         require_golden(golden, in_sequence(engine), name, self.manifest.tolerances)
         return golden
 

@@ -122,15 +122,11 @@ class Steering(Section):
 class GoldenRules(Section):
     """How engines are compared on golden frames, beside the tolerances."""
 
-    clear_score: float = golden.CLEAR_SCORE  # above the last score of a list: detections that can be compared
-    least_compared: int = golden.LEAST_COMPARED
-    least_share: float = golden.LEAST_SHARE  # of the clear detections
     around: float = golden.AROUND  # m, where another detection may take the place of one
     state_step: int = state.STEP  # rows and columns from one compared cell of a state to the next
     grey_levels: int = golden.GREY_LEVELS  # by which a pixel of a picture may differ
     rounded: float = golden.ROUNDED  # share of a picture's pixels that may differ more
     close: float = golden.CLOSE  # relative and absolute difference of other numbers
-    crowd_step: float = golden.CROWD_STEP  # m, see `golden_file`
 
 
 def contract_of(

@@ -18,7 +18,7 @@ from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, STATISTICS, Bund
 from deploy.contract import contract_of
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
-from deploy.golden_file import MEANING, drive_of, meaning_content, with_sensors
+from deploy.golden_file import drive_of, with_sensors
 from deploy.manifest import (
     Calibration,
     Manifest,
@@ -335,12 +335,11 @@ class _Exporter:
             more_files[CALIBRATION] = measured.model_dump_json(indent=2).encode()
         manifest = self._manifest(network, source, tuple(others))
         golden = [
-            with_sensors(frame, self.frames[STREET], manifest) if frame.name == STREET else frame
+            with_sensors(frame, self.frames[STREET], manifest.heads) if frame.name == STREET else frame
             for frame in network.golden
         ]
         if manifest.state is not None:
             golden = [replace(frame, moment=self.moments[frame.name]) for frame in golden]
-        more_files[MEANING] = meaning_content(manifest, golden)
         more_files[ROS2_PARAMETERS] = parameters_content(manifest)
         cpu_onnx = network.graphs.get(CPU_ONNX)
         bundle = write_bundle(path, network.graphs[ONNX], golden, manifest, more_files, self.signer, cpu_onnx, others)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deploy.tolerances import REMEDY, Ranked, Spread, Tolerances
+from deploy.tolerances import Ranked, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.grid import Reference
@@ -183,12 +183,9 @@ def _without_zeros(scores: np.ndarray, lowest: float) -> np.ndarray:
 # a class or subcell without detections, or an error that changes no output by more than its tolerance; hashes and
 # signatures of the files find those.
 
-CLEAR_SCORE = 0.05  # above the last score of the list: detections that can be compared
-LEAST_COMPARED, LEAST_SHARE = 10, 0.1  # number and share of the clear detections
 # Of the frame with sensor data: builds of decoders and maths libraries may round differently.
 GREY_LEVELS, ROUNDED = 1, 0.02  # by which a pixel may differ, and the share of a picture's pixels that may differ more
 CLOSE = 1e-5  # relative and absolute difference of other numbers
-CROWD_STEP = 0.053  # m; no distance of a suppression is a multiple of it
 
 
 def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
@@ -244,7 +241,7 @@ class GoldenFrame:
             must find. It excludes those that depend on rounding, such as one of two peaks with nearly equal scores.
         graph: the file whose outputs they are; INT8 has one for TensorRT and one for ONNX Runtime.
         sensors: what its inputs are made of; only the frame of `deploy.golden_file` has it.
-        prediction: what is made of its outputs; of that frame too.
+        results: what is made of its outputs, TASK/NAME; of that frame too.
         moment: where and when it was recorded; of a network with a memory. Its inputs then have no `state`: it is what
             the network made of the frame before, of which its outputs have the `sampled` cells.
     """
@@ -255,24 +252,8 @@ class GoldenFrame:
     compared: Arrays
     graph: str = "model.onnx"
     sensors: Arrays = field(default_factory=dict)
-    prediction: Arrays = field(default_factory=dict)
+    results: Arrays = field(default_factory=dict)
     moment: Moment | None = None
-
-
-def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
-    """Raise InputError if too few of the clear detections are compared: less than 10 %, or 10 out of 40 or more.
-
-    An untrained network gives equal scores everywhere: it has no clear detections, and its boxes cannot be compared.
-    """
-    if not frames:
-        raise InputError(f"{where}: holds no golden frame; {REMEDY}")
-    for task in frames[0].compared:
-        outputs = [part_of(task, frame.outputs) for frame in frames]
-        clear = sum(int(clear_detections(each, CLEAR_SCORE / 2).sum()) for each in outputs)
-        compared = sum(int(frame.compared[task].sum()) for frame in frames)
-        least = max(LEAST_COMPARED * (clear >= 4 * LEAST_COMPARED), int(LEAST_SHARE * clear))
-        if compared < least:
-            raise InputError(f"{where}: compares {compared} of {clear} detections, {least} are needed; {REMEDY}")
 
 
 def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: Arrays | None = None) -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,24 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from deploy.golden import CLOSE, CROWD_STEP, GREY_LEVELS, ROUNDED, Arrays, GoldenFrame, require_enough
+from deploy.golden import CLOSE, GREY_LEVELS, ROUNDED, Arrays, GoldenFrame
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
-from deploy.route import parse_conditions, route_conditions, route_name, steering_inputs
 from deploy.state import STATE, sampled
 from deploy.tolerances import REMEDY
 from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.grid import Reference
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
-from perception.sensors.inputs import PILLARS, InputSpec, no_sensors, prepare, without_padding
+from perception.sensors.inputs import PILLARS, no_sensors, prepare, without_padding
 from perception.sensors.state import Moment, state_inputs
-from perception.tasks.task import Task, add_prefix, part_of, to_prediction
+from perception.tasks.task import Task, add_prefix, to_prediction
 
 # Read and write golden.safetensors, the golden frames of a bundle. No torch here.
 #
 # Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`.
 # Pillars are stored without padding, which would be most of the file. One frame also has `NAME.sensors.*` and, for
-# each graph, `NAME.GRAPH.prediction.*`. Those of a network with a memory have `NAME.moment.*` and are a sequence, in
+# each graph, `NAME.GRAPH.results.TASK/*`. Those of a network with a memory have `NAME.moment.*` and are a sequence, in
 # the order of their names; a name without its number is a drive.
 
 _SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> GRAPH in the keys
@@ -49,7 +47,7 @@ def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
         tensors |= {f"{graph}.outputs.{name}": each for name, each in frame.outputs.items()}
         tensors |= {f"{graph}.compared.{task}": each for task, each in frame.compared.items()}
         tensors |= {f"{frame.name}.sensors.{name}": each for name, each in frame.sensors.items()}
-        tensors |= {f"{graph}.prediction.{name}": each for name, each in frame.prediction.items()}
+        tensors |= {f"{graph}.results.{name}": each for name, each in frame.results.items()}
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
@@ -57,7 +55,7 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
     """The frames with the outputs of one graph, ordered by name.
 
     Raises:
-        InputError: the tensors are not those that the manifest describes, or too few detections can be compared.
+        InputError: the tensors are not those that the manifest describes.
     """
     file = content.path
     try:
@@ -74,10 +72,9 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
         outputs = {each.name: _read_tensor(file, tensors, f"{prefix}.outputs", each) for each in described}
         compared = {each.name: _read_tensor(file, tensors, f"{prefix}.compared", each) for each in listed}
         inputs = _pad_inputs(file, tensors, f"{name}.inputs", manifest)
-        sensors, prediction = (_below(tensors, start) for start in (f"{name}.sensors.", f"{prefix}.prediction."))
+        sensors, results = (_below(tensors, start) for start in (f"{name}.sensors.", f"{prefix}.results."))
         moment = None if manifest.state is None else _read_moment(file, tensors, name)
-        frames.append(GoldenFrame(name, inputs, outputs, compared, graph, sensors, prediction, moment))
-    require_enough(frames, str(file))
+        frames.append(GoldenFrame(name, inputs, outputs, compared, graph, sensors, results, moment))
     return tuple(frames)
 
 
@@ -130,50 +127,19 @@ def _read_tensor(file: Path, tensors: Mapping[str, np.ndarray], side: str, descr
     return array
 
 
-# The golden frame from sensor data to a prediction: what is before and behind the engine. No torch here.
+# The golden frame from sensor data to results: what is before and behind the engine. No torch here.
 #
 # Engines are compared on the inputs and outputs of golden frames (`deploy.golden`). One of these frames also has its
-# sensor data, which must give these inputs, and the prediction that these outputs must give; golden.json names what
-# the numbers stand for. So a vehicle's software and the manifest are those of the export, whatever the engine's
-# precision.
+# sensor data, which must give these inputs, and the results that these outputs must give. So a vehicle's software is
+# that of the export, whatever the engine's precision.
 
-MEANING = "golden.json"
 _FIELDS = [each.name for each in fields(Frame)]
-_KEPT = "kept pillars"
 _MATRICES = ("intrinsics", "ego_from_camera", "global_from_ego")  # of a camera
-_UNUSABLE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError, zlib.error)
+_UNUSABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError, zlib.error)
 
 
-def meaning_content(manifest: Manifest, golden: Sequence[GoldenFrame]) -> bytes:
-    """golden.json: what the numbers stand for, and which modules run if some conditions are known."""
-    values = manifest.taxonomy.condition_values
-    known = [route_name([value for value in module.asks if value in values]) for module in manifest.banked]
-    return json.dumps(_meaning(manifest, golden, dict.fromkeys(["base", *known])), indent=1).encode()
-
-
-def _meaning(manifest: Manifest, golden: Sequence[GoldenFrame], known: Iterable[str]) -> dict[str, Any]:
-    taxonomy, known = manifest.taxonomy, list(known)
-    meaning: dict[str, Any] = {
-        "known": known,
-        "grid": manifest.grid.model_dump(),
-        "head_grid": manifest.head_grid.model_dump(),
-        "classes": taxonomy.class_names,
-        "attributes": taxonomy.attributes,
-        "map_layers": taxonomy.map_names,
-        "point_classes": taxonomy.point_names,
-        "conditions": [*taxonomy.conditions.items()],
-    }
-    for name in known:
-        conditions = parse_conditions(sorted(route_conditions(name)), taxonomy)
-        for frame in golden:
-            steer = steering_inputs(conditions, frame.inputs, manifest.banked, manifest.condition_values)
-            weights = steer["route"][0].tolist() if manifest.banked else []
-            meaning[f"{frame.name} with {name}"] = [*zip((each.name for each in manifest.banked), weights, strict=True)]
-    return meaning
-
-
-def with_sensors(golden: GoldenFrame, frame: Frame, manifest: Manifest) -> GoldenFrame:
-    """The golden frame with the sensor data that its inputs are of, and the prediction of its outputs.
+def with_sensors(golden: GoldenFrame, frame: Frame, tasks: Mapping[str, Task[Any]]) -> GoldenFrame:
+    """The golden frame with the sensor data that its inputs are of, and the results of its outputs.
 
     Pictures are compressed by zlib, which a runtime in another language has, and lose nothing.
     """
@@ -182,8 +148,7 @@ def with_sensors(golden: GoldenFrame, frame: Frame, manifest: Manifest) -> Golde
         arrays[f"cameras/{name}/rgb"] = np.frombuffer(zlib.compress(camera.image.tobytes(), 9), np.uint8)
         arrays[f"cameras/{name}/size"] = np.array(camera.image.shape[:2], np.int64)
         arrays |= {f"cameras/{name}/{matrix}": getattr(camera, matrix) for matrix in _MATRICES}
-    arrays[_KEPT] = _select_kept_pillars(golden.inputs, frame, manifest.spec)
-    return replace(golden, sensors=arrays, prediction=_prediction(manifest.heads, golden.outputs))
+    return replace(golden, sensors=arrays, results=_results(tasks, golden.outputs))
 
 
 def _frame(sensors: Arrays, reference: Reference) -> Frame:
@@ -198,41 +163,38 @@ def _frame(sensors: Arrays, reference: Reference) -> Frame:
     return Frame(token="golden", timestamp=0, reference=reference, cameras=cameras, **arrays)
 
 
-def require_end_to_end(golden: Sequence[GoldenFrame], meaning: Content, manifest: Manifest, file: object) -> None:
-    """Raise InputError unless this software and this manifest do before and behind the engine what the export did.
+def _results(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np.ndarray]:
+    """TASK/NAME -> an array of the results."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, result in to_prediction(tasks, outputs).results.items():
+        arrays |= add_prefix(name, tasks[name].arrays(result))
+    return arrays
+
+
+def require_end_to_end(golden: Sequence[GoldenFrame], manifest: Manifest, file: object) -> None:
+    """Raise InputError unless this software does before and behind the engine what that of the export did.
 
     Args:
         golden: all golden frames.
-        meaning: golden.json.
-        file: that the golden frames are from, for messages.
+        file: that they are from, for messages.
     """
     whole = next((frame for frame in golden if frame.sensors), None)
     if whole is None:
         raise InputError(f"{file}: no golden frame has sensor data; {REMEDY}")
     try:
-        stored = json.loads(meaning.data)
-        found = json.loads(json.dumps(_meaning(manifest, golden, stored["known"])))
-        names = [name for name in {**stored, **found} if stored.get(name) != found.get(name)]
-        off = [] if names else [*_differing(whole, manifest), *_differing_motions(golden, manifest)]
+        off = [*_differing(whole, manifest), *_differing_motions(golden, manifest)]
     except _UNUSABLE as error:
-        raise InputError(f"{file}, {MEANING}: cannot be used here ({error!r}); {REMEDY}") from None
-    for name in names:
-        both = f"{name}: {found.get(name)}, at the export {stored.get(name)}"
-        raise InputError(f"{meaning.path}: {both}; {REMEDY}, with this version")
+        raise InputError(f"{file}: cannot be used here ({error!r}); {REMEDY}") from None
     if off:
         raise InputError(f"{file}: {whole.name}: {', '.join(off)} not as at the export; {REMEDY}, with this version")
 
 
 def _differing(golden: GoldenFrame, manifest: Manifest) -> list[str]:
-    """Names of the inputs that the sensor data do not give, and of the predictions that the outputs do not give."""
-    frame, tasks = _frame(golden.sensors, manifest.grid.reference), manifest.heads
-    found = prepare(frame, manifest.spec) | _prediction(tasks, golden.outputs)
-    found[_KEPT] = _select_kept_pillars(golden.inputs, frame, manifest.spec)
+    """Names of the inputs that the sensor data do not give, and of the results that the outputs do not give."""
+    frame = _frame(golden.sensors, manifest.grid.reference)
+    found = prepare(frame, manifest.spec) | _results(manifest.heads, golden.outputs)
     steering = ("route", "conditions", *STATE_INPUTS)
-    stored = {name: each for name, each in golden.inputs.items() if name not in steering}
-    stored[_KEPT] = golden.sensors[_KEPT]
-    for name, task in tasks.items():  # packed anew, since builds of zlib compress differently
-        stored |= add_prefix(name, task.pack(task.unpack(part_of(name, golden.prediction))))
+    stored = {name: each for name, each in golden.inputs.items() if name not in steering} | {**golden.results}
     return [name for name, expected in stored.items() if not _is_same(name, expected, found[name])]
 
 
@@ -255,33 +217,3 @@ def _is_same(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
         return bool(off.mean(axis=(0, 2, 3, 4)).max() <= ROUNDED)
     close = CLOSE if expected.dtype.kind == "f" else 0
     return np.allclose(actual, expected, rtol=close, atol=close, equal_nan=True)
-
-
-def _select_kept_pillars(inputs: Arrays, frame: Frame, spec: InputSpec) -> np.ndarray:
-    """(P,) int32: the cells that are kept if there is room for half of the frame's pillars."""
-    if spec.lidar is None:
-        return np.zeros(0, np.int32)
-    half = max(1, int((inputs["pillar_counts"] > 0).sum()) // 2)
-    few = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": half}), camera=None)
-    return prepare(frame, few)["pillar_cells"][0]
-
-
-def _prediction(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np.ndarray]:
-    """TASK/NAME -> an array of the prediction.
-
-    The detections of a class are put in a row, at ever greater distances and with scores from 1 to 0, so that it
-    depends on every number of a suppression which of them remain.
-    """
-    packed: dict[str, np.ndarray] = {}
-    crowded = dict(outputs)
-    for name in [name for name, task in tasks.items() if task.ranked]:
-        boxes, scores, labels = (outputs[f"{name}/{each}"] for each in ("boxes", "scores", "labels"))
-        crowded[f"{name}/scores"] = np.broadcast_to(np.linspace(1, 0, scores.shape[-1], dtype=np.float32), scores.shape)
-        crowded[f"{name}/boxes"] = boxes.copy()
-        rows = crowded[f"{name}/boxes"].reshape(-1, boxes.shape[-1])
-        for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):
-            rows[own, :3] = rows[own[0], :3]
-            rows[own, 0] += np.float32(CROWD_STEP) * np.arange(len(own), dtype=np.float32) ** 2
-    for name, result in to_prediction(tasks, crowded).results.items():
-        packed |= add_prefix(name, tasks[name].pack(result))
-    return packed

@@ -20,7 +20,7 @@ from pydantic import (
 from deploy.contract import GoldenRules, Preprocessing, Steering, contract_of
 from deploy.integrity import Content, SelfHashed, require_inside
 from deploy.route import BankedModule
-from deploy.tolerances import Precision, Tolerances, require_bounded
+from deploy.tolerances import Precision, Tolerances
 from deploy.trust import Permit, Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
@@ -182,8 +182,7 @@ def read_manifest(bundle: Path, trust: Trust | None = None) -> Manifest:
         trust: who must have signed it, and how old it may be; None accepts it unsigned and of any age.
 
     Raises:
-        InputError: it is not a bundle, has another schema version, was changed, is not trusted, or its tolerances
-            exceed the bounds of its precision.
+        InputError: it is not a bundle, has another schema version, was changed or is not trusted.
     """
     require_inside(bundle, MANIFEST)
     file = bundle / MANIFEST
@@ -215,8 +214,6 @@ def parse_manifest(file: Content) -> Manifest:
     _require_outputs(file.path, manifest)
     _require_state(file.path, manifest)
     _require_contract(file.path, manifest)
-    remembers = manifest.state is not None
-    require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path), remembers)
     return manifest
 
 

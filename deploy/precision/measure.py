@@ -20,23 +20,12 @@ from deploy.golden import (
     dense_spreads,
     differing,
     match_detections,
-    require_enough,
     score_spread,
     state_difference,
 )
+from deploy.precision.bounds import BOUNDS, LEAST, dense_outputs, label_outputs
 from deploy.state import in_sequence
-from deploy.tolerances import (
-    BOUNDS,
-    LEAST,
-    REMEDY,
-    Precision,
-    Ranked,
-    Spread,
-    Tolerances,
-    dense_outputs,
-    label_outputs,
-    require_bounded,
-)
+from deploy.tolerances import Precision, Ranked, Spread, Tolerances
 from perception.errors import InputError
 from perception.modules.spec import NEXT_STATE
 from perception.tasks.task import Output, Task, part_of
@@ -93,13 +82,15 @@ ERRORS = 2.0  # standard errors added to a mean, which may be small by chance
 MANTISSAS: dict[Precision, tuple[int, ...]] = {"fp32": (18,), "int8": (10, 12)}
 SATURATED = 1 - 1e-6  # a score; single precision has steps of 6e-8 there
 
-_EXPORT_REMEDY = {
+_REMEDY = {
     "fp32": "train the network further: too few detections stand out, or rounding changes its outputs",
     "fp16": "export at a higher precision",
     "int8": "export at a higher precision, or calibrate on drives that show all that the network was trained for",
 }
 FEW_LABELS = 2  # elements of an output of class indices that may always differ
 FEWEST = 20  # detections to compare, or a quarter of a short list; with fewer none is compared
+CLEAR_SCORE = 0.05  # above the last score of the list: detections that can be compared
+LEAST_COMPARED, LEAST_SHARE = 10, 0.1  # number and share of the clear detections
 
 Tasks = Mapping[str, Task[Any]]
 Measured = tuple[GoldenFrame, list[Arrays]]  # and the outputs of the other engines
@@ -197,15 +188,37 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
         labels={name: _labels(measured, name) for name in label_outputs(tasks)},
         state=_state(measured),
     )
+    require_bounded(tolerances, precision, tasks)
     frames = [frame for frame, _ in measured]
-    where, remembers = f"the graph in {precision} does not compute the network", tolerances.state is not None
-    try:
-        require_bounded(tolerances, precision, tasks, where, remembers)
-        for file in {frame.graph for frame in frames}:
-            require_enough([frame for frame in frames if frame.graph == file], f"{file} in {precision}")
-    except InputError as error:  # with the remedy for whoever exports, instead of the one for the vehicle
-        raise InputError(f"{str(error).removesuffix(f'; {REMEDY}')}; {_EXPORT_REMEDY[precision]}") from None
+    for file in {frame.graph for frame in frames}:
+        _require_enough([frame for frame in frames if frame.graph == file], f"{file} in {precision}", precision)
     return tolerances
+
+
+def require_bounded(tolerances: Tolerances, precision: Precision, tasks: Tasks) -> None:
+    bounds = dict(BOUNDS[precision].all(tasks, tolerances.state is not None).numbers())
+    for name, number in tolerances.numbers():
+        if number > bounds[name]:
+            raise InputError(
+                f"the graph in {precision} does not compute the network: tolerance {name} is {number:g}, at most "
+                f"{bounds[name]:g}; {_REMEDY[precision]}"
+            )
+
+
+def _require_enough(frames: Sequence[GoldenFrame], where: str, precision: Precision) -> None:
+    """Raise InputError if too few of the clear detections are compared: less than 10 %, or 10 out of 40 or more.
+
+    An untrained network gives equal scores everywhere: it has no clear detections, and its boxes cannot be compared.
+    """
+    for task in frames[0].compared:
+        outputs = [part_of(task, frame.outputs) for frame in frames]
+        clear = sum(int(clear_detections(each, CLEAR_SCORE / 2).sum()) for each in outputs)
+        compared = sum(int(frame.compared[task].sum()) for frame in frames)
+        least = max(LEAST_COMPARED * (clear >= 4 * LEAST_COMPARED), int(LEAST_SHARE * clear))
+        if compared < least:
+            raise InputError(
+                f"{where}: compares {compared} of {clear} detections, {least} are needed; {_REMEDY[precision]}"
+            )
 
 
 def _make_ranked(measured: Sequence[Measured], precision: Precision, task: str) -> Ranked:

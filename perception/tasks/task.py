@@ -187,14 +187,9 @@ class Task(ABC, Generic[Result]):
         return None
 
     @staticmethod
-    def pack(result: Any) -> dict[str, np.ndarray]:
-        """A result as arrays, for the file of a golden frame."""
-        return {"values": np.ascontiguousarray(result)}
-
-    @staticmethod
-    def unpack(arrays: Arrays) -> Any:
-        """The inverse of `pack`."""
-        return arrays["values"]
+    def arrays(result: Any) -> dict[str, np.ndarray]:
+        """A result as runtimes in other languages give it (docs/bundle_format.md), for a golden frame's file."""
+        return {"values": np.asarray(result)}
 
     def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """The outputs of one frame for `result`, and output -> number of NaN or infinite values.

@@ -1,4 +1,4 @@
-"""Every damaged, unsigned or outdated bundle is refused by the C++ runtime in the words of the Python one."""
+"""A damaged, unsigned or outdated bundle is refused by both runtimes, and each names what is wrong."""
 
 import ctypes
 import hashlib
@@ -33,8 +33,7 @@ from deploy.runtime import Runtime
 from deploy.trust import Trust
 from perception.errors import InputError
 
-MAP = "map/probabilities"
-GRAPH, GOLDEN, MEANING, MODULE = "model.onnx", "golden.safetensors", "golden.json", "modules/rain.json"
+GRAPH, GOLDEN, MODULE = "model.onnx", "golden.safetensors", "modules/rain.json"
 
 
 def manifest(change: Callable[[Any], object]) -> Damage:
@@ -111,31 +110,12 @@ def input_of(change: dict[str, object]) -> Damage:
                                                 *bundle().manifest.inputs[1:])) and None  # fmt: skip
 
 
-def blind(path: Path) -> None:
-    frames = [
-        replace(f, compared={k: np.zeros_like(v) for k, v in f.compared.items()}) for f in bundle().golden_frames()
-    ]
-    rewritten(path, golden=frames)
-
-
-def unsensed(path: Path) -> None:
-    rewritten(path, golden=[replace(frame, sensors={}) for frame in bundle().golden_frames()])
-
-
 def shifted(path: Path) -> None:
     """The scores of the golden frame are those of another network."""
     first, *others = bundle().golden_frames()
     scores = first.outputs["detection/scores"].copy()
     scores[:, :20] += np.float32(2e-4)
     rewritten(path, golden=[replace(first, outputs=first.outputs | {"detection/scores": scores}), *others])
-
-
-def other_points(path: Path) -> None:
-    frames = bundle("rain").golden_frames()
-    (whole,) = (frame for frame in frames if frame.sensors)
-    points = whole.sensors["points"] + np.float32([0.5, 0, 0, 0, 0])
-    changed = replace(whole, sensors={**whole.sensors, "points": points})
-    rewritten(path, golden=[changed if frame is whole else frame for frame in frames])
 
 
 def overlapping(content: bytes) -> bytes:
@@ -146,26 +126,6 @@ def overlapping(content: bytes) -> bytes:
     last["data_offsets"] = [each - 1 for each in last["data_offsets"]]
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + content[start:]
-
-
-def reversed_keys(content: bytes) -> bytes:
-    """The same JSON to Python, with the members of each object in another order."""
-
-    def turn(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return dict(reversed(pairs))
-
-    return json.dumps(json.loads(content, object_pairs_hook=turn)).encode()
-
-
-def in_another_order(damage: Damage) -> Damage:
-    """The damage, and a golden.json that says the same in another order."""
-
-    def apply(path: Path) -> None:
-        with suppress(InputError):  # `rewritten` opens what it wrote
-            damage(path)
-        exchanged(MEANING, reversed_keys)(path)
-
-    return apply
 
 
 def signed(key: str, *trusted: str, **content: object) -> Damage:
@@ -210,11 +170,6 @@ def broken_signature(path: Path) -> Trust:
     return trust
 
 
-def swap(values: list[Any]) -> None:
-    """The first two change places."""
-    values[0], values[1] = values[1], values[0]
-
-
 PAST = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(hours=1)
 CURVE = (
     ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -225,84 +180,55 @@ OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}"
 FIELDS = {
     "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1",
     "banked": {}, "expires": "soon", "routes": "base", "golden": 1, "preprocessing.pillars.most": 0.5,
-    "news": 1, "tolerances.dense": [], "taxonomy": None, "files": {GRAPH: 1}, "steering.values": None,
-    "golden.close": "near",
+    "news": 1, "taxonomy": None, "files": {GRAPH: 1}, "steering.values": None, "golden.close": "near",
+    "preprocessing.pillars.overflow": "last",
 }  # fmt: skip
-# Of the text of a library or of what is random only the beginning is the same in both.
-REFUSED: dict[str, Damage] = {
-    **{f"{name} {what}": file(name, damage)
-       for name in ("manifest.json", GRAPH, GOLDEN, MEANING, MODULE)
+# By what both messages name, and the damage.
+REFUSED: dict[tuple[str, str], Damage] = {
+    **{(name, what): file(name, damage)
+       for name in ("manifest.json", GRAPH, GOLDEN, MODULE)
        for what, damage in (("deleted", delete), ("longer", lambda path: path.write_bytes(path.read_bytes() + b"\n")))},
-    **{f"{name} shorter": file(name, cut(-1)) for name in (GRAPH, GOLDEN, MEANING, MODULE)},
-    **{f"a path {name!r}": naming(name) for name in OUT_OF_IT},
-    **{f"schema {version!r}": manifest(lambda content, version=version: content.update(schema_version=version))
+    **{(name, "shorter"): file(name, cut(-1)) for name in ("manifest.json", GRAPH, GOLDEN, MODULE)},
+    **{("a path inside", repr(name)): naming(name) for name in OUT_OF_IT},
+    **{("schema", repr(version)): manifest(lambda content, version=version: content.update(schema_version=version))
        for version in (11, 13, "new", None, [1.5, True])},
-    **{f"{key}: {value!r}": manifest(put(key, value)) for key, value in FIELDS.items()},
-    **{f"no {key}": manifest(missing(key))
+    **{(key, repr(value)): manifest(put(key, value)) for key, value in FIELDS.items()},
+    **{(key, "missing"): manifest(missing(key))
        for key in ("name", "golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
-    **{f"no {name} in files": sealed(lambda content, name=name: content["files"].pop(name))
-       for name in (GRAPH, GOLDEN, MEANING)},
-    "no JSON": file("manifest.json", cut(-1)),
-    "200,000 brackets": file("manifest.json", write(200_000 * "[")),
-    "a release that was not sealed": file("manifest.json", edit(b'"release": 0', b'"release": 1')),
-    "another indentation": indented,
-    "a key twice": file("manifest.json", edit(b'"release": 0', b'"release": 0,\n  "release": 0')),
-    "a file more": lambda path: (path / "modules" / "more").write_text("") and None,
-    "a file more in a new folder": in_a_folder,
-    "a link to itself": lambda path: (path / "loop").symlink_to("loop"),
-    "a pipe": piped,
-    **{f"{name} outside": linked(name) for name in ("manifest.json", GRAPH, MODULE, "modules")},
-    "no graph": exchanged(GRAPH, lambda content: b"not a graph"),
-    "weights elsewhere": exchanged(GRAPH, elsewhere),
-    "another network": exchanged(GRAPH, trained),
-    "outputs missing": sealed(lambda content: content["outputs"].pop()),
-    "files: []": manifest(put("files", [])),
-    "outputs in another order": sealed(lambda content: swap(content["outputs"])),
-    "no tolerance": sealed(missing(f"tolerances.dense.{MAP}.walkway")),
-    "no ranked tolerance": sealed(put("tolerances.ranked", {})),
-    "tolerances of another": sealed(lambda content: content["tolerances"]["dense"].update({"x/y": {}, "a/b": {
-        "c": {"each": 0.1, "mean": 0.2}}})),
-    "tolerances in another order": sealed(lambda content: content["tolerances"]["dense"].update(
-        {MAP: dict(reversed(content["tolerances"]["dense"][MAP].items()))})),
-    "a wide tolerance": sealed(put(f"tolerances.dense.{MAP}.walkway.each", 0.0123456789)),
-    "a mean above its bound": sealed(put(f"tolerances.dense.{MAP}.walkway.mean", 1e-2)),
-    "a route of ash": sealed(put("routes", ["rain+ash"])),
-    "a network for ash": sealed(put("apart", ["ash"])),
-    "a module that asks for ash": sealed(put("banked", [{"name": "wet", "asks": ["no-lidar", "ash"]}])),
-    "pillars of another shape": input_of({"shape": (1, 2)}),
-    "pillars of another type": input_of({"dtype": "uint8"}),
-    "radar": input_of({"name": "radar"}),
-    "nothing compared": blind,
-    "no sensor data": unsensed,
-    "scores of another network": shifted,
-    "points of another frame": other_points,
-    "points of another frame, with keys in another order": in_another_order(other_points),
-    "no golden file": exchanged(GOLDEN, lambda content: b"\xff" * 20),
-    "BF16": exchanged(GOLDEN, lambda content: content.replace(b'"F32"', b'"BF16"', 1)),
-    "meaning without JSON": exchanged(MEANING, lambda content: b"{"),
-    "meaning of nothing": exchanged(MEANING, lambda content: b"{}"),
-    "other classes": exchanged(MEANING, lambda content: content.replace(b'"car"', b'"cat"')),
-    "another cell": exchanged(MEANING, lambda content: content.replace(b'"cell": 0.8', b'"cell": 1e-05', 1)),
-    "another overflow": manifest(put("preprocessing.pillars.overflow", "last")),
-    "pictures of any size": sealed(put("preprocessing.admission.largest", 65536)),
-    "tensors that overlap": exchanged(GOLDEN, overlapping),
-    "attributes in another order": sealed(lambda content: swap(content["taxonomy"]["attributes"])),
-    "no signature": signed("", "owner"),
-    "signed by a stranger": signed("stranger", "owner"),
-    "signed by neither": signed("stranger", "owner", "new"),
-    "another signature": broken_signature,
-    "expired": signed("owner", "owner", expires=PAST),
-    "expired in Tokyo": signed("owner", "owner", expires=PAST.astimezone(timezone(timedelta(hours=9)))),
-    "an older release": ran(b'{"release": 7}'),
-    **{f"release.json with {state!r}": ran(state) for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}')},
-    **{f"a key with {content!r:.40}": keyed(content)
+    **{(name, "not in files"): sealed(lambda content, name=name: content["files"].pop(name))
+       for name in (GRAPH, GOLDEN)},
+    ("manifest.json", "200,000 brackets"): file("manifest.json", write(200_000 * "[")),
+    ("manifest.json", "not sealed"): file("manifest.json", edit(b'"release": 0', b'"release": 1')),
+    ("manifest.json", "another indentation"): indented,
+    ("manifest.json", "a key twice"): file("manifest.json", edit(b'"release": 0', b'"release": 0,\n  "release": 0')),
+    ("modules/more", ""): lambda path: (path / "modules" / "more").write_text("") and None,
+    ("new/a", ""): in_a_folder,
+    ("loop", "a link to itself"): lambda path: (path / "loop").symlink_to("loop"),
+    (GRAPH, "a pipe"): piped,
+    **{(name, "outside"): linked(name) for name in ("manifest.json", GRAPH, MODULE, "modules")},
+    (GRAPH, "no graph"): exchanged(GRAPH, lambda content: b"not a graph"),
+    (GRAPH, "weights elsewhere"): exchanged(GRAPH, elsewhere),
+    ("golden frame", "of another network"): exchanged(GRAPH, trained),
+    ("golden frame", "with other scores"): shifted,
+    **{("ash", key): sealed(put(key, value)) for key, value in (
+        ("routes", ["rain+ash"]), ("apart", ["ash"]), ("banked", [{"name": "wet", "asks": ["no-lidar", "ash"]}]))},
+    ("pillar_points", "another shape"): input_of({"shape": (1, 2)}),
+    ("pillar_points", "another type"): input_of({"dtype": "uint8"}),
+    ("radar", ""): input_of({"name": "radar"}),
+    (GOLDEN, "no tensors"): exchanged(GOLDEN, lambda content: b"\xff" * 20),
+    (GOLDEN, "BF16"): exchanged(GOLDEN, lambda content: content.replace(b'"F32"', b'"BF16"', 1)),
+    (GOLDEN, "tensors that overlap"): exchanged(GOLDEN, overlapping),
+    ("preprocessing", "pictures of any size"): sealed(put("preprocessing.admission.largest", 65536)),
+    ("is not signed", ""): signed("", "owner"),
+    ("manifest.sig", "by a stranger"): signed("stranger", "owner"),
+    ("manifest.sig", "by neither"): signed("stranger", "owner", "new"),
+    ("manifest.sig", "of zeros"): broken_signature,
+    ("expired", ""): signed("owner", "owner", expires=PAST),
+    ("expired", "in Tokyo"): signed("owner", "owner", expires=PAST.astimezone(timezone(timedelta(hours=9)))),
+    ("release 7", "an older release"): ran(b'{"release": 7}'),
+    **{("release.json", repr(state)): ran(state) for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}')},
+    **{("public.pem", f"{content!r:.40}"): keyed(content)
        for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE, PRIVATE)},
-}  # fmt: skip
-BEGINNING = {
-    "expires: 'soon'": "expires: input should be a valid datetime",
-    "no JSON": "the text: invalid json", "200,000 brackets": "the text: invalid json", "no golden file": "(",
-    "BF16": "(", "tensors that overlap": "(",
-    "meaning without JSON": "cannot be used here (", "meaning of nothing": "cannot be used here (",
 }  # fmt: skip
 
 
@@ -320,60 +246,61 @@ def of_type(dtype: str) -> Damage:
 STATE: dict[str, Damage] = {
     "float64": of_type("float64"),
     "bytes": of_type("uint8"),
-    "none": sealed(missing("state")),
     "another shape": sealed(put("state.pairs.0.shape", [1, 8, 128, 128])),
     "another input": sealed(put("state.pairs.0.input", "elapsed")),
-    "no pair": sealed(put("state.pairs", [])),
     "an input missing": sealed(lambda content: content["inputs"].pop()),
-    "no tolerance": sealed(missing("tolerances.state")),
-    "a wide tolerance": sealed(put("tolerances.state", 0.5)),
 }
-ROUTES: dict[str, Damage] = {
-    **{name: file(name, lambda path: path.open("ab").write(b" ") and None)
-       for name in ("routes/rain/model.onnx", "routes/rain/manifest.json", "routes/rain/more")},
-    "elsewhere": sealed(put("apart", ["../elsewhere"])),
-    "no manifest": sealed(lambda content: content["files"].pop("routes/rain/manifest.json")),
-}  # fmt: skip
 
 
-def refused(path: Path, damage: Damage) -> tuple[str, str]:
-    """What the Python runtime and the C++ one say of a bundle after the damage."""
-    try:
+def refused(path: Path, damage: Damage, named: str) -> None:
+    """Both runtimes refuse a bundle after the damage, in one line that names the bundle and what is wrong."""
+    trust = None
+    with suppress(InputError):  # `rewritten` opens what it wrote
         trust = damage(path)
-    except InputError:  # `rewritten` opens what it wrote
-        trust = None
     given: Any = {}
     if isinstance(trust, Trust):
         given = {"keys": trust.keys, "state": trust.state, "allow_older": trust.allow_older}
     with pytest.raises(InputError) as python:
-        Runtime(path, trust=trust if given else None)
+        Runtime(path, trust=trust if isinstance(trust, Trust) else None)
     with pytest.raises(native.Failure) as cpp:
         native.Runtime(path, **given)
-    return str(python.value), str(cpp.value)
+    for said in (str(python.value), str(cpp.value)):
+        assert named in said
+        assert str(path.parent) in said
+        assert "\n" not in said
 
 
-@pytest.mark.parametrize("damage", REFUSED)
-def test_a_damaged_bundle(damage: str, tmp_path: Path) -> None:
-    python, cpp = refused(exported.copy_bundle(tmp_path / "bundle", "rain"), REFUSED[damage])
-    if damage in BEGINNING:
-        python, cpp = (said[: said.index(BEGINNING[damage]) + len(BEGINNING[damage])] for said in (python, cpp))
-    assert cpp == python
+@pytest.mark.parametrize(("named", "what"), REFUSED)
+def test_a_damaged_bundle(named: str, what: str, tmp_path: Path) -> None:
+    refused(exported.copy_bundle(tmp_path / "bundle", "rain"), REFUSED[named, what], named)
+
+
+@pytest.mark.parametrize("damage", STATE)
+def test_a_state_that_does_not_fit(damage: str, tmp_path: Path) -> None:
+    refused(copytree(remembering().path, tmp_path / "bundle"), STATE[damage], "state: is not that of the network")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "more"])
+def test_a_longer_file_of_another_route(name: str, tmp_path: Path) -> None:
+    path = copytree(exported.apart()[0].path, tmp_path / "bundle")
+    refused(path, file(f"routes/rain/{name}", lambda path: path.open("ab").write(b" ") and None), f"routes/rain/{name}")
 
 
 @pytest.mark.parametrize(
-    ("made", "damage"),
+    ("named", "change"),
     [
-        *((lambda: remembering().path, each) for each in STATE.values()),
-        *((lambda: exported.apart()[0].path, each) for each in ROUTES.values()),
-        (lambda: every_task().path, sealed(lambda content: swap(content["banked"]))),
-        (lambda: every_task().path, sealed(put("postprocessing.detection.suppression.kind", "square"))),
-        (lambda: every_task().path, sealed(put("postprocessing.detection.suppression.within", "frame"))),
+        ("../elsewhere", put("apart", ["../elsewhere"])),
+        ("routes/rain/manifest.json", lambda content: content["files"].pop("routes/rain/manifest.json")),
     ],
-    ids=[*STATE, *ROUTES, "modules in another order", "another suppression", "another part"],
 )
-def test_a_damaged_bundle_of_another_kind(made: Callable[[], Path], damage: Damage, tmp_path: Path) -> None:
-    python, cpp = refused(copytree(made(), tmp_path / "bundle"), damage)
-    assert cpp == python
+def test_another_route_that_is_not_there(named: str, change: Callable[[Any], object], tmp_path: Path) -> None:
+    refused(copytree(exported.apart()[0].path, tmp_path / "bundle"), sealed(change), named)
+
+
+@pytest.mark.parametrize(("key", "value"), [("kind", "square"), ("within", "frame")])
+def test_another_suppression(key: str, value: str, tmp_path: Path) -> None:
+    path = copytree(every_task().path, tmp_path / "bundle")
+    refused(path, sealed(put(f"postprocessing.detection.suppression.{key}", value)), "postprocessing")
 
 
 def without_batch(path: Path) -> None:
@@ -414,16 +341,16 @@ def reshaped(start: str, inputs: bool, change: Callable[[np.ndarray], np.ndarray
 @pytest.mark.parametrize(
     ("made", "damage", "message"),
     [
-        (bundle, without_batch, "the engine's detections have other shapes than their scores"),
+        (bundle, without_batch, "detections have other shapes than their scores"),
         (
             bundle,
-            in_another_order(reshaped("detection/boxes", False, lambda boxes: boxes[..., :3])),
-            "the engine's detections have other shapes than their scores",
+            reshaped("detection/boxes", False, lambda boxes: boxes[..., :3]),
+            "detections have other shapes than their scores",
         ),
         (
             bundle,
-            in_another_order(reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7])),
-            "pillar_points, pillar_counts, pillar_cells, kept pillars not as at the export",
+            reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7]),
+            "inputs: pillar_points is none that the bundle's frames give",
         ),
         (bundle, sealed(put("release", 2**63)), "release: input should be a valid integer"),  # it would be below 0
         (
@@ -453,14 +380,6 @@ def test_a_whole_bundle_that_would_be_read_out_of_range(
         native.Runtime(path)
     assert message in str(cpp.value)
     assert "\n" not in str(cpp.value)
-
-
-def test_the_order_of_keys_in_golden_json_means_nothing(tmp_path: Path) -> None:
-    path = exported.copy_bundle(tmp_path / "bundle")
-    exchanged(MEANING, reversed_keys)(path)
-    assert list(json.loads((path / MEANING).read_bytes())) != list(json.loads((bundle().path / MEANING).read_bytes()))
-    Runtime(path)
-    native.Runtime(path).close()
 
 
 def test_keys_that_are_not_given_are_refused() -> None:

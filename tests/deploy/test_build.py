@@ -144,7 +144,7 @@ def test_package_is_whole_and_stale_engines_stay_behind(tmp_path: Path) -> None:
     build(path, "orin", QUIET)  # replaces the first
     package = tmp_path / "bundle-orin"
     assert {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()} == {
-        "README.md", "SHA256SUMS", "build.sh", "bundle/golden.json", "bundle/golden.safetensors",
+        "README.md", "SHA256SUMS", "build.sh", "bundle/golden.safetensors",
         "bundle/manifest.json", "bundle/ml_package.param.yaml", "bundle/model.onnx",
     }  # fmt: skip
     assert os.access(package / "build.sh", os.X_OK)

@@ -27,7 +27,6 @@ from deploy.manifest import TensorInfo
 from deploy.onnx_file import DTYPES, read_graph, require_self_contained
 from deploy.runtime import Runtime
 from deploy.signature import signer
-from deploy.tolerances import Tolerances
 from deploy.verify import verify
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
@@ -37,7 +36,6 @@ FILES = (
     "manifest.json",
     "model.onnx",
     "golden.safetensors",
-    "golden.json",
     "ml_package.param.yaml",
     "modules/rain.json",
     "modules/rain.safetensors",
@@ -90,19 +88,6 @@ def test_outputs_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path) -> 
         message = f"outputs are {described}, those of its tasks {wanted}; export the bundle again"
         with one_line_error(exactly=f"{tmp_path}/{i}/manifest.json: {message}"):
             rewritten(copy_bundle(tmp_path / str(i)), **change)
-
-
-def test_tolerances_must_be_those_of_every_output_and_channel(tmp_path: Path) -> None:
-    for i, (change, message) in enumerate((
-        (lambda ranked, dense: dense[MAP].pop("walkway"), rf"no tolerance {MAP}\.walkway\.each"),
-        (lambda ranked, dense: ranked.pop("detection"), r"no tolerance detection\.center\.each"),
-        (lambda ranked, dense: dense.update({EXTRA.name: {"rain": dense[MAP]["walkway"]}}), rf"an .* {EXTRA.name}\.r"),
-        (lambda ranked, dense: dense.update({MAP: dict(reversed(dense[MAP].items()))}), "tolerances in another order"),
-    )):  # fmt: skip
-        found = bundle().manifest.tolerances.model_dump()
-        change(found["ranked"], found["dense"])
-        with one_line_error(rf"manifest\.json: has {message}.*; export the bundle again$"):
-            rewritten(copy_bundle(tmp_path / str(i)), tolerances=Tolerances.model_validate(found))
 
 
 def rewrite(path: Path) -> None:
@@ -319,7 +304,7 @@ def naming(path: Path, files: dict[str, str]) -> Path:
 
 
 def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path: Path) -> None:
-    for name in ("model.onnx", "golden.safetensors", "golden.json"):
+    for name in ("model.onnx", "golden.safetensors"):
         files = {each: digest for each, digest in bundle("rain").manifest.files.items() if each != name}
         with pytest.raises(InputError, match=f"manifest.json: does not name {name}"):
             Bundle.load(naming(tmp_path / name, files))

@@ -27,9 +27,10 @@ from deploy.golden import GoldenFrame, WrongEngine, dense_spreads, differences, 
 from deploy.manifest import Origin
 from deploy.onnx_export import run, to_onnx
 from deploy.plan import plan
+from deploy.precision.bounds import BOUNDS, LEAST
 from deploy.precision.measure import make_golden_frames
 from deploy.route import parse_conditions, steering_inputs
-from deploy.tolerances import BOUNDS, LEAST, Tolerances
+from deploy.tolerances import Tolerances
 from deploy.trust import Release
 from deploy.verify import verify
 from perception.checkpoint import load_model, save_model

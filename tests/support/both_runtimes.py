@@ -20,13 +20,14 @@ from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
 from perception.checkpoint import load_model, save_model
 from perception.config import parse_config
-from perception.frame import Boxes, Conditions, Frame
+from perception.frame import Conditions, Frame
 from perception.grid import Reference
 from perception.modules.spec import NEXT_STATE
 from perception.rig import Rig
 from perception.sensors import inputs
+from perception.tasks import TASKS
+from perception.tasks.task import add_prefix
 
-BOXES = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 MODULES: list[dict[str, object]] = [
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["rain"]},
     {"name": "blind", "kind": "rescale", "slots": ["fuse*"], "when": ["no-cameras"]},
@@ -85,7 +86,7 @@ class Python:
         outputs = sorted(name.removeprefix("outputs/") for name in arrays if name.startswith("outputs/"))
         arrays["not_finite"] = np.array([prediction.not_finite.get(name, 0) for name in outputs], np.int64)
         for task, result in prediction.results.items():
-            arrays |= {f"{task}/{name}": each for name, each in arrays_of(task, result).items()}
+            arrays |= add_prefix(task, TASKS[task].arrays(result))
         return arrays
 
 
@@ -109,17 +110,6 @@ def compare(path: Path, frames: Iterable[Frame], **given: str) -> int:
             assert {name: runtime.weight(name) for name in python.weights} == python.weights
             compared += len(expected["detection/scores"])
     return compared
-
-
-def arrays_of(task: str, result: Any) -> dict[str, np.ndarray]:
-    if isinstance(result, Boxes):
-        return {name: getattr(result, name) for name in BOXES}
-    if task == "map":
-        return {"probabilities": result}
-    if task == "conditions":
-        return {"probabilities": np.array([each for values in result.values() for each in values], np.float64)}
-    names = ("classes", "probabilities") if task == "points" else ("classes", "occupied", "others", "free")
-    return {name: getattr(result, name) for name in names}
 
 
 def drive(reference: Reference = "ego", rig: Rig = RIG) -> Iterator[Frame]:

@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "error.hpp"
-#include "python_text.hpp"
 
 namespace tessera {
 
@@ -43,7 +42,7 @@ void require_vocabulary(const Manifest &manifest, const fs::path &file) {
         for (const std::string &name : names)
             for (const std::string &fact : split(name, '+'))
                 if (fact != "base" && std::find(known.begin(), known.end(), fact) == known.end())
-                    throw refused(file.string(), ": ", key, ": ", repr(fact), " is none of ", join(known, ", "), kAgain,
+                    throw refused(file.string(), ": ", key, ": ", fact, " is none of ", join(known, ", "), kAgain,
                                   ", with this version");
     };
     std::vector<std::string> facts = manifest.condition_values;
@@ -130,7 +129,7 @@ Bundle Bundle::open_accepted(const fs::path &path, Manifest manifest, const Trus
     require_vocabulary(manifest, file);
     Bundle bundle;
     bundle.path_ = path, bundle.manifest_ = std::move(manifest), bundle.trust_ = trust;
-    std::vector<std::string> needed = {"model.onnx", "golden.safetensors", "golden.json"}, free = {"engines"};
+    std::vector<std::string> needed = {"model.onnx", "golden.safetensors"}, free = {"engines"};
     std::set<std::string> names = {kManifest, "manifest.sig"};
     for (const auto &[name, digest] : bundle.manifest_.json["files"].items()) {
         require_inside(path, name);

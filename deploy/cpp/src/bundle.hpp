@@ -60,20 +60,8 @@ void require_nothing_else(const fs::path &folder, const std::set<std::string> &n
 // Throws if a tensor of the ONNX file is stored in another file, which no hash covers.
 void require_self_contained(const std::string &content, const fs::path &file);
 
-// Throws if a manifest has another schema version or was changed, or its tolerances exceed the bounds of its precision.
+// Throws if a manifest has another schema version or was changed.
 Manifest parse_manifest(const std::string &content, const fs::path &file);
-
-// Throws if a tolerance exceeds the bounds of this precision, or an output has none.
-using Numbers = std::vector<std::pair<std::string, double>>;  // every tolerance with its name, in order
-void require_bounded(const Numbers &tolerances, const Json &manifest, const fs::path &file);
-
-// An output of a task, and how engines are compared on it.
-struct Output {
-    enum Kind { kRanked, kCells, kUnsteady, kLabels, kFreeLabels } kind;
-    std::string name;                   // TASK/NAME
-    std::vector<std::string> channels;  // of a dense output
-};
-std::vector<Output> outputs_of(const Json &manifest);  // of all its tasks
 
 struct Plan {
     fs::path path;
@@ -83,7 +71,7 @@ struct Plan {
 
 class Bundle {
    public:
-    // Throws Error in the words of the Python package.
+    // Throws Error unless every hash and, with keys, the signature is right.
     static Bundle open(const fs::path &path, const Trust &trust);
 
     const fs::path &path() const { return path_; }

@@ -1,9 +1,10 @@
-// Errors with a message for the user: what, where, what to do.
+// Errors with a message for the user: what, where, what to do; and the texts in them.
 #pragma once
 
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "tessera.h"
 
@@ -22,6 +23,23 @@ std::string text(const Parts &...parts) {
     std::ostringstream stream;
     (stream << ... << parts);
     return stream.str();
+}
+
+// Values with something between them, such as the lengths of a shape.
+template <typename Values>
+std::string join(const Values &values, const char *between) {
+    std::string joined;
+    for (const auto &each : values) joined += (joined.empty() ? "" : between) + text(each);
+    return joined;
+}
+
+inline std::vector<std::string> split(const std::string &value, char at) {
+    std::vector<std::string> parts;
+    for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
+        end = value.find(at, start);
+        parts.push_back(value.substr(start, end - start));
+    }
+    return parts;
 }
 
 template <typename... Parts>

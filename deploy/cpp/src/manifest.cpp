@@ -4,7 +4,6 @@
 
 #include "bundle.hpp"
 #include "error.hpp"
-#include "python_text.hpp"
 
 namespace tessera {
 
@@ -118,33 +117,13 @@ void read_preprocessing(const Value &value, Preprocessing &read) {
         "largest", a.largest)("state_rigid", a.state_rigid);
 }
 
-void read_spread(const std::string &name, const Value &spread, Numbers &numbers) {
-    for (const char *part : {"each", "mean"}) spread(part, numbers.emplace_back(name + "." + part, 0).second);
-}
-
-void read_tolerances(const Value &value, Numbers &numbers) {
-    for (const auto &[task, ranked] : value["ranked"].members()) {
-        for (const char *name : {"score", "center", "size", "heading", "velocity"})
-            read_spread(task + "." + name, ranked[name], numbers);
-        ranked("lost", numbers.emplace_back(task + ".lost", 0).second);
-    }
-    for (const auto &[output, channels] : value["dense"].members())
-        for (const auto &[channel, spread] : channels.members()) read_spread(output + "." + channel, spread, numbers);
-    if (value.has("labels"))
-        for (const auto &[output, share] : value["labels"].members())
-            share.read(numbers.emplace_back(output, 0).second);
-    if (value.has("state")) value("state", numbers.emplace_back("state", 0).second);
-}
-
-// Also gives every number of the tolerances.
-Manifest read_fields(const Value &value, Numbers &numbers) {
+Manifest read_fields(const Value &value) {
     Manifest read;
     read.json = value.json();
     value("precision", read.precision);
     const bool known = read.precision == "fp32" || read.precision == "fp16" || read.precision == "int8";
     value["precision"].require(known, "input should be 'fp32', 'fp16' or 'int8'");
     read.tolerances = value["tolerances"].json();
-    read_tolerances(value["tolerances"], numbers);
     for (auto [key, tensors] : {std::pair("inputs", &read.inputs), std::pair("outputs", &read.outputs)})
         for (const Value &each : value[key].items()) {
             TensorInfo &tensor = tensors->emplace_back();
@@ -173,8 +152,7 @@ Manifest read_fields(const Value &value, Numbers &numbers) {
     value["steering"]("values", read.steering.values);
     read.postprocessing = value["postprocessing"].json();
     read.golden = value["golden"].json();
-    for (const char *key : {"clear_score", "least_compared", "least_share", "around", "state_step", "grey_levels",
-                            "rounded", "close", "crowd_step"})
+    for (const char *key : {"around", "state_step", "grey_levels", "rounded", "close"})
         value["golden"][key].require(value["golden"][key].json().is_number() && value["golden"][key].json() >= 0 &&
                                          value["golden"][key].json() <= kLargest,
                                      "input should be a valid number");
@@ -192,19 +170,8 @@ void require_schema(const Json &json, const std::string &file) {
     const Json &version = json["schema_version"];
     if (version == kSchema) return;
     const bool newer = version.is_number_integer() && version > kSchema;
-    throw refused(file, ": this bundle is schema ", repr(version), ", this version reads ", kSchema,
+    throw refused(file, ": this bundle is schema ", version.dump(), ", this version reads ", kSchema,
                   newer ? "; update this program, or export again with it" : "; export again");
-}
-
-// Others would never be compared.
-void require_outputs(const Manifest &manifest, const std::string &file) {
-    std::vector<std::string> wanted, found;
-    for (const Output &each : outputs_of(manifest.json)) wanted.push_back(each.name);
-    if (manifest.state && !manifest.state->output.empty()) wanted.push_back(manifest.state->output);
-    for (const TensorInfo &each : manifest.outputs) found.push_back(each.name);
-    if (found != wanted)
-        throw refused(file, ": outputs are ", join(found, ", "), ", those of its tasks ", join(wanted, ", "),
-                      "; export the bundle again");
 }
 
 // The inputs of a memory and its pair must fit to each other.
@@ -285,15 +252,12 @@ Manifest parse_manifest(const std::string &content, const fs::path &path) {
     require_schema(json, file);
     const Value whole(json, file, "");
     whole.require(!json.is_discarded(), "invalid json");
-    Numbers tolerances;
-    Manifest manifest = read_fields(whole, tolerances);
+    Manifest manifest = read_fields(whole);
     if (!is_whole(json, content))
         throw refused(file, ": was changed after the export (its sha256 differs); export the bundle again");
-    require_outputs(manifest, file);
     require_state(manifest, file);
     require_contract(manifest, file);
     require_sizes(manifest, file);
-    require_bounded(tolerances, manifest.json, path);
     return manifest;
 }
 

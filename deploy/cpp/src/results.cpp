@@ -14,7 +14,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 const Array &output(const Arrays &outputs, std::string_view name) {
     const auto found = outputs.find(name);
-    if (found == outputs.end()) throw refused("the engine gives no output ", name, "; export the bundle again");
+    if (found == outputs.end()) throw std::invalid_argument(text("there is no output ", name));
     return found->second;
 }
 
@@ -83,7 +83,7 @@ int64_t Decoder::decode_detections(const Arrays &outputs, Arrays &results) {
     const size_t n = of_frame(scores), group = scores.shape().back(), width = given.shape().back();
     if (width < 10 || n % group != 0 || of_frame(given) != n * width || of_frame(labels) != n ||
         of_frame(attributes) != n) {
-        throw refused("the engine's detections have other shapes than their scores; export the bundle again");
+        throw std::invalid_argument("the detections have other shapes than their scores");
     }
     int64_t left_out = 0;
     scores_.assign(scores.data<float>(), scores.data<float>() + n);
@@ -121,8 +121,10 @@ Decoder::Decoder(const Manifest &manifest) {
             map_ = true;
         } else if (task == "points") {
             none_ = settings.at("none").get<uint8_t>();
+        } else if (task == "occupancy") {
+            levels_ = settings.at("levels").get<float>();
         } else {
-            levels_ = settings.at("levels").get<float>();  // occupancy; there are no others
+            throw std::invalid_argument("tasks: " + task + " is none that this version knows");
         }
     }
 }

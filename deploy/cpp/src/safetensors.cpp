@@ -3,7 +3,6 @@
 
 #include "bundle.hpp"
 #include "error.hpp"
-#include "python_text.hpp"
 
 namespace tessera {
 
@@ -26,7 +25,7 @@ Arrays read_safetensors(const std::string &content, const fs::path &file) {
             const std::string dtype = described.at("dtype");
             const auto *type = std::find_if(std::begin(kTypes), std::end(kTypes),
                                             [&](auto &each) { return each.safetensors == dtype; });
-            require(type != std::end(kTypes), repr(dtype));
+            require(type != std::end(kTypes), "unknown type " + dtype);
             const Shape shape = described.at("shape");
             const size_t begin = described.at("data_offsets").at(0), end = described.at("data_offsets").at(1);
             size_t size = type->bytes;

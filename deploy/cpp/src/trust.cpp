@@ -12,7 +12,6 @@
 
 #include "bundle.hpp"
 #include "error.hpp"
-#include "python_text.hpp"
 
 namespace tessera {
 

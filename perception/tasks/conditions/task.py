@@ -125,12 +125,8 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
         return result
 
     @staticmethod
-    def pack(result: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
-        return {kind: np.array(values) for kind, values in result.items()}
-
-    @staticmethod
-    def unpack(arrays: Arrays) -> Mapping[str, Sequence[float]]:
-        return {kind: values.tolist() for kind, values in arrays.items()}
+    def arrays(result: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+        return {"probabilities": np.array([each for values in result.values() for each in values], np.float64)}
 
     def labelled(self, recording: Recording) -> bool:
         return bool(recording.conditions.known())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +25,7 @@ from perception.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
-_PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
+_ARRAYS = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores")
 
 
 class TrackMemory(Memory[Boxes]):
@@ -156,12 +155,8 @@ class DetectionTask(Task[Boxes]):
         return SubmissionWriter.open(folder / SUBMISSION, sensors, taxonomy)
 
     @staticmethod
-    def pack(result: Boxes) -> dict[str, np.ndarray]:
-        return {name: np.ascontiguousarray(getattr(result, name)) for name in _PACKED}
-
-    @staticmethod
-    def unpack(arrays: Arrays) -> Boxes:
-        return Boxes(**arrays, instances=np.full(len(arrays["centers"]), "", "U32"))
+    def arrays(result: Boxes) -> dict[str, np.ndarray]:
+        return {name: getattr(result, name) for name in _ARRAYS}
 
     def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """Boxes with a NaN or infinite value or score are removed."""

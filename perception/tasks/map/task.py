@@ -15,7 +15,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.config import MapHead
-from perception.tasks.map.memory import MapMemory, pack_map, unpack_map
+from perception.tasks.map.memory import MapMemory
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
@@ -226,9 +226,5 @@ class MapTask(Task[np.ndarray]):
         return [] if state is None else [RasterLayer("map", state, self.grid, self.taxonomy.map_colours())]
 
     @staticmethod
-    def pack(result: np.ndarray) -> dict[str, np.ndarray]:
-        return {"levels": pack_map(result)}
-
-    @staticmethod
-    def unpack(arrays: Arrays) -> np.ndarray:
-        return unpack_map(arrays["levels"])
+    def arrays(result: np.ndarray) -> dict[str, np.ndarray]:
+        return {"probabilities": result}

@@ -27,7 +27,7 @@ from perception.tasks.occupancy.obstacles import (
     is_covered,
     obstacle_clusters,
 )
-from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, pack, probabilities_of, unpack
+from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy
 
@@ -184,7 +184,7 @@ class OccupancyTask(Task[OccupancyResult]):
         return {"classes": classes}
 
     def result(self, outputs: Arrays) -> OccupancyResult:
-        # Rounded as in a file.
+        # In steps, as those of the memory.
         occupied, others = (probabilities_of(levels_of(outputs[name])) for name in ("occupied", "others"))
         return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
 
@@ -212,9 +212,5 @@ class OccupancyTask(Task[OccupancyResult]):
         return [voxels] if state is None else [voxels, state.obstacles.layer()]
 
     @staticmethod
-    def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
-        return pack(result)
-
-    @staticmethod
-    def unpack(arrays: Arrays) -> OccupancyResult:
-        return unpack(arrays)
+    def arrays(result: OccupancyResult) -> dict[str, np.ndarray]:
+        return {name: getattr(result, name) for name in ("classes", "occupied", "others", "free")}

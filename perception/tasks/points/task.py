@@ -252,11 +252,5 @@ class PointsTask(Task[ClassifiedPoints]):
         return [PointLayer("points", points[chosen, :3], labels[chosen].astype(np.int64), colours)]
 
     @staticmethod
-    def pack(result: ClassifiedPoints) -> dict[str, np.ndarray]:
-        """The classes alone: a golden frame has the probabilities among its outputs."""
-        return {"values": result.classes}
-
-    @staticmethod
-    def unpack(arrays: Arrays) -> ClassifiedPoints:
-        """The classes of a file, with unknown probabilities."""
-        return ClassifiedPoints(arrays["values"], np.full(arrays["values"].shape, np.nan, np.float32))
+    def arrays(result: ClassifiedPoints) -> dict[str, np.ndarray]:
+        return result._asdict()

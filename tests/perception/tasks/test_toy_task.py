@@ -110,7 +110,6 @@ def test_it_is_remembered_and_stored(way: Way) -> None:
     before, seen = (step.prediction.results["toy"] for step in way.steps[:2])
     assert seen.shape == (len(BANDS), *way.grid.shape)
     np.testing.assert_array_equal(way.steps[1].states["toy"], np.maximum(before, seen))
-    np.testing.assert_array_equal(Toy.unpack(Toy.pack(seen)), seen)
 
 
 def test_its_layer_is_in_the_report_and_in_the_viewers_file(way: Way) -> None:
