@@ -138,12 +138,12 @@ def _refit(bundle: Bundle, source: Bundle, target: Target, signer: Signer | None
     plan = source.plan(target.name, compiler_version(target))
     if not plan.record.refittable:
         raise InputError(
-            f"{plan.path}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "
+            f"{plan.path}: was not compiled to be refitted; run `perception build {source.root} --target {target.name} "
             "--refit`"
         )
     if bundle.manifest.structure_sha256 != source.manifest.structure_sha256:
         raise InputError(f"{bundle.onnx}: has another structure than {source.onnx}, so it needs a plan of its own")
-    record = plan.record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
+    record = plan.record.model_copy(update={"weights_sha256": bundle.files[ONNX]})
     bundle.add_plan(plan.data, record, signer)
     return record
 
@@ -184,8 +184,8 @@ def _build_plan(
         plan_bytes=len(plan.content),
         plan_sha256=hashlib.sha256(plan.content).hexdigest(),
         refittable=refittable,
-        onnx_sha256=bundle.manifest.files[ONNX],
-        weights_sha256=bundle.manifest.files[ONNX],
+        onnx_sha256=bundle.files[ONNX],
+        weights_sha256=bundle.files[ONNX],
     )
     if runs:
         name = f"{bundle.onnx}: {plan.compiler}"
@@ -199,15 +199,14 @@ def _build_cpu(bundle: Bundle, target: Target) -> EngineRecord:
     engine = open_engine(bundle, target.name)
     seconds = time.perf_counter() - start
     bundle.require_golden(engine, "ONNX Runtime", bundle.cpu_onnx.name)
-    manifest = bundle.manifest
     return EngineRecord(
         target=target.name,
         compiler=f"onnxruntime {onnxruntime.__version__}",
-        layers=sum(manifest.operators.values()),
+        layers=sum(bundle.manifest.operators.values()),
         seconds=round(seconds, 3),
         plan_bytes=0,
         plan_sha256="",
         refittable=False,
-        onnx_sha256=manifest.files[bundle.cpu_onnx.name],
-        weights_sha256=manifest.files[bundle.cpu_onnx.name],
+        onnx_sha256=bundle.files[bundle.cpu_onnx.name],
+        weights_sha256=bundle.files[bundle.cpu_onnx.name],
     )

@@ -39,11 +39,11 @@ if [ "$version" -lt @first@ ] || [ "$version" -ge @end@ ]; then
     fail "@target@ needs TensorRT @versions@, but $trtexec is of $readable"
 fi
 
-# The record in the format of deploy/bundle.py, with its own sha256. It is written last, since the runtime refuses a plan
-# without it. trtexec does not report the number of layers.
+# The record in the format of deploy/bundle.py. It is written last, since the runtime refuses a plan without it. trtexec
+# does not report the number of layers.
 digest() { sha256sum "$@" | cut -d ' ' -f 1; }
 record() {
-    printf '{\n  "sha256": "%s",\n  "target": "@target@",\n  "compiler": "tensorrt %s",\n' "$1" "$readable@with_dla@"
+    printf '{\n  "target": "@target@",\n  "compiler": "tensorrt %s",\n' "$readable@with_dla@"
     printf '  "layers": 0,\n  "seconds": %s.0,\n  "plan_bytes": %s,\n' "$seconds" "$bytes"
     printf '  "plan_sha256": "%s",\n  "refittable": @refittable@,\n' "$compiled"
     printf '  "onnx_sha256": "%s",\n  "weights_sha256": "%s"\n}' "$network" "$network"
@@ -77,7 +77,7 @@ compile() { # the network of the bundle in folder $1
     bytes=$(($(wc -c <"$plan.new")))
     compiled=$(digest "$plan.new")
     network=$(digest "$folder/@graph@")
-    record "$(record "" | digest)" >"$folder/engines/@target@.json.new"
+    record >"$folder/engines/@target@.json.new"
     rm -f "$folder/engines/@target@.sig"  # signs the record of the plan before
     mv "$plan.new" "$plan"
     mv "$folder/engines/@target@.json.new" "$folder/engines/@target@.json"

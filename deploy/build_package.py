@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.bundle import ENGINES, Bundle
-from deploy.integrity import sha256
+from deploy.integrity import SUMS, SUMS_SIGNATURE, make_sums
 from deploy.targets import Target
 from perception.errors import InputError
 from perception.io.files import atomic_folder
@@ -30,7 +30,7 @@ from perception.sensors.inputs import PILLARS
 if TYPE_CHECKING:
     from deploy.signature import Signer
 
-SUMS, SUMS_SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
+SCRIPT = "build.sh"
 
 README = """# {name} for {device}
 
@@ -95,17 +95,16 @@ def write_package(
     Raises:
         InputError: `out` exists and is not a build package, or cannot be written; an older package is kept.
     """
-    if out.exists() and not (out / SUMS).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / SCRIPT).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")
     package = _describe(bundle, target, out, dla, refittable)
     with atomic_folder(out, "the build package") as fresh:
         shutil.copytree(bundle.path, fresh / "bundle", ignore=shutil.ignore_patterns(ENGINES))
-        script = fresh / "build.sh"
+        script = fresh / SCRIPT
         script.write_text(_script(bundle, target, dla, refittable))
         script.chmod(0o755)
         (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable, signer))
-        names = sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file())
-        sums = "".join(f"{sha256(fresh / name)}  {name}\n" for name in names).encode()
+        sums = make_sums(fresh)
         (fresh / SUMS).write_bytes(sums)
         if signer is not None:
             (fresh / SUMS_SIGNATURE).write_bytes(signer.sign(sums))

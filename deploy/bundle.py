@@ -1,7 +1,8 @@
 """The bundle: a folder with all that a vehicle needs to run an exported network, and to check that it is intact.
 
-    manifest.json         inputs and outputs of the network, how it was made, and the sha256 of every other file
-    manifest.sig          the signature of manifest.json, if the exporter signed it
+    SHA256SUMS            the sha256 of every other file except those in engines/
+    SHA256SUMS.sig        the signature of SHA256SUMS, if the exporter signed it
+    manifest.json         inputs and outputs of the network, and how it was made
     model.onnx            the network
     model.cpu.onnx        INT8: the network in the layout of ONNX Runtime; model.onnx has that of TensorRT
     golden.safetensors    a few frames' inputs, and the exported network's outputs for them; of one frame also its
@@ -14,10 +15,9 @@
                           of the same structure
     routes/               bundles of the same checkpoint for other routes, if each has its own network
 
-Manifest and records contain their own sha256, and files that the manifest does not name are refused, except in
-engines/, which is filled later. So any changed byte of a bundle is detected. Hashes can be recomputed by anyone; only a
-signature shows who made the bundle. The bytes that are used are those that were hashed. No torch here, since bundles
-are read on the vehicle.
+Files that SHA256SUMS does not name are refused, except in engines/, which is filled later. So any changed byte of an
+export is detected. Hashes can be recomputed by anyone; only a signature shows who made the bundle. The bytes that are
+used are those that were hashed. No torch here, since bundles are read on the vehicle.
 """
 
 from __future__ import annotations
@@ -32,14 +32,23 @@ from pydantic import ValidationError
 
 from deploy.golden import Arrays, GoldenFrame, require_golden
 from deploy.golden_file import golden_content, read_golden, require_end_to_end
-from deploy.integrity import Content, SelfHashed, read_verified, require_inside, require_nothing_else, sha256
-from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
-from deploy.onnx_file import require_self_contained
+from deploy.integrity import (
+    SUMS,
+    SUMS_SIGNATURE,
+    Content,
+    make_sums,
+    parse_sums,
+    read_verified,
+    require_inside,
+    require_nothing_else,
+)
+from deploy.manifest import MANIFEST, Manifest, no_bundle, parse_manifest
 from deploy.state import Engine, in_sequence
 from deploy.targets import is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.io.files import atomic_folder, restore_folder, write_atomically
+from perception.io.section import Section
 from perception.scene.health.statistics import Statistics
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import SENSORS
@@ -51,8 +60,8 @@ if TYPE_CHECKING:
 # engines/<target>.json: the record of how a plan was compiled, and of which network.
 
 
-class EngineRecord(SelfHashed):
-    """The record of one plan; `build.sh` writes the same."""
+class EngineRecord(Section):
+    """The record of one plan, which a signature of the plan covers; `build.sh` writes the same."""
 
     target: str
     compiler: str  # name and version
@@ -69,12 +78,17 @@ class EngineRecord(SelfHashed):
         """Whether the plan runs with other weights than it was compiled with."""
         return self.weights_sha256 != self.onnx_sha256
 
+    def content(self) -> bytes:
+        """The content of the record's file."""
+        return self.model_dump_json(indent=2).encode()
+
 
 @dataclass(frozen=True)
 class StoredPlan(Content):
     """A plan's content, with the record that it was checked against."""
 
     record: EngineRecord
+    record_data: bytes = field(repr=False)  # the content of the record's file
 
 
 # Check that a manifest's routes require only facts that its taxonomy has.
@@ -103,7 +117,7 @@ def require_vocabulary(file: Path, manifest: Manifest) -> None:
                 )
 
 
-ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
+ONNX, GOLDEN, MODULES, ENGINES = "model.onnx", "golden.safetensors", "modules", "engines"
 CPU_ONNX, CALIBRATION, STATISTICS, ROUTES = "model.cpu.onnx", "calibration.json", "statistics.json", "routes"
 
 
@@ -113,7 +127,10 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    trust: Trust | None = None  # by which the manifest was accepted, and plans will be
+    files: Mapping[str, str]  # name -> sha256
+    sums: Content  # of SHA256SUMS
+    trust: Trust | None = None  # by which it was accepted, and plans will be
+    signer: str = ""  # id of the trusted key that signed it
     routes: Mapping[str, Bundle] = field(default_factory=dict)  # bundles for other routes, by name
 
     @staticmethod
@@ -125,45 +142,56 @@ class Bundle:
 
         Raises:
             InputError: it is not a bundle, has another schema version or other classes or conditions than this
-                software, a file is missing, was changed or does not belong there, a graph has external weights, a
-                path leads out of the folder, or `trust` refuses it.
+                software, a file is missing, was changed or does not belong there, a path leads out of the folder, or
+                `trust` refuses it.
         """
         restore_folder(path)
-        return Bundle._open_accepted(path, read_manifest(path, trust), trust)
+        require_inside(path, SUMS)
+        if not (path / SUMS).is_file():
+            raise no_bundle(path, SUMS)
+        sums = Content(path / SUMS, (path / SUMS).read_bytes())
+        signer = "" if trust is None else trust.require_signed(sums.path, sums.data)
+        files = parse_sums(sums)
+        bundle = Bundle._open(path, files, sums, trust)
+        if trust is not None:
+            trust.require_current(path / MANIFEST, bundle.manifest.release, bundle.manifest.expires)
+        free = (ENGINES, *(f"{ROUTES}/{route}/{ENGINES}" for route in bundle.routes))
+        require_nothing_else(path, {SUMS, SUMS_SIGNATURE, *files}, free)
+        for name in files:
+            bundle.read(name)
+        return replace(bundle, signer=signer)
 
     @staticmethod
-    def _open_accepted(path: Path, manifest: Manifest, trust: Trust | None) -> Bundle:
-        """Open the bundle of an accepted manifest, whose hashes cover the bundles of other routes."""
+    def _open(path: Path, files: Mapping[str, str], sums: Content, trust: Trust | None) -> Bundle:
+        """Open the bundle with these files, and those of other routes in it."""
+        for name in (MANIFEST, ONNX, GOLDEN):
+            if name not in files:
+                raise InputError(f"{sums.path}: does not name {path / name}; export the bundle again")
+        manifest = parse_manifest(read_verified(path / MANIFEST, files[MANIFEST], "export the bundle again"))
         require_vocabulary(path / MANIFEST, manifest)
-        for name in manifest.files:
-            require_inside(path, name)
-        apart = {route: f"{ROUTES}/{route}" for route in manifest.apart}
-        for name in (ONNX, GOLDEN, *(f"{folder}/{MANIFEST}" for folder in apart.values())):
-            if name not in manifest.files:
-                raise InputError(f"{path / MANIFEST}: does not name {name}; export the bundle again")
-        free = (ENGINES, *(f"{folder}/{ENGINES}" for folder in apart.values()))
-        require_nothing_else(path, {MANIFEST, SIGNATURE, *manifest.files}, free)
-        bundle = Bundle(path, manifest, trust)
-        for name in manifest.files:
-            content = bundle.read(name)
-            if name in (ONNX, CPU_ONNX):
-                require_self_contained(content)
-        routes = {
-            route: Bundle._open_accepted(path / folder, parse_manifest(bundle.read(f"{folder}/{MANIFEST}")), trust)
-            for route, folder in apart.items()
-        }
+        bundle = Bundle(path, manifest, files, sums, trust)
+        routes = {}
+        for route in manifest.apart:
+            folder = f"{ROUTES}/{route}/"
+            inside = {name.removeprefix(folder): files[name] for name in files if name.startswith(folder)}
+            routes[route] = Bundle._open(path / folder, inside, sums, trust)
         states = [state for each in (manifest, *(r.manifest for r in routes.values())) if (state := each.state)]
-        for route, other in routes.items():
+        for other in routes.values():
             if other.manifest.state is not None and other.manifest.state.pairs != states[0].pairs:
                 raise InputError(
-                    f"{path / apart[route] / MANIFEST}: state: has another shape than that of the bundle's other "
+                    f"{other.path / MANIFEST}: state: has another shape than that of the bundle's other "
                     "networks; export the bundle again"
                 )
         return replace(bundle, routes=routes)
 
     def read(self, name: str) -> Content:
-        """Read a file that the manifest names; InputError if its hash differs."""
-        return read_verified(self.path / name, self.manifest.files[name], "export the bundle again")
+        """Read a file that SHA256SUMS names; InputError if its hash differs."""
+        return read_verified(self.path / name, self.files[name], "export the bundle again")
+
+    @property
+    def root(self) -> Path:
+        """The folder of SHA256SUMS; of a bundle for another route, the bundle that it is in."""
+        return self.sums.path.parent
 
     @property
     def spec(self) -> InputSpec:
@@ -177,12 +205,12 @@ class Bundle:
     @property
     def cpu_onnx(self) -> Path:
         """The graph for ONNX Runtime."""
-        return self.path / (CPU_ONNX if CPU_ONNX in self.manifest.files else ONNX)
+        return self.path / (CPU_ONNX if CPU_ONNX in self.files else ONNX)
 
     @property
     def statistics(self) -> Statistics | None:
         """What the sensors delivered on drives of the training; None if the export was given none."""
-        if STATISTICS not in self.manifest.files:
+        if STATISTICS not in self.files:
             return None
         content = self.read(STATISTICS)
         try:
@@ -201,7 +229,7 @@ class Bundle:
         Raises:
             InputError: the tensors are not those that the manifest describes.
         """
-        graph = graph if graph in self.manifest.files else ONNX
+        graph = graph if graph in self.files else ONNX
         return read_golden(self.read(GOLDEN), self.manifest, graph)
 
     def require_golden(self, engine: Engine, name: str, graph: str = ONNX) -> tuple[GoldenFrame, ...]:
@@ -227,19 +255,10 @@ class Bundle:
             InputError: there is none, it was changed or is not trusted, or it was compiled from another network, for
                 another target or by another compiler.
         """
-        record, plan = self._record(target), self.path / ENGINES / f"{target}.plan"
-        remedy = self._build_remedy(target)
-        compiled_by = record.compiler.split(" with ")[0]  # without " with DLA 0"
-        if compiler is not None and not is_same_compiler(compiler, compiled_by):
-            raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
-        return StoredPlan(plan, read_verified(plan, record.plan_sha256, remedy).data, record)
-
-    def _record(self, target: str) -> EngineRecord:
-        """Read the record of the plan for `target`; raises like `plan`, which also checks the plan itself."""
-        names = (f"{ENGINES}/{target}.{suffix}" for suffix in ("json", "plan", "sig"))
-        for name in names:
-            require_inside(self.path, name)
-        file, remedy = self.path / ENGINES / f"{target}.json", self._build_remedy(target)
+        for suffix in ("json", "plan", "sig"):
+            require_inside(self.path, f"{ENGINES}/{target}.{suffix}")
+        file, remedy = self.path / ENGINES / f"{target}.json", f"run `perception build {self.root} --target {target}`"
+        plan = file.with_suffix(".plan")
         try:
             content = file.read_bytes()
             record = EngineRecord.model_validate_json(content)
@@ -247,34 +266,20 @@ class Bundle:
             raise InputError(f"{self.path}: no engine for {target}; {remedy}") from None
         except ValidationError:
             raise InputError(f"{file}: not an engine record of this version; {remedy}") from None
-        if self.trust is not None and file.with_suffix(".sig").exists():
-            self.trust.require_signed(file, content)
-        if content != record.to_hashed_json():
-            raise InputError(f"{file}: was changed (its sha256 differs); {remedy}")
         if record.target != target:
             raise InputError(f"{file}: is of an engine for {record.target}; {remedy}")
-        if record.weights_sha256 != self.manifest.files[ONNX] or (record.refitted and not record.refittable):
-            raise InputError(f"{file.with_suffix('.plan')}: compiled from another network; {remedy}")
-        if self.trust is not None and not file.with_suffix(".sig").exists():
-            self._require_permitted(file, record)
-        return record
-
-    def _require_permitted(self, file: Path, record: EngineRecord) -> None:
-        """Raise InputError unless the manifest permits this plan to run without a signature (`deploy.trust`)."""
-        if record.refitted:
-            reason = "the manifest cannot permit a plan of another bundle's network"
-        elif not any(permit.covers(record.target, record.compiler) for permit in self.manifest.builds):
-            reason = f"the manifest does not permit {record.compiler} to compile for {record.target} without"
-        else:
-            return
-        raise InputError(
-            f"{file}: is not signed, and {reason}; sign it with "
-            f"`perception sign {self.path} --target {record.target} --key PRIVATE`"
-        )
+        if record.weights_sha256 != self.files[ONNX] or (record.refitted and not record.refittable):
+            raise InputError(f"{plan}: compiled from another network; {remedy}")
+        if self.trust is not None:
+            self.trust.require_plan(file, content, f"{target} of {record.weights_sha256}", self.root)
+        compiled_by = record.compiler.split(" with ")[0]  # without " with DLA 0"
+        if compiler is not None and not is_same_compiler(compiler, compiled_by):
+            raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
+        return StoredPlan(plan, read_verified(plan, record.plan_sha256, remedy).data, record, content)
 
     def add_plan(self, plan: bytes, record: EngineRecord, signer: Signer | None = None) -> Path:
         """Store a compiled plan. The record is written last: without it, or with an older one, the plan is refused."""
-        file, content = self.path / ENGINES / f"{record.target}.plan", record.to_hashed_json()
+        file, content = self.path / ENGINES / f"{record.target}.plan", record.content()
         require_inside(self.path, ENGINES)
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, plan)
@@ -286,23 +291,12 @@ class Bundle:
         return file
 
     def require_signed_by(self, signer: Signer) -> None:
-        """Raise InputError unless this key signed the manifest, so that it signs only plans of its own bundles."""
-        file = self.path / MANIFEST
-        if not signer.has_signed(file, file.read_bytes()):
+        """Raise InputError unless this key signed the bundle, so that it signs only plans of its own bundles."""
+        if not signer.has_signed(self.sums.path, self.sums.data):
             raise InputError(
-                f"{file}: is not signed by the key {signer.id}, which signs plans of its own bundles only; if it is "
-                f"yours, run `perception sign {self.path} --key PRIVATE` first"
+                f"{self.sums.path}: is not signed by the key {signer.id}, which signs plans of its own bundles only; "
+                f"if it is yours, run `perception sign {self.root} --key PRIVATE` first"
             )
-
-    def _build_remedy(self, target: str) -> str:
-        """The remedy for a plan that cannot be used."""
-        return f"run `perception build {self.path} --target {target}`"
-
-
-def manifest_files(manifest: Manifest, signer: Signer | None) -> dict[str, bytes]:
-    """The content of the manifest and, with a signer, of its signature, by file name."""
-    content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).to_hashed_json()
-    return {MANIFEST: content} | ({SIGNATURE: signer.sign(content)} if signer else {})
 
 
 def write_bundle(
@@ -318,9 +312,8 @@ def write_bundle(
     """Write a bundle to the folder `path`. An existing bundle is replaced when the new one is complete.
 
     Args:
-        manifest: complete except for the hashes of the files.
         more: other files by name, such as modules/rain.json.
-        signer: signs the manifest.
+        signer: signs SHA256SUMS.
         cpu_onnx: the graph for ONNX Runtime, if it has its own.
         routes: bundles for other routes, which are copied into this one.
 
@@ -330,15 +323,15 @@ def write_bundle(
     if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")
     contents = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {}) | {GOLDEN: golden_content(golden)}
-    contents |= more or {}
+    contents |= {MANIFEST: manifest.model_dump_json(indent=2).encode(), **(more or {})}
     with atomic_folder(path, "the bundle") as fresh:
         for name, content in contents.items():
             (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(content)
         for route, bundle in (routes or {}).items():
-            shutil.copytree(bundle, fresh / ROUTES / route)
-        names = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
-        whole = manifest.model_copy(update={"files": {name: sha256(fresh / name) for name in names}})
-        for name, content in manifest_files(whole, signer).items():
-            (fresh / name).write_bytes(content)
+            shutil.copytree(bundle, fresh / ROUTES / route, ignore=shutil.ignore_patterns(SUMS, SUMS_SIGNATURE))
+        sums = make_sums(fresh)
+        (fresh / SUMS).write_bytes(sums)
+        if signer is not None:
+            (fresh / SUMS_SIGNATURE).write_bytes(signer.sign(sums))
     return Bundle.load(path)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +27,7 @@ from deploy.manifest import (
     StatePair,
     TensorInfo,
 )
-from deploy.onnx_export import OPSET, TorchEngine, find_frame_with_state, run, to_onnx
+from deploy.onnx_export import OPSET, TorchEngine, find_frame_with_state, run, serialise, to_onnx
 from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
@@ -40,7 +39,7 @@ from deploy.state import STATE, Engine, in_sequence
 from deploy.statistics import measure, open_to_measure
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision, Tolerances
-from deploy.trust import Release, default_permits
+from deploy.trust import Release
 from perception.checkpoint import load_model, provenance
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -109,7 +108,7 @@ def make_network(
     outputs, flops = run(model, example)
     graph, frames = to_onnx(model, example, list(outputs)), folded.run_golden()
     proofs, tolerances = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
-    engine = OnnxRuntimeEngine(_bytes(graph))
+    engine = OnnxRuntimeEngine(serialise(graph))
     require_golden(proofs, in_sequence(engine), "ONNX Runtime", tolerances)
     folded.require_routes({"the folded network": TorchEngine(model), "ONNX Runtime": engine}, tolerances)
     converted = convert(graph, precision, folded.calibration_inputs(recorded, engine), trained.tasks)
@@ -132,7 +131,7 @@ def make_network(
         structure_sha256=structure_sha256(converted.graphs[ONNX]),
         state=_describe_state(trained, outputs),
     )
-    graphs = {name: _bytes(each) for name, each in converted.graphs.items()}
+    graphs = {name: serialise(each) for name, each in converted.graphs.items()}
     modules = (*facts.folded, *facts.inline, *(each.name for each in facts.banked))
     return Network(graphs, proofs, modules, converted.ranges, facts)
 
@@ -200,11 +199,6 @@ def _list_banked_modules(trained: PerceptionModel, model: PerceptionModel) -> tu
     return tuple(
         BankedModule(name=name, asks=tuple(facts)) for name, facts in required.items()
     ), model.router.conditional
-
-
-def _bytes(graph: onnx.ModelProto) -> bytes:
-    content: bytes = graph.SerializeToString(deterministic=True)
-    return content
 
 
 def _units(tasks: Mapping[str, Task[Any]]) -> dict[str, str]:
@@ -353,7 +347,6 @@ class _Exporter:
             name=config.name,
             release=release.number,
             expires=release.expires,
-            builds=() if release.signed_plans else default_permits(OPSET),
             taxonomy=config.taxonomy,
             rig=config.rig,
             grid=config.grid,
@@ -364,7 +357,6 @@ class _Exporter:
             modules=tuple(module.name for module in config.modules),
             origin=source,
             apart=apart,
-            files={},
             **dict(network.facts),
             **contract_of(
                 InputSpec.of(config),

@@ -1,31 +1,21 @@
-"""Detect files that were changed, added or linked from elsewhere. No torch here."""
+"""SHA256SUMS: the hash of every file in a folder, by which changed, added and linked files are found. No torch here.
+
+The file has the format of sha256sum, so that `sha256sum --check SHA256SUMS` in the folder needs no other program. A
+signature of it covers the folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 from perception.errors import InputError
-from perception.io.section import Section
 
-
-class SelfHashed(Section):
-    """A record that contains its own sha256, so that any changed byte of its file is detected."""
-
-    sha256: str = ""  # of the record's JSON with an empty string here
-
-    def to_hashed_json(self) -> bytes:
-        """The content of the record's file, with the hash."""
-        digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
-        return self.model_copy(update={"sha256": digest.hexdigest()}).model_dump_json(indent=2).encode()
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+SUMS, SUMS_SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
 
 
 @dataclass(frozen=True)
@@ -34,6 +24,33 @@ class Content:
 
     path: Path
     data: bytes = field(repr=False)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def make_sums(folder: Path) -> bytes:
+    """The content of SHA256SUMS for all files that are in the folder now."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return "".join(f"{sha256(folder / name)}  {name}\n" for name in names).encode()
+
+
+def parse_sums(sums: Content) -> dict[str, str]:
+    """The digests of a SHA256SUMS, by file name.
+
+    Raises:
+        InputError: a line has another form, or a name leads out of the folder.
+    """
+    digests = {}
+    for number, line in enumerate(sums.data.decode("utf-8", "replace").splitlines(keepends=True), 1):
+        found = re.fullmatch(r"([0-9a-f]{64})  (.+)\n", line)
+        if found is None:
+            raise InputError(f"{sums.path}: line {number} is not a sha256, two spaces and a name; do not use it")
+        require_inside(sums.path.parent, found[2])
+        digests[found[2]] = found[1]
+    return digests
 
 
 def read_verified(path: Path, digest: str, remedy: str) -> Content:
@@ -69,4 +86,4 @@ def require_nothing_else(folder: Path, names: Collection[str], free: Collection[
         inside = any(f"{name}/".startswith(f"{each}/") for each in free)
         if name in names or inside or (path.is_dir() and not path.is_symlink()):
             continue
-        raise InputError(f"{path}: the manifest does not name this file; remove it, or export the bundle again")
+        raise InputError(f"{path}: {SUMS} does not name this file; remove it, or export the bundle again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +10,14 @@ from typing import Any, Literal
 from pydantic import (
     AwareDatetime,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
 )
 
 from deploy.contract import GoldenRules, Preprocessing, Steering, contract_of
-from deploy.integrity import Content, SelfHashed, require_inside
+from deploy.integrity import Content
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances
-from deploy.trust import Permit, Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
 from perception.modules.spec import NEXT_STATE, STATE_INPUTS
@@ -32,7 +28,8 @@ from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-SCHEMA: Literal[12] = 12
+# A reader of schema N reads N - 1, too: what schema N adds has a default, and what it no longer needs stays allowed.
+OLDEST, SCHEMA = 13, 13
 MANIFEST = "manifest.json"
 
 
@@ -112,15 +109,13 @@ class NetworkFacts(Section):
     state: State | None = None  # of a network with a memory
 
 
-class Manifest(SelfHashed, NetworkFacts):
+class Manifest(NetworkFacts):
     """The content of manifest.json."""
 
-    schema_version: Literal[12] = SCHEMA
+    schema_version: int = SCHEMA
     name: str  # of the configuration
     release: int = 0  # a vehicle that has run a higher one refuses this bundle (`deploy.trust`)
     expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
-    signer: str = ""  # id of the key that signed it (`deploy.signature`); empty: unsigned
-    builds: tuple[Permit, ...] = ()  # plans that may run without a signature of their own
     taxonomy: Taxonomy
     rig: Rig  # the vehicle's sensors; its cameras are in the order of the input `images`
     grid: Grid
@@ -135,17 +130,11 @@ class Manifest(SelfHashed, NetworkFacts):
     modules: tuple[str, ...]  # of the checkpoint
     apart: tuple[str, ...] = ()  # other routes, each with its own bundle in routes/
     origin: Origin
-    files: dict[str, str]  # name -> sha256
 
     @field_validator("tasks", mode="before")
     @classmethod
     def _parse_tasks(cls, content: object) -> dict[str, TaskConfig]:
         return parse_tasks(content)
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Networks without a memory keep the manifest that they had before there were any."""
-        return {name: content for name, content in serialize(self).items() if name != "state" or content}
 
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
@@ -175,33 +164,26 @@ class Manifest(SelfHashed, NetworkFacts):
         return self.spec.sensors
 
 
-def read_manifest(bundle: Path, trust: Trust | None = None) -> Manifest:
-    """The manifest of the bundle in this folder.
-
-    Args:
-        trust: who must have signed it, and how old it may be; None accepts it unsigned and of any age.
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of the bundle in this folder, of which `Bundle.load` checks hash and signature.
 
     Raises:
-        InputError: it is not a bundle, has another schema version, was changed or is not trusted.
+        InputError: it is not a bundle, or has another schema version.
     """
-    require_inside(bundle, MANIFEST)
     file = bundle / MANIFEST
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        if file.is_file():
-            raise InputError(f"{file}: cannot read the manifest ({error.strerror})") from None
-        raise InputError(f"{bundle}: not a bundle (no {MANIFEST}); make one with `perception export`") from None
-    if trust is None:
-        return parse_manifest(Content(file, content))
-    trust.require_signed(file, content, _signer(content))
-    manifest = parse_manifest(Content(file, content))
-    trust.require_current(file, manifest.release, manifest.expires)
-    return manifest
+        return parse_manifest(Content(file, file.read_bytes()))
+    except OSError:
+        raise no_bundle(bundle, MANIFEST) from None
+
+
+def no_bundle(path: Path, missing: str) -> InputError:
+    """The error about a folder without this file."""
+    return InputError(f"{path}: not a bundle (no {missing}); make one with `perception export`")
 
 
 def parse_manifest(file: Content) -> Manifest:
-    """Parse a manifest. InputError if it has another schema version or was changed."""
+    """Parse a manifest. InputError if it has a schema version that is not read, or is not of this version's network."""
     _require_schema(file.path, file.data)
     try:
         manifest = Manifest.model_validate_json(file.data)
@@ -209,8 +191,6 @@ def parse_manifest(file: Content) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
         raise InputError(f"{file.path}: {where}: {first['msg'].lower()}; export the bundle again") from None
-    if file.data != manifest.to_hashed_json():
-        raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
     _require_outputs(file.path, manifest)
     _require_state(file.path, manifest)
     _require_contract(file.path, manifest)
@@ -249,22 +229,13 @@ def _require_contract(file: Path, manifest: Manifest) -> None:
             raise InputError(f"{file}: {name}: is not that of this version; export the bundle again, with this version")
 
 
-def _signer(content: bytes) -> str:
-    """The id of the key that an unchecked manifest names; empty if there is none."""
-    try:
-        signer = str(json.loads(content)["signer"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return signer if re.fullmatch("[0-9a-f]{16}", signer) else ""
-
-
 def _require_schema(file: Path, content: bytes) -> None:
-    """Raise InputError for another schema version, which may have other fields. Invalid JSON is reported later."""
+    """Raise InputError for a schema version that is not read. Invalid JSON is reported later."""
     try:
         version = json.loads(content)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return
-    if version != SCHEMA:
+    if version not in range(OLDEST, SCHEMA + 1):
         newer = isinstance(version, int) and version > SCHEMA
         remedy = "update this program, or export again with it" if newer else "export again"
         raise InputError(f"{file}: this bundle is schema {version!r}, this version reads {SCHEMA}; {remedy}")

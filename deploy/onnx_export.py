@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.nn import aten_gelu
 from torch import Tensor, nn
@@ -135,6 +136,16 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
     _set_apart(graph.graph, NEXT_STATE)
     graph.producer_name, graph.producer_version = "tessera", ""
     return graph
+
+
+def serialise(graph: onnx.ModelProto) -> bytes:
+    """The content of the ONNX file; InputError if weights would stay in other files, which no hash covers."""
+    attributes = (attribute for node in graph.graph.node for attribute in node.attribute)
+    for tensor in (*graph.graph.initializer, *(each.t for each in attributes)):
+        if uses_external_data(tensor):
+            raise InputError(f"the graph keeps {tensor.name} in another file; a bundle has all weights in its graphs")
+    content: bytes = graph.SerializeToString(deterministic=True)
+    return content
 
 
 def _set_apart(graph: onnx.GraphProto, output: str) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from deploy.bundle import ENGINES, Bundle, manifest_files
-from deploy.manifest import MANIFEST
+from deploy.bundle import ENGINES, Bundle
+from deploy.integrity import SUMS_SIGNATURE
 from deploy.signature import signer
 from deploy.targets import find_target
 from deploy.verify import verify_bundle
 from perception.errors import InputError
-from perception.io.files import atomic_folder, write_atomically
+from perception.io.files import write_atomically
 
 
 def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
-    """Verify the bundle in folder `path`, then sign its manifest or its plans for `target`.
+    """Verify the bundle in folder `path`, then sign it or its plans for `target`.
 
     Verification shows that everything fits together, not that the bundle is the one that you exported. Therefore a plan
-    is signed only if this key has signed the manifest.
+    is signed only if this key has signed the bundle.
 
     Args:
         key: the private key (PEM).
@@ -33,17 +32,12 @@ def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
     bundle = Bundle.load(path)
     verify_bundle(bundle)
     if target is None:
-        files = manifest_files(bundle.manifest, of_key)
-        # A kill between two renames would leave a bundle that nobody accepts.
-        with atomic_folder(path, "the signed bundle") as fresh:
-            shutil.copytree(path, fresh, dirs_exist_ok=True)
-            for name, content in files.items():
-                (fresh / name).write_bytes(content)
-        return {"signed": str(path / MANIFEST), "key": of_key.id}
+        write_atomically(path / SUMS_SIGNATURE, of_key.sign(bundle.sums.data))
+        return {"signed": str(bundle.sums.path), "key": of_key.id}
     if find_target(target).compiler == "onnxruntime":
         raise InputError(f"{target}: has no plan to sign; its network is the bundle's own")
     bundle.require_signed_by(of_key)
     for part in (bundle, *bundle.routes.values()):
-        record = part.plan(target).record
-        write_atomically(part.path / ENGINES / f"{target}.sig", of_key.sign(record.to_hashed_json()))
+        plan = part.plan(target)
+        write_atomically(plan.path.with_suffix(".sig"), of_key.sign(plan.record_data))
     return {"signed": str(path / ENGINES / f"{target}.json"), "key": of_key.id}

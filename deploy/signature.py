@@ -6,11 +6,12 @@ Keys are PEM files, made with
 
     openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
 
-A signature is 64 bytes in a .sig file beside the signed record. A manifest can be checked without this program:
+A signature is 64 bytes in a .sig file beside the signed file. A bundle can be checked without this program:
 
-    openssl pkeyutl -verify -rawin -in manifest.json -sigfile manifest.sig -pubin -inkey public.pem
+    openssl pkeyutl -verify -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig -pubin -inkey public.pem
+    sha256sum --check SHA256SUMS
 
-The id of a key is the start of its fingerprint; a signed manifest has it as its `signer`:
+The id of a key is the start of its fingerprint:
 
     openssl pkey -pubin -in public.pem -outform DER | sha256sum | cut -c 1-16
 """
@@ -66,12 +67,11 @@ def signer(key: Path) -> Signer:
     return Signer(_id(private.public_key()), private.sign, private.public_key())
 
 
-def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") -> str:
+def require_signed(record: Path, content: bytes, *keys: Path) -> str:
     """Check the signature of `content` in the .sig file beside `record`; returns the id of the key that made it.
 
     Args:
         keys: PEM files of public keys.
-        signer: the id of the key that `content` names, for the message.
 
     Raises:
         InputError: none of these keys signed it, or one of the files is not a public key.
@@ -87,10 +87,8 @@ def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") 
     for each in public.values():
         if _valid(each, signature, content):
             return _id(each)
-    claimed = f" (it names the key {signer})" if signer else ""
     raise InputError(
         f"{file}: not the signature of {record.name} by the key {trusted}: one of them was changed, or it is another's"
-        f"{claimed}"
     )
 
 

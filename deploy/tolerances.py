@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from perception.io.section import Section, Share
 
@@ -43,12 +43,6 @@ class Tolerances(Section):
     dense: dict[str, dict[str, Spread]]  # by output and channel; mean: share of the channel's mean
     labels: dict[str, Share] = Field(default={})  # by output of class indices: share of the elements that may differ
     state: Size | None = None  # of a network with a memory: as of `golden.state_difference`
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Networks without such outputs keep the manifest that they had before there were any."""
-        unused: dict[str, Any] = {"labels": {}, "state": None}
-        return {name: content for name, content in serialize(self).items() if unused.get(name, ...) != content}
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """Every number with its name, such as detection.center.each."""

@@ -1,27 +1,38 @@
-"""What a vehicle accepts: signing keys, the release of a bundle, and permits for plans. No torch here."""
+"""What a vehicle accepts: signing keys, the release of a bundle, and plans that ran before. No torch here."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from deploy.targets import TARGETS, Versions
 from perception.errors import InputError
 from perception.io.files import write_atomically
-from perception.io.section import Section
 
 # Which bundles a vehicle accepts: those signed by a trusted key and not older than one that ran before.
 #
-# A vehicle trusts one key or, while one replaces another, two. It stores the highest release that it ever ran in a
-# folder of its own, outside of the bundles and for all of them, because the signature of an old bundle stays valid.
-# Whoever can write to that folder can roll the vehicle back, and expiry depends on the system's clock. No torch here.
+# A vehicle trusts one key or, while one replaces another, two. It stores the highest release that ever ran in a folder
+# of its own, outside of the bundles and for all of them, because the signature of an old bundle stays valid. Whoever
+# can write to that folder can roll the vehicle back, and expiry depends on the system's clock.
+#
+# A device that compiles a plan has no private key to sign it. Such a plan is accepted once for a network and a target,
+# if none ran before; from then on the folder has the hash of its record, and only that plan runs, or a signed one.
 
 STATE = "release.json"
+HOME = Path(".local", "state", "perception")  # at home: of a vehicle without a folder of its own
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What ran on a vehicle."""
+
+    release: int = 0  # the highest
+    plans: Mapping[str, str] = field(default_factory=dict)  # target and network -> sha256 of the latest plan's record
 
 
 @dataclass(frozen=True)
@@ -30,19 +41,25 @@ class Trust:
 
     Attributes:
         keys: public keys (PEM, `deploy.signature`); a signature by any one of them is enough.
-        state: folder that stores the highest release that ran.
+        state: folder that stores what ran. None: it is `HOME`, and no unsigned plan runs.
         allow_older: whether to accept an older release. The stored release does not change then.
+        opened: plans that were accepted without a signature, and are stored when they have run.
     """
 
     keys: tuple[Path, ...]
-    state: Path
+    state: Path | None
     allow_older: bool = False
+    opened: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def require_signed(self, record: Path, content: bytes, signer: str = "") -> str:
+    @property
+    def file(self) -> Path:
+        return (self.state or Path.home() / HOME) / STATE
+
+    def require_signed(self, record: Path, content: bytes) -> str:
         """The id of the key that signed `content`; raises like `deploy.signature.require_signed`."""
         from deploy.signature import require_signed  # without a key no cryptography is needed
 
-        return require_signed(record, content, *self.keys, signer=signer)
+        return require_signed(record, content, *self.keys)
 
     def require_current(self, file: Path, release: int, expires: datetime | None) -> None:
         """Raise InputError if the manifest `file` has expired, or its release is older than one that ran."""
@@ -50,39 +67,70 @@ class Trust:
         if expires is not None and expires <= now:
             end, today = (f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M}" for time in (expires, now))
             raise InputError(f"{file}: expired at {end} UTC, and the clock says {today}; take a newer release")
-        highest = self.highest()
+        highest = self.ran().release
         if release < highest and not self.allow_older:
             raise InputError(
-                f"{file}: is release {release}, but release {highest} ran here before, says {self.state / STATE}; take "
+                f"{file}: is release {release}, but release {highest} ran here before, says {self.file}; take "
                 "a newer release, or run this one with --allow-older"
             )
 
-    def highest(self) -> int:
-        """The highest release that ran, or 0. InputError if it cannot be read."""
-        file = self.state / STATE
+    def require_plan(self, record: Path, content: bytes, place: str, bundle: Path) -> None:
+        """Raise InputError unless a plan is signed or is the one that ran here.
+
+        Args:
+            record: the file of its record, with this content.
+            place: its target and network.
+            bundle: for messages.
+        """
+        digest = hashlib.sha256(content).hexdigest()
+        if record.with_suffix(".sig").is_file():
+            self.require_signed(record, content)
+            if self.state is not None:
+                self._store(0, {}, {place: digest})  # so that no unsigned one can take its place
+            return
+        sign = f"sign it with `perception sign {bundle} --target {record.stem} --key PRIVATE`"
+        if self.state is None:
+            raise InputError(
+                f"{record}: is not signed; {sign}, or give --state FOLDER, which remembers the plans that ran here"
+            )
+        if self.ran().plans.get(place, digest) != digest:
+            raise InputError(
+                f"{record}: is not signed, and another plan ran here before, says {self.file}; {sign}, or remove "
+                "that plan there"
+            )
+        self.opened[place] = digest
+
+    def ran(self) -> Ran:
+        """What ran here. InputError if it cannot be read."""
         try:
-            release = json.loads(file.read_bytes())["release"]
+            content = json.loads(self.file.read_bytes())
+            release, plans = content["release"], content.get("plans", {})
         except FileNotFoundError:
-            return 0
-        except (OSError, ValueError, KeyError, TypeError):
-            release = None
-        if not isinstance(release, int) or isinstance(release, bool):
-            raise InputError(f'{file}: does not say the highest release that ran; write {{"release": N}} into it')
-        return release
+            return Ran()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            release, plans = None, None
+        if not isinstance(release, int) or isinstance(release, bool) or not isinstance(plans, dict):
+            raise InputError(f'{self.file}: does not say what ran here; write {{"release": N}} into it, the highest')
+        return Ran(release, plans)
 
     def accept(self, release: int) -> None:
-        """Store that this release ran. InputError if that cannot be written; the release must not run then."""
-        if release <= self.highest():
+        """Store that this release ran, and the plans. InputError if they cannot be stored; they must not run then."""
+        self._store(release, self.opened, {})
+
+    def _store(self, release: int, unsigned: Mapping[str, str], signed: Mapping[str, str]) -> None:
+        def joined(before: Ran) -> Ran:
+            return Ran(max(release, before.release), {**unsigned, **before.plans, **signed})
+
+        if joined(self.ran()) == self.ran():
             return
+        folder = self.file.parent
         try:
-            self.state.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{self.state}: cannot keep the release ({error.strerror}); choose another --state"
-            ) from None
-        with _lock(self.state):
-            if release > self.highest():  # another process may have raised it
-                write_atomically(self.state / STATE, json.dumps({"release": release}).encode())
+            raise InputError(f"{folder}: cannot keep what ran ({error.strerror}); choose another --state") from None
+        with _lock(folder):
+            content = asdict(joined(self.ran()))  # another process may have stored more
+            write_atomically(self.file, json.dumps(content).encode())
 
 
 @contextmanager
@@ -108,7 +156,6 @@ class Release:
     expires: datetime | None = None  # from then on vehicles refuse it
     license: str = ""  # of the network, its modules and the golden frame: an SPDX identifier or a text
     sign: Path | None = None  # private key (PEM, `deploy.signature`)
-    signed_plans: bool = False  # refuse unsigned plans, also those compiled on the device (`deploy.trust`)
 
 
 def parse_expiry(text: str) -> datetime:
@@ -120,43 +167,3 @@ def parse_expiry(text: str) -> datetime:
         raise InputError(
             f"--expires {text}: not a date such as 2027-06-30 or a time such as 2027-06-30T12:00"
         ) from None
-
-
-# Permits in a signed manifest for plans that a device compiles itself.
-#
-# A device has no private key, so it cannot sign the record of a plan that it compiled. A vehicle that trusts keys
-# accepts such a plan if the manifest permits its target and compiler, and the plan is of this network. This trusts
-# everyone who can write to the bundle's `engines` folder: hashes find damage and mix-ups, and golden frames find a
-# plan that computes something else, but neither stops a malicious plan. A bundle without permits (`perception export
-# --signed-plans`) accepts signed plans only.
-
-
-class Permit(Section):
-    """A kind of plan that needs no signature of its own."""
-
-    target: str
-    dla: bool  # compiled for a DLA
-    first: tuple[int, int]  # first permitted version of the target's compiler
-    end: tuple[int, int]  # first version that is no longer permitted
-
-    def covers(self, target: str, compiler: str) -> bool:
-        """Whether it permits a plan for this target from this compiler, such as `tensorrt 10.3.0 with DLA 0`."""
-        name, _, rest = compiler.partition(" ")
-        version, _, place = rest.partition(" with ")
-        return (
-            (self.target, self.dla) == (target, bool(place))
-            and target in TARGETS
-            and name == TARGETS[target].compiler
-            and version in Versions(self.first, self.end)
-        )
-
-
-def default_permits(opset: int) -> tuple[Permit, ...]:
-    """Permits for all targets that compile graphs of this opset on the device."""
-    permitted = []
-    for target in TARGETS.values():
-        if target.compiler == "tensorrt" and target.opsets[0] <= opset <= target.opsets[1]:
-            for dla, versions in ((False, target.versions), (True, target.dla_versions)):
-                if versions is not None:
-                    permitted.append(Permit(target=target.name, dla=dla, first=versions.first, end=versions.end))
-    return tuple(permitted)

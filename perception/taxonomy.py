@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from perception.errors import InputError
 from perception.io.section import Section, find_shipped, list_shipped, load_section
@@ -66,11 +66,6 @@ class ObjectClass(Section):
     colour: Colour | None = None  # in reports and viewers
     ros_class: RosClass | None = None  # in the messages of a vehicle; None: unknown
 
-    @model_serializer(mode="wrap")
-    def _without_ros_class(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Classes without one keep the manifest that they had before there were any."""
-        return {name: content for name, content in serialize(self).items() if name != "ros_class" or content}
-
     @model_validator(mode="after")
     def _require_attributes(self) -> ObjectClass:
         if len(self.attributes) == 1:
@@ -85,11 +80,6 @@ class PointClass(Section):
     categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
     solid: bool = True  # not what falls or floats in the air, which no voxel is full of
     colour: Colour | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_solid(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Solid classes keep the manifest that they had before there were others."""
-        return {name: content for name, content in serialize(self).items() if name != "solid" or not content}
 
 
 class MapLayer(Section):

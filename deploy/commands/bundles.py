@@ -104,9 +104,6 @@ def export(
     expires: Annotated[
         str, typer.Option(help="Vehicles refuse the bundle from this date or UTC time on, such as 2027-06-30.")
     ] = "",
-    signed_plans: Annotated[
-        bool, typer.Option("--signed-plans", help="Refuse unsigned plans, also those that a device compiles itself.")
-    ] = False,
     sign: Sign = None,
     as_json: Json = False,
 ) -> None:
@@ -131,7 +128,7 @@ def export(
         )
     drives = Drives(calibrate, version, names(scenes)) if calibrate else None
     console = console_for(as_json)
-    release_info = Release(release, _expiry(expires), license, sign, signed_plans)
+    release_info = Release(release, _expiry(expires), license, sign)
     bundle = run(
         checkpoint, out, chosen, console=console, release=release_info,
         precision=precision.value, calibration=drives, apart=apart,
@@ -211,7 +208,7 @@ def sign(
     target: Annotated[str, typer.Option(help="Sign the plan for this target, in a bundle that this key signed.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Verify a bundle, then sign its manifest or, with --target, a plan that a device compiled.
+    """Verify a bundle, then sign it or, with --target, a plan that a device compiled.
 
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """

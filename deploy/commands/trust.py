@@ -23,8 +23,8 @@ Keys = Annotated[
 State = Annotated[
     Path | None,
     typer.Option(
-        help="With --key: folder that stores the highest release that ran here. Default: $PERCEPTION_STATE, or "
-        "~/.local/state/perception.",
+        help="With --key: folder that remembers the highest release and the plans that ran here; plans that are not "
+        "signed need it. Default: $PERCEPTION_STATE; without it releases are in ~/.local/state/perception.",
     ),
 ]
 AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Accept an older release than one that ran here.")]
@@ -38,5 +38,5 @@ def make_trust(keys: Sequence[Path] | None, state: Path | None, allow_older: boo
         if allow_older:
             raise InputError("an older bundle is accepted anyway without a key; give one, or leave out --allow-older")
         return None
-    usual = os.environ.get("PERCEPTION_STATE") or Path.home() / ".local" / "state" / "perception"
-    return Trust(tuple(keys), state or Path(usual), allow_older)
+    usual = os.environ.get("PERCEPTION_STATE")
+    return Trust(tuple(keys), state or (Path(usual) if usual else None), allow_older)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -47,6 +49,10 @@ class OnnxRuntimeEngine:
         optimise: whether ONNX Runtime may rewrite the graph; otherwise it runs node by node.
         threads: that compute; 0: one for each core.
 
+    Attributes:
+        inputs: type and shape by name; a dynamic dimension is given by its name.
+        outputs: likewise.
+
     Raises:
         InputError: ONNX Runtime cannot load the graph.
     """
@@ -61,6 +67,8 @@ class OnnxRuntimeEngine:
         options.enable_mem_pattern = False
         # Idle threads sleep, since spinning would take cores from the threads that read and write files.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Weights in another file, which no hash covers, are looked for where no file can be.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         content, name = (onnx, name) if isinstance(onnx, bytes) else (onnx.read_bytes(), onnx)
         try:
             self._session = onnxruntime.InferenceSession(
@@ -69,9 +77,9 @@ class OnnxRuntimeEngine:
         except Exception as error:  # its exceptions share no base class
             raise InputError(f"{name}: ONNX Runtime refuses it: {' '.join(str(error).split())}") from None
         self._session._model_bytes = None  # otherwise the session keeps the file's content in memory
-        self._outputs = [output.name for output in self._session.get_outputs()]
-        shapes = {each.name: tuple(each.shape) for each in self._session.get_inputs()}
-        self._state_shape = shapes.get(STATE)
+        self.inputs = {each.name: _describe(each) for each in self._session.get_inputs()}
+        self.outputs = {each.name: _describe(each) for each in self._session.get_outputs()}
+        self._state_shape = next((tuple(each.shape) for each in self._session.get_inputs() if each.name == STATE), None)
 
     def new_state(self) -> OnnxRuntimeState | None:
         return None if self._state_shape is None else OnnxRuntimeState(self._state_shape)
@@ -82,7 +90,7 @@ class OnnxRuntimeEngine:
         try:
             if isinstance(state, OnnxRuntimeState):
                 return self._run_with(inputs, state)
-            return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+            return dict(zip(self.outputs, self._session.run([*self.outputs], inputs), strict=True))
         except Exception as error:  # as above
             raise InputError(f"ONNX Runtime cannot run the network: {' '.join(str(error).split())}") from None
 
@@ -91,10 +99,16 @@ class OnnxRuntimeEngine:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         state.bind(binding)
-        outputs = [name for name in self._outputs if name != NEXT_STATE]
+        outputs = [name for name in self.outputs if name != NEXT_STATE]
         for name in outputs:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
         state.swap()
         values = binding.get_outputs()[1:]  # behind the state
         return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
+
+
+def _describe(tensor: Any) -> str:
+    """Type and shape of an input or output, such as float32 (1, 'pillars', 8, 5)."""
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    return f"{ {'float': 'float32', 'double': 'float64'}.get(kind, kind) } {tuple(tensor.shape)}"

@@ -23,7 +23,6 @@ import scipy
 from pydantic import ValidationError
 
 from deploy.integrity import sha256
-from deploy.manifest import MANIFEST
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
@@ -37,7 +36,7 @@ PROVENANCE = "replay.json"
 
 class BundleUsed(Section):
     name: str  # of the configuration, from the manifest
-    manifest_sha256: str
+    sums_sha256: str  # of SHA256SUMS, which has the hashes of its files
     release: int | None = None  # from the manifest
 
 
@@ -118,7 +117,7 @@ class ReplayProvenance(Section):
         known = self.model_dump(mode="json")
         names = ("version", "scenes", "topics_sha256", "faults", "conditions", "evidence", "selection")
         about = {"drive": str(path.resolve()), **{name: known[name] for name in names}}
-        return about | {"bundle": self.bundle.manifest_sha256, "target": self.engine.target}
+        return about | {"bundle": self.bundle.sums_sha256, "target": self.engine.target}
 
     @property
     def computed(self) -> dict[str, Any]:
@@ -131,7 +130,7 @@ class ReplayProvenance(Section):
         end = "the end" if self.selection.end is None else f"{self.selection.end:g} s"
         release = "" if self.bundle.release is None else f", release {self.bundle.release}"
         return {
-            "bundle": f"manifest {self.bundle.manifest_sha256[:16]}{release}",
+            "bundle": f"SHA256SUMS {self.bundle.sums_sha256[:16]}{release}",
             "compiler": self.engine.compiler,
             "drives": f"{len(self.drives)} of {self.path}, {self.frames} frames",
             "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}",
@@ -233,7 +232,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
     return ReplayProvenance(
         bundle=BundleUsed(
             name=bundle.manifest.name,
-            manifest_sha256=sha256(bundle.path / MANIFEST),
+            sums_sha256=hashlib.sha256(bundle.sums.data).hexdigest(),
             release=getattr(bundle.manifest, "release", None),
         ),
         engine=_engine(runtime),
@@ -259,7 +258,6 @@ def _engine(runtime: Runtime) -> EngineUsed:
     target, bundle = runtime.target, runtime.bundle
     if find_target(target).compiler == "onnxruntime":
         return EngineUsed(target=target, compiler=f"onnxruntime {version('onnxruntime')}")
-    records = [part.plan(target).record for part in (bundle, *bundle.routes.values())]
-    return EngineUsed(
-        target=target, compiler=records[0].compiler, records_sha256=tuple(record.sha256 for record in records)
-    )
+    plans = [part.plan(target) for part in (bundle, *bundle.routes.values())]
+    digests = tuple(hashlib.sha256(plan.record_data).hexdigest() for plan in plans)
+    return EngineUsed(target=target, compiler=plans[0].record.compiler, records_sha256=digests)

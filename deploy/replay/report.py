@@ -362,7 +362,7 @@ def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
         "modules on board": ", ".join(module.name for module in m.banked) or "none",
         "parameters": f"{m.parameters:,}",
         "GFLOP per frame": f"{m.flops / 1e9:.1f}",
-        "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
+        "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes",
         "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
     }
 

@@ -1,41 +1,47 @@
 """Plans of the engines of a bundle: which the C++ runtime runs, and which it refuses in the words of the Python one."""
 
+import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import exported
+import numpy as np
 import pytest
 import tessera_runtime as native
 from damage import Damage, cut, delete, file, in_json, linked, put
-from damage import replace as edit
 from damage import without as missing
-from exported import bundle, keys, reseal, trusting
+from exported import bundle, keys, plan_record, seal, trusting
 from recorded_engine import COMPILER, TARGET
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from deploy.bundle import Bundle
 from deploy.signature import signer
 from deploy.trust import Trust
 from perception.errors import InputError
 
-PERMIT = {"target": TARGET, "dla": False, "first": [1, 7], "end": [1, 8]}
 ENGINE = f"engines/{TARGET}"
 
 
-def compiled(damage: Damage = lambda path: None, key: str = "", permits: Sequence[Any] = (), **record: Any) -> Damage:
+def recorded(note: str = "") -> bytes:
+    """A plan that gives the outputs of the golden frames."""
+    frames = enumerate(bundle().golden_frames())
+    outputs = {f"{i}/{name}": each for i, frame in frames for name, each in frame.outputs.items()}
+    return save(outputs, metadata={"repeated": "0", "note": note})
+
+
+def compiled(damage: Damage = lambda path: None, key: str = "", **record: Any) -> Damage:
     """A plan on a vehicle that trusts the owner, who signed the bundle; the plan is signed by this key, or by none."""
 
     def apply(path: Path) -> Trust:
         made = {name: keys(path.parent / name) for name in ("owner", "stranger")}
-        reseal(path, put("builds", [*permits]), made["owner"][0])
-        plan = save({f"{i}/{name}": each for i, frame in enumerate(bundle().golden_frames())
-                     for name, each in frame.outputs.items()})  # fmt: skip
+        seal(path, made["owner"][0])
+        plan = recorded()
         wanted = {"target": TARGET, "compiler": "tensorrt_rtx 1.7.1", **record}
         (path / "engines").mkdir()
-        made_for = exported.plan_record(path, plan, **wanted)
+        made_for = plan_record(path, plan, **wanted)
         Bundle.load(path).add_plan(plan, made_for, signer(made[key][0]) if key else None)
         for suffix in {".json", ".plan", ".sig"} if made_for.target != TARGET else ():
             if (stored := path / f"engines/{made_for.target}{suffix}").exists():
@@ -48,10 +54,9 @@ def compiled(damage: Damage = lambda path: None, key: str = "", permits: Sequenc
 
 ACCEPTED: dict[str, Damage] = {
     "signed": compiled(key="owner"),
-    "permitted": compiled(permits=[PERMIT]),
+    "not signed, at its first run": compiled(),
     "refitted and signed": compiled(key="owner", onnx_sha256="0" * 64, refittable=True),
     "signed, for a DLA": compiled(key="owner", compiler="tensorrt_rtx 1.7.1 with DLA 0"),
-    "permitted, for a DLA": compiled(permits=[PERMIT | {"dla": True}], compiler="tensorrt_rtx 1.7.1 with DLA 0"),
 }
 PLANS: dict[str, Damage] = {
     "none": lambda path: None,
@@ -62,11 +67,8 @@ PLANS: dict[str, Damage] = {
     "another key": compiled(file(f"{ENGINE}.json", in_json(put("news", 1)))),
     "a key missing": compiled(file(f"{ENGINE}.json", in_json(missing("layers")))),
     "another type": compiled(file(f"{ENGINE}.json", in_json(put("layers", "1")))),
-    "another number": compiled(file(f"{ENGINE}.json", edit(b'"layers": 0', b'"layers": 1'))),
-    "signed before it changed": compiled(file(f"{ENGINE}.json", edit(b'"layers": 0', b'"layers": 1')), key="owner"),
+    "signed before it changed": compiled(file(f"{ENGINE}.json", in_json(put("layers", 1))), key="owner"),
     "signed by a stranger": compiled(key="stranger"),
-    "not signed": compiled(),
-    "refitted and not signed": compiled(permits=[PERMIT], onnx_sha256="0" * 64, refittable=True),
     "refitted, though it cannot be": compiled(key="owner", onnx_sha256="0" * 64),
     "of another network": compiled(key="owner", weights_sha256="0" * 64),
     "for another target": compiled(key="owner", target="orin"),
@@ -74,10 +76,6 @@ PLANS: dict[str, Damage] = {
     "by a release with two numbers": compiled(key="owner", compiler="tensorrt_rtx 1.7"),
     "by another compiler": compiled(key="owner", compiler="tensorrt 1.7.1"),
     "by what is no version": compiled(key="owner", compiler="mine"),
-    "permitted for another version": compiled(permits=[PERMIT | {"end": [1, 7]}]),
-    "permitted for another target": compiled(permits=[PERMIT | {"target": "rtx-ada"}]),
-    "permitted for a DLA": compiled(permits=[PERMIT | {"dla": True}]),
-    "permitted without a DLA": compiled(permits=[PERMIT], compiler="tensorrt_rtx 1.7.1 with DLA 0"),
     "outside": compiled(linked("engines"), key="owner"),
 }
 
@@ -111,6 +109,46 @@ def test_an_engine_for_another_version_is_refused(more: str, message: str, tmp_p
     with pytest.raises(native.Failure) as cpp:
         native.Runtime(path, TARGET, plugin=str(plugin))
     assert str(cpp.value).startswith(f"{plugin}: {message}")
+
+
+@pytest.mark.parametrize("key", ["owner", ""])
+def test_a_forged_plan_does_not_take_the_place_of_one_that_ran(key: str, tmp_path: Path) -> None:
+    """Whether that one was signed or was the first that ran. In another folder of a vehicle nothing ran."""
+    path = exported.copy_bundle(tmp_path / "bundle")
+    trust = compiled(key=key)(path)
+    assert isinstance(trust, Trust)
+    run_plan(path, trust)
+    ran = {name: (path / f"{ENGINE}{name}").read_bytes() for name in (".json", ".plan")}
+    digest = hashlib.sha256(ran[".json"]).hexdigest()
+    assert trust.ran().plans == {f"{TARGET} of {Bundle.load(path).files['model.onnx']}": digest}
+    forged = recorded("forged")
+    record = plan_record(path, forged, target=TARGET, compiler="tensorrt_rtx 1.7.1")
+    Bundle.load(path).add_plan(forged, record)  # without a signature
+    for _ in range(2):
+        with pytest.raises(native.Failure, match="is not signed, and another plan ran here before") as cpp:
+            run_plan(path, trust)
+        with pytest.raises(InputError) as python:
+            Bundle.load(path, trust).plan(TARGET)
+        assert str(cpp.value) == str(python.value)
+    run_plan(path, replace(trust, state=tmp_path / "another vehicle"))
+    for name, content in ran.items():
+        (path / f"{ENGINE}{name}").write_bytes(content)
+    run_plan(path, trust)
+
+
+def test_a_plan_that_fails_its_golden_frames_leaves_the_place_to_another(tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    trust = compiled()(path)
+    assert isinstance(trust, Trust)
+    loaded, plan = Bundle.load(path), recorded()
+    outputs = {name: np.zeros_like(each) for name, each in load(plan).items()}
+    wrong = save(outputs, metadata={"repeated": "0"})
+    loaded.add_plan(wrong, plan_record(path, wrong, target=TARGET, compiler=COMPILER))
+    with pytest.raises(native.Failure, match="does not compute the exported network"):
+        run_plan(path, trust)
+    assert trust.ran().plans == {}
+    loaded.add_plan(plan, plan_record(path, plan, target=TARGET, compiler=COMPILER))
+    run_plan(path, trust)
 
 
 @pytest.mark.parametrize("plan", PLANS)

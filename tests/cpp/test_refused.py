@@ -21,10 +21,9 @@ from both_runtimes import every_task
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from damage import Damage, cut, delete, file, in_json, linked, put, write
-from damage import replace as edit
+from damage import Damage, cut, delete, file, in_json, linked, put
 from damage import without as missing
-from exported import add_route, bundle, keys, looking, remembering, reseal, rewritten, trusting
+from exported import add_route, bundle, keys, looking, remembering, reseal, rewritten, seal, trusting
 from refits import train_further
 from safetensors.numpy import load, save
 
@@ -33,16 +32,16 @@ from deploy.runtime import Runtime
 from deploy.trust import Trust
 from perception.errors import InputError
 
-GRAPH, GOLDEN, MODULE = "model.onnx", "golden.safetensors", "modules/rain.json"
+SUMS, GRAPH, GOLDEN, MODULE = "SHA256SUMS", "model.onnx", "golden.safetensors", "modules/rain.json"
 
 
 def manifest(change: Callable[[Any], object]) -> Damage:
-    """A change of the manifest, which its hash does not follow."""
+    """A change of the manifest, which the hashes do not follow."""
     return file("manifest.json", in_json(change))
 
 
 def sealed(change: Callable[[Any], object]) -> Damage:
-    """A change of the manifest with a new hash, as a forger would make it."""
+    """A change of the manifest with new hashes, as a forger would make it."""
 
     def apply(path: Path) -> None:
         reseal(path, change)
@@ -51,25 +50,35 @@ def sealed(change: Callable[[Any], object]) -> Damage:
 
 
 def exchanged(name: str, change: Callable[[bytes], bytes]) -> Damage:
-    """Another content of a file, and its hash in the manifest."""
+    """Another content of a file, and its hash."""
 
     def apply(path: Path) -> None:
         (path / name).write_bytes(change((path / name).read_bytes()))
-        digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
-        reseal(path, lambda content: content["files"].update({name: digest}))
+        seal(path)
 
     return apply
 
 
+def unnamed(name: str) -> Damage:
+    """SHA256SUMS has no line of this file."""
+
+    def change(path: Path) -> None:
+        lines = (path / SUMS).read_text().splitlines(keepends=True)
+        (path / SUMS).write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
+
+    return change
+
+
 def naming(name: str) -> Damage:
-    """A file that lies outside, of which the manifest has the hash."""
+    """A file that lies outside, of which SHA256SUMS has the hash."""
 
     def apply(path: Path) -> None:
         secret = path.parent / "secret"
         secret.write_bytes(b"of another")
         digest = hashlib.sha256(b"of another").hexdigest()
         named = name.format(secret.name, secret)
-        reseal(path, lambda content: content["files"].update({named: digest}))
+        with (path / SUMS).open("a") as sums:
+            sums.write(f"{digest}  {named}\n")
 
     return apply
 
@@ -82,23 +91,6 @@ def in_a_folder(path: Path) -> None:
 def piped(path: Path) -> None:
     (path / GRAPH).unlink()
     os.mkfifo(path / GRAPH)
-
-
-def indented(path: Path) -> None:
-    """Whole by its own hash, but not as Python writes it."""
-    content = json.loads((path / "manifest.json").read_text())
-    blank = json.dumps(content | {"sha256": ""}, indent=1).encode()
-    text = blank.replace(b'"sha256": ""', b'"sha256": "%s"' % hashlib.sha256(blank).hexdigest().encode())
-    (path / "manifest.json").write_bytes(text)
-
-
-def elsewhere(content: bytes) -> bytes:
-    """A graph that keeps a weight in another file."""
-    model = onnx.load_from_string(content)
-    tensor = model.graph.initializer.add(name="more", data_type=1, dims=[1])
-    tensor.external_data.add(key="location", value="weights.bin")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    return model.SerializeToString()
 
 
 def trained(content: bytes) -> bytes:
@@ -166,7 +158,7 @@ def ran(state: bytes) -> Damage:
 
 def broken_signature(path: Path) -> Trust:
     trust = signed("owner", "owner")(path)
-    (path / "manifest.sig").write_bytes(bytes(64))
+    (path / "SHA256SUMS.sig").write_bytes(bytes(64))
     return trust
 
 
@@ -176,38 +168,36 @@ CURVE = (
 )
 PRIVATE = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
-             "./model.onnx", "modules//rain.json", "a\0b", "a\nb", "it's", "")  # fmt: skip
+             "./model.onnx", "modules//rain.json")  # fmt: skip
 FIELDS = {
     "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1",
     "banked": {}, "expires": "soon", "routes": "base", "golden": 1, "preprocessing.pillars.most": 0.5,
-    "news": 1, "taxonomy": None, "files": {GRAPH: 1}, "steering.values": None, "golden.close": "near",
+    "news": 1, "taxonomy": None, "files": {GRAPH: "0"}, "steering.values": None, "golden.close": "near",
     "preprocessing.pillars.overflow": "last",
 }  # fmt: skip
 # By what both messages name, and the damage.
 REFUSED: dict[tuple[str, str], Damage] = {
     **{(name, what): file(name, damage)
-       for name in ("manifest.json", GRAPH, GOLDEN, MODULE)
+       for name in ("manifest.json", SUMS, GRAPH, GOLDEN, MODULE)
        for what, damage in (("deleted", delete), ("longer", lambda path: path.write_bytes(path.read_bytes() + b"\n")))},
-    **{(name, "shorter"): file(name, cut(-1)) for name in ("manifest.json", GRAPH, GOLDEN, MODULE)},
+    **{(name, "shorter"): file(name, cut(-1)) for name in ("manifest.json", SUMS, GRAPH, GOLDEN, MODULE)},
     **{("a path inside", repr(name)): naming(name) for name in OUT_OF_IT},
-    **{("schema", repr(version)): manifest(lambda content, version=version: content.update(schema_version=version))
-       for version in (11, 13, "new", None, [1.5, True])},
-    **{(key, repr(value)): manifest(put(key, value)) for key, value in FIELDS.items()},
-    **{(key, "missing"): manifest(missing(key))
+    **{("schema", repr(version)): sealed(lambda content, version=version: content.update(schema_version=version))
+       for version in (12, 14, "new", None, [1.5, True])},
+    **{(key, repr(value)): sealed(put(key, value)) for key, value in FIELDS.items()},
+    **{(key, "missing"): sealed(missing(key))
        for key in ("name", "golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
-    **{(name, "not in files"): sealed(lambda content, name=name: content["files"].pop(name))
-       for name in (GRAPH, GOLDEN)},
-    ("manifest.json", "200,000 brackets"): file("manifest.json", write(200_000 * "[")),
-    ("manifest.json", "not sealed"): file("manifest.json", edit(b'"release": 0', b'"release": 1')),
-    ("manifest.json", "another indentation"): indented,
-    ("manifest.json", "a key twice"): file("manifest.json", edit(b'"release": 0', b'"release": 0,\n  "release": 0')),
+    **{(name, "not in SHA256SUMS"): unnamed(name) for name in ("manifest.json", GRAPH, GOLDEN, MODULE)},
+    **{(SUMS, repr(line)): file(SUMS, lambda path, line=line: path.open("a").write(line) and None)
+       for line in ("\n", "model.onnx\n", f"{'0' * 64}\n", f"{'0' * 64}  \n", f"{'0' * 64} *a\n", f"{'A' * 64}  a\n")},
+    ("manifest.json", "200,000 brackets"): exchanged("manifest.json", lambda content: 200_000 * b"["),
+    ("manifest.json", "not sealed"): manifest(put("release", 1)),
     ("modules/more", ""): lambda path: (path / "modules" / "more").write_text("") and None,
     ("new/a", ""): in_a_folder,
     ("loop", "a link to itself"): lambda path: (path / "loop").symlink_to("loop"),
     (GRAPH, "a pipe"): piped,
-    **{(name, "outside"): linked(name) for name in ("manifest.json", GRAPH, MODULE, "modules")},
+    **{(name, "outside"): linked(name) for name in (SUMS, "manifest.json", GRAPH, MODULE, "modules")},
     (GRAPH, "no graph"): exchanged(GRAPH, lambda content: b"not a graph"),
-    (GRAPH, "weights elsewhere"): exchanged(GRAPH, elsewhere),
     ("golden frame", "of another network"): exchanged(GRAPH, trained),
     ("golden frame", "with other scores"): shifted,
     **{("ash", key): sealed(put(key, value)) for key, value in (
@@ -220,13 +210,14 @@ REFUSED: dict[tuple[str, str], Damage] = {
     (GOLDEN, "tensors that overlap"): exchanged(GOLDEN, overlapping),
     ("preprocessing", "pictures of any size"): sealed(put("preprocessing.admission.largest", 65536)),
     ("is not signed", ""): signed("", "owner"),
-    ("manifest.sig", "by a stranger"): signed("stranger", "owner"),
-    ("manifest.sig", "by neither"): signed("stranger", "owner", "new"),
-    ("manifest.sig", "of zeros"): broken_signature,
+    ("SHA256SUMS.sig", "by a stranger"): signed("stranger", "owner"),
+    ("SHA256SUMS.sig", "by neither"): signed("stranger", "owner", "new"),
+    ("SHA256SUMS.sig", "of zeros"): broken_signature,
     ("expired", ""): signed("owner", "owner", expires=PAST),
     ("expired", "in Tokyo"): signed("owner", "owner", expires=PAST.astimezone(timezone(timedelta(hours=9)))),
     ("release 7", "an older release"): ran(b'{"release": 7}'),
-    **{("release.json", repr(state)): ran(state) for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}')},
+    **{("release.json", repr(state)): ran(state)
+       for state in (b"", b"[]", b'{"release": "7"}', b'{"release": true}', b'{"release": 1, "plans": []}')},
     **{("public.pem", f"{content!r:.40}"): keyed(content)
        for content in (None, b"", b"-----BEGIN PUBLIC KEY-----\n-", CURVE, PRIVATE)},
 }  # fmt: skip
@@ -287,14 +278,14 @@ def test_a_longer_file_of_another_route(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "change"),
+    ("named", "damage"),
     [
-        ("../elsewhere", put("apart", ["../elsewhere"])),
-        ("routes/rain/manifest.json", lambda content: content["files"].pop("routes/rain/manifest.json")),
+        ("../elsewhere", sealed(put("apart", ["../elsewhere"]))),
+        ("routes/rain/manifest.json", unnamed("routes/rain/manifest.json")),
     ],
 )
-def test_another_route_that_is_not_there(named: str, change: Callable[[Any], object], tmp_path: Path) -> None:
-    refused(copytree(exported.apart()[0].path, tmp_path / "bundle"), sealed(change), named)
+def test_another_route_that_is_not_there(named: str, damage: Damage, tmp_path: Path) -> None:
+    refused(copytree(exported.apart()[0].path, tmp_path / "bundle"), damage, named)
 
 
 @pytest.mark.parametrize(("key", "value"), [("kind", "square"), ("within", "frame")])
@@ -380,6 +371,24 @@ def test_a_whole_bundle_that_would_be_read_out_of_range(
         native.Runtime(path)
     assert message in str(cpp.value)
     assert "\n" not in str(cpp.value)
+
+
+@pytest.mark.parametrize("folder", ["here", "."])
+def test_weights_in_another_file_are_not_read(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither from the working directory, where ONNX Runtime looks by itself, nor from another place."""
+    path, here = exported.copy_bundle(tmp_path / "bundle"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    model, location = onnx.load(path / GRAPH), os.path.relpath(tmp_path / folder / "weights.bin")
+    onnx.save_model(model, path / GRAPH, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (path / "weights.bin").rename(location)
+    for tensor in model.graph.initializer:
+        tensor.external_data[0].value = location
+    (path / GRAPH).write_bytes(model.SerializeToString())
+    seal(path)
+    for failure, use in ((InputError, Runtime), (native.Failure, native.Runtime)):
+        with pytest.raises(failure, match=r"model\.onnx: ONNX Runtime refuses it: "):
+            use(path)
 
 
 def test_keys_that_are_not_given_are_refused() -> None:

@@ -243,7 +243,7 @@ def test_parameters_are_those_of_the_schemas_and_nothing_else_is_declared() -> N
     source = (ROS2 / "src" / "node.cpp").read_text()
     described = {f"model_params.{name}" for name in ("name", "point_cloud_range", "cell")}  # for those who read it
     assert {name for name in declared if f'"{name}"' not in source} == described
-    assert "ml_package.param.yaml" in exported.manifest.files
+    assert "ml_package.param.yaml" in exported.files
 
 
 def test_a_bundle_says_what_the_node_must_know() -> None:

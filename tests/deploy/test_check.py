@@ -43,7 +43,7 @@ def with_statistics(name: str, drives: Path, *scenes: str) -> Path:
         old = bundle()
         opened = open_to_measure(drives, None, scenes, old.spec, None, old.manifest.taxonomy)
         statistics = measure(opened, old.spec).model_dump_json()
-        more = {each: old.read(each).data for each in old.manifest.files if each.startswith(("modules/", "golden.j"))}
+        more = {each: old.read(each).data for each in old.files if each.startswith("modules/")}
         golden = old.golden_frames()
         write_bundle(out, old.onnx.read_bytes(), golden, old.manifest, more | {STATISTICS: statistics.encode()})
 
@@ -94,7 +94,7 @@ def require_named(damage: str, found: list[str]) -> None:
 @pytest.mark.slow("a full sweep has 100,000 points, and the network of KITTI is exported")
 def test_pandaset_with_a_network_from_kitti(of_kitti: Path, pandaset_root: Path) -> None:
     assert findings(of_kitti, pandaset_root, "002:16-32") == []
-    assert STATISTICS in Bundle.load(of_kitti).manifest.files
+    assert STATISTICS in Bundle.load(of_kitti).files
 
 
 @pytest.mark.slow("a full sweep has 100,000 points")

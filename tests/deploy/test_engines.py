@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx.parser
 import pytest
 from commands import one_line_error, without_ci
 from refits import no_gpu
@@ -343,8 +344,11 @@ def test_no_gpu_and_no_bindings_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_onnx_runtime_reports_nothing_of_what_it_runs(tmp_path: Path) -> None:
     """Where it would, it also stores an identifier of the machine. Continuous integration is left out of that."""
-    code = "from deploy.canary import canary_graph as graph; from deploy.engines import onnxruntime as engines; "
-    code += "engines.OnnxRuntimeEngine(graph())"
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> relu (float[4] x) => (float[4] y) {y = Relu(x)}'
+    )
+    code = "from deploy.engines import onnxruntime as engines; "
+    code += f"engines.OnnxRuntimeEngine({graph.SerializeToString()!r})"
     environment = without_ci(tmp_path) | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-B", "-c", code], env=environment, check=True)
     assert not [*tmp_path.rglob("*onnxruntime*")]

@@ -13,11 +13,9 @@ from refits import has_gpu
 
 from deploy.build import build, refit
 from deploy.bundle import Bundle
-from deploy.canary import canary_graph, require_canary
 from deploy.engines import cuda, open_engine
-from deploy.engines.tensorrt import TensorRtEngine, build_engine
+from deploy.engines.tensorrt import TensorRtEngine
 from deploy.golden import differences
-from deploy.integrity import Content
 from deploy.runtime import Runtime
 from deploy.targets import TARGETS, Target
 
@@ -72,12 +70,6 @@ def test_the_plan_computes_the_network_and_a_recorded_frame_is_the_frame(target:
     for _ in range(100):
         engine.run(inputs)
     assert driver.cuMemGetInfo() == before
-
-
-@on_gpu
-def test_the_operator_of_a_memory_is_computed_as_in_closed_form(target: Target) -> None:
-    plan = build_engine(canary_graph(), target)
-    require_canary(TensorRtEngine(Content(Path("canary"), plan.content), target).run, target.name)
 
 
 @on_gpu

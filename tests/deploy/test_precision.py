@@ -395,7 +395,7 @@ def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Pat
         assert differences(frame.outputs, engine.run(frame.inputs), allowed, frame.compared) == []
     pytest.importorskip("tensorrt_rtx")
     copied = shutil.copytree(bundle.path, tmp_path / "bundle")
-    assert build(copied, "rtx-ada").onnx_sha256 == bundle.manifest.files["model.onnx"]
+    assert build(copied, "rtx-ada").onnx_sha256 == bundle.files["model.onnx"]
 
 
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from tiny import write_tiny
 from torch import nn
 from vocabulary import RIG
 
-from deploy.bundle import Bundle, EngineRecord, manifest_files, write_bundle
+from deploy.bundle import ENGINES, Bundle, EngineRecord, write_bundle
 from deploy.contract import contract_of
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
-from deploy.integrity import sha256
+from deploy.integrity import SUMS, SUMS_SIGNATURE, sha256
 from deploy.manifest import Manifest
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives
@@ -234,7 +234,7 @@ def keys(folder: Path) -> tuple[Path, Path]:
 
 def plan_record(path: Path, plan: bytes, **changed: object) -> EngineRecord:
     """Of a plan that TensorRT compiled on an Orin from the network of the bundle at `path`."""
-    digest = Bundle.load(path).manifest.files["model.onnx"]
+    digest = sha256(path / "model.onnx")
     record = EngineRecord(
         target="orin", compiler="tensorrt 10.3.0", layers=0, seconds=1.0, plan_bytes=len(plan),
         plan_sha256=hashlib.sha256(plan).hexdigest(), refittable=False, onnx_sha256=digest, weights_sha256=digest,
@@ -243,7 +243,7 @@ def plan_record(path: Path, plan: bytes, **changed: object) -> EngineRecord:
 
 
 def trusting(*public: Path, allow_older: bool = False) -> Trust:
-    """A vehicle that trusts these keys, and keeps its highest release beside the first."""
+    """A vehicle that trusts these keys, and keeps what ran beside the first."""
     return Trust(public, public[0].parent / "state", allow_older)
 
 
@@ -260,7 +260,7 @@ def rewritten(
     """
     old = Bundle.load(path)
     kept = ("modules/", "ml_package")
-    more = {name: (path / name).read_bytes() for name in old.manifest.files if name.startswith(kept)}
+    more = {name: (path / name).read_bytes() for name in old.files if name.startswith(kept)}
     if isinstance(golden, tuple):
         clear = clear_detections(part_of("detection", golden[1]), 1e-4)
         golden = [GoldenFrame("first", *golden, {"detection": clear}), *old.golden_frames()[1:]]
@@ -270,14 +270,23 @@ def rewritten(
     return path
 
 
+def seal(path: Path, key: Path | None = None) -> Path:
+    """The bundle at `path` with the hashes of the files that are there now, as a forger makes them; signed by a key."""
+    (path / SUMS_SIGNATURE).unlink(missing_ok=True)
+    files = [each for each in sorted(path.rglob("*")) if each.is_file() and ENGINES not in each.parts]
+    names = [each.relative_to(path) for each in files if each.name != SUMS]
+    (path / SUMS).write_text("".join(f"{sha256(path / name)}  {name}\n" for name in names))
+    if key is not None:
+        (path / SUMS_SIGNATURE).write_bytes(signer(key).sign((path / SUMS).read_bytes()))
+    return path
+
+
 def reseal(path: Path, change: Callable[[dict[str, Any]], object], key: Path | None = None) -> Path:
-    """The bundle at `path` with a change of its manifest alone, whose hash is made anew; signed if there is a key."""
+    """The bundle at `path` after a change of its manifest, sealed."""
     content = json.loads((path / "manifest.json").read_text())
     change(content)
-    manifest = Manifest.model_validate_json(json.dumps(content))
-    for name, written in manifest_files(manifest, None if key is None else signer(key)).items():
-        (path / name).write_bytes(written)
-    return path
+    (path / "manifest.json").write_text(json.dumps(content, indent=2))
+    return seal(path, key)
 
 
 def settled(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], None]:
@@ -332,6 +341,5 @@ ROUTES = [["boston"], ["boston", "rain"], ["boston", "night"]]
 
 def add_route(path: Path, own: Bundle) -> None:
     """Makes another bundle the network for rain of the bundle at `path`."""
-    copied = shutil.copytree(own.path, path / "routes" / "rain")
-    digests = {str(each.relative_to(path)): sha256(each) for each in copied.rglob("*") if each.is_file()}
-    reseal(path, lambda content: content.update(apart=["rain"]) or content["files"].update(digests))
+    shutil.copytree(own.path, path / "routes" / "rain", ignore=shutil.ignore_patterns(SUMS))
+    reseal(path, lambda content: content.update(apart=["rain"]))

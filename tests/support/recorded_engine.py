@@ -55,7 +55,7 @@ def golden_runs(bundle: Bundle) -> list[dict[str, np.ndarray]]:
 def add_recorded_plan(bundle: Bundle, runs: Sequence[dict[str, np.ndarray]], repeated: int = 0) -> None:
     """Adds the plan that gives these outputs one after the other; after the last it goes on with run `repeated`."""
     named = {f"{i}/{name}": np.ascontiguousarray(each) for i, run in enumerate(runs) for name, each in run.items()}
-    plan, of = save(named, metadata={"repeated": str(repeated)}), bundle.manifest.files["model.onnx"]
+    plan, of = save(named, metadata={"repeated": str(repeated)}), bundle.files["model.onnx"]
     record = EngineRecord(
         target=TARGET, compiler=COMPILER, layers=0, seconds=1.0, plan_bytes=len(plan),
         plan_sha256=sha256(plan).hexdigest(), refittable=False, onnx_sha256=of, weights_sha256=of,

@@ -72,7 +72,7 @@ def assert_same(out: Path, expected: Path) -> None:
 
 
 REPLAYED = {
-    "bundle": {"name": "by hand", "manifest_sha256": "0" * 64}, "taxonomy": NUSCENES.model_dump(mode="json"),
+    "bundle": {"name": "by hand", "sums_sha256": "0" * 64}, "taxonomy": NUSCENES.model_dump(mode="json"),
     "engine": {"target": "cpu", "compiler": "none"}, "software": {}, "path": "drives", "version": "v1.0-sim",
     "machine": {"processor": "any", "cores": 1, "platform": "any"}, "scenes": (), "topics_sha256": None, "faults": (),
     "conditions": None, "selection": {"start": 0.0, "end": None, "every": 1}, "real_time": False,

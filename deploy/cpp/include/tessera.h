@@ -37,7 +37,7 @@ typedef struct tessera_options {
     const char *plugin;      /* shared object with the engine of the target; NULL: libtessera_tensorrt.so */
     const char *const *keys; /* PEM files of Ed25519 public keys, one of which must have signed it */
     size_t key_count;        /* 0: unsigned bundles of any age are accepted */
-    const char *state;       /* with keys: folder that keeps the highest release that ran */
+    const char *state;       /* with keys: folder that keeps the highest release and the plans that ran */
     int allow_older;         /* with keys: accept an older release than that */
     int threads;             /* of ONNX Runtime; 0: one for each core */
 } tessera_options;

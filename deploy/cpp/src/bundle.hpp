@@ -4,6 +4,7 @@
 #include <ctime>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -19,15 +20,21 @@ namespace fs = std::filesystem;
 // Who must have signed a bundle, and how old it may be.
 struct Trust {
     std::vector<fs::path> keys;  // PEM; none: unsigned bundles of any age are accepted
-    fs::path state;              // folder that keeps the highest release that ran
+    fs::path state;              // folder that keeps what ran
     bool allow_older = false;
+    // Plans that were accepted without a signature, and are stored when they have run. Copies share them.
+    std::shared_ptr<std::map<std::string, std::string>> opened = std::make_shared<std::map<std::string, std::string>>();
 
     bool required() const { return !keys.empty(); }
-    // Throws unless the manifest's signature is of one of the keys.
-    void require_signed(const fs::path &record, const std::string &content, const std::string &signer) const;
+    // Throws unless the .sig file beside `file` is its signature by one of the keys.
+    void require_signed(const fs::path &file, const std::string &content) const;
+    // Throws unless a plan is signed or is the one that ran here; `place` is its target and network, `bundle` for
+    // messages.
+    void require_plan(const fs::path &record, const std::string &content, const std::string &place,
+                      const fs::path &bundle) const;
     // Throws if it expired, or an older release than one that ran.
     void require_current(const fs::path &file, int64_t release, const std::string &expires) const;
-    // Stores that this release ran; atomically, and never a lower one.
+    // Stores that this release ran, and the plans; atomically, and never a lower one.
     void accept(int64_t release) const;
 };
 
@@ -47,8 +54,8 @@ std::optional<std::string> read_file(const fs::path &file);  // none if it is no
 // The content of a file that has this digest. Throws Error if it is missing or was changed.
 std::string read_verified(const fs::path &file, const std::string &digest, const std::string &remedy);
 
-// Whether the content of a record is what Python writes, with its own sha256.
-bool is_whole(const Json &record, const std::string &content);
+// The digests of a SHA256SUMS, by file name. Throws if a line has another form, or a name leads out of the folder.
+std::map<std::string, std::string> parse_sums(const std::string &content, const fs::path &file);
 
 // Throws unless `name` is a plain relative path inside the folder, with links followed.
 void require_inside(const fs::path &folder, const std::string &name);
@@ -57,10 +64,7 @@ void require_inside(const fs::path &folder, const std::string &name);
 void require_nothing_else(const fs::path &folder, const std::set<std::string> &names,
                           const std::vector<std::string> &free);
 
-// Throws if a tensor of the ONNX file is stored in another file, which no hash covers.
-void require_self_contained(const std::string &content, const fs::path &file);
-
-// Throws if a manifest has another schema version or was changed.
+// Throws if a manifest has another schema version.
 Manifest parse_manifest(const std::string &content, const fs::path &file);
 
 struct Plan {
@@ -77,17 +81,19 @@ class Bundle {
     const fs::path &path() const { return path_; }
     const Manifest &manifest() const { return manifest_; }
     const std::map<std::string, Bundle> &routes() const { return routes_; }  // bundles of other routes, by name
-    bool has(const std::string &name) const { return manifest_.files.count(name) > 0; }
-    std::string read(const std::string &name) const;  // a file that the manifest names
+    bool has(const std::string &name) const { return files_.count(name) > 0; }
+    std::string read(const std::string &name) const;  // a file that SHA256SUMS names
     std::string cpu_graph() const { return has("model.cpu.onnx") ? "model.cpu.onnx" : "model.onnx"; }
     // The plan in engines/, with its record checked (`Bundle.plan` in Python); compiler as "tensorrt 10.3.0".
     Plan plan(const std::string &target, const std::string &compiler) const;
 
    private:
-    static Bundle open_accepted(const fs::path &path, Manifest manifest, const Trust &trust);
-    void require_permitted(const fs::path &file, const Json &record) const;
+    // The bundle with these files, which SHA256SUMS of the folder `root` names in `path`, and those of other routes.
+    static Bundle open_files(const fs::path &root, const fs::path &path, std::map<std::string, std::string> files,
+                             const Trust &trust);
 
-    fs::path path_;
+    fs::path root_, path_;
+    std::map<std::string, std::string> files_;  // name -> sha256
     Manifest manifest_;
     Trust trust_;
     std::map<std::string, Bundle> routes_;

@@ -53,6 +53,8 @@ class OnnxRuntimeEngine : public Engine {
         options.DisableMemPattern();
         // Idle threads sleep, since spinning would take cores from the vehicle's other processes.
         options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+        // Weights in another file, which no hash covers, are looked for where no file can be.
+        options.AddConfigEntry("session.model_external_initializers_file_folder_path", "/dev/null");
         if (threads > 0) options.SetIntraOpNumThreads(threads);
         session_ = Ort::Session(environment_, onnx.data(), onnx.size(), options);
         binding_ = Ort::IoBinding(session_);

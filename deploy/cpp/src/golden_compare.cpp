@@ -238,13 +238,13 @@ std::vector<std::string> differences(const GoldenFrame &frame, const Arrays &act
         compare_detections(frame, actual, each.key(), manifest, problems);
     for (const auto &[name, channels] : allowed.at("dense").items())
         compare_dense(name, frame.outputs.at(name), actual.at(name), channels, problems);
-    if (allowed.contains("state")) {
+    if (manifest.state) {
         const Values a = numbers(frame.outputs.at("next_state")), b = numbers(actual.at("next_state"));
         double size = 0, off = 0;
         for (size_t i = 0; i < a.size(); ++i) size += a[i] * a[i], off += (b[i] - a[i]) * (b[i] - a[i]);
         const double count = std::max<double>(1, a.size()),
                      apart = std::sqrt(off / count) / std::max(std::sqrt(size / count), 1e-9);
-        if (apart > allowed["state"]) problems.push_back(text("next_state is off by ", 100 * apart, "%"));
+        if (apart > allowed.at("state")) problems.push_back(text("next_state is off by ", 100 * apart, "%"));
     }
     if (!allowed.contains("labels")) return problems;
     for (const auto &[name, most] : allowed["labels"].items()) {

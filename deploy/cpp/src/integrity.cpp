@@ -46,23 +46,19 @@ std::string read_verified(const fs::path &file, const std::string &digest, const
     return *std::move(content);
 }
 
-bool is_whole(const Json &record, const std::string &content) {
-    // Python writes JSON in one way only; of numbers other writers choose other digits.
-    std::istringstream expected(record.dump(2)), found(content);
-    for (std::string a, b;;) {
-        const bool more = !!std::getline(expected, a), also = !!std::getline(found, b);
-        if (more != also) return false;
-        if (!more) break;
-        const size_t number = a.rfind(' ') + 1;
-        const bool same = b.compare(0, number, a, 0, number) == 0;
-        if (a != b && (!same || b.find_first_not_of("0123456789+-.e,", number) != std::string::npos)) return false;
+std::map<std::string, std::string> parse_sums(const std::string &content, const fs::path &file) {
+    std::map<std::string, std::string> digests;
+    std::istringstream lines(content);
+    int number = 0;
+    for (std::string line; std::getline(lines, line);) {
+        ++number;
+        const bool digest = line.size() > 66 && line.find_first_not_of("0123456789abcdef") == 64;
+        if (!digest || line.compare(64, 2, "  ") != 0 || lines.eof())
+            throw refused(file.string(), ": line ", number, " is not a sha256, two spaces and a name; do not use it");
+        require_inside(file.parent_path(), line.substr(66));
+        digests[line.substr(66)] = line.substr(0, 64);
     }
-    // Within strings JSON has no line breaks, so this is not within another member.
-    static const std::string key = "\n  \"sha256\": \"";
-    const size_t start = content.rfind(key) + key.size();
-    if (content.back() == '\n' || content.rfind(key) == std::string::npos) return false;
-    const std::string digest = content.substr(start, content.find('"', start) - start);
-    return sha256(content.substr(0, start) + content.substr(start + digest.size())) == digest;
+    return digests;
 }
 
 void require_inside(const fs::path &folder, const std::string &name) {
@@ -72,8 +68,7 @@ void require_inside(const fs::path &folder, const std::string &name) {
         plain = plain && !part.empty() && part != ".." && (part != "." || name == ".");
     plain = plain && std::none_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
     if (!plain)
-        throw refused(folder.string(), ": names '", name,
-                      "', which is not a path inside it; do not use this bundle");
+        throw refused(folder.string(), ": names '", name, "', which is not a path inside it; do not use this bundle");
     std::error_code failed;
     const fs::path real = fs::weakly_canonical(folder / name, failed);  // fails if it is a link to itself
     const std::string up = failed ? "" : real.lexically_relative(fs::weakly_canonical(folder)).begin()->string();
@@ -95,54 +90,7 @@ void require_nothing_else(const fs::path &folder, const std::set<std::string> &n
     }
     if (found.empty()) return;
     throw refused(std::min_element(found.begin(), found.end())->string(),
-                  ": the manifest does not name this file; remove it, or export the bundle again");
-}
-
-// Every path from a model to a tensor: kind of message -> field -> kind of message in it. Field numbers are from
-// onnx.proto3, the encoding is that of Protocol Buffers (protobuf.dev, "Encoding").
-enum Kind { kModel, kTraining, kFunction, kGraph, kNode, kAttribute, kSparseTensor, kTensor };
-static const std::map<uint64_t, Kind> kContains[] = {
-    {{7, kGraph}, {20, kTraining}, {25, kFunction}},
-    {{1, kGraph}, {2, kGraph}},
-    {{7, kNode}, {11, kAttribute}},
-    {{1, kNode}, {5, kTensor}, {15, kSparseTensor}},
-    {{5, kAttribute}},
-    {{5, kTensor}, {6, kGraph}, {10, kTensor}, {11, kGraph}, {22, kSparseTensor}, {23, kSparseTensor}},
-    {{1, kTensor}, {2, kTensor}},
-    {},
-};
-
-void require_self_contained(const std::string &content, const fs::path &file) {
-    const Error no_onnx = refused(file.string(), ": not an ONNX file; export the bundle again");
-    const auto varint = [&](std::string_view &left) {
-        uint64_t value = 0;
-        for (unsigned shift = 0;; shift += 7) {
-            if (left.empty()) throw no_onnx;
-            const auto byte = static_cast<unsigned char>(left[0]);
-            left.remove_prefix(1);
-            if (shift < 64) value |= uint64_t{byte & 127u} << shift;
-            if (byte < 128) return value;
-        }
-    };
-    std::vector<std::pair<Kind, std::string_view>> stack = {{kModel, content}};
-    while (!stack.empty()) {
-        auto [kind, left] = stack.back();
-        stack.pop_back();
-        while (!left.empty()) {
-            const uint64_t key = varint(left), field = key >> 3, wire = key & 7;
-            uint64_t size = wire == 1 ? 8 : wire == 5 ? 4 : 0, value = 1;
-            if (wire == 0) value = varint(left);
-            else if (wire == 2) size = varint(left);
-            else if (size == 0) throw no_onnx;
-            if (size > left.size()) throw no_onnx;
-            if (kind == kTensor && (field == 13 || field == 14) && value != 0)  // external data, and whether it is used
-                throw refused(file.string(),
-                              ": keeps weights in another file, which no hash covers; export the bundle again");
-            const auto inside = kContains[kind].find(field);
-            if (wire != 0 && inside != kContains[kind].end()) stack.emplace_back(inside->second, left.substr(0, size));
-            left.remove_prefix(size);
-        }
-    }
+                  ": SHA256SUMS does not name this file; remove it, or export the bundle again");
 }
 
 }  // namespace tessera

@@ -75,7 +75,7 @@ struct StateInfo {
 };
 
 struct Manifest {
-    std::string name, sha256, signer, precision;
+    std::string name, precision;
     int schema_version = 0;
     int64_t release = 0;
     std::string expires;  // as in the file; empty: never
@@ -90,7 +90,6 @@ struct Manifest {
     Json tolerances;
     std::vector<std::string> condition_values;  // of the taxonomy, in its order
     std::vector<std::string> tasks;             // in the order of the file
-    std::map<std::string, std::string> files;   // name -> sha256
     Json json;                                  // all of it
 };
 

@@ -107,7 +107,7 @@ tessera_status tessera_open(const tessera_options *options, tessera_runtime **ru
         tessera::Trust trust;
         for (size_t i = 0; i < options->key_count; ++i) trust.keys.emplace_back(or_empty(options->keys[i]));
         if (trust.required() && !*or_empty(options->state))
-            throw tessera::bad_input("tessera_options.state: give the folder that keeps the highest release that ran");
+            throw tessera::bad_input("tessera_options.state: give the folder that keeps what ran");
         trust.state = or_empty(options->state);
         trust.allow_older = options->allow_older != 0;
         if (options->threads < 0) throw tessera::bad_input("tessera_options.threads: is ", options->threads);

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
@@ -55,14 +56,27 @@ std::string minutes(time_t time) {
     return shown;
 }
 
-int64_t highest(const fs::path &file) {
+// What ran on a vehicle, as release.json of its folder says it; empty if nothing did.
+struct Ran {
+    int64_t release = 0;                       // the highest
+    std::map<std::string, std::string> plans;  // target and network -> sha256 of the latest plan's record
+};
+
+Ran read_ran(const fs::path &file) {
     struct stat found;
-    if (stat(file.c_str(), &found) != 0 && errno == ENOENT) return 0;
-    const std::optional<std::string> content = read_file(file);
-    const Json state = parse_json(content.value_or(""));
-    if (!state.is_object() || !state.contains("release") || !state["release"].is_number_integer())
-        throw refused(file.string(), ": does not say the highest release that ran; write {\"release\": N} into it");
-    return state["release"].get<int64_t>();
+    if (stat(file.c_str(), &found) != 0 && errno == ENOENT) return {};
+    const Json state = parse_json(read_file(file).value_or(""));
+    Ran ran;
+    bool known = state.is_object() && state.contains("release") && state["release"].is_number_integer();
+    if (known) ran.release = state["release"].get<int64_t>();
+    if (known && state.contains("plans")) {
+        known = state["plans"].is_object();
+        for (const auto &[place, digest] : state["plans"].items())
+            ran.plans[place] = digest.is_string() ? digest.get<std::string>() : "";
+    }
+    if (!known)
+        throw refused(file.string(), ": does not say what ran here; write {\"release\": N} into it, the highest");
+    return ran;
 }
 
 // A file or folder that is open until the end of the block.
@@ -89,6 +103,38 @@ void write_atomically(const fs::path &file, const std::string &content) {
     }
 }
 
+constexpr const char *kState = "release.json";
+
+using Plans = std::map<std::string, std::string>;
+
+// Stores what ran in addition to what is there. Of plans that are not signed, the one that is there remains.
+void store(const fs::path &file, int64_t release, const Plans &unsigned_plans, const Plans &signed_plans) {
+    const auto changed = [&](Ran &ran) {
+        const Ran before = ran;
+        ran.release = std::max(ran.release, release);
+        ran.plans.insert(unsigned_plans.begin(), unsigned_plans.end());
+        for (const auto &[place, digest] : signed_plans) ran.plans[place] = digest;
+        return ran.release != before.release || ran.plans != before.plans;
+    };
+    Ran ran = read_ran(file);
+    if (!changed(ran)) return;
+    const fs::path folder = file.parent_path();
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (error)
+        throw refused(folder.string(), ": cannot keep what ran (", std::strerror(error.value()),
+                      "); choose another --state");
+    const Open lock(folder, O_RDONLY);
+    flock(lock.handle, LOCK_EX);
+    ran = read_ran(file);  // another process may have stored more
+    if (changed(ran)) write_atomically(file, Json{{"release", ran.release}, {"plans", ran.plans}}.dump());
+}
+
+// The file with the signature of another one: orin.sig of orin.json, SHA256SUMS.sig of SHA256SUMS.
+fs::path signature_of(fs::path file) {
+    return file.replace_extension(".sig");
+}
+
 }  // namespace
 
 std::optional<time_t> parse_time(const std::string &expires) {
@@ -105,7 +151,7 @@ std::optional<time_t> parse_time(const std::string &expires) {
     return timegm(&utc) - (sign == '-' ? -60L : 60L) * (60 * hours + minutes);
 }
 
-void Trust::require_signed(const fs::path &record, const std::string &content, const std::string &signer) const {
+void Trust::require_signed(const fs::path &signed_file, const std::string &content) const {
     std::vector<Key> read;
     std::vector<std::string> trusted;
     for (const fs::path &key : keys) {
@@ -113,16 +159,15 @@ void Trust::require_signed(const fs::path &record, const std::string &content, c
         trusted.push_back(text(python_path(key).string(), " (", id_of(read.back()), ")"));
     }
     const std::string who = join(trusted, " or ");
-    const fs::path file = fs::path(record).replace_extension(".sig");
+    const fs::path file = signature_of(signed_file);
     const std::optional<std::string> signature = read_file(file);
     if (!signature)
-        throw refused(record.string(), ": is not signed (", file.filename().string(), " is missing), and only what ",
-                      who, " signed is accepted");
+        throw refused(signed_file.string(), ": is not signed (", file.filename().string(),
+                      " is missing), and only what ", who, " signed is accepted");
     for (const Key &key : read)
         if (is_valid(key, *signature, content)) return;
-    throw refused(file.string(), ": not the signature of ", record.filename().string(), " by the key ", who,
-                  ": one of them was changed, or it is another's",
-                  signer.empty() ? "" : text(" (it names the key ", signer, ")"));
+    throw refused(file.string(), ": not the signature of ", signed_file.filename().string(), " by the key ", who,
+                  ": one of them was changed, or it is another's");
 }
 
 void Trust::require_current(const fs::path &file, int64_t release, const std::string &expires) const {
@@ -131,25 +176,32 @@ void Trust::require_current(const fs::path &file, int64_t release, const std::st
     if (end && *end <= now)
         throw refused(file.string(), ": expired at ", minutes(*end), " UTC, and the clock says ", minutes(now),
                       "; take a newer release");
-    const fs::path record = python_path(state) / "release.json";
-    const int64_t before = highest(record);
+    const fs::path record = python_path(state) / kState;
+    const int64_t before = read_ran(record).release;
     if (release < before && !allow_older)
         throw refused(file.string(), ": is release ", release, ", but release ", before, " ran here before, says ",
                       record.string(), "; take a newer release, or run this one with --allow-older");
 }
 
+void Trust::require_plan(const fs::path &record, const std::string &content, const std::string &place,
+                         const fs::path &bundle) const {
+    const std::string digest = sha256(content);
+    const fs::path file = python_path(state) / kState;
+    if (is_file(signature_of(record))) {
+        require_signed(record, content);
+        return store(file, 0, {}, {{place, digest}});  // so that no unsigned one can take its place
+    }
+    const Ran ran = read_ran(file);
+    const auto before = ran.plans.find(place);
+    if (before != ran.plans.end() && before->second != digest)
+        throw refused(record.string(), ": is not signed, and another plan ran here before, says ", file.string(),
+                      "; sign it with `perception sign ", bundle.string(), " --target ", record.stem().string(),
+                      " --key PRIVATE`, or remove that plan there");
+    (*opened)[place] = digest;
+}
+
 void Trust::accept(int64_t release) const {
-    const fs::path folder = python_path(state), record = folder / "release.json";
-    if (release <= highest(record)) return;
-    std::error_code error;
-    fs::create_directories(folder, error);
-    if (error)
-        throw refused(folder.string(), ": cannot keep the release (", std::strerror(error.value()),
-                      "); choose another --state");
-    const Open lock(folder, O_RDONLY);
-    flock(lock.handle, LOCK_EX);
-    if (release > highest(record))  // another process may have raised it
-        write_atomically(record, text("{\"release\": ", release, "}"));
+    store(python_path(state) / kState, release, *opened, {});
 }
 
 }  // namespace tessera

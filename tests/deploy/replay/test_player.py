@@ -27,8 +27,8 @@ from replays import VERSION, assert_same, frames, gates, replay_with_faults, sma
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, SENSORS
 
+from deploy.integrity import SUMS
 from deploy.log import write_log
-from deploy.manifest import MANIFEST
 from deploy.recordings import assembler, open_drives, payloads
 from deploy.recordings.choice import FrameChoice, Selection
 from deploy.recordings.counts import Counts
@@ -316,7 +316,7 @@ def test_a_later_replay_leaves_nothing_of_an_earlier_verdict(drive: Path, judged
     assert page_data(out / "report.html")["verdict"] is None
     found = ReplayProvenance.load(out)
     assert summary["provenance"] == str(out / PROVENANCE)
-    assert found.bundle.manifest_sha256 == hashlib.sha256((small() / MANIFEST).read_bytes()).hexdigest()
+    assert found.bundle.sums_sha256 == hashlib.sha256((small() / SUMS).read_bytes()).hexdigest()
     assert (found.engine.target, found.engine.compiler.split()[0]) == ("cpu", "onnxruntime")
     assert (found.software["numpy"], found.software["python"]) == (np.__version__, platform.python_version())
     assert (found.path, found.version, found.scenes) == ("tiny", VERSION, ("scene-0001",))
