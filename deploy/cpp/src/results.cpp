@@ -149,7 +149,8 @@ void Decoder::decode(const Arrays &outputs, Arrays &results) {
 }
 
 void Decoder::decode_conditions(const Arrays &outputs, Arrays &results) const {
-    const Array &given = output(outputs, "conditions/probabilities"), &distance = output(outputs, "conditions/distance");
+    const Array &given = output(outputs, "conditions/probabilities"),
+                &distance = output(outputs, "conditions/distance");
     const float *from = given.data<float>(), *away = distance.data<float>();
     const size_t n = of_frame(given), kinds = of_frame(distance);
     const bool known = all_finite(from, n) && all_finite(away, kinds);
