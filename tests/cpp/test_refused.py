@@ -168,7 +168,7 @@ CURVE = (
 )
 PRIVATE = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
-             "./model.onnx", "modules//rain.json")  # fmt: skip
+             "./model.onnx", "modules//rain.json", "a\0b")  # fmt: skip
 FIELDS = {
     "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1",
     "banked": {}, "expires": "soon", "routes": "base", "golden": 1, "preprocessing.pillars.most": 0.5,

@@ -67,8 +67,7 @@ void require_inside(const fs::path &folder, const std::string &name) {
     for (const std::string &part : split(name, '/'))
         plain = plain && !part.empty() && part != ".." && (part != "." || name == ".");
     plain = plain && std::none_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
-    if (!plain)
-        throw refused(folder.string(), ": names '", name, "', which is not a path inside it; do not use this bundle");
+    if (!plain) throw refused(folder.string(), ": names what is not a path inside it; do not use this bundle: ", name);
     std::error_code failed;
     const fs::path real = fs::weakly_canonical(folder / name, failed);  // fails if it is a link to itself
     const std::string up = failed ? "" : real.lexically_relative(fs::weakly_canonical(folder)).begin()->string();

@@ -268,9 +268,8 @@ def test_a_diagnostic_may_name_any_file() -> None:
     assert (found.message, found.values[0].key, found.values[0].value) == ("/data/?.mcap",) * 3
 
 
-def test_classes_without_a_name_in_ros_keep_their_manifest_and_are_unknown() -> None:
+def test_classes_without_a_name_in_ros_are_unknown() -> None:
     bare = NUSCENES.without_ros_classes()
-    assert "ros_class" not in bare.model_dump_json()
     assert ObjectClass.model_validate(NUSCENES.classes[0].model_dump()) == NUSCENES.classes[0]
     for name in ("nuscenes", "kitti", "pandaset", "t4", "truckscenes"):
         unnamed = [each.name for each in load_taxonomy(name).classes if each.ros_class is None]

@@ -19,9 +19,9 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import Arrays, differences
 from deploy.onnx_export import run as run_torch
 from deploy.onnx_export import to_onnx
+from deploy.precision.bounds import BOUNDS
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames
-from deploy.tolerances import BOUNDS
 from perception.checkpoint import load_model, save_model
 from perception.config import parse_config
 from perception.datasets.keyframes import Reads

@@ -225,7 +225,7 @@ def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:
     (problem,) = differences(expected, changed(205), allowed, {})
     assert problem == "points/classes differs in 0.51% of its elements"
     too_many = int(40_000 * BOUNDS["int8"].labels)
-    with pytest.raises(InputError, match=r"tolerance points/classes is 0\.5, in int8 at most 0\.25"):
+    with pytest.raises(InputError, match=r"tolerance points/classes is 0\.5, at most 0\.25"):
         measure_tolerances([(frame, [changed(too_many)])], "int8", tasks)
 
 
