@@ -66,11 +66,12 @@ class Watch(Output):
 
     def __init__(self, after_frame: Callable[[], object] = lambda: None) -> None:
         self.start, self.states = time.monotonic(), list[tuple[float, Status]]()
-        self.lines, self.seen = list[dict[str, Any]](), list[Any]()
+        self.lines, self.seen, self.times = list[dict[str, Any]](), list[Any](), list[float]()  # s, of `seen`
         self._after_frame = after_frame
 
     def add(self, frame: Any, seen: Any) -> None:
         self.seen.append(seen)
+        self.times.append(time.monotonic() - self.start)
 
     def report(self, status: Status) -> None:
         self.states.append((time.monotonic() - self.start, status))

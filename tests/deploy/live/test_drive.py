@@ -152,8 +152,8 @@ def test_without_any_sensor_the_state_is_down(tmp_path: Path) -> None:
     killed = [each for each in log() if each.time < after(1.6) or each.topic.startswith("/tf")]
     drive = driving(killed, tmp_path)
     drive.require_outcomes()
-    seen = drive.watch.first("DOWN", "silent") - 1.6 / RATE
-    assert 1.5 <= seen < float("inf")  # three frames of 0.5 s are missing
+    silent = drive.watch.first("DOWN", "silent") - drive.watch.times[-1]
+    assert 1.5 <= silent < float("inf")  # three frames of 0.5 s are missing
     assert drive.driven.status.state == "DOWN"
 
 
