@@ -163,7 +163,7 @@ class Bundle:
 
     @staticmethod
     def _open(path: Path, files: Mapping[str, str], sums: Content, trust: Trust | None) -> Bundle:
-        """Open the bundle with these files, and those of other routes in it."""
+        """Open the bundle with these files, and the bundles for other routes in it."""
         for name in (MANIFEST, ONNX, GOLDEN):
             if name not in files:
                 raise InputError(f"{sums.path}: does not name {path / name}; export the bundle again")
@@ -236,7 +236,7 @@ class Bundle:
         """The golden frames with the outputs of `graph`, which an engine gives within the tolerances.
 
         Raises:
-            InputError: preprocessing or decoding are not those of the export.
+            InputError: preprocessing or decoding differ from the export's.
             WrongEngine: the engine gives other outputs.
         """
         golden = self.golden_frames(graph)

@@ -29,7 +29,7 @@ HOME = Path(".local", "state", "perception")  # at home: of a vehicle without a 
 
 @dataclass(frozen=True)
 class Ran:
-    """What ran on a vehicle."""
+    """Releases and plans that ran on a vehicle."""
 
     release: int = 0  # the highest
     plans: Mapping[str, str] = field(default_factory=dict)  # target and network -> sha256 of the latest plan's record
@@ -101,7 +101,7 @@ class Trust:
         self.opened[place] = digest
 
     def ran(self) -> Ran:
-        """What ran here. InputError if it cannot be read."""
+        """Read what ran here. InputError if it cannot be read."""
         try:
             content = json.loads(self.file.read_bytes())
             release, plans = content["release"], content.get("plans", {})

@@ -88,7 +88,7 @@ def _verify_plan(bundle: Bundle, target: Target) -> str:
 
 
 def _require_described(what: str, found: Mapping[str, str], described: Collection[TensorInfo]) -> None:
-    """Raise InputError unless a graph's tensors are those of the manifest; the number of pillars is dynamic."""
+    """Raise InputError unless a graph has the manifest's tensors; the number of pillars is dynamic."""
     shapes = {each.name: (1, "pillars", *each.shape[2:]) if each.name in PILLARS else each.shape for each in described}
     wanted = {each.name: f"{each.dtype} {shapes[each.name]}" for each in described}
     for name in {**wanted, **found}:

@@ -380,7 +380,7 @@ def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], sourc
     """The taxonomy with the names by which options of a task's head extend it.
 
     Raises:
-        InputError: point classes while another task has those of the run.
+        InputError: point classes while another task has the point classes of the run.
     """
     try:
         found = TASKS[task].Config.model_validate(options).extended(config.taxonomy)

@@ -51,7 +51,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Path, ...]]] = {
 
 
 def missing(name: str) -> str:
-    """What a benchmark lacks here, or nothing."""
+    """Name what a benchmark lacks here, or nothing."""
     return ", ".join(
         f"{path} is not there ({MADE_BY.get(path, 'recorded data' if path in RECORDED else 'make demo')})"
         for path in BENCHMARKS[name][1]

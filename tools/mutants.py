@@ -41,7 +41,7 @@ def read_defects(root: Path) -> list[Defect]:
 
 
 def misplaced(root: Path, defect: Defect) -> str:
-    """What keeps a defect from being made, or nothing."""
+    """Say what keeps a defect from being made, or nothing."""
     path = root / defect.file
     count = path.read_text().count(defect.before) if path.exists() else 0
     if count != 1:

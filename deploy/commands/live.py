@@ -122,7 +122,7 @@ def _open_source(name: str, rate: float, zenoh: Zenoh | None) -> Source:
 
 
 class OutputOptions(NamedTuple):
-    """What the options say of the outputs; None: not wanted."""
+    """Options of the outputs; None: no such output."""
 
     out: Path | None = None  # folder
     metrics: int | None = None  # port

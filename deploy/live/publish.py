@@ -1,4 +1,4 @@
-"""What is perceived and the process's state, as ROS 2 messages over zenoh."""
+"""Publish detections and the state of the process as ROS 2 messages over zenoh."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 def _is_latched(topic: str) -> bool:
-    """Whether a late subscriber gets the topic's last message, as of static transforms in any namespace."""
+    """Whether a late subscriber gets the topic's last message, for example static transforms in any namespace."""
     return topic.rpartition("/")[2] == "tf_static"
 
 
 def _settled(found: Callable[[], T]) -> T:
-    """What is found on a network once there is anything and it does not change; waits for at most ten seconds."""
+    """Return what a network offers once it stops changing; waits for at most ten seconds."""
     end, last, since = time.monotonic() + _DISCOVERY, found(), time.monotonic()
     while time.monotonic() < end and (not last or time.monotonic() - since < _SETTLED):
         time.sleep(0.05)

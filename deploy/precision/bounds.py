@@ -20,18 +20,18 @@ class Bounds(Section):
     labels: Share  # of an output of class indices
 
     def dense(self, output: Output) -> Spread:
-        """Of each channel of a dense output."""
+        """Bounds for each channel of a dense output."""
         if output.steady and output.cells:
             return self.cells
         return Spread(each=self.ranked.score.each if output.steady else self.unsteady, mean=0)
 
     @property
     def state(self) -> float:
-        """Of the state of a network with a memory, which may differ as much as its scores."""
+        """Bound for the state of a network with a memory, which may differ as much as its scores."""
         return self.ranked.score.each
 
     def all(self, tasks: Mapping[str, Task[Any]], remembers: bool = False) -> Tolerances:
-        """Of the outputs of these tasks, and of the state of a network with a memory."""
+        """Bounds for the outputs of these tasks, and for the state of a network with a memory."""
         return Tolerances(
             ranked={name: self.ranked for name, task in tasks.items() if task.ranked},
             dense={

@@ -41,7 +41,7 @@ class Halves:
     twice. Truth of other tasks, such as voxels, is left out.
 
     Args:
-        dataroot: path of the whole drives; it and the other arguments are those of `open_source`.
+        dataroot: path of the whole drives; all arguments as in `open_source`.
 
     Raises:
         InputError: as `open_source`.

@@ -66,7 +66,7 @@ def _client(local: Path) -> Iterator[tuple[Any, str]]:
 
 
 def fetch(path: Path) -> Path:
-    """As `mirror_of`, after making the mirror equal to the store, without sensor files."""
+    """Return `mirror_of` after making the mirror equal to the store, without sensor files."""
     local = mirror_of(path)
     if is_remote(path):
         objects = refresh(local)

@@ -252,7 +252,7 @@ class Metric(ABC, Generic[Result]):
         """
 
     def details(self, frame: Frame, result: Result) -> dict[str, Any]:
-        """What an evaluation scores of a frame beside or instead of `counts`; a replay has it from `recorded`."""
+        """Counts that an evaluation adds to or uses instead of `counts`; a replay gets them from `recorded`."""
         return {}
 
     def outputs(self, result: Result) -> dict[str, Any]:

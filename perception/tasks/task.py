@@ -43,7 +43,7 @@ class TaskConfig(Section):
         return 0
 
     def extended(self, taxonomy: Taxonomy) -> Taxonomy:
-        """Return the taxonomy with the names that the head brings, such as those of points."""
+        """Return the taxonomy with the names that the head brings, such as point classes."""
         return taxonomy
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:

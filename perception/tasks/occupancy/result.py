@@ -1,4 +1,4 @@
-"""What the occupancy head says of a frame. numpy only."""
+"""Result of the occupancy head for one frame. numpy only."""
 
 from __future__ import annotations
 
