@@ -114,10 +114,6 @@ def refit(
         old: folder of a bundle with a `refittable` plan by this machine's compiler, for a network of the same structure
             (`deploy.precision.measure`).
         sign: private key (PEM, `deploy.signature`) that signs the plan's record; it must have signed the bundle.
-
-    Raises:
-        InputError: there is no such bundle, key, target or plan, the target has no plans, its compiler is missing, or
-            the network has another structure.
     """
     target, bundle, source = find_target(target_name), Bundle.load(path), Bundle.load(old)
     if target.compiler == "onnxruntime":

@@ -91,9 +91,6 @@ def write_package(
 
     Args:
         signer: signs SHA256SUMS.
-
-    Raises:
-        InputError: `out` exists and is not a build package, or cannot be written; an older package is kept.
     """
     if out.exists() and not (out / SCRIPT).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")

@@ -139,11 +139,6 @@ class Bundle:
 
         Args:
             trust: who must have signed it, and how old it may be; None accepts it unsigned and of any age.
-
-        Raises:
-            InputError: it is not a bundle, has another schema version or other classes or conditions than this
-                software, a file is missing, was changed or does not belong there, a path leads out of the folder, or
-                `trust` refuses it.
         """
         restore_folder(path)
         require_inside(path, SUMS)
@@ -204,7 +199,6 @@ class Bundle:
 
     @property
     def cpu_onnx(self) -> Path:
-        """The graph for ONNX Runtime."""
         return self.path / (CPU_ONNX if CPU_ONNX in self.files else ONNX)
 
     @property
@@ -224,11 +218,7 @@ class Bundle:
         return first.inputs, first.outputs
 
     def golden_frames(self, graph: str = ONNX) -> tuple[GoldenFrame, ...]:
-        """The golden frames with the outputs of `graph`, or those of model.onnx if the bundle has no such graph.
-
-        Raises:
-            InputError: the tensors are not those that the manifest describes.
-        """
+        """The golden frames with the outputs of `graph`, or those of model.onnx if the bundle has no such graph."""
         graph = graph if graph in self.files else ONNX
         return read_golden(self.read(GOLDEN), self.manifest, graph)
 
@@ -250,10 +240,6 @@ class Bundle:
         Args:
             compiler: compiler and version of the machine that will run the plan; plans by others do not load. None
                 accepts any.
-
-        Raises:
-            InputError: there is none, it was changed or is not trusted, or it was compiled from another network, for
-                another target or by another compiler.
         """
         for suffix in ("json", "plan", "sig"):
             require_inside(self.path, f"{ENGINES}/{target}.{suffix}")
@@ -316,9 +302,6 @@ def write_bundle(
         signer: signs SHA256SUMS.
         cpu_onnx: the graph for ONNX Runtime, if it has its own.
         routes: bundles for other routes, which are copied into this one.
-
-    Raises:
-        InputError: `path` exists and is not a bundle, or cannot be written.
     """
     if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")

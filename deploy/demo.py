@@ -161,11 +161,7 @@ class Demo:
 
 
 def demo(out: Path, size: Size = FULL) -> dict[str, Any]:
-    """Run the demo in the folder `out`, which may hold an earlier demo; see `Demo`.
-
-    Raises:
-        InputError: `out` holds something else, or the weights of the recogniser are not installed.
-    """
+    """Run the demo in the folder `out`, which may hold an earlier demo; see `Demo`."""
     console = Console()
     load_packaged("perception demo")
     clear(out)
@@ -181,9 +177,6 @@ def clear(out: Path) -> None:
 
     Runs and drives of the user may have the same names, so a folder with any of them must say that it is a demo's. It
     says so by `SUMMARY`, which is written first for this reason.
-
-    Raises:
-        InputError: `out` holds something else, or cannot be written.
     """
     there = [out / name for name in WRITTEN if os.path.lexists(out / name)]
     if there and not _is_demo(out / SUMMARY):
@@ -209,7 +202,6 @@ def _is_demo(summary: Path) -> bool:
 
 
 def _config(scenes: Sequence[str], steps: int | None) -> Config:
-    """configs/demo.yaml for these drives."""
     overrides = [] if steps is None else [f"train.steps={steps}"]
     config = load_config(find_config("demo"), overrides)
     return config.model_copy(update={"data": config.data.model_copy(update={"scenes": tuple(scenes)})})

@@ -99,9 +99,6 @@ def make_network(
         golden: inputs of the golden frames by name, in order and without states (`GoldenFrame`); all routes are
             compared on one of them.
         recorded: inputs of frames to calibrate INT8 on.
-
-    Raises:
-        InputError: the graph has an operator outside the ONNX standard, or ONNX Runtime differs from torch.
     """
     folded = _FoldedModel(trained, routes, golden)
     model, example = folded.model, folded.example
@@ -264,10 +261,6 @@ def export(
         precision: see `deploy.precision`.
         calibration: drives of the training, whose statistics the bundle carries; INT8 is calibrated on them.
         apart: write one network per route instead of one for all, which is faster but takes more memory.
-
-    Raises:
-        InputError: there is no such checkpoint, condition or key, ONNX Runtime differs from torch, INT8 has no drives
-            to calibrate on, or `out` cannot be written.
     """
     exporter = _Exporter(checkpoint, routes, console or Console(), release, precision, calibration)
     if not apart:

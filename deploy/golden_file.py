@@ -52,11 +52,7 @@ def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
 
 
 def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[GoldenFrame, ...]:
-    """The frames with the outputs of one graph, ordered by name.
-
-    Raises:
-        InputError: the tensors are not those that the manifest describes.
-    """
+    """The frames with the outputs of one graph, ordered by name."""
     file = content.path
     try:
         tensors = load(content.data)

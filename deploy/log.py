@@ -241,9 +241,6 @@ def write_log(
         storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
         sweeps: number of sweeps of each LiDAR, and of pictures of each camera, before a keyframe.
         rig: of the vehicle; None: that of nuScenes.
-
-    Raises:
-        InputError: there is no such scene, or `out` exists or cannot be written.
     """
     tables = NuScenesTables(dataroot, version or only_version(dataroot), rig or load_rig("nuscenes"))
     if out.exists():

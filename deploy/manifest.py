@@ -138,7 +138,6 @@ class Manifest(NetworkFacts):
 
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
-        """The tasks, by name."""
         return tasks_of(self.tasks, self.head_grid.build(), self.taxonomy)
 
     @property
@@ -160,16 +159,11 @@ class Manifest(NetworkFacts):
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """Which sensors the network takes."""
         return self.spec.sensors
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of the bundle in this folder, of which `Bundle.load` checks hash and signature.
-
-    Raises:
-        InputError: it is not a bundle, or has another schema version.
-    """
+    """The manifest of the bundle in this folder, of which `Bundle.load` checks hash and signature."""
     file = bundle / MANIFEST
     try:
         return parse_manifest(Content(file, file.read_bytes()))

@@ -101,9 +101,6 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
     """Export `model.predict` for inputs of these shapes, with any number of pillars from one on.
 
     The same checkpoint gives the same bytes.
-
-    Raises:
-        InputError: the graph needs an operator outside the ONNX standard domain.
     """
     tensors = tuple(torch.from_numpy(array) for array in inputs.values())
     pillars = torch.export.Dim("pillars")

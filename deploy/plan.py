@@ -50,11 +50,7 @@ class Plan:
 
 
 def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
-    """Plan the export of a checkpoint for these routes.
-
-    Raises:
-        InputError: there is no such checkpoint or condition.
-    """
+    """Plan the export of a checkpoint for these routes."""
     model, config = load_model(checkpoint)
     base = PerceptionModel(config.model_copy(update={"modules": (), "fusions": (), "routing": None})).eval()
     spec = InputSpec.of(config)

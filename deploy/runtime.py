@@ -168,19 +168,11 @@ class Runtime:
             self._memory.forget()
 
     def __call__(self, frame: Frame) -> Prediction:
-        """Perceive a single frame, with the conditions of its tags and without memory.
-
-        Raises:
-            InputError: an output is not finite.
-        """
+        """Perceive a single frame, with the conditions of its tags and without memory."""
         return self._predict(frame, frame.conditions, self._new_memory())[0].require_finite(frame.token)
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
-        """The predictions of keyframes in order, with the conditions of their tags and with the memory.
-
-        Raises:
-            InputError: an output is not finite.
-        """
+        """The predictions of keyframes in order, with the conditions of their tags and with the memory."""
         memory = self._new_memory()
         for token in tokens:
             frame = keyframes.frame(token, reads)

@@ -24,9 +24,6 @@ def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
 
     Returns:
         The signed file, and the id of the key.
-
-    Raises:
-        InputError: there is no key, verification fails, another key signed the bundle, or there is no such plan.
     """
     of_key = signer(key)
     bundle = Bundle.load(path)

@@ -50,11 +50,7 @@ class Signer:
 
 
 def signer(key: Path) -> Signer:
-    """Load the private key in a PEM file.
-
-    Raises:
-        InputError: the file is not an Ed25519 private key, or is encrypted.
-    """
+    """Load the private key in a PEM file."""
     make = "make one with `openssl genpkey -algorithm ed25519 -out key.pem`"
     try:
         private = load_pem_private_key(_read(key), password=None)
@@ -72,9 +68,6 @@ def require_signed(record: Path, content: bytes, *keys: Path) -> str:
 
     Args:
         keys: PEM files of public keys.
-
-    Raises:
-        InputError: none of these keys signed it, or one of the files is not a public key.
     """
     public = {key: _public(key) for key in keys}
     file = record.with_suffix(".sig")

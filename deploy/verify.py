@@ -23,9 +23,6 @@ def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:
     Args:
         trust: who must have signed it, and how old it may be. None checks neither signatures nor age. The release is
             not stored.
-
-    Raises:
-        InputError: manifest, signature, files, graph, golden frames or an engine are wrong; the first problem.
     """
     if (path / SCRIPT).is_file():
         return _verify_package(path, trust)

@@ -60,9 +60,6 @@ def save(
         schedule: JSON-able state of learning-rate schedule and loss scaler.
         data: descriptions of the data of each training of the model.
         averaged: the model with the average of its weights, which is the one to load.
-
-    Raises:
-        InputError: the disk is full or not writable; earlier checkpoints do not change.
     """
     final = run / "checkpoints" / f"step-{step:06d}"
     moments = {f"{i}.{name}": value for i, entry in optimizer["state"].items() for name, value in entry.items()}
@@ -81,11 +78,7 @@ def save(
 
 
 def save_best(run: Path, step: int, config: Config, model: nn.Module, data: Sequence[str], score: float) -> None:
-    """Replace RUN/checkpoints/best by the model of this step; arguments as in `save`.
-
-    Raises:
-        InputError: the disk is full or not writable; the earlier one does not change.
-    """
+    """Replace RUN/checkpoints/best by the model of this step; arguments as in `save`."""
     content = {"step": step, "score": score, "data": list(data)}
     _write(run / "checkpoints" / "best", config, {"model.safetensors": model.state_dict()}, content)
 
@@ -95,9 +88,6 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
 
     Args:
         data: descriptions of the data of each training of the model.
-
-    Raises:
-        InputError: the folder is not empty, or the disk is full or not writable.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: holds files already; choose another --out")
@@ -159,9 +149,6 @@ def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Con
 
     Args:
         rig: of the vehicle to run it on, instead of the one that it was trained on; the weights fit any.
-
-    Raises:
-        InputError: no checkpoint, a damaged one, or one whose tensors are not those of its configuration.
     """
     folder, content = _read(path)
     if rig is not None:
@@ -200,11 +187,7 @@ def provenance(path: Path) -> Provenance:
 def resume(
     run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Load the run's newest checkpoint into model, optimizer and average; returns its step and schedule.
-
-    Raises:
-        InputError: no checkpoint to resume, a damaged one, or one of another configuration.
-    """
+    """Load the run's newest checkpoint into model, optimizer and average; returns its step and schedule."""
     folder, content = _read(run)
     if "training.safetensors" not in content["sha256"]:
         raise InputError(f"{folder}: has no optimizer state; it cannot be resumed")
@@ -229,7 +212,6 @@ def resume(
 
 
 def _trained_by(config: Config) -> dict[str, Any]:
-    """What a training depends on, for JSON."""
     return config.model_copy(update={"taxonomy": config.taxonomy.without_ros_classes()}).model_dump(mode="json")
 
 
@@ -243,12 +225,7 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
 
 
 def initialise(model: nn.Module, source: InitFrom) -> None:
-    """Load parameters and buffers of some parts of a run into the model; the others do not change.
-
-    Raises:
-        InputError: no or a damaged checkpoint, a part that matches nothing, or one whose tensors differ from the run's
-            in names or shapes.
-    """
+    """Load parameters and buffers of some parts of a run into the model; the others do not change."""
     own, theirs = model.state_dict(), weights(Path(source.run))
     for part in source.parts:
         if not any(fnmatchcase(name, part) for name in own):

@@ -369,19 +369,12 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
 
     Args:
         changes: other values for some keys, such as train.batch=8.
-
-    Raises:
-        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key; or a change does.
     """
     return parse_config(overridden(read_yaml(path, "the configuration"), changes), str(path))
 
 
 def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:
-    """The taxonomy with the names by which options of a task's head extend it.
-
-    Raises:
-        InputError: point classes while another task has the point classes of the run.
-    """
+    """The taxonomy with the names by which options of a task's head extend it."""
     try:
         found = TASKS[task].Config.model_validate(options).extended(config.taxonomy)
     except (KeyError, ValidationError):

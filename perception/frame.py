@@ -70,7 +70,6 @@ class Boxes:
 
     @staticmethod
     def none() -> Boxes:
-        """No boxes."""
         triple, pair, single = np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0)
         return Boxes.from_yaws(triple, triple, single, pair, single, single, single)
 

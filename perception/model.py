@@ -176,9 +176,6 @@ class PerceptionModel(nn.Module):
         Args:
             options: configuration of the head.
             source: of the options, for messages.
-
-        Raises:
-            InputError: an unknown task or option, or a task of the base.
         """
         if name in self.heads:
             raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
@@ -194,7 +191,6 @@ class PerceptionModel(nn.Module):
         self._set_tasks({**self.config.tasks, name: config}, extend_taxonomy(self.config, name, dict(config), name))
 
     def detach_head(self, name: str) -> None:
-        """Remove an added head."""
         del self.added[name]
         tasks = {task: config for task, config in self.config.tasks.items() if task != name}
         self._set_tasks(tasks, self.config.taxonomy)

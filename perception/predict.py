@@ -63,9 +63,6 @@ class TorchPredictor:
 
         Args:
             rig: of the vehicle to run it on, instead of the one that it was trained on.
-
-        Raises:
-            InputError: no checkpoint, a damaged one, or as for the class.
         """
         model, _ = load_model(checkpoint, rig)
         return TorchPredictor(model, batch, flip)

@@ -264,11 +264,7 @@ class Rig(Section):
 
 
 def load_rig(rig: str | Path) -> Rig:
-    """The rig with this name, such as `nuscenes`, or of this YAML file.
-
-    Raises:
-        InputError: there is no such rig, or it has an unknown or wrong key, or a name twice.
-    """
+    """The rig with this name, such as `nuscenes`, or of this YAML file."""
     path = Path(rig)
     if path.suffix not in (".yaml", ".yml"):
         named = find_shipped("rigs", str(rig))

@@ -35,7 +35,6 @@ _UNNAMED = "#ff00ff"  # of what is of no class
 
 
 def rgb(colour: Colour) -> tuple[int, int, int]:
-    """Red, green and blue."""
     red, green, blue = bytes.fromhex(colour[1:])
     return red, green, blue
 
@@ -177,11 +176,7 @@ class Taxonomy(Section):
         return _by_category(self.point_classes)
 
     def kind_of(self, value: str) -> str:
-        """The kind of a condition.
-
-        Raises:
-            InputError: there is no such condition.
-        """
+        """The kind of a condition."""
         for kind, values in self.conditions.items():
             if value in values:
                 return kind
@@ -229,11 +224,7 @@ def _colours(named: Sequence[ObjectClass | MapLayer | PointClass]) -> dict[str, 
 
 
 def load_taxonomy(name: str | Path) -> Taxonomy:
-    """The taxonomy in a YAML file, or one that comes with the package, such as nuscenes.
-
-    Raises:
-        InputError: there is none of this name, or the file has an unknown or wrong key.
-    """
+    """The taxonomy in a YAML file, or one that comes with the package, such as nuscenes."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         named = find_shipped("taxonomies", str(name))

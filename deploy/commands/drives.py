@@ -149,7 +149,6 @@ def _run_and_drives(
 
 
 def _parse_conditions(conditions: Sequence[str], bundle: Path) -> Conditions:
-    """The conditions by the taxonomy of the bundle."""
     from deploy.manifest import read_manifest
     from deploy.route import parse_conditions
 

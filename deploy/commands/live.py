@@ -143,9 +143,6 @@ def open_outputs(
 
     Args:
         zenoh: publishes what is perceived.
-
-    Raises:
-        InputError: a folder or file cannot be written, a port is in use, or a package is not installed.
     """
     from deploy.live.messages.messages import Message, Messages
     from deploy.live.metrics import Metrics

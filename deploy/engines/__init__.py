@@ -14,10 +14,6 @@ def open_engine(bundle: Bundle, target: str = "cpu", threads: int = 0) -> Engine
 
     Args:
         threads: of ONNX Runtime; 0: one for each core.
-
-    Raises:
-        InputError: the target is unknown, the plan is missing, stale or from another compiler version, or this machine
-            lacks the hardware.
     """
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine

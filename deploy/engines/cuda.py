@@ -119,7 +119,6 @@ class Stream:
         return None if code or not enqueued else Graph(graph)
 
     def launch(self, graph: Graph) -> None:
-        """Enqueue a captured graph."""
         _call("cuGraphLaunch", graph.executable, self._stream)
 
 

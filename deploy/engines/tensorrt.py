@@ -33,11 +33,7 @@ class CompiledPlan:
 
 
 def compiles_here(target: Target) -> bool:
-    """Whether this machine can compile for the target; `tensorrt` compiles on the target's own GPU only.
-
-    Raises:
-        InputError: TensorRT is installed, but cuda-bindings is not.
-    """
+    """Whether this machine can compile for the target; `tensorrt` compiles on the target's own GPU only."""
     if target.compiler != "tensorrt":
         return True
     if importlib.util.find_spec("tensorrt") is None:
@@ -74,10 +70,6 @@ def build_engine(
         refittable: compile a plan whose weights can be replaced later (`deploy.precision.measure`), without the
             optimisations that depend on their values. This needs a GPU.
         inputs: shape by name, at least for inputs with a dynamic dimension; the plan takes only this size.
-
-    Raises:
-        InputError: the compiler is missing or has another version, the DLA or the GPU that is needed is missing, or
-            the compiler rejects the graph; the message then names the node, its operator and the reason.
     """
     trt = import_compiler(target)
     if refittable:

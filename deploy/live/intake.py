@@ -91,7 +91,6 @@ class Intake:
         self._thread = Thread(target=self._run, name="intake", daemon=True)
 
     def start(self) -> None:
-        """Begin to assemble."""
         self._thread.start()
         joined = {self._concatenation} if self._concatenation else set()
         self.source.start(self._topics | self._readings.topics | joined, self.receive, self.counts.add_damage)

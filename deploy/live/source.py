@@ -44,9 +44,7 @@ class Source(Protocol):
         """Whether no message will come any more."""
         ...
 
-    def close(self) -> None:
-        """Send nothing more."""
-        ...
+    def close(self) -> None: ...
 
 
 class Playback:

@@ -44,12 +44,10 @@ class Bounds(Section):
 
 
 def dense_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
-    """Outputs of probabilities, TASK/NAME."""
     return {name: output for name, output in _unranked_outputs(tasks).items() if not output.labels}
 
 
 def label_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
-    """Outputs of class indices, TASK/NAME."""
     return {name: output for name, output in _unranked_outputs(tasks).items() if output.labels}
 
 

@@ -94,16 +94,12 @@ class Drives:
 
     @cached_property
     def source(self) -> Keyframes:
-        """The opened drives."""
         return open_source(self.root, self.version, self.rig)
 
     def inputs(self, spec: InputSpec) -> dict[str, Clip]:
         """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.
 
         For a network with a memory they are a clip with `BEFORE` earlier frames, without states.
-
-        Raises:
-            InputError: there are no such drives, or no keyframe has all sensors.
         """
         tokens = self.source.samples(selectors=self.scenes)
         found: dict[str, Clip] = {}

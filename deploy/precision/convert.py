@@ -165,11 +165,7 @@ _FP32_INPUTS = {"Resize": (1, 2)}
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an FP32 graph in FP16, except for the parts above.
-
-    Raises:
-        InputError: a weight is beyond the range of FP16.
-    """
+    """A copy of an FP32 graph in FP16, except for the parts above."""
     half = onnx.ModelProto()
     half.CopyFrom(model)
     graph, parts, single = half.graph, places(model.graph), floats(model)
@@ -241,9 +237,6 @@ def convert(
     Args:
         frames: inputs to measure the ranges of activations on; INT8 needs one or more.
         tasks: the network's tasks by name.
-
-    Raises:
-        InputError: a weight is beyond the range of FP16, or INT8 differs too much on these frames.
     """
     if precision == "fp32":
         return ConvertedGraphs({ONNX: model})

@@ -112,9 +112,6 @@ def make_golden_frames(
         graphs: by file name.
         frames: inputs, and outputs of the trained network, by name; in order, and without states (`GoldenFrame`).
         tasks: the network's tasks by name.
-
-    Raises:
-        InputError: a graph exceeds the bounds of its precision.
     """
     ranked = [name for name, task in tasks.items() if task.ranked]
     golden: list[GoldenFrame] = []
@@ -177,11 +174,7 @@ def is_below_saturation(outputs: Arrays) -> np.ndarray:
 
 
 def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks: Tasks) -> Tolerances:
-    """Tolerances: `MARGIN` times the largest single difference, and the mean difference plus `ERRORS` standard errors.
-
-    Raises:
-        InputError: they exceed the bounds of the precision, or too few detections can be compared.
-    """
+    """Return `MARGIN` times the largest single difference, and the mean difference plus `ERRORS` standard errors."""
     tolerances = Tolerances(
         ranked={name: _make_ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
         dense={name: _dense(measured, precision, name, output) for name, output in dense_outputs(tasks).items()},
@@ -279,5 +272,4 @@ def _largest(spreads: Iterable[Spread]) -> Spread:
 
 
 def _round_spread(each: float, mean: float) -> Spread:
-    """A spread rounded to two digits."""
     return Spread(each=float(f"{each:.2g}"), mean=float(f"{mean:.2g}"))

@@ -35,9 +35,7 @@ class Drive(Protocol):
         """About the time from the first frame to the last; 0 if not known."""
         ...
 
-    def __len__(self) -> int:
-        """About how many frames there are."""
-        ...
+    def __len__(self) -> int: ...
 
     def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
         """The chosen frames; None: all. Of the others no picture is decoded and no sweep is joined."""
@@ -72,9 +70,6 @@ def open_drives(
         taxonomy: of the network; None: the data set's own.
         signals: of the vehicle, which a recording may have, by name.
         between: also frames between a dataroot's keyframes, at least so many seconds apart; None: none.
-
-    Raises:
-        InputError: there is no drive or no such scene, or an option does not apply to this kind of drive.
     """
     if is_recording(path):
         if version is not None or scenes:

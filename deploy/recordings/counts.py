@@ -43,7 +43,6 @@ class Counts:
         self._damaged = 0
 
     def add_problem(self, kind: str, topic: str) -> None:
-        """Count a message with one of PROBLEMS."""
         self._problems[kind][topic] += 1
 
     def add_corrupt(self, topic: str, reason: str) -> None:

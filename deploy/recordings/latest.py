@@ -192,7 +192,6 @@ class LidarSweeps:
                 self._drop(stamp)
 
     def has(self, stamp: int) -> bool:
-        """Whether there is a sweep with this stamp."""
         return stamp in self._clouds
 
     def end(self, stamp: int, tolerance: int) -> int:

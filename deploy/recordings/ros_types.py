@@ -137,5 +137,4 @@ def vector(xyz: Iterable[float], kind: str = "Vector3") -> Any:
 
 
 def quaternion(w: float, x: float, y: float, z: float) -> Any:
-    """geometry_msgs/Quaternion."""
     return make("geometry_msgs/msg/Quaternion", x=float(x), y=float(y), z=float(z), w=float(w))

@@ -78,7 +78,6 @@ class Topics(Section):
 
     @property
     def sensors(self) -> list[str]:
-        """The topics of sweeps and pictures."""
         return [*(each.topic for each in self.lidars.values()), *(each.image for each in self.cameras.values())]
 
     def names(self) -> list[str]:
@@ -101,12 +100,7 @@ def default_topics(sensors: Sensors) -> dict[str, Any]:
 
 
 def load_topics(path: Path | None, rig: Rig) -> Topics:
-    """The map of topics in a file, or the default one, for the sensors of a rig.
-
-    Raises:
-        InputError: the file is absent or not YAML, has an unknown or wrong-typed key, or names a sensor that is not the
-            rig's; or the calibration is to be the rig's, which lacks one.
-    """
+    """The map of topics in a file, or the default one, for the sensors of a rig."""
     content = {} if path is None else read_yaml(path, "the map of topics")
     defaults = default_topics(rig.sensors)
     topics = parse_section(Topics, defaults | content if isinstance(content, dict) else content, str(path))

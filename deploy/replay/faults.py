@@ -203,9 +203,6 @@ class Fault:
 
         Args:
             every: the sensors of the rig.
-
-        Raises:
-            InputError: there is no such kind, sensor or option, a number is out of range, or the window is empty.
         """
         match = _TEXT.fullmatch(text)
         if match is None:
@@ -259,11 +256,7 @@ def _with_points_of(own: Frame, frame: Frame, lidar: int) -> Frame:
 
 
 def window(text: str, start: str | None, end: str | None) -> tuple[float, float]:
-    """Start and end (s) of a fault with these texts after @; all of the drive without any.
-
-    Raises:
-        InputError: they are not two times in order.
-    """
+    """Start and end (s) of a fault with these texts after @; all of the drive without any."""
     if start is None or end is None:
         return 0.0, np.inf
     try:
@@ -346,11 +339,7 @@ class HiddenClass:
 
     @staticmethod
     def parse(text: str, taxonomy: Taxonomy) -> HiddenClass:
-        """Parse hidden:CLASS[@START-END].
-
-        Raises:
-            InputError: there is no such class, or the window is empty.
-        """
+        """Parse hidden:CLASS[@START-END]."""
         match = _HIDDEN_TEXT.fullmatch(text)
         if match is None:
             raise InputError(f"--fault {text}: write hidden:CLASS@START-END, as hidden:car@2.0-4.0")

@@ -110,11 +110,6 @@ class Fleet:
         Args:
             jobs: processes of this machine; 0: none but this one.
             ray: address of a Ray cluster, whose processes do it instead; None: none.
-
-        Raises:
-            InputError: no frame is selected, a file cannot be read or written, `out` is used by another replay or has
-                drives of an unfinished one with other settings, a setting needs a single process, or processes die of
-                the same drive again and again.
         """
         settings = self.settings
         for option, given in (

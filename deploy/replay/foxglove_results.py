@@ -217,11 +217,7 @@ class FoxgloveWriter:
     @classmethod
     @contextmanager
     def open(cls, path: Path, tasks: Mapping[str, Task[Any]], lidar: str) -> Iterator[FoxgloveWriter]:
-        """Open a writer of the file `path`, which appears when the block ends.
-
-        Raises:
-            InputError: the folder cannot be written.
-        """
+        """Open a writer of the file `path`, which appears when the block ends."""
         with atomic_file(path, "the recording") as file:
             writer = Writer(file, chunk_size=CHUNK)
             yield cls(lambda topic, message, time: writer.write_message(topic, message, time, time), tasks, lidar)

@@ -202,9 +202,6 @@ def default_gates(measures: Measures) -> Gates:
     """The gates without a file: scores must not fall below the baseline's; without annotations, outputs must agree.
 
     They apply to all frames and to each condition, since a missing module reduces scores only in its own condition.
-
-    Raises:
-        InputError: no task has default gates.
     """
     gates: list[Gate] = []
     for condition in (None, *measures.finished.conditions):

@@ -57,13 +57,11 @@ class Latency:
         return {"seconds": {stage: list(each) for stage, each in self._seconds.items()}, "periods": list(self._periods)}
 
     def join(self, part: Mapping[str, Any]) -> None:
-        """Append the frames of later drives."""
         for stage, each in self._seconds.items():
             each.extend(part["seconds"][stage])
         self._periods.extend(part["periods"])
 
     def __len__(self) -> int:
-        """The number of complete frames."""
         return min(map(len, self._seconds.values()))
 
     def summary(self) -> dict[str, Any]:

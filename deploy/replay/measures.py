@@ -123,10 +123,8 @@ def measure_whole(folder: Path, names: Sequence[str], source: Keyframes) -> None
 
 
 def metrics() -> dict[str, GateMetric]:
-    """The scores of all tasks."""
     return {name: metric for task in TASKS.values() for name, metric in task.metric.gates.items()}
 
 
 def agreements() -> dict[str, GateMetric]:
-    """The agreements of all tasks."""
     return {name: metric for task in TASKS.values() for name, metric in task.metric.agreements.items()}

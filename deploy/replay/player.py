@@ -96,7 +96,6 @@ class Player:
         return totals
 
     def _frames(self, drive: Drive) -> Iterator[_Taken]:
-        """The selected frames, with the faults."""
         earlier = any(fault.kind.shows_earlier for fault in self._faults)
         choice = FrameChoice(self.settings.selection, self.runtime.spacing is not None, earlier)
         start = time.perf_counter()

@@ -93,11 +93,7 @@ class ReplayProvenance(Section):
 
     @staticmethod
     def load(folder: Path) -> ReplayProvenance:
-        """Read the provenance of the replay in this folder.
-
-        Raises:
-            InputError: there is no finished replay, or it is from another version of this software.
-        """
+        """Read the provenance of the replay in this folder."""
         path = folder / PROVENANCE
         try:
             return ReplayProvenance.model_validate_json(path.read_bytes())

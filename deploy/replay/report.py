@@ -98,7 +98,6 @@ class PageFrames:
             self._undrawn[page["number"]] = pictures.reduce_frame(frame, CAMERA_WIDTH), layers
 
     def keep(self, numbers: Collection[int]) -> None:
-        """Remove the other frames."""
         for number in self._pages.keys() - set(numbers):
             del self._pages[number]
             self._undrawn.pop(number, None)

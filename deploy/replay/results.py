@@ -206,7 +206,6 @@ class ReplayResults:
 
     @property
     def replayed(self) -> ReplayedFrames:
-        """The frames, for metrics."""
         frames = self.frames
         groups = frames.scenes * len(frames.condition_sets) + frames.conditions
         return ReplayedFrames(self.folder, frames.tokens, frames.egos, groups)

@@ -55,11 +55,6 @@ def replay(
 
     Returns:
         The summary, with the verdict, if any, under `verdict`.
-
-    Raises:
-        InputError: there is no such drive, scene, bundle or engine, a file is damaged, the bundle is not trusted, a
-            gate or the baseline cannot be used, no frame is selected, or `out` cannot be written or has an unfinished
-            replay of something else.
     """
     console, settings = console or Console(), settings or Settings()
     require_own_folder(out, baseline)
@@ -97,7 +92,6 @@ class _Progress(Watcher):
         self._progress = Progress(*columns, console=console, transient=True)
 
     def expect(self, frames: int) -> None:
-        """Show a bar for so many frames."""
         self._bar = self._progress.add_task("", total=frames)
 
     def message(self, text: str) -> None:

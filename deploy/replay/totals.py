@@ -162,7 +162,6 @@ class ReplayTotals:
             self.behind = max(self.behind or 0.0, part["behind"])
 
     def __len__(self) -> int:
-        """Number of frames."""
         return len(self.latency)
 
     def write(self, out: Path, begun: ReplayProvenance, resumed: int) -> None:

@@ -45,9 +45,6 @@ def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> 
 
     Args:
         least: the least share of the run's frames that the baseline must have.
-
-    Raises:
-        InputError: the baseline has fewer, or the two replays differ in data or settings.
     """
     require_different(run.folder, baseline.folder)
     _require_same_settings(run.folder, baseline.folder)
@@ -170,10 +167,6 @@ def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -
     Args:
         baseline: folder of another replay of the same drives; the frames that both have are compared.
         gates: by default `default_gates` against the baseline.
-
-    Raises:
-        InputError: a folder has no finished replay, the baseline is not comparable or has too few of the frames, there
-            is neither a baseline nor a gate, or a gate needs a baseline.
     """
     if baseline is None and gates is None:
         raise InputError("there is nothing to judge by; give --gates, --baseline or both")
@@ -189,11 +182,7 @@ def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -
 
 
 def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
-    """Check, before a long replay, that there is a baseline if a gate needs one.
-
-    Raises:
-        InputError: a gate needs a baseline, or its folder has no finished replay.
-    """
+    """Check, before a long replay, that there is a baseline if a gate needs one."""
     if baseline is not None:
         ReplayResults.load(baseline)
     elif gates is not None:

@@ -103,9 +103,6 @@ def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewer: Foxglo
 
     Args:
         viewer: of the whole replay.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     tasks = manifest.heads
     own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}

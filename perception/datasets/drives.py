@@ -33,11 +33,7 @@ class Drives:
         return self._scene[token]
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them.
-
-        Raises:
-            InputError: an unknown split or selector.
-        """
+        """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them."""
         names = self._drives_of(split)
         chosen = [_parse_selector(selector)[0] for selector in selectors]
         for name in chosen:
@@ -51,9 +47,6 @@ class Drives:
 
         Args:
             selectors: names of scenes, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
-
-        Raises:
-            InputError: an unknown split or selector, or a range that the scene does not have.
         """
         names = self.scenes(split, selectors)
         if not selectors:

@@ -170,11 +170,7 @@ def stamp(path: Path) -> Stamp:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: the file is absent, or not JSON.
-    """
+    """The content of a JSON file."""
     try:
         return json.loads(read_file(path))
     except (FileNotFoundError, ValueError) as error:
@@ -209,11 +205,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def times_near(times: np.ndarray, timestamp: int, path: Path) -> np.ndarray:
-    """(N,) int64 us of times (N,) since 1970, in s, ms, us or ns: whichever puts all of them near their sweep's, us.
-
-    Raises:
-        InputError: none does.
-    """
+    """(N,) int64 us of times (N,) since 1970, in s, ms, us or ns: whichever puts all of them near their sweep's, us."""
     for unit in (1e6, 1e3, 1.0, 1e-3):  # us
         found = times.astype(np.float64) * unit
         if (np.abs(found - timestamp) <= _FARTHEST).all():

@@ -67,11 +67,9 @@ class Halves:
         return keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
-        """The known conditions of the whole keyframe."""
         return self._source.conditions(self._locate(token)[0])
 
     def _locate(self, token: str) -> tuple[str, np.ndarray]:
-        """Token of the whole keyframe, and ego_from_half."""
         if token not in self._keyframes:
             raise InputError(f"{self.dataroot}: no frame {token}")
         return self._keyframes[token]

@@ -243,19 +243,11 @@ class Keyframes(Protocol):
         ...
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a frame that are asked for, with their poses, and its annotations.
-
-        Raises:
-            InputError: an unknown frame.
-        """
+        """The sensor files of a frame that are asked for, with their poses, and its annotations."""
         ...
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The frame as `assemble` makes it of its recording; sensors without a file are missing.
-
-        Raises:
-            InputError: a damaged file, or an unknown frame.
-        """
+        """The frame as `assemble` makes it of its recording; sensors without a file are missing."""
         ...
 
 
@@ -279,11 +271,7 @@ class LidarPaths(dict[str, np.ndarray]):
 
 
 def assemble(recording: Recording, reads: Reads) -> Frame:
-    """The frame of a recording, from its files; sensors without a file are missing.
-
-    Raises:
-        InputError: a damaged file.
-    """
+    """The frame of a recording, from its files; sensors without a file are missing."""
     reference = global_from_reference(recording.global_from_ego, recording.ego_from_lidar, reads.reference)
     reference_from_global = np.linalg.inv(reference)
     truth, boxes = recording.read_truth(reads.truth), None

@@ -59,7 +59,6 @@ _NONE = -1  # class of points that are of no class
 
 
 def is_pandaset(folder: Path) -> bool:
-    """Whether a folder is a dataroot of PandaSet."""
     return (folder / CALIBRATION).exists()
 
 
@@ -163,11 +162,7 @@ class PandaSet:
         return track_velocities(frames, tracks)
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a frame with their poses, and its annotations.
-
-        Raises:
-            InputError: an unknown frame, or damaged poses.
-        """
+        """The sensor files of a frame with their poses, and its annotations."""
         drive, index = self._locate(token)
         time = self._poses[drive.name].times[index]
         fix = _fixes(drive / "meta" / "gps.json").get(index)

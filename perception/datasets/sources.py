@@ -118,9 +118,6 @@ def open_source(
         taxonomy: of the classes, map layers and conditions to read; None: the data set's own.
         format: package.module:Class that opens the path, given it, the version, the rig and the taxonomy; None: what
             `data` names, or else what the files show.
-
-    Raises:
-        InputError: there are no such drives, or they are damaged; the format is not that of a data set.
     """
     named, data = format_and_path(data)
     if named or format:

@@ -123,9 +123,6 @@ def compare(before: Path, after: Path, by: Sequence[str] = ()) -> dict[str, Any]
         Strict JSON: `before`, `after`, `keyframes`, `scenes`, `confidence`, and `slices`, axis -> subset -> score ->
         `before`, `after`, `difference`, `interval` (None if there is none, then `why`) and `outcome`: better or worse
         if the interval excludes 0, same if leaving out any scene changes neither, else undecided.
-
-    Raises:
-        InputError: a folder has no evaluation, lacks an axis, or the two are of other keyframes or annotations.
     """
     folders = before, after
     first, second = map(LeftOutScores.load, folders)

@@ -76,9 +76,6 @@ def evaluate(
     Returns:
         `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.report`) and, if requested,
         `slices` as returned by `slice_scores` and `robustness` as returned by `robustness`; all strict JSON.
-
-    Raises:
-        InputError: an unknown split, scene, axis or corruption, a damaged file, or a folder that cannot be written.
     """
     check_axes(breakdown.by, tables.taxonomy.conditions)
     console = console or Console()
@@ -112,7 +109,6 @@ def evaluate(
 
 
 def _show_progress(predicted: Predicted, samples: Sequence[str], what: str, console: Console) -> Predicted:
-    """The same with a progress bar."""
     return iter(track(predicted, what, total=len(samples), console=console, transient=True))
 
 

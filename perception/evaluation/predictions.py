@@ -52,11 +52,7 @@ class Processes:
         self._workers = workers
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
-        """The predictions of keyframes, which the processes read; the frames are without their pictures.
-
-        Raises:
-            InputError: as the predictor or the drives do, or processes die of the same keyframe again and again.
-        """
+        """The predictions of keyframes, which the processes read; the frames are without their pictures."""
         return self._workers.in_order(partial(_predict, reads), tokens, "keyframe {}".format)
 
 

@@ -92,11 +92,7 @@ CORRUPTIONS = {
 
 
 def choose_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str]:
-    """The corruptions with these names, or `all` for those of the model's sensors.
-
-    Raises:
-        InputError: an unknown corruption, or one of a sensor that the model does not have.
-    """
+    """The corruptions with these names, or `all` for those of the model's sensors."""
     possible = [name for name, corruption in CORRUPTIONS.items() if corruption.sensor in sensors]
     for name in names:
         if name not in possible and list(names) != ["all"]:

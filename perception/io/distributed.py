@@ -15,7 +15,6 @@ from torch import distributed as dist
 
 
 def processes() -> int:
-    """Number of processes of the training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -59,9 +59,6 @@ def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
 
     Args:
         name: of the content, for the error message.
-
-    Raises:
-        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
     """
     return parse_section(kind, read_yaml(path, name), str(path))
 
@@ -71,9 +68,6 @@ def read_yaml(path: Path, name: str) -> Any:
 
     Args:
         name: of the content, for the error message.
-
-    Raises:
-        InputError: the file is absent or not YAML.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -91,9 +85,6 @@ def overridden(content: Any, changes: Sequence[str]) -> Any:
 
     Args:
         changes: KEY.KEY=VALUE, with the value in YAML: train.batch=8.
-
-    Raises:
-        InputError: a change is written otherwise, or goes into a value that is no mapping.
     """
     for change in changes:
         key, equals, value = change.partition("=")

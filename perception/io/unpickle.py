@@ -274,7 +274,6 @@ class _TableUnpickler(PlainUnpickler):
         }
 
     def load(self) -> dict[str, np.ndarray]:
-        """The columns by name."""
         return _columns(super().load())
 
     def fill(self, array: np.ndarray, dtype: Any, shape: Any, fortran: bool, content: Any) -> None:

@@ -223,7 +223,6 @@ class _Actor:
 
 
 def _connect(address: str) -> Any:
-    """Ray, connected to its cluster."""
     try:
         import ray
     except ImportError:

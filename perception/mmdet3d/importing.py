@@ -123,7 +123,6 @@ def _layers(config: Config) -> dict[str, str]:
 
 
 def _expected_tensors(state: dict[str, Tensor], layers: dict[str, str]) -> dict[str, Tensor]:
-    """Their tensors, for names and shapes."""
     expected = {}
     for name, theirs in layers.items():
         weight = state[f"{name}.weight"]

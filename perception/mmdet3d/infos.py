@@ -88,11 +88,7 @@ class Infos:
         return {"boxes": Annotation(boxes), "bicycle_racks": Annotation(bicycle_racks)}
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a keyframe with their poses, and its annotations. The file usually lists ten sweeps.
-
-        Raises:
-            InputError: an unknown keyframe.
-        """
+        """The sensor files of a keyframe with their poses, and its annotations. The file usually lists ten sweeps."""
         if token not in self._keyframes:
             raise InputError(f"{self.path}: no keyframe {token}")
         keyframe = self._keyframes[token]

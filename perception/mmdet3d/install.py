@@ -18,11 +18,7 @@ REPORTED_MMCV_VERSION = "2.1.0"
 
 
 def import_mmdet3d() -> ModuleType:
-    """The package mmdet3d, with its models registered.
-
-    Raises:
-        InputError: mmdet3d, mmdet or mmcv is not installed, or their versions are incompatible.
-    """
+    """The package mmdet3d, with its models registered."""
     try:
         mmcv: Any = importlib.import_module("mmcv")
         version, mmcv.__version__ = mmcv.__version__, REPORTED_MMCV_VERSION

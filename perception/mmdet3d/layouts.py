@@ -87,10 +87,6 @@ def read_keyframes(content: Any, path: Path, size: int) -> list[Keyframe]:
         content: of the file, see `read_plain`.
         path: of the file, beside samples/ and sweeps/.
         size: of the file in bytes.
-
-    Raises:
-        InputError: not infos of nuScenes, a value is missing or of another shape, or the convention of the boxes
-            cannot be derived.
     """
     keys = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
     place = "data_list" if {"data_list", "metainfo"} <= keys else "infos"
@@ -129,11 +125,7 @@ def read_keyframes(content: Any, path: Path, size: int) -> list[Keyframe]:
 
 
 def _is_width_first(raw_boxes: list[_RawBoxes], path: Path) -> bool:
-    """Whether boxes are in the convention before mmdet3d 1.0.0rc0, with width before length.
-
-    Raises:
-        InputError: there are boxes, but none of a class that is longer than wide.
-    """
+    """Whether boxes are in the convention before mmdet3d 1.0.0rc0, with width before length."""
     width_is_smaller = [
         boxes.numbers[i, 3] < boxes.numbers[i, 4]
         for boxes in raw_boxes

@@ -99,7 +99,6 @@ def _trunk_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
 
 
 def _architecture(backbone: ConfigSection) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Blocks and channels of the stages."""
     named = backbone["arch"]
     if isinstance(named, dict):
         part = backbone.part("arch")

@@ -50,12 +50,7 @@ class Bank:
         self._freeze = Freeze(network, self.slots)
 
     def add(self, spec: Module) -> None:
-        """Add a module, initially the identity, at each slot that its patterns match; frozen if the base is.
-
-        Raises:
-            InputError: the name is taken, a pattern matches no slot, two parts of a union match the same one, or a
-                memory is for some tasks alone, forgets sooner than those here or has another stride.
-        """
+        """Add a module, initially the identity, at each slot that its patterns match; frozen if the base is."""
         self._require_free(spec.name)
         _require_same_state(spec, self.modules.values())
         require_facts(spec.when, self.condition_values, self.tasks, f"module {spec.name}")
@@ -70,20 +65,12 @@ class Bank:
         self._attach(spec, computations)
 
     def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
-        """Add a head with this configuration for a task that the base does not have; modules keep their slots.
-
-        Raises:
-            InputError: an unknown task or option, or a name that is taken; the message names the source.
-        """
+        """Add a head with this configuration for a task that the base does not have; modules keep their slots."""
         self._require_free(task)
         self._attach_head(self._new_head(task, options, source))
 
     def delete(self, name: str) -> None:
-        """Remove a module, with the attention of blocks that contain it, or an added head, with its modules.
-
-        Raises:
-            InputError: there is no such module or added head, or one of the modules is active.
-        """
+        """Remove a module, with the attention of blocks that contain it, or an added head, with its modules."""
         modules = self.modules_of(name) if name in self.heads else [name]
         self.require(modules)
         active = [module for module in modules if self.active is not None and module in self.active.weights]
@@ -102,9 +89,6 @@ class Bank:
         """Run the modules of this block on all frames instead of the router's route; None: back to the router's.
 
         In a network without a router, such as a foreign one, None runs no module.
-
-        Raises:
-            InputError: the model has no module of that name.
         """
         self.active = None if block is None else self._route(block)
         self.current.route = self.active or Route()  # a router has its own for each frame
@@ -146,10 +130,6 @@ class Bank:
 
         Args:
             rename: names for the modules of some of the files, instead of their own.
-
-        Raises:
-            InputError: a file is damaged or does not fit this network, a name is taken, or a memory forgets sooner than
-                those before it or has another stride; nothing has been added.
         """
         facts = (self.condition_values, self.tasks)
         heads, modules, loaded = files.read_all(
@@ -228,7 +208,6 @@ class Bank:
 
     @property
     def names(self) -> list[str]:
-        """Names of the modules and the added heads."""
         return [*self.modules, *self.heads]
 
     def modules_of(self, task: str) -> list[str]:

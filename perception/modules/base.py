@@ -63,7 +63,6 @@ class Freeze:
         self._set_modes()
 
     def freeze(self, names: Collection[str]) -> None:
-        """Freeze the parts with these names or keys."""
         _freeze(parameter for part in self._parts(names) for parameter in part.parameters())
         self._set_modes()
 

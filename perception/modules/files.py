@@ -38,7 +38,6 @@ class Head:
     network: nn.Module
 
     def slots(self) -> dict[str, Slot]:
-        """The slots of the head by name."""
         return {module.name: module for module in self.network.modules() if isinstance(module, Slot)}
 
 
@@ -112,11 +111,7 @@ def pair(path: Path) -> tuple[Path, Path]:
 
 
 def read_record(path: Path) -> Record | HeadRecord:
-    """The content of the JSON file of a module or a head.
-
-    Raises:
-        InputError: the file is absent, not JSON, or not such a record; of a later version or an unknown kind.
-    """
+    """The content of the JSON file of a module or a head."""
     json_file = pair(path)[1]
     try:
         content = json.loads(json_file.read_bytes())
@@ -137,11 +132,7 @@ def read_record(path: Path) -> Record | HeadRecord:
 
 
 def read_records(run: Path) -> dict[str, Record | HeadRecord]:
-    """Module or task -> record in RUN/modules; for a checkpoint those of its run.
-
-    Raises:
-        InputError: one of them is damaged.
-    """
+    """Module or task -> record in RUN/modules; for a checkpoint those of its run."""
     folder = run.parent.parent if run.parent.name == "checkpoints" else run
     records = [read_record(json_file) for json_file in sorted((folder / "modules").glob("*.json"))]
     return {record.name: record for record in records}
@@ -172,9 +163,6 @@ def write(path: Path, module: Attachment, slots: Mapping[str, Slot], description
         path: of either file, or of both without a suffix.
         module: for a union with the exact slots of each part.
         slots: of the network.
-
-    Raises:
-        InputError: the disk is full or the folder not writable; existing files do not change.
     """
     spec, computations = module
     content = _bytes(_tensors(computations))
@@ -220,9 +208,6 @@ def read_all(
         slots: of the network by name.
         used_names: of the network's modules and heads.
         facts: conditions and tasks that modules may require.
-
-    Raises:
-        InputError: a file is absent or damaged or does not fit the network, or a name is taken.
     """
     heads: dict[str, Head] = {}
     modules: dict[str, Attachment] = {}
@@ -263,7 +248,6 @@ def _build(
     slots: Mapping[str, Slot],
     facts: tuple[Sequence[str], Sequence[str]],
 ) -> Attachment:
-    """A module with initial weights from its record."""
     try:
         spec: Module = record.spec(name)
     except ValidationError:

@@ -218,11 +218,7 @@ def _exchanges(module: nn.Module) -> bool:
 
 
 def matching(slots: Mapping[str, Slot], patterns: Sequence[str], kind: str) -> list[Slot]:
-    """The slots that match these names or globs and whose layers a module of this kind can attach to.
-
-    Raises:
-        InputError: a pattern matches no such slot.
-    """
+    """The slots that match these names or globs and whose layers a module of this kind can attach to."""
     found: dict[str, Slot] = {}
     for pattern in patterns:
         matches = {name: slot for name, slot in slots.items() if fnmatchcase(name, pattern)}

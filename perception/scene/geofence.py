@@ -77,10 +77,6 @@ def load_geofences(path: Path, conditions: Mapping[str, Sequence[str]]) -> Geofe
 
     Args:
         conditions: kind -> values that its properties may name.
-
-    Raises:
-        InputError: it cannot be read or is not GeoJSON, an area is no polygon, a value is unknown, or no feature has a
-            condition.
     """
     try:
         data = path.read_bytes()

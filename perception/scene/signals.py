@@ -65,7 +65,6 @@ class SignalsConfig(SourceConfig):
 
     @property
     def about(self) -> str:
-        """All of it, briefly."""
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
         return f"{'; '.join(' '.join(rule.when.split()) for rule in self.rules)[:80]} {digest[:16]}"
 

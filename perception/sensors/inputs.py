@@ -64,7 +64,6 @@ class InputSpec:
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """What the model sees, of "lidar" and "camera"."""
         return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
 
     @property
@@ -130,9 +129,6 @@ def prepare(
         int32, their cells on the pillar grid; its number of cells for points outside of it.
         With C cameras: images (1, C, H, W, 3) uint8 RGB, image_from_reference (1, C, 3, 4) float32, which projects
         reference points to network pixels.
-
-    Raises:
-        InputError: the frame has a camera that the rig has not.
     """
     if frame.reference != spec.grid.reference:
         raise ValueError(f"the frame is in {frame.reference!r}, the model's grid in {spec.grid.reference!r}")

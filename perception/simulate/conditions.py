@@ -46,13 +46,7 @@ class Course:
 
 
 def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds, extras: Extras = Extras()) -> list[Course]:
-    """The course of a drive for each name, in order; `all` stands for a drive of every combination.
-
-    Raises:
-        InputError: an unknown name, a drive through two cities, a value without world file or with a wrong one, a value
-            that the tables of nuScenes' schema cannot hold, no name at all, or voxels for a taxonomy without classes of
-            points.
-    """
+    """The course of a drive for each name, in order; `all` stands for a drive of every combination."""
     if extras.occupancy and not taxonomy.point_classes:
         raise InputError(f"taxonomy {taxonomy.name}: has no point_classes, which voxels are annotated with")
     tagged = taxonomy.descriptions == "tags"

@@ -68,11 +68,7 @@ class Run(NamedTuple):
 
 
 def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
-    """The tables of the drives, in their order, and the files of their sensors below `out`.
-
-    Raises:
-        InputError: processes die of the same drive again and again.
-    """
+    """The tables of the drives, in their order, and the files of their sensors below `out`."""
     finished = _tables_folder(drives, out).relative_to(out)
     files = [out / finished / f"{drive.name}.json" for drive in drives]
     found = {i: dict(json.loads(file.read_bytes())) for i, file in enumerate(files) if file.exists()}
@@ -94,7 +90,6 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
 
 
 def end_run(out: Path) -> None:
-    """Remove what was kept of single drives."""
     remove_folder(out / UNFINISHED)
 
 
@@ -111,11 +106,7 @@ class _Place(NamedTuple):
 
 
 def _shared_place(out: Path, finished: Path) -> _Place:
-    """The place on a machine of a cluster.
-
-    Raises:
-        InputError: it is not what `begin` has prepared.
-    """
+    """The place on a machine of a cluster."""
     if not is_remote(out) and not (out / finished).exists():
         raise InputError(
             f"{out}: is another folder on {socket.gethostname()}; give one on a disk that all machines share, or in an "
@@ -186,9 +177,6 @@ def simulate(
         sweeps: LiDAR sweeps at 20 Hz before each frame, 0-10.
         rig: the vehicle's sensors; None: nuScenes' car.
         run: processes and progress.
-
-    Raises:
-        InputError: an argument is out of range, a sensor has no calibration, or `out` already holds such a log.
     """
     for name, value, low, high in (
         ("scenes", scenes, 1, 9999),

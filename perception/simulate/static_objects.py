@@ -115,7 +115,6 @@ def _houses(builder: _SolidsBuilder, bounds: np.ndarray, lots: list[Polygon], rn
 
 
 def _outskirts(builder: _SolidsBuilder, rng: np.random.Generator) -> None:
-    """Houses and trees beyond the outermost streets."""
     style = builder.plan.style
     u0, v0, u1, v1 = builder.plan.street_rectangle.bounds
     back = style.verge + style.walkway + style.setback + 1.0
@@ -179,7 +178,6 @@ def _lamp(builder: _SolidsBuilder, uv: np.ndarray, direction: np.ndarray, side: 
 
 
 def _signals(builder: _SolidsBuilder, i: int, j: int) -> None:
-    """A signal post beside each incoming stop line."""
     plan = builder.plan
     for arm in plan.arms(i, j):
         side = 1.0 if plan.style.right_hand else -1.0

@@ -240,11 +240,7 @@ class Worlds:
         return {kind: tuple(found[kind]) for kind in sorted(found, reverse=True)}
 
     def compose(self, conditions: Conditions, taxonomy: Taxonomy) -> tuple[Place, Surroundings]:
-        """The world under these conditions.
-
-        Raises:
-            InputError: a value has no file, a file is wrong or of another kind, or two of them lay out a city.
-        """
+        """The world under these conditions."""
         merged: dict[str, Any] = {}
         for kind in reversed(list(taxonomy.conditions)):
             value = conditions[kind]

@@ -62,7 +62,6 @@ class BoxLayer:
         return self.select(np.flatnonzero(self.shown))
 
     def classes(self) -> list[str]:
-        """The class of each box."""
         names = list(self.colours)
         return [names[label] for label in self.boxes.labels.tolist()]
 

@@ -165,7 +165,6 @@ class Score:
         )
 
     def same(self, other: Score) -> bool:
-        """Whether both are made of the same."""
         return self.items is not None and other.items is not None and np.array_equal(self.items, other.items)
 
     def first(self) -> Any:
@@ -305,7 +304,6 @@ class Metric(ABC, Generic[Result]):
         return table
 
     def curves(self, counts: Sequence[Counts]) -> Sequence[Curve]:
-        """Curves over all frames of an evaluation."""
         return ()
 
     def find_worst(self, counts: Sequence[Counts], most: int) -> Sequence[Sample]:
@@ -376,7 +374,6 @@ class RingMetric(Metric[Result]):
         }
 
     def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
-        """The frames with the lowest mean."""
         found = (None if each["counts"] is None else self.ious(each["counts"].sum(axis=2)) for each in counts)
         return lowest_ious(self.shown[0], found, most)
 

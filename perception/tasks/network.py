@@ -84,9 +84,6 @@ class TaskNetwork(nn.Module):
 
         Args:
             axis: of the reference frame, whose sign the mirror image changes. x runs along columns, y along rows.
-
-        Raises:
-            InputError: the head cannot do it.
         """
         dimension = -1 if axis == "x" else -2
         return {name: value.flip(dimension) if value.ndim == 4 else value for name, value in dense.items()}

@@ -173,9 +173,6 @@ class Task(ABC, Generic[Result]):
 
         Args:
             sensors: inputs of the network, of "camera" and "lidar".
-
-        Raises:
-            InputError: the folder cannot be written.
         """
         return None
 

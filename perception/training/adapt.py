@@ -35,11 +35,7 @@ MODULE_RATE = 0.1
 
 
 def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> Config:
-    """The configuration with one more module and with changed training settings.
-
-    Raises:
-        InputError: an unknown kind, option, fact or setting; the message names it.
-    """
+    """The configuration with one more module and with changed training settings."""
     content = config.model_dump(mode="json")
     content["modules"].append(dict(module))
     content["train"] = _further_training(content["train"], training)
@@ -76,10 +72,6 @@ def adapt(
         split: of the tables.
         selectors: scenes or keyframes of the split to train on; empty for all.
         training: overrides of the checkpoint's `train` section, such as steps=300.
-
-    Raises:
-        InputError: an unknown kind, slot, option or condition, a name that is taken, no frame under the conditions, or
-            RUN already trained.
     """
     _require_untrained(run)
     base, config = load_model(checkpoint, tables.rig)
@@ -166,9 +158,6 @@ def add_task(
         tables: drives with the names of the checkpoint's taxonomy and of the new task (`config.extend_taxonomy`).
         checkpoint, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each keyframe
             once, whatever the number of steps.
-
-    Raises:
-        InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
     """
     _require_untrained(run)
     model, _ = load_model(checkpoint, tables.rig)
@@ -221,10 +210,6 @@ def fit_head(
     Args:
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
         replaced: the head that the task had before.
-
-    Raises:
-        InputError: pretrained weights are not installed, the keyframes are too few, the disk is full, or there are
-            several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun
         raise InputError(

@@ -30,9 +30,6 @@ def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float])
     Args:
         moments: the drive's frames, as of `Keyframes.moments`.
         spacings: s from each frame of the clip to the next; the last is to the frame of the token.
-
-    Raises:
-        InputError: a spacing is less than half of the frame period: no frame of the drive has one so near before it.
     """
     tokens, times = [*moments], np.array([*moments.values()], np.int64)
     place, found = tokens.index(token), list[str]()
@@ -121,9 +118,6 @@ class Clips:
         """The least and the largest time (s) from frame to frame of the clips, if a memory trains.
 
         They are those of the memories' options, as far as the drives of these frames have frames.
-
-        Raises:
-            InputError: no frame has one before it so near that its state is used.
         """
         if not self._trains:
             return None

@@ -39,9 +39,6 @@ def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
 
     Args:
         modules: files of modules or heads: FILE, or NAME=FILE to rename a module.
-
-    Raises:
-        InputError: a module does not fit, OUT holds files, or the disk is full.
     """
     model, _ = load_model(checkpoint)
     bank, records = model.bank, read_records(checkpoint)
@@ -77,9 +74,6 @@ def merge(
 
     Returns:
         For each slot the share of the change that the new module's rank could not represent.
-
-    Raises:
-        InputError: an unknown member, method or option, members that do not merge, or OUT holds files.
     """
     unknown = sorted(options.keys() - OPTIONS)
     if unknown:
@@ -132,9 +126,6 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
 
     Args:
         module: its name; it must run on the frames.
-
-    Raises:
-        InputError: it has none, or requires what no frame of the network has.
     """
     require_reachable(model, module)
     # Not those of series adapters: what these were merged to has fixed unit statistics (`set_task_vector`).

@@ -25,11 +25,7 @@ MAIN_PROCESS_TIMEOUT = timedelta(hours=12)  # that the others wait for the main 
 def accelerator_of(
     model: PerceptionModel, tasks: Collection[str], tables: Keyframes, tokens: Sequence[str]
 ) -> Accelerator:
-    """The accelerator of a training of the model on these keyframes.
-
-    Raises:
-        InputError: `accelerate launch` shall divide the model itself.
-    """
+    """The accelerator of a training of the model on these keyframes."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(f"accelerate launch: {name} is not supported; launch without it")
@@ -74,11 +70,7 @@ def reduces_each_pass(accelerator: Accelerator) -> bool:
 
 @contextmanager
 def report_lost_process(run: Path) -> Iterator[None]:
-    """Run what all processes take part in.
-
-    Raises:
-        InputError: one of them has ended, or does not answer in time.
-    """
+    """Run what all processes take part in."""
     try:
         yield
     except RuntimeError as error:
@@ -98,6 +90,5 @@ class LongBarrier:
         self.group = dist.new_group(timeout=MAIN_PROCESS_TIMEOUT, backend="gloo") if processes() > 1 else None
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
         if self.group is not None:
             dist.barrier(self.group)

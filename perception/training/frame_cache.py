@@ -90,11 +90,7 @@ class FrameCache:
             raise InputError(f"data.cache: cannot make {self.folder} ({error.strerror}); name another folder") from None
 
     def frame(self, token: str) -> Frame:
-        """The frame of a keyframe; arrays of a stored one are read-only.
-
-        Raises:
-            InputError: a damaged file of the data set, or an unknown keyframe.
-        """
+        """The frame of a keyframe; arrays of a stored one are read-only."""
         files = self._tables.recording(token, self._reads).stamps()
         path = self.folder / f"{_hash([token, files])[:32]}.frame"
         stored = _read_frame(path)

@@ -125,14 +125,12 @@ class FrameDataset(Dataset[Sample]):
 
     @property
     def epoch_length(self) -> int:
-        """Number of positions in an epoch."""
         if self._holders is None:
             return len(self._tokens)
         return len(self._holders) * _quota(self._holders)
 
     @property
     def steps(self) -> int:
-        """Number of steps of the training."""
         return self._config.train.total_steps(self.epoch_length)
 
     def token(self, position: int) -> str:
@@ -254,9 +252,6 @@ def batches(
         start_step: number of steps done already.
         process: rank of this process.
         processes: number of processes.
-
-    Raises:
-        InputError: the batch of a step cannot be divided among processes and passes.
     """
     train = config.train
     size, rest = divmod(train.batch, train.accumulate * processes)

@@ -69,10 +69,6 @@ def fit(
         resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
         tasks: whose outputs and losses are computed; None for all.
-
-    Raises:
-        InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, a full disk, or
-            another process has ended.
     """
     _require_possible(model.config, run, resume)
     with report_lost_process(run):
@@ -246,11 +242,7 @@ class _Training:
         return step * self.config.train.batch // period > (step - 1) * self.config.train.batch // period
 
     def validate(self, step: int) -> dict[str, float]:
-        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others.
-
-        Raises:
-            InputError: a weight is not finite, the evaluation fails, or the disk is full.
-        """
+        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others."""
         found: dict[str, float] = {}
         if self.main and self.validator is not None:
             model = self.model_to_evaluate()
@@ -263,11 +255,7 @@ class _Training:
         return found
 
     def save(self, step: int) -> None:
-        """Write RUN/checkpoints/step-*; main process only.
-
-        Raises:
-            InputError: a weight is not finite, or the disk is full.
-        """
+        """Write RUN/checkpoints/step-*; main process only."""
         if not self.main:
             return
         model = self.model.state_dict()

@@ -62,11 +62,7 @@ class TrainingLog:
         self._progress.update(self._bar, completed=step)
 
     def write(self, others: Mapping[str, float]) -> None:
-        """Log the means of the values since the last call over all processes, and other scalars of the last step.
-
-        Raises:
-            InputError: the loss of one of these steps is not finite; names the first.
-        """
+        """Log the means of the values since the last call over all processes, and other scalars of the last step."""
         if not self._pending:
             return
         steps = self._fetch()
@@ -109,11 +105,7 @@ class Validator:
         self.tokens = tables.samples(settings.split, settings.scenes)
 
     def check(self, model: PerceptionModel) -> None:
-        """Evaluate the first keyframe, to find mistakes before the training.
-
-        Raises:
-            InputError: the metric is none of the scores, or the evaluation fails.
-        """
+        """Evaluate the first keyframe, to find mistakes before the training."""
         with TemporaryDirectory() as folder:  # RUN/validation keeps what a training that is resumed wrote there
             found = self._evaluate(model, (f"{self.tables.scene(self.tokens[0])}:0-1",), Path(folder))
         metric = self.settings.metric
@@ -123,11 +115,7 @@ class Validator:
             raise self._unknown(found)
 
     def scores(self, model: PerceptionModel) -> tuple[float, dict[str, float]]:
-        """The score that the best checkpoint is chosen by, and all numbers; puts the model into evaluation mode.
-
-        Raises:
-            InputError: the metric is no number among the scores, or the evaluation fails.
-        """
+        """The score that the best checkpoint is chosen by, and all numbers; puts the model into evaluation mode."""
         found = self._evaluate(model, self.settings.scenes, self.folder)
         values = {name: float(value) for name, value in found.items() if value is not None}
         if self.settings.metric not in values:

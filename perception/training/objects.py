@@ -80,9 +80,6 @@ def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder:
 
     Args:
         builds: whether this process builds it; others wait, without the time limit of a barrier between processes.
-
-    Raises:
-        InputError: no object with points, a damaged database, the disk is full, or the process that builds it died.
     """
     key = key_of(tables, tokens, config)
     own = folder / key[:16]

@@ -28,11 +28,7 @@ from perception.taxonomy import SENSORS
 
 
 def joint(model: PerceptionModel) -> None:
-    """Train base and modules together; a module gets gradients only from frames and tasks that route to it.
-
-    Raises:
-        InputError: a task has no gradients.
-    """
+    """Train base and modules together; a module gets gradients only from frames and tasks that route to it."""
     for task in model.tasks:
         if isinstance(model.head(task), FittedNetwork):
             raise InputError(
@@ -125,9 +121,6 @@ def optimizer_of(
 
     Args:
         factors: glob of parameters of the model -> factor of their rate; the first glob that matches counts.
-
-    Raises:
-        InputError: a glob matches no parameter.
     """
     factors = factors or {}
     every = [name for name, _ in model.named_parameters()]

@@ -39,9 +39,6 @@ class FramesBetween:
         A sweep is no frame where a sensor of the keyframe has no recording of about its time, or one that a keyframe
         or the frame before has already: LiDARs may be faster than cameras. There are none before a keyframe without
         the reference LiDAR.
-
-        Raises:
-            InputError: sample_data.json lacks an earlier sweep or picture.
         """
         keyframe = self.recordings.get(sample, {})
         if self._reference not in keyframe:

@@ -99,7 +99,6 @@ class NuScenesTables:
 
     @cached_property
     def between(self) -> FramesBetween:
-        """What was recorded between keyframes, with all pictures."""
         return FramesBetween(self._folder, self.rig)
 
     def moments(self, token: str) -> Mapping[str, int]:
@@ -205,11 +204,7 @@ class NuScenesTables:
                 yield self.dataroot / self._lidarseg.files[sweep.file]
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a frame with their poses, and its annotations.
-
-        Raises:
-            InputError: an unknown frame, or sample_data.json lacks an earlier sweep.
-        """
+        """The sensor files of a frame with their poses, and its annotations."""
         sensors, recordings = self.rig.sensors, self.recordings
         keyframe: Mapping[str, SampleData] = recordings.get(token, {})
         if (sample := sample_of(token)) != token:
@@ -275,7 +270,6 @@ def _locations(folder: Path, scenes: Iterable[dict[str, Any]]) -> dict[str, str]
 
 
 def is_official(version: str) -> bool:
-    """Whether tables of this version have official splits."""
     return _OFFICIAL_VERSION.fullmatch(version) is not None
 
 

@@ -47,9 +47,6 @@ class Lidarseg:
 
         Args:
             sweeps: token of sample_data -> file; others that the table names are left out.
-
-        Raises:
-            InputError: the table is damaged, or category.json has no numbers.
         """
         labels = np.full(256, _UNKNOWN, np.int16)
         if not (folder / f"{TABLE}.json").exists():
@@ -69,11 +66,7 @@ class Lidarseg:
         return Lidarseg(dataroot, files, labels)
 
     def classes(self, sweep: str, count: int) -> np.ndarray | None:
-        """(count,) int16 label of the points in the file of a sweep; None if they are not annotated.
-
-        Raises:
-            InputError: its file is missing or damaged.
-        """
+        """(count,) int16 label of the points in the file of a sweep; None if they are not annotated."""
         if sweep not in self.files:
             return None
         path = self.dataroot / self.files[sweep]
@@ -100,11 +93,7 @@ def occ3d_file(dataroot: Path, scene: str, sample: str) -> Path:
 
 
 def read_occ3d(path: Path, taxonomy: Taxonomy) -> Occupancy | None:
-    """The voxels in a file, whose numbers are those of the taxonomy's `occupancy_classes`; None without the file.
-
-    Raises:
-        InputError: it is damaged, or of another grid or other classes.
-    """
+    """The voxels in a file, whose numbers are those of the taxonomy's `occupancy_classes`; None without the file."""
     try:
         with np.load(path, allow_pickle=False) as content:
             semantics, lidar, camera = (content[name] for name in _NAMES)
@@ -146,6 +135,5 @@ def voxel_truth(
 
 
 def occ3d_arrays(occupancy: Occupancy) -> dict[str, np.ndarray]:
-    """The arrays of such a file."""
     arrays = (occupancy.classes, occupancy.seen_by_lidar, occupancy.seen_by_cameras)
     return {name: np.ascontiguousarray(array.T, np.uint8) for name, array in zip(_NAMES, arrays, strict=True)}

@@ -74,11 +74,7 @@ class MapExpansion:
 
     @staticmethod
     def load(dataroot: Path, location: str, layers: tuple[MapLayer, ...]) -> MapExpansion | None:
-        """The map of a location, which a process parses once; None if the dataroot has none.
-
-        Raises:
-            InputError: the file is damaged.
-        """
+        """The map of a location, which a process parses once; None if the dataroot has none."""
         path = Path(dataroot) / "maps" / "expansion" / f"{location}.json"
         if not path.exists():
             return None

@@ -118,9 +118,6 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
         """A LiDAR sweep, then up to `sweeps` earlier ones of the drive, latest first; None: all.
 
         With the pictures between keyframes, also a camera's pictures.
-
-        Raises:
-            InputError: sample_data.json lacks an earlier one.
         """
         yield latest
         row = latest.row

@@ -31,16 +31,11 @@ _OPENING, _BETWEEN_ROWS = re.compile(rb"\s*\["), re.compile(r"[\s,]*")
 
 
 def versions(dataroot: Path) -> list[str]:
-    """The versions of the tables in a dataroot."""
     return sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
 
 
 def only_version(dataroot: Path) -> str:
-    """The version of a dataroot with a single one.
-
-    Raises:
-        InputError: it has several, or none.
-    """
+    """The version of a dataroot with a single one."""
     found = versions(dataroot)
     if not found:
         raise InputError(
@@ -52,11 +47,7 @@ def only_version(dataroot: Path) -> str:
 
 
 def version_folder(dataroot: Path, version: str) -> Path:
-    """The folder of the tables.
-
-    Raises:
-        InputError: the dataroot, or this version in it, does not exist.
-    """
+    """The folder of the tables."""
     folder = dataroot / version
     if folder.is_dir():
         return folder
@@ -68,11 +59,7 @@ def version_folder(dataroot: Path, version: str) -> Path:
 
 
 def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
-    """The rows of one table, streamed so that memory does not grow with the table.
-
-    Raises:
-        InputError: the table is missing or is not a JSON list of objects.
-    """
+    """The rows of one table, streamed so that memory does not grow with the table."""
     path = folder / f"{table}.json"
     try:
         with path.open("rb") as file:

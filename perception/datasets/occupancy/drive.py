@@ -159,9 +159,6 @@ def gather(
         sweeps: number of earlier sweeps to read with each keyframe; those before the last keyframe are left out.
         grid: for which it is gathered.
         advance: called after each keyframe.
-
-    Raises:
-        InputError: a damaged file, or a keyframe without boxes.
     """
     movable, levels, drive = Movable(source), Levels(), None
     before: tuple[int, Boxes] | None = None

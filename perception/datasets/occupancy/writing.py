@@ -143,10 +143,6 @@ def annotate_drives(
 
     Returns:
         Numbers of `drives`, of `keyframes` that are annotated, and of those `without_lidar`.
-
-    Raises:
-        InputError: the taxonomy has no point classes, a keyframe has no boxes, no keyframe has points, or `out` is
-            another data set.
     """
     if not source.taxonomy.point_classes:
         raise InputError(
@@ -184,11 +180,7 @@ def _annotate_drive(
 
 
 def link_dataroot(data: Path, out: Path) -> None:
-    """Link to all files and folders of a dataroot, but its voxels, from another folder; nothing where both are one.
-
-    Raises:
-        InputError: `out` has something else of the same name, or links cannot be made there.
-    """
+    """Link to all files and folders of a dataroot, but its voxels, from another folder; nothing where both are one."""
     if out.samefile(data):
         return
     if out.resolve().is_relative_to(data.resolve()):

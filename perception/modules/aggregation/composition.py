@@ -69,7 +69,6 @@ class Composition:
         return None
 
     def _texts(self) -> list[str]:
-        """The members' text forms."""
         return [str(member) for member in self.members]
 
     def _mark(self, wrong: int) -> str:
@@ -134,7 +133,6 @@ class Average(Composition):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The weight of each member."""
         return self.weights or (1 / len(self.members),) * len(self.members)
 
     def _texts(self) -> list[str]:
@@ -241,11 +239,7 @@ _TOKEN = re.compile(rf"{NAME.pattern}|{_NUMBER.pattern}|\S|$")
 
 
 def parse_block(text: str) -> Block:
-    """The block with this text form: parse_block(str(block)) == block.
-
-    Raises:
-        InputError: the text is no block; the message marks the fault between >>> and <<<.
-    """
+    """The block with this text form: parse_block(str(block)) == block."""
     reader = _Reader(text)
     block = reader.block()
     if reader.token:

@@ -64,9 +64,6 @@ def merge_modules(
     Returns:
         Slot -> relative norm of the part of the merged task vector that the new module cannot represent; zero up to
         rounding except for approximations as above and a smaller `rank`.
-
-    Raises:
-        InputError: the members cannot be merged, or a name or number is wrong. The bank has not changed.
     """
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
@@ -183,11 +180,7 @@ Vector = dict[str, Tensor]
 
 
 def weighted_sum(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
-    """sum_i weights_i * vectors_i; the weights need not sum to one.
-
-    Raises:
-        InputError: no vectors, or their names or shapes differ (as in all functions here); or not one weight for each.
-    """
+    """sum_i weights_i * vectors_i; the weights need not sum to one."""
     _check(vectors)
     if len(weights) != len(vectors):
         raise InputError(f"{len(vectors)} modules, {len(weights)} weights: give one weight for each module")
@@ -203,9 +196,6 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
 
     Args:
         keep: 0 < keep <= 1; rounded to whole entries, ties are kept.
-
-    Raises:
-        InputError: also for a `keep` out of range.
     """
     _check(vectors)
     if not 0 < keep <= 1:
@@ -227,9 +217,6 @@ def dare(vectors: Sequence[Vector], drop: float, generator: torch.Generator) -> 
     Args:
         drop: 0 <= drop < 1.
         generator: on the CPU, so that the outcome does not depend on the device.
-
-    Raises:
-        InputError: also for a `drop` out of range.
     """
     _check(vectors)
     if not 0 <= drop < 1:

@@ -76,9 +76,6 @@ def add_fusion(bank: Bank, block: Block) -> None:
     """Add the attention of a Fuse block to every slot that has two or more of its members.
 
     It is frozen if the base is; `Bank.train(block.key)` trains it.
-
-    Raises:
-        InputError: not a Fuse block, an unknown module, no slot with two members, or the attention exists already.
     """
     if not isinstance(block, Fuse):
         raise InputError(f"{block}: only a fuse block has attention, such as fuse(rain, night)")

@@ -131,14 +131,12 @@ class Computation(nn.Module):
 
 
 def inputs(layer: Any) -> int:
-    """Number of input channels I."""
     if isinstance(layer, (*NORMS, nn.SyncBatchNorm, ChannelNorm)):
         return int(layer.num_features)
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def outputs(layer: Any) -> int:
-    """Number of output channels O."""
     if isinstance(layer, (*NORMS, nn.SyncBatchNorm, ChannelNorm)):
         return int(layer.num_features)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)

@@ -25,7 +25,6 @@ class SettledRouter:
         self.routes = routes
 
     def __call__(self, inputs: Mapping[str, Tensor], tasks: Collection[str]) -> Routes:
-        """The routes of these tasks."""
         return [(route, tuple(task for task in group if task in tasks)) for route, group in self.routes]
 
 
@@ -116,7 +115,6 @@ def make_shared_routes(
 def _gather_conditions(
     conditions: Sequence[Conditions], kinds: Mapping[str, Sequence[str]], device: torch.device
 ) -> list[Conditions]:
-    """The conditions of the frames of all processes."""
     places = [
         [values.index(frame[kind]) if kind in frame else -1 for kind, values in kinds.items()] for frame in conditions
     ]

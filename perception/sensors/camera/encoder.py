@@ -120,11 +120,7 @@ class ImageEncoder(nn.Module):
             self.register_buffer(name, torch.tensor([255 * value for value in pictures[key]]), persistent=False)
 
     def load_pretrained(self) -> None:
-        """Load the weights of `model.camera.weights` into the backbone; modules stay. None: nothing changes.
-
-        Raises:
-            InputError: they cannot be had, or do not fit.
-        """
+        """Load the weights of `model.camera.weights` into the backbone; modules stay. None: nothing changes."""
         if self.config.weights is not None:
             network = picture_backbone(self.config.backbone, self.config.stages, self.config.weights)
             add_slots(network, "camera.backbone")
@@ -145,11 +141,7 @@ class ImageEncoder(nn.Module):
         return self.head(x).unflatten(0, (b, n)), self.lens_depth(x, image_from_reference).unflatten(0, (b, n))
 
     def cells_to_supervise(self) -> tuple[int, int] | None:
-        """(h, w) of the cells that need depth labels; None if the depth is not supervised, or nothing here trains.
-
-        Raises:
-            InputError: the image is no whole number of cells.
-        """
+        """(h, w) of the cells that need depth labels; None if the depth is not supervised, or nothing here trains."""
         if not self.config.depth.supervision or not any(parameter.requires_grad for parameter in self.parameters()):
             return None
         stride, size = self.backbone.feature_info.reduction()[0], self.config.image

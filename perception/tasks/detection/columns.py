@@ -129,9 +129,6 @@ def read_submission(path: Path, frame_of: Mapping[str, int], taxonomy: Taxonomy)
     """Frame and detections of each sample in `frame_of` (token -> frame), in the order of the file.
 
     The order matters, because the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
-
-    Raises:
-        InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
     """
     label = {name: i for i, name in enumerate(taxonomy.class_names)}
     attribute = {name: i for i, name in enumerate(taxonomy.attributes)} | {"": -1}

@@ -79,11 +79,7 @@ NUSCENES = DEVKITS["nuscenes"]
 
 
 def open_devkit(dataroot: Path, version: str, devkit: Devkit = NUSCENES) -> Any:
-    """The devkit's tables; takes seconds for the mini set, a minute for the full data set.
-
-    Raises:
-        InputError: the devkit is not installed, or does not accept the dataroot.
-    """
+    """The devkit's tables; takes seconds for the mini set, a minute for the full data set."""
     devkit.require()
     tables = getattr(import_module(devkit.package), devkit.tables)
     try:
@@ -111,9 +107,6 @@ def score_submission(
         None without any; `ground_truth`: number of boxes per class; and under the devkit's names `label_aps` (per class
         and matching distance), `mean_dist_aps` (AP per class), `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are
         metres, 1 - IoU, radians, m/s and 1 - accuracy.
-
-    Raises:
-        InputError: the file is no submission, or some of the samples have no entry in it.
     """
     evaluation = object.__new__(devkit.module("detection.evaluate").DetectionEval)  # without its folder of plots
     evaluation.cfg = devkit.module("common.config").config_factory(devkit.protocol)
@@ -147,10 +140,6 @@ def boxes_to_compare(
         tables: the devkit's.
         config: of the devkit, for the task.
         box_type: DetectionBox or TrackingBox of the devkit.
-
-    Raises:
-        InputError: the file is no submission, some of the samples have no entry in it, or the drives are of a vehicle
-            without the sensor from which the devkit measures distances.
     """
     loaders = devkit.module("common.loaders")
     predictions = _load(submission, samples, box_type, devkit)
@@ -228,9 +217,6 @@ class TrackWriter(ResultsWriter):
 
         Predicted but undetected tracks are omitted, because the devkit interpolates gaps itself. Unconfirmed tracks are
         written, because AMOTA ranks tracks by their scores, and their objects would be missed.
-
-        Raises:
-            InputError: the sample was added before, or the disk is full.
         """
         counts = np.array([each.tracked for each in self._taxonomy.classes])[tracks.boxes.labels]
         index = np.flatnonzero((tracks.unseen == 0) & counts)
@@ -259,9 +245,6 @@ def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> di
     Returns:
         A dict for strict JSON, with None for undefined values. Under the devkit's names its summary: `amota`, `amotp`
         (m), `recall`, `ids` (switches), ... over all classes, and its scores per class in `label_metrics`.
-
-    Raises:
-        InputError: the file is no submission, or some of the samples have no entry in it.
     """
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.tracking.data_classes import TrackingBox

@@ -56,9 +56,6 @@ def select_submitted(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> Boxes:
     Args:
         frame: the sample, with the pose of its reference frame.
         boxes: N boxes in the frame's reference.
-
-    Raises:
-        InputError: a box is not finite or has a size that is not positive.
     """
     best = np.argsort(-boxes.scores, kind="stable")[:MAX_BOXES]
     boxes = boxes.select(best)
@@ -131,20 +128,13 @@ class ResultsWriter:
             path: its folder must exist.
             sensors: inputs of the model, of "camera" and "lidar".
             taxonomy: names of the labels and attributes.
-
-        Raises:
-            InputError: the disk is full or the folder not writable.
         """
         meta = {f"use_{kind}": kind in sensors for kind in ("camera", "lidar", "radar", "map", "external")}
         with FrameFile.open(path, "the submission", {"meta": meta}, "results") as file:
             yield cls(file, taxonomy)
 
     def add_entries(self, sample: str, entries: list[dict[str, object]]) -> None:
-        """Append the boxes of one sample; samples without boxes are written too, as the devkit requires.
-
-        Raises:
-            InputError: the sample was added before, or the disk is full.
-        """
+        """Append the boxes of one sample; samples without boxes are written too, as the devkit requires."""
         self._file.add(sample, entries)
 
 
@@ -156,11 +146,7 @@ class SubmissionWriter(ResultsWriter):
     """
 
     def add(self, frame: Frame, result: Boxes, state: object = None) -> None:
-        """Append the detections of one sample.
-
-        Raises:
-            InputError: the sample was added before, a box is not finite, or the disk is full.
-        """
+        """Append the detections of one sample."""
         self.add_entries(frame.token, sample_results(frame, result, self._taxonomy))
 
 
@@ -168,9 +154,6 @@ def read_samples(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, lis
     """Token and boxes of each sample in `wanted`, in the order of the file; others are skipped.
 
     Of a file that SubmissionWriter wrote one sample at a time is in memory.
-
-    Raises:
-        InputError: the file is no submission, or a sample is absent or has more than 500 boxes.
     """
     missing = set(wanted)
     for token, boxes in _samples(path):

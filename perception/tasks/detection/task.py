@@ -118,7 +118,6 @@ class DetectionTask(Task[Boxes]):
         return TrackMemory(self.taxonomy)
 
     def objects(self, state: Tracks) -> Boxes:
-        """The confirmed tracks."""
         return state.boxes.select(state.confirmed)
 
     def draw(self, frame: Frame, result: Boxes, state: Tracks | None) -> Iterator[BoxLayer]:

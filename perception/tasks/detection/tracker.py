@@ -235,7 +235,6 @@ def _scores(tracks: np.ndarray, now: int) -> np.ndarray:
 
 
 def _select_best(tracks: np.ndarray, now: int) -> np.ndarray:
-    """The best MAX_TRACKS tracks, in the same order."""
     best = np.argsort(-_scores(tracks, now), kind="stable")[:MAX_TRACKS]
     return tracks[np.sort(best)]
 

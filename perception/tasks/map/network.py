@@ -26,7 +26,6 @@ class MapSegmentationHead(TaskNetwork):
         return {"logits": self.logits(self.shared(features))}
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Probabilities of the map classes."""
         return {"probabilities": dense["logits"].sigmoid()}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:

@@ -222,7 +222,6 @@ class MapTask(Task[np.ndarray]):
         return MapMemory(self.grid, [layer.share for layer in self.taxonomy.map_layers])
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
-        """The fused map."""
         return [] if state is None else [RasterLayer("map", state, self.grid, self.taxonomy.map_colours())]
 
     @staticmethod

@@ -56,7 +56,6 @@ _UNREAD = "obstacles.json cannot be read or lacks a frame of the replay; replay 
 
 
 def _of_file(name: str, classes: Any = None) -> GateMetric:
-    """A gate on what obstacles.json has."""
     nothing = f"there is nothing to count for {name}"
     by_class = f"{name}_by_class" if classes else ""
     return GateMetric(

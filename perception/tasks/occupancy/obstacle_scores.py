@@ -62,11 +62,7 @@ class ObstacleWriter:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, taxonomy: Taxonomy) -> Iterator[ObstacleWriter]:
-        """A writer of the file in the folder, which appears atomically when the block ends.
-
-        Raises:
-            InputError: the disk is full or the folder not writable.
-        """
+        """A writer of the file in the folder, which appears atomically when the block ends."""
         with FrameFile.open(folder / OBSTACLES, "the obstacles", {"classes": taxonomy.class_names}, "frames") as file:
             yield cls(file)
 
@@ -85,11 +81,7 @@ class FrameObstacles(NamedTuple):
 
 
 def read_obstacles(folder: Path, tokens: Sequence[str]) -> list[FrameObstacles]:
-    """The frames with these tokens; one at a time is held as Python objects.
-
-    Raises:
-        InputError: the file is missing, damaged or lacks a frame.
-    """
+    """The frames with these tokens; one at a time is held as Python objects."""
     path = folder / OBSTACLES
     try:
         place, found = {token: i for i, token in enumerate(tokens)}, dict[int, FrameObstacles]()

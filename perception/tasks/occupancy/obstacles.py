@@ -108,7 +108,6 @@ class Obstacles:
     unseen: np.ndarray  # (N,) int, frames since it was seen; 0 if seen in this frame
 
     def layer(self) -> BoxLayer:
-        """The obstacles for the report and the viewers."""
         boxes, ids = replace(self.boxes, labels=np.zeros(len(self.ids), np.int64)), [str(i) for i in self.ids.tolist()]
         shown = np.ones(len(ids), bool)
         return BoxLayer("obstacles", "tracked", boxes, COLOURS, shown, ids, ids, faded=self.unseen > 0)
