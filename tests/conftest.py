@@ -15,7 +15,7 @@ from typing import Any
 import once
 import pytest
 from hypothesis import settings
-from repository import ROOT
+from repository import recorded
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -108,25 +108,16 @@ def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     once.run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
-def _recorded(name: str, file: str) -> Path:
-    """The folder of recorded data that PERCEPTION_<name> says; skips where it does not have the file."""
-    variable = f"PERCEPTION_{name.upper()}"
-    root = Path(os.environ.get(variable) or ROOT.parent / "shared" / "data" / name)
-    if not (root / file).exists():
-        pytest.skip(f"recorded data not found at {root} (set {variable})")
-    return root
-
-
 @pytest.fixture(scope="session")
 def nuscenes_root() -> Path:
     """A dataroot with version v1.0-mini and files for the first keyframes of scene-0103."""
-    return _recorded("nuscenes", "v1.0-mini/sample.json")
+    return recorded("nuscenes", "v1.0-mini/sample.json")
 
 
 @pytest.fixture(scope="session")
 def pandaset_root() -> Path:
     """A dataroot of PandaSet with frames 0 to 31 of drive 002."""
-    return _recorded("pandaset", "002/lidar/poses.json")
+    return recorded("pandaset", "002/lidar/poses.json")
 
 
 @pytest.fixture(scope="session")

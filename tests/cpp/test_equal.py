@@ -10,13 +10,13 @@ from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
-import kitti_reference as kitti
 import numpy as np
 import pytest
 import tessera_runtime as native
 from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated
 from commands import without_ci
 from exported import QUIET, add_route, apart, bundle, checkpoint_of, modular, nano, remembering
+from mmdet3d_networks import trained_kitti
 from once import once
 from recorded_engine import TARGET, add_recorded_plan, golden_runs
 from repository import ROOT
@@ -178,7 +178,7 @@ def test_a_network_of_kitti_sees_the_same_on_a_real_drive(pandaset_root: Path) -
 
     def make(out: Path) -> None:
         run = out.with_name("cpp-kitti-run")
-        import_pointpillars(ROOT / "configs" / "kitti" / "pointpillars.yaml", kitti.weights_file(), run)
+        import_pointpillars(ROOT / "configs" / "kitti" / "pointpillars.yaml", trained_kitti(), run)
         export(run, out, console=QUIET)
 
     path = once("cpp-kitti", make)

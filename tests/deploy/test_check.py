@@ -7,13 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import kitti_reference as kitti
 import numpy as np
 import pytest
 from commands import perception, refuses, succeeds
 from damaged_drives import CAUSES, turn
 from exported import bundle
 from made_up import keyframe
+from mmdet3d_networks import trained_kitti
 from once import once
 from repository import ROOT
 
@@ -60,7 +60,7 @@ def of_kitti(pandaset_root: Path) -> Path:
     def imported(out: Path) -> None:
         out.mkdir()
         (out / "coarse.yaml").write_text(text)
-        import_pointpillars(out / "coarse.yaml", kitti.weights_file(), out / "run")
+        import_pointpillars(out / "coarse.yaml", trained_kitti(), out / "run")
 
     run, training = once("check-kitti-run", imported) / "run", ("--calibrate", pandaset_root, "--scenes", "002:0-16")
     return once("check-kitti", lambda out: succeeds("export", run, "--out", out, *training))

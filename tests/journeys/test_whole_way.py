@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from centerpoint_reference import files
 from commands import command, refuses, score_and_replay, succeeds
 from exported import QUIET, bundles_of
 from infos import new_infos, old_infos, write_infos
+from mmdet3d_networks import files
 from networks import config as small_config
 from networks import small
 from nuscenes import NuScenes
@@ -290,7 +290,7 @@ RAIN = {"name": "rain", "kind": "low_rank", "slots": ["lidar.*", "trunk.*", "hea
 
 def test_a_module_is_trained_beside_the_base_from_mmdet3d(tables: NuScenesTables, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    import_checkpoint(*files(tmp_path), run)
+    import_checkpoint(*files(tmp_path, "centerpoint"), run)
     adapted = adapt(run, RAIN, tables, "all", [], tmp_path / "rain", steps=2, batch=1, learning_rate=0.05)
     base, both = (load_file(folder / "model.safetensors") for folder in (run, adapted))
     assert all(torch.equal(both[name], tensor) for name, tensor in base.items())
@@ -308,7 +308,7 @@ def test_a_module_is_trained_beside_the_base_from_mmdet3d(tables: NuScenesTables
 @pytest.mark.slow("exports, compiles and replays a network with six heads")
 def test_a_network_from_mmdet3d_gives_its_boxes_at_every_precision(sim_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    import_checkpoint(*files(tmp_path), run)
+    import_checkpoint(*files(tmp_path, "centerpoint"), run)
     bundles = bundles_of(run, tmp_path, ("fp32", "fp16", "int8"), Drives(sim_root, "v1.0-sim"))
     frame = synthetic_frame("lidar", RIG, seed=3)
     expected = TorchPredictor.load(run)(frame).results["detection"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bench_loader import pipeline
 from mmdet3d.datasets import NuScenesDataset
+from mmdet3d_drives import FOLDERS, converter
 from nuscenes import NuScenes
-from runners import FOLDERS, converter
 from ten_sweeps import SWEEPS, drive
 from vocabulary import CAMERAS
 

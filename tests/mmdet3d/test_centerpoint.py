@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from made_up import keyframe
-from runners import lidar_frames
+from mmdet3d_drives import lidar_frames
 from vocabulary import NUSCENES
 
 from perception.checkpoint import load_model

@@ -9,8 +9,8 @@ import pytest
 from infos import new_infos, old_infos
 from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.convert_utils import NuScenesNameMapping
+from mmdet3d_drives import converter
 from nuscenes import NuScenes
-from runners import converter
 from vocabulary import CLASSES
 
 from perception.datasets.keyframes import Reads

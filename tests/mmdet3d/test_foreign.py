@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 from mmdet3d.registry import MODELS
+from mmdet3d_drives import FOLDERS, LOADING
 from mmengine.config import Config
 from repository import ROOT
-from runners import FOLDERS, LOADING
 from torch import Tensor
 from typer.testing import CliRunner
 from vocabulary import CLASSES

@@ -13,9 +13,9 @@ from exported import folder
 from infos import MMDET3D_CLASSES
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmdet3d_drives import lidar_frames
 from mmengine.config import Config
 from mmengine.structures import InstanceData
-from runners import lidar_frames
 from torch import Tensor, nn
 from vocabulary import CLASSES
 

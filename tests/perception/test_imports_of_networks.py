@@ -1,40 +1,41 @@
-"""Imported networks compute what the same ones written plainly do; what does not fit is refused, and nothing runs."""
+"""Imported networks compute what mmdet3d's do; what does not fit is refused, and nothing runs."""
 
+import json
+import math
 import pickle
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import centerpoint_reference
 import numpy as np
-import pillarnest_reference
-import pointpillars_reference
 import pytest
 import torch
-from centerpoint_reference import TASKS, voxelise
 from commands import one_line_error, refuses, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
 from infos import MMDET3D_CLASSES
-from vocabulary import ATTRIBUTES, CLASSES, RIG
+from made_up import keyframe
+from mmdet3d_networks import TASKS, files, outputs, points
+from vocabulary import ATTRIBUTES, CLASSES
 
-from deploy.golden import synthetic_frame
 from perception.checkpoint import load_model
 from perception.config import Config
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import Conditions, Frame
 from perception.grid import BevGrid
 from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.checkpoint import read_config
 from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.pillarnest import HEAD_NAMES
 from perception.mmdet3d.second import sweep_step
+from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.lidar.pillars import group
 from perception.tasks.detection.targets import REGRESSION
 from perception.tasks.task import part_of
 
-FRAME = synthetic_frame("lidar", RIG, seed=3)
+FRAME = Frame("made", 0, "lidar", np.eye(4), np.eye(4), cameras={}, **keyframe(points()))
 NETWORKS = {  # maps, sweeps; fpn and secfpn are PointPillars
     "centerpoint": (36, 2), "fpn": (9, 3), "secfpn": (3, 3), "pillarnest": (42, 2),
 }  # fmt: skip
@@ -109,93 +110,102 @@ def test_sweeps_are_those_of_testing(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Configuration and checkpoint of each network."""
-    folder = tmp_path_factory.mktemp("networks")
-    return {
-        "centerpoint": centerpoint_reference.files(folder),
-        "pillarnest": pillarnest_reference.files(folder),
-        **{neck: pointpillars_reference.files(folder, neck) for neck in ("fpn", "secfpn")},
-    }
+    return {network: files(tmp_path_factory.mktemp("networks"), network) for network in NETWORKS}
 
 
 @pytest.fixture(scope="module")
-def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(sources: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {network: tmp_path_factory.mktemp("imported") / network for network in NETWORKS}
     for network, folder in folders.items():
-        import_checkpoint(*files[network], folder)
+        import_checkpoint(*sources[network], folder)
     return folders
 
 
-def plain_maps(network: str) -> dict[str, torch.Tensor]:
-    """Of the network written plainly, under our names, with our order of classes and sizes and our headings."""
-    voxels = voxelise(FRAME.points, 700, 6)
-    assert len(voxels[0]) == 700  # there were more
-    inputs = map(torch.from_numpy, voxels)
-    if network == "centerpoint":
-        return {
-            f"group{i}_{mine}": task[theirs][:, [1, 0, 2]] if theirs == "dim" else task[theirs]
-            for i, task in enumerate(centerpoint_reference.reference()(*inputs))
-            for mine, theirs in NAMES.items()
-        }
-    if network == "pillarnest":
-        return {
-            f"group{i}_{mine}": -task[theirs][:, [1, 0]] if theirs == "rot" else task[theirs]
-            for i, task in enumerate(pillarnest_reference.reference()(*inputs))
-            for mine, theirs in HEAD_NAMES.items()
-        }
+def maps_of(network: str) -> dict[str, np.ndarray]:
+    """mmdet3d's, under our names, with our order of classes and sizes and our headings."""
+    stored = outputs(network)
+    if network in ("centerpoint", "pillarnest"):
+        names = HEAD_NAMES if network == "pillarnest" else NAMES
+        found = {f"group{i}_{mine}": stored[f"{i}.{name}"] for i in range(6) for mine, name in names.items()}
+        orders = {"heading": [1, 0]} if network == "pillarnest" else {"size": [1, 0, 2]}
+        for name in found:
+            if order := orders.get(name.split("_")[1]):
+                found[name] = found[name][order] * (-1 if network == "pillarnest" else 1)
+        return found
     classes = [MMDET3D_CLASSES.index(name) for name in CLASSES]
     orders = {"classes": classes, "boxes": [0, 1, 2, 4, 3, 5, 6, 7, 8], "directions": [0, 1]}
-    outputs = pointpillars_reference.reference(network)(*inputs)
+    found = {name: stored[name] for name in stored if name.split(".")[0] in orders and "." in name}
     return {
-        f"{name}.{i}": level.unflatten(1, (4, len(order)))[:, :, order].flatten(1, 2)
-        for (name, order), levels in zip(orders.items(), outputs, strict=True)
-        for i, level in enumerate(levels)
+        name: values.reshape(4, len(order), *values.shape[1:])[:, order].reshape(values.shape)
+        for name, values in found.items()
+        for order in [orders[name.split(".")[0]]]
     }
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("network", NETWORKS)
-def test_maps_are_those_of_the_network_written_plainly(runs: dict[str, Path], network: str) -> None:
+def test_maps_are_those_of_mmdet3d(runs: dict[str, Path], network: str) -> None:
     ours, config = load_model(runs[network])
     maps, sweeps = NETWORKS[network]
     assert (config.model.lidar.sweeps, config.model.lidar.max_pillars) == (sweeps, 700)
     if network == "centerpoint":  # no weight gets lost
-        plain = centerpoint_reference.reference()
-        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in plain.parameters())
+        shapes = json.loads(str(outputs(network)["shapes"]))
+        trained = [shape for name, shape in shapes.items() if not re.search("running|num_batches", name)]
+        assert sum(p.numel() for p in ours.parameters()) == sum(map(math.prod, trained))
     if network == "fpn":
         assert {"trunk.stage2.0", "trunk.lateral1", "trunk.smooth0.norm"} <= ours.bank.slots.keys()
-    found, expected = part_of("detection", ours(inputs_of(config))), plain_maps(network)
+    found, expected = part_of("detection", ours(inputs_of(config))), maps_of(network)
     assert len(expected) == maps
     for name, wanted in expected.items():
         assert wanted.std() > 0.05
-        torch.testing.assert_close(found[name], wanted, atol=1e-5, rtol=1e-5)
+        step = found[name].shape[-1] // wanted.shape[-1]  # large maps are stored in part
+        np.testing.assert_allclose(found[name][0, :, ::step, ::step], wanted, atol=1e-5, rtol=1e-5)
 
 
 def inputs_of(config: Config) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in prepare(FRAME, InputSpec.of(config)).items()}
 
 
+@pytest.mark.parametrize("network", ["centerpoint", "fpn", "secfpn"])
+def test_boxes_are_those_of_mmdet3d(runs: dict[str, Path], network: str) -> None:
+    """After NMS, one to one."""
+    found, expected = TorchPredictor.load(runs[network])(FRAME).results["detection"], outputs(network)
+    assert len(found) == len(expected["scores"]) > 20
+    apart = np.abs(found.centers[:, None] - expected["boxes"][:, :3]).max(axis=2)
+    apart += np.abs(found.scores[:, None] - expected["scores"]) + (found.labels[:, None] != expected["labels"])
+    partner = apart.argmin(axis=1)
+    assert len({*partner.tolist()}) == len(found)
+    boxes = expected["boxes"][partner]
+    np.testing.assert_array_equal(found.labels, expected["labels"][partner])
+    np.testing.assert_allclose(found.scores, expected["scores"][partner], atol=1e-5)
+    np.testing.assert_allclose(found.centers, boxes[:, :3], atol=1e-4)
+    np.testing.assert_allclose(found.sizes, boxes[:, 3:6], rtol=1e-4)
+    np.testing.assert_allclose(np.exp(1j * found.yaws), np.exp(1j * boxes[:, 6]), atol=1e-4)
+    np.testing.assert_allclose(found.velocities[:, :2], boxes[:, 7:9], atol=1e-4)
+
+
 @torch.no_grad()
-def test_boxes_are_those_of_the_published_code(runs: dict[str, Path]) -> None:
-    """PillarNeSt's, whose scores are weighted by the predicted IoU."""
+def test_boxes_are_those_of_pillarnest(runs: dict[str, Path]) -> None:
+    """Before NMS; scores are weighted by the predicted IoU."""
     ours, config = load_model(runs["pillarnest"])
     found = part_of("detection", ours.deployed(Conditions()).predict(inputs_of(config)))
-    counts, first = [], 0
-    maps = pillarnest_reference.reference()(*map(torch.from_numpy, voxelise(FRAME.points, 700, 6)))
-    for i, task in enumerate(maps):
-        boxes = pillarnest_reference.decode(task)
+    expected, first, counts = outputs("pillarnest"), 0, []
+    for i, task in enumerate(TASKS):
+        of_task = np.flatnonzero((expected["labels"] >= first) & (expected["labels"] < first + len(task)))
+        count, boxes, values = len(of_task), expected["boxes"][of_task], found["boxes"][0, i].numpy()[: len(of_task)]
         scores = found["scores"][0, i].numpy()
-        np.testing.assert_allclose(scores[: len(boxes)], [score for _, score, _ in boxes], atol=1e-5)
-        assert not scores[len(boxes) :].any()
-        counts.append(len(boxes))
-        assert found["labels"][0, i, : len(boxes)].tolist() == [first + label for label, _, _ in boxes]
-        first += len(TASKS[i])
-        for (_, _, box), values in zip(boxes, found["boxes"][0, i].numpy(), strict=False):
-            np.testing.assert_allclose(values[[0, 1, 2, 3, 4, 5, 8, 9]], np.delete(box, 6), atol=1e-4, rtol=1e-4)
-            turned = np.array([np.sin(box[6]), np.cos(box[6])])
-            np.testing.assert_allclose(values[6:8] / np.linalg.norm(values[6:8]), turned, atol=1e-4)
-    assert 10 < min(counts) < pillarnest_reference.MOST  # cells above and below the threshold
+        np.testing.assert_allclose(scores[:count], expected["scores"][of_task], atol=1e-5)
+        assert not scores[count:].any()
+        np.testing.assert_array_equal(found["labels"][0, i, :count], expected["labels"][of_task])
+        np.testing.assert_allclose(values[:, [0, 1, 2, 3, 4, 5, 8, 9]], np.delete(boxes, 6, 1), atol=1e-4, rtol=1e-4)
+        turned = np.column_stack([np.sin(boxes[:, 6]), np.cos(boxes[:, 6])])
+        lengths = np.linalg.norm(values[:, 6:8], axis=1, keepdims=True)
+        np.testing.assert_allclose(values[:, 6:8] / lengths, turned, atol=1e-4)
+        first += len(task)
+        counts.append(count)
+    assert 10 < min(counts) < 40  # cells above and below the threshold
 
 
 def test_attributes_are_those_of_the_speed(runs: dict[str, Path]) -> None:
@@ -227,15 +237,15 @@ KEYS = [
 
 
 @pytest.mark.parametrize(("network", "missing", "more"), KEYS)
-def test_every_key_must_be_accounted_for(files: Files, tmp_path: Path, network: str, missing: list[str], more: str):
+def test_every_key_must_be_accounted_for(sources: Files, tmp_path: Path, network: str, missing: list[str], more: str):
     checkpoint = tmp_path / "changed.pth"
-    content = torch.load(files[network][1], weights_only=True)
+    content = torch.load(sources[network][1], weights_only=True)
     tensors = {name: tensor for name, tensor in content["state_dict"].items() if name not in missing}
     torch.save(content | {"state_dict": tensors | {more: torch.zeros(1)}}, checkpoint)
     named = f" ({', '.join(missing)})" if missing else ""
     keys = f"{len(missing)} keys are missing{named}, 1 unexpected ({more})"
     with one_line_error(exactly=f"{checkpoint}: does not fit its configuration: {keys}"):
-        import_checkpoint(files[network][0], checkpoint, tmp_path / "run")
+        import_checkpoint(sources[network][0], checkpoint, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -247,8 +257,8 @@ class Malicious:
         return Path.touch, (self.file,)
 
 
-def test_a_checkpoint_that_is_no_plain_data_is_refused_and_executes_nothing(files: Files, tmp_path: Path) -> None:
-    config, checkpoint = files["centerpoint"]
+def test_a_checkpoint_that_is_no_plain_data_is_refused_and_executes_nothing(sources: Files, tmp_path: Path) -> None:
+    config, checkpoint = sources["centerpoint"]
     whole, content = checkpoint.read_bytes(), torch.load(checkpoint, weights_only=True)
     changed = tmp_path / "changed.pth"
 
@@ -308,20 +318,36 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("network", "row"), [(name, row) for name, rows in REFUSED.items() for row in rows])
-def test_what_has_no_counterpart_is_refused(files: Files, tmp_path: Path, network: str, row: tuple[str, ...]) -> None:
+def test_what_has_no_counterpart_is_refused(sources: Files, tmp_path: Path, network: str, row: tuple[str, ...]) -> None:
     old, new, message = row
-    text = files[network][0].read_text()
+    text = sources[network][0].read_text()
     assert old in text
     with one_line_error(says=message):
-        import_checkpoint(written(tmp_path, text.replace(old, new)), files[network][1], tmp_path / "run")
+        import_checkpoint(written(tmp_path, text.replace(old, new)), sources[network][1], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_imports_or_says_why_not(files: Files, tmp_path: Path) -> None:
-    command = ("import", *files["centerpoint"], "--out", tmp_path / "run")
-    parameters = sum(p.numel() for p in centerpoint_reference.reference().parameters())
-    assert succeeds(*command) == f"{tmp_path / 'run'}: centerpoint, {parameters:,} parameters\n"
+def test_the_command_imports_or_says_why_not(sources: Files, tmp_path: Path) -> None:
+    command = ("import", *sources["centerpoint"], "--out", tmp_path / "run")
+    assert re.fullmatch(rf"{tmp_path / 'run'}: centerpoint, \d+,\d+ parameters\n", succeeds(*command))
     assert refuses(*command) == f"perception: {tmp_path / 'run'}: holds files already; choose another --out\n"
+
+
+def voxelise(points: np.ndarray, most: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hard voxelisation, point by point: voxels, counts, cells (P, 2)."""
+    places: dict[tuple[int, int], list[np.ndarray]] = {}
+    for point in points.astype(np.float32):
+        column, row = (np.floor((point[i] - np.float32(-12.8)) / np.float32(0.4)) for i in (0, 1))
+        level = np.floor((point[2] - np.float32(-5)) / np.float32(8))
+        cell = (int(row), int(column))
+        if not (0 <= column < 64 and 0 <= row < 64 and level == 0) or (cell not in places and len(places) == most):
+            continue
+        if len(places.setdefault(cell, [])) < size:
+            places[cell].append(point)
+    voxels = np.zeros((len(places), size, 5), np.float32)
+    for voxel, inside in zip(voxels, places.values(), strict=True):
+        voxel[: len(inside)] = inside
+    return voxels, np.array([len(inside) for inside in places.values()], np.int32), np.array([*places], np.int64)
 
 
 @given(seed=st.integers(0, 2**32 - 1), number=st.integers(0, 300), spread=st.floats(0.3, 12), most=st.integers(1, 60))

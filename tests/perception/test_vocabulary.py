@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import centerpoint_reference
+import mmdet3d_networks
 import numpy as np
-import pillarnest_reference
 import pytest
 import yaml
 from commands import one_line_error
@@ -285,7 +284,7 @@ def test_keys_are_overridden_one_by_one(tmp_path: Path) -> None:
 
 # Published configurations of mmdet3d and PillarNeSt, of which ours have the networks.
 
-_PUBLISHED = {  # of the small networks of the references -> published
+_PUBLISHED = {  # of the small networks -> published
     "[-12.0, -13.0, -10.0, 13.0, 13.0, 10.0]": "[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]",
     "max_num_points=6": "max_num_points=20",
     "(500, 700)": "(30000, 40000)",
@@ -314,7 +313,7 @@ _PILLARNEST = {  # pillarnest_tiny
 
 
 def at_full_size(folder: Path, text: str, changes: dict[str, str]) -> Any:
-    """What is read from a configuration of the references at its published size."""
+    """What is read from a configuration of a small network at its published size."""
     for old, new in (_PUBLISHED | changes).items():
         assert old in text
         text = text.replace(old, new)
@@ -323,7 +322,7 @@ def at_full_size(folder: Path, text: str, changes: dict[str, str]) -> Any:
 
 
 def test_centerpoint_is_mmdet3ds(tmp_path: Path) -> None:
-    imported = centerpoint.configuration(at_full_size(tmp_path, centerpoint_reference.CONFIG, _CENTERPOINT))
+    imported = centerpoint.configuration(at_full_size(tmp_path, mmdet3d_networks.CONFIGS["centerpoint"], _CENTERPOINT))
     ours = load_config(find_config("nuscenes/centerpoint"))
     assert (ours.grid, ours.model) == (imported.grid, imported.model)
     found, theirs = (each.tasks["detection"].model_dump() for each in (ours, imported))
@@ -334,7 +333,7 @@ def test_centerpoint_is_mmdet3ds(tmp_path: Path) -> None:
 
 def test_lidar_is_pillarnests(tmp_path: Path) -> None:
     """But for the vehicle's frame and the heatmaps of classes with subcells."""
-    imported = pillarnest.configuration(at_full_size(tmp_path, pillarnest_reference.CONFIG, _PILLARNEST))
+    imported = pillarnest.configuration(at_full_size(tmp_path, mmdet3d_networks.CONFIGS["pillarnest"], _PILLARNEST))
     ours = load_config(find_config("nuscenes/lidar"))
     assert (ours.grid.x, ours.grid.y, ours.grid.cell) == (imported.grid.x, imported.grid.y, imported.grid.cell)
     assert ours.model.trunk.model_copy(update={"drop_path": 0.0}) == imported.model.trunk

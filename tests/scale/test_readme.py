@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import centerpoint_reference
 import pytest
 import yaml
 from commands import perception
 from infos import new_infos, old_infos, write_infos
+from mmdet3d_networks import files
 from nuscenes import NuScenes
 from repository import ROOT
 
@@ -85,7 +85,7 @@ def test_commands_of_the_guide(tmp_path: Path) -> None:
     for large, small in SMALLER.items():
         assert sum(large in command for command in commands) == 1, large
         commands = [command.replace(large, small) for command in commands]
-    centerpoint_reference.files(tmp_path)
+    files(tmp_path, "centerpoint")
     for command in commands:
         if "infos" in command:
             devkit = NuScenes("v1.0-sim", str(tmp_path / "drives"), verbose=False)

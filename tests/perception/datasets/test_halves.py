@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import kitti_reference as kitti
 import numpy as np
 import pytest
 from commands import one_line_error, succeeds
+from mmdet3d_networks import trained_kitti
 from pandaset_drive import FRAMES, Object, write_drive
 from repository import ROOT
 from rich.console import Console
@@ -102,7 +102,7 @@ def test_each_object_is_scored_in_one_half(tables: NuScenesTables, halves: Halve
 
 def test_the_cars_behind_a_recorded_vehicle_are_found(tmp_path: Path, pandaset_root: Path) -> None:
     """By the network for KITTI, which sees only what is ahead."""
-    import_pointpillars(ROOT / "configs" / "kitti" / "pointpillars.yaml", kitti.weights_file(), tmp_path / "run")
+    import_pointpillars(ROOT / "configs" / "kitti" / "pointpillars.yaml", trained_kitti(), tmp_path / "run")
     data = ("--data", f"perception.datasets.halves:Halves={pandaset_root}", "--scenes", "002-rear:24-25")
     succeeds("evaluate", tmp_path / "run", *data, "--out", tmp_path / "evaluation")
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
