@@ -33,7 +33,7 @@ def recorded(name: str) -> Path:
 
 
 KEYFRAMES, PANDASET = recorded("nuscenes"), recorded("pandaset")
-KITTI_WEIGHTS = Path(os.environ.get("PERCEPTION_KITTI") or "../shared/data/pointpillars_kitti")
+KITTI_WEIGHTS = Path(os.environ.get("PERCEPTION_POINTPILLARS_KITTI") or "../shared/data/pointpillars_kitti")
 DEMO = Path("runs/demo")
 QUICK = Path("runs/quick")  # what is made for quick runs
 
