@@ -1,9 +1,7 @@
 """A vehicle of another make by configuration alone: a shuttle with its own cameras and LiDARs."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from commands import one_line_error
@@ -13,7 +11,6 @@ from vehicles import shuttle_root
 
 from deploy.log import messages, topics_of, write_log, write_mcap
 from deploy.recordings import open_drives
-from deploy.recordings.latest import intrinsics_of
 from deploy.recordings.topics import load_topics
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -23,7 +20,7 @@ from perception.frame import Frame
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
 from perception.rig import Rig, load_rig
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import InputSpec
 from perception.simulate.simulate import simulate
 from perception.tasks.detection.devkit import compare
 
@@ -74,17 +71,6 @@ def test_a_devkit_refuses_another_vehicle(shuttle: NuScenesTables, tmp_path: Pat
         compare(tmp_path, shuttle, metrics, QUIET)
 
 
-def test_a_camera_more_at_the_end_changes_no_other_input(frames: list[Frame]) -> None:
-    """The number of cameras is a shape: each input is that of the camera alone."""
-    whole = prepare(frames[0], SPEC)
-    for i, camera in enumerate(RIG.cameras):
-        only = replace(frames[0], cameras={camera.name: frames[0].cameras[camera.name]})
-        alone = Rig(name="alone", cameras=(camera,), lidars=RIG.lidars)
-        one = prepare(only, InputSpec(SPEC.grid, SPEC.lidar, SPEC.camera, alone))
-        for name in ("images", "image_from_reference"):
-            np.testing.assert_array_equal(one[name][0, 0], whole[name][0, i])
-
-
 def test_a_recording_gives_the_tables_frames_also_without_calibration(shuttle: NuScenesTables, tmp_path: Path) -> None:
     """It takes the rig's, if told so: its transforms and CameraInfo do not count, whatever they say.
 
@@ -117,15 +103,3 @@ def test_a_recording_gives_the_tables_frames_also_without_calibration(shuttle: N
         load_topics(topics, unmounted)
     with one_line_error(exactly=says):
         simulate(tmp_path / "none", 1, 1, 0, ["clear-day-boston"], rig=unmounted)
-
-
-def test_pictures_are_rectified_with_the_rigs_lens() -> None:
-    """As OpenCV undistorts them."""
-    camera, distortion = RIG.cameras[0], (-0.3, 0.1, 0.001, 0.002)
-    assert intrinsics_of(camera).lens is None
-    bent = camera.model_copy(update={"lens": camera.lens.model_copy(update={"distortion": distortion})})
-    lens = intrinsics_of(bent).lens
-    assert lens.known
-    picture = np.random.default_rng(0).integers(0, 255, (*camera.size[::-1], 3), np.uint8)
-    expected = cv2.undistort(picture, camera.intrinsics, np.array(distortion))
-    assert np.abs(lens.rectify(picture).astype(int) - expected).max() <= 1

@@ -1,6 +1,5 @@
 """The allocator's setting: pages stay in the process, and only where a command trains or simulates."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -40,27 +39,3 @@ def test_freed_pages_stay_in_the_process():
     also_accepted, own = printed(FAULTS, **dict(zip(names, ("4096", "4096", "0"), strict=True)))
     assert (accepted, switched_off, also_accepted) == ("True", "False", "True")
     assert int(faults) < 20 < min(int(more), int(own))  # at least one page for each of the 20 blocks
-
-
-class Kept(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("module", "command", "arguments"),
-    [
-        ("perception.commands.learn", "simulate", 1),
-        ("perception.commands.learn", "train", 3),
-        ("perception.commands.modules", "adapt", 3),
-        ("deploy.commands.bundles", "demo", 1),
-    ],
-)
-def test_commands_that_train_or_simulate_keep_memory_before_all_else(module, command, arguments, monkeypatch):
-    """Before they import torch, which allocates."""
-
-    def stop():
-        raise Kept
-
-    monkeypatch.setattr(f"{module}.keep_memory", stop)
-    with pytest.raises(Kept):
-        getattr(importlib.import_module(module), command)(*["nonesuch"] * arguments)

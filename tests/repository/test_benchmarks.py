@@ -6,10 +6,9 @@ from pathlib import Path
 import bench
 import figures
 import pytest
-import yaml
 from bench_ceiling import recalls
-from bench_pandaset import LABELLED, choose, summary
-from bench_time import EachFrame, gains, network, vehicle
+from bench_pandaset import summary
+from bench_time import EachFrame, gains
 from benchmark import median_seconds
 from networks import disturb, small
 from tiny import write_tiny
@@ -55,19 +54,6 @@ def test_the_ceiling_names_the_classes_that_occur(tmp_path: Path) -> None:
     assert recalls(tmp_path, ["tiny"]) == {**found, "keyframes": 3, "configs": {"tiny": found}}
 
 
-SPACINGS = {1: 16, 2: 8, 4: 4, 8: 2, 16: 1}
-
-
-@pytest.mark.parametrize("count", SPACINGS)
-def test_labelled_frames_are_spread_over_the_drive_and_a_seed_moves_them(count):
-    chosen = [choose(count, seed) for seed in range(3)]
-    for frames in chosen:
-        after = [*frames[1:], frames[0] + LABELLED]
-        assert {b - a for a, b in zip(frames, after, strict=True)} == {SPACINGS[count]}
-        assert len(frames) == len(set(frames) & set(range(LABELLED))) == count
-    assert len(set(map(tuple, chosen))) == min(3, SPACINGS[count])
-
-
 def test_of_the_seeds_the_median_and_the_range_are_told():
     """Half of the gap from 0.7 to 0.9 is closed at 0.8, a quarter at 0.75; at 0.6 it is wider."""
     rows = [
@@ -99,16 +85,6 @@ def test_a_network_with_a_memory_sees_the_frames_before_those_that_are_asked_for
         assert (frame.points is None) == (frame.token in lost)
         same = found.results["detection"].scores.tolist() == whole[drive[-1]].results["detection"].scores.tolist()
         assert same == (not lost or (lost == drive[:1] and not remembers))
-
-
-@pytest.mark.parametrize("sensors", ["lidar", "camera"])
-def test_its_networks_are_of_these_sensors(tmp_path: Path, sensors):
-    rig = vehicle(sensors)
-    assert bool(rig.cameras) == (sensors == "camera")
-    assert all(camera.size == (176, 99) for camera in rig.cameras)
-    (tmp_path / "rig.yaml").write_text(yaml.safe_dump(rig.model_dump(mode="json")))
-    model = parse_config(network(sensors) | {"rig": str(tmp_path / "rig.yaml")}, "test").model
-    assert (model.lidar is not None, model.camera is not None) == (sensors == "lidar", sensors == "camera")
 
 
 def test_what_a_memory_gains_is_relative_to_the_base_and_of_the_seed_with_the_widest_spread() -> None:

@@ -20,8 +20,7 @@ from perception.checkpoint import newest, weights
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.model import PerceptionModel
-from perception.training import optimize
-from perception.training.distribute import accelerator_of, reduces_each_pass, report_lost_process
+from perception.training.distribute import accelerator_of, report_lost_process
 
 CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
 CONFIG = {
@@ -230,45 +229,6 @@ def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) 
     base = weights(runs / "1")
     for name, value in weights(tmp_path / "2").items():
         assert name not in base or value.equal(base[name]), name
-
-
-def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuScenesTables) -> None:
-    config = parse_config(CONFIG, "small")
-    model, every = PerceptionModel(config), tables.samples("all")
-    wet = optimize.with_conditions(tables, every, ["rain"])
-    assert 0 < len(wet) < len(every)
-
-    def searched(tokens: list[str], *tasks: str) -> tuple[bool, bool]:
-        handler = accelerator_of(model, tasks or tuple(model.tasks), tables, tokens).ddp_handler
-        return handler.find_unused_parameters, handler.static_graph
-
-    optimize.joint(model)
-    assert searched(every) == searched(wet) == (True, False)  # `dry` does not run there
-    optimize.post_hoc(model, ["rain"])
-    assert searched(every) == (True, False)
-    assert searched(wet) == (False, True)
-    optimize.post_hoc(model, ["night"])
-    assert searched(wet) == (False, True)
-    assert searched(wet, "map") == (True, False)
-    optimize.joint(model)
-    optimize.freeze(model, {"*.computations.*": 0, "chooser.*": 0})
-    assert searched(every) == (False, False)
-
-
-def test_only_without_modules_that_train_are_gradients_summed_for_the_last_pass_alone(tables: NuScenesTables) -> None:
-    model, every = PerceptionModel(parse_config(CONFIG, "small")), tables.samples("all")
-
-    def each_pass() -> bool:
-        return reduces_each_pass(accelerator_of(model, tuple(model.tasks), tables, every))
-
-    optimize.joint(model)
-    assert each_pass()
-    optimize.freeze(model, {"*.computations.*": 0})
-    assert each_pass()  # the learned router chooses
-    optimize.freeze(model, {"chooser.*": 0})
-    assert not each_pass()
-    optimize.post_hoc(model, ["night"])
-    assert each_pass()
 
 
 def test_a_launch_that_divides_the_model_is_refused(tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch) -> None:

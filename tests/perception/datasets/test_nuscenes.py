@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,7 +30,6 @@ from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from perception.config import Augment
 from perception.datasets.keyframes import Reads
-from perception.datasets.nuscenes import map_expansion
 from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import conditions_of, position_on_map
 from perception.datasets.nuscenes.map_expansion import MapExpansion
@@ -420,30 +418,6 @@ def test_a_map_goes_to_another_process_by_its_name(tmp_path: Path) -> None:
     other = MapWriter()
     other.area("walkway", other.polygon([(290.0, 290.0), (310.0, 290.0), (310.0, 310.0), (290.0, 310.0)]))
     assert not other.write(tmp_path).rasterize(frame, grid)[0].any()
-
-
-def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A city of 4 square kilometres is drawn with as many points as what of it lies around the vehicle."""
-    rng, grid = np.random.default_rng(0), BevGrid(cell=0.8)
-    angles, places = np.linspace(0, 2 * np.pi, 60, endpoint=False), rng.uniform(0, 2000, (1000, 2))
-    apply = Mock(side_effect=map_expansion._apply)
-    monkeypatch.setattr(map_expansion, "_apply", apply)
-    drawn, points = {}, {}
-    for reach in (120, 2000):  # m around the vehicle; the grid reaches 73 m, an area or a line 32 m
-        writer = MapWriter()
-        for n in np.flatnonzero(np.abs(places - 1000).max(axis=1) < reach):
-            x, y = places[n]
-            if n % 6 == 5:
-                writer.divider("lane_divider", [(x + 5 * i, y + i * i) for i in range(6)])
-            else:
-                ring = np.c_[x + 20 * np.cos(angles), y + 15 * np.sin(angles)]
-                writer.area(AREAS[n % 6], writer.polygon([*map(tuple, ring)]))
-        area = writer.write(tmp_path)
-        apply.reset_mock()
-        drawn[reach] = area.rasterize(_frame(x=1000, y=1000), grid)
-        points[reach] = sum(len(call.args[1]) for call in apply.mock_calls)
-    np.testing.assert_array_equal(drawn[2000], drawn[120])
-    assert points[2000] == points[120] > 0
 
 
 @given(st.sampled_from(LOCATIONS), st.floats(-5000, 5000), st.floats(-5000, 5000))

@@ -23,7 +23,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy import returns as reading
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, find_seen_by_cameras
-from perception.datasets.occupancy.drive import Levels, ThinnedCloud, gather
+from perception.datasets.occupancy.drive import ThinnedCloud, gather
 from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, motion_between, owners
 from perception.datasets.occupancy.writing import annotate, annotate_drives, link_dataroot, voxel_classes
 from perception.datasets.pandaset import PandaSet
@@ -416,21 +416,6 @@ def test_cameras_see_what_nothing_hides() -> None:
         expected[tuple(place)] = not occupied.reshape(-1)[[*met]].any()
     assert 100 < expected.sum() < seen.sum() / 2
     np.testing.assert_array_equal(found, expected)
-
-
-def test_levels_add_up_and_wait_where_no_ground_is_shared() -> None:
-    rng, levels = np.random.default_rng(5), Levels()
-    ground = np.column_stack([rng.uniform(-30, 30, (20_000, 2)), np.zeros(20_000)])
-    ground[:4000, 2] = rng.uniform(0, 0.9, 4000)  # things on it
-    heights = []
-    for n, x in enumerate([0.0, 5.0, 9.0, 500.0, 503.0]):
-        pose = np.eye(4)
-        pose[:3, 3] = x, 0, -0.2 * n
-        points, none = ground + np.array([500 if x > 100 else 0, 0, -0.2 * n]), np.zeros(len(ground))
-        counts = np.zeros((2, len(ground)), np.uint8)
-        returns = Returns(points, np.zeros((len(ground), 3)), none.astype(np.int16), none, *counts)
-        heights.append(levels.next(returns, pose))
-    np.testing.assert_allclose(heights, [0, 0.2, 0.4, 0.4, 0.6], atol=1e-9)
 
 
 def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:

@@ -103,46 +103,33 @@ F8 = np.dtype("f8")
 REPLACED = b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R."  # a place in the memo
 HOSTILE: list[tuple[Callable[[], bytes], str]] = [
     (lambda: pickle.dumps({"infos": system()}, 2), "contains 'posix.system'"),
-    (lambda: pickle.dumps(system(), 4), "contains 'posix.system'"),
     (lambda: pickle.dumps(np.array([system()], object)), "contains|of type 'O8'"),
-    (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
     (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"contains '\\n.a'"),
-    (lambda: b"\x80\x04]]\x93.", "damaged"),
     # Types.
     (lambda: changed(np.arange(4.0), b"f8", b"O8"), "type 'O8'"),
     (lambda: pickle.dumps(kind("f8", "<", None, ("a",), {"a": (F8, 0)})), "has fields"),
     (lambda: pickle.dumps(kind("f8", "<", None, None, {"a": (F8, 0)})), "has fields"),
     (lambda: pickle.dumps(kind("f8", "|", (F8, (9,)), None, None)), "has fields"),
-    (lambda: pickle.dumps(kind("f8", "?", None, None, None)), "fields"),
     (lambda: changed(np.arange(2.0), b"f8", b"f\x00"), "numbers and text"),
     # Arrays.
     (lambda: array(np.matrix), "contains 'numpy.*matrix'"),
     (lambda: array(np.ndarray, (1, (0,))), "damaged"),
     (lambda: shaped((2,), [1, 2]), "without type or content"),
     (lambda: shaped((-2, -1), b"a" * 16), "shape"),
-    (lambda: shaped(2, b"a" * 16), "shape"),
-    (lambda: shaped((1,) * 99, b"a" * 8), "shape"),
     (lambda: shaped((2**64, 2), b"a" * 8), "8 bytes: truncated"),
-    (lambda: shaped((1 << 40,), b"", "U0"), "0 bytes: truncated"),
     (lambda: changed(np.array(["ab"]), b"a\0\0\0", b"a\0\xff\0", 4), "text is none"),
     (lambda: pickle.dumps(np.arange(2), 2)[:-1] + b"X\x01\x00\x00\x00aK\x01s.", "damaged"),
     # States, calls and the memo.
-    (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
     (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
-    (lambda: b"\x80\x02cnumpy\ndtype\nN}X\x05\x00\x00\x00buildNs\x86b.", "gives a state to what has none"),
     (lambda: b"\x80\x02])R.", "damaged"),
     (lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding"),
-    (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "damaged"),
-    (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
     (lambda: REPLACED, "'posix.system'"),
     # Sizes, and what takes for ever.
     (lambda: b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"a.", "truncated"),
     (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "truncated"),
-    (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN", "truncated"),
     (lambda: b"\x80\x04" + DEEP + b"q\x00h\x00\x93.", "damaged"),  # to print
     (lambda: b"\x80\x02" + DEEP + b"q\x00cnumpy\ndtype\nh\x00\x85R.", "type a tuple"),
     (lambda: pickle.dumps(system(), 0), "no pickle of protocol 2 to 5"),
-    (lambda: pickle.dumps(1) + pickle.dumps(2), "ends too early"),
     (lambda: b"\x80\x02(N.", "ends too early"),
 ]
 HOSTILE += [
@@ -151,13 +138,10 @@ HOSTILE += [
         (b"\x80\x04(iposix\nsystem\n.", "contains 'posix.system'"),  # INST
         (b"\x80\x04(cposix\nsystem\no.", "contains 'posix.system'"),  # OBJ
         (b"\x80\x04cnumpy\nndarray\n)\x81.", "damaged"),  # NEWOBJ
-        (b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n)\x81.", "damaged"),
         (b"\x80\x04cnumpy\nndarray\n)}\x92.", "damaged"),  # NEWOBJ_EX
         *((b"\x80\x04" + code + bytes(3) + b".", "damaged") for code in (b"\x82\x01", b"\x83\x01\0", b"\x84\x01\0")),
         (b"\x80\x04Pa\n.", "damaged"),  # PERSID
-        (b"\x80\x04NQ.", "damaged"),  # BINPERSID
         (b"\x80\x05\x97.", "damaged"),  # NEXT_BUFFER
-        (b"\x80\x05N\x98.", "damaged"),  # READONLY_BUFFER
     )
 ]
 

@@ -39,7 +39,6 @@ from perception.modules.slot import Slot
 from perception.modules.spec import computation_classes
 
 every_kind = pytest.mark.parametrize("case", CASES)
-every_affine_kind = pytest.mark.parametrize("case", AFFINE)
 few = settings(deadline=None, max_examples=10)
 weights = st.sampled_from([1.0, -0.7, 0.0])
 PAIRS = [  # affine kinds that share a layer
@@ -129,42 +128,6 @@ def test_what_is_not_affine_refuses_to_fold_and_stays_at_its_slot():
     assert list(slot.computations) == ["a", "m"]
     assert torch.equal(slot(x), before)
     assert torch.equal(slot.layer.weight, layer.weight)
-
-
-@every_kind
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_gradients_equal_finite_differences_and_leave_a_frozen_layer_alone(case, training):
-    for layer, x, z in attached(case):
-        x = x[:2]
-        slot = slot_with(layer, Route({"m": -0.7}, z=z), m=make_trained(case, layer))
-        slot.computations.train(training)
-        before = copy.deepcopy(slot.layer.state_dict())
-        parameters = list(slot.computations.parameters())
-        direction = torch.randn_like(slot(x))
-
-        def along_direction(*_, slot=slot, x=x, direction=direction):
-            return (direction * slot(x)).sum()
-
-        assert torch.autograd.gradcheck(along_direction, (x.requires_grad_(), *parameters))
-        slot(x).square().sum().backward()
-        assert all(p.grad is not None and p.grad.any() for p in parameters)
-        assert all(p.grad is None for p in slot.layer.parameters())
-        assert all(torch.equal(slot.layer.state_dict()[name], before[name]) for name in before)
-
-
-@every_kind
-@few
-@given(st.data())
-def test_copies_and_saved_tensors_keep_the_function(case, data):
-    layer, x, z = data.draw(places(case))
-    slot = slot_with(layer, Route({"m": 1.0}, z=z), m=make_trained(case, layer))
-    expected = slot(x)
-    assert torch.equal(copy.deepcopy(slot)(x), expected)
-    other = slot_with(layer, slot.current.route, m=make(case, layer))
-    other.load_state_dict(slot.state_dict())
-    assert torch.equal(other(x), expected)
-    assert torch.allclose(slot.float()(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
-    assert slot(x.float()).dtype == torch.float32
 
 
 NOT_MERGED = {"concatenated", "bottleneck", "hypernetwork"}

@@ -152,24 +152,6 @@ def test_reinforce_compares_with_the_running_mean_of_earlier_costs() -> None:
         network.chooser.losses([network.route], None)
 
 
-@every_level
-@pytest.mark.parametrize("chooser", CHOOSERS)
-def test_the_task_teaches_every_head_of_the_router(chooser: str, level: str) -> None:
-    """Top-k's k is three: what is never among the k best learns from the balance alone."""
-    network = randomise(Net(ROUTED, make_learned_routing(chooser, level, k=3)), 0.3).double().train()
-    gradients = {name: torch.zeros_like(p) for name, p in network.chooser.named_parameters()}
-    for seed in range(5):
-        torch.manual_seed(seed)
-        network.zero_grad()
-        y = network(torch.randn(6, 4, 6, 8, dtype=torch.float64), {"lidar": torch.arange(6) % 2 > 0})
-        costs = y.square().mean(dim=(1, 2, 3))
-        terms = network.chooser.losses([network.route], costs.detach())
-        (costs.mean() + sum(terms.values())).backward()
-        for name, parameter in network.chooser.named_parameters():
-            gradients[name] += parameter.grad.abs()
-    assert all(gradient.sum() > 0 for gradient in gradients.values())
-
-
 class Side(nn.ModuleDict):
     """Networks side by side in one graph, which exports in a fraction of the time of as many graphs."""
 

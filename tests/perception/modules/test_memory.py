@@ -75,40 +75,6 @@ def test_the_warp_is_a_loop_over_cells(x, y, yaw, tilt, z, stride):
         np.testing.assert_allclose(inside[0, 0], expected[1], atol=tolerance)
 
 
-def test_each_frame_of_a_batch_has_its_motion():
-    layer, state = FusedMap(GRID, CHANNELS), torch.randn(2, CHANNELS, *GRID.shape)
-    motions = torch.from_numpy(np.stack([rigid(1, -2, 0.3), rigid(-3, 0.2, -1)])).float()
-    both = layer.warp(state, motions)
-    for i in range(2):
-        for part, alone in zip(both, layer.warp(state[i : i + 1], motions[i : i + 1]), strict=True):
-            assert torch.equal(part[i : i + 1], alone)
-
-
-@pytest.mark.parametrize("motion", [(1.3, 0.0, 0.0), (0.0, -0.8, 0.0), (0.6, 0.3, 0.25)])
-def test_a_scene_at_rest_stays_where_it_is_by_the_motion_and_not_by_its_inverse(motion):
-    """To within the error of bilinear interpolation, (cell^2 / 8) (|f_xx| + |f_yy|), of a sum of two waves."""
-    number = 2.0  # rad/m
-    bound = GRID.cell**2 / 8 * 2 * number**2 + 1e-5
-
-    def seen(from_here: np.ndarray) -> Tensor:
-        """The map of the scene, given scene_from_reference."""
-        centers = GRID.centers()
-        x, y = (from_here[i, 0] * centers[..., 0] + from_here[i, 1] * centers[..., 1] + from_here[i, 3] for i in (0, 1))
-        return torch.from_numpy(np.sin(number * x) + np.cos(number * y)).float()[None, None]
-
-    current_from_previous = rigid(*motion)
-    before, now = seen(np.eye(4)), seen(np.linalg.inv(current_from_previous))
-    layer = FusedMap(GRID, 1)
-
-    def error(matrix: np.ndarray) -> float:
-        moved, inside = layer.warp(before, torch.from_numpy(matrix)[None])
-        return float((moved - now)[inside == 1].abs().max())
-
-    assert error(current_from_previous) < bound
-    assert error(np.linalg.inv(current_from_previous)) > 2 * bound
-    assert error(np.eye(4)) > 2 * bound
-
-
 def test_the_places_are_computed_in_single_precision_whatever_the_map_is():
     """Half a thousand cells from the origin, half precision would be cells away."""
     grid = BevGrid(x=(-102.4, 102.4), y=(-12.8, 12.8), cell=0.2)
@@ -221,32 +187,6 @@ def test_a_frame_that_sees_nothing_opens_the_gate_of_a_new_memory():
 
     assert share(torch.zeros_like(known)) > 0.95
     assert share(5 * fused_of()) < 0.9
-
-
-@strides
-def test_the_gradients_are_finite_differences(stride):
-    layer, module = memory(torch.float64, stride=stride)
-    past = {name: each.double() for name, each in past_of(1, stride=stride).items()}
-    fused, state = fused_of(1).double().requires_grad_(), past["state"].requires_grad_()
-    direction = torch.randn_like(fused)
-
-    def along_direction(*_: Tensor) -> Tensor:
-        return (direction * remember(layer, module, fused, past)).sum()
-
-    assert torch.autograd.gradcheck(along_direction, (fused, state, *module.parameters()), fast_mode=True)
-
-
-@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
-def test_it_is_routed_by_frame(weights):
-    layer, module = memory()
-    slot = Slot("memory", layer).eval()
-    slot.computations["m"] = module
-    slot.current.route = Route({"m": torch.tensor(weights)})
-    fused, past = fused_of(), past_of()
-    whole, found = remember(layer, module, fused, past), slot(FusedInput(fused, past, layer))
-    for i, weight in enumerate(weights):
-        torch.testing.assert_close(found[i], whole[i] if weight else fused[i], rtol=1e-6, atol=1e-6)
-        assert weight or torch.equal(found[i], fused[i])
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,7 +3,6 @@
 import gc
 import math
 import pickle
-import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +21,6 @@ from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
 from perception.tasks import parse_tasks, tasks_of
 from perception.tasks.detection.tracker import Tracker
-from perception.tasks.map import memory as map_memory
 from perception.tasks.map.memory import REACH, MapMemory
 
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
@@ -186,21 +184,6 @@ def test_what_the_network_does_not_have_is_none() -> None:
     assert scene.update(frame, detections).states.keys() == {"detection"}
 
 
-def test_wrong_use_is_refused() -> None:
-    scene, frame = new_scene(), frame_at(0)
-    with pytest.raises(ValueError, match="frame token-0 was not observed"):
-        scene.update(frame, prediction_of(frame))
-    scene.observe(frame)
-    for other, weights, words in (
-        (frame_at(1), {}, "frame token-1 was not observed"),
-        (frame, {"snow": 1.0}, "a weight for snow, which is none of the modules rain, rain-night"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            scene.update(other, prediction_of(frame), weights)
-    with pytest.raises(ValueError, match=r"a map of \(6, 10, 8\) on a grid of 8 x 10 cells"):
-        MapMemory(SMALL, PRIOR).update(frame, np.zeros((CLASSES, 10, 8), np.float32))
-
-
 @pytest.mark.slow("a drive of 240 frames")
 def test_memory_does_not_grow_with_the_drive() -> None:
     """Of 240 frames, in rounds of 40 with faults and changes of the weather, tracker, map, beliefs and health hold as
@@ -329,19 +312,3 @@ def test_revisits(away: float, remembered: bool) -> None:
         memory.update(standing_at(pose(77.3 + distance * 0.8, -41.2 - distance * 0.6, -0.6)), silent)
         assert size_of(memory) == 2 * CLASSES * side * side
     np.testing.assert_array_equal(memory.around(home), before if remembered else UNSEEN)
-
-
-def test_fusing_works_on_what_the_grid_covers_not_on_all_that_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, peaks = np.random.default_rng(5), []
-    probabilities = rng.random((CLASSES, *SMALL.shape)).astype(np.float32)
-    for reach in (REACH, 4 * REACH):
-        monkeypatch.setattr(map_memory, "REACH", reach)
-        memory, frame = MapMemory(SMALL, PRIOR), standing_at(pose(5.0, 2.0, 0.7))
-        memory.update(frame, probabilities)
-        tracemalloc.start()
-        memory.update(frame, probabilities)
-        peaks.append((tracemalloc.get_traced_memory()[1], size_of(memory)))
-        tracemalloc.stop()
-    (near, small), (far, large) = peaks
-    assert large > 4 * small
-    assert far < 1.1 * near < small

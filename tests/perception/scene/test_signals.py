@@ -137,11 +137,8 @@ def test_another_drive_begins_without_signals(tmp_path: Path) -> None:
         ("{when: a >= 1, says: {rain: 0.9, fog: 0.2}}", "rules.0.says: the probabilities of rain, fog are more"),
         ("{when: a >= 1, says: {rain: 1.2}}", "rules.0.says.rain: .*less than or equal to 1"),
         ("{when: b >= 1, says: {rain: 0.9}}", "rules.0.when: b is none of the signals a"),
-        ("{when: a >, says: {rain: 0.9}}", "rules.0.when: 'a >' is no condition"),
         ("{when: a >= 1 and a <= 2, says: {rain: 0.9}}", "rules.0.when: 'a >= 1 and a <= 2' is no condition"),
-        ("{when: a > 1, says: {rain: 0.9}}", "rules.0.when: 'a > 1' is no condition"),
         ("{when: a >= on, says: {rain: 0.9}}", "rules.0.when: on is no number, and a word has no order"),
-        (f"{{when: a >= 1{'0' * 400}, says: {{rain: 0.9}}}}", "rules.0.when: 10* is no number"),
         ("{when: a >= 1, says: {}}", "rules.0.says: "),
     ],
 )

@@ -363,23 +363,3 @@ def test_the_filter_is_the_textbooks(seed: int, steps: list[float]) -> None:
             for i, book in enumerate(books):
                 book.update(centers[i], velocities[i])
             assert_equal(motion, books)
-
-
-@pytest.mark.parametrize("n", [2, 5, 64])
-def test_an_object_is_filtered_the_same_alone_to_the_last_bit(n: int) -> None:
-    rng = np.random.default_rng(n)
-    noise, centers, velocities = noise_of(n, rng), rng.normal(0, 50, (n, 3)), rng.normal(0, 10, (n, 2))
-    mean, variance = rng.normal(0, 10, (n, 2)), rng.uniform(0.1, 30, n)
-
-    def filtered(index: slice) -> Motion:
-        own = Noise(*(getattr(noise, f.name)[index] for f in fields(Noise)))
-        motion = Motion.begin(centers[index], velocities[index], own, (mean[index], variance[index]))
-        for k in range(10):
-            motion = motion.predict(0.1 * k, own).update(centers[index] + k, velocities[index] - k, own)
-        return motion
-
-    together = filtered(slice(None))
-    for i in range(n):
-        alone = filtered(slice(i, i + 1))
-        for f in fields(Motion):
-            assert getattr(alone, f.name).tobytes() == getattr(together, f.name)[i : i + 1].tobytes()

@@ -21,9 +21,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.onnx_export import to_onnx
 from deploy.targets import find_target
-from perception.bev.trunks import Fuse, Trunk
 from perception.config import Augment, CameraBranch, Config, Data, Depth, Image, parse_config
-from perception.config import Trunk as TrunkConfig
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.grid import BevGrid
@@ -103,14 +101,6 @@ def test_lift_keeps_projection_in_full_precision_under_autocast():
     plain = lift(context, depth, matrices)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(lift(context, depth, matrices), plain)
-
-
-@pytest.mark.parametrize(("fused", "head"), [(1, 1), (1, 4), (2, 2), (2, 4), (4, 2)])
-def test_trunk_and_fusion_meet_on_the_heads_grid(fused, head):
-    fuse = Fuse([(4, 1), (6, 4)], 8, fused).eval()
-    config = TrunkConfig(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=5, stride=head)
-    out = Trunk(config, 8, fused).eval()(fuse([torch.randn(1, 4, 32, 16), torch.randn(1, 6, 8, 4)]))
-    assert out.shape == (1, 10, 32 // head, 16 // head)
 
 
 @settings(max_examples=40)
@@ -256,22 +246,6 @@ def test_the_loss_is_the_cross_entropy_of_the_labelled_cells() -> None:
             number[b] += 1
     torch.testing.assert_close(sums, 3 * expected, rtol=1e-5, atol=1e-5)  # computed in float32
     assert counts.tolist() == number.tolist()
-
-
-def test_the_gradient_is_distribution_minus_target_and_none_without_labels() -> None:
-    logits = torch.randn(1, 1, 10, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
-    logits = (300 * logits).requires_grad_()  # probabilities underflow
-    loss = depth_loss(logits, torch.tensor([[[[5.0, 0.0]]]]), DEPTH).sums.sum()
-    likely = logits.detach().double().log_softmax(dim=2)[0, 0, :, 0, 0]
-    assert loss.item() == pytest.approx(-3 * (likely[1] + likely[2]).item() / 2, rel=1e-5)
-    loss.backward()
-    expected = logits.detach().float().softmax(dim=2)
-    expected[:, :, 1] -= 0.5  # 5 m is between the centres of bins 1 and 2, at 4 and 6 m
-    expected[:, :, 2] -= 0.5
-    expected[..., 1] = 0
-    torch.testing.assert_close(logits.grad.float(), 3 * expected, rtol=0.01, atol=0.01)
-    sums, counts = depth_loss(logits, torch.zeros(1, 1, 1, 2), DEPTH)
-    assert (sums.item(), counts.item()) == (0, 0)
 
 
 def supervised(lidar: bool = True, **training: float) -> Config:

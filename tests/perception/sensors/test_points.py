@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from made_up import _pixel, keyframe, paint_frame, spot_of
 from repository import ROOT
 from torch import Tensor, nn
-from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
+from vocabulary import CAMERAS, CONDITIONS, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
@@ -30,10 +30,6 @@ from perception.sensors.camera.picture import fit_width, warp
 from perception.sensors.inputs import PILLARS, InputSpec, prepare, without_padding
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.pillars import group
-from perception.tasks import tasks_of
-from perception.tasks.detection.config import DetectionHead, Suppression
-from perception.tasks.map.config import MapHead
-from perception.tasks.task import to_prediction
 
 # 4 rows, 8 columns
 GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)
@@ -170,33 +166,6 @@ def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
         prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None, RIG))
 
 
-def test_outputs_become_a_prediction() -> None:
-    yaws = np.array([0.3, -3.0, 1.2])
-    turned = 0.5 * np.column_stack([np.sin(yaws), np.cos(yaws)])  # a network's are not of length one
-    places, others = np.arange(1.0, 10).reshape(3, 3), np.tile([2, 4, 1.5, 3, -1], (3, 1))
-    outputs = {
-        "detection/boxes": np.column_stack([places, others[:, :3], turned, others[:, 3:]]).astype(np.float32)[None],
-        "detection/scores": np.array([[0.9, 0.5, 0.1]], np.float32),
-        "detection/labels": np.array([[3, 1, 8]]),
-        "detection/attributes": np.array([[5, 6, 2]]),
-    }
-    rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
-    tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid(), NUSCENES)
-    prediction = to_prediction({"detection": tasks["detection"]}, outputs)
-    assert "map" not in prediction.results
-    found = prediction.results["detection"]
-    assert (found.labels.tolist(), found.attributes.tolist()) == ([3, 1], [5, 6])
-    np.testing.assert_allclose(found.scores, [0.9, 0.5], atol=1e-7)
-    np.testing.assert_allclose(found.yaws, yaws[:2], atol=1e-6)
-    np.testing.assert_allclose(found.centers, places[:2])
-    np.testing.assert_allclose(found.sizes, others[:2, :3])
-    np.testing.assert_allclose(found.velocities, [[3, -1, 0]] * 2)
-    np.testing.assert_allclose(np.linalg.det(found.rotations), 1)
-    maps = np.random.default_rng(0).random((1, 6, 4, 5))
-    probabilities = to_prediction(tasks, {**outputs, "map/probabilities": maps}).results["map"]
-    np.testing.assert_array_equal(probabilities, maps[0])
-
-
 def inputs_with(pillars: int) -> dict[str, np.ndarray]:
     """Of a frame with a point in each of so many cells, of which the network keeps `max_pillars` at most."""
     spec = bundle().spec
@@ -223,25 +192,6 @@ def test_any_number_of_pillars_gives_what_torch_gives_with_padding(pillars: int)
     for inputs in (padded, without_padding(padded)):
         found = dict(zip(expected, session.run(list(expected), inputs), strict=True))
         assert differences(expected, found, bundle().manifest.tolerances) == []
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=3))
-def test_what_is_left_out_is_padding_alone(filled: list[int]) -> None:
-    batch, most = len(filled), 6
-    counts = (np.arange(most) < np.array(filled)[:, None]).astype(np.int32) * 3
-    inputs = {
-        "pillar_points": np.random.default_rng(0).random((batch, most, 4, 5)).astype(np.float32),
-        "pillar_counts": counts,
-        "pillar_cells": np.arange(batch * most, dtype=np.int32).reshape(batch, most),
-        "route": np.ones((1, 9), np.float32),
-    }
-    left = without_padding(inputs)
-    for name in PILLARS:
-        np.testing.assert_array_equal(left[name], inputs[name][:, : max(1, *filled, 0)])
-        assert left[name].base is not None  # nothing is copied
-    assert left["pillar_counts"].sum() == counts.sum()
-    assert left["route"].shape == (1, 9)
-    assert without_padding({"images": counts}).keys() == {"images"}
 
 
 class Net(nn.Module):

@@ -235,29 +235,6 @@ def test_drops_and_flakes_in_sweeps(falling: Weather) -> None:
     assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 5e-4)
 
 
-def test_flakes_are_noise_and_what_is_behind_them_keeps_its_class() -> None:
-    """Every point on the wall or the ground is of these, every other one is a flake in the beam to them."""
-    sweep = turn(moment(boxes([WALL]), Weather(snow=4)))
-    points, categories = sweep.points, np.array(CATEGORIES)[sweep.categories]
-    wall = (np.abs(points[:, 1] - (29.5 - 0.94)) < 0.1) & (np.abs(points[:, 0]) < 40)
-    ground = np.abs(points[:, 2] + 1.84) < 0.1
-    assert (wall.sum() > 1000) & (ground.sum() > 1000)
-    assert (categories[~wall & ~ground] == "noise").all()
-    assert np.mean(categories[wall] == "static.manmade") > 0.99  # a flake may be as far
-    assert np.mean(categories[ground & ~wall] == "flat.driveable_surface") > 0.99
-    assert (sweep.owners[categories == "noise"] == -1).all()
-
-
-def test_snow_on_the_ground_sends_back_more() -> None:
-    """Fresh snow reflects 90 % at 905 nm, asphalt 17 %, between them by the share that is covered."""
-    mean = {}
-    for cover in (0.0, 0.5, 1.0):
-        points = turn(moment(boxes([]), Weather(snow_cover=cover))).points
-        mean[cover] = points[points[:, 4] < 8, 3].mean()  # rings near the vehicle, in which nothing is lost
-    assert mean[1.0] / mean[0.0] == pytest.approx(0.9 / 0.17, rel=0.03)
-    assert mean[0.5] / mean[0.0] == pytest.approx((0.9 + 0.17) / 2 / 0.17, rel=0.03)
-
-
 def test_fog_sends_back_by_the_inverse_square() -> None:
     """Ranges of fog echoes follow exp(-2 alpha r) / r^2, and their mean power that of Hahner et al."""
     ranges, echoes = weather_effects.volume_echo(Weather(visibility=50), 0.0, 200_000, np.random.default_rng(0))
@@ -291,20 +268,6 @@ def test_wet_road_loses_grazing_returns(rain: float) -> None:
     on_ground = np.abs(points[:, 2] + 1.84) < 0.1
     ground, drops = (np.bincount(points[own, 4].astype(int), minlength=32)[16:23] for own in (on_ground, ~on_ground))
     np.testing.assert_allclose(ground / (4 * 1090 - drops), seen_share(signal), atol=0.03)
-
-
-def test_water_film() -> None:
-    """Fresnel at normal and at grazing incidence, and at Brewster's angle, where one polarisation enters whole."""
-    brewster = math.atan(1.33)
-    normal, at_brewster, grazing = weather_effects.film_transmission(np.array([1.0, math.cos(brewster), 0.0]))
-    assert normal == pytest.approx(1 - (0.33 / 2.33) ** 2)
-    assert at_brewster == pytest.approx(1 - 0.5 * math.cos(2 * brewster) ** 2)
-    assert grazing == pytest.approx(0)
-    albedo = np.linspace(0, 1, 11)
-    wet = weather_effects.wet_albedo(albedo)
-    assert wet[0] == 0
-    assert (wet[1:] < albedo[1:]).all()
-    assert wet[2] / albedo[2] == pytest.approx(0.6, abs=0.05)  # asphalt and sand look a good third darker
 
 
 def test_spray_is_behind_fast_vehicles_on_wet_roads() -> None:

@@ -24,7 +24,7 @@ from perception.errors import InputError
 from perception.grid import VoxelGrid, occupancy_classes, traverse
 from perception.rig import load_rig
 from perception.simulate import scenario
-from perception.simulate.annotate import Seen, find_crossed, find_pictured, pixel_rays, voxel_classes
+from perception.simulate.annotate import Seen, find_crossed, find_pictured, voxel_classes
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Extras, parse
 from perception.simulate.drive import Drive
@@ -297,25 +297,3 @@ def test_sensors_see_what_their_rays_meet(seed: int) -> None:
     np.testing.assert_array_equal(find_crossed(cameras, pose, GRID), met)
     np.testing.assert_array_equal(find_pictured(cameras, pose, GRID, filled), seen)
     assert seen.sum() < met.sum()
-
-
-def test_pixels_are_a_voxel_apart_and_end_at_the_ground() -> None:
-    camera, grid = RIG.cameras[0], VoxelGrid()
-    pose = pose_of(10.0, 20.0, 1.0) @ camera.ego_from_sensor
-    origin, ends = pixel_rays(camera.intrinsics, camera.size, pose, grid)
-    np.testing.assert_allclose(origin, pose[:3, 3])
-    local = (ends - origin) @ pose[:3, :3]
-    pixels = local @ camera.intrinsics.T
-    pixels = pixels[:, :2] / pixels[:, 2:]
-    assert (pixels >= 0).all()
-    assert (pixels < camera.size).all()
-    apart = np.diff(np.unique(pixels[:, 0].round(6)))
-    np.testing.assert_allclose(apart, apart[0], atol=1e-5)
-    assert 0.2 < apart[0] / camera.intrinsics[0, 0] * 40 <= 0.4
-    assert camera.size[0] - pixels[:, 0].max() <= apart[0]
-    ground = np.abs(ends[:, 2]) < 1e-9
-    assert ground.any()
-    far = np.linalg.norm(ends - origin, axis=1)
-    np.testing.assert_allclose(far[~ground], 80)
-    assert (ends[~ground, 2] > 0).all()
-    assert far[ground].max() <= 80

@@ -36,7 +36,7 @@ from perception.scene.sources import load_sources
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.conditions import fitting
 from perception.tasks.conditions.fitting import SHRINKAGE, Moments, Pictures, fit, fit_temperature, folds_of_drives
-from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition, PictureFeatures
+from perception.tasks.conditions.network import ConditionsRecogniser, KindOfCondition
 from perception.tasks.conditions.task import LIMIT, ConditionsMetric
 from perception.tasks.metric import CountedFrames
 from perception.tasks.task import part_of
@@ -85,12 +85,6 @@ def model(recognising: Path) -> PerceptionModel:
 def seen(tables: NuScenesTables) -> list[Frame]:
     """A keyframe of each drive."""
     return [tables.frame(token) for token in (tables.samples()[0], tables.samples()[-1])]
-
-
-def test_features_of_a_picture_do_not_depend_on_the_pictures_beside_it() -> None:
-    pictures = 255 * torch.rand(3, 32, 64, 3, generator=torch.Generator().manual_seed(0))
-    features = PictureFeatures()
-    torch.testing.assert_close(features(pictures)[:1], features(pictures[:1]))
 
 
 def graph_of(model: PerceptionModel, inputs: Arrays) -> onnx.ModelProto:
@@ -234,18 +228,6 @@ def test_a_value_that_the_earlier_recogniser_does_not_know_is_learned() -> None:
     assert learned(first) == [True, True, False]
     assert learned(taught((0, 2), first)) == [True, False, True]
     assert learned(taught((0,), first)) == [True, False, False]
-
-
-def test_what_was_taught_is_said() -> None:
-    values, learned = torch.tensor([0, 0, 1, -1, -1]), torch.tensor([True, False, False])
-    line = fitting.describe_taught("weather", ["clear", "rain", "fog"], values, [*"abbbc"], learned)
-    for part in (
-        "clear 2 frames of 2 drives,",
-        "rain 1 frames of 1 drives (stays unknown)",
-        "fog 0 frames of 0 drives (stays unknown)",
-        "without a tag 2 frames of 2 drives (an empty description names none",
-    ):
-        assert part in line
 
 
 # ---- a fitted recogniser

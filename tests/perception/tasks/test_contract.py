@@ -308,24 +308,6 @@ def test_a_frame_without_labels_teaches_nothing_false(name: str) -> None:
     assert all(torch.isfinite(loss.each()).all() for loss in losses.values())
 
 
-def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenesTables) -> None:
-    """The cross-entropy of each kind, over the frames where it is known."""
-    tags = [Conditions(weather="rain"), Conditions(weather="fog", light="night"), Conditions()]
-    task = default("conditions", COARSE)
-    frames = [Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, conditions=known) for known in tags]
-    labels = labels_of(task, frames)
-    torch.manual_seed(0)
-    logits = {kind: torch.randn(3, len(values), dtype=torch.float64) for kind, values in CONDITIONS.items()}
-    p = {kind: np.exp(x.numpy()) / np.exp(x.numpy()).sum(axis=1, keepdims=True) for kind, x in logits.items()}
-    losses = task.network(8).losses(logits, labels)
-    weather = -(np.log(p["weather"][0, 1]) + np.log(p["weather"][1, 2])) / 2
-    assert losses["weather"].mean().item() == pytest.approx(weather, rel=1e-12)
-    assert losses["light"].mean().item() == pytest.approx(-np.log(p["light"][1, 1]), rel=1e-12)
-    assert losses["city"].mean().item() == 0
-    token = tables.samples("all")[0]
-    assert task.labelled(tables.recording(token))
-
-
 # ---- what tasks share
 
 

@@ -33,8 +33,6 @@ from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.submission import SubmissionWriter, fitting_attributes, sample_results
 from perception.tasks.detection.targets import REGRESSION, center_losses, gaussian_focal
 from perception.tasks.detection.task import DetectionTask
-from perception.tasks.map.config import MapHead
-from perception.tasks.map.network import MapSegmentationHead
 from perception.training.loader import batch_labels
 
 GRID = BevGrid(x=(-16.0, 16.0), y=(-8.0, 8.0), cell=0.5)
@@ -224,15 +222,6 @@ def test_unknown_velocities_and_padding_carry_no_gradient() -> None:
         assert {*touched[frame].nonzero().flatten().tolist()} == {*labels["cells"][frame, known].tolist()}
 
 
-@given(st.floats(-math.pi, math.pi), st.floats(-1.5, 1.5), st.floats(0.01, 2), st.floats(0.01, 2))
-def test_a_rough_heading_chooses_the_end_of_the_axis(yaw: float, off: float, length: float, size: float) -> None:
-    heading = length * torch.tensor([math.sin(yaw + off), math.cos(yaw + off)], dtype=torch.float64)
-    axis = size * torch.tensor([math.sin(2 * yaw), math.cos(2 * yaw)], dtype=torch.float64)
-    found = targets.along_axis(heading, axis)
-    expected = torch.tensor([math.sin(yaw), math.cos(yaw)], dtype=torch.float64)
-    torch.testing.assert_close(found / found.norm(), expected, rtol=0, atol=1e-9)
-
-
 def test_decoded_headings_lie_on_the_axis() -> None:
     """Although each regressed heading is off by 1 rad."""
     boxes, config = random_boxes(np.random.default_rng(2), 12), DetectionHead(axis=True, top_k=12)
@@ -246,14 +235,6 @@ def test_decoded_headings_lie_on_the_axis() -> None:
     order, expected = np.argsort(decoded[:, 0]), boxes.select(np.argsort(boxes.centers[:, 0]))
     off = np.arctan2(decoded[order, 6], decoded[order, 7]) - expected.yaws
     np.testing.assert_allclose((off + np.pi) % (2 * np.pi) - np.pi, 0, atol=1e-5)
-
-
-def test_map_loss_counts_only_frames_with_a_map() -> None:
-    logits, labels = torch.randn(2, 6, 3, 3), torch.randint(0, 2, (2, 6, 3, 3))
-    head = MapSegmentationHead(MapHead(weight=3.0), 8, 6)
-    loss = head.losses({"logits": logits}, {"cells": labels, "known": torch.tensor([True, False])})["cells"]
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], labels[0].float())
-    torch.testing.assert_close(loss.mean(), 3.0 * expected)
 
 
 # ---- boxes regressed at the peaks alone

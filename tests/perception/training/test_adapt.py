@@ -81,13 +81,6 @@ def test_a_memory_may_run_where_a_network_with_lidar_alone_sees_nothing(facts, r
         optimize.require_reachable(model, "new")
 
 
-def test_a_first_step_that_changes_no_weight_brings_no_warning(tables, trained, tmp_path, recwarn):
-    """No frame lacks its LiDAR, since the clips have no outages."""
-    bridge = {"name": "bridge", "kind": "memory", "when": ["no-lidar"], "outages": 0.0}
-    adapt(trained, bridge, tables, "all", [], tmp_path / "run", steps=1)
-    assert not [each.message for each in recwarn if "lr_scheduler" in str(each.message)]
-
-
 @pytest.mark.parametrize(
     ("module", "drops"),
     [

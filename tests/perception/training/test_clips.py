@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections import Counter
 from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
@@ -35,7 +34,6 @@ from perception.training.optimize import joint, post_hoc
 
 MEMORY = {"name": "memory", "kind": "memory", "frames": 3, "outages": 0.0}
 LIMITS = Limits(1.2, 70.0)
-SIZE = Image(height=64, width=96)
 
 
 def config_with(memory: bool = True, data: dict[str, object] | None = None, **training: object) -> Config:
@@ -91,13 +89,6 @@ def test_samples_are_clips_of_keyframes_that_end_with_each_keyframe_once_per_epo
         asked = max(length for each, _, length in lengths if each == step)
         assert all(length == min(asked, place) for each, place, length in lengths if each == step)
     assert {length for _, _, length in lengths} == {0, 1, 2}
-
-
-def test_a_frame_comes_alone_if_it_was_drawn_twice(tables):
-    """Of clips of up to three frames, each ninth is one frame."""
-    clips, token = Clips(tables, plain(batch=1), LIMITS), tables.samples(None, tables.scenes()[:1])[-1]
-    lengths = Counter(len(clips.clip(token, position).earlier) for position in range(3000))
-    assert lengths[0] / 3000 == pytest.approx(1 / 9, abs=0.02)
 
 
 def with_outages(config: Config, share: float) -> Config:
@@ -377,12 +368,6 @@ def test_nothing_is_pasted_into_clips(tables, tmp_path):
     network = PerceptionModel(config_with(data={"paste": {"classes": {"car": 3}, "points": 1}}, steps=1))
     fit(network, tables, tables.samples("all"), tmp_path / "run")
     assert not (tmp_path / "run" / "objects").exists()
-
-
-def test_base_and_memory_train_jointly(tables, tmp_path):
-    train(config_with(steps=3), tables, "all", tmp_path / "run")
-    trained, _ = load_model(tmp_path / "run")
-    assert trained.memory.computations["memory"].scale.any()
 
 
 def test_a_command_adds_a_memory_to_a_base_that_keeps_every_bit(tables, tmp_path):

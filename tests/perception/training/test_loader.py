@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -423,33 +422,6 @@ def test_damaged_files_are_not_taken_for_frames(tiny_root: Path, tmp_path: Path)
     cache = FrameCache(tmp_path / "cache", tables, READS)
     assert all(same(cache.frame(token), tables.frame(token, READS)) for token in tables.samples())
     assert path.read_bytes() == whole
-
-
-def _fill(root: Path, folder: Path, barrier: Any) -> None:
-    tables = NuScenesTables(root, "v1.0-tiny")
-    barrier.wait()
-    for _ in range(5):
-        cache = FrameCache(folder, tables, READS)
-        for token in tables.samples():
-            assert same(cache.frame(token), tables.frame(token, READS))
-        for path in cache.folder.glob("*.frame"):
-            path.unlink(missing_ok=True)
-    for token in tables.samples():
-        cache.frame(token)
-
-
-def test_processes_fill_a_cache_together(tiny_root: Path, tmp_path: Path) -> None:
-    """And delete its files under one another's hands."""
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    running = [context.Process(target=_fill, args=(tiny_root, tmp_path / "cache", barrier)) for _ in range(3)]
-    for each in running:
-        each.start()
-    for each in running:
-        each.join()
-    assert [each.exitcode for each in running] == [0, 0, 0]
-    files = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert all(name.endswith(".frame") and not name.startswith(".") for name in files)
 
 
 def test_a_folder_that_cannot_be_made_or_filled(tiny_root, tmp_path, monkeypatch):

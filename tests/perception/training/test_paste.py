@@ -29,7 +29,7 @@ from perception.training.augment import draw_similarity
 from perception.training.loader import FrameDataset
 from perception.training.objects import Objects, key_of, objects_of
 from perception.training.paste import Paster
-from perception.training.placement import Layer, Place, footprints, overlapping, paint, places, points_of
+from perception.training.placement import Place, footprints, overlapping, places
 
 seeds = st.integers(0, 2**32 - 1)
 TINY = load_config(find_config("tiny")).model_dump(mode="json")
@@ -191,23 +191,6 @@ def test_objects_with_few_points_or_outside_the_grid_are_not_pasted(objects: Obj
         assert set(found.labels.tolist()) <= {NUSCENES.label(name) for name in CLASSES}
 
 
-def test_an_object_pasted_where_it_was_changes_nothing(objects: Objects, frames: Sequence[Frame]) -> None:
-    """Its points and pixels replace themselves."""
-    frame, changed = frames[0], 0
-    for number in range(0, 20, 2):  # the first ones are of this frame
-        label = NUSCENES.class_names[objects.boxes.labels[number]]
-        paster = Paster(_alone(objects, number), config(classes={label: 1}, points=1))
-        result = paster(replace(frame, boxes=Boxes.none()), np.random.default_rng(0))
-        if not len(result.boxes):
-            continue  # outside the grid
-        changed += 1
-        static = inside(frame.points, objects.boxes, number, False) & ~inside(frame.points, objects.boxes, number)
-        np.testing.assert_array_equal(ordered(result.points), ordered(frame.points[~static]))
-        for name in CAMERAS:
-            np.testing.assert_array_equal(result.cameras[name].image, frame.cameras[name].image)
-    assert changed > 4
-
-
 def test_a_picture_shows_the_crop_or_one_colour(objects: Objects, frames: Sequence[Frame]) -> None:
     seen = [n for n in range(len(objects.boxes)) if 1 in objects.cameras(n) and len(objects.points(n)) > 50]
     number = seen[-1]
@@ -302,23 +285,6 @@ def test_overlap_is_shapelys(seed: int) -> None:
         assert overlapping(footprints(boxes)[i], footprints(boxes)).tolist() == expected
 
 
-@pytest.mark.parametrize(("gap", "expected"), [(-0.01, True), (0.0, False), (0.01, False)])
-def test_touching_is_no_overlap(gap: float, expected: bool) -> None:
-    one = footprints(upright((0, 0, 0, 2, 4, 1, 0, 0, 0), (4 + gap, 0, 0, 2, 4, 1, 0, 0, 0)))
-    assert overlapping(one[0], one[1:]).tolist() == [expected]
-
-
-@settings(max_examples=20)
-@given(seeds, st.booleans())
-def test_points_are_in_the_box_where_it_was(seed: int, moving: bool) -> None:
-    rng = np.random.default_rng(seed)
-    boxes = _boxes(rng, 5)
-    boxes.velocities[2] = np.nan
-    points = rng.uniform([-9, -9, -2, 0, -0.01], [9, 9, 2, 255, 0.5], (2000, 5)).astype(np.float32)
-    for i, found in enumerate(points_of(points, boxes, moving)):
-        assert found.tolist() == np.flatnonzero(inside(points, boxes, i, moving)).tolist()
-
-
 @settings(max_examples=40)
 @given(seeds)
 def test_a_place_just_holds_the_projected_box(seed: int) -> None:
@@ -352,18 +318,6 @@ def test_the_place_of_a_box_straight_ahead() -> None:
     assert places(box, projection, (60, 80, 3)) == [Place(pytest.approx(12), 32, 26, 48, 34)]
     assert places(upright((-12, 0, 0, 2, 4, 1, 0, 0, 0)), projection, (60, 80, 3)) == [None]
     assert places(upright((12, 20, 0, 2, 4, 1, 0, 0, 0)), projection, (60, 80, 3)) == [None]
-
-
-def test_layers_are_painted_from_far_to_near() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    red, blue = np.full((4, 5, 3), (255, 0, 0), np.uint8), np.full((2, 2, 3), (0, 0, 255), np.uint8)
-    near, far, mask = Place(5, 3, 4, 8, 8), Place(9, 6, 6, 12, 10), Place(20, 0, 0, 30, 5)
-    result = paint(picture, [Layer(near, red), Layer(mask, None), Layer(far, blue)])
-    expected = picture.copy()
-    expected[0:5] = np.round(picture.reshape(-1, 3).mean(axis=0))
-    expected[6:10, 6:12] = (0, 0, 255)
-    expected[4:8, 3:8] = (255, 0, 0)
-    np.testing.assert_array_equal(result, expected)
 
 
 # ---- the database of objects

@@ -1,14 +1,12 @@
 """The trainer: bits that resume, the recipe's values, what is logged, and what is refused."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from networks import small
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.layers import BatchNormAct2d
@@ -170,20 +168,6 @@ def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(record
     train(config, recorded, "all", tmp_path / "whole", resume=True)  # without a step
     scores = json.loads((tmp_path / "whole" / "validation" / "metrics.json").read_text())
     assert scores["samples"] == len(recorded.samples("all"))
-
-
-@pytest.mark.slow("trains twice")
-def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tables, tmp_path: Path) -> None:
-    paste = c.Paste(classes={"car": 30}, until=0.7, pictures="paste")  # in four of the six steps
-    data = Data(augment=c.Augment(shuffle=True, image_rotation=5.4), paste=paste)
-    config = small().model_copy(update={"data": data})
-    whole = train(config, tables, "all", tmp_path / "whole")
-    halves = halfway(tmp_path, "step-000003")
-    resumed = train(config, tables, "all", halves, resume=True)
-    assert os.listdir(tmp_path / "whole" / "objects") == os.listdir(halves / "objects")
-    assert bytes_of(resumed) == bytes_of(whole)
-    before, after = (load_file(run / "model.safetensors") for run in (halves / "checkpoints" / "step-000003", whole))
-    assert not torch.equal(before["fuse.mix.conv.layer.weight"], after["fuse.mix.conv.layer.weight"])
 
 
 def test_the_average_of_an_adaptation_leaves_the_base_bit_for_bit(recorded: NuScenesTables, tmp_path: Path) -> None:
