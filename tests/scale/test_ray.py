@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,18 +14,15 @@ import pytest
 from commands import one_line_error, refuses, succeeds
 from exported import QUIET
 from object_store import serve
-from processes import SPEC, open_predictor
 from ray.cluster_utils import Cluster
 from replays import SAME, VERSION, assert_same, small, unreadable
 from repository import ROOT
 from simulated import NARROW
-from tiny import write_scenes, write_tiny
+from tiny import write_scenes
 
 from deploy.replay.fleet import PART
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
-from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.predictions import Processes
 from perception.io.workers import open_pool
 from perception.simulate import simulate as simulation
 from perception.simulate.simulate import Run, simulate
@@ -70,20 +66,6 @@ def test_a_worker_is_killed_half_way(address: str, tmp_path: Path) -> None:
     assert summary["frames"] == SCENES * KEYFRAMES
     replay(source, small(), tmp_path / "one", console=QUIET)
     assert_same(out, tmp_path / "one")
-
-
-def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
-    """The worker that predicts the fifth keyframe is killed once."""
-    write_tiny(tmp_path, keyframes=12)
-    tables = NuScenesTables(tmp_path, VERSION)
-    samples = tables.samples()
-    with open_pool(partial(open_predictor, tmp_path, samples[5], 1), 0, address) as workers:
-        found = list(Processes(workers).predictions(tables, SPEC.reads, samples))
-    assert [frame.token for frame, _ in found] == samples
-    assert [int(prediction.results["time"]) for _, prediction in found] == [
-        tables.recording(each).timestamp for each in samples
-    ]
-    assert len(list(tmp_path.glob("death-*"))) == 1
 
 
 def on_ray(address: str, folder: Path) -> Path:

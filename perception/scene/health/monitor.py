@@ -71,8 +71,6 @@ class HealthMonitor:
 
     def __init__(self, sensors: Sensors) -> None:
         self.sensors = sensors
-        # Sensor -> evaluated status -> load in the last frame: a fault above 1, NaN if it could not be measured.
-        self.loads: dict[str, dict[Status, float]] = {}
         self._health: dict[str, SensorHealth] = {}
         self._findings: dict[str, dict[Status, _Finding]] = {name: {} for name in sensors.names}
         self._pictures = {name: LastContent() for name in sensors.cameras}
@@ -89,13 +87,13 @@ class HealthMonitor:
             readings = self._lidars[i].readings(own, features)
             if name in found:
                 readings = chain([("missing" if own.points is None else "corrupt", math.inf, found[name])], readings)
-            faults[name], self.loads[name] = _faults(readings)
+            faults[name] = _faults(readings)
         for name in self.sensors.cameras:
             if name in frame.cameras:
                 readings = self._camera_readings(name, frame.cameras[name], frame.timestamp)
             else:
                 readings = iter([("missing", math.inf, found.get(name, "no picture"))])
-            faults[name], self.loads[name] = _faults(readings)
+            faults[name] = _faults(readings)
         reasons = [f"{name}: {why}" for name, why in found.items() if name in Frame.__dataclass_fields__]
         names = self.sensors.names
         if reasons or VEHICLE in self._findings:
@@ -147,15 +145,10 @@ class HealthMonitor:
         yield "blurred", load_below(features.texture - SLOPE_TEXTURE, limits.smooth), "no fine texture"
 
 
-def _faults(readings: Readings) -> tuple[dict[Status, str], dict[Status, float]]:
-    """Status -> reason of the first reading that is a fault, and status -> largest load of its readings up to it."""
+def _faults(readings: Readings) -> dict[Status, str]:
+    """Status -> reason of the first reading that is a fault."""
     faults: dict[Status, str] = {}
-    loads: dict[Status, float] = {}
     for status, load, reason in readings:
-        if status in faults:
-            continue
         if load > 1:
-            faults[status] = reason
-        if not load <= loads.get(status, -math.inf):
-            loads[status] = load
-    return faults, loads
+            faults.setdefault(status, reason)
+    return faults

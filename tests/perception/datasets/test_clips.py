@@ -21,7 +21,6 @@ from simulated import in_town
 from tiny import write_scenes, write_tiny
 from vocabulary import NUSCENES, RIG
 
-from perception.config import parse_config
 from perception.datasets.keyframes import Keyframes, Reads, Recording
 from perception.datasets.nuscenes.between import FramesBetween
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -29,14 +28,11 @@ from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
 from perception.frame import Conditions
 from perception.rig import Lens, Rig, load_rig
-from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate import scenario
 from perception.simulate.conditions import Extras
 from perception.simulate.simulate import simulate
 from perception.training.clips import draw_spacings, find_clip, frame_period
-from perception.training.loader import FrameDataset
 
-MEMORY = {"name": "memory", "kind": "memory"}
 TINY, SIMULATED, MINI = "v1.0-tiny", "v1.0-sim", "v1.0-mini"
 SAMPLES, RATE, SWEEPS = 3, 10, 1
 LIDARS_ALONE = RIG.model_copy(update={"cameras": ()})
@@ -316,35 +312,6 @@ def test_a_spacing_that_no_frames_have_is_one_line(tmp_path: Path) -> None:
     with one_line_error(last, says="a frame every 0.5 s"):
         find_clip(source.moments(last), last, [0.5, 0.1])
     assert find_clip(source.moments(last), source.samples()[0], [0.1]) == []
-
-
-def test_training_clips_have_frames_between_keyframes(tmp_path: Path) -> None:
-    """Every keyframe is the last of one clip in an epoch, also the first of a drive, whose clip has no other frame."""
-    write_scenes(tmp_path, 3, 4)
-    tables = NuScenesTables(tmp_path, TINY, LIDARS_ALONE)  # frames at 4 Hz
-    sections = {"rig": LIDARS_ALONE.model_dump(), "model": {"camera": None, "lidar": {"max_pillars": 500}}}
-    sections |= {"train": {"batch": 2, "drop_lidar": 0.0}, "data": {"class_balanced": False, "augment": None}}
-    config = parse_config({"name": "clips", **sections, "modules": [MEMORY | {"outages": 0.0}]}, "test")
-    dataset, reads = FrameDataset(tables, tables.samples(), config), InputSpec.of(config).reads
-    elapsed, lengths = set[float](), set[int]()
-    for epoch in range(3):
-        samples = [dataset[position] for position in range(12 * epoch, 12 * (epoch + 1))]
-        assert sorted(sample.token for sample in samples) == sorted(tables.samples())
-        for sample in samples:
-            moments = tables.moments(sample.token)
-            times = [moments[sample.token] / 1e6]
-            inputs = [*(own for own, _ in sample.earlier), sample.inputs]
-            for each in reversed(inputs[1:]):
-                assert each["state_valid"] == 1
-                times.insert(0, times[0] - float(each["elapsed"][0]))
-                elapsed.add(round(float(each["elapsed"][0]), 6))
-            tokens = [next(token for token, at in moments.items() if abs(at / 1e6 - time) < 1e-3) for time in times]
-            for token, each in zip(tokens, inputs, strict=True):
-                expected = prepare(tables.frame(token, reads), InputSpec.of(config))["pillar_points"]
-                np.testing.assert_array_equal(each["pillar_points"], expected)
-            lengths.add(len(inputs))
-    assert elapsed == {0.25, 0.5}
-    assert lengths == {1, 2, 3, 4}
 
 
 def test_a_recorded_drive_of_pandaset_has_a_frame_every_tenth_of_a_second(pandaset_root: Path) -> None:

@@ -155,23 +155,6 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
         assert scene.observe(frame_at(1)) == UNKNOWN
 
 
-def test_a_frame_without_data_says_nothing_to_the_memories() -> None:
-    """Whatever the network makes of zeros: the map stays, and no box begins a track or keeps one."""
-    first, blind = frame_at(0), [replace(frame_at(i), points=None, cameras={}) for i in range(1, 5)]
-    states = []
-    for seed in (7, 8):
-        scene = new_scene()
-        (seen,) = drive(scene, [first])
-        for frame in blind:
-            frame = replace(frame, global_from_reference=first.global_from_reference)
-            scene.observe(frame)
-            after = scene.update(frame, prediction_of(frame_at(seed)))
-            np.testing.assert_array_equal(after.states["map"], seen.states["map"])
-        states.append(after.states["detection"])
-    assert states[0].boxes.centers.tobytes() == states[1].boxes.centers.tobytes()
-    assert not len(states[0].boxes.select(states[0].confirmed))
-
-
 def test_what_the_network_does_not_have_is_none() -> None:
     frame = frame_at(0)
     scene = Scene(sensors("CAM_BACK"), {}, CONDITIONS)

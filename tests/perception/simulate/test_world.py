@@ -229,16 +229,6 @@ def test_earlier_kinds_override_later_ones(own: Path) -> None:
     assert not np.array_equal(green.static_objects.colours, bare.static_objects.colours)
 
 
-def test_what_is_drawn_for_one_does_not_depend_on_another() -> None:
-    """Rain first, then visibility: the draws of drives that exist."""
-    nights = courses(*(f"{weather}-night-boston" for weather in ("rain", "fog", "clear")))
-    for seed in range(5):
-        rng = np.random.default_rng(seed)
-        rain, fog = rng.uniform(5, 40), rng.uniform(40, 150)
-        expected = [Weather(rain=rain, night=True), Weather(visibility=fog, night=True), Weather(night=True)]
-        assert [drawn(course, 0, seed) for course in nights] == expected
-
-
 def test_the_world_files_of_the_package_and_of_the_page_are_right(tmp_path: Path) -> None:
     names = {*list_shipped("worlds")}
     assert {*NUSCENES.condition_values, "snow"} <= names
