@@ -243,7 +243,6 @@ def test_merged_batch_normalisations_average_by_hand_and_keep_their_variances_po
 NOT_MERGED = [
     ("", {}, "nothing to merge"),
     ("low low", {"method": "ties", "keep": 0.0}, "TIES keeps .* more than 0 and at most 1 of the entries, not 0.0"),
-    ("low low", {"method": "ties", "keep": 1.1}, "not 1.1"),
     ("low low", {"method": "dare", "drop": 1.0}, "DARE drops .* less than 1 of the entries, not 1.0"),
     ("low gone", {}, "no module called 'gone'; there are: low, "),
     ("low scale", {}, r"'low' is low_rank, 'scale' is rescale.*average\(low, scale\)"),
@@ -252,12 +251,8 @@ NOT_MERGED = [
     ("small large", {}, r"modules 1 and 2 cannot be merged: one/map is .* size"),
     ("low low", {"method": "mean"}, "no way .* is called 'mean'; there are average, task_arithmetic, ties, dare"),
     ("low low", {"method": "ties", "weights": [1, 1]}, "ties .* takes no weights"),
-    ("low low", {"weights": [1]}, "2 modules, 1 weights"),
-    ("low low", {"rank": 0}, "module 'new': rank: input should be greater than 0, got 0"),
     ("scale scale", {"rank": 2}, "only low_rank modules have a rank"),
-    ("low low", {"when": ["hail"]}, "'hail' is none of"),
     ("low low", {"name": "low"}, "already has a module called 'low'"),
-    ("low low", {"name": "no name"}, "module 'no name': name: "),
 ]
 
 

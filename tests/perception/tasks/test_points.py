@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from heights import Heights, heights
-from made_up import classified, keyframe
+from made_up import classified
 from networks import LITTLE
 from nuscenes.eval.lidarseg import utils
 from vocabulary import NUSCENES, RIG
@@ -24,9 +24,7 @@ from perception.config import Lidar, parse_config
 from perception.datasets.keyframes import AnnotatedPoints, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.robustness import apply_corruption
-from perception.frame import Frame, Prediction
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.io.files import jsonable
 from perception.model import PerceptionModel
@@ -335,38 +333,6 @@ def test_annotations_are_those_that_were_read_whatever_became_of_the_frames_poin
         found[: len(own)] = heights(own)
         metric.add(seen, classified(found))
         assert metric.report()["points"]["mean"] == pytest.approx(expected, abs=1e-12)
-
-
-def test_points_that_a_corruption_takes_away_are_missed(tables: NuScenesTables, tmp_path: Path) -> None:
-    """A network that is right about every point that it sees, also about those that were moved."""
-    recorded: dict[str, np.ndarray] = {}
-
-    def predict(seen: Frame) -> Prediction:
-        points = np.zeros((0, 5)) if seen.points is None else seen.points
-        known = recorded.setdefault(seen.token, points)
-        found = np.full(30_000, NONE, np.uint8)
-        found[: len(points)] = heights(known if len(known) == len(points) else points)
-        return Prediction({"points": classified(found)})
-
-    def kept(name: str, level: float) -> np.ndarray:
-        """(16,) points by class that the network sees."""
-        given = (replace(street(), token=token, **keyframe(points)) for token, points in recorded.items())
-        frames = (apply_corruption(frame, name, level, ()) for frame in given)
-        seen = (each.points for each in frames if each.points is not None)
-        return np.sum([np.zeros(16), *(np.bincount(heights(points), minlength=16) for points in seen)], axis=0)
-
-    names = ["lidar_noise", "lidar_lost_points", "lidar_packets", "lidar_miscalibrated", "lidar_missing"]
-    source: Any = Heights(tables)
-    spec = InputSpec(GRID, Lidar(sweeps=0), None, RIG, 30_000, ("points",))
-    scores = evaluate(predict, source, "all", [], tmp_path, spec, breakdown=Breakdown(corruptions=names))
-    assert scores["points"]["mean"] == 1
-    true = sum(np.bincount(heights(points), minlength=16) for points in recorded.values())
-    for name, found in scores["robustness"]["corruptions"].items():
-        fewer = name in ("lidar_lost_points", "lidar_missing")
-        levels = [kept(name, level["level"]) if fewer else true for level in found["levels"]]
-        shares = [(each / true.clip(min=1))[true > 0] for each in levels]
-        assert [level["points_mIoU"] for level in found["levels"]] == pytest.approx(np.mean(shares, axis=1))
-        assert found["resilience"] == pytest.approx(np.mean(shares))
 
 
 def replayed(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, Any]], list[tuple[Frame, np.ndarray]]]:

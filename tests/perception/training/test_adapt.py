@@ -275,24 +275,6 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
     assert "c: no batch normalisation to recalibrate" in said
 
 
-def test_the_fixed_statistics_of_a_series_adapter_are_not_recalibrated(tables, trained):
-    model = load_model(trained)[0]
-    parts = [{"kind": kind, "slots": ["trunk.*"]} for kind in ("series_adapter", "batch_norm")]
-    model.bank.add(parse_module({"name": "both", "kind": "union", "parts": parts}))
-    model.bank.add(parse_module({"name": "series", **parts[0]}))
-    before = copy.deepcopy(model.state_dict())
-    model.bank.activate("both")
-    recalibrate(model, tables, tables.samples("all")[:1], "both")
-    moved = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
-    norms = {slot for slot, each in model.bank.at("both").items() if isinstance(each, BatchNorm)}
-    of_norms = ("running_mean", "running_var", "num_batches_tracked")
-    assert len(norms) > 1
-    assert {name.split(".computations.both.norm.")[1] for name in moved} == {*of_norms}
-    assert len(moved) == len(norms) * len(of_norms)
-    with pytest.raises(InputError, match="series: no batch normalisation to recalibrate"):
-        recalibrate(model, tables, tables.samples("all")[:1], "series")
-
-
 @pytest.mark.parametrize("fact", ["no-lidar", "no-cameras"])
 def test_the_statistics_of_a_module_for_a_missing_sensor_are_of_frames_without_it(tables, trained, fact):
     model, seen = load_model(trained)[0], []

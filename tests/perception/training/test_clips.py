@@ -415,9 +415,3 @@ def test_a_training_says_which_spacings_it_has_seen(tables, given, spacing):
     dataset = FrameDataset(tables, tables.samples("all"), config)
     assert dataset.spacing == (spacing or given)
     assert FrameDataset(tables, tables.samples("all"), config, trained=["other"]).spacing is None
-
-
-@pytest.mark.parametrize("beside", [("--task", "map"), ("--add", "low_rank:rain"), ("--config", "module.yaml")])
-def test_a_memory_is_asked_for_alone(tmp_path, beside):
-    line = refuses("adapt", tmp_path, "--memory", *beside, "--data", tmp_path, "--out", tmp_path / "o")
-    assert "choose one: --add KIND:NAME, --memory" in line
