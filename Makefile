@@ -56,18 +56,23 @@ test-readme: $(INSTALLED)
 CPP := runs/cpp
 CPP_CODE := $(wildcard deploy/cpp/*/*.[ch]pp deploy/cpp/*/*.[ch] deploy/cpp/tests/*/*.[ch]* deploy/ros2/src/*.cpp deploy/ros2/include/*/*.hpp)
 CPP_PACKAGES := g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev \
-	libfastcdr-dev rosidl-generator-c-cpp
+	libfastcdr-dev rosidl-generator-c-cpp libopencv-core-dev libopencv-imgproc-dev libconsole-bridge-dev liborocos-kdl-dev
 
 $(CPP)/nvidia: requirements/nvidia.txt $(INSTALLED)
 	rm -rf $@
 	$(BIN)/pip install --quiet --no-compile --no-deps --only-binary :all: --target $@ --requirement $<
 
+# Headers of TensorRT and of ROS 2, which are in no registry; tests that need them are skipped where they are not.
+HEADERS := $(wildcard $(or $(PERCEPTION_HEADERS),../shared/headers/headers.tar.xz))
+$(CPP)/headers: $(HEADERS)
+	rm -rf $@ && mkdir -p $@ && tar xJf $< -C $@
+
 .PRECIOUS: $(CPP)/%/build.ninja
-$(CPP)/%/build.ninja: $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*) $(CPP)/nvidia
+$(CPP)/%/build.ninja: $(wildcard deploy/cpp/CMake* deploy/cpp/cmake/*) $(CPP)/nvidia $(if $(HEADERS),$(CPP)/headers)
 	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || { echo "apt-get install $(CPP_PACKAGES)" >&2; exit 1; }
 	ln -sf $$($(BIN)/python -c 'import onnxruntime as o, pathlib; print(*pathlib.Path(o.__file__).parent.glob("capi/libonnxruntime.so*"))') $(CPP)/libonnxruntime.so.1
 	cmake -S deploy/cpp --preset $* -DONNXRUNTIME_LIBRARY=$(CURDIR)/$(CPP)/libonnxruntime.so.1 --log-level=WARNING \
-	  -DNVIDIA_PACKAGES=$(CURDIR)/$(CPP)/nvidia \
+	  -DNVIDIA_PACKAGES=$(CURDIR)/$(CPP)/nvidia -DHEADERS=$(if $(HEADERS),$(CURDIR)/$(CPP)/headers) \
 	  "-DTENSORRT_RTX_LIBRARIES=$$(ls $(CURDIR)/$(VENV)/lib/python*/site-packages/tensorrt_rtx_libs/*.so.1 2>/dev/null | paste -sd ';')"
 	touch $@
 

@@ -6,7 +6,7 @@ export PYTHON=python3.11 # its locked packages are the oldest supported ones
 NEWEST=(PYTHON=python3.13 VENV=.venv-3.13)
 NUSCENES=${PERCEPTION_NUSCENES:-../shared/data/nuscenes}
 CPP_PACKAGES=(g++ cmake ninja-build pkg-config libonnxruntime-dev nlohmann-json3-dev libssl-dev zlib1g-dev
-  libfastcdr-dev rosidl-generator-c-cpp)
+  libfastcdr-dev rosidl-generator-c-cpp libopencv-core-dev libopencv-imgproc-dev libconsole-bridge-dev liborocos-kdl-dev)
 mkdir -p runs
 minutes=()
 
@@ -39,7 +39,7 @@ timed() { # NAME COMMAND...: keeps the minutes of the command for the table
   return $status
 }
 
-recorded_data_used() { # LOG: tests may skip recorded data only where they are missing
+recorded_data_used() { # LOG: tests may skip recorded data, and headers beside them, only where they are missing
   if [ -d "$NUSCENES" ] && grep -E "not found at .*\(set PERCEPTION_" "$1"; then
     echo "The recorded data are there, but tests skipped them ($1)."
     return 1

@@ -1,4 +1,4 @@
-"""The ROS 2 node's messages, from structures of Debian's rosidl by fastcdr, have the bytes of `perception drive`."""
+"""The ROS 2 node compiles; its messages, from structures of Debian's rosidl by fastcdr, have the bytes of Python's."""
 
 import ctypes
 import json
@@ -61,6 +61,16 @@ def library() -> ctypes.CDLL:
     found = ctypes.CDLL(str(once("ros-messages", make_library) / "messages.so"))
     found.boxes.restype = found.points.restype = found.status.restype = ctypes.c_size_t
     return found
+
+
+@pytest.mark.slow("compiles with all headers of ROS")
+@pytest.mark.parametrize("release", ["humble", "jazzy"])
+def test_the_node_compiles_without_a_warning(release: str, headers: Path) -> None:
+    """No library of ROS is here, so the node is neither linked nor run."""
+    theirs = ["-isystem", headers / f"ros-{release}", "-isystem", "/usr/include/opencv4"]
+    ours = ["-I", ROS2 / "include", "-I", ROOT / "deploy" / "cpp" / "include", ROS2 / "src" / "node.cpp"]
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    subprocess.run(["g++", *flags, *theirs, *ours], check=True)
 
 
 def pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -1,22 +1,23 @@
 """The engine for TensorRT (libtessera_tensorrt.so) without a GPU: on stand-ins, and with NVIDIA's library.
 
-A stand-in of CUDA puts off all work until the host waits for it. That of TensorRT runs the ONNX graph by ONNX Runtime,
-as fixed a size as a plan.
+It is compiled with NVIDIA's headers of two releases. A stand-in of CUDA's library puts off all work until the host
+waits for it. That of TensorRT's runs the ONNX graph by ONNX Runtime, as fixed a size as a plan.
 """
 
 import json
 import os
+import re
 from collections.abc import Callable
 from ctypes import byref
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import onnx.parser
 import pytest
 import tessera_runtime as native
 from both_runtimes import compare, drive, every_task, require_equal
 from exported import apart, bundle, copy_bundle, plan_record, remembering, retrained
-from recorded_engine import COMPILER, TARGET
 
 from deploy.bundle import Bundle
 from deploy.engines.tensorrt import build_engine, compiler_version
@@ -24,8 +25,9 @@ from deploy.precision.measure import structure_sha256
 from deploy.targets import TARGETS
 
 BUILT = Path(os.environ[native.LIBRARY]).parent
-STAND_IN, NVIDIA = str(BUILT / "libtensorrt_stand_in.so"), str(BUILT / "libtensorrt_nvidia.so")
+RELEASES = {"10.3": "orin", "11.1": "thor"}  # of the headers, with a target
 DEFECT = "TESSERA_STAND_IN"  # environment variable that the stand-ins read
+pytestmark = pytest.mark.usefixtures("headers")
 BUNDLES: dict[str, Callable[[], Bundle]] = {
     "memory": remembering,
     "apart": lambda: apart()[0],
@@ -39,42 +41,60 @@ def plan_of(loaded: Bundle) -> bytes:
     return json.dumps(sizes).encode() + b"\n" + loaded.onnx.read_bytes()
 
 
-def compiled(source: Path, path: Path) -> Path:
+def add_plan(bundle: Bundle, plan: bytes, release: str = "10.3", **record: Any) -> None:
+    made_for = {"target": RELEASES[release], "compiler": f"tensorrt {release}.0"} | record
+    bundle.add_plan(plan, plan_record(bundle.path, plan, **made_for))
+
+
+def compiled(source: Path, path: Path, release: str = "10.3") -> Path:
     """A copy of a bundle, with a plan for each of its networks."""
     copytree(source, path)
     for loaded in (Bundle.load(path), *Bundle.load(path).routes.values()):
-        plan = plan_of(loaded)
-        loaded.add_plan(plan, plan_record(loaded.path, plan, target=TARGET, compiler=COMPILER))
+        add_plan(loaded, plan_of(loaded), release)
     return path
 
 
-def message_of(path: Path, plugin: str) -> str:
+def given(release: str = "10.3") -> dict[str, str]:
+    """What opens a plan of the stand-in."""
+    return {"target": RELEASES[release], "plugin": str(BUILT / f"libtensorrt_{release}.so")}
+
+
+def message_of(path: Path, **arguments: str) -> str:
     with pytest.raises(native.Failure) as caught:
-        native.Runtime(path, TARGET, plugin=plugin)
+        native.Runtime(path, **arguments or given())
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.slow("exports networks")
-@pytest.mark.parametrize(("name", "capture"), [*((name, "captured") for name in BUNDLES), ("memory", "no capture")])
+@pytest.mark.parametrize(
+    ("name", "capture", "release"),
+    [
+        ("memory", "captured", "10.3"),
+        ("memory", "no capture", "11.1"),
+        ("apart", "captured", "11.1"),
+        ("every task", "captured", "10.3"),
+    ],
+)
 def test_a_drive_has_the_bytes_of_the_python_runtime(
-    name: str, capture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, capture: str, release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DEFECT, capture)
-    path = compiled(BUNDLES[name]().path, tmp_path / "bundle")
-    assert compare(path, drive(Bundle.load(path).spec.grid.reference), target=TARGET, plugin=STAND_IN) > 100
+    path = compiled(BUNDLES[name]().path, tmp_path / "bundle", release)
+    assert compare(path, drive(Bundle.load(path).spec.grid.reference), **given(release)) > 100
 
 
 @pytest.mark.slow("exports a network")
-def test_a_refitted_plan_computes_the_bundle_s_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_refitted_plan_computes_the_bundle_s_network(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, path = bundle(), copytree(retrained().path, tmp_path / "bundle")
-    plan, of = plan_of(old), old.files["model.onnx"]
-    record = {"target": TARGET, "compiler": COMPILER, "refittable": True, "onnx_sha256": of}
-    Bundle.load(path).add_plan(plan, plan_record(path, plan, **record))
+    add_plan(Bundle.load(path), plan_of(old), release, refittable=True, onnx_sha256=old.files["model.onnx"])
     assert structure_sha256(onnx.load(old.onnx)) == structure_sha256(onnx.load(path / "model.onnx"))
-    assert compare(path, list(drive())[:6], target=TARGET, plugin=STAND_IN) > 30
+    assert compare(path, list(drive())[:6], **given(release)) > 30
     monkeypatch.setenv(DEFECT, "missing weights")
-    assert "cannot give it the weights of model.onnx" in message_of(path, STAND_IN)
+    assert "cannot give it the weights of model.onnx" in message_of(path, **given(release))
 
 
 @pytest.mark.parametrize(
@@ -89,29 +109,28 @@ def test_a_plan_that_is_not_of_this_network_is_refused(
     change: Callable[[bytes], bytes], message: str, tmp_path: Path
 ) -> None:
     path = copytree(remembering().path, tmp_path / "bundle")
-    plan = change(plan_of(Bundle.load(path)))
-    Bundle.load(path).add_plan(plan, plan_record(path, plan, target=TARGET, compiler=COMPILER))
-    assert message in message_of(path, STAND_IN)
+    add_plan(Bundle.load(path), change(plan_of(Bundle.load(path))))
+    assert message in message_of(path)
 
 
 def test_of_many_errors_the_latest_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two threads at once."""
     monkeypatch.setenv(DEFECT, "noisy")
-    message = message_of(compiled(bundle().path, tmp_path / "bundle"), STAND_IN)
+    message = message_of(compiled(bundle().path, tmp_path / "bundle"))
     assert message.endswith("a kernel failed and that is why")
     assert len(message) < 2500
 
 
 def test_without_a_gpu_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DEFECT, "no GPU")
-    message = message_of(compiled(bundle().path, tmp_path / "bundle"), STAND_IN)
+    message = message_of(compiled(bundle().path, tmp_path / "bundle"))
     assert "cudaErrorNoDevice (no CUDA-capable device is detected)" in message
 
 
 def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves no arrays; the state of the frame before it goes on."""
     path, frames = compiled(remembering().path, tmp_path / "bundle"), list(drive())[:5]
-    with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime, native.Runtime(path) as plain:
+    with native.Runtime(path, **given()) as runtime, native.Runtime(path) as plain:
         for number, frame in enumerate(frames):
             if number == 2:
                 monkeypatch.setenv(DEFECT, "lost")
@@ -129,7 +148,7 @@ def test_a_state_that_the_gpu_does_not_give_is_no_fault_of_the_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = compiled(remembering().path, tmp_path / "bundle")
-    with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime:
+    with native.Runtime(path, **given()) as runtime:
         runtime.step(next(drive()))
         monkeypatch.setenv(DEFECT, "lost")
         array = byref(native._sized(native._Array))
@@ -143,7 +162,7 @@ def test_after_a_golden_frame_that_failed_its_sequence_begins_anew(
 ) -> None:
     path = compiled(remembering().path, tmp_path / "bundle")
     golden = len(Bundle.load(path).golden_frames())
-    with native.Runtime(path, TARGET, plugin=STAND_IN) as runtime:
+    with native.Runtime(path, **given()) as runtime:
         for number in range(golden):
             for _ in range(number):
                 runtime.check()
@@ -159,21 +178,19 @@ def test_nvidia_s_library_refuses_what_is_no_plan_in_its_own_words(tmp_path: Pat
     graph = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18]> relu (float[4] x) => (float[4] y) {y = Relu(x)}'
     )
-    plan, here = build_engine(graph.SerializeToString(), TARGETS[TARGET]).content, compiler_version(TARGETS[TARGET])
-    release = ".".join(here.split(".")[:3])
+    target, here = TARGETS["rtx-ampere"], compiler_version(TARGETS["rtx-ampere"])
+    plan, release = build_engine(graph.SerializeToString(), target).content, ".".join(here.split(".")[:3])
     for name, content, words in (("none", b"x" * 1000, "magicTag"), ("no GPU", plan, "CUDA")):
         path = copy_bundle(tmp_path / name)
-        Bundle.load(path).add_plan(content, plan_record(path, content, target=TARGET, compiler=here))
-        message = message_of(path, NVIDIA)
-        assert message.startswith(f"{path}/engines/{TARGET}.plan: {release} refuses it: "), message
+        add_plan(Bundle.load(path), content, target=target.name, compiler=here)
+        message = message_of(path, target=target.name, plugin=str(BUILT / "libtensorrt_rtx.so"))
+        assert message.startswith(f"{path}/engines/{target.name}.plan: {release} refuses it: "), message
         assert words in message
 
 
-def test_with_nvidia_s_headers_and_cuda_a_line_says_what_is_missing(tmp_path: Path) -> None:
+def test_with_nvidia_s_libraries_alone_a_line_says_what_is_missing(tmp_path: Path) -> None:
     """The headers are those of TensorRT 10, as on a vehicle; the library is that for RTX."""
-    target, compiler = "orin", "tensorrt " + compiler_version(TARGETS[TARGET]).split()[1]
-    path = copy_bundle(tmp_path / "bundle")
-    Bundle.load(path).add_plan(b"none", plan_record(path, b"none", target=target, compiler=compiler))
-    with pytest.raises(native.Failure, match=r"CUDA: cudaStreamCreateWithFlags gives cudaError|refuses it: ") as caught:
-        native.Runtime(path, target, plugin=str(BUILT / "libtensorrt_headers.so"))
-    assert "\n" not in str(caught.value)
+    path, release = copy_bundle(tmp_path / "bundle"), compiler_version(TARGETS["rtx-ampere"]).split()[1]
+    add_plan(Bundle.load(path), b"none", compiler=f"tensorrt {release}")
+    message = message_of(path, target="orin", plugin=str(BUILT / "libtensorrt_and_cuda.so"))
+    assert re.search("CUDA: cudaStreamCreateWithFlags gives cudaError|refuses it: ", message)

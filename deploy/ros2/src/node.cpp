@@ -1,8 +1,7 @@
 // A bundle as a ROS 2 component, built as Autoware's perception nodes are: a cloud triggers a frame, with the latest
 // picture of each camera. docs/native.md has topics and parameters.
 //
-// THIS FILE WAS NEVER COMPILED OR RUN: it needs ROS, which this repository's tests do not have. They test messages.hpp
-// and processing_time.hpp.
+// THIS FILE WAS NEVER RUN: the tests compile it with ROS's headers, and run messages.hpp and processing_time.hpp.
 #if __has_include(<cv_bridge/cv_bridge.hpp>)
 #include <cv_bridge/cv_bridge.hpp>
 #else  // Humble

@@ -1,5 +1,5 @@
 // Engines without a GPU: a plan is a line of JSON with the shapes of its open inputs, and an ONNX graph for ONNX
-// Runtime.
+// Runtime. NVIDIA's classes call what unplayed.py makes of their headers; the functions here take its place.
 #include <NvOnnxParser.h>
 #include <onnxruntime_cxx_api.h>
 
@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "stand_in.hpp"
+#include "unplayed.hpp"
 
 namespace {
 
@@ -62,9 +63,10 @@ Dims dims_of(const std::vector<int64_t> &shape) {
     return dims;
 }
 
-class Context : public nvinfer1::IExecutionContext {
+class Context : public nvinfer1::IExecutionContext, public nvinfer1::apiv::UnplayedVExecutionContext {
    public:
     Context(const std::shared_ptr<Network> &network, ILogger &log) : network_(network), log_(log) {
+        mImpl = this;
         for (const auto &[name, tensor] : network->tensors)
             if (tensor.mode == TensorIOMode::kINPUT) shapes_[name] = tensor.shape;
     }
@@ -126,10 +128,13 @@ class Context : public nvinfer1::IExecutionContext {
     Addresses addresses_;
 };
 
-class Engine : public nvinfer1::ICudaEngine {
+class Engine : public nvinfer1::ICudaEngine, public nvinfer1::apiv::UnplayedVCudaEngine {
    public:
-    Engine(const std::shared_ptr<Network> &network, ILogger &log) : network(network), log_(log) {}
-    nvinfer1::IExecutionContext *createExecutionContext() noexcept override { return new Context(network, log_); }
+    Engine(const std::shared_ptr<Network> &network, ILogger &log) : network(network), log_(log) { mImpl = this; }
+    nvinfer1::IExecutionContext *createExecutionContext(
+        nvinfer1::ExecutionContextAllocationStrategy) noexcept override {
+        return new Context(network, log_);
+    }
     TensorIOMode getTensorIOMode(const char *name) const noexcept override { return of(name).mode; }
     DataType getTensorDataType(const char *name) const noexcept override { return kTypes.at(of(name).type).first; }
     Dims getTensorShape(const char *name) const noexcept override { return dims_of(of(name).shape); }
@@ -148,10 +153,9 @@ class Engine : public nvinfer1::ICudaEngine {
     ILogger &log_;
 };
 
-class RuntimeOf : public nvinfer1::apiv::VRuntime {
+class Runtime : public nvinfer1::IRuntime, public nvinfer1::apiv::UnplayedVRuntime {
    public:
-    explicit RuntimeOf(ILogger &log) : log_(log) {}
-    nvinfer1::IRuntime *getPImpl() noexcept override { return nullptr; }
+    explicit Runtime(ILogger &log) : log_(log) { mImpl = this; }
     nvinfer1::ICudaEngine *deserializeCudaEngine(const void *blob, std::size_t size) noexcept override {
         const std::string plan(static_cast<const char *>(blob), size);
         const size_t line = plan.find('\n');
@@ -171,17 +175,9 @@ class RuntimeOf : public nvinfer1::apiv::VRuntime {
     ILogger &log_;
 };
 
-class Runtime : public nvinfer1::IRuntime {
+class Refitter : public nvinfer1::IRefitter, public nvinfer1::apiv::UnplayedVRefitter {
    public:
-    explicit Runtime(ILogger &log) : own_(log) { mImpl = &own_; }
-
-   private:
-    RuntimeOf own_;
-};
-
-class Refitter : public nvinfer1::IRefitter {
-   public:
-    explicit Refitter(Engine &engine) : engine(engine) {}
+    explicit Refitter(Engine &engine) : engine(engine) { mImpl = this; }
     int32_t getMissingWeights(int32_t, const char **) noexcept override {
         return has_defect("missing weights") ? 1 : 0;
     }
@@ -194,7 +190,7 @@ class Refitter : public nvinfer1::IRefitter {
     std::string onnx;
 };
 
-class ParserRefitter : public nvonnxparser::IParserRefitter {
+class ParserRefitter : public nvonnxparser::UnplayedIParserRefitter {
    public:
     explicit ParserRefitter(Refitter &refitter) : refitter_(refitter) {}
     bool refitFromBytes(const void *onnx, size_t size, const char *) noexcept override {
@@ -209,7 +205,7 @@ class ParserRefitter : public nvonnxparser::IParserRefitter {
 }  // namespace
 
 extern "C" int32_t getInferLibVersion() noexcept {
-    return 10701;  // as tensorrt_rtx 1.7.1
+    return NV_TENSORRT_VERSION;
 }
 extern "C" void *createInferRuntime_INTERNAL(void *logger, int32_t) noexcept {
     return static_cast<nvinfer1::IRuntime *>(new Runtime(*static_cast<ILogger *>(logger)));
