@@ -11,7 +11,6 @@ from pathlib import Path
 
 from perception.datasets.drives import Drives, read_splits
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
-from perception.datasets.nuscenes.between import sample_of
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.tables import only_version, versions
@@ -22,8 +21,6 @@ from perception.mmdet3d.infos import Infos
 from perception.rig import Rig, load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 
-# Many dataroots in nuScenes' schema as one data set: T4 has a folder with tables and files for each drive.
-
 
 def dataroots_below(folder: Path) -> list[Path]:
     """Dataroots in a folder, or in folders of it, such as T4's DATASET/ID and DATASET/ID/VERSION."""
@@ -32,7 +29,7 @@ def dataroots_below(folder: Path) -> list[Path]:
 
 
 class JoinedTables:
-    """The drives of all dataroots below a folder; `splits.json` in it lists the scenes or folders of each split.
+    """The drives of all dataroots below a folder, as T4 has them; `splits.json` lists scenes or folders of each split.
 
     Raises:
         InputError: a dataroot is damaged or holds several versions, or two drives or keyframes have one name.
@@ -68,8 +65,11 @@ class JoinedTables:
         return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits}
 
     def _tables(self, token: str) -> NuScenesTables:
-        """Those that have a frame."""
-        return self._of_token[sample_of(token)]
+        """The tables that have a frame."""
+        if token not in self._of_token:  # between keyframes
+            for scene, tables in self._of_scene.items():
+                self._of_token |= dict.fromkeys(tables.moments(self.samples(selectors=[scene])[0]), tables)
+        return self._of_token[token]
 
     def scene(self, token: str) -> str:
         """Name of the drive of a frame."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from importlib.resources import files
 from itertools import chain
@@ -30,11 +30,10 @@ from perception.datasets.keyframes import (
     SweepFile,
     assemble,
 )
-from perception.datasets.nuscenes.between import FramesBetween, sample_of
 from perception.datasets.nuscenes.descriptions import phases_of, position_on_map
 from perception.datasets.nuscenes.labels import Lidarseg, voxel_truth
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.datasets.nuscenes.recordings import Recordings, SampleData
+from perception.datasets.nuscenes.recordings import FramesBetween, Recordings, SampleData
 from perception.datasets.nuscenes.tables import Annotations, report_links, rows, version_folder
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
@@ -85,17 +84,29 @@ class NuScenesTables:
         self.scenes, self.samples = self._drives.scenes, self._drives.samples
         self.recordings, self._lidar_paths = Recordings(self._folder, self.rig), LidarPaths(self)
         self._moments: dict[str, dict[str, int]] = {}  # by scene
+        # Token -> the keyframe that it is or that comes next, of keyframes and of the frames in `_moments`.
+        self._keyframe_of = {token: token for token in self._timestamps}
 
     @cached_property
     def _annotations(self) -> Annotations:
         return Annotations.read(self._folder, self._timestamps, self.taxonomy)
 
     def _splits(self) -> dict[str, list[str]]:
-        return official_splits(self._samples) if is_official(self.version) else read_splits(self._folder)
+        official = _OFFICIAL_VERSION.fullmatch(self.version)
+        return official_splits(self._samples) if official else read_splits(self._folder)
 
     def scene(self, token: str) -> str:
         """Name of the drive of a frame."""
-        return self._drives.scene(sample_of(token))
+        return self._drives.scene(self._keyframe(token))
+
+    def _keyframe(self, token: str) -> str:
+        """The keyframe that a frame is, or that comes next after it."""
+        if token not in self._keyframe_of:  # `moments` named it in another process
+            for scene in self._samples:
+                self._find_moments(scene)
+        if token not in self._keyframe_of:
+            raise InputError(f"{self._folder}: no frame {token}")
+        return self._keyframe_of[token]
 
     @cached_property
     def between(self) -> FramesBetween:
@@ -106,29 +117,32 @@ class NuScenesTables:
 
         Those between whose files are not all there are left out, as where only the keyframes' files were copied.
         """
-        scene = self.scene(token)
-        if scene not in self._moments:
-            self._moments[scene] = self._find_moments(scene)
-        return self._moments[scene]
+        return self._find_moments(self.scene(token))
 
     def _find_moments(self, scene: str) -> dict[str, int]:
-        found, reference = dict[str, Mapping[str, SampleData]](), self.rig.sensors.lidars[0]
-        for sample in self._samples[scene]:
-            found |= self.between.before(sample)
+        if scene in self._moments:
+            return self._moments[scene]
+        reference = self.rig.sensors.lidars[0]
+        between = {sample: self.between.before(sample) for sample in self._samples[scene]}
+        frames = chain.from_iterable(each.values() for each in between.values())
+        existing = readable_files(self.dataroot, {row.file for frame in frames for row in frame.values()})
+        moments = dict[str, int]()
+        for sample, before in between.items():
+            for token, frame in before.items():
+                if all(row.file in existing for row in frame.values()):
+                    moments[token], self._keyframe_of[token] = frame[reference].timestamp, sample
             if reference in (keyframe := self.recordings.get(sample, {})):
-                found[sample] = keyframe
-        between = {token: {row.file for row in frame.values()} for token, frame in found.items() if "@" in token}
-        there = readable_files(self.dataroot, {*chain.from_iterable(between.values())})
-        return {token: each[reference].timestamp for token, each in found.items() if between.get(token, set()) <= there}
+                moments[sample] = keyframe[reference].timestamp
+        self._moments[scene] = moments
+        return moments
 
     def conditions(self, token: str) -> Conditions:
         """The known conditions of a frame."""
-        sample, _, between = token.partition("@")
-        scene = self._drives.scene(sample)
-        timestamp = int(between) if between else self._timestamps[sample]
-        seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
+        scene, timestamps = self.scene(token), self._timestamps
+        timestamp = timestamps[token] if token in timestamps else self._moments[scene][token]
+        seconds = 1e-6 * (timestamp - timestamps[self._samples[scene][0]])
         phases = self._phases[scene]
-        return next((each for start, each in reversed(phases) if start <= seconds), phases[0][1])
+        return next((conditions for start, conditions in reversed(phases) if start <= seconds), phases[0][1])
 
     def _truth(self, token: str, scene: str) -> dict[str, Annotation]:
         """The annotations of a frame; no boxes in a version without annotations, such as v1.0-test.
@@ -194,9 +208,6 @@ class NuScenesTables:
     def _lidarseg(self) -> Lidarseg:
         return Lidarseg.read(self.dataroot, self._folder, self.recordings.sweep_files, self.taxonomy)
 
-    def _classes(self, file: str, count: int) -> np.ndarray | None:
-        return self._lidarseg.classes(file, count)
-
     def _class_files(self, token: str) -> Iterator[Path]:
         """Files of the classes of points in the sweeps of a keyframe; none if the taxonomy has no such classes."""
         for sweep in self.recordings.get(token, {}).values() if self.taxonomy.point_classes else ():
@@ -206,9 +217,10 @@ class NuScenesTables:
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
         """The sensor files of a frame with their poses, and its annotations."""
         sensors, recordings = self.rig.sensors, self.recordings
-        keyframe: Mapping[str, SampleData] = recordings.get(token, {})
-        if (sample := sample_of(token)) != token:
-            recordings, keyframe = self.between.recordings, self.between.before(sample).get(token, {})
+        if (sample := self._keyframe(token)) == token:
+            keyframe: Mapping[str, SampleData] = recordings.get(token, {})
+        else:
+            recordings, keyframe = self.between.recordings, self.between.before(sample)[token]
         if sensors.lidars[0] not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {sensors.lidars[0]} keyframe of sample {token}")
         reference, scene = self._sweep(recordings, keyframe[sensors.lidars[0]]), self.scene(token)
@@ -240,8 +252,9 @@ class NuScenesTables:
     def _sweeps(self, recordings: Recordings, keyframe: SampleData, count: int) -> list[SweepFile]:
         """The sweep of a frame and earlier ones; only it may have classes of points."""
         first, *earlier = (self._sweep(recordings, each) for each in recordings.chain(keyframe, count))
-        classes = partial(self._classes, keyframe.file) if self.taxonomy.point_classes else None
-        return [first._replace(classes=classes), *earlier]
+        if self.taxonomy.point_classes:
+            first = first._replace(classes=lambda points: self._lidarseg.classes(keyframe.file, points))
+        return [first, *earlier]
 
     def _sweep(self, recordings: Recordings, row: SampleData) -> SweepFile:
         pose, mount = recordings.global_from_ego(row), recordings.ego_from_sensor[row.calibration]
@@ -269,31 +282,21 @@ def _locations(folder: Path, scenes: Iterable[dict[str, Any]]) -> dict[str, str]
     return {name: locations[log] if log else "" for name, log in logs.items()}
 
 
-def is_official(version: str) -> bool:
-    return _OFFICIAL_VERSION.fullmatch(version) is not None
-
-
 def official_splits(scenes: Collection[str] = ()) -> dict[str, list[str]]:
     """The splits of the data set that these scenes are of, as in `utils.splits` of its devkit; nuScenes' by default."""
-    here = set(scenes)
-    truckscenes = _truckscenes()
-    return truckscenes if any(here & {*names} for names in truckscenes.values()) else _nuscenes()
+    nuscenes, truckscenes = _official_splits()
+    return truckscenes if any({*scenes} & {*names} for names in truckscenes.values()) else nuscenes
 
 
 @cache
-def _nuscenes() -> dict[str, list[str]]:
-    return {split: [f"scene-{number:04d}" for number in numbers] for split, numbers in _content("nuscenes").items()}
-
-
-@cache
-def _truckscenes() -> dict[str, list[str]]:
-    """A scene has the number of its part of a log."""
-    return {
-        split: [f"scene-{log}-{number}" for log, numbers in logs.items() for number in numbers]
-        for split, logs in _content("truckscenes").items()
-    }
-
-
-def _content(name: str) -> dict[str, Any]:
-    path = files("perception.datasets.nuscenes").joinpath(f"splits_{name}.json")
-    return json.loads(path.read_text(encoding="utf-8"))
+def _official_splits() -> Sequence[dict[str, list[str]]]:
+    """The splits of nuScenes and of TruckScenes, whose scenes have the number of their part of a log."""
+    folder = files("perception.datasets.nuscenes")
+    numbers, logs = (
+        json.loads(folder.joinpath(f"splits_{name}.json").read_text(encoding="utf-8"))
+        for name in ("nuscenes", "truckscenes")
+    )
+    return (
+        {split: [f"scene-{number:04d}" for number in scenes] for split, scenes in numbers.items()},
+        {split: [f"scene-{log}-{n}" for log, parts in own.items() for n in parts] for split, own in logs.items()},
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from perception.errors import InputError
 from perception.geometry import rigid
 from perception.io.cache import cached_arrays
 from perception.rig import DISTORTIONS, Rig, Sensors
+
+LATER = 10_000  # us, that a recording may be after the sweep; rigs have delays of a few milliseconds
+OLDEST = 100_000  # us before the sweep; nuScenes' cameras take a picture each 83 ms
 
 _START, _LOST = -1, -2  # for a row: the drive's first recording, and one whose predecessor is not in the table
 
@@ -103,16 +106,11 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
         lidar = self._arrays["numbers"][:, 4] < self._lidars
         return dict(zip(_text(self._arrays["tokens"][lidar]), _text(self._arrays["files"][lidar]), strict=True))
 
-    def is_keyframe(self, row: SampleData) -> bool:
-        """Whether it is of a keyframe."""
-        return bool(self._is_keyframe[row.row])
-
     @cached_property
-    def _is_keyframe(self) -> np.ndarray:
-        """(N,) bool, by row."""
-        found = np.zeros(len(self._arrays["files"]), bool)
-        found[self._arrays["keyframes"][self._arrays["keyframes"] >= 0]] = True
-        return found
+    def of_keyframe(self) -> np.ndarray:
+        """(N,) bool: whether each row is of a keyframe."""
+        keyframes = self._arrays["keyframes"]
+        return np.isin(np.arange(len(self._arrays["files"])), keyframes[keyframes >= 0])
 
     def chain(self, latest: SampleData, sweeps: int | None = None) -> Iterator[SampleData]:
         """A LiDAR sweep, then up to `sweeps` earlier ones of the drive, latest first; None: all.
@@ -139,6 +137,59 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
         """(4, 4) pose of the vehicle at its time."""
         pose = self.pose(row)
         return rigid(pose[:3], pose[3:])
+
+
+class FramesBetween:
+    """What sensors recorded between keyframes: sweeps and pictures that are no keyframes.
+
+    A frame is a sweep of the reference LiDAR with a recording of each other sensor that no other frame has.
+
+    Args:
+        folder: of the tables.
+        rig: its sensors are read; the first LiDAR is the reference.
+    """
+
+    def __init__(self, folder: Path, rig: Rig) -> None:
+        self.recordings, self._reference = Recordings(folder, rig, between=True), rig.sensors.lidars[0]
+
+    def before(self, sample: str) -> dict[str, Mapping[str, SampleData]]:
+        """Token -> recordings by channel, of the frames from the keyframe before this one up to it, in order of time.
+
+        A sweep is no frame where a sensor of the keyframe has no recording of about its time, or one that a keyframe
+        or the frame before has already: LiDARs may be faster than cameras. There are none before a keyframe without
+        the reference LiDAR.
+        """
+        keyframe = self.recordings.get(sample, {})
+        if self._reference not in keyframe:
+            return {}
+        last = keyframe[self._reference]
+        sweeps = [last, *takewhile(self._is_between, islice(self.recordings.chain(last), 1, None))]
+        oldest, others = sweeps[-1].timestamp - OLDEST, list[tuple[int, list[SampleData]]]()
+        for row in keyframe.values():
+            if row is not last:
+                rows = takewhile(lambda each: each.timestamp >= oldest, self.recordings.chain(row))
+                others.append((row.timestamp - last.timestamp, [*rows]))
+        frames, of_frame_before = dict[str, Mapping[str, SampleData]](), list[SampleData]()
+        for sweep in reversed(sweeps[1:]):
+            recorded = [each for delay, rows in others for each in _near(rows, sweep.timestamp, delay)]
+            complete = len(recorded) == len(others)
+            if complete and all(self._is_between(row) and row not in of_frame_before for row in recorded):
+                frames[f"{sample}@{sweep.timestamp}"] = {each.channel: each for each in (sweep, *recorded)}
+                of_frame_before = recorded
+        return frames
+
+    def _is_between(self, row: SampleData) -> bool:
+        return not self.recordings.of_keyframe[row.row]
+
+
+def _near(rows: Iterable[SampleData], time: int, delay: int) -> list[SampleData]:
+    """The recording of about the time of a sweep, us, whose delay is most like the keyframe's; none if there is none.
+
+    It is not always the latest: nuScenes' cameras expose as the LiDAR turns to them, the first one 43 ms before the end
+    of its sweep, which is 7 ms after the end of the sweep before.
+    """
+    near = (each for each in rows if time - OLDEST <= each.timestamp <= time + LATER)
+    return sorted(near, key=lambda each: abs(each.timestamp - time - delay))[:1]
 
 
 @dataclass

@@ -22,8 +22,8 @@ from tiny import write_scenes, write_tiny
 from vocabulary import NUSCENES, RIG
 
 from perception.datasets.keyframes import Keyframes, Reads, Recording
-from perception.datasets.nuscenes.between import FramesBetween
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.recordings import FramesBetween
 from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
 from perception.frame import Conditions
@@ -228,7 +228,7 @@ def test_what_was_not_copied_is_no_frame(changeable: tuple[Path, Rig], kind: str
     assert {*tables.samples()} <= found.keys() < whole.keys()
 
 
-def test_a_lost_row_and_unknown_frames_are_one_line(changeable: tuple[Path, Rig]) -> None:
+def test_a_lost_row_is_one_line(changeable: tuple[Path, Rig]) -> None:
     root, rig = changeable
     camera = rig.sensors.cameras[0]
     lost = f"sweeps/{camera}/"
@@ -242,9 +242,22 @@ def test_a_lost_row_and_unknown_frames_are_one_line(changeable: tuple[Path, Rig]
     for _ in range(2):  # what was found before the error is not taken for the drive's frames
         with one_line_error("sample_data.json", says="copy the tables again"):
             tables.moments(tables.samples()[0])
+
+
+def test_unknown_frames_are_one_line(driven: tuple[Path, Rig]) -> None:
+    root, rig = driven
+    tables = NuScenesTables(root, SIMULATED, rig)
     for wrong in (f"{tables.samples()[1]}@17", "nothing@1700000000000000"):
         with one_line_error(says=wrong):
             tables.recording(wrong)
+
+
+def test_a_frame_between_is_known_where_moments_was_not_called(driven: tuple[Path, Rig]) -> None:
+    root, rig = driven
+    tables = NuScenesTables(root, SIMULATED, rig)
+    moments = tables.moments(tables.samples()[0])
+    between = next(token for token in moments if token not in tables.samples())
+    assert NuScenesTables(root, SIMULATED, rig).recording(between).timestamp == moments[between]
 
 
 def test_frames_are_of_one_drive(tmp_path: Path) -> None:
@@ -258,7 +271,7 @@ def test_frames_are_of_one_drive(tmp_path: Path) -> None:
         assert every == sorted(every)
         for scene, moments in zip(tables.scenes(), found, strict=True):
             assert {tables.scene(token) for token in moments} == {scene}
-            first = next(token for token in moments if "@" not in token)
+            first = next(token for token in moments if token in tables.samples())
             assert len(find_clip(moments, first, [0.25] if sweeps else [0.5])) == sweeps
 
 
