@@ -45,7 +45,6 @@ BENCHMARKS: dict[str, tuple[str, tuple[Path, ...]]] = {
     "precision": ("bench_precision", (CHECKPOINTS, DRIVES)),
     "replay": ("bench_replay", (BUNDLE,)),
     "tasks": ("bench_networks", ()),
-    "time": ("bench_time", (PANDASET, KITTI_WEIGHTS)),
     "train": ("bench_train", (DRIVES, PANDASET, KITTI_WEIGHTS)),
 }
 

@@ -1,4 +1,4 @@
-"""Benchmarks: variants alternate, README's figures are theirs, labelled frames, and what a memory sees before."""
+"""Benchmarks: variants alternate, README's figures are theirs, and labelled frames are spread."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,8 @@ import figures
 import pytest
 from bench_ceiling import recalls
 from bench_pandaset import summary
-from bench_time import EachFrame, gains
 from benchmark import median_seconds
-from networks import disturb, small
 from tiny import write_tiny
-
-from perception.config import parse_config
-from perception.model import PerceptionModel
-from perception.predict import TorchPredictor
 
 
 def test_every_benchmark_is_there_and_says_what_it_measures() -> None:
@@ -65,38 +59,3 @@ def test_of_the_seeds_the_median_and_the_range_are_told():
     assert found["range"]["closed"] == pytest.approx([-0.5, 0.5])
     assert (found["source_kept"], found["range"]["source_kept"]) == (0.8, [0.5, 0.9])
     assert (found["share"], found["cpu_seconds_per_step"]) == (pytest.approx(0.03), 2.0)
-
-
-@pytest.mark.parametrize("remembers", [True, False])
-def test_a_network_with_a_memory_sees_the_frames_before_those_that_are_asked_for(tables, remembers):
-    """They matter to it alone; frames without LiDAR are the given ones."""
-    content = small().model_dump(mode="json") | {"modules": [{"name": "m", "kind": "memory"}] if remembers else []}
-    content["model"]["camera"] = None
-    network = PerceptionModel(parse_config(content, "test"))
-    if remembers:
-        disturb(network, "m", 0.5)
-    predictor = TorchPredictor(network)
-    drive = tables.samples(None, tables.scenes()[:1])
-    reads = predictor.spec.reads
-    whole = dict(zip(drive, (p for _, p in predictor.predictions(tables, reads, drive)), strict=True))
-    for lost in ((), drive[-1:], drive[:1]):
-        ((frame, found),) = EachFrame(predictor, lost=lost).predictions(tables, reads, drive[-1:])
-        assert frame.token == drive[-1]
-        assert (frame.points is None) == (frame.token in lost)
-        same = found.results["detection"].scores.tolist() == whole[drive[-1]].results["detection"].scores.tolist()
-        assert same == (not lost or (lost == drive[:1] and not remembers))
-
-
-def test_what_a_memory_gains_is_relative_to_the_base_and_of_the_seed_with_the_widest_spread() -> None:
-    networks = {"base": {"NDS": 0.4}, "memory": {"NDS": 0.41}, "joint": {"NDS": 0.45}}
-    of_lidar = [{**networks, "spacings": [0.42, each], "kept": kept} for each, kept in ((0.41, 0.4), (0.45, 0.6))]
-    of_camera = [{"base": {"NDS": 0.1, "mAVE": 0.8}, "joint": {"NDS": 0.15, "mAVE": 0.6}}]
-    assert gains(of_lidar, of_camera) == pytest.approx(
-        {
-            "nds_gain_camera": 0.05,
-            "velocity_error_ratio_camera": 0.75,
-            "kept_without_lidar_1s": 0.5,
-            "nds_spread_over_spacing": 0.03,
-            "post_hoc_share": 0.2,
-        }
-    )
