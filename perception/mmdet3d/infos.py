@@ -49,7 +49,7 @@ class Infos:
         self.rig, self.taxonomy = load_rig("nuscenes"), NUSCENES
         self._opened = [stamp(self.path.resolve())]
         content = read_plain(self.path)
-        keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
+        keyframes = read_keyframes(content, self.path)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
         self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
         drives = Drives(str(self.path), {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))})

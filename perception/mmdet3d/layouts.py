@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,14 +26,10 @@ from perception.frame import Boxes
 from perception.geometry import rigid
 from perception.mmdet3d.install import CAMERAS, CLASSES, LIDAR
 
-_MAX_MAGNITUDE = 1e16  # of a number
 _ROTATION_TOLERANCE = 1e-3  # deviation of a rotation from orthonormal; float32 has 1e-7
-_MIN_ENTRY_BYTES = 32  # of a sweep or a box in a file
 _LONGER_THAN_WIDE = ("car", "truck", "bus", "trailer", "bicycle", "motorcycle")
 _MIN_TIME, _MAX_TIME = 1_000_000_000_000_000, 9_000_000_000_000_000  # us: years 2001 to 2255
 _US, _S = 1.0, 1e6  # units of time in us
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -80,36 +76,31 @@ class _RawBoxes(NamedTuple):
         return replace(boxes, num_points=self.points[chosen].astype(np.int64))
 
 
-def read_keyframes(content: Any, path: Path, size: int) -> list[Keyframe]:
+def read_keyframes(content: Any, path: Path) -> list[Keyframe]:
     """The keyframes in the order of the file.
 
     Args:
         content: of the file, see `read_plain`.
         path: of the file, beside samples/ and sweeps/.
-        size: of the file in bytes.
     """
-    keys = {key for key, value in content.items() if value is not None} if isinstance(content, dict) else set()
-    place = "data_list" if {"data_list", "metainfo"} <= keys else "infos"
-    if place == "infos" and "metadata" not in keys:
+    keys = content.keys() if isinstance(content, dict) else ()
+    place = layout = "data_list" if {"data_list", "metainfo"} <= {*keys} else "infos"
+    if layout == "infos" and not {"infos", "metadata"} <= {*keys}:
         raise InputError(f"{path}: no infos of mmdet3d: neither data_list and metainfo nor infos and metadata in it")
     rows: dict[str, tuple[Keyframe, _RawBoxes | None]] = {}
-    entries = 0
     try:
-        read = _reader_v2(content["metainfo"]) if place == "data_list" else _read_v1
-        listed = _get(content, place, list)
-        if not listed:
-            raise ValueError("no keyframe is in it")
-        for i, row in enumerate(listed):
-            place = f"{place.partition('[')[0]}[{i}]"
+        read = _reader_v2(content["metainfo"]) if layout == "data_list" else _read_v1
+        for i, row in enumerate(content[layout]):
+            place = f"{layout}[{i}]"
             keyframe, raw_boxes = read(row, path.parent)
-            entries += len(keyframe.sweeps) - 1 + (0 if raw_boxes is None else len(raw_boxes.names))
             if keyframe.token in rows:
                 raise ValueError("its token is there twice")
-            if entries * _MIN_ENTRY_BYTES > size:  # no converter writes this; it bounds the memory by the file's size
-                raise ValueError("it shares its lists with other keyframes")
             rows[keyframe.token] = keyframe, raw_boxes
-    except ValueError as error:
-        raise InputError(f"{path}: {place}: {error}; make the infos again with mmdet3d's converter") from None
+        if not rows:
+            raise ValueError("no keyframe is in it")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{error.args[0]!a} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path}: {place}: {reason}; make the infos again with mmdet3d's converter") from None
     width_first = _is_width_first([raw_boxes for _, raw_boxes in rows.values() if raw_boxes is not None], path)
     labels = {name: i for i, name in enumerate(CLASSES)}
     return [
@@ -141,11 +132,9 @@ def _is_width_first(raw_boxes: list[_RawBoxes], path: Path) -> bool:
 
 
 def _reader_v2(metainfo: Any) -> Callable[[Any, Path], tuple[Keyframe, _RawBoxes | None]]:
-    """The reader of keyframes in version 2."""
-    if (dataset := _get(metainfo, "dataset", str)) != "nuscenes":
-        raise ValueError(f"metainfo is of {dataset[:40]!a}; only infos of nuscenes are read")
-    categories = _get(metainfo, "categories", dict)
-    return partial(_read_v2, names={_get(categories, name, int): str(name) for name in categories})
+    if metainfo["dataset"] != "nuscenes":
+        raise ValueError(f"metainfo is of {metainfo['dataset']!a:.40}; only infos of nuscenes are read")
+    return partial(_read_v2, names={number: name for name, number in metainfo["categories"].items()})
 
 
 def _read_v2(row: Any, root: Path, names: Mapping[int, str]) -> tuple[Keyframe, _RawBoxes | None]:
@@ -154,8 +143,8 @@ def _read_v2(row: Any, root: Path, names: Mapping[int, str]) -> tuple[Keyframe, 
     Args:
         names: of the categories.
     """
-    lidar, global_from_ego = _get(row, "lidar_points", dict), _pose(row, "ego2global")
-    if _get(lidar, "num_pts_feats", int, 5) != 5:
+    lidar, global_from_ego = row["lidar_points"], _pose(row, "ego2global")
+    if lidar.get("num_pts_feats", 5) != 5:
         raise ValueError("num_pts_feats is not 5, which nuScenes' sweeps have")
     global_from_lidar = global_from_ego @ _pose(lidar, "lidar2ego")
 
@@ -169,21 +158,21 @@ def _read_v2(row: Any, root: Path, names: Mapping[int, str]) -> tuple[Keyframe, 
         return Picture(_file(image, "img_path", name, root), _time(image, _S), intrinsics, ego_from_camera, placed)
 
     sweeps = [sweep(lidar, row, global_from_lidar)]
-    for earlier in _get(row, "lidar_sweeps", list, []):
-        lidar = _get(earlier, "lidar_points", dict)
+    for earlier in row.get("lidar_sweeps") or ():
+        lidar = earlier["lidar_points"]
         sweeps.append(sweep(lidar, earlier, global_from_lidar @ np.linalg.inv(_pose(lidar, "lidar2sensor"))))
-    images = _get(row, "images", dict, {})
+    images = row.get("images") or {}
     pictures = {name: picture(name, images[name]) for name in CAMERAS if name in images}
-    keyframe = Keyframe(_get(row, "token", str), global_from_ego, tuple(sweeps), pictures)
-    if row.get("instances") is None:
+    keyframe = Keyframe(str(row["token"]), global_from_ego, tuple(sweeps), pictures)
+    instances = row.get("instances")
+    if instances is None:
         return keyframe, None
-    instances = _get(row, "instances", list)
-    labels = [_get(each, "bbox_label_3d", int) for each in instances]
+    labels = [each["bbox_label_3d"] for each in instances]
     if unknown := {label for label in labels if label >= 0} - names.keys():
         raise ValueError(f"bbox_label_3d is {str(min(unknown))[:20]}, which is no category of metainfo")
     points = [_numbers(each, "num_lidar_pts") + _numbers(each, "num_radar_pts") for each in instances]
     return keyframe, _RawBoxes(
-        np.array([_boxes(each, "bbox_3d", 7) for each in instances]).reshape(-1, 7),
+        np.array([_numbers(each, "bbox_3d", 7) for each in instances]).reshape(-1, 7),
         np.array([_numbers(each, "velocity", 2, unknown=True) for each in instances]).reshape(-1, 2),
         [names.get(label, "") for label in labels],
         np.array(points, np.float64),
@@ -207,74 +196,34 @@ def _read_v1(row: Any, root: Path) -> tuple[Keyframe, _RawBoxes | None]:
         file, intrinsics = _file(camera, "data_path", name, root), _numbers(camera, "cam_intrinsic", 3, 3)
         return Picture(file, _time(camera, _US), intrinsics, pose(camera, "sensor2ego"), pose(camera, "ego2global"))
 
-    earlier, cameras = _get(row, "sweeps", list, []), _get(row, "cams", dict, {})
+    earlier, cameras = row.get("sweeps") or (), row.get("cams") or {}
     sweeps = [sweep(row, "lidar_path", "lidar2ego"), *(sweep(each, "data_path", "sensor2ego") for each in earlier)]
     pictures = {name: picture(name, cameras[name]) for name in CAMERAS if name in cameras}
-    keyframe = Keyframe(_get(row, "token", str), pose(row, "ego2global"), tuple(sweeps), pictures)
+    keyframe = Keyframe(str(row["token"]), pose(row, "ego2global"), tuple(sweeps), pictures)
     if row.get("gt_boxes") is None:
         return keyframe, None
-    names = row.get("gt_names")
-    names = names.tolist() if isinstance(names, np.ndarray) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names = [*row["gt_names"]]
+    if not all(isinstance(name, str) for name in names):
         raise ValueError("gt_names is no list of names")
     return keyframe, _RawBoxes(
-        _boxes(row, "gt_boxes", len(names), 7),
+        _numbers(row, "gt_boxes", len(names), 7),
         _numbers(row, "gt_velocity", len(names), 2, unknown=True),
         names,
         _numbers(row, "num_lidar_pts", len(names)) + _numbers(row, "num_radar_pts", len(names)),
     )
 
 
-# Values of unknown content; ValueError names the key.
-
-
-def _get(row: Any, key: Any, kind: type[Value], default: Value | None = None) -> Value:
-    """The value of a key; the default if it is missing."""
-    value = row.get(key) if isinstance(row, dict) else None
-    value = default if value is None else value
-    if not isinstance(value, kind) or (isinstance(value, str) and not value.isprintable()):
-        raise ValueError(f"{str(key)[:40]!a} is {'missing' if value is None else f'no {kind.__name__}'}")
-    return value
-
-
 def _numbers(row: Any, key: str, *shape: int, unknown: bool = False) -> np.ndarray:
     """A float64 array of this shape; NaN only if numbers may be unknown."""
-    value = row.get(key) if isinstance(row, dict) else None
-    if isinstance(value, np.ndarray):
-        fits = value.dtype.kind in "biuf" and (value.shape == shape or value.size == 0 == np.prod(shape))
-    else:
-        fits = _has_shape(value, shape)
-    if not fits:
-        wanted = f"not {' x '.join(map(str, shape))} numbers" if shape else "no number"
-        raise ValueError(f"{key} is {wanted}")
     try:
-        array = np.array(value, np.float64).reshape(shape)
-    except OverflowError:
-        array = np.array(np.inf)
-    if not ((np.abs(array) < _MAX_MAGNITUDE) | (unknown & np.isnan(array))).all():
-        raise ValueError(f"{key} holds NaN, infinity or a number without sense")
-    return array
-
-
-def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
-    """Whether the value is nested lists of numbers of this shape.
-
-    Checked before an array is made of it: a pickle may repeat a list so often that the array would exceed the memory.
-    """
-    if not shape:
-        return isinstance(value, int | float)
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == shape[0]
-        and all(_has_shape(part, shape[1:]) for part in value)
-    )
-
-
-def _boxes(row: Any, key: str, *shape: int) -> np.ndarray:
-    numbers = _numbers(row, key, *shape)
-    if (numbers[..., 3:6] <= 0).any():
-        raise ValueError(f"{key} has a size that is not positive")
-    return numbers
+        array = np.asarray(row[key], np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.array(np.nan)
+    if array.shape != shape and not array.size == 0 == np.prod(shape):
+        raise ValueError(f"{key} is not {' x '.join(map(str, shape))} numbers")
+    if not (np.isfinite(array) | (unknown & np.isnan(array))).all():
+        raise ValueError(f"{key} holds something else than finite numbers")
+    return array.reshape(shape)
 
 
 def _pose(row: Any, key: str) -> np.ndarray:
@@ -288,15 +237,15 @@ def _pose(row: Any, key: str) -> np.ndarray:
 
 def _time(row: Any, unit: float) -> int:
     """`timestamp` in us."""
-    time = round(float(_numbers(row, "timestamp")) * unit)
+    time = float(_numbers(row, "timestamp")) * unit
     if not _MIN_TIME <= time < _MAX_TIME:
         raise ValueError(f"timestamp is no time of a recording in {'seconds' if unit == _S else 'microseconds'}")
-    return time
+    return round(time)
 
 
 def _file(row: Any, key: str, channel: str, root: Path) -> Path:
     """The file in the dataroot. Infos have the path on the machine that wrote them, or the name only."""
-    path = PurePosixPath(_get(row, key, str).replace("\\", "/"))
+    path = PurePosixPath(row[key].replace("\\", "/"))
     if path.name in ("", ".."):
         raise ValueError(f"{key} names no file")
     return root / ("sweeps" if "sweeps" in path.parts else "samples") / channel / path.name

@@ -140,9 +140,9 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("new", put("data_list", []), "data_list: no keyframe is in it"),
     ("new", without("metainfo"), "neither data_list and metainfo nor infos and metadata"),
     ("new", without("data_list.1.token"), r"list\[1\]: 'token' is missing"),
-    ("new", without(f"{BACK}.lidar2cam"), FIRST + "lidar2cam is not 4 x 4 numbers"),
+    ("new", without(f"{BACK}.lidar2cam"), FIRST + "'lidar2cam' is missing"),
     ("new", put("data_list.0.ego2global", SKEWED), FIRST + "ego2global is no rotation and translation"),
-    ("new", put("data_list.0.ego2global.0.3", np.nan), FIRST + "ego2global holds NaN, infinity"),
+    ("new", put("data_list.0.ego2global.0.3", np.nan), FIRST + "ego2global holds something else than finite"),
     ("new", put("data_list.0.instances.0.bbox_3d.2", "a"), "bbox_3d is not 7 numbers"),
     ("new", put("data_list.0.instances.0.bbox_label_3d", 12), FIRST + "bbox_label_3d is 12, which is no category"),
     ("new", put("data_list.0.timestamp", 1.5e15), FIRST + "timestamp is no time .* in seconds"),
@@ -201,7 +201,7 @@ def test_no_path_leads_out_of_the_dataroot(root: Path, contents: dict[str, Any])
     for row in content["infos"]:
         row["lidar_path"] = "/etc/../../secret/passwd"
         row["cams"]["CAM_FRONT"]["data_path"] = "..\\..\\windows\\a.jpg"
-    (a, *_) = read_keyframes(content, root / "infos.pkl", 1 << 20)
+    (a, *_) = read_keyframes(content, root / "infos.pkl")
     assert a.sweeps[0].path == root / "samples/LIDAR_TOP/passwd"
     assert a.pictures["CAM_FRONT"].path == root / "samples/CAM_FRONT/a.jpg"
 
@@ -254,16 +254,8 @@ def test_whatever_is_in_them_is_read_or_refused(contents: dict[str, Any], data: 
         container, key = data.draw(st.sampled_from(_places(content)))
         container[key] = data.draw(JUNK)
     try:
-        read_keyframes(content, Path("infos.pkl"), 1 << 30)
+        read_keyframes(content, Path("infos.pkl"))
     except InputError as error:
         message = str(error)
         assert message.startswith("infos.pkl: ")
         assert "\n" not in message
-
-
-def test_lists_that_keyframes_share_do_not_fill_memory(contents: dict[str, Any]) -> None:
-    content = copy.deepcopy(contents["new"])
-    instances = content["data_list"][0]["instances"] * 1000
-    content["data_list"] = [content["data_list"][0] | {"token": f"t{i}", "instances": instances} for i in range(1000)]
-    with pytest.raises(InputError, match=r"data_list\[\d+\]: it shares its lists"):
-        read_keyframes(content, Path("infos.pkl"), 1 << 20)
