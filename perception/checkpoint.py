@@ -216,7 +216,6 @@ def _trained_by(config: Config) -> dict[str, Any]:
 
 
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """The keys at which two JSON documents differ, with both values."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".strip("."))

@@ -55,8 +55,6 @@ class Validation(Section):
 
 
 class InitFrom(Section):
-    """Weights of an earlier run to start from."""
-
     run: str  # a run, also an imported one, or one of its checkpoints
     parts: tuple[str, ...] = Field(default=("*",), strict=False, min_length=1)  # globs of tensor names: lidar.*
 
@@ -386,5 +384,4 @@ def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], sourc
 
 
 def find_config(name: str) -> Path:
-    """Path of a configuration that comes with the package, by its name, such as `tiny`."""
     return next(path for folder in shipped_folders() if (path := folder / f"{name}.yaml").exists())

@@ -143,19 +143,15 @@ class _States:
 
 
 def _signs(mirror: Mirror) -> list[float]:
-    """By which a mirror image multiplies homogeneous points."""
     return [-1.0 if axis in mirror else 1.0 for axis in ("x", "y", "z", "w")]
 
 
 def _prepare_mirrors(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[Arrays]:
-    """Inputs of each mirror image of the frame."""
     signs = [_signs(mirror) for mirror in mirrors]
     return [prepare(frame.transformed(np.diag(each)) if min(each) < 0 else frame, spec) for each in signs]
 
 
 class _PreparedFrames(Dataset[tuple[Frame, list[Arrays]]]):
-    """Keyframes with the model's inputs."""
-
     def __init__(
         self, read: Callable[[str], Frame], tokens: Sequence[str], spec: InputSpec, mirrors: Sequence[Mirror]
     ) -> None:

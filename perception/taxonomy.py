@@ -73,8 +73,6 @@ class ObjectClass(Section):
 
 
 class PointClass(Section):
-    """A class of LiDAR points."""
-
     name: Name
     categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
     solid: bool = True  # not what falls or floats in the air, which no voxel is full of
@@ -160,15 +158,12 @@ class Taxonomy(Section):
 
     @property
     def condition_values(self) -> tuple[str, ...]:
-        """The values of all kinds of conditions, one kind after the other."""
         return tuple(value for values in self.conditions.values() for value in values)
 
     def label(self, name: str) -> int:
-        """Index of a class."""
         return self.class_names.index(name)
 
     def labels_of_categories(self) -> dict[str, int]:
-        """Category of the data set -> index of its class."""
         return _by_category(self.classes)
 
     def point_labels_of_categories(self) -> dict[str, int]:
@@ -176,7 +171,6 @@ class Taxonomy(Section):
         return _by_category(self.point_classes)
 
     def kind_of(self, value: str) -> str:
-        """The kind of a condition."""
         for kind, values in self.conditions.items():
             if value in values:
                 return kind

@@ -111,12 +111,10 @@ _VALIDATION = {"mini": "mini_val", "trainval": "val", "sim": "sim_val"}
 
 
 def training_split(version: str) -> str:
-    """The usual split of tables of this version, such as v1.0-mini."""
     return _TRAINING.get(version.partition("-")[2], "all")
 
 
 def validation_split(version: str) -> str:
-    """The usual split of tables of this version, such as v1.0-mini."""
     return _VALIDATION.get(version.partition("-")[2], "all")
 
 
@@ -148,7 +146,6 @@ def console_for(as_json: bool) -> Console:
 
 
 def rig_of(chosen: str | None) -> Rig | None:
-    """The rig that an option chooses; None without one."""
     from perception.rig import load_rig
 
     return None if chosen is None else load_rig(chosen)

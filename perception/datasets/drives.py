@@ -29,7 +29,6 @@ class Drives:
         self._scene = {token: name for name, tokens in samples.items() for token in tokens}
 
     def scene(self, token: str) -> str:
-        """Name of the drive of a keyframe."""
         return self._scene[token]
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
@@ -77,7 +76,6 @@ class Drives:
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """The splits that splits.json of a folder lists; none without one."""
     path = folder / "splits.json"
     splits = read_json(path) if path.exists() else {}
     if not isinstance(splits, dict):
@@ -95,5 +93,4 @@ def _parse_selector(selector: str) -> tuple[str, int, int | None]:
 
 
 def _shorten(names: list[str]) -> str:
-    """The names in one line, only the first ones if there are many."""
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... ({len(names)} in all)"

@@ -74,8 +74,6 @@ def read_points(path: Path) -> np.ndarray:
 
 
 class ReadPicture(NamedTuple):
-    """What was read of a picture's file."""
-
     image: np.ndarray  # (H, W, 3) uint8 RGB
     reduction: int  # factor by which the recorded sides were reduced: 1, 2, 4 or 8
     file: JpegFile | None  # None: no JPEG file, or reduced
@@ -170,7 +168,6 @@ def stamp(path: Path) -> Stamp:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
     try:
         return json.loads(read_file(path))
     except (FileNotFoundError, ValueError) as error:

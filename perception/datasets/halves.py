@@ -102,7 +102,6 @@ class Halves:
 
 
 def _read_ahead(boxes: Annotation, global_from_ego: np.ndarray) -> Boxes | None:
-    """The annotated boxes whose centres are ahead."""
     found: Boxes | None = boxes.read()
     if found is None:
         return None

@@ -344,7 +344,6 @@ def _camera(picture: Picture, least_width: int) -> Camera | None:
 
 
 def _require_calibrated(picture: Picture, image: np.ndarray, reduction: int, intrinsics: np.ndarray) -> None:
-    """Raise InputError if the calibration is not for pictures of this size."""
     width, height = image.shape[1::-1]
     if picture.size is not None:
         expected = -(-picture.size[0] // reduction), -(-picture.size[1] // reduction)

@@ -99,17 +99,14 @@ class PandaSet:
         self._lidar_paths = LidarPaths(self)
 
     def _locate(self, token: str) -> tuple[Path, int]:
-        """Folder of the drive, and index of the frame."""
         if token not in self._place:
             raise InputError(f"{self.dataroot}: no frame {token}")
         return self._place[token]
 
     def moments(self, token: str) -> Mapping[str, int]:
-        """The keyframes of the drive; all frames are."""
         return keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
-        """Unknown."""
         return Conditions()
 
     def _truth(self, token: str) -> dict[str, Annotation]:
@@ -162,7 +159,6 @@ class PandaSet:
         return track_velocities(frames, tracks)
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a frame with their poses, and its annotations."""
         drive, index = self._locate(token)
         time = self._poses[drive.name].times[index]
         fix = _fixes(drive / "meta" / "gps.json").get(index)
@@ -183,15 +179,12 @@ class PandaSet:
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The frame, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
     def _ego(self, drive: Path, time: float) -> np.ndarray:
-        """(4, 4) global_from_ego at a time (s)."""
         return np.asarray(self._poses[drive.name].at(time) @ _POSE_FROM_EGO)
 
     def _paths(self, drive: Path) -> Paths:
-        """Over the whole drive."""
         times = self._poses[drive.name].times
         egos = [self._ego(drive, time) for time in times]
         places = [np.stack([ego[:3, :3] @ _MOUNTS[i] + ego[:3, 3] for ego in egos]) for i in self._lidars]
@@ -354,7 +347,6 @@ def _categories(path: Path) -> dict[int, str]:
 
 
 def _file_of(folder: Path, index: int) -> Path:
-    """The table of a frame."""
     return folder / f"{index:02d}.pkl.gz"
 
 
@@ -385,7 +377,6 @@ def _intrinsics_of(folder: Path) -> np.ndarray:
 
 
 def _distortions(path: Path) -> dict[str, np.ndarray]:
-    """Camera -> OpenCV's five coefficients of its lens."""
     try:
         content = yaml.safe_load(path.read_bytes())
         return {name: np.array(content[f"{name}_camera"]["intrinsic"]["D"], np.float64) for name in CAMERAS}

@@ -65,22 +65,18 @@ class JoinedTables:
         return {split: [scene for scene in names if names[scene] & {*listed}] for split, listed in splits}
 
     def _tables(self, token: str) -> NuScenesTables:
-        """The tables that have a frame."""
         if token not in self._of_token:  # between keyframes
             for scene, tables in self._of_scene.items():
                 self._of_token |= dict.fromkeys(tables.moments(self.samples(selectors=[scene])[0]), tables)
         return self._of_token[token]
 
     def scene(self, token: str) -> str:
-        """Name of the drive of a frame."""
         return self._tables(token).scene(token)
 
     def moments(self, token: str) -> Mapping[str, int]:
-        """The frames of the drive of a frame, as in `Keyframes`."""
         return self._tables(token).moments(token)
 
     def conditions(self, token: str) -> Conditions:
-        """The known conditions of a frame."""
         return self._tables(token).conditions(token)
 
     def _map(self, location: str) -> MapExpansion | None:
@@ -90,12 +86,10 @@ class JoinedTables:
         return next((each for each in found if each is not None), None)
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a frame with their poses, and its annotations."""
         found = self._tables(token).recording(token, reads)
         return replace(found, truth={**found.truth, "map": Annotation(partial(self._map, found.location))})
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The frame, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
 

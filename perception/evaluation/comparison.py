@@ -40,8 +40,6 @@ class LeftOutScore(Section):
 
 
 class Slice(Section):
-    """The scores of a subset by name."""
-
     samples: int
     scenes: list[str]  # N, sorted
     scores: dict[str, LeftOutScore]
@@ -225,7 +223,6 @@ def _cell(change: dict[str, Any]) -> str:
 
 
 def write_comparison(out: Path, found: dict[str, Any]) -> None:
-    """Write comparison.json and comparison.html to a folder; InputError if it cannot be written."""
     make_folder(out)
     content = json.dumps(found, indent=2, allow_nan=False).encode()
     write_together({out / "comparison.json": content, out / "comparison.html": comparison_page(found).encode()})

@@ -27,7 +27,6 @@ Predictor = Callable[[Frame], Prediction] | BatchPredictor
 
 
 def predictions(predictor: Predictor, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
-    """The predictions of keyframes."""
     if isinstance(predictor, BatchPredictor):
         yield from predictor.predictions(keyframes, reads, tokens)
         return
@@ -52,7 +51,6 @@ class Processes:
         self._workers = workers
 
     def predictions(self, keyframes: Keyframes, reads: Reads, tokens: Sequence[str]) -> Predicted:
-        """The predictions of keyframes, which the processes read; the frames are without their pictures."""
         return self._workers.in_order(partial(_predict, reads), tokens, "keyframe {}".format)
 
 

@@ -63,7 +63,6 @@ def comparison_page(found: Mapping[str, Any]) -> str:
 
 
 def _curves(counted: Iterable[CountedFrames[Any]]) -> list[dict[str, Any]]:
-    """Diagrams with their lines; (P, 2) points each."""
     diagrams: dict[str, dict[str, Any]] = {}
     for curve in (curve for each in counted for curve in each.metric.curves(each.counts)):
         own = diagrams.setdefault(curve.diagram, {"title": curve.diagram, "axes": curve.axes, "lines": []})
@@ -73,7 +72,6 @@ def _curves(counted: Iterable[CountedFrames[Any]]) -> list[dict[str, Any]]:
 
 
 def _list_worst(counted: CountedFrames[Any], evaluated: Evaluated) -> list[dict[str, Any]]:
-    """The worst frames of a task."""
     return [
         {
             "token": evaluated.tokens[sample.frame],
@@ -91,7 +89,6 @@ def _list_worst(counted: CountedFrames[Any], evaluated: Evaluated) -> list[dict[
 
 
 def _table(table: Table) -> dict[str, Any]:
-    """A table of the console as text."""
     rows = [*zip(*(column.cells for column in table.columns), strict=True)]
     return {
         "title": str(table.title or ""),

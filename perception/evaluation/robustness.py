@@ -38,7 +38,6 @@ class Corruption:
     lasting: bool = False  # the same draw in all frames, for displaced sensors
 
     def levels_of(self, cameras: int) -> tuple[float, ...]:
-        """The levels for a rig with this many cameras."""
         return tuple(sorted({1, max(1, cameras // 2), cameras})) if self.apply is _fewer_cameras else self.levels
 
 
@@ -113,7 +112,6 @@ class Level(NamedTuple):
 
 
 def levels_of(names: Sequence[str], cameras: Sequence[str]) -> list[Level]:
-    """The levels of some of CORRUPTIONS, for a rig with these cameras."""
     return [Level(name, level) for name in names for level in CORRUPTIONS[name].levels_of(len(cameras))]
 
 

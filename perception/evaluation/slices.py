@@ -21,8 +21,6 @@ Scores = dict[str, Any]
 
 
 class Known(NamedTuple):
-    """Condition and scene of a scored frame."""
-
     scene: str
     conditions: Conditions
 
@@ -47,7 +45,6 @@ class Evaluated:
 
     @property
     def metrics(self) -> list[Metric[Any]]:
-        """Those of the tasks that were predicted."""
         return [each.metric for each in self.counted.values()]
 
     def part(self, frames: np.ndarray | None = None, bounds: tuple[float, float] | None = None) -> Scores:
@@ -95,7 +92,6 @@ def subsets(frames: Sequence[Known], by: Sequence[str], conditions: Mapping[str,
 def _parts(
     frames: Sequence[Known], axis: str, conditions: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and frames (F,) bool of each non-empty subset."""
     if axis == "scene":
         scenes = np.array([frame.scene for frame in frames])
         yield from ((str(name), scenes == name) for name in np.unique(scenes))

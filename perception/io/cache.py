@@ -58,7 +58,6 @@ def _hash(content: Any) -> str:
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
-    """The arrays in a folder; None if it is absent or damaged."""
     try:
         names = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}

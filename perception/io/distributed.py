@@ -48,7 +48,6 @@ def total(values: Tensor) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean over all processes, with gradients to each."""
     return total(values) / processes()
 
 

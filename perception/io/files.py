@@ -27,7 +27,6 @@ _SEPARATOR, _END = b",\n", b"}}\n"  # of entries in a `FrameFile`
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, created if absent; InputError if it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,7 +215,6 @@ def read_frame_file(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The first line of a file and its entries, without what separates them."""
     advice = "remove its folder to replay the drive again"
     try:
         with path.open("rb") as file:

@@ -114,7 +114,6 @@ def find_shipped(folder: str, name: str) -> Path | None:
 
 
 def list_shipped(folder: str) -> list[str]:
-    """The names that `find_shipped` knows."""
     return sorted({path.stem for each in shipped_folders(folder) for path in each.glob("*.yaml")})
 
 

@@ -154,8 +154,6 @@ class Pool(Generic[State]):
 
 
 class _Process:
-    """A process of this machine."""
-
     def __init__(self, make_state: Callable[[], Any], number: int) -> None:
         context = multiprocessing.get_context("spawn")  # threads of torch and of engines do not survive a fork
         self._pipe, theirs = context.Pipe()
@@ -170,7 +168,6 @@ class _Process:
         theirs.close()
 
     def call(self, call: Call, item: Any) -> Any:
-        """The result of a call with the state and an item, or the error that it raised; WorkerDiedError."""
         try:
             self._pipe.send((call, item))
             return self._pipe.recv()
@@ -239,15 +236,12 @@ def _connect(address: str) -> Any:
 
 
 class _Remote:
-    """A process of a Ray cluster."""
-
     def __init__(self, ray: Any, make_state: Any, number: int) -> None:
         environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         self._ray = ray
         self._actor = ray.remote(num_cpus=1, runtime_env=environment)(_Actor).remote(make_state, number)
 
     def call(self, call: Call, item: Any) -> Any:
-        """As of `_Process`."""
         try:
             return self._ray.get(self._actor.call.remote(call, item))
         except self._ray.exceptions.RayActorError as error:

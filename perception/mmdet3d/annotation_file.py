@@ -105,7 +105,6 @@ def _image(tables: NuScenesTables, recording: SampleData, global_from_lidar: np.
 
 
 def _pose(tables: NuScenesTables, recording: SampleData) -> tuple[np.ndarray, np.ndarray]:
-    """global_from_ego at the recording's time and ego_from_sensor."""
     recordings = tables.recordings
     return recordings.global_from_ego(recording), recordings.ego_from_sensor[recording.calibration]
 

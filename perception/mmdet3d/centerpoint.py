@@ -101,7 +101,6 @@ def configuration(config: ConfigSection) -> Config:
 def pillar_detector(
     config: ConfigSection, voxels: ConfigSection, lidar: Lidar, trunk: Trunk, head: DetectionHead
 ) -> Config:
-    """The configuration of a LiDAR-only detector of these parts."""
     if lidar.hidden:
         encoder = config.part("model").part("pts_voxel_encoder")
         raise encoder.unsupported_error(f"{len(lidar.hidden) + 1} layers, ours has one")
@@ -186,6 +185,5 @@ def module_names(head: DetectionHead, names: Mapping[str, str]) -> dict[str, str
 
 
 def last_layers(head: DetectionHead, branch: str) -> list[str]:
-    """Names of the tensors of a branch's last convolutions in all groups."""
     places = [map_name(head, branch, i) for i in range(len(head.groups))]
     return [f"heads.detection.branches.{place}.1.layer.{leaf}" for place in places for leaf in ("weight", "bias")]

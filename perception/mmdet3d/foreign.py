@@ -226,7 +226,6 @@ def fit(
 
 
 def _loss(detector: Any, batch: Any) -> Tensor:
-    """Sum of the detector's own losses."""
     try:
         loss, _ = detector.parse_losses(detector(**detector.data_preprocessor(batch, True), mode="loss"))
     except (NotImplementedError, RuntimeError) as error:

@@ -65,11 +65,9 @@ class Infos:
             )
 
     def moments(self, token: str) -> Mapping[str, int]:
-        """The keyframes of the drive; infos list no pictures between them."""
         return keyframe_moments(self, token)
 
     def conditions(self, token: str) -> Conditions:
-        """Unknown."""
         return Conditions()
 
     def _truth(self, keyframe: Keyframe) -> dict[str, Annotation]:
@@ -106,7 +104,6 @@ class Infos:
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The keyframe, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
 

@@ -180,8 +180,6 @@ def _read_v2(row: Any, root: Path, names: Mapping[int, str]) -> tuple[Keyframe, 
 
 
 def _read_v1(row: Any, root: Path) -> tuple[Keyframe, _RawBoxes | None]:
-    """A keyframe in version 1."""
-
     def pose(placed: Any, name: str) -> np.ndarray:
         quaternion = _numbers(placed, f"{name}_rotation", 4)
         if abs(quaternion @ quaternion - 1) > _ROTATION_TOLERANCE:

@@ -111,7 +111,6 @@ def _architecture(backbone: ConfigSection) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def _trunk_names(trunk: Trunk) -> dict[str, str]:
-    """Our module name -> PillarNeSt's."""
     parts = {
         ".depthwise.layer": ".depthwise_conv",
         ".norm.layer": ".norm",

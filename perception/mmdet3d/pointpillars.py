@@ -101,7 +101,6 @@ def _point_columns(config: ConfigSection) -> list[int]:
 
 
 def _pyramid_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
-    """The configuration of our trunk with a feature map for each stage."""
     backbone.require("type", "SECOND")
     backbone.require("conv_cfg", {"type": "Conv2d", "bias": False}, default=None)
     stages = tuple(backbone["out_channels"])
@@ -157,7 +156,6 @@ def _head(model: ConfigSection) -> AnchorHead:
 
 
 def _modules(config: Config) -> dict[str, str]:
-    """Our module name -> mmdet3d's."""
     assert config.model.lidar is not None
     modules = {f"heads.detection.branches.{ours}.layer": f"pts_bbox_head.{name}" for ours, name in _BRANCHES.items()}
     for i in range(len(config.model.lidar.hidden) + 1):
@@ -188,7 +186,6 @@ def _split_names(layer: int) -> tuple[str, str]:
 
 
 def _classes(config: ConfigSection) -> tuple[str, ...]:
-    """Class names in the order of the network's outputs."""
     names = config.get("class_names", ())
     if sorted(names) != sorted(CLASSES):
         raise config.part("model").unsupported_error(f"`class_names` must be, in any order, {', '.join(CLASSES)}")

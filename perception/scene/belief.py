@@ -29,8 +29,6 @@ MAX_COUNTED = 64  # observations that reasons count
 
 @dataclass(frozen=True)
 class Belief:
-    """The belief in one kind of condition."""
-
     value: str | None  # None while unsure
     probabilities: tuple[float, ...]  # of each value, in the order of the taxonomy
     why: str  # such as 'rain since 12.5 s by tags: 3 of 4 frames'
@@ -39,8 +37,6 @@ class Belief:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where observations come from."""
-
     source: str
     error_rate: float = ERROR_RATE  # share of observations of another value
 
@@ -103,13 +99,10 @@ class ConditionBelief:
 
     @property
     def beliefs(self) -> dict[str, Belief]:
-        """The belief in each kind of condition, with the reason."""
         return {kind: belief.belief() for kind, belief in self._filters.items()}
 
 
 class _Filter:
-    """The filter of one kind of condition."""
-
     def __init__(self, values: tuple[str, ...]) -> None:
         self.values = values
         self.value: str | None = None

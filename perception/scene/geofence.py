@@ -26,8 +26,6 @@ LOCATION = "location"
 
 @dataclass(frozen=True)
 class Geofence:
-    """One feature of the file."""
-
     conditions: Mapping[str, str]  # kind -> value
     locations: frozenset[str]  # names of maps
     area: shapely.Geometry | None  # longitude, latitude in degrees, WGS 84; None: only by the name of the map

@@ -29,8 +29,6 @@ def time_stage(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Routed:
-    """The weight of a module, and the reason."""
-
     weight: float
     why: str  # such as 'rain since 12.5 s by tags: 3 of 4 frames'
 
@@ -184,7 +182,6 @@ class Scene:
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}
 
     def _has_data(self, frame: Frame) -> bool:
-        """Whether the frame has data of any of the sensors."""
         points = bool(self._sensors.lidars) and frame.points is not None and len(frame.points) > 0
         return points or not frame.cameras.keys().isdisjoint(self._sensors.cameras)
 

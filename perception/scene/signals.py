@@ -115,7 +115,6 @@ class Signals:
                 rule.judge(value, moment)
 
     def _value(self, name: str, moment: int) -> Value | None:
-        """The value of a signal at a time (us); None if it is not known."""
         reading, signal = self._latest.get(name), self._signals[name]
         if reading is None or moment - reading.timestamp > 1e6 * signal.timeout:
             return None

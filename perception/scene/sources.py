@@ -65,7 +65,6 @@ class Source:
         self.about = f"{config.source} ({', '.join(depends)})" if depends else config.source
 
     def begin(self) -> None:
-        """Forget what is remembered of a drive, before another one."""
         if self._signals is not None:
             self._signals.begin()
 
@@ -93,7 +92,6 @@ class Sources:
         self.about = tuple(source.about for source in self._sources)
 
     def begin(self) -> None:
-        """Begin a drive: forget what is remembered of the one before."""
         for source in self._sources:
             source.begin()
 
@@ -137,5 +135,4 @@ def load_sources(path: Path | None, vocabulary: Vocabulary) -> Sources:
 
 
 def _decides(observations: Sequence[Sequence[float]]) -> bool:
-    """Whether any of the observations of one kind finds one value likelier than all others."""
     return any(list(each).count(max(each)) == 1 for each in observations)

@@ -154,7 +154,6 @@ class Clips:
         return Clip(earlier, outage, str(rng.choice(self._sensors)), int(rng.integers(1, len(earlier) + 1)))
 
     def _of_drive(self, token: str) -> Mapping[str, int]:
-        """The frames of its drive, as of `Keyframes.moments`."""
         scene = self._tables.scene(token)
         if scene not in self._moments:
             self._moments[scene] = self._tables.moments(token)

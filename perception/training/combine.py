@@ -105,7 +105,6 @@ def _parse_weights(members: Sequence[str]) -> tuple[list[str], list[float] | Non
 
 
 def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], checkpoint: Path, out: Path) -> None:
-    """Write the model to OUT, and its modules and heads with records to OUT/modules."""
     if model.chooser is not None:
         model.chooser.update()
     save_model(out, model.config, model, provenance(checkpoint).data)

@@ -139,7 +139,6 @@ class _Training:
 
     @property
     def averaged(self) -> PerceptionModel | None:
-        """The model with the average of the weights, if configured."""
         return None if self.average is None else cast(PerceptionModel, self.average.module)
 
     def resume(self) -> int:
@@ -175,7 +174,6 @@ class _Training:
                     self.save(step)
 
     def check(self) -> None:
-        """Raise InputError if the validation cannot work."""
         if self.validator is not None and self.main:
             self.validator.check(self.model_to_evaluate())
         self.barrier.wait()
@@ -285,7 +283,6 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
 
 
 def _record_spacing(model: PerceptionModel, spacing: tuple[float, float]) -> Config:
-    """Write the least and largest time (s) between frames into the memories that train; returns the configuration."""
     modules = model.bank.modules
     modules.update({name: modules[name].with_spacing(spacing) for name in trained_modules(model)})
     model.reconfigure(model.config.model_copy(update={"modules": tuple(modules.values())}))

@@ -57,7 +57,6 @@ class Losses(nn.Module):
 
     @torch.no_grad()
     def _state(self, frames: int, earlier: Earlier) -> Tensor:
-        """The state after the earlier frames."""
         state = self.model.no_state(frames)
         for own, conditions in earlier:
             inputs = {**own, "state": state}

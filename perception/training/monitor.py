@@ -80,13 +80,11 @@ class TrainingLog:
         self.scalars(steps[-1][0], "train", {**means, **others})
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Write scalars of one step to TensorBoard as GROUP/NAME."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def _fetch(self) -> list[tuple[int, dict[str, float]]]:
-        """The pending values by step, copied from the device at once."""
         pending, self._pending = self._pending, []
         own = torch.stack([value.float() for _, values in pending for value in values.values()])
         numbers = iter(distributed.mean(own).tolist())

@@ -59,7 +59,6 @@ class Objects:
         return part.reshape(-1, 6)
 
     def cameras(self, number: int) -> set[int]:
-        """Indices in the rig of the cameras that saw the object."""
         return set(self.parts["cameras"][self._crops(number)].tolist())
 
     def crop(self, number: int, camera: int) -> np.ndarray | None:
@@ -143,8 +142,6 @@ def _open_objects(folder: Path) -> Objects:
 
 
 class _Found(NamedTuple):
-    """The objects of one keyframe."""
-
     boxes: Boxes
     points: list[np.ndarray]
     crops: list[dict[int, bytes]]  # index of the camera -> PNG

@@ -68,12 +68,10 @@ def freeze(model: PerceptionModel, factors: Mapping[str, float]) -> None:
 
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and values of the parameters that train."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def trained_modules(model: PerceptionModel) -> list[str]:
-    """Names of the modules with parameters that train."""
     bank = model.bank
     return [
         name for name in bank.modules if any(p.requires_grad for at in bank.at(name).values() for p in at.parameters())

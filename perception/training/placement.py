@@ -71,7 +71,6 @@ class Place(NamedTuple):
     bottom: int
 
     def of(self, picture: np.ndarray) -> np.ndarray:
-        """View of the pixels there, (H, W, 3)."""
         return picture[self.top : self.bottom, self.left : self.right]
 
 

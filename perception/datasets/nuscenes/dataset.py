@@ -96,7 +96,6 @@ class NuScenesTables:
         return official_splits(self._samples) if official else read_splits(self._folder)
 
     def scene(self, token: str) -> str:
-        """Name of the drive of a frame."""
         return self._drives.scene(self._keyframe(token))
 
     def _keyframe(self, token: str) -> str:
@@ -137,7 +136,6 @@ class NuScenesTables:
         return moments
 
     def conditions(self, token: str) -> Conditions:
-        """The known conditions of a frame."""
         scene, timestamps = self.scene(token), self._timestamps
         timestamp = timestamps[token] if token in timestamps else self._moments[scene][token]
         seconds = 1e-6 * (timestamp - timestamps[self._samples[scene][0]])
@@ -215,7 +213,6 @@ class NuScenesTables:
                 yield self.dataroot / self._lidarseg.files[sweep.file]
 
     def recording(self, token: str, reads: Reads = NO_SENSORS) -> Recording:
-        """The sensor files of a frame with their poses, and its annotations."""
         sensors, recordings = self.rig.sensors, self.recordings
         if (sample := self._keyframe(token)) == token:
             keyframe: Mapping[str, SampleData] = recordings.get(token, {})
@@ -246,7 +243,6 @@ class NuScenesTables:
         )
 
     def frame(self, token: str, reads: Reads = Reads()) -> Frame:  # noqa: B008 - it is immutable
-        """The frame, as in `Keyframes`."""
         return assemble(self.recording(token, reads), reads)
 
     def _sweeps(self, recordings: Recordings, keyframe: SampleData, count: int) -> list[SweepFile]:

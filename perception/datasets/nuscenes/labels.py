@@ -88,7 +88,6 @@ class Lidarseg:
 
 
 def occ3d_file(dataroot: Path, scene: str, sample: str) -> Path:
-    """Where the voxels of a keyframe are."""
     return dataroot / "gts" / scene / sample / "labels.npz"
 
 

@@ -134,7 +134,6 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
         return np.array(self._arrays["poses"][row.row])
 
     def global_from_ego(self, row: SampleData) -> np.ndarray:
-        """(4, 4) pose of the vehicle at its time."""
         pose = self.pose(row)
         return rigid(pose[:3], pose[3:])
 

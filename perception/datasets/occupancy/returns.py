@@ -36,7 +36,6 @@ class Returns:
         return np.asarray(self.sweeps == 0)
 
     def select(self, index: np.ndarray) -> Returns:
-        """The returns at the integer or boolean index (M,)."""
         return Returns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def transformed(self, to_from: np.ndarray) -> Returns:

@@ -164,7 +164,6 @@ def annotate_drives(
 def _annotate_drive(
     source: Keyframes, samples: Sequence[str], sweeps: int, out: Path, advance: Callable[[], None]
 ) -> int:
-    """The number of keyframes that are annotated."""
     drive, written = gather(source, samples, sweeps, GRID, advance), 0
     for sample in samples:
         frame = source.frame(sample)
