@@ -1,8 +1,7 @@
 """Calls in several processes, each with a state and a core of its own: on this machine, or on a Ray cluster.
 
-What a dead process worked on is done again by another one. Pools of libraries lose it, or do not say which item it was,
-so here a thread waits for each item that a process works on. Every machine of a cluster needs this package in the same
-version, and the same paths: a shared disk or an object store.
+What a dead process worked on is done again by another one. Pools of libraries lose it, or do not say which item it was.
+Every machine of a cluster needs this package in the same version, and the same paths.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from itertools import count
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
-from queue import LifoQueue
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -41,9 +40,6 @@ def open_pool(
     make_state: Callable[[], State], jobs: int, ray: str | None = None, died: Callable[[str], None] = lambda item: None
 ) -> Iterator[Pool[State]]:
     """Workers: so many processes of this machine, or one for each processor of a Ray cluster.
-
-    with open_pool(make_state, jobs) as workers:
-        for result in workers.in_order(call, items): ...
 
     Args:
         make_state: is called by each worker when it starts; can be pickled.
@@ -80,10 +76,10 @@ class Pool(Generic[State]):
 
     def __init__(self, start: Callable[[int], _Process | _Remote], size: int, died: Callable[[str], None]) -> None:
         self._start, self._size, self._died = start, size, died
-        self._threads, self._lock, self._closed = ThreadPoolExecutor(size), threading.Lock(), False
-        self._workers, self._free = dict[int, _Process | _Remote](), LifoQueue[int]()  # by number
-        for number in range(size):
-            self._free.put(number)
+        self._lock, self._closed = threading.Lock(), False
+        self._workers: dict[int, _Process | _Remote] = {}  # by the number of the thread that waits for it
+        self._number, numbers = threading.local(), count()
+        self._threads = ThreadPoolExecutor(size, initializer=lambda: setattr(self._number, "value", next(numbers)))
 
     def __enter__(self) -> Pool[State]:
         return self
@@ -128,27 +124,24 @@ class Pool(Generic[State]):
 
     def _attempt(self, call: Call, item: Any, name: str) -> Any:
         """The result of a call; after the death of a worker, by another one."""
-        number = self._free.get()
-        try:
-            for _ in range(ATTEMPTS):
+        number = self._number.value
+        for _ in range(ATTEMPTS):
+            with self._lock:
+                if self._closed:
+                    raise CancelledError
+                worker = self._workers[number] = self._workers.get(number) or self._start(number)
+            try:
+                result = worker.call(call, item)
+            except WorkerDiedError as error:
+                reason = str(error)
                 with self._lock:
-                    if self._closed:
-                        raise CancelledError
-                    worker = self._workers[number] = self._workers.get(number) or self._start(number)
-                try:
-                    result = worker.call(call, item)
-                except WorkerDiedError as error:
-                    reason = str(error)
-                    with self._lock:
-                        self._workers.pop(number).close()
-                    if not self._closed:
-                        self._died(name)
-                else:
-                    if isinstance(result, Exception):
-                        raise result
-                    return result
-        finally:
-            self._free.put(number)
+                    self._workers.pop(number).close()
+                if not self._closed:
+                    self._died(name)
+            else:
+                if isinstance(result, Exception):
+                    raise result
+                return result
         advice = "if memory is short, use fewer --jobs; machines of a cluster need the same version"
         raise InputError(f"{name}: {ATTEMPTS} workers died of it ({reason}); {advice}")
 
@@ -185,19 +178,19 @@ class _Process:
 
 def _serve(pipe: Any, make_state: Callable[[], Any], number: int) -> None:
     """Run in a process; it ends with its parent alone, and by it."""
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent ends its processes
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     actor = _Actor(make_state, number)
     with suppress(EOFError):  # closed
         while True:
             pipe.send(actor.call(*pipe.recv()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 class _Actor:
