@@ -105,14 +105,6 @@ class Picture(NamedTuple):
     distortion: np.ndarray | None = None
 
 
-def _nothing() -> None:
-    return None
-
-
-def _yes() -> bool:
-    return True
-
-
 class Annotation(NamedTuple):
     """What is annotated of one kind in a keyframe.
 
@@ -121,8 +113,8 @@ class Annotation(NamedTuple):
         exists: whether there is something to read; reads no file of the keyframe.
     """
 
-    read: Callable[[], Any] = _nothing
-    exists: Callable[[], bool] = _yes
+    read: Callable[[], Any] = lambda: None
+    exists: Callable[[], bool] = lambda: True
 
 
 class AnnotatedPoints(NamedTuple):

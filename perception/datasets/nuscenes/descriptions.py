@@ -14,9 +14,8 @@ import numpy as np
 from perception.frame import Conditions
 from perception.taxonomy import Taxonomy
 
-# Conditions from the descriptions of scenes.
-
 DEFAULT_CONDITIONS = ("clear", "day")  # conditions of a scene whose description says nothing else
+EARTH = 6.378137e6  # m, radius; the devkit's
 
 
 def phases_of(description: str, location: str, taxonomy: Taxonomy) -> list[tuple[float, Conditions]]:
@@ -58,25 +57,16 @@ def _read_words(description: str, location: str, vocabulary: Mapping[str, Sequen
     found = {}
     for kind, values in vocabulary.items():
         silent = [value for value in values if value in DEFAULT_CONDITIONS]
-        said = [value for value in values if value not in silent and (words & _forms(value) or place == value)]
+        forms = {value: {value, f"{value}y", f"{value}ing", f"{value}{value[-1]}y"} for value in values}  # foggy
+        said = [value for value in values if value not in silent and (words & forms[value] or place == value)]
         found[kind] = next(iter([*said, *(silent if words else ())]), None)
     return found
 
 
-def _forms(word: str) -> set[str]:
-    return {word, f"{word}y", f"{word}ing", f"{word}{word[-1]}y"}  # foggy
-
-
-# Where on earth the maps of nuScenes are. Imports no torch.
-#
-# `origins.json` has latitude and longitude of each map's south-western corner, the origin of its global frame, as
-# published in `nuscenes.map_expansion.map_api` of the devkit.
-
-EARTH = 6.378137e6  # m, radius; the devkit's
-
-
 @cache
 def _origins() -> dict[str, tuple[float, float]]:
+    """Latitude and longitude of each map's south-western corner, the origin of its global frame, as published in
+    `nuscenes.map_expansion.map_api` of the devkit."""
     return json.loads(files("perception.datasets.nuscenes").joinpath("origins.json").read_text(encoding="utf-8"))
 
 

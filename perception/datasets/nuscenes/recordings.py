@@ -233,7 +233,9 @@ def _read(
                 found.add(row, index[row["calibrated_sensor_token"]], channels[channel], lidar or between)
             elif picture:
                 before_invalid[row["token"].encode()] = row["prev"].encode()
-        previous = [_follow(before_invalid, token) for token in found.previous]
+        for i, token in enumerate(found.previous):
+            while token in before_invalid:
+                found.previous[i] = token = before_invalid[token]
         row_of = {token: i for i, token in enumerate(found.tokens) if token}
         keyframes = np.full((len(found.keyframes), len(channels)), -1, np.int32)
         for i, own in enumerate(found.keyframes.values()):
@@ -242,18 +244,11 @@ def _read(
             "numbers": np.frombuffer(found.numbers, np.int64).reshape(-1, 5),
             "files": np.array(found.files, np.bytes_),
             "tokens": np.array(found.tokens, np.bytes_),
-            "previous": np.array([row_of.get(t, _LOST) if t else _START for t in previous], np.int32),
+            "previous": np.array([row_of.get(t, _LOST) if t else _START for t in found.previous], np.int32),
             "poses": _poses(folder, found.poses),
             "samples": np.array([*found.keyframes], np.bytes_),
             "keyframes": keyframes,
         }
-
-
-def _follow(links: Mapping[bytes, bytes], token: bytes) -> bytes:
-    """The first token along the links that has none."""
-    while token in links:
-        token = links[token]
-    return token
 
 
 def _poses(folder: Path, tokens: list[str]) -> np.ndarray:

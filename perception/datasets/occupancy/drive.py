@@ -1,18 +1,18 @@
 """Gathers what the LiDARs measured over a drive: the static world, every object that moves, and the space between.
 
 As Occ3D (Tian et al., NeurIPS 2023, section 3) and SurroundOcc (Wei et al., ICCV 2023, section 4) describe: points in
-the annotated boxes of an object are gathered in the object's own frame, the rest in the global frame. numpy only.
+the annotated boxes of an object are gathered in the object's own frame, the rest in the global frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes, Reads
-from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
 from perception.datasets.occupancy.returns import (
     UNKNOWN,
     Assigned,
@@ -23,13 +23,16 @@ from perception.datasets.occupancy.returns import (
     returns_of,
 )
 from perception.frame import Boxes, Frame
-from perception.grid import VoxelGrid
+from perception.grid import VoxelGrid, traverse
 
-# Corrects the heights of a drive's poses by the ground that the LiDAR meets. numpy only.
-
-_COLUMN = 0.5  # m
+CELL = 0.1  # m, of which one point of each class is kept
+_HEIGHT = 8.0  # m above and below a LiDAR that its rays are followed
+_ROUNDED = 1e-4  # s, far more than ages in float32 are off
+_COLUMN = 0.5  # m, of the ground
 _NEAR, _HIGH = 20.0, 1.0  # m from the vehicle, and from the height of its wheels, that the ground is sought
 _ENOUGH = 50  # columns that two keyframes must share
+_BUFFER = 1 << 20  # points, before they are thinned
+_SIDE = 16  # voxels along an edge of a brick
 
 
 class Levels:
@@ -66,11 +69,6 @@ def _find_ground(points: np.ndarray, global_from_ego: np.ndarray) -> tuple[np.nd
     column, row = np.floor(points[:, :2] / _COLUMN).astype(np.int64).T
     keys, first = np.unique((column << 32) + row, return_index=True)
     return keys, points[first, 2]
-
-
-# Points with classes, gathered over a drive in memory that grows with the space, not with the time. numpy only.
-
-_BUFFER = 1 << 20  # points, before they are thinned
 
 
 class ThinnedCloud:
@@ -123,9 +121,58 @@ def cell_keys(points: np.ndarray, cell: float) -> np.ndarray:
     return np.asarray((place[:, 0] * rows + place[:, 1]) * levels + place[:, 2])
 
 
-CELL = 0.1  # m, of which one point of each class is kept
-_HEIGHT = 8.0  # m above and below a LiDAR that its rays are followed
-_ROUNDED = 1e-4  # s, far more than ages in float32 are off
+class CrossedVoxels:
+    """Which voxels of an unbounded grid rays have crossed before they ended.
+
+    The voxels are kept in bricks, so that the memory grows with the space that was seen. A ray is followed while it is
+    within the reach of the LiDAR.
+
+    Args:
+        cell: m, edge length of a voxel.
+        reach: (3,) m from the LiDAR along each axis, at least.
+    """
+
+    def __init__(self, cell: float, reach: tuple[float, float, float]) -> None:
+        self._brick, self._cell, self._reach = cell * _SIDE, cell, np.array(reach)
+        self._bricks: dict[tuple[int, ...], np.ndarray] = {}  # x y z -> (16, 16, 16) bool by level, row, column
+
+    def add(self, origins: np.ndarray, ends: np.ndarray) -> None:
+        """Rays from origins (N, 3), which are near each other, to ends (N, 3), m."""
+        low = np.floor((origins.min(axis=0) - self._reach) / self._brick).astype(np.int64)
+        high = np.floor((origins.max(axis=0) + self._reach) / self._brick).astype(np.int64) + 1
+        x, y, z = ((float(a), float(b)) for a, b in zip(low * self._brick, high * self._brick, strict=True))
+        grid = VoxelGrid(x, y, z, self._cell)
+        crossed = np.zeros(grid.shape, bool)
+        mark_crossed(crossed.reshape(-1), grid, origins, ends)
+        columns, rows, levels = high - low  # of bricks
+        blocks = crossed.reshape(levels, _SIDE, rows, _SIDE, columns, _SIDE).transpose(4, 2, 0, 1, 3, 5)
+        for place in np.argwhere(blocks.any(axis=(3, 4, 5))):
+            block, name = blocks[tuple(place)], tuple((low + place).tolist())
+            if name in self._bricks:
+                self._bricks[name] |= block
+            else:
+                self._bricks[name] = block.copy()
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """(N,) bool: whether the voxel that a point (N, 3) m is in was crossed."""
+        voxel = np.floor(points / self._cell).astype(np.int64)
+        brick = voxel // _SIDE
+        low, high = brick.min(axis=0), brick.max(axis=0) + 1
+        dense = np.zeros((*(high - low), _SIDE, _SIDE, _SIDE), bool)
+        for place in product(*(range(size) for size in dense.shape[:3])):
+            found = self._bricks.get(tuple((low + place).tolist()))
+            if found is not None:
+                dense[place] = found
+        (i, j, k), (column, row, level) = (brick - low).T, (voxel % _SIDE).T
+        return np.asarray(dense[i, j, k, level, row, column])
+
+
+def mark_crossed(crossed: np.ndarray, grid: VoxelGrid, origins: np.ndarray, ends: np.ndarray) -> None:
+    """Set those of the flat voxels (V,) bool that a ray crosses before the voxel that it ends in."""
+    last, inside = grid.indices(ends)
+    last[~inside] = -1
+    for rays, voxels in traverse(origins, ends, grid):
+        crossed[voxels[voxels != last[rays]]] = True
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the LiDARs returned, and which object each return is of. numpy only."""
+"""What the LiDARs returned, and which object each return is of."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from perception.frame import Boxes, Frame
 from perception.geometry import axes_and_angles
 from perception.taxonomy import Taxonomy
 
-# Returns of LiDARs with where each ray began. numpy only.
-
 NONE, UNKNOWN = -1, -2  # annotated as none of the point classes; not annotated
+MARGIN = 0.1  # m, by which parts of an object, such as mirrors, may be outside its box
+_ROAD = 0.2  # m above the bottom of a box, where points without a class are the road's
 _OWN_VEHICLE = 1.5  # m from the LiDAR, within which it meets the roof that it stands on
 
 
@@ -75,11 +75,6 @@ def returns_of(frame: Frame, source: Keyframes, sweeps: int) -> Returns:
     assert frame.sweep_of_point is not None
     found = Returns(points, origins, classes.astype(np.int16), ages, frame.sweep_of_point, lidars)
     return found.select(~(np.linalg.norm(points - origins, axis=1) < _OWN_VEHICLE))
-
-
-# Which returns are of which annotated object, while it moves. numpy only.
-
-MARGIN = 0.1  # m, by which parts of an object, such as mirrors, may be outside its box
 
 
 class Motion(NamedTuple):
@@ -144,11 +139,6 @@ def _turn_back(points: np.ndarray, axis: np.ndarray, angles: np.ndarray) -> np.n
     """(N, 3) points, each turned about the axis by minus its angle (N, 1), rad: Rodrigues' formula."""
     across = np.cross(axis, points)
     return np.asarray(points - np.sin(angles) * across + (1 - np.cos(angles)) * np.cross(axis, across))
-
-
-# Which objects of a data set may move, and which returns are of them. numpy only.
-
-_ROAD = 0.2  # m above the bottom of a box, where points without a class are the road's
 
 
 class Movable:

@@ -1,4 +1,4 @@
-"""Writes the occupancy of recorded drives, as Occ3D lays it out, into a dataroot. numpy and scipy only."""
+"""Writes the occupancy of recorded drives, as Occ3D lays it out, into a dataroot."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from scipy.spatial import cKDTree
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.labels import GRID, occ3d_arrays, occ3d_file
-from perception.datasets.occupancy.crossed_voxels import find_seen_by_cameras, mark_crossed
-from perception.datasets.occupancy.drive import Drive, gather
+from perception.datasets.occupancy.drive import Drive, gather, mark_crossed
 from perception.datasets.occupancy.returns import (
     NONE,
     UNKNOWN,
@@ -25,11 +24,11 @@ from perception.datasets.occupancy.returns import (
 )
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
-from perception.grid import OTHERS, Occupancy, VoxelGrid, occupancy_classes
+from perception.grid import OTHERS, Occupancy, VoxelGrid, occupancy_classes, traverse
 from perception.io.files import make_folder, write_atomically
 
-# The occupancy of one keyframe, from what was gathered over its drive. numpy and scipy only.
-
+_FOLDER = "gts"
+_NEAR = 0.1  # m along the optical axis
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # (N, 3) m, (N,) classes, (N,) number of returns
 
 
@@ -125,7 +124,39 @@ def _find_crossed(own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.
     return crossed.reshape(grid.shape)
 
 
-_FOLDER = "gts"
+def find_seen_by_cameras(frame: Frame, occupied: np.ndarray, seen: np.ndarray, grid: VoxelGrid) -> np.ndarray:
+    """(levels, rows, columns) bool: the middle of a seen voxel is in a picture, and no occupied voxel is before it.
+
+    Args:
+        frame: in the grid's frame of reference.
+        occupied, seen: (levels, rows, columns) bool; what is not seen hides nothing.
+    """
+    wanted = np.flatnonzero(seen)
+    centers, visible = grid.centers().reshape(-1, 3)[wanted].astype(np.float64), np.zeros(len(wanted), bool)
+    for name, camera in frame.cameras.items():
+        pixels = np.column_stack([centers, np.ones(len(centers))]) @ frame.image_from_reference(name).T
+        height, width = camera.image.shape[:2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x, y = (pixels[:, :2] / pixels[:, 2:]).T
+        view = (pixels[:, 2] > _NEAR) & (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+        there = np.flatnonzero(view & ~visible)
+        global_from_camera = camera.global_from_ego @ camera.ego_from_camera
+        origin = (np.linalg.inv(frame.global_from_reference) @ global_from_camera)[:3, 3]
+        visible[there] = _unhidden(origin, centers[there], wanted[there], occupied.reshape(-1), grid)
+    result = np.zeros(grid.shape, bool)
+    result.reshape(-1)[wanted] = visible
+    return result
+
+
+def _unhidden(
+    origin: np.ndarray, centers: np.ndarray, voxels: np.ndarray, occupied: np.ndarray, grid: VoxelGrid
+) -> np.ndarray:
+    """(N,) bool: no occupied voxel on the ray from the origin to the middle of a voxel, but itself."""
+    free = np.ones(len(centers), bool)
+    for rays, crossed in traverse(np.broadcast_to(origin, centers.shape), centers, grid):
+        blocked = occupied[crossed] & (crossed != voxels[rays])
+        free[rays[blocked]] = False
+    return free
 
 
 def annotate_drives(

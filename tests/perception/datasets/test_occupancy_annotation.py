@@ -22,10 +22,15 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy import returns as reading
-from perception.datasets.occupancy.crossed_voxels import CrossedVoxels, find_seen_by_cameras
-from perception.datasets.occupancy.drive import ThinnedCloud, gather
+from perception.datasets.occupancy.drive import CrossedVoxels, ThinnedCloud, gather
 from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, motion_between, owners
-from perception.datasets.occupancy.writing import annotate, annotate_drives, link_dataroot, voxel_classes
+from perception.datasets.occupancy.writing import (
+    annotate,
+    annotate_drives,
+    find_seen_by_cameras,
+    link_dataroot,
+    voxel_classes,
+)
 from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import open_source
 from perception.frame import Boxes
