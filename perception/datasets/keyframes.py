@@ -26,95 +26,57 @@ Paths = Mapping[int, tuple[np.ndarray, np.ndarray]]  # LiDAR -> (M,) times, us, 
 
 
 class Reads(NamedTuple):
-    """What is read of a keyframe.
+    """Which parts of a keyframe to read."""
 
-    Attributes:
-        reference: the frame of reference of points and boxes, at the LiDAR's time.
-        sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
-        annotations: whether to read the boxes, and the classes of points if the taxonomy has some, into the fields of
-            the frame that change with its data.
-        lidar: whether to read the LiDAR.
-        cameras: whether to read the images.
-        least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
-        change: made to the frame that was read, such as a corruption; None: none. The truth stays.
-        truth: kinds of truth to read, see `Recording`.
-    """
-
-    reference: Reference = "ego"
-    sweeps: int = 0
-    annotations: bool = True
+    reference: Reference = "ego"  # of points and boxes, at the LiDAR's time
+    sweeps: int = 0  # number of earlier LiDAR sweeps to add, compensated for the vehicle's motion
+    annotations: bool = True  # boxes, and classes of points if the taxonomy has some, into `Frame`'s own fields
     lidar: bool = True
     cameras: bool = True
-    least_width: int = 0
-    change: Callable[[Frame], Frame] | None = None
-    truth: tuple[str, ...] = ()
+    least_width: int = 0  # pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded
+    change: Callable[[Frame], Frame] | None = None  # made to the frame, such as a corruption; the truth stays
+    truth: tuple[str, ...] = ()  # kinds of truth, see `Recording`
 
 
 NO_SENSORS = Reads(annotations=False, lidar=False, cameras=False)
 
 
 class SweepFile(NamedTuple):
-    """The file of one sweep of a LiDAR.
+    """The file of one sweep of a LiDAR."""
 
-    Attributes:
-        path: a .bin or .pcd file; the LiDAR has no data if that of the keyframe is missing.
-        timestamp: us.
-        global_from_ego: (4, 4) at this time; without a rig's `own` only its product with the next matters.
-        ego_from_lidar: (4, 4).
-        classes: reads the annotated classes, (n,) int16, of the n points in the file, or None; None: there are none.
-    """
-
-    path: Path
-    timestamp: int
-    global_from_ego: np.ndarray
-    ego_from_lidar: np.ndarray
+    path: Path  # a .bin or .pcd file; the LiDAR has no data if that of the keyframe is missing
+    timestamp: int  # us
+    global_from_ego: np.ndarray  # (4, 4) at this time; without a rig's `own` only its product with the next matters
+    ego_from_lidar: np.ndarray  # (4, 4)
+    # Reads the annotated classes, (n,) int16, of the n points in the file, or None; None: there are none.
     classes: Callable[[int], np.ndarray | None] | None = None
 
 
 class JointCloud(NamedTuple):
-    """The points of all LiDARs of a data set that has them in common files, each point at its own time.
+    """The points of all LiDARs of a data set that has them in common files, each point at its own time."""
 
-    Attributes:
-        read: the points in a frame of reference, given (4, 4) reference_from_global, and whether with their classes.
-        paths: where the rays of each LiDAR begin.
-    """
-
+    # The points in a frame of reference, given (4, 4) reference_from_global, and whether with their classes.
     read: Callable[[np.ndarray, bool], Cloud]
-    paths: Callable[[], Paths]
+    paths: Callable[[], Paths]  # where the rays of each LiDAR begin
 
 
 class Picture(NamedTuple):
-    """The file of a camera's picture.
+    """The file of a camera's picture."""
 
-    Attributes:
-        path: a JPEG or PNG; the camera is missing in the frame if it is missing.
-        timestamp: us.
-        intrinsics: (3, 3), of the recorded pixels.
-        ego_from_camera: (4, 4).
-        global_from_ego: (4, 4) at this time.
-        size: width and height for which the calibration is; None: unknown.
-        distortion: coefficients of OpenCV's model, by which the picture is undistorted; None: it is.
-    """
-
-    path: Path
-    timestamp: int
-    intrinsics: np.ndarray
-    ego_from_camera: np.ndarray
-    global_from_ego: np.ndarray
-    size: tuple[int, int] | None = None
-    distortion: np.ndarray | None = None
+    path: Path  # a JPEG or PNG; the camera is missing in the frame if it is missing
+    timestamp: int  # us
+    intrinsics: np.ndarray  # (3, 3), of the recorded pixels
+    ego_from_camera: np.ndarray  # (4, 4)
+    global_from_ego: np.ndarray  # (4, 4) at this time
+    size: tuple[int, int] | None = None  # width and height for which the calibration is; None: unknown
+    distortion: np.ndarray | None = None  # OpenCV's coefficients, by which the picture is undistorted; None: it is
 
 
 class Annotation(NamedTuple):
-    """What is annotated of one kind in a keyframe.
+    """The annotation of one kind in a keyframe."""
 
-    Attributes:
-        read: gives it; None where nothing is annotated, or where it is read with the data of a sensor.
-        exists: whether there is something to read; reads no file of the keyframe.
-    """
-
-    read: Callable[[], Any] = lambda: None
-    exists: Callable[[], bool] = lambda: True
+    read: Callable[[], Any] = lambda: None  # gives None without an annotation, or where it is read with a sensor
+    exists: Callable[[], bool] = lambda: True  # reads no file of the keyframe
 
 
 class AnnotatedPoints(NamedTuple):
@@ -131,13 +93,8 @@ class Recording:
     A frame is a keyframe, or between two; see `Keyframes.moments`.
 
     Attributes:
-        timestamp: us, of the reference LiDAR.
-        global_from_ego: (4, 4) at this time.
-        ego_from_lidar: (4, 4), of the reference LiDAR.
-        lidars: index in the rig -> the keyframe's sweep, then earlier ones, latest first; or all LiDARs' points.
-        pictures: camera -> its picture.
-        truth: kind -> what is annotated of it; kinds that the data set does not have are left out. A task may have
-            kinds of its own. Those of the tasks here:
+        truth: kind -> its annotation; kinds that the data set does not have are left out. A task may have kinds of its
+            own. Those of the tasks here:
             boxes: `Boxes` of the taxonomy's classes, in the global frame.
             obstacles: `Boxes` of objects of none of the classes, with the label -1, in the global frame.
             bicycle_racks: each x y z, width length height (m), rotation w x y z, in the global frame. The detection
@@ -146,36 +103,32 @@ class Recording:
             lidar_path: (N, 3) m, where the reference LiDAR was at each keyframe of the drive, in the global frame.
             map: `MapExpansion` of the location.
             points: `AnnotatedPoints`, read with the LiDAR.
-        location: name of the location of the drive, which its map has too; "" if unknown.
-        position: latitude and longitude (degrees, WGS 84) of the vehicle; None if unknown.
-        own: the own vehicle, whose points are left out; None: those within 1 m of a LiDAR.
-        files: further files that a frame is read from, there or not.
-        opened: the stamps of files that were read when the data set was opened.
     """
 
     token: str
     scene: str
-    timestamp: int
-    global_from_ego: np.ndarray
-    ego_from_lidar: np.ndarray
+    timestamp: int  # us, of the reference LiDAR
+    global_from_ego: np.ndarray  # (4, 4) at this time
+    ego_from_lidar: np.ndarray  # (4, 4), of the reference LiDAR
+    # Index in the rig -> the keyframe's sweep, then earlier ones, latest first; or all LiDARs' points.
     lidars: Mapping[int, Sequence[SweepFile]] | JointCloud
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Picture]  # by camera
     truth: Mapping[str, Annotation] = field(default_factory=dict)
     conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
-    location: str = ""
-    position: tuple[float, float] | None = None
-    own: Box | None = None
-    files: Callable[[], Iterable[Path]] = tuple
-    opened: Sequence[Stamp] = ()
+    location: str = ""  # name of the location of the drive, which its map has too; "" if unknown
+    position: tuple[float, float] | None = None  # latitude and longitude (degrees, WGS 84); None if unknown
+    own: Box | None = None  # the own vehicle, whose points are left out; None: those within 1 m of a LiDAR
+    files: Callable[[], Iterable[Path]] = tuple  # further files that a frame is read from, there or not
+    opened: Sequence[Stamp] = ()  # of files that were read when the data set was opened
 
     def annotated(self, kind: str) -> Any:
-        """What is annotated of a kind, as in `truth`; None: nothing is."""
+        """The annotation of a kind, as in `truth`; None without one."""
         return self.truth[kind].read() if kind in self.truth else None
 
     def read_truth(self, kinds: Iterable[str]) -> dict[str, Any]:
-        """Kind -> what is annotated of it, without the kinds of which nothing is."""
-        found = ((kind, self.annotated(kind)) for kind in kinds)
-        return {kind: each for kind, each in found if each is not None}
+        """Kind -> its annotation, for the kinds that have one."""
+        annotations = {kind: self.annotated(kind) for kind in kinds}
+        return {kind: annotation for kind, annotation in annotations.items() if annotation is not None}
 
     def exists(self, kind: str) -> bool:
         """Whether there is something to read of a kind; reads no file of the keyframe."""

@@ -53,10 +53,9 @@ def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float])
 
 
 def frame_period(moments: Mapping[str, int]) -> float:
-    """The time (s) from a frame of a drive to the next, at most, for nine tenths of its duration; 0 for a single one.
+    """Duration-weighted 90th percentile of the gaps between frames, in s; 0 for a single frame.
 
-    Not their median: where a few sweeps follow each keyframe, most of these times are short and most of the drive has
-    no frame.
+    The median would be short where a few sweeps follow each keyframe, while most of the drive has no frame.
     """
     gaps = np.sort(np.diff(np.array([*moments.values()], np.int64)))
     within = np.cumsum(gaps)
@@ -69,19 +68,12 @@ def draw_spacings(rng: np.random.Generator, frames: int, spacing: tuple[float, f
 
 
 class Clip(NamedTuple):
-    """A training frame with those before it.
+    """A training frame with those before it."""
 
-    Attributes:
-        earlier: tokens of the frames before it, the oldest first.
-        outage: whether the clips of the step end in an outage, those that have earlier frames.
-        missing: the sensor that the last frames lack, "lidar" or "camera".
-        lost: number of these, the training frame among them; the first frame of a clip is none of them.
-    """
-
-    earlier: Sequence[str] = ()
-    outage: bool = False
-    missing: str = ""
-    lost: int = 0
+    earlier: Sequence[str] = ()  # tokens of the frames before it, the oldest first
+    outage: bool = False  # whether the clips of the step end in an outage, those that have earlier frames
+    missing: str = ""  # the sensor that the last frames lack, "lidar" or "camera"
+    lost: int = 0  # number of these, the training frame among them; the first frame of a clip is none of them
 
     def without(self, frame: Frame, age: int) -> Frame:
         """The frame, so many frames before the training frame, without the sensor that it lacks."""
@@ -185,8 +177,7 @@ def _lost_in_outages(sensors: Sequence[str], memories: Sequence[Module]) -> list
 def align_clips(clips: Sequence[Sequence[AnyFrame]]) -> list[list[AnyFrame]]:
     """The frames of all clips by age, the oldest first.
 
-    A clip that is shorter than others begins with its first frame again, of whose state nothing depends: it is not
-    valid on the frame after it.
+    Shorter clips repeat their first frame. Its state is never used: `state_valid` is 0 on the next frame.
     """
     longest = max(len(clip) for clip in clips)
     return [[clip[max(0, age - longest + len(clip))] for clip in clips] for age in range(longest)]
