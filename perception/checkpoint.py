@@ -58,7 +58,6 @@ def save(
     Args:
         model: its state; `optimizer` and `averaged` alike.
         schedule: JSON-able state of learning-rate schedule and loss scaler.
-        data: descriptions of the data of each training of the model.
         averaged: the model with the average of its weights, which is the one to load.
     """
     final = run / "checkpoints" / f"step-{step:06d}"
@@ -84,11 +83,7 @@ def save_best(run: Path, step: int, config: Config, model: nn.Module, data: Sequ
 
 
 def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
-    """Write the model with the current modules of its bank, as a checkpoint that training cannot resume from.
-
-    Args:
-        data: descriptions of the data of each training of the model.
-    """
+    """Write the model with the current modules of its bank, as a checkpoint that training cannot resume from."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: holds files already; choose another --out")
     bank = model.bank

@@ -102,19 +102,11 @@ class Train(Section):
         return self.learning_rate * self.batch / (self.base_batch or self.batch)
 
     def total_steps(self, epoch: int) -> int:
-        """Number of steps of the training.
-
-        Args:
-            epoch: number of samples in an epoch.
-        """
+        """Number of steps of the training."""
         return self.steps if self.steps is not None else ceil(Fraction((self.epochs or 0) * epoch, self.batch))
 
     def validation_period(self, epoch: int) -> int:
-        """Number of samples between validations.
-
-        Args:
-            epoch: number of samples in an epoch.
-        """
+        """Number of samples between validations."""
         assert self.validation is not None
         return self.validation.every * (epoch if self.validation.unit == "epochs" else self.batch)
 
@@ -363,11 +355,7 @@ def parse_config(content: Any, source: str) -> Config:
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
-    """Read a configuration file.
-
-    Args:
-        changes: other values for some keys, such as train.batch=8.
-    """
+    """Read a configuration file."""
     return parse_config(overridden(read_yaml(path, "the configuration"), changes), str(path))
 
 

@@ -42,9 +42,6 @@ class TorchPredictor:
             several, the loader's workers of the model's configuration read them.
         flip: average the dense outputs over the mirror images of a frame in x, y and both (CenterPoint, Yin et al.,
             2021, section 5); four forward passes.
-
-    Raises:
-        InputError: with `flip`, the model's area is not symmetric.
     """
 
     def __init__(self, model: PerceptionModel, batch: int = 1, flip: bool = False) -> None:
@@ -59,11 +56,7 @@ class TorchPredictor:
 
     @staticmethod
     def load(checkpoint: Path, rig: Rig | None = None, batch: int = 1, flip: bool = False) -> TorchPredictor:
-        """The predictor of a run or of one of its checkpoints.
-
-        Args:
-            rig: of the vehicle to run it on, instead of the one that it was trained on.
-        """
+        """The predictor of a run or of one of its checkpoints."""
         model, _ = load_model(checkpoint, rig)
         return TorchPredictor(model, batch, flip)
 

@@ -14,7 +14,6 @@ class Drives:
     """The drives of a data set and their keyframes, by name.
 
     Args:
-        where: the data set, for errors.
         samples: drive -> tokens of its keyframes in order of time.
         splits: reads the splits, each with the names of its drives; none by default.
     """

@@ -35,12 +35,8 @@ _FARTHEST = 1_000_000  # us between a point and its sweep
 def read_cloud(path: Path, timestamp: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Points (N, 5) as of `read_points`, and their times (N,) us where the file has them: a .pcd or .pcd.bin.
 
-    Args:
-        timestamp: us, of the sweep.
-
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
-        InputError: the file is damaged and `DAMAGE` is not set, or the times of its points are not near the sweep's.
     """
     if path.suffix != ".pcd":
         return read_points(path), None
@@ -53,7 +49,6 @@ def read_points(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
-        InputError: the file is empty, truncated or holds numbers that are not finite.
     """
     content = read_file(path)
     if not content:
@@ -87,7 +82,6 @@ def read_image(path: Path, least_width: int = 0) -> ReadPicture:
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
-        InputError: the file is no image or is truncated.
     """
     content = read_file(path)
     try:
@@ -103,9 +97,6 @@ def decode_image(content: bytes, reduction: int = 1) -> np.ndarray:
 
     JPEG blocks are reduced in their discrete cosine transform, so fewer pixels are computed. A new pixel stands for
     a square of recorded ones: the centre u of a recorded pixel is at (u + 0.5) / reduction - 0.5.
-
-    Raises:
-        ValueError: the content is no image or is truncated.
     """
     # OpenCV returns a truncated JPEG without an error, with the missing part grey.
     if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-64:]:
@@ -130,11 +121,7 @@ def jpeg_file(content: bytes, image: np.ndarray) -> JpegFile | None:
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
-    """Width and height in the frame header of a JPEG (ITU-T T.81, B.2.2).
-
-    Raises:
-        ValueError: the header is damaged.
-    """
+    """Width and height in the frame header of a JPEG (ITU-T T.81, B.2.2)."""
     position = 2
     while position + 9 <= len(content) and content[position] == 0xFF:
         marker = content[position + 1]
@@ -184,7 +171,6 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
-        InputError: the file is no PCD file, is truncated or has no x, y, z or intensity.
     """
     content = read_file(path)
     try:

@@ -42,9 +42,6 @@ class Halves:
 
     Args:
         dataroot: path of the whole drives; all arguments as in `open_source`.
-
-    Raises:
-        InputError: as `open_source`.
     """
 
     def __init__(self, dataroot: Path, version: str | None, rig: Rig | None, taxonomy: Taxonomy | None) -> None:

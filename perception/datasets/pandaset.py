@@ -69,9 +69,6 @@ class PandaSet:
         taxonomy: of the classes; boxes of labels that are no category of theirs are left out. None: PandaSet's own.
         rig: of the vehicle; None: PandaSet's own. Its LiDARs are pandar64, which spins, and pandar_gt, which looks
             ahead. A moving object that both saw has two boxes, at its places for each; that of the first LiDAR is kept.
-
-    Raises:
-        InputError: this is no dataroot of PandaSet.
     """
 
     has_attributes = False
@@ -322,7 +319,6 @@ def _classes_of_sweep(drive: Path, index: int, kept: np.ndarray, labels: Mapping
 
     Args:
         kept: as in `_PandaSweep`.
-        labels: category -> label.
     """
     folder = drive / "annotations" / "semseg"
     path = _file_of(folder, index)
@@ -387,11 +383,7 @@ def _distortions(path: Path) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class Poses:
-    """Two or more poses of a sensor or vehicle in order of time, less than a few degrees apart.
-
-    Raises:
-        ValueError: times and poses are not finite, not as many as each other, or not in order.
-    """
+    """Two or more poses of a sensor or vehicle in order of time, less than a few degrees apart."""
 
     times: np.ndarray  # (N,) s
     values: np.ndarray  # (N, 7) x y z (m), quaternion w x y z

@@ -29,11 +29,7 @@ def dataroots_below(folder: Path) -> list[Path]:
 
 
 class JoinedTables:
-    """The drives of all dataroots below a folder, as T4 has them; `splits.json` lists scenes or folders of each split.
-
-    Raises:
-        InputError: a dataroot is damaged or holds several versions, or two drives or keyframes have one name.
-    """
+    """The drives of all dataroots below a folder, as T4 has; `splits.json` lists scenes or folders of each split."""
 
     has_attributes = True
 

@@ -70,8 +70,6 @@ def evaluate(
         out: folder for `metrics.json`, the returned scores, and the tasks' submissions, such as `results_nusc.json`.
             What an earlier evaluation wrote there for comparisons and as a report is replaced or removed.
         spec: inputs of the model, and the truth that its tasks are scored by; nothing else is read.
-        console: for progress and tables; standard output by default.
-        breakdown: further scores.
 
     Returns:
         `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.report`) and, if requested,
@@ -115,11 +113,7 @@ def _show_progress(predicted: Predicted, samples: Sequence[str], what: str, cons
 def _count(
     predicted: Predicted, tables: Keyframes, spec: InputSpec, samples: Sequence[str], out: Path | None = None
 ) -> Evaluated:
-    """Count the frames by the metrics of the tasks that were predicted in them.
-
-    Args:
-        out: folder for the tasks' submissions; None: none are written.
-    """
+    """Count the frames by the metrics of the tasks that were predicted in them."""
     known, counted, writers = list[Known](), dict[str, CountedFrames[Any]](), dict[str, FrameWriter]()
     with ExitStack() as files:
         for frame, prediction in predicted:

@@ -21,11 +21,7 @@ WORST = 24  # frames of each task
 
 
 def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
-    """The page of an evaluation.
-
-    Args:
-        scores: as `evaluate` returns them.
-    """
+    """The page of an evaluation."""
     metrics, whole = evaluated.metrics, numbers(evaluated.part())
     scenes = len({each.scene for each in evaluated.known})
     return single_file(

@@ -120,8 +120,7 @@ def robustness(main: str | None, clean: Scores, corrupted: Mapping[Level, Scores
 
     Args:
         main: the score that resilience is about; None: there is none.
-        clean: the result of `Evaluated.part` for the frames without a corruption.
-        corrupted: the same of the frames at each level.
+        clean, corrupted: results of `Evaluated.part` for the frames without a corruption, and at each level.
 
     Returns:
         `mRA`, and under `corruptions` for each its `unit`, `levels` (each `level` with the numbers of the tasks) and

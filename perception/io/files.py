@@ -62,9 +62,6 @@ def atomic_file(path: Path, what: str) -> Iterator[BinaryIO]:
 
     After an exception the new file is removed and an earlier one does not change. The temporary file has the same name
     in all processes, so that the next one overwrites what a killed process left.
-
-    Args:
-        what: is written, for the error message.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -90,10 +87,6 @@ def atomic_folder(path: Path, what: str, advice: str = "") -> Iterator[Path]:
     A link at `path` stays, and the folder that it leads to is replaced. Until then, and after any error, the old folder
     does not change. Linux exchanges the two folders in one step. On other systems and some network disks there is a
     moment without a folder at `path`; if the process dies then, `restore_folder` puts the old one back.
-
-    Args:
-        what: is written, for the error message.
-        advice: the end of the error message.
     """
     given, path = path, Path(os.path.realpath(path))
     fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
@@ -166,9 +159,7 @@ class FrameFile:
 
         Args:
             path: its folder must exist.
-            what: is written, for messages.
             head: members before the entries.
-            name: of the entries.
         """
         with atomic_file(path, what) as file:
             file.write(f'{json.dumps(dict(head))[:-1]}, "{name}": {{\n'.encode())
@@ -202,12 +193,7 @@ def join_frame_files(parts: Sequence[Path], path: Path, what: str) -> None:
 
 
 def read_frame_file(path: Path) -> Iterator[tuple[str, Any]]:
-    """Token and entry of each frame of a file that a `FrameFile` wrote, one line in memory at a time.
-
-    Raises:
-        InputError: the file cannot be read or is not whole.
-        ValueError: a line is no JSON.
-    """
+    """Token and entry of each frame of a file that a `FrameFile` wrote, one line in memory at a time."""
     lines = _lines(path)
     next(lines)  # before the entries
     for line in lines:

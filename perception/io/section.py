@@ -55,20 +55,12 @@ def first_error(error: ValidationError) -> dict[str, Any]:
 
 
 def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
-    """Read a section from a YAML file; an empty file has no keys.
-
-    Args:
-        name: of the content, for the error message.
-    """
+    """Read a section from a YAML file; an empty file has no keys."""
     return parse_section(kind, read_yaml(path, name), str(path))
 
 
 def read_yaml(path: Path, name: str) -> Any:
-    """The content of a YAML file; an empty one is {}.
-
-    Args:
-        name: of the content, for the error message.
-    """
+    """The content of a YAML file; an empty one is {}."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

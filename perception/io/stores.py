@@ -128,7 +128,6 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: neither has it.
-        InputError: it cannot be read, or the store not be reached.
     """
     try:
         return path.read_bytes()

@@ -187,7 +187,6 @@ def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Columns (N,) of a table, read-only.
 
     Args:
-        path: a .pkl.gz file.
         columns: name -> what it holds: 'f' finite numbers, 'iu' whole ones, 'O' text.
 
     Raises:

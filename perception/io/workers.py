@@ -43,7 +43,6 @@ def open_pool(
 
     Args:
         make_state: is called by each worker when it starts; can be pickled.
-        jobs: number of processes.
         ray: address of the cluster, as `ray.init` takes it: auto, HOST:6379, ray://HOST:10001; local: a cluster of this
             machine alone. None: none.
         died: is called after the death of a worker with the name of the item that it worked on.
@@ -66,13 +65,7 @@ class WorkerDiedError(Exception):
 
 
 class Pool(Generic[State]):
-    """Workers with a state each, while it is entered as a context.
-
-    Args:
-        start: a worker with a number.
-        size: number of workers.
-        died: as in `open_pool`.
-    """
+    """Workers with a state each, while it is entered as a context."""
 
     def __init__(self, start: Callable[[int], _Process | _Remote], size: int, died: Callable[[str], None]) -> None:
         self._start, self._size, self._died = start, size, died
@@ -112,7 +105,6 @@ class Pool(Generic[State]):
 
         Args:
             call: with the state of a worker and an item; can be pickled, as its result.
-            named: name of an item, for messages.
 
         Raises:
             InputError: ATTEMPTS workers died of the same item.

@@ -48,13 +48,7 @@ NAMES = {  # our branch of the head -> mmdet3d's
 
 
 def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]) -> tuple[Config, PerceptionModel]:
-    """Our configuration and network.
-
-    Args:
-        config: the whole configuration.
-        checkpoint: path, for messages.
-        state: the `state_dict` of the checkpoint.
-    """
+    """Our configuration and network."""
     converted = configuration(config)
     head, names = head_of(converted), trunk_names(converted.model.trunk)
     network, weights = renamed(converted, config.part("model"), state, names | module_names(head, NAMES), checkpoint)
@@ -109,12 +103,7 @@ def pillar_detector(
 
 
 def head_config(model: ConfigSection, kind: str, names: Mapping[str, str]) -> DetectionHead:
-    """The configuration of our head.
-
-    Args:
-        kind: mmdet3d's class of its head.
-        names: our branch -> mmdet3d's.
-    """
+    """The configuration of our head."""
     head, testing = model.part("pts_bbox_head"), model.part("test_cfg").part("pts")
     separate, coder = head.part("separate_head"), head.part("bbox_coder")
     head.require("type", kind)

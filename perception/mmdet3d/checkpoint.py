@@ -137,10 +137,8 @@ def rename_state(
     """The checkpoint's tensors under our names.
 
     Args:
-        state: the `state_dict` of the checkpoint.
         expected: our `state_dict`, for names and shapes.
         modules: our module name -> mmdet3d's, such as trunk.stages.0.0.conv.layer -> pts_backbone.blocks.0.0.
-        path: of the checkpoint, for messages.
     """
     parts = {name: name.rpartition(".") for name in expected}
     source = {name: f"{modules[module]}.{leaf}" for name, (module, _, leaf) in parts.items()}
@@ -174,7 +172,6 @@ def convert_norm_epsilons(weights: dict[str, Tensor], parts: Mapping[str, tuple[
     weight / sqrt(variance + theirs) = weight' / sqrt(variance + ours) for each channel, with running statistics.
 
     Args:
-        weights: our `state_dict`.
         parts: prefix of our names -> the section of the configuration whose `norm_cfg` has the epsilon, and mmdet3d's
             default without a `norm_cfg`. A `norm_cfg` without `eps` means torch's default.
     """

@@ -160,9 +160,7 @@ def adapt_foreign(
 
     Args:
         module: its name, kind, slots and options; trained on the frames that have all the conditions in its `when`.
-        split: of the tables.
         selectors: scenes or keyframes of the split to train on; empty for all.
-        learning_rate: maximum of the one-cycle schedule.
     """
     if (run / FILE).exists():
         raise InputError(f"{run}: holds a trained run already; choose another --out")

@@ -71,12 +71,7 @@ _ROTATION = 6  # place in an encoded box
 
 
 def import_pointpillars(config: Path, weights: Path, out: Path) -> tuple[Config, PerceptionModel]:
-    """Write the network to the folder `out` as a run; returns configuration and model.
-
-    Args:
-        config: YAML of the network.
-        weights: a .safetensors file.
-    """
+    """Write the network to the folder `out` as a run; returns configuration and model."""
     ours = load_config(config)
     _require_supported(ours, config)
     network = PerceptionModel(ours)

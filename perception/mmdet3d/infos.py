@@ -35,11 +35,7 @@ _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s 
 
 
 class Infos:
-    """The keyframes of an infos file in its dataroot, beside samples/ and sweeps/.
-
-    Raises:
-        InputError: the file is unsafe, damaged, not infos of nuScenes, or none of the files that it names exists.
-    """
+    """The keyframes of an infos file in its dataroot, beside samples/ and sweeps/."""
 
     has_attributes = False
 

@@ -77,12 +77,7 @@ class _RawBoxes(NamedTuple):
 
 
 def read_keyframes(content: Any, path: Path) -> list[Keyframe]:
-    """The keyframes in the order of the file.
-
-    Args:
-        content: of the file, see `read_plain`.
-        path: of the file, beside samples/ and sweeps/.
-    """
+    """The keyframes in the order of the file."""
     keys = content.keys() if isinstance(content, dict) else ()
     place = layout = "data_list" if {"data_list", "metainfo"} <= {*keys} else "infos"
     if layout == "infos" and not {"infos", "metadata"} <= {*keys}:
@@ -138,11 +133,7 @@ def _reader_v2(metainfo: Any) -> Callable[[Any, Path], tuple[Keyframe, _RawBoxes
 
 
 def _read_v2(row: Any, root: Path, names: Mapping[int, str]) -> tuple[Keyframe, _RawBoxes | None]:
-    """A keyframe in version 2.
-
-    Args:
-        names: of the categories.
-    """
+    """A keyframe in version 2."""
     lidar, global_from_ego = row["lidar_points"], _pose(row, "ego2global")
     if lidar.get("num_pts_feats", 5) != 5:
         raise ValueError("num_pts_feats is not 5, which nuScenes' sweeps have")

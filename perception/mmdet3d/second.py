@@ -97,7 +97,6 @@ def lidar_config(
     """The configuration of our pillar encoder.
 
     Args:
-        encoder_type: mmdet3d's class of the encoder.
         encoder_settings: for each setting of the encoder the supported value and mmdet3d's default.
     """
     model, sweeps = config.part("model"), sweep_step(config)

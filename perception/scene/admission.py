@@ -38,9 +38,6 @@ def admit(frame: Frame, sensors: Sensors, reference: Reference, before: Frame | 
     A time that does not grow, or too far, is a finding and stays. Annotations are not looked at: no sensor gives them.
 
     Args:
-        frame: with any values in its fields.
-        sensors: of the network.
-        reference: of the network's grid.
         before: the latest frame of a drive, as admitted; None: there is none.
     """
     if before is not None and isinstance(frame.scene, str) and frame.scene != before.scene:

@@ -77,11 +77,6 @@ class ConditionBelief:
 
         Args:
             timestamp: us; ignored unless later than the last one, or CLOCK_SET earlier: then the clock was set back.
-            observations: in any order; those of the same kind have the weight of one.
-            origins: of the observations, by kind.
-
-        Raises:
-            ValueError: an observation is no probability distribution over the values of its kind.
         """
         passed = 0 if self._latest is None else timestamp - self._latest
         if self._latest is None or passed > 0 or passed < -1e6 * CLOCK_SET:

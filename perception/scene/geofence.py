@@ -32,11 +32,7 @@ class Geofence:
 
 
 class Geofences:
-    """The areas of a file. Where several of them name the same kind of condition, the smallest counts.
-
-    Args:
-        sha256: of the file.
-    """
+    """The areas of a file. Where several of them name the same kind of condition, the smallest counts."""
 
     def __init__(self, fences: Sequence[Geofence], sha256: str) -> None:
         self.sha256 = sha256
@@ -52,7 +48,6 @@ class Geofences:
         Args:
             position: latitude, longitude in degrees, WGS 84. If it is known, the location counts for features without
                 an area only.
-            location: name of the map.
         """
         within: list[Geofence] = []
         if position is not None and self._fenced:

@@ -57,9 +57,6 @@ class Scene:
     by; after it, `update` adds the prediction. Memory is bounded, and the same frames give bit-identical states.
 
     Args:
-        sensors: of the network.
-        tasks: of the network.
-        vocabulary: of the conditions.
         modules: switched module -> facts that it requires (`perception.modules.spec`).
         sources: of evidence for the conditions; None: tags, then what the tasks recognise.
         limits: of the network's memory; None: it has none.
@@ -88,11 +85,7 @@ class Scene:
         self._health: Mapping[str, SensorHealth] = {}
 
     def admit(self, frame: Frame, reference: Reference) -> Frame:
-        """The next frame as `observe` and `update` take it; `health` says what is lost.
-
-        Args:
-            reference: of the network's grid.
-        """
+        """The next frame as `observe` and `update` take it; `health` says what is lost."""
         admitted, self._findings = admit(frame, self._sensors, reference, self._before)
         before = None if self._before is None else Moment.of(self._before)
         if self._limits is not None and self._was_placed and self.is_placed:
@@ -125,12 +118,7 @@ class Scene:
         """Add one frame to the drive.
 
         Args:
-            frame: the one that was observed last.
-            prediction: of the network on this frame.
             weights: of the switched modules on this frame.
-
-        Raises:
-            ValueError: the frame was not observed, or a weight is for an unknown module.
         """
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")

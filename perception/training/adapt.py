@@ -65,11 +65,9 @@ def adapt(
     module to RUN/modules/NAME.safetensors and NAME.json.
 
     Args:
-        checkpoint: a run, or one of its checkpoints.
         module: its name, kind, slots and options, as in a configuration; trained on the frames that have all the
             conditions in its `when`, and for the tasks in it alone.
         tables: drives of any rig, which the new checkpoint is for.
-        split: of the tables.
         selectors: scenes or keyframes of the split to train on; empty for all.
         training: overrides of the checkpoint's `train` section, such as steps=300.
     """
@@ -205,12 +203,7 @@ def fit_head(
     earlier: Sequence[str] = (),
     replaced: nn.Module | None = None,
 ) -> Path:
-    """Fit the head of a task to these keyframes, and write the model to RUN/checkpoints; returns the new checkpoint.
-
-    Args:
-        earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
-        replaced: the head that the task had before.
-    """
+    """Fit the head of a task to these keyframes, and write the model to RUN/checkpoints; returns the new checkpoint."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun
         raise InputError(
             f"{task}: this head is fitted in one process; start perception adapt without accelerate launch"

@@ -28,7 +28,6 @@ def find_clip(moments: Mapping[str, int], token: str, spacings: Sequence[float])
     `frame_period`. Where there is none, at the drive's beginning or in a gap, the clip has fewer frames.
 
     Args:
-        moments: the drive's frames, as of `Keyframes.moments`.
         spacings: s from each frame of the clip to the next; the last is to the frame of the token.
     """
     tokens, times = [*moments], np.array([*moments.values()], np.int64)

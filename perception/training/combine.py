@@ -65,12 +65,8 @@ def merge(
 
     Args:
         members: names, all or none with a weight: 0.7*rain.
-        name: of the new module.
-        method: average, task-arithmetic, ties or dare.
-        when: facts that the new module requires.
         drives: keyframes and their split; on those under `when`, the new module's batch normalisations are
             recalibrated.
-        options: of `Merging` (strength, keep, drop, seed), and rank.
 
     Returns:
         For each slot the share of the change that the new module's rank could not represent.

@@ -68,9 +68,6 @@ class FrameCache:
     """The frames of a data set, from a folder where they are stored when they are read for the first time.
 
     A folder that cannot be written is only read, and nothing is stored on a disk that is nearly full.
-
-    Raises:
-        InputError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, tables: Keyframes, reads: Reads) -> None:

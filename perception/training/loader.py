@@ -77,16 +77,9 @@ class FrameDataset(Dataset[Sample]):
     """The samples of a training by position.
 
     Args:
-        tokens: keyframes to train on.
-        config: of model and training.
         tasks: names of the tasks that need labels; None: all.
-        objects: to paste as configured; None: nothing is pasted.
         depth_cells: (h, w) of the cells of the cameras' features that need labels of their depth; None: no labels.
         trained: names of the modules that train; None: all.
-
-    Raises:
-        InputError: no keyframes, none with a box for class-balanced sampling while boxes are learned, or none with a
-            frame before it that a memory could use.
     """
 
     def __init__(
@@ -247,11 +240,6 @@ def batches(
     """The batches of this process from `start_step` to the end of the training: `config.train.accumulate` for a step.
 
     The frames of a step do not depend on the number of processes or passes.
-
-    Args:
-        start_step: number of steps done already.
-        process: rank of this process.
-        processes: number of processes.
     """
     train = config.train
     size, rest = divmod(train.batch, train.accumulate * processes)

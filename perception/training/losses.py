@@ -19,11 +19,7 @@ Earlier = Sequence[tuple[dict[str, Tensor], Sequence[Conditions]]]  # inputs and
 
 
 class Losses(nn.Module):
-    """Wraps forward pass and losses of a model in one module, so that DDP sees every parameter that trains.
-
-    Args:
-        tasks: whose outputs and losses are computed.
-    """
+    """Wraps forward pass and losses of a model in one module, so that DDP sees every parameter that trains."""
 
     def __init__(self, model: PerceptionModel, tasks: Sequence[str]) -> None:
         super().__init__()

@@ -31,9 +31,7 @@ class TrainingLog:
     """Logs to a progress bar and RUN/tensorboard while it is entered as a context.
 
     Args:
-        run: folder of the training.
         first: number of steps done before.
-        steps: number of steps of the whole training.
         main: whether this is the main process; others log nothing, and find losses that are not finite all the same.
             All call `write` after the same steps.
     """
@@ -92,11 +90,7 @@ class TrainingLog:
 
 
 class Validator:
-    """Scores models as `perception evaluate` does, without changing the random state; files go to RUN/validation.
-
-    Raises:
-        InputError: an unknown split or scene.
-    """
+    """Scores models as `perception evaluate` does, without changing the random state; files go to RUN/validation."""
 
     def __init__(self, settings: Validation, tables: Keyframes, run: Path) -> None:
         self.settings, self.tables, self.folder = settings, tables, run / "validation"

@@ -53,11 +53,7 @@ def train_added_task(model: PerceptionModel, task: str, modules: Sequence[str] =
 
 
 def freeze(model: PerceptionModel, factors: Mapping[str, float]) -> None:
-    """Freeze the parameters whose factor of the rate is 0, and the statistics of their layers.
-
-    Args:
-        factors: as in `optimizer_of`.
-    """
+    """Freeze the parameters whose factor of the rate is 0, and the statistics of their layers."""
     for path, layer in model.named_modules():
         own = dict(layer.named_parameters(path, recurse=False))
         for name, parameter in own.items():
@@ -178,12 +174,7 @@ def schedule_of(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
 
 
 def share_of_peak(schedule: Schedule, steps: int, done: int) -> float:
-    """Rate of the next step relative to the peak, for the kinds cosine and step.
-
-    Args:
-        steps: of the whole training.
-        done: number of steps done.
-    """
+    """Rate of the step after `done` of all steps, relative to the peak, for the kinds cosine and step."""
     rise = schedule.warm_up * steps
     if done < rise:
         start = 1 / schedule.start_divisor

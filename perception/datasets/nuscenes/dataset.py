@@ -52,9 +52,6 @@ class NuScenesTables:
     Args:
         rig: of the vehicle; other sensors of the tables are not read. None: nuScenes' car.
         taxonomy: of the classes, map layers and conditions to read; None: nuScenes' own.
-
-    Raises:
-        InputError: the dataroot, the version or a table is missing or damaged, or the drives are of another rig.
     """
 
     has_attributes = True

@@ -75,7 +75,6 @@ def position_on_map(location: str, global_from_ego: np.ndarray) -> tuple[float, 
     a great circle from the map's origin. None on a map without a known origin.
 
     Args:
-        location: name of the map.
         global_from_ego: (4, 4); x is east and y is north, m.
     """
     if location not in _origins():

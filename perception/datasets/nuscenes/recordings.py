@@ -44,9 +44,6 @@ class Recordings(Mapping[str, Mapping[str, SampleData]]):
     Args:
         rig: its sensors are read, by the names of their channels.
         between: also the pictures between keyframes, which are most of v1.0-trainval's rows.
-
-    Raises:
-        InputError: the rig's first LiDAR is not among the sensors, or none of its cameras is; a table is damaged.
     """
 
     def __init__(self, folder: Path, rig: Rig, between: bool = False) -> None:
@@ -144,7 +141,6 @@ class FramesBetween:
     A frame is a sweep of the reference LiDAR with a recording of each other sensor that no other frame has.
 
     Args:
-        folder: of the tables.
         rig: its sensors are read; the first LiDAR is the reference.
     """
 

@@ -48,11 +48,7 @@ class Levels:
         self._height = 0.0
 
     def next(self, returns: Returns, global_from_ego: np.ndarray) -> float:
-        """m to add to z of all that is measured at the next keyframe.
-
-        Args:
-            returns: of the keyframe alone, in the global frame.
-        """
+        """m to add to z of all that is measured at the next keyframe."""
         keys, lowest = _find_ground(returns.points, global_from_ego)
         _, here, there = np.intersect1d(keys, self._before[0], assume_unique=True, return_indices=True)
         if len(here) >= _ENOUGH:
@@ -202,10 +198,7 @@ def gather(
     """What was measured at keyframes of one drive and in earlier sweeps; None if no LiDAR has a file.
 
     Args:
-        samples: in order of time.
         sweeps: number of earlier sweeps to read with each keyframe; those before the last keyframe are left out.
-        grid: for which it is gathered.
-        advance: called after each keyframe.
     """
     movable, levels, drive = Movable(source), Levels(), None
     before: tuple[int, Boxes] | None = None

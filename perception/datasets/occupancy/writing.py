@@ -87,9 +87,7 @@ def voxel_classes(
     A voxel with points but none with an annotation takes the class of the nearest one that has; OTHERS if none has.
 
     Args:
-        points: (N, 3) m.
         classes: (N,) index of the point class, NONE or UNKNOWN.
-        counts: (N,) of each point.
         number: of solid point classes, which are the first; points of the others are left out.
 
     Returns:
@@ -167,7 +165,6 @@ def annotate_drives(
     What is annotated is gathered from the same keyframes.
 
     Args:
-        selectors: as in `Drives.samples`.
         sweeps: number of earlier LiDAR sweeps to gather with each keyframe.
         out: the source's dataroot itself, or a folder for a new one, which links to the files of the source.
         advance: called twice for each keyframe.

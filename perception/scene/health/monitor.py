@@ -63,11 +63,7 @@ class _Finding:
 
 
 class HealthMonitor:
-    """Watches the sensors of one drive.
-
-    Args:
-        sensors: of the network.
-    """
+    """Watches the sensors of one drive."""
 
     def __init__(self, sensors: Sensors) -> None:
         self.sensors = sensors
