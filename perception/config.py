@@ -19,8 +19,6 @@ from perception.tasks import TASKS, parse_tasks
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy, load_taxonomy, read_named_taxonomy
 
-# The recipe of a training: length, batch, schedule, averaging, validation, and the weights that it starts from.
-
 Factor = Annotated[float, Field(ge=0)]
 
 

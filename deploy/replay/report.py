@@ -19,7 +19,7 @@ from deploy.replay.pictures import layer_pictures
 from deploy.replay.timeline import Timeline, WorstFrames
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
-from perception.page.single_file import as_script, single_file
+from perception.page import as_script, single_file
 from perception.rig import order_by_view
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer

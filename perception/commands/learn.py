@@ -154,9 +154,6 @@ def import_network(
     report({"run": folder, "name": imported.name, "parameters": parameters}, as_json, shown)
 
 
-# Commands for recorded data: annotate the occupancy.
-
-
 @app.command(epilog="Example: perception annotate-occupancy nuscenes --sweeps 9 --out nuscenes-occupancy")
 def annotate_occupancy(
     data: Annotated[Path, typer.Argument(help="Dataroot of nuScenes, simulated or PandaSet, with boxes.")],

@@ -10,7 +10,7 @@ import numpy as np
 
 from perception.evaluation.slices import Evaluated, numbers
 from perception.io.files import format_number
-from perception.page.single_file import single_file
+from perception.page import single_file
 from perception.tasks.metric import CountedFrames
 
 if TYPE_CHECKING:

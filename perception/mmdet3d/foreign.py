@@ -131,8 +131,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-# Post-hoc adaptation of a foreign backbone: trains a new module with mmdet3d's losses and data pipeline.
-
 GRADIENT_CLIP = 35.0  # maximum norm, as in CenterPoint
 # Ground-truth pasting needs a database that mmdet3d's create_data.py makes of a whole data set.
 SKIPPED_STEP = "ObjectSample"

@@ -10,8 +10,6 @@ from perception.errors import InputError
 from perception.rig import load_rig
 from perception.taxonomy import load_taxonomy
 
-# Imports mmdet3d, where it is installed.
-
 # mmdet 3.3.0 and mmdet3d 1.4.0 assert mmcv < 2.2.0 on import. The maintained fork (onedl-mmcv, 2.3 or later) has the
 # same interface, so it reports this version during the import.
 REPORTED_MMCV_VERSION = "2.1.0"
@@ -33,8 +31,6 @@ def import_mmdet3d() -> ModuleType:
         raise InputError(f"mmdet3d cannot be imported ({reason}); install it with `make install-mmdet3d`") from None
     return mmdet3d
 
-
-# The names of nuScenes' classes and sensors, which mmdet3d's data and checkpoints for it use.
 
 NUSCENES, _SENSORS = load_taxonomy("nuscenes"), load_rig("nuscenes").sensors
 CLASSES = NUSCENES.class_names

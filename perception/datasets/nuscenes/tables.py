@@ -154,9 +154,6 @@ def stamps(folder: Path, tables: Iterable[str]) -> dict[str, list[Any]]:
     return found
 
 
-# The annotations of a nuScenes dataroot, as columns.
-
-
 @dataclass(frozen=True)
 class Annotations:
     """The boxes of all categories, as columns in the global frame."""

@@ -1,4 +1,4 @@
-"""Features of one image or sweep that indicate sensor faults. numpy and OpenCV only.
+"""Features of one image or sweep that indicate sensor faults. numpy, scipy and OpenCV only.
 
 Their limits are in `rig.py`; `monitor.py` evaluates them over a drive.
 """
@@ -13,6 +13,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
 from perception.evaluation.corrupt import MCU
 from perception.frame import Frame
@@ -23,6 +24,7 @@ MIN_SIDE = 128  # pixels of the shorter side, below which texture, noise and sea
 SLOPE_TEXTURE = 0.25  # texture of a smooth gradient
 FLAT_QUANTILE = 0.1  # of the pieces of an image, from the smoothest on, at which the noise is measured
 SAMPLE_STRIDE = 64  # of the points that determine the age of the newest and the share of impossible ones
+MAX_QUERIES = 1500  # ground points whose neighbours are searched
 MAX_POINTS = 16_000  # of a sweep; larger ones are subsampled
 
 
@@ -195,7 +197,31 @@ def _fit_ground(points: np.ndarray, limits: LidarLimits) -> tuple[float, float, 
     return density, float(quantile(spread, 0.25)), plane
 
 
-# Readings of a sensor, by which the health monitor finds faults.
+def ring_steps(frame: Frame, limits: LidarLimits, height: float = 0.0) -> tuple[float, float]:
+    """Share of ground points with both neighbours on their ring, one step away, and this step in rad; NaN with too few
+    ground points.
+
+    Valid for a single spinning LiDAR. Its beam meets flat ground in a ring of points at constant azimuth steps, and
+    rings are farther apart than the points on them. So the two nearest neighbours of a point are on its ring, one step
+    away on either side. If a share p of the returns remains at random, both are there with probability p^2.
+
+    Args:
+        height: m, of the ground relative to the vehicle's origin.
+    """
+    x, y, z = in_vehicle_frame(frame, latest_sweep(frame)).T.astype(np.float64)
+    away = np.hypot(x, y)
+    with np.errstate(invalid="ignore"):
+        on_ground = np.abs(z - height) < limits.flat
+        ground = np.flatnonzero((away > limits.ring[0]) & (away < limits.ring[1]) & on_ground)
+    if len(ground) < limits.min_ground_points:
+        return math.nan, math.nan
+    queried = ground[:: -(-len(ground) // MAX_QUERIES)]
+    places = np.stack([x, y], axis=1)
+    distances, _ = cKDTree(places[ground]).query(places[queried], 3)  # the first is the point itself
+    nearest, next_nearest = (distances[:, 1:] / away[queried, None]).T  # as angles
+    step = float(np.quantile(nearest, limits.step_quantile))
+    return (float(np.mean(next_nearest < limits.max_step * step)), step) if step > 0 else (math.nan, math.nan)
+
 
 # Worst first.
 Status = Literal[

@@ -24,9 +24,9 @@ from perception.scene.health.features import (
     image_features,
     in_vehicle_frame,
     latest_sweep,
+    ring_steps,
     sweep_features,
 )
-from perception.scene.health.lidar_readings import ring_steps
 
 QUANTILES = (0.05, 0.5, 0.95)
 RANGES = {f"{low:g} to {high:g} m": low for low, high in pairwise((0, 5, 10, 20, 30, 50, 80, math.inf))}

@@ -26,7 +26,7 @@ from deploy.replay.verdict import judge
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.io.section import load_section
-from perception.page.single_file import as_script
+from perception.page import as_script
 from perception.tasks.detection.devkit import open_devkit, score_tracks
 
 

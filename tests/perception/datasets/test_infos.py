@@ -23,8 +23,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.io.unpickle import read_plain
-from perception.mmdet3d.infos import Infos
-from perception.mmdet3d.layouts import read_keyframes
+from perception.mmdet3d.infos import Infos, read_keyframes
 
 
 @dataclass(frozen=True)

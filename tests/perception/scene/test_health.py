@@ -19,8 +19,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.corrupt import blur, thin_points
 from perception.frame import Camera, Frame
 from perception.rig import LidarLimits, Rig, RigLidar
-from perception.scene.health.features import latest_sweep, sweep_features
-from perception.scene.health.lidar_readings import ring_steps
+from perception.scene.health.features import latest_sweep, ring_steps, sweep_features
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.simulate import scenario
 from perception.simulate.simulate import simulate
