@@ -226,11 +226,9 @@ def initialise(model: nn.Module, source: InitFrom) -> None:
             raise InputError(f"init_from.parts: {part} matches no tensor of the model; there are such as {min(own)}")
     chosen = {name for name in [*own, *theirs] if any(fnmatchcase(name, part) for part in source.parts)}
     for name in sorted(chosen):
-        if name not in theirs:
-            raise InputError(f"{source.run}: has no {name}; choose the parts that it has in init_from.parts")
-        if name not in own:
-            raise InputError(f"{source.run}: has {name}, which the model lacks; choose other init_from.parts")
-        if own[name].shape != theirs[name].shape:
-            shapes = f"{tuple(theirs[name].shape)}, that of the model {tuple(own[name].shape)}"
-            raise InputError(f"{source.run}: {name} has the shape {shapes}; choose other init_from.parts")
+        ours, found = (f"{tuple(each[name].shape)}" if name in each else "missing" for each in (own, theirs))
+        if ours != found:
+            raise InputError(
+                f"{source.run}: {name}: {found} in the run, {ours} in the model; choose other init_from.parts"
+            )
     model.load_state_dict({name: theirs[name] for name in chosen}, strict=False)

@@ -145,10 +145,8 @@ class Lidar(Section):
 
     @model_validator(mode="after")
     def _require_padded_encoder(self) -> Lidar:
-        if self.hidden and self.encoder != "padded":
-            raise ValueError("`hidden` layers are for the encoder `padded`")
-        if self.pool != "max" and self.encoder != "padded":
-            raise ValueError("`pool: max_mean` is for the encoder `padded`")
+        if (self.hidden or self.pool != "max") and self.encoder != "padded":
+            raise ValueError("`hidden` layers and `pool: max_mean` are for the encoder `padded`")
         return self
 
 
@@ -193,13 +191,9 @@ class Trunk(Section):
     drop_path: Share = 0.0  # for convnext: chance that the last block is skipped in training; the first never is
 
     @model_validator(mode="after")
-    def _require_equal_lengths(self) -> Trunk:
+    def _require_stages(self) -> Trunk:
         if not len(self.channels) == len(self.blocks) == len(self.strides):
             raise ValueError("channels, blocks and strides must have the same length")
-        return self
-
-    @model_validator(mode="after")
-    def _require_kind(self) -> Trunk:
         if self.kind == "second":
             if self.kernels or self.first_joined or self.drop_path:
                 raise ValueError("`kernels`, `first_joined` and `drop_path` are for the kind `convnext`")
@@ -221,19 +215,12 @@ class Model(Section):
     trunk: Trunk = Trunk()
 
     @model_validator(mode="after")
-    def _require_sensor(self) -> Model:
+    def _require_sensors(self) -> Model:
         if self.lidar is None and self.camera is None:
             raise ValueError("the model needs `lidar`, `camera` or both")
-        return self
-
-    @model_validator(mode="after")
-    def _require_nothing_to_fuse(self) -> Model:
-        if not self.fusion:
-            alone = self.lidar is not None and self.camera is None
-            if not alone or self.lidar is None or (self.fused_channels, self.fused_stride) != (self.lidar.channels, 1):
-                raise ValueError(
-                    "without `fusion` there is LiDAR alone, with `fused_channels` its own, `fused_stride` 1"
-                )
+        channels = None if self.lidar is None or self.camera is not None else self.lidar.channels
+        if not self.fusion and (self.fused_channels, self.fused_stride) != (channels, 1):
+            raise ValueError("without `fusion` there is LiDAR alone, with `fused_channels` its own, `fused_stride` 1")
         return self
 
 

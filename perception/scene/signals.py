@@ -18,6 +18,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -33,7 +34,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
 
-_COMPARISON = re.compile(r"\s*(\w+)\s*(>=|<=|==)\s*([\w.+-]+)\s*")
+_COMPARISON = re.compile(r"\s*(\w+)\s*(>=|<=|==)\s*([\w.+-]+)\s*")  # of a signal with a number or a word
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 
 
@@ -126,13 +127,7 @@ class Signals:
 
 
 class _Rule:
-    """A rule and since when it has held.
-
-    Attributes:
-        signal: the name of the one that it is about.
-        since: us; None while it does not hold.
-        hold: us for which it must have held.
-    """
+    """A rule about a signal, and since when it has held."""
 
     def __init__(self, config: RuleConfig, signals: Collection[str], vocabulary: Vocabulary) -> None:
         comparison = _COMPARISON.fullmatch(config.when)
@@ -141,11 +136,14 @@ class _Rule:
         self.signal, symbol, limit = comparison.groups()
         if self.signal not in signals:
             raise InputError(f"when: {self.signal} is none of the signals {', '.join(signals)}")
-        self._limit, self._compare = _number_or_word(limit), _OPERATORS[symbol]
+        self._limit: Value = limit
+        self._compare = _OPERATORS[symbol]
+        with suppress(ValueError):
+            self._limit = float(limit) if math.isfinite(float(limit)) else limit
         if isinstance(self._limit, str) and symbol != "==":
             raise InputError(f"when: {limit} is no number, and a word has no order; compare it by ==")
-        self.says, self.hold = _says(config.says, vocabulary), round(1e6 * config.hold)
-        self.since: int | None = None
+        self.says, self.hold = _says(config.says, vocabulary), round(1e6 * config.hold)  # us
+        self.since: int | None = None  # us; None while it does not hold
 
     def judge(self, value: Value | None, moment: int) -> None:
         """Note the value of the signal at a time (us); None: unknown."""
@@ -154,14 +152,6 @@ class _Rule:
             self.since = None
         elif self.since is None or self.since > moment:
             self.since = moment
-
-
-def _number_or_word(text: str) -> Value:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text
 
 
 def _says(said: Mapping[str, float], vocabulary: Vocabulary) -> Evidence:
