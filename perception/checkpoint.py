@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from perception.model import PerceptionModel
 from perception.rig import Rig
 
 _WEIGHTS = "weights."  # prefix of the weights that train, beside their average
+_MAX_KEYS_SHOWN = 6  # in an error message
 KEPT = 2  # number of newest checkpoints of a run that are kept
 
 
@@ -126,16 +127,28 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     return folder, content
 
 
-def _load_weights(model: nn.Module, found: Mapping[str, Tensor], file: Path) -> None:
-    expected = model.state_dict()
-    absent, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
-    shapes = [k for k in expected.keys() & found.keys() if expected[k].shape != found[k].shape]
-    if absent or unknown or shapes:
-        example = min([*absent, *unknown, *shapes])
+def require_same_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: object) -> None:
+    """Raise InputError that names the keys unless there are exactly the expected tensors and shapes."""
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or unexpected:
         raise InputError(
-            f"{file}: belongs to another configuration: {len(absent)} tensors absent, {len(unknown)} unknown, "
-            f"{len(shapes)} of another shape, such as {example}"
+            f"{where}: does not fit the configuration: {len(missing)} keys are missing{_list(missing)}, "
+            f"{len(unexpected)} unexpected{_list(unexpected)}"
         )
+    for key in sorted(expected):
+        found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
+        if found != wanted:
+            raise InputError(f"{where}: {key} has the shape {found}, the configuration says {wanted}")
+
+
+def _list(keys: Collection[str]) -> str:
+    """The first keys in brackets, for a message."""
+    more = f", and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
+    return f" ({', '.join(sorted(keys)[:_MAX_KEYS_SHOWN])}{more})" if keys else ""
+
+
+def _load_weights(model: nn.Module, found: Mapping[str, Tensor], file: Path) -> None:
+    require_same_keys(found, model.state_dict(), file)
     model.load_state_dict(found)
 
 
@@ -225,10 +238,6 @@ def initialise(model: nn.Module, source: InitFrom) -> None:
         if not any(fnmatchcase(name, part) for name in own):
             raise InputError(f"init_from.parts: {part} matches no tensor of the model; there are such as {min(own)}")
     chosen = {name for name in [*own, *theirs] if any(fnmatchcase(name, part) for part in source.parts)}
-    for name in sorted(chosen):
-        ours, found = (f"{tuple(each[name].shape)}" if name in each else "missing" for each in (own, theirs))
-        if ours != found:
-            raise InputError(
-                f"{source.run}: {name}: {found} in the run, {ours} in the model; choose other init_from.parts"
-            )
-    model.load_state_dict({name: theirs[name] for name in chosen}, strict=False)
+    found, wanted = ({name: each[name] for name in each.keys() & chosen} for each in (theirs, own))
+    require_same_keys(found, wanted, f"{source.run}, init_from.parts")
+    model.load_state_dict(found, strict=False)

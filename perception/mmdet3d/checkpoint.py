@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perception.checkpoint import require_same_keys
 from perception.errors import InputError
 
 FLATTEN = "python -c \"from mmengine.config import Config; Config.fromfile('{}').dump('flat.py')\""
 NORM_EPSILON = 1e-3  # of our batch normalisations
-_MAX_KEYS_SHOWN = 6  # in an error message
 
 
 class ConfigSection:
@@ -144,26 +144,6 @@ def rename_state(
     source = {name: f"{modules[module]}.{leaf}" for name, (module, _, leaf) in parts.items()}
     require_same_keys(state, {key: expected[name] for name, key in source.items()}, path)
     return {name: state[key].to(expected[name].dtype) for name, key in source.items()}
-
-
-def require_same_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """Raise InputError that names the keys unless a checkpoint has exactly the expected tensors and shapes."""
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        raise InputError(
-            f"{path}: does not fit its configuration: {len(missing)} keys are missing{_list(missing)}, "
-            f"{len(unexpected)} unexpected{_list(unexpected)}"
-        )
-    for key, tensor in expected.items():
-        if state[key].shape != tensor.shape:
-            found, wanted = tuple(state[key].shape), tuple(tensor.shape)
-            raise InputError(f"{path}: {key} has the shape {found}, the configuration says {wanted}")
-
-
-def _list(keys: list[str]) -> str:
-    """The first keys in brackets, for a message."""
-    more = f", and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
-    return f" ({', '.join(keys[:_MAX_KEYS_SHOWN])}{more})" if keys else ""
 
 
 def convert_norm_epsilons(weights: dict[str, Tensor], parts: Mapping[str, tuple[ConfigSection, float]]) -> None:

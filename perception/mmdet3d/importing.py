@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perception.checkpoint import save_model
+from perception.checkpoint import require_same_keys, save_model
 from perception.config import Config, load_config
 from perception.errors import InputError
 from perception.grid import BevGrid
 from perception.mmdet3d import centerpoint, pillarnest, pointpillars
-from perception.mmdet3d.checkpoint import NORM_EPSILON, ConfigSection, read_config, read_state, require_same_keys
+from perception.mmdet3d.checkpoint import NORM_EPSILON, ConfigSection, read_config, read_state
 from perception.model import PerceptionModel
 
 Converter = Callable[[ConfigSection, Path, Mapping[str, Tensor]], tuple[Config, PerceptionModel]]

@@ -149,5 +149,5 @@ def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
     trunk = content["config"]["model"]["trunk"]
     trunk["channels"] = [6] * len(trunk["channels"])
     (folder / "checkpoint.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"0 tensors absent, 0 unknown, [0-9]+ of another shape"):
+    with pytest.raises(InputError, match=r"has the shape .*, the configuration says"):
         load_model(folder)

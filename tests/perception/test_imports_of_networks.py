@@ -244,7 +244,7 @@ def test_every_key_must_be_accounted_for(sources: Files, tmp_path: Path, network
     torch.save(content | {"state_dict": tensors | {more: torch.zeros(1)}}, checkpoint)
     named = f" ({', '.join(missing)})" if missing else ""
     keys = f"{len(missing)} keys are missing{named}, 1 unexpected ({more})"
-    with one_line_error(exactly=f"{checkpoint}: does not fit its configuration: {keys}"):
+    with one_line_error(exactly=f"{checkpoint}: does not fit the configuration: {keys}"):
         import_checkpoint(sources[network][0], checkpoint, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
