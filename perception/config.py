@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from perception.errors import InputError
 from perception.grid import BevGrid, Reference
@@ -263,29 +263,23 @@ class Data(Section):
 class Config(Section):
     name: str
     seed: int = 0
-    taxonomy: Taxonomy = Field(default_factory=lambda: load_taxonomy("nuscenes"))  # in YAML a name, a path or itself
+    taxonomy: Annotated[Taxonomy, BeforeValidator(read_named_taxonomy)] = Field(
+        default_factory=lambda: load_taxonomy("nuscenes")
+    )  # in YAML a name, a path or itself
     grid: Grid = Grid()
-    rig: Rig = Field(default="nuscenes", validate_default=True)  # in YAML a name, a file or the rig itself
+    rig: Annotated[Rig, BeforeValidator(lambda rig: load_rig(rig) if isinstance(rig, str) else rig)] = Field(
+        default="nuscenes", validate_default=True
+    )  # in YAML a name, a file or the rig itself
     data: Data = Data()
     model: Model = Model()
-    tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default={"detection": {}, "map": {}}, validate_default=True)
+    tasks: Annotated[dict[str, SerializeAsAny[TaskConfig]], BeforeValidator(parse_tasks)] = Field(
+        default={"detection": {}, "map": {}}, validate_default=True
+    )
     modules: tuple[AnyModule, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
     routing: LearnedRouting | None = None  # None: fixed
     init_from: InitFrom | None = None
     train: Train = Train()
-
-    _named = field_validator("taxonomy", mode="before")(read_named_taxonomy)
-
-    @field_validator("rig", mode="before")
-    @classmethod
-    def _load_rig(cls, content: Any) -> Any:
-        return load_rig(content) if isinstance(content, str) else content
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _parse_tasks(cls, content: object) -> dict[str, TaskConfig]:
-        return parse_tasks(content)
 
     @model_validator(mode="after")
     def _require_cameras(self) -> Config:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def user_cache() -> Path:
 
 
 def cached_arrays(
-    name: str, files: Mapping[str, list[Any]], about: Any, compute: Callable[[], dict[str, np.ndarray]]
+    name: str, files: Mapping[str, Sequence[Any]], about: Any, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """The arrays, read-only, from the user's cache if it has them; else computed.
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 import orjson
 
+from perception.datasets.files import Stamp, stamp
 from perception.errors import InputError
 from perception.io.cache import cached_arrays
 from perception.io.files import pause_collector
@@ -140,17 +141,12 @@ def report_links(folder: Path, table: str) -> Iterator[None]:
         raise InputError(f"{folder / table}.json: a row has a wrong value ({error}); copy it again") from None
 
 
-def stamps(folder: Path, tables: Iterable[str]) -> dict[str, list[Any]]:
-    """Path, size and time of change (ns) of each table, by which a changed one is recognised; raises as `rows`."""
-    found = {}
-    for table in tables:
-        path = (folder / f"{table}.json").resolve()
-        try:
-            status = path.stat()
-        except OSError:
-            next(rows(folder, table), None)  # raises
-            raise
-        found[table] = [str(path), status.st_size, status.st_mtime_ns]
+def stamps(folder: Path, tables: Iterable[str]) -> dict[str, Stamp]:
+    """The stamp of each table; raises as `rows`."""
+    found = {table: stamp((folder / f"{table}.json").resolve()) for table in tables}
+    for table, (_, size, _) in found.items():
+        if size < 0:
+            next(rows(folder, table))  # raises
     return found
 
 
