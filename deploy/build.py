@@ -83,7 +83,6 @@ def build(
 
 
 def _describe(target: Target, bundle: Bundle, record: EngineRecord, reason: str | None) -> str:
-    """The line about a compiled network; with the reason why its golden frames were not run, if there is one."""
     size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
     ran = "gives the golden frames" if reason is None else f"golden frames NOT RUN ({reason})"
     return (
@@ -93,7 +92,6 @@ def _describe(target: Target, bundle: Bundle, record: EngineRecord, reason: str 
 
 
 def _require_used(target: Target, out: Path | None, sign: Path | None) -> None:
-    """Raise InputError for options that have no effect on this target."""
     if out is not None:
         raise InputError(
             f"{target.name}: compiles here, into the bundle; --out is for targets that compile on the device"

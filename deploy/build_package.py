@@ -109,7 +109,6 @@ def write_package(
 
 
 def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
-    """The package, with the commands of build.sh in order."""
     versions = target.versions_for(dla)
     commands = [
         f"trtexec --onnx={folder}/{bundle.onnx.name} --saveEngine={folder}/engines/{target.name}.plan.new "
@@ -129,7 +128,6 @@ def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: 
 
 
 def _folders(bundle: Bundle) -> list[str]:
-    """Folders of the bundle's networks in the package."""
     return ["bundle", *(f"bundle/{part.path.relative_to(bundle.path).as_posix()}" for part in bundle.routes.values())]
 
 

@@ -57,11 +57,8 @@ if TYPE_CHECKING:
     from deploy.signature import Signer
 
 
-# engines/<target>.json: the record of how a plan was compiled, and of which network.
-
-
 class EngineRecord(Section):
-    """The record of one plan, which a signature of the plan covers; `build.sh` writes the same."""
+    """engines/<target>.json: how a plan was compiled. A signature of the plan covers it; `build.sh` writes the same."""
 
     target: str
     compiler: str  # name and version
@@ -90,8 +87,6 @@ class StoredPlan(Content):
     record: EngineRecord
     record_data: bytes = field(repr=False)  # the content of the record's file
 
-
-# Check that a manifest's routes require only facts that its taxonomy has.
 
 # Facts other than conditions that modules can require, see deploy.route.steering_inputs.
 SENSOR_FACTS = (*SENSORS, *(f"no-{sensor}" for sensor in SENSORS))

@@ -16,7 +16,7 @@ from perception.commands.common import app
 from perception.errors import InputError
 
 # isort: split
-from deploy.commands import bundles, check, drives, live  # noqa: F401
+from deploy.commands import bundles, drives, live  # noqa: F401
 
 
 def main() -> None:

@@ -154,7 +154,6 @@ class Demo:
         return Path(replay(Source(self.out / "changing", VERSION), bundle, self.out / "replay")["report"])
 
     def _scenes(self, split: str, domain: str) -> list[str]:
-        """Names of the drives of a domain."""
         tables = self.tables
         first = {name: tables.conditions(tables.samples(split, (name,))[0]) for name in tables.scenes(split)}
         return [name for name, conditions in first.items() if "-".join(conditions.known()) == DOMAINS[domain]]
@@ -233,8 +232,6 @@ def _summary(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
 
 def _compare_scores(base: Mapping[str, Any], with_module: Mapping[str, Any]) -> dict[str, Any]:
-    """NDS without and with the module, and other scores alike."""
-
     def both(score: str) -> dict[str, float]:
         return {"base": base[score], "with_module": with_module[score]}
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.bundle import CALIBRATION, CPU_ONNX, MODULES, ONNX, STATISTICS, Bundle, write_bundle
-from deploy.contract import contract_of
+from deploy.check import measure, open_to_measure
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
 from deploy.golden_file import drive_of, with_sensors
@@ -26,6 +26,7 @@ from deploy.manifest import (
     State,
     StatePair,
     TensorInfo,
+    contract_of,
 )
 from deploy.onnx_export import OPSET, TorchEngine, find_frame_with_state, run, serialise, to_onnx
 from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
@@ -36,7 +37,6 @@ from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import signer
 from deploy.state import STATE, Engine, in_sequence
-from deploy.statistics import measure, open_to_measure
 from deploy.street import STREET, street_frames
 from deploy.tolerances import Precision, Tolerances
 from deploy.trust import Release
@@ -52,12 +52,6 @@ from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
 from perception.tasks.task import Task
 from perception.training.clips import Arrays
-
-# Make the graphs of one network, which serves some routes, from a trained model, and compare them with torch.
-#
-# The graphs use only the ONNX standard domain and static shapes, so that ONNX Runtime and TensorRT accept them. Only
-# the number of pillars is dynamic: ONNX Runtime computes those of the frame, a TensorRT plan always the largest
-# number.
 
 UNITS = {
     "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
@@ -154,7 +148,6 @@ class _FoldedModel:
         self._golden, self._expected = dict(zip(golden, others, strict=True)), expected
 
     def run_golden(self) -> dict[str, tuple[Arrays, Arrays]]:
-        """Inputs and torch's outputs of the golden frames."""
         run_torch = in_sequence(TorchEngine(self.model))
         return {name: (frame, run_torch(frame)) for name, frame in self._golden.items()}
 
@@ -210,9 +203,6 @@ def _describe(arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> tup
     )
 
 
-# Where an exported network comes from: its checkpoint, base, modules and data.
-
-
 def find_origin(
     model: PerceptionModel, checkpoint: Path, modules: Sequence[str], golden: str, license: str
 ) -> tuple[Origin, dict[str, bytes]]:
@@ -235,9 +225,6 @@ def find_origin(
     return Origin(
         checkpoint=source.weights, base=base, modules=domains, data=source.data, golden=golden, license=license
     ), files
-
-
-# Export a checkpoint to a bundle.
 
 
 def export(
@@ -273,8 +260,6 @@ def export(
 
 
 class _Exporter:
-    """Exports a checkpoint to one bundle or, if each route has its own network, to several."""
-
     def __init__(
         self,
         checkpoint: Path,
@@ -361,7 +346,6 @@ class _Exporter:
 
 
 def _table(manifest: Manifest) -> Table:
-    """The manifest as a table: size of the network, routes, modules, ONNX operators."""
     table = Table(title=f"{manifest.name}: ONNX opset {manifest.opset}, {manifest.precision}", show_header=False)
     most_first = sorted(manifest.operators.items(), key=lambda item: (-item[1], item[0]))
     for what, value in (

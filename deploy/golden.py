@@ -16,8 +16,6 @@ from perception.rig import Rig
 from perception.sensors.state import Moment
 from perception.tasks.task import part_of
 
-# Detections of two engines for one golden frame: which of them to compare, and how far they differ.
-
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
@@ -175,13 +173,6 @@ def _without_zeros(scores: np.ndarray, lowest: float) -> np.ndarray:
     """Scores with `lowest` instead of zeros, so that sorted scores stay continuous at the threshold."""
     return np.where(scores > 0, scores, np.float32(lowest))
 
-
-# Golden frames: frames with known outputs, to check that an engine computes the exported network.
-#
-# They find errors that matter to the outputs, such as a wrong sign of the largest weight of any convolution
-# (tests/deploy/test_golden.py). They cannot find a wrong weight that no golden frame uses, such as one of a heatmap of
-# a class or subcell without detections, or an error that changes no output by more than its tolerance; hashes and
-# signatures of the files find those.
 
 # Of the frame with sensor data: builds of decoders and maths libraries may round differently.
 GREY_LEVELS, ROUNDED = 1, 0.02  # by which a pixel may differ, and the share of a picture's pixels that may differ more

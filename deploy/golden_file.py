@@ -25,8 +25,6 @@ from perception.sensors.inputs import PILLARS, no_sensors, prepare, without_padd
 from perception.sensors.state import Moment, state_inputs
 from perception.tasks.task import Task, add_prefix, to_prediction
 
-# Read and write golden.safetensors, the golden frames of a bundle. No torch here.
-#
 # Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`.
 # Pillars are stored without padding, which would be most of the file. One frame also has `NAME.sensors.*` and, for
 # each graph, `NAME.GRAPH.results.TASK/*`. Those of a network with a memory have `NAME.moment.*` and are a sequence, in
@@ -80,7 +78,6 @@ def drive_of(name: str) -> str:
 
 
 def _stored(output: TensorInfo) -> TensorInfo:
-    """The description of an output as a golden frame has it."""
     if output.name != NEXT_STATE:
         return output
     return output.model_copy(update={"shape": sampled(np.broadcast_to(np.float32(0), output.shape)).shape})
@@ -122,12 +119,6 @@ def _read_tensor(file: Path, tensors: Mapping[str, np.ndarray], side: str, descr
         raise InputError(f"{file}: {name} {found}, the manifest says {described.dtype} {described.shape}")
     return array
 
-
-# The golden frame from sensor data to results: what is before and behind the engine. No torch here.
-#
-# Engines are compared on the inputs and outputs of golden frames (`deploy.golden`). One of these frames also has its
-# sensor data, which must give these inputs, and the results that these outputs must give. So a vehicle's software is
-# that of the export, whatever the engine's precision.
 
 _FIELDS = [each.name for each in fields(Frame)]
 _MATRICES = ("intrinsics", "ego_from_camera", "global_from_ego")  # of a camera

@@ -1,8 +1,4 @@
-"""SHA256SUMS: the hash of every file in a folder, by which changed, added and linked files are found. No torch here.
-
-The file has the format of sha256sum, so that `sha256sum --check SHA256SUMS` in the folder needs no other program. A
-signature of it covers the folder.
-"""
+"""SHA256SUMS: the hash of every file in a folder, by which changed, added and linked files are found. No torch here."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, Qo
 from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagWriter
 
-from deploy.recordings.ros_types import TYPES, encode, header, make, quaternion, vector
+from deploy.recordings.ros_types import TYPES, encode, header, make, point_cloud, quaternion, vector
 from perception.datasets.files import read_pcd
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -34,6 +34,7 @@ from perception.rig import Rig, load_rig
 SWEEPS = 10  # of a LiDAR before each keyframe, and pictures of a camera; networks use up to this many
 CHUNK = 4 << 20  # bytes
 MAP, EGO = "map", "base_link"
+_POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "intensity", "ring")])
 FOREVER = QosTime(2147483647, 4294967295)
 # A latched topic: late subscribers get the last message.
 LATCHED = Qos(
@@ -90,18 +91,6 @@ def odometry(stamp: int, pose: np.ndarray) -> Any:
         pose=make("geometry_msgs/msg/PoseWithCovariance", pose=place, covariance=unknown),
         twist=make("geometry_msgs/msg/TwistWithCovariance", twist=still, covariance=unknown),
     )
-
-
-def cloud(stamp: int, frame: str, content: bytes) -> Any:
-    fields = [
-        make("sensor_msgs/msg/PointField", name=name, offset=4 * i, datatype=7, count=1)
-        for i, name in enumerate(("x", "y", "z", "intensity", "ring"))
-    ]
-    data = np.frombuffer(content, np.uint8)
-    return make(
-        "sensor_msgs/msg/PointCloud2", header=header(stamp, frame), height=1, width=len(data) // 20, fields=fields,
-        is_bigendian=False, point_step=20, row_step=len(data), data=data, is_dense=True,
-    )  # fmt: skip
 
 
 def camera_info(stamp: int, frame: str, size: tuple[int, int], intrinsics: np.ndarray) -> Any:
@@ -167,7 +156,7 @@ def sensor_messages(tables: NuScenesTables, recording: SampleData) -> Iterator[M
     content = path.read_bytes()
     if recording.channel in tables.rig.sensors.lidars:
         points = read_pcd(path)[0].tobytes() if path.suffix == ".pcd" else content
-        yield Message(f"/{frame}", CLOUD, stamp, cloud(stamp, frame, points))
+        yield Message(f"/{frame}", CLOUD, stamp, point_cloud(header(stamp, frame), np.frombuffer(points, _POINT)))
         return
     size, intrinsics = (recording.width, recording.height), tables.recordings.intrinsics[recording.calibration]
     yield Message(f"/{frame}/camera_info", INFO, stamp, camera_info(stamp, frame, size, intrinsics))

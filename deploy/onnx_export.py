@@ -27,16 +27,11 @@ from perception.model import PerceptionModel
 from perception.modules.spec import NEXT_STATE
 from perception.sensors.inputs import PILLARS
 
-# Fold batch normalisations behind a sum of convolutions into these convolutions.
-#
-# The exporter folds a normalisation only into a single convolution. Modules that stay in the graph add their deltas
-# between convolution and normalisation, which would then remain as another pass over all cells.
-
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # the axis of the output channels in their weights
 
 
 def fold_norms(graph: onnx.GraphProto) -> None:
-    """Fold every BatchNormalization whose input is a sum of convolutions with no other consumer.
+    """Fold every BatchNormalization whose input is a sum of convolutions, such as of a layer and its modules.
 
     norm(a + b) = s a + (s b + t) with s = gamma / sqrt(var + eps) and t = beta - s mean, channel by channel.
     """
@@ -78,7 +73,6 @@ def _scale(
     scale: np.ndarray,
     shift: np.ndarray | None,
 ) -> None:
-    """Multiply a convolution's output channels by `scale`, and add `shift`."""
     weight = numpy_helper.to_array(constants[node.input[1]])
     axis = _CONVOLUTIONS[node.op_type]
     scaled = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
@@ -91,8 +85,6 @@ def _scale(
         graph.initializer.append(numpy_helper.from_array(bias.astype(weight.dtype), names[1]))
     node.input[:] = [node.input[0], *(names if bias is not None else names[:1])]
 
-
-# Export a torch network to an ONNX graph of standard operators; only the number of pillars is dynamic.
 
 OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
 

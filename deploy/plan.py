@@ -99,7 +99,6 @@ def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: in
 
 
 def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> dict[str, int]:
-    """The number of cells at which the modules of each slot are computed."""
     cells: dict[str, int] = {}
 
     def count(name: str) -> Any:
@@ -118,7 +117,6 @@ def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> dict[str, int]:
 
 
 def table(plan: Plan) -> Table:
-    """The plan as a table for a console."""
     shown = Table("slot", "what", "modules", "parameters", "MFLOP", "why")
     for step in plan.steps:
         shown.add_row(

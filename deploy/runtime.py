@@ -28,8 +28,6 @@ CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames,
 
 @dataclass(frozen=True)
 class _Network:
-    """One of a bundle's networks, on an engine that has passed its golden frames."""
-
     bundle: Bundle
     engine: Engine
     conditions: frozenset[str]  # that must be known for the network to be used; empty for the default network
@@ -60,10 +58,6 @@ class Runtime:
         evidence: YAML file of the sources of evidence for the conditions (`perception.scene.sources`).
         checks: whether `perceive` repeats golden frames; else the caller does, with `check`.
         threads: of ONNX Runtime; 0: one for each core.
-
-    Raises:
-        InputError: the bundle was changed or is not trusted, the engine is missing or fails the golden frames, or the
-            sources cannot be used.
     """
 
     def __init__(

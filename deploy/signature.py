@@ -1,15 +1,8 @@
-"""Sign records and check signatures (Ed25519, RFC 8032). No torch here.
+"""Sign records and check signatures (Ed25519, RFC 8032): 64 bytes in a .sig file beside the record. No torch here.
 
-A signature shows who made a bundle; hashes show only that it is intact.
-
-Keys are PEM files, made with
-
-    openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
-
-A signature is 64 bytes in a .sig file beside the signed file. A bundle can be checked without this program:
+Keys are PEM files, such as of openssl (`perception sign --help`), which also checks a bundle without this program:
 
     openssl pkeyutl -verify -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig -pubin -inkey public.pem
-    sha256sum --check SHA256SUMS
 
 The id of a key is the start of its fingerprint:
 

@@ -125,7 +125,6 @@ def street_frame(reference: Reference, rig: Rig, place: tuple[float, float, floa
 
 
 def _enlarged(frame: Frame, spec: InputSpec) -> Frame:
-    """The frame with pictures that are larger than the network's."""
     if spec.camera is None:
         return frame
     width = 2 * spec.camera.image.width

@@ -14,14 +14,9 @@ from pathlib import Path
 from perception.errors import InputError
 from perception.io.files import write_atomically
 
-# Which bundles a vehicle accepts: those signed by a trusted key and not older than one that ran before.
-#
-# A vehicle trusts one key or, while one replaces another, two. It stores the highest release that ever ran in a folder
-# of its own, outside of the bundles and for all of them, because the signature of an old bundle stays valid. Whoever
-# can write to that folder can roll the vehicle back, and expiry depends on the system's clock.
-#
-# A device that compiles a plan has no private key to sign it. Such a plan is accepted once for a network and a target,
-# if none ran before; from then on the folder has the hash of its record, and only that plan runs, or a signed one.
+# The highest release that ran is stored outside of the bundles and for all of them, because the signature of an old
+# bundle stays valid. A device that compiles a plan has no private key to sign it: such a plan is accepted once for a
+# network and a target, if none ran before; from then on only that plan runs, or a signed one.
 
 STATE = "release.json"
 HOME = Path(".local", "state", "perception")  # at home: of a vehicle without a folder of its own
@@ -143,9 +138,6 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-# The release of a bundle: number, expiry, licence and signing key.
 
 
 @dataclass(frozen=True)

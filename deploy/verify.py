@@ -1,4 +1,4 @@
-"""Verify a bundle or a build package; a GPU is not needed. No torch, no onnx here."""
+"""Verify and sign a bundle, a plan or a build package; a GPU is not needed. No torch, no onnx here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deploy.manifest import MANIFEST, Calibration, TensorInfo
 from deploy.targets import Target, find_target
 from deploy.trust import Trust
 from perception.errors import InputError
+from perception.io.files import write_atomically
 from perception.sensors.inputs import PILLARS
 
 
@@ -110,7 +111,6 @@ def _verify_package(path: Path, trust: Trust | None) -> dict[str, str]:
 
 
 def _targets(path: Path) -> list[str]:
-    """The targets that have a file in the folder of the engines."""
     return sorted({file.stem for file in (path / ENGINES).glob("*.*") if file.suffix in (".plan", ".json", ".sig")})
 
 
@@ -123,3 +123,32 @@ def _calibration(bundle: Bundle) -> str:
 
 def _describe_unchecked(signature: Path) -> str:
     return "not checked, no --key was given" if signature.exists() else "none"
+
+
+def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
+    """Verify the bundle in folder `path`, then sign it or its plans for `target`.
+
+    Verification shows that everything fits together, not that the bundle is the one that you exported. Therefore a plan
+    is signed only if this key has signed the bundle.
+
+    Args:
+        key: the private key (PEM).
+
+    Returns:
+        The signed file, and the id of the key.
+    """
+    from deploy.signature import signer  # to verify without a key needs no cryptography
+
+    of_key = signer(key)
+    bundle = Bundle.load(path)
+    verify_bundle(bundle)
+    if target is None:
+        write_atomically(path / SUMS_SIGNATURE, of_key.sign(bundle.sums.data))
+        return {"signed": str(bundle.sums.path), "key": of_key.id}
+    if find_target(target).compiler == "onnxruntime":
+        raise InputError(f"{target}: has no plan to sign; its network is the bundle's own")
+    bundle.require_signed_by(of_key)
+    for part in (bundle, *bundle.routes.values()):
+        plan = part.plan(target)
+        write_atomically(plan.path.with_suffix(".sig"), of_key.sign(plan.record_data))
+    return {"signed": str(path / ENGINES / f"{target}.json"), "key": of_key.id}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -38,17 +39,7 @@ def _routes(conditions: str, routes: str, apart: bool) -> list[list[str]]:
     return found
 
 
-def _show_plan(checkpoint: Path, routes: list[list[str]], as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from deploy.plan import plan, table
-
-    planned = plan(checkpoint, routes)
-    report(asdict(planned), as_json, table(planned))
-
-
 def _expiry(text: str) -> datetime | None:
-    """The time of --expires; None if it is not given."""
     from deploy.trust import parse_expiry
 
     time = parse_expiry(text) if text else None
@@ -113,7 +104,11 @@ def export(
     """
     chosen = _routes(conditions, routes, apart)
     if plan:
-        return _show_plan(checkpoint, chosen, as_json)
+        from deploy.plan import plan as make_plan
+        from deploy.plan import table
+
+        planned = make_plan(checkpoint, chosen)
+        return report(asdict(planned), as_json, table(planned))
     if out is None:
         raise InputError("export takes --out, the folder to write; with --plan it writes nothing")
     from deploy.export import export as run
@@ -212,7 +207,7 @@ def sign(
 
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """
-    from deploy.sign import sign as run
+    from deploy.verify import sign as run
 
     signed = run(bundle, key, target or None)
     report(signed, as_json, f"{signed['signed']}: signed by the key {signed['key']}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, make_trust
+from deploy.commands.trust import AllowOlder, Keys, State, Target, TopicsFile, make_trust
 from perception.commands.common import (
     Json,
     Out,
@@ -128,7 +128,6 @@ def evaluate(
 def _bundle_and_drives(
     bundle: Path, data: Path, version: str | None, target: str, trust: Trust | None
 ) -> tuple[Predictor, InputSpec, Keyframes]:
-    """A bundle and the drives to score it on."""
     from deploy.runtime import Runtime
     from perception.datasets.sources import open_source
 
@@ -140,7 +139,6 @@ def _bundle_and_drives(
 def _run_and_drives(
     run: Path, data: Path, version: str | None, rig: str | None, batch: int, flip: bool
 ) -> tuple[Predictor, InputSpec, Keyframes]:
-    """A run and the drives to score it on."""
     from perception.datasets.sources import open_source
     from perception.predict import TorchPredictor
 
@@ -185,12 +183,10 @@ def replay(
     ],
     bundle: Annotated[Path, typer.Option(callback=from_store, help="An exported bundle.")],
     out: Out,
-    target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
+    target: Target = "cpu",
     version: Version = None,
     scenes: Scenes = "",
-    topics: Annotated[
-        Path | None, typer.Option(help="YAML file that maps the topics of a recording to sensors.")
-    ] = None,
+    topics: TopicsFile = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,8 +212,8 @@ def replay(
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
     """
-    from deploy.recordings import is_recording
     from deploy.recordings.choice import Selection
+    from deploy.recordings.drives import is_recording
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.run import replay as run
     from deploy.replay.settings import ReplayFile, Settings, Source

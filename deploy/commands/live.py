@@ -1,4 +1,4 @@
-"""Commands for a vehicle that drives."""
+"""Commands for a vehicle that drives, and for the check before."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, make_trust
-from perception.commands.common import Json, app, console_for, from_store, report
+from deploy.commands.trust import AllowOlder, Keys, State, Target, TopicsFile, make_trust
+from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 def drive(
     bundle: Annotated[Path, typer.Argument(callback=from_store, help="An exported bundle.")],
     source: Annotated[str, typer.Option("--from", help="zenoh, or a recording that is played at its own pace.")],
-    topics: Annotated[
-        Path | None, typer.Option(help="YAML file that maps topics to sensors, as for `perception replay`.")
-    ] = None,
-    target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
+    topics: TopicsFile = None,
+    target: Target = "cpu",
     policy: Annotated[
         Path | None, typer.Option(help="YAML file: what follows from the health of a sensor, and from lateness.")
     ] = None,
@@ -110,7 +109,7 @@ def parse_budget(text: str) -> float | None:
 
 def _open_source(name: str, rate: float, zenoh: Zenoh | None) -> Source:
     from deploy.live.source import Playback
-    from deploy.recordings import is_recording
+    from deploy.recordings.drives import is_recording
 
     if zenoh is not None and name == "zenoh":
         if rate != 1.0:
@@ -146,8 +145,7 @@ def open_outputs(
     """
     from deploy.live.messages.messages import Message, Messages
     from deploy.live.metrics import Metrics
-    from deploy.live.outputs import FrameLog, Results
-    from deploy.live.publish import Published
+    from deploy.live.outputs import FrameLog, Published, Results
     from deploy.live.record import Recorder
     from deploy.live.view import View
     from deploy.replay.folder import final_files, remove
@@ -190,3 +188,56 @@ def _take_folder(out: Path, record: Path | None, stack: ExitStack) -> None:
         raise InputError(f"{out / SCENES}: is of an unfinished replay, which would go on there; choose another --out")
     if record is not None and record.resolve() in {(out / name).resolve() for name in final_files()}:
         raise InputError(f"--record {record}: the next drive into its folder would remove it; choose another name")
+
+
+LISTENING = 10.0  # s for which zenoh is listened to
+
+
+@app.command(epilog="Example: perception check drive.mcap --bundle runs/a/bundle --topics topics.yaml")
+def check(
+    drive: Annotated[
+        Path,
+        typer.Argument(
+            callback=from_store,
+            help="Drives as for --data of `evaluate`; .mcap file; rosbag2; zenoh: what sensors send.",
+        ),
+    ],
+    bundle: Annotated[
+        Path, typer.Option(callback=from_store, help="A bundle that was exported with --calibrate DRIVES.")
+    ],
+    version: Version = None,
+    scenes: Scenes = "",
+    topics: TopicsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check before driving whether the network understands these sensors: one line for each difference, and its cause.
+
+    What the sensors deliver is compared with what they delivered on the drives of the training. Exit code 0: no
+    finding; 1: findings.
+    """
+    from deploy.bundle import Bundle
+    from deploy.check import compare_drives, open_to_measure
+    from deploy.live.record import listen
+    from deploy.live.zenoh import Zenoh
+    from deploy.recordings.topics import load_topics
+
+    live = str(drive) == "zenoh"
+    if live and (version or scenes):
+        raise InputError(f"{drive}: what sensors send now is one drive; --version and --scenes choose in a dataroot")
+    opened = Bundle.load(bundle)
+    manifest, expected = opened.manifest, opened.statistics
+    if expected is None:
+        raise InputError(f"{bundle}: has no statistics of the training; export it with --calibrate DRIVES")
+    with TemporaryDirectory() as folder:
+        recording = Path(folder) / "live.mcap" if live else drive
+        if live:
+            mapped, say = load_topics(topics, manifest.rig), console_for(as_json).print
+            listen(Zenoh(), mapped, recording, LISTENING, say)
+        drives = open_to_measure(recording, version, names(scenes), opened.spec, topics, manifest.taxonomy)
+        found = compare_drives(drives, opened.spec, expected)
+    lines = found["findings"]
+    report(
+        found, as_json, "\n".join([*lines, f"{drive}: findings in {found['frames']} frames: {len(lines) or 'none'}"])
+    )
+    if lines:
+        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Options shared by the commands that open a bundle: trusted keys, release state, older releases."""
+"""Options shared by commands: trusted keys, release state, older releases; target, and map of topics."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ State = Annotated[
         "signed need it. Default: $PERCEPTION_STATE; without it releases are in ~/.local/state/perception.",
     ),
 ]
+Target = Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")]
+TopicsFile = Annotated[Path | None, typer.Option(help="YAML file that maps the topics of a recording to sensors.")]
 AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Accept an older release than one that ran here.")]
 
 

@@ -52,9 +52,6 @@ class OnnxRuntimeEngine:
     Attributes:
         inputs: type and shape by name; a dynamic dimension is given by its name.
         outputs: likewise.
-
-    Raises:
-        InputError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(self, onnx: Path | bytes, name: object = "the graph", optimise: bool = True, threads: int = 0) -> None:

@@ -25,8 +25,6 @@ from perception.modules.spec import NEXT_STATE
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """A compiled network."""
-
     content: bytes
     layers: int  # in the parsed network
     compiler: str  # name and version
@@ -174,12 +172,6 @@ def _parser_error(parser: Any, log: Any) -> str:
     return f"{f'node {node}' if node else 'the file'}: {reason} ({code}, {error.func()})"
 
 
-# Run a TensorRT plan on a GPU.
-#
-# See NVIDIA's documentation: "Performing Inference", "CUDA Graphs" and "Refitting an Engine". `Runtime` runs the golden
-# frames first, which shows whether a plan computes the network, refitted or not.
-
-
 class TensorRtState:
     """A state in two buffers on the GPU, of which each run reads one and writes the other.
 
@@ -225,9 +217,6 @@ class TensorRtEngine:
     Args:
         weights: an ONNX graph whose weights replace those of the plan; it must have the same structure
             (`deploy.precision.measure`) as the graph that the plan was compiled from. None keeps the plan's weights.
-
-    Raises:
-        InputError: there is no GPU or TensorRT, or the plan is for another version or GPU or does not take the weights.
     """
 
     def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:
@@ -301,7 +290,6 @@ class TensorRtEngine:
         self._context.set_tensor_address(NEXT_STATE, state.buffers[1 - state.latest].address)
 
     def _prepare(self, state: TensorRtState | None) -> cuda.Graph | None:
-        """Run once, and capture the work; None if it cannot be captured."""
         if state is not None:
             self._bind(state)
         self._enqueue()
@@ -311,7 +299,6 @@ class TensorRtEngine:
         return self._stream.capture(self._enqueue) if capturable(self._stream.handle) else None
 
     def _enqueue(self) -> None:
-        """Enqueue the work of one frame on the stream."""
         for buffer in self._inputs.values():
             self._stream.upload(buffer)
         if not self._context.execute_async_v3(self._stream.handle):

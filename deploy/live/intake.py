@@ -59,9 +59,6 @@ class Intake:
         topics: map the source's topics to sensors.
         policy: says how long frames wait for their sensors.
         runtime: whose network the frames are for.
-
-    Raises:
-        InputError: no sensor's topic sends, or one sends what cannot be read.
     """
 
     def __init__(self, source: Source, topics: Topics, policy: Policy, runtime: Runtime) -> None:
@@ -196,13 +193,8 @@ class Intake:
         if raw.topic == self._concatenation:
             with counts.corrupt(raw.topic):
                 self.lacking = _lacking(raw.parse(raw.data))
-            return
-        if raw.topic in self._readings.topics:
-            with counts.corrupt(raw.topic):
-                self._readings.add(raw.topic, raw.time, raw.parse(raw.data))
-        if raw.topic in self._topics:
-            with counts.corrupt(raw.topic):
-                self._assembler.add(raw.topic, raw.time, raw.decode(raw.data))
+        else:
+            self._assembler.take(raw)
 
     def _offer(self, arrived: Arrived) -> None:
         """Put a frame in the place of one that was not taken yet; one that comes after the stop waits for nothing."""

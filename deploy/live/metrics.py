@@ -27,9 +27,6 @@ class Metrics(Output):
     Args:
         port: to listen on.
         intake: has the counts of frames and messages.
-
-    Raises:
-        InputError: prometheus_client is not installed, or the port is in use.
     """
 
     name = "metrics"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.live.intake import Intake
-from deploy.live.state import Reason, Status, Supervisor
+from deploy.live.messages.messages import Diagnostic, Message, Messages
+from deploy.live.state import Reason, State, Status, Supervisor
+from deploy.live.zenoh import Zenoh
 from deploy.manifest import Manifest
 from deploy.replay.writers import open_writers
 from perception.errors import InputError
@@ -89,9 +91,6 @@ class Results(Output):
     """The tasks' files and statistics.jsonl, as `perception replay` writes them; they appear when `files` is closed.
 
     If a frame cannot be written, none of them does, since files without it would seem to be whole.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
 
     name = "results"
@@ -112,9 +111,6 @@ class FrameLog(Output):
     """frames.jsonl, each line of which is there at once: also of a process that is killed, or whose disk gets full.
 
     The file of an earlier drive gets another name, since a service that was killed is started anew.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
 
     name = "frames"
@@ -151,3 +147,43 @@ class Console(Output):
         if said != self._said:
             self._said = said
             self._write(f"{time.monotonic() - self._start:8.1f} s  {status.state}  {status.text}".rstrip())
+
+
+_LEVELS: dict[State, int] = {"OK": 0, "DEGRADED": 1, "UNTRUSTED": 2, "DOWN": 2}  # of diagnostic_msgs/DiagnosticStatus
+_REPEATED = 1.0  # s, after which the same state is said again
+
+
+class Published(Output):
+    """Publishes detections before tracks are known, then the rest; and the state when it changes, and every second.
+
+    Args:
+        sent: is also given each message.
+    """
+
+    name = "publish"
+
+    def __init__(self, zenoh: Zenoh, messages: Messages, sent: Callable[[Message], None] | None = None) -> None:
+        self._zenoh, self._messages, self._sent = zenoh, messages, sent
+        self._said, self._time = "", 0.0
+
+    def publish(self, frame: Frame, prediction: Prediction) -> None:
+        for message in self._messages.detections(frame, prediction):
+            self._send(message)
+
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        for message in self._messages.scene(frame, seen):
+            self._send(message)
+
+    def report(self, status: Status) -> None:
+        said, now = f"{status.state} {status.text}", time.monotonic()
+        if said == self._said and now - self._time < _REPEATED:
+            return
+        self._said, self._time = said, now
+        reasons = {f"{each.code} {each.subject}".rstrip(): each.text for each in status.reasons}
+        state = Diagnostic("perception", _LEVELS[status.state], said.rstrip(), {"state": status.state, **reasons})
+        self._send(self._messages.diagnostics(time.time_ns() // 1000, [state]))
+
+    def _send(self, message: Message) -> None:
+        self._zenoh.publish(*message)
+        if self._sent is not None:
+            self._sent(message)

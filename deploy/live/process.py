@@ -1,4 +1,4 @@
-"""The process around the loop: its threads, signals, systemd, and its end."""
+"""The driving process: its loop (newest -> admit -> perceive -> publish -> remember), threads, signals, systemd."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
 
-from deploy.live.intake import Intake
-from deploy.live.loop import Loop
+from deploy.golden import WrongEngine
+from deploy.live.intake import Arrived, Intake
 from deploy.live.outputs import Console, Output, Outputs
 from deploy.live.policy import Policy
-from deploy.live.state import Status, Supervisor
+from deploy.live.state import Reason, Status, Supervisor
 from deploy.replay.schedule import freeze_objects
 from deploy.runtime import Runtime
 
@@ -89,7 +89,6 @@ def _watchdog(supervisor: Supervisor, outputs: Outputs, seconds: float) -> Itera
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[Event]:
-    """An event that SIGTERM and SIGINT set, so that the process ends cleanly."""
     stop = Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -127,3 +126,68 @@ class Systemd(Output):
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.sendto("\n".join(lines).encode(errors="replace"), address)  # a reason may name any file
             self._told, self._ready = time.monotonic(), self._ready or ready
+
+
+IDLE = 0.02  # s without a frame, after which a golden frame may run
+
+
+class Loop:
+    """Perceives the newest frame again and again.
+
+    Args:
+        runtime: one that leaves the golden frames to this loop.
+    """
+
+    def __init__(
+        self, runtime: Runtime, intake: Intake, supervisor: Supervisor, outputs: Outputs, policy: Policy
+    ) -> None:
+        self._runtime, self._intake, self._supervisor = runtime, intake, supervisor
+        self._outputs, self._policy = outputs, policy
+        self._checked = time.monotonic()
+
+    def run(self, stop: Event) -> None:
+        """Perceive until no frame will come any more, or `stop` is set."""
+        while not stop.is_set() and not self._intake.ended:
+            arrived = self._intake.take(IDLE)
+            self._outputs.lose(self._intake)
+            if arrived is not None:
+                self._perceive(arrived)
+            since = time.monotonic() - self._checked
+            if since > self._policy.golden and (arrived is None or since > 2 * self._policy.golden):
+                self._check()
+        self._outputs.lose(self._intake)
+
+    def _perceive(self, arrived: Arrived) -> None:
+        runtime, outputs, masked = self._runtime, self._outputs, self._policy.masked(self._supervisor.health)
+        try:
+            with self._supervisor.working():
+                frame = runtime.admit(arrived.frame)
+                prediction, weights = runtime.perceive(frame, masked)
+                visible = frame.without(masked, runtime.bundle.manifest.rig.sensors.lidars)
+                outputs.publish(visible, prediction)
+                seen = runtime.remember(frame, prediction, weights)
+                seconds = time.monotonic() - arrived.time
+                outputs.add(visible, seen)
+        except Exception as error:  # of the engine; the next frame may do better
+            self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({_why(error)})"))
+            self._intake.end(arrived, "failed")
+        else:
+            self._intake.end(arrived, "perceived")
+            self._supervisor.clear("failed")
+            self._supervisor.add(seen, seconds)
+            outputs.log(frame, masked, seconds)
+
+    def _check(self) -> None:
+        """Run a golden frame; an engine that fails it is not trusted from then on."""
+        self._checked = time.monotonic()
+        try:
+            with self._supervisor.working():
+                self._runtime.check()
+        except WrongEngine as error:
+            self._supervisor.set(Reason("UNTRUSTED", "golden", "", str(error)))
+        except Exception as error:  # as in a frame, with which the drive goes on
+            self._supervisor.set(Reason("UNTRUSTED", "golden", "", f"a golden frame could not run ({_why(error)})"))
+
+
+def _why(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

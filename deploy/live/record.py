@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from threading import Condition, Thread
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import NamedTuple
 
 from mcap.writer import CompressionType, Writer
@@ -42,9 +43,6 @@ class Recorder(Output):
         path: of a file that does not exist.
         info: of the drive, whose name the file keeps.
         say: prints a line.
-
-    Raises:
-        InputError: the file exists already or cannot be made.
     """
 
     name = "record"
@@ -57,8 +55,8 @@ class Recorder(Output):
         except OSError as error:
             raise InputError(f"--record {path}: cannot be written ({error.strerror})") from None
         self._path, self._info, self._say = path, info, say
-        self._changed, self._queue, self._waiting, self._closing = Condition(), deque[_Message](), 0, False
-        self._finished = False  # nothing will come any more
+        self._lock, self._waiting = Lock(), 0  # bytes
+        self._queue = SimpleQueue[_Message | None]()  # None: nothing will come any more
         self._channels: dict[str, int | None] = {}  # by topic; None: not recorded
         self._failure: Exception | None = None
         self._told = False
@@ -71,15 +69,15 @@ class Recorder(Output):
 
     def out(self, topic: str, type_name: str, data: bytes, time: int) -> None:
         """Record a message in CDR, of a time in us by the clock of `RawMessage.time`; called by any thread."""
-        with self._changed:
+        with self._lock:
             if self._failure is not None:
                 return
             if self._waiting + len(data) > MOST_WAITING:
                 self._failure = OSError(f"the disk is too slow: {self._waiting >> 20} MiB waited to be written")
+                self._queue.put(None)
                 return
-            self._queue.append(_Message(topic, type_name, data, time))
+            self._queue.put(_Message(topic, type_name, data, time))
             self._waiting += len(data)
-            self._changed.notify()
 
     def report(self, status: Status) -> None:
         """Raise what ended the recording, so that the state says so."""
@@ -89,9 +87,7 @@ class Recorder(Output):
 
     def close(self) -> None:
         """End the file, after all messages; a line says if it is not complete."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self._queue.put(None)
         self._thread.join()
         if self._failure is not None and not self._told:
             self._say(f"--record {self._path}: is not complete ({self._failure})")
@@ -106,34 +102,23 @@ class Recorder(Output):
                 writer.add_metadata(SCENE_INFO, known)
                 flushed = time.monotonic()
                 while True:
-                    message = self._next()
-                    if message is not None:
+                    with suppress(Empty):
+                        message = self._queue.get(timeout=FLUSH)
+                        if message is None:
+                            break
                         self._write(writer, message)
-                    elif self._finished:
-                        break
                     if time.monotonic() - flushed > FLUSH:
                         writer.flush()
                         flushed = time.monotonic()
                 writer.finish()
         except Exception as error:  # a full disk; raised by `report`
-            with self._changed:
-                self._failure = error
-                self._queue.clear()
-
-    def _next(self) -> _Message | None:
-        """The next message; None if there is none for a while, or at the end."""
-        with self._changed:
-            if not self._queue and not self._closing and self._failure is None:
-                self._changed.wait(FLUSH)
-            if not self._queue:
-                self._finished = self._closing or self._failure is not None
-                return None
-            message = self._queue.popleft()
-            self._waiting -= len(message.data)
-            return message
+            with self._lock:
+                self._failure, self._queue = error, SimpleQueue()
 
     def _write(self, writer: Writer, message: _Message) -> None:
         topic, type_name = message.topic, message.type_name
+        with self._lock:
+            self._waiting -= len(message.data)
         if topic not in self._channels:
             self._channels[topic] = self._add_channel(writer, topic, type_name)
         channel = self._channels[topic]

@@ -53,9 +53,6 @@ class Playback:
     Args:
         path: a .mcap or .db3 file, or a rosbag2's folder.
         rate: of the clock; 2: twice as fast as recorded.
-
-    Raises:
-        InputError: it cannot be read.
     """
 
     def __init__(self, path: Path, rate: float = 1.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Supervisor:
         self._held: dict[tuple[str, str], tuple[float, Reason]] = {}  # by code and subject, until a time (s)
         self._lasting: dict[tuple[str, str], Reason] = {}
         self.health: Mapping[str, SensorHealth] = {}
-        self._superseded = self._unposed = self._overrun = 0
+        self._lost = Counter[str]()  # frames and messages by reason
         self._timestamp: int | None = None  # us, of the latest frame
 
     @contextmanager
@@ -108,9 +109,9 @@ class Supervisor:
         with self._lock:
             self._lasting[reason.code, reason.subject] = reason
 
-    def clear(self, code: str, subject: str = "") -> None:
+    def clear(self, code: str) -> None:
         with self._lock:
-            self._lasting.pop((code, subject), None)
+            self._lasting.pop((code, ""), None)
 
     def status(self) -> Status:
         """The state now."""
@@ -125,19 +126,14 @@ class Supervisor:
 
     def _count_lost(self) -> None:
         """Hold a reason for the frames and messages that were lost since the last time."""
-        outcomes = self._intake.outcomes
-        if outcomes["superseded"] > self._superseded:
-            self._superseded = outcomes["superseded"]
-            text = f"{self._superseded} frames so far were skipped for newer ones"
-            self._hold(Reason("DEGRADED", "superseded", "", text))
-        if outcomes["unposed"] > self._unposed:
-            self._unposed = outcomes["unposed"]
-            text = f"the vehicle's pose was not known for {self._unposed} frames so far"
-            self._hold(Reason("DEGRADED", "unposed", "", text))
-        if self._intake.overrun > self._overrun:
-            self._overrun = self._intake.overrun
-            text = f"{self._overrun} messages so far were dropped, because too many waited to be decoded"
-            self._hold(Reason("DEGRADED", "overrun", "", text))
+        for code, number, text in (
+            ("superseded", self._intake.outcomes["superseded"], "{} frames so far were skipped for newer ones"),
+            ("unposed", self._intake.outcomes["unposed"], "the vehicle's pose was not known for {} frames so far"),
+            ("overrun", self._intake.overrun, "{} messages so far were dropped, because too many waited to be decoded"),
+        ):
+            if number > self._lost[code]:
+                self._lost[code] = number
+                self._hold(Reason("DEGRADED", code, "", text.format(number)))
 
     def _of_time(self, now: float) -> Iterator[Reason]:
         busy, late = self._busy, self._late_since

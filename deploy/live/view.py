@@ -22,9 +22,6 @@ class View(Output):
 
     Args:
         port: to listen on; 0: any that is free.
-
-    Raises:
-        InputError: foxglove-sdk is not installed, or the port is in use.
     """
 
     name = "view"

@@ -46,9 +46,6 @@ class Zenoh:
 
     Messages are CDR with their header of four bytes. The clock has the host's time as of its start, and goes on alike
     when that is set: stamps that go back are then seen to, and no frame waits until an earlier time comes again.
-
-    Raises:
-        InputError: zenoh is not installed, or its configuration or router cannot be used.
     """
 
     info = RecordingInfo({}, 0, "live")

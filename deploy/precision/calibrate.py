@@ -25,8 +25,6 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.state import Moment, state_inputs
 from perception.training.clips import find_clip, frame_period
 
-# Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph.
-
 PERCENTILE = 99.99  # of the values; the others are clipped
 _BINS = 2048
 
@@ -68,16 +66,12 @@ class _Calibrater(PercentileCalibrater):
 
 
 class _Reader(CalibrationDataReader):
-    """Provides one frame to the calibrater."""
-
     def __init__(self, inputs: Inputs) -> None:
         self._left = [dict(inputs)]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self._left.pop() if self._left else None
 
-
-# The recorded frames that an INT8 graph is calibrated on.
 
 MOST = 32  # keyframes
 BEFORE = 2  # frames before each, for a network with a memory

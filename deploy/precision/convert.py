@@ -1,4 +1,4 @@
-"""Convert an FP32 graph to the graphs of a bundle at another precision."""
+"""Convert an FP32 graph to FP16 or INT8; blocks become INT8 by what each alone changes of the outputs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from deploy.precision.quantise import CPU, TENSORRT, Layout, Ranges, activations
 from deploy.tolerances import Precision
 from perception.errors import InputError
 from perception.tasks.task import Task
-
-# Decide which blocks of the network become INT8, by quantising each alone and measuring the change of the outputs.
 
 LARGEST_ERROR = 0.1  # up to which a block becomes INT8
 
@@ -100,7 +98,6 @@ def with_measured_outputs(model: onnx.ModelProto, trunk_outputs: Collection[str]
 
 
 def _with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """A copy of a graph with these tensors as outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     known = _values(model)
@@ -140,20 +137,10 @@ def run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> M
     return [engine.run(inputs) for inputs in frames]
 
 
-# Convert an FP32 graph to FP16 by its types, from which TensorRT 11 takes the precision.
-#
-# Convolutions and the nodes between them become FP16. These stay FP32:
-#
-# - the encoding of the sensors and the view transform: a coordinate of 50 m has steps of 3 cm in FP16, a pixel 700
-#   steps of half a pixel, and cell indices above 2048 are not exact; also the canvas that pillars are scattered to, and
-#   the sum over the cameras;
-# - operators that sum over many numbers: softmax, means, normalisation;
-# - the memory: the places of the warp are coordinates, and what rounds the state rounds it in every frame;
-# - the last layers and the decoding: boxes are in metres, and scores that round to the same number would tie in rank;
-# - inputs and outputs, so that bundles are used in the same way at every precision.
-#
-# `onnxruntime.transformers.float16` and `onnxconverter_common` are not used: they cast the output of every FP32 node
-# to FP16 and back, which rounds the coordinates. Here casts are inserted only where the precision changes.
+# What stays FP32 in FP16 sums over many numbers, or places things (a coordinate of 50 m has steps of 3 cm in FP16, and
+# indices above 2048 are not exact), or is read again in every frame (the memory), or ranks scores, which would tie;
+# and inputs and outputs, so that bundles are alike at every precision. `onnxruntime.transformers.float16` and
+# `onnxconverter_common` cast the output of every FP32 node to FP16 and back, which rounds the coordinates.
 
 # Operators that sum over many numbers, or whose outputs are much larger or smaller than their inputs.
 FP32_OPERATORS = frozenset(
@@ -210,8 +197,6 @@ def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
         raise InputError(f"{tensor.name}: holds {np.abs(values).max():.3g}, beyond FP16; export with another precision")
     return numpy_helper.from_array(values.astype(np.float16), name)
 
-
-# Convert an FP32 graph to the graphs of a bundle at another precision.
 
 SENSITIVITY_FRAMES = 8  # calibration frames on which the blocks are tested
 

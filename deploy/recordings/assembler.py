@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.recordings.arrivals import Arrivals
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import (
@@ -21,8 +20,8 @@ from deploy.recordings.latest import (
     Readings,
     intrinsics_of,
 )
-from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
-from deploy.recordings.stamps import LEAP, STAMPS_KEPT, ClockSet, Stamps
+from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, RawMessage, Transform
+from deploy.recordings.stamps import LEAP, STAMPS_KEPT, Arrivals, ClockSet, Stamps
 from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import Placement
 from perception.frame import Conditions, Frame
@@ -129,7 +128,7 @@ class Assembler:
         readings: Readings,
     ) -> None:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
-        self._choice, self.frames, self.announced = choice, 0, 0
+        self._choice, self.frames, self.announced, self._named = choice, 0, 0, frozenset(topics.names())
         self.unposed: deque[str] = deque(maxlen=STAMPS_KEPT)
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
@@ -236,6 +235,15 @@ class Assembler:
                 self._add_fix(topic, time, content)
             else:
                 self._counts.add_corrupt(topic, "another message type than the map of topics says")
+
+    def take(self, raw: RawMessage) -> None:
+        """Add a message to the sensors and signals that its topic is of; a damaged one is counted."""
+        if raw.topic in self._readings.topics:
+            with self._counts.corrupt(raw.topic):
+                self._readings.add(raw.topic, raw.time, raw.parse(raw.data))
+        if raw.topic in self._named:
+            with self._counts.corrupt(raw.topic):
+                self.add(raw.topic, raw.time, raw.decode(raw.data))
 
     def _add_transform(self, topic: str, time: int, transform: Transform) -> None:
         with self._counts.corrupt(topic):
@@ -378,7 +386,6 @@ class Assembler:
         return self._spec.rig.sensors.lidars.index(lidar)
 
     def _sweeps(self, name: str, pending: _PendingFrame, mounting: np.ndarray) -> list[Sweep]:
-        """The sweeps of a LiDAR for a frame."""
         lidar = self._lidars[name]
         if name == self._reference:
             earlier = None if pending.keyframe is None else pending.keyframe.sweeps

@@ -17,9 +17,6 @@ class Selection:
         start: s since the first frame of the drive.
         end: s; later frames are left out.
         every: select every Nth of these frames, without those between keyframes.
-
-    Raises:
-        InputError: no frame can be selected.
     """
 
     start: float = 0.0

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
+from typing import Protocol
 
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
@@ -16,14 +17,83 @@ from deploy.recordings.latest import Readings
 from deploy.recordings.mcap import McapRecording
 from deploy.recordings.messages import Recording, RecordingInfo
 from deploy.recordings.rosbag import RosbagRecording
-from deploy.recordings.topics import Topics
+from deploy.recordings.topics import Topics, load_topics
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.descriptions import conditions_of
+from perception.datasets.nuscenes.tables import versions
+from perception.datasets.sources import format_and_path, open_source
 from perception.errors import DAMAGE, InputError
 from perception.frame import Conditions, Frame
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import Taxonomy, load_taxonomy
+
+
+class Drive(Protocol):
+    """A recorded drive: its frames in order of time, and counts of what was wrong with them in the latest reading."""
+
+    name: str  # of the scene or the recording
+    counts: Counts
+
+    @property
+    def tables(self) -> Keyframes | None:
+        """The annotations; None for a recording."""
+
+    @property
+    def seconds(self) -> float:
+        """About the time from the first frame to the last; 0 if not known."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def frames(self, choice: FrameChoice | None = None) -> Iterator[Frame]:
+        """The chosen frames; None: all. Of the others no picture is decoded and no sweep is joined."""
+        ...
+
+
+def is_recording(path: Path) -> bool:
+    """Whether the path is an MCAP file or a rosbag2 rather than a nuScenes dataroot."""
+    if not path.is_dir():
+        return path.suffix in (".mcap", ".db3")
+    files = ((path / "metadata.yaml").exists(), any(path.glob("*.db3")), any(path.glob("*.mcap")))
+    return any(files) and not versions(path)
+
+
+def open_drives(
+    path: Path,
+    version: str | None,
+    scenes: Sequence[str],
+    spec: InputSpec,
+    topics: Path | None,
+    taxonomy: Taxonomy | None = None,
+    signals: Mapping[str, SignalConfig] | None = None,
+    between: float | None = None,
+) -> Sequence[Drive]:
+    """Open the drives at a path, in the order in which they are replayed.
+
+    Args:
+        path: a dataroot of nuScenes or PandaSet, FORMAT=PATH, a .mcap or .db3 file, or a rosbag2's folder.
+        version: of nuScenes' tables; None: the only one.
+        scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
+        topics: YAML file that maps the topics of a recording to sensors.
+        taxonomy: of the network; None: the data set's own.
+        signals: of the vehicle, which a recording may have, by name.
+        between: also frames between a dataroot's keyframes, at least so many seconds apart; None: none.
+    """
+    if is_recording(path):
+        if version is not None or scenes:
+            raise InputError(f"{path}: a recording is one drive; --version and --scenes choose within a dataroot")
+        return [RecordedDrive(path, load_topics(topics, spec.rig), spec, taxonomy, signals)]
+    if topics is not None:
+        raise InputError(f"{path}: a dataroot has no topics; --topics goes with a .mcap file or a rosbag2")
+    if not format_and_path(path)[1].exists():
+        raise InputError(f"{path}: neither a recording (.mcap, .db3, rosbag2) nor a dataroot")
+    tables = open_source(path, version, spec.rig, taxonomy)
+    selectors: dict[str, list[str]] = {}  # several parts of a scene are one drive
+    for selector in scenes or tables.scenes():
+        selectors.setdefault(selector.partition(":")[0], []).append(selector)
+    return [DatasetDrive(tables, parts, spec, between) for parts in selectors.values()]
+
 
 _JITTER = 10_000  # us, by which frames may be nearer to each other than asked for
 
@@ -39,9 +109,6 @@ class DatasetDrive:
         selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
         spec: gives the frame of reference, the number of LiDAR sweeps, and the truth to read.
         between: also frames between keyframes, at least so many seconds from one to the next; None: none.
-
-    Raises:
-        InputError: there is no such scene.
     """
 
     def __init__(
@@ -124,9 +191,6 @@ class RecordedDrive:
         spec: gives the frame of reference and the number of LiDAR sweeps.
         taxonomy: of the conditions; None: nuScenes' own.
         signals: of the vehicle, by name.
-
-    Raises:
-        InputError: it cannot be read; or, when its frames are read, no frame can be assembled from it.
     """
 
     tables = None
@@ -179,12 +243,7 @@ class RecordedDrive:
             yield from assembler.advance(raw.time)
             if choice.over:
                 return
-            if raw.topic in readings.topics:
-                with counts.corrupt(raw.topic):
-                    readings.add(raw.topic, raw.time, raw.parse(raw.data))
-            if raw.topic in named:
-                with counts.corrupt(raw.topic):
-                    assembler.add(raw.topic, raw.time, raw.decode(raw.data))
+            assembler.take(raw)
         yield from assembler.finish()
         if not assembler.frames:
             raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")

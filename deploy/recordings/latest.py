@@ -25,8 +25,6 @@ from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import fit_picture
 from perception.sensors.lidar.sweeps import OLDEST, Motion, Sweep
 
-# The latest positions and signals of a recording, in bounded memory.
-
 _MOST_FIXES = 256  # fixes
 _LONGEST_HOLD = 2_000_000  # us for which a fix is used
 
@@ -146,8 +144,6 @@ def _value(message: Any, field: str | None) -> float | str:
     raise CorruptMessage("a signal that is neither a number nor a short text")
 
 
-# The latest sweeps of a recorded LiDAR, from which the points of each frame are gathered.
-
 _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
 
 
@@ -250,8 +246,6 @@ class LidarSweeps:
         for known in (self._poses, self._times, self._motions):
             known.pop(stamp, None)
 
-
-# The latest pictures of a recorded camera, from which that of each frame is chosen.
 
 UNMOUNTED = "no transform from the sensor to the vehicle"
 _MOST = 32  # pictures

@@ -29,18 +29,13 @@ SCENE_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
 
 
 class McapRecording:
-    """One MCAP file.
-
-    Raises:
-        InputError: it cannot be opened or is not an MCAP file.
-    """
+    """One MCAP file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
-        self._decoders: dict[int, Callable[[bytes], list[Content]]] = {}
-        self._parsers: dict[int, ros.Parse] = {}
+        self._decoders: dict[int, tuple[Callable[[bytes], list[Content]], ros.Parse]] = {}  # by channel
         with self._open() as file:
             summary, self._scene = _summary(file)
         of_channel: Counter[int] = Counter()
@@ -69,7 +64,7 @@ class McapRecording:
                 if isinstance(record, Message):
                     channel = self._channels.get(record.channel_id)
                     if channel is not None and channel.topic in topics:
-                        decode, parse = self._decoder(channel), partial(self._parse, channel)
+                        decode, parse = self._decoder(channel)
                         ros_type = self._type(channel) if channel.message_encoding == "cdr" else ""
                         time = record.log_time // 1000
                         yield RawMessage(channel.topic, time, record.data, decode, parse, ros_type)
@@ -118,32 +113,19 @@ class McapRecording:
         elif isinstance(record, Metadata) and record.name == SCENE_INFO:
             self._scene = record.metadata
 
-    def _decoder(self, channel: Channel) -> Callable[[bytes], list[Content]]:
+    def _decoder(self, channel: Channel) -> tuple[Callable[[bytes], list[Content]], ros.Parse]:
         if channel.id not in self._decoders:
-            schema = self._schemas.get(channel.schema_id)
-            if schema is None:
-                self._decoders[channel.id] = _refuse
-            elif channel.message_encoding == "cdr":
-                self._decoders[channel.id] = partial(ros.decode, schema.name)
-            elif channel.message_encoding in ("protobuf", "json"):
-                self._decoders[channel.id] = foxglove.decoder(channel.message_encoding, schema)
-            else:
-                self._decoders[channel.id] = _refuse
-        return self._decoders[channel.id]
-
-    def _parse(self, channel: Channel, data: bytes) -> Any:
-        if channel.id not in self._parsers:
             schema, encoding = self._schemas.get(channel.schema_id), channel.message_encoding
-            if encoding == "json":
-                self._parsers[channel.id] = foxglove.parser(encoding, None)
-            elif schema is None or encoding not in ("cdr", "protobuf"):
-                self._parsers[channel.id] = _refuse
-            elif encoding == "protobuf":
-                self._parsers[channel.id] = foxglove.parser(encoding, schema)
+            if encoding in ("protobuf", "json"):
+                decode = _refuse if schema is None else foxglove.decoder(encoding, schema)
+                self._decoders[channel.id] = decode, foxglove.parser(encoding, schema)
+            elif schema is None or encoding != "cdr":
+                self._decoders[channel.id] = _refuse, _refuse
             else:
                 text, language = schema.data.decode("utf-8", "replace"), schema.encoding.removeprefix("ros2")
-                self._parsers[channel.id] = ros.cdr_parser(schema.name, text, language)
-        return self._parsers[channel.id](data)
+                parse = ros.cdr_parser(schema.name, text, language)
+                self._decoders[channel.id] = partial(ros.decode, schema.name), parse
+        return self._decoders[channel.id]
 
     def _open(self) -> BinaryIO:
         try:

@@ -12,11 +12,7 @@ from deploy.recordings.messages import Cloud, CorruptMessage, Picture, check_nam
 from deploy.recordings.topics import LidarTopic
 from perception.datasets.files import decode_image, jpeg_size
 
-# The points of a recorded sweep, from packed bytes.
-#
-# When each point of a recorded sweep was measured.
-#
-# Drivers name and count times in their own ways:
+# Drivers name and count the times of points in their own ways:
 #
 # - Ouster (ouster-ros): `t`, uint32 ns after the stamp
 # - Velodyne (ros-drivers/velodyne): `time`, float32 s after the stamp, below 0 where the stamp is that of the last
@@ -123,8 +119,6 @@ def _after(column: np.ndarray, unit: str, stamp: int) -> np.ndarray | None:
             return np.asarray(times)
     return None
 
-
-# Pictures in messages: compressed files and raw pixels. Sizes are read without decoding.
 
 # Raw encoding -> bytes per pixel, and OpenCV's conversion to RGB.
 _RAW = {

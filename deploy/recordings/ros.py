@@ -1,14 +1,11 @@
-"""Decode ROS 2 messages in CDR without ROS; `rosbags` provides the types and the encoding.
-
-Messages of any other type become objects with fields, by the schema that a recording carries.
-"""
+"""Decode ROS 2 messages in CDR without ROS: those of sensors, and any other by the schema that a recording carries."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -50,12 +47,7 @@ def decode(type_name: str, data: bytes) -> list[Content]:
 
 def raw_message(topic: str, time: int, data: bytes, type_name: str) -> RawMessage:
     """A message that a middleware delivered at a time (us)."""
-    return RawMessage(topic, time, data, partial(decode, type_name), _own_parser(type_name), type_name)
-
-
-@cache
-def _own_parser(type_name: str) -> Parse:
-    return cdr_parser(type_name, "", "msg")
+    return RawMessage(topic, time, data, partial(decode, type_name), cdr_parser(type_name, "", "msg"), type_name)
 
 
 def dds_type(type_name: str) -> str:
@@ -162,12 +154,21 @@ _SEPARATOR = "=" * 80 + "\n"
 
 
 def cdr_parser(type_name: str, schema: str, language: str) -> Parse:
-    """The parser of a ROS 2 type. It raises CorruptMessage if the bytes are damaged or the type is not known.
+    """The parser of a ROS 2 type, made when it is used. It raises CorruptMessage for damaged bytes or an unknown type.
 
     Args:
         schema: with the types that it consists of; "": the recording has none, and ROS's own are used.
         language: `msg` or `idl`.
     """
+    return partial(_parse, type_name, schema, language)
+
+
+def _parse(type_name: str, schema: str, language: str, data: bytes) -> Any:
+    return _parser(type_name, schema, language)(data)
+
+
+@lru_cache(maxsize=64)  # whoever sends or records can invent any number of types
+def _parser(type_name: str, schema: str, language: str) -> Parse:
     types, known = TYPES, type_name in TYPES.fielddefs
     if schema:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -107,6 +108,7 @@ def _make_types() -> Typestore:
 
 
 TYPES = _make_types()
+_DATATYPES = {"|u1": 2, "<f4": 7}  # of PointField
 
 
 def make(type_name: str, /, **fields: Any) -> Any:
@@ -134,6 +136,19 @@ def vector(xyz: Iterable[float], kind: str = "Vector3") -> Any:
     """geometry_msgs/Vector3, or another kind with these fields, such as Point."""
     x, y, z = map(float, xyz)
     return make(f"geometry_msgs/msg/{kind}", x=x, y=y, z=z)
+
+
+def point_cloud(header: Any, rows: np.ndarray) -> Any:
+    """sensor_msgs/PointCloud2 of a structured array (N,) of float32 and uint8."""
+    fields = [
+        make("sensor_msgs/msg/PointField", name=name, offset=offset, datatype=_DATATYPES[kind.str], count=1)
+        for name, (kind, offset, *_) in (rows.dtype.fields or {}).items()
+    ]
+    size = rows.dtype.itemsize
+    return make(
+        "sensor_msgs/msg/PointCloud2", header=header, height=1, width=len(rows), fields=fields, is_bigendian=False,
+        point_step=size, row_step=rows.nbytes, data=rows.view(np.uint8).reshape(-1), is_dense=True,
+    )  # fmt: skip
 
 
 def quaternion(w: float, x: float, y: float, z: float) -> Any:

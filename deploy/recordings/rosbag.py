@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,7 @@ _PART = 1 << 22  # bytes that are decompressed at once
 
 
 class RosbagRecording:
-    """A recording of one or several files.
-
-    Raises:
-        InputError: none of its files can be opened.
-    """
+    """A recording of one or several files."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,7 +83,7 @@ class _SqliteFile:
                     reader.storage.metadata = reader.storage.metadata._replace(compression_mode=None)
                 wanted = [each for each in reader.connections if each.topic in topics]
                 decoders = {each.msgtype: partial(ros.decode, each.msgtype) for each in wanted}
-                parsers = {each.id: partial(_parse, each) for each in wanted}
+                parsers = {each.id: _parser(each) for each in wanted}
                 for connection, time, data in reader.messages(wanted) if wanted else ():
                     data = data if isinstance(data, bytes) else b""  # a column of SQLite holds any type
                     data = _decompress(data) if packed else data
@@ -95,6 +91,11 @@ class _SqliteFile:
                     yield RawMessage(connection.topic, time // 1000, data, decoders[kind], parsers[connection.id], kind)
         except Exception as error:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")
+
+
+def _parser(connection: Connection) -> ros.Parse:
+    definition = connection.msgdef
+    return ros.cdr_parser(connection.msgtype, definition.data, definition.format.name.lower())
 
 
 def _require_space(folder: Path) -> None:
@@ -121,16 +122,6 @@ def _decompress(data: bytes) -> bytes:
         return b"" if stated > MAX_RECORD else zstandard.ZstdDecompressor().decompress(data, MAX_RECORD)
     except zstandard.ZstdError:
         return b""
-
-
-@lru_cache(maxsize=64)
-def _parser(type_name: str, schema: str, language: str) -> ros.Parse:
-    return ros.cdr_parser(type_name, schema, language)
-
-
-def _parse(connection: Connection, data: bytes) -> Any:
-    definition = connection.msgdef
-    return _parser(connection.msgtype, definition.data, definition.format.name.lower())(data)
 
 
 def _files(path: Path) -> list[Path]:

@@ -62,19 +62,6 @@ class Transforms:
         if not self._edges[child]:
             del self._edges[child]
 
-    def mounting(self, parent: str, child: str) -> np.ndarray | None:
-        """The latest (4, 4) parent_from_child between rigidly mounted frames; None if not known."""
-        return self._chain(parent, child, None)
-
-    def pose(self, parent: str, child: str, stamp: int) -> np.ndarray | None:
-        """The (4, 4) parent_from_child at a time (us).
-
-        A pose recorded at exactly that time is returned unchanged. Between two poses the translation is interpolated
-        linearly and the rotation spherically (slerp: Shoemake, "Animating rotation with quaternion curves", 1985).
-        None if the poses before and after are more than 1 s apart and the nearest one is more than 50 ms away.
-        """
-        return self._chain(parent, child, stamp)
-
     def between(self, child: str, first: int, last: int) -> list[int]:
         """The times (us), ascending, at which the pose of a frame or of its parents was recorded, after the first and
         before the last."""
@@ -96,8 +83,14 @@ class Transforms:
                     queue.append(above)
         return found.get(parent, -math.inf)
 
-    def _chain(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
-        """Breadth-first search for the root; visits each frame once, since a damaged tree can have cycles."""
+    def pose(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
+        """The (4, 4) root_from_child at a time (us); None: the latest, of frames that are rigidly mounted.
+
+        A pose recorded at exactly that time is returned unchanged. Between two poses the translation is interpolated
+        linearly and the rotation spherically (slerp: Shoemake, "Animating rotation with quaternion curves", 1985).
+        None if the poses before and after are more than 1 s apart and the nearest one is more than 50 ms away.
+        """
+        # Breadth first, and each frame once, since a damaged tree can have cycles.
         found: dict[str, np.ndarray | None] = {child: None}  # frame_from_child; None for the child itself
         queue = deque([child])
         while queue and root not in found:
@@ -260,4 +253,4 @@ class Placement:
         """(4, 4) ego_from_sensor, of the rig or by the transforms of a frame; None if it is not known."""
         if sensor in self._mounts:
             return self._mounts[sensor]
-        return self._transforms.mounting(self._topics.ego_frame, frame)
+        return self._transforms.pose(self._topics.ego_frame, frame, None)

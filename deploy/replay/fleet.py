@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.recordings import Drive, open_drives
+from deploy.recordings.drives import Drive, open_drives
 from deploy.replay.faults import parse_faults
 from deploy.replay.folder import SCENES, final_files, occupy, remove
 from deploy.replay.player import Player, Watcher
@@ -78,9 +78,6 @@ class Fleet:
     Args:
         source: where the drives come from.
         watcher: receives the progress; nothing is printed here.
-
-    Raises:
-        InputError: there is no such fault.
     """
 
     def __init__(
@@ -178,7 +175,6 @@ class Fleet:
             refresh(self.out.absolute() / SCENES)
 
     def _join(self) -> ReplayTotals:
-        """Join the files of all drives; returns their totals."""
         folders = [self.out / SCENES / str(each.number) for each in self.assignments]
         absent = next((folder for folder in folders if not (folder / PART).exists()), None)
         if absent is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from xml.etree import ElementTree as xml
 
+from deploy.replay.outcome import junit
 from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, REPORT, SOURCES, STATISTICS, VIEWER
 from perception.errors import InputError
@@ -113,16 +113,8 @@ def error_if_unjudged(folder: Path, judged: bool) -> Iterator[None]:
 
 
 def _write_error(folder: Path, error: BaseException) -> None:
-    kind, message = type(error).__name__, str(error) or "the replay was interrupted"
-    counts = {"tests": "1", "failures": "0", "errors": "1", "time": "0"}
-    root = xml.Element("testsuites", {"name": "perception replay", **counts})
-    suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
-    case = xml.SubElement(suite, "testcase", {"classname": "verdict.replay", "name": "replay", "time": "0"})
+    message = str(error) or "the replay was interrupted"
     text = "".join(each if each.isprintable() else " " for each in message)  # XML does not allow control characters
-    xml.SubElement(case, "error", {"message": text, "type": kind}).text = text
-    xml.indent(root)
-    try:
-        content = bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True))
-        write_atomically(make_folder(folder) / JUNIT, content + b"\n")
-    except InputError:
-        pass  # the original exception is raised anyway
+    with suppress(InputError):  # the original exception is raised anyway
+        content = junit([("replay", "replay", "error", type(error).__name__, text)])
+        write_atomically(make_folder(folder) / JUNIT, content)

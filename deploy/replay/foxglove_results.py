@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
@@ -42,6 +42,7 @@ from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, V
 from perception.tasks.task import Task
 from perception.taxonomy import rgb
 
+Stamped = TypeVar("Stamped", bound=Any)
 ROAD = -0.05  # m, height of raster layers, below points on the road
 
 
@@ -51,16 +52,14 @@ def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
     Args:
         timestamp: us.
     """
-    update = SceneUpdate(deletions=[SceneEntityDeletion(type=SceneEntityDeletion.ALL)])
-    update.deletions[0].timestamp.FromMicroseconds(timestamp)
+    update = SceneUpdate(deletions=[_at(timestamp, SceneEntityDeletion(type=SceneEntityDeletion.ALL))])
     boxes, opacity = layer.boxes, 0.15 if layer.style == "annotated" else 0.35
     for i, (class_, name, detail) in enumerate(zip(layer.classes(), layer.ids, layer.details, strict=True)):
         width, length, height = boxes.sizes[i].tolist()
         x, y, z = boxes.centers[i].tolist()
         pose, colour = _pose(boxes.rotations[i], boxes.centers[i]), layer.colours[class_]
         above = Pose(position=Vector3(x=x, y=y, z=z + height / 2 + 0.6), orientation=Quaternion(w=1))
-        entity = SceneEntity(frame_id=frame_id, id=name, frame_locked=False)
-        entity.timestamp.FromMicroseconds(timestamp)
+        entity = _at(timestamp, SceneEntity(frame_id=frame_id, id=name, frame_locked=False))
         entity.cubes.append(
             CubePrimitive(pose=pose, size=Vector3(x=length, y=width, z=height), color=_colour(colour, opacity))
         )
@@ -82,9 +81,7 @@ def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
 
 
 def image(camera: Camera, frame_id: str) -> CompressedImage:
-    message = CompressedImage(frame_id=frame_id, data=jpeg(camera), format="jpeg")
-    message.timestamp.FromMicroseconds(camera.timestamp)
-    return message
+    return _at(camera.timestamp, CompressedImage(frame_id=frame_id, data=jpeg(camera), format="jpeg"))
 
 
 def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera: Camera) -> ImageAnnotations:
@@ -106,8 +103,7 @@ def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera
                 outline_color=_colour(layer.colours[classes[i]], 1),
                 thickness=2,
             )
-            lines.timestamp.FromMicroseconds(camera.timestamp)
-            message.points.append(lines)
+            message.points.append(_at(camera.timestamp, lines))
     return message
 
 
@@ -117,8 +113,7 @@ def calibration(camera: Camera, frame_id: str) -> CameraCalibration:
         frame_id=frame_id, width=width, height=height, K=camera.intrinsics.ravel().tolist(), R=np.eye(3).ravel(),
         P=np.concatenate([camera.intrinsics, np.zeros((3, 1))], axis=1).ravel().tolist(),
     )  # fmt: skip
-    message.timestamp.FromMicroseconds(camera.timestamp)
-    return message
+    return _at(camera.timestamp, message)
 
 
 def transform(parent: str, child: str, parent_from_child: np.ndarray, timestamp: int) -> FrameTransform:
@@ -126,8 +121,7 @@ def transform(parent: str, child: str, parent_from_child: np.ndarray, timestamp:
     message = FrameTransform(
         parent_frame_id=parent, child_frame_id=child, translation=pose.position, rotation=pose.orientation
     )
-    message.timestamp.FromMicroseconds(timestamp)
-    return message
+    return _at(timestamp, message)
 
 
 def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
@@ -139,8 +133,7 @@ def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
         fields=_fields(("red", "green", "blue", "alpha"), PackedElementField.UINT8, 1),
         data=raster_colours(layer).tobytes(),
     )  # fmt: skip
-    message.timestamp.FromMicroseconds(timestamp)
-    return message
+    return _at(timestamp, message)
 
 
 def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud:
@@ -150,8 +143,7 @@ def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud
         fields=_fields(("x", "y", "z", "intensity"), PackedElementField.FLOAT32, 4),
         data=points[:, :4].astype("<f4").tobytes(),
     )  # fmt: skip
-    message.timestamp.FromMicroseconds(timestamp)
-    return message
+    return _at(timestamp, message)
 
 
 def class_cloud(layer: PointLayer | VoxelLayer, frame_id: str, timestamp: int) -> PointCloud:
@@ -168,6 +160,10 @@ def class_cloud(layer: PointLayer | VoxelLayer, frame_id: str, timestamp: int) -
         frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
         fields=[*places, *colours], data=data.tobytes(),
     )  # fmt: skip
+    return _at(timestamp, message)
+
+
+def _at(timestamp: int, message: Stamped) -> Stamped:
     message.timestamp.FromMicroseconds(timestamp)
     return message
 
@@ -279,6 +275,4 @@ class FoxgloveWriter:
             if self._logged.get(name) != value:
                 self._logged[name] = value
                 text = f"{name}: {value}" + (f" ({why})" if why else "")
-                message = Log(level=level, name=name, message=text)
-                message.timestamp.FromMicroseconds(seen.timestamp)
-                yield "/log", message
+                yield "/log", _at(seen.timestamp, Log(level=level, name=name, message=text))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from deploy.replay.latency import STAGES
-from deploy.replay.measures import Measures, agreements, metrics
+from deploy.replay.results import Measures, agreements, metrics
 from perception.errors import InputError
 from perception.io.section import Section
 from perception.tasks.metric import GateMetric, Subject

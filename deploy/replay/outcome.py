@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree as xml
@@ -34,15 +34,8 @@ class Case:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "name": self.name,
-            "metric": self.metric,
             "outcome": self.outcome,
-            "passed": self.passed,
-            "value": self.value,
-            "limit": self.limit,
-            "reason": self.reason,
-            "interval": self.interval,
-            "excludes": self.excludes,
+            **{name: value for name, value in vars(self).items() if name != "inconclusive"},
         }
 
 
@@ -87,24 +80,16 @@ class Verdict:
 
         A gate that was not measured or is inconclusive becomes an <error>, because CI systems let <skipped> pass.
         """
-        counts = {
-            "tests": str(len(self.cases)),
-            "failures": str(sum(_junit_kind(case) == "failure" for case in self.cases)),
-            "errors": str(sum(_junit_kind(case) == "error" for case in self.cases)),
-            "time": "0",
-        }
-        root = xml.Element("testsuites", {"name": "perception replay", **counts})
-        suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
-        for case in self.cases:
-            test = xml.SubElement(suite, "testcase", {"classname": f"verdict.{case.metric}", "name": case.name})
-            test.set("time", "0")
-            kind = _junit_kind(case)
-            if kind is not None:
-                type_ = "inconclusive" if case.inconclusive else case.metric
-                xml.SubElement(test, kind, {"message": case.reason, "type": type_}).text = case.reason
-            xml.SubElement(test, "system-out").text = case.reason
-        xml.indent(root)
-        return bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+        return junit(
+            (
+                case.metric,
+                case.name,
+                _junit_kind(case),
+                "inconclusive" if case.inconclusive else case.metric,
+                case.reason,
+            )
+            for case in self.cases
+        )
 
     def table(self) -> Table:
         title = f"{self.outcome.upper()}: {self.frames} frames of {self.scenes} scene{'s' * (self.scenes != 1)}"
@@ -116,6 +101,23 @@ class Verdict:
         for case in self.cases:
             table.add_row(f"[{_COLOURS[case.outcome]}]{case.outcome}", case.name, case.reason)
         return table
+
+
+def junit(cases: Iterable[tuple[str, str, str | None, str, str]]) -> bytes:
+    """JUnit XML of cases: metric, name, `failure` or `error` (None: it passed), its type, and a text."""
+    every = list(cases)
+    kinds = [kind for _, _, kind, _, _ in every]
+    counts = {"tests": str(len(every)), "failures": str(kinds.count("failure")), "errors": str(kinds.count("error"))}
+    counts["time"] = "0"
+    root = xml.Element("testsuites", {"name": "perception replay", **counts})
+    suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
+    for metric, name, kind, type_, text in every:
+        test = xml.SubElement(suite, "testcase", {"classname": f"verdict.{metric}", "name": name, "time": "0"})
+        if kind is not None:
+            xml.SubElement(test, kind, {"message": text, "type": type_}).text = text
+        xml.SubElement(test, "system-out").text = text
+    xml.indent(root)
+    return bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
 def _junit_kind(case: Case) -> str | None:

@@ -169,7 +169,6 @@ def jpeg(camera: Camera) -> bytes:
 
 
 def _encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """A picture (H, W, 3) uint8 RGB as a JPEG file."""
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return content.tobytes()
 

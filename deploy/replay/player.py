@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from deploy.recordings import Drive
 from deploy.recordings.choice import FrameChoice
+from deploy.recordings.drives import Drive
 from deploy.replay.faults import hide, inject, parse_faults
 from deploy.replay.report import DriveRange
 from deploy.replay.schedule import BackgroundWriter, RealTime, freeze_objects, prefetch

@@ -25,8 +25,6 @@ from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.task import Task
 
-# The frames that the report's page shows: their boxes, and their pictures, drawn only for frames that stay on it.
-
 LENGTH = 4.0  # s
 STEP = 0.4  # s, the least time between positions of a trail
 

@@ -1,4 +1,4 @@
-"""The results of a finished replay, read from its folder to be shown and judged."""
+"""The results of a finished replay, read from its folder to be shown, and measured for gates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import mmap
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,22 @@ import numpy as np
 import orjson
 
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.tasks.metric import ReplayedFrames
+from perception.tasks import TASKS
+from perception.tasks.metric import (
+    Counts,
+    GateMetric,
+    Metric,
+    Range,
+    Recorded,
+    ReplayedFrames,
+    Score,
+    Scores,
+    Subject,
+    Unmeasured,
+    Weights,
+)
 from perception.tasks.task import Task
 from perception.taxonomy import Taxonomy
 
@@ -42,8 +56,7 @@ class FrameColumns(NamedTuple):
     @staticmethod
     def read(path: Path) -> FrameColumns:
         """Reads the file line by line. InputError if it cannot be read or was written by an earlier version."""
-        numbers = {name: array("q") for name in ("start", "scene", "time", "conditions", "tasks", "flags")}
-        tokens, egos, start = list[str](), array("d"), 0
+        tokens, numbers, egos, start = list[str](), array("q"), array("d"), 0  # six numbers of a frame
         scenes, conditions, tasks = dict[str, int](), dict[frozenset[str], int](), dict[frozenset[str], int]()
         try:
             with path.open("rb") as file:
@@ -53,34 +66,21 @@ class FrameColumns(NamedTuple):
                         raise InputError(f"{path}: was written by an earlier version; replay again")
                     tokens.append(line["token"])
                     egos.extend(line["ego"])
-                    row = (
-                        start,
-                        scenes.setdefault(line["scene"], len(scenes)),
-                        line["timestamp"],
-                        conditions.setdefault(frozenset(line["conditions"]), len(conditions)),
-                        tasks.setdefault(frozenset(line["tasks"]), len(tasks)),
-                        line["blind"] + 2 * bool(line["not_finite"]),
-                    )
-                    for column, number in zip(numbers.values(), row, strict=True):
-                        column.append(number)
+                    scene = scenes.setdefault(line["scene"], len(scenes))
+                    condition = conditions.setdefault(frozenset(line["conditions"]), len(conditions))
+                    task = tasks.setdefault(frozenset(line["tasks"]), len(tasks))
+                    flags = line["blind"] + 2 * bool(line["not_finite"])
+                    numbers.extend((start, scene, line["timestamp"], condition, task, flags))
                     start += len(text)
         except (OSError, ValueError):
             raise _unfinished_error(path.parent, path.name) from None
-        columns = {name: np.array(each, np.int64) for name, each in numbers.items()}
-        by_name = np.argsort(np.argsort(np.array(list(scenes), str)))
+        starts, scene_of, times, condition_of, tasks_of, flags_of = np.array(numbers, np.int64).reshape(-1, 6).T
+        by_name, places = np.argsort(np.argsort(np.array(list(scenes), str))), np.array(egos, np.float64).reshape(-1, 2)
+        blind, not_finite = flags_of % 2 == 1, flags_of >= 2
         return FrameColumns(
-            columns["start"],
-            tokens,
-            by_name[columns["scene"]],
-            columns["time"],
-            np.array(egos, np.float64).reshape(-1, 2),
-            columns["conditions"],
-            columns["tasks"],
-            columns["flags"] % 2 == 1,
-            columns["flags"] >= 2,
-            list(conditions),
-            list(tasks),
-        )
+            starts, tokens, by_name[scene_of], times, places, condition_of, tasks_of, blind, not_finite,
+            list(conditions), list(tasks),
+        )  # fmt: skip
 
     def select(self, index: np.ndarray) -> FrameColumns:
         """The frames at the integer index (M,)."""
@@ -88,11 +88,11 @@ class FrameColumns(NamedTuple):
         return self._replace(tokens=[self.tokens[i] for i in index.tolist()], **arrays)
 
 
-class _Lines(Sequence[dict[str, Any]]):
-    """Lines of a file with JSON, each read when it is asked for."""
+class _Lines(Sequence[Any]):
+    """Lines of statistics.jsonl, each read when it is asked for, or what they have for a task that did run."""
 
-    def __init__(self, path: Path, starts: np.ndarray) -> None:
-        self._path, self._starts = path, starts
+    def __init__(self, path: Path, starts: np.ndarray, task: str | None = None) -> None:
+        self._path, self._starts, self._task = path, starts, task
 
     @cached_property
     def _content(self) -> mmap.mmap:
@@ -108,20 +108,8 @@ class _Lines(Sequence[dict[str, Any]]):
     def __getitem__(self, i: Any) -> Any:
         start = int(self._starts[i])
         end = self._content.find(b"\n", start)
-        return orjson.loads(self._content[start : end if end >= 0 else None])
-
-
-class _OfTask(Sequence[dict[str, Any] | None]):
-    """What lines of statistics.jsonl have for one task; None: it did not run."""
-
-    def __init__(self, lines: Sequence[dict[str, Any]], task: str) -> None:
-        self._lines, self._task = lines, task
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._lines[i]["tasks"].get(self._task)
+        line = orjson.loads(self._content[start : end if end >= 0 else None])
+        return line if self._task is None else line["tasks"].get(self._task)
 
 
 @dataclass(frozen=True)
@@ -202,7 +190,7 @@ class ReplayResults:
 
     def statistics(self, task: str) -> Sequence[dict[str, Any] | None]:
         """What each frame has for the metric of a task, read when it is asked for; None: the task did not run."""
-        return _OfTask(self.lines, task)
+        return _Lines(self.folder / STATISTICS, self.frames.starts, task)
 
     @property
     def replayed(self) -> ReplayedFrames:
@@ -255,3 +243,107 @@ class ReplayResults:
 
 def _unfinished_error(folder: Path, name: str) -> InputError:
     return InputError(f"{folder}: holds no finished replay (no readable {name}); replay again")
+
+
+class Measures:
+    """The metrics of one replay, and what its frames have for them."""
+
+    def __init__(self, finished: ReplayResults) -> None:
+        self.finished = finished
+        self.metrics: dict[str, Metric[Any]] = {name: task.metric(finished.taxonomy) for name, task in TASKS.items()}
+        self._recorded: dict[str, Recorded] = {}
+        self._scores: dict[tuple[str, str | None, Range, bool], Scores] = {}
+
+    def tasks(self) -> list[str]:
+        """The tasks that the network has."""
+        return [name for name in TASKS if name in self.finished.tasks]
+
+    def recorded(self, task: str) -> Recorded:
+        """What a metric has of the frames."""
+        if task not in self._recorded:
+            frames, here = self.finished.statistics(task), self.finished
+            counts: Sequence[Counts | None] = [None] * len(frames)
+            if task in here.tasks:
+                counts = self.metrics[task].recorded(here.replayed, frames)
+            self._recorded[task] = Recorded(frames, counts)
+        return self._recorded[task]
+
+    def counts(self, task: str) -> Sequence[Counts | None]:
+        """See `Recorded.counts`."""
+        return self.recorded(task).counts
+
+    def weights(self, condition: str | None = None, range: Range = None) -> Weights:
+        """The frames that are known to have all conditions of a text such as rain+night, scene by scene.
+
+        Raises:
+            Unmeasured: there is no such frame.
+        """
+        wanted = frozenset(condition.split("+")) if condition else frozenset()
+        frames = self.finished.under(wanted)
+        if not frames.any():
+            raise Unmeasured(f"no frame is known to be in {condition}")
+        return Weights.of(frames, self.finished.scenes, range)
+
+    def score(self, subject: Subject, leaving_out: bool = False) -> Score:
+        """The score of a gate, 0 where it is not defined in a draw.
+
+        Args:
+            leaving_out: also without each of the scenes in turn.
+
+        Raises:
+            Unmeasured: the frames have nothing to measure.
+        """
+        task, gate = task_of(subject.metric), metrics()[subject.metric]
+        if gate.whole:
+            return Score(np.array([self.metrics[task].read_whole_score(self.finished.folder, subject.metric)]))
+        key = task, subject.condition, subject.range, leaving_out
+        if key not in self._scores:
+            weights = self.weights(subject.condition, subject.range)
+            weights = weights.leaving_out() if leaving_out else weights
+            self._scores[key] = self.metrics[task].scores(self.counts(task), weights)
+        name = gate.overall if subject.class_ is None else gate.by_class
+        score = self._scores[key].get(name or subject.metric)
+        if score is None or score.sizes is None:
+            raise Unmeasured(gate.missing)
+        if subject.class_ is not None:
+            score = score.of_class(subject.class_)
+        nothing = gate.nothing if subject.class_ is None else gate.nothing_of.format(subject.class_)
+        if nothing and np.isnan(score.values[0]).all():
+            raise Unmeasured(nothing + subject.where)
+        return replace(score, values=np.nan_to_num(score.values))
+
+    def annotated_classes(self, subject: Subject) -> list[str]:
+        """Classes for which a gate on each class can be measured."""
+        try:
+            score = self.score(subject)
+        except Unmeasured:
+            return []
+        there = np.zeros(len(score.classes), bool) if score.sizes is None else score.sizes.any(axis=0)
+        return [name for name, present in zip(score.classes, there, strict=True) if present]
+
+    def agreement(self, baseline: Measures, subject: Subject) -> tuple[float, str]:
+        """See `Metric.agreement`."""
+        task = task_of(subject.metric)
+        weights = self.weights(subject.condition, subject.range)
+        value, words = self.metrics[task].agreement(self.recorded(task), baseline.recorded(task), weights, subject)
+        return float(value), words  # numpy's numbers, and what is compared with them, are no JSON
+
+
+def task_of(metric: str) -> str:
+    """The task that has one of `metrics()` or `agreements()`."""
+    return next(name for name, task in TASKS.items() if metric in {**task.metric.gates, **task.metric.agreements})
+
+
+def measure_whole(folder: Path, names: Sequence[str], source: Keyframes) -> None:
+    """Measure those of the named scores that are of a whole replay, for the replay in the folder."""
+    for task in dict.fromkeys(task_of(name) for name in names if metrics()[name].whole):
+        finished = ReplayResults.load(folder)
+        TASKS[task].metric(finished.taxonomy).measure_whole(folder, finished.tokens, source)
+
+
+def metrics() -> dict[str, GateMetric]:
+    return {name: metric for task in TASKS.values() for name, metric in task.metric.gates.items()}
+
+
+def agreements() -> dict[str, GateMetric]:
+    return {name: metric for task in TASKS.values() for name, metric in task.metric.agreements.items()}

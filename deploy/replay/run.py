@@ -22,9 +22,8 @@ from deploy.recordings.counts import line_of
 from deploy.replay.fleet import Fleet, find_drives
 from deploy.replay.folder import error_if_unjudged, require_own_folder
 from deploy.replay.gates import Gates
-from deploy.replay.measures import measure_whole
 from deploy.replay.player import Watcher
-from deploy.replay.results import ReplayResults
+from deploy.replay.results import ReplayResults, measure_whole
 from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge, require_comparable
 from deploy.runtime import Runtime
@@ -85,8 +84,6 @@ def replay(
 
 
 class _Progress(Watcher):
-    """Shows the progress on a console."""
-
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, transient=True)
@@ -109,8 +106,6 @@ class _Progress(Watcher):
 
 
 class _Speed(ProgressColumn):
-    """Frames per second."""
-
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.0f} frames/s")
 

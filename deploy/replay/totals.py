@@ -22,15 +22,11 @@ from perception.io.files import write_atomically
 from perception.scene.health.monitor import SensorHealth
 from perception.scene.scene import SceneFrame
 
-# Whether the scene detects the faults that were injected, and after how long.
-
 _MISSED = "objects missed"  # what a scene that doubts a class has found
 
 
 @dataclass
 class _Record:
-    """A fault of one sensor or class, over all drives."""
-
     fault: Fault | HiddenClass
     sensor: str  # as health names it, or the class
     expected: frozenset[str]  # with any of these statuses the fault is detected

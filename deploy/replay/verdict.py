@@ -21,23 +21,14 @@ from deploy.replay.gates import (
     Score,
     default_gates,
 )
-from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Outcome, Verdict
 from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.report import with_verdict
-from deploy.replay.results import ReplayResults
+from deploy.replay.results import Measures, ReplayResults, metrics
 from perception.errors import InputError
 from perception.evaluation.interval import jackknife_interval, too_few
 from perception.io.files import write_together
 from perception.tasks.metric import Subject, Unmeasured, mean_shares
-
-# Check that two replays can be compared: same frames, annotations, sensor data, faults and settings.
-
-
-def require_different(out: Path, baseline: Path) -> None:
-    """Raise InputError if the baseline is the judged replay itself."""
-    if out.resolve() == baseline.resolve():
-        raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
 
 
 def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> Sequence[str]:
@@ -46,7 +37,8 @@ def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> 
     Args:
         least: the least share of the run's frames that the baseline must have.
     """
-    require_different(run.folder, baseline.folder)
+    if run.folder.resolve() == baseline.folder.resolve():
+        raise InputError(f"{baseline.folder}: is the replay that is judged; give another one's folder with --baseline")
     _require_same_settings(run.folder, baseline.folder)
     theirs = set(baseline.tokens)
     common = [token for token in run.tokens if token in theirs]
@@ -89,8 +81,6 @@ def _require_same_truth(run: ReplayResults, baseline: ReplayResults) -> None:
                 "replay the baseline on the same data set"
             )
 
-
-# The change of a score against a baseline, with a confidence interval over scenes.
 
 _ROUNDING = 1e-12
 

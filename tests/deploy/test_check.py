@@ -18,9 +18,8 @@ from once import once
 from repository import ROOT
 
 from deploy.bundle import STATISTICS, Bundle, write_bundle
-from deploy.check import compare
+from deploy.check import LENGTH, RUNS, Runs, compare, measure, open_to_measure, spread_frames
 from deploy.runtime import Runtime
-from deploy.statistics import LENGTH, RUNS, Runs, measure, open_to_measure, spread_frames
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet

@@ -27,8 +27,7 @@ from deploy.golden import GoldenFrame, WrongEngine, dense_spreads, differences, 
 from deploy.manifest import Origin
 from deploy.onnx_export import run, to_onnx
 from deploy.plan import plan
-from deploy.precision.bounds import BOUNDS, LEAST
-from deploy.precision.measure import make_golden_frames
+from deploy.precision.measure import BOUNDS, LEAST, make_golden_frames
 from deploy.route import parse_conditions, steering_inputs
 from deploy.tolerances import Tolerances
 from deploy.trust import Release

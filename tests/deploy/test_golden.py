@@ -43,9 +43,8 @@ from deploy.golden import (
     score_spread,
     synthetic_frame,
 )
-from deploy.precision.bounds import BOUNDS
 from deploy.precision.calibrate import Drives
-from deploy.precision.measure import require_bounded
+from deploy.precision.measure import BOUNDS, require_bounded
 from deploy.runtime import CHECK_EVERY, Runtime
 from deploy.tolerances import Precision, Tolerances
 from deploy.verify import verify

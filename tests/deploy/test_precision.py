@@ -29,11 +29,10 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import Arrays, clear_detections, differences, match_detections
 from deploy.manifest import Calibration
 from deploy.precision import calibrate
-from deploy.precision.bounds import BOUNDS
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.convert import LARGEST_ERROR, Errors, blocks, error, require_close_outputs, sensitivity, to_half
 from deploy.precision.graph import CONVOLUTIONS, places
-from deploy.precision.measure import MARGIN, is_below_saturation, make_golden_frames
+from deploy.precision.measure import BOUNDS, MARGIN, is_below_saturation, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
 from deploy.tolerances import Precision, Ranked, Spread
 from deploy.verify import verify

@@ -33,10 +33,9 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
-from deploy.sign import sign
 from deploy.signature import require_signed, signer
 from deploy.trust import Trust, parse_expiry
-from deploy.verify import verify
+from deploy.verify import sign, verify
 from perception.errors import InputError
 
 Keys = tuple[Path, Path]  # private and public

@@ -10,7 +10,7 @@ from networks import config as small_config
 from vehicles import shuttle_root
 
 from deploy.log import messages, topics_of, write_log, write_mcap
-from deploy.recordings import open_drives
+from deploy.recordings.drives import open_drives
 from deploy.recordings.topics import load_topics
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables

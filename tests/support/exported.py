@@ -25,11 +25,10 @@ from torch import nn
 from vocabulary import RIG
 
 from deploy.bundle import ENGINES, Bundle, EngineRecord, write_bundle
-from deploy.contract import contract_of
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.integrity import SUMS, SUMS_SIGNATURE, sha256
-from deploy.manifest import Manifest
+from deploy.manifest import Manifest, contract_of
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import Drives
 from deploy.signature import signer

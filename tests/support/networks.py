@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vocabulary import CONDITIONS, NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
-from deploy.precision.bounds import LEAST, Ranked, Spread, Tolerances
+from deploy.precision.measure import LEAST, Ranked, Spread, Tolerances
 from perception.checkpoint import save_model
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Boxes, Conditions

@@ -9,10 +9,11 @@ from mcap.writer import Writer
 from vocabulary import RIG, SENSORS
 
 from deploy.log import TYPES, Message, header, make, messages
-from deploy.recordings import open_drives, ros
+from deploy.recordings import ros
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
+from deploy.recordings.drives import open_drives
 from deploy.recordings.latest import Readings
 from deploy.recordings.messages import CorruptMessage
 from deploy.recordings.topics import Topics, default_topics

@@ -15,7 +15,7 @@ from once import once
 from vocabulary import NUSCENES
 
 from deploy.export import export
-from deploy.recordings import open_drives
+from deploy.recordings.drives import open_drives
 from deploy.replay.gates import Gates
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.provenance import ReplayProvenance

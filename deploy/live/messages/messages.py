@@ -1,4 +1,4 @@
-"""The messages of one perceived frame."""
+"""The messages of one perceived frame, with points and voxels as clouds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deploy.live.messages.clouds import classified_cloud
 from deploy.live.messages.free_space import FreeSpace, occupancy_grid
 from deploy.live.messages.objects import detected_objects, detections_3d, tracked_objects
 from deploy.manifest import Manifest
-from deploy.recordings.ros_types import encode, header, make, time_of
+from deploy.recordings.ros_types import encode, header, make, point_cloud, time_of
 from perception.frame import Boxes, Frame, Prediction
+from perception.geometry import move
 from perception.scene.scene import SceneFrame
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.drawing import LOWEST_SCORE
@@ -150,3 +150,27 @@ def _occupied(fused: OccupancyResult, free: int) -> tuple[np.ndarray, np.ndarray
     place = np.stack(np.unravel_index(index, grid.shape)[::-1], axis=1)  # column, row, level
     centers = np.array([grid.x[0], grid.y[0], grid.z[0]]) + (place + 0.5) * grid.edges
     return centers, fused.classes.take(index), fused.occupied.take(index)
+
+
+# Aligned, since readers may cast the bytes to a structure.
+_POINT = np.dtype([*((axis, "<f4") for axis in "xyz"), ("probability", "<f4"), ("class_id", "u1")], align=True)
+
+
+def classified_cloud(
+    header: Any, header_from_points: np.ndarray, points: np.ndarray, classes: np.ndarray, probabilities: np.ndarray
+) -> Any:
+    """PointCloud2 with the fields x y z (m), probability, and class_id.
+
+    Args:
+        header_from_points: (4, 4) from the frame of the points to that of the header.
+        points: (N, >=3) m.
+        classes: (N,) uint8.
+        probabilities: (N,) of the classes.
+    """
+    moved = points[:, :3].astype(np.float32)
+    move(moved, header_from_points.astype(np.float32))
+    rows = np.zeros(len(points), _POINT)
+    for axis, name in enumerate("xyz"):
+        rows[name] = moved[:, axis]
+    rows["class_id"], rows["probability"] = classes, probabilities
+    return point_cloud(header, rows)

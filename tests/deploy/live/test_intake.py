@@ -57,7 +57,7 @@ def test_frames_that_wait_at_the_end_of_a_recording_are_not_decoded_after_a_stop
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All wait for a camera that sends nothing; the drive is stopped in the first one."""
-    monkeypatch.setattr("deploy.recordings.arrivals.SILENT", 10**9)  # us
+    monkeypatch.setattr("deploy.recordings.stamps.SILENT", 10**9)  # us
     topics, policy = nuscenes_topics(keyframes=None, wait=PATIENT), Policy(lateness=PATIENT)
     watch = Watch(lambda: os.kill(os.getpid(), signal.SIGTERM) if len(watch.lines) == 1 else None)
     blind = [each for each in log(2.0) if not each.topic.startswith("/cam_back/")]

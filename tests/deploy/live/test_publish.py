@@ -21,7 +21,7 @@ from vocabulary import CONDITIONS, SENSORS
 
 from deploy.commands.live import OutputOptions, open_outputs
 from deploy.live.messages.messages import Message, Messages
-from deploy.live.publish import Published
+from deploy.live.outputs import Published
 from deploy.live.record import listen
 from deploy.live.source import Playback
 from deploy.live.zenoh import Zenoh, republish

@@ -11,12 +11,12 @@ from recordings import Sent, assemble, assert_equal_frames, edit, nuscenes_topic
 from vocabulary import RIG, SENSORS
 
 from deploy.recordings import ros
-from deploy.recordings.arrivals import SILENT, Arrivals
 from deploy.recordings.assembler import Assembler, DriveInfo
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.latest import CameraPictures, Readings
 from deploy.recordings.messages import Intrinsics, Picture
+from deploy.recordings.stamps import SILENT, Arrivals
 from deploy.recordings.topics import Topics
 from perception.config import CameraBranch, Image, Lidar
 from perception.frame import Frame

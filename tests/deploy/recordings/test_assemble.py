@@ -140,9 +140,9 @@ def test_a_pose_that_is_not_known_is_not_made_up() -> None:
     assert transforms.pose("map", "other", 1_000_000) is None
     for parent, child in (("a", "b"), ("b", "c"), ("c", "a")):
         transforms.add(transform(0, parent, child), None)
-    assert transforms.mounting("root", "a") is None
+    assert transforms.pose("root", "a", None) is None
     transforms.add(transform(0, "root", "b"), None)
-    np.testing.assert_array_equal(transforms.mounting("root", "a")[:3, 3], [3, 3, 3])
+    np.testing.assert_array_equal(transforms.pose("root", "a", None)[:3, 3], [3, 3, 3])
 
 
 def test_transforms_are_bounded() -> None:

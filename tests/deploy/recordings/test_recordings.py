@@ -49,7 +49,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from vocabulary import CAMERAS, LIDAR
 
 from deploy.log import write_log
-from deploy.recordings import foxglove, open_drives, ros
+from deploy.recordings import foxglove, ros
+from deploy.recordings.drives import open_drives
 from deploy.recordings.mcap import MAX_RECORD
 from deploy.recordings.messages import CorruptMessage, Fix, Transform
 from deploy.replay.run import replay

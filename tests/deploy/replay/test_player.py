@@ -29,9 +29,10 @@ from vocabulary import MAP_CLASSES, SENSORS
 
 from deploy.integrity import SUMS
 from deploy.log import write_log
-from deploy.recordings import assembler, open_drives, payloads
+from deploy.recordings import assembler, payloads
 from deploy.recordings.choice import FrameChoice, Selection
 from deploy.recordings.counts import Counts
+from deploy.recordings.drives import open_drives
 from deploy.replay import schedule
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import Player

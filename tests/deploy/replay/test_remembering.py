@@ -16,9 +16,8 @@ from replays import VERSION, assert_same, replay_with_faults
 from tiny import token, write_scenes, write_tiny
 
 from deploy.log import write_log
-from deploy.recordings import Drive, open_drives
 from deploy.recordings.choice import FrameChoice, Selection
-from deploy.recordings.drives import DatasetDrive
+from deploy.recordings.drives import DatasetDrive, Drive, open_drives
 from deploy.replay.player import Player
 from deploy.replay.report import DriveRange
 from deploy.replay.run import replay

@@ -19,9 +19,8 @@ from scipy import stats
 from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 
 from deploy.replay.gates import Gates
-from deploy.replay.measures import Measures
 from deploy.replay.outcome import Case
-from deploy.replay.results import ReplayResults
+from deploy.replay.results import Measures, ReplayResults
 from deploy.replay.verdict import judge
 from deploy.replay.writers import StatisticsWriter
 from perception.datasets.keyframes import Reads

@@ -18,7 +18,7 @@ from vocabulary import CONDITION_VALUES, CONDITIONS
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences
 from deploy.onnx_export import to_onnx
-from deploy.precision.bounds import LEAST
+from deploy.precision.measure import LEAST
 from perception.frame import Conditions
 from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank

@@ -29,7 +29,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import differing, synthetic_frame
 from deploy.onnx_export import to_onnx
-from deploy.precision.bounds import LEAST
+from deploy.precision.measure import LEAST
 from deploy.route import BankedModule
 from deploy.targets import find_target
 from perception.checkpoint import load_model, save_model

@@ -17,8 +17,7 @@ from nuscenes.eval.lidarseg import utils
 from vocabulary import NUSCENES, RIG
 
 from deploy.golden import GoldenFrame, differences
-from deploy.precision.bounds import BOUNDS, LEAST
-from deploy.precision.measure import measure_tolerances
+from deploy.precision.measure import BOUNDS, LEAST, measure_tolerances
 from deploy.tolerances import Tolerances
 from perception.config import Lidar, parse_config
 from perception.datasets.keyframes import AnnotatedPoints, Reads
