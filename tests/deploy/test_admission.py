@@ -79,9 +79,9 @@ def of_camera(**values: Any) -> Damage:
     return damage
 
 
-def of_points(rows: slice, column: int, value: float, dtype: Any = np.float32) -> Damage:
+def of_points(rows: slice, column: int, value: float) -> Damage:
     def damage(frame: Frame) -> Frame:
-        points = frame.points.astype(dtype)
+        points = frame.points.copy()
         points[rows, column] = value
         return replace(frame, points=points)
 
@@ -99,7 +99,6 @@ def posed(matrix: Any) -> Damage:
 
 
 MIRRORED, TWICE = np.diag([1.0, -1, 1, 1]), np.diag([2.0, 2, 2, 1])
-ON_ITS_SIDE = np.eye(4)[[0, 2, 1, 3]] * np.array([[1, 1, 1, 1], [1, 1, -1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
 LENS = np.array([[210.0, 0, 133], [0, 210, 75], [0, 0, 1]])
 PICTURE = np.zeros((150, 267, 3), np.uint8)
 ALL = slice(None)
@@ -108,31 +107,20 @@ ALL = slice(None)
 # Other values that cannot be used are in WRONG.
 ROWS: list[tuple[str, Damage, str, str]] = [
     ("pose NaN", posed(np.full((4, 4), NAN)), "vehicle", "global_from_ego cannot be used"),
-    ("pose on its side", posed(ON_ITS_SIDE), "vehicle", "global_from_ego cannot be used"),
     ("points (N, 4)", lambda f: replace(f, points=f.points[:, :4]), LIDAR, "missing: points cannot be used: float32"),
-    ("points float64", of_points(ALL, 0, 1.0, np.float64), LIDAR, "missing: points cannot be used: float64"),
     ("no points", put(points=np.zeros((0, 5), np.float32)), LIDAR, "missing"),
-    ("points without a sensor", put(points=None), LIDAR, "missing"),
     ("some points NaN", of_points(slice(0, None, 7), 1, NAN), LIDAR, "572 of its points are not finite"),
-    ("some points with infinite age", of_points(slice(9), 4, np.inf), LIDAR, "9 of its points are not finite"),
-    ("all intensities infinite", of_points(ALL, 3, np.inf), LIDAR, "4000 of its points are not finite"),
     ("points far away", of_points(ALL, 0, 1e30), LIDAR, "corrupt"),
     ("sweeps of other points", put(sweep_of_point=np.zeros(3, np.uint8)), LIDAR, "missing: sweep_of_point cannot be"),
-    ("LiDARs of other points", put(lidar_of_point=np.zeros(3, np.uint8)), LIDAR, "missing: lidar_of_point cannot be"),
     ("LiDARs of another rig", lambda f: replace(f, lidar_of_point=f.lidar_of_point + np.uint8(7)), LIDAR, "missing"),
     ("classes of other points", put(class_of_point=np.zeros(3, np.int16)), LIDAR, "class_of_point cannot be used"),
     ("picture of one pixel", of_camera(image=PICTURE[:1, :1]), FRONT, "missing: intrinsics cannot be used"),
-    ("picture of one row", of_camera(image=PICTURE[75:77]), FRONT, "missing"),
     ("picture float", of_camera(image=PICTURE.astype(np.float32)), FRONT, "missing: image cannot be used: float32"),
-    ("picture with four channels", of_camera(image=np.dstack([PICTURE] * 2)[..., :4]), FRONT, "missing: image"),
     ("picture too wide for OpenCV", of_camera(image=np.zeros((150, 40_000, 3), np.uint8)), FRONT, "missing: image"),
     ("intrinsics mirrored", of_camera(intrinsics=LENS * [[-1.0], [1], [1]]), FRONT, "missing: intrinsics"),
-    ("intrinsics beside the picture", of_camera(intrinsics=LENS + np.diag([140.0], 2)), FRONT, "missing: intrinsics"),
-    ("intrinsics of a telescope", of_camera(intrinsics=LENS * [[1e6], [1e6], [1]]), FRONT, "missing: intrinsics"),
     ("a strange camera", lambda f: replace(f, cameras={**f.cameras, "X": f.cameras[FRONT]}), "vehicle", "cameras: 'X'"),
     ("time of the frame before", put(timestamp=START + PERIOD), "vehicle", "timestamp: +0.00 s from the frame before"),
     ("time set back", put(timestamp=START - 10**7), "vehicle", "timestamp: -10.50 s from the frame before"),
-    ("time a year ahead", put(timestamp=START + 31_536_000 * 10**6), "vehicle", "timestamp: +31535999.50 s from"),
     ("conditions as numbers", put(conditions=Conditions(weather=5)), "vehicle", "conditions cannot be used"),
     ("conditions that nobody knows", put(conditions=Conditions(weather="hail", sky="red")), "", ""),
     ("position beyond the pole", put(position=(91.0, 11.0)), "vehicle", "position cannot be used: (91.0, 11.0)"),
@@ -257,14 +245,6 @@ def test_what_is_admitted_is_admitted_again_and_as_it_is(wrong: list[Damage], fi
     assert again is admitted or {*more} == {"timestamp"} <= {*findings}
     assert {*findings} <= {*SENSORS.names, *(each.name for each in fields(Frame))}
     assert (admitted is frame) == (not findings)
-
-
-def test_a_healthy_frame_is_admitted_as_it_is() -> None:
-    frame = frame_at(2)
-    for before in (None, frame_at(1), replace(frame_at(3), scene="another drive")):
-        admitted, findings = admit(frame, SENSORS, "ego", before)
-        assert admitted is frame
-        assert findings == {}
 
 
 def test_a_frame_without_a_pose_is_perceived_where_the_vehicle_was() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -13,17 +12,15 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import perception, refuses
+from commands import refuses
 from exported import bundle, remembering
 from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
-from deploy.live.intake import Intake
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
@@ -73,46 +70,6 @@ def test_a_process_that_listens_gives_the_bytes_of_a_replay(tmp_path: Path, monk
     replay = replayed(recording, tmp_path / "replay")
     for name in RESULTS:
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes(), said
-
-
-@pytest.mark.slow("a driving process, and a publisher that is killed")
-def test_a_publisher_that_is_killed_and_another_one_that_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recording, (here, there) = recorded(tmp_path, log(4.0)), network(tmp_path)
-    for name, value in there.items():
-        monkeypatch.setenv(name, value)
-    driver = driving_process(tmp_path / "live", here)
-    publisher = subprocess.Popen([sys.executable, "-c", PUBLISH, recording])
-    said = until(driver, "OK", "DEGRADED")
-    publisher.kill()
-    publisher.wait()
-    said += until(driver, "no frame for")
-    republish(Playback(recording), Zenoh())
-    driver.send_signal(signal.SIGTERM)
-    more, errors = driver.communicate(timeout=30)
-    assert driver.returncode == 0, (errors, said)
-    assert re.search("OK|DEGRADED", more), more
-    outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "live" / "frames.jsonl").read_text().splitlines()]
-    assert outcomes.count("perceived") >= 3
-
-
-def until(driver: "subprocess.Popen[str]", *words: str) -> list[str]:
-    """The lines of the process up to the first one with one of the words."""
-    said: list[str] = []
-    assert driver.stdout is not None
-    for line in driver.stdout:
-        said.append(line)
-        if any(word in line for word in words):
-            return said
-    raise AssertionError(said)
-
-
-PUBLISH = """
-import sys
-from pathlib import Path
-from deploy.live.source import Playback
-from deploy.live.zenoh import Zenoh, republish
-republish(Playback(Path(sys.argv[1])), Zenoh())
-"""
 
 
 def driving_process(out: Path, variables: dict[str, str], *options: str) -> "subprocess.Popen[str]":
@@ -173,17 +130,6 @@ def test_every_frame_has_an_outcome(tmp_path: Path) -> None:
     assert drive.watch.first("DEGRADED", "unposed") < float("inf")
 
 
-def test_until_transforms_come_frames_are_unposed(tmp_path: Path) -> None:
-    static = [each._replace(time=after(2)) if each.topic == "/tf_static" else each for each in log(3.5)]
-    drive = driving([each for each in static if each.topic != "/tf" or each.time >= after(2)], tmp_path)
-    drive.require_outcomes()
-    unposed = [line["outcome"] == "unposed" for line in drive.frames]
-    assert unposed == sorted(unposed, reverse=True)  # first all, then none
-    assert 3 <= sum(unposed) <= 4  # of frames every 0.5 s
-    assert drive.watch.states[0][1].state == "DOWN"
-    assert drive.watch.first("DEGRADED", "unposed") < float("inf")
-
-
 def test_a_lidar_that_a_joined_cloud_lacks_is_named(tmp_path: Path) -> None:
     def joined(time: int, *statuses: int) -> Sent:
         sources = [
@@ -208,16 +154,6 @@ def test_a_lidar_that_a_joined_cloud_lacks_is_named(tmp_path: Path) -> None:
     assert [each.subject for each in last if each.code == "joined"] == ["/left"]
 
 
-def test_a_message_that_comes_while_a_picture_is_prepared_is_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the clock is looked at, by which it would be late."""
-    runtime, came = Runtime(bundle().path, checks=False), object()
-    intake: Any = Intake(Playback(recorded(tmp_path, log(1.0))), nuscenes_topics(), Policy(), runtime)
-    monkeypatch.setattr(intake._assembler, "prepare_ahead", lambda _: intake.receive(came) is None)
-    assert intake._next_message().raw is came
-
-
 def test_a_defect_in_the_intake_ends_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
@@ -237,32 +173,6 @@ def test_what_cannot_be_read_of_a_recording_is_counted_as_in_its_replay(tmp_path
     (counts,) = json.loads((replayed(path, tmp_path / "replay", topics) / "sources.json").read_text())
     assert drive.driven.counts["damage"] == counts["damage"]
     assert counts["damaged_places"] == 1
-
-
-class Broken(Output):
-    """Fails in the loop and in the watchdog's thread at once."""
-
-    name = "broken"
-
-    def __init__(self) -> None:
-        self._both = Barrier(2)
-
-    def add(self, frame: Any, seen: Any) -> None:
-        self._both.wait(20)
-        raise OSError("the disk is full")
-
-    def report(self, status: Any) -> None:
-        self._both.wait(20)
-        raise OSError("the disk is full")
-
-
-def test_an_output_that_fails_in_two_threads_at_once_is_left_out_and_the_drive_goes_on(tmp_path: Path) -> None:
-    drive = driving(log(2.0), tmp_path, more=lambda *_: [Broken()])
-    drive.require_outcomes()
-    assert "failed" not in drive.driven.outcomes
-    (reason,) = (each for each in drive.driven.status.reasons if each.code == "output")
-    assert (reason.state, reason.subject, reason.text) == ("DEGRADED", "broken", "is used no more (the disk is full)")
-    assert drive.watch.states[-1][0] > drive.watch.first("DEGRADED", "output", "broken")  # the watchdog lives
 
 
 def test_outputs_that_are_late_for_long_are_no_use(tmp_path: Path) -> None:
@@ -517,9 +427,3 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], say
     files["policy"].write_text("lateness: -1\n")
     files["misspelt"].write_text("sensors: {'CAM_*': {any: warn}, vehicle: {any: warn}, LIDAR_TPO: {missing: stop}}\n")
     assert says in refuses("drive", bundle().path, *(each.format(**files) for each in arguments))
-
-
-def test_a_rate_that_no_clock_has_is_refused(tmp_path: Path) -> None:
-    recording = recorded(tmp_path, log()[:200])
-    done = perception("drive", bundle().path, "--from", recording, "--rate", "inf")
-    assert (done.returncode, "Invalid value for '--rate'" in done.stderr) == (2, True), done.stderr

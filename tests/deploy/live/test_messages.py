@@ -88,28 +88,6 @@ def test_a_box_of_a_turned_lidar_is_where_the_vehicle_has_it() -> None:
     assert (xyz(first.bbox.size), first.header, len(others)) == ([4.5, 1.9, 1.6], found.header, 2)
 
 
-number = st.floats(-1e4, 1e4)
-row = st.tuples(
-    st.integers(0, len(NUSCENES.classes) - 1), number, number, number, *[st.floats(0.1, 30)] * 3, number, number,
-    number, st.floats(0.1, 1),
-)  # fmt: skip
-
-
-@given(rows=st.lists(row, max_size=6), drive=st.text(max_size=5), time=st.integers(0, 2**31 * 10**6 - 1))
-def test_objects_say_what_was_perceived(rows: list[Any], drive: str, time: int) -> None:
-    frame, boxes, messages = frame_at(np.eye(4), np.eye(4), time), boxes_of(*rows), Messages(manifest_of_detection())
-    for each in messages.detections(frame, Prediction({"detection": boxes})):
-        content = read(each)
-        assert len(getattr(content, "objects", getattr(content, "detections", None))) == len(rows)
-    n = len(rows)
-    tracks = Tracks(np.arange(n), boxes, np.zeros(n), np.zeros(n), np.ones(n, bool))
-    objects = read(messages_of_tracks(messages, frame, tracks, drive)).objects
-    for each, box_ in zip(objects, rows, strict=True):
-        assert xyz(each.kinematics.pose_with_covariance.pose.position) == [float(v) for v in box_[1:4]]
-        speed = np.linalg.norm(xyz(each.kinematics.twist_with_covariance.twist.linear))
-        assert speed == pytest.approx(np.hypot(*box_[8:10]), abs=1e-9)
-
-
 @cache
 def manifest_of_detection() -> Manifest:
     return manifest_of("detection")

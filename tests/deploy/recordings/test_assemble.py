@@ -31,7 +31,7 @@ from deploy.log import transform as transform_message
 from deploy.recordings.drives import RecordedDrive
 from deploy.recordings.messages import CorruptMessage, Transform
 from deploy.recordings.topics import LidarTopic, Topics, load_topics
-from deploy.recordings.transforms import MOST_FRAMES, MOST_POSES, Transforms
+from deploy.recordings.transforms import MOST_FRAMES, Transforms
 from perception.config import Lidar
 from perception.frame import Frame
 from perception.geometry import quaternion, rotation_about
@@ -145,19 +145,6 @@ def test_a_pose_that_is_not_known_is_not_made_up() -> None:
     np.testing.assert_array_equal(transforms.pose("root", "a", None)[:3, 3], [3, 3, 3])
 
 
-def test_transforms_are_bounded() -> None:
-    transforms = Transforms()
-    for i in range(3 * MOST_POSES):
-        transforms.add(transform(i, "map", "base"), i)
-    assert transforms.pose("map", "base", 3 * MOST_POSES - 1) is not None
-    for i in range(3 * MOST_FRAMES):
-        transforms.add(transform(i, f"parent {i}", "base"), i)
-    edges = [edge for parents in transforms._edges.values() for edge in parents.values()]
-    assert len(edges) == MOST_FRAMES
-    assert max(len(edge._stamps) for edge in edges) <= MOST_POSES
-    assert transforms.pose("map", "base", 3 * MOST_POSES - 1) is not None
-
-
 def test_the_vehicle_has_a_pose_among_any_number_of_objects() -> None:
     """Frames of tracked objects fill all places, before the vehicle's come and after; mountings that came once stay."""
     transforms = Transforms()
@@ -212,17 +199,6 @@ def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
     frames, counts = assemble(other, named(None))
     assert [frame.points for frame in frames] == [None] * 3
     assert counts.summary()["reasons"] == {LIDAR: {"no transform from the sensor to the vehicle": 3}}
-
-
-def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
-    """A recording whose clock was set an hour back."""
-    hour, again = 3_600_000_000, [each for each in log if each.topic != "/tf"]
-    moving = [each for each in again if each.topic not in ("/keyframe", "/tf_static")]
-    shifted = [edit(each, stamp=each.time - hour, time=each.time + hour) for each in moving]
-    topics = nuscenes_topics(keyframes=None, odometry="/odometry")
-    tokens = [frame.token for frame in assemble([*again, *shifted], topics, keyframed=False)[0]]
-    assert len(tokens) == len(set(tokens)) == 6
-    assert [("#1" in token) for token in tokens] == [False] * 3 + [True] * 3
 
 
 def test_a_map_of_topics_or_what_is_wrong_with_it(tmp_path: Path) -> None:

@@ -95,32 +95,6 @@ def spoiled(data: st.DataObject, content: bytes) -> bytes:
 
 @FUZZ
 @given(data=st.data())
-def test_spoiled_bytes(log: list[Sent], data: st.DataObject) -> None:
-    """Of any messages, also of the transforms and the calibration that all else hangs on."""
-    bad = [*log]
-    for i in data.draw(st.lists(st.integers(0, len(log) - 1), min_size=1, max_size=12)):
-        bad[i] = bad[i]._replace(data=spoiled(data, bad[i].data))
-    frames, counts = assemble(bad, keyframed=data.draw(st.booleans()))
-    assert_usable(frames)
-    assert counts.frames == len(frames) <= 6
-
-
-@FUZZ
-@given(data=st.data())
-def test_any_order(log: list[Sent], data: st.DataObject) -> None:
-    """Shuffled, left out and repeated messages, with the times of the recording in order or not."""
-    places = data.draw(st.lists(st.integers(0, len(log) - 1), max_size=2 * len(log)))
-    bad = [log[i] for i in places]
-    if data.draw(st.booleans()):
-        times = sorted(each.time for each in bad)
-        bad = [each._replace(time=time) for each, time in zip(bad, times, strict=True)]
-    frames, _ = assemble(bad, keyframed=data.draw(st.booleans()))
-    assert_usable(frames)
-    assert len(frames) <= 6
-
-
-@FUZZ
-@given(data=st.data())
 def test_any_stamps(log: list[Sent], data: st.DataObject) -> None:
     """Stamps in headers, and times of the recording, of any size: no loop goes from one to the next."""
     bad = [*log]
@@ -258,14 +232,11 @@ OTHER_SIZE, UNDECODED = "data of another size than the cloud", "a picture that c
         (LIDAR, {"data": bytes_of(np.nan)}, "points that are not finite"),
         (LIDAR, {"data": bytes_of(1e30)}, "points beyond the range of a LiDAR"),
         (LIDAR, {"width": 501}, OTHER_SIZE),
-        (LIDAR, {"height": 1 << 31, "width": 1 << 31}, OTHER_SIZE),
         (LIDAR, {"point_step": 0, "row_step": 10_000}, "data of a size that is not a multiple of the point's"),
         (LIDAR, {"fields": []}, "points without x, y or z"),
-        (FRONT, {"data": np.zeros(0, np.uint8)}, UNDECODED),
         (FRONT, {"data": np.arange(99, dtype=np.uint8)}, UNDECODED),
         (FRONT, {"data": jpeg(b"\xff\xff\xff\xff")}, "an invalid picture size"),
         (FRONT, {"data": jpeg(b"\x00\x40\x00\x40")}, "a picture of another size than its CameraInfo"),
-        (FRONT, {"data": jpeg(b"\x00\x32\x00\x50")}, UNDECODED),
         (INFO, {"width": 0}, "an invalid picture size"),
         (INFO, {"r": np.array([1, 0.5, 0, 0, 1, 0, 0, 0, 1.0])}, "invalid lens parameters"),  # a shear
         (INFO, {"k": np.full(9, np.nan), "p": np.full(12, np.nan)}, "invalid intrinsics"),

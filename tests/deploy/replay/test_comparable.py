@@ -39,23 +39,17 @@ def load(text: str, folder: Path) -> Gates:
     ("text", "message"),
     [
         ("gates: []", "gates: tuple should have at least 1 item"),
-        ("{}", "gates: field required"),
         ("{gates: [{metric: NDS, at_least: 0}], common: 90}", "common: input should be less than or equal to 1"),
         ("metric: mAP", "at_least: field required"),
         ("metric: MAP, at_least: 1", "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, points, scene_obstacle_recall, "),
-        ("metric: AMOTA, class: car, at_least: 1", "AMOTA has no class 'car'; it is of all classes"),
         ("metric: AMOTA, condition: rain, at_least: 1", "AMOTA is of all frames; give no condition"),
-        ("metric: AMOTA, range: [0, 10], at_least: 1", "AMOTA has no ranges; give none"),
         ("metric: difference, of: AMOTA, at_most: 0.1", "AMOTA is not compared with a baseline"),
         ("metric: mAP, class: car, at_least: 1", "mAP has no class 'car'; it is of all classes"),
         ("metric: IoU, range: [0, 15], at_least: 1", "rings of 10 m"),
         ("metric: NDS, range: [30, 10], at_least: 1", r"a range is \[from, to\]"),
         ("metric: latency, stage: think, at_most: 1", "'think' is none of read, admit, check, preprocess"),
         ("metric: NDS, at_least: .nan", "at_least: input should be a finite number"),
-        ("metric: latency, at_most: .inf", "at_most: input should be a finite number"),
-        ("metric: difference, of: NDS, at_most: 2", "less than or equal to 1"),
         ("metric: AP, class: tank, at_least: 1", "^gates.0: AP has no class 'tank'; car, truck"),
-        ("metric: IoU, class: car, at_least: 1", "^gates.0: IoU has no class 'car'; drivable_area"),
         ("metric: NDS, condition: hail, at_least: 1", "^gates.0: hail: unknown condition; choose from clear, rain"),
     ],
 )
@@ -131,9 +125,7 @@ PART = {"start": 0.0, "end": 4.0, "every": 2}
     ("theirs", "ours", "message"),
     [
         ({"faults": ("drop:all",)}, {}, "was replayed with faults drop:all, this replay with none"),
-        ({}, {"faults": ("drop:all",)}, "was replayed with faults none, this replay with drop:all"),
         ({"conditions": ("rain", "night")}, {}, "with conditions rain, night, this replay with the drive's tags"),
-        ({"conditions": ()}, {}, "with conditions none known, this replay with the drive's tags"),
         ({"selection": PART}, {}, "with selection 0 s to 4 s, every 2, this replay with 0 s to the end, every 1"),
         ({"topics_sha256": "ab"}, {}, "with topics ab, this replay with none"),
         (
@@ -142,12 +134,9 @@ PART = {"start": 0.0, "end": 4.0, "every": 2}
             "was replayed with evidence tags, geofences, this replay with tags, recognised",
         ),
         ({"t3": {"sensors": "b"}}, {}, "frame t3 has another sweep or picture than in this replay"),
-        ({"t3": {"sensors": "b"}, "frames": range(FRAMES - 1)}, {}, "frame t3 has another sweep or picture"),
         ({"t3": {"tasks": annotated([])}}, {}, "frame t3 has another annotation than in this replay"),
-        ({"t3": {"tasks": {"detection": {"truth": None}}}}, {}, "frame t3 has another annotation"),
         ({"t3": {"ego": [1.0, 0.0]}}, {}, "frame t3 has another vehicle pose"),
         ({"t3": {"conditions": ["rain"]}}, {}, "frame t3 has another condition"),
-        ({"t3": {"scene": "other"}}, {}, "frame t3 has another scene"),
     ],
 )
 def test_a_baseline_of_something_else_is_refused(theirs: Any, ours: Any, message: str, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What is drawn of a frame, against one that looks at every pixel alone; results.mcap and results.rrd, read back."""
 
-import filecmp
 import json
 from collections import defaultdict
 from dataclasses import replace
@@ -22,7 +21,6 @@ from vocabulary import CAMERAS, CLASSES, NUSCENES, SENSORS
 
 from deploy.replay import pictures
 from deploy.replay.faults import Fault, inject
-from deploy.replay.foxglove_results import FoxgloveWriter
 from deploy.replay.pictures import (
     encode_indexed_png,
     paint_above,
@@ -37,7 +35,6 @@ from deploy.runtime import Runtime
 from perception.datasets.files import decode_image, jpeg_file
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.errors import InputError
 from perception.frame import Boxes, Camera, Frame
 from perception.grid import BevGrid, Reference
 from perception.scene.scene import SceneFrame
@@ -410,17 +407,3 @@ def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
     assert third["CAM_FRONT"][0] == "CAM_FRONT: ok"
     assert {name for name in second if name.startswith("CAM")} == {"CAM_FRONT"}
     assert [len(found["/cam_front/image"].get(time, [])) for time in times] == [1, 0, 1]
-
-
-def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(steps: Steps, tmp_path: Path) -> None:
-    tasks = bundle().manifest.heads
-    for name in ("a", "b"):
-        with FoxgloveWriter.open(tmp_path / name, tasks, "LIDAR_TOP") as writer:
-            for frame, seen in steps[:2]:
-                writer.add(frame, replace(seen, seconds={"engine": float(len(name))}))
-    assert filecmp.cmp(tmp_path / "a", tmp_path / "b", shallow=False)
-    with pytest.raises(AttributeError), FoxgloveWriter.open(tmp_path / "c", tasks, "LIDAR_TOP") as writer:
-        writer.add(steps[0][0], None)  # type: ignore[arg-type]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    with pytest.raises(InputError, match=r"cannot write the recording .*; choose another folder"):
-        FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks, "LIDAR_TOP").__enter__()
