@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from deploy.check import measure, open_to_measure
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement, require_golden, synthetic_frame
 from deploy.golden_file import drive_of, with_sensors
+from deploy.live.messages.objects import AVAILABILITY, LABELS
 from deploy.manifest import (
     Calibration,
     Manifest,
@@ -33,7 +35,6 @@ from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
-from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import signer
 from deploy.state import STATE, Engine, in_sequence
@@ -50,6 +51,7 @@ from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
+from perception.tasks.drawing import LOWEST_SCORE
 from perception.tasks.task import Task
 from perception.training.clips import Arrays
 
@@ -367,3 +369,26 @@ def _table(manifest: Manifest) -> Table:
     ):
         table.add_row(what, value)
     return table
+
+
+ROS2_PARAMETERS = "ml_package.param.yaml"
+
+
+def parameters_content(manifest: Manifest) -> bytes:
+    """The file of a bundle, whose `model_params` the node in deploy/ros2 reads; lists of classes are by label."""
+    spec, classes = manifest.spec, manifest.taxonomy.classes
+    grid = manifest.grid
+    parameters = {
+        "name": manifest.name,
+        "reference": grid.reference,
+        "point_cloud_range": [float(each[side]) for side in (0, 1) for each in (grid.x, grid.y, grid.z)],
+        "cell": float(grid.cell),
+        "sweeps": spec.sweeps,
+        "camera_names": list(spec.named_sensors.cameras) or [""],  # ROS has no empty lists of parameters
+        "class_names": list(manifest.taxonomy.class_names),
+        "class_labels": [LABELS[each.ros_class or "unknown"] for each in classes],
+        "class_orientations": [AVAILABILITY[each.heading] for each in classes],
+        "score_threshold": LOWEST_SCORE,
+    }
+    content = {"/**": {"ros__parameters": {"model_params": parameters}}}
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode()

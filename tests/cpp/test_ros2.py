@@ -21,11 +21,11 @@ from ros_structs import write_structs
 from scipy.spatial.transform import Rotation
 from vocabulary import NUSCENES
 
+from deploy.export import ROS2_PARAMETERS, parameters_content
 from deploy.live.messages.messages import Diagnostic, Messages
 from deploy.manifest import Manifest
 from deploy.recordings.messages import intrinsics
 from deploy.recordings.ros_types import encode, header, make
-from deploy.ros2_parameters import ROS2_PARAMETERS, parameters_content
 from perception.frame import Boxes, Prediction
 from perception.geometry import move
 
