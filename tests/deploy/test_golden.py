@@ -26,7 +26,7 @@ from lowered import switched
 from networks import tasks, uniform_tolerances
 from once import once
 from tiny import write_tiny
-from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
+from vocabulary import ATTRIBUTES, CLASSES, NUSCENES, RIG
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
@@ -143,7 +143,6 @@ def test_one_weight_is_caught_in_every_convolution(precision: Precision) -> None
 
 
 BOXES, LABELS = "detection/boxes", "detection/labels"
-MAP = "map/probabilities"
 Fault = Callable[[Arrays, GoldenFrame], dict[str, np.ndarray]]
 
 
@@ -182,36 +181,28 @@ def with_another_label(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndar
     return {**outputs, LABELS: labels}
 
 
+# Which no manifest may tolerate. INT8 may lose a tenth of the boxes.
 WRONG: dict[str, Fault] = {
-    **{f"boxes +{by:g} m": moved(0, by) for by in (0.3, 1, 10)},
-    # INT8 may lose a tenth.
+    "boxes +0.25 m": moved(0, 0.25),
     "every 8th box +20 m": replaced(BOXES, lambda boxes: iadd(boxes.reshape(-1, boxes.shape[-1])[::8, 0], 20)),
     "sizes x 1.3": replaced(BOXES, lambda boxes: imul(boxes[..., 3:6], 1.3)),
-    "headings +20 deg": turned(20),
-    "velocities +1 m/s": moved(8, 1),
+    "headings +15 deg": turned(15),
+    "velocities +0.3 m/s": moved(8, 0.3),
     "scores x 0.8": replaced("detection/scores", lambda scores: imul(scores, 0.8)),
     "one label": with_another_label,
-    "all labels": replaced(LABELS, lambda labels: labels.fill(0)),
-    "all attributes": replaced("detection/attributes", lambda attributes: attributes.fill(0)),
-    **{f"no {name}": replaced(MAP, lambda maps, i=i: maps[:, i].fill(0)) for i, name in enumerate(MAP_CLASSES)},
 }
-
-
-def missed(wrong: dict[str, Fault], precision: Precision, allowed: Tolerances) -> list[str]:
-    """What no golden frame finds in what this machine's engine computes, which itself passes."""
-    found: set[str] = set()
-    for frame, outputs in computed(precision):
-        assert differences(frame.outputs, outputs, allowed, frame.compared) == []
-        for name, fault in wrong.items():
-            if name not in found and differences(frame.outputs, fault(outputs, frame), allowed, frame.compared):
-                found.add(name)
-    return [name for name in wrong if name not in found]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_wrong_quantity_is_found_and_the_right_engine_passes(precision: Precision) -> None:
-    """With the tolerances that the exporter wrote."""
-    assert missed(WRONG, precision, small(precision).manifest.tolerances) == []
+    """With the widest tolerances of the precision, in any of the golden frames."""
+    widest, found = BOUNDS[precision].all(small(precision).manifest.heads), set[str]()
+    for frame, outputs in computed(precision):
+        assert differences(frame.outputs, outputs, widest, frame.compared) == []
+        for name, fault in WRONG.items():
+            if name not in found and differences(frame.outputs, fault(outputs, frame), widest, frame.compared):
+                found.add(name)
+    assert found == {*WRONG}
     verify(small(precision).path)  # the graphs of both layouts too
 
 
@@ -420,13 +411,6 @@ def test_a_defect_before_or_behind_the_engine_is_found(
                 patch.setattr(where, instead)
             with one_line_error(at=f"{path}/golden", says=said):
                 Runtime(path, trust=key and trusting(public))
-
-
-def test_what_no_manifest_may_tolerate_is_found() -> None:
-    """With the widest tolerances of INT8, in any of the golden frames."""
-    widest = BOUNDS["int8"].all(small("int8").manifest.heads)
-    wrong = {"boxes": moved(0, 0.25), "velocities": moved(8, 0.3), "headings": turned(15)}
-    assert missed(wrong, "int8", widest) == []
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60))

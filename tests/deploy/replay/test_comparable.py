@@ -107,7 +107,7 @@ def test_itself_and_too_few_common_frames_are_refused(tmp_path: Path) -> None:
         judge(run, baseline, AGREE)
     (tmp_path / "link").symlink_to(run)
     for itself in (run, tmp_path / "link", baseline / ".." / "run"):
-        with pytest.raises(InputError, match="is the replay that is judged; give the folder of another one"):
+        with pytest.raises(InputError, match="is the replay that is judged; give another"):
             judge(run, itself, AGREE)
     assert not (run / "verdict.json").exists()
     assert judge(baseline, run, AGREE).passed  # a baseline of more drives has all frames
