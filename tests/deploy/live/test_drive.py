@@ -1,4 +1,4 @@
-"""Driving in real time: the bytes of a replay where nothing is late, and an outcome or a reason for every frame."""
+"""Driving in real time: the bytes of a replay where nothing is late; an outcome, or a reason, for every frame."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -21,13 +21,15 @@ from exported import bundle, remembering
 from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
+from deploy.live import intake as module
+from deploy.live.intake import Intake
 from deploy.live.outputs import Output
 from deploy.live.policy import Delay, Policy
 from deploy.live.process import Systemd
-from deploy.live.source import Playback
+from deploy.live.source import Damage, Playback, Receive
 from deploy.live.state import Reason, Status
 from deploy.live.zenoh import Zenoh, republish
-from deploy.recordings.drives import RecordedDrive
+from deploy.recordings.drives import RecordedDrive, open_recording
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
 from perception.frame import Prediction
@@ -427,3 +429,51 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], say
     files["policy"].write_text("lateness: -1\n")
     files["misspelt"].write_text("sensors: {'CAM_*': {any: warn}, vehicle: {any: warn}, LIDAR_TPO: {missing: stop}}\n")
     assert says in refuses("drive", bundle().path, *(each.format(**files) for each in arguments))
+
+
+class Before(Playback):
+    """A recording all of whose messages were sent before."""
+
+    def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
+        self._end.set()
+
+
+@pytest.mark.slow("may be the first to export")
+def test_the_time_of_a_frame_is_that_of_its_last_message_however_long_it_waited(tmp_path: Path) -> None:
+    """Else outputs of a process that cannot keep up would be in time, however old they are."""
+    recording, policy = recorded(tmp_path, log(2.0)), Policy(lateness=PATIENT)
+    topics = nuscenes_topics(keyframes=None, wait=PATIENT)
+    waiting = Intake(Before(recording), topics, policy, Runtime(bundle().path, checks=False))
+    began = time.monotonic()
+    for raw in open_recording(recording).read(topics.names(), lambda _: None):
+        waiting.receive(raw)
+    came = time.monotonic()
+    waiting.start()
+    arrived = waiting.take(60.0)
+    waiting.close()
+    assert arrived is not None
+    assert began <= arrived.time <= came
+
+
+def test_messages_that_are_dropped_make_the_state_degraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come a thousand times as fast as they were recorded."""
+    monkeypatch.setattr(module, "MOST_WAITING", 2)
+    drive = driving(log(2.0), tmp_path, rate=1000.0)
+    dropped = sum(drive.driven.counts["overrun"].values())
+    assert dropped > 0
+    says = f"{dropped} messages so far were dropped"
+    assert drive.watch.first("DEGRADED", "overrun", says=says) < float("inf")
+
+
+def test_frames_that_wait_at_the_end_of_a_recording_are_not_decoded_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All wait for a camera that sends nothing; the drive is stopped in the first one."""
+    monkeypatch.setattr("deploy.recordings.stamps.SILENT", 10**9)  # us
+    topics, policy = nuscenes_topics(keyframes=None, wait=PATIENT), Policy(lateness=PATIENT)
+    watch = Watch(lambda: os.kill(os.getpid(), signal.SIGTERM) if len(watch.lines) == 1 else None)
+    blind = [each for each in log(2.0) if not each.topic.startswith("/cam_back/")]
+    drive = driving(blind, tmp_path, topics=topics, policy=policy, watch=watch)
+    drive.require_outcomes()
+    assert drive.driven.announced >= 3
+    assert drive.driven.outcomes == {"perceived": 1, "stopped": drive.driven.announced - 1}

@@ -1,10 +1,11 @@
-"""A replay: which frames, when, at which latency, in how much memory, and what it leaves in its folder."""
+"""A replay: which frames, when, how fast, in how much memory, what it leaves in its folder, and its file of keys."""
 
 import gc
 import hashlib
 import json
 import math
 import platform
+import re
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import one_line_error
+import yaml
+from commands import one_line_error, refuses, succeeds
 from exported import QUIET
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from junitparser import Error, JUnitXml
 from pages import page_data
 from recordings import SPEC, TINY, assert_equal_frames
 from replays import VERSION, assert_same, frames, gates, replay_with_faults, small, unreadable
+from repository import ROOT
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, SENSORS
 
@@ -40,7 +43,7 @@ from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
 from deploy.replay.schedule import RealTime
-from deploy.replay.settings import Settings, Source
+from deploy.replay.settings import ReplayFile, Settings, Source
 from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads
@@ -382,3 +385,51 @@ def test_the_hash_of_a_drive_is_its_sensors_whatever_network_reads_them(tmp_path
         assert sensors(roots[1]) != first
         file.write_bytes(before)
     assert sensors(roots[1]) == first
+
+
+def test_the_page_has_all_keys_with_their_defaults() -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "replay.md").read_text(), re.MULTILINE | re.DOTALL)
+    content = yaml.safe_load(blocks[0])
+    assert content.keys() == ReplayFile.model_fields.keys()
+    assert ReplayFile.model_validate(content) == ReplayFile()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("strat: 1", "strat: is not a known key"),
+        ("start: soon", "start: input should be a valid number"),
+        ("every: 1.5", "every: input should be a valid integer"),
+        ("conditions: rain", "conditions: input should be a valid tuple"),
+    ],
+)
+def test_a_wrong_key_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "replay.yaml").write_text(text)
+    with one_line_error(says):
+        ReplayFile.load(tmp_path / "replay.yaml")
+
+
+@pytest.mark.slow("two replays by the command")
+def test_each_key_has_its_effect(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "drives", 8)
+    config, out = tmp_path / "replay.yaml", tmp_path / "out"
+    (tmp_path / "evidence.yaml").write_text("sources: [{source: tags}]\n")
+    given = ("replay", tmp_path / "drives", "--bundle", small(), "--config", config, "--out", out)
+    config.write_text(
+        "conditions: [rain]\nevidence: evidence.yaml\nstart: 1.0\nend: 3.0\nevery: 2\nreal_time: true\nviewer: true\n"
+    )
+    succeeds(*given)
+    used = json.loads((out / "replay.json").read_text())
+    assert (used["conditions"], used["evidence"], used["real_time"]) == (["rain"], ["tags"], True)
+    assert used["selection"] == {"start": 1.0, "end": 3.0, "every": 2}
+    assert used["frames"] == 2, used
+    assert (out / "results.mcap").exists()
+    for text, says in (
+        ("start: 2\nend: 1\n", "start 2, end 1: give seconds with 0 <= start < end"),
+        ("conditions: [hail]\n", "hail: unknown condition"),
+        ("allow_older: true\n", "an older bundle is accepted anyway without a key"),
+        ("keys: [public.pem]\n", str(tmp_path / "public.pem")),
+        ("ray: 127.0.0.1:1\nviewer: true\n", "viewer: this needs a single process"),
+    ):
+        config.write_text(text)
+        assert says in refuses(*given)
