@@ -89,12 +89,10 @@ def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
 def test_script_refuses_the_wrong_machine(tmp_path: Path) -> None:
     """The last has a version in the range of a Thor, whose GPU it has not."""
     for i, (target, dla, version, reason) in enumerate((
-        ("orin", False, 8602, "orin needs TensorRT >=10.3,<11, but "),  # JetPack 5 and 6.0
-        ("orin", False, 100001, "orin needs TensorRT >=10.3,<11, but "),
+        ("orin", False, 100001, "orin needs TensorRT >=10.3,<11, but "),  # JetPack 6.0
         ("orin", False, 110000, "orin needs TensorRT >=10.3,<11, but "),
         ("orin", True, 100800, "orin needs TensorRT >=10.3,<10.8, but "),
-        ("thor", False, 100300, "thor needs TensorRT >=10.13,<12, but "),
-        ("drive-thor", False, 120000, "drive-thor needs TensorRT >=10.10,<12, but "),
+        ("thor", False, 120000, "thor needs TensorRT >=10.13,<12, but "),
         ("thor", False, 101303, "this GPU has compute capability 8.7, a Jetson Thor has 11.0"),
     )):  # fmt: skip
         device = Device(tmp_path / str(i), version)
