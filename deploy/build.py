@@ -40,17 +40,11 @@ def build(
     Args:
         dla: run the layers that the target's DLA supports on it.
         out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
-        sign: private key (PEM, `deploy.signature`) that signs the plan's record, or the package; it must have signed
-            the bundle.
+        sign: private key that signs the plan's record, or the package; it must have signed the bundle.
         refittable: compile a plan whose weights a later bundle can replace (`refit`).
 
     Returns:
         The record of the first route's plan, or the package.
-
-    Raises:
-        InputError: there is no such bundle, key or target, the target does not support the bundle or has no DLA, its
-            compiler is missing or rejects the graph, or the package cannot be written.
-        WrongEngine: the plan gives other outputs than the golden frames have.
     """
     console, target, bundle = console or Console(), find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # raises if the target has no DLA
@@ -106,12 +100,8 @@ def refit(
     """Copy the plan of the bundle in folder `old` to the one in `path`, which has other weights, without compiling.
 
     The plan's bytes stay the same. Its new record makes the engine load this bundle's weights whenever it opens the
-    plan.
-
-    Args:
-        old: folder of a bundle with a `refittable` plan by this machine's compiler, for a network of the same structure
-            (`deploy.precision.measure`).
-        sign: private key (PEM, `deploy.signature`) that signs the plan's record; it must have signed the bundle.
+    plan. `old` has a `refittable` plan by this machine's compiler, for a network of the same structure
+    (`deploy.precision.measure`); the private key `sign` must have signed the bundle.
     """
     target, bundle, source = find_target(target_name), Bundle.load(path), Bundle.load(old)
     if target.compiler == "onnxruntime":

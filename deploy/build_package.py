@@ -85,13 +85,7 @@ class BuildPackage(Section):
 def write_package(
     bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool, signer: Signer | None = None
 ) -> BuildPackage:
-    """Write the build package of a bundle for a TensorRT target to the folder `out`, replacing an older one.
-
-    Engines that the bundle already has are not copied.
-
-    Args:
-        signer: signs SHA256SUMS.
-    """
+    """Write the build package of a bundle, without its engines, to the folder `out`, replacing an older one."""
     if out.exists() and not (out / SCRIPT).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")
     package = _describe(bundle, target, out, dla, refittable)

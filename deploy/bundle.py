@@ -130,11 +130,7 @@ class Bundle:
 
     @staticmethod
     def load(path: Path, trust: Trust | None = None) -> Bundle:
-        """Open the bundle in the folder `path`.
-
-        Args:
-            trust: who must have signed it, and how old it may be; None accepts it unsigned and of any age.
-        """
+        """Open the bundle in the folder `path`; without `trust` it is accepted unsigned and of any age."""
         restore_folder(path)
         require_inside(path, SUMS)
         if not (path / SUMS).is_file():
@@ -232,9 +228,7 @@ class Bundle:
     def plan(self, target: str, compiler: str | None = None) -> StoredPlan:
         """Read the plan for `target`, and check it against its record and this network.
 
-        Args:
-            compiler: compiler and version of the machine that will run the plan; plans by others do not load. None
-                accepts any.
+        Plans by another compiler than that of the machine that will run them do not load; None accepts any.
         """
         for suffix in ("json", "plan", "sig"):
             require_inside(self.path, f"{ENGINES}/{target}.{suffix}")
@@ -294,7 +288,6 @@ def write_bundle(
 
     Args:
         more: other files by name, such as modules/rain.json.
-        signer: signs SHA256SUMS.
         cpu_onnx: the graph for ONNX Runtime, if it has its own.
         routes: bundles for other routes, which are copied into this one.
     """

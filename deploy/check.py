@@ -127,8 +127,7 @@ class Comparison(NamedTuple):
 def compare_drives(drives: Sequence[Drive], spec: InputSpec, expected: Statistics) -> dict[str, Any]:
     """Compare drives of `open_to_measure` with the statistics of a bundle.
 
-    Returns `frames`: their number; `findings`: lines, worst first; `compared`: every `Comparison`; `statistics`: of
-    these drives.
+    Returns `frames`: their number; `findings`: lines, worst first; `compared`: every `Comparison`; `statistics`.
     """
     sensors = spec.named_sensors
     lidar = sensors.lidars[0] if sensors.lidars else ""

@@ -210,12 +210,7 @@ def find_origin(
 ) -> tuple[Origin, dict[str, bytes]]:
     """The record for the manifest, and the modules' files by their names in the bundle.
 
-    Args:
-        model: the checkpoint's model, with its modules at their slots.
-        modules: names of the modules in the exported network. What each was trained on is read from RUN/modules, if it
-            has a record for this base.
-        golden: token of the golden frame.
-        license: stated by the exporter.
+    What each of the exported modules was trained on is read from RUN/modules, if it has a record for this base.
     """
     base, records, source = model.bank.base_hash(), read_records(checkpoint), provenance(checkpoint)
     known = {name: record for name, record in records.items() if record.base == base}
@@ -245,9 +240,7 @@ def export(
         routes: sets of conditions that the bundle serves, such as (("rain", "night"), ("night",)). With a single
             route its modules are folded into the weights. With several, modules that differ between routes stay in the
             graph, and an input `route` switches them.
-        console: receives progress and the table; standard output by default.
         release: number, expiry and licence for the manifest, and the key that signs it.
-        precision: see `deploy.precision`.
         calibration: drives of the training, whose statistics the bundle carries; INT8 is calibrated on them.
         apart: write one network per route instead of one for all, which is faster but takes more memory.
     """

@@ -132,10 +132,9 @@ def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.n
 
 
 def _offsets(mine: Arrays, other: Arrays, usual: float) -> dict[str, np.ndarray]:
-    """Quantity -> (P, n) signed differences of paired detections.
+    """Quantity -> (P, n) signed differences of paired detections, given the usual length of a heading's vector.
 
-    Args:
-        usual: length of a heading's vector. A shorter one is uncertain: rounding changes its yaw a lot, the vector not.
+    A shorter one is uncertain: rounding changes its yaw a lot, the vector not.
     """
     a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
     ahead, other_ahead = (
@@ -153,9 +152,8 @@ def _offsets(mine: Arrays, other: Arrays, usual: float) -> dict[str, np.ndarray]
 def score_spread(expected: np.ndarray, actual: np.ndarray, lost: float) -> Spread:
     """The largest difference of the sorted scores, and the mean one as a share of the mean score.
 
-    Args:
-        lost: share of the scores that may differ more. Rounding can change which anchors are candidates, by their
-            greatest score, and with them all their scores.
+    A share `lost` may differ more: rounding can change which anchors are candidates, by their greatest score, and with
+    them all their scores.
     """
     lowest = min(_lowest(expected), _lowest(actual))
     off = _without_zeros(actual, lowest).astype(np.float64) - _without_zeros(expected, lowest)
@@ -250,8 +248,7 @@ class GoldenFrame:
 def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: Arrays | None = None) -> list[str]:
     """Compare the outputs of two engines for the same frame; returns what is out of tolerance.
 
-    Args:
-        compared: as `GoldenFrame.compared`; None: all `clear_detections`.
+    Of detections those of `GoldenFrame.compared` are, by default all `clear_detections`.
     """
     if problems := _describe_malformed(expected, actual):
         return problems
@@ -316,11 +313,7 @@ def _describe_malformed(expected: Arrays, actual: Arrays) -> list[str]:
 def require_golden(
     frames: Sequence[GoldenFrame], run: Callable[[Arrays], Arrays], engine: str, allowed: Tolerances
 ) -> None:
-    """Raise WrongEngine unless `run` gives the outputs of the golden frames within the tolerances.
-
-    Args:
-        run: of a network with a memory `in_sequence`.
-    """
+    """Raise WrongEngine unless `run`, of a network with a memory `in_sequence`, gives the golden frames' outputs."""
     for frame in frames:
         name = f"{engine}, golden frame {frame.name}:"
         require_agreement(frame.outputs, run(frame.inputs), name, allowed, frame.compared)

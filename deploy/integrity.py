@@ -70,8 +70,7 @@ def require_inside(folder: Path, name: str) -> None:
 def require_nothing_else(folder: Path, names: Collection[str], free: Collection[str]) -> None:
     """Raise InputError if the folder has a file that is neither in `names` nor in one of the folders `free`.
 
-    Args:
-        names: paths relative to the folder, with forward slashes, as those in `free`.
+    These are paths relative to the folder, with forward slashes.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -229,7 +229,6 @@ def write_log(
     Args:
         storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
         sweeps: number of sweeps of each LiDAR, and of pictures of each camera, before a keyframe.
-        rig: of the vehicle; None: that of nuScenes.
     """
     tables = NuScenesTables(dataroot, version or only_version(dataroot), rig or load_rig("nuscenes"))
     if out.exists():

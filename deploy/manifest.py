@@ -146,11 +146,7 @@ class GoldenRules(Section):
 def contract_of(
     spec: InputSpec, tasks: Mapping[str, Task[Any]], inputs: Sequence[str], taxonomy: Taxonomy
 ) -> dict[str, Any]:
-    """The sections of a network's manifest, by name.
-
-    Args:
-        inputs: names of the network's.
-    """
+    """The sections of a network's manifest, by name."""
     sensors = {fact: name for fact, name in PRESENCE.items() if name in inputs}
     values = taxonomy.condition_values if "conditions" in inputs else ()
     return {

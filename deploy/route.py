@@ -25,11 +25,8 @@ def steering_inputs(
 ) -> dict[str, np.ndarray]:
     """The network's inputs `route` and, if its modules read conditions, `conditions` for a frame.
 
-    Args:
-        conditions: the known conditions of the frame.
-        inputs: the frame's sensor inputs from `prepare`; zeros where a sensor is missing.
-        banked: the modules in the order of the input `route`.
-        values: of the input `conditions`, in its order; empty for a network without it.
+    The banked modules are in the order of the input `route`, the values in that of `conditions`; without it there are
+    none. In the sensors' inputs, of `prepare`, a missing sensor is zeros.
     """
     seen, takes = seen_sensors(inputs), {sensor for sensor, name in PRESENCE.items() if name in inputs}
     known = {*conditions.known(), *seen, *(f"no-{sensor}" for sensor in takes - seen)}

@@ -57,11 +57,7 @@ def signer(key: Path) -> Signer:
 
 
 def require_signed(record: Path, content: bytes, *keys: Path) -> str:
-    """Check the signature of `content` in the .sig file beside `record`; returns the id of the key that made it.
-
-    Args:
-        keys: PEM files of public keys.
-    """
+    """Check the signature of `content` in the .sig file beside `record`; returns the id of the key that made it."""
     public = {key: _public(key) for key in keys}
     file = record.with_suffix(".sig")
     trusted = " or ".join(f"{key} ({_id(each)})" for key, each in public.items())

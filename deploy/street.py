@@ -84,8 +84,7 @@ def street_frames(spec: InputSpec) -> dict[str, Frame]:
 def street_frame(reference: Reference, rig: Rig, place: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Frame:
     """The street by day, seen by a rig's simulated sensors; always the same. Pictures are taken one after the other.
 
-    Args:
-        place: x and y (m) and heading (degrees) of the vehicle on the street.
+    The vehicle's place is x and y (m) and heading (degrees).
     """
     snapshot, still = _snapshot(), np.eye(4)
     rig = rig.calibrate()

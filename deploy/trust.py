@@ -70,13 +70,7 @@ class Trust:
             )
 
     def require_plan(self, record: Path, content: bytes, place: str, bundle: Path) -> None:
-        """Raise InputError unless a plan is signed or is the one that ran here.
-
-        Args:
-            record: the file of its record, with this content.
-            place: its target and network.
-            bundle: for messages.
-        """
+        """Raise InputError unless the plan of this record is signed or is the one that ran here in its place."""
         digest = hashlib.sha256(content).hexdigest()
         if record.with_suffix(".sig").is_file():
             self.require_signed(record, content)

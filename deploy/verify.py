@@ -21,9 +21,7 @@ from perception.sensors.inputs import PILLARS
 def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:
     """Check the bundle or build package in folder `path`; returns what was checked and found.
 
-    Args:
-        trust: who must have signed it, and how old it may be. None checks neither signatures nor age. The release is
-            not stored.
+    Without `trust` neither signatures nor age are checked. The release is not stored.
     """
     if (path / SCRIPT).is_file():
         return _verify_package(path, trust)
@@ -126,16 +124,10 @@ def _describe_unchecked(signature: Path) -> str:
 
 
 def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
-    """Verify the bundle in folder `path`, then sign it or its plans for `target`.
+    """Verify the bundle in folder `path`, then sign it or its plans for `target`; returns the file and the key's id.
 
     Verification shows that everything fits together, not that the bundle is the one that you exported. Therefore a plan
     is signed only if this key has signed the bundle.
-
-    Args:
-        key: the private key (PEM).
-
-    Returns:
-        The signed file, and the id of the key.
     """
     from deploy.signature import signer  # to verify without a key needs no cryptography
 

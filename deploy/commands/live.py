@@ -138,11 +138,7 @@ def open_outputs(
     zenoh: Zenoh | None,
     say: Callable[[str], None],
 ) -> list[Output]:
-    """Open the outputs, which end with the stack.
-
-    Args:
-        zenoh: publishes what is perceived.
-    """
+    """Open the outputs, which end with the stack."""
     from deploy.live.messages.messages import Message, Messages
     from deploy.live.metrics import Metrics
     from deploy.live.outputs import FrameLog, Published, Results

@@ -8,12 +8,9 @@ from deploy.targets import find_target
 
 
 def open_engine(bundle: Bundle, target: str = "cpu", threads: int = 0) -> Engine:
-    """Open the engine that runs `bundle` on `target`.
+    """Open the engine that runs `bundle` on `target`; ONNX Runtime has a thread for each core if `threads` is 0.
 
     A plan compiled from another bundle's network (`deploy.build.refit`) is loaded with this bundle's weights.
-
-    Args:
-        threads: of ONNX Runtime; 0: one for each core.
     """
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine

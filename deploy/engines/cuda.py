@@ -69,12 +69,7 @@ def compute_capability() -> int:
 
 
 class Buffer:
-    """An array in GPU memory and its copy in pinned host memory; both are freed with the object.
-
-    Attributes:
-        address: GPU address of the array.
-        host: the array on the host, initially zeros.
-    """
+    """An array in GPU memory and its copy in pinned host memory, initially zeros; both are freed with the object."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.size = math.prod(shape) * dtype.itemsize

@@ -42,16 +42,13 @@ class OnnxRuntimeState:
 
 
 class OnnxRuntimeEngine:
-    """A network on the CPU, from an ONNX file or its content.
+    """A network on the CPU, from an ONNX file or its content, which messages call `name`.
+
+    `inputs` and `outputs` have type and shape by name; a dynamic dimension is given by its name.
 
     Args:
-        name: how messages refer to the graph, if `onnx` is its content.
         optimise: whether ONNX Runtime may rewrite the graph; otherwise it runs node by node.
         threads: that compute; 0: one for each core.
-
-    Attributes:
-        inputs: type and shape by name; a dynamic dimension is given by its name.
-        outputs: likewise.
     """
 
     def __init__(self, onnx: Path | bytes, name: object = "the graph", optimise: bool = True, threads: int = 0) -> None:

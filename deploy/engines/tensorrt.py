@@ -65,8 +65,7 @@ def build_engine(
 
     Args:
         dla: place the layers that the first DLA can run on it, and the others on the GPU.
-        refittable: compile a plan whose weights can be replaced later (`deploy.precision.measure`), without the
-            optimisations that depend on their values. This needs a GPU.
+        refittable: without the optimisations that depend on the weights' values (`refit`). This needs a GPU.
         inputs: shape by name, at least for inputs with a dynamic dimension; the plan takes only this size.
     """
     trt = import_compiler(target)
@@ -175,8 +174,7 @@ def _parser_error(parser: Any, log: Any) -> str:
 class TensorRtState:
     """A state in two buffers on the GPU, of which each run reads one and writes the other.
 
-    Attributes:
-        graphs: for each engine and buffer that it reads, its work as `TensorRtEngine.graph`.
+    `graphs` has the work for each engine and buffer that it reads, as `TensorRtEngine.graph`.
     """
 
     def __init__(self, shape: tuple[int, ...], stream: cuda.Stream) -> None:
@@ -215,8 +213,7 @@ class TensorRtEngine:
             with a memory has one for each buffer of a state, which keeps them.
 
     Args:
-        weights: an ONNX graph whose weights replace those of the plan; it must have the same structure
-            (`deploy.precision.measure`) as the graph that the plan was compiled from. None keeps the plan's weights.
+        weights: an ONNX graph of the same structure (`deploy.precision.measure`), whose weights replace the plan's.
     """
 
     def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:

@@ -45,20 +45,15 @@ class _Received(NamedTuple):
 
 
 class Intake:
-    """Assembles frames, and keeps only the newest one.
+    """Assembles frames for the runtime's network, and keeps only the newest one.
 
     Every frame that a sensor or a keyframe announces ends in one of `outcomes`:
 
-    perceived
-    superseded  a newer frame came before there was time for it
-    failed      the engine raised an exception
-    unposed     the vehicle's pose at its time is not known, so that it cannot be placed
-    stopped     it waited when the drive was stopped
-
-    Args:
-        topics: map the source's topics to sensors.
-        policy: says how long frames wait for their sensors.
-        runtime: whose network the frames are for.
+        perceived
+        superseded  a newer frame came before there was time for it
+        failed      the engine raised an exception
+        unposed     the vehicle's pose at its time is not known, so that it cannot be placed
+        stopped     it waited when the drive was stopped
     """
 
     def __init__(self, source: Source, topics: Topics, policy: Policy, runtime: Runtime) -> None:

@@ -23,10 +23,6 @@ class Metrics(Output):
     """Serves the metrics of docs/drive.md at http://HOST:PORT/metrics, on all interfaces, as Prometheus expects.
 
     Durations are histograms that grow frame by frame; all else is read from the process when somebody asks.
-
-    Args:
-        port: to listen on.
-        intake: has the counts of frames and messages.
     """
 
     name = "metrics"

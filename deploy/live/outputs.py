@@ -156,8 +156,7 @@ _REPEATED = 1.0  # s, after which the same state is said again
 class Published(Output):
     """Publishes detections before tracks are known, then the rest; and the state when it changes, and every second.
 
-    Args:
-        sent: is also given each message.
+    `sent` is also given each message.
     """
 
     name = "publish"

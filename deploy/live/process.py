@@ -49,10 +49,8 @@ def drive(
 ) -> Driven:
     """Perceive what the intake's source sends until it ends, or SIGTERM or SIGINT comes; then the source is closed.
 
-    Args:
-        runtime: one that leaves the golden frames to the loop.
-        budget: s from the message that completes a frame to its output; the policy's if None.
-        say: prints a line.
+    The runtime leaves the golden frames to the loop. `budget` is in s from the message that completes a frame to its
+    output; by default the policy's.
     """
     runtime.restart()
     supervisor = Supervisor(policy, intake, budget)
@@ -132,11 +130,7 @@ IDLE = 0.02  # s without a frame, after which a golden frame may run
 
 
 class Loop:
-    """Perceives the newest frame again and again.
-
-    Args:
-        runtime: one that leaves the golden frames to this loop.
-    """
+    """Perceives the newest frame again and again, by a runtime that leaves the golden frames to it."""
 
     def __init__(
         self, runtime: Runtime, intake: Intake, supervisor: Supervisor, outputs: Outputs, policy: Policy

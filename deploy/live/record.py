@@ -35,14 +35,10 @@ class _Message(NamedTuple):
 
 
 class Recorder(Output):
-    """Writes the file in a thread of its own. A disk that is full or too slow ends the recording, not the drive.
+    """Writes the file, which must not exist, in a thread of its own.
 
-    Messages in CDR of ROS 2's own types are recorded; of other topics a line says that they are not.
-
-    Args:
-        path: of a file that does not exist.
-        info: of the drive, whose name the file keeps.
-        say: prints a line.
+    Messages in CDR of ROS 2's own types are recorded; of other topics a line says that they are not. A disk that is
+    full or too slow ends the recording, not the drive, whose name the file keeps.
     """
 
     name = "record"

@@ -30,8 +30,7 @@ class Source(Protocol):
     def start(self, topics: Collection[str], receive: Receive, damage: Damage) -> None:
         """Call `receive` for each message of these topics from now on, from any thread.
 
-        Args:
-            damage: called with a line of text for each part of a recording that cannot be read.
+        `damage` is called with a line of text for each part of a recording that cannot be read.
         """
         ...
 
@@ -50,9 +49,7 @@ class Source(Protocol):
 class Playback:
     """A recording whose messages come when they were recorded, by a clock that starts with the first of them.
 
-    Args:
-        path: a .mcap or .db3 file, or a rosbag2's folder.
-        rate: of the clock; 2: twice as fast as recorded.
+    The clock is `rate` times as fast as recorded.
     """
 
     def __init__(self, path: Path, rate: float = 1.0) -> None:

@@ -53,8 +53,7 @@ class Status:
 class Supervisor:
     """Collects what the loop tells, and says at any time, also from another thread, what the state is.
 
-    Args:
-        allowed: s from the message that completes a frame to its output; the policy's if None.
+    Outputs are late after `allowed` s from the message that completes their frame; by default the policy's.
     """
 
     def __init__(self, policy: Policy, intake: Intake, allowed: float | None) -> None:

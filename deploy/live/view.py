@@ -15,13 +15,10 @@ from perception.scene.scene import SceneFrame
 
 
 class View(Output):
-    """Serves what was perceived to Foxglove at ws://localhost:PORT, to this machine alone.
+    """Serves what was perceived to Foxglove at ws://localhost:PORT, to this machine alone; port 0: any that is free.
 
     A frame is drawn while somebody has subscribed to a topic. Without that it is drawn only if it has a sensor that no
     earlier frame had, so that the topics are known before somebody comes.
-
-    Args:
-        port: to listen on; 0: any that is free.
     """
 
     name = "view"

@@ -33,13 +33,7 @@ Clip = Sequence[Inputs]  # of a frame and, for a network with a memory, of frame
 
 
 def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
-    """Measure the range (low, high) of each tensor on the frames, sorted by name; it always contains 0.
-
-    Args:
-        model: an FP32 graph.
-        tensors: names of activations.
-        frames: inputs of the graph, for at least one frame.
-    """
+    """Measure the range (low, high) of each activation of an FP32 graph, sorted by name; it always contains 0."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrater prints
         calibrater = _Calibrater(model, sorted(tensors), Path(folder))
         for inputs in frames:  # one at a time, because collect_data keeps all activations of its frames in memory
@@ -118,11 +112,7 @@ class Drives:
 def prepare_clip(
     frames: Sequence[Frame], spec: InputSpec, moments: Sequence[Moment] = ()
 ) -> list[dict[str, np.ndarray]]:
-    """The network's inputs for frames in order, without states.
-
-    Args:
-        moments: of the frames, where they are not their own.
-    """
+    """The network's inputs for frames in order, without states, at the given moments instead of their own."""
     inputs = [prepare(frame, spec) for frame in frames]
     if spec.memory is None:
         return inputs

@@ -42,9 +42,6 @@ class Errors:
 
     Boxes may be regressed at the peaks only. With FP32's peaks given as further inputs, values at the same cells are
     compared.
-
-    Args:
-        trunk_outputs: see `with_measured_outputs`.
     """
 
     def __init__(
@@ -64,11 +61,7 @@ class Errors:
 
 
 def sensitivity(errors: Errors, exact: Collection[str] = ()) -> tuple[Block, ...]:
-    """Measure the error of each block; it becomes INT8 up to `LARGEST_ERROR`.
-
-    Args:
-        exact: blocks that never become INT8.
-    """
+    """Measure the error of each block; it becomes INT8 up to `LARGEST_ERROR`, unless it is one of the exact ones."""
     table = []
     for name, layers in blocks(errors.graph).items():
         off = errors.of(layers, TENSORRT)
@@ -80,10 +73,8 @@ def sensitivity(errors: Errors, exact: Collection[str] = ()) -> tuple[Block, ...
 def with_measured_outputs(model: onnx.ModelProto, trunk_outputs: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of a graph whose outputs are those that errors are measured on: the probabilities and maps of the heads.
 
-    The cells of the peaks become inputs, named with the suffix `.given`.
-
-    Args:
-        trunk_outputs: outputs whose last convolution also feeds the trunk; they are measured themselves.
+    The cells of the peaks become inputs, named with the suffix `.given`. Of `trunk_outputs` the last convolution also
+    feeds the trunk; they are measured themselves.
     """
     probabilities = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
     maps = {probabilities.get(name, name) for name in places(model.graph).heads}
@@ -217,12 +208,7 @@ class ConvertedGraphs:
 def convert(
     model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs], tasks: Mapping[str, Task[Any]]
 ) -> ConvertedGraphs:
-    """Convert an FP32 graph to this precision.
-
-    Args:
-        frames: inputs to measure the ranges of activations on; INT8 needs one or more.
-        tasks: the network's tasks by name.
-    """
+    """Convert an FP32 graph to this precision; INT8 needs frames to measure the ranges of activations on."""
     if precision == "fp32":
         return ConvertedGraphs({ONNX: model})
     if precision == "fp16":

@@ -172,16 +172,14 @@ def make_golden_frames(
     frames: Mapping[str, tuple[Arrays, Arrays]],
     tasks: Tasks,
 ) -> tuple[tuple[GoldenFrame, ...], Tolerances]:
-    """Make the golden frames of each graph, and measure the tolerances.
+    """Make the golden frames of each graph, by file name, and measure the tolerances.
 
     FP16 is compared with the trained network, and its tolerances are measured against it. Those of FP32 and INT8 are
     measured by emulating the rounding of other engines: so a wrong graph does not widen them. An INT8 network can
     differ a lot from the trained one on frames unlike those it was calibrated on, so it is compared with its own graph.
 
     Args:
-        graphs: by file name.
         frames: inputs, and outputs of the trained network, by name; in order, and without states (`GoldenFrame`).
-        tasks: the network's tasks by name.
     """
     ranked = [name for name, task in tasks.items() if task.ranked]
     golden: list[GoldenFrame] = []

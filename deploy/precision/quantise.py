@@ -64,9 +64,7 @@ def activations(graph: onnx.GraphProto) -> set[str]:
 def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, layout: Layout) -> onnx.ModelProto:
     """A copy of an FP32 graph with some of its `quantisable` convolutions in INT8, those that the layout supports.
 
-    Args:
-        layers: outputs of the convolutions.
-        ranges: as `calibrate.ranges` measured them on `activations`.
+    They are given by their outputs; `calibrate.ranges` measures the ranges, of `activations`.
     """
     named = onnx.ModelProto()  # the quantiser selects nodes by name, which the exporter does not guarantee
     named.CopyFrom(model)

@@ -30,11 +30,7 @@ class Selection:
             raise InputError(f"every {self.every}: give 1 for every frame, 2 for every second one, ...")
 
     def expected(self, frames: int, seconds: float) -> int:
-        """How many of the frames of a drive are selected, if they come at a steady rate.
-
-        Args:
-            seconds: from the first to the last of them.
-        """
+        """How many of a drive's frames, which last so many seconds, are selected if they come at a steady rate."""
         period = seconds / max(frames - 1, 1)
         if period <= 0:
             return -(-frames // self.every)
@@ -82,12 +78,7 @@ class FrameChoice:
         self._counts = Counter[str]()  # frames from the start on, without those between keyframes, by scene
 
     def __call__(self, scene: str, timestamp: int, between: bool = False) -> bool:
-        """Whether the next frame is chosen.
-
-        Args:
-            timestamp: us.
-            between: whether it is between the keyframes of its drive, so that `every` does not count it.
-        """
+        """Whether the next frame (us) is chosen; one `between` the keyframes of its drive is not counted by `every`."""
         seconds, selection = self.time(scene, timestamp), self._selection
         if selection is None:
             self.written = not between

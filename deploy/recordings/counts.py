@@ -25,11 +25,7 @@ PROBLEMS = {
 
 
 class Counts:
-    """Numbers of messages, frames and problems. Memory does not grow with the length of the recording.
-
-    Args:
-        sensors: of the rig, which may be missing in a frame.
-    """
+    """Numbers of messages, frames and problems. Memory does not grow with the length of the recording."""
 
     def __init__(self, sensors: Sensors) -> None:
         self._sensors = sensors

@@ -103,12 +103,7 @@ class DatasetDrive:
 
     Frames between them have no annotations. All sensors are read, even those that the network does not take, because
     the report shows them. A sensor whose file does not exist, or is damaged, is missing in the frame; damaged ones are
-    counted.
-
-    Args:
-        selectors: name of the scene, or parts of it such as `scene-0103:0-4`, its keyframes 0 to 3.
-        spec: gives the frame of reference, the number of LiDAR sweeps, and the truth to read.
-        between: also frames between keyframes, at least so many seconds from one to the next; None: none.
+    counted. Arguments are as those of `open_drives`.
     """
 
     def __init__(
@@ -182,15 +177,7 @@ def describe(info: RecordingInfo, taxonomy: Taxonomy) -> DriveInfo:
 class RecordedDrive:
     """An MCAP file or a rosbag2, read in constant memory. It has no annotations.
 
-    Attributes:
-        counts: messages, frames and problems of the latest reading.
-
-    Args:
-        path: a .mcap or .db3 file, or a rosbag2's folder.
-        topics: maps its topics to sensors.
-        spec: gives the frame of reference and the number of LiDAR sweeps.
-        taxonomy: of the conditions; None: nuScenes' own.
-        signals: of the vehicle, by name.
+    `counts` has the messages, frames and problems of the latest reading.
     """
 
     tables = None

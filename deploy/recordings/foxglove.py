@@ -26,10 +26,9 @@ _NO_ROTATION = ([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0])  # quaternion x y z 
 
 
 def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
-    """Return the decoder of a channel. It raises CorruptMessage if the bytes are damaged or the schema is unknown.
+    """Return the decoder of a channel, for the encodings `protobuf` and `json`.
 
-    Args:
-        encoding: `protobuf` or `json`.
+    It raises CorruptMessage if the bytes are damaged or the schema is unknown.
     """
     convert, parse = CONVERTERS.get(schema.name), parser(encoding, schema)
 

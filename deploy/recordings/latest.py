@@ -44,13 +44,10 @@ class Positions:
             self._fixes.clear()
 
     def at(self, stamp: int, location: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
-        """Latitude and longitude (degrees, WGS 84): of the fix that is closest in time or, without one within 2 s, by
-        the vehicle's pose on a map whose origin is known.
+        """Latitude and longitude (degrees, WGS 84) at a stamp (us) and a pose (4, 4) on the map of a location.
 
-        Args:
-            stamp: us.
-            location: name of the map.
-            global_from_ego: (4, 4) pose at that time.
+        They are of the fix that is closest in time or, without one within 2 s, of the pose, if the map's origin is
+        known.
         """
         fix = min(self._fixes, key=lambda each: abs(each.stamp - stamp), default=None)
         if fix is not None and abs(fix.stamp - stamp) <= _LONGEST_HOLD:
@@ -70,11 +67,7 @@ class _Received(NamedTuple):
 
 
 class Readings:
-    """The latest readings of each signal, in order of arrival.
-
-    Args:
-        signals: by name; those without a topic are not in recordings.
-    """
+    """The latest readings of each signal, in order of arrival; signals without a topic are not in recordings."""
 
     def __init__(self, signals: Mapping[str, SignalConfig]) -> None:
         self._fields: dict[str, dict[str, str | None]] = {}  # by topic and signal
@@ -100,8 +93,7 @@ class Readings:
     def at(self, stamp: int, shift: int = 0) -> dict[str, Sequence[Reading]]:
         """The readings until a time (us) of the signals that have any, in order of time.
 
-        Args:
-            shift: is added to the time of recording (us) of messages without a stamp.
+        The shift is added to the time of recording (us) of messages without a stamp.
         """
         found = dict[str, Sequence[Reading]]()
         for name, kept in self._latest.items():
@@ -148,11 +140,7 @@ _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it
 
 
 class LidarSweeps:
-    """A bounded number of sweeps, in order of arrival, each with the vehicle's pose once that is known.
-
-    Args:
-        sweeps: number of earlier sweeps that belong to a frame.
-    """
+    """A bounded number of sweeps, in order of arrival, each with the vehicle's pose once that is known."""
 
     def __init__(self, topic: LidarTopic, sweeps: int, placement: Placement, counts: Counts) -> None:
         self.topic, self._given = topic.topic, topic
@@ -212,10 +200,8 @@ class LidarSweeps:
         """The sweep with this stamp, then earlier ones; none without a sweep of exactly this stamp.
 
         A sweep whose pose is not known is counted and dropped; one whose points have times, but the vehicle no poses
-        then, is counted and used as of one time.
-
-        Args:
-            earlier: stamps of the earlier sweeps; None: those within the last second, latest first.
+        then, is counted and used as of one time. Without stamps of earlier ones those of the last second follow, latest
+        first.
         """
         if stamp not in self._poses:
             return []
@@ -281,9 +267,8 @@ class _Kept:
 class CameraPictures:
     """A bounded number of pictures, and the camera's latest calibration.
 
-    Args:
-        tolerance: us, largest difference between the stamps of a picture and of its frame.
-        keep: us of recording time for which a picture is kept.
+    Stamps of a picture and of its frame differ by `tolerance` us at most; a picture is kept for `keep` us of recording
+    time.
     """
 
     def __init__(self, topics: CameraTopics, tolerance: int, keep: int) -> None:
@@ -360,8 +345,7 @@ class CameraPictures:
     def prepare_nearest(self, stamp: int, size: Image | None) -> bool:
         """Decode and rectify the picture closest to a stamp (us) before a frame needs it, and warp it to this size.
 
-        Returns:
-            Whether there was one that was not prepared yet.
+        Returns whether there was one that was not prepared yet.
         """
         kept = next(iter(self._by_distance(stamp)), None)
         if kept is None or kept.tried or self.intrinsics is None:

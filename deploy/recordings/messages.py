@@ -287,7 +287,6 @@ class Recording(Protocol):
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
         """Yield the messages of these topics, in constant memory.
 
-        Args:
-            damage: called with a line of text for each part that cannot be read; reading goes on after it if possible.
+        `damage` is called with a line for each part that cannot be read; reading goes on after it if possible.
         """
         ...

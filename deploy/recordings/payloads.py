@@ -87,11 +87,8 @@ def point_times(cloud: Cloud, topic: LidarTopic) -> np.ndarray | None:
     """(N,) float64 s from the stamp of a sweep to each of its points; None without times, or if none differs from it.
 
     Whole numbers are nanoseconds. Other numbers are seconds or, where those would be far from the stamp, nanoseconds;
-    after the stamp or, where that is far from it, since 1970. The topic may name the field and its unit.
-
-    Raises:
-        CorruptMessage: the times fit neither the stamp nor the time that a sweep takes, or the field that the topic
-            names is not there.
+    after the stamp or, where that is far from it, since 1970. The topic may name the field and its unit. Times that
+    fit neither the stamp nor the time that a sweep takes are corrupt.
     """
     if topic.compensated or not len(cloud.points):
         return None

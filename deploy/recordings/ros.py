@@ -156,9 +156,7 @@ _SEPARATOR = "=" * 80 + "\n"
 def cdr_parser(type_name: str, schema: str, language: str) -> Parse:
     """The parser of a ROS 2 type, made when it is used. It raises CorruptMessage for damaged bytes or an unknown type.
 
-    Args:
-        schema: with the types that it consists of; "": the recording has none, and ROS's own are used.
-        language: `msg` or `idl`.
+    `schema` has the types that it consists of, in the language `msg` or `idl`; without it ROS's own are used.
     """
     return partial(_parse, type_name, schema, language)
 

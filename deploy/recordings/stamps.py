@@ -24,9 +24,8 @@ class ClockSet(NamedTuple):
 class Leaps:
     """Tells a clock that was set from single wrong stamps, by how far ahead of the times of recording they are.
 
-    Attributes:
-        clock_set: if the latest message shows that the clock was set; None if not.
-        ahead: us, of the latest stamp that may be right.
+    `clock_set` says whether the latest message shows that the clock was set; `ahead` (us) is of the latest stamp that
+    may be right.
     """
 
     def __init__(self) -> None:
@@ -129,11 +128,7 @@ class Arrivals:
         return time - (start if known is None else known.time) > SILENT
 
     def is_settled(self, topic: str, stamp: int, time: int) -> bool:
-        """Whether no message to come can be nearer to a stamp than those that came; a silent topic sends none.
-
-        Args:
-            time: of arrival (us), now.
-        """
+        """Whether at a time of arrival (us) no message to come can be nearer to a stamp; a silent topic sends none."""
         known = self._topics.get(topic)
         if known is None or self.is_silent(topic, time):
             return self.is_silent(topic, time)

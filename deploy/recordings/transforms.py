@@ -25,8 +25,8 @@ _Pose = tuple[np.ndarray, np.ndarray]  # translation (m), quaternion w x y z
 class Transforms:
     """The tree of frames of reference. Damaged messages can add a second parent; then any path to the root is used.
 
-    Attributes:
-        clock_set: if the transform that was added last shows that the clock was set, and a pose is asked through it.
+    `clock_set` says whether the transform that was added last shows that the clock was set, and a pose is asked
+    through it.
     """
 
     def __init__(self) -> None:
@@ -34,10 +34,7 @@ class Transforms:
         self._edges: dict[str, dict[str, _Edge]] = {}  # by child and parent
 
     def add(self, transform: Transform, time: int | None) -> bool:
-        """Add a transform, and return whether it was new.
-
-        Args:
-            time: us, of recording; None if the transform is static.
+        """Add a transform, static without a time (us) of recording; returns whether it was new.
 
         Raises:
             CorruptMessage: there is no room for another frame.
@@ -198,11 +195,7 @@ def _between(first: _Pose, second: _Pose, share: float) -> np.ndarray:
 
 
 class Placement:
-    """Poses of the vehicle, and mountings of its sensors.
-
-    Args:
-        topics: names the frames of reference, and says whether the mountings are the rig's.
-    """
+    """Poses of the vehicle, and mountings of its sensors, those of the rig if the topics say so."""
 
     def __init__(self, topics: Topics, rig: Rig) -> None:
         self._topics, self._transforms = topics, Transforms()
@@ -236,9 +229,7 @@ class Placement:
     def motion(self, stamp: int, point_times: np.ndarray) -> Motion | None:
         """The motion during a sweep, by all poses that were recorded meanwhile; None if it is not known.
 
-        Args:
-            stamp: us, of the sweep.
-            point_times: (N,) s after it.
+        The stamp of the sweep is in us, the times of its points (N,) in s after it.
         """
         first = stamp + int(np.floor(1e6 * point_times.min()))
         last = max(stamp + int(np.ceil(1e6 * point_times.max())), first + 1)

@@ -42,11 +42,9 @@ class Kind(Section):
     shows_earlier: ClassVar[bool] = False  # what an earlier frame had
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
-        """Return the camera with the fault.
+        """Return the camera with the fault; a frozen or late one still shows the `past` of an earlier frame.
 
-        Args:
-            past: the camera in the earlier frame that a frozen or late sensor still shows.
-            rng: seeded by the fault, the sensor and the frame.
+        The fault, the sensor and the frame seed the random numbers.
         """
         return replace(camera, image=self.image(camera.image, rng))
 
@@ -199,11 +197,7 @@ class Fault:
 
     @staticmethod
     def parse(text: str, every: Sensors) -> Fault:
-        """Parse KIND:SENSOR[,NAME=NUMBER]...[@START-END].
-
-        Args:
-            every: the sensors of the rig.
-        """
+        """Parse KIND:SENSOR[,NAME=NUMBER]...[@START-END] for the sensors of a rig."""
         match = _TEXT.fullmatch(text)
         if match is None:
             raise InputError(f"--fault {text}: write KIND:SENSOR[,NAME=NUMBER]@START-END, as drop:cameras@2.0-4.0")
@@ -288,10 +282,8 @@ def _kind(text: str, kind: type[Kind], options: str) -> Kind:
 def inject(frames: Iterable[Frame], faults: Sequence[Fault], time: DriveTime | None = None) -> Iterator[Frame]:
     """Yield the frames of one or more drives with all faults, applied in the given order.
 
-    The same drive and faults give the same frames, bit for bit.
-
-    Args:
-        time: of the drives, where their first frames are not among these.
+    The same drive and faults give the same frames, bit for bit. The drives' time is given where their first frames are
+    not among these.
     """
     for fault in faults:
         frames = _inject_one(frames, fault, time or DriveTime())

@@ -63,21 +63,17 @@ class Played(NamedTuple):
 class Fleet:
     """Replays drives by one or several processes, and writes to the folder `out`:
 
-    TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
-    statistics.jsonl  what a verdict also needs of every frame
-    sources.json      per drive: number of frames, missing sensors, and problems of a recording's messages
-    latency.json      p50, p95 and p99 of every stage
-    report.html       the replay as a single HTML page
-    results.mcap      the replay for Foxglove and Rerun, if requested
-    replay.json       drives, bundle, software and machine (`deploy.replay.provenance`)
+        TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
+        statistics.jsonl  what a verdict also needs of every frame
+        sources.json      per drive: number of frames, missing sensors, and problems of a recording's messages
+        latency.json      p50, p95 and p99 of every stage
+        report.html       the replay as a single HTML page
+        results.mcap      the replay for Foxglove and Rerun, if requested
+        replay.json       drives, bundle, software and machine (`deploy.replay.provenance`)
 
     The files of an earlier replay are removed first. Until the new ones are complete, `scenes` has a folder for each
     drive. A killed replay goes on with the drives that are finished there, and ends with the same bytes as without the
     kill; with other software or on another machine they are replayed again.
-
-    Args:
-        source: where the drives come from.
-        watcher: receives the progress; nothing is printed here.
     """
 
     def __init__(
@@ -102,12 +98,7 @@ class Fleet:
         ]
 
     def run(self, jobs: int = 0, ray: str | None = None) -> ReplayResults:
-        """Replay everything once.
-
-        Args:
-            jobs: processes of this machine; 0: none but this one.
-            ray: address of a Ray cluster, whose processes do it instead; None: none.
-        """
+        """Replay everything once, by so many processes of this machine or by a Ray cluster's; 0: by this one alone."""
         settings = self.settings
         for option, given in (
             ("real_time", settings.real_time),

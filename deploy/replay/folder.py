@@ -58,11 +58,7 @@ def require_own_folder(out: Path, baseline: Path | None) -> None:
 
 
 def require_own_files(out: Path, marks: Sequence[str], what: str) -> None:
-    """Raise InputError if `out` has files that would be removed, and none of the marks by which it may have them.
-
-    Args:
-        what: would remove them, for the message.
-    """
+    """Raise InputError if `out` has files that `what` would remove, and none of the marks by which it may have them."""
     if any((out / name).exists() for name in marks):
         return
     for name in final_files():

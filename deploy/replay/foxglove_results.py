@@ -47,11 +47,7 @@ ROAD = -0.05  # m, height of raster layers, below points on the road
 
 
 def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
-    """The boxes of a layer as cubes with a text above each. They replace the topic's earlier content.
-
-    Args:
-        timestamp: us.
-    """
+    """The boxes of a layer at a time (us) as cubes with a text above each. They replace the topic's earlier content."""
     update = SceneUpdate(deletions=[_at(timestamp, SceneEntityDeletion(type=SceneEntityDeletion.ALL))])
     boxes, opacity = layer.boxes, 0.15 if layer.style == "annotated" else 0.35
     for i, (class_, name, detail) in enumerate(zip(layer.classes(), layer.ids, layer.details, strict=True)):
@@ -85,12 +81,7 @@ def image(camera: Camera, frame_id: str) -> CompressedImage:
 
 
 def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera: Camera) -> ImageAnnotations:
-    """The edges of the boxes inside a picture.
-
-    Args:
-        layers: in the frame's reference.
-        projection: (3, 4) recorded pixels from reference points.
-    """
+    """The edges of the boxes of layers inside a picture; the projection (3, 4) is to recorded pixels."""
     message = ImageAnnotations()
     for layer in layers:
         edges, inside = box_edges(layer.boxes, projection, camera.image.shape)

@@ -59,9 +59,7 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
 def paint_above(points: np.ndarray, colours: np.ndarray, frame: Frame, grid: BevGrid, size: int) -> np.ndarray:
     """A picture (size, size) uint8 of the grid from above: 0, and at each point its colour, the highest on top.
 
-    Args:
-        points: (N, >=3) in the frame's reference; those outside the grid are left out.
-        colours: (N,) uint8.
+    Points (N, >=3), with colours (N,) uint8, are in the frame's reference; those outside the grid are left out.
     """
     inside = grid.inside(points)
     points, colours = points[inside], colours[inside]
@@ -88,12 +86,9 @@ def height_shades(points: np.ndarray, frame: Frame, shades: int) -> np.ndarray:
 
 
 def encode_indexed_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
-    """PNG of a picture (H, W) uint8 of colour indices, W even: 0 is transparent, i is colours[i - 1].
+    """PNG of a picture (H, W) uint8 of colour indices, W even: 0 is transparent, i is colours[i - 1], (C, 3) uint8 RGB.
 
-    OpenCV cannot write indices: 20 times as fast as RGBA, and half the size.
-
-    Args:
-        colours: (C, 3) uint8 RGB, C < 256; a pixel has 4 bits if C < 16, else 8.
+    OpenCV cannot write indices: 20 times as fast as RGBA, and half the size. A pixel has 4 bits if C < 16, else 8.
     """
     height, width = picture.shape
     bits = 4 if len(colours) < 16 else 8
@@ -151,8 +146,7 @@ def reduce_frame(frame: Frame, width: int) -> Frame:
 def small_jpeg(camera: Camera, width: int, reduced: bool = False) -> bytes:
     """A camera's picture as a JPEG file, `width` pixels wide; a recorded file that is not wider is taken as it is.
 
-    Args:
-        reduced: it is a camera of a frame that is `reduce_frame`, whose image is black.
+    The image of one that is `reduced` by `reduce_frame` is black.
     """
     content, image = camera.jpeg, camera.image
     if content is not None and jpeg_size(content)[0] <= width:
@@ -183,11 +177,7 @@ def box_outlines(boxes: Boxes, reference: Reference) -> np.ndarray:
 
 
 def box_edges(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of boxes in a picture, clipped at the near plane.
-
-    Args:
-        projection: (3, 4) recorded pixels from reference points.
-        shape: of the recorded picture, (H, W, ...).
+    """Edges of boxes, clipped at the near plane, in a recorded picture of this shape (H, W, ...).
 
     Returns:
         (N, 12, 2, 2) x y of each edge's ends in recorded pixels, NaN for an edge behind the camera; and (N,) bool,
@@ -206,10 +196,7 @@ def box_edges(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]) -> t
 
 
 def box_edges_resized(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...], width: int) -> dict[int, list[int]]:
-    """For each box in a picture that is resized to `width`: x1 y1 x2 y2 of all its edges in one list.
-
-    Args: as those of box_edges.
-    """
+    """For each box in a picture that is resized to `width`: x1 y1 x2 y2 of all its edges in one list."""
     edges, inside = box_edges(boxes, projection, shape)
     index = np.flatnonzero(inside)
     pixels = np.rint(np.clip(edges[index] * (width / shape[1]), -4 * width, 5 * width)).reshape(-1, 12, 4)
@@ -251,10 +238,7 @@ def layer_pictures(
 ) -> dict[str, object]:
     """Data URIs of a layer: `above` the grid, and for points in `cameras` by name; transparent elsewhere.
 
-    Args:
-        grid: of the report's view from above.
-        above: width and height of the view from above, pixels.
-        width: of the cameras' pictures.
+    The view from above and the cameras' pictures have so many pixels.
     """
     if isinstance(layer, RasterLayer):
         return {"above": raster_picture(layer), "cameras": {}}

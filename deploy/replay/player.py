@@ -46,13 +46,9 @@ class _Taken(NamedTuple):
 
 
 class Player:
-    """Runs drives through a runtime, one after the other.
+    """Runs drives through a runtime, one after the other; the viewer gets the frames of all.
 
     Two threads read the next frames and write the last ones while the network runs (`deploy.replay.schedule`).
-
-    Args:
-        watcher: receives the progress; the player prints nothing.
-        viewer: gets the frames of all drives.
     """
 
     def __init__(
@@ -68,13 +64,7 @@ class Player:
         self._faults, self._hidden = parse_faults(self.settings.faults, manifest.rig.sensors, manifest.taxonomy)
 
     def play(self, drive: Drive, folder: Path, place: DriveRange) -> ReplayTotals:
-        """Replay a drive from its start, and write to a folder that exists:
-
-        TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
-        statistics.jsonl  what a verdict also needs of every frame
-
-        There may be no frame.
-        """
+        """Replay a drive, which may have no frame, from its start, and write its files to a folder that exists."""
         totals = ReplayTotals(self.runtime, self.settings, place)
         clock = RealTime() if self.settings.real_time else None
         self.runtime.restart()

@@ -105,11 +105,7 @@ class ReplayProvenance(Section):
             raise InputError(f"{path}: {where}: {first['msg'].lower()}; replay again with this version") from None
 
     def about(self, path: Path) -> dict[str, Any]:
-        """What an unfinished replay must have in common with one that goes on with it, as JSON.
-
-        Args:
-            path: of the drives.
-        """
+        """What an unfinished replay must have in common with one of drives at `path` that goes on with it, as JSON."""
         known = self.model_dump(mode="json")
         names = ("version", "scenes", "topics_sha256", "faults", "conditions", "evidence", "selection")
         about = {"drive": str(path.resolve()), **{name: known[name] for name in names}}

@@ -59,8 +59,7 @@ _STYLES = {RasterLayer: "raster", PointLayer: "points", VoxelLayer: "voxels"}  #
 class PageFrames:
     """Frames with pictures, by number. Pictures of a frame that later ones may displace are drawn at the end.
 
-    Attributes:
-        layers: name of a layer -> what is equal in all frames.
+    `layers` has by name what is equal in all frames.
     """
 
     def __init__(self, tasks: Mapping[str, Task[Any]], grid: BevGrid) -> None:
@@ -82,12 +81,7 @@ class PageFrames:
         return found
 
     def add(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], stays: bool) -> None:
-        """Add the frame of the last `layers_of`.
-
-        Args:
-            page: the frame's data, to which boxes and pictures are added.
-            stays: whether it is certainly shown.
-        """
+        """Add the frame of the last `layers_of`; its page gets boxes and pictures, at once if it stays."""
         page["layers"] = {each.name: self._boxes(each, frame) for each in layers if isinstance(each, BoxLayer)}
         self._pages[page["number"]] = page
         if stays:
@@ -194,11 +188,7 @@ NO_DRIVE = DriveRange(0, 0, 0)
 
 
 class Report:
-    """Collects replayed frames.
-
-    Args:
-        place: of the frames in the replay; the default has none and is for `join`.
-    """
+    """Collects replayed frames; without a place in the replay it is for `join`."""
 
     def __init__(self, manifest: Manifest, target: str, place: DriveRange = NO_DRIVE) -> None:
         self.manifest, self.target = manifest, target
@@ -276,10 +266,7 @@ class Report:
     ) -> str:
         """The page without a verdict, which `with_verdict` adds.
 
-        Args:
-            latency: Latency.summary().
-            provenance: ReplayProvenance.brief().
-            faults: FaultDetections.to_rows().
+        Of Latency.summary(), ReplayProvenance.brief() and FaultDetections.to_rows().
         """
         low = pictures.screen_from_reference(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         data = {

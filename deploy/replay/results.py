@@ -114,11 +114,7 @@ class _Lines(Sequence[Any]):
 
 @dataclass(frozen=True)
 class ReplayResults:
-    """A finished replay, by the files in its folder. Each is read on first use.
-
-    Attributes:
-        chosen: the frames that count; None: all.
-    """
+    """A finished replay, by the files in its folder. Each is read on first use. Only the `chosen` frames count."""
 
     folder: Path
     chosen: FrameColumns | None = None
@@ -285,10 +281,7 @@ class Measures:
         return Weights.of(frames, self.finished.scenes, range)
 
     def score(self, subject: Subject, leaving_out: bool = False) -> Score:
-        """The score of a gate, 0 where it is not defined in a draw.
-
-        Args:
-            leaving_out: also without each of the scenes in turn.
+        """The score of a gate, 0 where it is not defined in a draw; also without each of the scenes in turn, if wanted.
 
         Raises:
             Unmeasured: the frames have nothing to measure.

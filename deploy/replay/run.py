@@ -44,16 +44,13 @@ def replay(
 ) -> dict[str, Any]:
     """Replay recorded drives through a bundle, and judge the outcome if there are gates or a baseline.
 
-    An unfinished replay of the same drives in `out` goes on with those that are finished.
+    An unfinished replay of the same drives in `out` goes on with those that are finished. The summary has the verdict,
+    if any, under `verdict`.
 
     Args:
-        baseline: folder of another replay of the same scenes.
         gates: or their file; by default `default_gates`, if there is a baseline.
         jobs: processes that replay a drive each (`deploy.replay.fleet`); 0: none but this one.
         ray: address of a Ray cluster whose processes do this instead.
-
-    Returns:
-        The summary, with the verdict, if any, under `verdict`.
     """
     console, settings = console or Console(), settings or Settings()
     require_own_folder(out, baseline)

@@ -17,14 +17,7 @@ from perception.io.section import Section, load_section
 
 @dataclass(frozen=True)
 class Source:
-    """Recorded drives.
-
-    Args:
-        path: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
-        version: version of a dataroot's tables; None for a recording.
-        scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
-        topics: YAML file that maps the topics of a recording to sensors.
-    """
+    """Recorded drives, as `open_drives` opens them."""
 
     path: Path
     version: str | None = None
@@ -37,12 +30,10 @@ class Settings:
     """How drives are replayed.
 
     Args:
-        target: the target whose engine runs.
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
-        faults: faults as `Fault.parse` and `HiddenClass.parse` take them, injected in this order.
+        faults: as `Fault.parse` and `HiddenClass.parse` take them, injected in this order.
         conditions: used for every frame instead of the drive's tags; None: the tags.
         evidence: YAML file of the sources of evidence for the conditions; None: tags, then what is recognised.
-        selection: the part of every drive that is replayed.
         real_time: whether frames are replayed at the recorded pace.
         viewer: whether to write results.mcap for Foxglove and Rerun.
     """

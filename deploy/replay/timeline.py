@@ -57,10 +57,9 @@ class WorstFrames:
         self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> value, -number, text
 
     def add(self, number: int, ratings: Mapping[str, Sequence[Any]]) -> bool:
-        """Add a frame; returns whether it is among the worst so far.
+        """Add a frame with the values and texts of its measures; returns whether it is among the worst so far.
 
-        Args:
-            ratings: measure -> value and its text; higher is worse, and 0 is never among the worst.
+        Higher is worse, and 0 is never among the worst.
         """
         among_worst = False
         for measure, (value, text) in ratings.items():

@@ -59,13 +59,7 @@ class FaultDetections:
     def add(
         self, frame: Frame, seconds: float, health: Mapping[str, SensorHealth], doubted: Collection[str] = ()
     ) -> None:
-        """Add the next frame.
-
-        Args:
-            seconds: since the start of its drive, from which the faults' windows count.
-            health: of the sensors.
-            doubted: classes whose objects seem to be missed.
-        """
+        """Add the next frame, `seconds` after the start of its drive; of doubted classes objects seem to be missed."""
         if frame.scene != self._scene:
             self._scene = frame.scene
             for each in self._records:
@@ -107,12 +101,8 @@ class FaultDetections:
 class ReplayTotals:
     """Report, detected faults, latencies and counts. Those of one drive are joined to those of the replay.
 
-    Args:
-        place: of the drive in the replay; the default has no frame and is for `join`.
-
-    Attributes:
-        counts: `Counts.summary` of each drive.
-        behind: s that the replay was behind real time at most; None: it was not in real time.
+    Without a place in the replay they are for `join`. `behind` is how many s the replay was behind real time at most;
+    None: it was not in real time.
     """
 
     def __init__(self, runtime: Runtime, settings: Settings, place: DriveRange = NO_DRIVE) -> None:
@@ -161,11 +151,9 @@ class ReplayTotals:
         return len(self.latency)
 
     def write(self, out: Path, begun: ReplayProvenance, resumed: int) -> None:
-        """Write latency.json, sources.json, report.html and, last, replay.json.
+        """Write latency.json, sources.json, report.html and, last, replay.json, as `begun` before the first frame.
 
-        Args:
-            begun: from before the first frame.
-            resumed: number of frames that an earlier run had perceived.
+        An earlier run had perceived the first `resumed` frames.
         """
         latency = self.latency.summary()
         late = {} if self.behind is None else {"behind": round(1e3 * self.behind, 3)}

@@ -32,11 +32,7 @@ from perception.tasks.metric import Subject, Unmeasured, mean_shares
 
 
 def common_frames(run: ReplayResults, baseline: ReplayResults, least: float) -> Sequence[str]:
-    """The tokens of the frames that both replays have, in the order of the run.
-
-    Args:
-        least: the least share of the run's frames that the baseline must have.
-    """
+    """The tokens of the frames that both replays have, at least this share of the run's, in the order of the run."""
     if run.folder.resolve() == baseline.folder.resolve():
         raise InputError(f"{baseline.folder}: is the replay that is judged; give another one's folder with --baseline")
     _require_same_settings(run.folder, baseline.folder)
@@ -154,9 +150,7 @@ def change(run: Measures, baseline: Measures, subject: Subject, confidence: floa
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:
     """Judge the replay in the folder `out`; writes verdict.json and junit.xml there, and updates report.html.
 
-    Args:
-        baseline: folder of another replay of the same drives; the frames that both have are compared.
-        gates: by default `default_gates` against the baseline.
+    The frames that the baseline has too are compared; without gates by `default_gates`.
     """
     if baseline is None and gates is None:
         raise InputError("there is nothing to judge by; give --gates, --baseline or both")

@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 
 class StatisticsWriter:
-    """Writes statistics.jsonl, one line for each frame.
-
-    Args:
-        sensors: those that the network takes, of "camera" and "lidar".
-        tasks: the network's tasks by name.
-    """
+    """Writes statistics.jsonl, one line for each frame; `sensors` are those that the network takes: camera, lidar."""
 
     def __init__(self, file: BinaryIO, sensors: Sequence[str], tasks: Mapping[str, Task[Any]]) -> None:
         self._file, self._sensors = file, set(sensors)
@@ -99,11 +94,7 @@ class Writers(NamedTuple):
 
 
 def open_writers(files: ExitStack, out: Path, manifest: Manifest, viewer: FoxgloveWriter | None = None) -> Writers:
-    """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed.
-
-    Args:
-        viewer: of the whole replay.
-    """
+    """Open the writers of one drive for the folder `out`; complete files appear when `files` is closed."""
     tasks = manifest.heads
     own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}
     return Writers(

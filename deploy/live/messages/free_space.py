@@ -28,10 +28,7 @@ class FreeSpace:
     """Combines the map's drivable area, the occupied voxels, and the objects that are followed.
 
     A cell is taken if any of these says so, and free if both map and voxels say so, as far as the network has them.
-    Beyond the voxels nothing is free.
-
-    Attributes:
-        grid: of the cells: the map's, without a map that of the columns of voxels; None: the network has neither.
+    Beyond the voxels nothing is free. `grid` is the map's, without a map that of the columns of voxels, or None.
     """
 
     def __init__(self, tasks: Mapping[str, Task[Any]]) -> None:
@@ -49,11 +46,9 @@ class FreeSpace:
                 self._voxels = _Columns(task, self.grid)
 
     def cells(self, states: Mapping[str, Any], objects: Boxes) -> np.ndarray | None:
-        """(rows, columns) int8 on the grid; None if the network has neither map nor voxels.
+        """(rows, columns) int8 on the grid, given the states of the tasks' memories and the objects that are followed.
 
-        Args:
-            states: task -> state of its memory.
-            objects: that are followed, in the frame's reference.
+        Objects are in the frame's reference. None if the network has neither map nor voxels.
         """
         said = []
         if self._layer is not None:
@@ -112,11 +107,7 @@ def _covered(objects: Boxes, grid: BevGrid) -> np.ndarray:
 
 
 def occupancy_grid(header: Any, header_from_reference: np.ndarray, grid: BevGrid, cells: np.ndarray) -> Any:
-    """OccupancyGrid of cells (rows, columns) int8, on the ground of the header's frame, which is at z 0.
-
-    Args:
-        header_from_reference: (4, 4) from the grid's frame to that of the header.
-    """
+    """OccupancyGrid of cells (rows, columns) int8, on the ground of the header's frame, which is at z 0."""
     corner = header_from_reference @ [grid.x[0], grid.y[0], 0.0, 1.0]
     yaw = float(np.arctan2(header_from_reference[1, 0], header_from_reference[0, 0]))
     turn = quaternion(np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))

@@ -56,11 +56,7 @@ class Messages:
         self._space = FreeSpace(manifest.heads)
 
     def detections(self, frame: Frame, prediction: Prediction) -> Iterator[Message]:
-        """The detected objects of one frame, in the vehicle's frame.
-
-        Args:
-            frame: as the network saw it.
-        """
+        """The detected objects of one frame, as the network saw it, in the vehicle's frame."""
         found: Boxes | None = prediction.results.get(DetectionTask.name)
         if found is not None:
             boxes = found.select(found.scores >= LOWEST_SCORE).transformed(ego_from_reference(frame))
@@ -69,12 +65,7 @@ class Messages:
             yield _message("objects/detected", detected_objects(about, boxes, self._taxonomy))
 
     def scene(self, frame: Frame, seen: SceneFrame) -> Iterator[Message]:
-        """Tracks in the global frame; free space, points and voxels in the vehicle's; durations of the stages.
-
-        Args:
-            frame: as the network saw it.
-            seen: the scene after this frame.
-        """
+        """Tracks in the global frame; free space, points and voxels in the vehicle's; durations of the stages."""
         if DetectionTask.name in seen.states:
             tracks = seen.states[DetectionTask.name]
             about, confirmed = header(frame.timestamp, self._global), tracks.select(tracks.confirmed)
@@ -97,11 +88,7 @@ class Messages:
             yield _message(f"latency/{stage}_ms", duration)
 
     def diagnostics(self, stamp: int, statuses: Sequence[Diagnostic]) -> Message:
-        """The state of the process.
-
-        Args:
-            stamp: us.
-        """
+        """The state of the process at a time (us)."""
         content = [
             make(
                 "diagnostic_msgs/msg/DiagnosticStatus",
@@ -159,14 +146,7 @@ _POINT = np.dtype([*((axis, "<f4") for axis in "xyz"), ("probability", "<f4"), (
 def classified_cloud(
     header: Any, header_from_points: np.ndarray, points: np.ndarray, classes: np.ndarray, probabilities: np.ndarray
 ) -> Any:
-    """PointCloud2 with the fields x y z (m), probability, and class_id.
-
-    Args:
-        header_from_points: (4, 4) from the frame of the points to that of the header.
-        points: (N, >=3) m.
-        classes: (N,) uint8.
-        probabilities: (N,) of the classes.
-    """
+    """PointCloud2 with the fields x y z (m), probability, and class_id, of points (N, >=3) m and classes (N,) uint8."""
     moved = points[:, :3].astype(np.float32)
     move(moved, header_from_points.astype(np.float32))
     rows = np.zeros(len(points), _POINT)

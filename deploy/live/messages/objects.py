@@ -52,13 +52,10 @@ def detected_objects(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:
 
 
 def tracked_objects(header: Any, tracks: Tracks, drive: str, taxonomy: Taxonomy) -> Any:
-    """TrackedObjects of N tracks, whose boxes are in the header's frame.
+    """TrackedObjects of N tracks, whose boxes are in the header's frame, and whose ids are unique in the drive.
 
     The message cannot say that a velocity is unknown. It is 0 then, with the variance of what is expected of the class
     before anything is measured.
-
-    Args:
-        drive: name of the drive, in which the ids of tracks are unique.
     """
     boxes = tracks.boxes
     moves, twists = _twists(boxes)
