@@ -125,14 +125,17 @@ class Supervisor:
 
     def _count_lost(self) -> None:
         """Hold a reason for the frames and messages that were lost since the last time."""
-        for code, number, text in (
-            ("superseded", self._intake.outcomes["superseded"], "{} frames so far were skipped for newer ones"),
-            ("unposed", self._intake.outcomes["unposed"], "the vehicle's pose was not known for {} frames so far"),
-            ("overrun", self._intake.overrun, "{} messages so far were dropped, because too many waited to be decoded"),
+        counts = self._intake.outcomes
+        skipped, lost, dropped = counts["superseded"], counts["unposed"], self._intake.overrun
+        why = f"{dropped} messages so far were dropped, because too many waited to be decoded"
+        for number, reason in (
+            (skipped, Reason("DEGRADED", "superseded", "", f"{skipped} frames so far were skipped for newer ones")),
+            (lost, Reason("DEGRADED", "unposed", "", f"the vehicle's pose was not known for {lost} frames so far")),
+            (dropped, Reason("DEGRADED", "overrun", "", why)),
         ):
-            if number > self._lost[code]:
-                self._lost[code] = number
-                self._hold(Reason("DEGRADED", code, "", text.format(number)))
+            if number > self._lost[reason.code]:
+                self._lost[reason.code] = number
+                self._hold(reason)
 
     def _of_time(self, now: float) -> Iterator[Reason]:
         busy, late = self._busy, self._late_since
