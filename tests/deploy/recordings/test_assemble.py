@@ -120,11 +120,13 @@ def test_interpolation_is_scipys(seed: int) -> None:
     transforms = Transforms()
     for stamp, place, turn in zip((1_000_000, 1_800_000), places, (turns[0], away), strict=True):
         assert transforms.add(transform(stamp, "odom", "base", place, turn), stamp)
-    transforms.add(transform(0, "map", "odom", (1, 2, 3)), None)
+    turned = Rotation.from_euler("z", 90, degrees=True)
+    transforms.add(transform(0, "map", "odom", (1, 2, 3), turned), None)
     for share in (0.0, 0.1, 0.5, 0.99, 1.0):
         pose = transforms.pose("map", "base", 1_000_000 + round(800_000 * share))
-        np.testing.assert_allclose(pose[:3, :3], Slerp([0, 1], turns)(share).as_matrix(), atol=1e-12)
-        np.testing.assert_allclose(pose[:3, 3], places[0] + share * (places[1] - places[0]) + [1, 2, 3], atol=1e-12)
+        place, turn = places[0] + share * (places[1] - places[0]), Slerp([0, 1], turns)(share)
+        np.testing.assert_allclose(pose[:3, :3], (turned * turn).as_matrix(), atol=1e-12)
+        np.testing.assert_allclose(pose[:3, 3], np.add(turned.apply(place), [1, 2, 3]), atol=1e-12)
 
 
 def test_a_pose_that_is_not_known_is_not_made_up() -> None:

@@ -204,6 +204,12 @@ def test_a_range_counts_only_what_is_in_it(finish: Finish, frames: list[Frame]) 
             assert value(measures, "AP", name, None, part) == pytest.approx(expected)
 
 
+def test_a_score_passes_at_its_limit_and_not_below(fair: Path) -> None:
+    score = value(measured(fair), "mAP")
+    assert judge(fair, None, gate("mAP", at_least=score)).passed
+    assert not judge(fair, None, gate("mAP", at_least=1.01 * score)).passed
+
+
 EVERY = gates(
     {"metric": "difference", "of": "mAP", "at_most": 0},
     {"metric": "difference", "of": "NDS", "at_most": 0},
