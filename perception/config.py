@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 from perception.errors import InputError
 from perception.grid import BevGrid, Reference
-from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml, shipped_folders
+from perception.io.section import Positive, Section, Share, overridden, parse_section, read_yaml, shipped_files
 from perception.modules.spec import AnyModule, LearnedRouting, require_facts
 from perception.rig import Rig, load_rig
 from perception.tasks import TASKS, parse_tasks
@@ -351,4 +351,4 @@ def extend_taxonomy(config: Config, task: str, options: Mapping[str, Any], sourc
 
 
 def find_config(name: str) -> Path:
-    return next(path for folder in shipped_folders() if (path := folder / f"{name}.yaml").exists())
+    return shipped_files()[name]

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Section, find_shipped, list_shipped, load_section
+from perception.io.section import Section, load_section, named_file
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
 DISTORTIONS = (0, 4, 5, 8)  # numbers of OpenCV's coefficients
@@ -265,13 +265,7 @@ class Rig(Section):
 
 def load_rig(rig: str | Path) -> Rig:
     """The rig with this name, such as `nuscenes`, or of this YAML file."""
-    path = Path(rig)
-    if path.suffix not in (".yaml", ".yml"):
-        named = find_shipped("rigs", str(rig))
-        if named is None:
-            raise InputError(f"rig {rig}: not known; give a YAML file or one of {', '.join(list_shipped('rigs'))}")
-        path = named
-    return load_section(Rig, path, "the rig")
+    return load_section(Rig, named_file("rig", "rigs", rig), "the rig")
 
 
 def order_by_view(yaws: dict[str, float]) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
-from perception.io.section import Section, find_shipped, list_shipped, load_section
+from perception.io.section import Section, load_section, named_file
 
 Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several
@@ -219,14 +219,7 @@ def _colours(named: Sequence[ObjectClass | MapLayer | PointClass]) -> dict[str, 
 
 def load_taxonomy(name: str | Path) -> Taxonomy:
     """The taxonomy in a YAML file, or one that comes with the package, such as nuscenes."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        named = find_shipped("taxonomies", str(name))
-        if named is None:
-            known = ", ".join(list_shipped("taxonomies"))
-            raise InputError(f"taxonomy {name}: not known; give a YAML file or one of {known}")
-        path = named
-    return _load(path)
+    return _load(named_file("taxonomy", "taxonomies", name))
 
 
 @cache

@@ -99,17 +99,20 @@ def _change_key(content: Any, keys: Sequence[str], value: Any, change: str) -> A
     return {**content, keys[0]: _change_key(content.get(keys[0]), keys[1:], value, change)}
 
 
-def find_shipped(folder: str, name: str) -> Path | None:
-    """The YAML file of this name in a folder of `configs`, which comes with the package; None if there is none."""
-    found = [path / f"{name}.yaml" for path in shipped_folders(folder)]
-    return next((path for path in found if path.parent.name == folder and path.is_file()), None)
-
-
-def list_shipped(folder: str) -> list[str]:
-    return sorted({path.stem for each in shipped_folders(folder) for path in each.glob("*.yaml")})
-
-
-def shipped_folders(folder: str = "") -> list[Path]:
-    """The places of `configs`, or of a folder in it, of which one is there."""
+def shipped_files(folder: str = "") -> dict[str, Path]:
+    """Name -> YAML file, of a folder of `configs`, which comes with the package."""
     here = Path(__file__).parents[1]
-    return [here / "configs" / folder, here.parent / "configs" / folder]  # an installed package; a checkout
+    places = here.parent / "configs" / folder, here / "configs" / folder  # in a checkout; in an installed package
+    return {
+        path.relative_to(place).with_suffix("").as_posix(): path for place in places for path in place.rglob("*.yaml")
+    }
+
+
+def named_file(what: str, folder: str, name: str | Path) -> Path:
+    """A YAML file by its path, or one that comes with the package by its name."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    files = shipped_files(folder)
+    if str(name) not in files:
+        raise InputError(f"{what} {name}: not known; give a YAML file or one of {', '.join(sorted(files))}")
+    return files[str(name)]

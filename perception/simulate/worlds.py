@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.io.section import Section, Share, find_shipped, list_shipped, load_section, parse_section
+from perception.io.section import Section, Share, load_section, parse_section, shipped_files
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 from perception.taxonomy import Colour, Taxonomy, Word, rgb
 
@@ -227,15 +227,14 @@ class Worlds:
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one with world files such as munich.yaml")
         self._folder = folder
+        own = () if folder is None else folder.glob("*.yaml")
+        self._paths = shipped_files("worlds") | {path.stem: path for path in own}
         self._files: dict[Path, WorldFile] = {}
 
     def kinds(self) -> dict[str, tuple[str, ...]]:
         """Kind -> the values with a world file. Kinds are in reverse order of the alphabet: weather, light, city."""
-        own = [] if self._folder is None else [path.stem for path in self._folder.glob("*.yaml")]
         found: dict[str, list[str]] = {}
-        for value in sorted({*own, *list_shipped("worlds")}):
-            path = self._path(value)
-            assert path is not None
+        for value, path in sorted(self._paths.items()):
             found.setdefault(self._read(path).kind, []).append(value)
         return {kind: tuple(found[kind]) for kind in sorted(found, reverse=True)}
 
@@ -256,7 +255,7 @@ class Worlds:
         return parse_section(Place, of_place, where), parse_section(Surroundings, changing, where)
 
     def _file(self, value: str, kind: str) -> WorldFile:
-        path = self._path(value)
+        path = self._paths.get(value)
         if path is None:
             name = f"{value}.yaml"
             place = f"{name} in a folder, which --worlds names" if self._folder is None else self._folder / name
@@ -267,10 +266,6 @@ class Worlds:
         if found.location is not None and found.location.lower().split("-")[0] != value:
             raise InputError(f"{path}: location: is {found.location}; it must begin with {value}, such as {value}-west")
         return found
-
-    def _path(self, value: str) -> Path | None:
-        own = None if self._folder is None else self._folder / f"{value}.yaml"
-        return own if own is not None and own.exists() else find_shipped("worlds", value)
 
     def _read(self, path: Path) -> WorldFile:
         if path not in self._files:

@@ -17,6 +17,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.io.distributed import processes
 from perception.model import PerceptionModel
+from perception.training.optimize import trained_modules
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer counts as lost
 MAIN_PROCESS_TIMEOUT = timedelta(hours=12)  # that the others wait for the main process, such as for a validation
@@ -29,9 +30,12 @@ def accelerator_of(
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(f"accelerate launch: {name} is not supported; launch without it")
-    modules = find_trained_modules(model)
-    chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
-    changing = chooses or not always_run(model, tasks, modules, tables, tokens)
+    modules = trained_modules(model)
+    # What a learned router and the attention of Fuse blocks give gradients to depends on the frame.
+    choosing = [model.chooser, *(slot.fusions for slot in model.bank.slots.values())]
+    chooses = any(p.requires_grad for part in choosing if part is not None for p in part.parameters())
+    known = {*tasks} | set.intersection(*(set(tables.conditions(token).known()) for token in tokens))
+    changing = chooses or not all(model.bank.requirements(name) <= known for name in modules)
     # Parameters without a gradient are searched for in the graph of each pass only if they differ between passes.
     search = DistributedDataParallelKwargs(find_unused_parameters=changing, static_graph=bool(modules) and not changing)
     return Accelerator(
@@ -39,23 +43,6 @@ def accelerator_of(
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[search, InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
-
-
-def find_trained_modules(model: PerceptionModel) -> set[str]:
-    """Names of the modules, and keys of the Fuse blocks, with parameters that train."""
-    parts = (part for slot in model.bank.slots.values() for part in (slot.computations, slot.fusions))
-    every = [item for part in parts for item in part.items()]
-    return {name for name, part in every if any(parameter.requires_grad for parameter in part.parameters())}
-
-
-def always_run(
-    model: PerceptionModel, tasks: Collection[str], modules: set[str], tables: Keyframes, tokens: Sequence[str]
-) -> bool:
-    """Whether all these modules run on every frame, for what is known before the frames are read."""
-    if not modules <= model.bank.modules.keys():
-        return False  # the attention of a Fuse block runs with the modules in it
-    known = {*tasks} | set.intersection(*(set(tables.conditions(token).known()) for token in tokens))
-    return all(model.bank.requirements(name) <= known for name in modules)
 
 
 def reduces_each_pass(accelerator: Accelerator) -> bool:
