@@ -135,7 +135,9 @@ class _Training:
         if paste is None or not boxes or Limits.of(self.config.modules) is not None:
             return None
         folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
-        return objects_of(tables, tokens, self.config, folder, self.accelerator.is_main_process)
+        objects = objects_of(tables, tokens, self.config, folder) if self.accelerator.is_main_process else None
+        self.barrier.wait()
+        return objects_of(tables, tokens, self.config, folder) if objects is None else objects
 
     @property
     def averaged(self) -> PerceptionModel | None:

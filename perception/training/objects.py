@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -38,7 +36,6 @@ from perception.sensors.inputs import InputSpec
 from perception.training.placement import places, points_of
 
 SCHEMA = 2
-PATIENCE = 600  # s for which a database that another process builds may not grow
 _STORED = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points")  # of Boxes
 _BINARY = ("points.bin", "pictures.bin")
 
@@ -74,22 +71,10 @@ class Objects:
         return slice(*self.parts["crops"][number : number + 2].tolist())
 
 
-def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path, builds: bool = True) -> Objects:
-    """The objects of these keyframes, from the database in the folder, which is built if it is not there.
-
-    Args:
-        builds: whether this process builds it; others wait, without the time limit of a barrier between processes.
-    """
+def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path) -> Objects:
+    """The objects of these keyframes, from the database in the folder, which is built if it is not there."""
     key = key_of(tables, tokens, config)
     own = folder / key[:16]
-    size, since = -1, time.monotonic()
-    while not builds and not own.exists():
-        with suppress(OSError):  # it became the database
-            grown = sum(each.stat().st_size for each in folder.glob(f".{own.name}.new-*/*"))
-            size, since = grown, since if grown == size else time.monotonic()
-        if time.monotonic() - since > PATIENCE:
-            raise InputError(f"{own}: nothing was added to it for {PATIENCE} s; its process died, start again")
-        time.sleep(1)
     if not own.exists():
         make_folder(folder)
         with atomic_folder(own, "the database of objects") as fresh:

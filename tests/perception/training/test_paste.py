@@ -433,35 +433,3 @@ def test_what_is_cut_off_leaves_nothing_and_what_is_damaged_is_said(tables, fold
     next(tmp_path.rglob("objects.json")).write_text(json.dumps([]))
     with pytest.raises(InputError, match="a damaged database of objects"):
         objects_of(tables, tables.samples(), config(), tmp_path)
-
-
-def test_a_process_that_waits_gives_up_when_nothing_grows(tables, tmp_path, monkeypatch):
-    """The one that builds died on another machine. While it works, it may take any time."""
-    tokens, settings, now = tables.samples()[:1], config(pictures="mask"), 0.0
-    growing = tmp_path / f".{key_of(tables, tokens, settings)[:16]}.new-1" / "points.bin"
-
-    def sleep(_: float) -> None:
-        nonlocal now
-        now += 60
-        if now <= 6000 and now % 300 == 0:  # slower than a frame of any data set
-            growing.parent.mkdir(exist_ok=True)
-            growing.open("ab").write(b"a point")
-
-    monkeypatch.setattr("time.sleep", sleep)
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    with pytest.raises(InputError, match="nothing was added to it for 600 s; its process died, start again"):
-        objects_of(tables, tokens, settings, tmp_path, builds=False)
-    assert now == 6000 + 660
-
-
-def test_other_processes_wait_for_the_one_that_builds(tables, tmp_path, monkeypatch):
-    tokens, settings = tables.samples()[:1], config(pictures="mask")
-    built: list[Objects] = []
-
-    def built_meanwhile(_: float) -> None:
-        built.append(objects_of(tables, tokens, settings, tmp_path))
-
-    monkeypatch.setattr("time.sleep", built_meanwhile)
-    waited = objects_of(tables, tokens, settings, tmp_path, builds=False)
-    assert len(built) == 1
-    np.testing.assert_array_equal(waited.boxes.centers, built[0].boxes.centers)
