@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.grid import Occupancy, VoxelGrid, occupancy_classes
 from perception.io.files import format_number
@@ -33,14 +32,10 @@ from perception.tasks.metric import (
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
 from perception.tasks.occupancy.obstacle_scores import (
     CURVE,
-    count_explained,
-    count_followed,
     count_recalled,
     false_alarms,
     obstacle_report,
-    obstacle_rows,
-    read_obstacles,
-    real,
+    read_voxels,
     score_obstacles,
     share,
 )
@@ -52,15 +47,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MASKS = ("cameras", "lidar")  # what saw the voxels that count in an evaluation
-_UNREAD = "obstacles.json cannot be read or lacks a frame of the replay; replay again"
-
-
-def _of_file(name: str, classes: Any = None) -> GateMetric:
-    nothing = f"there is nothing to count for {name}"
-    by_class = f"{name}_by_class" if classes else ""
-    return GateMetric(
-        classes, ranged=not classes, by_class=by_class, missing=_UNREAD, nothing=nothing, nothing_of=nothing
-    )
+_NO_VOXELS = "no voxel of a detection class is occupied"
 
 
 class OccupancyMetric(Metric[OccupancyResult]):
@@ -74,10 +61,8 @@ class OccupancyMetric(Metric[OccupancyResult]):
     false_alarms     clusters that are no annotated obstacle, per 100 m
 
     Gates of a replay, besides obstacle_recall:
-    occupancy_IoU              over the voxels that the cameras or the LiDAR see, of the annotated classes
-    scene_obstacle_recall      share of the annotated obstacles that those of obstacles.json find, over all frames
-    scene_obstacle_precision   share of the ids of obstacles.json that are no false alarms
-    explained                  share of the occupied voxels of detection classes that objects explain
+    occupancy_IoU   over the voxels that the cameras or the LiDAR see, of the annotated classes
+    explained       share of the occupied voxels of detection classes that objects explain
     """
 
     truth = ("occupancy", "obstacles", "boxes", "lidar_path")
@@ -85,9 +70,14 @@ class OccupancyMetric(Metric[OccupancyResult]):
     shown = ("occupancy_mIoU", "RayIoU", "obstacle_recall", "false_alarms", "occupancy_IoU")
     lower_is_better = ("false_alarms",)
     gates: ClassVar[Mapping[str, GateMetric]] = {
-        "scene_obstacle_recall": _of_file("scene_obstacle_recall"),
-        "scene_obstacle_precision": _of_file("scene_obstacle_precision"),
-        "explained": _of_file("explained", "class_names"),
+        "explained": GateMetric(
+            "class_names",
+            ranged=False,
+            by_class="explained_by_class",
+            missing="obstacles.json cannot be read or lacks a frame of the replay; replay again",
+            nothing=_NO_VOXELS,
+            nothing_of=_NO_VOXELS,
+        ),
         "occupancy_IoU": GateMetric(
             "voxel_names",
             step=RING,
@@ -106,26 +96,20 @@ class OccupancyMetric(Metric[OccupancyResult]):
     def counts(self, frame: Frame, result: OccupancyResult) -> dict[str, Any]:
         """`counts` (rings, 3, classes) of `parts`, of the voxels that the cameras or the LiDAR see.
 
-        And `obstacles`: distance and whether it is found, of each annotated one; `truth`: `obstacles` and `objects` of
-        detection classes, as `obstacle_rows` in the global frame. None without annotations.
+        And `obstacles`: distance and whether it is found, of each annotated one. None without annotations.
         """
         voxels: Occupancy | None = frame.truth.get("occupancy")
         obstacles: Boxes | None = frame.truth.get("obstacles")
-        objects: Boxes | None = frame.truth.get("boxes")
-        counts, found, truth = None, None, None
+        counts, found = None, None
         if voxels is not None:
-            predicted, seen = (
-                self._predicted_classes(frame, result, voxels),
-                voxels.seen_by_cameras | voxels.seen_by_lidar,
-            )
+            predicted = self._predicted_classes(frame, result, voxels)
+            seen = voxels.seen_by_cameras | voxels.seen_by_lidar
             counts = parts(confusion(predicted, voxels.classes, seen, len(self._classes), voxels.grid))
         if obstacles is not None:
             own = obstacles.transformed(np.linalg.inv(frame.global_from_reference))
-            score = score_obstacles(obstacle_clusters(result, result.grid), result.grid, own)
+            score = score_obstacles(obstacle_clusters(result), result.grid, own)
             found = [*zip(score.distances.tolist(), score.found.tolist(), strict=True)]
-        if obstacles is not None and objects is not None:
-            truth = {"obstacles": obstacle_rows(obstacles), "objects": obstacle_rows(objects)}
-        return {"counts": counts, "obstacles": found, "truth": truth}
+        return {"counts": counts, "obstacles": found}
 
     @property
     def _classes(self) -> Sequence[str]:
@@ -148,7 +132,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             found |= self._count(frame, self._predicted_classes(frame, result, voxels), voxels)
         if obstacles is not None:
             own, grid = obstacles.transformed(np.linalg.inv(frame.global_from_reference)), result.grid
-            found["curve"] = [score_obstacles(obstacle_clusters(result, grid, each), grid, own) for each in CURVE]
+            found["curve"] = [score_obstacles(obstacle_clusters(result, each), grid, own) for each in CURVE]
         return found
 
     def _count(self, frame: Frame, predicted: np.ndarray, truth: Occupancy) -> dict[str, np.ndarray]:
@@ -164,22 +148,14 @@ class OccupancyMetric(Metric[OccupancyResult]):
         return {"voxels": np.stack(voxels), "rays": count_rays(found, true, free + 1, grid)}
 
     def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> list[dict[str, Any] | None]:
-        """With the sum of the `counts` of each group, and the `followed` obstacles of obstacles.json.
-
-        `followed` is None if the file cannot be read.
-        """
-        try:
-            followed: Sequence[Any] = read_obstacles(frames.folder, frames.tokens)
-        except InputError:
-            followed = [None] * len(frames.tokens)
+        """With the sum of the `counts` of each group, and `explained`, see `read_voxels`."""
+        explained = read_voxels(frames.folder, frames.tokens)
         sums, found = GroupSums(frames.groups), list[dict[str, Any] | None]()
         for i, own in enumerate(counts):
             kept = None
             if own is not None:
-                truth = own["truth"] and {name: _rows(rows) for name, rows in own["truth"].items()}
-                obstacles = _rows(own["obstacles"])
-                kept = {"counts": own["counts"], "obstacles": obstacles, "truth": truth}
-                kept |= {"followed": followed[i], "ego": frames.egos[i]}
+                obstacles = None if own["obstacles"] is None else np.array(own["obstacles"], np.float64)
+                kept = {"counts": own["counts"], "obstacles": obstacles, "explained": explained[i]}
                 if sums.add(i, kept) is None:
                     kept["counts"] = None
             found.append(kept)
@@ -190,7 +166,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
         first = next((each for each in counts if each is not None), {})
         if "voxels" in first:
             scores |= self._scores_to_show(counts, weights)
-        if "followed" in first:
+        if "explained" in first:
             scores |= self._scores_for_gates(counts, weights)
         return scores
 
@@ -202,12 +178,10 @@ class OccupancyMetric(Metric[OccupancyResult]):
         if by_scene is not None:
             drawn, true = weights.drawn(by_scene), by_scene[:, 2]
             values = np.where(drawn[:, 2] > 0, ious(drawn), np.nan)
-        voxels = count_explained(counts, weights)
+        voxels = weights.sums(counts, lambda own: own["explained"])
         return {
             "seen_mIoU": Score(means(values), (), true, by_scene),
             "seen_IoU": Score(values, names, true, by_scene),
-            "scene_obstacle_recall": share(count_followed(counts, weights), weights),
-            "scene_obstacle_precision": share(real(counts, weights), weights),
             "explained": share(None if voxels is None else voxels.sum(axis=2), weights),
             "explained_by_class": share(voxels, weights, self.taxonomy.class_names),
         }
@@ -301,19 +275,14 @@ class OccupancyMetric(Metric[OccupancyResult]):
 
     def list_usual_gates(self, counts: Sequence[Counts | None]) -> tuple[Sequence[str], Sequence[str]]:
         """Also without annotations: a class that is no longer detected leaves its voxels unexplained."""
-        annotated = any(each and each["truth"] for each in counts)
-        return ("scene_obstacle_recall", "explained") if annotated else ("explained",), ()
+        annotated = any(each and each["obstacles"] is not None for each in counts)
+        return ("obstacle_recall", "explained") if annotated else ("explained",), ()
 
 
 def on_grid_of_truth(frame: Frame, result: OccupancyResult, grid: VoxelGrid, free: int) -> np.ndarray:
     """(levels, rows, columns) predicted classes on a grid in the ego frame; free outside the grid of the result."""
     index, inside = lookup(grid, result.grid, np.linalg.inv(ego_from_reference(frame)))
     return np.where(inside, result.classes.reshape(-1)[index], np.uint8(free))
-
-
-def _rows(rows: Sequence[Any] | None) -> np.ndarray | None:
-    """Rows from JSON as an array."""
-    return None if rows is None else np.array(rows, np.float64)
 
 
 def _of(values: np.ndarray | None, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:

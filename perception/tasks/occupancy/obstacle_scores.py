@@ -2,19 +2,15 @@
 
 Of the clusters of a frame: an annotated obstacle with LiDAR or RADAR points in the grid is found by a cluster that
 touches its box grown by a voxel; a cluster that touches no annotated obstacle grown by GROWN is a false alarm.
-
-Of the obstacles that are followed over a drive (obstacles.json): an annotated obstacle with points is found in a frame
-if the centre of one of them is within REACH of its footprint. One of them is a false alarm if it never is within REACH
-of any annotated object, detection classes included: those are objects too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +20,7 @@ from perception.geometry import quaternions
 from perception.grid import VoxelGrid
 from perception.io.files import FrameFile, read_frame_file
 from perception.tasks.metric import Counts, Range, Score, Weights
-from perception.tasks.occupancy.obstacles import PROBABILITY, ObstacleClusters, Obstacles, distances
+from perception.tasks.occupancy.obstacles import PROBABILITY, ObstacleClusters, Obstacles
 from perception.taxonomy import Taxonomy
 
 # obstacles.json of a replay: the unknown obstacles of every frame, and how much occupied space objects explain.
@@ -72,32 +68,20 @@ class ObstacleWriter:
         self._file.add(frame.token, entry)
 
 
-class FrameObstacles(NamedTuple):
-    """What obstacles.json has of one frame."""
+def read_voxels(folder: Path, tokens: Sequence[str]) -> Sequence[np.ndarray | None]:
+    """(2, classes) int of each frame in obstacles.json: occupied voxels that objects explain, and all of them.
 
-    ids: np.ndarray  # (N,) int
-    centers: np.ndarray  # (N, 3) m, global frame
-    voxels: np.ndarray  # (2, classes) int
-
-
-def read_obstacles(folder: Path, tokens: Sequence[str]) -> list[FrameObstacles]:
-    """The frames with these tokens; one at a time is held as Python objects."""
-    path = folder / OBSTACLES
+    None for all frames if the file cannot be read or lacks one of them.
+    """
+    found = dict.fromkeys(tokens)
     try:
-        place, found = {token: i for i, token in enumerate(tokens)}, dict[int, FrameObstacles]()
-        for token, entry in read_frame_file(path):
-            if token in place:
-                found[place[token]] = _read(entry)
-        return [found[i] for i in range(len(tokens))]
+        for token, entry in read_frame_file(folder / OBSTACLES):
+            if token in found:
+                occupied, lost = np.array(entry["voxels"], np.int64)
+                found[token] = np.stack([occupied - lost, occupied])
     except (InputError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: cannot be read or lacks a frame of the replay; replay again") from None
-
-
-def _read(entry: Mapping[str, Any]) -> FrameObstacles:
-    obstacles = entry["obstacles"]
-    centers = np.array([each["translation"] for each in obstacles], np.float64).reshape(-1, 3)
-    ids = np.array([each["id"] for each in obstacles], np.int64)
-    return FrameObstacles(ids, centers, np.array(entry["voxels"], np.int64))
+        return [None] * len(tokens)
+    return [*found.values()] if all(each is not None for each in found.values()) else [None] * len(tokens)
 
 
 def _to_rows(obstacles: Obstacles) -> list[dict[str, object]]:
@@ -116,7 +100,6 @@ def _to_rows(obstacles: Obstacles) -> list[dict[str, object]]:
 
 
 GROWN = 1.0  # m, around an annotated obstacle where a cluster is no false alarm
-REACH = 1.0  # m on the ground
 DISTANCES = (10.0, 20.0, 30.0, 40.0)  # m, bounds of the ranges that recall is given for
 CURVE = (0.3, PROBABILITY, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999)  # probabilities that obstacles are scored at
 
@@ -175,16 +158,14 @@ def score_obstacles(clusters: ObstacleClusters, grid: VoxelGrid, annotated: Boxe
     return ObstacleScore(np.linalg.norm(own.centers[:, :2], axis=1), found, alarms)
 
 
-def driven(positions: np.ndarray, scenes: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Metres along the positions (F, 2) of frames in order of time.
+def driven(known: Sequence[Counts], weights: np.ndarray | int = 1) -> float:
+    """Metres along the positions of frames in order of time.
 
     Args:
-        scenes: (F,) tell their drives apart.
-        weights: (F,) how often the drive of each frame counts; None: once.
+        weights: (F,) how often the drive of each frame counts.
     """
-    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    if weights is not None:
-        steps = steps * weights[1:]
+    positions, scenes = np.array([own["ego"] for own in known]), np.array([own["scene"] for own in known])
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1) * np.broadcast_to(weights, len(known))[1:]
     return float(steps[scenes[1:] == scenes[:-1]].sum())
 
 
@@ -192,34 +173,6 @@ def within(distances: np.ndarray, range: Range) -> np.ndarray:
     """(N,) bool of distances (N,) m: those in the range from the vehicle."""
     low, high = range or (0.0, np.inf)
     return np.asarray((distances >= low) & (distances < high))
-
-
-def obstacle_rows(boxes: Boxes) -> np.ndarray:
-    """(N, 6) x, y, width, length, yaw and points of boxes."""
-    return np.column_stack([boxes.centers[:, :2], boxes.sizes[:, :2], boxes.yaws, boxes.num_points])
-
-
-def _boxes(rows: Any) -> Boxes:
-    values = np.array(rows, np.float64).reshape(-1, 6)
-    zeros = np.zeros(len(values))
-    centers, sizes = (np.column_stack([values[:, start : start + 2], zeros]) for start in (0, 2))
-    return Boxes.from_yaws(centers, sizes, values[:, 4], np.zeros((len(values), 2)), zeros, zeros, zeros)
-
-
-def match_obstacles(centers: np.ndarray, truth: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """For each annotated obstacle whether it is found, (A,), and for each predicted one whether it is real, (P,).
-
-    Args:
-        centers: (P, >=2) m of the predicted obstacles, global frame.
-        truth: `obstacles` and `objects` of detection classes of the frame, as `obstacle_rows` in the global frame.
-    """
-    obstacles, objects = _boxes(truth["obstacles"]), _boxes(truth["objects"])
-    found = (distances(centers, obstacles) <= REACH).any(axis=0)
-    real = (distances(centers, Boxes.joined(obstacles, objects)) <= REACH).any(axis=1)
-    return found, real
-
-
-# ---- counts of frames
 
 
 def share(by_scene: np.ndarray | None, weights: Weights, classes: Sequence[str] = ()) -> Score:
@@ -250,67 +203,14 @@ def count_recalled(counts: Sequence[Counts | None], weights: Weights) -> np.ndar
     return weights.sums(counts, of)
 
 
-def count_followed(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
-    """(S, 2) annotated obstacles that those of obstacles.json find, and all of them; None without the file."""
-
-    def of(own: Counts) -> np.ndarray | None:
-        if own["followed"] is None or not own["truth"]:
-            return None if own["followed"] is None else np.zeros(2)
-        rows = np.array(own["truth"]["obstacles"], np.float64).reshape(-1, 6)
-        counted = (rows[:, 5] > 0) & _within(rows, own, weights.range)
-        found, _ = match_obstacles(own["followed"].centers, own["truth"])
-        return np.array([(found & counted).sum(), counted.sum()])
-
-    return weights.sums(counts, of)
-
-
-def real(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
-    """(S, 2) ids of obstacles.json that are no false alarms, and all of them; None without the file."""
-    seen: dict[tuple[int, int], bool] = {}  # by scene and id, whether it was real in any frame
-    for i in np.flatnonzero(weights.frames):
-        own = counts[i]
-        if own is None or not own["truth"] or own["followed"] is None:
-            continue
-        followed: FrameObstacles = own["followed"]
-        _, is_real = match_obstacles(followed.centers, own["truth"])
-        inside = _within(followed.centers, own, weights.range)
-        for name, each in zip(followed.ids[inside].tolist(), is_real[inside].tolist(), strict=True):
-            key = int(weights.scenes[i]), name
-            seen[key] = seen.get(key, False) or each
-    by_scene = weights.sums(counts, lambda own: None if own["followed"] is None else np.zeros(2))
-    if by_scene is not None:
-        for (scene, _), each in seen.items():
-            by_scene[scene] += each, 1
-    return by_scene
-
-
-def count_explained(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray | None:
-    """(S, 2, classes) occupied voxels that objects explain, and all of them; None without obstacles.json."""
-
-    def of(own: Counts) -> np.ndarray | None:
-        if own["followed"] is None:
-            return None
-        occupied, lost = own["followed"].voxels
-        return np.stack([occupied - lost, occupied])
-
-    return weights.sums(counts, of)
-
-
-def _within(places: np.ndarray, own: Counts, range: Range) -> np.ndarray:
-    """(P,) bool of places (P, >=2) in the global frame: those in the range from the vehicle."""
-    return within(np.linalg.norm(places[:, :2] - own["ego"], axis=1), range)
-
-
 def false_alarms(counts: Sequence[Counts | None], weights: Weights) -> np.ndarray:
     """(R,) clusters that are no annotated obstacle, per 100 m; NaN for a vehicle that stood still."""
     known = [(i, own) for i in np.flatnonzero(weights.frames) if (own := counts[i]) is not None and own["curve"]]
     alarms = weights.sums(counts, lambda own: _alarms(own, weights.range))
     if alarms is None:
         return np.full(len(weights.draws), np.nan)
-    places = np.array([own["ego"] for _, own in known])
-    drives = np.unique([own["scene"] for _, own in known], return_inverse=True)[1]
-    own_scenes = weights.scenes[[i for i, _ in known]]
-    metres = np.array([driven(places, drives, each[own_scenes]) for each in weights.draws])
+    own_scenes, frames = weights.scenes[[i for i, _ in known]], [own for _, own in known]
+    metres = np.array([driven(frames, each[own_scenes]) for each in weights.draws])
     return np.divide(100 * weights.drawn(alarms), metres, out=np.full(len(metres), np.nan), where=metres > 0)
 
 
@@ -329,8 +229,7 @@ def obstacle_report(counts: Sequence[Counts]) -> dict[str, Any] | None:
     known = [each for each in counts if each["curve"] is not None]
     if not known:
         return None
-    places, scenes = np.array([each["ego"] for each in known]), [each["scene"] for each in known]
-    metres = driven(places, np.unique(scenes, return_inverse=True)[1])
+    metres = driven(known)
     curve = [
         {"probability": probability, **_recall([each["curve"][i] for each in known], metres)}
         for i, probability in enumerate(CURVE)

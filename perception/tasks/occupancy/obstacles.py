@@ -13,7 +13,6 @@ from scipy.ndimage import label
 
 from perception.frame import Boxes
 from perception.geometry import along_and_aside
-from perception.grid import VoxelGrid
 from perception.tasks.association import associate
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer
 from perception.tasks.occupancy.result import OccupancyResult
@@ -47,13 +46,8 @@ class ObstacleClusters:
     cells: np.ndarray
 
 
-def obstacle_clusters(result: OccupancyResult, grid: VoxelGrid, probability: float = PROBABILITY) -> ObstacleClusters:
-    """The unknown obstacles in a result.
-
-    Args:
-        grid: of the result.
-        probability: of the class others, above which a voxel is of a cluster.
-    """
+def obstacle_clusters(result: OccupancyResult, probability: float = PROBABILITY) -> ObstacleClusters:
+    """The clusters of the voxels in which the class others has more than this probability."""
     with np.errstate(invalid="ignore"):
         chosen = result.others > probability
     cells, count = label(chosen.any(axis=0), structure=np.ones((3, 3)))
@@ -65,6 +59,7 @@ def obstacle_clusters(result: OccupancyResult, grid: VoxelGrid, probability: flo
     lowest, highest = np.full((count, 3), np.iinfo(np.int64).max), np.full((count, 3), -1)
     np.minimum.at(lowest, owner, place)
     np.maximum.at(highest, owner, place)
+    grid = result.grid
     corner = np.array([grid.x[0], grid.y[0], grid.z[0]])
     low, high = (corner + each * grid.edges for each in (lowest, highest + 1))
     return ObstacleClusters((low + high) / 2, high - low, voxels, sums / voxels, cells)
@@ -113,18 +108,7 @@ class Obstacles:
         return BoxLayer("obstacles", "tracked", boxes, COLOURS, shown, ids, ids, faded=self.unseen > 0)
 
 
-def cluster_boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
-    """Clusters of voxels as boxes along the axes of their frame, with the label -1.
-
-    Args:
-        centers: (N, 3) m.
-        sizes: (N, 3) m along x, y and z.
-        scores: (N,) probability that the space is occupied.
-    """
-    return _boxes(centers, sizes[:, [1, 0, 2]], scores)
-
-
-def _boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
+def obstacle_boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
     """Boxes along the axes, of no class and with unknown velocity; sizes (N, 3) m: width, length, height."""
     count = len(centers)
     none, unknown = np.full(count, -1), np.full((count, 2), np.nan)
@@ -148,7 +132,7 @@ class ObstacleTracker:
         """The obstacles after one more frame.
 
         Args:
-            clusters: occupied space of no known class, as from `cluster_boxes`, in the global frame.
+            clusters: occupied space of no known class, as from `obstacle_boxes`, in the global frame.
             objects: known ones, in the global frame.
         """
         objects = objects.select(objects.scores >= COUNTED_SCORE)
@@ -181,7 +165,7 @@ def _update_obstacles(obstacles: np.ndarray, clusters: Boxes) -> np.ndarray:
 
 
 def _output(obstacles: np.ndarray) -> Obstacles:
-    boxes = _boxes(obstacles["center"], obstacles["size"], obstacles["score"])
+    boxes = obstacle_boxes(obstacles["center"], obstacles["size"], obstacles["score"])
     return Obstacles(
         obstacles["id"].copy(),
         replace(boxes, rotations=obstacles["rotation"].copy()),

@@ -23,8 +23,8 @@ from perception.tasks.occupancy.obstacles import (
     MARGIN,
     Obstacles,
     ObstacleTracker,
-    cluster_boxes,
     is_covered,
+    obstacle_boxes,
     obstacle_clusters,
 )
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
@@ -72,8 +72,8 @@ class ExplainedOccupancy(FusedOccupancy):
         self._taxonomy, self._tracker, self._doubts = taxonomy, ObstacleTracker(), Doubts(taxonomy.class_names)
 
     def explain(self, frame: Frame, state: OccupancyResult, objects: Boxes) -> OccupiedSpace:
-        found, pose = obstacle_clusters(state, state.grid), frame.global_from_reference
-        clusters = cluster_boxes(found.centers, found.sizes, found.probabilities).transformed(pose)
+        found, pose = obstacle_clusters(state), frame.global_from_reference
+        clusters = obstacle_boxes(found.centers, found.sizes[:, [1, 0, 2]], found.probabilities).transformed(pose)
         here = objects.transformed(np.linalg.inv(pose))
         voxels = count_unexplained_voxels(state.classes, state.grid, here, self._taxonomy)
         return OccupiedSpace(state, self._tracker.update(clusters, objects), voxels, self._doubts.update(voxels))

@@ -26,11 +26,11 @@ from perception.grid import VoxelGrid, occupancy_classes
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
-from perception.tasks.metric import Range, ReplayedFrames, Score, Weights, mean_shares
+from perception.tasks.metric import ReplayedFrames, Score, Weights, mean_shares
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
-from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, cluster_boxes, distances, is_covered
+from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, distances, is_covered, obstacle_boxes
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import Doubts, count_unexplained_voxels
 from perception.tasks.task import Task
@@ -46,7 +46,7 @@ PARKED[1:3, 13:16, 3:7] = NAMES.index("car")
 
 def clusters(places: list[tuple[float, float]]) -> Boxes:
     centers = np.array([[*place, 0.5] for place in places]).reshape(-1, 3)
-    return cluster_boxes(centers, np.tile([0.4, 0.8, 1.2], (len(places), 1)), np.full(len(places), 0.9))
+    return obstacle_boxes(centers, np.tile([0.8, 0.4, 1.2], (len(places), 1)), np.full(len(places), 0.9))
 
 
 def objects(places: list[tuple[float, float]], yaw: float = 0.0, label: int = CAR) -> Boxes:
@@ -204,7 +204,7 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
                 detections.add(frame, seconds, seen.health, seen.doubts)
         [found] = detections.to_rows()
         assert (found["detected"], found["delays"]) == (len(doubted), delays)
-        explained[text] = scores(folder, [None] * 16)["explained_by_class"].of_class("car").values[0]
+        explained[text] = scores(folder, 16)["explained_by_class"].of_class("car").values[0]
     # The first frame's detection is no confirmed track yet; with it lost from 2 s on, six more frames are explained.
     assert explained == {"hidden:car@2-99": 9 / 16, "hidden:car": 0, "hidden:bus": 15 / 16}
 
@@ -216,64 +216,33 @@ def test_doubts_need_enough_voxels_and_frames() -> None:
     assert names == [[], [], ["car"], [], [], [], [], ["car"]]
 
 
-def scores(
-    folder: Path, truths: list[Any], first: int = 0, range: Range = None, draws: np.ndarray | None = None
-) -> Mapping[str, Score]:
-    """The scores of frames with annotations, from the first on; a drive of two frames and one of the rest."""
-    metric, count = OccupancyMetric(NUSCENES), len(truths)
-    lines = [{"counts": None, "obstacles": None, "truth": truth} for truth in truths]
-    frames = ReplayedFrames(folder, [f"s{i}" for i in np.arange(count)], np.zeros((count, 2)), np.arange(count))
+def scores(folder: Path, count: int, annotated: bool = False) -> Mapping[str, Score]:
+    """The scores of frames: a drive of two, and one of the rest."""
+    metric = OccupancyMetric(NUSCENES)
+    lines = [{"counts": None, "obstacles": [] if annotated else None}] * count
+    frames = ReplayedFrames(folder, [f"s{i}" for i in range(count)], np.zeros((count, 2)), np.arange(count))
     counts = metric.recorded(frames, lines)
-    weights = Weights.of(np.arange(count) >= first, np.array([0, 0] + [1] * (count - 2)), range)
-    return metric.scores(counts, weights if draws is None else replace(weights, draws=draws))
+    assert metric.list_usual_gates(counts) == ((("obstacle_recall", "explained") if annotated else ("explained",)), ())
+    return metric.scores(counts, Weights.of(np.ones(count, bool), np.array([0, 0] + [1] * (count - 2))))
 
 
-def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
-    """Counted by hand: rows of truth are x, y, width, length, yaw, points."""
-    near, far = [10, 0, 1, 2, 0, 5], [0, 40, 1, 2, math.pi / 2, 3]  # the far one is long along y
-    unseen, car = [20, 20, 1, 1, 0, 0], [-20, 0, 2, 4, 0, 9]
-    truth = {"obstacles": [near, far, unseen], "objects": [car]}
-    places: list[dict[int, tuple[float, float]]] = [
-        {1: (11.9, 0.0), 2: (-22.5, 0.0), 3: (5.0, 5.0)},  # the near one; the car; nothing
-        {1: (12.1, 0.0), 4: (0.0, 41.9), 5: (20.4, 20.4)},  # too far along; the far one; the one without points
-        {1: (30.0, 30.0), 2: (10.0, 1.4)},  # nothing; the near one
-        {6: (1.0, 1.0)},  # not annotated
-    ]
-    voxels = [np.zeros((2, len(NUSCENES.classes)), int) for _ in places]
-    for i, counts in enumerate(voxels):
-        counts[:, CAR], counts[:, PEDESTRIAN] = (100, 10 * i), (20, 20)
+def test_what_is_explained_is_counted_by_class_and_drive(tmp_path: Path) -> None:
+    nothing = np.zeros(0, int)
+    followed = Obstacles(nothing, clusters([]), nothing, nothing)
     with ObstacleWriter.open(tmp_path, NUSCENES) as writer:
-        for frame, own, counts in zip(standing(4), places, voxels, strict=True):
-            boxes, ones = clusters(list(own.values())), np.ones(len(own), int)
-            followed = Obstacles(np.array([*own], int), boxes, ones, 0 * ones)
-            writer.add(frame, None, SimpleNamespace(obstacles=followed, unexplained=counts))
-    truths = [truth, truth, truth, None]
-
-    def counted(name: str, **options: Any) -> list[Any]:
-        return scores(tmp_path, truths, **options)[name].items.tolist()
-
-    assert counted("scene_obstacle_recall") == [[2, 4], [1, 2]]
-    found = scores(tmp_path, truths)
-    assert found["scene_obstacle_recall"].values.tolist() == [0.5]
-    drawn = scores(tmp_path, truths, draws=np.array([[2.0, 0], [0, 1]]))["scene_obstacle_recall"]
-    assert drawn.values.tolist() == [0.5, 0.5]
-    assert scores(tmp_path, truths, range=(0, 30))["scene_obstacle_recall"].values[0] == pytest.approx(2 / 3)
-    assert counted("scene_obstacle_recall", first=1) == [[1, 2], [1, 2]]
-    # Ids 1, 2, 4 and 5 of the first drive are real, 3 is not; in the second 1 is another one, and not real.
-    assert counted("scene_obstacle_precision") == [[4, 5], [1, 2]]
+        for i, frame in enumerate(standing(4)):
+            voxels = np.zeros((2, len(NUSCENES.classes)), int)
+            voxels[:, CAR], voxels[:, PEDESTRIAN] = (100, 10 * i), (20, 20)
+            writer.add(frame, None, SimpleNamespace(obstacles=followed, unexplained=voxels))
+    found = scores(tmp_path, 4, annotated=True)
     by_class = found["explained_by_class"]
     assert by_class.of_class("car").values[0] == pytest.approx(1 - (0 + 10 + 20 + 30) / 400)
     assert np.isnan(by_class.of_class("bus").values[0])
     assert found["explained"].values[0] == pytest.approx(1 - (60 + 80) / 480)
     assert mean_shares(found["explained"].sizes).tolist() == [0.5, 0.5]
-    metric = OccupancyMetric(NUSCENES)
-    assert metric.list_usual_gates([{"truth": each} for each in truths]) == (("scene_obstacle_recall", "explained"), ())
-    assert metric.list_usual_gates([{"truth": None}]) == (("explained",), ())
-    assert np.isnan(scores(tmp_path, [None] * 4)["scene_obstacle_recall"].values[0])
-    assert scores(tmp_path / "none", truths)["explained"].sizes is None
-    gate = OccupancyMetric.gates["explained"]
-    assert gate.nothing == "there is nothing to count for explained"
-    assert gate.missing.endswith("lacks a frame of the replay; replay again")
+    assert scores(tmp_path, 5)["explained"].sizes is None  # a frame is not in the file
+    assert scores(tmp_path / "none", 4)["explained"].sizes is None
+    assert OccupancyMetric.gates["explained"].missing.endswith("lacks a frame of the replay; replay again")
 
 
 def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:

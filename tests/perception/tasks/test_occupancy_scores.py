@@ -145,7 +145,7 @@ def test_clusters_are_the_connected_columns_of_no_class() -> None:
     others = rng.random(GRID.shape).astype(np.float32) ** 25
     others[0, 0, 0] = np.nan
     for probability in (0.5, 0.3):
-        clusters = obstacle_clusters(result(street(0), others), GRID, probability)
+        clusters = obstacle_clusters(result(street(0), others), probability)
         chosen = np.nan_to_num(others) > probability
         left, expected = {*zip(*np.nonzero(chosen.any(axis=0)), strict=True)}, []
         while left:
@@ -178,18 +178,18 @@ def test_obstacles_are_found_within_a_voxel_and_alarms_are_away_from_all() -> No
         (0.4, -9.2, 1.0, 1.0, 0.0, 0),  # without a point: no obstacle, but no alarm
         (20.0, 0.0, 1.0, 1.0, 0.0, 9),  # outside
     )
-    clusters = obstacle_clusters(result(classes), GRID)
+    clusters = obstacle_clusters(result(classes))
     assert len(clusters.voxels) == 4
     score = score_obstacles(clusters, GRID, annotated)
     np.testing.assert_allclose(score.distances, np.hypot([3, 7.6, 12.4], [0.4, 7.4, 2.0]))
     assert score.found.tolist() == [False, True, False]
     np.testing.assert_allclose(score.alarms, [np.hypot(12.4, 0.4)])
-    nothing = score_obstacles(obstacle_clusters(result(np.full_like(classes, FREE)), GRID), GRID, annotated)
+    nothing = score_obstacles(obstacle_clusters(result(np.full_like(classes, FREE))), GRID, annotated)
     assert nothing.found.tolist() == [False] * 3
     assert not len(nothing.alarms)
     assert len(score_obstacles(clusters, GRID, boxes()).alarms) == 4
-    places = np.array([[0, 0], [3, 4], [100, 0], [100, 2]], np.float64)
-    assert driven(places, np.array([0, 0, 1, 1])) == 7
+    places = (("a", (0, 0)), ("a", (3, 4)), ("b", (100, 0)), ("b", (100, 2)))
+    assert driven([{"scene": scene, "ego": place} for scene, place in places]) == 7
 
 
 def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> None:
