@@ -40,7 +40,6 @@ class Conditions(Mapping[str, str]):
         return f"Conditions({', '.join(f'{kind}={value!r}' for kind, value in self._values.items())})"
 
     def known(self) -> tuple[str, ...]:
-        """The known values, such as ('rain', 'night')."""
         return tuple(self._values.values())
 
 
@@ -124,7 +123,6 @@ class Boxes:
 
     @staticmethod
     def joined(*parts: Boxes) -> Boxes:
-        """The boxes of all parts, which are in one frame of reference."""
         return Boxes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Boxes)})
 
     def __len__(self) -> int:
@@ -141,7 +139,6 @@ class Boxes:
         return unit_headings(self.rotations[:, [1, 0], 0])
 
     def select(self, index: np.ndarray) -> Boxes:
-        """The boxes at the integer or boolean index (M,)."""
         return Boxes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def transformed(self, to_from: np.ndarray) -> Boxes:
@@ -263,11 +260,7 @@ class Frame:
 
     @property
     def of_keyframe(self) -> np.ndarray:
-        """(N,) bool: which points are of the keyframe, not of an earlier sweep; the frame must have points.
-
-        Raises:
-            ValueError: `sweep_of_point` does not say it of each point.
-        """
+        """(N,) bool: which points are of the keyframe, not of an earlier sweep; the frame must have points."""
         assert self.points is not None
         if self.sweep_of_point is None or len(self.sweep_of_point) != len(self.points):
             raise ValueError(f"frame {self.token}: `sweep_of_point` does not say of each point which sweep it is of")
@@ -295,7 +288,7 @@ class Frame:
     def with_further_points(self, further: Frame) -> Frame:
         """The frame with the points of another as well, in the order of their dt; both must have points.
 
-        What only one of them tells of its points, such as their classes, is told of none.
+        Per-point fields that only one of them has, such as classes, are dropped.
         """
         mine, others = self._per_point(), further._per_point()
         both = {name: np.concatenate([mine[name], others[name]]) for name in mine.keys() & others.keys()}
@@ -303,16 +296,11 @@ class Frame:
         return joined.select_points(np.argsort(both["points"][:, 4], kind="stable"))
 
     def without_points(self) -> Frame:
-        """The frame without LiDAR."""
         nothing: dict[str, Any] = dict.fromkeys(PER_POINT)
         return replace(self, **nothing)
 
     def without(self, sensors: Collection[str], lidars: Sequence[str]) -> Frame:
-        """The frame without some sensors, by their names.
-
-        Args:
-            lidars: those of the rig, in its order.
-        """
+        """The frame without some sensors, by their names; `lidars` are those of the rig, in its order."""
         frame = replace(self, cameras={name: each for name, each in self.cameras.items() if name not in sensors})
         hidden = [i for i, name in enumerate(lidars) if name in sensors]
         if frame.points is None or not hidden:
@@ -338,14 +326,10 @@ class Frame:
         return replace(self.select_points(self.lidar_of_point == lidar), lidar_of_point=None)
 
     def transformed(self, similarity: np.ndarray) -> Frame:
-        """The frame with points and boxes transformed by the similarity; images do not change.
+        """The frame with points and boxes under a similarity (4, 4), possibly with a reflection; images do not change.
 
         `global_from_reference` of the result is a similarity instead of a rigid transformation, so that the projections
         into images and the map are transformed as well.
-
-        Args:
-            similarity: (4, 4) transformed_from_reference; its linear part is a scaled rotation, possibly with a
-                reflection.
         """
         points = None if self.points is None else self.points.copy()
         if points is not None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-# Rotations: matrices, quaternions w x y z, axis and angle.
-
 
 def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
     """(..., 3, 3) from quaternions (..., 4) in the order w x y z, of any length."""
@@ -99,11 +97,8 @@ def product(*matrices: np.ndarray) -> np.ndarray:
 
 
 def inverse(pose: np.ndarray) -> np.ndarray:
-    """The inverse of an affine matrix (4, 4) with the last row 0 0 0 1, by its cofactors.
-
-    Raises:
-        ZeroDivisionError: it has none.
-    """
+    """The inverse of an affine matrix (4, 4) with the last row 0 0 0 1, by its cofactors; ZeroDivisionError without
+    one."""
     (a, b, c, x), (d, e, f, y), (g, h, i, z), _ = pose.tolist()
     rows = (
         (e * i - f * h, c * h - b * i, b * f - c * e),
@@ -113,9 +108,6 @@ def inverse(pose: np.ndarray) -> np.ndarray:
     determinant = a * rows[0][0] + b * rows[1][0] + c * rows[2][0]
     turned = [[value / determinant for value in row] for row in rows]
     return np.array([*([p, q, r, -(p * x + q * y + r * z)] for p, q, r in turned), [0.0, 0.0, 0.0, 1.0]])
-
-
-# LiDAR points: moved, and counted inside boxes.
 
 
 def move(points: np.ndarray, transform: np.ndarray) -> None:
@@ -143,9 +135,6 @@ def points_in_boxes(points: np.ndarray, centers: np.ndarray, sizes: np.ndarray, 
     return counts
 
 
-# Upright boxes, seen from above.
-
-
 def unit_headings(vectors: np.ndarray) -> np.ndarray:
     """(N, 2) sine and cosine of yaws, from these times any positive factor; a yaw of 0 where both are 0."""
     length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
@@ -153,13 +142,7 @@ def unit_headings(vectors: np.ndarray) -> np.ndarray:
 
 
 def along_and_aside(places: np.ndarray, centers: np.ndarray, headings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, N) m ahead and to the left of N boxes, of P places.
-
-    Args:
-        places: (P, >=2) m.
-        centers: (N, >=2) m in the same frame.
-        headings: (N, 2) sine and cosine of the yaws.
-    """
+    """(P, N) m ahead and to the left of boxes with centers (N, >=2) and headings (N, 2), of places (P, >=2)."""
     x, y = (places[:, None, axis] - centers[:, axis] for axis in (0, 1))
     sine, cosine = headings.T
     return x * cosine + y * sine, y * cosine - x * sine

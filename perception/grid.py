@@ -10,8 +10,6 @@ import numpy as np
 
 from perception.taxonomy import Taxonomy
 
-# The bird's-eye-view (BEV) grid.
-
 Reference = Literal["ego", "lidar"]
 
 
@@ -83,18 +81,14 @@ class VoxelGrid:
     """Voxels around the vehicle; ranges and edge lengths in m, in the reference frame as of `BevGrid`.
 
     Arrays on the grid are (levels, rows, columns): levels along z, rows along y, columns along x, from small to large.
-
-    Attributes:
-        cell: edge along x and y.
-        height: edge along z; None: as long.
     """
 
     x: tuple[float, float] = (-40.0, 40.0)
     y: tuple[float, float] = (-40.0, 40.0)
     z: tuple[float, float] = (-1.0, 5.4)
-    cell: float = 0.4
+    cell: float = 0.4  # edge along x and y
     reference: Reference = "ego"
-    height: float | None = None
+    height: float | None = None  # edge along z; None: as long
 
     @property
     def edges(self) -> np.ndarray:

@@ -99,10 +99,9 @@ class PerceptionModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Dense outputs, TASK/NAME; each task on its own route, so a module for one task changes no other's output.
 
-        With a state among the inputs there is one more output, `next_state`: the fused map with the memory, on the
-        cells of the state and on the route of the tasks without the modules that are for some tasks alone. So all tasks
-        share one state, to which each adds what its own route makes of the frame. A state of another route, as after a
-        change of the weather, is taken as it is.
+        With a state among the inputs there is one more output, `next_state`: the fused map with the memory applied, at
+        the state's resolution. It is computed on the shared route (without task-specific modules), so all tasks share
+        one state. A state from another route, for example after the weather changed, is used unchanged.
 
         Args:
             inputs: from `sensors/inputs.py`; with a memory also those of `sensors/state.py`.
@@ -166,17 +165,12 @@ class PerceptionModel(nn.Module):
                 features.trace.routes.append(route)
 
     def head(self, task: str) -> TaskNetwork:
-        """The network of a task."""
         network: Any = self.heads[task] if task in self.heads else self.added[task]
         return network
 
     def new_head(self, name: str, options: Mapping[str, Any], source: str) -> tuple[TaskConfig, TaskNetwork]:
-        """Configuration and network of a further task, with initial weights, not attached yet.
-
-        Args:
-            options: configuration of the head.
-            source: of the options, for messages.
-        """
+        """Configuration and network of a further task, with initial weights, not attached yet; `source` is of its
+        options."""
         if name in self.heads:
             raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
         content = self.config.model_dump(mode="json")
@@ -220,15 +214,7 @@ class PerceptionModel(nn.Module):
         return terms
 
     def routing_losses(self, routes: Sequence[Route], costs: Tensor | None = None) -> dict[str, Tensor]:
-        """Loss terms of the learned router.
-
-        Args:
-            routes: of the `Trace` of a forward pass.
-            costs: (B,) losses of the tasks on each frame; for REINFORCE.
-
-        Raises:
-            ValueError: REINFORCE without costs.
-        """
+        """Loss terms of the learned router on the routes of a `Trace`; REINFORCE needs the costs (B,) of the tasks."""
         return self.chooser.losses(chosen, costs) if (chosen := select_learned(routes)) else {}
 
     def routing_balance(self, routes: Sequence[Route]) -> dict[str, float]:

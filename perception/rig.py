@@ -269,11 +269,7 @@ def load_rig(rig: str | Path) -> Rig:
 
 
 def order_by_view(yaws: dict[str, float]) -> tuple[list[str], list[str]]:
-    """Cameras as they look: those to the front, then those to the rear, each from left to right as the pictures hang.
-
-    Args:
-        yaws: camera -> yaw of its optical axis in the ego frame, rad.
-    """
+    """Cameras to the front, then those to the rear, each from left to right, by the yaws (rad) of their axes."""
     turned = {name: (yaw + np.pi) % (2 * np.pi) - np.pi for name, yaw in yaws.items()}
     front = [name for name, yaw in turned.items() if abs(yaw) <= np.pi / 2 + 1e-6]
     rear = [name for name in turned if name not in front]

@@ -300,9 +300,9 @@ class Measures:
             raise Unmeasured(gate.missing)
         if subject.class_ is not None:
             score = score.of_class(subject.class_)
-        nothing = gate.nothing if subject.class_ is None else gate.nothing_of.format(subject.class_)
-        if nothing and np.isnan(score.values[0]).all():
-            raise Unmeasured(nothing + subject.where)
+        if gate.item and np.isnan(score.values[0]).all():
+            of_class = f" of {subject.class_}" if subject.class_ else ""
+            raise Unmeasured(f"there is no {gate.item}{of_class}{subject.where}")
         return replace(score, values=np.nan_to_num(score.values))
 
     def annotated_classes(self, subject: Subject) -> list[str]:

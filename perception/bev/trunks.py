@@ -17,14 +17,9 @@ from perception.modules.slot import Slot
 
 
 class Fuse(nn.Module):
-    """BEV feature maps of the sensors, each at its own stride, -> (B, C, rows, columns) at the fused stride.
+    """BEV feature maps of (channels, stride in pillars) each -> (B, C, rows, columns) at the fused stride.
 
     A missing sensor has a map of zeros; training drops sensors at random to learn this.
-
-    Args:
-        inputs: (channels, stride in pillars) of each sensor's map.
-        channels: C.
-        stride: of the fused map, in pillars.
     """
 
     def __init__(self, inputs: list[tuple[int, int]], channels: int, stride: int) -> None:
@@ -78,7 +73,6 @@ class Trunk(nn.Module):
 
 
 def stage(index: int, inputs: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    """A strided convolution and `blocks` more behind it."""
     layers = [ConvBlock(f"trunk.stage{index}.0", inputs, channels, stride=stride)]
     layers += [ConvBlock(f"trunk.stage{index}.{i + 1}", channels, channels) for i in range(blocks)]
     return nn.Sequential(*layers)
@@ -97,8 +91,6 @@ def lift(config: TrunkConfig, index: int, channels: int, stride: int) -> ConvBlo
     )
 
 
-# A BEV trunk of ConvNeXt blocks (Liu et al., 2022), as in PillarNeSt (Mao et al., 2024).
-
 EXPANSION = 4  # of the channels between the pointwise convolutions
 NORM_EPSILON, DOWN_NORM_EPSILON = 1e-6, 1e-5  # as in PillarNeSt: in blocks and before the deblocks; before the strides
 
@@ -107,11 +99,7 @@ class ConvNextBlock(nn.Module):
     """(B, C, rows, columns) -> the same shape: x + gamma * project(GELU(expand(norm(depthwise(x))))).
 
     The pointwise layers are convolutions, not linear layers, so that they become INT8 as the other convolutions do.
-
-    Args:
-        name: prefix of the slots.
-        kernel: of the depthwise convolution.
-        drop: chance that the block is skipped for a frame in training (stochastic depth, Huang et al., 2016).
+    `drop` is the chance that it is skipped for a frame in training (stochastic depth, Huang et al., 2016).
     """
 
     def __init__(self, name: str, channels: int, kernel: int, drop: float) -> None:

@@ -69,10 +69,7 @@ def simulate(
     ] = None,
     ray: RayAddress = None,
 ) -> None:
-    """Write simulated drives in the nuScenes schema, which the official devkit loads.
-
-    The same command goes on with the drives that an interrupted one has.
-    """
+    """Write simulated drives in the nuScenes schema, which the official devkit loads."""
     keep_memory()
     from rich.progress import Progress
 

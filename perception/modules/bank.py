@@ -25,11 +25,7 @@ class Bank:
     """Adds, trains, activates, saves and folds the modules of a network with slots.
 
     It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation but `fold`
-    changes the base.
-
-    Args:
-        conditions: that modules may require and depend on, kind -> values.
-        tasks: that modules may require.
+    changes the base. Modules may require values of these conditions (kind -> values) and tasks.
     """
 
     def __init__(
@@ -86,27 +82,20 @@ class Bank:
             self._delete(module)
 
     def activate(self, block: Block | None) -> None:
-        """Run the modules of this block on all frames instead of the router's route; None: back to the router's.
-
-        In a network without a router, such as a foreign one, None runs no module.
-        """
+        """Run the modules of this block on all frames; None: those of the router's route, or none without a router."""
         self.active = None if block is None else self._route(block)
         self.current.route = self.active or Route()  # a router has its own for each frame
 
     def train(self, *modules: str) -> None:
-        """Train these modules and freeze all others and the base; without names, freeze all.
+        """Train these modules, or attentions by `Fuse.key`, and freeze all others and the base.
 
         Frozen parts get no gradients and stay in evaluation mode, so that their running statistics do not change
         (`Freeze`). The network is put into training mode. A learned router (`chooser`) does not change.
-
-        Args:
-            modules: names, or keys of Fuse blocks to train their attention.
         """
         self.require(set(modules) - self._freeze.keys())
         self._freeze.train_only(modules)
 
     def freeze(self, *modules: str) -> None:
-        """Freeze these modules; others do not change."""
         self.require(set(modules) - self._freeze.keys())
         self._freeze.freeze(modules)
 
@@ -126,11 +115,7 @@ class Bank:
             files.write(path, self._attachment(name), self.slots, description)
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
-        """Add modules and heads from files; returns the name of each file's module or task.
-
-        Args:
-            rename: names for the modules of some of the files, instead of their own.
-        """
+        """Add modules and heads from files, some with other names; returns the name of each file's module or task."""
         facts = (self.condition_values, self.tasks)
         heads, modules, loaded = files.read_all(
             paths, rename or {}, self.base_hash(), self._new_head, self.slots, self.names, facts
@@ -174,11 +159,7 @@ class Bank:
         """Fold the modules permanently into the weights of their layers, at slots where all routes are the same.
 
         Modules that do not fold stay at their slots and in `modules`, folded ones are named in `folded`, and modules
-        that no route runs are removed.
-
-        Args:
-            routes: slot -> those of the tasks that depend on it.
-            keep: slots that do not change, because a learned router chooses there.
+        that no route runs are removed. Slots to `keep` do not change, because a learned router chooses there.
         """
         routed: set[str] = set()
         for slot in self.slots.values():
@@ -197,7 +178,6 @@ class Bank:
         self.modules = {name: spec for name, spec in self.modules.items() if name in routed & remaining}
 
     def after_fusion(self) -> list[str]:
-        """Names of the slots after the fusion."""
         return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
 
     @property
@@ -245,7 +225,6 @@ class Bank:
         return exact(self.modules[name], self.slots, self.at(name)), self.at(name)
 
     def _new_head(self, task: str, options: Mapping[str, Any], source: str) -> Head:
-        """A head with initial weights, not attached yet; as `add_head`."""
         if not hasattr(self.network, "new_head"):
             raise InputError(f"{source}: a foreign network takes no head of a task")
         return Head(task, *self.network.new_head(task, options, source))
@@ -284,10 +263,7 @@ class Bank:
 
 
 def _require_same_state(spec: Module, others: Iterable[Module]) -> None:
-    """Raise InputError if a module would change the state of the other memories: its cells, or when it is forgotten.
-
-    All memories share a state and its limits.
-    """
+    """Raise InputError if a module would change the state of the other memories: all share its cells and limits."""
     memories = [part for module in others for part in module.memories]
     for part in spec.memories if memories else ():
         for limit in ("seconds", "speed"):

@@ -99,7 +99,6 @@ class HeadRecord(_Format):
 
 
 def describe_attached(spec: Module, slots: Iterable[Slot]) -> dict[str, Any]:
-    """Fields of `Attached`."""
     places = tuple(Place.of(slot) for slot in slots)
     return {"name": spec.name, "kind": spec.kind, "options": spec.options(), "slots": places, "when": spec.when}
 
@@ -143,13 +142,7 @@ Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its compu
 
 
 class Description(NamedTuple):
-    """Origin and scores of a module or a head.
-
-    Attributes:
-        base: `base_hash` of the network that it was trained on.
-        domain: description of its training data.
-        metrics: its scores there.
-    """
+    """Origin and scores of a module or a head; see `Record`."""
 
     base: str
     domain: str
@@ -157,13 +150,7 @@ class Description(NamedTuple):
 
 
 def write(path: Path, module: Attachment, slots: Mapping[str, Slot], description: Description) -> None:
-    """Write both files of a module atomically.
-
-    Args:
-        path: of either file, or of both without a suffix.
-        module: for a union with the exact slots of each part.
-        slots: of the network.
-    """
+    """Write both files of a module atomically, by the path of either file, or of both without a suffix."""
     spec, computations = module
     content = _bytes(_tensors(computations))
     fields = describe_attached(spec, [slots[name] for name in computations])
@@ -201,12 +188,8 @@ def read_all(
     """Heads and modules from files, not attached yet, and the name of each file's module or task.
 
     Args:
-        paths: of either file, or of both without a suffix.
         rename: path -> new name of its module.
-        base: `base_hash` of the network.
         new_head: makes the head of a task from its options and their source, as `Bank.add_head` does.
-        slots: of the network by name.
-        used_names: of the network's modules and heads.
         facts: conditions and tasks that modules may require.
     """
     heads: dict[str, Head] = {}
@@ -292,7 +275,6 @@ def _head_tensors(head: Head, modules: Mapping[str, Attachment]) -> dict[str, Te
 
 
 def _fill(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], weights: Path) -> None:
-    """Copy the tensors of a file into the expected ones with the same names."""
     different = sorted(expected.keys() ^ tensors.keys()) or [
         key for key, own in expected.items() if (own.shape, own.dtype) != (tensors[key].shape, tensors[key].dtype)
     ]

@@ -39,14 +39,10 @@ def add_slots(
     patterns: Sequence[str] = ("*",),
     kinds: Sequence[type[nn.Module]] = LAYERS,
 ) -> None:
-    """Wrap the convolutions, normalisations and linear layers of a foreign network in slots, named by their paths.
+    """Wrap the layers of these kinds in a foreign network in slots, named by their paths after the prefix.
 
-    A layer that occurs several times gets one slot, named by its first path.
-
-    Args:
-        prefix: of the names.
-        patterns: globs of the names of layers that get a slot.
-        kinds: classes of these layers; subclasses get no slot, because they may compute something else.
+    A layer that occurs several times gets one slot, named by its first path. Subclasses of the kinds get none, because
+    they may compute something else.
     """
     made: dict[int, Slot] = {}
     for path, parent in list(network.named_modules(prefix=prefix)):

@@ -42,9 +42,7 @@ class Slot(nn.Module):
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         """The layer's output with the deltas of the modules on the current route.
 
-        Args:
-            x: input of the layer, with equally many rows for each frame; or, with `frames`, rows (N, I).
-            frames: (N,) int, the frame of each row.
+        x has equally many rows for each frame; or, with `frames` (N,) int, rows (N, I) of these frames.
         """
         route = self.current.route if frames is None else self.current.route.of_rows(frames)
         block = route.combination(self.name) if self.computations else None
@@ -246,6 +244,5 @@ def exact(spec: Module, slots: Mapping[str, Slot], chosen: Collection[str]) -> A
 
 
 def fits(spec: Module, slots: Collection[str]) -> bool:
-    """Whether a pattern of the module matches one of the slots."""
     patterns = [pattern for part in spec.single() for pattern in part.slots]
     return any(fnmatchcase(slot, pattern) for slot in slots for pattern in patterns)

@@ -72,11 +72,7 @@ def computation_classes() -> dict[str, Any]:
 
 
 def build(module: Module, layer: Any, conditions: int) -> Any:
-    """A new `Computation` for this layer, of a module of one kind.
-
-    Args:
-        conditions: length of a condition vector.
-    """
+    """A new `Computation` for this layer, of a module of one kind, with condition vectors of this length."""
     kind = computation_classes()[module.kind]
     further = {"conditions": conditions} if kind.conditional else {}
     return kind(layer, **further, **module.options())
@@ -124,11 +120,7 @@ class ModuleUnion(Module):
 
 
 def parse_module(content: object) -> Module:
-    """The module in a parsed document, of one of the kinds or a union of several; a module stays as it is.
-
-    Raises:
-        ValidationError: an unknown kind or option.
-    """
+    """The module in a parsed document, of one of the kinds or a union of several; a module stays as it is."""
     return _parser(ModuleUnion).validate_python(content)
 
 

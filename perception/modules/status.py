@@ -37,13 +37,7 @@ class Row:
 
 
 def row(spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot], base: int, active: bool) -> Row:
-    """The row of one module.
-
-    Args:
-        computations: slot -> the module's computation there.
-        slots: all slots of the model by name.
-        base: number of the base's parameters.
-    """
+    """The row of one module, from its computation at each slot, all slots, and the number of the base's parameters."""
     kinds = list(dict.fromkeys(part.kind for part in spec.single()))
     classes = [computation_classes()[kind] for kind in kinds]
     attachable = [s.name for s in slots.values() if any(each.attaches_to(s.layer) for each in classes)]
@@ -70,12 +64,6 @@ def row(spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot]
 
 
 def head_row(head: Head, slots: Sequence[str], base: int) -> Row:
-    """The row of an added head.
-
-    Args:
-        slots: names of all slots of the model.
-        base: number of the base's parameters.
-    """
     own = head.slots()
     parameters = [parameter for name, parameter in head.network.named_parameters() if is_base_key(name)]
     count, learns = sum(p.numel() for p in parameters), any(p.requires_grad for p in parameters)
@@ -145,12 +133,7 @@ class RouteWeight(NamedTuple):
 
 
 def routing_table(route: Route, slots: Mapping[str, Slot]) -> list[RouteWeight]:
-    """The weight of each module at each of its slots in the first frame of a batch, zero where it does not run.
-
-    Args:
-        route: as in the `Trace` of a forward pass.
-        slots: of the model by name.
-    """
+    """The weight of each module at each of its slots in the first frame of a batch, zero where it does not run."""
     rows = []
     for slot in slots.values():
         for module in slot.computations:

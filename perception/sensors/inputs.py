@@ -68,13 +68,11 @@ class InputSpec:
 
     @property
     def named_sensors(self) -> Sensors:
-        """The sensors of the rig that the model sees."""
         every = self.rig.sensors
         return replace(every, lidars=every.lidars if self.lidar else (), cameras=every.cameras if self.camera else ())
 
     @property
     def sweeps(self) -> int:
-        """Number of earlier LiDAR sweeps in the model's frames."""
         return 0 if self.lidar is None else self.lidar.sweeps
 
     @property
@@ -148,11 +146,8 @@ def prepare(
 
 
 def fit_picture(recorded: np.ndarray, size: Image, into: np.ndarray | None = None) -> np.ndarray:
-    """(height, width, 3) uint8: the network's picture of a recorded one (H, W, 3) uint8, by `fit_width`.
-
-    Args:
-        into: where to write it; None: a new array.
-    """
+    """(height, width, 3) uint8: the network's picture of a recorded one (H, W, 3) uint8, by `fit_width`; `into` is
+    filled."""
     picture = np.empty((size.height, size.width, 3), np.uint8) if into is None else into
     if NATIVE:
         NATIVE.fill_picture(recorded, picture, STEPS)

@@ -19,12 +19,7 @@ RIGID = 1e-3  # largest entry of R^T R - 1 of a rotation, with room for poses in
 
 
 class Limits(NamedTuple):
-    """Beyond these a state is not used.
-
-    Attributes:
-        seconds: since the frame before.
-        speed: m/s of the vehicle since the frame before; a faster one has a wrong pose.
-    """
+    """Beyond these a state is not used: s since the frame before, and m/s since then, which only a wrong pose gives."""
 
     seconds: float
     speed: float
@@ -79,15 +74,10 @@ def relative_motion(previous: Moment, moment: Moment) -> np.ndarray | None:
 
 
 def state_inputs(previous: Moment | None, moment: Moment, limits: Limits) -> dict[str, np.ndarray]:
-    """The inputs of one frame of a network with a memory besides `state`.
+    """The inputs of one frame of a network with a memory besides `state`, which is of the `previous` one.
 
-    Args:
-        previous: the frame that the state is of; None: there is none.
-
-    Returns:
-        current_from_previous (1, 4, 4) float32, which maps points at rest from the reference frame of the frame before
-        to that of this one; state_valid (1,) float32, 1 or 0; elapsed (1,) float32 s. Where the state is not valid they
-        are the identity, 0 and 0.
+    current_from_previous (1, 4, 4) float32 maps points at rest from the reference frame of the frame before to that of
+    this one; state_valid (1,) float32, 1 or 0; elapsed (1,) float32 s. If it is not valid: the identity, 0 and 0.
     """
     motion, elapsed = None, 0.0
     if previous is not None and reset_reason(previous, moment, limits) is None:
@@ -116,17 +106,12 @@ class StateFrame:
         self._sensors: Set[str] = frozenset()
 
     def inputs(self, moment: Moment) -> dict[str, np.ndarray]:
-        """The `state_inputs` of the next frame."""
         goes_on = reset_reason(self._before, moment, self._limits) is None
         return state_inputs(self._moment if goes_on else None, moment, self._limits)
 
     def advance(self, moment: Moment, inputs: Mapping[str, np.ndarray], sensors: Set[str]) -> bool:
-        """Whether the next state of a frame on which the network ran replaces the state.
-
-        Args:
-            inputs: its `inputs`.
-            sensors: that the network saw, as of `perception.sensors.inputs.seen_sensors`.
-        """
+        """Whether the next state of a frame, from its `inputs`, in which the network saw these sensors replaces the
+        state."""
         replaces = not inputs["state_valid"].any() or sensors >= self._sensors
         if replaces:
             self._moment, self._sensors = moment, sensors
@@ -134,5 +119,4 @@ class StateFrame:
         return replaces
 
     def forget(self) -> None:
-        """Begin anew with the next frame."""
         self._moment = self._before = None

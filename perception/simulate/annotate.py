@@ -16,8 +16,6 @@ from perception.simulate.snapshot import CATEGORIES, GROUND_CATEGORIES, NOISE, G
 from perception.simulate.world import World
 from perception.taxonomy import Taxonomy
 
-# Annotations: boxes of the objects that the sensors saw, linked over the keyframes of a drive.
-
 ANNOTATION_RANGE = 80.0  # m around the vehicle
 
 
@@ -59,14 +57,10 @@ def observe(world: World, time: float, points: np.ndarray, visible_share: np.nda
 
 
 def annotate(scene: str, samples: list[str], observations: list[list[Observation]]) -> tuple[list[Row], list[Row]]:
-    """Rows of sample_annotation and instance.
+    """Rows of sample_annotation and instance, from the keyframes' tokens and the agents near the vehicle at each.
 
     As in nuScenes, an object is annotated from the first to the last keyframe in which a sensor saw it, also where it
     is occluded in between.
-
-    Args:
-        samples: tokens of the keyframes.
-        observations: the agents near the ego vehicle at each keyframe.
     """
     by_agent: dict[int, list[tuple[int, Observation]]] = {}
     for k, keyframe in enumerate(observations):
@@ -129,13 +123,7 @@ class Seen(NamedTuple):
 
 
 def pixel_rays(intrinsics: np.ndarray, size: tuple[int, int], global_from_camera: np.ndarray, grid: VoxelGrid) -> Seen:
-    """Rays through pixels of a camera to the ground or beyond the grid; two are a voxel apart at the grid's edges.
-
-    Args:
-        intrinsics: (3, 3) pixels.
-        size: width, height, pixels.
-        global_from_camera: (4, 4).
-    """
+    """Rays through pixels of a camera to the ground or beyond the grid; two are a voxel apart at the grid's edges."""
     reach = max(map(abs, (*grid.x, *grid.y)))
     step = max(1, int(min(intrinsics[0, 0], intrinsics[1, 1]) * grid.cell / reach))
     v, u = np.meshgrid(*(np.arange(step // 2, edge, step) for edge in size[::-1]), indexing="ij")
@@ -157,14 +145,10 @@ def find_crossed(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelG
 
 
 def find_pictured(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid, filled: np.ndarray) -> np.ndarray:
-    """(levels, rows, columns) bool: the voxels that cameras see: on the way of a ray, up to the first filled one.
+    """(levels, rows, columns) bool: what cameras see: the voxels on the way of a ray, up to the first filled one.
 
     Rays are too sparse to meet each far voxel of the ground. A filled voxel also counts if a free one before its face
     towards the camera is seen.
-
-    Args:
-        seen: rays of pixels.
-        filled: (levels, rows, columns) bool.
     """
     met, inverse = np.zeros(grid.shape, bool), np.linalg.inv(global_from_ego)
     for each in seen:
@@ -183,12 +167,7 @@ def _steps(seen: Seen, ego_from_global: np.ndarray, grid: VoxelGrid) -> Iterator
 
 
 def _find_behind(voxels: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """(levels, rows, columns) bool: neighbours of voxels whose face towards a place they share.
-
-    Args:
-        voxels: (levels, rows, columns) bool.
-        place: (3,) column, row and level, with fractions.
-    """
+    """(levels, rows, columns) bool: neighbours of voxels whose face towards a place (column, row, level) they share."""
     found = np.zeros_like(voxels)
     for axis, at in enumerate(place[::-1]):
         source, target = np.moveaxis(voxels, axis, 0), np.moveaxis(found, axis, 0)
@@ -199,8 +178,6 @@ def _find_behind(voxels: np.ndarray, place: np.ndarray) -> np.ndarray:
     return found
 
 
-# What is in the voxels around the vehicle: the ground and the solids of the simulated world.
-
 STEP = 0.2  # m, between the places at which the plan of a solid is sampled
 SKIN = 0.005  # m, by which a solid reaches into a voxel that it is in
 
@@ -208,12 +185,9 @@ SKIN = 0.005  # m, by which a solid reaches into a voxel that it is in
 def voxel_classes(
     solids: Solids, ground: GroundRaster, global_from_ego: np.ndarray, taxonomy: Taxonomy, grid: VoxelGrid
 ) -> np.ndarray:
-    """(levels, rows, columns) uint8 index into `occupancy_classes`: what is in each voxel.
+    """(levels, rows, columns) uint8 index into `occupancy_classes`: what is in each voxel around an upright vehicle.
 
     The ground is in the voxels of its plane. Of several solids in a voxel, the one that fills most of it counts.
-
-    Args:
-        global_from_ego: (4, 4), upright: the vehicle neither pitches nor rolls.
     """
     class_of = np.full(len(CATEGORIES), OTHERS, np.uint8)
     for name, label in taxonomy.point_labels_of_categories().items():
@@ -238,7 +212,6 @@ def _level_of(grid: VoxelGrid, height: float) -> int:
 
 
 def _select_near(solids: Solids, global_from_ego: np.ndarray, grid: VoxelGrid) -> Solids:
-    """The solids that may be in the grid."""
     reach = np.hypot(max(map(abs, grid.x)), max(map(abs, grid.y)))
     apart = np.linalg.norm(solids.centers[:, :2] - global_from_ego[:2, 3], axis=1)
     return solids[apart < reach + np.hypot(solids.sizes[:, 0], solids.sizes[:, 1]) / 2]

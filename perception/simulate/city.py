@@ -25,8 +25,6 @@ from perception.simulate.streets import (
 )
 from perception.simulate.worlds import Place
 
-# Rasterizing the map polygons and lines of a city into its ground raster.
-
 CELL = 0.1  # m
 STRIPE = 0.5  # m, width of zebra stripes and of the gaps between them
 LINE_WIDTH = 2  # cells
@@ -98,8 +96,6 @@ def _corners(ring: np.ndarray) -> np.ndarray:
     sine = sine / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
     return np.sort(np.argsort(-sine)[:4])
 
-
-# A city: map polygons and lines in global metres, lane graph, ground raster and static objects.
 
 PARKING_SPACE = (2.6, 5.3)  # m: width and depth of a space in a parking lot
 AISLE = 6.2  # m between the two rows of a parking lot

@@ -20,8 +20,6 @@ from perception.taxonomy import Taxonomy
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a drive."""
-
     conditions: Conditions
     surroundings: Surroundings
 
@@ -127,11 +125,10 @@ def _require_readable(name: str, place: Place, phases: Sequence[Conditions], tax
 
 
 def describe(course: Course, changes: Sequence[tuple[float, Phase]], scenery: Sequence[str]) -> str:
-    """A scene's description: the conditions first, their changes last, from which the tables' reader has them.
+    """A scene's description: the conditions, the scenery that would not be read as a condition, and the changes.
 
     Args:
         changes: (start, phase) of each phase but the first; s from the first keyframe.
-        scenery: what else there is to say; what would be read as a condition is left out.
     """
     first = course.phases[0].conditions
     if course.taxonomy.descriptions == "tags":

@@ -267,11 +267,7 @@ def _record_between(recorder: _Recorder, k: int, sample: str) -> list[Seen]:
 
 
 def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> Seen:
-    """Simulate and write a sweep of one LiDAR; returns the rays to its points.
-
-    Args:
-        time: of the reference LiDAR's sweep, s.
-    """
+    """Write a sweep of one LiDAR at the reference LiDAR's `time` (s); returns the rays to its points."""
     drive, world, sensor = recorder.drive, recorder.world, recorder.drive.rig.lidars[number]
     others = (number,) if number else ()  # the first LiDAR's noise is that of a rig with a single one
     rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD), *others)
@@ -288,11 +284,7 @@ def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, ke
 
 
 def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen]) -> None:
-    """Write the voxels around the vehicle at a keyframe, as Occ3D lays them out.
-
-    Args:
-        seen: the rays of the LiDARs.
-    """
+    """Write the voxels around the vehicle at a keyframe, as Occ3D lays them out, from the rays of the LiDARs."""
     drive, world = recorder.drive, recorder.world
     snapshot, pose = world.snapshot_at(time), world.global_from_ego_at(time)
     classes = voxel_classes(snapshot.solids, snapshot.ground, pose, drive.course.taxonomy, GRID)
@@ -308,11 +300,7 @@ def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen
 
 
 def _record_image(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> np.ndarray:
-    """Render and write the image of one camera; returns (A,) the visible share of each agent, NaN if outside it.
-
-    Args:
-        time: of the reference LiDAR's sweep, s.
-    """
+    """Write a camera's image at the reference LiDAR's `time` (s); returns the visible share of each agent (A,)."""
     drive, world, sensor = recorder.drive, recorder.world, recorder.drive.rig.cameras[number]
     exposure_time = time + sensor.delay
     pose = world.global_from_ego_at(exposure_time)

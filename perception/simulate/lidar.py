@@ -11,8 +11,6 @@ from perception.rig import Beams, Box, RigLidar
 from perception.simulate import weather_effects
 from perception.simulate.snapshot import GROUND_CATEGORIES, NOISE, Ground, Snapshot, Solids
 
-# Ray casting: exact intersections with upright boxes and the ground plane.
-
 NOTHING, GROUND = -2, -1  # values of `Hits.solids`
 
 
@@ -38,11 +36,8 @@ def cast(rays: Rays, solids: Solids, velocities: np.ndarray) -> Hits:
     """First intersection of every ray with the solids, entered from outside, and with the ground z = 0.
 
     A ray is tested only against solids whose angular extent contains it, seen from the middle of all origins and
-    widened by the motion of origins and solids. The slab test itself (Kay & Kajiya, "Ray Tracing Complex Scenes",
-    SIGGRAPH 1986) is exact.
-
-    Args:
-        velocities: (M, 3) m/s of the solids; when a ray is fired they are displaced by velocity * time.
+    widened by the motion of origins and solids (velocities (M, 3) m/s). The slab test itself (Kay & Kajiya, "Ray
+    Tracing Complex Scenes", SIGGRAPH 1986) is exact.
     """
     columns, beams = rays.directions.shape[:2]
     down = rays.directions[..., 2]
@@ -180,17 +175,12 @@ def sweep(
     body: Sequence[Box],
     rng: np.random.Generator,
 ) -> LidarSweep:
-    """The revolution that ends at `time` (s), which is its timestamp, as in nuScenes.
+    """The revolution that ends at `time` (s), which is its timestamp, as in nuScenes; the body blocks beams.
 
     nuScenes' starts on the left and runs clockwise, so that the beam crosses the axis of each camera about when that
     exposes: the front 36 ms before the sweep's timestamp, the rear 11 ms before. Points are compensated for the motion
     of the ego vehicle: all are in the LiDAR's frame at `time`. The motion of agents, linear during the revolution, is
     not compensated.
-
-    Args:
-        global_from_ego_at: (4, 4) by time.
-        sensor: with a mount.
-        body: of the vehicle, which blocks beams.
     """
     ego_from_lidar, columns, reach = sensor.ego_from_sensor, sensor.beams.columns, sensor.beams.reach
     firing_times = time - SWEEP_SECONDS * (1 - np.arange(columns) / columns)

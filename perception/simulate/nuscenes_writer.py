@@ -24,8 +24,6 @@ from perception.simulate.snapshot import CATEGORIES, Ground
 from perception.simulate.streets import Lane, resample
 from perception.taxonomy import Taxonomy, load_taxonomy
 
-# The map of a city as a nuScenes map expansion (version 1.3), the JSON that the devkit's NuScenesMap reads.
-
 PIECE = 4.0  # m, length of the straight pieces of a lane's centre line
 STRAIGHT_RADIUS = 999.0  # m, as nuScenes writes it for straight arc-line paths
 LANE_HALF_WIDTH = 1.6  # m, of the edge lines of a lane
@@ -152,7 +150,6 @@ def _divider(tables: _GeometricLayers, layer: str, number: int, owner: str, line
 
 
 def _arcline_path(lane: Lane) -> list[dict[str, Any]]:
-    """The lane's centre line as straight Dubins pieces."""
     points, _ = resample(lane.path, PIECE)
     pieces = []
     for start, end in pairwise(points):
@@ -169,8 +166,6 @@ def _arcline_path(lane: Lane) -> list[dict[str, Any]]:
         )
     return pieces
 
-
-# Writes the tables and maps of a simulated drive log as nuScenes lays them out.
 
 VERSION = "v1.0-sim"
 Row = dict[str, Any]
@@ -190,11 +185,7 @@ def visibility_token(share: float) -> str:
 
 
 def make_fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str], numbered: bool = False) -> Tables:
-    """The tables that are the same in every log of a rig, with these names of a data set.
-
-    Args:
-        numbered: the categories have numbers, which files of point classes refer to.
-    """
+    """The tables that every log of a rig has. Categories are `numbered` where files of point classes refer to them."""
     return {
         "category": [
             {"token": token("category", name), "name": name, "description": "", **({"index": n} if numbered else {})}
@@ -258,8 +249,6 @@ def write_tables(out: Path, tables: Tables, splits: dict[str, list[str]]) -> Non
         (folder / "splits.json").write_text(json.dumps(splits, indent=1))
 
 
-# How data sets in nuScenes' schema differ in their files: what a simulated drive is written as.
-
 _STEP = 0.02  # s, between the poses that motion is derived from
 _PCD = """# .PCD v0.7 - Point Cloud Data file format
 VERSION 0.7
@@ -309,11 +298,7 @@ def describe_by_tags(phases: list[tuple[float, Conditions]], taxonomy: Taxonomy)
 
 
 def motion_row(token: str, timestamp: int, pose_at: Callable[[float], np.ndarray], time: float) -> Row:
-    """How the vehicle moves at a time (s), in its own frame: m/s, m/s^2, rad and rad/s, from differences of its poses.
-
-    Args:
-        pose_at: global_from_ego (4, 4) at a time.
-    """
+    """The vehicle's motion at a time (s) in its own frame: m/s, m/s^2, rad and rad/s, by differences of its poses."""
     before, here, after = (pose_at(time + k * _STEP) for k in (-1, 0, 1))
     across = here[:3, :3].T
     velocity = across @ (after[:3, 3] - before[:3, 3]) / (2 * _STEP)

@@ -106,11 +106,8 @@ _NAMES = tuple(KINDS)
 
 
 def with_obstacles(world: World, keyframes: np.ndarray, rng: np.random.Generator) -> World:
-    """The world with things on and beside the vehicle's way, where no agent comes and the vehicle is at no keyframe.
-
-    Args:
-        keyframes: (K,) s, times of the keyframes.
-    """
+    """The world with things on and beside the vehicle's way, away from agents and from where it is at the keyframes
+    (s)."""
     way = _Way(world, keyframes)
     placed: list[Agent] = []
     for _ in range(max(3, round(way.length / SPACING))):

@@ -37,7 +37,6 @@ class Faces:
     solids: np.ndarray  # (F,) index of the solid
 
     def __getitem__(self, chosen: np.ndarray) -> Faces:
-        """The faces of a mask (F,) or of indices (N,)."""
         return Faces(**{f.name: getattr(self, f.name)[chosen] for f in fields(Faces)})
 
     @staticmethod
@@ -129,12 +128,11 @@ class Spans:
 def draw(
     spans: Spans, planes: np.ndarray, groups: np.ndarray, inverse_depth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw faces into a depth buffer.
+    """Draw faces into the depth buffer `inverse_depth` (H, W) float32 1/m.
 
     Args:
         planes: (F, 3) such that the inverse depth of a face at pixel (u, v) is planes @ (u, v, 1).
         groups: (F,) ascending; index of the object that the face belongs to, negative for none.
-        inverse_depth: (H, W) float32 1/m, the depth buffer; updated.
 
     Returns:
         (H, W) int32 index of the face at each pixel, -1 for none, and (groups.max() + 1,) the number of pixels that
@@ -175,7 +173,6 @@ def draw(
 
 
 def _close_group(mask: np.ndarray, group: int, bounds: tuple[int, int, int, int], covered: np.ndarray) -> None:
-    """Count the pixels of the group's mask into `covered`, and clear the mask."""
     if group >= 0:
         y0, y1, x0, x1 = bounds
         covered[group] = np.count_nonzero(mask[y0:y1, x0:x1])

@@ -12,8 +12,6 @@ from perception.simulate.traffic import DT, CrossingPedestrian, Traffic, Vehicle
 from perception.simulate.world import LEAD_IN, World
 from perception.simulate.worlds import Place
 
-# Agents that the traffic simulation does not move: walkers, parked vehicles and cycles, construction sites.
-
 NEAR = 95.0  # m from the drive; agents that do not come closer are not placed
 KERB_GAP = 1.3  # m, minimum between vehicles parked in line
 
@@ -160,8 +158,6 @@ def construction_site(city: City, lane: Lane, rng: np.random.Generator) -> list[
         place("movable_object.trafficcone", s, kerb * 0.9)
     return agents
 
-
-# Draws the scenario of a drive: route, traffic and construction site, chosen for activity.
 
 WARM_UP = 14.0  # s of traffic before the recording starts
 EGO_LENGTH, EGO_REAR = 4.1, 0.8  # m; EGO_REAR: from the rear bumper to the rear axle, the origin of the ego frame

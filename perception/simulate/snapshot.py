@@ -66,7 +66,6 @@ class Solids:
     categories: np.ndarray  # (M,) uint8 index into `CATEGORIES`
 
     def __getitem__(self, chosen: np.ndarray) -> Solids:
-        """The boxes of a mask (M,) or of indices (N,)."""
         return Solids(**{f.name: getattr(self, f.name)[chosen] for f in fields(Solids)})
 
     @staticmethod
@@ -97,8 +96,6 @@ class Snapshot:
     agent_velocities: np.ndarray  # (A, 3) m/s, indexed by `Solids.owners`
     weather: Weather
 
-
-# What LiDAR points and voxels are of: the categories of nuScenes-lidarseg, by their numbers in its files.
 
 CATEGORIES = (
     "noise", "animal", "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker",

@@ -15,8 +15,6 @@ SPOT_LENGTH = 2.6  # m of kerb for a tree, a lamp or a free spot
 
 
 class _SolidsBuilder:
-    """Collects solids that are placed in plan coordinates."""
-
     def __init__(self, place: Place, plan: StreetPlan) -> None:
         self.place, self.plan = place, plan
         self.facades, self.leaves = (

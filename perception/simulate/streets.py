@@ -56,7 +56,6 @@ class StreetPlan:
         return (int(k), int(m)) if 0 <= k < len(self.u) and 0 <= m < len(self.v) else None
 
     def arms(self, i: int, j: int) -> list[int]:
-        """The arms that lead to another junction."""
         return [arm for arm in range(4) if self.neighbour(i, j, arm) is not None]
 
     def centre(self, i: int, j: int) -> np.ndarray:
@@ -144,8 +143,6 @@ class StreetPlan:
         """A plan polygon in global metres; long edges follow the bend."""
         return shapely.transform(shape.segmentize(3.0), self.to_global)
 
-
-# The lane graph of a city: lanes between junctions, and connectors through them.
 
 STEP = 0.5  # m between points of a path
 LATERAL_ACCELERATION = 2.2  # m/s^2, the maximum in a turn

@@ -56,14 +56,11 @@ def snow_flakes(snow: float) -> Particles:
 
 
 def extinction(weather: Weather) -> float:
-    """Extinction coefficient of the air, 1/m, for LiDAR and camera (fog and rain drops are much larger than both
-    wavelengths).
+    """Extinction coefficient of the air, 1/m, for LiDAR and camera: drops are much larger than both wavelengths.
 
-    Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: the extinction
-    cross-section of a drop is twice its area; integrated over the drop sizes N0 exp(-slope D) of Marshall & Palmer:
-    (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, near ITU-R P.1814's 2.5e-4 rain^0.67. Snow: the same over the flakes
-    of Gunn & Marshall, 3.3e-3 snow^0.57: a visibility of 1.2 km at 1 mm/h and 0.7 km at 2.5 mm/h, where light and
-    heavy snow end at 1 km and 0.5 km (Rasmussen et al., "The estimation of snowfall rate using visibility", J. Appl.
+    Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: twice the area of the drops
+    of Marshall & Palmer, 3.6e-4 rain^0.63, near ITU-R P.1814's 2.5e-4 rain^0.67. Snow: the same over the flakes of Gunn
+    & Marshall, 3.3e-3 snow^0.57, a visibility of 1.2 km at 1 mm/h (light snow ends at 1 km: Rasmussen et al., J. Appl.
     Meteor. 38, 1999, who found a spread of several times around that).
     """
     fog = 3.912 / weather.visibility
@@ -228,12 +225,7 @@ def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
 
 def koschmieder(radiance: np.ndarray, distance: np.ndarray, alpha: float, airlight: np.ndarray) -> np.ndarray:
     """(3, H, W) radiance after `distance` (H, W) m of scattering air: J t + A (1 - t) with t = exp(-alpha distance)
-    (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002).
-
-    Args:
-        radiance: (3, H, W), J.
-        alpha: extinction coefficient, 1/m.
-        airlight: (3,) radiance at infinite distance, A.
+    (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002); A is the airlight (3,), at infinite distance.
     """
     transmission = np.exp(distance * np.float32(-alpha))
     airlight = airlight[:, None, None]

@@ -217,11 +217,7 @@ class WorldFile(Section):
 
 
 class Worlds:
-    """World files by the values of conditions: of a folder, if one is given, and those that come with the package.
-
-    Raises:
-        InputError: the folder does not exist.
-    """
+    """World files by the values of conditions: of a folder, if one is given, and those that come with the package."""
 
     def __init__(self, folder: Path | None = None) -> None:
         if folder is not None and not folder.is_dir():

@@ -23,11 +23,7 @@ TASKS: dict[str, type[Task[Any]]] = {
 
 
 def parse_tasks(content: object) -> dict[str, TaskConfig]:
-    """Task -> configuration, from a parsed document; None omits a task.
-
-    Raises:
-        ValidationError: an unknown task or a wrong key.
-    """
+    """Task -> configuration, from a parsed document; None omits a task. A wrong key is a ValidationError."""
     fields: Any = {name: (task.Config | None, None) for name, task in TASKS.items()}
     known = create_model("Tasks", __base__=Section, **fields).model_validate(content)
     return {name: config for name, config in known if config is not None}
@@ -44,9 +40,5 @@ def counted_truth(tasks: Iterable[str]) -> tuple[str, ...]:
 
 
 def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid, taxonomy: Taxonomy) -> dict[str, Task[Any]]:
-    """Task -> task object of a model.
-
-    Args:
-        grid: of the trunk's outputs.
-    """
+    """Task -> task object of a model, whose trunk has outputs on this grid."""
     return {name: TASKS[name](config, grid, taxonomy) for name, config in configs.items()}

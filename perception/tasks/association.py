@@ -6,15 +6,7 @@ import numpy as np
 
 
 def assign(gain: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One-to-one pairs of rows and columns with the largest sum of gains.
-
-    Args:
-        gain: (T, D), not negative where allowed.
-        allowed: (T, D) bool.
-
-    Returns:
-        (M,) rows and (M,) their columns.
-    """
+    """(M,) rows and (M,) columns of the `allowed` one-to-one pairs with the largest sum of gains (T, D)."""
     from scipy.optimize import linear_sum_assignment  # late: scipy.optimize takes half a second to import
 
     rows, columns = linear_sum_assignment(np.where(allowed, gain, 0.0), maximize=True)
@@ -23,16 +15,7 @@ def assign(gain: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def associate(tracks: np.ndarray, detections: np.ndarray, gate: float) -> tuple[np.ndarray, np.ndarray]:
-    """One-to-one pairs of tracks and detections that are nearer than `gate`, with the largest sum of gate - distance.
-
-    Args:
-        tracks: (T, 2) m, centres in the ground plane.
-        detections: (D, 2) m.
-        gate: m.
-
-    Returns:
-        (M,) indices of tracks and (M,) of their detections.
-    """
+    """`assign` tracks (T, 2) m and detections (D, 2) m that are nearer than the gate (m), by gate - distance."""
     difference = tracks[:, None] - detections
     distance = np.hypot(difference[..., 0], difference[..., 1])
     return assign(gate - distance, distance < gate)
@@ -41,15 +24,10 @@ def associate(tracks: np.ndarray, detections: np.ndarray, gate: float) -> tuple[
 def associate_in_stages(
     gain: np.ndarray, allowed: np.ndarray, confirmed: np.ndarray, sure: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`assign` in stages, such that detections with low scores get only the remaining tracks.
+    """`assign` in stages, such that detections (D,) with low scores get only the remaining tracks (T,).
 
     After ByteTrack (Zhang et al., ECCV 2022, algorithm 1): confirmed tracks with sure detections, remaining confirmed
     tracks with the other detections, then unconfirmed tracks with all remaining detections.
-
-    Args:
-        gain, allowed: (T, D) as in `assign`.
-        confirmed: (T,) bool.
-        sure: (D,) bool.
     """
     own, theirs = [], []
     old, new = np.ones(len(confirmed), bool), np.ones(len(sure), bool)  # those in no pair yet

@@ -23,28 +23,17 @@ Style = Literal["perceived", "annotated", "tracked"]
 
 @dataclass(frozen=True)
 class BoxLayer:
-    """N boxes with the same style.
+    """N boxes with the same style; the name is a topic in a viewer's file and a checkbox of the report."""
 
-    Attributes:
-        name: unique among the layers of all tasks; the topic in a viewer's file and a checkbox of the report.
-        boxes: their labels are indices into `colours`.
-        colours: of each class, "#rrggbb".
-        shown: (N,) bool, boxes to draw; trails contain the others as well.
-        ids: of each box, the same in all frames.
-        details: text for each box besides its class.
-        faded: (N,) bool, boxes not detected in this frame, drawn dashed; None: none.
-        within: of annotated boxes: the distance (m) up to which a predicted box of the same task and class matches.
-    """
-
-    name: str
+    name: str  # unique among the layers of all tasks
     style: Style
-    boxes: Boxes
-    colours: Mapping[str, str]
-    shown: np.ndarray
-    ids: Sequence[str]
-    details: Sequence[str]
-    faded: np.ndarray | None = None
-    within: float | None = None
+    boxes: Boxes  # their labels are indices into `colours`
+    colours: Mapping[str, str]  # of each class, "#rrggbb"
+    shown: np.ndarray  # (N,) bool, boxes to draw; trails contain the others as well
+    ids: Sequence[str]  # of each box, the same in all frames
+    details: Sequence[str]  # text for each box besides its class
+    faded: np.ndarray | None = None  # (N,) bool, boxes not detected in this frame, drawn dashed
+    within: float | None = None  # m, where a predicted box of the same class matches an annotated one
 
     def select(self, index: np.ndarray) -> BoxLayer:
         """The layer with the boxes at the integer index (M,)."""
@@ -58,7 +47,6 @@ class BoxLayer:
         )
 
     def visible(self) -> BoxLayer:
-        """The layer with the boxes that are drawn."""
         return self.select(np.flatnonzero(self.shown))
 
     def classes(self) -> list[str]:
@@ -68,54 +56,33 @@ class BoxLayer:
 
 @dataclass(frozen=True)
 class RasterLayer:
-    """A raster on the ground with the classes' probabilities as opacities; later classes are on top.
+    """A raster on the ground with the classes' probabilities as opacities; later classes are on top."""
 
-    Attributes:
-        name: as in BoxLayer.
-        probabilities: (C, rows, columns) on the grid.
-        colours: of each of the C classes, "#rrggbb".
-    """
-
-    name: str
-    probabilities: np.ndarray
+    name: str  # as in BoxLayer
+    probabilities: np.ndarray  # (C, rows, columns) on the grid
     grid: BevGrid
-    colours: Mapping[str, str]
+    colours: Mapping[str, str]  # of each of the C classes, "#rrggbb"
 
 
 @dataclass(frozen=True)
 class PointLayer:
-    """N points with classes.
+    """N points with classes."""
 
-    Attributes:
-        name: as in BoxLayer.
-        points: (N, 3) m, in the frame's reference.
-        labels: (N,) int, indices into `colours`.
-        colours: of each class, "#rrggbb".
-    """
-
-    name: str
-    points: np.ndarray
-    labels: np.ndarray
-    colours: Mapping[str, str]
+    name: str  # as in BoxLayer
+    points: np.ndarray  # (N, 3) m, in the frame's reference
+    labels: np.ndarray  # (N,) int, indices into `colours`
+    colours: Mapping[str, str]  # of each class, "#rrggbb"
 
 
 @dataclass(frozen=True)
 class VoxelLayer:
-    """N occupied voxels with classes; free voxels are left out.
+    """N occupied voxels with classes; free voxels are left out."""
 
-    Attributes:
-        name: as in BoxLayer.
-        centers: (N, 3) m, in the frame's reference.
-        labels: (N,) int, indices into `colours`.
-        edges: (3,) m, of a voxel along x, y and z.
-        colours: of each class, "#rrggbb".
-    """
-
-    name: str
-    centers: np.ndarray
-    labels: np.ndarray
-    edges: np.ndarray
-    colours: Mapping[str, str]
+    name: str  # as in BoxLayer
+    centers: np.ndarray  # (N, 3) m, in the frame's reference
+    labels: np.ndarray  # (N,) int, indices into `colours`
+    edges: np.ndarray  # (3,) m, of a voxel along x, y and z
+    colours: Mapping[str, str]  # of each class, "#rrggbb"
 
 
 Layer = BoxLayer | RasterLayer | PointLayer | VoxelLayer

@@ -55,31 +55,18 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True)
 class GateMetric:
-    """A metric that gates can name.
+    """A metric available to gates."""
 
-    Attributes:
-        classes: the names in the taxonomy that it can be measured for; None: only for all together.
-        each: a gate without a class applies to each annotated class.
-        ranged: it can be measured for a range.
-        step: m, of which the bounds of ranges are multiples.
-        whole: it is measured once for all classes and frames of a replay (`Metric.measure_whole`).
-        overall: its name among `Metric.scores` without a class; "": its own.
-        by_class: likewise, of its values for each class.
-        missing: why it is not measured if no frame has anything to count.
-        nothing: likewise, if they have nothing of any class; "": it is 0 then.
-        nothing_of: likewise, if they have nothing of a class, {} in the text.
-    """
-
+    # Names in the taxonomy that it can be measured for; None: only for all together.
     classes: Literal["class_names", "map_names", "point_names", "voxel_names"] | None = None
-    each: bool = False
-    ranged: bool = True
-    step: float | None = None
-    whole: bool = False
-    overall: str = ""
-    by_class: str = ""
-    missing: str = ""
-    nothing: str = ""
-    nothing_of: str = ""
+    each: bool = False  # a gate without a class applies to each annotated class
+    ranged: bool = True  # it can be measured for a range
+    step: float | None = None  # m, of which the bounds of ranges are multiples
+    whole: bool = False  # measured once for all classes and frames of a replay (`Metric.measure_whole`)
+    overall: str = ""  # its name among `Metric.scores` without a class; "": its own
+    by_class: str = ""  # likewise, of its values for each class
+    missing: str = ""  # why it is not measured if no frame has anything to count
+    item: str = ""  # what it counts; without any it is not measured. "": it is 0 then
 
     def names(self, taxonomy: Taxonomy) -> tuple[str, ...]:
         """The classes that it can be measured for."""
@@ -88,19 +75,12 @@ class GateMetric:
 
 @dataclass(frozen=True)
 class Weights:
-    """How often each of F frames counts in R draws of their S scenes, and up to which distance.
+    """How often each of F frames counts in R draws of their S scenes, and up to which distance."""
 
-    Attributes:
-        frames: (F,) bool, frames that count at all.
-        scenes: (F,) int, the scene of each of these frames, from 0 on; 0 for the others.
-        draws: (R, S) multiplicity of each scene.
-        range: of what counts.
-    """
-
-    frames: np.ndarray
-    scenes: np.ndarray
-    draws: np.ndarray
-    range: Range = None
+    frames: np.ndarray  # (F,) bool, frames that count at all
+    scenes: np.ndarray  # (F,) int, the scene of each of these frames, from 0 on; 0 for the others
+    draws: np.ndarray  # (R, S) multiplicity of each scene
+    range: Range = None  # of what counts
 
     @staticmethod
     def of(frames: np.ndarray, scenes: Sequence[Any] | np.ndarray | None = None, range: Range = None) -> Weights:
@@ -116,12 +96,7 @@ class Weights:
         return replace(self, draws=leave_one_out(self.draws.shape[1]))
 
     def sums(self, counts: Sequence[Counts | None], of: Callable[[Counts], np.ndarray | None]) -> np.ndarray | None:
-        """(S, ...) of what is counted in each scene; None if no frame that counts has it.
-
-        Args:
-            counts: of the F frames.
-            of: the numbers (...) of one frame; None if it has none.
-        """
+        """(S, ...) of what `of` counts in the frames of each scene; None if no frame that counts has any."""
         sums: np.ndarray | None = None
         for i in np.flatnonzero(self.frames):
             own = counts[i]
@@ -139,19 +114,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Score:
-    """A score in each of R draws of scenes.
+    """A score in each of R draws of scenes."""
 
-    Attributes:
-        values: (R,), or (R, classes); NaN: not defined.
-        classes: their names; empty: it is of all classes together.
-        sizes: (S, C) what each scene has to score, of C kinds; None: no frame has anything to count.
-        items: (S, ...), or (S, ..., classes), the counts of each scene that it is made of.
-    """
-
-    values: np.ndarray
-    classes: Sequence[str] = ()
-    sizes: np.ndarray | None = None
-    items: np.ndarray | None = None
+    values: np.ndarray  # (R,), or (R, classes); NaN: not defined
+    classes: Sequence[str] = ()  # their names; empty: it is of all classes together
+    sizes: np.ndarray | None = None  # (S, C) what each scene has to score, of C kinds; None: nothing to count
+    items: np.ndarray | None = None  # (S, ...), or (S, ..., classes), the counts of each scene that it is made of
 
     def of_class(self, name: str) -> Score:
         """The score of one class."""
@@ -224,12 +192,7 @@ class Recorded(NamedTuple):
 
 
 class Metric(ABC, Generic[Result]):
-    """Counts and scores of a task.
-
-    Args:
-        taxonomy: the names of classes, map layers and conditions.
-        grid: of the pillars, or of the results, which cover the same area.
-    """
+    """Counts and scores of a task; `grid` is of the pillars, or of the results, which cover the same area."""
 
     truth: ClassVar[Sequence[str]] = ()  # kinds of `Frame.truth` that it counts with
     main: ClassVar[str | None] = None  # the number of `shown` for robustness
@@ -259,13 +222,10 @@ class Metric(ABC, Generic[Result]):
         return {}
 
     def recorded(self, frames: ReplayedFrames, counts: Iterable[Counts | None]) -> Sequence[Counts | None]:
-        """What `scores` needs of the frames of a replay, without what grows with their number in vain.
+        """The counts that `scores` needs of the F frames of a replay, in bounded memory, from statistics.jsonl.
 
-        Args:
-            counts: of each frame, from statistics.jsonl, to be read once; None: the task did not run.
-
-        Returns:
-            F counts; None also for frames whose counts were added to those of an earlier frame of their group.
+        None where the task did not run, and for frames whose counts were added to those of an earlier one of their
+        group.
         """
         return list(counts)
 
@@ -278,11 +238,8 @@ class Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def report(self, counts: Sequence[Counts]) -> dict[str, Any]:
-        """The scores over all frames of an evaluation, as strict JSON. Their names are unique among tasks.
-
-        Raises:
-            Unmeasured: the frames have no annotations.
-        """
+        """The scores over all frames of an evaluation, as strict JSON; Unmeasured without annotations. Names are
+        unique."""
 
     @abstractmethod
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
@@ -318,21 +275,14 @@ class Metric(ABC, Generic[Result]):
     def agreement(self, here: Recorded, there: Recorded, weights: Weights, subject: Subject) -> tuple[float, str]:
         """Agreement of the outputs of two replays of the same frames, in [0, 1], and its description.
 
-        Args:
-            subject: its metric is one of `agreements`.
-
-        Raises:
-            Unmeasured: neither replay has outputs to compare.
+        The subject's metric is one of `agreements`. Unmeasured if neither replay has outputs to compare.
         """
         raise NotImplementedError
 
     def measure_whole(self, folder: Path, tokens: Sequence[str], source: Keyframes) -> None:
-        """Measure the gates with `whole`, and write their scores to `files` in the folder of a replay.
+        """Measure the gates with `whole`, and write their scores to `files` in the folder of a replay with such a gate.
 
-        It is called at the end of a replay with a gate for one of them, because it may take longer than the replay.
-
-        Args:
-            source: with the annotations. Of each scene every keyframe was replayed, from the first one to the last one.
+        Of each scene every keyframe was replayed, from the first one to the last one; the source has their annotations.
         """
         raise NotImplementedError
 
@@ -379,11 +329,7 @@ class RingMetric(Metric[Result]):
 
 
 class GroupSums:
-    """Adds up the `counts` of each group of frames.
-
-    Args:
-        groups: (F,) int, the group of each frame.
-    """
+    """Adds up the `counts` of each group of frames; groups (F,) int."""
 
     def __init__(self, groups: np.ndarray) -> None:
         self._groups, self._sums = groups, dict[int, dict[str, Any]]()
@@ -391,8 +337,7 @@ class GroupSums:
     def add(self, frame: int, own: dict[str, Any] | None) -> dict[str, Any] | None:
         """Add the `counts` of a frame, lists or None.
 
-        Returns:
-            For the first frame of a group `own`, to which the counts of later ones will be added; None for those.
+        Returns `own` for the first frame of a group, to which the counts of later ones will be added; None for those.
         """
         if own is None:
             return None
@@ -412,7 +357,6 @@ class CountedFrames(Generic[Result]):
         self.metric, self.counts, self.scenes = metric, list[dict[str, Any]](), list[str]()
 
     def add(self, frame: Frame, result: Result) -> None:
-        """Count one more frame of an evaluation."""
         self.counts.append({**self.metric.counts(frame, result), **self.metric.details(frame, result)})
         self.scenes.append(frame.scene)
 
@@ -431,7 +375,6 @@ class CountedFrames(Generic[Result]):
         return {name: score.first() for name, score in self.shown(Weights.of(frames, None, range)).items()}
 
     def shown(self, weights: Weights) -> Scores:
-        """Those of the scores that an evaluation shows."""
         scores = self.metric.scores(self.counts, weights)
         return {name: scores[name] for name in self.metric.shown}
 
@@ -462,7 +405,7 @@ def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list
 
     Args:
         name: of the mean.
-        ious: (classes,) of each frame, NaN for classes that do not occur; None: the frame is not annotated.
+        ious: (classes,) of each frame, NaN for classes that do not occur; None without annotations.
     """
     means = np.array([np.nan if each is None or np.isnan(each).all() else np.nanmean(each) for each in ious])
     return [Sample(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:most] if means[i] >= 0]

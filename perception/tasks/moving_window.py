@@ -14,16 +14,10 @@ MARGIN = 0.25  # cells around a frame's grid that repeat its outermost values
 
 
 class Covered(NamedTuple):
-    """The cells of a window that a frame's grid covers.
+    """The cells of a window that a frame's grid covers."""
 
-    Attributes:
-        block: layers, rows and columns of the window.
-        frame_cells: for each cell of the block the flat index of the frame's cell in it; rows * columns where there is
-            none.
-    """
-
-    block: tuple[slice, slice, slice]
-    frame_cells: np.ndarray
+    block: tuple[slice, slice, slice]  # layers, rows and columns of the window
+    frame_cells: np.ndarray  # index of the frame's cell in each cell of the block; rows * columns: none
 
     def of_frame(self, values: np.ndarray, nothing: int) -> np.ndarray:
         """The values (layers, rows, columns) of the frame for the cells of the block."""
@@ -36,13 +30,8 @@ class Covered(NamedTuple):
 class MovingWindow:
     """Arrays (layers, side, side) on cells of the size of the frames', aligned with the global axes.
 
-    Cells farther than the reach from the frames' grid may be forgotten, so that the memory is bounded. The ground is
-    the plane z = 0 of the frames' reference.
-
-    Args:
-        grid: of the frames, in their reference frame.
-        layers: number and type of the layers of each array.
-        reach: m around a frame's grid that are kept.
+    Cells farther than the reach (m) from the frames' grid may be forgotten, so that the memory is bounded. The ground
+    is the plane z = 0 of the frames' reference. `layers` has the number and type of the layers of each array.
     """
 
     def __init__(self, grid: BevGrid, layers: Mapping[str, tuple[int, type[np.generic]]], reach: float) -> None:

@@ -13,15 +13,10 @@ Axis = Literal["x", "y"]
 
 
 class Loss(NamedTuple):
-    """A loss term by frame.
+    """A loss term by frame."""
 
-    Attributes:
-        sums: (B,) weighted sum over the frame.
-        counts: (B,) number of summands: objects, or 1 for a frame with labels.
-    """
-
-    sums: Tensor
-    counts: Tensor
+    sums: Tensor  # (B,) weighted sum over the frame
+    counts: Tensor  # (B,) number of summands: objects, or 1 for a frame with labels
 
     def mean(self) -> Tensor:
         """() mean over the batch."""
@@ -33,27 +28,16 @@ class Loss(NamedTuple):
 
 
 class PointFeatures(NamedTuple):
-    """What a head with `reads = "points"` gets: K places for the points of the keyframe, zeros as padding.
+    """What a head with `reads = "points"` gets: K places for the points of the keyframe, zeros as padding."""
 
-    Attributes:
-        features: (B, C, rows, columns) of the trunk.
-        points: (B, K, 5) x y z (m, reference frame), intensity (0-255), dt (s).
-        cells: (B, K) int, row * columns + column of the points in `features`; rows * columns outside and for padding.
-    """
-
-    features: Tensor
-    points: Tensor
-    cells: Tensor
+    features: Tensor  # (B, C, rows, columns) of the trunk
+    points: Tensor  # (B, K, 5) x y z (m, reference frame), intensity (0-255), dt (s)
+    cells: Tensor  # (B, K) int, row * columns + column of the points in `features`; rows * columns: none
 
     @staticmethod
     def of(features: Tensor, points: Tensor, pillars: Tensor, columns: int, stride: int) -> PointFeatures:
-        """With the cells of points from their pillars.
-
-        Args:
-            pillars: (B, K) int, row * columns + column on the pillar grid; rows * columns outside and for padding.
-            columns: of the pillar grid.
-            stride: of the feature map, in pillars.
-        """
+        """With the cells from those on the pillar grid of so many columns (B, K), for a feature map of this stride in
+        pillars."""
         row = torch.div(pillars, columns, rounding_mode="floor")
         row, column = (torch.div(each, stride, rounding_mode="floor") for each in (row, pillars - row * columns))
         return PointFeatures(features, points, row * (columns // stride) + column)
@@ -78,12 +62,9 @@ class TaskNetwork(nn.Module):
         """Loss terms by name; the sum of their means is minimised."""
 
     def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        """The dense outputs of a scene, from those of its mirror image.
+        """The dense outputs of a scene, from those of its mirror image with this axis reversed.
 
         Maps (B, C, rows, columns) are mirrored here; heads with directed quantities or lateral positions override it.
-
-        Args:
-            axis: of the reference frame, whose sign the mirror image changes. x runs along columns, y along rows.
         """
         dimension = -1 if axis == "x" else -2
         return {name: value.flip(dimension) if value.ndim == 4 else value for name, value in dense.items()}
@@ -94,46 +75,24 @@ class FittedNetwork(TaskNetwork):
 
     @abstractmethod
     def start(self, earlier: nn.Module | None = None) -> None:
-        """Load pretrained weights and forget the keyframes observed before.
-
-        Args:
-            earlier: the head that this one replaces; what it knows is built upon.
-
-        Raises:
-            InputError: the weights are not installed.
-        """
+        """Load pretrained weights and forget the keyframes observed before; what the `earlier` head knows is built
+        upon."""
 
     @abstractmethod
     def observe(self, inputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], drive: str) -> None:
-        """Add a keyframe to fit to.
-
-        Args:
-            inputs: of the network, batch dimension 1; without LiDAR.
-            labels: of the task, batch dimension 1.
-            drive: name of its drive; drives are held out as a whole.
-        """
+        """Add a keyframe to fit to, by inputs without LiDAR and labels, both of batch dimension 1; drives are held out
+        whole."""
 
     @abstractmethod
     def fit(self) -> Sequence[str]:
-        """Fit to the observed keyframes; returns lines that say what was taught and what was not.
-
-        Raises:
-            InputError: they are too few.
-        """
-
-
-# Lovasz-softmax loss, which follows the IoU of classes.
-#
-# Berman, Triki, Blaschko, "The Lovasz-Softmax loss: a tractable surrogate for the optimization of the intersection-
-# over-union measure in neural networks", CVPR 2018, algorithm 1 and equation 11.
+        """Fit to the observed keyframes, or raise InputError if they are too few; returns lines that say what was
+        taught."""
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """() mean over the classes that occur; 0 without elements.
+    """() Lovasz-softmax loss, which follows the IoU: mean over the classes that occur, 0 without elements.
 
-    Args:
-        probabilities: (N, C), each row sums to 1.
-        labels: (N,) int64 class of each element.
+    Berman, Triki, Blaschko, "The Lovasz-Softmax loss", CVPR 2018, algorithm 1 and equation 11. Probabilities (N, C).
     """
     present = torch.unique(labels)
     if not len(present):

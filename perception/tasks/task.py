@@ -65,33 +65,20 @@ class TaskConfig(Section):
 class Output:
     """An output of a task's network; its tensor is called TASK/NAME.
 
-    Attributes:
-        channels: names along the second dimension of a dense output of probabilities (B, channels, ...).
-        cells: whether a dense output has dimensions after the channels, or an output of labels a value for each cell or
-            point. A label that depends on many cells differs whenever one of them is near its threshold, so the share
-            that may differ is measured, but has no bound.
-        steady: whether engines in INT8 may be compared on frames unlike the training data; otherwise they are compared
-            on the calibration frames.
-        labels: whether the values are indices of classes, or taken from a table by a threshold. Engines differ where
-            two classes are nearly equally probable.
+    Engines differ in labels where two classes are nearly equally probable. A label that depends on many cells differs
+    whenever one of them is near its threshold, so the share that may differ is measured, but has no bound.
     """
 
     name: str
     unit: str
-    channels: tuple[str, ...] = ()
-    cells: bool = True
-    steady: bool = True
-    labels: bool = False
+    channels: tuple[str, ...] = ()  # names along the second dimension of dense probabilities (B, channels, ...)
+    cells: bool = True  # dense with dimensions after the channels, or labels with a value for each cell or point
+    steady: bool = True  # engines in INT8 may be compared on frames unlike the training data, not the calibration's
+    labels: bool = False  # indices of classes, or values taken from a table by a threshold
 
 
 class Task(ABC, Generic[Result]):
-    """A task of a model.
-
-    Args:
-        config: of its head.
-        grid: of the trunk's outputs, in the reference frame.
-        taxonomy: the names of classes, map layers and conditions.
-    """
+    """A task of a model, with the configuration of its head, on the grid of the trunk's outputs."""
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
@@ -140,11 +127,8 @@ class Task(ABC, Generic[Result]):
         return None
 
     def objects(self, state: Any) -> Boxes:
-        """Objects that the task's memory follows, in the global frame: they explain to other tasks what is there.
-
-        Args:
-            state: of the memory after the frame.
-        """
+        """Objects that the task's memory follows after a frame, in the global frame: they explain to other tasks what
+        is there."""
         return Boxes.none()
 
     def doubts(self, state: Any) -> Mapping[str, str]:
@@ -156,12 +140,7 @@ class Task(ABC, Generic[Result]):
         return {}
 
     def draw(self, frame: Frame, result: Result, state: Any) -> Iterable[Layer]:
-        """The layers of a frame for the report and the viewers, always in the same order.
-
-        Args:
-            frame: with its annotations, if any.
-            state: of the task's memory after the frame; None without a memory.
-        """
+        """The layers of a frame, with its annotations, and of the memory's state after it, always in the same order."""
         return ()
 
     def mistakes(self, frame: Frame, result: Result) -> tuple[int, str] | None:
@@ -169,11 +148,7 @@ class Task(ABC, Generic[Result]):
         return None
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[FrameWriter] | None:
-        """Opens `files` in the folder of a replay, which appear atomically when the block ends; None without files.
-
-        Args:
-            sensors: inputs of the network, of "camera" and "lidar".
-        """
+        """Opens `files` in the folder of a replay, which appear atomically when the block ends; None without files."""
         return None
 
     @staticmethod
@@ -189,10 +164,8 @@ class Task(ABC, Generic[Result]):
         return {"values": np.asarray(result)}
 
     def drop_non_finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """The outputs of one frame for `result`, and output -> number of NaN or infinite values.
-
-        Those of outputs with a value in `instead_of_non_finite` are replaced by it, others stay.
-        """
+        """The outputs of one frame for `result`, some with `instead_of_non_finite`; output -> number of NaN or infinite
+        values."""
         finite = {name: np.isfinite(values) for name, values in outputs.items()}
         counts = {name: int(np.count_nonzero(~known)) for name, known in finite.items() if not known.all()}
         replaced = {
@@ -215,19 +188,11 @@ class Memory(ABC, Generic[Result]):
 
     @abstractmethod
     def update(self, frame: Frame, result: Result | None) -> Any:
-        """Add the result of the next frame; returns the state of the drive up to it.
-
-        Args:
-            result: None for a frame without data of any sensor, which says nothing about what is there.
-        """
+        """Add the result of the next frame, None without sensor data; returns the state of the drive up to it."""
 
     def explain(self, frame: Frame, state: Any, objects: Boxes) -> Any:
-        """The state with what follows from the objects of all tasks. It is called once after each `update`.
-
-        Args:
-            state: from `update`.
-            objects: `Task.objects` of all tasks after the same frame, in the global frame.
-        """
+        """The state of the latest `update` with what follows from the `Task.objects` of all tasks; called once after
+        each."""
         return state
 
 
@@ -257,17 +222,10 @@ def part_of(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
     return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
 
 
-# Converts the outputs of a network to a prediction.
-
-
 def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarray]) -> Prediction:
-    """Prediction of the first frame of a batch, from its finite outputs; `not_finite` counts the others.
+    """Prediction of the first frame of a batch, from its finite outputs TASK/NAME; `not_finite` counts the others.
 
     A NaN would never leave a tracker or a belief again.
-
-    Args:
-        tasks: of the network.
-        outputs: TASK/NAME -> (B, ...).
     """
     results, not_finite = {}, {}
     for name, task in tasks.items():

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import psutil
@@ -78,7 +79,7 @@ def test_machines_without_common_disk_do_not_simulate_to_a_folder(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver prepares a folder that the workers do not see."""
-    monkeypatch.setattr(simulation, "begin_run", lambda drives, out: False)
+    monkeypatch.setattr(simulation, "TemporaryDirectory", lambda **_: TemporaryDirectory(dir=tmp_path))
     with one_line_error(r"out: is another folder on .* disk that all machines share, or in an object store"):
         simulate(tmp_path / "out", 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=Run(ray=address))
 

@@ -35,11 +35,7 @@ NAME = re.compile(MODULE_NAME)
 
 
 class Composition:
-    """A block of members, which are names of modules or blocks of other types.
-
-    Raises:
-        InputError: too few members, a member of the block's own type, or a module that comes twice.
-    """
+    """A block of members, which are names of modules or blocks of other types."""
 
     min_members = 1
 
@@ -108,15 +104,9 @@ class Fuse(Composition):
 
 
 class Average(Composition):
-    """The weighted sum of the members' deltas.
+    """The weighted sum of the members' deltas; the weights need not sum to one, and are 1 / N each by default.
 
     A member that is not at a slot, or not routed, has a delta of zero; the other weights do not change.
-
-    Args:
-        weights: need not sum to one; None: 1 / N each.
-
-    Raises:
-        InputError: as for any block; or not one finite weight for each member.
     """
 
     def __init__(self, *members: Block, weights: Sequence[float] | None = None) -> None:
@@ -169,7 +159,7 @@ def deltas(
     """The delta that the block adds to `site.y`; None if none of its modules runs.
 
     Args:
-        module: returns the weighted delta of the module with this name; None if it does not run.
+        module: name of a module -> its weighted delta; None if it does not run.
         fusion: attention over the deltas of the members of a Fuse block, None for those that do not run.
     """
     if isinstance(block, str):
@@ -192,13 +182,9 @@ def deltas(
 
 
 def fold_block(block: Block, function: Affine, module: Callable[[str, Affine], Affine]) -> Affine:
-    """The affine function of a layer with the block's modules folded in.
+    """The affine function of a layer with the block's modules folded in by `module`.
 
     The block must be affine at the slot (`is_affine`), so at most one member of a Fuse block runs.
-
-    Args:
-        function: of the layer alone.
-        module: folds the weighted module with this name into a function.
     """
     if isinstance(block, str):
         return module(block, function)
@@ -221,11 +207,7 @@ def is_sum(block: Block) -> bool:
 
 
 def is_affine(block: Block, attentions: Collection[str]) -> bool:
-    """Whether the block is affine at a slot, provided that all its modules are.
-
-    Args:
-        attentions: keys of the Fuse blocks whose attention the slot has.
-    """
+    """Whether the block is affine at a slot with these keys of attentions, provided that all its modules are."""
     if isinstance(block, str):
         return True
     return not (isinstance(block, Fuse) and block.key in attentions) and all(

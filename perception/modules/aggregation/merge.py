@@ -51,19 +51,12 @@ def merge_modules(
     """Add a new module that is the merge of the members, which do not change.
 
     The new module can represent any weighted sum of its members: low-rank modules are merged as products, with the sum
-    of their ranks; sparse ones have the union of their entries. TIES and DARE give low-rank products a higher rank, so
-    their result is approximated. Batch normalisations can be recalibrated after a merge (`training/combine.py`).
-
-    Args:
-        bank: of the members.
-        name: of the new module.
-        members: modules of one kind, at the same slots.
-        rank: of a new low_rank module, instead of the sum of the ranks.
-        when: facts that the new module requires.
+    of their ranks, or another `rank`; sparse ones have the union of their entries. TIES and DARE give low-rank products
+    a higher rank, so their result is approximated. Batch normalisations can be recalibrated after
+    (`training/combine.py`).
 
     Returns:
-        Slot -> relative norm of the part of the merged task vector that the new module cannot represent; zero up to
-        rounding except for approximations as above and a smaller `rank`.
+        Slot -> relative norm of the part of the merged task vector that the new module cannot represent.
     """
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
@@ -193,9 +186,6 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
 
     Each vector keeps the entries of largest magnitude, a share `keep` over all its tensors. The sign of each entry is
     that of the sum of the kept ones; the result is the mean of the kept entries of that sign, zero where they cancel.
-
-    Args:
-        keep: 0 < keep <= 1; rounded to whole entries, ties are kept.
     """
     _check(vectors)
     if not 0 < keep <= 1:
@@ -212,11 +202,7 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
 def dare(vectors: Sequence[Vector], drop: float, generator: torch.Generator) -> list[Vector]:
     """Drop and rescale (Yu et al., 2024): each entry becomes 0 with probability `drop`, else entry / (1 - drop).
 
-    Each entry keeps its expected value. The result is merged like other vectors, by `weighted_sum`.
-
-    Args:
-        drop: 0 <= drop < 1.
-        generator: on the CPU, so that the outcome does not depend on the device.
+    Each entry keeps its expected value. The generator is on the CPU, so that the outcome does not depend on the device.
     """
     _check(vectors)
     if not 0 <= drop < 1:

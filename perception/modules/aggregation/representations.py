@@ -29,10 +29,6 @@ class AttentionFusion(nn.Module):
     The members share Q, K and V, so their order does not matter. V starts as the identity and Q at zero: a new
     fusion is the mean of its members. Q y . K delta_i is computed as (K' Q y) . delta_i and the sum before V, so
     that the three matrices are applied once for any number of members.
-
-    Args:
-        layer: of the slot, with O output channels.
-        block: whose members are joined.
     """
 
     def __init__(self, layer: Any, block: Fuse) -> None:
@@ -47,10 +43,9 @@ class AttentionFusion(nn.Module):
         self.to(next(chain(layer.parameters(), layer.buffers())))  # the memory's layer has no parameters
 
     def forward(self, site: Site, parts: list[Tensor], running: Sequence[Tensor | bool] = ()) -> Tensor:
-        """The joint delta, of the shape of `site.y`.
+        """The joint delta of the members' deltas, each of the shape of `site.y`.
 
         Args:
-            parts: the members' deltas, each of the shape of `site.y`.
             running: for each member whether it runs, or where: (B, 1, ...) bool, which broadcasts over `site.y`. The
                 attention is over running members. Empty: all run.
         """

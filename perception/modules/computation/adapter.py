@@ -142,12 +142,7 @@ class ParallelAdapter(Computation):
 
 
 class Bottleneck(Computation):
-    """y + U relu(D y), with pointwise D to fewer channels and U back, which starts at zero (Houlsby et al., 2019).
-
-    Args:
-        layer: of the slot.
-        reduction: the hidden width is the output's divided by this.
-    """
+    """y + U relu(D y), with pointwise D to fewer channels and U back, which starts at zero (Houlsby et al., 2019)."""
 
     class Options(Module):
         kind: Literal["bottleneck"] = "bottleneck"

@@ -33,7 +33,6 @@ class BatchNorm(Computation):
         return replaced - site.y
 
     def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
-        """BN'(x) alone."""
         y: Tensor = self.norm(x)
         return y
 

@@ -101,13 +101,7 @@ class Computation(nn.Module):
         return y + self(Site(x, y, layer, z))
 
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        """`function` combined with this module.
-
-        Args:
-            function: of the slot without this module, with the geometry of `layer`.
-            layer: the slot's layer, for its geometry.
-            z: (1, Z) condition vector, as in Site.
-        """
+        """`function` of the slot, with the geometry of its layer, combined with this module; z (1, Z) as in Site."""
         raise NotImplementedError(f"{self.kind} is not affine")
 
     def multiply_adds(self, layer: Any) -> int:
@@ -118,10 +112,9 @@ class Computation(nn.Module):
         raise NotImplementedError
 
     def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        """The learned change as tensors that may be added and scaled; all zero for the identity.
+        """The learned change as tensors that may be added and scaled, all zero for the identity.
 
-        Raises:
-            NotImplementedError: the module is not linear in any set of tensors; combine such modules at run time.
+        Raises NotImplementedError if the module is not linear in any set of tensors.
         """
         raise NotImplementedError(f"{self.kind} modules cannot be merged; use Parallel, Average or Stack")
 
@@ -169,7 +162,6 @@ def mix_outputs(weight: Tensor, matrix: Tensor, layer: Any) -> Tensor:
 
 
 def groups_of(layer: Any) -> int:
-    """Groups of a convolution; 1 for other layers."""
     return int(getattr(layer, "groups", 1))
 
 

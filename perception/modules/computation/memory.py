@@ -27,15 +27,8 @@ SLOT = "memory"  # name of the only slot where a memory can stand, between `fuse
 
 @dataclass(frozen=True)
 class FusedInput:
-    """What the slot of the memory reads.
-
-    Attributes:
-        map: (B, C, rows, columns), of the frames.
-        past: the inputs `STATE_INPUTS` of the network: state (B, C, rows / stride, columns / stride), `next_state` of
-            the frames before; current_from_previous (B, 4, 4), state_valid (B,), elapsed (B,) s as of `state_inputs`.
-            Empty: no memory.
-        layer: of the slot.
-    """
+    """What the slot of the memory reads: the map of the frames, and the network's inputs `STATE_INPUTS`, none without
+    memory."""
 
     map: Tensor
     past: Mapping[str, Tensor]
@@ -56,12 +49,7 @@ class FusedInput:
 
 
 class FusedMap(nn.Module):
-    """The layer at the memory's slot: the fused map as it is; has no parameters.
-
-    Args:
-        grid: of the fused map.
-        channels: C.
-    """
+    """The layer at the memory's slot: the fused map (C = `channels`) as it is; has no parameters."""
 
     centers: Tensor  # (rows, columns, 2) m, of the cells
 
@@ -113,15 +101,8 @@ class FusedMap(nn.Module):
     def warp(self, state: Tensor, current_from_previous: Tensor) -> tuple[Tensor, Tensor]:
         """The state of the frame before, moved to where the vehicle is now, for what does not move.
 
-        Bilinear; what is outside of the old map counts as zero. The grid is computed in single precision at least.
-
-        Args:
-            state: (B, C, rows, columns), of the map or of cells that are larger by a whole number.
-            current_from_previous: (B, 4, 4), rigid.
-
-        Returns:
-            (B, C, rows, columns) the moved map, and (B, 1, rows, columns) the share of each value that comes from
-            inside of the old map.
+        Bilinear; what is outside of the old map counts as zero. The grid is computed in single precision at least. Also
+        returns the share (B, 1, rows, columns) of each value that comes from inside of the old map.
         """
         kind = torch.promote_types(state.dtype, torch.float32)
         motion, (rows, columns), stride = current_from_previous.to(kind), state.shape[-2:], self._stride(state)

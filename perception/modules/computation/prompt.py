@@ -23,11 +23,6 @@ class Prompt(Computation):
     constant for one size of input, the last one; not into a bias, because the borders of a zero-padded convolution see
     less of p. The folded constant is an addition in the graph that prevents fusing a batch normalisation with the
     layer.
-
-    Args:
-        layer: of the slot.
-        size: cells of p along each side.
-        channels: number to concatenate; 0: added.
     """
 
     class Options(Module):

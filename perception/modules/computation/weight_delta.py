@@ -56,12 +56,7 @@ class LowRank(WeightDelta):
     """delta = (alpha / r) B(A x), with A shaped like the base layer (I -> r) and B pointwise (r -> O).
 
     For a transposed convolution the roles are exchanged: A is pointwise and B is shaped like the base layer.
-    B starts at zero. A grouped layer gets grouped A and B.
-
-    Args:
-        layer: of the slot.
-        rank: r, per group.
-        alpha: alpha / r multiplies the delta; None stands for alpha = r.
+    B starts at zero. A grouped layer gets grouped A and B, and the rank r is per group.
     """
 
     class Options(Module):
@@ -126,13 +121,9 @@ class LowRank(WeightDelta):
 
 
 class SparseDelta(WeightDelta):
-    """W' = W + m * d, where the mask m keeps s = share * numel(W) entries.
+    """W' = W + m * d, where the mask m keeps s = share * numel(W) entries, at least one.
 
     The mask starts on the weights of largest magnitude; `select` moves it.
-
-    Args:
-        layer: of the slot.
-        share: of the layer's weights that may change; at least one does.
     """
 
     class Options(Module):
@@ -175,9 +166,6 @@ class LowRankStack(nn.Module):
     """delta = sum_m w_m s_m B_m(A_m x) = B(w A x), with the rows of all A and the columns of all s B stacked.
 
     Two operations for any number of modules. In a grouped layer they are stacked group by group.
-
-    Args:
-        modules: of one slot, by name.
     """
 
     owner: Tensor

@@ -43,11 +43,8 @@ class SteeredRouter:
         self.conditional = _reads_conditions(bank)
 
     def __call__(self, inputs: Mapping[str, Tensor], tasks: Collection[str]) -> Routes:
-        """Routes for a batch of frames, whose conditions and sensors are encoded in two more inputs.
-
-        Args:
-            inputs: `route` (1, M) has the weights of the `steered` modules, none without any; `conditions` (1, Z) is
-                the condition vector of conditional modules.
+        """Routes for a batch of frames; the inputs have the weights `route` (1, M) of the `steered` modules and, for
+        conditional ones, the condition vector `conditions` (1, Z).
         """
         weights: dict[str, Weight] = dict.fromkeys(self.always, 1.0)
         weights |= {name: inputs["route"][:, i] for i, name in enumerate(self.steered)}
@@ -64,14 +61,10 @@ class SteeredRouter:
 def make_fixed_routes(
     bank: Bank, tasks: Collection[str], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
 ) -> Routes:
-    """Routes for a batch of frames, each with the tasks that it serves.
+    """Routes for a batch of frames, each with the tasks that it serves; sensors as from `present`.
 
     A module runs on the frames that are known to meet all its requirements. Unknown counts as not met, so a frame with
     unknown conditions uses the base alone.
-
-    Args:
-        conditions: of each frame; empty where nothing is known.
-        sensors: as returned by `present`.
     """
     return _routes(bank, tasks, {name: bank.requirements(name) for name in bank.modules}, conditions, sensors)
 
@@ -92,8 +85,7 @@ def make_shared_routes(
 ) -> Routes:
     """As `make_fixed_routes`, for the frames of all processes of a training as one batch.
 
-    So all processes run the same parts of the network equally often, which synchronised normalisations need, also where
-    a module runs on frames of another process alone.
+    So all processes run the same parts of the network equally often, which synchronised normalisations need.
     """
     sensors = present(inputs)
     every = _gather_conditions(conditions, bank.conditions, next(iter(sensors.values())).device)
@@ -153,13 +145,8 @@ def _reads_conditions(bank: Bank) -> bool:
 def fixed_weights(
     requirements: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight]
 ) -> dict[str, Weight]:
-    """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
-
-    Args:
-        requirements: the facts that each module requires.
-        frames: the facts of each frame.
-        shared: cache of weights, so that equal ones are the same object.
-    """
+    """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros; equal ones are one object of
+    `shared`."""
     weights: dict[str, Weight] = {}
     for name, required in requirements.items():
         chosen = tuple(required <= known for known in frames)
@@ -180,13 +167,8 @@ def present(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task: str | None) -> list[Facts]:
-    """Facts of each frame of a batch.
-
-    Args:
-        conditions: of each frame; empty if unknown.
-        sensors: as returned by `present`; a sensor that it lacks counts as neither present nor missing.
-        task: that the features are for; None for all tasks.
-    """
+    """Facts of each frame of a batch, for a task or all of them; sensors as from `present`: others are neither there
+    nor not."""
     size = len(conditions) or max((len(there) for there in sensors.values()), default=1)
     known = [set(c.known()) for c in conditions] or [set() for _ in range(size)]
     for name in SENSORS:
@@ -203,13 +185,7 @@ def condition_vectors(conditions: Sequence[Conditions], values: Sequence[str]) -
 
 
 def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], excluded: Collection[str]) -> Tensor:
-    """(B,) bool: frames that have the sensors and tasks that a module requires, by tensor operations only.
-
-    Args:
-        required: the module's requirements.
-        sensors: as returned by `present`; a sensor that it lacks is neither present nor missing.
-        excluded: the tasks that the features are not for.
-    """
+    """(B,) bool: frames that have the sensors and tasks that a module requires, by tensor operations only."""
     holds = torch.ones_like(next(iter(sensors.values())))
     for name, there in sensors.items():
         if name in required:
@@ -221,10 +197,6 @@ def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], excluded:
 
 
 def required_kinds(requirements: Iterable[Facts], conditions: Mapping[str, Sequence[str]]) -> list[str]:
-    """The kinds of conditions (weather, light, city) that some module requires.
-
-    Args:
-        conditions: kind -> values.
-    """
+    """The kinds of conditions (weather, light, city) that some module requires."""
     required = frozenset[str]().union(*requirements)
     return [kind for kind, values in conditions.items() if required & set(values)]

@@ -55,14 +55,6 @@ class LearnedRouter(nn.Module):
 
     Each option has its own head, by the module's name. After modules were added to the bank or deleted, `update` adds
     and removes heads; the others do not change.
-
-    Args:
-        config: of the router.
-        channels: C of the fused map.
-        bank: of the model.
-
-    Raises:
-        InputError: the configuration names an option that is no module after the fusion.
     """
 
     baseline: Tensor
@@ -86,7 +78,6 @@ class LearnedRouter(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The modules among which it chooses, in the bank's order."""
         return [name for name in self.bank.modules if name in self.options]
 
     def update(self) -> None:
@@ -105,15 +96,8 @@ class LearnedRouter(nn.Module):
         tasks: Sequence[str],
         conditions: Sequence[Conditions],
     ) -> LearnedRoute:
-        """`route` with other weights at the slots after the fusion.
-
-        Args:
-            fused: (B, C, rows, columns).
-            route: the fixed one.
-            sensors: for each sensor of the model, which frames have it (B,).
-            tasks: that will read the features.
-            conditions: of each frame; empty where nothing is known. Only the target depends on them.
-        """
+        """The fixed `route` of these tasks with other weights at the slots after the fusion; conditions are for the
+        target."""
         slots = [slot for slot in self.slots if self.bank.slots[slot].computations]
         present = self._options_at(slots).to(fused.device)
         logits = self._logits(fused, slots)
@@ -131,11 +115,7 @@ class LearnedRouter(nn.Module):
     def losses(self, routes: Sequence[LearnedRoute], costs: Tensor | None) -> dict[str, Tensor]:
         """Terms to add to the task's loss, for the routes of one batch, as parts of the mean over all processes.
 
-        Args:
-            costs: (B,) loss of the tasks on each frame; for REINFORCE.
-
-        Raises:
-            ValueError: REINFORCE without costs.
+        REINFORCE needs the `costs` (B,) of the tasks on each frame.
         """
         terms = {}
         if self.config.balance:
@@ -160,7 +140,6 @@ class LearnedRouter(nn.Module):
         return {name: sum(each[name] for each in reports) / len(reports) for name in reports[0]}
 
     def _modules_after_fusion(self) -> list[str]:
-        """The bank's modules at slots after the fusion, in the bank's order."""
         names = {name for slot in self.slots for name in self.bank.slots[slot].computations}
         return [name for name in self.bank.modules if name in names]
 
@@ -264,11 +243,8 @@ def squared_variation(amounts: Tensor, possible: Tensor) -> Tensor:
 def gshard(probabilities: Tensor, chosen: Tensor, possible: Tensor) -> Tensor:
     """N sum_i f_i P_i, averaged over places (GShard, Lepikhin et al., 2020; Switch, Fedus et al., 2021, eq. 4).
 
-    1.0 where the router is uniform, N where it has collapsed to one option.
-
-    Args:
-        probabilities: softmax of the logits, whose mean is P_i.
-        chosen: one-hot, the best option, whose mean over all processes is f_i.
+    P_i is the mean of the probabilities, f_i that of the chosen (one-hot, the best option) over all processes. 1.0
+    where the router is uniform, N where it has collapsed to one option.
     """
     choices = chosen[:, :1].numel() / chosen.shape[2]  # at one place
     f, p = distributed.mean(importance(chosen)) / choices, importance(probabilities) / choices
@@ -286,7 +262,6 @@ def report(logits: Tensor, weights: Tensor) -> dict[str, float]:
 
 
 def possible_options(logits: Tensor) -> Tensor:
-    """(N, P) bool: the options that are possible on some frame of any process."""
     return distributed.total(load((logits > float("-inf")).to(logits.dtype))) > 0
 
 
@@ -312,12 +287,9 @@ def hard(logits: Tensor) -> Tensor:
 
 
 def gumbel(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
-    """A sampled option as one-hot weights, with the gradient of softmax((l + g) / t).
+    """A sampled option as one-hot weights, with the gradient of softmax((l + g) / t) and the noise g.
 
     Straight-through Gumbel-softmax (Jang et al., 2017).
-
-    Args:
-        noise: g, shaped like the logits; None draws it.
     """
     perturbed = logits + (gumbel_noise(logits) if noise is None else noise)
     relaxed = (perturbed / temperature).softmax(dim=1)
@@ -338,10 +310,7 @@ def log_probability(logits: Tensor, chosen: Tensor) -> Tensor:
 def reinforce(log_probabilities: Tensor, costs: Tensor, baseline: Tensor | float) -> Tensor:
     """The loss whose gradient estimates that of the expected cost (REINFORCE, Williams, 1992): mean (c - b) log pi.
 
-    Args:
-        log_probabilities: (B,) of what was sampled.
-        costs: (B,) that it led to, the reward's negative.
-        baseline: b, which must not depend on the samples.
+    The baseline b must not depend on the samples, whose costs are c (B,).
     """
     return ((costs - baseline).detach() * log_probabilities).mean()
 

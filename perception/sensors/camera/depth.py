@@ -16,18 +16,11 @@ def depth_labels(
 ) -> np.ndarray:
     """(N, h, w) float32 depth of the nearest point in each feature cell of N cameras, m; 0 without a label.
 
-    Li et al., "BEVDepth: Acquisition of reliable depth for multi-view 3D object detection", AAAI 2023, section 3.1.
-    The label is the depth along the optical axis that the image shows. A similarity of the reference frame does not
-    change it: the third row of `image_from_reference` undoes its scale, as in the lift. A cell whose nearest point is
-    outside [near, far) has no label, because what lies behind that point is hidden.
-
-    Args:
-        points: (P, >=3) x y z, m; of the keyframe only, because earlier sweeps smear what moves. None: no label.
-        image_from_points: (N, 3, 4) projections to pixels of the network's images, whose third row gives metres; zeros
-            for a missing camera.
-        image: size of these images.
-        cells: (h, w) of the feature map; a cell is image / cells large.
-        depth: the range of the bins.
+    Li et al., "BEVDepth: Acquisition of reliable depth for multi-view 3D object detection", AAAI 2023, section 3.1. The
+    label is the depth along the optical axis that the image shows. A similarity of the reference frame does not change
+    it: the third row of the projections (N, 3, 4) to network pixels undoes its scale, as in the lift. A cell whose
+    nearest point is outside [near, far) has no label, because what lies behind that point is hidden. Points are those
+    of the keyframe only, because earlier sweeps smear what moves.
     """
     (rows, columns), labels = cells, np.full((len(image_from_points), *cells), np.inf)
     for label, matrix in zip(labels, image_from_points.astype(np.float64), strict=True):

@@ -72,13 +72,9 @@ def depth_targets(labels: Tensor, depth: Depth) -> tuple[Tensor, Tensor, Tensor]
 
 
 def depth_loss(logits: Tensor, labels: Tensor, depth: Depth) -> Loss:
-    """Cross-entropy with the two bins around the depth of each labelled cell, times `depth.supervision`.
+    """Cross-entropy with the two bins around the depth (B, N, h, w) m of each labelled cell, times `depth.supervision`.
 
     BEVDepth takes the binary cross-entropy of the bin that holds the depth; two bins keep the depth within its bin.
-
-    Args:
-        logits: (B, N, D, h, w).
-        labels: (B, N, h, w) m, 0 without a label.
     """
     lower, upper, share = (each.unsqueeze(2) for each in depth_targets(labels, depth))
     likely = logits.float().log_softmax(dim=2)
@@ -153,5 +149,4 @@ class ImageEncoder(nn.Module):
         return size.height // stride, size.width // stride
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        """The loss of `depth`: logits (B, N, D, h, w) against labels (B, N, h, w) as in `depth_labels`."""
         return {"depth": depth_loss(dense["depth"], labels["depth"], self.config.depth)}

@@ -31,10 +31,6 @@ def warp(recorded: np.ndarray, affine: np.ndarray, size: Image, into: np.ndarray
     """(height, width, 3) uint8 image in which pixel affine @ p shows the recorded pixel p; black outside of it.
 
     Reduction by an integer factor is done by area averaging first, because bilinear interpolation would alias.
-
-    Args:
-        recorded: (H, W, 3) uint8.
-        into: where to write the image; None: a new array.
     """
     (a, b, x), (c, d, y) = affine[:2].tolist()
     determinant = a * d - b * c

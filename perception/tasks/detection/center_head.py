@@ -21,13 +21,11 @@ from perception.tasks.detection.targets import AXIS, REGRESSION, along_axis, cen
 from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
 
-# Scores that also say how well a box fits: the head predicts the IoU of each box with its object.
-#
-# CIA-SSD (Zheng et al., 2021) and PillarNeSt (Mao et al., 2024).
-
 
 def rectify(found: Mapping[str, Tensor], logits: Tensor, config: IouScore) -> dict[str, Tensor]:
     """Detections with the score heatmap^(1 - beta) * IoU^beta, best first; part of the graph.
+
+    The predicted IoU tells how well a box fits: CIA-SSD (Zheng et al., 2021), PillarNeSt (Mao et al., 2024).
 
     Args:
         found: boxes (B, K, n), scores, the values of the heatmap, labels and attributes (B, K).
@@ -42,16 +40,8 @@ def rectify(found: Mapping[str, Tensor], logits: Tensor, config: IouScore) -> di
     return {"boxes": boxes, "scores": scores, **others}
 
 
-# Default attributes in a network that predicts none.
-
-
 def by_speed(labels: Tensor, velocities: Tensor, taxonomy: Taxonomy) -> Tensor:
-    """(...) indices of the default attributes, -1 where the class has none.
-
-    Args:
-        labels: (...) index of the class.
-        velocities: (..., 2) m/s.
-    """
+    """(...) indices of the default attributes at velocities (..., 2) m/s; -1 for classes without any."""
     at_rest, in_motion = labels.new_tensor(taxonomy.default_attributes()).T[:, labels]
     return in_motion.where(velocities.square().sum(dim=-1) > MOVING_SPEED**2, at_rest)
 
@@ -148,12 +138,7 @@ class CenterHead(TaskNetwork):
     def boxes(
         self, dense: Mapping[str, Tensor], regress: Callable[[int, Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The result of `decode` from the heatmaps among the dense outputs.
-
-        Args:
-            regress: returns the regression outputs, each of `regressed` (B, K, n), for the index of a group and its
-                cells (B, K), row * columns + column.
-        """
+        """As `decode`, by `regress`: index of a group, and cells (B, K) -> each of `regressed` (B, K, n)."""
         groups = [self._best_peaks(i, dense, partial(regress, i)) for i in range(len(self.config.groups))]
         if len(groups) == 1:
             return groups[0]
@@ -252,7 +237,6 @@ class PeakHead(nn.Module):
         return self.head.heat(x) | {"features": x}
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same result as `CenterHead.decode`."""
         features = F.pad(dense["features"], (self.border,) * 4).permute(0, 2, 3, 1)  # B rows columns C
         return self.head.boxes(dense, lambda group, cell: self._regress(group, features, cell))
 

@@ -89,7 +89,6 @@ class BoxColumns:
         return self.rows[:, 13].astype(np.int64)
 
     def select(self, index: np.ndarray) -> BoxColumns:
-        """The boxes at the integer or boolean index (M,)."""
         return BoxColumns(self.rows[index])
 
     def counted(self, egos: np.ndarray, bicycle_racks: np.ndarray, taxonomy: Taxonomy) -> BoxColumns:
@@ -165,10 +164,6 @@ def _vectors(boxes: Sequence[Mapping[str, Any]], name: str, length: int) -> np.n
         raise ValueError(f"its {name} has not {length} numbers")
     return np.fromiter(chain.from_iterable(values), np.float64, length * len(values)).reshape(-1, length)
 
-
-# Matches detections with annotations by the distance of their centres, as the nuScenes devkit does.
-#
-# Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", 2020, section 3.1.
 
 _PAIRS = 1 << 18  # pairs of boxes in memory at once
 _LABELS = 1 << 20  # more than any taxonomy has

@@ -111,7 +111,6 @@ class DetectionHead(TaskConfig):
 
     @property
     def only_peaks(self) -> bool:
-        """Whether only maxima of the heatmaps are boxes."""
         return self.suppression is None if self.peaks is None else self.peaks
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
@@ -158,11 +157,7 @@ class Heatmap(NamedTuple):
 
 
 def heatmaps_of(config: DetectionHead) -> list[Heatmap]:
-    """The heatmaps of all groups, coarsest first in each; a group has one for each size of cells among its classes.
-
-    Args:
-        config: settled (`DetectionHead.settled`).
-    """
+    """The heatmaps of a settled head, one for each group and size of cells among its classes, coarsest first."""
     assert isinstance(config.subcells, dict)
     maps, first = [], 0
     for i, group in enumerate(config.groups):

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from nuscenes import NuScenes
 
 
-# Scores of a submission by an official devkit: mAP, NDS, true-positive errors, AP per class.
-
-
 @dataclass(frozen=True)
 class Devkit:
     """An official devkit: nuScenes', or one that was made of it and has the same modules."""
@@ -96,17 +93,7 @@ def score_submission(
 ) -> dict[str, Any]:
     """Score the predictions for `samples` with the devkit's DetectionEval, as if there were no other samples.
 
-    Predictions for other samples are ignored.
-
-    Args:
-        tables: the devkit's.
-
-    Returns:
-        A dict for strict JSON, with None for undefined values such as a cone's velocity error.
-        `mAP`, `NDS`; `mAP_present`: mean AP over the classes with at least one annotated box after the devkit's filter,
-        None without any; `ground_truth`: number of boxes per class; and under the devkit's names `label_aps` (per class
-        and matching distance), `mean_dist_aps` (AP per class), `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are
-        metres, 1 - IoU, radians, m/s and 1 - accuracy.
+    Returns the names and numbers of `DetectionMetric.report`, as strict JSON, without the recalls.
     """
     evaluation = object.__new__(devkit.module("detection.evaluate").DetectionEval)  # without its folder of plots
     evaluation.cfg = devkit.module("common.config").config_factory(devkit.protocol)
@@ -134,13 +121,7 @@ def score_submission(
 def boxes_to_compare(
     submission: Path, tables: Any, samples: Sequence[str], config: Any, box_type: Any, devkit: Devkit = NUSCENES
 ) -> tuple[Any, Any]:
-    """Predictions and annotations of `samples` after the devkit's filter by range, points inside and bicycle racks.
-
-    Args:
-        tables: the devkit's.
-        config: of the devkit, for the task.
-        box_type: DetectionBox or TrackingBox of the devkit.
-    """
+    """Predictions and annotations of `samples` after the devkit's filter by range, points inside and bicycle racks."""
     loaders = devkit.module("common.loaders")
     predictions = _load(submission, samples, box_type, devkit)
     load_annotations = getattr(loaders, "load_gt_of_sample_tokens", None) or partial(_annotations, devkit)
@@ -196,22 +177,12 @@ def _annotations(devkit: Devkit, tables: Any, samples: Sequence[str], box_type: 
     return boxes
 
 
-# Tracks as a nuScenes tracking submission, and its scores by the official devkit: AMOTA, AMOTP, id switches, recall.
-#
-# Format and metrics: https://www.nuscenes.org/tracking.
-
 PROTOCOL = "tracking_nips_2019"
 # Over all classes: the first six are means over those that occur, the others sums.
 SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "tp", "fp", "fn", "mt", "ml")
 
 
 class TrackWriter(ResultsWriter):
-    """Writes tracks.
-
-    with TrackWriter.open(path, sensors=("camera", "lidar"), taxonomy) as submission:
-        submission.add(frame.token, tracker.update(boxes, frame.timestamp))
-    """
-
     def add(self, sample: str, tracks: Tracks) -> None:
         """Append the detected tracks of one sample, of the classes that are `tracked`.
 
@@ -236,15 +207,9 @@ class TrackWriter(ResultsWriter):
 
 
 def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> dict[str, Any]:
-    """Score the tracks of `samples` with the devkit's TrackingEval, as if there were no other samples.
+    """Score the tracks of `samples`, which have no gaps in a scene, with the devkit's TrackingEval.
 
-    Args:
-        submission: the JSON file; tracks of other samples are ignored.
-        samples: keyframes of any scenes, without gaps within a scene.
-
-    Returns:
-        A dict for strict JSON, with None for undefined values. Under the devkit's names its summary: `amota`, `amotp`
-        (m), `recall`, `ids` (switches), ... over all classes, and its scores per class in `label_metrics`.
+    Returns SCORES over all classes, and those of each class in `label_metrics`, as strict JSON.
     """
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.tracking.data_classes import TrackingBox
@@ -282,8 +247,6 @@ def _only_split(nusc: NuScenes, samples: Sequence[str], folder: Path) -> NuScene
     return view
 
 
-# The files of detection in a replay: all detections and all tracks, as nuScenes submissions.
-
 RESULTS, TRACKS, TRACKING = "results.json", "tracks.json", "tracking_metrics.json"
 SUBMISSION = "results_nusc.json"
 
@@ -307,8 +270,6 @@ class ResultFiles(NamedTuple):
         self.tracks.add(frame.token, state)
 
 
-# Compares the scores of an evaluation with those of the official devkit.
-
 SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
 
 
@@ -328,12 +289,8 @@ def _devkit_of(tables: Keyframes) -> Devkit:
 def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Console) -> dict[str, Any]:
     """Score the submission in the folder `out` with the devkit as well, and add its scores to metrics.json.
 
-    Args:
-        metrics: the result of `evaluate`.
-
-    Returns:
-        `metrics` with `official`: the devkit's `version`, its scores under the same keys, and `largest_difference` to
-        ours: NaN, written as None, if only one of them defines a score.
+    Returns the metrics with `official`: the devkit's `version`, its scores under the same keys, and
+    `largest_difference` to ours: NaN, written as None, if only one of them defines a score.
     """
     devkit, samples = _devkit_of(tables), tables.samples(metrics["split"], metrics["selectors"])
     with console.status(f"Scoring with {devkit.distribution}"):

@@ -63,9 +63,7 @@ class DetectionMetric(Metric[Boxes]):
     gates: ClassVar[Mapping[str, GateMetric]] = {
         "mAP": GateMetric(missing=_MISSING),
         "NDS": GateMetric(missing=_MISSING),
-        "AP": GateMetric(
-            "class_names", each=True, missing=_MISSING, nothing="nothing is annotated", nothing_of="no {} is annotated"
-        ),
+        "AP": GateMetric("class_names", each=True, missing=_MISSING, item="annotated object"),
         "AMOTA": GateMetric(
             ranged=False,
             whole=True,
@@ -202,7 +200,6 @@ class DetectionMetric(Metric[Boxes]):
         return precision_recall(self._match_whole(counts)[2], self.taxonomy)
 
     def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
-        """See `find_worst_samples`."""
         truth, detections, _ = self._match_whole(counts)
         poses = np.array([each["pose"] for each in counts], np.float64).reshape(-1, 4, 4)
         return find_worst_samples(truth, detections, poses, self.taxonomy, most)
@@ -271,12 +268,7 @@ def _are_annotated(counts: Sequence[Counts | None]) -> bool:
 
 
 def _fingerprints(detections: BoxColumns, scenes: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """(S, classes) hashes of the detections of each scene and class.
-
-    Args:
-        scenes: (F,) int, the scene of each frame.
-        count: S.
-    """
+    """(S, classes) hashes of the detections of each of `count` = S scenes and class; scenes (F,) int of the frames."""
     group = scenes[detections.frames] * classes + detections.labels
     order = np.argsort(group, kind="stable")
     bounds = np.searchsorted(group[order], np.arange(count * classes + 1)).tolist()
@@ -301,12 +293,7 @@ def find_worst_samples(
 ) -> list[Sample]:
     """At most so many frames with the most mistakes: missed annotations and extra detections; then the lowest F1.
 
-    Detections count from COUNTED_SCORE on. They are matched as for the scores, within WITHIN.
-
-    Args:
-        truth: scored annotations.
-        detections: scored detections.
-        poses: (F, 4, 4) of the vehicle in the global frame.
+    Scored boxes are matched within WITHIN, detections from COUNTED_SCORE on; `poses` (F, 4, 4) are the vehicle's.
     """
     detections = detections.select(detections.scores >= COUNTED_SCORE)
     taken = match(truth, detections, (WITHIN,))[0]

@@ -34,11 +34,7 @@ class Motion:
     def begin(
         centers: np.ndarray, velocities: np.ndarray, noise: Noise, expected: tuple[np.ndarray, np.ndarray]
     ) -> Motion:
-        """The initial estimate from one measurement; arguments as in `update`.
-
-        Args:
-            expected: velocities before they are measured: (N, 2) m/s mean and (N,) m^2/s^2 variance.
-        """
+        """The estimate from one measurement; `expected` velocities: mean (N, 2) m/s and variances (N,) m^2/s^2."""
         given, (mean, prior), measured = is_known(velocities), expected, noise.velocity**2
         weight = np.where(given, prior / (prior + measured), 0.0)
         return Motion(
@@ -66,13 +62,9 @@ class Motion:
         return Motion(centers, self.velocities, covariances, heights)
 
     def update(self, centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
-        """The estimate after one measurement of each object.
+        """The estimate after one measurement of each object; velocities (N, 2) m/s are not finite where not measured.
 
         The errors of position, velocity and height are independent, so they are processed one after the other.
-
-        Args:
-            centers: (N, 3) m.
-            velocities: (N, 2) m/s; not finite where not measured.
         """
         position, both, velocity = self.covariances.T
         measured = noise.position**2

@@ -11,15 +11,11 @@ from perception.tasks.detection.config import Suppression
 
 
 def rotated_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) IoU of the footprint of one box with those of N others.
+    """(N,) IoU of one footprint (6,) x y w l, sine and cosine of the heading, with those of N others (N, 6).
 
     Clips each polygon to the first box by clamping it in that box's frame: parts outside are clamped onto the border,
     where they have no area. The clamped outline is straight between its intersections with the lines of the box's
     sides.
-
-    Args:
-        one: (6,) x, y, width, length, sine and cosine of the heading.
-        others: (N, 6).
     """
     sin, cos = one[4:6]
     x, y = (others[:, :2] - one[:2]).T
@@ -48,13 +44,8 @@ def footprints(boxes: np.ndarray) -> np.ndarray:
 
 
 def non_maximum_suppression(outputs: Mapping[str, np.ndarray], settings: Suppression, group: int) -> np.ndarray:
-    """(S,) indices of the remaining boxes of one group.
-
-    Args:
-        outputs: boxes (K, >=8) x y z, w l h (m), sine and cosine of the yaw times any positive factor; scores and
-            labels (K,).
-        group: index of the head's group.
-    """
+    """(S,) indices of the remaining boxes of one of the head's groups, by its outputs boxes (K, >=8), scores and
+    labels."""
     boxes, scores, labels = (outputs[name] for name in ("boxes", "scores", "labels"))
     stays = scores > settings.threshold
     if settings.low is not None and settings.high is not None:
@@ -68,11 +59,7 @@ def non_maximum_suppression(outputs: Mapping[str, np.ndarray], settings: Suppres
 
 
 def _survivors(boxes: np.ndarray, settings: Suppression, part: int) -> np.ndarray:
-    """Indices of the boxes, best first, that remain after greedy NMS.
-
-    Args:
-        part: index of their group or class.
-    """
+    """Indices of the boxes, best first, that remain after greedy NMS; `part` is the index of their group or class."""
     if settings.kind == "circle":
         x, y = boxes[:, :2].T.copy()  # numpy is slow along an axis of length two
         nearest = settings.radii[part] ** 2
@@ -83,12 +70,7 @@ def _survivors(boxes: np.ndarray, settings: Suppression, part: int) -> np.ndarra
 
 
 def rotated_nms(footprints: np.ndarray, largest: float) -> np.ndarray:
-    """Indices of the boxes after greedy NMS: a box is suppressed by a better one with an IoU of `largest` or more.
-
-    Args:
-        footprints: (N, 6) as from `footprints`, best first.
-        largest: IoU.
-    """
+    """Indices of the boxes, best first, that no better one overlaps with an IoU of `largest` or more."""
     reach = np.sqrt(np.square(footprints[:, 2:4]).sum(axis=1)) / 2
 
     def suppresses(i: int, rest: np.ndarray) -> np.ndarray:
@@ -104,7 +86,7 @@ def greedy(count: int, suppresses: Callable[[int, np.ndarray], np.ndarray]) -> n
     """Indices of the boxes, best first, that no better remaining box suppresses.
 
     Args:
-        suppresses: index of a box, and those (M,) of worse ones -> (M,) bool: which of them it suppresses.
+        suppresses: a box and (M,) worse ones -> (M,) bool, which of these it suppresses.
     """
     rest, kept = np.arange(count), []
     while len(rest):

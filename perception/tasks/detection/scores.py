@@ -55,14 +55,8 @@ class Scores:
 
 
 class DetectionScores:
-    """Detections matched with annotations, to be scored for any draw of scenes.
-
-    Args:
-        truth: scored annotations, see BoxColumns.counted.
-        detections: scored detections.
-        scenes: (F,) int, the scene of each frame, from 0 on.
-        taxonomy: of the labels and attributes.
-    """
+    """Scored detections matched with scored annotations (`BoxColumns.counted`), to be scored for any draw of scenes
+    (F,)."""
 
     def __init__(self, truth: BoxColumns, detections: BoxColumns, scenes: np.ndarray, taxonomy: Taxonomy) -> None:
         self._classes = taxonomy.classes
@@ -83,11 +77,7 @@ class DetectionScores:
             self._found.append(_Found(scenes[best.frames[own]], best.scores[own], true, errors))
 
     def score(self, draws: np.ndarray | None = None) -> Scores:
-        """Scores of each draw as if there were no other scenes; a scene drawn twice counts as two scenes.
-
-        Args:
-            draws: (R, S) multiplicity of each scene; None: each once, R = 1.
-        """
+        """Scores of draws (R, S), or of each scene once, as if there were no others; two copies are two scenes."""
         draws = np.ones((1, self.scenes)) if draws is None else draws
         aps = np.zeros((len(draws), len(self._classes), len(THRESHOLDS)))
         errors = np.ones((len(draws), len(self._classes), len(ERRORS)))
@@ -138,10 +128,7 @@ class _Found(NamedTuple):
 
 
 def _curve(true: np.ndarray, scores: np.ndarray, positives: float) -> tuple[np.ndarray, np.ndarray]:
-    """(101,) precision and score at each of RECALLS, 0 where it is not reached.
-
-    The devkit interpolates linearly between the points of the curve, one for each detection.
-    """
+    """(101,) precision and score at each of RECALLS, linear between detections as in the devkit; 0: not reached."""
     if not true.any():
         return np.zeros_like(RECALLS), np.zeros_like(RECALLS)
     found = np.cumsum(true)
@@ -157,11 +144,7 @@ def _average(precision: np.ndarray) -> float:
 
 
 def _errors(truth: BoxColumns, found: BoxColumns, period: float) -> np.ndarray:
-    """(5, T) ERRORS of the matched detections of one class; NaN for unknown.
-
-    Args:
-        period: rad, by which headings are ambiguous.
-    """
+    """(5, T) ERRORS of the matched detections of a class whose headings repeat every `period` rad; NaN: unknown."""
     away = found.centers[:, :2] - truth.centers[:, :2]
     moved = found.velocities - truth.velocities
     both = np.minimum(found.sizes, truth.sizes).prod(axis=1)
@@ -173,11 +156,7 @@ def _errors(truth: BoxColumns, found: BoxColumns, period: float) -> np.ndarray:
 
 
 def _mean_errors(confidence: np.ndarray, found: _Found) -> np.ndarray:
-    """(5,) means over the recalls from 0.1 to the largest one of the cumulative mean errors.
-
-    Args:
-        confidence: (101,) score at each of RECALLS.
-    """
+    """(5,) means of the cumulative mean errors over the recalls that are reached from 0.1 on, by confidence (101,)."""
     last = np.flatnonzero(confidence).max(initial=0)
     matched = found.true[_ERROR_THRESHOLD]
     scores, result = found.scores[matched][::-1], np.ones(len(ERRORS))

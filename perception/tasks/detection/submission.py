@@ -21,23 +21,15 @@ from perception.geometry import quaternions
 from perception.io.files import FrameFile, read_frame_file
 from perception.taxonomy import Taxonomy
 
-# The attributes of detections, where the network predicts none that fit.
-
 MOVING_SPEED = 0.2  # m/s; faster objects are moving
 
 
 def fitting_attributes(
     labels: np.ndarray, attributes: np.ndarray, speeds: np.ndarray, taxonomy: Taxonomy
 ) -> np.ndarray:
-    """(N,) the predicted attributes where the class can have them, else the default ones by speed.
+    """(N,) the predicted attributes (-1: none) where the class can have them, else its default at this speed (N,) m/s.
 
-    Args:
-        labels: (N,) indices of the classes.
-        attributes: (N,) indices of the attributes; -1 where none was predicted.
-        speeds: (N,) m/s in the ground plane; NaN counts as at rest.
-
-    Returns:
-        Indices of the attributes; -1 for classes without any.
+    -1 for classes without any; a speed of NaN counts as at rest.
     """
     possible = np.array([[*taxonomy.possible_attributes(label), False] for label in range(len(taxonomy.classes))])
     default = np.array(taxonomy.default_attributes())
@@ -48,14 +40,9 @@ MAX_BOXES = 500  # per sample; the devkit refuses more
 
 
 def select_submitted(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> Boxes:
-    """The boxes to submit, best score first, in the global frame.
+    """The best 500 boxes in the global frame, best score first, with attributes that fit and without numbers of points.
 
-    The best 500, with an attribute that fits their class and without numbers of points. Unknown velocities (NaN) become
-    zero, because the format has no value for unknown.
-
-    Args:
-        frame: the sample, with the pose of its reference frame.
-        boxes: N boxes in the frame's reference.
+    Unknown velocities (NaN) become zero, because the format has no value for unknown.
     """
     best = np.argsort(-boxes.scores, kind="stable")[:MAX_BOXES]
     boxes = boxes.select(best)
@@ -122,13 +109,8 @@ class ResultsWriter:
     @classmethod
     @contextmanager
     def open(cls: type[Writer], path: Path, sensors: Sequence[str], taxonomy: Taxonomy) -> Iterator[Writer]:
-        """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.io.files`).
-
-        Args:
-            path: its folder must exist.
-            sensors: inputs of the model, of "camera" and "lidar".
-            taxonomy: names of the labels and attributes.
-        """
+        """A writer of the JSON file `path`, which is written atomically when the block ends; sensors are the model's
+        inputs."""
         meta = {f"use_{kind}": kind in sensors for kind in ("camera", "lidar", "radar", "map", "external")}
         with FrameFile.open(path, "the submission", {"meta": meta}, "results") as file:
             yield cls(file, taxonomy)
@@ -139,22 +121,12 @@ class ResultsWriter:
 
 
 class SubmissionWriter(ResultsWriter):
-    """Writes detections.
-
-    with SubmissionWriter.open(path, sensors=("camera", "lidar"), taxonomy) as submission:
-        submission.add(frame, boxes)
-    """
-
     def add(self, frame: Frame, result: Boxes, state: object = None) -> None:
-        """Append the detections of one sample."""
         self.add_entries(frame.token, sample_results(frame, result, self._taxonomy))
 
 
 def read_samples(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Token and boxes of each sample in `wanted`, in the order of the file; others are skipped.
-
-    Of a file that SubmissionWriter wrote one sample at a time is in memory.
-    """
+    """Token and boxes of each sample in `wanted`, in the order of the file, which is read one sample at a time."""
     missing = set(wanted)
     for token, boxes in _samples(path):
         if token in wanted:

@@ -33,11 +33,8 @@ _AT_OBJECTS = (*_BOX, "attribute")
 def along_axis(heading: Tensor, axis: Tensor) -> Tensor:
     """(..., 2) the heading's projection onto the axis: sine and cosine of the yaw, times its length there.
 
-    It is short where the heading does not tell the ends apart, so that rounding changes it little.
-
-    Args:
-        heading: (..., 2) sine and cosine of the yaw, times any factor.
-        axis: (..., 2) sine and cosine of twice the yaw, times any positive factor.
+    It is short where the heading does not tell the ends apart, so that rounding changes it little. The axis (..., 2) is
+    sine and cosine of twice the yaw, times any positive factor.
     """
     sine, cosine = axis.unbind(dim=-1)
     length = (axis**2).sum(dim=-1).sqrt()
@@ -63,7 +60,6 @@ def gaussian_radius(length: np.ndarray, width: np.ndarray, overlap: float = 0.1)
 
 
 def _draw(heatmap: np.ndarray, row: int, column: int, radius: int) -> None:
-    """Raise the heatmap (rows, columns) to a Gaussian with a peak of 1 at the cell."""
     rows, columns = heatmap.shape
     sigma = (2 * radius + 1) / 6
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
@@ -78,11 +74,9 @@ def _draw(heatmap: np.ndarray, row: int, column: int, radius: int) -> None:
 def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str, np.ndarray]:
     """Labels of the N objects of one frame on the grid, in the reference frame of the boxes.
 
-    Returns:
-        the heatmaps of the head by name, (classes, rows, columns) float32, a Gaussian with peak 1 at the cell of each
-        object; for each object its cell row * columns + column of the trunk, its head's group of classes, its attribute
-        (-1: none), `real`, True, and its regression targets, (N, n) float32 by the names of `CenterHead.regressed`; NaN
-        for unknown velocities.
+    The heatmaps by name, (classes, rows, columns) float32, a Gaussian with peak 1 at the cell of each object; for each
+    object its cell row * columns + column of the trunk, group of classes, attribute (-1: none), `real`, True, and the
+    regression targets (N, n) float32 by the names of `CenterHead.regressed`; NaN for unknown velocities.
     """
     rows, columns = grid.shape
     group_of_class = np.repeat(np.arange(len(head.groups)), [len(group) for group in head.groups])
@@ -138,10 +132,6 @@ def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], con
     """Heatmap and regression terms of each group, and an attribute term if the head learns attributes.
 
     Each group is normalised by its own objects, so that rare classes count as much as frequent ones.
-
-    Args:
-        dense: outputs of `CenterHead.forward`.
-        labels: a batch of `targets.center_labels`.
     """
     losses: dict[str, Loss] = {}
     for i in range(len(config.groups)):
@@ -178,14 +168,9 @@ def _at_objects(
 
 
 def iou_loss(groups: Sequence[Mapping[str, Tensor]], labels: Mapping[str, Tensor], weight: float, cell: float) -> Loss:
-    """Absolute difference of the predicted IoU from that of the predicted box with its object.
+    """Absolute difference of the predicted IoU from that of the predicted box with its object, on cells of `cell` m.
 
     The gradient changes the prediction of the IoU only, not the box.
-
-    Args:
-        groups: regression outputs of each group, (B, n, rows, columns).
-        labels: a batch of `targets.center_labels`.
-        cell: side of the maps' cells in metres.
     """
     place, wanted = labels["cells"][:, None], _boxes(labels, cell)
     sums = wanted.new_zeros(len(wanted))
@@ -211,13 +196,9 @@ def _boxes(values: Mapping[str, Tensor], cell: float) -> Tensor:
 
 
 def iou_3d(one: Tensor, other: Tensor) -> Tensor:
-    """(...) IoU of upright boxes, pair by pair.
+    """(...) IoU of upright boxes (..., 8) x y z, width length height, sine and cosine of the yaw, pair by pair.
 
-    The footprint of the other box is clipped to the first one as in `nms.rotated_iou`: by clamping its outline in the
-    first box's frame, where what lies outside ends on the border and has no area.
-
-    Args:
-        one, other: (..., 8) x y z, width length height, sine and cosine of the yaw.
+    The footprint of the other box is clipped to the first one as in `nms.rotated_iou`.
     """
     turn = torch.stack([one[..., [7, 6]], torch.stack([-one[..., 6], one[..., 7]], dim=-1)], dim=-2)  # ahead, left
     middle = (turn @ (other - one)[..., :2, None])[..., 0]

@@ -105,7 +105,6 @@ class DetectionTask(Task[Boxes]):
         )
 
     def postprocessing(self) -> dict[str, Any]:
-        """NMS, None without one; whether the outputs have velocities."""
         nms = self.config.nms
         suppression = nms and nms.model_dump(mode="json")
         return {"suppression": suppression, "velocity": self._knows_velocity}
@@ -168,14 +167,7 @@ class DetectionTask(Task[Boxes]):
 
 
 def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
-    """Number of annotated boxes without a detection, and of detections without an annotated box.
-
-    Matched as for the scores, at a distance of WITHIN.
-
-    Args:
-        predicted: boxes above the score threshold.
-        annotated: in the same frame of reference.
-    """
+    """Number of annotated boxes without a detection within WITHIN, and of detections without an annotated box."""
     taken = match(BoxColumns.of_frame(annotated), BoxColumns.of_frame(predicted), [WITHIN])
     found = np.count_nonzero(taken >= 0)
     return len(annotated) - found, len(predicted) - found

@@ -44,7 +44,6 @@ class Motions:
         )
 
     def noise(self, labels: np.ndarray) -> Noise:
-        """Of objects with these labels (N,)."""
         return Noise(
             self.acceleration[labels],
             np.full(len(labels), CLIMB),
@@ -87,7 +86,6 @@ class Tracks:
     confirmed: np.ndarray  # (N,) bool
 
     def select(self, index: np.ndarray) -> Tracks:
-        """The tracks at the integer or boolean index (M,)."""
         return Tracks(
             self.ids[index], self.boxes.select(index), self.age[index], self.unseen[index], self.confirmed[index]
         )
@@ -111,13 +109,10 @@ class Tracker:
         self._next_id = 1
 
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
-        """The tracks after one more frame.
+        """The tracks after one more frame at `timestamp` (us); detections that are not finite are ignored.
 
-        Args:
-            boxes_global: detections in the global frame; none (`Boxes.none()`) if no sensor has data. Boxes that are
-                not finite are ignored.
-            timestamp: us. A frame that is late by up to LIFETIME counts as simultaneous with the latest one; if it is
-                later still, the clock was set back, and all tracks end.
+        A frame that is late by up to LIFETIME counts as simultaneous with the latest one; if it is later still, the
+        clock was set back, and all tracks end.
         """
         if not len(self._tracks) or timestamp < self._time - 1e6 * LIFETIME:
             self._tracks, self._time = self._tracks[:0], timestamp
@@ -185,7 +180,6 @@ def _predict(tracks: np.ndarray, seconds: float, motions: Motions) -> np.ndarray
 
 
 def _update_tracks(tracks: np.ndarray, boxes: Boxes, now: int, motions: Motions) -> np.ndarray:
-    """The tracks after their detections."""
     tracks = tracks.copy()
     _put(tracks, _motion(tracks).update(boxes.centers, boxes.velocities[:, :2], motions.noise(tracks["label"])))
     tracks["shape"] /= tracks["shape"] + 1

@@ -66,20 +66,11 @@ def cover(
 def gains(
     tracks: np.ndarray, centers: np.ndarray, seconds: float, position: float, gate: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How well each track of a class leads to each detection of it.
+    """(T, D) m gate minus distance of tracks of a class, predicted by `seconds`, and detections; which may be pairs.
 
     The distance is that from the expected place. For an elongated object the part aside of its heading weighs more as
     long as its velocity is uncertain, since it hardly moves sideways. The gate of a track of one detection is wider by
     the way that it may have gone.
-
-    Args:
-        tracks: (T,) predicted by `seconds`.
-        centers: (D, 3) m of the detections.
-        position: m, error of a detection.
-        gate: m.
-
-    Returns:
-        (T, D) m gate minus distance; and whether the track may take the detection.
     """
     variance = tracks["covariances"][:, 0] + position**2
     unknown = seconds**2 * tracks["covariances"][:, 2]
@@ -92,15 +83,9 @@ def gains(
 
 
 def expected_velocity(tracks: np.ndarray, around: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The expected velocity of vehicles, from those that are around them, before it is measured.
+    """(N, 2) m/s mean and (N,) m^2/s^2 variance of unknown velocities of tracks, from tracks (M,) around them.
 
-    Args:
-        tracks: (N,) whose velocity is not known.
-        around: (M,) tracks of known velocity, of any class.
-        speed: (N,) m/s, standard deviation without anyone around.
-
-    Returns:
-        (N, 2) m/s mean and (N,) m^2/s^2 variance; zero and speed^2 for objects that are not elongated.
+    Zero and speed^2 for objects that are not elongated; `speed` (N,) m/s is the deviation without anyone around.
     """
     around = around[_elongated(around)]
     along, aside = (each.T for each in along_and_aside(around["centers"], tracks["centers"], tracks["heading"]))

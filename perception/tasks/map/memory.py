@@ -54,12 +54,9 @@ class MapMemory(Memory[np.ndarray]):
     """Memory whose state is the fused map segmentation around the vehicle, on the grid of the results.
 
     Each cell of a global grid sums the log-odds of each layer relative to its prior, as an occupancy grid (Thrun,
-    Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). A window of it follows the vehicle.
-
-    Args:
-        grid: of the frames' maps, in their reference frame.
-        priors: the share of the ground near the vehicle that each layer covers. A network predicts about this for
-            unobserved cells; log-odds are relative to it, so that uninformative cells do not accumulate.
+    Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). A window of it follows the vehicle. The prior is the
+    share of the ground that a layer covers, about what a network predicts for unobserved cells, so that these do not
+    accumulate.
     """
 
     def __init__(self, grid: BevGrid, priors: Sequence[float]) -> None:
@@ -68,11 +65,7 @@ class MapMemory(Memory[np.ndarray]):
         self._window = MovingWindow(grid, {"odds": (len(self.priors), np.int16)}, REACH)
 
     def update(self, frame: Frame, result: np.ndarray | None) -> np.ndarray:
-        """Fuse the probabilities of one frame (layers, rows, columns), NaN for unknown; returns the map `around` it.
-
-        Raises:
-            ValueError: the map is not on the grid.
-        """
+        """Fuse the probabilities of one frame (layers, rows, columns), NaN for unknown; returns the map `around` it."""
         shape = (len(self.priors), *self.grid.shape)
         if result is not None and result.shape != shape:
             raise ValueError("a map of {} on a grid of {} x {} cells".format(result.shape, *self.grid.shape))

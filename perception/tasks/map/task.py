@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Intersection over union of the HD map, per class.
-
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
 THRESHOLDS = np.array([0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65], np.float32)
 
@@ -44,12 +42,7 @@ def predict_cells(probabilities: np.ndarray) -> np.ndarray:
 
 
 def count_rings(predicted: np.ndarray, truth: np.ndarray, grid: BevGrid) -> np.ndarray:
-    """(3, layers, K) cells of intersection, union and truth for each class, in rings of RING around the vehicle.
-
-    Args:
-        predicted: (layers, rows, columns) bool.
-        truth: (layers, rows, columns), non-zero where the class is, on the same grid.
-    """
+    """(3, layers, K) cells of intersection, union and truth (layers, rows, columns) in rings around the vehicle."""
     order, starts = _rings(grid)
     true = truth.astype(bool)
     cells = np.stack([predicted & true, predicted | true, true]).reshape(3, len(true), -1)
@@ -66,12 +59,7 @@ def _rings(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def count_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(7, 3, layers) cells of intersection, union and truth for each class at each of THRESHOLDS.
-
-    Args:
-        probabilities: (layers, rows, columns) in [0, 1].
-        truth: (layers, rows, columns), non-zero where the class is, on the same grid.
-    """
+    """(7, 3, layers) cells of intersection, union and truth (layers, rows, columns) at each of THRESHOLDS."""
     true, given = truth.astype(bool), probabilities.astype(np.float32)
     every = [given >= threshold for threshold in THRESHOLDS]
     return np.array(
@@ -86,7 +74,6 @@ def pack(cells: np.ndarray) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of `pack`."""
     bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), np.uint8)
     count = int(np.prod(packed["shape"]))
     return np.unpackbits(bits, count=count).reshape(packed["shape"]).astype(bool)
@@ -111,8 +98,7 @@ class MapMetric(RingMetric[np.ndarray]):
             step=RING,
             overall="mIoU",
             missing="there is no map of the drive, or the network has none",
-            nothing="the map shows nothing",
-            nothing_of="the map shows no {}",
+            item="mapped cell",
         )
     }
     agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric("map_names", ranged=False)}
@@ -163,7 +149,6 @@ class MapMetric(RingMetric[np.ndarray]):
         return Score(values[None], self.taxonomy.map_names).first() | {"mean": mean}
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
-        """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
         if scores["map"] is None:
             return []
         columns = {"IoU max": scores["map"]["iou_max"], "IoU 0.5": scores["map"]["iou_0.5"]}

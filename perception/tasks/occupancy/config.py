@@ -13,28 +13,19 @@ from perception.io.section import Positive, Section
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Metres, Name, Taxonomy
 
-# Where the voxels lie on the trunk's feature map.
-
 _ROUNDING = 1e-6  # cells
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The part of a feature map (rows, columns) that covers the voxels, and how its cells become columns of voxels.
+    """The part of a feature map (rows, columns) that covers the voxels, and how its cells become columns of voxels."""
 
-    Attributes:
-        row, column: the first cell of the map; negative where the voxels begin outside it.
-        rows, columns: number of cells of the map.
-        finer: columns of voxels along each side of a cell.
-        coarser: cells along each side of a voxel; one of both is 1.
-    """
-
-    row: int
-    column: int
-    rows: int
-    columns: int
-    finer: int
-    coarser: int
+    row: int  # of the first cell of the map; negative where the voxels begin outside it
+    column: int  # likewise
+    rows: int  # number of cells of the map
+    columns: int  # likewise
+    finer: int  # columns of voxels along each side of a cell
+    coarser: int  # cells along each side of a voxel; one of both is 1
 
     @staticmethod
     def of(voxels: VoxelGrid, grid: BevGrid) -> Placement | None:
@@ -54,15 +45,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Places at which a feature map is sampled, because no `Placement` fits: the centres of squares of voxel columns.
+    """Places at which a feature map is sampled, where no `Placement` fits: centres of squares of voxel columns."""
 
-    Attributes:
-        places: (rows, columns, 2) float32 x and y, from -1 to 1 between the outer edges of the map.
-        finer: columns of voxels along each side of a square.
-    """
-
-    places: np.ndarray
-    finer: int
+    places: np.ndarray  # (rows, columns, 2) float32 x and y, from -1 to 1 between the outer edges of the map
+    finer: int  # columns of voxels along each side of a square
 
     @staticmethod
     def of(voxels: VoxelGrid, grid: BevGrid) -> Sampling:

@@ -15,17 +15,11 @@ OCCUPIED = 0.5  # probability above which a voxel stops the vehicle
 
 @dataclass(frozen=True)
 class FreeRays:
-    """The columns of voxels that a ray on the ground from the reference point crosses, for each direction.
+    """The columns of voxels that a ray on the ground from the reference point crosses, for each direction."""
 
-    Attributes:
-        columns: (360, S) int64 flat index (row, column) of the S columns, from near to far; 0 behind the last.
-        distances: (360, S) float32 m, where the ray enters each; that of the grid's end behind the last.
-        ends: (360,) float32 m, where the ray leaves the grid; 0 if it misses it.
-    """
-
-    columns: np.ndarray
-    distances: np.ndarray
-    ends: np.ndarray
+    columns: np.ndarray  # (360, S) int64 flat index (row, column) of the S columns, from near to far; 0 behind the last
+    distances: np.ndarray  # (360, S) float32 m, where the ray enters each; that of the grid's end behind the last
+    ends: np.ndarray  # (360,) float32 m, where the ray leaves the grid; 0 if it misses it
 
     def free(self, blocked: np.ndarray) -> np.ndarray:
         """(360,) float32 m to the first blocked column, or to the end of the grid; blocked is (rows, columns) bool."""
@@ -66,13 +60,8 @@ def body_levels(grid: VoxelGrid, body: tuple[float, float]) -> slice:
 def clip_rays(
     origins: np.ndarray, directions: np.ndarray, voxels: np.ndarray, grid: VoxelGrid
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) m along each ray, where it enters and leaves a voxel that it crosses.
-
-    Args:
-        origins: (N, 3) m; a ray that begins in the voxel enters it at 0.
-        directions: (N, 3) unit vectors.
-        voxels: (N,) flat index of the voxel of each ray.
-    """
+    """(N,) m along each ray, where it enters and leaves the voxel (flat index) that it crosses; 0 where it begins in
+    it."""
     _, rows, columns = grid.shape
     place = np.stack([voxels % columns, voxels // columns % rows, voxels // (rows * columns)], axis=1)
     low = np.array([grid.x[0], grid.y[0], grid.z[0]]) + place * grid.edges

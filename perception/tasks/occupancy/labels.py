@@ -25,11 +25,11 @@ def lookup(
     source_from_grid: np.ndarray,
     offset: np.ndarray | tuple[float, float, float] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For the centres of a grid's voxels: (levels, rows, columns) flat index in the source, and whether it is inside.
+    """For a grid's voxels: (levels, rows, columns) flat index in the source, and whether it is inside.
 
     Args:
         source_from_grid: (4, 4) affine, between their frames of reference.
-        offset: m, x y z from each centre to the point that is looked up.
+        offset: m, x y z from each voxel's centre to the point that is looked up.
     """
     levels, rows, columns = grid.shape
     xs, ys, zs = (
@@ -71,13 +71,8 @@ def resample(
     """(levels, rows, columns) uint8 classes on a grid: of the nearest voxel of the source, UNKNOWN outside it.
 
     A voxel that is larger than those of the source has the most frequent class of those in it: of those that stand up,
-    else of the flat ones, else it is free; otherwise a low obstacle would be lost in the ground.
-
-    Args:
-        classes: on the source's grid; UNKNOWN ones have no vote.
-        source_from_grid: (4, 4) affine.
-        count: number of classes; the last one is free space.
-        flat: classes that lie on the ground.
+    else of the flat ones, else it is free; otherwise a low obstacle would be lost in the ground. UNKNOWN has no vote;
+    the last of `count` classes is free space.
     """
     parts = np.maximum(1, np.round(grid.edges / source.edges)).astype(int)  # along x, y and z
     if (parts == 1).all():

@@ -46,16 +46,8 @@ class FusedOccupancy(Memory[OccupancyResult]):
 
     Each voxel of a window that follows the vehicle sums the log-odds of being occupied, and of the class others (Thrun,
     Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1), and keeps the class of the last frame in which it was
-    occupied. Voxels of
-    moving classes fade with HALF_LIFE, since what was there has gone on. Levels are heights above the ground under the
-    vehicle.
-
-    Args:
-        grid: of the results.
-        classes: number of classes; the last one is free space.
-        moving: classes of things that move.
-        solid: classes that stop the vehicle, for the free distances.
-        body: levels of the grid at which they do.
+    occupied. Voxels of `moving` classes fade with HALF_LIFE, since what was there has gone on. Levels are heights above
+    the ground under the vehicle. `solid` classes at the levels of the body stop the vehicle, for the free distances.
     """
 
     def __init__(

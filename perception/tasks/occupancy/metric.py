@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MASKS = ("cameras", "lidar")  # what saw the voxels that count in an evaluation
-_NO_VOXELS = "no voxel of a detection class is occupied"
 
 
 class OccupancyMetric(Metric[OccupancyResult]):
@@ -75,8 +74,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             ranged=False,
             by_class="explained_by_class",
             missing="obstacles.json cannot be read or lacks a frame of the replay; replay again",
-            nothing=_NO_VOXELS,
-            nothing_of=_NO_VOXELS,
+            item="occupied voxel",
         ),
         "occupancy_IoU": GateMetric(
             "voxel_names",
@@ -84,12 +82,11 @@ class OccupancyMetric(Metric[OccupancyResult]):
             overall="seen_mIoU",
             by_class="seen_IoU",
             missing="there are no annotated voxels, or the network has no occupancy",
-            nothing="no voxel of any class is annotated",
-            nothing_of="no voxel of {} is annotated",
+            item="annotated voxel",
         ),
         "obstacle_recall": GateMetric(
             missing="there are no annotated unknown obstacles, or the network has no occupancy",
-            nothing="no unknown obstacle is annotated",
+            item="annotated unknown obstacle",
         ),
     }
 
@@ -291,14 +288,7 @@ def _of(values: np.ndarray | None, of: Callable[[np.ndarray], np.ndarray]) -> np
 
 
 def confusion(predicted: np.ndarray, truth: np.ndarray, seen: np.ndarray, count: int, grid: VoxelGrid) -> np.ndarray:
-    """(rings, classes, classes) number of voxels by ring of RING around the vehicle, true and predicted class.
-
-    Args:
-        predicted, truth: (levels, rows, columns) classes.
-        seen: (levels, rows, columns) bool, voxels that count.
-        count: number of classes.
-        grid: of the voxels.
-    """
+    """(rings, classes, classes) number of seen voxels by ring of RING around the vehicle, true and predicted class."""
     ring = _rings(grid)
     number = int(ring.max()) + 1
     pair = truth[seen].astype(np.int64) * count + predicted[seen]

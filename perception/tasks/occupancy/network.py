@@ -18,17 +18,9 @@ from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, make_free_rays
 from perception.tasks.occupancy.labels import UNKNOWN
 
-# Losses of occupancy over the observed voxels of one frame.
-
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """() mean over voxels, weighted by their classes.
-
-    Args:
-        logits: (N, C), N > 0.
-        labels: (N,) int64.
-        weights: (C,) of the classes.
-    """
+    """() mean over voxels (N, C), N > 0, weighted by their classes (C,)."""
     each = F.cross_entropy(logits, labels, reduction="none")
     own = weights.to(logits)[labels]
     return (own * each).sum() / own.sum().clamp(min=torch.finfo(own.dtype).tiny)
@@ -39,11 +31,6 @@ def lovasz(probabilities: Tensor, labels: Tensor, free: int) -> Tensor:
 
     Sorting all voxels, most of which are free, would take most of the time of a training step. Of the elements in
     descending order of their errors, the first ones have the same weights whatever follows.
-
-    Args:
-        probabilities: (N, C).
-        labels: (N,) int64.
-        free: class of the free voxels.
     """
     occupied = torch.nonzero(labels != free)[:, 0]
     empty = torch.nonzero(labels == free)[:, 0]
@@ -59,10 +46,6 @@ def scale_loss(probabilities: Tensor, truth: Tensor) -> Tensor:
 
     Cao and de Charette, "MonoScene: Monocular 3D Semantic Scene Completion", CVPR 2022, equations 2 to 5: with the
     classes' probabilities it is the semantic term, with a single class for what is occupied the geometric one.
-
-    Args:
-        probabilities: (N, C) of each class.
-        truth: (N, C) bool.
     """
     there = truth.any(dim=0)
     p, t = probabilities[:, there], truth[:, there].to(probabilities)
@@ -90,10 +73,8 @@ FREE = 0.9  # of the voxels, at first
 class ChannelToHeightHead(TaskNetwork):
     """(B, C, rows, columns) of the trunk -> logits (B, levels x classes, rows, columns) of the voxels.
 
-    Args:
-        inputs: channels of the feature map.
-        grid: of the feature map.
-        classes: names of the voxels' classes, the last one of free space.
+    As FlashOcc (Yu et al., 2023, arXiv:2311.12058) channels of the map become heights. Finer voxels than its cells are
+    channels as well (sub-pixel convolution, Shi et al., CVPR 2016), so that all convolutions run on the map's cells.
     """
 
     columns: Tensor

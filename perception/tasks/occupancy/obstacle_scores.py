@@ -50,8 +50,6 @@ class WithObstacles(Protocol):
 
 
 class ObstacleWriter:
-    """Writes obstacles.json frame by frame, in bounded memory."""
-
     def __init__(self, file: FrameFile) -> None:
         self._file = file
 
@@ -105,12 +103,7 @@ CURVE = (0.3, PROBABILITY, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999)  # probabilities 
 
 
 def find_touched(boxes: Boxes, clusters: ObstacleClusters, grid: VoxelGrid, margin: float) -> list[np.ndarray]:
-    """For each box the indices of the clusters with a column of voxels whose centre is in it, seen from above.
-
-    Args:
-        boxes: in the reference frame of the grid.
-        margin: m by which the boxes are grown on all sides.
-    """
+    """For each box, grown by `margin` m on all sides, the indices of the clusters with a column of voxels in it."""
     row, column = np.nonzero(clusters.cells)
     owner = clusters.cells[row, column] - 1
     places = np.array([grid.x[0], grid.y[0]]) + (np.stack([column, row], axis=1) + 0.5) * grid.cell
@@ -126,27 +119,18 @@ def find_touched(boxes: Boxes, clusters: ObstacleClusters, grid: VoxelGrid, marg
 
 @dataclass(frozen=True)
 class ObstacleScore:
-    """The annotated obstacles of one frame, and the false alarms.
+    """The annotated obstacles of one frame, and the false alarms."""
 
-    Attributes:
-        distances: (N,) m, of the annotated obstacles from the vehicle.
-        found: (N,) bool.
-        alarms: (M,) m, distances of the clusters that are no annotated obstacle.
-    """
-
-    distances: np.ndarray
-    found: np.ndarray
-    alarms: np.ndarray
+    distances: np.ndarray  # (N,) m, of the annotated obstacles from the vehicle
+    found: np.ndarray  # (N,) bool
+    alarms: np.ndarray  # (M,) m, distances of the clusters that are no annotated obstacle
 
 
 def score_obstacles(clusters: ObstacleClusters, grid: VoxelGrid, annotated: Boxes) -> ObstacleScore:
-    """Compare clusters with the annotated obstacles.
+    """Compare clusters with the annotated obstacles, in the reference frame of the grid.
 
     An obstacle in the grid with a LiDAR point is found by a cluster that touches its box grown by a voxel. A cluster
     that touches no annotated obstacle grown by GROWN, with points or without, is a false alarm.
-
-    Args:
-        annotated: in the reference frame of the grid.
     """
     x, y = annotated.centers[:, 0], annotated.centers[:, 1]
     counted = (x >= grid.x[0]) & (x < grid.x[1]) & (y >= grid.y[0]) & (y < grid.y[1]) & (annotated.num_points > 0)
@@ -159,11 +143,7 @@ def score_obstacles(clusters: ObstacleClusters, grid: VoxelGrid, annotated: Boxe
 
 
 def driven(known: Sequence[Counts], weights: np.ndarray | int = 1) -> float:
-    """Metres along the positions of frames in order of time.
-
-    Args:
-        weights: (F,) how often the drive of each frame counts.
-    """
+    """Metres along the positions of frames in order of time, by how often the drive of each counts (F,)."""
     positions, scenes = np.array([own["ego"] for own in known]), np.array([own["scene"] for own in known])
     steps = np.linalg.norm(np.diff(positions, axis=0), axis=1) * np.broadcast_to(weights, len(known))[1:]
     return float(steps[scenes[1:] == scenes[:-1]].sum())
@@ -176,12 +156,7 @@ def within(distances: np.ndarray, range: Range) -> np.ndarray:
 
 
 def share(by_scene: np.ndarray | None, weights: Weights, classes: Sequence[str] = ()) -> Score:
-    """The share of successes.
-
-    Args:
-        by_scene: (S, 2), or (S, 2, classes), the number of successes in each scene, and how many there could be; None:
-            there is nothing to count.
-    """
+    """The share of successes; by_scene (S, 2), or (S, 2, classes), has their number and that of all cases."""
     if by_scene is None:
         return Score(np.full((len(weights.draws), len(classes)) if classes else len(weights.draws), np.nan), classes)
     drawn = weights.drawn(by_scene)

@@ -29,21 +29,13 @@ COLOURS: Mapping[str, str] = {"unknown obstacle": "#ff3df2"}
 
 @dataclass(frozen=True)
 class ObstacleClusters:
-    """N clusters of voxels that hold something of no known class; they touch by side or corner, seen from above.
+    """N clusters of voxels that hold something of no known class; they touch by side or corner, seen from above."""
 
-    Attributes:
-        centers: (N, 3) m, of the boxes around them along the axes of the grid.
-        sizes: (N, 3) m, of these boxes along x, y and z.
-        voxels: (N,) number of voxels.
-        probabilities: (N,) mean of their probabilities.
-        cells: (rows, columns) int, 1 + index of the cluster that a column of voxels belongs to; 0 for none.
-    """
-
-    centers: np.ndarray
-    sizes: np.ndarray
-    voxels: np.ndarray
-    probabilities: np.ndarray
-    cells: np.ndarray
+    centers: np.ndarray  # (N, 3) m, of the boxes around them along the axes of the grid
+    sizes: np.ndarray  # (N, 3) m, of these boxes along x, y and z
+    voxels: np.ndarray  # (N,) number of voxels
+    probabilities: np.ndarray  # (N,) mean of their probabilities
+    cells: np.ndarray  # (rows, columns) int, 1 + index of the cluster that a column of voxels belongs to; 0 for none
 
 
 def obstacle_clusters(result: OccupancyResult, probability: float = PROBABILITY) -> ObstacleClusters:
@@ -129,12 +121,8 @@ class ObstacleTracker:
         self._next_id = 1
 
     def update(self, clusters: Boxes, objects: Boxes) -> Obstacles:
-        """The obstacles after one more frame.
-
-        Args:
-            clusters: occupied space of no known class, as from `obstacle_boxes`, in the global frame.
-            objects: known ones, in the global frame.
-        """
+        """The obstacles after one more frame, from clusters (`obstacle_boxes`) and known objects, all in the global
+        frame."""
         objects = objects.select(objects.scores >= COUNTED_SCORE)
         clusters = clusters.select(~is_covered(clusters.centers, objects, MARGIN))
         old = self._obstacles.copy()

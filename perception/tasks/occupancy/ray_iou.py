@@ -23,17 +23,11 @@ _HIGHEST = 0.21  # rad, above which there is one more ring
 
 
 class Hits(NamedTuple):
-    """What N rays meet first.
+    """What N rays meet first; a ray that meets nothing has the class of free space."""
 
-    Attributes:
-        classes: (N,) int64, that of free space for rays that meet nothing.
-        distances: (N,) m, to where the ray enters the voxel; to the end of the grid for rays that meet nothing.
-        voxels: (N,) flat index of the voxel; -1 for rays that meet nothing.
-    """
-
-    classes: np.ndarray
-    distances: np.ndarray
-    voxels: np.ndarray
+    classes: np.ndarray  # (N,) int64
+    distances: np.ndarray  # (N,) m, to where the ray enters the voxel, or to the end of the grid
+    voxels: np.ndarray  # (N,) flat index of the voxel; -1 for rays that meet nothing
 
 
 @cache
@@ -57,13 +51,8 @@ def choose_origins(places: np.ndarray, grid: VoxelGrid) -> np.ndarray:
 
 
 def cast(volumes: np.ndarray, grid: VoxelGrid, origins: np.ndarray, rays: np.ndarray, free: int) -> list[Hits]:
-    """What the rays meet in each of several volumes (V, levels, rows, columns) of classes.
-
-    Args:
-        origins: (N, 3) m, of each ray.
-        rays: (N, 3) unit vectors.
-        free: class of free space.
-    """
+    """What rays, unit vectors (N, 3) from origins (N, 3) m, meet in each of the volumes (V, levels, rows, columns) of
+    classes."""
     flat, count = volumes.reshape(len(volumes), -1), len(rays)
     first = np.full((len(volumes), count), -1, np.int64)
     last = np.full(count, -1, np.int64)
@@ -88,13 +77,9 @@ def cast(volumes: np.ndarray, grid: VoxelGrid, origins: np.ndarray, rays: np.nda
 
 
 def count_rays(found: Hits, truth: Hits, count: int, grid: VoxelGrid) -> np.ndarray:
-    """(rings, thresholds + 2, classes - 1): hits at each of THRESHOLDS, predicted and true rays of each class.
+    """(rings, thresholds + 2, classes - 1): hits at each of THRESHOLDS, predicted and true rays of each class but free.
 
     Only rays that meet something in the truth count, in the ring around the vehicle in which they do.
-
-    Args:
-        count: number of classes, the last one of free space.
-        grid: of both volumes.
     """
     rows, columns = grid.shape[1:]
     valid = truth.voxels >= 0

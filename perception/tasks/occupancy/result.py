@@ -16,20 +16,14 @@ _UNKNOWN = 255  # instead of a level
 class OccupancyResult:
     """Occupancy around the vehicle, in the frame's reference.
 
-    Attributes:
-        classes: (levels, rows, columns) uint8 index into `perception.grid.occupancy_classes`, the likeliest.
-        occupied: (levels, rows, columns) float32 probability that a voxel is not free, a multiple of 1 / LEVELS; NaN
-            where the network gave none.
-        others: likewise, probability that it holds something of no point class.
-        free: (360,) float32 m, free distance from the reference point by direction of one degree: direction 0 along x,
-            then counter-clockwise.
-        grid: of the voxels.
+    Probabilities are multiples of 1 / LEVELS, NaN where the network gave none. Free distances are from the reference
+    point by direction of one degree: direction 0 along x, then counter-clockwise.
     """
 
-    classes: np.ndarray
-    occupied: np.ndarray
-    others: np.ndarray
-    free: np.ndarray
+    classes: np.ndarray  # (levels, rows, columns) uint8 index into `perception.grid.occupancy_classes`, the likeliest
+    occupied: np.ndarray  # (levels, rows, columns) float32 probability that a voxel is not free
+    others: np.ndarray  # likewise, that it holds something of no point class
+    free: np.ndarray  # (360,) float32 m
     grid: VoxelGrid = VoxelGrid()  # noqa: RUF009 - it is immutable
 
 

@@ -46,19 +46,12 @@ FRAMES = 3  # in sequence
 
 @dataclass(frozen=True)
 class OccupiedSpace:
-    """The state of a drive.
+    """The state of a drive."""
 
-    Attributes:
-        fused: occupancy around the vehicle.
-        obstacles: clusters of no known class that no object explains.
-        unexplained: (2, detection classes) int, from `count_unexplained_voxels`.
-        doubts: detection classes whose objects seem to be missed -> the reason.
-    """
-
-    fused: OccupancyResult
-    obstacles: Obstacles
-    unexplained: np.ndarray
-    doubts: Mapping[str, str]
+    fused: OccupancyResult  # occupancy around the vehicle
+    obstacles: Obstacles  # clusters of no known class that no object explains
+    unexplained: np.ndarray  # (2, detection classes) int, from `count_unexplained_voxels`
+    doubts: Mapping[str, str]  # detection classes whose objects seem to be missed -> the reason
 
 
 class ExplainedOccupancy(FusedOccupancy):
@@ -80,14 +73,10 @@ class ExplainedOccupancy(FusedOccupancy):
 
 
 def count_unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxonomy: Taxonomy) -> np.ndarray:
-    """(2, C) int: for each detection class its occupied voxels, and those of them that no box explains.
+    """(2, C) int: for each detection class its occupied voxels, and those that no box (in its frame) explains.
 
     A box explains the voxels of its class within MARGIN of its footprint, and from COUNTED_SCORE on those of all
     classes: a detector with hundreds of unlikely boxes has one of some class nearly everywhere.
-
-    Args:
-        classes: (levels, rows, columns), index into `occupancy_classes`.
-        boxes: in the reference frame of the grid.
     """
     label_of = detection_labels(taxonomy)
     labels = label_of[classes]
@@ -101,21 +90,13 @@ def count_unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes,
 
 
 class Doubts:
-    """Detection classes whose objects seem to be missed, over one drive.
-
-    Args:
-        names: of the detection classes.
-    """
+    """Detection classes whose objects seem to be missed, over one drive."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names, self._frames = names, np.zeros(len(names), np.int64)
 
     def update(self, voxels: np.ndarray) -> dict[str, str]:
-        """Class -> reason, after one more frame.
-
-        Args:
-            voxels: (2, C) from `count_unexplained_voxels`.
-        """
+        """Class -> reason, after one more frame with `count_unexplained_voxels` (2, C)."""
         occupied, lost = voxels
         self._frames = np.where((occupied >= VOXELS) & (lost > SHARE * occupied), self._frames + 1, 0)
         return {
@@ -135,12 +116,7 @@ def detection_labels(taxonomy: Taxonomy) -> np.ndarray:
 
 
 class OccupancyTask(Task[OccupancyResult]):
-    """Voxels with classes, see `OccupancyResult`.
-
-    Attributes:
-        voxels: their grid.
-        classes: their names.
-    """
+    """Voxels with classes, see `OccupancyResult`."""
 
     name = "occupancy"
     truth = ("occupancy",)
@@ -189,14 +165,12 @@ class OccupancyTask(Task[OccupancyResult]):
         return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
 
     def postprocessing(self) -> dict[str, Any]:
-        """Steps to which probabilities are rounded."""
         return {"levels": LEVELS}
 
     def memory(self) -> ExplainedOccupancy:
         return ExplainedOccupancy(self.voxels, self.classes, self.config, self.taxonomy)
 
     def doubts(self, state: OccupiedSpace) -> Mapping[str, str]:
-        """Detected classes whose voxels no object explains."""
         return state.doubts
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ObstacleWriter]:

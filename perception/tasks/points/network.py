@@ -23,10 +23,6 @@ class PointSegmentationHead(TaskNetwork):
     A linear layer on a point's own features and those of the feature map at its place, computed as a sum of two, so
     that the map's part is computed once for each cell, then two more layers for each point. Points outside the grid
     have their own features only.
-
-    Args:
-        grid: of the feature map.
-        weights: of each class in the cross-entropy.
     """
 
     scale: Tensor
@@ -57,11 +53,8 @@ class PointSegmentationHead(TaskNetwork):
         return {"logits": self.output(x).unflatten(0, points.shape[:2]), "real": real}
 
     def _sample(self, maps: Tensor, place: Tensor) -> Tensor:
-        """(B, K, C) bilinear interpolation of maps (B, C, rows, columns); the outermost cells are repeated.
-
-        Args:
-            place: (B, K, 2) column and row, in cells from the corner of the grid.
-        """
+        """(B, K, C) bilinear interpolation of maps (B, C, rows, columns) at column and row (B, K, 2), in cells from the
+        corner."""
         rows, columns = self.grid.shape
         at = (place + 1) * place.new_tensor([2 / (columns + 2), 2 / (rows + 2)]) - 1  # from edge to edge
         # ONNX Runtime is slow with padding_mode="border".

@@ -24,21 +24,14 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-# Intersection over union of the classes of points, as nuScenes' devkit scores lidarseg.
-
 NONE = 255  # instead of a class: no point, or one that the network did not take
 RINGS = 20  # of counts; the last has all points that are further away
 
 
 def count_rings(predicted: np.ndarray, truth: np.ndarray, points: np.ndarray, classes: int) -> np.ndarray:
-    """(3, classes, RINGS) points of intersection, prediction and truth, in rings of RING around the vehicle.
+    """(3, classes, RINGS) points (M, >=2) of intersection, prediction and truth, in rings of RING around the vehicle.
 
-    Points without an annotated class are left out, as class 0 in the devkit.
-
-    Args:
-        predicted: (M,) class of each point, NONE without one.
-        truth: (M,) annotated class; -1 without one.
-        points: (M, >=2) x y (m).
+    Points without an annotated class (-1) are left out, as class 0 in the devkit; NONE is predicted without a class.
     """
     distance = np.hypot(points[:, 0], points[:, 1])
     ring = np.minimum(distance // RING, RINGS - 1).astype(np.int64)
@@ -86,7 +79,6 @@ def pack(classes: np.ndarray) -> str:
 
 
 def unpack(packed: str) -> np.ndarray:
-    """The inverse of `pack`."""
     return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
 
 
@@ -114,8 +106,7 @@ class PointsMetric(RingMetric[ClassifiedPoints]):
             overall="points_mIoU",
             by_class="points_IoU",
             missing="the drive has no annotated points",
-            nothing="no point is annotated",
-            nothing_of="no point of {} is annotated",
+            item="annotated point",
         )
     }
     agreements: ClassVar[Mapping[str, GateMetric]] = {"point_classes": GateMetric("point_names", ranged=False)}
@@ -124,9 +115,6 @@ class PointsMetric(RingMetric[ClassifiedPoints]):
         """`counts` (3, classes, RINGS), see `count_rings`; None without annotated points.
 
         Annotated points that the network did not see, because a corruption or fault took them away, are missed.
-
-        Args:
-            result: points beyond its K places have no class.
         """
         annotated: AnnotatedPoints | None = frame.truth.get("points")
         if annotated is None:
@@ -152,7 +140,6 @@ class PointsMetric(RingMetric[ClassifiedPoints]):
         return {"points": summary(total, self.taxonomy.point_names) if total.any() else None}
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
-        """IoU per class."""
         found = scores["points"]
         if found is None:
             return []
@@ -181,12 +168,8 @@ class PointsMetric(RingMetric[ClassifiedPoints]):
 def classes_at(points: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """(N,) uint8 class that the network gave to each recorded point (N, >=3); NONE for those that it did not see.
 
-    Points at the same place, bit for bit, are the same. The others were moved, in their order, if as many are left of
-    the recorded ones as of those that the network saw.
-
-    Args:
-        seen: (M, >=3) points that the network saw.
-        classes: (K,) uint8 of the first K of them.
+    Points at the same place, bit for bit, are the same as those `seen` (M, >=3), of which the first have classes. The
+    others were moved, in their order, if as many are left of the recorded ones as of the seen ones.
     """
     given = np.full(len(seen), NONE, np.uint8)
     given[: len(classes)] = classes[: len(seen)]

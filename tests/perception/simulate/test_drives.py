@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from perception.simulate.conditions import Extras, split
 from perception.simulate.drive import KEYFRAME_PERIOD, Drive
 from perception.simulate.nuscenes_writer import VERSION, token
 from perception.simulate.scenario import build_world
-from perception.simulate.simulate import UNFINISHED, Run, simulate
+from perception.simulate.simulate import Run, simulate
 from perception.simulate.world import World
 
 SAMPLES, SWEEPS = 3, 2  # of the fixture sim_root
@@ -153,25 +152,6 @@ def test_under_each_part_a_changing_drive_is_that_of_the_part_alone(tmp_path: Pa
         assert root[file] == alone[part][file]  # a sweep that ends with a part is of it
         assert alone[0][file] != alone[1][file]
     assert len(found.sample_data) == 7 * 4  # frames at 4 Hz: a sweep, another one before it, two pictures
-
-
-def test_a_run_goes_on_with_the_drives_of_one_that_was_cut_short(tmp_path: Path, first_scenario: None) -> None:
-    """And two runs of one seed write the same bytes. What is of other drives is not used."""
-    course, other = in_town("fog-day-singapore", "rain-day-singapore")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    simulate(whole, 2, 1, 0, [course], rig=SMALL, run=Run(1))
-    for each in (other, course):
-        with pytest.raises(TimeoutError):
-            simulate(cut, 2, 1, 0, [each], rig=SMALL, run=Run(1, Mock(side_effect=[None, TimeoutError])))
-        assert not (cut / VERSION).exists()
-    finished = {path: path.stat().st_mtime_ns for path in cut.glob("samples/*/*0001__*")}
-    assert len(finished) == 3
-    simulate(cut, 2, 1, 0, [course], rig=SMALL, run=Run(2))
-    assert hashes(cut, f"{VERSION}/*") == hashes(whole, f"{VERSION}/*")
-    assert hashes(cut, "lidarseg/**/*") == hashes(whole, "lidarseg/**/*")
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert hashes(whole).items() <= hashes(cut).items()
-    assert not (cut / UNFINISHED).exists()
 
 
 def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
