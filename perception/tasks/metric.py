@@ -396,8 +396,10 @@ def mean_shares(there: np.ndarray) -> np.ndarray:
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:
-    """(R,) means of (R, N) over the numbers that are not NaN; NaN without any."""
-    return np.array([np.mean(row[~np.isnan(row)]) if not np.isnan(row).all() else np.nan for row in values])
+    """(...) means of (..., N) over the numbers that are not NaN; NaN without any."""
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0.0).sum(axis=-1)
+    return np.asarray(np.divide(sums, known.sum(axis=-1), out=np.full_like(sums, np.nan), where=known.any(axis=-1)))
 
 
 def lowest_ious(name: str, ious: Iterable[np.ndarray | None], most: int) -> list[Sample]:

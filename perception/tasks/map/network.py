@@ -9,18 +9,17 @@ from torch.nn import functional as F
 
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.map.config import MapHead
 from perception.tasks.network import Loss, TaskNetwork
 
 
 class MapSegmentationHead(TaskNetwork):
     """(B, C, rows, columns) -> logits (B, layers, rows, columns), independent for each, because layers overlap."""
 
-    def __init__(self, config: MapHead, inputs: int, layers: int) -> None:
+    def __init__(self, inputs: int, channels: int, layers: int, weight: float) -> None:
         super().__init__()
-        self.weight = config.weight
-        self.shared = ConvBlock("heads.map", inputs, config.channels)
-        self.logits = Slot("heads.map.output", nn.Conv2d(config.channels, layers, 1))
+        self.weight = weight
+        self.shared = ConvBlock("heads.map", inputs, channels)
+        self.logits = Slot("heads.map.output", nn.Conv2d(channels, layers, 1))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         return {"logits": self.logits(self.shared(features))}

@@ -6,18 +6,19 @@ import base64
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.io.section import Positive
 from perception.tasks.drawing import RasterLayer
-from perception.tasks.map.config import MapHead
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Score, Subject, Unmeasured, Weights
-from perception.tasks.task import Arrays, Output, Task
+from perception.tasks.task import Arrays, Output, Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -172,6 +173,15 @@ class MapMetric(RingMetric[np.ndarray]):
         return float((both[chosen] / either[chosen]).mean()), ""
 
 
+class MapHead(TaskConfig):
+    channels: Positive = 64
+    weight: Annotated[float, Field(ge=0)] = 4.0  # of the loss, a mean over cells, to sums over objects
+
+    def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        if not taxonomy.map_layers:
+            raise ValueError(f"the taxonomy {taxonomy.name} has no map layers")
+
+
 class MapTask(Task[np.ndarray]):
     """BEV map segmentation; its result is (layers, rows, columns) probabilities."""
 
@@ -188,7 +198,7 @@ class MapTask(Task[np.ndarray]):
     def network(self, channels: int) -> TaskNetwork:
         from perception.tasks.map.network import MapSegmentationHead
 
-        return MapSegmentationHead(self.config, channels, len(self.taxonomy.map_layers))
+        return MapSegmentationHead(channels, self.config.channels, len(self.taxonomy.map_layers), self.config.weight)
 
     def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """`cells` (layers, rows, columns) uint8, and whether the location has a map (`known`)."""

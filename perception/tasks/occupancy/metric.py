@@ -27,6 +27,7 @@ from perception.tasks.metric import (
     Score,
     Weights,
     lowest_ious,
+    mean_known,
     rings,
 )
 from perception.tasks.occupancy.labels import ego_from_reference, lookup
@@ -177,7 +178,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             values = np.where(drawn[:, 2] > 0, ious(drawn), np.nan)
         voxels = weights.sums(counts, lambda own: own["explained"])
         return {
-            "seen_mIoU": Score(means(values), (), true, by_scene),
+            "seen_mIoU": Score(mean_known(values), (), true, by_scene),
             "seen_IoU": Score(values, names, true, by_scene),
             "explained": share(None if voxels is None else voxels.sum(axis=2), weights),
             "explained_by_class": share(voxels, weights, self.taxonomy.class_names),
@@ -190,9 +191,9 @@ class OccupancyMetric(Metric[OccupancyResult]):
         voxels, rays = self._sum_counts(counts, weights)
         if voxels is not None and rays is not None:
             shares = ious(parts(weights.drawn(voxels)[:, MASKS.index("cameras")]))
-            ray_means = means(np.stack([ray_ious(each) for each in weights.drawn(rays)])).mean(axis=1)
+            ray_means = mean_known(np.stack([ray_ious(each) for each in weights.drawn(rays)])).mean(axis=1)
         return {
-            "occupancy_mIoU": Score(means(shares)),
+            "occupancy_mIoU": Score(mean_known(shares)),
             "RayIoU": Score(ray_means),
             "false_alarms": Score(false_alarms(counts, weights)),
             "occupancy_IoU": Score(shares, self._classes[:-1]),
@@ -226,7 +227,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             "mIoU": mean(by_class["cameras"]),
             "mIoU_lidar": mean(by_class["lidar"]),
             "geometric_IoU": geometric_iou(voxels[0, MASKS.index("lidar")]),
-            "RayIoU": None if np.isnan(rays).all() else float(means(rays).mean()),
+            "RayIoU": None if np.isnan(rays).all() else float(mean_known(rays).mean()),
             **{f"RayIoU_{at:g}": mean(each) for at, each in zip(THRESHOLDS, rays, strict=True)},
             "IoU": Score(by_class["cameras"][None], names).first(),
             "RayIoU_classes": Score(np.mean(rays, axis=0)[None], names).first(),
@@ -323,13 +324,6 @@ def geometric_iou(table: np.ndarray) -> float | None:
     return float(hits / union) if union else None
 
 
-def means(values: np.ndarray) -> np.ndarray:
-    """(...) means of (..., N) over the numbers that are not NaN; NaN without any."""
-    known = ~np.isnan(values)
-    sums = np.where(known, values, 0.0).sum(axis=-1)
-    return np.asarray(np.divide(sums, known.sum(axis=-1), out=np.full_like(sums, np.nan), where=known.any(axis=-1)))
-
-
 def mean(values: np.ndarray) -> float | None:
     """Mean over the numbers that are not NaN; None without any."""
-    return None if np.isnan(values).all() else float(means(values))
+    return None if np.isnan(values).all() else float(mean_known(values))

@@ -12,7 +12,6 @@ from perception.grid import BevGrid
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.network import Loss, PointFeatures, TaskNetwork, lovasz_softmax
-from perception.tasks.points.config import PointsHead
 
 _OWN = 7  # features of a point itself
 
@@ -28,9 +27,9 @@ class PointSegmentationHead(TaskNetwork):
     scale: Tensor
     weights: Tensor
 
-    def __init__(self, config: PointsHead, inputs: int, grid: BevGrid, weights: Sequence[float]) -> None:
+    def __init__(self, inputs: int, channels: int, grid: BevGrid, weights: Sequence[float], weight: float) -> None:
         super().__init__()
-        self.weight, self.grid, channels = config.weight, grid, config.channels
+        self.weight, self.grid = weight, grid
         self.shared = ConvBlock("heads.points", inputs, channels, kernel=1)
         self.cell = Slot("heads.points.cell", nn.Conv2d(channels, channels, 3, padding=1))
         self.own = Slot("heads.points.own", nn.Linear(_OWN, channels))

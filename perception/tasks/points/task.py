@@ -5,18 +5,30 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from perception.datasets.keyframes import AnnotatedPoints
 from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.io.section import Positive
 from perception.tasks.drawing import PointLayer
-from perception.tasks.metric import RING, Counts, GateMetric, Recorded, RingMetric, Subject, Unmeasured, Weights
-from perception.tasks.points.config import PointsHead
-from perception.tasks.task import Arrays, Output, Task
-from perception.taxonomy import Taxonomy
+from perception.tasks.metric import (
+    RING,
+    Counts,
+    GateMetric,
+    Recorded,
+    RingMetric,
+    Score,
+    Subject,
+    Unmeasured,
+    Weights,
+    mean_known,
+)
+from perception.tasks.task import Arrays, Output, Task, TaskConfig
+from perception.taxonomy import PointClass, Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,13 +75,10 @@ def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     Those of the devkit's `LidarSegEval`: `miou`, `freq_weighted_iou` and `iou_per_class`. None where undefined.
     """
     each, true = ious(counts), counts[2]
-    present = ~np.isnan(each)
     return {
-        "mean": float(each[present].mean()) if present.any() else None,
+        "mean": Score(mean_known(each[None])).first(),
         "frequency_weighted": float(np.nansum(true * each) / true.sum()) if true.any() else None,
-        "classes": {
-            name: float(value) if known else None for name, value, known in zip(names, each, present, strict=True)
-        },
+        "classes": Score(each[None], names).first(),
     }
 
 
@@ -189,6 +198,44 @@ def _places(points: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(points[:, :3], np.float32).view("S12")[:, 0]
 
 
+class PointsHead(TaskConfig):
+    names_points: ClassVar[bool] = True
+    # Of a head that is added: instead of the point classes of the run's taxonomy; in YAML also the name of a taxonomy
+    # that has them, or its file. Empty: the run's.
+    classes: tuple[PointClass, ...] = Field(default=(), strict=False)
+    max_points: Positive = 40_000  # of the keyframe, the first ones; a sweep of nuScenes' LiDAR has 34,700
+    channels: Positive = 32
+    weight: Annotated[float, Field(ge=0)] = 1.0  # of both losses
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})  # in the cross-entropy; others: 1
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _load_classes(cls, content: Any) -> Any:
+        return load_taxonomy(content).point_classes if isinstance(content, str) else content
+
+    @model_serializer(mode="wrap")
+    def _without_classes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Heads with the run's classes keep the manifest that they had before there were others."""
+        return {name: content for name, content in serialize(self).items() if name != "classes" or content}
+
+    @property
+    def point_places(self) -> int:
+        return self.max_points
+
+    def extended(self, taxonomy: Taxonomy) -> Taxonomy:
+        return taxonomy.model_copy(update={"point_classes": self.classes}) if self.classes else taxonomy
+
+    def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        if self.classes and self.classes != taxonomy.point_classes:
+            raise ValueError("`classes` are for a head that `perception adapt` adds; here the taxonomy has them")
+        if not taxonomy.point_classes:
+            raise ValueError(f"the taxonomy {taxonomy.name} has no classes of points")
+        for name in self.class_weights:
+            if name not in taxonomy.point_names:
+                known = ", ".join(taxonomy.point_names)
+                raise ValueError(f"class_weights: {name} is no point class of the taxonomy; known are {known}")
+
+
 class PointsTask(Task[ClassifiedPoints]):
     """The class of each of the keyframe's points, and its probability."""
 
@@ -209,7 +256,7 @@ class PointsTask(Task[ClassifiedPoints]):
         from perception.tasks.points.network import PointSegmentationHead
 
         weights = [self.config.class_weights.get(name, 1.0) for name in self.taxonomy.point_names]
-        return PointSegmentationHead(self.config, channels, self.grid, weights)
+        return PointSegmentationHead(channels, self.config.channels, self.grid, weights, self.config.weight)
 
     def labels(self, frame: Frame) -> dict[str, np.ndarray]:
         """`classes` (K,) int16 of the points that the network gets; -1 for those without a class, and for padding."""

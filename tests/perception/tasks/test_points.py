@@ -30,9 +30,8 @@ from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, no_sensors, prepare
 from perception.tasks.metric import CountedFrames, Recorded, ReplayedFrames, Subject, Weights, mean_shares
 from perception.tasks.network import PointFeatures
-from perception.tasks.points.config import PointsHead
 from perception.tasks.points.network import PointSegmentationHead
-from perception.tasks.points.task import NONE, ClassifiedPoints, PointsMetric, PointsTask, ious
+from perception.tasks.points.task import NONE, ClassifiedPoints, PointsHead, PointsMetric, PointsTask, ious
 
 PLACES = 2500
 GRID = BevGrid((-12.8, 12.8), (-12.8, 12.8))
@@ -146,7 +145,7 @@ def bilinear(cells: np.ndarray, row: float, column: float) -> np.ndarray:
 def test_losses_are_weighted_means_over_annotated_points(weighted: bool) -> None:
     rng, count = np.random.default_rng(0), len(NUSCENES.point_classes)
     weights = rng.uniform(0.2, 3, count) if weighted else np.ones(count)
-    head = PointSegmentationHead(PointsHead(weight=2.0), 4, GRID, weights.tolist())
+    head = PointSegmentationHead(4, 32, GRID, weights.tolist(), 2.0)
     logits, classes = rng.normal(0, 2, (1, 30, count)), rng.integers(-1, count, (1, 30))
     dense = {"logits": torch.from_numpy(logits), "real": torch.ones(1, 30)}
     losses = head.losses(dense, {"classes": torch.from_numpy(classes.astype(np.int16))})
@@ -158,7 +157,7 @@ def test_losses_are_weighted_means_over_annotated_points(weighted: bool) -> None
 
 
 def test_results_name_no_class_where_there_is_no_point() -> None:
-    head = PointSegmentationHead(PointsHead(), 4, GRID, [1.0] * 16)
+    head = PointSegmentationHead(4, 32, GRID, [1.0] * 16, 1.0)
     logits = torch.randn(2, 5, 16, generator=torch.manual_seed(0))
     real = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     outputs = head.decode({"logits": logits, "real": real})

@@ -20,7 +20,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
-from perception.tasks.map.config import MapHead
+from perception.tasks.map.task import MapHead
 from perception.training import monitor, optimize
 from perception.training.adapt import adapt
 from perception.training.loop import fit, train
