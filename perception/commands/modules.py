@@ -211,12 +211,10 @@ def _merge(
     return merge(checkpoint, members, name, method, out, conditions, drives=recalibrated, **options)
 
 
-def _show_route(
-    model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
-) -> None:
+def _show_route(model: PerceptionModel, data: Path, version: str | None, frame: str, console: Console) -> None:
     from perception.datasets.keyframes import Reads
     from perception.datasets.sources import open_source
-    from perception.modules.status import as_figure, as_table, routing_table
+    from perception.modules.status import routing_table
     from perception.predict import TorchPredictor
 
     scene, _, number = frame.partition(":")
@@ -229,9 +227,7 @@ def _show_route(
     routes = predictor.routes(recorded)
     console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
     for route in routes:
-        console.print(as_table(routing_table(route, model.bank.slots)))
-    if picture is not None:
-        as_figure(routing_table(routes[0], model.bank.slots)).savefig(picture)
+        console.print(routing_table(route, model.bank.slots))
 
 
 @app.command(
@@ -264,9 +260,6 @@ def modules(
         Path | None, typer.Option("--data", callback=from_store, help="Drives of --frame, or for --merge.")
     ] = None,
     version: Version = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Picture of the route of --frame to write, such as a.png.")
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """List a checkpoint's modules, added heads and its base's fingerprint; add some, or merge some into a new one."""
@@ -274,8 +267,8 @@ def modules(
         raise InputError("--load or --merge goes with --out: the checkpoint with the added modules is a new one")
     if bool(merge) != bool(name) or ((conditions or option or method != "average") and not merge):
         raise InputError("--merge and --name go together; --method, --conditions and --option go with them")
-    if (frame and data is None) or (data and not (frame or merge)) or (picture and not frame):
-        raise InputError("--frame and --data go together, and --picture needs them")
+    if (frame and data is None) or (data and not (frame or merge)):
+        raise InputError("--frame and --data go together")
     from dataclasses import asdict
 
     from perception.checkpoint import load_model
@@ -298,4 +291,4 @@ def modules(
     report(found, as_json, table(rows) if rows else "no modules")
     console.print(f"base {base}", soft_wrap=True)
     if frame and data is not None:
-        _show_route(model, data, version, frame, picture, console)
+        _show_route(model, data, version, frame, console)

@@ -1,23 +1,19 @@
-"""A table of a bank's modules and added heads, and a route as a table and as a figure."""
+"""Tables of a bank's modules and added heads, and of a route."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import numpy as np
+import torch
 from rich.table import Column, Table
-from torch import Tensor
 
 from perception.modules.base import is_base_key
 from perception.modules.files import Head
 from perception.modules.route import Route
 from perception.modules.slot import Slot
 from perception.modules.spec import Module, computation_classes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -123,61 +119,17 @@ def table(modules: Sequence[Row]) -> Table:
     return shown
 
 
-class RouteWeight(NamedTuple):
-    """The weight of one module at one slot."""
+def routing_table(route: Route, slots: Mapping[str, Slot]) -> Table:
+    """A row for each slot and a column for each module, with its weight in the first frame of a batch.
 
-    slot: str
-    module: str
-    weight: float  # the mean if it differs by cell
-    cells: np.ndarray | None  # (rows, columns) weights of the cells if they differ
-
-
-def routing_table(route: Route, slots: Mapping[str, Slot]) -> list[RouteWeight]:
-    """The weight of each module at each of its slots in the first frame of a batch, zero where it does not run."""
-    rows = []
-    for slot in slots.values():
-        for module in slot.computations:
-            weight = route.at(slot.name).get(module, 0.0)
-            if isinstance(weight, Tensor):
-                own = weight.detach().cpu().numpy()[0]
-                rows.append(RouteWeight(slot.name, module, float(own.mean()), own[0] if own.ndim else None))
-            else:
-                rows.append(RouteWeight(slot.name, module, float(weight), None))
-    return rows
-
-
-def as_table(rows: Sequence[RouteWeight]) -> Table:
-    """A table with a row for each slot and a column for each module; empty where a slot does not have the module."""
-    slots, modules, weights = _matrix(rows)
+    Zero where it does not run, the mean where it differs by cell, and empty where the slot does not have the module.
+    """
+    modules = list(dict.fromkeys(name for slot in slots.values() for name in slot.computations))
     table = Table("slot", *modules, title="weights of the modules")
-    for slot, line in zip(slots, weights, strict=True):
-        table.add_row(slot, *("" if np.isnan(weight) else f"{weight:.2f}" for weight in line))
+    for name, slot in slots.items():
+        if slot.computations:
+            weights = [torch.as_tensor(route.at(name).get(module, 0.0)).detach() for module in modules]
+            first = [float((weight[0] if weight.ndim else weight).mean()) for weight in weights]
+            cells = (f"{w:.2f}" if m in slot.computations else "" for m, w in zip(modules, first, strict=True))
+            table.add_row(name, *cells)
     return table
-
-
-def as_figure(rows: Sequence[RouteWeight]) -> Figure:
-    """A heat map of slots by modules, and the weight map of each module whose weight differs by cell; needs no
-    display."""
-    from matplotlib.figure import Figure
-
-    slots, modules, weights = _matrix(rows)
-    maps = {row.module: row.cells for row in rows if row.cells is not None}  # the same at every slot
-    figure = Figure(figsize=(2 + 0.8 * len(modules) + 3 * len(maps), 2 + 0.2 * len(slots)), layout="constrained")
-    axes = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
-    image = axes[0].imshow(weights, vmin=0, vmax=1, aspect="auto", cmap="viridis")
-    axes[0].set_xticks(range(len(modules)), modules, rotation=45)
-    axes[0].set_yticks(range(len(slots)), slots, fontsize=7)
-    for axis, (module, cells) in zip(axes[1:], maps.items(), strict=True):
-        axis.imshow(cells, vmin=0, vmax=1, origin="lower", cmap="viridis")  # y of the bird's-eye view points up
-        axis.set_title(module)
-    figure.colorbar(image, ax=axes, label="weight")
-    return figure
-
-
-def _matrix(rows: Sequence[RouteWeight]) -> tuple[list[str], list[str], np.ndarray]:
-    """Slots, modules, and their weights (slots, modules); NaN where the slot does not have the module."""
-    slots, modules = list(dict.fromkeys(r.slot for r in rows)), list(dict.fromkeys(r.module for r in rows))
-    weights = np.full((len(slots), len(modules)), np.nan)
-    for row in rows:
-        weights[slots.index(row.slot), modules.index(row.module)] = row.weight
-    return slots, modules, weights

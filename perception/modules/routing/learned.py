@@ -4,9 +4,8 @@ Gates turn logits over N options into weights. Options are dimension 1: (B, N) o
 choice at each position of the rest. An option whose logit is -inf is never chosen. All are deterministic but `gumbel`
 and `sample`, which are for training.
 
-Load balance: losses, and numbers to report. Weights and probabilities are (B, N, P, ...): options, then places with
-their own choice (slots), then cells, whose choices count like those of further frames. `possible` (N, P) says which
-options a place has at all.
+Load balance: probabilities are (B, N, P, ...): options, then places with their own choice (slots), then cells, whose
+choices count like those of further frames.
 """
 
 from __future__ import annotations
@@ -119,8 +118,7 @@ class LearnedRouter(nn.Module):
         """
         terms = {}
         if self.config.balance:
-            parts = [gshard(soft(r.logits), hard(r.logits), possible_options(r.logits)) for r in routes]
-            terms["balance"] = self.config.balance * torch.stack(parts).mean()
+            terms["balance"] = self.config.balance * torch.stack([gshard(r.logits) for r in routes]).mean()
         targets = [(r.logits, r.target) for r in routes if r.target is not None]
         if targets:
             terms["supervision"] = self.config.supervise * torch.stack([supervision(*t) for t in targets]).mean()
@@ -135,9 +133,9 @@ class LearnedRouter(nn.Module):
         return terms
 
     def balance(self, routes: Sequence[LearnedRoute]) -> dict[str, float]:
-        """`report` on the routes of one batch, averaged over them."""
-        reports = [report(route.logits, route.chosen) for route in routes]
-        return {name: sum(each[name] for each in reports) / len(reports) for name in reports[0]}
+        """`gshard` of the routes of one batch, averaged over them and all processes."""
+        values = [float(distributed.mean(gshard(route.logits))) for route in routes]
+        return {"gshard": sum(values) / len(values)}
 
     def _modules_after_fusion(self) -> list[str]:
         names = {name for slot in self.slots for name in self.bank.slots[slot].computations}
@@ -224,45 +222,17 @@ def importance(probabilities: Tensor) -> Tensor:
     return probabilities.transpose(0, 1).transpose(1, 2).flatten(2).sum(dim=2)
 
 
-def load(weights: Tensor) -> Tensor:
-    """(N, P): how often an option is used. A count, without gradient, since no noise smooths it (ibid., eq. 10)."""
-    return importance((weights != 0).to(weights.dtype))
-
-
-def squared_variation(amounts: Tensor, possible: Tensor) -> Tensor:
-    """cv^2 = variance / mean^2 of (N, P) over the possible options, averaged over places (ibid., eq. 7).
-
-    0 if all options have the same amount, N - 1 if one has all.
-    """
-    n = possible.sum(dim=0)
-    mean = (amounts * possible).sum(dim=0) / n
-    variance = (((amounts - mean) ** 2) * possible).sum(dim=0) / n
-    return (variance / mean**2).mean()
-
-
-def gshard(probabilities: Tensor, chosen: Tensor, possible: Tensor) -> Tensor:
+def gshard(logits: Tensor) -> Tensor:
     """N sum_i f_i P_i, averaged over places (GShard, Lepikhin et al., 2020; Switch, Fedus et al., 2021, eq. 4).
 
-    P_i is the mean of the probabilities, f_i that of the chosen (one-hot, the best option) over all processes. 1.0
-    where the router is uniform, N where it has collapsed to one option.
+    P_i is the mean of the probabilities, f_i that of the best option (one-hot) over all processes; N counts the options
+    that are possible on some frame. 1.0 where the router is uniform, N where it has collapsed to one option.
     """
+    chosen = hard(logits)
     choices = chosen[:, :1].numel() / chosen.shape[2]  # at one place
-    f, p = distributed.mean(importance(chosen)) / choices, importance(probabilities) / choices
+    f, p = distributed.mean(importance(chosen)) / choices, importance(soft(logits)) / choices
+    possible = distributed.total(importance((logits > NEVER).to(logits.dtype))) > 0
     return (possible.sum(dim=0) * (f * p).sum(dim=0)).mean()
-
-
-def report(logits: Tensor, weights: Tensor) -> dict[str, float]:
-    """The balance of the choices in a batch of all processes; `logits` are -inf where an option is not possible."""
-    possible = possible_options(logits)
-    return {
-        "importance_cv2": float(squared_variation(distributed.total(importance(weights)), possible)),
-        "load_cv2": float(squared_variation(distributed.total(load(weights)), possible)),
-        "gshard": float(distributed.mean(gshard(soft(logits), hard(logits), possible))),
-    }
-
-
-def possible_options(logits: Tensor) -> Tensor:
-    return distributed.total(load((logits > float("-inf")).to(logits.dtype))) > 0
 
 
 NEVER = float("-inf")

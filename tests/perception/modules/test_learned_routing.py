@@ -217,8 +217,6 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
     x, kind = domains(300, 10_000)
     network.eval()(x, seen(*[True] * 300))
     accuracy = (network.route.chosen[..., 0].argmax(dim=1) == kind).float().mean()
-    report = learned_routing.report(network.route.logits, network.route.chosen)
-    # All the options as often is 1 and 0, one of three alone 3 and 2: what was learned is nearer to the former.
-    assert accuracy > (1 + 1 / 3) / 2, report
-    assert report["gshard"] < 2
-    assert report["importance_cv2"] < 1
+    # All the options as often is 1, one of three alone 3: what was learned is nearer to the former.
+    assert accuracy > (1 + 1 / 3) / 2
+    assert learned_routing.gshard(network.route.logits) < 2
