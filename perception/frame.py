@@ -15,6 +15,9 @@ from perception.errors import InputError
 from perception.geometry import inverse, move, product, unit_headings
 from perception.grid import Reference
 
+_CORNERS = np.array(  # of a box, in half lengths, widths and heights
+    [[1, 1, 1], [1, -1, 1], [1, -1, -1], [1, 1, -1], [-1, 1, 1], [-1, -1, 1], [-1, -1, -1], [-1, 1, -1]]
+)
 PER_POINT = ("points", "sweep_of_point", "lidar_of_point", "class_of_point")  # of Frame, all of one length
 
 
@@ -73,18 +76,9 @@ class Boxes:
         return Boxes.from_yaws(triple, triple, single, pair, single, single, single)
 
     @staticmethod
-    def from_yaws(
-        centers: np.ndarray,
-        sizes: np.ndarray,
-        yaws: np.ndarray,
-        velocities: np.ndarray,
-        labels: np.ndarray,
-        attributes: np.ndarray,
-        scores: np.ndarray,
-    ) -> Boxes:
+    def from_yaws(centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray, *others: np.ndarray) -> Boxes:
         """Upright detections: yaws (N,) rad about z, velocities (N, 2) m/s in the ground plane."""
-        headings = np.stack([np.sin(yaws), np.cos(yaws)], axis=-1)
-        return Boxes.from_headings(centers, sizes, headings, velocities, labels, attributes, scores)
+        return Boxes.from_headings(centers, sizes, np.stack([np.sin(yaws), np.cos(yaws)], axis=-1), *others)
 
     @staticmethod
     def from_headings(
@@ -103,9 +97,7 @@ class Boxes:
         """
         n = len(centers)
         rotations = np.zeros((n, 3, 3))
-        headings = np.asarray(headings, np.float64)
-        length = np.sqrt(np.square(headings).sum(axis=1, keepdims=True))
-        sin, cos = np.divide(headings, length, out=np.tile([0.0, 1.0], (n, 1)), where=length > 0).T
+        sin, cos = unit_headings(np.asarray(headings, np.float64)).T
         rotations[:, 0, 0], rotations[:, 0, 1] = cos, -sin
         rotations[:, 1, 0], rotations[:, 1, 1] = sin, cos
         rotations[:, 2, 2] = 1
@@ -168,15 +160,7 @@ class Boxes:
 
     def corners(self) -> np.ndarray:
         """(N, 8, 3) corners in the devkit's order: four of the front face, then four of the rear."""
-        width, length, height = self.sizes[:, 0:1], self.sizes[:, 1:2], self.sizes[:, 2:3]
-        local = np.stack(
-            [
-                length / 2 * np.array([1, 1, 1, 1, -1, -1, -1, -1]),
-                width / 2 * np.array([1, -1, -1, 1, 1, -1, -1, 1]),
-                height / 2 * np.array([1, 1, -1, -1, 1, 1, -1, -1]),
-            ],
-            axis=-1,
-        )
+        local = self.sizes[:, None, [1, 0, 2]] / 2 * _CORNERS
         return local @ self.rotations.transpose(0, 2, 1) + self.centers[:, None]
 
 

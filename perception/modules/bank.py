@@ -106,13 +106,13 @@ class Bank:
             domain: description of its training data.
             metrics: its scores there.
         """
-        description = files.Description(self.base_hash(), domain, metrics or {})
+        origin = {"base": self.base_hash(), "domain": domain, "metrics": metrics or {}}
         if name in self.heads:
             own = {module: self._attachment(module) for module in self.modules_of(name)}
-            files.write_head(path, self.heads[name], own, self.slots, description)
+            files.write_head(path, self.heads[name], own, self.slots, origin)
         else:
             self.require([name])
-            files.write(path, self._attachment(name), self.slots, description)
+            files.write(path, self._attachment(name), self.slots, origin)
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
         """Add modules and heads from files, some with other names; returns the name of each file's module or task."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
@@ -141,24 +141,19 @@ NewHead = Callable[[str, Mapping[str, Any], str], Head]
 Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its computation at each of its slots
 
 
-class Description(NamedTuple):
-    """Origin and scores of a module or a head; see `Record`."""
+def write(path: Path, module: Attachment, slots: Mapping[str, Slot], origin: Mapping[str, Any]) -> None:
+    """Write both files of a module atomically, by the path of either file, or of both without a suffix.
 
-    base: str
-    domain: str
-    metrics: Mapping[str, float | None]
-
-
-def write(path: Path, module: Attachment, slots: Mapping[str, Slot], description: Description) -> None:
-    """Write both files of a module atomically, by the path of either file, or of both without a suffix."""
+    `origin` has the fields base, domain and metrics of a record.
+    """
     spec, computations = module
     content = _bytes(_tensors(computations))
     fields = describe_attached(spec, [slots[name] for name in computations])
-    _write(path, content, Record(**fields, **description._asdict(), sha256=_sha256(content)))
+    _write(path, content, Record(**fields, **origin, sha256=_sha256(content)))
 
 
 def write_head(
-    path: Path, head: Head, modules: Mapping[str, Attachment], slots: Mapping[str, Slot], description: Description
+    path: Path, head: Head, modules: Mapping[str, Attachment], slots: Mapping[str, Slot], origin: Mapping[str, Any]
 ) -> None:
     """Write both files of a head with the modules that belong to it; as `write`."""
     content = _bytes(_head_tensors(head, modules))
@@ -170,7 +165,7 @@ def write_head(
             Attached(**describe_attached(spec, [slots[name] for name in computations]))
             for spec, computations in modules.values()
         ),
-        **description._asdict(),
+        **origin,
         sha256=_sha256(content),
     )
     _write(path, content, record)

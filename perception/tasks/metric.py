@@ -364,7 +364,6 @@ class CountedFrames(Generic[Result]):
         return len(self.counts)
 
     def report(self) -> dict[str, Any]:
-        """See `Metric.report`."""
         return self.metric.report(self.counts)
 
     def part(self, frames: np.ndarray, range: Range = None) -> dict[str, Any]:

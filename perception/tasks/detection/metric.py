@@ -33,7 +33,6 @@ from perception.tasks.metric import (
     Unmeasured,
     Weights,
 )
-from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -197,12 +196,38 @@ class DetectionMetric(Metric[Boxes]):
 
     def curves(self, counts: Sequence[Counts]) -> list[Curve]:
         """Precision by recall of each annotated class at each matching distance, as in the devkit."""
-        return precision_recall(self._match_whole(counts)[2], self.taxonomy)
+        matched = self._match_whole(counts)[2]
+        found = zip(self.taxonomy.class_names, matched.annotated.any(axis=0), matched.precisions(), strict=True)
+        return [
+            Curve(f"precision by recall: {name}", f"{distance:g} m", ("recall", "precision"), RECALLS, precision)
+            for name, present, own in found
+            if present
+            for distance, precision in zip(THRESHOLDS, own, strict=True)
+        ]
 
     def find_worst(self, counts: Sequence[Counts], most: int) -> list[Sample]:
+        """Frames with the most mistakes, missed annotations and extra detections from COUNTED_SCORE on; then by F1."""
         truth, detections, _ = self._match_whole(counts)
-        poses = np.array([each["pose"] for each in counts], np.float64).reshape(-1, 4, 4)
-        return find_worst_samples(truth, detections, poses, self.taxonomy, most)
+        detections = detections.select(detections.scores >= COUNTED_SCORE)
+        taken = match(truth, detections, (WITHIN,))[0]
+        is_found, is_right = np.isin(np.arange(len(truth)), taken), taken >= 0
+        found, missed, extra = (
+            np.bincount(frames, minlength=len(counts))
+            for frames in (truth.frames[is_found], truth.frames[~is_found], detections.frames[~is_right])
+        )
+        mistakes = missed + extra
+        f1 = 2 * found / np.maximum(1, 2 * found + mistakes)
+        sides = (truth, np.where(is_found, "found", "missed")), (detections, np.where(is_right, "right", "extra"))
+        samples = []
+        for i in np.lexsort((f1, -mistakes))[: min(most, np.count_nonzero(mistakes))].tolist():
+            outlines = [
+                Outline(kind, self.taxonomy.class_names[label], corners)
+                for boxes, kinds in sides
+                for kind, label, corners in _footprints(boxes, kinds, i, counts[i]["pose"])
+            ]
+            numbers = {"mistakes": mistakes[i], "missed": missed[i], "extra": extra[i], "found": found[i]}
+            samples.append(Sample(i, {**{name: int(n) for name, n in numbers.items()}, "F1": float(f1[i])}, outlines))
+        return samples
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """AP and true-positive errors per class, with mAP, NDS and mAP_present in the title."""
@@ -274,49 +299,6 @@ def _fingerprints(detections: BoxColumns, scenes: np.ndarray, count: int, classe
     bounds = np.searchsorted(group[order], np.arange(count * classes + 1)).tolist()
     rows = detections.rows[order]
     return np.array([hash(rows[start:stop].tobytes()) for start, stop in pairwise(bounds)]).reshape(count, classes)
-
-
-def precision_recall(matched: DetectionScores, taxonomy: Taxonomy) -> list[Curve]:
-    """Precision at RECALLS of each annotated class and each matching distance; 0 where a recall is not reached."""
-    return [
-        Curve(f"precision by recall: {name}", f"{distance:g} m", ("recall", "precision"), RECALLS, precision)
-        for name, present, own in zip(
-            taxonomy.class_names, matched.annotated.any(axis=0), matched.precisions(), strict=True
-        )
-        if present
-        for distance, precision in zip(THRESHOLDS, own, strict=True)
-    ]
-
-
-def find_worst_samples(
-    truth: BoxColumns, detections: BoxColumns, poses: np.ndarray, taxonomy: Taxonomy, count: int
-) -> list[Sample]:
-    """At most so many frames with the most mistakes: missed annotations and extra detections; then the lowest F1.
-
-    Scored boxes are matched within WITHIN, detections from COUNTED_SCORE on; `poses` (F, 4, 4) are the vehicle's.
-    """
-    detections = detections.select(detections.scores >= COUNTED_SCORE)
-    taken = match(truth, detections, (WITHIN,))[0]
-    is_found, is_right = np.isin(np.arange(len(truth)), taken), taken >= 0
-    found, missed, extra = (
-        np.bincount(frames, minlength=len(poses))
-        for frames in (truth.frames[is_found], truth.frames[~is_found], detections.frames[~is_right])
-    )
-    mistakes = missed + extra
-    f1 = 2 * found / np.maximum(1, 2 * found + mistakes)
-    samples = []
-    for i in np.lexsort((f1, -mistakes))[: min(count, np.count_nonzero(mistakes))].tolist():
-        outlines = [
-            Outline(kind, taxonomy.class_names[label], corners)
-            for boxes, kinds in (
-                (truth, np.where(is_found, "found", "missed")),
-                (detections, np.where(is_right, "right", "extra")),
-            )
-            for kind, label, corners in _footprints(boxes, kinds, i, poses[i])
-        ]
-        counts = {"mistakes": mistakes[i], "missed": missed[i], "extra": extra[i], "found": found[i]}
-        samples.append(Sample(i, {**{name: int(n) for name, n in counts.items()}, "F1": float(f1[i])}, outlines))
-    return samples
 
 
 def _footprints(
