@@ -31,7 +31,7 @@ from perception.sensors.camera.lift import Lift
 from perception.sensors.inputs import without_padding
 from perception.sensors.lidar.encoder import PillarEncoder, VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
-from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
+from perception.tasks.network import Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, add_prefix, part_of
 from perception.taxonomy import SENSORS, Taxonomy
 
@@ -278,13 +278,6 @@ class PerceptionModel(nn.Module):
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Decoded outputs of all tasks, TASK/NAME -> (B, ...), and `next_state`; inputs as in `forward`."""
         return self.decode(self(inputs, conditions))
-
-    def unflipped(self, dense: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        """The dense outputs of scenes, from those of their mirror images; see `TaskNetwork.unflipped`."""
-        outputs: dict[str, Tensor] = {}
-        for task in self.tasks:
-            outputs |= add_prefix(task, self.head(task).unflipped(part_of(task, dense), axis))
-        return outputs
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
         """Decoded outputs of all tasks, from their dense outputs; and the next state, if it is among them."""

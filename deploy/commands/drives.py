@@ -71,9 +71,6 @@ def evaluate(
     ] = False,
     rig: RigOption = None,
     batch: Annotated[int, typer.Option(help="Frames in a forward pass of a run.", min=1)] = 1,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average a run's outputs over mirror images of a frame.")
-    ] = False,
     jobs: Annotated[
         int, typer.Option(help="Processes of one thread that predict; 0: this one, with all threads.", min=0)
     ] = 0,
@@ -95,14 +92,14 @@ def evaluate(
         if rig is not None:
             own = read_manifest(model).rig.name
             raise InputError(f"--rig {rig}: a bundle is for one rig, {own}; give a run")
-        if batch > 1 or flip:
-            raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
+        if batch > 1:
+            raise InputError("--batch: the engine of a bundle takes one frame; give a run")
         trust = make_trust(key, state, allow_older)
         open_model = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, target, trust)
     elif key or allow_older or target != "cpu":
         raise InputError(f"{model}: --target, --key and --allow-older need a bundle; export one first")
     else:
-        open_model = partial(_run_and_drives, model.absolute(), data.absolute(), version, rig, batch, flip)
+        open_model = partial(_run_and_drives, model.absolute(), data.absolute(), version, rig, batch)
     in_processes = bool(jobs or ray)
     if in_processes and batch > 1:
         raise InputError("--jobs and --batch: a process of --jobs computes one frame after the other; use one of both")
@@ -137,12 +134,12 @@ def _bundle_and_drives(
 
 
 def _run_and_drives(
-    run: Path, data: Path, version: str | None, rig: str | None, batch: int, flip: bool
+    run: Path, data: Path, version: str | None, rig: str | None, batch: int
 ) -> tuple[Predictor, InputSpec, Keyframes]:
     from perception.datasets.sources import open_source
     from perception.predict import TorchPredictor
 
-    predictor = TorchPredictor.load(run, rig_of(rig), batch, flip)
+    predictor = TorchPredictor.load(run, rig_of(rig), batch)
     return predictor, predictor.spec, open_source(data, version, predictor.spec.rig, predictor.taxonomy)
 
 

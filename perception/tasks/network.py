@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-Axis = Literal["x", "y"]
 
 
 class Loss(NamedTuple):
@@ -60,14 +58,6 @@ class TaskNetwork(nn.Module):
     @abstractmethod
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Loss terms by name; the sum of their means is minimised."""
-
-    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        """The dense outputs of a scene, from those of its mirror image with this axis reversed.
-
-        Maps (B, C, rows, columns) are mirrored here; heads with directed quantities or lateral positions override it.
-        """
-        dimension = -1 if axis == "x" else -2
-        return {name: value.flip(dimension) if value.ndim == 4 else value for name, value in dense.items()}
 
 
 class FittedNetwork(TaskNetwork):

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.errors import InputError
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.detection.center_head import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
-from perception.tasks.network import Axis, Loss, TaskNetwork
+from perception.tasks.network import Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
 
 # Positions of anchors.
@@ -202,9 +201,6 @@ class AnchorHead(TaskNetwork):
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         return anchor_losses(self.config, dense, labels)
-
-    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        raise InputError("tasks.detection: a head with anchors cannot average mirror images; evaluate without --flip")
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Boxes (B, classes, K, 10), scores, labels and attributes (B, classes, K) as in CenterHead; part of the graph.

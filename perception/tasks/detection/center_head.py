@@ -18,7 +18,7 @@ from perception.modules.slot import Slot
 from perception.tasks.detection.config import DetectionHead, Heatmap, IouScore, heatmaps_of, map_name
 from perception.tasks.detection.submission import MOVING_SPEED
 from perception.tasks.detection.targets import AXIS, REGRESSION, along_axis, center_losses, iou_loss
-from perception.tasks.network import Axis, Loss, TaskNetwork
+from perception.tasks.network import Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
 
 
@@ -102,19 +102,6 @@ class CenterHead(TaskNetwork):
             ]
             losses["iou"] = iou_loss(groups, labels, self.config.weights.iou, self.grid.cell)
         return losses
-
-    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        """As in TaskNetwork; offsets count from a cell's other side, headings and velocities change their signs."""
-        maps, own = super().unflipped(dense, axis), 0 if axis == "x" else 1
-        for name, value in maps.items():
-            quantity = name.rpartition("_")[2]
-            # The mirror image in x has the heading (sin, -cos), that in y (-sin, cos), and both the axis (-sin, cos).
-            channel = {"heading": 1 - own, "axis": 0}.get(quantity, own)
-            if quantity in ("offset", "heading", "axis", "velocity"):
-                changed = value.clone()
-                changed[:, channel] = 1 - value[:, channel] if quantity == "offset" else -value[:, channel]
-                maps[name] = changed
-        return maps
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The K best peaks of the heatmaps: boxes (B, K, 10), scores, labels and attributes (B, K); part of the graph.

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.errors import InputError
 from perception.grid import OTHERS, BevGrid
 from perception.modules.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.network import Axis, Loss, TaskNetwork, lovasz_softmax
+from perception.tasks.network import Loss, TaskNetwork, lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, make_free_rays
 from perception.tasks.occupancy.labels import UNKNOWN
@@ -88,7 +87,6 @@ class ChannelToHeightHead(TaskNetwork):
         super().__init__()
         voxels = config.voxels(grid.reference)
         self.levels, self.classes = voxels.shape[0], len(classes)
-        self.area = voxels.x, voxels.y
         self.placement = Placement.of(voxels, grid)
         if self.placement is None:
             sampling = Sampling.of(voxels, grid)
@@ -165,12 +163,6 @@ class ChannelToHeightHead(TaskNetwork):
         names = classes.reshape(shape).to(torch.uint8)
         outputs = {"classes": names, "occupied": occupied, "others": others.reshape(shape)}
         return {**outputs, "free": distances}
-
-    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
-        x, y = self.area
-        if (sum(x), sum(y)) != (0, 0):
-            raise InputError(f"--flip: the voxels of the occupancy are not symmetric: x {x} m, y {y} m")
-        return super().unflipped(dense, axis)
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Weighted cross-entropy, Lovasz-softmax and scale losses over the observed voxels of each frame."""

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import one_line_error
 from networks import small
 from occupied import CLASSES, FREE, SMALL, random_occupancy
 from pydantic import ValidationError
@@ -348,14 +347,6 @@ def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) ->
     np.testing.assert_array_equal(outputs["free"][0], make_free_rays(task.voxels).free(blocked))
     assert (blocked != solid.any(axis=0)).any()  # heights count
     assert 10 < len(np.unique(outputs["free"])) < 360
-
-
-def test_voxels_that_are_not_symmetric_have_no_mirror_image() -> None:
-    _, network = head(x=(SMALL.x[0], SMALL.x[1] + 0.8))
-    with one_line_error(at="--flip: the voxels of the occupancy are not symmetric: x "):
-        network.unflipped({"logits": torch.zeros(1, 1, 2, 2)}, "y")
-    _, network = head()
-    assert network.unflipped({"logits": torch.eye(2)[None, None]}, "y")["logits"].tolist() == [[[[0, 1], [1, 0]]]]
 
 
 # ---- over a drive
