@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from perception.config import Trunk as TrunkConfig
 from perception.io.distributed import draw_locally
 from perception.modules.computation.computation import ChannelNorm
-from perception.modules.layers import ConvBlock
-from perception.modules.slot import Slot
+from perception.modules.slot import ConvBlock, Slot
 
 
 class Fuse(nn.Module):

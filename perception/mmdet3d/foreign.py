@@ -31,7 +31,7 @@ from perception.mmdet3d.install import NUSCENES, import_mmdet3d
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS
-from perception.modules.layers import add_slots
+from perception.modules.slot import add_slots
 from perception.modules.spec import AnyModule
 from perception.tasks import TASKS
 from perception.training import optimize

@@ -15,7 +15,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel, batch_inputs
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
-from perception.modules.computation.batch_norm import BatchNorm
+from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.files import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.sensors.inputs import InputSpec, prepare

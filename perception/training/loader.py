@@ -20,7 +20,7 @@ from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.io.workers import iterate
 from perception.model import batch_inputs
-from perception.sensors.camera.depth import depth_labels
+from perception.sensors.camera.picture import depth_labels
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.state import Moment
 from perception.tasks import tasks_of

@@ -12,7 +12,7 @@ from deploy.recordings.ros_types import make, quaternion, vector
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.map.task import MapTask, predict_cells
-from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
+from perception.tasks.occupancy.rays import OCCUPIED, body_levels
 from perception.tasks.occupancy.result import OccupancyResult, levels_of, probabilities_of
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.task import Task

@@ -16,8 +16,8 @@ from perception.geometry import move
 from perception.scene.scene import SceneFrame
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.drawing import LOWEST_SCORE
-from perception.tasks.occupancy.free_space import OCCUPIED
 from perception.tasks.occupancy.labels import ego_from_reference
+from perception.tasks.occupancy.rays import OCCUPIED
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.points.task import NONE, ClassifiedPoints, PointsTask

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.io.section import Width
+from perception.modules.computation.channelwise import scale_function
 from perception.modules.computation.computation import (
     CHANNELWISE,
     Affine,
@@ -23,7 +24,6 @@ from perception.modules.computation.computation import (
     per_channel,
     resized,
 )
-from perception.modules.computation.rescale import scale_function
 from perception.modules.spec import Module
 
 

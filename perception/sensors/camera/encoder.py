@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from perception.config import CameraBranch, Depth, Image
 from perception.errors import InputError
-from perception.modules.layers import ConvBlock, add_slots
-from perception.modules.slot import Slot
+from perception.modules.slot import ConvBlock, Slot, add_slots
 from perception.sensors.camera.pretrained import picture_backbone
 from perception.tasks.network import Loss
 

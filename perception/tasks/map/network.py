@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.modules.layers import ConvBlock
-from perception.modules.slot import Slot
+from perception.modules.slot import ConvBlock, Slot
 from perception.tasks.network import Loss, TaskNetwork
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from perception.frame import Frame
 from perception.grid import BevGrid, VoxelGrid
 from perception.tasks.moving_window import Covered, MovingWindow
-from perception.tasks.occupancy.free_space import OCCUPIED, make_free_rays
+from perception.tasks.occupancy.rays import OCCUPIED, make_free_rays
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Memory
 

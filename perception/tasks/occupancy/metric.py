@@ -41,7 +41,7 @@ from perception.tasks.occupancy.obstacle_scores import (
     share,
 )
 from perception.tasks.occupancy.obstacles import obstacle_clusters
-from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, choose_origins, count_rays, directions, ray_ious
+from perception.tasks.occupancy.rays import THRESHOLDS, cast, choose_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import OTHERS, BevGrid
-from perception.modules.layers import ConvBlock
-from perception.modules.slot import Slot
+from perception.modules.slot import ConvBlock, Slot
 from perception.tasks.network import Loss, TaskNetwork, lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement, Sampling
-from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, make_free_rays
 from perception.tasks.occupancy.labels import UNKNOWN
+from perception.tasks.occupancy.rays import OCCUPIED, body_levels, make_free_rays
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

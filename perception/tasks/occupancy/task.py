@@ -14,7 +14,6 @@ from perception.frame import Boxes, Frame
 from perception.grid import BevGrid, Occupancy, VoxelGrid, occupancy_classes
 from perception.tasks.drawing import COUNTED_SCORE, Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
-from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
 from perception.tasks.occupancy.labels import UNKNOWN, ego_from_reference, hide_unobserved, resample
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
@@ -27,6 +26,7 @@ from perception.tasks.occupancy.obstacles import (
     obstacle_boxes,
     obstacle_clusters,
 )
+from perception.tasks.occupancy.rays import OCCUPIED, body_levels
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Arrays, Output, Task
 from perception.taxonomy import Taxonomy

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.grid import BevGrid
-from perception.modules.layers import ConvBlock
-from perception.modules.slot import Slot
+from perception.modules.slot import ConvBlock, Slot
 from perception.tasks.network import Loss, PointFeatures, TaskNetwork, lovasz_softmax
 
 _OWN = 7  # features of a point itself

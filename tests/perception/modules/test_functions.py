@@ -20,8 +20,8 @@ from vocabulary import CONDITIONS
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import fold_norms, to_onnx
 from perception.modules.bank import Bank
+from perception.modules.computation.channelwise import ScaleShift
 from perception.modules.computation.computation import Affine
-from perception.modules.computation.rescale import ScaleShift
 from perception.modules.computation.weight_delta import LowRank, SparseDelta
 from perception.modules.route import Route
 from perception.modules.routing.fixed import SteeredRouter

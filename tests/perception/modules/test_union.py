@@ -17,10 +17,10 @@ from perception.errors import InputError
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.bank import Bank
-from perception.modules.computation.batch_norm import BatchNorm
+from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
-from perception.modules.layers import add_slots
 from perception.modules.route import Route
+from perception.modules.slot import add_slots
 from perception.modules.spec import parse_module
 
 

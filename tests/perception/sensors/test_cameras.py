@@ -28,9 +28,9 @@ from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import make_fixed_routes, present
-from perception.sensors.camera.depth import depth_labels
 from perception.sensors.camera.encoder import depth_loss, intrinsics
 from perception.sensors.camera.lift import Lift
+from perception.sensors.camera.picture import depth_labels
 from perception.training import optimize
 from perception.training.loader import FrameDataset, Sample
 

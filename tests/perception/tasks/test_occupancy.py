@@ -18,11 +18,11 @@ from perception.frame import Frame
 from perception.grid import OTHERS, BevGrid, Occupancy, VoxelGrid
 from perception.tasks.network import lovasz_softmax
 from perception.tasks.occupancy.config import OccupancyHead, Placement
-from perception.tasks.occupancy.free_space import body_levels, make_free_rays
 from perception.tasks.occupancy.labels import UNKNOWN, resample
 from perception.tasks.occupancy.memory import HALF_LIFE, PROBABILITIES
 from perception.tasks.occupancy.metric import on_grid_of_truth
 from perception.tasks.occupancy.network import ChannelToHeightHead, cross_entropy, lovasz, scale_loss
+from perception.tasks.occupancy.rays import body_levels, make_free_rays
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.training.augment import draw_similarity

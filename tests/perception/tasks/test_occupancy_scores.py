@@ -21,7 +21,7 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.metric import OccupancyMetric, confusion, geometric_iou, ious, parts
 from perception.tasks.occupancy.obstacle_scores import driven, score_obstacles
 from perception.tasks.occupancy.obstacles import obstacle_clusters
-from perception.tasks.occupancy.ray_iou import ORIGINS, cast, choose_origins, count_rays, directions, ray_ious
+from perception.tasks.occupancy.rays import ORIGINS, cast, choose_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
 

@@ -19,7 +19,7 @@ from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.modules.computation.batch_norm import BatchNorm
+from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import present
 from perception.modules.spec import parse_module

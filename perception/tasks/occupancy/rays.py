@@ -1,12 +1,8 @@
-"""RayIoU: what rays like a LiDAR's meet first, and how far away. numpy only.
-
-Liu et al., "Fully Sparse 3D Occupancy Prediction" (SparseOcc), ECCV 2024, arXiv:2312.17118, section 4, with the rays
-and origins of its published code: 360 directions at the pitches of a scan whose rings are 1 m apart on the ground, from
-up to eight places of the LiDAR along the drive.
-"""
+"""Rays through voxels: free distances from the vehicle by direction, and RayIoU. numpy only."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -14,7 +10,70 @@ import numpy as np
 
 from perception.grid import VoxelGrid, traverse
 from perception.tasks.metric import RING
-from perception.tasks.occupancy.free_space import clip_rays
+
+DIRECTIONS = 360  # of one degree each; direction 0 is along x, then counter-clockwise
+OCCUPIED = 0.5  # probability above which a voxel stops the vehicle
+
+
+@dataclass(frozen=True)
+class FreeRays:
+    """The columns of voxels that a ray on the ground from the reference point crosses, for each direction."""
+
+    columns: np.ndarray  # (360, S) int64 flat index (row, column) of the S columns, from near to far; 0 behind the last
+    distances: np.ndarray  # (360, S) float32 m, where the ray enters each; that of the grid's end behind the last
+    ends: np.ndarray  # (360,) float32 m, where the ray leaves the grid; 0 if it misses it
+
+    def free(self, blocked: np.ndarray) -> np.ndarray:
+        """(360,) float32 m to the first blocked column, or to the end of the grid; blocked is (rows, columns) bool."""
+        met = np.where(blocked.reshape(-1)[self.columns], self.distances, self.ends[:, None])
+        return np.asarray(met.min(axis=1))
+
+
+@cache
+def make_free_rays(grid: VoxelGrid) -> FreeRays:
+    """The rays over the ground of a grid."""
+    flat = VoxelGrid(grid.x, grid.y, (0.0, grid.cell), grid.cell, grid.reference)
+    angles = np.radians(np.arange(DIRECTIONS))
+    height = grid.cell / 2
+    directions = np.column_stack([np.cos(angles), np.sin(angles), np.zeros(DIRECTIONS)]).round(15)
+    origins = np.tile([0.0, 0.0, height], (DIRECTIONS, 1))
+    far = float(np.hypot(*np.abs([*grid.x, *grid.y]).reshape(2, 2).max(axis=1))) + grid.cell
+    steps = [(rays.copy(), cells.copy()) for rays, cells in traverse(origins, origins + far * directions, flat)]
+    columns = np.zeros((DIRECTIONS, len(steps)), np.int64)
+    distances = np.full(columns.shape, np.inf)
+    ends = np.zeros(DIRECTIONS)
+    for i, (rays, cells) in enumerate(steps):
+        columns[rays, i] = cells
+        enters, leaves = clip_rays(origins[rays], directions[rays], cells, flat)
+        distances[rays, i] = enters
+        ends[rays] = leaves
+    distances = np.where(np.isinf(distances), ends[:, None], distances)
+    return FreeRays(columns, distances.astype(np.float32), ends.astype(np.float32))
+
+
+def body_levels(grid: VoxelGrid, body: tuple[float, float]) -> slice:
+    """The levels of a grid that overlap a range of heights (m)."""
+    height = grid.edges[2]
+    first = int(np.floor((body[0] - grid.z[0]) / height + 1e-6))
+    last = int(np.ceil((body[1] - grid.z[0]) / height - 1e-6))
+    return slice(max(first, 0), min(last, grid.shape[0]))
+
+
+def clip_rays(
+    origins: np.ndarray, directions: np.ndarray, voxels: np.ndarray, grid: VoxelGrid
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) m along each ray, where it enters and leaves the voxel (flat index) that it crosses; 0 where it begins in
+    it."""
+    _, rows, columns = grid.shape
+    place = np.stack([voxels % columns, voxels // columns % rows, voxels // (rows * columns)], axis=1)
+    low = np.array([grid.x[0], grid.y[0], grid.z[0]]) + place * grid.edges
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bounds = np.stack([(low - origins) / directions, (low + grid.edges - origins) / directions])
+    parallel = directions == 0
+    enters = np.where(parallel, -np.inf, bounds.min(axis=0)).max(axis=1)
+    leaves = np.where(parallel, np.inf, bounds.max(axis=0)).min(axis=1)
+    return np.maximum(enters, 0), np.maximum(leaves, 0)
+
 
 THRESHOLDS = (1.0, 2.0, 4.0)  # m, of the error in distance
 ORIGINS = 8  # most origins of a frame
