@@ -76,9 +76,18 @@ class Boxes:
         return Boxes.from_yaws(triple, triple, single, pair, single, single, single)
 
     @staticmethod
-    def from_yaws(centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray, *others: np.ndarray) -> Boxes:
+    def from_yaws(
+        centers: np.ndarray,
+        sizes: np.ndarray,
+        yaws: np.ndarray,
+        velocities: np.ndarray,
+        labels: np.ndarray,
+        attributes: np.ndarray,
+        scores: np.ndarray,
+    ) -> Boxes:
         """Upright detections: yaws (N,) rad about z, velocities (N, 2) m/s in the ground plane."""
-        return Boxes.from_headings(centers, sizes, np.stack([np.sin(yaws), np.cos(yaws)], axis=-1), *others)
+        headings = np.stack([np.sin(yaws), np.cos(yaws)], axis=-1)
+        return Boxes.from_headings(centers, sizes, headings, velocities, labels, attributes, scores)
 
     @staticmethod
     def from_headings(
