@@ -55,8 +55,12 @@ class Place(Section):
         return cls(name=slot.name, layer=type(layer).__name__, shape=shape)
 
 
-class _Format(Section):
+class _Origin(Section):
     format: Literal[1] = 1
+    domain: str  # description of the training data
+    base: str  # `base_hash` of the network it was trained on
+    metrics: dict[str, float | None]
+    sha256: str  # of the safetensors file
 
 
 class Attached(Section):
@@ -76,26 +80,17 @@ class Attached(Section):
         return parse_module(content)
 
 
-class Record(Attached, _Format):
+class Record(Attached, _Origin):
     """The content of a module's JSON file."""
 
-    domain: str  # description of the training data
-    base: str  # `base_hash` of the network it was trained on
-    metrics: dict[str, float | None]
-    sha256: str  # of the safetensors file
 
-
-class HeadRecord(_Format):
+class HeadRecord(_Origin):
     """The content of the JSON file of an added head."""
 
     name: str  # of its task
     kind: Literal["task"]
     options: dict[str, Any]  # the configuration of the head
     modules: tuple[Attached, ...]  # that belong to the head
-    domain: str
-    base: str
-    metrics: dict[str, float | None]
-    sha256: str
 
 
 def describe_attached(spec: Module, slots: Iterable[Slot]) -> dict[str, Any]:

@@ -15,10 +15,7 @@ from perception.io.section import Section, Share, load_section, parse_section, s
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 from perception.taxonomy import Colour, Taxonomy, Word, rgb
 
-# The parameters of a simulated world. Those of a place are fixed for a drive; light, air and ground may change on it.
-#
 # The defaults are those of a clear day in a plain town.
-
 LEAST_BLOCK = 50.0  # m along each edge of a block: houses and a parking lot fit
 LEAST_STREET = 40.0  # m of lane between two junctions
 LEAST_PARKING = 2.5  # m, width of a strip in which trucks stand
@@ -129,15 +126,18 @@ class Agents(Section):
     motorcycles: Share = 0.4  # share among parked cycles
 
 
-class Place(Section):
-    """A city. All of it is the same in all drives of a log, so that one map serves them."""
-
-    name: str = "town"
-    location: str = "town"  # name of the map
+class Scenery(Section):
     streets: Streets = Streets()
     buildings: Buildings = Buildings()
     vegetation: Vegetation = Vegetation()
     agents: Agents = Agents()
+
+
+class Place(Scenery):
+    """A city. All of it is the same in all drives of a log, so that one map serves them."""
+
+    name: str = "town"
+    location: str = "town"  # name of the map
 
 
 class Light(Section):
@@ -189,25 +189,11 @@ class Surroundings(Section):
         )
 
 
-# World files: what a value of a condition changes in the simulated world, a YAML file for each.
-#
-# configs/worlds/rain.yaml is the world file of `rain`. A file says of which kind its condition is, and has the
-# parameters that it changes; the others stay. A drive's conditions are composed: kinds that stand earlier in the
-# taxonomy override those that stand later.
-
-
-class WorldFile(Section):
+class WorldFile(Scenery, Surroundings):
     """One file. Only keys that it has count: the values of the others here stand for nothing."""
 
     kind: Word  # of the condition, such as weather
     location: str | None = None  # of a city: the name of its map, such as munich-west
-    streets: Streets = Streets()
-    buildings: Buildings = Buildings()
-    vegetation: Vegetation = Vegetation()
-    agents: Agents = Agents()
-    light: Light = Light()
-    air: Air = Air()
-    ground: Cover = Cover()
 
     @model_validator(mode="after")
     def _require_location(self) -> WorldFile:
@@ -235,7 +221,7 @@ class Worlds:
         return {kind: tuple(found[kind]) for kind in sorted(found, reverse=True)}
 
     def compose(self, conditions: Conditions, taxonomy: Taxonomy) -> tuple[Place, Surroundings]:
-        """The world under these conditions."""
+        """The world under these conditions; kinds that stand earlier in the taxonomy override those later."""
         merged: dict[str, Any] = {}
         for kind in reversed(list(taxonomy.conditions)):
             value = conditions[kind]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,7 @@ class ParallelAdapter(Computation):
         kind: Literal["parallel_adapter"] = "parallel_adapter"
 
     layers = (nn.Conv2d, nn.Linear)
+    linear: ClassVar[Mapping[str, float]] = {"a.weight": 0.0}
 
     @classmethod
     def attaches_to(cls, layer: nn.Module) -> bool:
@@ -132,13 +134,6 @@ class ParallelAdapter(Computation):
 
     def multiply_adds(self, layer: Any) -> int:
         return int(self.a.weight.numel())
-
-    def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        return {"weight": self.a.weight.detach().clone()}
-
-    @torch.no_grad()
-    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        self.a.weight.copy_(vector["weight"])
 
 
 class Bottleneck(Computation):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Rescale(Computation):
         kind: Literal["rescale"] = "rescale"
 
     layers = CHANNELWISE
+    linear: ClassVar[Mapping[str, float]] = {"scale": 1.0}
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -41,19 +43,14 @@ class Rescale(Computation):
     def multiply_adds(self, layer: Any) -> int:
         return outputs(layer)
 
-    def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        return {"scale": self.scale.detach() - 1}
-
-    @torch.no_grad()
-    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        self.scale.copy_(1 + vector["scale"])
-
 
 class ScaleShift(Rescale):
     """g * y + b for each channel, starting at g = 1 and b = 0: FiLM with a fixed condition (Perez et al., 2018)."""
 
     class Options(Module):
         kind: Literal["scale_shift"] = "scale_shift"
+
+    linear: ClassVar[Mapping[str, float]] = {"scale": 1.0, "shift": 0.0}
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
@@ -65,14 +62,6 @@ class ScaleShift(Rescale):
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
         function = super().fold(function, layer, z)
         return function._replace(bias=function.bias + self.shift)
-
-    def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        return super().task_vector(layer) | {"shift": self.shift.detach().clone()}
-
-    @torch.no_grad()
-    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        super().set_task_vector(vector, layer)
-        self.shift.copy_(vector["shift"])
 
 
 def scale_function(function: Affine, scale: Tensor, layer: Any) -> Affine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -79,6 +80,7 @@ class Computation(nn.Module):
     kind: ClassVar[str]  # of the options
     layers: ClassVar[tuple[type[nn.Module], ...]]
     affine: ClassVar[bool] = True
+    linear: ClassVar[Mapping[str, float]] = {}  # parameters that are a task vector -> their value of the identity
     conditional: ClassVar[bool] = False  # whether it reads `Site.z`
 
     def __init_subclass__(cls) -> None:
@@ -116,11 +118,15 @@ class Computation(nn.Module):
 
         Raises NotImplementedError if the module is not linear in any set of tensors.
         """
-        raise NotImplementedError(f"{self.kind} modules cannot be merged; use Parallel, Average or Stack")
+        if not self.linear:
+            raise NotImplementedError(f"{self.kind} modules cannot be merged; use Parallel, Average or Stack")
+        return {name: self.get_parameter(name).detach() - identity for name, identity in self.linear.items()}
 
+    @torch.no_grad()
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
         """Set the module to this task vector, as closely as its size allows."""
-        raise NotImplementedError
+        for name, identity in self.linear.items():
+            self.get_parameter(name).copy_(identity + vector[name])
 
 
 def inputs(layer: Any) -> int:

@@ -6,7 +6,8 @@ Their generators have no bias: for unknown conditions z is zero, and the module 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Film(Computation):
 
     layers = CHANNELWISE
     conditional = True
+    linear: ClassVar[Mapping[str, float]] = {"scale": 0.0, "shift": 0.0}
 
     def __init__(self, layer: Any, conditions: int) -> None:
         super().__init__()
@@ -54,14 +56,6 @@ class Film(Computation):
     def multiply_adds(self, layer: Any) -> int:
         """The generators run once a frame and are not counted."""
         return outputs(layer)
-
-    def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        return {"scale": self.scale.detach().clone(), "shift": self.shift.detach().clone()}
-
-    @torch.no_grad()
-    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        self.scale.copy_(vector["scale"])
-        self.shift.copy_(vector["shift"])
 
 
 class HyperNetwork(Computation):

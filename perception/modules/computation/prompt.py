@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +32,7 @@ class Prompt(Computation):
         channels: Annotated[int, Field(ge=0)] = 0  # 0: added to the input; n: concatenated to it as n more channels
 
     layers = (nn.Conv2d,)
+    linear: ClassVar[Mapping[str, float]] = {"map": 0.0}
 
     def __init__(self, layer: Any, size: int, channels: int) -> None:
         super().__init__()
@@ -67,11 +69,6 @@ class Prompt(Computation):
         return int(layer.weight.numel() if self.mix is None else self.mix.weight.numel())
 
     def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        """Raises NotImplementedError for a concatenated prompt: it is a product of two factors."""
         if self.mix is not None:
-            return super().task_vector(layer)
-        return {"map": self.map.detach().clone()}
-
-    @torch.no_grad()
-    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        self.map.copy_(vector["map"])
+            raise NotImplementedError("concatenated prompts, products of two factors, cannot be merged; use Parallel")
+        return super().task_vector(layer)

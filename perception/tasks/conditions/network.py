@@ -104,31 +104,31 @@ class KindOfCondition(nn.Module):
 
     def __init__(self, features: int, values: int) -> None:
         super().__init__()
-        zeros = {
-            "centre": (features,),
-            "weights": (values, features),
-            "biases": (values,),
-            "centres": (values, features),
+        initial = {
+            "centre": torch.zeros(features),
+            "weights": torch.zeros(values, features),
+            "biases": torch.zeros(values),
+            "centres": torch.zeros(values, features),
+            "learned": torch.zeros(values, dtype=torch.bool),
+            "temperature": torch.ones(()),
+            "whitening": torch.eye(features),
+            "per_limit": torch.tensor(1e6),  # 1 / limit of the distance
         }
-        for name, shape in zeros.items():
-            self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("learned", torch.zeros(values, dtype=torch.bool))
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("whitening", torch.eye(features))
-        self.register_buffer("per_limit", torch.tensor(1e6))  # 1 / limit of the distance
+        for name, tensor in initial.items():
+            self.register_buffer(name, tensor)
+
+    def _set(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            self.get_buffer(name).copy_(torch.as_tensor(value))
 
     def take(self, fitted: Fitted, learned: Tensor) -> None:
         """Take over what was fitted to values (V,), of which these are learned."""
         centre = fitted.distance.means[learned].mean(dim=0)  # float32 is precise for what is small
         weights, biases = fitted.classifier.linear()
-        self.centre.copy_(centre)
-        self.weights.copy_(weights)
-        self.biases.copy_(biases + weights @ centre)
-        self.whitening.copy_(fitted.distance.whitening)
-        self.centres.copy_((fitted.distance.means - centre) @ fitted.distance.whitening)
-        self.learned.copy_(learned)
-        self.temperature.fill_(fitted.temperature)
-        self.per_limit.fill_(1 / fitted.limit)
+        whitening = fitted.distance.whitening
+        self._set(centre=centre, weights=weights, biases=biases + weights @ centre, learned=learned)
+        self._set(whitening=whitening, centres=(fitted.distance.means - centre) @ whitening)
+        self._set(temperature=fitted.temperature, per_limit=1 / fitted.limit)
 
     def transfer(self, earlier: KindOfCondition, pictures: Pictures, values: Tensor, drives: Sequence[str]) -> None:
         """Fit to values (K,) of few drives, beside what an earlier recogniser learned (`fitting.transfer`)."""
@@ -136,14 +136,9 @@ class KindOfCondition(nn.Module):
         recorded, changed = ((each - centre) @ whitening for each in (pictures.recorded, pictures.changed))
         white = Pictures(recorded, changed, pictures.keyframe)
         found = transfer(white, values, drives, earlier.centres.double().cpu(), earlier.learned.cpu())
-        self.centre.copy_(centre)
-        self.whitening.copy_(whitening)
-        self.centres.copy_(found.centres)
-        self.weights.copy_(found.centres @ whitening.T)
-        self.biases.copy_(-0.5 * found.centres.square().sum(dim=1))
-        self.learned.copy_(found.learned)
-        self.temperature.fill_(found.temperature)
-        self.per_limit.fill_(1 / found.limit)
+        self._set(centre=centre, whitening=whitening, centres=found.centres, learned=found.learned)
+        self._set(weights=found.centres @ whitening.T, biases=-0.5 * found.centres.square().sum(dim=1))
+        self._set(temperature=found.temperature, per_limit=1 / found.limit)
 
     def forward(self, features: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated logits (B, V), and the distance (B,) as d / (d + limit); 1 for a frame without pictures.

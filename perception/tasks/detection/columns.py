@@ -17,11 +17,26 @@ from perception.tasks.detection.submission import read_samples
 from perception.taxonomy import Taxonomy
 
 
+def _column(place: int | slice, kind: type = np.float64) -> Any:
+    """A property: the column at this place of `BoxColumns.rows`."""
+    return property(lambda boxes: boxes.rows[:, place].astype(kind, copy=False))
+
+
 @dataclass(frozen=True, slots=True)
 class BoxColumns:
     """N boxes of many frames, in the global frame."""
 
     rows: np.ndarray  # (N, 14) float64: frame, label, x y z, w l h, yaw, vx vy, attribute, score, points
+
+    frames = _column(0, np.int64)  # (N,) which frame
+    labels = _column(1, np.int64)  # (N,) index of the class
+    centers = _column(slice(2, 5))  # (N, 3) m
+    sizes = _column(slice(5, 8))  # (N, 3) m: width, length, height
+    yaws = _column(8)  # (N,) rad
+    velocities = _column(slice(9, 11))  # (N, 2) m/s; NaN where unknown
+    attributes = _column(11, np.int64)  # (N,) index of the attribute; -1 where there is none
+    scores = _column(12)  # (N,) in [0, 1]; 1 for annotations
+    num_points = _column(13, np.int64)  # (N,) LiDAR + radar points inside; -1 for detections
 
     @staticmethod
     def of_frame(boxes: Boxes) -> BoxColumns:
@@ -42,51 +57,6 @@ class BoxColumns:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def frames(self) -> np.ndarray:
-        """(N,) int, which frame."""
-        return self.rows[:, 0].astype(np.int64)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(N,) int, index of the class."""
-        return self.rows[:, 1].astype(np.int64)
-
-    @property
-    def centers(self) -> np.ndarray:
-        """(N, 3) m."""
-        return self.rows[:, 2:5]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(N, 3) m: width, length, height."""
-        return self.rows[:, 5:8]
-
-    @property
-    def yaws(self) -> np.ndarray:
-        """(N,) rad."""
-        return self.rows[:, 8]
-
-    @property
-    def velocities(self) -> np.ndarray:
-        """(N, 2) m/s; NaN where unknown."""
-        return self.rows[:, 9:11]
-
-    @property
-    def attributes(self) -> np.ndarray:
-        """(N,) int, index of the attribute; -1 where there is none."""
-        return self.rows[:, 11].astype(np.int64)
-
-    @property
-    def scores(self) -> np.ndarray:
-        """(N,) in [0, 1]; 1 for annotations."""
-        return self.rows[:, 12]
-
-    @property
-    def num_points(self) -> np.ndarray:
-        """(N,) int, LiDAR + radar points inside; -1 for detections."""
-        return self.rows[:, 13].astype(np.int64)
 
     def select(self, index: np.ndarray) -> BoxColumns:
         return BoxColumns(self.rows[index])

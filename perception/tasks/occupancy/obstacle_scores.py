@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -37,18 +37,6 @@ from perception.taxonomy import Taxonomy
 OBSTACLES = "obstacles.json"
 
 
-class WithObstacles(Protocol):
-    """State of a memory that follows obstacles."""
-
-    @property
-    def obstacles(self) -> Obstacles: ...
-
-    @property
-    def unexplained(self) -> np.ndarray:
-        """(2, classes) int, from `count_unexplained_voxels`."""
-        ...
-
-
 class ObstacleWriter:
     def __init__(self, file: FrameFile) -> None:
         self._file = file
@@ -60,8 +48,8 @@ class ObstacleWriter:
         with FrameFile.open(folder / OBSTACLES, "the obstacles", {"classes": taxonomy.class_names}, "frames") as file:
             yield cls(file)
 
-    def add(self, frame: Frame, result: object, state: WithObstacles) -> None:
-        """Append a frame."""
+    def add(self, frame: Frame, result: object, state: Any) -> None:
+        """Append a frame by the `obstacles` and `unexplained` voxels of an `OccupiedSpace`."""
         entry = {"obstacles": _to_rows(state.obstacles), "voxels": state.unexplained.tolist()}
         self._file.add(frame.token, entry)
 
