@@ -22,7 +22,7 @@ from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.occupancy import drive as gathering
 from perception.datasets.occupancy import returns as reading
-from perception.datasets.occupancy.drive import CrossedVoxels, ThinnedCloud, gather
+from perception.datasets.occupancy.drive import ThinnedCloud, gather
 from perception.datasets.occupancy.returns import NONE, UNKNOWN, Motion, Movable, Returns, motion_between, owners
 from perception.datasets.occupancy.writing import (
     annotate,
@@ -335,31 +335,6 @@ def test_boxes_of_one_keyframe_move_on_by_their_velocity() -> None:
     assert motion.start.instances.tolist() == motion.end.instances.tolist() == ["both", "", "new", "gone"]
     np.testing.assert_allclose(motion.start.centers[:, 0], [0, 20, 30, 9])  # unknown velocities are none
     np.testing.assert_allclose(motion.end.centers, [[1, 0, 0], [20, 0, 0], [30, 0, 0], [10.5, 1.5, 0]])
-
-
-def test_crossed_voxels_are_those_between_the_planes_that_a_ray_meets() -> None:
-    rng, cell = np.random.default_rng(1), 0.5
-    crossed, seen = CrossedVoxels(cell, (9.0, 9.0, 4.0)), set[tuple[int, ...]]()
-    for start in ([-211.0, 87, 3], [-210.3, 86.8, 3], [160.0, -290, 9]):  # two sweeps at one place, one at another
-        origins = np.array(start) + rng.uniform(-0.2, 0.2, (30, 3))
-        ends = origins + rng.uniform(-8, 8, (30, 3)) * [1, 1, 0.4]
-        crossed.add(origins, ends)
-        for origin, end in zip(origins, ends, strict=True):
-            seen |= between_planes(origin / cell, end / cell) - {tuple(np.floor(end / cell).astype(int).tolist())}
-        around = np.stack(np.meshgrid(*[np.arange(-20, 20)] * 3), -1).reshape(-1, 3)
-        near = np.floor(np.array(start) / cell).astype(int) + around
-        expected = np.array([tuple(each) in seen for each in near.tolist()])
-        assert expected.sum() > 200
-        np.testing.assert_array_equal(crossed.at((near + 0.5) * cell), expected)
-
-
-def between_planes(start: np.ndarray, end: np.ndarray) -> set[tuple[int, ...]]:
-    """The voxels of edge 1 on a ray, each by the middle of the part of the ray that is in it."""
-    planes = [np.arange(np.ceil(min(a, b)), max(a, b)) for a, b in zip(start, end, strict=True)]
-    meets = [(plane - a) / (b - a) for plane, a, b in zip(planes, start, end, strict=True)]
-    shares = np.sort(np.concatenate([[0, 1], *meets]))
-    middles = start + ((shares[1:] + shares[:-1]) / 2)[:, None] * (end - start)
-    return {tuple(each) for each in np.floor(middles).astype(int).tolist()}
 
 
 def test_thinned_cloud_keeps_one_point_a_cell_and_class_and_counts_all() -> None:

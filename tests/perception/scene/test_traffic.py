@@ -11,7 +11,7 @@ from vocabulary import CLASSES
 from perception.frame import Boxes
 from perception.tasks.detection import traffic
 from perception.tasks.detection.tracker import _TRACK
-from perception.tasks.detection.traffic import cover, drop_doubles, expected_velocity, gains, select_strongest
+from perception.tasks.detection.traffic import cover, drop_doubles, gains, select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
 
@@ -79,30 +79,6 @@ def test_the_gate_is_wider_for_a_track_of_one_detection_and_narrow_for_a_certain
     for shift, expected in ((-1e-6, True), (1e-6, False)):
         centers = np.column_stack([np.array(limits) + shift, np.zeros((3, 2))])
         assert gains(tracks, centers, 0.5, 0.3, 5.0)[1].diagonal().tolist() == [expected] * 3
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 8))
-@settings(max_examples=40, deadline=None)
-def test_the_velocity_of_traffic_is_a_weighted_mean(seed: int, n: int) -> None:
-    rng = np.random.default_rng(seed)
-    around = tracks_at(rng.uniform(-20, 20, (n, 2)), rng.choice([0.0, 0.1, np.pi, 1.5], n))
-    around["velocities"] = rng.normal(0, 10, (n, 2))
-    around["size"][rng.random(n) < 0.3] = [1.0, 1.2, 1.0]
-    new, speed = tracks_at(rng.uniform(-20, 20, (2, 2))), np.array([5.0, 6.0])
-    mean, variance = expected_velocity(new, around, speed)
-    for i in range(2):
-        total, velocity = traffic.FIRM, np.zeros(2)
-        for other in around:
-            x, y, _ = other["centers"] - new["centers"][i]
-            if other["size"][1] > 1.5 * other["size"][0] and abs(other["heading"][1]) > 0.9:
-                weight = 1 / (1 + (x / traffic.GAP) ** 2) / (1 + (y / traffic.LANE) ** 2) ** 2
-                total, velocity = total + weight, velocity + weight * other["velocities"]
-        assert mean[i] == pytest.approx(velocity / total)
-        assert variance[i] == pytest.approx(min(1, traffic.FIRM / total + traffic.SPREAD) * speed[i] ** 2)
-    pedestrian = tracks_at(new["centers"][:, :2], label=PEDESTRIAN)
-    mean, variance = expected_velocity(pedestrian, around, speed)
-    assert (mean == 0).all()
-    assert (variance == speed**2).all()
 
 
 def test_an_undetected_track_in_the_box_of_an_older_one_is_dropped() -> None:
