@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import torch
 from benchmark import KEYFRAMES, median_seconds
-from centerpoints import build  # imports mmdet3d
+from foreign_networks import build  # imports mmdet3d
 from mmdet3d.datasets import NuScenesDataset
 from ten_sweeps import SWEEPS, drive
 
@@ -67,7 +67,7 @@ def loader(quick: bool) -> dict[str, Any]:
 def _theirs(tables: NuScenesTables, tokens: list[str], root: Path) -> dict[str, Side]:
     """mmdet3d's pipeline with voxels and targets, with pictures as float32 and as bytes."""
     write(root / "infos.json", tables, tokens)
-    network = build().train()  # its numbers of voxels are those of training
+    network = build("circle").train()  # its numbers of voxels are those of training
     cameras = {name: f"samples/{name}" for name in tables.rig.sensors.cameras}
 
     def side(float32: bool) -> Side:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import centerpoints  # imports mmdet3d
+import foreign_networks as models  # imports mmdet3d
 import onnxruntime
 import torch
 from benchmark import KEYFRAMES, median_seconds
@@ -21,7 +21,6 @@ from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.mmdet3d.centerpoint import NAMES
-from perception.mmdet3d.importing import import_checkpoint
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.task import to_prediction
@@ -42,12 +41,11 @@ def mmdet3d(quick: bool) -> dict[str, Any]:
     tables = NuScenesTables(KEYFRAMES, "v1.0-mini")
     frames = [tables.frame(t, Reads("lidar", 9, cameras=False)) for t in tables.samples(selectors=[SCENES])]
     frames = frames[: 1 if quick else None]
-    theirs, points = centerpoints.build(), frames[-1].points
+    theirs, points = models.build("circle"), frames[-1].points
     assert points is not None
-    centerpoints.spread(theirs, points)
+    models.spread(theirs, points)
     with tempfile.TemporaryDirectory() as folder:
-        import_checkpoint(centerpoints.flat("circle"), centerpoints.save(theirs), Path(folder) / "run")
-        model, config = load_model(Path(folder) / "run")
+        model, config = load_model(models.imported(theirs, "circle", Path(folder)))
     spec = InputSpec.of(config)
     inputs = [prepare(frame, spec) for frame in frames]
     deployed = model.deployed(Conditions())
@@ -70,7 +68,7 @@ def mmdet3d(quick: bool) -> dict[str, Any]:
         return to_prediction(model.tasks, outputs)
 
     sides: dict[str, Callable[[Any], Any]] = {
-        "mmdet3d": lambda frame: centerpoints.predict(theirs, frame.points),
+        "mmdet3d": lambda frame: models.predict(theirs, frame.points),
         "torch": in_torch,
         "fp32": exported("fp32"),
         "int8": exported("int8"),
@@ -97,9 +95,10 @@ def _difference(theirs: Any, model: Any, frame: Any, spec: InputSpec) -> float:
     """The largest difference between the maps of the heads."""
     ours = model({name: torch.from_numpy(array) for name, array in prepare(frame, spec).items()})
     largest = 0.0
-    for i, task in enumerate(centerpoints.raw(theirs, frame.points)):
+    maps = models.maps_of(theirs, frame.points)
+    for i in range(6):
         for name, other in NAMES.items():
-            wanted = task[other][:, [1, 0, 2]] if name == "size" else task[other]
+            wanted = maps[f"{i}.{other}"][:, [1, 0, 2]] if name == "size" else maps[f"{i}.{other}"]
             largest = max(largest, float((ours[f"detection/group{i}_{name}"] - wanted).abs().max()))
     return largest
 

@@ -1,7 +1,6 @@
 """A CenterPoint of mmdet3d as a frozen base: a module trains on it with mmdet3d's own losses and data pipeline."""
 
-import shutil
-from collections.abc import Iterator
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,9 @@ import pytest
 import torch
 import yaml
 from mmdet3d.registry import MODELS
-from mmdet3d_drives import FOLDERS, LOADING
 from mmengine.config import Config
-from repository import ROOT
 from torch import Tensor
 from typer.testing import CliRunner
-from vocabulary import CLASSES
 
 from deploy.cli import app
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -22,7 +18,6 @@ from perception.errors import InputError
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.foreign import ForeignTrunk, fit, load_foreign, read_config, training_set
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig, foreign_config
-from perception.mmdet3d.importing import import_checkpoint
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.route import Route
@@ -43,13 +38,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ForeignBackbone:
     model.pts_bbox_head.bbox_coder.update(voxel_size=cell[:2], score_threshold=0.0)
     model.train_cfg.pts.update(grid_size=[128, 128, 1], voxel_size=cell)
     model.test_cfg.pts.update(voxel_size=cell[:2], score_threshold=0.0, post_max_size=20)
-    file = folder / "centerpoint.py"
-    config.dump(file)
+    file, checkpoint = folder / "centerpoint.py", folder / "centerpoint.pth"
     torch.manual_seed(0)
-    detector = MODELS.build(Config.fromfile(file).model)
+    detector = MODELS.build(copy.deepcopy(model))
     detector.init_weights()
-    checkpoint = folder / "centerpoint.pth"
     torch.save({"meta": {"epoch": 20}, "state_dict": detector.state_dict()}, checkpoint)
+    # Not fetched: the checkpoint has all.
+    model.pts_backbone.init_cfg = {
+        "type": "Pretrained",
+        "checkpoint": "absent.pth",
+    }
+    config.dump(file)
     return ForeignBackbone(kind="mmdet3d", config=str(file), checkpoint=str(checkpoint))
 
 
@@ -141,6 +140,10 @@ def test_what_is_not_there_is_refused(base: ForeignBackbone, tmp_path: Path):
     partial = base.model_copy(update={"checkpoint": str(tmp_path / "part.pth")})
     with pytest.raises(InputError, match=rf"1 keys are missing \({key}\), 0 unexpected"):
         load_foreign(ForeignConfig(name="c", backbone=partial))
+    file = tmp_path / "bevfusion.py"  # whose classes are in mmdet3d's repository, not in its package
+    file.write_text("custom_imports = dict(imports=['projects.BEVFusion.bevfusion'])\nmodel = dict(type='BEVFusion')\n")
+    with pytest.raises(InputError, match=r"No module named 'projects'\).*on PYTHONPATH, with its operators compiled"):
+        load_foreign(ForeignConfig(name="f", backbone=ForeignBackbone(kind="mmdet3d", config=str(file))))
 
 
 def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(mini_root, tmp_path_factory):
@@ -152,123 +155,7 @@ def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(mini
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
             fit(trunk, "rain", frames, config, 1, 1e-2)
-
-
-SPARSE = {"type": "SparseEncoder", "in_channels": 5, "sparse_shape": [41, 128, 128], "output_channels": 128}
-SCATTER = {"type": "PointPillarsScatter", "in_channels": 5, "output_shape": [128, 128]}
-
-
-def fusion_config(folder: Path, middle: dict[str, Any], cells: int, channels: int) -> Path:
-    """A small BEVFusion, written as in mmdet3d's repository; its middle encoder gives `channels` on cells x cells."""
-    area, attention = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0], {"embed_dims": 32, "num_heads": 2}
-    voxels = {"voxel_size": [0.8, 0.8, 0.2 if middle is SPARSE else 8], "max_voxels": [5000, 5000]}
-    both, views = {"use_lidar": True, "use_camera": True}, {"type": "DepthLSSTransform", "size": [cells, cells]}
-    model = {
-        "type": "BEVFusion",
-        "data_preprocessor": {
-            "type": "Det3DDataPreprocessor", "bgr_to_rgb": False, "pad_size_divisor": 32,
-            "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
-            "voxelize_cfg": {**voxels, "max_num_points": 10, "point_cloud_range": area, "voxelize_reduce": True},
-        },
-        "img_backbone": {
-            "type": "mmdet.SwinTransformer", "embed_dims": 12, "depths": [1, 1], "num_heads": [2, 2], "strides": [4, 2],
-            "out_indices": [1], "convert_weights": True,
-            "init_cfg": {"type": "Pretrained", "checkpoint": str(folder / "fetched.pth")},
-        },
-        "img_neck": {"type": "mmdet.FPN", "in_channels": [24], "out_channels": 16, "num_outs": 1},
-        "vtransform": {**views, "in_channels": 16, "out_channels": 8},
-        "pts_voxel_encoder": {"type": "HardSimpleVFE", "num_features": 5},
-        "pts_middle_encoder": middle,
-        "fusion_layer": {"type": "ConvFuser", "in_channels": [8, channels], "out_channels": 16},
-        "pts_backbone": {
-            "type": "SECOND", "in_channels": 16, "out_channels": [16, 32], "layer_nums": [1, 1],
-            "layer_strides": [2, 2],
-        },
-        "pts_neck": {
-            "type": "SECONDFPN", "in_channels": [16, 32], "out_channels": [16, 16], "upsample_strides": [0.5, 1],
-            "use_conv_for_no_stride": True,
-        },
-        "bbox_head": {
-            "type": "TransFusionHead", "in_channels": 32, "hidden_channel": 32, "num_classes": 10,
-            "decoder_layer": {
-                "self_attn_cfg": attention, "cross_attn_cfg": attention,
-                "ffn_cfg": {"embed_dims": 32, "feedforward_channels": 32},
-            },
-        },
-    }  # fmt: skip
-    pipeline = [*LOADING, {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True}]
-    pipeline.append({"type": "Pack3DDetInputs", "keys": ["points", "img", "gt_bboxes_3d", "gt_labels_3d"]})
-    frames = {"type": "NuScenesDataset", "data_prefix": FOLDERS, "modality": both, "pipeline": pipeline}
-    frames["metainfo"] = {"classes": CLASSES}
-    file = folder / "bevfusion.py"
-    file.write_text(
-        "_base_ = ['mmdet3d::_base_/default_runtime.py']\n"
-        "custom_imports = dict(imports=['projects.BEVFusion.bevfusion'], allow_failed_imports=False)\n"
-        f"model = {model!r}\n"
-        f"train_dataloader = dict(dataset=dict(type='CBGSDataset', dataset={frames!r}))\n"
-        f"test_pipeline = {LOADING!r}\n"
-    )
-    return file
-
-
-@pytest.fixture(scope="module")
-def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder that a clone of mmdet3d's repository would be."""
-    clone = tmp_path_factory.mktemp("clone")
-    package = clone / "projects" / "BEVFusion" / "bevfusion"
-    package.mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "support" / "fusion_project.py", package / "__init__.py")
-    return clone
-
-
-def on_disk(config: Path) -> ForeignConfig:
-    """With a checkpoint of random weights."""
-    content, checkpoint = Config.fromfile(config).model, config.with_suffix(".pth")
-    content.img_backbone.init_cfg = None
-    torch.manual_seed(0)
-    torch.save({"state_dict": MODELS.build(content).state_dict()}, checkpoint)
-    backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(checkpoint))
-    return ForeignConfig(name="f", backbone=backbone, batch=2)
-
-
-def test_a_module_trains_on_bevfusion_and_its_sparse_convolutions_are_told(
-    projects: Path,
-    mini_root: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    """With the project in reach; before it is, a line says what is to be done."""
-    sparse = fusion_config(tmp_path, SPARSE, 16, 256)
-    missing = ForeignConfig(name="f", backbone=ForeignBackbone(kind="mmdet3d", config=str(sparse)))
-    with pytest.raises(InputError, match=r"No module named 'projects'\).*on PYTHONPATH, with its operators compiled"):
-        load_foreign(missing)
-    flat = tmp_path / "flat.py"
-    flat.write_text(sparse.read_text().split("\n", 1)[1])
-    with pytest.raises(InputError, match=r"BEVFusion with SparseEncoder has no counterpart.*without a plugin"):
-        import_checkpoint(flat, tmp_path / "absent.pth", tmp_path / "run")
-    monkeypatch.syspath_prepend(projects)
-    with pytest.raises(InputError, match=r"cannot build the model .*fetched\.pth"):
-        load_foreign(missing)
-
-    config = on_disk(sparse)
-    trunk = load_foreign(config)  # nothing is fetched: the checkpoint has all
-    assert {"img_backbone.stages.0.blocks.0.attn.w_msa.qkv", "fusion_layer.0"} <= trunk.bank.slots.keys()
-    assert "pts_middle_encoder.conv_input.0" not in trunk.bank.slots
-    trunk.bank.add(LowRank.Options(name="rain", slots=("pts_backbone.*",), rank=2))
-    frames = training_frames(trunk, mini_root, tmp_path_factory)
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
-            fit(trunk, "rain", frames, config, 1, 1e-2)
-    file = tmp_path / "bevfusion.yaml"
+    file = tmp_path_factory.mktemp("voxels") / "centerpoint.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     with pytest.raises(InputError, match=r"does not export \(sparse convolutions would need a plugin\)"):
-        CliRunner().invoke(app, ["export", str(file), "--out", str(tmp_path / "b")], catch_exceptions=False)
-
-    config = on_disk(fusion_config(tmp_path, SCATTER, 128, 5))
-    trunk = load_foreign(config)
-    trunk.bank.add(LowRank.Options(name="rain", slots=("img_backbone.*", "pts_backbone.*", "bbox_head.*"), rank=2))
-    fingerprint = trunk.bank.base_hash()
-    losses = fit(trunk, "rain", training_frames(trunk, mini_root, tmp_path_factory), config, 4, 1e-2)
-    assert losses[-1] < losses[0]
-    assert trunk.bank.base_hash() == fingerprint
+        CliRunner().invoke(app, ["export", str(file), "--out", str(file.parent / "b")], catch_exceptions=False)

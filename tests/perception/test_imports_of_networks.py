@@ -14,9 +14,8 @@ import torch
 from commands import one_line_error, refuses, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
-from infos import MMDET3D_CLASSES
 from made_up import keyframe
-from mmdet3d_networks import TASKS, files, outputs, points
+from mmdet3d_networks import TASKS, files, outputs, points, require_boxes, require_maps
 from vocabulary import ATTRIBUTES, CLASSES
 
 from perception.checkpoint import load_model
@@ -24,10 +23,8 @@ from perception.config import Config
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.grid import BevGrid
-from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.checkpoint import read_config
 from perception.mmdet3d.importing import import_checkpoint
-from perception.mmdet3d.pillarnest import HEAD_NAMES
 from perception.mmdet3d.second import sweep_step
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare
@@ -73,19 +70,13 @@ FLAT = "is more than a name and its value: a configuration is read, not run; wri
 MODEL = "model = dict(type='A')\n"
 NOT_FLAT = [
     ("open(MARK, 'w').close()\n", "config.py:2: \"open('/"),
-    ("import pathlib\n", f"config.py:2: 'import pathlib' {FLAT}"),
     ("x = f\"{open(MARK, 'w')}\"\n", FLAT),
     ("x = dict(**{'a': 1})\n", FLAT),
-    ("x = dict([('a', 1)])\n", FLAT),
     ("def f():\n    open(MARK, 'w')\nx = f()\n", f"config.py:2: 'def f():' {FLAT}"),
     ("x = dict(a=(lambda: open(MARK, 'w'))())\n", FLAT),
     ("y = 1\nx = y\n", f"config.py:3: 'x = y' {FLAT}"),
-    ("x = dict(a={[]: 1})\n", FLAT),
-    ("x = " + "[" * 90 + "]" * 90 + "\nx = y = 1\n", f"'x = y = 1' {FLAT}"),
     ("_base_ = ['../_base_/models/a.py']\n", "config.py').dump('flat.py')"),
-    ("x = " + "-" * 3000 + "1\n", "config.py"),
     ("x = " + "(" * 10**4, "config.py: not a Python file (SyntaxError)"),
-    ("\0", "config.py: not a Python file ("),
     ("model = 1\n", "config.py: no `model` here"),
 ]
 
@@ -123,27 +114,6 @@ def runs(sources: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return folders
 
 
-def maps_of(network: str) -> dict[str, np.ndarray]:
-    """mmdet3d's, under our names, with our order of classes and sizes and our headings."""
-    stored = outputs(network)
-    if network in ("centerpoint", "pillarnest"):
-        names = HEAD_NAMES if network == "pillarnest" else NAMES
-        found = {f"group{i}_{mine}": stored[f"{i}.{name}"] for i in range(6) for mine, name in names.items()}
-        orders = {"heading": [1, 0]} if network == "pillarnest" else {"size": [1, 0, 2]}
-        for name in found:
-            if order := orders.get(name.split("_")[1]):
-                found[name] = found[name][order] * (-1 if network == "pillarnest" else 1)
-        return found
-    classes = [MMDET3D_CLASSES.index(name) for name in CLASSES]
-    orders = {"classes": classes, "boxes": [0, 1, 2, 4, 3, 5, 6, 7, 8], "directions": [0, 1]}
-    found = {name: stored[name] for name in stored if name.split(".")[0] in orders and "." in name}
-    return {
-        name: values.reshape(4, len(order), *values.shape[1:])[:, order].reshape(values.shape)
-        for name, values in found.items()
-        for order in [orders[name.split(".")[0]]]
-    }
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("network", NETWORKS)
 def test_maps_are_those_of_mmdet3d(runs: dict[str, Path], network: str) -> None:
@@ -156,12 +126,11 @@ def test_maps_are_those_of_mmdet3d(runs: dict[str, Path], network: str) -> None:
         assert sum(p.numel() for p in ours.parameters()) == sum(map(math.prod, trained))
     if network == "fpn":
         assert {"trunk.stage2.0", "trunk.lateral1", "trunk.smooth0.norm"} <= ours.bank.slots.keys()
-    found, expected = part_of("detection", ours(inputs_of(config))), maps_of(network)
-    assert len(expected) == maps
-    for name, wanted in expected.items():
-        assert wanted.std() > 0.05
-        step = found[name].shape[-1] // wanted.shape[-1]  # large maps are stored in part
-        np.testing.assert_allclose(found[name][0, :, ::step, ::step], wanted, atol=1e-5, rtol=1e-5)
+    inputs = inputs_of(config)
+    assert (inputs["pillar_counts"] > 0).sum() == 700  # there were more
+    found = part_of("detection", ours(inputs))
+    assert len(found) == maps
+    require_maps(found, outputs(network), tolerance=1e-5)
 
 
 def inputs_of(config: Config) -> dict[str, torch.Tensor]:
@@ -171,19 +140,8 @@ def inputs_of(config: Config) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("network", ["centerpoint", "fpn", "secfpn"])
 def test_boxes_are_those_of_mmdet3d(runs: dict[str, Path], network: str) -> None:
     """After NMS, one to one."""
-    found, expected = TorchPredictor.load(runs[network])(FRAME).results["detection"], outputs(network)
-    assert len(found) == len(expected["scores"]) > 20
-    apart = np.abs(found.centers[:, None] - expected["boxes"][:, :3]).max(axis=2)
-    apart += np.abs(found.scores[:, None] - expected["scores"]) + (found.labels[:, None] != expected["labels"])
-    partner = apart.argmin(axis=1)
-    assert len({*partner.tolist()}) == len(found)
-    boxes = expected["boxes"][partner]
-    np.testing.assert_array_equal(found.labels, expected["labels"][partner])
-    np.testing.assert_allclose(found.scores, expected["scores"][partner], atol=1e-5)
-    np.testing.assert_allclose(found.centers, boxes[:, :3], atol=1e-4)
-    np.testing.assert_allclose(found.sizes, boxes[:, 3:6], rtol=1e-4)
-    np.testing.assert_allclose(np.exp(1j * found.yaws), np.exp(1j * boxes[:, 6]), atol=1e-4)
-    np.testing.assert_allclose(found.velocities[:, :2], boxes[:, 7:9], atol=1e-4)
+    found = TorchPredictor.load(runs[network])(FRAME).results["detection"]
+    require_boxes(found, outputs(network), tolerance=1e-4)
 
 
 @torch.no_grad()
@@ -284,34 +242,22 @@ def test_a_checkpoint_that_is_no_plain_data_is_refused_and_executes_nothing(sour
 REFUSED = {
     "centerpoint": [
         ("legacy=False", "legacy=True", "model.pts_voxel_encoder: no counterpart here: legacy is True, ours has False"),
-        ("legacy=False,", "", "model.pts_voxel_encoder: no counterpart here: legacy is True, ours has False"),
-        ("'SeparateHead'", "'DCNSeparateHead'", "separate_head: no counterpart here: type is 'DCNSeparateHead'"),
         ("'truck', 'construction_vehicle'", "'bus', 'construction_vehicle'", "the classes of its tasks must be, in"),
         ("'PointPillarsScatter'", "'SparseEncoder'", "`backbone: {kind: mmdet3d, ...}`), and its sparse conv"),
         ("type='CenterPoint'", "type='BEVFusion'", "`backbone: {kind: mmdet3d, ...}`), and its sparse conv"),
-        ("type='CenterPoint'", "type='VoteNet'", "VoteNet is none of CenterPoint"),
         ("voxel_size=[0.4, 0.4, 8]", "voxel_size=[0.4, 0.4, 0.2]", "are no pillars on square cells"),
         ("upsample_strides=[0.5, 1, 2]", "upsample_strides=[1, 1, 2]", "its stages must come out with the same"),
-        ("norm_bbox=True", "norm_bbox=False", "norm_bbox is False"),
-        ("max_num=40,", "", "model.pts_bbox_head.bbox_coder.max_num is missing"),
     ],
     "fpn": [
-        ("in_channels=4", "in_channels=5", "no counterpart here: in_channels is 5, ours has 4"),
         ("test_mode=True", "use_dim=[0, 1, 3, 4]", "points have the columns [0, 1, 3, 4] of x, y, z, intensity, dt"),
         ("use_rotate_nms=True", "use_rotate_nms=False", "model.test_cfg.pts: no counterpart here: use_rotate_nms is"),
-        ("AlignedAnchor3DRangeGenerator", "Anchor3DRangeGenerator", "no counterpart here: type is 'Anchor3DRange"),
-        ("code_size=9", "code_size=7", "bbox_coder: no counterpart here: code_size is 7, ours has 9"),
-        ("num_outs=3", "num_outs=4", "pts_neck: no counterpart here: num_outs is 4, ours has 3"),
         ("'trailer', ", "'tram', ", "`class_names` must be, in any order, car, truck"),
         ("nms_pre=100", "nms_pre=2000", "candidates of all maps together must be fewer than 3840"),
         ("type='MVXFasterRCNN',", "type='MVXFasterRCNN', img_backbone=dict(type='ResNet'),", "img_backbone is"),
-        ("LoadPointsFromMultiSweeps", "LoadPointsFromFile", "has no LoadPointsFromMultiSweeps"),
     ],
     "pillarnest": [
         ("arch=dict(depths=[2, 1, 1, 2, 1], channels=[48, 12, 16, 16, 20])", "arch='huge'", "arch is 'huge', known"),
         ("out_indices=[2, 3, 4]", "out_indices=[1, 3, 4]", "out_indices are [1, 3, 4], ours joins the last stages"),
-        ("gap_before_final_norm=False", "gap_before_final_norm=True", "gap_before_final_norm is True, ours has False"),
-        ("feat_channels=[8]", "feat_channels=[8, 8]", "2 layers, ours has one"),
         (", iou=(1, 2)", "", "common_heads is"),
     ],
 }  # fmt: skip

@@ -14,23 +14,16 @@ from typing import Any
 import mmdet3d_networks
 import numpy as np
 import torch
-from infos import MMDET3D_CLASSES
+from foreign_networks import CONFIGS, boxes_of, maps_of
+from mmdet3d.models import CenterHead, PillarFeatureNet
+from mmdet3d.models.layers import circle_nms
+from mmdet3d.models.task_modules import DeltaXYZWLHRBBoxCoder
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
 from safetensors.torch import load_file
 from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
-from vocabulary import CLASSES
-
-from perception.mmdet3d.install import import_mmdet3d
-
-import_mmdet3d()
-
-from mmdet3d.models import CenterHead, PillarFeatureNet  # noqa: E402
-from mmdet3d.models.layers import circle_nms  # noqa: E402
-from mmdet3d.models.task_modules import DeltaXYZWLHRBBoxCoder  # noqa: E402
-from mmdet3d.registry import MODELS  # noqa: E402
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes  # noqa: E402
-from mmengine.config import Config  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 RENAMED = {"conv_dw": "depthwise_conv", "mlp.fc1": "pointwise_conv1", "mlp.fc2": "pointwise_conv2"}  # timm's
@@ -108,42 +101,22 @@ def named(name: str) -> str:
 @torch.no_grad()
 def of_network(network: str) -> Arrays:
     model, points = build(network), mmdet3d_networks.points()
-    columns = [0, 1, 2, 3, 4] if network in ("centerpoint", "pillarnest") else [0, 1, 2, 4]
-    sample = Det3DDataSample(metainfo={"box_type_3d": LiDARInstance3DBoxes})
-    data = {"inputs": {"points": [torch.from_numpy(points[:, columns])]}, "data_samples": [sample]}
-    inputs = model.data_preprocessor(data, False)["inputs"]
-    assert len(inputs["voxels"]["voxels"]) == 700  # there were more
-    raw = model.pts_bbox_head(model.extract_feat(inputs, [sample.metainfo])[1])
-    if network in ("fpn", "secfpn"):
-        maps = {f"{name}.{i}": level for name, levels in zip(("classes", "boxes", "directions"), raw, strict=True)
-                for i, level in enumerate(levels)}  # fmt: skip
-    else:
-        maps = {f"{i}.{name}": each for i, (task,) in enumerate(raw) for name, each in task.items()}
-    found = model.predict(inputs, [sample])[0].pred_instances_3d
-    names = CLASSES if network in ("centerpoint", "pillarnest") else MMDET3D_CLASSES
-    arrays = {
-        "shapes": np.array(json.dumps({named(name): list(each.shape) for name, each in model.state_dict().items()})),
-        **{name: each[0, :, :: max(1, each.shape[2] // 16), :: max(1, each.shape[3] // 16)].numpy()
-           for name, each in maps.items()},
-    }  # fmt: skip
-    if network == "pillarnest":
-        return arrays | before_suppression(model.pts_bbox_head, [task for (task,) in raw])
-    boxes = found.bboxes_3d
-    return arrays | {
-        "boxes": torch.cat([boxes.gravity_center, boxes.tensor[:, [4, 3, 5, 6, 7, 8]]], dim=1).numpy(),
-        "scores": found.scores_3d.numpy(),
-        "labels": np.array([CLASSES.index(names[label]) for label in found.labels_3d]),
-    }
+    maps, shapes = maps_of(model, points), {named(name): [*each.shape] for name, each in model.state_dict().items()}
+    found = before_suppression(model.pts_bbox_head, maps) if network == "pillarnest" else boxes_of(model, points)
+    stored = {name: each[0, :, :: max(1, each.shape[2] // 16), :: max(1, each.shape[3] // 16)].numpy()
+              for name, each in maps.items()}  # fmt: skip
+    return {"shapes": np.array(json.dumps(shapes)), **stored, **found}
 
 
-def before_suppression(head: Any, tasks: list[dict[str, Tensor]]) -> Arrays:
+def before_suppression(head: Any, raw: dict[str, Tensor]) -> Arrays:
     """PillarNeSt's boxes of all tasks, best first, with scores weighted by the predicted IoU.
 
     Its boxes are those of mmdet3d before 1.0: width before length, and an angle of -r - pi/2.
     """
     head.bbox_coder.post_center_range = [-1e3] * 3 + [1e3] * 3
     found: dict[str, list[np.ndarray]] = {"boxes": [], "scores": [], "labels": []}
-    for i, task in enumerate(tasks):
+    for i in range(len(mmdet3d_networks.TASKS)):
+        task = {key.split(".")[1]: each for key, each in raw.items() if key.startswith(f"{i}.")}
         sine, cosine = task["rot"][:, :1], task["rot"][:, 1:]
         maps = [task["heatmap"].sigmoid(), sine, cosine, task["height"], task["dim"].exp()]
         iou = task["iou"].sigmoid().expand(-1, 2, -1, -1)  # in place of the velocity
@@ -168,36 +141,17 @@ ANCHORS = {  # of SECOND: at rotation 0 a box has its length along y and faces -
     "ranges": [[*LOW[:2], bottom, *HIGH[:2], bottom] for bottom in (-1.78, -1.465, -1.465)],
     "rotations": [0, np.pi / 2],
 }
-SHORT = {"eps": 1e-3, "momentum": 0.01}
 
 
 def build_kitti(weights: dict[str, Tensor]) -> Any:
-    low, high = LOW.tolist(), HIGH.tolist()
-    voxels = {"voxel_size": [0.16, 0.16, 4], "point_cloud_range": [*low, *high]}
-    widths, ups = [32, 32, 64], {"upsample_strides": [1, 2, 4], "out_channels": [64, 64, 64]}
-    norm = {"type": "BN", **SHORT}
-    model = MODELS.build({
-        "type": "VoxelNet",
-        "data_preprocessor": {
-            "type": "Det3DDataPreprocessor", "voxel": True,
-            "voxel_layer": {"max_num_points": 100, "max_voxels": (16000, 16000), **voxels},
-        },
-        "voxel_encoder": {
-            "type": "PillarFeatureNet", "in_channels": 4, "feat_channels": [64], "with_cluster_center": False,
-            "with_voxel_center": False, "norm_cfg": {"type": "BN1d", **SHORT}, **voxels,
-        },
-        "middle_encoder": {"type": "PointPillarsScatter", "in_channels": 64, "output_shape": [496, 432]},
-        "backbone": {
-            "type": "SECOND", "in_channels": 64, "layer_nums": [3, 5, 5], "out_channels": widths, "norm_cfg": norm,
-        },
-        "neck": {"type": "SECONDFPN", "in_channels": widths, "norm_cfg": norm, **ups},
-        "bbox_head": {
-            "type": "Anchor3DHead", "num_classes": 3, "in_channels": 192, "feat_channels": 192,
-            "use_direction_classifier": True,
-            "anchor_generator": {"type": "AlignedAnchor3DRangeGenerator", "reshape_out": True, **ANCHORS},
-            "bbox_coder": {"type": "DeltaXYZWLHRBBoxCoder"},
-        },
-    }).eval()  # fmt: skip
+    config = Config.fromfile(CONFIGS / "pointpillars" / "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py").model
+    config.data_preprocessor.voxel_layer.update(max_num_points=100, max_voxels=(16000, 16000))
+    config.voxel_encoder.update(with_cluster_center=False, with_voxel_center=False)
+    config.backbone.out_channels = config.neck.in_channels = [32, 32, 64]
+    config.neck.out_channels = [64, 64, 64]
+    config.bbox_head.update(in_channels=192, feat_channels=192)
+    config.bbox_head.anchor_generator.update(ANCHORS, reshape_out=True)
+    model = MODELS.build(config).eval()
     heads = {"cls": "conv_cls", "box": "conv_reg", "dir_cls": "conv_dir_cls"}
     places = {"pillar": ("voxel_encoder.pfn_layers.0.linear", "voxel_encoder.pfn_layers.0.norm")}
     for i, count in enumerate((4, 6, 6)):
@@ -205,7 +159,7 @@ def build_kitti(weights: dict[str, Tensor]) -> Any:
             places[f"blocks.{i}.{j}"] = (f"backbone.blocks.{i}.{3 * j}", f"backbone.blocks.{i}.{3 * j + 1}")
         places[f"deblocks.{i}"] = (f"neck.deblocks.{i}.0", f"neck.deblocks.{i}.1")
     places |= {f"heads.{name}": (f"bbox_head.{theirs}",) * 2 for name, theirs in heads.items()}
-    state = {name: torch.full_like(each, 1 - SHORT["eps"]) if name.endswith("running_var") else each
+    state = {name: torch.full_like(each, 1 - 1e-3) if name.endswith("running_var") else each
              for name, each in model.state_dict().items()}  # fmt: skip
     for name, (layer, norm_or_layer) in places.items():
         state |= {f"{layer}.weight": weights[f"{name}.weight"], f"{norm_or_layer}.bias": weights[f"{name}.bias"]}

@@ -7,7 +7,9 @@ mmdet3d, and tests/mmdet3d compares the files with what it computes.
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from vocabulary import CLASSES, taxonomy_of
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.pandaset import PandaSet
-from perception.frame import Frame
+from perception.frame import Boxes, Frame
+from perception.mmdet3d.centerpoint import NAMES
+from perception.mmdet3d.pillarnest import HEAD_NAMES
 
 OUTPUTS = ROOT / "tests" / "support" / "mmdet3d_outputs"
 TASKS = (CLASSES[0:1], CLASSES[1:3], CLASSES[3:5], CLASSES[5:6], CLASSES[6:8], CLASSES[8:10])
@@ -167,6 +171,46 @@ def outputs(network: str) -> dict[str, np.ndarray]:
     large; and `shapes` of its weights, as JSON."""
     with np.load(OUTPUTS / f"{network}.npz") as file:
         return dict(file)
+
+
+def require_maps(found: Mapping[str, torch.Tensor], theirs: Mapping[str, Any], tolerance: float) -> None:
+    """Require mmdet3d's maps, under our names, with our order of classes and sizes and our headings."""
+    expected: dict[str, Any] = {}
+    if "classes.0" in theirs:
+        classes = [MMDET3D_CLASSES.index(name) for name in CLASSES]
+        orders = {"classes": classes, "boxes": [0, 1, 2, 4, 3, 5, 6, 7, 8], "directions": [0, 1]}
+        for (name, order), i in product(orders.items(), range(3)):
+            if (values := theirs.get(f"{name}.{i}")) is not None:
+                expected[f"{name}.{i}"] = np.asarray(values).reshape(-1, len(order), *values.shape[-2:])[:, order]
+    else:
+        with_iou = "0.iou" in theirs  # PillarNeSt's sizes and headings are those of mmdet3d before 1.0
+        for i, (name, other) in product(range(len(TASKS)), (HEAD_NAMES if with_iou else NAMES).items()):
+            order = {"heading": [1, 0]} if with_iou else {"size": [1, 0, 2]}
+            values = np.asarray(theirs[f"{i}.{other}"]).reshape(-1, *theirs[f"{i}.{other}"].shape[-2:])
+            turned = values[order[name]] * (-1 if with_iou else 1) if name in order else values
+            expected[f"group{i}_{name}"] = turned
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert wanted.std() > 0.05  # the map says something
+        step = found[name].shape[-1] // wanted.shape[-1]  # large maps are stored in part
+        mine = found[name][0, :, ::step, ::step].reshape(wanted.shape)
+        np.testing.assert_allclose(mine, wanted, atol=tolerance, rtol=tolerance, err_msg=name)
+
+
+def require_boxes(found: Boxes, expected: Mapping[str, np.ndarray], tolerance: float) -> None:
+    """Require mmdet3d's boxes after NMS, one to one, in any order."""
+    assert len(found) == len(expected["scores"]) > 20
+    apart = np.abs(found.centers[:, None] - expected["boxes"][:, :3]).max(axis=2)
+    apart += np.abs(found.scores[:, None] - expected["scores"]) + (found.labels[:, None] != expected["labels"])
+    partner = apart.argmin(axis=1)
+    assert len({*partner.tolist()}) == len(found)
+    boxes = expected["boxes"][partner]
+    np.testing.assert_array_equal(found.labels, expected["labels"][partner])
+    np.testing.assert_allclose(found.scores, expected["scores"][partner], atol=tolerance)
+    np.testing.assert_allclose(found.centers, boxes[:, :3], atol=tolerance)
+    np.testing.assert_allclose(found.sizes, boxes[:, 3:6], rtol=tolerance)
+    np.testing.assert_allclose(np.exp(1j * found.yaws), np.exp(1j * boxes[:, 6]), atol=tolerance)
+    np.testing.assert_allclose(found.velocities[:, :2], boxes[:, 7:9], atol=tolerance)
 
 
 def files(folder: Path, network: str) -> tuple[Path, Path]:
