@@ -34,19 +34,12 @@ from perception.tasks.task import FrameWriter
 
 
 class Breakdown(NamedTuple):
-    """Scores besides those of the whole split.
+    """Scores besides those of the whole split."""
 
-    Attributes:
-        by: axes to slice by, see `slices.AXES`.
-        corruptions: see `robustness.CORRUPTIONS`; `all` for those of the model's sensors.
-        left_out: also write `left_out.json`, by which evaluations are compared.
-        report: also write `report.html`.
-    """
-
-    by: Sequence[str] = ()
-    corruptions: Sequence[str] = ()
-    left_out: bool = False
-    report: bool = False
+    by: Sequence[str] = ()  # axes to slice by, see `slices.AXES`
+    corruptions: Sequence[str] = ()  # see `robustness.CORRUPTIONS`; `all` for those of the model's sensors
+    left_out: bool = False  # also write `left_out.json`, by which evaluations are compared
+    report: bool = False  # also write `report.html`
 
 
 def evaluate(

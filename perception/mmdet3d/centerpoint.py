@@ -12,12 +12,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from perception.config import Config, Lidar, Model, Trunk
+from perception.config import Config, Lidar, Trunk
 from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.install import CLASSES
 from perception.mmdet3d.second import (
     POINT_WEIGHTS,
-    grid_config,
+    detector_config,
     lidar_config,
     transpose_unit_stride_deblocks,
     trunk_config,
@@ -98,8 +98,7 @@ def pillar_detector(
     if lidar.hidden:
         encoder = config.part("model").part("pts_voxel_encoder")
         raise encoder.unsupported_error(f"{len(lidar.hidden) + 1} layers, ours has one")
-    model = Model(lidar=lidar, fusion=False, fused_channels=lidar.channels, trunk=trunk)
-    return Config(name=config.path.stem, grid=grid_config(voxels), model=model, tasks={"detection": head})
+    return detector_config(config, voxels, lidar, trunk, head)
 
 
 def head_config(model: ConfigSection, kind: str, names: Mapping[str, str]) -> DetectionHead:

@@ -62,6 +62,11 @@ class ConfigSection:
                 f"{key} is {given!r}, ours has {' or '.join(repr(each) for each in supported)}"
             )
 
+    def require_all(self, settings: Mapping[str, tuple[Any, Any]]) -> None:
+        """`require` each setting: its supported value, and mmdet3d's default."""
+        for key, (supported, default) in settings.items():
+            self.require(key, supported, default=default)
+
     def unsupported_error(self, reason: str) -> InputError:
         return InputError(f"{self.path}: {self.name}: no counterpart here: {reason}")
 

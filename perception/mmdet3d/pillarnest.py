@@ -79,8 +79,7 @@ def configuration(config: ConfigSection) -> Config:
 
 
 def _trunk_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
-    for key, (supported, default) in _SETTINGS.items():
-        backbone.require(key, supported, default=default)
+    backbone.require_all(_SETTINGS)
     blocks, channels = _architecture(backbone)
     joined, strides = list(backbone["out_indices"]), (1, *(2,) * (len(blocks) - 1))
     if joined != list(range(joined[0], len(blocks))):

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perception.config import Config, Lidar, Model, Trunk
+from perception.config import Config, Lidar, Trunk
 from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
 from perception.mmdet3d.install import CLASSES
 from perception.mmdet3d.second import (
     POINT_WEIGHTS,
-    grid_config,
+    detector_config,
     lidar_config,
     sweep_step,
     transpose_unit_stride_deblocks,
@@ -55,17 +55,8 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     backbone, neck = model.part("pts_backbone"), model.part("pts_neck")
     voxels = voxelisation_of(model)
     encoder = lidar_config(config, voxels, "HardVFE", ENCODER_SETTINGS)
-    converted = Config(
-        name=config.path.stem,
-        grid=grid_config(voxels),
-        model=Model(
-            lidar=encoder,
-            fusion=False,
-            fused_channels=encoder.channels,
-            trunk=_pyramid_config(backbone, neck) if pyramidal else trunk_config(backbone, neck),
-        ),
-        tasks={"detection": DetectionHead(anchors=_head(model))},
-    )
+    trunk = _pyramid_config(backbone, neck) if pyramidal else trunk_config(backbone, neck)
+    converted = detector_config(config, voxels, encoder, trunk, DetectionHead(anchors=_head(model)))
     network = PerceptionModel(converted)
     columns = _point_columns(config)
     expected = _expected_tensors(network, encoder, columns)

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from perception.config import Grid, Lidar, Trunk
+from perception.config import Config, Grid, Lidar, Model, Trunk
 from perception.errors import InputError
 from perception.mmdet3d.checkpoint import ConfigSection
+from perception.tasks.detection.config import DetectionHead
 
 POINT_WEIGHTS = "lidar.layers.0.points.layer.weight"  # our weights of the point features
 
@@ -81,6 +82,14 @@ def grid_config(voxels: ConfigSection) -> Grid:
     return Grid(x=x, y=y, z=z, cell=size[0], reference="lidar")
 
 
+def detector_config(
+    config: ConfigSection, voxels: ConfigSection, lidar: Lidar, trunk: Trunk, head: DetectionHead
+) -> Config:
+    """The configuration of a LiDAR-only detector of these parts."""
+    model = Model(lidar=lidar, fusion=False, fused_channels=lidar.channels, trunk=trunk)
+    return Config(name=config.path.stem, grid=grid_config(voxels), model=model, tasks={"detection": head})
+
+
 def sweep_step(config: ConfigSection) -> ConfigSection | None:
     """The step of the test pipeline that adds the points of earlier sweeps, with their dt; None without one."""
     if not isinstance(config.get("test_pipeline", None), list | tuple):
@@ -102,8 +111,7 @@ def lidar_config(
     model, sweeps = config.part("model"), sweep_step(config)
     encoder = model.part("pts_voxel_encoder")
     encoder.require("type", encoder_type)
-    for key, (supported, default) in encoder_settings.items():
-        encoder.require(key, supported, default=default)
+    encoder.require_all(encoder_settings)
     for key in ("voxel_size", "point_cloud_range"):
         encoder.require(key, voxels[key], default=())
     model.part("pts_middle_encoder").require("type", "PointPillarsScatter")
