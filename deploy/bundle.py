@@ -76,7 +76,6 @@ class EngineRecord(Section):
         return self.weights_sha256 != self.onnx_sha256
 
     def content(self) -> bytes:
-        """The content of the record's file."""
         return self.model_dump_json(indent=2).encode()
 
 
@@ -181,7 +180,6 @@ class Bundle:
 
     @property
     def spec(self) -> InputSpec:
-        """How a frame becomes the network's inputs."""
         return self.manifest.spec
 
     @property

@@ -314,7 +314,6 @@ class _Exporter:
         return bundle
 
     def _manifest(self, network: Network, source: Origin, apart: tuple[str, ...]) -> Manifest:
-        """The manifest without the hashes of the files."""
         config, release = self.config, self.release
         return Manifest(
             name=config.name,

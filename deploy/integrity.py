@@ -23,7 +23,6 @@ class Content:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

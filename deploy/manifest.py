@@ -271,14 +271,12 @@ class Manifest(NetworkFacts):
 
     @property
     def spec(self) -> InputSpec:
-        """How a frame becomes the network's inputs."""
         places, truth = point_places(self.tasks), counted_truth(self.tasks)
         memory = None if self.state is None else Limits(self.state.seconds, self.state.speed)
         return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, places, truth, memory)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """By name."""
         return {tensor.name: tensor.shape for tensor in self.inputs}
 
     @property

@@ -185,11 +185,6 @@ class Runtime:
     def _predict(
         self, frame: Frame, conditions: Conditions, carried: Carried | None
     ) -> tuple[Prediction, dict[str, float]]:
-        """The network's prediction, and the weights of the modules that the conditions switch.
-
-        Args:
-            carried: the memory; None for a bundle without one.
-        """
         network = self._network(conditions)
         manifest = network.bundle.manifest
         with time_stage(self._seconds, "preprocess"):

@@ -38,8 +38,6 @@ class Arrived(NamedTuple):
 
 
 class _Received(NamedTuple):
-    """A message that waits to be assembled."""
-
     raw: RawMessage
     time: float  # s, when it came, by time.monotonic
 

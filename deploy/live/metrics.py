@@ -118,7 +118,6 @@ class Metrics(Output):
         return _filled(self._core.CounterMetricFamily(f"tessera_{name}", says, labels=labels), samples)
 
     def close(self) -> None:
-        """Serve no more."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -129,7 +129,6 @@ class FrameLog(Output):
         self._file.flush()
 
     def close(self) -> None:
-        """Write no more."""
         with suppress(OSError):  # of a line that could not be written, as the state has said
             self._file.close()
 

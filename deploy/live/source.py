@@ -19,9 +19,7 @@ class Source(Protocol):
     """Sends messages from threads of its own, until `close`."""
 
     @property
-    def info(self) -> RecordingInfo:
-        """Of the drive."""
-        ...
+    def info(self) -> RecordingInfo: ...
 
     def topics(self) -> Mapping[str, str]:
         """The topics that send, with the types of their messages; "" for JSON."""

@@ -74,5 +74,4 @@ class View(Output):
             channel.log(message.SerializeToString(), log_time=time)
 
     def close(self) -> None:
-        """Serve no more."""
         self._server.stop()

@@ -81,7 +81,6 @@ class Zenoh:
         return _settled(self._published)
 
     def advertise(self, topic: str, type_name: str) -> None:
-        """Say that a topic will be published."""
         if topic not in self._publishers:
             self._publishers[topic] = self._publisher(topic, type_name)
 

@@ -44,8 +44,6 @@ def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inpu
 
 
 class _Calibrater(PercentileCalibrater):
-    """ONNX Runtime's calibrater for tensors selected by name."""
-
     def __init__(self, model: onnx.ModelProto, tensors: list[str], folder: Path) -> None:
         self._chosen = tensors
         onnx.save(model, folder / "model.onnx")

@@ -123,7 +123,6 @@ def _error_of(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> f
 
 
 def run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> Maps:
-    """Run a graph on each frame in ONNX Runtime."""
     engine = OnnxRuntimeEngine(model.SerializeToString())
     return [engine.run(inputs) for inputs in frames]
 

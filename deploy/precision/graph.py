@@ -129,7 +129,6 @@ def floats(model: onnx.ModelProto) -> set[str]:
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove initializers that no node reads."""
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

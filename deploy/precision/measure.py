@@ -73,7 +73,6 @@ def label_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
 
 
 def _unranked_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
-    """Outputs that are no lists of detections."""
     every = ((name, task, output) for name, task in tasks.items() for output in task.outputs)
     return {f"{name}/{output.name}": output for name, task, output in every if not task.ranked}
 

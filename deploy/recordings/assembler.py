@@ -50,11 +50,9 @@ class FrameTrigger:
         self.clock_resets = 0  # how often time went back; with this number stamps are unique
 
     def on_sweep(self, stamp: int, time: int) -> bool:
-        """Whether this sweep triggers a frame."""
         return self._due(stamp, time, self._last, self._sweep_period)
 
     def on_picture(self, stamp: int, time: int) -> bool:
-        """Whether this picture triggers a frame."""
         if self._first_picture is None and self._lidar:
             self._first_picture = stamp
         return self._due(stamp, time, self._first_picture if self._last is None else self._last, self._picture_period)
@@ -72,16 +70,12 @@ _MAX_PENDING = 8  # frames
 
 
 class DriveInfo(NamedTuple):
-    """Name, place and tagged conditions of a drive."""
-
     scene: str
     location: str = ""
     conditions: Conditions = Conditions()
 
 
 class _PendingFrame(NamedTuple):
-    """A frame whose messages are still arriving."""
-
     stamp: int  # us
     time: int  # us, recording time of the message that announced it
     token: str

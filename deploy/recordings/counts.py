@@ -55,7 +55,6 @@ class Counts:
             self.add_corrupt(topic, str(error))
 
     def add_damage(self, line: str) -> None:
-        """Count a part of the recording that cannot be read."""
         self._damaged += 1
         if len(self._damage) < MOST_LINES:
             self._damage.append(line)

@@ -168,7 +168,6 @@ def open_recording(path: Path) -> Recording:
 
 
 def describe(info: RecordingInfo, taxonomy: Taxonomy) -> DriveInfo:
-    """Name, place and conditions of a recorded drive, as far as it is described."""
     described = info.location or info.description
     conditions = conditions_of(info.description, info.location, taxonomy) if described else Conditions()
     return DriveInfo(info.scene, info.location, conditions)

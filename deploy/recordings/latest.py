@@ -247,8 +247,6 @@ def intrinsics_of(camera: RigCamera) -> Intrinsics:
 
 
 class _Pixels(NamedTuple):
-    """A decoded and rectified picture."""
-
     image: np.ndarray  # (H, W, 3) uint8 RGB
     file: JpegFile | None  # with this very image
     ahead: Warped | None = None
@@ -256,8 +254,6 @@ class _Pixels(NamedTuple):
 
 @dataclass(eq=False)
 class _Kept:
-    """A picture that a frame may use."""
-
     time: int  # us, when it was recorded
     picture: Picture
     tried: bool = False  # whether it was prepared in advance, or found to be damaged

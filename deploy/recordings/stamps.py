@@ -50,8 +50,6 @@ class Leaps:
 
 
 class _TopicStamps:
-    """The latest stamps (us) of one topic."""
-
     def __init__(self) -> None:
         self.last, self.recent, self.leaps = -1, deque[int](maxlen=STAMPS_KEPT), Leaps()
 

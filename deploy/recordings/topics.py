@@ -73,7 +73,6 @@ class Topics(Section):
 
     @property
     def poses(self) -> str:
-        """The topic of the vehicle's poses."""
         return self.odometry or self.transforms
 
     @property

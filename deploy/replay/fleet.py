@@ -46,8 +46,6 @@ PART = "part.json"  # in the folder of a drive that is finished
 
 
 class Assignment(NamedTuple):
-    """A drive that a process replays."""
-
     number: int  # also names its folder
     name: str
     place: DriveRange

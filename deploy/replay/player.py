@@ -37,8 +37,6 @@ class Watcher:
 
 
 class _Taken(NamedTuple):
-    """A frame as it is given to the runtime."""
-
     frame: Frame
     seconds: float  # since the start of its drive
     reading: float  # s that reading it took

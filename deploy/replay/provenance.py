@@ -53,16 +53,12 @@ class Machine(Section):
 
 
 class SelectionUsed(Section):
-    """See `deploy.recordings.choice.Selection`."""
-
     start: float  # s
     end: float | None  # s; None: to the end
     every: int
 
 
 class DriveUsed(Section):
-    """A scene of a dataroot, or a recording."""
-
     name: str  # of the scene, or of the recorded file
     frames: int  # that were perceived
 

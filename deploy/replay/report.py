@@ -95,7 +95,6 @@ class PageFrames:
             self._undrawn.pop(number, None)
 
     def drawn(self) -> list[dict[str, Any]]:
-        """All frames, with their pictures."""
         for number, (frame, layers) in self._undrawn.items():
             self._draw(self._pages[number], frame, layers, reduced=True)
         self._undrawn.clear()
@@ -320,7 +319,6 @@ class Report:
         return ratings
 
     def _page(self, number: int, frame: Frame, seen: SceneFrame) -> dict[str, Any]:
-        """A frame's data for the page, without boxes and pictures."""
         return {
             "token": frame.token,
             "scene": frame.scene,

@@ -196,7 +196,6 @@ class ReplayResults:
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
-        """Of the network, from replay.json."""
         return ReplayProvenance.load(self.folder).taxonomy
 
     @property
@@ -251,7 +250,6 @@ class Measures:
         self._scores: dict[tuple[str, str | None, Range, bool], Scores] = {}
 
     def tasks(self) -> list[str]:
-        """The tasks that the network has."""
         return [name for name in TASKS if name in self.finished.tasks]
 
     def recorded(self, task: str) -> Recorded:
@@ -265,7 +263,6 @@ class Measures:
         return self._recorded[task]
 
     def counts(self, task: str) -> Sequence[Counts | None]:
-        """See `Recorded.counts`."""
         return self.recorded(task).counts
 
     def weights(self, condition: str | None = None, range: Range = None) -> Weights:
@@ -315,7 +312,6 @@ class Measures:
         return [name for name, present in zip(score.classes, there, strict=True) if present]
 
     def agreement(self, baseline: Measures, subject: Subject) -> tuple[float, str]:
-        """See `Metric.agreement`."""
         task = task_of(subject.metric)
         weights = self.weights(subject.condition, subject.range)
         value, words = self.metrics[task].agreement(self.recorded(task), baseline.recorded(task), weights, subject)

@@ -35,7 +35,6 @@ class StatisticsWriter:
         self._metrics = {name: task.metric(task.taxonomy, task.grid) for name, task in tasks.items()}
 
     def add(self, frame: Frame, prediction: Prediction) -> None:
-        """Write the line of a frame."""
         self._file.write(json.dumps(self.line(frame, prediction), allow_nan=False).encode() + b"\n")
 
     def line(self, frame: Frame, prediction: Prediction) -> dict[str, Any]:

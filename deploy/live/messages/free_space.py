@@ -70,8 +70,6 @@ class FreeSpace:
 
 
 class _Columns:
-    """The columns of voxels on a grid of cells."""
-
     def __init__(self, task: OccupancyTask, grid: BevGrid) -> None:
         voxels = task.voxels
         self._body = body_levels(voxels, task.config.body)

@@ -26,8 +26,6 @@ NAMESPACE, DIAGNOSTICS = "/perception", "/diagnostics"
 
 
 class Message(NamedTuple):
-    """A message, ready to be published."""
-
     topic: str
     type_name: str  # such as vision_msgs/msg/Detection3DArray
     data: bytes  # CDR with its four bytes about the encoding
