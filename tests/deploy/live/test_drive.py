@@ -278,26 +278,17 @@ def test_an_engine_that_hangs_is_reported_while_it_does_and_systemd_hears_nothin
     assert any("WATCHDOG=1" in each for each in said)
 
 
-def test_systemd_has_a_socket_with_an_abstract_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written with @ where the socket's name has a zero (sd_notify(3))."""
+def test_systemd_hears_again_what_it_could_not_hear_and_of_files_with_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process that lives would be killed, as an output that fails is used no more.
+
+    The socket's name is abstract: written with @ where it has a zero (sd_notify(3)).
+    """
     name = f"drive of {os.getpid()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(f"\0{name}")
-        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        Systemd().report(Status(()))
-        systemd.setblocking(False)
-        assert received(systemd) == ["STATUS=OK\nREADY=1\nWATCHDOG=1"]
-
-
-def test_systemd_hears_again_what_it_could_not_hear_and_of_files_with_any_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a process that lives would be killed, as an output that fails is used no more."""
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     told = Systemd()
     told.report(Status(()))  # nobody is there
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
+        systemd.bind(f"\0{name}")
         told.report(Status((Reason("DEGRADED", "output", "record", "is used no more (a\udcff.mcap)"),)))
         systemd.setblocking(False)
         assert received(systemd) == ["STATUS=DEGRADED record is used no more (a?.mcap)\nREADY=1\nWATCHDOG=1"]

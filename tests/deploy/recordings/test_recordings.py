@@ -120,14 +120,6 @@ def test_a_missing_sweep_is_left_out_as_from_the_tables(tiny_root: Path) -> None
     assert len(np.unique(frames[-1].points[:, 4])) == 2  # not three: none took its place
 
 
-def test_a_recording_without_keyframes_or_lidar(tiny_root: Path, tmp_path: Path) -> None:
-    """Pictures set the pace, without waiting for sweeps; the frames are named after the file."""
-    log = [each for each in messages_of(tiny_root, "v1.0-tiny", TINY) if each.topic not in ("/keyframe", "/lidar_top")]
-    frames, counts = read(write_raw_mcap(tmp_path / "walk.mcap", log))
-    assert [frame.token for frame in frames] == [f"walk@{frame.cameras['CAM_FRONT'].timestamp}" for frame in frames]
-    assert (len(frames), counts["missing"]) == (3, {"LIDAR_TOP": 3})
-
-
 def test_keyframes_that_are_declared_but_never_sent_are_as_none(tiny_root: Path, tmp_path: Path) -> None:
     log = [each for each in messages_of(tiny_root, "v1.0-tiny", TINY) if each.topic != "/keyframe"]
     expected, _ = read(write_raw_mcap(tmp_path / "drive.mcap", log))
