@@ -169,12 +169,12 @@ CURVE = (
 PRIVATE = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 OUT_OF_IT = ("../{0}", "{1}", "modules/../../{0}", "..\\{0}", "C:\\{0}", "C:{0}", "\\\\host\\{0}", "modules\\rain.json",
              "./model.onnx", "modules//rain.json", "a\0b")  # fmt: skip
-FIELDS = {
-    "release": "1", "name": 3, "precision": "fp8", "inputs": 0, "inputs.0.shape": 3, "inputs.0.shape.0": "1",
-    "banked": {}, "expires": "soon", "routes": "base", "golden": 1, "preprocessing.pillars.most": 0.5,
-    "news": 1, "taxonomy": None, "files": {GRAPH: "0"}, "steering.values": None, "golden.close": "near",
-    "preprocessing.pillars.overflow": "last",
-}  # fmt: skip
+FIELDS = [
+    ("release", "1"), ("inputs", 0), ("inputs.0.shape", 3), ("inputs.0.shape", ["1"]),
+    ("banked", {}), ("expires", "soon"), ("routes", "base"), ("golden", 1), ("preprocessing.pillars.most", 0.5),
+    ("news", 1), ("files", {GRAPH: "0"}), ("taxonomy", None), ("steering.values", None), ("golden.close", "near"),
+    ("preprocessing.pillars.overflow", "last"),
+]  # fmt: skip
 # By what both messages name, and the damage.
 REFUSED: dict[tuple[str, str], Damage] = {
     **{(name, what): file(name, damage)
@@ -184,9 +184,8 @@ REFUSED: dict[tuple[str, str], Damage] = {
     **{("a path inside", repr(name)): naming(name) for name in OUT_OF_IT},
     **{("schema", repr(version)): sealed(lambda content, version=version: content.update(schema_version=version))
        for version in (12, 14, "new", None, [1.5, True])},
-    **{(key, repr(value)): sealed(put(key, value)) for key, value in FIELDS.items()},
-    **{(key, "missing"): sealed(missing(key))
-       for key in ("name", "golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
+    **{(key, repr(value)): sealed(put(key, value)) for key, value in FIELDS},
+    **{(key, "missing"): sealed(missing(key)) for key in ("golden", "inputs.1.dtype", "preprocessing.pillars.cell")},
     **{(name, "not in SHA256SUMS"): unnamed(name) for name in ("manifest.json", GRAPH, GOLDEN, MODULE)},
     **{(SUMS, repr(line)): file(SUMS, lambda path, line=line: path.open("a").write(line) and None)
        for line in ("\n", "model.onnx\n", f"{'0' * 64}\n", f"{'0' * 64}  \n", f"{'0' * 64} *a\n", f"{'A' * 64}  a\n")},
@@ -256,7 +255,7 @@ def refused(path: Path, damage: Damage, named: str) -> None:
     with pytest.raises(native.Failure) as cpp:
         native.Runtime(path, **given)
     for said in (str(python.value), str(cpp.value)):
-        assert named in said
+        assert named in said.replace("/", ".") or named in said  # C++ calls it preprocessing/pillars
         assert str(path.parent) in said
         assert "\n" not in said
 
@@ -343,7 +342,7 @@ def reshaped(start: str, inputs: bool, change: Callable[[np.ndarray], np.ndarray
             reshaped("pillar_", True, lambda pillars: pillars.reshape(-1)[:7]),
             "inputs: pillar_points is none that the bundle's frames give",
         ),
-        (bundle, sealed(put("release", 2**63)), "release: input should be a valid integer"),  # it would be below 0
+        (bundle, sealed(put("release", 2**63)), "/release: has another type"),  # it would be below 0
         (
             bundle,
             lambda path: add_route(path, every_task()),  # which has inputs of single points

@@ -15,54 +15,28 @@ constexpr const char *kSums = "SHA256SUMS", *kManifest = "manifest.json", *kAgai
 
 // A route or a module must not require a fact that no frame can have.
 void require_vocabulary(const Manifest &manifest, const fs::path &file) {
-    const auto require = [&](const std::string &key, const std::vector<std::string> &names,
-                             const std::vector<std::string> &known) {
+    std::set<std::string> facts(manifest.condition_values.begin(), manifest.condition_values.end());
+    facts.insert("base");
+    const auto require = [&](const char *key, const std::vector<std::string> &names) {
         for (const std::string &name : names)
             for (const std::string &fact : split(name, '+'))
-                if (fact != "base" && std::find(known.begin(), known.end(), fact) == known.end())
-                    throw refused(file.string(), ": ", key, ": ", fact, " is none of ", join(known, ", "), kAgain,
-                                  ", with this version");
+                if (!facts.count(fact))
+                    throw refused(file.string(), ": ", key, ": ", fact, " is nothing that a frame can have", kAgain);
     };
-    std::vector<std::string> facts = manifest.condition_values;
-    require("routes", manifest.routes, facts);
-    require("apart", manifest.apart, facts);
-    for (const char *fact : {"lidar", "cameras", "no-lidar", "no-cameras"}) facts.push_back(fact);
-    for (const Module &module : manifest.banked) require("banked." + module.name + ".asks", module.asks, facts);
-}
-
-// The first three numbers of a compiler's version, such as those of `tensorrt 10.3.0`; none if it is not one.
-std::vector<int> version_of(const std::string &compiler) {
-    std::vector<int> numbers;
-    for (const std::string &part : split(compiler.substr(std::min(compiler.size(), compiler.find(' ') + 1)), '.')) {
-        if (part.empty() || part.size() > 9 || part.find_first_not_of("0123456789") != std::string::npos) return {};
-        numbers.push_back(std::stoi(part));
-    }
-    if (numbers.size() >= 2) numbers.resize(3);
-    return numbers.size() < 2 ? std::vector<int>() : numbers;
+    require("routes", manifest.routes);
+    require("apart", manifest.apart);
+    facts.insert({"lidar", "cameras", "no-lidar", "no-cameras"});
+    for (const Module &module : manifest.banked) require("banked", module.asks);
 }
 
 // Whether two names, such as `tensorrt 10.3.0` by trtexec and `tensorrt 10.3.0.30` by Python, are the same release.
 bool is_same_compiler(const std::string &a, const std::string &b) {
-    const bool same = !version_of(a).empty() && version_of(a) == version_of(b);
-    return a == b || (same && a.substr(0, a.find(' ')) == b.substr(0, b.find(' ')));
-}
-
-bool is_record(const Json &json) {
-    static const std::pair<const char *, bool (Json::*)() const noexcept> kinds[] = {
-        {"target", &Json::is_string},
-        {"compiler", &Json::is_string},
-        {"layers", &Json::is_number_integer},
-        {"seconds", &Json::is_number},
-        {"plan_bytes", &Json::is_number_integer},
-        {"plan_sha256", &Json::is_string},
-        {"refittable", &Json::is_boolean},
-        {"onnx_sha256", &Json::is_string},
-        {"weights_sha256", &Json::is_string},
+    const auto release = [](const std::string &compiler) {
+        std::vector<std::string> numbers = split(compiler, '.');
+        numbers.resize(3, "0");
+        return numbers;
     };
-    return json.is_object() && json.size() == std::size(kinds) &&
-           std::all_of(std::begin(kinds), std::end(kinds), [&](const auto &each) {
-               return json.contains(each.first) && (json[each.first].*each.second)();
-           });
+    return release(a) == release(b);
 }
 
 }  // namespace
@@ -74,15 +48,8 @@ std::set<std::string> conditions_of(const std::string &route) {
     return conditions;
 }
 
-fs::path python_path(const fs::path &path) {
-    fs::path plain;
-    for (const fs::path &part : path)
-        if (!part.empty() && part != ".") plain /= part;
-    return plain.empty() ? "." : plain;
-}
-
 Bundle Bundle::open(const fs::path &given, const Trust &trust) {
-    const fs::path path = python_path(given);
+    const fs::path path = (given / "").parent_path();  // without a slash at its end
     // The old bundle, if a process died while it replaced it, which left none.
     const fs::path old = path.parent_path() / ("." + path.filename().string() + ".old");
     std::error_code error;
@@ -133,18 +100,22 @@ Plan Bundle::plan(const std::string &target, const std::string &compiler) const 
     const std::string remedy = text("run `perception build ", root_.string(), " --target ", target, "`");
     const std::optional<std::string> content = read_file(file);
     if (!content) throw refused(path_.string(), ": no engine for ", target, "; ", remedy);
-    const Json record = parse_json(*content);
-    if (!is_record(record)) throw refused(file.string(), ": not an engine record of this version; ", remedy);
-    if (record["target"] != target)
-        throw refused(file.string(), ": is of an engine for ", record["target"].get<std::string>(), "; ", remedy);
-    const bool refitted = record["weights_sha256"] != record["onnx_sha256"];
-    if (record["weights_sha256"] != files_.at("model.onnx") || (refitted && !record["refittable"]))
-        throw refused(plan.string(), ": compiled from another network; ", remedy);
-    if (trust_.required()) trust_.require_plan(file, *content, text(target, " of ", files_.at("model.onnx")), root_);
-    const std::string compiled_by = record["compiler"];
-    if (!is_same_compiler(compiler, compiled_by.substr(0, compiled_by.find(" with "))))
-        throw refused(plan.string(), ": compiled by ", compiled_by, ", but here is ", compiler, "; ", remedy);
-    return {plan, read_verified(plan, record["plan_sha256"], remedy), refitted ? read("model.onnx") : ""};
+    try {
+        const Json record = parse_json(*content);
+        const std::string made_for = record.at("target"), compiled_by = record.at("compiler"),
+                          of = record.at("onnx_sha256"), weights = record.at("weights_sha256");
+        const bool refitted = weights != of, refittable = record.at("refittable");
+        if (made_for != target) throw refused(file.string(), ": is of an engine for ", made_for, "; ", remedy);
+        if (weights != files_.at("model.onnx") || (refitted && !refittable))
+            throw refused(plan.string(), ": compiled from another network; ", remedy);
+        if (trust_.required())
+            trust_.require_plan(file, *content, text(target, " of ", files_.at("model.onnx")), root_);
+        if (!is_same_compiler(compiler, compiled_by.substr(0, compiled_by.find(" with "))))
+            throw refused(plan.string(), ": compiled by ", compiled_by, ", but here is ", compiler, "; ", remedy);
+        return {plan, read_verified(plan, record.at("plan_sha256"), remedy), refitted ? read("model.onnx") : ""};
+    } catch (const Json::exception &) {
+        throw refused(file.string(), ": not an engine record of this version; ", remedy);
+    }
 }
 
 }  // namespace tessera

@@ -41,9 +41,6 @@ struct Trust {
 // The conditions in a route's name: rain and night for rain+night.
 std::set<std::string> conditions_of(const std::string &route);
 
-// The path as Python's pathlib writes it, for messages.
-fs::path python_path(const fs::path &path);
-
 // A time such as 2027-06-30T12:00:00Z; none if it is not one.
 std::optional<time_t> parse_time(const std::string &expires);
 

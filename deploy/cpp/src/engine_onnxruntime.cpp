@@ -12,9 +12,6 @@ namespace {
 
 constexpr uint32_t kOldest = 21;  // ONNX Runtime 1.21
 
-// Inputs whose second axis is of pillars; ONNX Runtime computes those that are there alone (`without_padding`).
-constexpr std::string_view kPillars[] = {"pillar_points", "pillar_counts", "pillar_cells"};
-
 constexpr ONNXTensorElementDataType kElements[] = {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,  ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL,
@@ -70,20 +67,19 @@ class OnnxRuntimeEngine : public Engine {
         const int64_t pillars = count_pillars(inputs);
         auto *host = static_cast<HostState *>(state);
         for (const TensorInfo &info : manifest_.inputs) {
-            if (host && info.name == manifest_.state->input) continue;
+            if (info.name == kState) continue;
             const Array &array = inputs.find(info.name)->second;
             shape_.assign(array.shape().begin(), array.shape().end());
-            if (std::find(std::begin(kPillars), std::end(kPillars), info.name) != std::end(kPillars))
-                shape_[1] = pillars;
+            if (info.name.rfind("pillar_", 0) == 0) shape_[1] = pillars;  // only those that are there
             binding_.BindInput(info.name.c_str(), view(array, shape_));
         }
         for (auto &[name, array] : outputs_) {
-            if (host && name == manifest_.state->output) continue;
+            if (name == kNextState) continue;
             binding_.BindOutput(name.c_str(), view(array, array.shape()));
         }
         if (host) {
-            binding_.BindInput(manifest_.state->input.c_str(), view(host->latest(), host->latest().shape()));
-            binding_.BindOutput(manifest_.state->output.c_str(), view(host->next(), host->next().shape()));
+            binding_.BindInput(kState, view(host->latest(), host->latest().shape()));
+            binding_.BindOutput(kNextState, view(host->next(), host->next().shape()));
         }
         session_.Run(Ort::RunOptions{nullptr}, binding_);
         if (host) host->swap();
@@ -96,8 +92,8 @@ class OnnxRuntimeEngine : public Engine {
         const auto found = inputs.find("pillar_counts");
         if (found == inputs.end()) return 0;
         const auto *counts = found->second.data<int32_t>();
-        return std::max<int64_t>(1,
-                                 std::count_if(counts, counts + found->second.size(), [](int32_t n) { return n > 0; }));
+        const int64_t empty = std::count(counts, counts + found->second.size(), 0);
+        return std::max<int64_t>(1, static_cast<int64_t>(found->second.size()) - empty);
     }
 
     Manifest manifest_;

@@ -215,7 +215,7 @@ class TensorRtEngine final : public Engine {
         if (engine_->getTensorDataType(name) != kDataTypes[info.type] || shape != info.shape)
             throw refused(path_, ": ", name, " has another type or shape than in the manifest; compile this bundle's ",
                           "network");
-        if (state_ && info.name == (is_input ? state_->input : state_->output)) return;  // in a DeviceState
+        if (info.name == kState || info.name == kNextState) return;  // in a DeviceState
         auto &buffers = is_input ? inputs_ : buffers_;
         const size_t bytes = count(shape) * kTypes[info.type].bytes;
         const Buffer &buffer = buffers.try_emplace(info.name, bytes, stream_).first->second;
@@ -229,8 +229,8 @@ class TensorRtEngine final : public Engine {
     }
 
     void bind(const DeviceState &state) {
-        address(state_->input, state.latest());
-        address(state_->output, state.next());
+        address(kState, state.latest());
+        address(kNextState, state.next());
     }
 
     // Runs once, since TensorRT needs it before a capture, and captures the work; null if it cannot be captured.

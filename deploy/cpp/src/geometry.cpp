@@ -52,19 +52,14 @@ bool is_rigid(const Matrix4 &pose, double largest_error, double far, double upri
     // Written so that a NaN is not rigid.
     if (!std::all_of(pose.begin(), pose.end(), [far](double value) { return std::abs(value) < far; })) return false;
     const auto [a, b, c, x, d, e, f, y, g, h, i, z, k0, k1, k2, k3] = pose;
-    const double errors[] = {a * a + b * b + c * c - 1,
-                             d * d + e * e + f * f - 1,
-                             g * g + h * h + i * i - 1,
-                             a * d + b * e + c * f,
-                             a * g + b * h + c * i,
-                             d * g + e * h + f * i,
-                             k0,
-                             k1,
-                             k2,
-                             k3 - 1};
+    const std::array<std::array<double, 3>, 3> rows = {{{a, b, c}, {d, e, f}, {g, h, i}}};
     const auto small = [largest_error](double error) { return std::abs(error) < largest_error; };
+    bool rigid = small(k0) && small(k1) && small(k2) && small(k3 - 1);
+    for (const auto &one : rows)
+        for (const auto &other : rows)
+            rigid = rigid && small(one[0] * other[0] + one[1] * other[1] + one[2] * other[2] - (&one == &other));
     const double determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
-    return std::all_of(std::begin(errors), std::end(errors), small) && determinant > 0 && i >= upright;
+    return rigid && determinant > 0 && i >= upright;
 }
 
 Matrix34 image_from_reference(const Camera &camera, const Matrix4 &global_from_reference) {

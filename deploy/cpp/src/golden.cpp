@@ -15,10 +15,10 @@ namespace {
 Arrays pad_inputs(const Arrays &tensors, const std::string &start, const Manifest &manifest, const fs::path &file) {
     Arrays inputs, padding = no_sensors(manifest);
     for (TensorInfo described : manifest.inputs) {
-        if (described.name == "state") continue;
+        if (described.name == kState) continue;
         Array &input = inputs[described.name];
         const auto stored = tensors.find(start + "." + described.name);
-        const bool pillars = described.name.compare(0, 7, "pillar_") == 0 && stored != tensors.end() &&
+        const bool pillars = described.name.rfind("pillar_", 0) == 0 && stored != tensors.end() &&
                              std::min(described.shape.size(), stored->second.shape().size()) > 1;
         if (pillars) described.shape[1] = std::min(described.shape[1], stored->second.shape()[1]);
         const Array &read = read_tensor(tensors, start, described, file);
@@ -57,7 +57,7 @@ std::vector<GoldenFrame> read_golden(const Arrays &tensors, const Bundle &bundle
         frame.name = name;
         for (TensorInfo described : manifest.outputs) {
             const int64_t step = manifest.golden.at("state_step");
-            if (manifest.state && described.name == manifest.state->output)
+            if (described.name == kNextState)
                 for (size_t k = 2; k < 4; ++k) described.shape.at(k) = (described.shape.at(k) + step - 1) / step;
             frame.outputs[described.name] = read_tensor(tensors, name + part + ".outputs", described, file);
         }

@@ -5,6 +5,7 @@
 
 #include "error.hpp"
 #include "golden.hpp"
+#include "results.hpp"
 
 namespace tessera {
 
@@ -24,11 +25,7 @@ struct Detections {
           boxes(numbers(outputs.at(task + "/boxes"))),
           scores(numbers(outputs.at(task + "/scores"))),
           labels(numbers(outputs.at(task + "/labels"))),
-          attributes(numbers(outputs.at(task + "/attributes"))) {
-        const size_t n = scores.size();
-        if (width < 10 || boxes.size() != n * width || labels.size() != n || attributes.size() != n)
-            throw std::invalid_argument("the outputs of " + task + " have other shapes than its scores");
-    }
+          attributes(numbers(outputs.at(task + "/attributes"))) {}
     const double *box(size_t i) const { return boxes.data() + i * width; }
     double heading(size_t i) const { return std::hypot(box(i)[6], box(i)[7]); }
 
@@ -46,20 +43,6 @@ double median(Values values) {
     if (values.empty()) return 0;
     std::sort(values.begin(), values.end());
     return 0.5 * (values[(values.size() - 1) / 2] + values[values.size() / 2]);
-}
-
-// The detections that stay in their list if engines differ by this score at most. Where scores tie at the end of a
-// list, engines are free to choose which detections are in it.
-std::vector<bool> clear_detections(const Array &output, double score) {
-    const Values scores = numbers(output);
-    const auto list = static_cast<size_t>(output.shape().back());
-    std::vector<bool> clear;
-    for (size_t i = 0; i < scores.size(); ++i) {
-        const double last = scores[i - i % list + list - 1];
-        clear.push_back(scores[i] >
-                        static_cast<float>(last > 0 ? last : lowest(scores)) + static_cast<float>(2 * score));
-    }
-    return clear;
 }
 
 // Sorted scores are compared one by one, because they depend continuously on the network's maps; zeros count as the
@@ -162,17 +145,21 @@ void compare_detections(const GoldenFrame &frame, const Arrays &actual, const st
     const Detections mine(frame.outputs, task), other(actual, task);
     if (const std::string problem = compare_scores(mine, other, allowed); !problem.empty()) problems.push_back(problem);
     const Matches found = match(mine, other, allowed, manifest.golden.at("around"));
-    const Array &scores = frame.outputs.at(task + "/scores");
-    const std::vector<bool> clear = clear_detections(scores, allowed.at("score").at("each"));
+    const auto list = static_cast<size_t>(frame.outputs.at(task + "/scores").shape().back());
+    const auto least = static_cast<float>(lowest(mine.scores));
+    const auto twice = static_cast<float>(2 * allowed.at("score").at("each").get<double>());
     const auto *compared = frame.compared.at(task).data<uint8_t>();
     size_t count = 0, matched = 0, relabelled = 0, gone = 0;
     Offset mean{};
-    for (size_t i = 0; i < clear.size(); ++i) {
+    for (size_t i = 0; i < mine.scores.size(); ++i) {
         if (!compared[i]) continue;
+        // Where scores tie at the end of a list, engines are free to choose which detections are in it.
+        const auto last = static_cast<float>(mine.scores[i - i % list + list - 1]);
+        const bool clear = mine.scores[i] > (last > 0 ? last : least) + twice;
         ++count, matched += found.matched[i];
         for (size_t k = 0; k < mean.size(); ++k) mean[k] += found.offsets[i][k];  // zeros without a match
         relabelled += !found.matched[i] && found.relabelled[i];
-        gone += !found.matched[i] && clear[i] && !found.there[i];
+        gone += !found.matched[i] && clear && !found.there[i];
     }
     const auto lost = static_cast<double>(count - matched);
     if (relabelled) problems.push_back(text(relabelled, " labels differ"));
@@ -185,61 +172,40 @@ void compare_detections(const GoldenFrame &frame, const Arrays &actual, const st
             problems.push_back(text(kQuantities[q].name, " is off by ", length(mean, q), " in the mean"));
 }
 
-// Compares each channel of an output (B, channels, ...). The mean difference is signed, so that rounding errors cancel,
+// Compares each channel of an output (1, channels, ...). The mean difference is signed, so that rounding errors cancel,
 // and relative to the channel's mean size plus 0.001, so that it is small for a class that is nowhere.
 void compare_dense(const std::string &name, const Array &expected, const Array &actual, const Json &channels,
                    std::vector<std::string> &problems) {
     if (expected.shape().size() < 2 || static_cast<size_t>(expected.shape()[1]) < channels.size())
         throw std::invalid_argument(name + " has fewer channels than tolerances");
     const Values a = numbers(expected), b = numbers(actual);
-    const auto batch = static_cast<size_t>(expected.rows()), sides = static_cast<size_t>(expected.shape()[1]);
-    const size_t cells = a.size() / std::max<size_t>(1, batch * sides);
-    size_t i = 0;
+    const size_t cells = a.size() / static_cast<size_t>(expected.shape()[1]);
+    size_t k = 0;
     for (const auto &[channel, most] : channels.items()) {
         double each = 0, sum = 0, size = 0;
-        for (size_t frame = 0; frame < batch; ++frame)
-            for (size_t k = (frame * sides + i) * cells, end = k + cells; k < end; ++k) {
-                each = std::max(each, std::abs(b[k] - a[k]));
-                sum += b[k] - a[k];
-                size += std::abs(a[k]);
-            }
-        const auto count = static_cast<double>(batch * cells);
+        for (const size_t end = k + cells; k < end; ++k) {
+            each = std::max(each, std::abs(b[k] - a[k]));
+            sum += b[k] - a[k];
+            size += std::abs(a[k]);
+        }
+        const auto count = static_cast<double>(cells);
         const double mean = expected.shape().size() > 2 ? std::abs(sum / count) / (size / count + 1e-3) : 0;
         if (each > most.at("each")) problems.push_back(text(name, " is off by ", each, " (", channel, ")"));
         else if (mean > most.at("mean"))
             problems.push_back(text(name, " is off by ", 100 * mean, "% of ", channel, " in the mean"));
-        ++i;
     }
-}
-
-std::vector<std::string> describe_malformed(const GoldenFrame &frame, const Arrays &actual) {
-    std::vector<std::string> problems;
-    for (const auto &[name, expected] : frame.outputs) {
-        const auto found = actual.find(name);
-        if (found == actual.end()) {
-            problems.push_back(name + " is missing");
-        } else if (found->second.shape() != expected.shape()) {
-            problems.push_back(text(name, " has shape ", join(found->second.shape(), " x "), " instead of ",
-                                    join(expected.shape(), " x ")));
-        } else {
-            const Values values = numbers(found->second);
-            if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); }))
-                problems.push_back(name + " is not finite");
-        }
-    }
-    return problems;
 }
 
 std::vector<std::string> differences(const GoldenFrame &frame, const Arrays &actual, const Manifest &manifest) {
-    std::vector<std::string> problems = describe_malformed(frame, actual);
-    if (!problems.empty()) return problems;
+    if (!all_finite(actual)) return {"an output is not finite"};
+    std::vector<std::string> problems;
     const Json &allowed = manifest.tolerances;
     for (const auto &each : allowed.at("ranked").items())
         compare_detections(frame, actual, each.key(), manifest, problems);
     for (const auto &[name, channels] : allowed.at("dense").items())
         compare_dense(name, frame.outputs.at(name), actual.at(name), channels, problems);
     if (manifest.state) {
-        const Values a = numbers(frame.outputs.at("next_state")), b = numbers(actual.at("next_state"));
+        const Values a = numbers(frame.outputs.at(kNextState)), b = numbers(actual.at(kNextState));
         double size = 0, off = 0;
         for (size_t i = 0; i < a.size(); ++i) size += a[i] * a[i], off += (b[i] - a[i]) * (b[i] - a[i]);
         const double count = std::max<double>(1, a.size()),

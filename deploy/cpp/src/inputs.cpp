@@ -49,10 +49,8 @@ Preprocessor::Preprocessor(const Manifest &manifest) : settings_(manifest.prepro
 
 void Preprocessor::prepare(const Frame &frame, Arrays &inputs) {
     if (grouper_) {
-        if (cells_of_points_.size() < frame.point_count) cells_of_points_.resize(frame.point_count);
         grouper_->group(frame.points, frame.point_count, part<float>(inputs, "pillar_points"),
-                        part<int32_t>(inputs, "pillar_counts"), part<int32_t>(inputs, "pillar_cells"),
-                        cells_of_points_.data());
+                        part<int32_t>(inputs, "pillar_counts"), part<int32_t>(inputs, "pillar_cells"));
         if (settings_.points > 0) fill_points(frame, inputs);
     }
     if (warper_) fill_cameras(frame, inputs);
@@ -67,7 +65,7 @@ void Preprocessor::fill_points(const Frame &frame, Arrays &inputs) const {
     for (size_t i = 0; i < frame.point_count && count < most; ++i) {
         if (frame.sweep_of_point != nullptr && frame.sweep_of_point[i] != 0) continue;
         std::copy_n(frame.points + kValues * i, kValues, places + kValues * count);
-        cells[count++] = cells_of_points_[i];
+        cells[count++] = grouper_->cells_of_points()[i];
     }
     std::fill(places + kValues * count, places + kValues * most, 0.0F);
     std::fill(cells + count, cells + most, outside(settings_));

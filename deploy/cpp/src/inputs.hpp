@@ -17,9 +17,9 @@ class Grouper {
    public:
     explicit Grouper(const Pillars &settings);
     // pillar_points and counts: zeros, or what a call wrote there; only what is no longer a point becomes padding.
-    // cells_of_points: (N), overwritten with the cell of each point, rows * columns outside of the grid; may be null.
-    int group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells,
-              int32_t *cells_of_points);
+    int group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells);
+    // The cell of each point of the latest call, rows * columns outside of the grid.
+    const int32_t *cells_of_points() const { return cells_of_points_.data(); }
 
    private:
     struct Limit {
@@ -27,18 +27,18 @@ class Grouper {
         int equal;  // and so many of those with as many points
     };
     template <typename Rule>
-    void count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points);
+    void count_points(const Rule &cell_of, const float *points, size_t n);
     Limit limit() const;
-    void leave_first(const int32_t *cells_of_points, size_t n);
+    void leave_first(size_t n);
     int assign_rows(Limit limit, int32_t *cells);
-    void fill(const float *points, size_t n, const int32_t *cells_of_points, float *pillar_points);
+    void fill(const float *points, size_t n, float *pillar_points);
 
     Pillars settings_;
     int outside_;                       // the cell of points outside of the grid, behind the others
     std::vector<int32_t> totals_;       // points in each cell
     std::vector<int32_t> row_of_cell_;  // the pillar of each cell; -1: none
     std::vector<int32_t> filled_;       // points in each pillar
-    std::vector<int32_t> cell_of_point_;
+    std::vector<int32_t> cells_of_points_;
 };
 
 // Writes the network's picture (height, width, 3) of a recorded one, as `fit_width` and `warp` of
@@ -79,7 +79,6 @@ class Preprocessor {
     Preprocessing settings_;
     std::optional<Grouper> grouper_;
     std::optional<Warper> warper_;
-    std::vector<int32_t> cells_of_points_;
 };
 
 // The inputs that `prepare` fills, with padding and zeros.

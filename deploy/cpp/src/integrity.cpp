@@ -11,18 +11,15 @@
 
 namespace tessera {
 
-std::string hexadecimal(const unsigned char *bytes, size_t count) {
-    std::string shown;
-    for (size_t i = 0; i < count; ++i) shown += {"0123456789abcdef"[bytes[i] >> 4], "0123456789abcdef"[bytes[i] & 15]};
-    return shown;
-}
-
 std::string sha256(const std::string &content) {
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned int length = 0;
     if (EVP_Digest(content.data(), content.size(), digest, &length, EVP_sha256(), nullptr) != 1)
         throw Error(TESSERA_FAILED, "OpenSSL cannot compute a sha256");
-    return hexadecimal(digest, length);
+    std::string shown;
+    for (size_t i = 0; i < length; ++i)
+        shown += {"0123456789abcdef"[digest[i] >> 4], "0123456789abcdef"[digest[i] & 15]};
+    return shown;
 }
 
 std::optional<std::string> read_file(const fs::path &file) {

@@ -19,148 +19,140 @@ const std::set<std::string> kKeys = {
     "tasks",     "modules", "apart",     "golden",           "origin",
 };
 
-// A value of the manifest, with its place for messages.
-class Value {
+// Whether a value has this type; nlohmann would make an int of 0.5, and of true.
+template <typename T>
+bool is(const Json &json) {
+    if constexpr (std::is_same_v<T, std::string>) return json.is_string();
+    else if constexpr (std::is_same_v<T, double>) return json.is_number();
+    else if constexpr (std::is_same_v<T, int>) return json.is_number_integer() && json >= 0 && json <= kLargest;
+    else if constexpr (std::is_same_v<T, int64_t>)  // a larger one would wrap
+        return json.is_number_integer() && (!json.is_number_unsigned() || json.get<uint64_t>() <= INT64_MAX);
+    else return json.is_array() && std::all_of(json.begin(), json.end(), is<typename T::value_type>);
+}
+
+// Values by their places, such as /inputs/0/shape.
+class Reader {
    public:
-    Value(const Json &json, const std::string &file, std::string place)
-        : json_(json), file_(file), place_(std::move(place)) {}
+    Reader(const Json &json, const std::string &file) : json_(json), file_(file) {}
 
-    // The member of this name.
-    Value operator[](const std::string &key) const {
-        require(json_.is_object(), "input should be an object");
-        const std::string place = place_.empty() ? key : place_ + "." + key;
-        Value(json_, file_, place).require(json_.contains(key), "field required");
-        return {json_[key], file_, place};
+    const Json &at(const std::string &place) const {
+        const Json::json_pointer pointer(place);
+        require(json_.contains(pointer), place, "is missing");
+        return json_.at(pointer);
     }
-
-    bool has(const char *key) const { return json_.contains(key) && !json_[key].is_null(); }
-    const Json &json() const { return json_; }
-
-    std::vector<Value> items() const {
-        require(json_.is_array(), "input should be a valid array");
-        std::vector<Value> found;
-        for (const auto &each : json_.items()) found.emplace_back(each.value(), file_, text(place_, ".", each.key()));
-        return found;
+    // Reads the value of each key, at PLACE/KEY, into what comes behind the key.
+    template <typename T, typename... More>
+    void operator()(const std::string &place, const char *key, T &into, More &&...more) const {
+        const Json &value = at(place + "/" + key);
+        require(is<T>(value), place + "/" + key, "has another type");
+        into = value.get<T>();
+        if constexpr (sizeof...(more) > 0) (*this)(place, more...);
     }
-
-    std::vector<std::pair<std::string, Value>> members() const {
-        require(json_.is_object(), "input should be an object");
-        std::vector<std::pair<std::string, Value>> found;
-        for (const auto &each : json_.items()) found.emplace_back(each.key(), (*this)[each.key()]);
-        return found;
+    bool has(const std::string &place) const {
+        return json_.contains(Json::json_pointer(place)) && !at(place).is_null();
     }
-
-    // Reads the member of this name.
-    template <typename T>
-    const Value &operator()(const char *key, T &into) const {
-        (*this)[key].read(into);
-        return *this;
+    // The places of a list's items.
+    std::vector<std::string> items(const std::string &place) const {
+        require(at(place).is_array(), place, "is no list");
+        std::vector<std::string> places;
+        for (size_t i = 0; i < at(place).size(); ++i) places.push_back(text(place, "/", i));
+        return places;
     }
-
-    void read(std::string &into) const { get(into, json_.is_string(), "string"); }
-    void read(double &into) const { get(into, json_.is_number(), "number"); }
-    void read(int64_t &into) const {
-        const bool fits = !json_.is_number_unsigned() || json_.get<uint64_t>() <= INT64_MAX;  // else it would wrap
-        get(into, json_.is_number_integer() && fits, "integer");
-    }
-    void read(int &into) const { get(into, json_.is_number_integer() && json_ >= 0 && json_ <= kLargest, "integer"); }
-    void read(Type &into) const {
-        for (const auto &type : kTypes)
-            if (json_ == type.name) return void(into = type.type);
-        require(false, "input should be a type that this version knows");
-    }
-    void read(std::array<double, 2> &into) const {
-        require(items().size() == 2, "input should be a valid array");
-        for (size_t i = 0; i < 2; ++i) items()[i].read(into[i]);
-    }
-    // Reads one of two words; `first`, whether it is the first of them.
-    void read(bool &first, const char *one, const char *other) const {
-        require(json_ == one || json_ == other, text("input should be '", one, "' or '", other, "'"));
-        first = json_ == one;
-    }
-    template <typename T>
-    void read(std::vector<T> &into) const {
-        for (const Value &each : items()) each.read(into.emplace_back());
-    }
-
-    void require(bool right, const std::string &wrong) const {
-        if (!right)
-            throw refused(file_, ": ", place_.empty() ? "the text" : place_, ": ", wrong, "; export the bundle again");
+    void require(bool right, const std::string &place, const char *wrong) const {
+        if (!right) throw refused(file_, ": ", place, ": ", wrong, "; export the bundle again");
     }
 
    private:
-    template <typename T>
-    void get(T &into, bool right, const char *kind) const {
-        require(right, text("input should be a valid ", kind));
-        into = json_.get<T>();
-    }
-
     const Json &json_;
     const std::string &file_;
-    const std::string place_;
 };
 
-void read_preprocessing(const Value &value, Preprocessing &read) {
-    value("points", read.points);
-    if (value.has("pillars")) {
-        Pillars &p = read.pillars.emplace();
-        value["pillars"]("rows", p.rows)("columns", p.columns)("cell", p.cell)("x", p.x)("y", p.y)("z", p.z)(
-            "most", p.most)("points", p.points)["overflow"]
-            .read(p.fullest, "fullest", "first");
+void read_preprocessing(const Reader &read, Preprocessing &into) {
+    const std::string place = "/preprocessing", pillars = place + "/pillars", pictures = place + "/pictures";
+    read(place, "points", into.points);
+    if (read.has(pillars)) {
+        Pillars &p = into.pillars.emplace();
+        std::string overflow;
+        read(pillars, "rows", p.rows, "columns", p.columns, "cell", p.cell, "x", p.x, "y", p.y, "z", p.z, "most",
+             p.most, "points", p.points, "overflow", overflow);
+        p.fullest = overflow == "fullest";
+        read.require(p.fullest || overflow == "first", pillars + "/overflow", "is neither fullest nor first");
     }
-    if (value.has("pictures")) {
-        Pictures &p = read.pictures.emplace();
-        value["pictures"]("cameras", p.cameras)("height", p.height)("width", p.width)("steps", p.steps);
+    if (read.has(pictures)) {
+        Pictures &p = into.pictures.emplace();
+        read(pictures, "cameras", p.cameras, "height", p.height, "width", p.width, "steps", p.steps);
     }
-    Admission &a = read.admission;
-    value["admission"]("rigid", a.rigid)("upright", a.upright)("far", a.far)("narrowest", a.narrowest)(
-        "largest", a.largest)("state_rigid", a.state_rigid);
+    Admission &a = into.admission;
+    read(place + "/admission", "rigid", a.rigid, "upright", a.upright, "far", a.far, "narrowest", a.narrowest,
+         "largest", a.largest, "state_rigid", a.state_rigid);
 }
 
-Manifest read_fields(const Value &value) {
-    Manifest read;
-    read.json = value.json();
-    value("precision", read.precision);
-    const bool known = read.precision == "fp32" || read.precision == "fp16" || read.precision == "int8";
-    value["precision"].require(known, "input should be 'fp32', 'fp16' or 'int8'");
-    read.tolerances = value["tolerances"].json();
-    for (auto [key, tensors] : {std::pair("inputs", &read.inputs), std::pair("outputs", &read.outputs)})
-        for (const Value &each : value[key].items()) {
-            TensorInfo &tensor = tensors->emplace_back();
-            each("name", tensor.name)("shape", tensor.shape)("dtype", tensor.type);
-        }
-    value("routes", read.routes)("folded", read.folded);
-    for (const Value &each : value["banked"].items()) {
-        Module &module = read.banked.emplace_back();
-        each("name", module.name)("asks", module.asks);
+void read_tensors(const Reader &read, const std::string &place, std::vector<TensorInfo> &into) {
+    for (const std::string &each : read.items(place)) {
+        TensorInfo &tensor = into.emplace_back();
+        read(each, "name", tensor.name, "shape", tensor.shape);
+        const auto *type = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                        [&](const auto &known) { return read.at(each + "/dtype") == known.name; });
+        read.require(type != std::end(kTypes), each + "/dtype", "is no type that this version knows");
+        tensor.type = type->type;
     }
-    if (value.has("state")) {
-        StateInfo &state = read.state.emplace();
-        value["state"]("seconds", state.seconds)("speed", state.speed);
-        for (const Value &pair : value["state"]["pairs"].items())
-            pair("input", state.input)("output", state.output)("shape", state.shape = {});
+}
+
+// The inputs and the output of a memory must fit to each other.
+void read_state(const Reader &read, Manifest &manifest) {
+    const auto find = [](const std::vector<TensorInfo> &tensors, std::string_view name) {
+        const auto found =
+            std::find_if(tensors.begin(), tensors.end(), [&](const TensorInfo &each) { return each.name == name; });
+        return found == tensors.end() ? nullptr : &*found;
+    };
+    const TensorInfo *before = find(manifest.inputs, kState), *after = find(manifest.outputs, kNextState);
+    size_t there = (before != nullptr) + (after != nullptr);
+    for (const char *name : {"current_from_previous", "state_valid", "elapsed"})
+        there += find(manifest.inputs, name) != nullptr;
+    bool fits = there == 0;
+    if (read.has("/state")) {
+        StateInfo &state = manifest.state.emplace();
+        read("/state", "seconds", state.seconds, "speed", state.speed);
+        std::string input, output, dtype;
+        read("/state/pairs/0", "input", input, "output", output, "shape", state.shape, "dtype", dtype);
+        fits = there == 5 && read.items("/state/pairs").size() == 1 && input == kState && output == kNextState &&
+               dtype == "float32" && before->shape == state.shape && after->shape == state.shape &&
+               before->type == TESSERA_FLOAT32 && after->type == TESSERA_FLOAT32;
     }
-    value("schema_version", read.schema_version)("name", read.name)("release", read.release);
-    if (value.has("expires")) value("expires", read.expires);
-    value["expires"].require(read.expires.empty() || parse_time(read.expires), "input should be a valid datetime");
-    for (const auto &[kind, values] : value["taxonomy"]["conditions"].members()) values.read(read.condition_values);
-    for (const auto &[task, config] : value["tasks"].members()) read.tasks.push_back(task);
-    read_preprocessing(value["preprocessing"], read.preprocessing);
-    for (const auto &[fact, input] : value["steering"]["sensors"].members())
-        input.read(read.steering.sensors.emplace_back(fact, "").second);
-    value["steering"]("values", read.steering.values);
-    read.postprocessing = value["postprocessing"].json();
-    read.golden = value["golden"].json();
-    for (const char *key : {"around", "state_step", "grey_levels", "rounded", "close"})
-        value["golden"][key].require(value["golden"][key].json().is_number() && value["golden"][key].json() >= 0 &&
-                                         value["golden"][key].json() <= kLargest,
-                                     "input should be a valid number");
-    int step = 0;
-    value["golden"]("state_step", step)["state_step"].require(step > 0, "input should be greater than 0");
-    value("apart", read.apart);
-    for (const auto &[key, member] : value.members())
-        member.require(kKeys.count(key), "extra inputs are not permitted");
-    return read;
+    read.require(fits, "/state", "is not that of the network's inputs and outputs");
+}
+
+Manifest read_fields(const Json &json, const Reader &read) {
+    Manifest manifest;
+    manifest.json = json;
+    read_tensors(read, "/inputs", manifest.inputs);
+    read_tensors(read, "/outputs", manifest.outputs);
+    read_state(read, manifest);
+    read("", "routes", manifest.routes, "folded", manifest.folded, "apart", manifest.apart, "release",
+         manifest.release);
+    for (const std::string &each : read.items("/banked")) {
+        Module &module = manifest.banked.emplace_back();
+        read(each, "name", module.name, "asks", module.asks);
+    }
+    if (read.has("/expires")) read("", "expires", manifest.expires);
+    read.require(manifest.expires.empty() || parse_time(manifest.expires), "/expires", "is no time");
+    for (const Json &values : read.at("/taxonomy/conditions"))
+        for (const Json &value : values) manifest.condition_values.push_back(value);
+    for (const auto &each : read.at("/tasks").items()) manifest.tasks.push_back(each.key());
+    read_preprocessing(read, manifest.preprocessing);
+    for (const auto &[fact, input] : read.at("/steering/sensors").items())
+        manifest.steering.sensors.emplace_back(fact, input.get<std::string>());
+    read("/steering", "values", manifest.steering.values);
+    manifest.postprocessing = read.at("/postprocessing");
+    manifest.tolerances = read.at("/tolerances");
+    for (const std::string key : {"around", "state_step", "grey_levels", "rounded", "close"}) {
+        const Json &value = read.at("/golden/" + key);
+        read.require(value.is_number() && value >= (key == "state_step" ? 1 : 0) && value <= kLargest, "/golden/" + key,
+                     "is no number that can be");
+    }
+    manifest.golden = read.at("/golden");
+    for (const auto &each : json.items()) read.require(kKeys.count(each.key()), "/" + each.key(), "is not known");
+    return manifest;
 }
 
 void require_schema(const Json &json, const std::string &file) {
@@ -172,48 +164,12 @@ void require_schema(const Json &json, const std::string &file) {
                   newer ? "; update this program, or export again with it" : "; export again");
 }
 
-// The inputs of a memory and its pair must fit to each other.
-void require_state(const Manifest &manifest, const std::string &file) {
-    std::map<std::string, const TensorInfo *> tensors;
-    for (const auto *side : {&manifest.inputs, &manifest.outputs})
-        for (const TensorInfo &each : *side) tensors[each.name] = &each;
-    size_t there = 0;
-    const char *needed[] = {"state", "current_from_previous", "state_valid", "elapsed", "next_state"};
-    for (const char *name : needed) there += tensors.count(name);
-    const std::optional<StateInfo> &state = manifest.state;
-    bool fits = !state && there == 0;
-    if (state && there == std::size(needed)) {
-        const TensorInfo &before = *tensors["state"], &after = *tensors["next_state"];
-        fits = manifest.json["state"]["pairs"].size() == 1 && state->input == "state" &&
-               state->output == "next_state" && state->shape == after.shape && before.shape == after.shape &&
-               before.type == TESSERA_FLOAT32 && after.type == TESSERA_FLOAT32 &&
-               manifest.json["state"]["pairs"][0].at("dtype") == kTypes[after.type].name;
-    }
-    if (!fits) throw refused(file, ": state: is not that of the network's inputs and outputs; export the bundle again");
-}
-
-// Refuses numbers and words that this version does not know.
-void require_contract(const Manifest &manifest, const std::string &file) {
-    const auto require = [&file](bool right, const char *section) {
-        if (!right)
-            throw refused(file, ": ", section,
-                          ": is not that of this version; export the bundle again, with this version");
-    };
-    require(manifest.preprocessing.admission.largest <= INT16_MAX, "preprocessing");
-    for (const auto &[task, rules] : manifest.postprocessing.items()) {
-        if (!rules.is_object() || !rules.contains("suppression") || rules["suppression"].is_null()) continue;
-        const Json &kind = rules["suppression"].at("kind"), &within = rules["suppression"].at("within");
-        require((kind == "circle" || kind == "rotated") && (within == "class" || within == "group"), "postprocessing");
-    }
-}
-
 // Arrays of impossible or excessive sizes, and numbers that cells of points could not be computed from.
-void require_sizes(const Manifest &manifest, const std::string &file) {
-    const auto require = [&file](const std::string &name, const Shape &shape, bool more = true) {
+void require_sizes(const Manifest &manifest, const Reader &read) {
+    const auto require = [&read](const std::string &place, const Shape &shape, bool more = true) {
         double size = shape.empty() || shape.size() > 8 ? 0 : 1;
         for (const int64_t side : shape) size *= static_cast<double>(std::max<int64_t>(0, side));
-        if (size < 1 || size > 1e8 || !more)
-            throw refused(file, ": ", name, ": has sizes that cannot be; export the bundle again");
+        read.require(size >= 1 && size <= 1e8 && more, place, "has sizes that cannot be");
     };
     for (const auto *side : {&manifest.inputs, &manifest.outputs})
         for (const TensorInfo &each : *side) require(each.name, each.shape);
@@ -223,13 +179,13 @@ void require_sizes(const Manifest &manifest, const std::string &file) {
             return std::abs(range[0]) < kLargest && std::abs(range[1]) < kLargest &&
                    (range[1] - range[0]) / p->cell < kLargest;
         };
-        require("preprocessing.pillars", {p->most, p->points, 5},
+        require("/preprocessing/pillars", {p->most, p->points, 5},
                 p->cell > 0 && fits(p->x) && fits(p->y) && fits(p->z));
-        require("preprocessing.pillars", {p->rows, p->columns});
+        require("/preprocessing/pillars", {p->rows, p->columns});
     }
-    if (settings.pictures)
-        require("preprocessing.pictures", {static_cast<int64_t>(settings.pictures->cameras.size()),
-                                           settings.pictures->height, settings.pictures->width, 3});
+    if (const std::optional<Pictures> &p = settings.pictures)
+        require("/preprocessing/pictures", {static_cast<int64_t>(p->cameras.size()), p->height, p->width, 3},
+                settings.admission.largest <= INT16_MAX);
 }
 
 }  // namespace
@@ -247,13 +203,11 @@ Json parse_json(const std::string &content) {
 Manifest parse_manifest(const std::string &content, const fs::path &path) {
     const std::string file = path.string();
     const Json json = parse_json(content);
+    if (json.is_discarded()) throw refused(file, ": is no JSON; export the bundle again");
     require_schema(json, file);
-    const Value whole(json, file, "");
-    whole.require(!json.is_discarded(), "invalid json");
-    Manifest manifest = read_fields(whole);
-    require_state(manifest, file);
-    require_contract(manifest, file);
-    require_sizes(manifest, file);
+    const Reader read(json, file);
+    Manifest manifest = read_fields(json, read);
+    require_sizes(manifest, read);
     return manifest;
 }
 

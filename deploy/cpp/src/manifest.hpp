@@ -68,15 +68,14 @@ struct Steering {
     std::vector<std::string> values;  // of the input `conditions`, in its order
 };
 
+inline constexpr const char *kState = "state", *kNextState = "next_state";  // input and output of a memory
+
 struct StateInfo {
-    std::string input, output;
     Shape shape;
     double seconds, speed;  // beyond which a state is not used
 };
 
 struct Manifest {
-    std::string name, precision;
-    int schema_version = 0;
     int64_t release = 0;
     std::string expires;  // as in the file; empty: never
     std::vector<TensorInfo> inputs, outputs;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "error.hpp"
+
 namespace tessera {
 
 namespace {
@@ -71,6 +73,13 @@ void greedy(size_t n, size_t most, const Suppresses &suppresses, std::vector<uin
     }
 }
 
+bool is_first(const Json &settings, const char *key, const char *first, const char *other) {
+    const Json &word = settings.at(key);
+    if (word != first && word != other)
+        throw std::invalid_argument(text("postprocessing: ", key, " is neither ", first, " nor ", other));
+    return word == first;
+}
+
 template <typename T>
 T value_or(const Json &settings, const char *name, const T &otherwise) {
     return settings.at(name).is_null() ? otherwise : settings.at(name).get<T>();
@@ -89,8 +98,8 @@ Suppressor::Suppressor(const Json &settings)
     : threshold_(settings.at("threshold").get<float>()),
       low_(value_or(settings, "low", std::vector<double>())),
       high_(value_or(settings, "high", std::vector<double>())),
-      circle_(settings.at("kind") == "circle"),
-      by_class_(settings.at("within") == "class"),
+      circle_(is_first(settings, "kind", "circle", "rotated")),
+      by_class_(is_first(settings, "within", "class", "group")),
       radii_(settings.at("radii").get<std::vector<double>>()),
       overlap_(settings.at("overlap").get<double>()),
       most_(value_or(settings, "most", std::numeric_limits<size_t>::max())),

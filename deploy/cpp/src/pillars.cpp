@@ -59,9 +59,9 @@ Grouper::Grouper(const Pillars &settings)
 // a branch that it does not foresee costs as much as ten steps.
 
 template <typename Rule>
-void Grouper::count_points(const Rule &cell_of, const float *points, size_t n, int32_t *cells_of_points) {
+void Grouper::count_points(const Rule &cell_of, const float *points, size_t n) {
     std::fill(totals_.begin(), totals_.end(), 0);
-    for (size_t i = 0; i < n; ++i) ++totals_[cells_of_points[i] = cell_of(points + kValues * i)];
+    for (size_t i = 0; i < n; ++i) ++totals_[cells_of_points_[i] = cell_of(points + kValues * i)];
     totals_[outside_] = 0;
 }
 
@@ -84,13 +84,13 @@ Grouper::Limit Grouper::limit() const {
 }
 
 // Leaves only those cells whose first point comes first.
-void Grouper::leave_first(const int32_t *cells_of_points, size_t n) {
+void Grouper::leave_first(size_t n) {
     std::fill(row_of_cell_.begin(), row_of_cell_.end(), 0);
     row_of_cell_[outside_] = 1;
     int found = 0;
     size_t i = 0;
     for (; i < n && found < settings_.most; ++i) {
-        int32_t &seen = row_of_cell_[cells_of_points[i]];
+        int32_t &seen = row_of_cell_[cells_of_points_[i]];
         found += seen == 0;
         seen = 1;
     }
@@ -112,14 +112,14 @@ int Grouper::assign_rows(Limit limit, int32_t *cells) {
     return rows;
 }
 
-void Grouper::fill(const float *points, size_t n, const int32_t *cells_of_points, float *pillar_points) {
+void Grouper::fill(const float *points, size_t n, float *pillar_points) {
     constexpr size_t kBlock = 1024;  // points whose pillars are looked up before any is copied
     std::array<int32_t, kBlock> row, index;
     std::fill(filled_.begin(), filled_.end(), 0);
     for (size_t start = 0; start < n; start += kBlock) {
         size_t kept = 0;
         for (size_t i = start; i < std::min(n, start + kBlock); ++i) {
-            row[kept] = row_of_cell_[cells_of_points[i]];
+            row[kept] = row_of_cell_[cells_of_points_[i]];
             index[kept] = static_cast<int32_t>(i);
             kept += row[kept] >= 0;
         }
@@ -132,20 +132,16 @@ void Grouper::fill(const float *points, size_t n, const int32_t *cells_of_points
     }
 }
 
-int Grouper::group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells,
-                   int32_t *cells_of_points) {
-    if (cells_of_points == nullptr) {
-        if (cell_of_point_.size() < n) cell_of_point_.resize(n);
-        cells_of_points = cell_of_point_.data();
-    }
+int Grouper::group(const float *points, size_t n, float *pillar_points, int32_t *counts, int32_t *cells) {
+    if (cells_of_points_.size() < n) cells_of_points_.resize(n);
     if (settings_.fullest) {
-        count_points(DoubleCells{settings_}, points, n, cells_of_points);
+        count_points(DoubleCells{settings_}, points, n);
     } else {
-        count_points(SingleCells{settings_}, points, n, cells_of_points);
-        leave_first(cells_of_points, n);
+        count_points(SingleCells{settings_}, points, n);
+        leave_first(n);
     }
     const int rows = assign_rows(settings_.fullest ? limit() : Limit{0, 0}, cells);
-    fill(points, n, cells_of_points, pillar_points);
+    fill(points, n, pillar_points);
     for (int row = 0; row < settings_.most; ++row) {
         const int before = std::clamp<int>(counts[row], 0, settings_.points);
         if (filled_[row] < before) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "error.hpp"
 
@@ -30,42 +31,6 @@ void change_each(const Arrays &outputs, Arrays &results, std::string_view name, 
     T *into = fill_in<T>(results, name, shape);
     const T *values = from.data<T>();
     for (size_t i = 0, n = of_frame(from); i < n; ++i) into[i] = change(values[i]);
-}
-
-// Best first. By score and place, because std::stable_sort allocates memory.
-void sort(std::vector<Box> &boxes) {
-    std::sort(boxes.begin(), boxes.end(),
-              [](const Box &a, const Box &b) { return a.score != b.score ? a.score > b.score : a.place < b.place; });
-}
-
-void write(const std::vector<Box> &boxes, Arrays &results) {
-    const int64_t n = static_cast<int64_t>(boxes.size());
-    double *centers = fill_in<double>(results, "detection/centers", {n, 3}),
-           *sizes = fill_in<double>(results, "detection/sizes", {n, 3}),
-           *rotations = fill_in<double>(results, "detection/rotations", {n, 3, 3}),
-           *velocities = fill_in<double>(results, "detection/velocities", {n, 3}),
-           *scores = fill_in<double>(results, "detection/scores", {n});
-    int64_t *labels = fill_in<int64_t>(results, "detection/labels", {n}),
-            *attributes = fill_in<int64_t>(results, "detection/attributes", {n});
-    for (const Box &box : boxes) {
-        centers = std::copy_n(box.center, 3, centers), sizes = std::copy_n(box.size, 3, sizes);
-        rotations = std::copy_n(box.rotation, 9, rotations), velocities = std::copy_n(box.velocity, 3, velocities);
-        *scores++ = box.score, *labels++ = box.label, *attributes++ = box.attribute;
-    }
-}
-
-Box box(const Candidates &all, size_t index, bool moves, int64_t attribute, size_t place) {
-    const float *b = all.boxes + all.width * index;
-    const Footprint own = footprint(b[0], b[1], b[3], b[4], b[6], b[7]);
-    const double unknown = std::numeric_limits<double>::quiet_NaN();
-    return {{b[0], b[1], b[2]},
-            {b[3], b[4], b[5]},
-            {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1},
-            {moves ? b[8] : unknown, moves ? b[9] : unknown, 0},
-            all.scores[index],
-            integer_at(all.labels, index),
-            attribute,
-            place};
 }
 
 // NaN and infinite numbers of the first frame.
@@ -98,14 +63,38 @@ int64_t Decoder::decode_detections(const Arrays &outputs, Arrays &results) {
         nms_->run(all, first, first + group, static_cast<int64_t>(first / group), kept_);
     }
     for (size_t i = 0; !nms_ && i < n; ++i) kept_.push_back(i);
-    boxes_.clear();
-    for (size_t i : kept_) {
-        if (scores_[i] >= 0) boxes_.push_back(box(all, i, *velocity_, integer_at(attributes, i), boxes_.size()));
-    }
-    sort(boxes_);
-    if (nms_ && boxes_.size() > nms_->total()) boxes_.resize(nms_->total());
-    write(boxes_, results);
+    kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [&](size_t i) { return scores_[i] < 0; }), kept_.end());
+    order_.resize(kept_.size());
+    std::iota(order_.begin(), order_.end(), size_t{0});
+    // Best first, of equal ones the first: std::stable_sort allocates memory.
+    std::sort(order_.begin(), order_.end(), [&](size_t a, size_t b) {
+        const float one = scores_[kept_[a]], other = scores_[kept_[b]];
+        return one != other ? one > other : a < b;
+    });
+    if (nms_ && order_.size() > nms_->total()) order_.resize(nms_->total());
+    write_detections(all, attributes, results);
     return left_out;
+}
+
+void Decoder::write_detections(const Candidates &all, const Array &attributes, Arrays &results) const {
+    const int64_t n = static_cast<int64_t>(order_.size());
+    double *centers = fill_in<double>(results, "detection/centers", {n, 3}),
+           *sizes = fill_in<double>(results, "detection/sizes", {n, 3}),
+           *rotations = fill_in<double>(results, "detection/rotations", {n, 3, 3}),
+           *velocities = fill_in<double>(results, "detection/velocities", {n, 3}),
+           *scores = fill_in<double>(results, "detection/scores", {n});
+    int64_t *labels = fill_in<int64_t>(results, "detection/labels", {n}),
+            *names = fill_in<int64_t>(results, "detection/attributes", {n});
+    for (const size_t place : order_) {
+        const size_t i = kept_[place];
+        const float *b = all.boxes + all.width * i;
+        const Footprint own = footprint(b[0], b[1], b[3], b[4], b[6], b[7]);
+        const double rotation[] = {own.cosine, -own.sine, 0, own.sine, own.cosine, 0, 0, 0, 1};
+        const float velocity[] = {*velocity_ ? b[8] : kNan, *velocity_ ? b[9] : kNan, 0};
+        centers = std::copy_n(b, 3, centers), sizes = std::copy_n(b + 3, 3, sizes);
+        rotations = std::copy_n(rotation, 9, rotations), velocities = std::copy_n(velocity, 3, velocities);
+        *scores++ = all.scores[i], *labels++ = integer_at(all.labels, i), *names++ = integer_at(attributes, i);
+    }
 }
 
 Decoder::Decoder(const Manifest &manifest) {

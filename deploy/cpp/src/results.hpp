@@ -11,12 +11,6 @@
 
 namespace tessera {
 
-struct Box {
-    double center[3], size[3], rotation[9], velocity[3], score;
-    int64_t label, attribute;
-    size_t place;  // by which equal scores are in order
-};
-
 // Makes the results of the first frame of a batch, TASK/NAME, as `to_prediction` of perception/tasks/task.py:
 //   detection/  centers (N, 3), sizes (N, 3), rotations (N, 3, 3), velocities (N, 3), scores (N) float64;
 //               labels (N), attributes (N) int64; best first
@@ -33,6 +27,7 @@ class Decoder {
    private:
     // Returns how many were left out, because a number of the box or its score is not finite.
     int64_t decode_detections(const Arrays &outputs, Arrays &results);
+    void write_detections(const Candidates &all, const Array &attributes, Arrays &results) const;
     void decode_conditions(const Arrays &outputs, Arrays &results) const;
     void decode_points(const Arrays &outputs, Arrays &results) const;
     void decode_voxels(const Arrays &outputs, Arrays &results);
@@ -46,8 +41,7 @@ class Decoder {
     std::optional<float> levels_;  // of voxels
     Shape shape_;                  // buffers
     std::vector<float> scores_;
-    std::vector<size_t> kept_;
-    std::vector<Box> boxes_;
+    std::vector<size_t> kept_, order_;  // candidates that stay, and their places, best first
 };
 
 // Whether all numbers of the outputs are finite.

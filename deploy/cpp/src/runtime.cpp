@@ -9,23 +9,21 @@
 namespace tessera {
 namespace {
 
-class Stage {
-   public:
-    explicit Stage(double &seconds) : seconds_(seconds), start_(std::chrono::steady_clock::now()) {}
-    ~Stage() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
-   private:
-    double &seconds_;
-    std::chrono::steady_clock::time_point start_;
-};
+// How long a stage takes, in s.
+template <typename Body>
+double seconds_of(const Body &stage) {
+    const auto start = std::chrono::steady_clock::now();
+    stage();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 // A frame's inputs are those of the bundle's own network, with what steers each.
 void require_inputs(const Bundle &bundle, Arrays given) {
     const Manifest &manifest = bundle.manifest();
     steer(manifest, {}, given);
-    if (manifest.state) state_inputs(nullptr, {}, *manifest.state, 0, given);
+    if (manifest.state) state_inputs(nullptr, {}, manifest, given);
     for (const TensorInfo &input : manifest.inputs) {
-        if (manifest.state && input.name == manifest.state->input) continue;  // in an EngineState
+        if (input.name == kState) continue;  // in an EngineState
         const auto found = given.find(input.name);
         if (found == given.end() || found->second.type() != input.type || found->second.shape() != input.shape)
             throw refused((bundle.path() / "manifest.json").string(), ": inputs: ", input.name,
@@ -36,14 +34,8 @@ void require_inputs(const Bundle &bundle, Arrays given) {
 Network open_network(const Bundle &bundle, const std::string &route, const EngineOptions &options,
                      const Arrays &inputs) {
     const std::string graph = options.target == "cpu" ? bundle.cpu_graph() : "model.onnx";
-    Network network{&bundle,
-                    conditions_of(route),
-                    text(bundle.path().string(), " on ", options.target),
-                    Decoder(bundle.manifest()),
-                    open_engine(bundle, options),
-                    nullptr,
-                    {},
-                    {}};
+    const std::string name = text(bundle.path().string(), " on ", options.target);
+    Network network{&bundle, conditions_of(route), name, Decoder(bundle.manifest()), open_engine(bundle, options)};
     network.golden_state = network.engine->new_state();
     network.golden = read_golden(read_safetensors(bundle.read(kGolden), bundle.path() / kGolden), bundle, graph);
     require_inputs(bundle, inputs);  // before an engine reads any: engines take the manifest's shapes for granted
@@ -63,39 +55,29 @@ const Arrays &Network::run_golden(const Arrays &inputs) {
     for (const auto &[name, array] : engine->run(inputs, golden_state.get())) golden_outputs[name] = array;
     Array whole(TESSERA_FLOAT32, manifest.state->shape);
     golden_state->read(whole);
-    sample(whole, manifest.golden["state_step"].get<int>(), golden_outputs[manifest.state->output]);
+    sample(whole, manifest.golden["state_step"].get<int>(), golden_outputs[kNextState]);
     return golden_outputs;
 }
-
-Carried::Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
-    : state_(std::move(state)),
-      info_(*manifest.state),
-      rigid_(manifest.preprocessing.admission.state_rigid),
-      sensors_(manifest.steering.sensors),
-      seen_(sensors_.size()) {}
 
 const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment) {
     // A state that is not used is set to zeros, because the network multiplies it by zero: an infinite number would
     // stay.
-    const bool goes_on = known_ && state_inputs(&before_, moment, info_, rigid_, inputs);
-    const bool used = state_inputs(goes_on ? &of_state_ : nullptr, moment, info_, rigid_, inputs);
+    const bool goes_on = known_ && state_inputs(&before_, moment, manifest_, inputs);
+    const bool used = state_inputs(goes_on ? &of_state_ : nullptr, moment, manifest_, inputs);
     if (!used) state_->clear();
     const Arrays &outputs = engine.run(inputs, state_.get());
-    if (used && lacks_sensor(inputs)) {
+    for (size_t i = 0; i < seen_.size(); ++i) sees_[i] = sees(inputs, manifest_.steering.sensors[i].second);
+    // Whether it lacks a sensor that the frame of the state had.
+    const bool lacks = !std::equal(seen_.begin(), seen_.end(), sees_.begin(), [](bool a, bool b) { return a <= b; });
+    if (used && lacks) {
         state_->swap();
     } else {
         of_state_ = moment;
-        for (size_t i = 0; i < sensors_.size(); ++i) seen_[i] = sees(inputs, sensors_[i].second);
+        seen_ = sees_;
     }
     before_ = moment;
     known_ = all_finite(outputs);  // what a frame that is not leaves would never be finite again
     return outputs;
-}
-
-bool Carried::lacks_sensor(const Arrays &inputs) const {
-    for (size_t i = 0; i < sensors_.size(); ++i)
-        if (seen_[i] && !sees(inputs, sensors_[i].second)) return true;
-    return false;
 }
 
 Runtime::Runtime(const std::filesystem::path &path, const Trust &trust, const EngineOptions &options)
@@ -153,23 +135,16 @@ void Runtime::step(Frame &frame, const Conditions &conditions) {
     Network &network = select(conditions);
     if (before != &network) results_.clear();  // the other network may have other tasks
     const Manifest &manifest = network.bundle->manifest();
-    {
-        Stage stage(preprocess);
+    preprocess = seconds_of([&] {
         preprocessor_.prepare(frame, inputs_);
         steer(manifest, conditions, inputs_);
-    }
-    {
-        Stage stage(engine);
-        const bool remembers = carried_ && manifest.state;
+    });
+    engine = seconds_of([&] {
         outputs_ =
-            remembers ? &carried_->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
-        if (!remembers) forget();
-    }
-    {
-        Stage stage(postprocess);
-        network.decoder.decode(*outputs_, results_);
-    }
-    if (!placed) forget();
+            manifest.state ? &carried_->run(*network.engine, inputs_, moment_) : &network.engine->run(inputs_, nullptr);
+    });
+    postprocess = seconds_of([&] { network.decoder.decode(*outputs_, results_); });
+    if (!placed || !manifest.state) forget();
     latest_ = &network;
     if (before != &network) list_names();
 }
@@ -188,11 +163,11 @@ void Runtime::list_names() {
     names_.clear();
     for (const auto &[name, array] : results_) names_.push_back(name);
     for (const TensorInfo &input : manifest.inputs)
-        if (!manifest.state || input.name != manifest.state->input) names_.push_back("inputs/" + input.name);
-    if (manifest.state) names_.push_back(manifest.state->output);
+        if (input.name != kState) names_.push_back("inputs/" + input.name);
+    if (manifest.state) names_.push_back(kNextState);
     lasting_ = names_.size();
     for (const auto &[name, array] : *outputs_)
-        if (!manifest.state || name != manifest.state->output) names_.push_back("outputs/" + name);
+        if (name != kNextState) names_.push_back("outputs/" + name);
 }
 
 const Array *Runtime::find(std::string_view name) const {
@@ -201,7 +176,7 @@ const Array *Runtime::find(std::string_view name) const {
     const Arrays *arrays = &results_;
     if (name.substr(0, in.size()) == in) arrays = &inputs_, name.remove_prefix(in.size());
     else if (name.substr(0, out.size()) == out) arrays = outputs_, name.remove_prefix(out.size());
-    else if (const auto &state = latest_->bundle->manifest().state; state && name == state->output) {
+    else if (name == kNextState && latest_->bundle->manifest().state) {
         carried_->read(next_state_);
         return &next_state_;
     }

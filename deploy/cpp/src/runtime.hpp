@@ -22,9 +22,9 @@ struct Network {
     std::string name;                  // for messages
     Decoder decoder;
     std::unique_ptr<Engine> engine;
-    std::unique_ptr<EngineState> golden_state;
-    std::vector<GoldenFrame> golden;
-    Arrays golden_outputs;  // buffer
+    std::unique_ptr<EngineState> golden_state = nullptr;
+    std::vector<GoldenFrame> golden = {};
+    Arrays golden_outputs = {};  // buffer
 
     const Arrays &run_golden(const Arrays &inputs);
 };
@@ -33,20 +33,17 @@ struct Network {
 // lacked a sensor which an earlier one had (perception/sensors/state.py).
 class Carried {
    public:
-    Carried(std::unique_ptr<EngineState> state, const Manifest &manifest);
+    Carried(std::unique_ptr<EngineState> state, const Manifest &manifest)
+        : state_(std::move(state)), manifest_(manifest), seen_(manifest.steering.sensors.size()), sees_(seen_) {}
     const Arrays &run(Engine &engine, Arrays &inputs, const Moment &moment);
     void forget() { known_ = false; }
     void read(Array &into) const { state_->read(into); }
 
    private:
-    bool lacks_sensor(const Arrays &inputs) const;  // that the frame of the state had
-
     std::unique_ptr<EngineState> state_;
-    StateInfo info_;
-    double rigid_;
-    std::vector<std::pair<std::string, std::string>> sensors_;  // as in Steering
-    std::vector<bool> seen_;                                    // which of them the frame of the state had
-    Moment of_state_, before_;                                  // of the frame of the state, and of the one before
+    const Manifest &manifest_;
+    std::vector<bool> seen_, sees_;  // which sensors the frame of the state had, and the frame has
+    Moment of_state_, before_;       // of the frame of the state, and of the one before
     bool known_ = false;
 };
 

@@ -7,42 +7,28 @@ namespace tessera {
 
 namespace {
 
-bool is_finite(const Matrix4 &matrix) {
-    return std::all_of(matrix.begin(), matrix.end(), [](double value) { return std::isfinite(value); });
-}
-
-// current_from_previous, of points at rest; nothing if the poses give no rigid motion.
-std::optional<Matrix4> relative_motion(const Moment &before, const Moment &moment, double rigid) {
-    if (!is_finite(before.global_from_reference) || !is_finite(moment.global_from_reference)) return {};
+// current_from_previous, of points at rest, if a state of that frame can be used. A number that is not finite is beyond
+// every limit.
+std::optional<Matrix4> usable_motion(const Moment &before, const Moment &moment, double elapsed,
+                                     const Manifest &manifest) {
+    if (before.scene != moment.scene || elapsed <= 0 || elapsed > manifest.state->seconds) return {};
     const Matrix4 motion = multiply(inverse(moment.global_from_reference), before.global_from_reference);
-    if (!is_finite(motion)) return {};
     for (size_t row = 0; row < 3; ++row) {
         for (size_t column = 0; column < 3; ++column) {
             double sum = 0;
             for (size_t k = 0; k < 12; k += 4) sum += motion[k + row] * motion[k + column];
-            if (!(std::abs(sum - (row == column)) <= rigid)) return {};
+            if (!(std::abs(sum - (row == column)) <= manifest.preprocessing.admission.state_rigid)) return {};
         }
     }
-    return motion;
+    const double x = motion[3], y = motion[7], z = motion[11];
+    return std::sqrt(x * x + y * y + z * z) <= manifest.state->speed * elapsed ? std::optional(motion) : std::nullopt;
 }
 
-// The motion since the frame before, if its state can be used.
-std::optional<Matrix4> usable_motion(const Moment &before, const Moment &moment, double elapsed, const StateInfo &info,
-                                     double rigid) {
-    if (before.scene != moment.scene || elapsed <= 0 || elapsed > info.seconds) return {};
-    const std::optional<Matrix4> motion = relative_motion(before, moment, rigid);
-    if (!motion) return {};
-    const double x = (*motion)[3], y = (*motion)[7], z = (*motion)[11];
-    return std::sqrt(x * x + y * y + z * z) <= info.speed * elapsed ? motion : std::nullopt;
-}
-
+// Whether a number is not zero; -0 is.
 bool any(const Array &array) {
-    if (array.type() == TESSERA_FLOAT32) {  // -0 is zero, too
-        const float *values = array.data<float>();
-        return std::any_of(values, values + array.size(), [](float value) { return value != 0; });
-    }
-    const uint8_t *bytes = array.data<uint8_t>();
-    return std::any_of(bytes, bytes + array.byte_count(), [](uint8_t byte) { return byte != 0; });
+    return visit(array, [n = array.size()](const auto *values) {
+        return std::any_of(values, values + n, [](auto value) { return value != 0; });
+    });
 }
 
 }  // namespace
@@ -52,15 +38,9 @@ bool sees(const Arrays &inputs, const std::string &input) {
     return found != inputs.end() && any(found->second);
 }
 
-bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs) {
-    std::optional<Matrix4> motion;
-    double elapsed = 0;
-    if (before != nullptr) {
-        elapsed = static_cast<double>(static_cast<int64_t>(static_cast<uint64_t>(moment.timestamp) -
-                                                           static_cast<uint64_t>(before->timestamp))) /
-                  1e6;
-        motion = usable_motion(*before, moment, elapsed, info, rigid);
-    }
+bool state_inputs(const Moment *before, const Moment &moment, const Manifest &manifest, Arrays &inputs) {
+    const double elapsed = before ? static_cast<double>(moment.timestamp - before->timestamp) / 1e6 : 0;
+    const auto motion = before ? usable_motion(*before, moment, elapsed, manifest) : std::nullopt;
     const Matrix4 matrix = motion.value_or(kIdentity);
     std::copy(matrix.begin(), matrix.end(), fill_in<float>(inputs, "current_from_previous", {1, 4, 4}));
     *fill_in<float>(inputs, "state_valid", {1}) = motion ? 1 : 0;

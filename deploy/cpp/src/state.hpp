@@ -24,7 +24,7 @@ struct Moment {
 
 // Writes current_from_previous (1, 4, 4), state_valid (1) and elapsed (1), all float32; `before` may be null. Returns
 // whether the state is valid.
-bool state_inputs(const Moment *before, const Moment &moment, const StateInfo &info, double rigid, Arrays &inputs);
+bool state_inputs(const Moment *before, const Moment &moment, const Manifest &manifest, Arrays &inputs);
 
 // Whether the network sees something of the sensor whose input is all zeros where it does not.
 bool sees(const Arrays &inputs, const std::string &input);

@@ -197,7 +197,9 @@ tessera_status tessera_group(const tessera_grid *grid, const float *points, size
             throw tessera::bad_input(
                 "tessera_grid: its lengths must be positive, and its cells and points fewer than 2^31");
         std::fill_n(counts, rules.most, rules.points);  // whatever the arrays hold is overwritten
-        *pillars = tessera::Grouper(rules).group(points, count, pillar_points, counts, cells, cells_of_points);
+        tessera::Grouper grouper(rules);
+        *pillars = grouper.group(points, count, pillar_points, counts, cells);
+        if (cells_of_points) std::copy_n(grouper.cells_of_points(), count, cells_of_points);
     });
 }
 

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <iomanip>
 #include <memory>
 
 #include "bundle.hpp"
@@ -21,25 +22,16 @@ namespace {
 using Key = std::shared_ptr<EVP_PKEY>;
 
 Key read_key(const fs::path &file) {
-    errno = EINVAL;  // of what is neither a file nor missing
-    const std::optional<std::string> pem = fs::is_directory(file) ? (errno = EISDIR, std::nullopt) : read_file(file);
-    if (!pem) throw refused(file.string(), ": cannot read the key (", std::strerror(errno), ")");
+    const std::optional<std::string> pem = read_file(file);
+    if (!pem) throw refused(file.string(), ": cannot read the key");
     const std::unique_ptr<BIO, int (*)(BIO *)> memory(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())),
                                                       BIO_free);
     const Key key(PEM_read_bio_PUBKEY(memory.get(), nullptr, nullptr, nullptr), EVP_PKEY_free);
-    const char *const make = "; make it with `openssl pkey -in key.pem -pubout -out public.pem`";
-    if (!key) throw refused(file.string(), ": not a public key in PEM", make);
-    if (EVP_PKEY_id(key.get()) != EVP_PKEY_ED25519) throw refused(file.string(), ": not an Ed25519 key", make);
+    if (!key || EVP_PKEY_id(key.get()) != EVP_PKEY_ED25519)
+        throw refused(file.string(),
+                      ": not a public Ed25519 key in PEM; make it with `openssl pkey -in key.pem -pubout ",
+                      "-out public.pem`");
     return key;
-}
-
-// The start of its fingerprint.
-std::string id_of(const Key &key) {
-    unsigned char *der = nullptr;
-    const int length = i2d_PUBKEY(key.get(), &der);
-    const std::string content(reinterpret_cast<char *>(der), static_cast<size_t>(length));
-    OPENSSL_free(der);
-    return sha256(content).substr(0, 16);
 }
 
 bool is_valid(const Key &key, const std::string &signature, const std::string &content) {
@@ -47,13 +39,6 @@ bool is_valid(const Key &key, const std::string &signature, const std::string &c
     const auto bytes = [](const std::string &of) { return reinterpret_cast<const unsigned char *>(of.data()); };
     return EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) == 1 &&
            EVP_DigestVerify(context.get(), bytes(signature), signature.size(), bytes(content), content.size()) == 1;
-}
-
-std::string minutes(time_t time) {
-    char shown[32];
-    std::tm utc{};
-    std::strftime(shown, sizeof shown, "%Y-%m-%d %H:%M", gmtime_r(&time, &utc));
-    return shown;
 }
 
 // What ran on a vehicle, as release.json of its folder says it; empty if nothing did.
@@ -103,7 +88,7 @@ void write_atomically(const fs::path &file, const std::string &content) {
     }
 }
 
-constexpr const char *kState = "release.json";
+constexpr const char *kRan = "release.json";
 
 using Plans = std::map<std::string, std::string>;
 
@@ -153,12 +138,9 @@ std::optional<time_t> parse_time(const std::string &expires) {
 
 void Trust::require_signed(const fs::path &signed_file, const std::string &content) const {
     std::vector<Key> read;
-    std::vector<std::string> trusted;
-    for (const fs::path &key : keys) {
-        read.push_back(read_key(python_path(key)));
-        trusted.push_back(text(python_path(key).string(), " (", id_of(read.back()), ")"));
-    }
-    const std::string who = join(trusted, " or ");
+    std::vector<std::string> names;
+    for (const fs::path &key : keys) read.push_back(read_key(key)), names.push_back(key.string());
+    const std::string who = join(names, " or ");
     const fs::path file = signature_of(signed_file);
     const std::optional<std::string> signature = read_file(file);
     if (!signature)
@@ -172,11 +154,12 @@ void Trust::require_signed(const fs::path &signed_file, const std::string &conte
 
 void Trust::require_current(const fs::path &file, int64_t release, const std::string &expires) const {
     const time_t now = std::time(nullptr);
+    std::tm utc{};
     const std::optional<time_t> end = parse_time(expires);
     if (end && *end <= now)
-        throw refused(file.string(), ": expired at ", minutes(*end), " UTC, and the clock says ", minutes(now),
-                      "; take a newer release");
-    const fs::path record = python_path(state) / kState;
+        throw refused(file.string(), ": expired at ", expires, ", and the clock says ",
+                      std::put_time(gmtime_r(&now, &utc), "%FT%TZ"), "; take a newer release");
+    const fs::path record = state / kRan;
     const int64_t before = read_ran(record).release;
     if (release < before && !allow_older)
         throw refused(file.string(), ": is release ", release, ", but release ", before, " ran here before, says ",
@@ -186,7 +169,7 @@ void Trust::require_current(const fs::path &file, int64_t release, const std::st
 void Trust::require_plan(const fs::path &record, const std::string &content, const std::string &place,
                          const fs::path &bundle) const {
     const std::string digest = sha256(content);
-    const fs::path file = python_path(state) / kState;
+    const fs::path file = state / kRan;
     if (is_file(signature_of(record))) {
         require_signed(record, content);
         return store(file, 0, {}, {{place, digest}});  // so that no unsigned one can take its place
@@ -201,7 +184,7 @@ void Trust::require_plan(const fs::path &record, const std::string &content, con
 }
 
 void Trust::accept(int64_t release) const {
-    store(python_path(state) / kState, release, *opened, {});
+    store(state / kRan, release, *opened, {});
 }
 
 }  // namespace tessera

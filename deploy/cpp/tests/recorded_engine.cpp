@@ -51,7 +51,7 @@ class RecordedEngine : public Engine {
     const Arrays &run(const Arrays &, EngineState *state) override {
         const Arrays &outputs = runs_[next_];
         if (++next_ == runs_.size()) next_ = repeated_;
-        if (state) static_cast<RecordedState *>(state)->set(outputs.at(manifest_.state->output));
+        if (state) static_cast<RecordedState *>(state)->set(outputs.at(kNextState));
         return outputs;
     }
 
