@@ -110,7 +110,7 @@ def test_parts_that_do_not_fit_each_other_are_refused() -> None:
         ("tasks.detection.anchors", {"scales": [1, 2]}, "one for each of the trunk's feature maps, 3"),
         ("tasks.map", {}, "tasks.map: reads one feature map, a trunk with `pyramid` gives one for each stage"),
         ("tasks.detection.anchors", {"candidates": 1280}, "candidates of all maps together must be fewer than 3840"),
-        ("model.lidar", {"encoder": "masked"}, "`hidden` layers are for the encoder `padded`"),
+        ("model.lidar", {"encoder": "masked"}, "model.lidar: `hidden` layers and .* are for the encoder `padded`"),
     ):
         content = model_config("pyramid").model_dump(mode="json")
         *path, last = part.split(".")
