@@ -121,7 +121,6 @@ def test_commands_of_the_guide(tmp_path: Path) -> None:
     (tmp_path / "modules.py").write_text(python)
     assert "name='rainy_night'" in run(tmp_path, f"{sys.executable} modules.py")
     assert (tmp_path / "runs/fog.json").exists()
-    assert (tmp_path / "runs/route.png").stat().st_size > 5000
     names = [m["name"] for m in json.loads(run(tmp_path, "perception modules runs/merged --json"))["modules"]]
     assert names == ["rain", "night", "rainy_night"]
 
