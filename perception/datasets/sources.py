@@ -64,6 +64,8 @@ class JoinedTables:
         if token not in self._of_token:  # between keyframes
             for scene, tables in self._of_scene.items():
                 self._of_token |= dict.fromkeys(tables.moments(self.samples(selectors=[scene])[0]), tables)
+        if token not in self._of_token:
+            raise InputError(f"{self.dataroot}: no frame {token}")
         return self._of_token[token]
 
     def scene(self, token: str) -> str:

@@ -108,6 +108,8 @@ def read_keyframes(content: Any, path: Path) -> list[Keyframe]:
             keyframe, raw_boxes = read(row, path.parent)
             if keyframe.token in rows:
                 raise ValueError("its token is there twice")
+            if raw_boxes is not None and (raw_boxes.numbers[:, 3:6] <= 0).any():
+                raise ValueError("a box has a size that is not positive")
             rows[keyframe.token] = keyframe, raw_boxes
         if not rows:
             raise ValueError("no keyframe is in it")

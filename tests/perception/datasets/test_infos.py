@@ -143,6 +143,7 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("new", put("data_list.0.ego2global", SKEWED), FIRST + "ego2global is no rotation and translation"),
     ("new", put("data_list.0.ego2global.0.3", np.nan), FIRST + "ego2global holds something else than finite"),
     ("new", put("data_list.0.instances.0.bbox_3d.2", "a"), "bbox_3d is not 7 numbers"),
+    ("new", put("data_list.0.instances.1.bbox_3d.4", 0.0), FIRST + "a box has a size that is not positive"),
     ("new", put("data_list.0.instances.0.bbox_label_3d", 12), FIRST + "bbox_label_3d is 12, which is no category"),
     ("new", put("data_list.0.timestamp", 1.5e15), FIRST + "timestamp is no time .* in seconds"),
     ("new", lambda all: all["data_list"].append(all["data_list"][0]), "its token is there twice"),

@@ -23,6 +23,7 @@ from deploy.recordings.drives import DatasetDrive
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes import recordings, tables
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.sources import JoinedTables
 from perception.errors import InputError
 from perception.io.cache import cached_arrays
 from perception.tasks.detection.submission import read_samples
@@ -115,6 +116,7 @@ def test_between_keyframes_of_one_time_no_velocity_is_known(tiny_root: Path) -> 
         (lambda at: at("nowhere"), "nowhere: no such folder; give the dataroot"),
         (lambda at: at(version="v1.0-mini"), "has no version v1.0-mini; it has v1.0-tiny$"),
         (lambda at: at().frame("1234"), "no frame 1234"),
+        (lambda at: JoinedTables(at().dataroot.parent, VERSION, RIG, NUSCENES).frame("1234"), "no frame 1234"),
         (lambda at: at().samples("test"), "has no split test; known are train, val, all$"),
         (lambda at: at().samples("val"), "no scene of split val is here; it has scene-0001$"),
         (lambda at: at().samples(None, ["scene-9999"]), "scene-9999: no such scene in .*-tiny; it has scene-0001$"),
