@@ -177,7 +177,7 @@ class _Recorder:
             self.tables[LIDARSEG].append(row)
 
 
-def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
+def record(out: Path, drive: Drive, progress: Callable[[], None] = lambda: None) -> Tables:
     """Write the sensor files of a drive below `out` and return its tables; calls `progress` after each keyframe."""
     weather = drive.course.phases[0].surroundings.draw(drive.rng(0))
     world = build_world(drive.course.place, weather, drive.samples * KEYFRAME_PERIOD, drive.rng(1))

@@ -100,22 +100,18 @@ def _record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
     """Record the drives; returns the tables of each."""
     jobs = min(len(drives), run.jobs or os.cpu_count() or 1)
     if jobs == 1 and run.ray is None:
-        return [record(drive, out, partial(run.progress, 1)) for drive in drives]
+        return [record(out, drive, partial(run.progress, 1)) for drive in drives]
     out, tables = out.absolute(), dict[int, Tables]()
     with TemporaryDirectory(prefix=".recording-", dir=out) as mark:
         opened: Callable[[], Path] = partial(Path, out)
         if run.ray is not None:
             opened = partial(_shared_folder, origin_of(out), Path(mark).name)
         with open_pool(opened, jobs, run.ray) as workers:
-            call = _record if run.ray is None else _put
-            for i, own in workers.run(call, drives, lambda drive: drive.name):
-                tables[i] = own
+            call = record if run.ray is None else _put
+            for i, tables_of_drive in workers.run(call, drives, lambda drive: drive.name):
+                tables[i] = tables_of_drive
                 run.progress(drives[i].samples)
     return [tables[i] for i in range(len(drives))]
-
-
-def _record(out: Path, drive: Drive) -> Tables:
-    return record(drive, out, lambda: None)
 
 
 def _shared_folder(out: Path, mark: str) -> Path:
@@ -130,7 +126,7 @@ def _shared_folder(out: Path, mark: str) -> Path:
 
 def _put(out: Path, drive: Drive) -> Tables:
     """Record a drive; its files for an object store are put there, and removed here."""
-    tables = _record(out, drive)
+    tables = record(out, drive)
     if origin_of(out) != out:
         rows = (row for name in ("sample_data", LIDARSEG) for row in tables.get(name, ()))
         voxels = (occ3d_file(out, drive.name, row["token"]) for row in tables["sample"])
