@@ -226,7 +226,7 @@ class Bundle:
     def plan(self, target: str, compiler: str | None = None) -> StoredPlan:
         """Read the plan for `target`, and check it against its record and this network.
 
-        Plans by another compiler than that of the machine that will run them do not load; None accepts any.
+        A plan loads only if the `compiler` of the machine that will run it has compiled it; None accepts any.
         """
         for suffix in ("json", "plan", "sig"):
             require_inside(self.path, f"{ENGINES}/{target}.{suffix}")

@@ -1,7 +1,8 @@
 """The pre-flight check: would a bundle's network understand the sensors of this recording? No torch here.
 
-Frames that are spread over drives are measured and compared with those of the training. A load is the distance from
-their range relative to a margin; above 1 it is a finding. docs/check.md says how the margins were chosen.
+Frames spread over the drives are measured, and compared with the statistics of the training drives. The load of a
+measure is its distance from the range in training, divided by a margin; a load above 1 is a finding. docs/check.md says
+how the margins were chosen.
 """
 
 from __future__ import annotations

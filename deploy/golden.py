@@ -248,7 +248,7 @@ class GoldenFrame:
 def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: Arrays | None = None) -> list[str]:
     """Compare the outputs of two engines for the same frame; returns what is out of tolerance.
 
-    Of detections those of `GoldenFrame.compared` are, by default all `clear_detections`.
+    Only the detections marked in `compared` count (`GoldenFrame.compared`), by default all `clear_detections`.
     """
     if problems := _describe_malformed(expected, actual):
         return problems

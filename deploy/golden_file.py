@@ -159,7 +159,7 @@ def _results(tasks: Mapping[str, Task[Any]], outputs: Arrays) -> dict[str, np.nd
 
 
 def require_end_to_end(golden: Sequence[GoldenFrame], manifest: Manifest, file: object) -> None:
-    """Raise InputError unless this software does before and behind the engine what that of the export did."""
+    """Raise InputError unless preprocessing and decoding give here what they gave at the export."""
     whole = next((frame for frame in golden if frame.sensors), None)
     if whole is None:
         raise InputError(f"{file}: no golden frame has sensor data; {REMEDY}")

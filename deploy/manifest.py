@@ -50,7 +50,7 @@ class PillarRules(Section):
 
 
 class SweepRules(Section):
-    """Which points a frame has, beside those of the keyframe's sweep."""
+    """Which earlier sweeps are added to the keyframe's, and which points are left out."""
 
     most: int  # earlier sweeps of each LiDAR
     oldest: float  # s before the frame
@@ -67,7 +67,7 @@ class PictureRules(Section):
 
 
 class AdmissionRules(Section):
-    """What of a frame is used; what is not counts as missing."""
+    """Limits for the poses and calibrations of a frame; a sensor beyond them counts as missing."""
 
     rigid: float  # largest entry of R R^T - 1 of a rotation R
     upright: float  # least z of the vehicle's z axis

@@ -31,7 +31,7 @@ _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # the axis of the output channe
 
 
 def fold_norms(graph: onnx.GraphProto) -> None:
-    """Fold every BatchNormalization whose input is a sum of convolutions, such as of a layer and its modules.
+    """Fold every BatchNormalization whose input is a sum of convolutions: a layer's and its modules'.
 
     norm(a + b) = s a + (s b + t) with s = gamma / sqrt(var + eps) and t = beta - s mean, channel by channel.
     """

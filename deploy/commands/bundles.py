@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, make_trust
+from deploy.commands.options import AllowOlder, Keys, State, make_trust
 from perception.commands.common import (
     Json,
     Run,

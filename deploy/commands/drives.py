@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, Target, TopicsFile, make_trust
+from deploy.commands.options import AllowOlder, Keys, State, Target, TopicsFile, make_trust
 from perception.commands.common import (
     Json,
     Out,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, Target, TopicsFile, make_trust
+from deploy.commands.options import AllowOlder, Keys, State, Target, TopicsFile, make_trust
 from perception.commands.common import Json, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
 

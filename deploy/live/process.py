@@ -179,7 +179,7 @@ class Loop:
                 self._runtime.check()
         except WrongEngine as error:
             self._supervisor.set(Reason("UNTRUSTED", "golden", "", str(error)))
-        except Exception as error:  # as in a frame, with which the drive goes on
+        except Exception as error:  # the drive goes on, as after a frame that fails
             self._supervisor.set(Reason("UNTRUSTED", "golden", "", f"a golden frame could not run ({_why(error)})"))
 
 

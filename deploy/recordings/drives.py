@@ -103,7 +103,7 @@ class DatasetDrive:
 
     Frames between them have no annotations. All sensors are read, even those that the network does not take, because
     the report shows them. A sensor whose file does not exist, or is damaged, is missing in the frame; damaged ones are
-    counted. Arguments are as those of `open_drives`.
+    counted. The arguments are those of `open_drives`.
     """
 
     def __init__(

@@ -199,9 +199,9 @@ class LidarSweeps:
     def sweeps(self, stamp: int, earlier: Sequence[int] | None, ego_from_lidar: np.ndarray) -> list[Sweep]:
         """The sweep with this stamp, then earlier ones; none without a sweep of exactly this stamp.
 
-        A sweep whose pose is not known is counted and dropped; one whose points have times, but the vehicle no poses
-        then, is counted and used as of one time. Without stamps of earlier ones those of the last second follow, latest
-        first.
+        A sweep without a pose is counted and dropped. If its points have times, but the vehicle's poses then are not
+        known, it is counted, and all points are taken to be of the sweep's stamp. If `earlier` is None, the sweeps of
+        the last second follow, latest first.
         """
         if stamp not in self._poses:
             return []

@@ -287,6 +287,6 @@ class Recording(Protocol):
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
         """Yield the messages of these topics, in constant memory.
 
-        `damage` is called with a line for each part that cannot be read; reading goes on after it if possible.
+        Each part that cannot be read is passed to `damage` as a line of text; reading continues behind it if possible.
         """
         ...

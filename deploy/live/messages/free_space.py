@@ -28,7 +28,7 @@ class FreeSpace:
     """Combines the map's drivable area, the occupied voxels, and the objects that are followed.
 
     A cell is taken if any of these says so, and free if both map and voxels say so, as far as the network has them.
-    Beyond the voxels nothing is free. `grid` is the map's, without a map that of the columns of voxels, or None.
+    Beyond the voxels nothing is free. `grid` is the grid of the map, or else of the voxels' columns; None without both.
     """
 
     def __init__(self, tasks: Mapping[str, Task[Any]]) -> None:
