@@ -22,10 +22,8 @@ from typing import NamedTuple
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FAILED, SECONDS = (
-    1,
-    900,
-)  # pytest's exit code if a test has failed; a defect whose tests take longer hangs, and is found
+FAILED = 1  # pytest's exit code if a test has failed
+SECONDS = 900  # a defect whose tests take longer hangs, and is found
 
 
 class Defect(NamedTuple):

@@ -91,9 +91,8 @@ class Stamps:
 
 SILENT = 2_000_000  # us without a message, after which no frame waits for a topic
 _INTERVALS = 8  # latest ones of a topic, the shortest of which counts
-_NEAR = (
-    0.4  # of an interval; a message that is as near to a stamp is nearer than the next one will be, with some jitter
-)
+# Of an interval: a message this near to a stamp is nearer to it than the next one will be, with some jitter.
+_NEAR = 0.4
 
 
 @dataclass
