@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +17,11 @@ from perception.sensors.state import Moment
 from perception.tasks.task import part_of
 
 Arrays = Mapping[str, np.ndarray]
-_DETECTIONS = ("boxes", "scores", "labels", "attributes")
+_NAMES = ("labels", "attributes")  # of a detection
+_DETECTIONS = ("boxes", "scores", *_NAMES)
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 AROUND = 4.0  # m, where another peak takes the place of one that rounding lowers
+_PAIRS = 1 << 14  # compared at once, or one detection with all
 
 
 @dataclass(frozen=True)
@@ -94,54 +96,90 @@ def match_detections(expected: Arrays, actual: Arrays, index: int, compared: np.
         {k: side[k][index].reshape(compared.size, *side[k].shape[1 + compared.ndim :]) for k in _DETECTIONS}
         for side in (expected, actual)
     )
-    ranks, (i, j) = np.flatnonzero(compared), _neighbours(mine["boxes"], other["boxes"], allowed.center.each)
+    ranks = np.flatnonzero(compared)
     usual = float(np.median(np.linalg.norm(mine["boxes"][:, 6:8].astype(np.float64), axis=1))) if compared.size else 0.0
-    offsets = _offsets({k: v[i] for k, v in mine.items()}, {k: v[j] for k, v in other.items()}, max(usual, 1e-9))
-    size = {name: np.linalg.norm(values, axis=-1) for name, values in offsets.items()}
-    near = (size["score"] <= allowed.score.each) & (size["center"] <= allowed.center.each)
-    labelled = near & (mine["labels"][i] == other["labels"][j])
-    alike = labelled & (mine["attributes"][i] == other["attributes"][j])
-    for name in ("size", "heading", "velocity"):
-        alike &= size[name] <= getattr(allowed, name).each
-    lost = np.setdiff1d(ranks, i[alike])
+    parts = [(ranks[:0], _offsets(mine, other, np.zeros((2, 0), np.intp), usual))]
+    for pairs in _near(mine, other, ranks, allowed):
+        parts.append(_nearest_matches(mine, other, pairs, allowed, usual))
+    lost = np.setdiff1d(ranks, np.concatenate([matched for matched, _ in parts]))
     clear = clear_detections({"scores": expected["scores"][index]}, allowed.score.each).reshape(-1)
-    around, there = _neighbours(mine["boxes"], other["boxes"], AROUND)
-    around = around[(mine["labels"][around] == other["labels"][there]) & (other["scores"][there] > 0)]
-    pairs = np.flatnonzero(alike & compared.reshape(-1)[i])
-    pairs = pairs[np.lexsort((size["center"][pairs], i[pairs]))]
-    nearest = pairs[np.unique(i[pairs], return_index=True)[1]]
+    around = [
+        np.unique(i[(mine["labels"][i] == other["labels"][j]) & (other["scores"][j] > 0)])
+        for i, j in _neighbours(mine, other, lost[clear[lost]], AROUND)
+    ]
     return Matches(
         compared=len(ranks),
         lost=lost,
-        gone=np.setdiff1d(lost[clear[lost]], around),
-        relabelled=np.intersect1d(lost, i[near & ~labelled & ~np.isin(j, j[labelled])]),
-        offsets={name: values[nearest] for name, values in offsets.items()},
+        gone=np.setdiff1d(lost[clear[lost]], np.concatenate([lost[:0], *around])),
+        relabelled=_relabelled(mine, other, lost, allowed),
+        offsets={name: np.concatenate([offsets[name] for _, offsets in parts]) for name in parts[0][1]},
     )
 
 
-def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (P,), (P,) of the pairs of boxes whose x and y differ by at most `reach` (m)."""
-    order, x = np.argsort(other[:, 0], kind="stable"), mine[:, 0].astype(np.float64)
-    ordered = other[order, 0].astype(np.float64)
+def _nearest_matches(
+    mine: Arrays, other: Arrays, pairs: np.ndarray, allowed: Ranked, usual: float
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Detections (N,) with a match among these pairs, and the offsets to the match with the nearest center."""
+    pairs = pairs[:, np.all([mine[name][pairs[0]] == other[name][pairs[1]] for name in _NAMES], axis=0)]
+    offsets = _offsets(mine, other, pairs, usual)
+    size = {name: np.linalg.norm(values, axis=-1) for name, values in offsets.items()}
+    within = [size[name] <= getattr(allowed, name).each for name in ("size", "heading", "velocity")]
+    alike = np.flatnonzero(np.all(within, axis=0))
+    alike = alike[np.lexsort((size["center"][alike], pairs[0, alike]))]
+    matched, first = np.unique(pairs[0, alike], return_index=True)
+    return matched, {name: values[alike[first]] for name, values in offsets.items()}
+
+
+def _relabelled(mine: Arrays, other: Arrays, lost: np.ndarray, allowed: Ranked) -> np.ndarray:
+    """Lost detections near one of another label, near which none of that label is expected."""
+    least = mine["scores"][lost].min(initial=np.inf) - 2 * allowed.score.each  # of what is near the same detection
+    wanted, found = np.zeros(len(other["labels"]), bool), [lost[:0]]
+    for i, j in _near(mine, other, np.flatnonzero(mine["scores"] >= least), allowed):
+        wanted[j[mine["labels"][i] == other["labels"][j]]] = True
+    for i, j in _near(mine, other, lost, allowed):
+        found.append(np.unique(i[(mine["labels"][i] != other["labels"][j]) & ~wanted[j]]))
+    return np.concatenate(found)
+
+
+def _near(mine: Arrays, other: Arrays, rows: np.ndarray, allowed: Ranked) -> Iterator[np.ndarray]:
+    """Indices (2, P) of the pairs whose scores and centers are within the tolerances, in parts as `_neighbours`."""
+    for i, j in _neighbours(mine, other, rows, allowed.center.each):
+        off = mine["boxes"][i, :3].astype(np.float64) - other["boxes"][j, :3]
+        near = np.linalg.norm(off, axis=1) <= allowed.center.each
+        near &= np.abs(mine["scores"][i].astype(np.float64) - other["scores"][j]) <= allowed.score.each
+        yield np.stack([i[near], j[near]])
+
+
+def _neighbours(mine: Arrays, other: Arrays, rows: np.ndarray, reach: float) -> Iterator[np.ndarray]:
+    """Indices (2, P) of the pairs of these rows whose x and y differ by at most `reach` (m).
+
+    They come in parts, so that memory does not grow with the number of pairs; the pairs of a row are in one part.
+    """
+    order, x = np.argsort(other["boxes"][:, 0], kind="stable"), mine["boxes"][rows, 0].astype(np.float64)
+    ordered = other["boxes"][order, 0].astype(np.float64)
     start = np.searchsorted(ordered, x - reach, "left")
     counts = np.searchsorted(ordered, x + reach, "right") - start
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    i, j = np.repeat(np.arange(len(mine)), counts), order[np.repeat(start, counts) + place]
-    near = np.abs(mine[i, 1].astype(np.float64) - other[j, 1]) <= reach
-    return i[near], j[near]
+    parts = np.cumsum(counts) // max(_PAIRS, len(order))
+    for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(parts)) + 1):
+        count = counts[part]
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        i, j = np.repeat(rows[part], count), order[np.repeat(start[part], count) + place]
+        near = np.abs(mine["boxes"][i, 1].astype(np.float64) - other["boxes"][j, 1]) <= reach
+        yield np.stack([i[near], j[near]])
 
 
-def _offsets(mine: Arrays, other: Arrays, usual: float) -> dict[str, np.ndarray]:
+def _offsets(mine: Arrays, other: Arrays, pairs: np.ndarray, usual: float) -> dict[str, np.ndarray]:
     """Quantity -> (P, n) signed differences of paired detections, given the usual length of a heading's vector.
 
     A shorter one is uncertain: rounding changes its yaw a lot, the vector not.
     """
-    a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
+    a, b = (side["boxes"][rows].astype(np.float64) for side, rows in zip((mine, other), pairs, strict=True))
     ahead, other_ahead = (
-        side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), usual) for side in (a, b)
+        side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), max(usual, 1e-9))
+        for side in (a, b)
     )
     return {
-        "score": (other["scores"].astype(np.float64) - mine["scores"])[:, None],
+        "score": (other["scores"][pairs[1]].astype(np.float64) - mine["scores"][pairs[0]])[:, None],
         "center": b[:, 0:3] - a[:, 0:3],
         "size": (b[:, 3:6] - a[:, 3:6]) / np.maximum(np.abs(a[:, 3:6]), 0.1),
         "heading": other_ahead - ahead,

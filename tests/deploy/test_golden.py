@@ -6,6 +6,7 @@ One changed weight is found in every layer, where all hashes hold, and so is a w
 import math
 import shutil
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -495,3 +496,36 @@ def test_a_dense_output_is_compared_channel_by_channel_and_relative_to_its_size(
     common, faint = dense_spreads(expected, expected + np.array([0.01, 2e-4]).reshape(1, 2, 1, 1))
     assert (common.each, common.mean) == pytest.approx((0.01, 0.01 / 0.501), rel=1e-5)
     assert (faint.each, faint.mean) == pytest.approx((2e-4, 2e-4 / 1.1e-3), rel=1e-5)
+
+
+def anchors(count: int, seed: int) -> dict[str, np.ndarray]:
+    """What a network with anchors gives: for each class as many candidates, which overlap, best first."""
+    rng = np.random.default_rng(seed)
+    boxes = np.tile(np.column_stack([rng.uniform(-18, 18, (count, 2)), rng.uniform(1, 2, (count, 8))]), (3, 1))
+    scores = -np.sort(-rng.uniform(0.05, 0.8, (3, count)), axis=1).reshape(-1)
+    labels = np.repeat(np.arange(3), count)
+    return {"boxes": boxes.astype(np.float32)[None], "scores": scores.astype(np.float32)[None],
+            "labels": labels[None], "attributes": np.zeros((1, 3 * count), np.int64)}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["equal", "one is lost", "all are lost", "all at one place"])
+def test_the_comparison_takes_memory_proportional_to_the_outputs(case: str) -> None:
+    """Anchors overlap: 9,000 have ten million pairs within 4 m."""
+    expected, allowed = anchors(3000, 0), uniform_tolerances(0.01, tasks()).ranked["detection"]
+    actual = {name: values.copy() for name, values in expected.items()}
+    compared = np.zeros(9000, bool)
+    compared[:200] = True
+    if case == "one is lost":
+        actual["scores"][0, 3] = 0
+    elif case == "all are lost":
+        actual["boxes"][..., 8:] += 1
+    elif case == "all at one place":
+        expected["boxes"][..., :2] = actual["boxes"][..., :2] = 0
+    tracemalloc.start()
+    before = time.thread_time()
+    found = match_detections(expected, actual, 0, compared, allowed)
+    seconds, (_, peak) = time.thread_time() - before, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * sum(values.nbytes for values in expected.values())
+    assert seconds < 0.5  # 0.02 on a quiet machine; the first two are what a drive takes every 30 s
+    assert len(found.lost) == {"one is lost": 1, "all are lost": 200}.get(case, 0)
