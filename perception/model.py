@@ -15,7 +15,6 @@ from perception.bev.trunks import ConvNextTrunk, Fuse, PyramidTrunk, SingleSenso
 from perception.config import Config, extend_taxonomy, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.io.distributed import processes
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
@@ -255,21 +254,33 @@ class PerceptionModel(nn.Module):
 
     def _camera_map(self, images: Tensor, image_from_reference: Tensor, trace: Trace | None) -> Tensor:
         """(B, channels * heights, rows, columns) of the cameras."""
-        cells = None if trace is None else self.depth_cells()
-        # A training step whose frames have no pictures does not compute their map of zeros: it would cost time, and
-        # the running statistics of the encoder would learn from black pictures, which the vehicle does not show it.
-        # Several processes compute it nevertheless, because all need the same parameters in a step.
-        if trace is not None and processes() == 1 and not image_from_reference.any():
-            if cells is not None:  # no cell has a label
-                bins = self.camera.config.depth.bins
-                trace.supervised["camera/depth"] = images.new_zeros((*images.shape[:2], bins, *cells))
-            channels = self.camera.config.channels * self.lift.heights
-            return image_from_reference.new_zeros((len(images), channels, *self.lift.shape))
-        context, logits = self.camera(images, image_from_reference)
-        if trace is not None and cells is not None:
-            trace.supervised["camera/depth"] = logits
+        if trace is None:
+            context, logits = self.camera(images, image_from_reference)
+        else:
+            context, logits = self._encode_present(images, image_from_reference)
+            if self.depth_cells() is not None:
+                trace.supervised["camera/depth"] = logits
         lifted: Tensor = self.lift(context, logits.softmax(dim=2), image_from_reference)
         return lifted
+
+    def _encode_present(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Context and depth logits as from the encoder, which computes only the images of cameras that are present.
+
+        A missing camera has a black image. It would cost time, and in training it would enter the running statistics.
+        Without any image the encoder computes no rows, because several processes need the same parameters in a step.
+        """
+        current = self.bank.current
+        present = image_from_reference.flatten(2).any(dim=2)  # B N
+        chosen = present.flatten().nonzero()[:, 0]
+        with current.running(current.route.of_rows(chosen // images.shape[1])):
+            encoded = self.camera(images[present][:, None], image_from_reference[present][:, None])
+        context, logits = (
+            rows.new_zeros(present.numel(), *rows.shape[2:])
+            .index_copy(0, chosen, rows[:, 0])
+            .unflatten(0, present.shape)
+            for rows in encoded
+        )
+        return context, logits
 
     def depth_cells(self) -> tuple[int, int] | None:
         """(h, w) of the depth labels that training the current parameters needs; None if it needs none."""

@@ -319,26 +319,67 @@ def test_depth_is_an_output_only_where_the_camera_trains():
         PerceptionModel(with_camera(supervised(), image=Image(height=36, width=64))).depth_cells()
 
 
-def test_a_step_without_pictures_learns_the_same_without_the_camera_branch():
+def without_cameras(given: dict[str, Tensor], lost: slice) -> dict[str, Tensor]:
+    """A batch whose frames lack these cameras."""
+    changed = {name: given[name].clone() for name in ("images", "image_from_reference")}
+    for values in changed.values():
+        values[:, lost] = 0
+    return given | changed
+
+
+ALL, TWO = slice(None), slice(1, 3)
+
+
+def test_a_step_without_images_learns_the_same_without_the_camera_branch():
     """The map of the cameras is zeros then, from the branch too, which gets no gradient through it."""
-    seen = inputs(0)
-    blind = seen | {name: torch.zeros_like(seen[name]) for name in ("images", "image_from_reference")}
-    found = []
-    for computed in (True, False):
+    blind, results = without_cameras(inputs(0), ALL), []
+    for trace, images in ((None, 6), (Trace(), 0)):
         torch.manual_seed(0)
-        model, passes = PerceptionModel(little()), list[int]()
+        model, encoded = PerceptionModel(little()), list[int]()
         optimize.joint(model)
-        model.camera.register_forward_hook(lambda *_, passes=passes: passes.append(1))
-        outputs = model(blind, trace=None if computed else Trace())
-        assert len(passes) == computed
+        model.camera.register_forward_hook(lambda _, given, __, encoded=encoded: encoded.append(given[0].shape[:2]))
+        outputs = model(blind, trace=trace)
+        assert [frames * cameras for frames, cameras in encoded] == [images]
         torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         assert gradients
         assert not any(name.startswith("camera.") for name in gradients)
-        found.append((outputs, gradients))
-        model(seen, trace=Trace())  # pictures are computed
-        assert len(passes) == computed + 1
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+        results.append((outputs, gradients))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lost", [ALL, TWO])
+def test_the_statistics_of_the_camera_are_those_of_the_images_that_there_are(lost: slice) -> None:
+    """Beside frames that lack their cameras, or some of them. Only the order of sums differs."""
+    seen, missing = inputs(0), without_cameras(inputs(1), lost)
+    present = missing["image_from_reference"].flatten(2).any(dim=2)
+    images = torch.cat([seen["images"][0], missing["images"][present]])[None]
+    projections = torch.cat([seen["image_from_reference"][0], missing["image_from_reference"][present]])[None]
+    batch = {name: torch.cat([seen[name], missing[name]]) for name in seen}
+    statistics = []
+    for run in (lambda m: m(batch, trace=Trace()), lambda m: m.camera(images, projections), lambda m: None):
+        torch.manual_seed(0)
+        model = PerceptionModel(little())
+        run(model.train())
+        statistics.append({n: v for n, v in model.camera.state_dict().items() if "running_" in n})
+    torch.testing.assert_close(statistics[0], statistics[1], rtol=1e-4, atol=1e-5)
+    assert any((a - b).abs().max() > 0.01 for a, b in zip(statistics[0].values(), statistics[2].values(), strict=True))
+
+
+def test_a_module_of_some_frames_sees_their_images_whatever_others_lack() -> None:
+    """In a training batch with frames that have all images, some and none, in fog and not."""
+    model = trained()
+    batch = [inputs(0), without_cameras(inputs(1), TWO), without_cameras(inputs(2), ALL), inputs(3)]
+    given = {name: torch.cat([frame[name] for frame in batch]) for name in pictures()}
+    conditions = [Conditions(weather=weather) for weather in ("clear", "fog", "fog", "fog")]
+    with torch.no_grad():
+        model.bank.modules["module"] = model.bank.modules["module"].model_copy(update={"when": ("fog",)})
+        expected, found = model(given, conditions), model(given, conditions, trace=Trace())
+        plain = model(given, [Conditions()] * 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found["map/logits"] - plain["map/logits"]).flatten(1).abs().max(dim=1).values.gt(1e-3).tolist() == [
+        False, True, False, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stride", [1, 2])
