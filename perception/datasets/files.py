@@ -18,7 +18,6 @@ from perception.io.stores import read_file
 
 Stamp = tuple[str, int, int]  # path, size and time of change (ns) of a file, by which a changed one is recognised
 
-_POINT_BYTES = 5 * 4  # x y z intensity ring, float32
 _LONGEST_SEGMENT = 65_535 + 4  # bytes of a JPEG's first segment and the markers before it
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # markers of JPEG
 _DECODED = {  # reduction of both sides -> OpenCV's flag
@@ -50,15 +49,31 @@ def read_points(path: Path) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
     """
+    points = read_floats(path, 5)
+    # Of a file with another number of columns, x, y or z come to lie in the ring.
+    if (points[:, 4] != np.rint(points[:, 4])).any():
+        raise report_damage(
+            f"{path}: rings are no whole numbers, so its points are not five numbers x y z intensity ring; "
+            "read it by a data set that says its columns (`SweepFile.read`)"
+        )
+    return points
+
+
+def read_floats(path: Path, columns: int) -> np.ndarray:
+    """(N, columns) finite float32 from a file of nothing else.
+
+    Raises:
+        FileNotFoundError: there is no such file; callers treat it as a missing sensor.
+    """
     content = read_file(path)
     if not content:
         raise report_damage(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
-    if len(content) % _POINT_BYTES:
+    if len(content) % (4 * columns):
         raise report_damage(
-            f"{path}: {len(content)} bytes are no whole number of {_POINT_BYTES}-byte points (truncated?); "
-            "copy the file again or delete it"
+            f"{path}: {len(content)} bytes are no whole number of {4 * columns}-byte points (truncated, or of another "
+            "data set?); copy the file again or delete it"
         )
-    points = np.frombuffer(content, np.float32).reshape(-1, 5)
+    points = np.frombuffer(content, np.float32).reshape(-1, columns)
     if not np.isfinite(points).all():
         bad = ~np.isfinite(points).all(axis=1)
         raise report_damage(

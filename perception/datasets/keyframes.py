@@ -44,12 +44,14 @@ NO_SENSORS = Reads(annotations=False, lidar=False, cameras=False)
 class SweepFile(NamedTuple):
     """The file of one sweep of a LiDAR."""
 
-    path: Path  # a .bin or .pcd file; the LiDAR has no data if that of the keyframe is missing
+    path: Path  # the LiDAR has no data if that of the keyframe is missing
     timestamp: int  # us
     global_from_ego: np.ndarray  # (4, 4) at this time; without a rig's `own` only its product with the next matters
     ego_from_lidar: np.ndarray  # (4, 4)
     # Reads the annotated classes, (n,) int16, of the n points in the file, or None; None: there are none.
     classes: Callable[[int], np.ndarray | None] | None = None
+    # Reads points and their times as `read_cloud` does, given path and timestamp: a .pcd, or nuScenes' 20-byte points.
+    read: Callable[[Path, int], tuple[np.ndarray, np.ndarray | None]] = read_cloud
 
 
 class JointCloud(NamedTuple):
@@ -257,9 +259,9 @@ def _cloud(recording: Recording, reference_from_global: np.ndarray, classified: 
 def _sweeps(files: Sequence[SweepFile], classified: bool) -> list[Sweep]:
     """The sweeps of one LiDAR; none without the keyframe's file. Missing earlier sweeps are skipped."""
     found: list[Sweep] = []
-    for i, (path, timestamp, global_from_ego, ego_from_lidar, classes_of) in enumerate(files):
+    for i, (path, timestamp, global_from_ego, ego_from_lidar, classes_of, read) in enumerate(files):
         try:
-            points, times = read_cloud(path, timestamp)
+            points, times = read(path, timestamp)
         except FileNotFoundError:
             if i == 0:
                 return []

@@ -1,4 +1,4 @@
-"""Opens recorded drives: dataroots in nuScenes' schema, one of PandaSet, mmdet3d's infos, or data sets of users."""
+"""Opens recorded drives: dataroots of nuScenes (its schema), PandaSet or KITTI, infos of mmdet3d, users' own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from perception.datasets.drives import Drives, read_splits
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
+from perception.datasets.kitti import Kitti, is_kitti
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.tables import only_version, versions
@@ -114,10 +115,10 @@ def open_source(
     named, data = format_and_path(data)
     if named or format:
         return _of_format(named or format or "", data, version, rig, taxonomy)
-    if is_pandaset(data):
+    if (pandaset := is_pandaset(data)) or is_kitti(data):
         if version is not None:
-            raise InputError(f"{data}: PandaSet has no --version")
-        return PandaSet(data, rig, taxonomy)
+            raise InputError(f"{data}: {'PandaSet' if pandaset else 'KITTI'} has no --version")
+        return PandaSet(data, rig, taxonomy) if pandaset else Kitti(data, None, rig, taxonomy)
     if data.suffix != ".pkl":
         if not versions(data) and (roots := dataroots_below(data)):
             given = version or only_version(roots[0])

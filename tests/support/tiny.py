@@ -47,6 +47,7 @@ def write_tiny(root: Path, keyframes: int = 3, between: bool = False) -> None:
                 (root / file).write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
             else:
                 points = rng.uniform([-30, -30, -2, 0, 0], [30, 30, 1, 255, 31], (500, 5))
+                points[:, 4] = np.round(points[:, 4])
                 (root / file).write_bytes(points.astype(np.float32).tobytes())
             own = token("data", channel, step)
             recordings.append({

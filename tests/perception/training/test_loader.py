@@ -25,7 +25,7 @@ from occupied import SMALL, Occupied, random_occupancy
 from vocabulary import CLASSES
 
 from perception.config import Config, find_config, load_config, parse_config
-from perception.datasets import keyframes, pandaset
+from perception.datasets import files, keyframes, pandaset
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
@@ -269,7 +269,12 @@ def _no_reading(patch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise AssertionError("a sensor file is read again")
 
-    for module, name in ((keyframes, "read_image"), (keyframes, "read_cloud"), (pandaset, "_sweep_of")):
+    for module, name in (
+        (keyframes, "read_image"),
+        (files, "read_floats"),
+        (files, "read_pcd"),
+        (pandaset, "_sweep_of"),
+    ):
         patch.setattr(module, name, refused)
 
 
