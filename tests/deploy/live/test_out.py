@@ -170,3 +170,9 @@ def test_the_unit_is_valid(tmp_path: Path) -> None:
     copy.write_text(re.sub(r"(ExecStart)=\S+", r"\1=/bin/true", UNIT.read_text()))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    security = subprocess.run(["systemd-analyze", "security", "--offline=yes", "--json=short", copy],
+                              capture_output=True, text=True, check=True)  # fmt: skip
+    missing = {each["json_field"] for each in json.loads(security.stdout) if not each["set"]}
+    hardened = {"NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp", "RestrictAddressFamilies_OTHER"}
+    assert not hardened & missing
+    assert "CapabilityBoundingSet_CAP_SYS_ADMIN" not in missing
