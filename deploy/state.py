@@ -83,6 +83,8 @@ class Carried:
         What a frame with an output that is not finite leaves is not used either: it would never be finite again.
         """
         more = self._frame.inputs(moment)
+        if not more["state_valid"].any():
+            self.forget()  # the state is cleared now, also if the engine fails
         outputs = run_with_state(engine, {**inputs, **more}, self._state)
         if not self._frame.advance(moment, more, seen_sensors(inputs)):
             self._state.swap()

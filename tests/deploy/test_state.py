@@ -276,6 +276,20 @@ def test_after_a_frame_that_the_engine_fails_on_the_state_of_the_one_before_goes
     assert scores(runtime.step(frames[2]).prediction) == expected[1]
 
 
+def test_after_a_failure_on_a_frame_that_resets_the_memory_is_empty() -> None:
+    """The state was cleared for the frame that came out of order: the frame after it has none to use."""
+    runtime, frames = Runtime(remembering().path), moving()
+    for frame in frames[1:3]:
+        runtime.step(frame)
+    (network,) = runtime._networks
+    failing: Any = SimpleNamespace(run=lambda *_: 1 / 0, new_state=network.engine.new_state)
+    runtime._networks = [replace(network, engine=failing)]
+    with pytest.raises(ZeroDivisionError):
+        runtime.step(frames[0])
+    runtime._networks = [network]
+    assert scores(runtime.step(frames[3]).prediction) == scores(runtime(frames[3]))
+
+
 def test_a_golden_frame_in_between_leaves_the_state() -> None:
     plain, checked = Runtime(remembering().path), Runtime(remembering().path)
     for frame in moving():
