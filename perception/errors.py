@@ -3,12 +3,19 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 
+_LONGEST = 2000  # characters of a message
+
 
 class InputError(Exception):
     """Bad usage or bad input. Its message is one line: what is wrong, where, and what to do.
 
     The command line prints the message and exits with code 2; existing files do not change.
     """
+
+    def __init__(self, line: str) -> None:
+        # What a file has where a number is expected may be of any length; what to do is at the end.
+        middle = f" ... ({len(line)} characters) ... "
+        super().__init__(line if len(line) <= _LONGEST else line[: _LONGEST // 2] + middle + line[-_LONGEST // 4 :])
 
 
 # Gets a line for each damaged sensor file, which then counts as missing; None: a damaged file is an error.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 
 import cv2
@@ -10,7 +9,7 @@ import numpy as np
 
 from deploy.recordings.messages import Cloud, CorruptMessage, Picture, check_name, picture
 from deploy.recordings.topics import LidarTopic
-from perception.datasets.files import decode_image, jpeg_size
+from perception.datasets.files import decode_image, picture_size
 
 # Drivers name and count the times of points in their own ways:
 #
@@ -136,7 +135,7 @@ def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
         CorruptMessage: the header is damaged. Other damage is found when the picture is decoded.
     """
     try:
-        size = jpeg_size(content) if content.startswith(b"\xff\xd8") else _png_size(content)
+        size = picture_size(content)
     except ValueError:
         raise CorruptMessage("a picture that cannot be decoded") from None
 
@@ -170,10 +169,3 @@ def raw_picture(stamp: int, frame: str, encoding: str, size: tuple[int, int], st
         return pixels.copy() if conversion is None else cv2.cvtColor(np.ascontiguousarray(pixels), conversion)
 
     return picture(stamp, frame, decode, size)
-
-
-def _png_size(content: bytes) -> tuple[int, int]:
-    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
-        raise ValueError("neither JPEG nor PNG")
-    width, height = struct.unpack_from(">II", content, 16)
-    return width, height

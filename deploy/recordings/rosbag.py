@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 import zstandard
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
@@ -18,6 +17,7 @@ from deploy.recordings import ros
 from deploy.recordings.mcap import MAX_RECORD, McapRecording
 from deploy.recordings.messages import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
+from perception.io.section import parse_yaml
 
 _PART = 1 << 22  # bytes that are decompressed at once
 
@@ -130,12 +130,12 @@ def _files(path: Path) -> list[Path]:
         return [path]
     information: Any = {}
     try:
-        content = yaml.safe_load((path / "metadata.yaml").read_text(encoding="utf-8"))
+        content = parse_yaml((path / "metadata.yaml").read_text(encoding="utf-8"))
         information = content["rosbag2_bagfile_information"]
         if information.get("compression_mode"):
             return [path]
         names = [str(name) for name in information["relative_file_paths"]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         names = []  # a recorder that was killed leaves no metadata or an incomplete file
     listed = [path / Path(name).name for name in names]
     return listed or sorted(file for file in path.iterdir() if file.suffix in (".db3", ".mcap"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,10 +90,14 @@ class ReadPicture(NamedTuple):
     file: JpegFile | None  # None: no JPEG file, or reduced
 
 
-def read_image(path: Path, least_width: int = 0) -> ReadPicture:
+def read_image(
+    path: Path, least_width: int = 0, require: Callable[[tuple[int, int]], object] = lambda size: None
+) -> ReadPicture:
     """The picture in an image file.
 
     Args:
+        require: raises unless the width and height are right. It is called before the picture is decoded, because a
+            damaged header may ask for gigabytes.
         least_width: pixels. A JPEG may be decoded at a smaller size that is at least as wide; 0: as recorded.
 
     Raises:
@@ -100,6 +105,7 @@ def read_image(path: Path, least_width: int = 0) -> ReadPicture:
     """
     content = read_file(path)
     try:
+        require(picture_size(content))
         reduction = reduction_to(content, least_width) if least_width else 1
         image = decode_image(content, reduction)
         return ReadPicture(image, reduction, jpeg_file(content, image) if reduction == 1 else None)
@@ -133,6 +139,16 @@ def jpeg_file(content: bytes, image: np.ndarray) -> JpegFile | None:
     except ValueError:
         return None
     return JpegFile(content, image) if recorded and b"Exif\0\0" not in content[:_LONGEST_SEGMENT] else None
+
+
+def picture_size(content: bytes) -> tuple[int, int]:
+    """Width and height in the header of a JPEG or PNG."""
+    if content.startswith(b"\xff\xd8"):
+        return jpeg_size(content)
+    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
+        raise ValueError("not a picture that can be decoded")
+    width, height = struct.unpack_from(">II", content, 16)
+    return width, height
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
@@ -172,7 +188,7 @@ def stamp(path: Path) -> Stamp:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(read_file(path))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON file ({' '.join(str(error).split())})") from None
 
 
@@ -191,7 +207,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         table = _table(content)
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)
-    except (ValueError, KeyError, IndexError, MemoryError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise report_damage(f"{path}: not a point cloud ({reason}); copy the file again or delete it") from None
     names = table.dtype.names or ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -274,11 +275,10 @@ def _sweeps(files: Sequence[SweepFile], classified: bool) -> list[Sweep]:
 def _camera(picture: Picture, least_width: int) -> Camera | None:
     """The camera with its picture, undistorted; None without the file."""
     try:
-        image, reduction, file = read_image(picture.path, least_width)
+        image, reduction, file = read_image(picture.path, least_width, partial(_require_calibrated, picture))
     except FileNotFoundError:
         return None
     intrinsics = reduce_intrinsics(picture.intrinsics, reduction)
-    _require_calibrated(picture, image, reduction, intrinsics)
     distortion = picture.distortion
     return Camera(
         image=image if distortion is None else cv2.undistort(image, intrinsics, distortion),
@@ -290,14 +290,13 @@ def _camera(picture: Picture, least_width: int) -> Camera | None:
     )
 
 
-def _require_calibrated(picture: Picture, image: np.ndarray, reduction: int, intrinsics: np.ndarray) -> None:
-    width, height = image.shape[1::-1]
+def _require_calibrated(picture: Picture, size: tuple[int, int]) -> None:
+    width, height = size
     if picture.size is not None:
-        expected = -(-picture.size[0] // reduction), -(-picture.size[1] // reduction)
-        wrong = f"is for {expected[0]}x{expected[1]}" if (width, height) != expected else ""
+        wrong = f"is for {picture.size[0]}x{picture.size[1]}" if size != picture.size else ""
     else:
-        x, y = intrinsics[:2, 2]
-        outside = max(abs(x / width - 0.5), abs(y / height - 0.5)) > 0.25
+        x, y = picture.intrinsics[:2, 2]
+        outside = not 0.25 * width <= x <= 0.75 * width or not 0.25 * height <= y <= 0.75 * height
         wrong = f"has the optical axis at {x:.0f}, {y:.0f}" if outside else ""
     if wrong:
         raise InputError(

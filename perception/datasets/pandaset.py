@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
 from perception.datasets.drives import Drives
 from perception.datasets.files import read_json, stamp
@@ -37,6 +36,7 @@ from perception.datasets.nuscenes.labels import voxel_truth
 from perception.errors import InputError, report_damage
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import points_in_boxes, rigid
+from perception.io.section import parse_yaml
 from perception.io.unpickle import read_table
 from perception.rig import Rig, load_rig
 from perception.sensors.lidar.sweeps import Cloud
@@ -374,9 +374,9 @@ def _intrinsics_of(folder: Path) -> np.ndarray:
 
 def _distortions(path: Path) -> dict[str, np.ndarray]:
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = parse_yaml(path.read_bytes())
         return {name: np.array(content[f"{name}_camera"]["intrinsic"]["D"], np.float64) for name in CAMERAS}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
         raise InputError(f"{path}: not the calibration of PandaSet's cameras ({what})") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,7 @@ Positive = Annotated[int, Field(gt=0)]
 Width = Annotated[
     int, Field(gt=0, le=4096)
 ]  # channels, a rank, or the side of a map; far more would not fit into memory
+_MOST_NODES = 1_000_000  # of a YAML document with its aliases in full
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -62,14 +64,40 @@ def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
 def read_yaml(path: Path, name: str) -> Any:
     """The content of a YAML file; an empty one is {}."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read {name} ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise InputError(f"{path}: {name} is nested too deeply") from None
     return {} if content is None else content
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """The content of a YAML document; ValueError if it has none, RecursionError if it is nested too deeply."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > _MOST_NODES:
+            raise ValueError(f"its aliases stand for more than {_MOST_NODES} values")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of nodes below one, each as often as aliases repeat it."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        children = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
+    return known[id(node)]
 
 
 def overridden(content: Any, changes: Sequence[str]) -> Any:
@@ -81,8 +109,8 @@ def overridden(content: Any, changes: Sequence[str]) -> Any:
     for change in changes:
         key, equals, value = change.partition("=")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = parse_yaml(value)
+        except (ValueError, RecursionError):
             equals = ""
         if not equals or not key:
             raise InputError(f"{change}: write KEY=VALUE, such as train.batch=8")

@@ -110,7 +110,7 @@ def read_record(path: Path) -> Record | HeadRecord:
     try:
         content = json.loads(json_file.read_bytes())
         version = content["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{json_file}: not readable as a module ({error.__class__.__name__}: {error})") from None
     if isinstance(version, int) and version > FORMAT:
         raise InputError(f"{json_file}: has format {version}, this program reads {FORMAT}; install a newer one")

@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,58 @@ def test_a_checkpoint_beyond_a_million_steps_is_the_newest(tmp_path: Path) -> No
     saved = checkpoint.save(tmp_path, 1_000_000, model.config, *states(model, optimizer), {})
     assert newest(tmp_path) == saved
     assert {path.name for path in saved.parent.iterdir()} == {"step-999500", "step-1000000"}
+
+
+def test_a_copy_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    model, optimizer = stepped()
+    first = checkpoint.save(tmp_path, 1, CONFIG, *states(model, optimizer), {})
+    for name in ("step-000001-keep", "step-", "step-\u0664", "step-copy"):
+        shutil.copytree(first, first.with_name(name))
+    assert newest(tmp_path) == first
+    for step in (2, 3):
+        last = checkpoint.save(tmp_path, step, CONFIG, *states(model, optimizer), {})
+    assert newest(tmp_path) == last
+    assert {path.name for path in last.parent.iterdir()} >= {"step-000001-keep", "step-copy", "step-000002"}
+    assert not first.exists()
+
+
+NOT_CHECKPOINTS: list[Any] = [
+    *("[" * 200_000, '{"a":' * 100_000, "null", "[]", "5", "", '{"x":' + "9" * 5000 + "}", '"\\ud800"', b"\xff\xfe\0"),
+    *({"sha256": value} for value in ([1], "x", None, 7, {}, {"model.safetensors": 5}, {"x" * 5000: "x"}, {".": "x"})),
+    *({"sha256": {"../../../../etc/hostname": "x"}}, {"config": None}, {"config": []}, {"data": 5}, {"data": "abc"}),
+    *({"step": "1"}, {"schedule": []}, {"optimizer": {}}, {"optimizer": None}),
+]
+
+
+@pytest.mark.parametrize("changed", NOT_CHECKPOINTS, ids=range(len(NOT_CHECKPOINTS)))
+def test_whatever_a_description_holds_is_read_or_refused(tmp_path: Path, changed: Any) -> None:
+    model, optimizer = stepped()
+    folder = checkpoint.save(tmp_path, 1, CONFIG, *states(model, optimizer), {})
+    file = folder / "checkpoint.json"
+    if isinstance(changed, dict):
+        changed = json.dumps({**json.loads(file.read_text()), **changed})
+    file.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    for read in (checkpoint.read_config, provenance, load_model, partial(resume, model, optimizer)):
+        with pytest.raises(InputError) as error:
+            read(tmp_path)
+        assert str(file) in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def resume(model: PerceptionModel, optimizer: torch.optim.AdamW, run: Path) -> None:
+    checkpoint.resume(run, CONFIG, model, optimizer)
+
+
+@pytest.mark.parametrize("missing", ["config", "sha256", "optimizer", "schedule", "step"])
+def test_keys_that_are_missing_are_one_line(tmp_path: Path, missing: str) -> None:
+    model, optimizer = stepped()
+    folder = checkpoint.save(tmp_path, 1, CONFIG, *states(model, optimizer), {})
+    file = folder / "checkpoint.json"
+    content = json.loads(file.read_text())
+    del content[missing]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"checkpoint\.json: "):
+        checkpoint.resume(tmp_path, CONFIG, model, optimizer)
 
 
 def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
         )
     except RuntimeError as error:  # an unknown name, or timm has no weights
         raise InputError(f"model.camera.backbone: {error}") from None
+    except IndexError:
+        raise InputError(f"model.camera.stages: {backbone} does not have all of the levels {[*stages]}") from None
     except OSError as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -412,6 +412,8 @@ def cloud(declared: str, content: bytes = b"", points: int = 0, form: str = "bin
         (cloud("x:4:F y:4:F z:4:F"), "intensity"),
         (cloud("x:4:F", b"abc", points=9), r"3 bytes for 9 points of 4 \(truncated"),
         (cloud("x:4:F", b"1\n", 1, "ascii"), "it is in ascii"),
+        *((cloud(f"x:{size}:{kind}", b"abcd", 1), "not a point cloud") for size in (0, -4, 3, 99) for kind in "FIU"),
+        (cloud("x:0:F", np.zeros(3, "<u4").tobytes(), 1, "binary_compressed"), "not a point cloud"),
         (cloud("x:4:F", b"\x03\0\0\0\x04\0\0\0\xff\xff\xff", 1, "binary_compressed"), "are damaged"),
         (cloud("x:4:F", b"\x02\0\0\0\xff\xff\xff\xff\x00a", 1, "binary_compressed"), "are damaged"),  # 4 GB, it says
     ],

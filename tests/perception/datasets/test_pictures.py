@@ -1,6 +1,7 @@
 """Pictures decoded at a part of their size, and pictures as taken, which become those of a pinhole: where their pixels
 are, against ramps of brightness and rays through the published lens models."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pandaset_drive as written
 import pytest
+from commands import one_line_error
 from infos import new_infos, old_infos, open_tiny, write_infos
 from recordings import Sent, assemble, edit, nuscenes_topics
 from scipy.ndimage import map_coordinates
@@ -16,7 +18,8 @@ from vocabulary import NUSCENES, RIG
 
 from deploy.recordings.topics import CameraTopics, Topics
 from perception.datasets.files import jpeg_size, read_image
-from perception.datasets.keyframes import Keyframes, Reads
+from perception.datasets.keyframes import Keyframes, Picture, Reads, Recording
+from perception.datasets.keyframes import assemble as assemble_recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
@@ -46,6 +49,24 @@ def test_a_pixel_stands_for_the_middle_of_a_square(tmp_path: Path, reduction: in
     assert np.abs(inner - middle[..., None]).max() < 1  # rounding of a half, and of the coefficients
 
 
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(("suffix", "header", "at"), [(".jpg", b"\xff\xc0", 5), (".png", b"IHDR", 4)])
+def test_a_damaged_header_costs_no_memory(tmp_path: Path, suffix: str, header: bytes, at: int, sized: bool) -> None:
+    """Two changed bytes ask for 3 GB of pixels; the calibration, or the optical axis, says that they are wrong."""
+    path = _written(tmp_path / f"picture{suffix}", np.zeros((90, 160, 3), np.uint8))
+    content = bytearray(path.read_bytes())
+    place, width = content.index(header) + at, 2 if suffix == ".jpg" else 4
+    content[place + width - 2] = content[place + 2 * width - 2] = 0x7F
+    path.write_bytes(content)
+    intrinsics = np.array([[100, 0, 80], [0, 100, 45], [0, 0, 1.0]])
+    picture = Picture(path, 0, intrinsics, np.eye(4), np.eye(4), (160, 90) if sized else None)
+    recording = Recording("a", "b", 0, np.eye(4), np.eye(4), {}, {"front": picture})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with one_line_error("picture is 32", at=path):
+        assemble_recording(recording, Reads(annotations=False))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
 @pytest.mark.parametrize(
     ("suffix", "least", "reduction"),
     [
@@ -64,7 +85,6 @@ def test_a_reduction_divides_a_pictures_width(tmp_path: Path, suffix: str, least
         (b"", True),
         (b"\xff\xfe\0\x09comment", True),
         (b"\xff\xe1\0\x08Exif\0\0", False),  # other programs may turn it
-        (b"\xff\x01", False),  # a marker without a length, which few programs write
     ],
 )
 def test_a_file_is_kept_if_all_programs_show_the_same(tmp_path: Path, segment: bytes, kept: bool) -> None:
@@ -74,6 +94,14 @@ def test_a_file_is_kept_if_all_programs_show_the_same(tmp_path: Path, segment: b
     image, _, file = read_image(path)
     assert image.shape == (8, 16, 3)
     assert (file is not None) == kept
+
+
+def test_a_header_that_does_not_say_the_size_is_damage(tmp_path: Path) -> None:
+    path = _written(tmp_path / "picture.jpg", np.zeros((8, 16, 3), np.uint8))
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff\x01" + content[2:])  # a marker without a length, which few programs write
+    with one_line_error("damaged header", at=path):
+        read_image(path)
 
 
 def _pandaset(root: Path) -> Keyframes:

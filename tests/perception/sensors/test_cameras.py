@@ -23,6 +23,7 @@ from deploy.onnx_export import to_onnx
 from deploy.targets import find_target
 from perception.config import Augment, CameraBranch, Config, Data, Depth, Image, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
 from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel, Trace
@@ -396,3 +397,16 @@ def test_cameras_alone_are_seen_on_the_cells_of_the_heads(stride):
         outputs = model({**seen, **past, "state": model.no_state(1)})
     assert outputs["detection/heatmap"].shape[-2:] == little().head_grid.shape
     assert outputs["next_state"].shape == model.no_state(1).shape
+
+
+@pytest.mark.parametrize("stages", [(2, 3, 9), (), (-1,), (5,)])
+@pytest.mark.parametrize("backbone", ["resnet10t", "tf_efficientnet_lite0"])
+def test_levels_that_a_backbone_does_not_have_are_one_line(backbone: str, stages: tuple[int, ...]) -> None:
+    config = {
+        "name": "a",
+        "model": {"camera": {"backbone": backbone, "stages": stages}, "lidar": None},
+        "tasks": {"map": {}},
+    }
+    with pytest.raises(InputError, match=r"model\.camera\.stages") as error:
+        PerceptionModel(parse_config(config, "a.yaml"))
+    assert len(str(error.value).splitlines()) == 1
