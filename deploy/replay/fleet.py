@@ -117,7 +117,8 @@ class Fleet:
                 if played.resumed and not resumed:
                     self.watcher.message(f"{self.out}: resuming the interrupted replay")
                 resumed += played.resumed
-            self._join().write(self.out, begun, resumed)
+            self.totals = self._join()
+            self.totals.write(self.out, begun, resumed)
             remove_folder(self.out / SCENES)
         return ReplayResults(self.out)
 

@@ -23,6 +23,7 @@ from deploy.replay.fleet import Fleet, find_drives
 from deploy.replay.folder import error_if_unjudged, require_own_folder
 from deploy.replay.gates import Gates
 from deploy.replay.player import Watcher
+from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.results import ReplayResults, measure_whole
 from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge, require_comparable
@@ -70,6 +71,7 @@ def replay(
             results = fleet.run(jobs, ray)
         summary = results.summary(manifest.heads)
         _print(results, summary, console)
+        fleet.totals.require_data(runtime.bundle.spec.named_sensors)
         tables = next((drive.tables for drive in drives if drive.tables is not None), None)
         if gates is not None and tables is not None and settings.selection.every == 1:
             measure_whole(out, gates.scores, tables)
@@ -111,6 +113,8 @@ def _print(results: ReplayResults, summary: dict[str, Any], console: Console) ->
     console.print(_latency_table(summary))
     for counts in results.sources:
         console.print(line_of(counts))
+    if absent := ReplayProvenance.load(results.folder).absent_faults:
+        console.print(f"--fault {', '.join(absent)}: in no frame; choose a time and a sensor of the drives")
     if not_finite := summary["not_finite"]:
         console.print(f"NaN or infinite outputs were left out in {not_finite} of the frames")
     if "behind" in results.latency:

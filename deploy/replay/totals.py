@@ -17,8 +17,10 @@ from deploy.replay.report import NO_DRIVE, DriveRange, Report
 from deploy.replay.results import LATENCY, REPORT, SOURCES
 from deploy.replay.settings import Settings
 from deploy.runtime import Runtime
+from perception.errors import InputError
 from perception.frame import Frame
 from perception.io.files import write_atomically
+from perception.rig import Sensors
 from perception.scene.health.monitor import SensorHealth
 from perception.scene.scene import SceneFrame
 
@@ -97,6 +99,11 @@ class FaultDetections:
             for each in self._records
         ]
 
+    def absent(self) -> tuple[str, ...]:
+        """The faults that no frame had, such as one of a time after the end of every drive."""
+        present = {each.fault.text for each in self._records if each.frames}
+        return tuple({each.fault.text: None for each in self._records if each.fault.text not in present})
+
 
 class ReplayTotals:
     """Report, detected faults, latencies and counts. Those of one drive are joined to those of the replay.
@@ -150,6 +157,16 @@ class ReplayTotals:
     def __len__(self) -> int:
         return len(self.latency)
 
+    def require_data(self, sensors: Sensors) -> None:
+        """Raise InputError if the drives have nothing of these sensors, which are those of the network."""
+        frames, missing = sum(counts["frames"] for counts in self.counts), Counter[str]()
+        for counts in self.counts:
+            missing.update(counts["missing"])
+        names = [*sensors.lidars, *sensors.cameras]
+        if frames and all(missing[name] == frames for name in names):
+            first = next((line for counts in self.counts for line in counts["damage"]), "no file or message of them")
+            raise InputError(f"{', '.join(names)}: missing in all {frames} frames of the drives ({first})")
+
     def write(self, out: Path, begun: ReplayProvenance, resumed: int) -> None:
         """Write latency.json, sources.json, report.html and, last, replay.json, as `begun` before the first frame.
 
@@ -163,6 +180,7 @@ class ReplayTotals:
             update={
                 "drives": tuple(DriveUsed(name=name, frames=number) for name, number in self._frames.items()),
                 "frames": len(self),
+                "absent_faults": self.faults.absent(),
                 "resumed_at_frame": resumed,
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }

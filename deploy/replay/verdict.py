@@ -191,7 +191,8 @@ class _Judge:
         self.gates = gates or default_gates(self.pair[0] if self.pair else self.run)
 
     def verdict(self) -> Verdict:
-        cases = tuple(case for gate in self.gates.gates for case in self._cases(gate)) + self._finite()
+        cases = tuple(case for gate in self.gates.gates for case in self._cases(gate))
+        cases += self._finite() + self._faults()
         scenes = int(self.judged.scenes.max()) + 1
         baseline = None if self.baseline is None else str(self.baseline)
         return Verdict(cases, len(self.judged), scenes, baseline, len(self.finished))
@@ -229,6 +230,11 @@ class _Judge:
         tokens, frames = self.finished.not_finite, len(self.finished)
         reason = f"{len(tokens)} of {frames} frames not finite, first {tokens[0]}" if tokens else ""
         return (Case("finite", "finite", False, len(tokens) / frames, 0.0, reason),) if tokens else ()
+
+    def _faults(self) -> tuple[Case, ...]:
+        """A failing case for each fault that was in no frame: nothing was measured with it."""
+        absent = ReplayProvenance.load(self.finished.folder).absent_faults
+        return tuple(Case(f"fault {fault}", "faults", False, 0, 1, "in no frame of the replay") for fault in absent)
 
     def _per_class(self, gate: Any, metric: str, measures: Measures) -> Iterator[Any]:
         """Yield a gate for each annotated class, if the metric is one per class and the gate names no class."""

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import io
 import json
 import math
 import platform
@@ -27,6 +28,7 @@ from pages import page_data
 from recordings import SPEC, TINY, assert_equal_frames
 from replays import VERSION, assert_same, frames, gates, replay_with_faults, small, unreadable
 from repository import ROOT
+from rich.console import Console
 from tiny import token, write_tiny
 from vocabulary import MAP_CLASSES, SENSORS
 
@@ -44,6 +46,7 @@ from deploy.replay.report import DriveRange
 from deploy.replay.run import replay
 from deploy.replay.schedule import RealTime
 from deploy.replay.settings import ReplayFile, Settings, Source
+from deploy.replay.verdict import judge
 from deploy.replay.writers import sensors_hash
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads
@@ -76,7 +79,7 @@ def undisturbed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the first four frames, without faults."""
     out = tmp_path_factory.mktemp("judged") / "out"
-    assert replay_with_faults(drive, out, gates=EASY, selection=FOUR)["verdict"]["passed"]
+    assert replay_with_faults(drive, out, gates=EASY, selection=FOUR, faults=[])["verdict"]["passed"]
     return out
 
 
@@ -351,12 +354,42 @@ def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, j
     assert not (out / "verdict.json").exists()
     assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
     with unreadable(drive, 3), pytest.raises(InputError) as stopped:
-        replay_with_faults(drive, out, gates=EASY, selection=FOUR)
+        replay_with_faults(drive, out, gates=EASY, selection=FOUR, faults=[])
     assert broken() == str(stopped.value)
     assert {file.name for file in out.iterdir()} == {"junit.xml", "scenes"}
-    assert replay_with_faults(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 0
+    assert replay_with_faults(drive, out, gates=EASY, selection=FOUR, faults=[])["resumed_at_frame"] == 0
     assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
     assert JUnitXml.fromfile(str(out / "junit.xml")).errors == 0
+
+
+def test_a_fault_that_no_frame_had_is_told_and_fails(drive: Path, tmp_path: Path) -> None:
+    """The drive takes 12 s; a fault of all sensors is there if it is one of any."""
+    out, said, late = tmp_path / "out", io.StringIO(), "drop:lidar@100-200"
+    options: dict[str, Any] = {"selection": FOUR, "faults": [late, "drop:all@0-1"]}
+    replay_with_faults(drive, out, console=Console(file=said, width=1000), **options)
+    assert late in said.getvalue()
+    assert "drop:all" not in said.getvalue()
+    verdict = replay_with_faults(drive, out, gates=EASY, **options)["verdict"]
+    assert not verdict["passed"]
+    assert [case["name"] for case in verdict["cases"] if not case["passed"]] == [f"fault {late}"]
+    assert judge(out, gates=EASY).as_dict() == verdict
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_replay_without_any_data_of_the_network_is_no_success(tmp_path: Path, damaged: bool) -> None:
+    """The pictures are there, which this network does not read. One sweep that is there is enough."""
+    write_tiny(tmp_path / "tiny", 4)
+    first, *others = sorted((tmp_path / "tiny" / "samples" / "LIDAR_TOP").iterdir())
+    for file in others:
+        file.write_bytes(b"x") if damaged else file.unlink()
+    replay_with_faults(tmp_path / "tiny", tmp_path / "one", faults=[])
+    first.write_bytes(b"x") if damaged else first.unlink()
+    with one_line_error("LIDAR_TOP"):
+        replay_with_faults(tmp_path / "tiny", tmp_path / "out", faults=[])
+    assert (tmp_path / "out" / "report.html").exists()
+    with one_line_error("LIDAR_TOP"):
+        replay_with_faults(tmp_path / "tiny", tmp_path / "judged", faults=[], gates=EASY)
+    assert not (tmp_path / "judged" / "verdict.json").exists()
 
 
 def test_files_of_other_origin_are_not_removed(drive: Path, tmp_path: Path) -> None:
