@@ -1,13 +1,21 @@
 """With an engine of recorded outputs: what a step takes from the heap, and that a wrong engine is found."""
 
 import os
+import re
 from pathlib import Path
+from shutil import copytree
 
+import numpy as np
 import pytest
 import tessera_runtime as native
 from both_runtimes import drive, every_task, with_recorded_plan
 from exported import remembering
-from recorded_engine import TARGET, count_allocations
+from recorded_engine import TARGET, add_recorded_plan, count_allocations, golden_runs
+
+from deploy.bundle import Bundle
+from deploy.golden import differences
+from deploy.state import sampled
+from perception.modules.spec import NEXT_STATE
 
 BUILT = Path(os.environ["TESSERA_LIBRARY"]).parent
 ENGINE = BUILT / "librecorded_engine.so"
@@ -38,3 +46,30 @@ def test_an_engine_whose_boxes_are_off_is_refused_in_the_words_of_python(tmp_pat
     with_recorded_plan(remembering(), tmp_path / "bundle", (), boxes_off=0.5)
     with pytest.raises(native.WrongEngine, match=r"golden frame street-.*: does not compute"):
         native.Runtime(tmp_path / "bundle", target=TARGET, plugin=str(ENGINE))
+
+
+@pytest.mark.slow("makes the outputs of the golden frames")
+def test_wrong_detections_are_counted_as_python_counts_them(tmp_path: Path) -> None:
+    """Some are moved, relabelled or lost, at random: as many labels differ, are gone and differ in all."""
+    bundle = Bundle.load(copytree(remembering().path, tmp_path / "bundle"))
+    golden, frame, reported = golden_runs(bundle), bundle.golden_frames()[0], set[str]()
+    for seed in range(6):
+        rng, wrong = np.random.default_rng(seed), {name: each.copy() for name, each in golden[0].items()}
+        chosen = rng.choice(np.flatnonzero(frame.compared["detection"][0]), 40, replace=False)
+        if seed % 2:
+            wrong["detection/labels"][0, chosen] = rng.integers(0, 10, 40)
+        if seed % 3:
+            wrong["detection/boxes"][0, chosen[20:], :2] += rng.choice([0.5, 90], (20, 1)).astype(np.float32)
+        if not seed % 2:
+            wrong["detection/attributes"][0, chosen] += 1
+        actual = wrong | {NEXT_STATE: sampled(wrong[NEXT_STATE])}
+        expected = differences(frame.outputs, actual, bundle.manifest.tolerances, frame.compared)
+        add_recorded_plan(bundle, [wrong, *golden[1:]])
+        assert expected
+        with pytest.raises(native.WrongEngine) as caught:
+            native.Runtime(bundle.path, target=TARGET, plugin=str(ENGINE))
+        counts = [re.match(r"\d+ (of \d+ )?[a-z ]+", problem) for problem in expected]
+        for count in (count[0] for count in counts if count):
+            assert count in str(caught.value)
+            reported.add(count.split(" ", 1)[1])
+    assert {"labels differ", "compared detections are gone"} < reported

@@ -6,7 +6,8 @@
  * the vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
  *
  * Every function returns a tessera_status; what went wrong says tessera_message. A runtime belongs to one thread at a
- * time. Structs carry their size, which the caller sets, so that later versions can add fields at their ends.
+ * time. Structs carry their size, which the caller sets, so that later versions can add fields at their ends: a library
+ * takes structs of older versions, and of newer ones if every field that it does not know is 0.
  */
 #ifndef TESSERA_H
 #define TESSERA_H
@@ -101,6 +102,17 @@ TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_
 
 /* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
  * output, inputs/NAME or outputs/NAME; next_state, which the next frame begins with. tessera_name lists them.
+ *
+ * Results, in the reference frame of the grid (docs/bundle_format.md has the order of classes, layers and values):
+ *   detection/centers (N, 3) float64, best first: x y z of the middle, m
+ *   detection/sizes (N, 3) float64: width, length along the heading, height, m
+ *   detection/rotations (N, 3, 3) float64: from the box to the reference
+ *   detection/velocities (N, 3) float64, m/s; detection/scores (N) float64, 0-1
+ *   detection/labels, detection/attributes (N) int64
+ *   map/probabilities (layers, rows, columns) float32, 0-1
+ *   points/classes (K) uint8, points/probabilities (K) float32
+ *   occupancy/classes uint8, occupied, others float32 (levels, rows, columns); occupancy/free (360) float32, m
+ *   conditions/probabilities (values) float64, 0-1; 0 long if one of them is not finite
  *
  * not_finite (outputs) int64 says how many numbers of each outputs/NAME, in the order of their names, were NaN or
  * infinite, and of detection/boxes how many boxes have such a number or score; they are left out of the results. Where

@@ -1,6 +1,7 @@
 // Errors with a message for the user: what, where, what to do; and the texts in them.
 #pragma once
 
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -17,10 +18,11 @@ class TESSERA_API Error : public std::runtime_error {
     tessera_status status;
 };
 
-// The parts of a message, joined.
+// The parts of a message, joined; numbers as they are written in every locale of the host.
 template <typename... Parts>
 std::string text(const Parts &...parts) {
     std::ostringstream stream;
+    stream.imbue(std::locale::classic());
     (stream << ... << parts);
     return stream.str();
 }

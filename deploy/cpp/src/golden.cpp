@@ -9,28 +9,19 @@
 
 namespace tessera {
 
-namespace {
-
-// Pillars are stored without padding, which would be most of the file.
-Arrays pad_inputs(const Arrays &tensors, const std::string &start, const Manifest &manifest, const fs::path &file) {
-    Arrays inputs, padding = no_sensors(manifest);
-    for (TensorInfo described : manifest.inputs) {
-        if (described.name == kState) continue;
-        Array &input = inputs[described.name];
-        const auto stored = tensors.find(start + "." + described.name);
-        const bool pillars = described.name.rfind("pillar_", 0) == 0 && stored != tensors.end() &&
-                             std::min(described.shape.size(), stored->second.shape().size()) > 1;
-        if (pillars) described.shape[1] = std::min(described.shape[1], stored->second.shape()[1]);
-        const Array &read = read_tensor(tensors, start, described, file);
-        input = pillars ? padding.at(described.name) : read;
-        if (input.byte_count() < read.byte_count())
-            throw refused(file.string(), ": ", described.name, " is larger than the manifest's preprocessing makes it");
-        std::memcpy(input.data<char>(), read.data<char>(), read.byte_count());
+Arrays padded(const GoldenFrame &frame, const Bundle &bundle) {
+    Arrays inputs = frame.inputs, padding = no_sensors(bundle.manifest());
+    for (auto &[name, input] : inputs) {
+        if (name.rfind("pillar_", 0) != 0) continue;
+        Array &whole = padding.at(name);
+        if (whole.byte_count() < input.byte_count())
+            throw refused((bundle.path() / kGolden).string(), ": ", name,
+                          " is larger than the manifest's preprocessing makes it");
+        std::memcpy(whole.data<char>(), input.data<char>(), input.byte_count());
+        input = std::move(whole);
     }
     return inputs;
 }
-
-}  // namespace
 
 const Array &read_tensor(const Arrays &tensors, const std::string &start, const TensorInfo &described,
                          const fs::path &file) {
@@ -66,7 +57,14 @@ std::vector<GoldenFrame> read_golden(const Arrays &tensors, const Bundle &bundle
             frame.compared[task.key()] =
                 read_tensor(tensors, name + part + ".compared", {task.key(), listed, TESSERA_BOOL}, file);
         }
-        frame.inputs = pad_inputs(tensors, name + ".inputs", manifest, file);
+        for (TensorInfo described : manifest.inputs) {
+            if (described.name == kState) continue;
+            const auto stored = tensors.find(name + ".inputs." + described.name);
+            if (described.name.rfind("pillar_", 0) == 0 && stored != tensors.end() &&
+                std::min(described.shape.size(), stored->second.shape().size()) > 1)
+                described.shape[1] = std::min(described.shape[1], stored->second.shape()[1]);
+            frame.inputs[described.name] = read_tensor(tensors, name + ".inputs", described, file);
+        }
     }
     return frames;
 }

@@ -13,13 +13,16 @@ inline constexpr const char *kGolden = "golden.safetensors";
 
 struct GoldenFrame {
     std::string name;
-    Arrays inputs;    // without `state`
+    Arrays inputs;    // without `state`, and without padding of pillars, which would be most of them
     Arrays outputs;   // the next state is sampled
     Arrays compared;  // task -> which detections an engine must find, like its scores
 };
 
 // The frames of the file's tensors with the outputs of this graph, in the order of their names.
 std::vector<GoldenFrame> read_golden(const Arrays &tensors, const Bundle &bundle, const std::string &graph);
+
+// The inputs as an engine takes them.
+Arrays padded(const GoldenFrame &frame, const Bundle &bundle);
 
 // The tensor with this type and shape, called START.NAME.
 const Array &read_tensor(const Arrays &tensors, const std::string &start, const TensorInfo &described,

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "error.hpp"
 #include "golden.hpp"
@@ -90,52 +91,92 @@ double length(const Offset &off, size_t quantity) {
     return std::sqrt(sum);
 }
 
-// What is near each detection among those of another engine.
-struct Matches {
-    explicit Matches(size_t n) : there(n), matched(n), relabelled(n), offsets(n) {}
-    std::vector<bool> there;       // one of its label is around
-    std::vector<bool> matched;     // one is alike
-    std::vector<bool> relabelled;  // one of another label is in its place, where none of that label is expected
-    std::vector<Offset> offsets;   // to the nearest that is alike
+// Finds detections by their place.
+class Places {
+   public:
+    explicit Places(const Detections &of) : of_(of), order_(of.scores.size()) {
+        std::iota(order_.begin(), order_.end(), size_t{0});
+        std::sort(order_.begin(), order_.end(), [&](size_t i, size_t j) { return of.box(i)[0] < of.box(j)[0]; });
+    }
+
+    // Whether `is_it` is true of any whose x and y are at most `reach` from the box's.
+    template <typename Predicate>
+    bool any(const double *box, double reach, const Predicate &is_it) const {
+        auto next = std::lower_bound(order_.begin(), order_.end(), box[0] - reach,
+                                     [&](size_t j, double x) { return of_.box(j)[0] < x; });
+        for (; next != order_.end() && of_.box(*next)[0] <= box[0] + reach; ++next)
+            if (std::abs(of_.box(*next)[1] - box[1]) <= reach && is_it(*next)) return true;
+        return false;
+    }
+
+   private:
+    const Detections &of_;
+    std::vector<size_t> order_;
 };
 
-Matches match(const Detections &mine, const Detections &other, const Json &allowed, double around) {
-    const size_t n = mine.scores.size();
-    Matches found(n);
-    Values headings;
-    for (size_t i = 0; i < n; ++i) headings.push_back(mine.heading(i));
-    const double usual = std::max(median(headings), 1e-9);  // a shorter heading is uncertain: rounding changes its yaw
-    std::array<double, 4> most;
-    for (size_t q = 0; q < 4; ++q) most[q] = allowed.at(kQuantities[q].name).at("each");
-    const double apart = allowed.at("score").at("each"), reach = std::max(around, most[0]);
-    std::vector<size_t> order(n);
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::sort(order.begin(), order.end(), [&](size_t i, size_t j) { return other.box(i)[0] < other.box(j)[0]; });
-    std::vector<bool> of_its_label(n);
-    std::vector<std::pair<size_t, size_t>> other_label;
-    for (size_t i = 0; i < n; ++i) {
-        const double *box = mine.box(i);
-        auto next = std::lower_bound(order.begin(), order.end(), box[0] - reach,
-                                     [&](size_t j, double x) { return other.box(j)[0] < x; });
-        for (; next != order.end() && other.box(*next)[0] <= box[0] + reach; ++next) {
-            const size_t j = *next;
-            const bool same = mine.labels[i] == other.labels[j];
-            const Offset off =
-                offset(box, other.box(j), std::max(mine.heading(i), usual), std::max(other.heading(j), usual));
-            if (same && other.scores[j] > 0 && std::max(std::abs(off[0]), std::abs(off[1])) <= around)
-                found.there[i] = true;
-            if (std::abs(other.scores[j] - mine.scores[i]) > apart || length(off, 0) > most[0]) continue;
-            if (same) of_its_label[j] = true;
-            else other_label.emplace_back(i, j);
-            bool alike = same && mine.attributes[i] == other.attributes[j];
-            for (size_t q = 1; q < 4; ++q) alike = alike && length(off, q) <= most[q];
-            if (!alike || (found.matched[i] && length(off, 0) >= length(found.offsets[i], 0))) continue;
-            found.matched[i] = true, found.offsets[i] = off;
-        }
+// The detections of a golden frame beside those of an engine. What is around one is looked at where it has no match.
+class Matcher {
+   public:
+    Matcher(const Detections &mine, const Detections &other, const Json &allowed)
+        : mine_(mine), other_(other), my_places_(mine), places_(other), expected_(other.scores.size(), -1) {
+        Values headings;
+        for (size_t i = 0; i < mine.scores.size(); ++i) headings.push_back(mine.heading(i));
+        usual_ = std::max(median(headings), 1e-9);  // a shorter heading is uncertain: rounding changes its yaw
+        for (size_t q = 0; q < 4; ++q) most_[q] = allowed.at(kQuantities[q].name).at("each");
+        apart_ = allowed.at("score").at("each");
     }
-    for (const auto &[i, j] : other_label) found.relabelled[i] = found.relabelled[i] || !of_its_label[j];
-    return found;
-}
+
+    // The offset to the nearest that is alike.
+    std::optional<Offset> match(size_t i) const {
+        std::optional<Offset> nearest;
+        places_.any(mine_.box(i), most_[0], [&](size_t j) {
+            if (!near(i, j) || mine_.labels[i] != other_.labels[j] || mine_.attributes[i] != other_.attributes[j])
+                return false;
+            const Offset off = offset_of(i, j);
+            bool alike = true;
+            for (size_t q = 1; q < 4; ++q) alike = alike && length(off, q) <= most_[q];
+            if (alike && (!nearest || length(off, 0) < length(*nearest, 0))) nearest = off;
+            return false;
+        });
+        return nearest;
+    }
+
+    // Whether one of another label is in its place, where none of that label is expected.
+    bool is_relabelled(size_t i) {
+        return places_.any(mine_.box(i), most_[0], [&](size_t j) {
+            return near(i, j) && mine_.labels[i] != other_.labels[j] && !is_expected(j);
+        });
+    }
+
+    // Whether none of its label is around.
+    bool is_gone(size_t i, double around) const {
+        return !places_.any(mine_.box(i), around,
+                            [&](size_t j) { return mine_.labels[i] == other_.labels[j] && other_.scores[j] > 0; });
+    }
+
+   private:
+    Offset offset_of(size_t i, size_t j) const {
+        return offset(mine_.box(i), other_.box(j), std::max(mine_.heading(i), usual_),
+                      std::max(other_.heading(j), usual_));
+    }
+
+    bool near(size_t i, size_t j) const {
+        return std::abs(other_.scores[j] - mine_.scores[i]) <= apart_ && length(offset_of(i, j), 0) <= most_[0];
+    }
+
+    bool is_expected(size_t j) {
+        if (expected_[j] < 0)
+            expected_[j] = my_places_.any(other_.box(j), most_[0],
+                                          [&](size_t i) { return mine_.labels[i] == other_.labels[j] && near(i, j); });
+        return expected_[j] == 1;
+    }
+
+    const Detections &mine_, &other_;
+    Places my_places_, places_;
+    std::vector<signed char> expected_;  // whether one of its label is near, of those that were asked for; else -1
+    std::array<double, 4> most_{};
+    double usual_ = 0, apart_ = 0;
+};
 
 // The order of detections is not compared: each compared one must have a match with its label, attribute and box, at
 // any rank.
@@ -144,7 +185,8 @@ void compare_detections(const GoldenFrame &frame, const Arrays &actual, const st
     const Json &allowed = manifest.tolerances.at("ranked").at(task);
     const Detections mine(frame.outputs, task), other(actual, task);
     if (const std::string problem = compare_scores(mine, other, allowed); !problem.empty()) problems.push_back(problem);
-    const Matches found = match(mine, other, allowed, manifest.golden.at("around"));
+    Matcher matcher(mine, other, allowed);
+    const double around = manifest.golden.at("around");
     const auto list = static_cast<size_t>(frame.outputs.at(task + "/scores").shape().back());
     const auto least = static_cast<float>(lowest(mine.scores));
     const auto twice = static_cast<float>(2 * allowed.at("score").at("each").get<double>());
@@ -153,13 +195,17 @@ void compare_detections(const GoldenFrame &frame, const Arrays &actual, const st
     Offset mean{};
     for (size_t i = 0; i < mine.scores.size(); ++i) {
         if (!compared[i]) continue;
+        ++count;
+        if (const std::optional<Offset> off = matcher.match(i)) {
+            ++matched;
+            for (size_t k = 0; k < mean.size(); ++k) mean[k] += (*off)[k];
+            continue;
+        }
         // Where scores tie at the end of a list, engines are free to choose which detections are in it.
         const auto last = static_cast<float>(mine.scores[i - i % list + list - 1]);
         const bool clear = mine.scores[i] > (last > 0 ? last : least) + twice;
-        ++count, matched += found.matched[i];
-        for (size_t k = 0; k < mean.size(); ++k) mean[k] += found.offsets[i][k];  // zeros without a match
-        relabelled += !found.matched[i] && found.relabelled[i];
-        gone += !found.matched[i] && clear && !found.there[i];
+        relabelled += matcher.is_relabelled(i);
+        gone += clear && matcher.is_gone(i, around);
     }
     const auto lost = static_cast<double>(count - matched);
     if (relabelled) problems.push_back(text(relabelled, " labels differ"));

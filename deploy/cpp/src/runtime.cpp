@@ -42,7 +42,7 @@ Network open_network(const Bundle &bundle, const std::string &route, const Engin
     Arrays results;
     network.decoder.decode(network.golden[0].outputs, results);  // throws if they have other shapes than results need
     for (const GoldenFrame &frame : network.golden)
-        require_golden(frame, network.run_golden(frame.inputs), network.name, bundle.manifest());
+        require_golden(frame, network.run_golden(padded(frame, bundle)), network.name, bundle.manifest());
     return network;
 }
 
@@ -64,7 +64,7 @@ const Arrays &Carried::run(Engine &engine, Arrays &inputs, const Moment &moment)
     // stay.
     const bool goes_on = known_ && state_inputs(&before_, moment, manifest_, inputs);
     const bool used = state_inputs(goes_on ? &of_state_ : nullptr, moment, manifest_, inputs);
-    if (!used) state_->clear();
+    if (!used) known_ = false, state_->clear();  // also if the engine fails
     const Arrays &outputs = engine.run(inputs, state_.get());
     for (size_t i = 0; i < seen_.size(); ++i) sees_[i] = sees(inputs, manifest_.steering.sensors[i].second);
     // Whether it lacks a sensor that the frame of the state had.
@@ -206,7 +206,7 @@ void Runtime::check() {
     // After a failure the network begins at its first frame: its state may not be that of the frame before.
     const size_t index = std::exchange(next_golden_, 0);
     const GoldenFrame &frame = network.golden[index];
-    require_golden(frame, network.run_golden(frame.inputs), network.name, network.bundle->manifest());
+    require_golden(frame, network.run_golden(padded(frame, *network.bundle)), network.name, network.bundle->manifest());
     if (index + 1 < network.golden.size()) next_golden_ = index + 1;
     else checked_ = (checked_ + 1) % networks_.size();
 }

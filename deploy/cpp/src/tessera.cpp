@@ -2,6 +2,8 @@
 #include "tessera.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <new>
 
 #include "error.hpp"
@@ -26,18 +28,22 @@ template <typename Body>
 tessera_status guarded(std::string &message, const Body &body) {
     tessera_status status = TESSERA_FAILED;
     try {
-        message.clear();
-        body();
-        return TESSERA_OK;
-    } catch (const tessera::Error &error) {
-        message = error.what();
-        status = error.status;
+        try {
+            message.clear();
+            body();
+            return TESSERA_OK;
+        } catch (const std::bad_alloc &) {
+            throw;
+        } catch (const tessera::Error &error) {
+            status = error.status;
+            message = error.what();
+        } catch (const std::exception &error) {
+            message = error.what();
+        } catch (...) {  // of a plugin
+            message = "an exception without a message";
+        }
     } catch (const std::bad_alloc &) {
-        message = "there is no memory left";
-    } catch (const std::exception &error) {
-        message = error.what();
-    } catch (...) {  // of a plugin
-        message = "an exception without a message";
+        message = "no memory left";  // short enough that a string allocates nothing
     }
     std::replace(message.begin(), message.end(), '\n', ' ');  // libraries write several lines
     return status;
@@ -53,11 +59,27 @@ tessera_status on(const tessera_runtime *runtime, const Body &body) {
     return status == TESSERA_REFUSED ? TESSERA_FAILED : status;
 }
 
-template <typename Struct>
-void require_size(const Struct *given, const char *name) {
+// Of version 1.0 up to its last field, which programs that were compiled with it have. Never changed by later fields.
+#define TESSERA_FIRST(type, last) (offsetof(type, last) + sizeof(type::last))
+
+size_t require_size(const void *given, size_t first, const char *name) {
     if (!given) throw tessera::bad_input(name, ": is NULL");
-    if (given->size < sizeof(Struct))
-        throw tessera::bad_input(name, ".size: is ", given->size, ", not sizeof(", name, "), ", sizeof(Struct));
+    size_t size = 0;
+    std::memcpy(&size, given, sizeof size);  // of the caller's cameras, which may lie anywhere
+    if (size < first) throw tessera::bad_input(name, ".size: is ", size, ", not sizeof(", name, ")");
+    return size;
+}
+
+// A struct of the caller as this version knows it: what an older one lacks is 0, and a field of a newer one must be.
+template <typename Struct>
+Struct take(const Struct *given, size_t first, const char *name) {
+    const size_t size = require_size(given, first, name), known = std::min(size, sizeof(Struct));
+    const auto *bytes = reinterpret_cast<const char *>(given);
+    if (std::any_of(bytes + known, bytes + size, [](char byte) { return byte != 0; }))
+        throw tessera::bad_input(name, ".size: is ", size, ", and a field is set that this version does not have");
+    Struct taken{};
+    std::memcpy(&taken, given, known);
+    return taken;
 }
 
 const char *or_empty(const char *text) {
@@ -80,8 +102,8 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
     frame.cameras.resize(given.camera_count);
     const auto *next = reinterpret_cast<const std::byte *>(given.cameras);
     for (tessera::Camera &to : frame.cameras) {
-        const auto &from = *reinterpret_cast<const tessera_camera *>(next);
-        require_size(&from, "tessera_camera");
+        const tessera_camera from = take(reinterpret_cast<const tessera_camera *>(next),
+                                         TESSERA_FIRST(tessera_camera, global_from_ego), "tessera_camera");
         if (!from.name) throw tessera::bad_input("tessera_camera.name: is NULL");
         next += from.size;  // the caller's, who may have a later version with more fields
         to.name = from.name, to.rgb = from.rgb, to.height = from.height, to.width = from.width;
@@ -95,43 +117,53 @@ void take_frame(tessera_runtime &own, const tessera_frame &given) {
     std::sort(own.conditions.begin(), own.conditions.end());
 }
 
+tessera_runtime *open_runtime(const tessera_options &options, const tessera::Trust &trust,
+                              const tessera::EngineOptions &engine) {
+    try {
+        return new tessera_runtime(options.bundle, trust, engine);
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception &error) {
+        const auto *known = dynamic_cast<const tessera::Error *>(&error);
+        if (known && known->status != TESSERA_FAILED) throw;
+        // As a library says it, without a file.
+        throw tessera::Error(TESSERA_FAILED, tessera::text(options.bundle, "/manifest.json: cannot be used here (",
+                                                           error.what(), "); export the bundle again"));
+    }
+}
+
 }  // namespace
 
-tessera_status tessera_open(const tessera_options *options, tessera_runtime **runtime) {
-    const tessera_status status = guarded(open_message, [&] {
+tessera_status tessera_open(const tessera_options *given, tessera_runtime **runtime) {
+    return guarded(open_message, [&] {
         if (!runtime) throw tessera::bad_input("runtime: is NULL");
         *runtime = nullptr;
-        require_size(options, "tessera_options");
-        if (!options->bundle) throw tessera::bad_input("tessera_options.bundle: is NULL");
-        if (options->key_count && !options->keys) throw tessera::bad_input("tessera_options.keys: is NULL");
+        const tessera_options options = take(given, TESSERA_FIRST(tessera_options, threads), "tessera_options");
+        if (!options.bundle) throw tessera::bad_input("tessera_options.bundle: is NULL");
+        if (options.key_count && !options.keys) throw tessera::bad_input("tessera_options.keys: is NULL");
         tessera::Trust trust;
-        for (size_t i = 0; i < options->key_count; ++i) trust.keys.emplace_back(or_empty(options->keys[i]));
-        if (trust.required() && !*or_empty(options->state))
+        for (size_t i = 0; i < options.key_count; ++i) trust.keys.emplace_back(or_empty(options.keys[i]));
+        if (trust.required() && !*or_empty(options.state))
             throw tessera::bad_input("tessera_options.state: give the folder that keeps what ran");
-        trust.state = or_empty(options->state);
-        trust.allow_older = options->allow_older != 0;
-        if (options->threads < 0) throw tessera::bad_input("tessera_options.threads: is ", options->threads);
-        const tessera::EngineOptions engine{*or_empty(options->target) ? options->target : "cpu",
-                                            or_empty(options->plugin), options->threads};
-        *runtime = new tessera_runtime(options->bundle, trust, engine);
+        trust.state = or_empty(options.state);
+        trust.allow_older = options.allow_older != 0;
+        if (options.threads < 0) throw tessera::bad_input("tessera_options.threads: is ", options.threads);
+        const tessera::EngineOptions engine{*or_empty(options.target) ? options.target : "cpu",
+                                            or_empty(options.plugin), options.threads};
+        *runtime = open_runtime(options, trust, engine);
     });
-    if (status == TESSERA_FAILED)  // as a library says it, without a file
-        open_message = tessera::text(options->bundle, "/manifest.json: cannot be used here (", open_message,
-                                     "); export the bundle again");
-    return status;
 }
 
 tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame) {
     return on(runtime, [&] {
-        require_size(frame, "tessera_frame");
-        take_frame(*runtime, *frame);
+        take_frame(*runtime, take(frame, TESSERA_FIRST(tessera_frame, condition_count), "tessera_frame"));
         runtime->runtime.step(runtime->frame, runtime->conditions);
     });
 }
 
 tessera_status tessera_get(const tessera_runtime *runtime, const char *name, tessera_array *array) {
     return on(runtime, [&] {
-        require_size(array, "tessera_array");
+        require_size(array, TESSERA_FIRST(tessera_array, shape), "tessera_array");
         const tessera::Array *found = name ? runtime->runtime.find(name) : nullptr;  // may read it from the engine
         if (!found) throw tessera::bad_input(or_empty(name), ": is no array of the latest step");
         array->data = found->data<std::byte>();
@@ -156,7 +188,7 @@ tessera_status tessera_weight(const tessera_runtime *runtime, const char *module
 
 tessera_status tessera_seconds(const tessera_runtime *runtime, tessera_times *times) {
     return on(runtime, [&] {
-        require_size(times, "tessera_times");
+        require_size(times, TESSERA_FIRST(tessera_times, postprocess), "tessera_times");
         const tessera::Runtime &own = runtime->runtime;
         times->preprocess = own.preprocess, times->engine = own.engine, times->postprocess = own.postprocess;
     });
@@ -178,20 +210,20 @@ void tessera_close(tessera_runtime *runtime) {
     delete runtime;
 }
 
-tessera_status tessera_group(const tessera_grid *grid, const float *points, size_t count, float *pillar_points,
+tessera_status tessera_group(const tessera_grid *given, const float *points, size_t count, float *pillar_points,
                              int32_t *counts, int32_t *cells, int32_t *cells_of_points, int32_t *pillars) {
     return guarded(open_message, [&] {
-        require_size(grid, "tessera_grid");
+        const tessera_grid grid = take(given, TESSERA_FIRST(tessera_grid, fullest), "tessera_grid");
         if (!points || !pillar_points || !counts || !cells || !pillars) throw tessera::bad_input("an array is NULL");
-        const tessera::Pillars rules{grid->rows,
-                                     grid->columns,
-                                     grid->cell,
-                                     {grid->x[0], grid->x[1]},
-                                     {grid->y[0], grid->y[1]},
-                                     {grid->z[0], grid->z[1]},
-                                     grid->most,
-                                     grid->points,
-                                     grid->fullest != 0};
+        const tessera::Pillars rules{grid.rows,
+                                     grid.columns,
+                                     grid.cell,
+                                     {grid.x[0], grid.x[1]},
+                                     {grid.y[0], grid.y[1]},
+                                     {grid.z[0], grid.z[1]},
+                                     grid.most,
+                                     grid.points,
+                                     grid.fullest != 0};
         if (rules.rows < 1 || rules.columns < 1 || rules.most < 1 || rules.points < 1 || !(rules.cell > 0) ||
             count > INT32_MAX || int64_t{rules.rows} * rules.columns >= INT32_MAX)
             throw tessera::bad_input(

@@ -154,7 +154,7 @@ class Proof {
    private:
     std::vector<std::string> differing_inputs(const GoldenFrame &frame, const Arrays &sensors) const {
         std::vector<std::string> pictures;
-        Arrays expected = frame.inputs, found = no_sensors(manifest_);
+        Arrays expected = padded(frame, bundle_), found = no_sensors(manifest_);
         for (const char *name : {"route", "conditions", "current_from_previous", "state_valid", "elapsed"})
             expected.erase(name);
         Preprocessor(manifest_).prepare(read_frame(sensors, pictures), found);
