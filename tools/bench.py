@@ -24,7 +24,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` comm
 
 MMDET3D = Path(".venv-mmdet3d/bin/python")
 LIBRARY = Path(os.environ.get("TESSERA_LIBRARY", "runs/cpp/release/libtessera.so"))
-BUNDLE, CHECKPOINTS, DRIVES, CHANGING = (DEMO / name for name in ("bundle", "run", "drives", "changing"))
+BUNDLE, CHECKPOINTS, CONDITIONS, DRIVES, CHANGING = (
+    DEMO / name for name in ("bundle", "run", "conditions", "drives", "changing")
+)
 MADE_BY = {MMDET3D: "make install-mmdet3d", LIBRARY: "make cpp"}
 RECORDED = (KEYFRAMES, PANDASET, KITTI_WEIGHTS)
 
@@ -38,6 +40,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Path, ...]]] = {
     "fleet": ("bench_replay", (BUNDLE,)),
     "labels": ("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
     "loader": ("bench_loader", (MMDET3D, KEYFRAMES)),
+    "map": ("bench_map", (CONDITIONS, DRIVES, CHANGING)),
     "mmdet3d": ("bench_mmdet3d", (MMDET3D, KEYFRAMES)),
     "modular": ("bench_networks", ()),
     "pandaset": ("bench_pandaset", (PANDASET, KITTI_WEIGHTS)),
