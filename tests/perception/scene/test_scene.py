@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dependent_frames import CELL, score_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import keyframe, make_boxes
@@ -15,13 +16,15 @@ from replays import instead
 from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS, sensors
 
 from perception.frame import Boxes, Camera, Conditions, Frame, Prediction
-from perception.grid import BevGrid
+from perception.grid import BevGrid, VoxelGrid
 from perception.scene.belief import ConditionBelief, Origin, evidence_of_tags
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
 from perception.tasks import parse_tasks, tasks_of
 from perception.tasks.detection.tracker import Tracker
 from perception.tasks.map.memory import REACH, MapMemory
+from perception.tasks.occupancy.memory import FusedOccupancy
+from perception.tasks.occupancy.result import OccupancyResult
 
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
 TASKS = tasks_of(parse_tasks({"detection": {}, "map": {}, "conditions": {}}), GRID, NUSCENES)
@@ -302,37 +305,30 @@ def test_frames_of_a_standing_vehicle_add_little_at_any_rate(rate: int) -> None:
 
 @pytest.mark.parametrize("shared", [0.5, 0.8])
 def test_the_fused_map_is_closer_to_the_truth_than_a_frame(shared: float) -> None:
-    """On a drive along a street, whose frames repeat this share of their errors at the same place.
+    """Of a large layer and of a small one that the network hardly recognises, which must not spread."""
+    priors = (0.3, 0.03)
+    memory = MapMemory(BevGrid(x=(-24.0, 24.0), y=(-24.0, 24.0), cell=CELL), priors)
+    found = score_memory(memory.update, priors, (3.0, 1.0), shared)
+    assert (found.brier[1] < found.brier[0]).all(), found
+    assert (found.iou[1] >= found.iou[0]).all(), found
+    assert (found.above[1] < 1.5 * found.true[1]).all(), found
 
-    Each frame alone is calibrated: log-odds of the prior plus a normal variable of mean +-m and variance 2 m are those
-    of the posterior. m is 3 for the large layer and 1 for the small one.
-    """
-    priors, information = (0.3, 0.03), np.array([[[3.0]], [[1.0]]])
-    grid = BevGrid(x=(-24.0, 24.0), y=(-24.0, 24.0), cell=0.8)
-    rng, memory = np.random.default_rng(0), MapMemory(grid, priors)
-    odds = np.log(priors) - np.log1p(-np.array(priors))
-    ground = (2, 60, 220)  # cells of the world, of which the grid sees 60 x 60
-    truth = rng.random(ground) < np.reshape(priors, (2, 1, 1))
-    of_place = rng.normal(size=ground)
-    brier, true, above = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2))
-    hits, either = np.zeros((2, 2)), np.zeros((2, 2))
-    for i in range(40):
-        seen = slice(4 * i, 4 * i + 60)
-        noise = np.sqrt(shared) * of_place[..., seen] + np.sqrt(1 - shared) * rng.normal(size=(2, 60, 60))
-        there = truth[..., seen]
-        logits = odds[:, None, None] + information * (2 * there - 1.0) + np.sqrt(2 * information) * noise
-        frame = (1 / (1 + np.exp(-logits))).astype(np.float32)
-        fused = memory.update(later(pose(3.2 * i, 0, 0), 0.5 * i), frame)
-        for k, p in enumerate((frame, fused)):
-            brier[k] += ((p - there) ** 2).mean(axis=(1, 2)) / 40
-            found = p >= 0.5
-            hits[k] += (found & there).sum(axis=(1, 2))
-            either[k] += (found | there).sum(axis=(1, 2))
-            above[k], true[k] = above[k] + found.mean(axis=(1, 2)), true[k] + there.mean(axis=(1, 2))
-    assert (brier[1] < brier[0]).all(), brier
-    assert (hits[1] / either[1] >= hits[0] / either[0]).all(), hits / either
-    # No layer spreads: a frame of the small one is seldom sure, which fusion must not turn into a sea of it.
-    assert (above[1] < 1.5 * true[1]).all(), above / true
+
+@pytest.mark.parametrize("shared", [0.5, 0.8])
+def test_the_fused_occupancy_is_closer_to_the_truth_than_a_frame(shared: float) -> None:
+    """Of a network that recognises most voxels, in two levels of which one is fuller."""
+    grid = VoxelGrid((-24.0, 24.0), (-24.0, 24.0), (-1.0, 0.6), cell=CELL)
+    memory = FusedOccupancy(grid, 3, moving=(), solid=(0, 1), body=slice(0, 2))
+
+    def fuse(frame: Frame, occupied: np.ndarray) -> np.ndarray:
+        classes = np.where(occupied > 0.5, 0, 2).astype(np.uint8)
+        result = OccupancyResult(classes, occupied, np.zeros_like(occupied), np.zeros(360, np.float32), grid)
+        return memory.update(frame, result).occupied
+
+    found = score_memory(fuse, (0.1, 0.3), (6.0, 6.0), shared)
+    assert (found.brier[1] < found.brier[0]).all(), found
+    assert (found.iou[1] > found.iou[0]).all(), found
+    assert (np.abs(np.log(found.above[1] / found.true[1])) < np.log(1.5)).all(), found
 
 
 @pytest.mark.parametrize(("away", "remembered"), [(REACH - 1, True), (500.0, False)])
