@@ -1,6 +1,7 @@
 """The installed library: what finds it, what it finds, and Python beside one that cannot be used."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,16 @@ def test_the_library_needs_no_version_of_onnx_runtime() -> None:
     (library,) = installed().glob("lib*/**/libtessera.so.1")
     assert "onnxruntime" not in run("readelf", "-d", library)
     assert "OrtGetApiBase" not in run("nm", "-D", library)
+
+
+def test_the_library_exports_its_interface_alone() -> None:
+    """And the type of the errors that engines in other shared objects throw."""
+    names = {line.split()[-1] for line in run("nm", "-DC", "--defined-only", BUILT / "libtessera.so").splitlines()}
+    declared = re.findall(
+        r"TESSERA_API [\w ]+?[ *](tessera_\w+)\(", (ROOT / "deploy/cpp/include/tessera.h").read_text()
+    )
+    assert len(declared) == 12
+    assert {name for name in names if not name.endswith("Error")} == {*declared}
 
 
 @pytest.mark.slow("exports a network")
