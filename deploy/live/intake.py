@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from threading import Condition, Event, Thread
 from typing import Any, Literal, NamedTuple
@@ -50,13 +50,18 @@ class Intake:
         perceived
         superseded  a newer frame came before there was time for it
         failed      the engine raised an exception
+        blind       no sensor of the network has sent for it
         unposed     the vehicle's pose at its time is not known, so that it cannot be placed
+        replaced    it stood in for a message that came after all
         stopped     it waited when the drive was stopped
     """
 
     def __init__(self, source: Source, topics: Topics, policy: Policy, runtime: Runtime) -> None:
         self.source, sending, bundle = source, source.topics(), runtime.bundle
-        require_sensors(topics, sending)
+        used = bundle.spec.named_sensors
+        require_sensors(topics, topics.of(used), sending)
+        infos = [each.info for name, each in topics.cameras.items() if name in used.cameras]
+        self._needed = [*topics.of(used), *(infos if topics.calibration == "recorded" else ()), topics.poses]
         self.period = topics.period  # s between frames
         self.counts, self.outcomes = Counts(bundle.spec.rig.sensors), Counter[str]()
         self._readings, self._topics = Readings(runtime.sources.signals), frozenset(topics.names())
@@ -104,12 +109,17 @@ class Intake:
             raise self._failure
         return None
 
-    def end(self, arrived: Arrived, outcome: Literal["perceived", "failed"]) -> None:
+    def end(self, arrived: Arrived, outcome: Literal["perceived", "failed", "blind"]) -> None:
         """Say what became of a frame that was taken."""
-        if outcome == "failed":
-            self._lose(arrived.frame.token, outcome)
-        else:
+        if outcome == "perceived":
             self.outcomes[outcome] += 1
+        else:
+            self._lose(arrived.frame.token, outcome)
+
+    @property
+    def unheard(self) -> list[str]:
+        """The topics that the network needs and that have sent nothing so far."""
+        return [topic for topic in self._needed if not self.counts.messages[topic]]
 
     @property
     def ended(self) -> bool:
@@ -126,7 +136,7 @@ class Intake:
         self._stop.set()
         self.source.close()
         self._thread.join()
-        self._lose_unposed()
+        self._lose_left_out()
         with suppress(queue.Empty):
             self._lose(self._newest.get_nowait().frame.token, "stopped")
         for token in self._assembler.waiting:
@@ -158,7 +168,7 @@ class Intake:
             self._offer(Arrived(frame, time.monotonic()))
             if self._stop.is_set():
                 return
-        self._lose_unposed()
+        self._lose_left_out()
 
     def _next_message(self) -> _Received | None:
         """The next message; None if there is none for a moment. Meanwhile pictures of waiting frames are prepared."""
@@ -178,7 +188,7 @@ class Intake:
         if raw is not None:
             self._add(raw)
         yield from self._assembler.complete(now)
-        self._lose_unposed()
+        self._lose_left_out()
 
     def _add(self, raw: RawMessage) -> None:
         counts = self.counts
@@ -202,9 +212,9 @@ class Intake:
                 with suppress(queue.Empty):  # it is taken just now
                     self._lose(self._newest.get_nowait().frame.token, "superseded")
 
-    def _lose_unposed(self) -> None:
-        while self._assembler.unposed:
-            self._lose(self._assembler.unposed.popleft(), "unposed")
+    def _lose_left_out(self) -> None:
+        while self._assembler.lost:
+            self._lose(*self._assembler.lost.popleft())
 
     def _lose(self, token: str, outcome: str) -> None:
         self.outcomes[outcome] += 1
@@ -220,12 +230,12 @@ def _lacking(info: Any) -> dict[str, str]:
     return {topic: _STATUSES.get(status, "unknown") for topic, status in statuses.items() if status}
 
 
-def require_sensors(topics: Topics, sending: Mapping[str, str]) -> None:
-    """Raise InputError unless a sensor's topic sends, or if one sends what cannot be read."""
-    if not sending.keys() & {*topics.sensors}:
+def require_sensors(topics: Topics, named: Sequence[str], sending: Mapping[str, str]) -> None:
+    """Raise InputError unless one of the named sensors' topics sends, or if one sends what cannot be read."""
+    if not sending.keys() & {*named}:
         there = ", ".join(sorted(sending)[:12]) or "none"
         raise InputError(
-            f"none of the sensors' topics {', '.join(topics.sensors)} sends; there are {there}; name them in --topics"
+            f"none of the sensors' topics {', '.join(named)} sends; there are {there}; name them in --topics"
         )
     for types, names in (
         (CLOUDS, [each.topic for each in topics.lidars.values()]),

@@ -156,8 +156,13 @@ class Loop:
         try:
             with self._supervisor.working():
                 frame = runtime.admit(arrived.frame)
-                prediction, weights = runtime.perceive(frame, masked)
                 visible = frame.without(masked, runtime.bundle.manifest.rig.sensors.lidars)
+                if not runtime.bundle.spec.sees(visible):
+                    why = "no sensor that the network uses has sent what it can use"
+                    self._supervisor.set(Reason("DOWN", "blind", "", why))
+                    self._intake.end(arrived, "blind")
+                    return
+                prediction, weights = runtime.perceive(frame, masked)
                 outputs.publish(visible, prediction)
                 seen = runtime.remember(frame, prediction, weights)
                 seconds = time.monotonic() - arrived.time
@@ -168,6 +173,7 @@ class Loop:
         else:
             self._intake.end(arrived, "perceived")
             self._supervisor.clear("failed")
+            self._supervisor.clear("blind")
             self._supervisor.add(seen, seconds)
             outputs.log(frame, masked, seconds)
 

@@ -133,7 +133,7 @@ class Recorder(Output):
 def listen(source: Source, topics: Topics, path: Path, seconds: float, say: Callable[[str], None]) -> None:
     """Record what sensors send now for so many seconds, to a file that does not exist; ends the source."""
     try:
-        require_sensors(topics, source.topics())
+        require_sensors(topics, topics.of(), source.topics())
         recorder = Recorder(path, source.info, say)
         source.start(topics.names(), recorder.tap, say)
         time.sleep(seconds)

@@ -120,7 +120,7 @@ class Supervisor:
             self._held = {key: each for key, each in self._held.items() if each[0] > now}
             found = [*self._lasting.values(), *(reason for _, reason in self._held.values())]
             found += self._of_time(now)
-            found += self._of_sensors()
+            found += self._of_sensors(now)
             return Status(tuple(sorted(found, key=lambda each: -WORST_LAST.index(each.state))))
 
     def _count_lost(self) -> None:
@@ -149,7 +149,11 @@ class Supervisor:
         elif silent > self._silence:
             yield Reason("DOWN", "silent", "", f"no frame for {silent:.1f} s")
 
-    def _of_sensors(self) -> Iterator[Reason]:
+    def _of_sensors(self, now: float) -> Iterator[Reason]:
+        if now - self._started > self._silence:
+            for topic in self._intake.unheard:
+                why = "has sent nothing since the start; start what sends it, or name another in --topics"
+                yield Reason("DEGRADED", "unheard", topic, why)
         for topic, why in self._intake.lacking.items():
             yield Reason("DEGRADED", "joined", topic, f"is not in the joined cloud ({why})")
         for name, actions in self._policy.actions(self.health).items():

@@ -21,50 +21,13 @@ from deploy.recordings.latest import (
     intrinsics_of,
 )
 from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, RawMessage, Transform
-from deploy.recordings.stamps import LEAP, STAMPS_KEPT, Arrivals, ClockSet, Stamps
+from deploy.recordings.stamps import STAMPS_KEPT, Arrivals, ClockSet, Stamps
 from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import Placement
+from deploy.recordings.trigger import FrameTrigger
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
-
-_EARLY = 0.05  # share of the period by which a sweep may be early
-
-
-class FrameTrigger:
-    """Decides stamp by stamp, given also the recording time (us).
-
-    Args:
-        period: us between frames.
-        lidar: whether there is a LiDAR. Without one, or when its sweeps are overdue by half a period, pictures trigger
-            frames.
-    """
-
-    def __init__(self, period: int, lidar: bool) -> None:
-        self._lidar = lidar
-        self._sweep_period = round(period * (1 - _EARLY))
-        self._picture_period = round(period * 1.5) if lidar else self._sweep_period
-        self._last: int | None = None  # stamp of the last frame
-        self._last_time = 0  # when it was recorded
-        self._first_picture: int | None = None  # its stamp, where there is a LiDAR
-        self.clock_resets = 0  # how often time went back; with this number stamps are unique
-
-    def on_sweep(self, stamp: int, time: int) -> bool:
-        return self._due(stamp, time, self._last, self._sweep_period)
-
-    def on_picture(self, stamp: int, time: int) -> bool:
-        if self._first_picture is None and self._lidar:
-            self._first_picture = stamp
-        return self._due(stamp, time, self._first_picture if self._last is None else self._last, self._picture_period)
-
-    def _due(self, stamp: int, time: int, last: int | None, period: int) -> bool:
-        reset = last is not None and stamp < last - LEAP and time - self._last_time >= period
-        if last is not None and not reset and stamp - last < period:
-            return False
-        self.clock_resets += reset
-        self._last, self._last_time = stamp, time
-        return True
-
 
 _MAX_PENDING = 8  # frames
 
@@ -79,12 +42,14 @@ class _PendingFrame(NamedTuple):
     stamp: int  # us
     time: int  # us, recording time of the message that announced it
     token: str
+    topic: str  # of that message
     keyframe: Keyframe | None
-    clock: int = 0  # of keyframes: how often their clock was set before
+    clock: int  # how often the clock was set before
+    stand_in: bool = False  # whether it gives way to a message of the sensor that announces frames
 
     @property
     def place(self) -> tuple[int, int]:
-        """In the order of the keyframes."""
+        """In the order of the frames."""
         return self.clock, self.stamp
 
 
@@ -93,13 +58,13 @@ class Assembler:
 
     A frame is made for each keyframe message or, without those, when FrameTrigger says so. It waits `wait` seconds of
     recording time for its messages: the sweep with the frame's stamp, the sweeps before it, and of every camera and
-    every further LiDAR the picture or sweep that is closest in time, within `tolerance`. Times are stamps with the
+    every other LiDAR the picture or sweep that is closest in time, within `tolerance`. Times are stamps with the
     offsets of their topics. Each is placed by the vehicle's pose at its own time, and each point of a sweep by that at
     the point's, if it has one. Messages that are late, missing, repeated or out of order are counted. Memory is
     bounded by constants.
 
     Args:
-        topics: its first LiDAR gives the frames' times.
+        topics: the first sensor in it that the network uses announces frames, LiDARs before cameras.
         spec: gives the rig, the frame of reference and the number of earlier LiDAR sweeps to add to a frame's own.
         has_keyframes: whether the recording has keyframe messages.
         choice: of the frames to yield; of the others no picture is decoded and no sweep is joined.
@@ -108,7 +73,8 @@ class Assembler:
     Attributes:
         frames: assembled so far, those that are not chosen included.
         announced: frames so far, those included that are not assembled.
-        unposed: tokens of the latest frames that were left out, because the vehicle's pose was not known.
+        lost: tokens of the latest frames that were announced and left out, with the reason: `unposed`, because the
+            vehicle's pose was not known, or `replaced` by that of a message for which they stood in.
     """
 
     def __init__(
@@ -123,9 +89,11 @@ class Assembler:
     ) -> None:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
         self._choice, self.frames, self.announced, self._named = choice, 0, 0, frozenset(topics.names())
-        self.unposed: deque[str] = deque(maxlen=STAMPS_KEPT)
+        self.lost: deque[tuple[str, str]] = deque(maxlen=STAMPS_KEPT)
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
-        self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
+        self._announcing = topics.of(spec.named_sensors)
+        leader = topics.keyframes if has_keyframes else next(iter(self._announcing), None)
+        self._trigger = None if has_keyframes or leader is None else FrameTrigger(round(topics.period * 1e6), leader)
         self._placement, self._positions = Placement(topics, spec.rig), Positions()
         self._lidars = {
             name: LidarSweeps(each, spec.sweeps, self._placement, counts) for name, each in topics.lidars.items()
@@ -150,7 +118,7 @@ class Assembler:
         # The latest frames and their sensors, to recognise late messages.
         self._recent: deque[tuple[_PendingFrame, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
         self._tokens: deque[str] = deque(maxlen=STAMPS_KEPT)
-        self._paced_by = topics.keyframes if has_keyframes else next(iter(topics.sensors), None)
+        self._paced_by = leader
         self._clock = 0  # how often it was set
         self._shift = 0  # us, see `Stamps.shift`
 
@@ -181,7 +149,8 @@ class Assembler:
                 if not camera.is_calibrated(stamp, partial(self._placement.mounting, name)):
                     return False
         for name, lidar in self._lidars.items():
-            there = lidar.has(stamp) if name == self._reference else arrivals.is_settled(lidar.topic, stamp, time)
+            exact = self._announces(name, pending)
+            there = lidar.has(stamp) if exact else arrivals.is_settled(lidar.topic, stamp, time)
             if not there and not arrivals.is_silent(lidar.topic, time):
                 return False
             last.append(lidar.end(stamp, self._tolerance))
@@ -255,7 +224,7 @@ class Assembler:
 
     def _leave_out_unposed(self, pending: _PendingFrame) -> None:
         self._counts.unposed_frames += 1
-        self.unposed.append(pending.token)
+        self.lost.append((pending.token, "unposed"))
 
     def _is_new(
         self, topic: str, stamp: int, time: int, buffer: LidarSweeps | CameraPictures | Positions | None = None
@@ -281,16 +250,47 @@ class Assembler:
     def _add_keyframe(self, topic: str, time: int, keyframe: Keyframe) -> None:
         if not self._is_new(topic, keyframe.stamp, time):
             return
-        pending = _PendingFrame(keyframe.stamp, time, keyframe.token, keyframe, self._clock)
         if keyframe.token in self._tokens:
             self._counts.add_problem("duplicated", topic)
-        elif self._recent and pending.place <= self._recent[-1][0].place:
-            self._counts.add_problem("late", topic)
-        else:
+        elif self._expect(_PendingFrame(keyframe.stamp, time, keyframe.token, topic, keyframe, self._clock)):
             self._tokens.append(keyframe.token)
-            self.announced += 1
-            self._pending.append(pending)
-            self._pending.sort(key=lambda each: each.place)
+
+    def _expect(self, frame: _PendingFrame) -> bool:
+        """Whether the frame comes after the latest one that was assembled, and so can be."""
+        if self._recent and frame.place <= self._recent[-1][0].place:
+            self._counts.add_problem("late", frame.topic)
+            return False
+        self.announced += 1
+        self._pending.append(frame)
+        self._pending.sort(key=lambda each: each.place)
+        return True
+
+    def _announce(self, topic: str, stamp: int, time: int) -> None:
+        """Expect a frame if a sensor's message announces one."""
+        trigger = self._trigger
+        if trigger is None or topic not in self._announcing:
+            return
+        answer = trigger.answer(topic, stamp, time)
+        if answer == "between":
+            self._counts.between[topic] += 1
+        elif answer != "no":
+            if answer == "frame":
+                self._give_way(stamp)
+            resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
+            token = f"{self._drive.scene}@{stamp}{resets}"
+            self._expect(_PendingFrame(stamp, time, token, topic, None, trigger.clock_resets, answer == "stand-in"))
+
+    def _give_way(self, stamp: int) -> None:
+        """Drop the frame nearest to this stamp (us) that waits in place of a message that has come now."""
+        stand_ins = [each for each in self._pending if each.stand_in]
+        if stand_ins:
+            nearest = min(stand_ins, key=lambda each: abs(each.stamp - stamp))
+            self._pending.remove(nearest)
+            self.lost.append((nearest.token, "replaced"))
+
+    def _announces(self, lidar: str, frame: _PendingFrame) -> bool:
+        """Whether the frame's stamp is exactly that of one of this LiDAR's sweeps."""
+        return lidar == self._reference if frame.keyframe else frame.topic == self._lidars[lidar].topic
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
         lidar, reference = self._lidars[name], name == self._reference
@@ -298,8 +298,7 @@ class Assembler:
             return
         self._count_if_late(lidar.topic, name, cloud.stamp, 0 if reference else self._tolerance)
         lidar.add(cloud)
-        if reference and self._trigger is not None and self._trigger.on_sweep(cloud.stamp, time):
-            self._expect_frame(cloud.stamp, time, self._trigger)
+        self._announce(lidar.topic, cloud.stamp, time)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
         name = self._camera_of_image[topic]
@@ -308,19 +307,12 @@ class Assembler:
             return
         self._count_if_late(topic, name, picture.stamp, self._tolerance)
         camera.add(time, picture)
-        if self._trigger is not None and self._trigger.on_picture(picture.stamp, time):
-            self._expect_frame(picture.stamp, time, self._trigger)
+        self._announce(topic, picture.stamp, time)
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time + self._shift)
         if self._is_new(topic, fix.stamp, time, self._positions):
             self._positions.add(fix)
-
-    def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:
-        resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
-        token = f"{self._drive.scene}@{stamp}{resets}"
-        self.announced += 1
-        self._pending.append(_PendingFrame(stamp, time, token, None))
 
     def _assemble(self, pending: _PendingFrame) -> Iterator[Frame]:
         """Yield the frame, or nothing if the vehicle's pose is not known."""
@@ -381,7 +373,7 @@ class Assembler:
 
     def _sweeps(self, name: str, pending: _PendingFrame, mounting: np.ndarray) -> list[Sweep]:
         lidar = self._lidars[name]
-        if name == self._reference:
+        if self._announces(name, pending):
             earlier = None if pending.keyframe is None else pending.keyframe.sweeps
             return lidar.sweeps(pending.stamp, earlier, mounting)
         closest = lidar.closest(pending.stamp, self._tolerance)

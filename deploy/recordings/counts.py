@@ -31,6 +31,7 @@ class Counts:
         self._sensors = sensors
         self.frames = 0
         self.messages: Counter[str] = Counter()  # by topic
+        self.between: Counter[str] = Counter()  # messages by topic that are too soon after a frame to announce one
         self.missing: Counter[str] = Counter()  # frames without this sensor, by sensor
         self.unposed_frames = 0  # frames that were left out, because the vehicle's pose was not known
         self._problems: dict[str, Counter[str]] = {kind: Counter() for kind in PROBLEMS}
@@ -72,6 +73,7 @@ class Counts:
         return {
             "frames": self.frames,
             "messages": dict(sorted(self.messages.items())),
+            "between_frames": dict(sorted(self.between.items())),
             "missing": dict(sorted(self.missing.items())),
             "unposed_frames": self.unposed_frames,
             **found,
@@ -92,6 +94,7 @@ def line_of(summary: Mapping[str, Any]) -> str:
         parts.append(f"{sum(summary['messages'].values())} messages")
     found = {kind: summary[kind] for kind in PROBLEMS if kind in summary}
     parts += [f"{sum(topics.values())} {kind.replace('_', ' ')}" for kind, topics in found.items()]
+    parts += [f"{n} of {topic} between frames" for topic, n in summary["between_frames"].items()]
     unposed, damaged = summary["unposed_frames"], summary["damaged_places"]
     parts += [f"{unposed} frames without a pose left out"] if unposed else []
     parts += [f"{sensor} missing in {n}" for sensor, n in summary["missing"].items()]

@@ -75,9 +75,11 @@ class Topics(Section):
     def poses(self) -> str:
         return self.odometry or self.transforms
 
-    @property
-    def sensors(self) -> list[str]:
-        return [*(each.topic for each in self.lidars.values()), *(each.image for each in self.cameras.values())]
+    def of(self, sensors: Sensors | None = None) -> list[str]:
+        """The topics of these sensors or, without any given, of all; LiDARs first, and no CameraInfo."""
+        names = (*self.lidars, *self.cameras) if sensors is None else sensors.names
+        lidars = [each.topic for name, each in self.lidars.items() if name in names]
+        return [*lidars, *(each.image for name, each in self.cameras.items() if name in names)]
 
     def names(self) -> list[str]:
         """All topics that are read."""

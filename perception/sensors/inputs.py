@@ -71,6 +71,11 @@ class InputSpec:
         every = self.rig.sensors
         return replace(every, lidars=every.lidars if self.lidar else (), cameras=every.cameras if self.camera else ())
 
+    def sees(self, frame: Frame) -> bool:
+        """Whether the frame has points or pictures of the network's sensors."""
+        lidar = self.lidar is not None and frame.points is not None and len(frame.points) > 0
+        return lidar or (self.camera is not None and len(frame.cameras) > 0)
+
     @property
     def sweeps(self) -> int:
         return 0 if self.lidar is None else self.lidar.sweeps

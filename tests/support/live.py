@@ -1,7 +1,10 @@
 """Drives in real time: recordings with messages that are late, missing or damaged, and what is reported of them."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -138,6 +141,24 @@ def replayed(recording: Path, out: Path, topics: Path | None = None, network: Pa
     """A folder with the replay of a recording."""
     replay(Source(recording, topics=topics), network or bundle().path, out, Settings(), console=QUIET)
     return out
+
+
+def driving_process(
+    out: Path, variables: dict[str, str], *options: str, network: Path | None = None
+) -> "subprocess.Popen[str]":
+    arguments = [
+        "-m",
+        "deploy.cli",
+        "drive",
+        str(network or bundle().path),
+        "--from",
+        "zenoh",
+        "--out",
+        str(out),
+        *options,
+    ]
+    environment, pipe = os.environ | variables, subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def network(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

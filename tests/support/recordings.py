@@ -17,7 +17,7 @@ from deploy.recordings.drives import open_drives
 from deploy.recordings.latest import Readings
 from deploy.recordings.messages import CorruptMessage
 from deploy.recordings.topics import Topics, default_topics
-from perception.config import Lidar, find_config, load_config
+from perception.config import CameraBranch, Lidar, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.grid import BevGrid, Reference
@@ -62,9 +62,10 @@ def stream(
     sweeps: int = 1,
     reference: Reference = "ego",
     keyframed: bool = True,
+    camera: CameraBranch | None = None,
 ) -> Iterator[Frame]:
     topics = topics or nuscenes_topics()
-    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), None, RIG)
+    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), camera, RIG)
     assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
     for each in (each for each in log if each.topic in topics.names()):
         yield from assembler.advance(each.time)

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 from commands import refuses
 from exported import bundle, remembering
-from live import PATIENT, RATE, RESULTS, Watch, after, driving, log, network, recorded, replayed
+from live import PATIENT, RATE, RESULTS, Watch, after, driving, driving_process, log, network, recorded, replayed
 from recordings import Sent, assemble, edit, message, nuscenes_topics
 
 from deploy.live import intake as module
@@ -72,12 +70,6 @@ def test_a_process_that_listens_gives_the_bytes_of_a_replay(tmp_path: Path, monk
     replay = replayed(recording, tmp_path / "replay")
     for name in RESULTS:
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes(), said
-
-
-def driving_process(out: Path, variables: dict[str, str], *options: str) -> "subprocess.Popen[str]":
-    arguments = ["-m", "deploy.cli", "drive", str(bundle().path), "--from", "zenoh", "--out", str(out), *options]
-    environment, pipe = os.environ | variables, subprocess.PIPE
-    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_path: Path) -> None:

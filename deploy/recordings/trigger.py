@@ -1,0 +1,76 @@
+"""Which messages announce frames: those of the sensor that the network needs most, at its own pace."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from deploy.recordings.stamps import LEAP, STAMPS_KEPT
+
+_INTERVALS = 16  # latest ones of the leading sensor, by which its period is measured
+_OVERDUE = 0.5  # of a period, after which another sensor stands in for a message that has not come
+
+Answer = Literal["frame", "stand-in", "between", "no"]
+
+
+class FrameTrigger:
+    """Decides message by message, given also the recording time (us), whether it announces a frame.
+
+    The leading sensor's messages do, unless one is too soon after the last: nearer than the multiple of the sensor's
+    measured period that is closest to the wanted one, by half of its own. Messages of other sensors stand in for those
+    of the leading one that are overdue by half a period, one for each.
+
+    Args:
+        period: us between frames that are wanted.
+        leader: topic of the sensor that the network needs most.
+    """
+
+    def __init__(self, period: int, leader: str) -> None:
+        self.leader, self._wanted = leader, period
+        self._intervals: deque[int] = deque(maxlen=_INTERVALS)  # us
+        self._latest: int | None = None  # stamp of the leader
+        self._came: int | None = None  # us, when the leader's latest message did, or else the first of all
+        self._stood_in = 0  # messages for which others stand in, since then
+        self._frames: deque[int] = deque(maxlen=STAMPS_KEPT)  # stamps of the leader's latest frames
+        self.clock_resets = 0  # how often time went back; with this number stamps are unique
+
+    @property
+    def period(self) -> int:
+        """The leading sensor's (us): the mean of the intervals near their median; the wanted one without any."""
+        if not self._intervals:
+            return self._wanted
+        median = sorted(self._intervals)[(len(self._intervals) - 1) // 2]
+        near = [each for each in self._intervals if abs(each - median) <= median / 2]  # where none was lost between
+        return max(1, sum(near) // len(near))
+
+    def answer(self, topic: str, stamp: int, time: int) -> Answer:
+        """Whether a message with a stamp (us) announces a frame, stands in for one, lies between two, or none of it."""
+        if self._came is None:
+            self._came = time
+        if topic != self.leader:
+            overdue = (time - self._came) / max(self.period, self._wanted) - _OVERDUE
+            if overdue < self._stood_in + 1:
+                return "no"
+            self._stood_in += 1
+            return "stand-in"
+        self._measure(stamp, time)
+        if any(abs(stamp - each) < self._least for each in self._frames):
+            return "between"
+        self._frames.append(stamp)
+        return "frame"
+
+    def _measure(self, stamp: int, time: int) -> None:
+        self._came, self._stood_in = time, 0
+        if self._latest is not None and stamp < self._latest - LEAP:
+            self.clock_resets += 1
+            self._latest = None
+            self._frames.clear()
+        if self._latest is not None and stamp > self._latest:
+            self._intervals.append(stamp - self._latest)
+        self._latest = stamp if self._latest is None else max(stamp, self._latest)
+
+    @property
+    def _least(self) -> float:
+        """us between two frames."""
+        own = self.period
+        return (max(1, round(self._wanted / own)) - 0.5) * min(own, self._wanted)

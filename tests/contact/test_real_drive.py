@@ -1,0 +1,107 @@
+"""A real drive at a real sensor's pace, recorded by a library that is not ours: frames, replay, drive, and a process
+that sends it over zenoh."""
+
+import json
+import signal
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from kitti import SWEEPS, bundle_of_kitti, drive_of_kitti, topics_of_kitti
+from live import PATIENT, RESULTS, driving, driving_process, network, replayed
+from rosbags.rosbag2 import Reader
+
+from deploy.live.policy import Policy
+from deploy.live.zenoh import Zenoh
+from deploy.recordings.drives import RecordedDrive
+from deploy.recordings.topics import Topics, load_topics
+from deploy.runtime import Runtime
+from perception.config import CameraBranch, Lidar
+from perception.grid import BevGrid
+from perception.rig import load_rig
+from perception.sensors.inputs import InputSpec
+
+
+def topics() -> Topics:
+    return load_topics(topics_of_kitti(), load_rig(topics_of_kitti().with_name("rig.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("period", "jitter", "options"),
+    [(0.094, 0.0005, ()), (0.1, 0.008, ()), (0.1035, 0.0005, ()), (0.13, 0.0005, ()), (0.1035, 0.002, ("--drop", 0.2))],
+)
+def test_every_sweep_is_a_frame(period: float, jitter: float, options: tuple[object, ...]) -> None:
+    """The topics say a period of 0.1 s; pictures come before the sweep beside them."""
+    rig = load_rig(topics_of_kitti().with_name("rig.yaml"))
+    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=0), CameraBranch(), rig)
+    recording = RecordedDrive(drive_of_kitti(period, jitter, *options), topics(), spec)
+    frames = list(recording.frames())
+    sweeps = recording.counts.messages["/velodyne/points"]
+    assert sweeps == SWEEPS or options
+    assert sum(frame.has_lidar(0) for frame in frames) == sweeps
+    assert len(frames) == sweeps
+    assert all(frame.cameras for frame in frames)
+
+
+@pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")
+def test_a_drive_at_its_own_pace_is_its_replay(tmp_path: Path) -> None:
+    recording, bundle = drive_of_kitti(0.1035), bundle_of_kitti()
+    replay = replayed(recording, tmp_path / "replay", topics_of_kitti(), bundle)
+    patient = topics().model_copy(update={"wait": PATIENT})
+    runtime = Runtime(bundle, checks=False, threads=1)
+    drive = driving(recording, tmp_path / "live", runtime, patient, Policy(lateness=PATIENT), rate=0.4)
+    drive.require_outcomes()
+    assert drive.driven.outcomes == {"perceived": SWEEPS}
+    for name in RESULTS:
+        assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
+    assert len(json.loads((replay / "results.json").read_text())["results"]) == SWEEPS
+
+
+@pytest.mark.slow("a real sweep has 114,000 points; a driving process")
+def test_a_process_that_listens_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stamps go on at the recorded pace, while what is sent comes at a third of it."""
+    recording, bundle, options = drive_of_kitti(0.1035), bundle_of_kitti(), ["--threads", "1"]
+    for name, content in (("topics", {"wait": PATIENT}), ("policy", {"lateness": PATIENT})):
+        known = yaml.safe_load(topics_of_kitti().read_text()) if name == "topics" else {}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(known | content))
+        options += [f"--{name}", str(tmp_path / f"{name}.yaml")]
+    here, there = network(tmp_path)
+    driver = driving_process(tmp_path / "live", here, *options, network=bundle)
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("deploy.live.zenoh._DISCOVERY", 60.0)  # s; a loaded machine takes long to start a process
+    with closing(Zenoh()) as zenoh:
+        send(recording, zenoh)
+    driver.send_signal(signal.SIGTERM)
+    said, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 0, errors
+    lines = [json.loads(line) for line in (tmp_path / "live" / "frames.jsonl").read_text().splitlines()]
+    outcomes = Counter(line["outcome"] for line in lines)
+    assert outcomes.total() == SWEEPS, said
+    assert outcomes.keys() <= {"perceived", "superseded"}  # the latter on a machine that is not fast enough
+    replay = replayed(recording, tmp_path / "replay", topics_of_kitti(), bundle)
+    expected = json.loads((replay / "results.json").read_text())["results"]
+    results = json.loads((tmp_path / "live" / "results.json").read_text())["results"]
+    assert len(results) == outcomes["perceived"] > 0
+    for token, found in results.items():
+        drive, stamp = token.split("@")
+        assert json.loads(json.dumps(found).replace(f"{drive}@", f"{recording.stem}@")) == (
+            expected[f"{recording.stem}@{stamp}"]
+        )
+
+
+def send(recording: Path, zenoh: Zenoh) -> None:
+    """Send what rosbags reads, as it is, at a third of its pace."""
+    with Reader(recording) as reader:
+        for connection in reader.connections:
+            zenoh.advertise(connection.topic, connection.msgtype)
+        zenoh.wait_for_subscribers()
+        first, begin = 0, time.monotonic()
+        for connection, stamp, data in reader.messages():
+            first = first or stamp
+            time.sleep(max(0.0, begin + 3e-9 * (stamp - first) - time.monotonic()))
+            zenoh.publish(connection.topic, connection.msgtype, data)
+    time.sleep(2)  # what was sent last must arrive, and be perceived

@@ -1,0 +1,78 @@
+"""Which messages announce frames, at any spacing, jitter and lateness of the sensor that the network needs most."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import nuscenes_topics
+from vocabulary import RIG, SENSORS
+
+from deploy.recordings.assembler import Assembler, DriveInfo
+from deploy.recordings.choice import FrameChoice
+from deploy.recordings.counts import Counts
+from deploy.recordings.latest import Readings
+from deploy.recordings.messages import Cloud, Content, Picture, Transform
+from perception.config import CameraBranch, Lidar
+from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
+
+PERIOD, START, SWEEPS = 100_000, 1_700_000_000_000_000, 40  # us, us, number of them
+TOPICS = nuscenes_topics(keyframes=None, period=1e-6 * PERIOD)
+LIDAR, FRONT = TOPICS.lidars["LIDAR_TOP"].topic, TOPICS.cameras["CAM_FRONT"].image
+SPEC = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), CameraBranch(), RIG)
+UNTURNED = np.array([1.0, 0, 0, 0])
+Message = tuple[int, str, Content]  # time of recording (us), topic, content
+
+
+def drive(messages: list[Message]) -> tuple[list[Frame], Counts]:
+    counts = Counts(SENSORS)
+    assembler = Assembler(TOPICS, SPEC, counts, DriveInfo("log"), False, FrameChoice(), Readings({}))
+    frames = list[Frame]()
+    for time, topic, content in sorted(messages, key=lambda each: each[0]):
+        frames += assembler.advance(time)
+        assembler.add(topic, time, [content])
+    return [*frames, *assembler.finish()], counts
+
+
+def sweep(stamp: int, delay: int) -> Message:
+    return stamp + delay, LIDAR, Cloud(stamp, "lidar_top", np.ones((1, 5), np.float32), lambda _: None)
+
+
+def pictures(every: int, first: int, until: int) -> list[Message]:
+    """Of a camera without calibration, so that none is decoded; they come before the sweep beside them."""
+    stamps = range(START + first, until, every)
+    return [(stamp + 20_000, FRONT, Picture(stamp, "cam_front", np.zeros, (2, 2))) for stamp in stamps]
+
+
+def poses(until: int) -> list[Message]:
+    still = Transform(0, "base_link", "lidar_top", np.zeros(3), UNTURNED)
+    moves = range(START - 200_000, until + 200_000, 20_000)
+    there = [(stamp, "/tf", Transform(stamp, "map", "base_link", np.zeros(3), UNTURNED)) for stamp in moves]
+    return [(START - 300_000, "/tf_static", still), *there]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    spacing=st.integers(PERIOD // 2, 2 * PERIOD),
+    jitter=st.lists(st.floats(-0.08, 0.08), min_size=SWEEPS, max_size=SWEEPS),
+    lateness=st.lists(st.integers(0, 60_000), min_size=SWEEPS, max_size=SWEEPS),
+    lost=st.sets(st.integers(4, SWEEPS - 1), max_size=20),
+    camera=st.tuples(st.integers(PERIOD // 3, 2 * PERIOD), st.integers(0, PERIOD)),
+)
+def test_no_frame_is_without_lidar_while_its_sweeps_arrive(
+    spacing: int, jitter: list[float], lateness: list[int], lost: set[int], camera: tuple[int, int]
+) -> None:
+    """At most one frame for each sweep that is lost; a sweep makes none only if it is nearer than the period to one."""
+    stamps = [START + round(spacing * (i + each)) for i, each in enumerate(jitter)]
+    sent = {i: stamp for i, stamp in enumerate(stamps) if i not in lost}
+    sweeps = [sweep(stamp, 55_000 + lateness[i]) for i, stamp in sent.items()]
+    until = max(sent.values())
+    frames, counts = drive([*sweeps, *pictures(*camera, until), *poses(until)])
+    seeing = [frame.timestamp for frame in frames if frame.has_lidar(0)]
+    assert len(frames) - len(seeing) <= len([i for i in lost if stamps[i] < until])
+    unused = set(sent.values()) - set(seeing)
+    for stamp in unused:
+        assert min(abs(stamp - each) for each in seeing) < PERIOD
+    assert spacing < 0.95 * PERIOD or not unused
+    assert len(unused) == counts.between[LIDAR]
+    assert [each.timestamp for each in frames] == sorted(each.timestamp for each in frames)
