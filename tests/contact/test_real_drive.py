@@ -12,6 +12,7 @@ import pytest
 import yaml
 from kitti import SWEEPS, bundle_of_kitti, drive_of_kitti, topics_of_kitti
 from live import PATIENT, RESULTS, driving, driving_process, network, replayed
+from recordings import Sent
 from rosbags.rosbag2 import Reader
 
 from deploy.live.policy import Policy
@@ -60,6 +61,23 @@ def test_a_drive_at_its_own_pace_is_its_replay(tmp_path: Path) -> None:
     assert len(json.loads((replay / "results.json").read_text())["results"]) == SWEEPS
 
 
+@pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")
+def test_a_network_without_its_only_sensor_is_down(tmp_path: Path) -> None:
+    """Pictures of a camera that it does not use go on, and make no frames of empty clouds."""
+    with Reader(drive_of_kitti(0.1035)) as reader:
+        messages = [
+            Sent(connection.topic, connection.msgtype, time // 1000, data)
+            for connection, time, data in reader.messages()
+            if connection.topic != "/velodyne/points" or time < reader.start_time + 800_000_000
+        ]
+    sweeps = sum(each.topic == "/velodyne/points" for each in messages)
+    drive = driving(messages, tmp_path, Runtime(bundle_of_kitti(), checks=False, threads=1), topics(), rate=1.0)
+    drive.require_outcomes()
+    assert drive.driven.announced == sweeps < SWEEPS
+    assert "silent" in {each.code for each in drive.driven.status.reasons}
+    assert drive.driven.status.state == "DOWN"
+
+
 @pytest.mark.slow("a real sweep has 114,000 points; a driving process")
 def test_a_process_that_listens_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stamps go on at the recorded pace, while what is sent comes at a third of it."""
@@ -88,8 +106,9 @@ def test_a_process_that_listens_to_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(results) == outcomes["perceived"] > 0
     for token, found in results.items():
         drive, stamp = token.split("@")
-        assert json.loads(json.dumps(found).replace(f"{drive}@", f"{recording.stem}@")) == (
-            expected[f"{recording.stem}@{stamp}"]
+        assert (
+            json.loads(json.dumps(found).replace(f"{drive}@", f"{recording.stem}@"))
+            == (expected[f"{recording.stem}@{stamp}"])
         )
 
 

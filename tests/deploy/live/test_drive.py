@@ -99,6 +99,7 @@ def test_a_recording_without_its_lidar_gives_the_frames_of_its_replay(tmp_path: 
     assert sorted(line["token"] for line in drive.frames) == [frame.token for frame in replay.frames()]
 
 
+@pytest.mark.slow("may be the first to export")
 def test_without_any_sensor_the_state_is_down(tmp_path: Path) -> None:
     killed = [each for each in log() if each.time < after(1.6) or each.topic.startswith("/tf")]
     drive = driving(killed, tmp_path)
@@ -106,6 +107,27 @@ def test_without_any_sensor_the_state_is_down(tmp_path: Path) -> None:
     silent = drive.watch.first("DOWN", "silent") - drive.watch.times[-1]
     assert 1.5 <= silent < float("inf")  # three frames of 0.5 s are missing
     assert drive.driven.status.state == "DOWN"
+
+
+def test_a_frame_without_any_sensor_is_not_published(tmp_path: Path) -> None:
+    """Keyframes go on where neither sweeps nor pictures come any more."""
+    killed = [each for each in log() if each.time < after(1.6) or each.topic.startswith(("/tf", "/keyframe"))]
+    drive = driving(killed, tmp_path, topics=nuscenes_topics())
+    drive.require_outcomes()
+    assert drive.driven.outcomes["blind"] > 0
+    assert len(drive.watch.seen) == drive.driven.outcomes["perceived"]
+    assert drive.watch.first("DOWN", "blind") < float("inf")
+    assert drive.driven.status.state == "DOWN"
+
+
+@pytest.mark.slow("may be the first to export")
+def test_a_topic_that_never_sends_is_named(tmp_path: Path) -> None:
+    cameras = nuscenes_topics().cameras
+    front = cameras["CAM_FRONT"].model_copy(update={"image": "/cam_front/mistyped"})
+    topics = nuscenes_topics(keyframes=None, cameras=cameras | {"CAM_FRONT": front})
+    drive = driving(log(), tmp_path, topics=topics)
+    assert drive.watch.first("DEGRADED", "unheard", "/cam_front/mistyped") < float("inf")
+    assert [each.subject for each in drive.driven.status.reasons if each.code == "unheard"] == ["/cam_front/mistyped"]
 
 
 def test_every_frame_has_an_outcome(tmp_path: Path) -> None:
