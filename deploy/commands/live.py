@@ -46,7 +46,7 @@ def drive(
         bool, typer.Option("--publish", help="Publish detections, tracks, ... as ROS 2 messages over zenoh.")
     ] = False,
     metrics: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Serve metrics to Prometheus.", min=1, max=65535)
+        str | None, typer.Option(metavar="[HOST:]PORT", help="Serve metrics to Prometheus; on this machine alone.")
     ] = None,
     view: Annotated[
         int | None,
@@ -124,7 +124,7 @@ class OutputOptions(NamedTuple):
     """Options of the outputs; None: no such output."""
 
     out: Path | None = None  # folder
-    metrics: int | None = None  # port
+    metrics: str | None = None  # [HOST:]PORT
     view: int | None = None  # port
     record: Path | None = None  # file
 

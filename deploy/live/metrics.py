@@ -20,14 +20,15 @@ Samples = Iterable[tuple[tuple[str, ...], float]]  # values of the labels, value
 
 
 class Metrics(Output):
-    """Serves the metrics of docs/drive.md at http://HOST:PORT/metrics, on all interfaces, as Prometheus expects.
+    """Serves the metrics of docs/drive.md at http://HOST:PORT/metrics, as Prometheus expects.
 
     Durations are histograms that grow frame by frame; all else is read from the process when somebody asks.
     """
 
     name = "metrics"
 
-    def __init__(self, port: int, intake: Intake) -> None:
+    def __init__(self, address: str, intake: Intake) -> None:
+        """Listen at PORT of this machine, or at HOST:PORT; InputError if that cannot be."""
         try:
             import prometheus_client
             from prometheus_client import core
@@ -52,9 +53,12 @@ class Metrics(Output):
         )
         registry.register(self)
         try:
-            self._server, self._thread = prometheus_client.start_http_server(port, registry=registry)
-        except OSError as error:
-            raise InputError(f"--metrics {port}: cannot listen there ({error.strerror}); choose another port") from None
+            host, _, port = address.rpartition(":")
+            serve = prometheus_client.start_http_server
+            self._server, self._thread = serve(int(port), host or "127.0.0.1", registry)
+        except (OSError, ValueError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "give PORT or HOST:PORT"
+            raise InputError(f"--metrics {address}: cannot listen there ({why}); choose another port") from None
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         self._seen = seen

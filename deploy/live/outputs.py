@@ -19,6 +19,7 @@ from perception.errors import InputError
 from perception.frame import Frame, Prediction
 from perception.scene.scene import SceneFrame
 
+PAUSE = 1.0  # s, after which an output that failed is tried again
 FRAMES, FRAMES_BEFORE = "frames.jsonl", "frames.before.jsonl"  # what became of each frame, and in the drive before
 
 
@@ -26,6 +27,7 @@ class Output:
     """Receives what was perceived, and frames as the network saw them; what an output does not override it ignores."""
 
     name = ""
+    whole = False  # whether it is worth nothing without a frame, so that it is used no more after a failure
 
     def publish(self, frame: Frame, prediction: Prediction) -> None:
         """Receive the network's prediction, before tracks are known."""
@@ -41,10 +43,11 @@ class Output:
 
 
 class Outputs:
-    """All outputs. One that fails is used no more, and the state says so."""
+    """All outputs. One that fails is used again after a pause, unless it must be `whole`; the state says so."""
 
     def __init__(self, outputs: Sequence[Output], supervisor: Supervisor) -> None:
         self._outputs, self._supervisor = list(outputs), supervisor
+        self._paused: dict[Output, float] = {}  # until when (s, time.monotonic)
 
     def publish(self, frame: Frame, prediction: Prediction) -> None:
         self._each(lambda output: output.publish(frame, prediction))
@@ -75,16 +78,27 @@ class Outputs:
         )
 
     def _log(self, line: dict[str, Any]) -> None:
+        line["time"] = round(time.time(), 3)
         self._each(lambda output: output.log(line))
 
     def _each(self, call: Callable[[Output], None]) -> None:
+        now = time.monotonic()
         for output in tuple(self._outputs):
+            if self._paused.get(output, 0.0) > now:
+                continue
             try:
                 call(output)
             except Exception as error:  # a full disk, a subscriber that is gone, ...
-                self._outputs = [each for each in self._outputs if each is not output]  # two threads may fail at once
+                then = f"is tried again after {PAUSE:.0f} s"
+                if output.whole:
+                    self._outputs = [each for each in self._outputs if each is not output]  # two threads may fail
+                    then = "is used no more"
+                self._paused[output] = now + PAUSE
                 why = " ".join(str(error).split())[:160] or type(error).__name__
-                self._supervisor.set(Reason("DEGRADED", "output", output.name, f"is used no more ({why})"))
+                self._supervisor.set(Reason("DEGRADED", "output", output.name, f"{then} ({why})"))
+            else:
+                if self._paused.pop(output, None) is not None:
+                    self._supervisor.clear("output", output.name)
 
 
 class Results(Output):
@@ -93,7 +107,7 @@ class Results(Output):
     If a frame cannot be written, none of them does, since files without it would seem to be whole.
     """
 
-    name = "results"
+    name, whole = "results", True
 
     def __init__(self, files: ExitStack, folder: Path, manifest: Manifest) -> None:
         self._files = files.enter_context(ExitStack())
@@ -113,7 +127,7 @@ class FrameLog(Output):
     The file of an earlier drive gets another name, since a service that was killed is started anew.
     """
 
-    name = "frames"
+    name, whole = "frames", True
 
     def __init__(self, folder: Path) -> None:
         path = folder / FRAMES

@@ -54,13 +54,14 @@ def drive(
     """
     runtime.restart()
     supervisor = Supervisor(policy, intake, budget)
-    every = Outputs([Console(say), Systemd(), *outputs], supervisor)
+    every = Outputs([Console(say), systemd := Systemd(), *outputs], supervisor)
     with _stopped_by_signals() as stop, freeze_objects():
         try:
             with _watchdog(supervisor, every, policy.delay.check):
                 intake.start()
                 Loop(runtime, intake, supervisor, every, policy).run(stop)
         finally:  # after the last report, which goes out over the source's middleware
+            systemd.send("STOPPING=1")
             intake.close()
             every.lose(intake)
     return Driven(intake.announced, dict(intake.outcomes), intake.counts.summary(), supervisor.status())
@@ -102,8 +103,7 @@ def _stopped_by_signals() -> Iterator[Event]:
 class Systemd(Output):
     """Tells systemd about readiness and life, as sd_notify(3) does; without systemd it does nothing.
 
-    It raises nothing, since an output that fails is used no more, and systemd then kills a process that lives. What
-    could not be sent is sent with the next report.
+    It raises nothing: what could not be sent is sent with the next report, not after an output's pause.
     """
 
     name = "systemd"
@@ -120,10 +120,16 @@ class Systemd(Output):
             lines.append("READY=1")
         if all(each.code != "hang" for each in status.reasons):
             lines.append("WATCHDOG=1")
+        if self.send(*lines):
+            self._told, self._ready = time.monotonic(), self._ready or ready
+
+    def send(self, *lines: str) -> bool:
+        """Send lines of sd_notify(3); whether systemd has taken them."""
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.sendto("\n".join(lines).encode(errors="replace"), address)  # a reason may name any file
-            self._told, self._ready = time.monotonic(), self._ready or ready
+            return True
+        return False
 
 
 IDLE = 0.02  # s without a frame, after which a golden frame may run

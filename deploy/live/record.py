@@ -41,7 +41,7 @@ class Recorder(Output):
     full or too slow ends the recording, not the drive, whose name the file keeps.
     """
 
-    name = "record"
+    name, whole = "record", True
 
     def __init__(self, path: Path, info: RecordingInfo, say: Callable[[str], None]) -> None:
         try:

@@ -108,9 +108,9 @@ class Supervisor:
         with self._lock:
             self._lasting[reason.code, reason.subject] = reason
 
-    def clear(self, code: str) -> None:
+    def clear(self, code: str, subject: str = "") -> None:
         with self._lock:
-            self._lasting.pop((code, ""), None)
+            self._lasting.pop((code, subject), None)
 
     def status(self) -> Status:
         """The state now."""

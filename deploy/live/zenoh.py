@@ -2,7 +2,8 @@
 
 Keys, liveliness tokens and attachments are those of rmw_zenoh's design document and sources (ros2/rmw_zenoh,
 docs/design.md, attachment_helpers.cpp, liveliness_utils.cpp). Like there, ROS_DOMAIN_ID and ZENOH_SESSION_CONFIG_URI
-configure the session, and a router is found at tcp/localhost:7447 by default.
+configure the session, and so does ZENOH_CONFIG_OVERRIDE (`key=value;key=value`). By default a router is found at
+tcp/localhost:7447, and nothing listens to other machines.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from deploy.recordings.messages import RecordingInfo
 from perception.errors import InputError
 
 NODE = "tessera"
-_DEFAULT = '{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, scouting: {multicast: {enabled: false}}}'
+_DEFAULT = """{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, listen: {endpoints: ["tcp/localhost:0"]},
+scouting: {multicast: {enabled: false}}}"""
 _LATCHED_QOS, _QOS = ":1:,1:,:,:,,", "::,1:,:,:,,"  # reliable, depth 1; the first one transient local
 _DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
 T = TypeVar("T")
@@ -63,6 +65,9 @@ class Zenoh:
         file, domain = os.environ.get("ZENOH_SESSION_CONFIG_URI"), os.environ.get("ROS_DOMAIN_ID", "0")
         try:
             config = zenoh.Config.from_file(file) if file else zenoh.Config.from_json5(_DEFAULT)
+            for each in filter(None, os.environ.get("ZENOH_CONFIG_OVERRIDE", "").split(";")):
+                key, _, value = each.partition("=")
+                config.insert_json5(key.strip(), value)
             config.insert_json5("timestamping/enabled", "true")  # which latched topics need
             self._session: Any = zenoh.open(config)
         except Exception as error:  # ZError, and whatever a configuration causes

@@ -45,6 +45,7 @@ class _PendingFrame(NamedTuple):
     topic: str  # of that message
     keyframe: Keyframe | None
     clock: int  # how often the clock was set before
+    nanoseconds: int = 0  # beyond the stamp
     stand_in: bool = False  # whether it gives way to a message of the sensor that announces frames
 
     @property
@@ -265,9 +266,9 @@ class Assembler:
         self._pending.sort(key=lambda each: each.place)
         return True
 
-    def _announce(self, topic: str, stamp: int, time: int) -> None:
+    def _announce(self, topic: str, message: Cloud | Picture, time: int) -> None:
         """Expect a frame if a sensor's message announces one."""
-        trigger = self._trigger
+        trigger, stamp = self._trigger, message.stamp
         if trigger is None or topic not in self._announcing:
             return
         answer = trigger.answer(topic, stamp, time)
@@ -278,7 +279,8 @@ class Assembler:
                 self._give_way(stamp)
             resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
             token = f"{self._drive.scene}@{stamp}{resets}"
-            self._expect(_PendingFrame(stamp, time, token, topic, None, trigger.clock_resets, answer == "stand-in"))
+            rest = trigger.clock_resets, message.nanoseconds, answer == "stand-in"
+            self._expect(_PendingFrame(stamp, time, token, topic, None, *rest))
 
     def _give_way(self, stamp: int) -> None:
         """Drop the frame nearest to this stamp (us) that waits in place of a message that has come now."""
@@ -298,7 +300,7 @@ class Assembler:
             return
         self._count_if_late(lidar.topic, name, cloud.stamp, 0 if reference else self._tolerance)
         lidar.add(cloud)
-        self._announce(lidar.topic, cloud.stamp, time)
+        self._announce(lidar.topic, cloud, time)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
         name = self._camera_of_image[topic]
@@ -307,7 +309,7 @@ class Assembler:
             return
         self._count_if_late(topic, name, picture.stamp, self._tolerance)
         camera.add(time, picture)
-        self._announce(topic, picture.stamp, time)
+        self._announce(topic, picture, time)
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time + self._shift)
@@ -360,6 +362,7 @@ class Assembler:
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
             signals=self._readings.at(pending.stamp, self._shift),
+            nanoseconds=pending.nanoseconds,
             **cloud._asdict(),
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}

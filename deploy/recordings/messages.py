@@ -82,6 +82,7 @@ class Cloud:
     frame: str
     points: np.ndarray  # (N, 5) float32 x y z (m), intensity, ring; sensor frame
     column: Callable[[str], np.ndarray | None]  # (N,) numbers of another field of the points; None: there is none
+    nanoseconds: int = 0  # beyond the stamp
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Picture:
     decode: Callable[[], np.ndarray]  # (H, W, 3) uint8 RGB; raises CorruptMessage
     size: tuple[int, int]  # width, height in pixels, by the message's header
     content: bytes = b""  # of its compressed file; empty: raw pixels
+    nanoseconds: int = 0  # beyond the stamp
 
 
 @dataclass(frozen=True)

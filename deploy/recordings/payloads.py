@@ -20,7 +20,8 @@ from perception.datasets.files import decode_image, picture_size
 # - Livox (livox_ros_driver2): `timestamp`, float64 ns since 1970; `offset_time`, uint32 ns after the stamp
 # - Nebula (Autoware): `time_stamp`, uint32 ns after the stamp
 
-_COLUMNS = ("x", "y", "z", "intensity", "ring")
+# Names of the columns; drivers and converters call the intensity differently, and the first that is there counts.
+_COLUMNS = (("x",), ("y",), ("z",), ("intensity", "i", "reflectivity"), ("ring",))
 _MAX_POINTS = 1 << 22
 _MAX_COORDINATE = 1e4  # m from the LiDAR
 _MAX_INTENSITY = 65535  # also the largest ring
@@ -41,13 +42,13 @@ def cloud(stamp: int, frame: str, fields: Fields, step: int, data: np.ndarray, d
         raise CorruptMessage("data of a size that is not a multiple of the point's")
     if data.size // step > _MAX_POINTS:
         raise CorruptMessage("too many points")
-    if any(name not in fields for name in _COLUMNS[:3]):
+    if any(name not in fields for name in "xyz"):
         raise CorruptMessage("points without x, y or z")
     rows = np.ascontiguousarray(data).reshape(-1, step)
     points = np.zeros((len(rows), 5), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for i, name in enumerate(_COLUMNS):
-            if name in fields:
+        for i, names in enumerate(_COLUMNS):
+            for name in [each for each in names if each in fields][:1]:
                 points[:, i] = _numbers(rows, *fields[name])
     finite = np.isfinite(points).all(axis=1)
     every = bool(finite.all())

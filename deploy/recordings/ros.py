@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -80,17 +81,20 @@ def _cloud(message: Any) -> list[Content]:
         data = data.reshape(rows, message.row_step)[:, : message.width * step].ravel()
     else:
         data = data[: message.width * step]
-    return [cloud(_stamp(message), message.header.frame_id, fields, step, data, bool(message.is_dense))]
+    found = cloud(_stamp(message), message.header.frame_id, fields, step, data, bool(message.is_dense))
+    return [replace(found, nanoseconds=_nanoseconds(message))]
 
 
 def _read_compressed(message: Any) -> list[Content]:
-    return [compressed_picture(_stamp(message), message.header.frame_id, message.data.tobytes())]
+    found = compressed_picture(_stamp(message), message.header.frame_id, message.data.tobytes())
+    return [replace(found, nanoseconds=_nanoseconds(message))]
 
 
 def _image(message: Any) -> list[Content]:
     size = message.width, message.height
     frame = message.header.frame_id
-    return [raw_picture(_stamp(message), frame, message.encoding, size, message.step, message.data)]
+    found = raw_picture(_stamp(message), frame, message.encoding, size, message.step, message.data)
+    return [replace(found, nanoseconds=_nanoseconds(message))]
 
 
 def _camera_info(message: Any) -> list[Content]:
@@ -128,6 +132,10 @@ def _keyframe(message: Any) -> list[Content]:
 
 def _stamp(message: Any) -> int:
     return stamp_of(message.header.stamp.sec, message.header.stamp.nanosec)
+
+
+def _nanoseconds(message: Any) -> int:
+    return int(message.header.stamp.nanosec) % 1000
 
 
 CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {

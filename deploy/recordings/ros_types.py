@@ -121,15 +121,15 @@ def encode(message: Any) -> bytes:
     return bytes(TYPES.serialize_cdr(message, message.__msgtype__, little_endian=True))
 
 
-def time_of(stamp: int) -> Any:
-    """builtin_interfaces/Time of a stamp in us."""
+def time_of(stamp: int, nanoseconds: int = 0) -> Any:
+    """builtin_interfaces/Time of a stamp in us, and so many ns."""
     seconds, microseconds = divmod(stamp, 1_000_000)
-    return make("builtin_interfaces/msg/Time", sec=seconds, nanosec=1000 * microseconds)
+    return make("builtin_interfaces/msg/Time", sec=seconds, nanosec=1000 * microseconds + nanoseconds)
 
 
-def header(stamp: int, frame: str) -> Any:
-    """std_msgs/Header of a stamp in us."""
-    return make("std_msgs/msg/Header", stamp=time_of(stamp), frame_id=frame)
+def header(stamp: int, frame: str, nanoseconds: int = 0) -> Any:
+    """std_msgs/Header of a stamp in us, and so many ns."""
+    return make("std_msgs/msg/Header", stamp=time_of(stamp, nanoseconds), frame_id=frame)
 
 
 def vector(xyz: Iterable[float], kind: str = "Vector3") -> Any:

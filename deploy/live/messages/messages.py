@@ -10,7 +10,7 @@ import numpy as np
 from deploy.live.messages.free_space import FreeSpace, occupancy_grid
 from deploy.live.messages.objects import detected_objects, detections_3d, tracked_objects
 from deploy.manifest import Manifest
-from deploy.recordings.ros_types import encode, header, make, point_cloud, time_of
+from deploy.recordings.ros_types import encode, header, make, point_cloud
 from perception.frame import Boxes, Frame, Prediction
 from perception.geometry import move
 from perception.scene.scene import SceneFrame
@@ -58,7 +58,7 @@ class Messages:
         found: Boxes | None = prediction.results.get(DetectionTask.name)
         if found is not None:
             boxes = found.select(found.scores >= LOWEST_SCORE).transformed(ego_from_reference(frame))
-            about = header(frame.timestamp, self._vehicle)
+            about = header(frame.timestamp, self._vehicle, frame.nanoseconds)
             yield _message("objects/vision", detections_3d(about, boxes, self._taxonomy))
             yield _message("objects/detected", detected_objects(about, boxes, self._taxonomy))
 
@@ -66,10 +66,10 @@ class Messages:
         """Tracks in the global frame; free space, points and voxels in the vehicle's; durations of the stages."""
         if DetectionTask.name in seen.states:
             tracks = seen.states[DetectionTask.name]
-            about, confirmed = header(frame.timestamp, self._global), tracks.select(tracks.confirmed)
-            objects = tracked_objects(about, confirmed, seen.scene, self._taxonomy)
+            about = header(frame.timestamp, self._global, frame.nanoseconds)
+            objects = tracked_objects(about, tracks.select(tracks.confirmed), seen.scene, self._taxonomy)
             yield _message("objects/tracked", objects)
-        about, ego = header(frame.timestamp, self._vehicle), ego_from_reference(frame)
+        about, ego = header(frame.timestamp, self._vehicle, frame.nanoseconds), ego_from_reference(frame)
         cells = self._space.cells(seen.states, self._followed(frame, seen))
         if cells is not None and self._space.grid is not None:
             yield _message("free_space", occupancy_grid(about, ego, self._space.grid, cells))
@@ -80,9 +80,7 @@ class Messages:
             voxels = _occupied(seen.states[OccupancyTask.name].fused, len(self._taxonomy.voxel_names))
             yield _message("occupancy", classified_cloud(about, ego, *voxels))
         for stage, seconds in {**seen.seconds, "total": sum(seen.seconds.values())}.items():
-            duration = make(
-                "autoware_internal_debug_msgs/msg/Float64Stamped", stamp=time_of(frame.timestamp), data=1000 * seconds
-            )
+            duration = make("autoware_internal_debug_msgs/msg/Float64Stamped", stamp=about.stamp, data=1000 * seconds)
             yield _message(f"latency/{stage}_ms", duration)
 
     def diagnostics(self, stamp: int, statuses: Sequence[Diagnostic]) -> Message:

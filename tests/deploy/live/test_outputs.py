@@ -12,14 +12,16 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import numpy as np
+import psutil
 import pytest
 from commands import one_line_error
 from exported import apart, bundle
@@ -32,12 +34,13 @@ from repository import ROOT
 from deploy.live import record
 from deploy.live.intake import Intake
 from deploy.live.metrics import BUCKETS, Metrics
-from deploy.live.outputs import Output
+from deploy.live.outputs import Output, Outputs
 from deploy.live.policy import Policy
 from deploy.live.process import Driven
 from deploy.live.record import Recorder
-from deploy.live.state import WORST_LAST
+from deploy.live.state import WORST_LAST, Status, Supervisor
 from deploy.live.view import View
+from deploy.live.zenoh import Zenoh
 from deploy.recordings import ros
 from deploy.recordings.mcap import McapRecording
 from deploy.recordings.messages import RawMessage, RecordingInfo
@@ -208,7 +211,7 @@ def test_metrics_are_what_became_of_the_drive(log: list[Sent], tmp_path: Path) -
     path = write_raw_mcap(tmp_path / "drive.mcap", [*blind, twice])
 
     def serve(stack: ExitStack, intake: Intake) -> list[Output]:
-        served = Metrics(port, intake)
+        served = Metrics(str(port), intake)
         stack.callback(served.close)
         stack.callback(lambda: ends.append(scrape(port)))
         return [served]
@@ -278,7 +281,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     with one_line_error(at=f"--view {view.port}: cannot listen there", says="Address already in use"):
         View(view.port, manifest)
     with one_line_error(at=f"--metrics {view.port}: cannot listen there (Address already in use); choose another"):
-        Metrics(view.port, nobody)
+        Metrics(str(view.port), nobody)
     view.close()
     (tmp_path / "drive.mcap").touch()
     with one_line_error(at=f"--record {tmp_path}/drive.mcap: exists already; choose another file"):
@@ -290,7 +293,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     with one_line_error(at="--view: foxglove-sdk is not installed; pip install 'tessera-perception[live]'"):
         View(0, manifest)
     with one_line_error(at="--metrics: prometheus_client is not installed; pip install 'tessera-perception[live]'"):
-        Metrics(free_port(), nobody)
+        Metrics(str(free_port()), nobody)
 
 
 Messages = dict[str, list[tuple[int, bytes]]]  # topic -> time (ns), bytes
@@ -394,3 +397,52 @@ def test_a_vehicle_without_lidar_is_shown(steps: list[Any], tmp_path: Path) -> N
         topics = {channel.topic for _, channel, _ in make_reader(file).iter_messages()}
     assert "/cam_front/image" in topics
     assert "/lidar_top" not in topics
+
+
+class Failing(Output):
+    """Fails until it is told not to."""
+
+    def __init__(self, name: str, whole: bool) -> None:
+        self.name, self.whole, self.fails, self.said = name, whole, True, 0
+
+    def report(self, status: Status) -> None:
+        if self.fails:
+            raise OSError("gone")
+        self.said += 1
+
+
+def test_an_output_that_fails_is_tried_again_unless_it_would_lack_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.live.outputs.PAUSE", 0.05)  # s
+    again, whole = Failing("publish", False), Failing("record", True)
+    intake: Any = SimpleNamespace(period=0.1, outcomes=Counter(), overrun=0, lacking={}, unheard=[])
+    supervisor = Supervisor(Policy(), intake, None)
+
+    def failed() -> set[str]:
+        return {each.subject for each in supervisor.status().reasons if each.code == "output"}
+
+    outputs = Outputs([again, whole], supervisor)
+    outputs.report(Status(()))
+    assert failed() == {"publish", "record"}
+    again.fails = whole.fails = False
+    time.sleep(0.06)
+    outputs.report(Status(()))
+    assert (again.said, whole.said) == (1, 0)
+    assert failed() == {"record"}
+
+
+def test_metrics_and_zenoh_listen_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ZENOH_SESSION_CONFIG_URI", "ZENOH_CONFIG_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+    before = listening()
+    intake: Any = None
+    with closing(Metrics(str(free_port()), intake)), closing(Zenoh()):
+        addresses = listening() - before
+        assert {address for address, _ in addresses} <= {"127.0.0.1", "::1"}
+        assert len(addresses) >= 2
+    with closing(Metrics(f"0.0.0.0:{free_port()}", intake)):
+        assert {address for address, _ in listening() - before} == {"0.0.0.0"}
+
+
+def listening() -> set[tuple[str, int]]:
+    """Addresses and ports at which this process listens."""
+    return {each.laddr for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN}

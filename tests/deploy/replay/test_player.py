@@ -260,9 +260,9 @@ def test_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_same_results_at_the_drives_pace(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.replay.verdict.LEAST_FRAMES", 3)
-    replay_with_faults(drive, tmp_path / "fast", selection=Selection(end=1.5))
+    replay_with_faults(drive, tmp_path / "fast", selection=Selection(end=1.5), faults=[])
     start = time.monotonic()
-    options = {"selection": Selection(end=1.5), "gates": LIMIT, "real_time": True}
+    options = {"selection": Selection(end=1.5), "gates": LIMIT, "real_time": True, "faults": []}
     assert replay_with_faults(drive, tmp_path / "paced", **options)["verdict"]["passed"]
     assert time.monotonic() - start >= 1.0  # three frames
     assert_same(tmp_path / "paced", tmp_path / "fast")
