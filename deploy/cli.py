@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 import traceback
+from typing import Any
 
 # OpenBLAS would wake its threads even to invert a 4 x 4 matrix, and they would spin for 20 ms.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -19,12 +21,26 @@ from perception.errors import InputError
 from deploy.commands import bundles, drives, live  # noqa: F401
 
 
+class _Pipe(io.FileIO):
+    """Standard output that nobody may read to its end, as before `| head`; it changes no exit code."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return len(data)
+
+
 def main() -> None:
     """Run the command.
 
     An InputError or a missing package becomes one line on stderr and exit code 2; 1 is a failed verdict. A defect of
     this program becomes one line and exit code 70 (EX_SOFTWARE of sysexits.h); the traceback goes to a file.
     """
+    out = sys.__stdout__
+    if out is not None and out is sys.stdout and not out.isatty():
+        pipe = io.BufferedWriter(_Pipe(out.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(pipe, out.encoding, out.errors, line_buffering=True)
     try:
         app()
     except InputError as error:

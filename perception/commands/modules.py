@@ -188,6 +188,9 @@ def _read_module(file: Path | None, add: str, conditions: list[str], slots: str,
     return {"name": name, "when": conditions} | _kinds(kinds, names(slots), _numbers(option))
 
 
+_METHOD_OF = {"keep": "ties", "drop": "dare", "seed": "dare"}  # options that other methods do not have
+
+
 def _merge(
     checkpoint: Path,
     members: list[str],
@@ -204,6 +207,9 @@ def _merge(
     from perception.training.combine import merge
 
     recalibrated, options = None, _numbers(option)
+    for key in options:
+        if _METHOD_OF.get(key, method) != method:
+            raise InputError(f"--option {key}: is of --method {_METHOD_OF[key]}, not {method}; leave it out")
     if drives is not None:
         config = read_config(checkpoint)
         tables = open_source(*drives, config.rig, config.taxonomy)

@@ -273,6 +273,8 @@ def test_a_merged_module_has_the_statistics_of_frames_under_its_conditions(table
     recalibrating = ("--merge", "0.5*thin", "--name", "c", "--method", "task-arithmetic", "--data", tables.dataroot)
     said = refuses("modules", tmp_path / "thin", *recalibrating, "--out", tmp_path / "no")
     assert "c: no batch normalisation to recalibrate" in said
+    merging = ("--merge", "thin", "--name", "c", "--option", "keep=0.5", "--out", tmp_path / "no")
+    assert "keep: is of --method ties, not average" in refuses("modules", tmp_path / "thin", *merging)
 
 
 @pytest.mark.parametrize("fact", ["no-lidar", "no-cameras"])
