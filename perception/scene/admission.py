@@ -61,6 +61,7 @@ def _vehicle(frame: Frame, reference: Reference, before: Frame | None, findings:
         "location": (isinstance(frame.location, str), ""),
         "reference": (isinstance(frame.reference, str) and frame.reference == reference, reference),
         "timestamp": (_is_time(frame.timestamp), getattr(before, "timestamp", 0)),
+        "nanoseconds": (type(frame.nanoseconds) is int and 0 <= frame.nanoseconds < 1000, 0),
         "conditions": (isinstance(tags, Conditions) and all(isinstance(v, str) for v in tags.values()), Conditions()),
         "position": (place is None or placed, None),
         "signals": (given is frame.signals and len(signals) == len(given), signals),
