@@ -247,7 +247,7 @@ class Frame:
     sweep_of_point: np.ndarray | None = None
     # Kind of truth (`Recording.truth`) -> what is annotated, as recorded: it stays when data and boxes are changed.
     truth: Mapping[str, Any] = field(default_factory=dict)
-    nanoseconds: int = 0  # of the stamp beyond `timestamp`, of a message's; 0 to 999
+    nanoseconds: int = 0  # 0 to 999, by which the message's stamp is later than `timestamp`
 
     def _per_point(self) -> dict[str, np.ndarray]:
         return {name: each for name in PER_POINT if (each := getattr(self, name)) is not None}

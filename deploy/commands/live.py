@@ -46,7 +46,8 @@ def drive(
         bool, typer.Option("--publish", help="Publish detections, tracks, ... as ROS 2 messages over zenoh.")
     ] = False,
     metrics: Annotated[
-        str | None, typer.Option(metavar="[HOST:]PORT", help="Serve metrics to Prometheus; on this machine alone.")
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve metrics to Prometheus; HOST: this machine."),
     ] = None,
     view: Annotated[
         int | None,

@@ -27,7 +27,7 @@ class Output:
     """Receives what was perceived, and frames as the network saw them; what an output does not override it ignores."""
 
     name = ""
-    whole = False  # whether it is worth nothing without a frame, so that it is used no more after a failure
+    whole = False  # whether it needs every frame: then it is used no more after a failure
 
     def publish(self, frame: Frame, prediction: Prediction) -> None:
         """Receive the network's prediction, before tracks are known."""

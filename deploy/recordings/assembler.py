@@ -46,7 +46,7 @@ class _PendingFrame(NamedTuple):
     keyframe: Keyframe | None
     clock: int  # how often the clock was set before
     nanoseconds: int = 0  # beyond the stamp
-    stand_in: bool = False  # whether it gives way to a message of the sensor that announces frames
+    stand_in: bool = False  # for a message of the leading sensor, which is overdue
 
     @property
     def place(self) -> tuple[int, int]:
@@ -74,8 +74,8 @@ class Assembler:
     Attributes:
         frames: assembled so far, those that are not chosen included.
         announced: frames so far, those included that are not assembled.
-        lost: tokens of the latest frames that were announced and left out, with the reason: `unposed`, because the
-            vehicle's pose was not known, or `replaced` by that of a message for which they stood in.
+        lost: tokens of the latest frames that were announced and then left out, each with the reason: `unposed` (the
+            vehicle's pose was not known) or `replaced` (the message for which it stood in came after all).
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class Assembler:
             self._tokens.append(keyframe.token)
 
     def _expect(self, frame: _PendingFrame) -> bool:
-        """Whether the frame comes after the latest one that was assembled, and so can be."""
+        """Let the frame wait for its messages; False if a later one was assembled already."""
         if self._recent and frame.place <= self._recent[-1][0].place:
             self._counts.add_problem("late", frame.topic)
             return False
@@ -283,7 +283,7 @@ class Assembler:
             self._expect(_PendingFrame(stamp, time, token, topic, None, *rest))
 
     def _give_way(self, stamp: int) -> None:
-        """Drop the frame nearest to this stamp (us) that waits in place of a message that has come now."""
+        """Drop the nearest waiting frame that stood in for the message with this stamp (us), which has come now."""
         stand_ins = [each for each in self._pending if each.stand_in]
         if stand_ins:
             nearest = min(stand_ins, key=lambda each: abs(each.stamp - stamp))
@@ -291,7 +291,7 @@ class Assembler:
             self.lost.append((nearest.token, "replaced"))
 
     def _announces(self, lidar: str, frame: _PendingFrame) -> bool:
-        """Whether the frame's stamp is exactly that of one of this LiDAR's sweeps."""
+        """Whether a sweep of this LiDAR announced the frame, so that the two have the same stamp."""
         return lidar == self._reference if frame.keyframe else frame.topic == self._lidars[lidar].topic
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:

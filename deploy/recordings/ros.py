@@ -15,8 +15,10 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
 from deploy.recordings.messages import (
+    Cloud,
     Content,
     CorruptMessage,
+    Picture,
     RawMessage,
     fix,
     intrinsics,
@@ -81,20 +83,19 @@ def _cloud(message: Any) -> list[Content]:
         data = data.reshape(rows, message.row_step)[:, : message.width * step].ravel()
     else:
         data = data[: message.width * step]
-    found = cloud(_stamp(message), message.header.frame_id, fields, step, data, bool(message.is_dense))
-    return [replace(found, nanoseconds=_nanoseconds(message))]
+    return _stamped(
+        message, cloud(_stamp(message), message.header.frame_id, fields, step, data, bool(message.is_dense))
+    )
 
 
 def _read_compressed(message: Any) -> list[Content]:
-    found = compressed_picture(_stamp(message), message.header.frame_id, message.data.tobytes())
-    return [replace(found, nanoseconds=_nanoseconds(message))]
+    return _stamped(message, compressed_picture(_stamp(message), message.header.frame_id, message.data.tobytes()))
 
 
 def _image(message: Any) -> list[Content]:
     size = message.width, message.height
     frame = message.header.frame_id
-    found = raw_picture(_stamp(message), frame, message.encoding, size, message.step, message.data)
-    return [replace(found, nanoseconds=_nanoseconds(message))]
+    return _stamped(message, raw_picture(_stamp(message), frame, message.encoding, size, message.step, message.data))
 
 
 def _camera_info(message: Any) -> list[Content]:
@@ -134,8 +135,8 @@ def _stamp(message: Any) -> int:
     return stamp_of(message.header.stamp.sec, message.header.stamp.nanosec)
 
 
-def _nanoseconds(message: Any) -> int:
-    return int(message.header.stamp.nanosec) % 1000
+def _stamped(message: Any, content: Cloud | Picture) -> list[Content]:
+    return [replace(content, nanoseconds=int(message.header.stamp.nanosec) % 1000)]
 
 
 CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {

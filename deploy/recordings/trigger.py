@@ -1,4 +1,4 @@
-"""Which messages announce frames: those of the sensor that the network needs most, at its own pace."""
+"""Decides which messages announce frames: those of the sensor that the network needs most, at that sensor's rate."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Answer = Literal["frame", "stand-in", "between", "no"]
 
 
 class FrameTrigger:
-    """Decides message by message, given also the recording time (us), whether it announces a frame.
+    """Decides for each message whether it announces a frame.
 
-    The leading sensor's messages do, unless one is too soon after the last: nearer than the multiple of the sensor's
-    measured period that is closest to the wanted one, by half of its own. Messages of other sensors stand in for those
-    of the leading one that are overdue by half a period, one for each.
+    Every n-th message of the leading sensor does; n times its measured period is nearest to the wanted period. A
+    message is too soon if it comes more than half of the measured period before that. For each message of the leading
+    sensor that is overdue by half a period, one message of another sensor stands in.
 
     Args:
         period: us between frames that are wanted.
@@ -44,7 +44,8 @@ class FrameTrigger:
         return max(1, sum(near) // len(near))
 
     def answer(self, topic: str, stamp: int, time: int) -> Answer:
-        """Whether a message with a stamp (us) announces a frame, stands in for one, lies between two, or none of it."""
+        """What a message with this stamp, recorded at this time (us), does: announce a frame, also as a stand-in; or
+        not, because it is too soon after a frame (`between`), or because the leading sensor is not overdue."""
         if self._came is None:
             self._came = time
         if topic != self.leader:

@@ -84,7 +84,7 @@ class ReplayProvenance(Section):
     real_time: bool
     drives: tuple[DriveUsed, ...] = ()
     frames: int = 0  # that were perceived
-    absent_faults: tuple[str, ...] = ()  # those of `faults` that no frame had
+    absent_faults: tuple[str, ...] = ()  # those of `faults` that occurred in no frame
     resumed_at_frame: int = 0  # number of frames before the last interruption
     finished: str = ""  # ISO 8601, UTC
 

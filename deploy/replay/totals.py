@@ -100,7 +100,7 @@ class FaultDetections:
         ]
 
     def absent(self) -> tuple[str, ...]:
-        """The faults that no frame had, such as one of a time after the end of every drive."""
+        """The faults that occurred in no frame, for example after the end of every drive."""
         present = {each.fault.text for each in self._records if each.frames}
         return tuple({each.fault.text: None for each in self._records if each.fault.text not in present})
 
@@ -158,7 +158,7 @@ class ReplayTotals:
         return len(self.latency)
 
     def require_data(self, sensors: Sensors) -> None:
-        """Raise InputError if the drives have nothing of these sensors, which are those of the network."""
+        """Raise InputError if no frame of the drives has data of the network's sensors."""
         frames, missing = sum(counts["frames"] for counts in self.counts), Counter[str]()
         for counts in self.counts:
             missing.update(counts["missing"])

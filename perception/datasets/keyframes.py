@@ -45,7 +45,7 @@ NO_SENSORS = Reads(annotations=False, lidar=False, cameras=False)
 class SweepFile(NamedTuple):
     """The file of one sweep of a LiDAR."""
 
-    path: Path  # the LiDAR has no data if that of the keyframe is missing
+    path: Path  # if the keyframe's file is missing, so are the LiDAR's data
     timestamp: int  # us
     global_from_ego: np.ndarray  # (4, 4) at this time; without a rig's `own` only its product with the next matters
     ego_from_lidar: np.ndarray  # (4, 4)

@@ -1,8 +1,8 @@
 """KITTI as published: the drives of its raw recordings, and the single frames of its object benchmark.
 
-Geiger et al., "Vision meets robotics: the KITTI dataset", IJRR 2013. A dataroot holds the folders of the recordings'
-dates (2011_09_26/2011_09_26_drive_0001_sync) or those of the benchmark (training/velodyne). Frames of the benchmark
-are of unrelated moments: each is a drive of its own, without a pose. `ego` is below the LiDAR, on the ground.
+Geiger et al., "Vision meets robotics: the KITTI dataset", IJRR 2013. A dataroot holds a folder for each date of the
+raw recordings (2011_09_26/2011_09_26_drive_0001_sync), or the folders of the benchmark (training/velodyne). The frames
+of the benchmark are unrelated: each is a drive of one frame, without a pose. `ego` is below the LiDAR, on the ground.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def is_kitti(folder: Path) -> bool:
 
 
 def read_sweep(path: Path, _timestamp: int = 0) -> tuple[np.ndarray, None]:
-    """Points (N, 5) as of `read_cloud` from a file of x y z (m) and reflectance (0 to 1), without rings and times.
+    """Points (N, 5), as `read_cloud` gives them, of a file with x y z (m) and reflectance (0 to 1); rings are 0.
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.

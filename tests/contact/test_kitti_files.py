@@ -74,7 +74,7 @@ def root(data: Path, poses: np.ndarray, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_no_file_is_read_as_points_of_another_size(data: Path) -> None:
-    """Of 24 files some have a size that is also a multiple of nuScenes' 20 bytes."""
+    """The sizes of some of the 24 files are multiples of nuScenes' 20 bytes, too."""
     files = sorted((data / "velodyne").glob("*.bin"))
     assert any(file.stat().st_size % 20 == 0 for file in files)
     for file in files:

@@ -1,4 +1,4 @@
-"""What a program may rely on that has the library in its process: locale, memory, sizes of structs, failed steps."""
+"""What a program that loads the library may rely on: locale, memory, structs, and the step after a failure."""
 
 import json
 import os

@@ -17,7 +17,7 @@ from perception.tasks.task import Memory
 SCALE = 256
 LEVELS = 4096  # probabilities are quantised in steps of 1 / LEVELS
 LIMIT = 8  # of the log-odds of a frame
-DISTANCE, SECONDS = 4.0, 2.0  # m and s, after each of which 1 - 1 / e of a view is new
+DISTANCE, SECONDS = 4.0, 2.0  # m, s; after either, 1 - 1 / e of what a frame sees is new
 VIEWS = 4  # that earlier frames count for at most, so that the map can change
 GAIN = 0.2  # n independent views would multiply the mean log-odds by n; the views of a network by n ** GAIN
 REACH = 100.0  # m around the grid that are kept
@@ -66,8 +66,8 @@ class MapMemory(Memory[np.ndarray]):
     log-odds relative to the layer's prior, and the number of views that the mean is made of. Frames repeat each
     other's errors, so their log-odds are not summed as if they were independent (as in an occupancy grid: Thrun,
     Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). A frame counts as a view by the distance and time
-    since the frame before, and n views multiply the mean by n ** GAIN. The prior is the
-    share of the ground that a layer covers, about what a network predicts for unobserved cells.
+    since the frame before, and n views multiply the mean by n ** GAIN. The prior is the share of the ground that a
+    layer covers, about what a network predicts for unobserved cells.
     """
 
     def __init__(self, grid: BevGrid, priors: Sequence[float]) -> None:

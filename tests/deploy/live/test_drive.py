@@ -286,6 +286,7 @@ def test_an_engine_that_hangs_is_reported_while_it_does_and_systemd_hears_nothin
     assert drive.driven.outcomes["superseded"] >= 2  # of the frames every 0.25 s while it hung
     assert drive.watch.first("DEGRADED", "superseded") < float("inf")
     assert sum("READY=1" in each for each in said) == 1
+    assert said[-1] == "STOPPING=1"
     hanging = [each for each in said if "has worked on one frame" in each]
     assert hanging
     assert not any("WATCHDOG=1" in each for each in hanging)

@@ -439,8 +439,10 @@ def test_metrics_and_zenoh_listen_on_this_machine_alone(monkeypatch: pytest.Monk
         addresses = listening() - before
         assert {address for address, _ in addresses} <= {"127.0.0.1", "::1"}
         assert len(addresses) >= 2
-    with closing(Metrics(f"0.0.0.0:{free_port()}", intake)):
-        assert {address for address, _ in listening() - before} == {"0.0.0.0"}
+    monkeypatch.setenv("ZENOH_CONFIG_OVERRIDE", 'listen/endpoints=["tcp/0.0.0.0:0"];mode="peer"')
+    for told in (lambda: Metrics(f"0.0.0.0:{free_port()}", intake), Zenoh):
+        with closing(told()):
+            assert {address for address, _ in listening() - before} == {"0.0.0.0"}
 
 
 def listening() -> set[tuple[str, int]]:

@@ -39,7 +39,7 @@ def sweep(stamp: int, delay: int) -> Message:
 
 
 def pictures(every: int, first: int, until: int) -> list[Message]:
-    """Of a camera without calibration, so that none is decoded; they come before the sweep beside them."""
+    """Pictures of a camera without calibration, so that none is decoded. Each comes before the sweep of its time."""
     stamps = range(START + first, until, every)
     return [(stamp + 20_000, FRONT, Picture(stamp, "cam_front", np.zeros, (2, 2))) for stamp in stamps]
 
