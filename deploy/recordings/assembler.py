@@ -276,15 +276,15 @@ class Assembler:
             self._counts.between[topic] += 1
         elif answer != "no":
             if answer == "frame":
-                self._give_way(stamp)
+                self._give_way(stamp, trigger.spacing)
             resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""
             token = f"{self._drive.scene}@{stamp}{resets}"
             rest = trigger.clock_resets, message.nanoseconds, answer == "stand-in"
             self._expect(_PendingFrame(stamp, time, token, topic, None, *rest))
 
-    def _give_way(self, stamp: int) -> None:
-        """Drop the nearest waiting frame that stood in for the message with this stamp (us), which has come now."""
-        stand_ins = [each for each in self._pending if each.stand_in]
+    def _give_way(self, stamp: int, spacing: int) -> None:
+        """Drop the waiting frame that stood in for the message with this stamp (us), which has come after all."""
+        stand_ins = [each for each in self._pending if each.stand_in and abs(each.stamp - stamp) <= spacing]
         if stand_ins:
             nearest = min(stand_ins, key=lambda each: abs(each.stamp - stamp))
             self._pending.remove(nearest)

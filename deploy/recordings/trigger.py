@@ -43,13 +43,18 @@ class FrameTrigger:
         near = [each for each in self._intervals if abs(each - median) <= median / 2]  # where none was lost between
         return max(1, sum(near) // len(near))
 
+    @property
+    def spacing(self) -> int:
+        """us between stand-ins."""
+        return max(self.period, self._wanted)
+
     def answer(self, topic: str, stamp: int, time: int) -> Answer:
         """What a message with this stamp, recorded at this time (us), does: announce a frame, also as a stand-in; or
         not, because it is too soon after a frame (`between`), or because the leading sensor is not overdue."""
         if self._came is None:
             self._came = time
         if topic != self.leader:
-            overdue = (time - self._came) / max(self.period, self._wanted) - _OVERDUE
+            overdue = (time - self._came) / self.spacing - _OVERDUE
             if overdue < self._stood_in + 1:
                 return "no"
             self._stood_in += 1

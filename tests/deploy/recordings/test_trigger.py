@@ -20,6 +20,8 @@ PERIOD, START, SWEEPS = 100_000, 1_700_000_000_000_000, 40  # us, us, number of 
 TOPICS = nuscenes_topics(keyframes=None, period=1e-6 * PERIOD)
 LIDAR, FRONT = TOPICS.lidars["LIDAR_TOP"].topic, TOPICS.cameras["CAM_FRONT"].image
 SPEC = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=1), CameraBranch(), RIG)
+DELAY, PICTURE_DELAY = 55_000, 20_000  # us, from the stamp to the arrival of what is in time
+PICTURES = PERIOD // 10  # us between pictures
 UNTURNED = np.array([1.0, 0, 0, 0])
 Message = tuple[int, str, Content]  # time of recording (us), topic, content
 
@@ -41,7 +43,7 @@ def sweep(stamp: int, delay: int) -> Message:
 def pictures(every: int, first: int, until: int) -> list[Message]:
     """Pictures of a camera without calibration, so that none is decoded. Each comes before the sweep of its time."""
     stamps = range(START + first, until, every)
-    return [(stamp + 20_000, FRONT, Picture(stamp, "cam_front", np.zeros, (2, 2))) for stamp in stamps]
+    return [(stamp + PICTURE_DELAY, FRONT, Picture(stamp, "cam_front", np.zeros, (2, 2))) for stamp in stamps]
 
 
 def poses(until: int) -> list[Message]:
@@ -65,7 +67,7 @@ def test_no_frame_is_without_lidar_while_its_sweeps_arrive(
     """At most one frame for each sweep that is lost; a sweep makes none only if it is nearer than the period to one."""
     stamps = [START + round(spacing * (i + each)) for i, each in enumerate(jitter)]
     sent = {i: stamp for i, stamp in enumerate(stamps) if i not in lost}
-    sweeps = [sweep(stamp, 55_000 + lateness[i]) for i, stamp in sent.items()]
+    sweeps = [sweep(stamp, DELAY + lateness[i]) for i, stamp in sent.items()]
     until = max(sent.values())
     frames, counts = drive([*sweeps, *pictures(*camera, until), *poses(until)])
     seeing = [frame.timestamp for frame in frames if frame.has_lidar(0)]
@@ -76,3 +78,28 @@ def test_no_frame_is_without_lidar_while_its_sweeps_arrive(
     assert spacing < 0.95 * PERIOD or not unused
     assert len(unused) == counts.between[LIDAR]
     assert [each.timestamp for each in frames] == sorted(each.timestamp for each in frames)
+
+
+def late_by(delays: dict[int, int], lost: range = range(0)) -> tuple[list[int], list[int]]:
+    """Stamps (us, from the start) of the frames with a sweep and of those without, at the wanted period."""
+    stamps = [START + PERIOD * i for i in range(SWEEPS)]
+    sweeps = [sweep(stamp, DELAY + delays.get(i, 0)) for i, stamp in enumerate(stamps) if i not in lost]
+    frames, _ = drive([*sweeps, *pictures(PICTURES, 0, stamps[-1]), *poses(stamps[-1])])
+    found = [[each.timestamp - START for each in frames if each.has_lidar(0) == seeing] for seeing in (True, False)]
+    return found[0], found[1]
+
+
+def test_a_picture_stands_in_for_each_sweep_that_is_overdue_by_half_a_period() -> None:
+    """By the time since the last sweep came. The last stand-in gives way to the sweep that comes again."""
+    lost = range(10, 16)
+    seeing, blind = late_by({}, lost)
+    assert seeing == [PERIOD * i for i in range(SWEEPS) if i not in lost]
+    last = PERIOD * (lost[0] - 1) + DELAY
+    overdue = [last + PERIOD * n + PERIOD // 2 for n in range(1, len(lost) + 1)]
+    arrived = [-(-each // PICTURES) * PICTURES for each in overdue]  # pictures come a whole number of intervals late
+    assert blind == [each - PICTURE_DELAY for each in arrived][:-1]
+
+
+def test_a_stand_in_gives_way_to_a_sweep_that_is_only_late() -> None:
+    late = 6 * PERIOD // 10
+    assert late_by({20: late}) == ([PERIOD * i for i in range(SWEEPS)], [])
