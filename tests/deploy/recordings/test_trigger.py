@@ -80,26 +80,32 @@ def test_no_frame_is_without_lidar_while_its_sweeps_arrive(
     assert [each.timestamp for each in frames] == sorted(each.timestamp for each in frames)
 
 
-def late_by(delays: dict[int, int], lost: range = range(0)) -> tuple[list[int], list[int]]:
-    """Stamps (us, from the start) of the frames with a sweep and of those without, at the wanted period."""
-    stamps = [START + PERIOD * i for i in range(SWEEPS)]
+def frames_of(delays: dict[int, int], *outages: range) -> tuple[list[int], list[int]]:
+    """Stamps (us, from the start) of the frames with a sweep and of those without, at the wanted period.
+
+    Args:
+        delays: us by which sweeps are late, by their numbers.
+        outages: numbers of sweeps that are lost.
+    """
+    stamps, lost = [START + PERIOD * i for i in range(SWEEPS)], {i for each in outages for i in each}
     sweeps = [sweep(stamp, DELAY + delays.get(i, 0)) for i, stamp in enumerate(stamps) if i not in lost]
     frames, _ = drive([*sweeps, *pictures(PICTURES, 0, stamps[-1]), *poses(stamps[-1])])
-    found = [[each.timestamp - START for each in frames if each.has_lidar(0) == seeing] for seeing in (True, False)]
-    return found[0], found[1]
+    seeing, blind = ([each.timestamp - START for each in frames if each.has_lidar(0) == has] for has in (True, False))
+    return seeing, blind
 
 
 def test_a_picture_stands_in_for_each_sweep_that_is_overdue_by_half_a_period() -> None:
     """By the time since the last sweep came. The last stand-in gives way to the sweep that comes again."""
-    lost = range(10, 16)
-    seeing, blind = late_by({}, lost)
-    assert seeing == [PERIOD * i for i in range(SWEEPS) if i not in lost]
-    last = PERIOD * (lost[0] - 1) + DELAY
-    overdue = [last + PERIOD * n + PERIOD // 2 for n in range(1, len(lost) + 1)]
-    arrived = [-(-each // PICTURES) * PICTURES for each in overdue]  # pictures come a whole number of intervals late
-    assert blind == [each - PICTURE_DELAY for each in arrived][:-1]
+    outages, expected = (range(10, 16), range(25, 28)), list[int]()
+    for outage in outages:
+        came = PERIOD * (outage[0] - 1) + DELAY
+        overdue = [came + PERIOD * n + PERIOD // 2 for n in range(1, len(outage))]
+        arrived = [-(-each // PICTURES) * PICTURES for each in overdue]  # pictures come at multiples of their period
+        expected += [each - PICTURE_DELAY for each in arrived]
+    seeing, blind = frames_of({}, *outages)
+    assert seeing == [PERIOD * i for i in range(SWEEPS) if not any(i in each for each in outages)]
+    assert blind == expected
 
 
 def test_a_stand_in_gives_way_to_a_sweep_that_is_only_late() -> None:
-    late = 6 * PERIOD // 10
-    assert late_by({20: late}) == ([PERIOD * i for i in range(SWEEPS)], [])
+    assert frames_of({20: 6 * PERIOD // 10}) == ([PERIOD * i for i in range(SWEEPS)], [])
