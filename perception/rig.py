@@ -61,7 +61,7 @@ class LidarLimits(Section):
     frozen: float = 0.25  # s without new points
     late: float = 0.15  # s between the newest point and the frame
     far: float = 500.0  # m, beyond which a point cannot be a measurement
-    impossible: float = 0.01  # share of points that are not finite or beyond `far`
+    impossible: float = 0.01  # share of points that are not finite, beyond `far` or of an intensity below 0
     garbled: float = 0.03  # share of garbled sectors of azimuth, see `beyond`
     rough: float = 0.03  # m, roughness of the ground nearby
     min_points: int = 2000  # of a sweep

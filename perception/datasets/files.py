@@ -50,14 +50,7 @@ def read_points(path: Path) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
     """
-    points = read_floats(path, 5)
-    # Of a file with another number of columns, x, y or z come to lie in the ring.
-    if (points[:, 4] != np.rint(points[:, 4])).any():
-        raise report_damage(
-            f"{path}: rings are no whole numbers, so its points are not five numbers x y z intensity ring; "
-            "read it by a data set that says its columns (`SweepFile.read`)"
-        )
-    return points
+    return read_floats(path, 5)
 
 
 def read_floats(path: Path, columns: int) -> np.ndarray:

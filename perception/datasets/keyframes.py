@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 
 from perception.datasets.files import Stamp, read_cloud, read_image, stamp
-from perception.errors import InputError
+from perception.errors import InputError, report_damage
 from perception.frame import Camera, Conditions, Frame, reduce_intrinsics
 from perception.grid import Reference
-from perception.rig import Box, Rig
-from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, join_lidars
+from perception.rig import Box, LidarLimits, Rig
+from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, is_measurement, join_lidars
 from perception.taxonomy import Taxonomy
 
 Paths = Mapping[int, tuple[np.ndarray, np.ndarray]]  # LiDAR -> (M,) times, us, ascending, and (M, 3) places, m, global
@@ -263,6 +263,7 @@ def _sweeps(files: Sequence[SweepFile], classified: bool) -> list[Sweep]:
     for i, (path, timestamp, global_from_ego, ego_from_lidar, classes_of, read) in enumerate(files):
         try:
             points, times = read(path, timestamp)
+            _require_measured(points, path)
         except FileNotFoundError:
             if i == 0:
                 return []
@@ -270,6 +271,16 @@ def _sweeps(files: Sequence[SweepFile], classified: bool) -> list[Sweep]:
             classes = classes_of(len(points)) if classified and classes_of is not None else None
             found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times=times, classes=classes))
     return found
+
+
+def _require_measured(points: np.ndarray, path: Path) -> None:
+    limits = LidarLimits()
+    wrong = np.count_nonzero(~is_measurement(points, limits.far))
+    if wrong > limits.impossible * len(points):
+        raise report_damage(
+            f"{path}: {wrong} of {len(points)} points are beyond {limits.far:.0f} m or have an intensity below 0, as "
+            "points of other columns or units; read it by a data set that says its columns (`SweepFile.read`)"
+        )
 
 
 def _camera(picture: Picture, least_width: int) -> Camera | None:

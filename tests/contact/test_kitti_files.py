@@ -7,11 +7,8 @@ import pytest
 import yaml
 from repository import recorded
 
-from perception.datasets.files import read_points
 from perception.datasets.keyframes import Reads
-from perception.datasets.kitti import read_sweep
 from perception.datasets.sources import open_source
-from perception.errors import InputError
 from perception.rig import load_rig
 
 SPACING = 103_500  # us
@@ -71,25 +68,6 @@ def root(data: Path, poses: np.ndarray, tmp_path_factory: pytest.TempPathFactory
     cameras = "calib_time: 09-Jan-2012 13:57:47\n" + _line("R_rect_00", values["R_rect_00"])
     (date / "calib_cam_to_cam.txt").write_text(cameras + _line("P_rect_02", projection))
     return root
-
-
-def test_no_file_is_read_as_points_of_another_size(data: Path) -> None:
-    """The sizes of some of the 24 files are multiples of nuScenes' 20 bytes, too."""
-    files = sorted((data / "velodyne").glob("*.bin"))
-    assert any(file.stat().st_size % 20 == 0 for file in files)
-    for file in files:
-        with pytest.raises(InputError):
-            read_points(file)
-
-
-def test_nuscenes_files_are_not_read_as_kittis() -> None:
-    folder = recorded("nuscenes", "samples/LIDAR_TOP") / "samples" / "LIDAR_TOP"
-    files = sorted(folder.glob("*.bin"))
-    assert any(file.stat().st_size % 16 == 0 for file in files)
-    for file in files:
-        read_points(file)
-        with pytest.raises(InputError):
-            read_sweep(file)
 
 
 def test_a_raw_drive_is_where_and_when_it_was(root: Path, data: Path, poses: np.ndarray) -> None:

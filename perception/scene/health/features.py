@@ -18,12 +18,15 @@ from scipy.spatial import cKDTree
 from perception.evaluation.corrupt import MCU
 from perception.frame import Frame
 from perception.rig import CameraLimits, LidarLimits
+from perception.sensors.lidar.sweeps import is_measurement
 
 ROWS = 16  # sampled rows of an image
 MIN_SIDE = 128  # pixels of the shorter side, below which texture, noise and seams are not evaluated
 SLOPE_TEXTURE = 0.25  # texture of a smooth gradient
 FLAT_QUANTILE = 0.1  # of the pieces of an image, from the smoothest on, at which the noise is measured
-SAMPLE_STRIDE = 64  # of the points that determine the age of the newest and the share of impossible ones
+# Of the points that determine the age of the newest and the share of impossible ones. A prime, because points read with
+# another number of columns repeat after as many points.
+SAMPLE_STRIDE = 61
 MAX_QUERIES = 1500  # ground points whose neighbours are searched
 MAX_POINTS = 16_000  # of a sweep; larger ones are subsampled
 
@@ -46,7 +49,7 @@ class SweepFeatures:
 
     points: int
     age: float  # s, of its newest point
-    impossible: float  # share of points that are not finite or too far, in all sweeps
+    impossible: float  # share of points that are no measurement, in all sweeps
     garbled: float  # share of the azimuth with implausibly far and bright returns
     density: float  # points per occupied cell of 1 x 1 m nearby, mostly ground
     roughness: float  # m, of the ground within cells of 1 x 1 m; NaN with too little ground
@@ -113,7 +116,7 @@ def sweep_features(frame: Frame, limits: LidarLimits) -> SweepFeatures:
     assert frame.points is not None
     sample = frame.points[::SAMPLE_STRIDE]
     age, latest = float(sample[:, 4].min()), latest_sweep(frame)
-    measured = (np.abs(sample[:, :3].T) < limits.far).all(axis=0)  # False for NaN
+    measured = is_measurement(sample, limits.far)
     step = -(-len(latest) // MAX_POINTS)
     density, roughness, plane = _fit_ground(in_vehicle_frame(frame, latest[::step]), limits)
     return SweepFeatures(

@@ -180,8 +180,8 @@ class LidarReadings:
         stuck = self._content.seconds_unchanged(frame.points[:4096, :4].tobytes(), None, frame.timestamp)
         yield "frozen", stuck / limits.frozen, f"the same points for {stuck:.2f} s"
         yield "late", features.age / limits.late, f"the newest point is {features.age:.2f} s older than the frame"
-        far = f"{features.impossible:.0%} of the points are not finite or beyond {limits.far:.0f} m"
-        yield "corrupt", features.impossible / limits.impossible, far
+        wrong = f"not finite, beyond {limits.far:.0f} m or of an intensity below 0"
+        yield "corrupt", features.impossible / limits.impossible, f"{features.impossible:.0%} of the points are {wrong}"
         garbled = f"returns beyond {limits.beyond:.0f} m in {features.garbled:.0%} of the azimuth, as no street has"
         yield "corrupt", features.garbled / limits.garbled, garbled
         yield "noisy", features.roughness / limits.rough, f"the ground nearby is rough by {features.roughness:.2f} m"

@@ -150,6 +150,14 @@ def join_lidars(
     return Cloud(np.concatenate(parts), of_sweeps, of_lidars if joined else None, classes)
 
 
+def is_measurement(points: np.ndarray, farthest: float) -> np.ndarray:
+    """(N,) bool: points (N, >=4) with x y z within `farthest` m, and an intensity of at least 0; False for NaN.
+
+    A file read with another number of columns has coordinates, half of them negative, where the intensity is.
+    """
+    return np.asarray((np.abs(points[:, :3].T) < farthest).all(axis=0) & (points[:, 3] >= 0))
+
+
 def is_outside_roof(points: np.ndarray) -> np.ndarray:
     """(N,) bool: points (N, >=2) in the sensor's frame that are not returns from the vehicle's own roof."""
     # By columns, because numpy is slow along an axis of length two.

@@ -19,7 +19,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.corrupt import blur, thin_points
 from perception.frame import Camera, Frame
 from perception.rig import LidarLimits, Rig, RigLidar
-from perception.scene.health.features import latest_sweep, ring_steps, sweep_features
+from perception.scene.health.features import SAMPLE_STRIDE, latest_sweep, ring_steps, sweep_features
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.simulate import scenario
 from perception.simulate.simulate import simulate
@@ -81,12 +81,13 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
 
 
 def test_the_share_of_impossible_points_is_counted(real: list[Frame]) -> None:
-    """On every 64th point: of these, each third one is not finite, each fifth one too far."""
+    """Of the sample each third one is not finite, each fifth one too far, and each seventh one darker than nothing."""
     points = real[0].points.copy()
-    points[:: 3 * 64, 0] = np.nan
-    points[:: 5 * 64, 1] = 1e6
-    sampled = np.arange(-(-len(points) // 64))
-    share = ((sampled % 3 == 0) | (sampled % 5 == 0)).mean()
+    points[:: 3 * SAMPLE_STRIDE, 0] = np.nan
+    points[:: 5 * SAMPLE_STRIDE, 1] = 1e6
+    points[:: 7 * SAMPLE_STRIDE, 3] = -50
+    sampled = np.arange(-(-len(points) // SAMPLE_STRIDE))
+    share = ((sampled % 3 == 0) | (sampled % 5 == 0) | (sampled % 7 == 0)).mean()
     assert sweep_features(replace(real[0], points=points), LidarLimits()).impossible == pytest.approx(share)
     assert sweep_features(real[0], LidarLimits()).impossible == 0
 
@@ -162,7 +163,7 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
     told = []
     for i in range(300):
         points = rng.uniform(-50, 50, (20_000 if i < 10 else 8_000, 5)).astype(np.float32)
-        points[:, 4] = 0
+        points[:, 3:] = 0
         frame = replace(real[0], timestamp=i * HALF_SECOND, **keyframe(points))
         told.append(monitor.update(frame)["LIDAR_TOP"])
     assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "thinned", "thinned", "ok"]
