@@ -14,8 +14,9 @@ import numpy as np
 from perception.frame import Camera, Frame, reduce_intrinsics
 from perception.geometry import rotation_about
 from perception.grid import Reference
-from perception.rig import Rig
+from perception.rig import Rig, RigLidar
 from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
@@ -24,6 +25,8 @@ from perception.simulate.snapshot import CATEGORIES, MANMADE, Ground, GroundRast
 SEED, STREET, MOVING = 0, "street", "moving"
 # us, and x and y (m) and heading (degrees) of the vehicle; each motion is clear of the one before and of its inverse.
 _DRIVE = ((0, (-6.0, 0.0, 0.0)), (100_000, (-4.5, 0.3, 3.0)), (500_000, (0.0, 0.0, -4.0)))
+_AGES = (0.05, 0.45)  # s, of the earlier sweeps
+_SPEED, _SIDE, _TURN = 8.0, 0.8, 12.0  # m/s of the vehicle and of agents ahead, m/s of the vehicle aside, degrees/s
 _SMALLER = 2  # the pictures' edges are those of the rig divided by this, to render faster
 _CELL = 0.1  # m
 _REACH = 80.0  # m of ground around the vehicle
@@ -66,6 +69,8 @@ def street_frames(spec: InputSpec) -> dict[str, Frame]:
     names, and each name without its number is a drive.
     """
     frame = _enlarged(street_frame(spec.grid.reference, spec.rig), spec)
+    if spec.sweeps:
+        frame = _with_earlier_sweeps(frame, spec.rig)
     if spec.lidar is not None:
         partial = replace(frame.select_points(slice(None, None, 16)), cameras={})
     else:
@@ -89,15 +94,11 @@ def street_frame(reference: Reference, rig: Rig, place: tuple[float, float, floa
     snapshot, still = _snapshot(), np.eye(4)
     rig = rig.calibrate()
     rng = np.random.default_rng(SEED)
-    global_from_ego = np.eye(4)
-    global_from_ego[:3, :3] = rotation_about(np.array([0.0, 0.0, 1.0]), np.radians(place[2]))
-    global_from_ego[:2, 3] = place[:2]
+    global_from_ego = _pose(*place)
     ego_from_reference = still if reference == "ego" else rig.lidars[0].ego_from_sensor
     points = []
     for sensor in rig.lidars:
-        swept = lidar.sweep(lambda _: snapshot, lambda _: global_from_ego, 0.0, sensor, rig.body, rng).points.astype(
-            np.float64
-        )
+        swept = _swept(snapshot, global_from_ego, sensor, rig, rng).astype(np.float64)
         xyz, move = swept[:, :3], np.linalg.inv(ego_from_reference) @ sensor.ego_from_sensor
         if not np.array_equal(move, still):
             xyz = xyz @ move[:3, :3].T + move[:3, 3]
@@ -121,6 +122,46 @@ def street_frame(reference: Reference, rig: Rig, place: tuple[float, float, floa
         sweep_of_point=np.zeros(sum(map(len, points)), np.uint8),
         cameras=cameras,
     )
+
+
+def _with_earlier_sweeps(frame: Frame, rig: Rig) -> Frame:
+    """The street's frame with a sixteenth of two sweeps before it, of a vehicle and agents that moved since.
+
+    A runtime that takes the age of points for nothing, or turns its sign, does not reproduce the outputs.
+    """
+    snapshot, rng = _snapshot(), np.random.default_rng(SEED)
+    solids, parts = snapshot.solids, [(frame.points, frame.sweep_of_point)]
+    assert frame.points is not None
+    for number, age in enumerate(_AGES, start=1):
+        ego = _pose(-_SPEED * age, -_SIDE * age, -_TURN * age)
+        back = np.stack([np.cos(solids.yaws), np.sin(solids.yaws), 0 * solids.yaws], axis=1) * _SPEED * age
+        earlier = replace(solids, centers=solids.centers - back * (solids.owners >= 0)[:, None])
+        time = -round(1e6 * age)
+        seen = replace(snapshot, solids=earlier)
+        sweeps = {
+            i: [Sweep(_swept(seen, ego, sensor, rig, rng)[::16], time, ego, sensor.ego_from_sensor)]
+            for i, sensor in enumerate(rig.calibrate().lidars)
+        }
+        joined = join_lidars(sweeps, 0, np.linalg.inv(frame.global_from_reference), rig.own)
+        assert joined.points is not None
+        parts.append((joined.points, np.full(len(joined.points), number, np.uint8)))
+    points, sweep_of_point = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return replace(frame, points=points, sweep_of_point=sweep_of_point)
+
+
+def _pose(x: float, y: float, heading: float) -> np.ndarray:
+    """(4, 4) global_from_ego of a place (m) and heading (degrees)."""
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_about(np.array([0.0, 0.0, 1.0]), np.radians(heading))
+    pose[:2, 3] = x, y
+    return pose
+
+
+def _swept(
+    snapshot: Snapshot, global_from_ego: np.ndarray, sensor: RigLidar, rig: Rig, rng: np.random.Generator
+) -> np.ndarray:
+    """(N, 5) points of one sweep of a vehicle at rest, in the LiDAR's frame."""
+    return lidar.sweep(lambda _: snapshot, lambda _: global_from_ego, 0.0, sensor, rig.body, rng).points
 
 
 def _enlarged(frame: Frame, spec: InputSpec) -> Frame:
