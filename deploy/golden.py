@@ -171,18 +171,23 @@ def _neighbours(mine: Arrays, other: Arrays, rows: np.ndarray, reach: float) -> 
 def _offsets(mine: Arrays, other: Arrays, pairs: np.ndarray, usual: float) -> dict[str, np.ndarray]:
     """Quantity -> (P, n) signed differences of paired detections, given the usual length of a heading's vector.
 
-    A shorter one is uncertain: rounding changes its yaw a lot, the vector not.
+    A shorter one is uncertain: rounding changes its yaw a lot, the vector not. Its difference has two components, along
+    the expected heading and across: so detections that all turn the same way add up, wherever they head.
     """
     a, b = (side["boxes"][rows].astype(np.float64) for side, rows in zip((mine, other), pairs, strict=True))
     ahead, other_ahead = (
         side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), max(usual, 1e-9))
         for side in (a, b)
     )
+    turned = other_ahead - ahead
+    length = np.hypot(*a[:, 6:8].T)
+    sine, cosine = np.where(length > 0, a[:, 6:8].T / np.maximum(length, 1e-300), [[0.0], [1.0]])
+    along, across = turned[:, 0] * sine + turned[:, 1] * cosine, turned[:, 0] * cosine - turned[:, 1] * sine
     return {
         "score": (other["scores"][pairs[1]].astype(np.float64) - mine["scores"][pairs[0]])[:, None],
         "center": b[:, 0:3] - a[:, 0:3],
         "size": (b[:, 3:6] - a[:, 3:6]) / np.maximum(np.abs(a[:, 3:6]), 0.1),
-        "heading": other_ahead - ahead,
+        "heading": np.stack([along, across], axis=1),
         "velocity": b[:, 8:10] - a[:, 8:10],
     }
 

@@ -27,7 +27,7 @@ class Ranked(Section):
     score: Spread  # probability, of the sorted scores; mean: share of the mean score
     center: Spread  # m
     size: Spread  # share of each side's length
-    heading: Spread  # of sine and cosine of the yaw, in median lengths of these vectors; longer ones are cut to 1
+    heading: Spread  # of (sine, cosine) of the yaw, in median lengths of these vectors, at most 1; along and across
     velocity: Spread  # m/s
     lost: Size  # share of the compared detections that may have no match, but must have one of their class around
 

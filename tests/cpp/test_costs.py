@@ -4,12 +4,13 @@ import os
 import re
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import numpy as np
 import pytest
 import tessera_runtime as native
 from both_runtimes import drive, every_task, with_recorded_plan
-from exported import remembering
+from exported import remembering, reseal
 from recorded_engine import TARGET, add_recorded_plan, count_allocations, golden_runs
 
 from deploy.bundle import Bundle
@@ -73,3 +74,22 @@ def test_wrong_detections_are_counted_as_python_counts_them(tmp_path: Path) -> N
             assert count in str(caught.value)
             reported.add(count.split(" ", 1)[1])
     assert {"labels differ", "compared detections are gone"} < reported
+
+
+@pytest.mark.slow("makes the outputs of the golden frames")
+def test_headings_that_all_turn_are_off_as_python_finds_them(tmp_path: Path) -> None:
+    def widened(manifest: dict[str, Any]) -> None:
+        manifest["tolerances"]["ranked"]["detection"]["heading"]["each"] = 0.5
+
+    bundle = Bundle.load(reseal(copytree(remembering().path, tmp_path / "bundle"), widened))
+    golden, frame = golden_runs(bundle), bundle.golden_frames()[0]
+    wrong, turn = {name: each.copy() for name, each in golden[0].items()}, [[np.cos(0.2), np.sin(0.2)]]
+    turn.append([-turn[0][1], turn[0][0]])
+    wrong["detection/boxes"][..., 6:8] = wrong["detection/boxes"][..., 6:8] @ np.float32(turn)
+    actual = wrong | {NEXT_STATE: sampled(wrong[NEXT_STATE])}
+    (problem,) = differences(frame.outputs, actual, bundle.manifest.tolerances, frame.compared)
+    add_recorded_plan(bundle, [wrong, *golden[1:]])
+    with pytest.raises(native.WrongEngine) as caught:
+        native.Runtime(bundle.path, target=TARGET, plugin=str(ENGINE))
+    expected, found = (re.findall(r"heading is off by ([0-9.]+)", said) for said in (problem, str(caught.value)))
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=0.05)

@@ -69,8 +69,8 @@ std::string compare_scores(const Detections &mine, const Detections &other, cons
     return "";
 }
 
-// Signed differences of two boxes: three numbers of the center, three of the size, two of the heading and two of the
-// velocity.
+// Signed differences of two boxes: three numbers of the center, three of the size, two of the heading (along the
+// expected one and across) and two of the velocity.
 using Offset = std::array<double, 10>;
 constexpr struct {
     const char *name;
@@ -81,7 +81,11 @@ Offset offset(const double *a, const double *b, double ahead, double other_ahead
     Offset off;
     for (size_t k = 0; k < off.size(); ++k) off[k] = b[k] - a[k];
     for (size_t k = 3; k < 6; ++k) off[k] /= std::max(std::abs(a[k]), 0.1);
-    for (size_t k = 6; k < 8; ++k) off[k] = b[k] / other_ahead - a[k] / ahead;
+    const double length = std::hypot(a[6], a[7]), sine = length > 0 ? a[6] / length : 0;
+    const double cosine = length > 0 ? a[7] / length : 1;
+    const double turned[] = {b[6] / other_ahead - a[6] / ahead, b[7] / other_ahead - a[7] / ahead};
+    off[6] = turned[0] * sine + turned[1] * cosine;
+    off[7] = turned[0] * cosine - turned[1] * sine;
     return off;
 }
 
