@@ -21,6 +21,7 @@ from perception.commands.common import (
     from_store,
     keep_memory,
     names,
+    refuse_unused,
     report,
     to_store,
 )
@@ -34,6 +35,8 @@ def _routes(conditions: str, routes: str, apart: bool) -> list[list[str]]:
     if conditions and routes:
         raise InputError("--conditions is for one route, --routes for several; give one of them")
     found = [[name for name in route.split("+") if name != "base"] for route in names(routes)] or [names(conditions)]
+    if len({frozenset(route) for route in found}) < len(found) or any(len({*route}) < len(route) for route in found):
+        raise InputError(f"{routes or conditions}: names a route or a condition twice; name each once")
     if apart and len(found) == 1:
         raise InputError("--apart: one route has one network; name several with --routes")
     return found
@@ -58,6 +61,7 @@ class PrecisionName(str, Enum):
     epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate drives"
 )
 def export(
+    context: typer.Context,
     checkpoint: Run,
     out: Annotated[
         Path | None, typer.Option("--out", callback=to_store, help="Folder to write, unless --plan is given.")
@@ -104,6 +108,7 @@ def export(
     """
     chosen = _routes(conditions, routes, apart)
     if plan:
+        refuse_unused(context, "--plan", "checkpoint", "conditions", "routes", "plan", "as_json")
         from deploy.plan import plan as make_plan
         from deploy.plan import table
 
@@ -133,6 +138,7 @@ def export(
 
 @app.command(epilog="Example: perception build runs/a/bundle --target rtx-ampere")
 def build(
+    context: typer.Context,
     bundle: Annotated[Path | None, typer.Argument(help="An exported bundle.", show_default=False)] = None,
     target: Annotated[str, typer.Option(help="What to compile for; --list shows the choice.")] = "",
     dla: Annotated[bool, typer.Option("--dla", help="Run the layers that the target's DLA supports on it.")] = False,
@@ -155,6 +161,7 @@ def build(
 ) -> None:
     """Compile a bundle for a target, or write a build package for a target that compiles on the device."""
     if show:
+        refuse_unused(context, "--list", "show", "as_json")
         from deploy.targets import TARGETS, table
 
         return report({"targets": [each.to_json() for each in TARGETS.values()]}, as_json, table())

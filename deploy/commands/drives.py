@@ -96,8 +96,8 @@ def evaluate(
             raise InputError("--batch: the engine of a bundle takes one frame; give a run")
         trust = make_trust(key, state, allow_older)
         open_model = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, target, trust)
-    elif key or allow_older or target != "cpu":
-        raise InputError(f"{model}: --target, --key and --allow-older need a bundle; export one first")
+    elif key or state or allow_older or target != "cpu":
+        raise InputError(f"{model}: --target, --key, --state and --allow-older need a bundle; export one first")
     else:
         open_model = partial(_run_and_drives, model.absolute(), data.absolute(), version, rig, batch)
     in_processes = bool(jobs or ray)

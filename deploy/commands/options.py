@@ -37,8 +37,11 @@ def make_trust(keys: Sequence[Path] | None, state: Path | None, allow_older: boo
     from deploy.trust import Trust
 
     if not keys:
-        if allow_older:
-            raise InputError("an older bundle is accepted anyway without a key; give one, or leave out --allow-older")
+        if allow_older or state:
+            raise InputError(
+                "without a key any release is accepted, and none is remembered; give a key, or leave out the state and "
+                "the permission for older releases"
+            )
         return None
     usual = os.environ.get("PERCEPTION_STATE")
     return Trust(tuple(keys), state or (Path(usual) if usual else None), allow_older)

@@ -155,6 +155,14 @@ def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def refuse_unused(context: typer.Context, way: str, *used: str) -> None:
+    """Raise InputError for an argument on the command line that this way to use the command does not read."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in used and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]} has no effect with {way}; leave it out")
+
+
 def keep_memory() -> bool:
     """Let malloc keep what is freed, here and in processes started from now on; call it before torch allocates.
 

@@ -210,6 +210,8 @@ def _merge(
     for key in options:
         if _METHOD_OF.get(key, method) != method:
             raise InputError(f"--option {key}: is of --method {_METHOD_OF[key]}, not {method}; leave it out")
+    if len(members) == 1 and "*" not in members[0]:
+        raise InputError(f"--merge {members[0]}: name two or more modules, or scale one: 0.5*{members[0]}")
     if drives is not None:
         config = read_config(checkpoint)
         tables = open_source(*drives, config.rig, config.taxonomy)
@@ -273,8 +275,8 @@ def modules(
         raise InputError("--load or --merge goes with --out: the checkpoint with the added modules is a new one")
     if bool(merge) != bool(name) or ((conditions or option or method != "average") and not merge):
         raise InputError("--merge and --name go together; --method, --conditions and --option go with them")
-    if (frame and data is None) or (data and not (frame or merge)):
-        raise InputError("--frame and --data go together")
+    if ((frame or version) and data is None) or (data and not (frame or merge)):
+        raise InputError("--frame and --data go together, and --version with them")
     from dataclasses import asdict
 
     from perception.checkpoint import load_model

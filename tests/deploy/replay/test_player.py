@@ -460,7 +460,8 @@ def test_each_key_has_its_effect(tmp_path: Path) -> None:
     for text, says in (
         ("start: 2\nend: 1\n", "start 2, end 1: give seconds with 0 <= start < end"),
         ("conditions: [hail]\n", "hail: unknown condition"),
-        ("allow_older: true\n", "an older bundle is accepted anyway without a key"),
+        ("allow_older: true\n", "without a key"),
+        ("state: state\n", "without a key"),
         ("keys: [public.pem]\n", str(tmp_path / "public.pem")),
         ("ray: 127.0.0.1:1\nviewer: true\n", "viewer: this needs a single process"),
     ):
