@@ -35,6 +35,7 @@ from deploy.precision.calibrate import Clip, Drives, prepare_clip, with_state
 from deploy.precision.convert import convert
 from deploy.precision.measure import make_golden_frames, structure_sha256
 from deploy.precision.quantise import Ranges
+from deploy.recordings.drives import is_recording
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.signature import signer
 from deploy.state import STATE, Engine, in_sequence
@@ -264,8 +265,8 @@ class _Exporter:
         precision: Precision,
         calibration: Drives | None,
     ) -> None:
-        if precision == "int8" and calibration is None:
-            raise InputError("int8: needs --calibrate, the drives that INT8 is calibrated on")
+        if precision == "int8" and (calibration is None or is_recording(calibration.root)):
+            raise InputError("int8: needs --calibrate with a dataroot, on whose keyframes INT8 is calibrated")
         self.checkpoint, self.console, self.release, self.precision = checkpoint, console, release, precision
         self.signer = None if release.sign is None else signer(release.sign)
         self.trained, self.config = load_model(checkpoint)
@@ -276,7 +277,7 @@ class _Exporter:
         self.statistics = None
         if calibration is not None:
             chosen = calibration.root, calibration.version, calibration.scenes
-            opened = open_to_measure(*chosen, spec, None, self.config.taxonomy)
+            opened = open_to_measure(*chosen, spec, calibration.topics, self.config.taxonomy)
             self.statistics = measure(opened, spec)
         self.frames = {"first": synthetic_frame(spec.grid.reference, spec.rig), **street_frames(spec)}  # golden ones
         self.moments = {name: Moment.of(replace(frame, scene=drive_of(name))) for name, frame in self.frames.items()}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.commands.options import AllowOlder, Keys, State, make_trust
+from deploy.commands.options import AllowOlder, Keys, State, TopicsFile, make_trust
 from perception.commands.common import (
     Json,
     Run,
@@ -90,6 +90,7 @@ def export(
     ] = None,
     version: Version = None,
     scenes: Scenes = "",
+    topics: TopicsFile = None,
     license: Annotated[
         str, typer.Option(help="License of the network and its data: an SPDX identifier or a text.")
     ] = "",
@@ -122,11 +123,9 @@ def export(
     from perception.mmdet3d.foreign_config import refuse_export
 
     refuse_export(checkpoint)
-    if calibrate is None and (version or scenes):
-        raise InputError(
-            "--version and --scenes select the drives to calibrate on; name their dataroot with --calibrate"
-        )
-    drives = Drives(calibrate, version, names(scenes)) if calibrate else None
+    if calibrate is None and (version or scenes or topics):
+        raise InputError("--version, --scenes and --topics are for the drives of --calibrate; name these, too")
+    drives = Drives(calibrate, version, names(scenes), topics=topics) if calibrate else None
     console = console_for(as_json)
     release_info = Release(release, _expiry(expires), license, sign)
     bundle = run(

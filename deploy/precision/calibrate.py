@@ -77,6 +77,7 @@ class Drives:
     version: str | None = None  # of a dataroot's tables; None: its only version
     scenes: Sequence[str] = ()  # names, or keyframes such as scene-0103:0-4; empty: all
     rig: Rig | None = None  # of the vehicle; None: nuScenes' car
+    topics: Path | None = None  # YAML file that maps the topics of a recording to sensors
 
     @cached_property
     def source(self) -> Keyframes:

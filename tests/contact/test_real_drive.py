@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import succeeds
 from kitti import SWEEPS, bundle_of_kitti, drive_of_kitti, topics_of_kitti
 from live import PATIENT, RESULTS, driving, driving_process, network, replayed
 from recordings import Sent
@@ -80,6 +81,15 @@ def test_a_drive_at_its_own_pace_is_its_replay(tmp_path: Path) -> None:
     for name in RESULTS:
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes()
     assert len(json.loads((replay / "results.json").read_text())["results"]) == SWEEPS
+
+
+@pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")
+def test_a_bundle_knows_what_the_sensors_of_a_recording_deliver() -> None:
+    """Its topics have names of their own; another recording of the same sensors has no finding."""
+    statistics = json.loads((bundle_of_kitti() / "statistics.json").read_text())
+    assert {name: each["keyframes"] for name, each in statistics["sensors"].items()} == {"velodyne": SWEEPS}
+    later = drive_of_kitti(0.1, 0.008)
+    assert succeeds("check", later, "--bundle", bundle_of_kitti(), "--topics", topics_of_kitti()).count("\n") == 1
 
 
 @pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")

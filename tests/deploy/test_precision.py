@@ -400,7 +400,7 @@ def test_each_engine_gets_its_layout_with_the_ranges_of_the_drives(tmp_path: Pat
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     for message, *arguments in (
         ("int8: needs --calibrate", "--precision", "int8"),
-        ("name their dataroot with --calibrate", "--scenes", "scene-0001"),
+        ("for the drives of --calibrate", "--scenes", "scene-0001"),
         ("nowhere", "--precision", "int8", "--calibrate", "nowhere"),
         ("--apart: one route has one network", "--apart"),
         ("--apart: one route has one network", "--apart", "--conditions", "rain,night"),

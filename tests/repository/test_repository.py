@@ -160,6 +160,8 @@ ADD = "choose one: --add KIND:NAME, --memory, --task NAME, or --config FILE with
         ("export {tmp} --routes base,rain+night,night+rain --out {tmp}/r", "name each once"),
         ("export {tmp} --routes base,base --out {tmp}/r", "name each once"),
         ("export {tmp} --conditions rain,rain --out {tmp}/r", "name each once"),
+        ("export {tmp} --topics {tmp}/t.yaml --out {tmp}/r", "for the drives of --calibrate"),
+        ("export {tmp} --precision int8 --calibrate {tmp}/a.mcap --out {tmp}/r", "with a dataroot"),
         ("build --target cpu", TAKES),
         ("build --list --target cpu", "--target has no effect with --list"),
         ("build {tmp} --list", "bundle has no effect with --list"),

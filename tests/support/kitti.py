@@ -34,7 +34,7 @@ def topics_of_kitti() -> Path:
 
 
 def bundle_of_kitti() -> Path:
-    """PointPillars of KITTI on a small grid, exported for the car of the drive."""
+    """PointPillars of KITTI on a small grid, exported for the car of the drive with the statistics of its recording."""
     rig = recorded("kitti_raw", "rig.yaml") / "rig.yaml"
     text = (ROOT / "configs" / "kitti" / "pointpillars.yaml").read_text().replace("rig: pandaset_64", f"rig: {rig}")
     for old, new in _SMALLER:
@@ -45,5 +45,6 @@ def bundle_of_kitti() -> Path:
         (out / "small.yaml").write_text(text)
         import_pointpillars(out / "small.yaml", trained_kitti(), out / "run")
 
+    measured = ("--calibrate", drive_of_kitti(0.1035), "--topics", topics_of_kitti())
     run = once("kitti-run", imported) / "run"
-    return once("kitti-bundle", lambda out: succeeds("export", run, "--out", out))
+    return once("kitti-bundle", lambda out: succeeds("export", run, "--out", out, *measured))
