@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from deploy.manifest import Manifest
     from deploy.recordings.topics import Topics
 
+DEAD_ENGINE = 4  # exit code of a drive whose engine has failed for too long; 1 and 3 are verdicts, 2 is a mistake
+
 
 @app.command(epilog="Example: perception drive runs/a/bundle --from drive.mcap --out runs/a/drive")
 def drive(
@@ -70,6 +72,7 @@ def drive(
 
     Prints a line when the state changes: OK, DEGRADED, UNTRUSTED or DOWN, with the reasons. SIGTERM ends it. A
     recording gives the results of `perception replay` if nothing is late; frames.jsonl says what became of each frame.
+    Exit code 4: the engine has failed for too long (`failing` of the policy).
     """
     from deploy.live.intake import Intake
     from deploy.live.policy import load_policy
@@ -93,6 +96,8 @@ def drive(
     if not as_json:
         console.print(", ".join(f"{count} {what}" for what, count in driven.to_json()["frames"].items()))
     report(driven.to_json(), as_json)
+    if driven.dead:
+        raise typer.Exit(DEAD_ENGINE)
 
 
 def parse_budget(text: str) -> float | None:

@@ -50,6 +50,7 @@ class Intake:
         perceived
         superseded  a newer frame came before there was time for it
         failed      the engine raised an exception
+        untrusted   the engine has failed a golden frame before
         blind       no sensor of the network has sent for it
         unposed     the vehicle's pose at its time is not known, so that it cannot be placed
         replaced    it stood in for a message that came after all
@@ -109,7 +110,7 @@ class Intake:
             raise self._failure
         return None
 
-    def end(self, arrived: Arrived, outcome: Literal["perceived", "failed", "blind"]) -> None:
+    def end(self, arrived: Arrived, outcome: Literal["perceived", "failed", "untrusted", "blind"]) -> None:
         """Say what became of a frame that was taken."""
         if outcome == "perceived":
             self.outcomes[outcome] += 1

@@ -36,6 +36,8 @@ class Policy(Section):
     delay: Delay = Delay()
     hang: Seconds = 2.0  # s that the engine may take before the state is DOWN
     golden: Annotated[float, Field(gt=0)] = 30.0  # s between two golden frames
+    publish_untrusted: bool = False  # whether frames are perceived although the engine has failed a golden frame
+    failing: Seconds = 5.0  # s without a frame because the engine fails, after which the process ends
     # By sensor, or pattern such as CAM_*: status -> action.
     sensors: dict[str, dict[Status | Literal["any"], Action]] = Field(default={})
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Literal
 
 from deploy.golden import WrongEngine
 from deploy.live.intake import Arrived, Intake
@@ -30,6 +30,11 @@ class Driven:
     outcomes: dict[str, int]
     counts: dict[str, Any]  # `Counts.summary`
     status: Status  # the last one
+
+    @property
+    def dead(self) -> bool:
+        """Whether the drive ended because its engine failed for too long."""
+        return any(reason.code == "dead" for reason in self.status.reasons)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -144,10 +149,12 @@ class Loop:
         self._runtime, self._intake, self._supervisor = runtime, intake, supervisor
         self._outputs, self._policy = outputs, policy
         self._checked = time.monotonic()
+        self._trusted, self._dead = True, False
+        self._failing: float | None = None  # s, when the engine failed first since it perceived a frame
 
     def run(self, stop: Event) -> None:
-        """Perceive until no frame will come any more, or `stop` is set."""
-        while not stop.is_set() and not self._intake.ended:
+        """Perceive until no frame will come any more, `stop` is set, or the engine has failed for too long."""
+        while not (stop.is_set() or self._dead or self._intake.ended):
             arrived = self._intake.take(IDLE)
             self._outputs.lose(self._intake)
             if arrived is not None:
@@ -158,6 +165,9 @@ class Loop:
         self._outputs.lose(self._intake)
 
     def _perceive(self, arrived: Arrived) -> None:
+        if not (self._trusted or self._policy.publish_untrusted):
+            self._fail(arrived, "untrusted")
+            return
         runtime, outputs, masked = self._runtime, self._outputs, self._policy.masked(self._supervisor.health)
         try:
             with self._supervisor.working():
@@ -175,13 +185,23 @@ class Loop:
                 outputs.add(visible, seen)
         except Exception as error:  # of the engine; the next frame may do better
             self._supervisor.set(Reason("DOWN", "failed", "", f"a frame could not be perceived ({_why(error)})"))
-            self._intake.end(arrived, "failed")
+            self._fail(arrived, "failed")
         else:
+            self._failing = None
             self._intake.end(arrived, "perceived")
             self._supervisor.clear("failed")
             self._supervisor.clear("blind")
             self._supervisor.add(seen, seconds)
             outputs.log(frame, masked, seconds)
+
+    def _fail(self, arrived: Arrived, outcome: Literal["failed", "untrusted"]) -> None:
+        """End a frame that the engine could not perceive, and the drive if none could be for too long."""
+        now, most = time.monotonic(), self._policy.failing
+        self._failing = now if self._failing is None else self._failing
+        self._intake.end(arrived, outcome)
+        if now - self._failing > most:
+            self._dead = True
+            self._supervisor.set(Reason("DOWN", "dead", "", f"the engine has failed for {most:g} s; the process ends"))
 
     def _check(self) -> None:
         """Run a golden frame; an engine that fails it is not trusted from then on."""
@@ -189,10 +209,10 @@ class Loop:
         try:
             with self._supervisor.working():
                 self._runtime.check()
-        except WrongEngine as error:
-            self._supervisor.set(Reason("UNTRUSTED", "golden", "", str(error)))
-        except Exception as error:  # the drive goes on, as after a frame that fails
-            self._supervisor.set(Reason("UNTRUSTED", "golden", "", f"a golden frame could not run ({_why(error)})"))
+        except Exception as error:
+            self._trusted = False
+            why = str(error) if isinstance(error, WrongEngine) else f"a golden frame could not run ({_why(error)})"
+            self._supervisor.set(Reason("UNTRUSTED", "golden", "", why))
 
 
 def _why(error: Exception) -> str:

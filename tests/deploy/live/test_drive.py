@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -318,9 +320,51 @@ def received(server: socket.socket) -> list[str]:
             return found
 
 
+@pytest.mark.slow("may be the first to export")
+def test_a_drive_whose_engine_fails_for_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails now and then goes on, however long; what the state says last is published."""
+
+    def fail() -> None:
+        raise RuntimeError("the GPU is gone")
+
+    policy = Policy(failing=0.6)
+    always = driving(log(), tmp_path / "always", with_engine(monkeypatch, range(3, 99), fail), policy=policy)
+    always.require_outcomes()
+    assert always.driven.dead
+    assert "dead" in {each.code for each in always.watch.states[-1][1].reasons}
+    again = driving(log(), tmp_path / "now and then", with_engine(monkeypatch, range(3, 99, 2), fail), policy=policy)
+    assert not again.driven.dead
+    assert always.driven.announced < again.driven.announced
+
+
+DYING = """
+import sys
+from deploy.cli import main
+from deploy.runtime import Runtime
+def fail(*_):
+    raise RuntimeError("the GPU is gone")
+Runtime.perceive = fail
+main()
+"""
+
+
+@pytest.mark.slow("a driving process")
+def test_the_process_of_a_dead_engine_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    """Of no mistake, verdict or defect, so that systemd starts it anew and a person sees why."""
+    (tmp_path / "policy.yaml").write_text("failing: 0.5")
+    recording = recorded(tmp_path, log())
+    options = ["--from", recording, "--policy", tmp_path / "policy.yaml", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, "drive", bundle().path, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    assert "dead" in {each["code"] for each in json.loads(done.stdout)["last"]["reasons"]}
+
+
+@pytest.mark.parametrize("publish", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"inputs": {}}], ids=["it differs", "it cannot run"])
 def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], publish: bool
 ) -> None:
     runtime = Runtime(bundle().path, checks=False)
     network = runtime._networks[0]
@@ -330,11 +374,14 @@ def test_an_engine_that_fails_its_golden_frame_while_driving_is_not_trusted(
     ]
     monkeypatch.setattr("deploy.runtime.CHECK_EVERY", 2)  # the runtime itself would stop the drive
     monkeypatch.setattr(runtime, "_checks", cycle([(network, frame) for frame in golden]))
-    drive = driving(log(3.0), tmp_path, runtime, policy=Policy(golden=0.3))
+    drive = driving(log(3.0), tmp_path, runtime, policy=Policy(golden=0.3, publish_untrusted=publish))
     drive.require_outcomes()
-    assert drive.watch.first("UNTRUSTED", "golden") < float("inf")
-    assert drive.driven.status.state == "UNTRUSTED"
-    assert drive.frames[-1]["outcome"] == "perceived"  # it goes on, and says so
+    failed = drive.watch.first("UNTRUSTED", "golden")
+    assert failed < float("inf")
+    assert "golden" in {each.code for each in drive.driven.status.reasons}
+    assert drive.frames[-1]["outcome"] == ("perceived" if publish else "untrusted")
+    assert any(each > failed for each in drive.watch.times) == publish
+    assert len(drive.watch.seen) == drive.driven.outcomes["perceived"]
 
 
 def test_a_loop_that_is_never_idle_runs_golden_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
