@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 from mcap_protobuf.schema import build_file_descriptor_set
@@ -17,8 +20,9 @@ from perception.scene.scene import SceneFrame
 class View(Output):
     """Serves what was perceived to Foxglove at ws://localhost:PORT, to this machine alone; port 0: any that is free.
 
-    A frame is drawn while somebody has subscribed to a topic. Without that it is drawn only if it has a sensor that no
-    earlier frame had, so that the topics are known before somebody comes.
+    A thread draws the newest frame while somebody has subscribed to a topic; frames that come meanwhile are left out,
+    so that drawing lengthens no frame. Without a subscriber it draws a frame only if that has a sensor that no earlier
+    frame had, so that the topics are known before somebody comes.
     """
 
     name = "view"
@@ -44,6 +48,10 @@ class View(Output):
             why = str(error).removeprefix("FoxgloveError: ")
             raise InputError(f"--view {port}: cannot listen there ({why}); choose another port") from None
         self.port = self._server.port
+        self._waiting: queue.Queue[tuple[Frame, SceneFrame] | None] = queue.Queue(1)  # None: nothing more is drawn
+        self._failure: Exception | None = None  # of the latest drawing
+        self._thread = Thread(target=self._draw, name="view", daemon=True)
+        self._thread.start()
 
     def _new_writer(self) -> FoxgloveWriter:
         lidars = self._manifest.rig.sensors.lidars
@@ -57,6 +65,21 @@ class View(Output):
         """Called by the server."""
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        with suppress(queue.Empty):
+            self._waiting.get_nowait()
+        self._waiting.put((frame, seen))
+
+    def _draw(self) -> None:
+        while (newest := self._waiting.get()) is not None:
+            try:
+                self._draw_frame(*newest)
+            except Exception as error:  # raised where the next frame is added
+                self._failure = error
+
+    def _draw_frame(self, frame: Frame, seen: SceneFrame) -> None:
         sensors = {*frame.cameras, *(("lidar",) if frame.points is not None else ())}
         if not sensors <= self._sensors or any(channel.has_sinks() for channel in self._channels.values()):
             self._sensors |= sensors
@@ -74,4 +97,6 @@ class View(Output):
             channel.log(message.SerializeToString(), log_time=time)
 
     def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
         self._server.stop()

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -25,7 +25,7 @@ import psutil
 import pytest
 from commands import one_line_error
 from exported import apart, bundle
-from live import PATIENT, RESULTS, Watch, driving, free_port, replayed
+from live import PATIENT, RESULTS, Watch, driving, free_port, log, replayed
 from mcap.reader import make_reader
 from prometheus_client.parser import text_string_to_metric_families
 from recordings import Sent, nuscenes_topics, write_raw_mcap
@@ -48,6 +48,7 @@ from deploy.replay.foxglove_results import FoxgloveWriter
 from deploy.runtime import Runtime
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import Frame
 
 MEGABYTE = 1 << 20
 INFO = RecordingInfo({}, 0, "monday", "boston-seaport", "Rain")
@@ -336,6 +337,13 @@ class Client:
         assert not self._thread.is_alive()
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def steps(recorded_root: Path) -> list[Any]:
     tables = NuScenesTables(recorded_root, "v1.0-tiny")
@@ -356,6 +364,7 @@ def test_a_client_gets_the_messages_that_a_replay_writes(steps: list[Any], tmp_p
             schemas[channel.topic] = schema.name if schema else ""
     view = View(0, manifest)
     view.add(*steps[0])  # so that the topics are known
+    wait_until(lambda: "/log" in view._channels)
     client = Client(view.port, sum(map(len, expected.values())))
     assert client.subscribed.wait(SECONDS)
     while not all(channel.has_sinks() for channel in view._channels.values()):
@@ -363,6 +372,7 @@ def test_a_client_gets_the_messages_that_a_replay_writes(steps: list[Any], tmp_p
         assert client._thread.is_alive()
     for frame, seen in steps:
         view.add(frame, seen)
+        wait_until(view._waiting.empty)
     client.end()
     view.close()
     assert client.schemas == schemas
@@ -372,16 +382,41 @@ def test_a_client_gets_the_messages_that_a_replay_writes(steps: list[Any], tmp_p
 def test_nothing_is_drawn_for_nobody(steps: list[Any]) -> None:
     (frame, seen), unseen = steps[0], None
     view = View(0, bundle().manifest)
-    with pytest.raises(AttributeError):  # the first frame makes the topics known
+    view.add(frame, unseen)  # type: ignore[arg-type]
+    wait_until(lambda: view._failure is not None)  # the first frame makes the topics known
+    with pytest.raises(AttributeError):
         view.add(frame, unseen)  # type: ignore[arg-type]
     view.add(frame, unseen)  # type: ignore[arg-type]
     view.close()
+    assert view._failure is None
     view = View(0, bundle().manifest)
     view.add(frame.without({"CAM_FRONT"}, bundle().manifest.rig.sensors.lidars), seen)
+    wait_until(lambda: "/cam_back/annotations" in view._channels and view._waiting.empty())
     topics = {*view._channels}
     view.add(frame, seen)
     view.close()
     assert {*view._channels} - topics == {f"/cam_front/{name}" for name in ("image", "camera_info", "annotations")}
+
+
+@pytest.mark.slow("may be the first to export")
+def test_drawing_that_takes_long_lengthens_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest frame is drawn next; a drawing takes as long as several frames."""
+    drawn = list[str]()
+
+    def draw(_view: View, frame: Frame, _seen: Any) -> None:
+        time.sleep(1.0)
+        drawn.append(frame.token)
+
+    def shown(stack: ExitStack, intake: Intake) -> list[Output]:
+        stack.callback((view := View(0, bundle().manifest)).close)
+        return [view]
+
+    monkeypatch.setattr(View, "_draw_frame", draw)
+    drive = driving(log(), tmp_path, more=shown)
+    drive.require_outcomes()
+    assert 1 < len(drawn) < 0.6 * len(drive.tokens)
+    assert drawn == [token for token in drive.tokens if token in drawn]
+    assert drawn[-1] == drive.tokens[-1]
 
 
 def test_a_vehicle_without_lidar_is_shown(steps: list[Any], tmp_path: Path) -> None:
