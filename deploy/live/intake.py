@@ -10,6 +10,7 @@ from contextlib import suppress
 from threading import Condition, Event, Thread
 from typing import Any, Literal, NamedTuple
 
+from deploy.live.backlog import MOST_BYTES, Backlog, Received
 from deploy.live.policy import Policy
 from deploy.live.source import Source
 from deploy.recordings.assembler import Assembler
@@ -23,7 +24,6 @@ from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.frame import Frame
 
-MOST_WAITING = 512  # messages that are not assembled yet; of more the oldest are dropped
 _STATUSES = {1: "timeout", 2: "invalid"}  # of autoware_sensing_msgs/SourcePointCloudInfo; 0: there are its points
 CLOUDS = ("sensor_msgs/msg/PointCloud2", "foxglove.PointCloud")
 PICTURES = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image", "foxglove.CompressedImage", "foxglove.RawImage")
@@ -35,11 +35,6 @@ class Arrived(NamedTuple):
 
     frame: Frame
     time: float  # s, when the message came after which it need not wait, by time.monotonic
-
-
-class _Received(NamedTuple):
-    raw: RawMessage
-    time: float  # s, when it came, by time.monotonic
 
 
 class Intake:
@@ -75,8 +70,7 @@ class Intake:
         self._assembler = Assembler(
             own, bundle.spec, self.counts, drive, keyframes is not None, FrameChoice(), self._readings
         )
-        self._messages: deque[_Received] = deque()
-        self.overrun = 0  # messages that were dropped because too many waited
+        self._messages = Backlog()
         self._changed, self._stop, self._finished = Condition(), Event(), False
         self._newest: queue.Queue[Arrived] = queue.Queue(1)
         self.lost: deque[tuple[str, str]] = deque(maxlen=1000)  # token and outcome of the latest frames not perceived
@@ -92,14 +86,15 @@ class Intake:
         self.source.start(self._topics | self._readings.topics | joined, self.receive, self.counts.add_damage)
 
     def receive(self, raw: RawMessage) -> None:
-        """Take a message; called by the source's threads."""
+        """Take a message; called by the source's threads. One that no recording could hold is dropped."""
         with self._changed:
+            if len(raw.data) > MOST_BYTES:
+                self.counts.add_problem("overrun", raw.topic)
+                return
             if self.tap is not None:
                 self.tap(raw)
-            self._messages.append(_Received(raw, time.monotonic()))
-            if len(self._messages) > MOST_WAITING:
-                self.counts.add_problem("overrun", self._messages.popleft().raw.topic)
-                self.overrun += 1
+            for _ in range(self._messages.add(raw, time.monotonic())):
+                self.counts.add_problem("overrun", raw.topic)
             self._changed.notify()
 
     def take(self, seconds: float) -> Arrived | None:
@@ -171,16 +166,16 @@ class Intake:
                 return
         self._lose_left_out()
 
-    def _next_message(self) -> _Received | None:
+    def _next_message(self) -> Received | None:
         """The next message; None if there is none for a moment. Meanwhile pictures of waiting frames are prepared."""
         with self._changed:
             if self._messages:
-                return self._messages.popleft()
+                return self._messages.take()
         prepared = self._assembler.prepare_ahead(self.source.now())
         with self._changed:
             if not prepared and not self._messages:
                 self._changed.wait(TICK)
-            return self._messages.popleft() if self._messages else None
+            return self._messages.take()
 
     def _frames(self, raw: RawMessage | None) -> Iterator[Frame]:
         """The frames that a message completes, and those that have waited long enough."""

@@ -20,6 +20,7 @@ WORST_LAST: tuple[State, ...] = ("OK", "DEGRADED", "UNTRUSTED", "DOWN")
 HELD = 1.0  # s that the reason of a single frame stays
 PERIODS = 3  # between frames, after which the state is DOWN
 GAP = 1.5  # periods between frames, after which one is missed
+_PROBLEMS = {"overrun": "were dropped, because too many or too large ones waited to be decoded"}  # of a topic
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Supervisor:
         self._held: dict[tuple[str, str], tuple[float, Reason]] = {}  # by code and subject, until a time (s)
         self._lasting: dict[tuple[str, str], Reason] = {}
         self.health: Mapping[str, SensorHealth] = {}
-        self._lost = Counter[str]()  # frames and messages by reason
+        self._lost = Counter[tuple[str, str]]()  # frames and messages, by code and subject
         self._timestamp: int | None = None  # us, of the latest frame
 
     @contextmanager
@@ -125,16 +126,19 @@ class Supervisor:
 
     def _count_lost(self) -> None:
         """Hold a reason for the frames and messages that were lost since the last time."""
-        counts = self._intake.outcomes
-        skipped, lost, dropped = counts["superseded"], counts["unposed"], self._intake.overrun
-        why = f"{dropped} messages so far were dropped, because too many waited to be decoded"
+        counts, problems = self._intake.outcomes, self._intake.counts.problems
+        skipped, lost = counts["superseded"], counts["unposed"]
         for number, reason in (
             (skipped, Reason("DEGRADED", "superseded", "", f"{skipped} frames so far were skipped for newer ones")),
             (lost, Reason("DEGRADED", "unposed", "", f"the vehicle's pose was not known for {lost} frames so far")),
-            (dropped, Reason("DEGRADED", "overrun", "", why)),
+            *(
+                (count, Reason("DEGRADED", code, topic, f"{count} messages so far {why}"))
+                for code, why in _PROBLEMS.items()
+                for topic, count in problems(code).items()
+            ),
         ):
-            if number > self._lost[reason.code]:
-                self._lost[reason.code] = number
+            if number > self._lost[reason.code, reason.subject]:
+                self._lost[reason.code, reason.subject] = number
                 self._hold(reason)
 
     def _of_time(self, now: float) -> Iterator[Reason]:

@@ -18,7 +18,7 @@ PROBLEMS = {
     "duplicated": "a stamp that the topic had before; dropped",
     "out_of_order": "an earlier stamp than the previous message; used",
     "late": "arrived after its frame was assembled; not used",
-    "overrun": "while driving: too many messages waited; dropped",
+    "overrun": "while driving: too many messages of the topic waited, or too large ones; dropped",
     "unposed": "the vehicle's pose is not known at its time; dropped",
     "uncompensated": "times of points that do not fit the stamp, or without the vehicle's pose; used as of one time",
 }
@@ -41,6 +41,10 @@ class Counts:
 
     def add_problem(self, kind: str, topic: str) -> None:
         self._problems[kind][topic] += 1
+
+    def problems(self, kind: str) -> dict[str, int]:
+        """Number of messages with a problem of PROBLEMS, by topic."""
+        return dict(self._problems[kind])
 
     def add_corrupt(self, topic: str, reason: str) -> None:
         """Count a corrupt message; there is a fixed number of reasons."""

@@ -509,13 +509,26 @@ def test_the_time_of_a_frame_is_that_of_its_last_message_however_long_it_waited(
 
 
 def test_messages_that_are_dropped_make_the_state_degraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come a thousand times as fast as they were recorded."""
-    monkeypatch.setattr(module, "MOST_WAITING", 2)
+    """They come a thousand times as fast as they were recorded. The reason names the topic that loses some."""
+    monkeypatch.setattr("deploy.live.backlog.MOST_MESSAGES", 2)
     drive = driving(log(2.0), tmp_path, rate=1000.0)
-    dropped = sum(drive.driven.counts["overrun"].values())
-    assert dropped > 0
-    says = f"{dropped} messages so far were dropped"
-    assert drive.watch.first("DEGRADED", "overrun", says=says) < float("inf")
+    dropped = drive.driven.counts["overrun"]
+    assert dropped
+    for topic, count in dropped.items():
+        assert drive.watch.first("DEGRADED", "overrun", topic, f"{count} messages so far") < float("inf")
+
+
+def test_a_message_that_no_recording_could_hold_is_dropped_alone(tmp_path: Path) -> None:
+    messages = log(2.0)
+    huge = Sent("/lidar_top", "sensor_msgs/msg/PointCloud2", after(1.0), bytes(1 << 17))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST_BYTES", max(len(each.data) for each in messages))
+        assert len(huge.data) > module.MOST_BYTES
+        drive = driving([*messages, huge], tmp_path)
+    drive.require_outcomes()
+    assert drive.driven.counts["overrun"] == {"/lidar_top": 1}
+    assert "corrupt" not in drive.driven.counts
+    assert drive.driven.outcomes == {"perceived": drive.driven.announced}
 
 
 def test_frames_that_wait_at_the_end_of_a_recording_are_not_decoded_after_a_stop(

@@ -30,6 +30,7 @@ from mcap.reader import make_reader
 from prometheus_client.parser import text_string_to_metric_families
 from recordings import Sent, nuscenes_topics, write_raw_mcap
 from repository import ROOT
+from vocabulary import SENSORS
 
 from deploy.live import record
 from deploy.live.intake import Intake
@@ -42,6 +43,7 @@ from deploy.live.state import WORST_LAST, Status, Supervisor
 from deploy.live.view import View
 from deploy.live.zenoh import Zenoh
 from deploy.recordings import ros
+from deploy.recordings.counts import Counts
 from deploy.recordings.mcap import McapRecording
 from deploy.recordings.messages import RawMessage, RecordingInfo
 from deploy.replay.foxglove_results import FoxgloveWriter
@@ -449,7 +451,7 @@ class Failing(Output):
 def test_an_output_that_fails_is_tried_again_unless_it_would_lack_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.live.outputs.PAUSE", 0.05)  # s
     again, whole = Failing("publish", False), Failing("record", True)
-    intake: Any = SimpleNamespace(period=0.1, outcomes=Counter(), overrun=0, lacking={}, unheard=[])
+    intake: Any = SimpleNamespace(period=0.1, outcomes=Counter(), counts=Counts(SENSORS), lacking={}, unheard=[])
     supervisor = Supervisor(Policy(), intake, None)
 
     def failed() -> set[str]:
