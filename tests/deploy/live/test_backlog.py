@@ -1,5 +1,6 @@
 """Messages that wait: each topic has its own room, whatever others send."""
 
+import gc
 import tracemalloc
 from collections.abc import Sequence
 from unittest.mock import patch
@@ -64,11 +65,12 @@ def test_types_that_a_sender_invents_take_no_memory() -> None:
             for read in (message.decode, message.parse):
                 with pytest.raises(CorruptMessage):
                     read(message.data)
+        gc.collect()
         return tracemalloc.get_traced_memory()[0]
 
     tracemalloc.start()
     try:
         first = parse(range(200))
-        assert parse(range(200, 2000)) - first < 50_000  # bytes
+        assert parse(range(200, 3000)) - first < 100_000  # bytes
     finally:
         tracemalloc.stop()
