@@ -92,9 +92,9 @@ def write_package(
     with atomic_folder(out, "the build package") as fresh:
         shutil.copytree(bundle.path, fresh / "bundle", ignore=shutil.ignore_patterns(ENGINES))
         script = fresh / SCRIPT
-        script.write_text(_script(bundle, target, dla, refittable))
+        script.write_text(_script(bundle, target, dla, refittable), "utf-8")
         script.chmod(0o755)
-        (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable, signer))
+        (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable, signer), "utf-8")
         sums = make_sums(fresh)
         (fresh / SUMS).write_bytes(sums)
         if signer is not None:

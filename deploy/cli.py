@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -38,9 +39,11 @@ def main() -> None:
     this program becomes one line and exit code 70 (EX_SOFTWARE of sysexits.h); the traceback goes to a file.
     """
     out = sys.__stdout__
-    if out is not None and out is sys.stdout and not out.isatty():
+    if out is not None and out is sys.stdout:
         pipe = io.BufferedWriter(_Pipe(out.fileno(), "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(pipe, out.encoding, out.errors, line_buffering=True)
+        # Names of files keep their bytes; what a locale such as C has no character for becomes a question mark.
+        errors = "surrogateescape" if codecs.lookup(out.encoding).name == "utf-8" else "replace"
+        sys.stdout = io.TextIOWrapper(pipe, out.encoding, errors, line_buffering=True)
     try:
         app()
     except InputError as error:
@@ -60,7 +63,9 @@ def main() -> None:
         print(f"perception: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        with tempfile.NamedTemporaryFile("w", prefix="perception-", suffix=".log", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="perception-", suffix=".log", delete=False, errors="replace"
+        ) as file:
             traceback.print_exc(file=file)
         text = " ".join(f"{type(error).__name__}: {error}".split())
         print(

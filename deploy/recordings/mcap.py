@@ -23,6 +23,7 @@ from mcap.summary import Summary
 from deploy.recordings import foxglove, ros
 from deploy.recordings.messages import Content, CorruptMessage, RawMessage, RecordingInfo
 from perception.errors import InputError
+from perception.io.files import text_of
 
 MAX_RECORD = 1 << 28  # bytes; a longer record is damage
 SCENE_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
@@ -52,7 +53,7 @@ class McapRecording:
         self.info = RecordingInfo(
             counts=of_topic,
             duration=duration // 1000,
-            scene=scene.get("name") or path.stem,
+            scene=scene.get("name") or text_of(path.stem),
             location=scene.get("location", ""),
             description=scene.get("description", ""),
             types={each.topic: self._type(each) for each in self._channels.values()},

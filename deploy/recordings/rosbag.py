@@ -17,6 +17,7 @@ from deploy.recordings import ros
 from deploy.recordings.mcap import MAX_RECORD, McapRecording
 from deploy.recordings.messages import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
+from perception.io.files import text_of
 from perception.io.section import parse_yaml
 
 _PART = 1 << 22  # bytes that are decompressed at once
@@ -43,7 +44,7 @@ class RosbagRecording:
         self.info = RecordingInfo(
             {topic: sum(each.counts.get(topic, 0) for each in infos) for topic in topics},
             sum(each.duration for each in infos),
-            path.stem,
+            text_of(path.stem),
             types={topic: kind for each in infos for topic, kind in each.types.items()},
         )
 
@@ -73,7 +74,7 @@ class _SqliteFile:
                 f"{path}: cannot read the recording ({reason[:160]}); copy it again, or save what is left with "
                 "`sqlite3 FILE .recover`"
             ) from None
-        self.info = RecordingInfo(counts, duration, path.stem, types=types)
+        self.info = RecordingInfo(counts, duration, text_of(path.stem), types=types)
 
     def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
         try:

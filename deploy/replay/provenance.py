@@ -27,7 +27,7 @@ from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.targets import find_target
 from perception.errors import InputError
-from perception.io.files import write_atomically
+from perception.io.files import text_of, write_atomically
 from perception.io.section import Section
 from perception.taxonomy import Taxonomy
 
@@ -229,7 +229,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
         software=software(),
         commit=commit(),
         machine=machine(),
-        path=source.path.resolve().name,
+        path=text_of(source.path.resolve().name),
         version=source.version,
         scenes=tuple(source.scenes),
         topics_sha256=None if source.topics is None else sha256(source.topics),

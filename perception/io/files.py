@@ -34,6 +34,11 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def text_of(name: str) -> str:
+    """A file's name as UTF-8 text, in any locale and for any bytes."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file atomically: at any time the path has either the whole old or the whole new content."""
     write_together({path: content})
