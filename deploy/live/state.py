@@ -20,7 +20,10 @@ WORST_LAST: tuple[State, ...] = ("OK", "DEGRADED", "UNTRUSTED", "DOWN")
 HELD = 1.0  # s that the reason of a single frame stays
 PERIODS = 3  # between frames, after which the state is DOWN
 GAP = 1.5  # periods between frames, after which one is missed
-_PROBLEMS = {"overrun": "were dropped, because too many or too large ones waited to be decoded"}  # of a topic
+_PROBLEMS = {  # of a topic
+    "overrun": "were dropped, because too many or too large ones waited to be decoded",
+    "contested": "came from a second publisher; stop it, or let it send to a topic of its own",
+}
 
 
 @dataclass(frozen=True)

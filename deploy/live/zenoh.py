@@ -24,6 +24,7 @@ NODE = "tessera"
 _DEFAULT = """{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, listen: {endpoints: ["tcp/localhost:0"]},
 scouting: {multicast: {enabled: false}}}"""
 _LATCHED_QOS, _QOS = ":1:,1:,:,:,,", "::,1:,:,:,,"  # reliable, depth 1; the first one transient local
+_GID = 16  # bytes at the end of an attachment, by which rmw_zenoh tells publishers apart
 _DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
 T = TypeVar("T")
 
@@ -120,7 +121,9 @@ class Zenoh:
 
     def _receive(self, topic: str, receive: Receive, sample: Any) -> None:
         type_name = ros.type_of_dds(str(sample.key_expr).split("/")[-2])
-        receive(ros.raw_message(topic, self.now(), bytes(sample.payload), type_name))
+        attachment = b"" if sample.attachment is None else bytes(sample.attachment)
+        publisher = attachment[-_GID:] if len(attachment) >= _GID else None
+        receive(ros.raw_message(topic, self.now(), bytes(sample.payload), type_name, publisher))
 
     def _publisher(self, topic: str, type_name: str) -> Callable[[bytes], None]:
         ext, latched = self._zenoh.ext, _is_latched(topic)
@@ -130,7 +133,7 @@ class Zenoh:
             publisher = ext.declare_advanced_publisher(self._session, key, cache=ext.CacheConfig(1))
         else:
             publisher = self._session.declare_publisher(key)
-        entity, gid, numbers = next(self._entities), os.urandom(16), count(1)
+        entity, gid, numbers = next(self._entities), os.urandom(_GID), count(1)
         qos = _LATCHED_QOS if latched else _QOS
         token = f"0/{entity}/MP/%/%/{NODE}/{topic.replace('/', '%')}/{kind}/{type_hash}/{qos}"
         self._open += [publisher, self._token(token)]

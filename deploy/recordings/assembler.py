@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.recordings.choice import FrameChoice
-from deploy.recordings.counts import Counts
+from deploy.recordings.counts import Counts, Publishers
 from deploy.recordings.latest import (
     UNMOUNTED,
     CameraPictures,
@@ -115,6 +115,7 @@ class Assembler:
         offsets |= {each.image: each.offset for each in topics.cameras.values()}
         self._offsets = {topic: round(1e6 * offset) for topic, offset in offsets.items()}
         self._stamps, self._readings, self._arrivals = Stamps(counts), readings, Arrivals()
+        self._publishers = Publishers(counts, shared=(topics.transforms, topics.static_transforms))
         self._pending: list[_PendingFrame] = []
         # The latest frames and their sensors, to recognise late messages.
         self._recent: deque[tuple[_PendingFrame, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
@@ -206,6 +207,7 @@ class Assembler:
             with self._counts.corrupt(raw.topic):
                 self._readings.add(raw.topic, raw.time, raw.parse(raw.data))
         if raw.topic in self._named:
+            self._publishers.add(raw)
             with self._counts.corrupt(raw.topic):
                 self.add(raw.topic, raw.time, raw.decode(raw.data))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from deploy.recordings.messages import CorruptMessage
+from deploy.recordings.messages import CorruptMessage, RawMessage
 from perception.frame import Frame
 from perception.rig import Sensors
 
@@ -19,6 +19,7 @@ PROBLEMS = {
     "out_of_order": "an earlier stamp than the previous message; used",
     "late": "arrived after its frame was assembled; not used",
     "overrun": "while driving: too many messages of the topic waited, or too large ones; dropped",
+    "contested": "from another publisher than the message before, and both go on; used",
     "unposed": "the vehicle's pose is not known at its time; dropped",
     "uncompensated": "times of points that do not fit the stamp, or without the vehicle's pose; used as of one time",
 }
@@ -89,6 +90,31 @@ class Counts:
     def line(self) -> str:
         """The summary as one line of text."""
         return line_of(self.summary())
+
+
+_MOST_PUBLISHERS = 8  # of a topic, the latest
+
+
+class Publishers:
+    """Counts the messages of topics that two publishers send, but for shared topics, which any number may send.
+
+    A publisher that sends again after another one has sent makes a topic contested: one that was started anew is
+    another one, and the one before is not heard of again.
+    """
+
+    def __init__(self, counts: Counts, shared: Collection[str]) -> None:
+        self._counts, self._shared = counts, shared
+        self._latest: dict[str, deque[Hashable]] = {}  # by topic, the latest one at the end
+
+    def add(self, raw: RawMessage) -> None:
+        if raw.publisher is None or raw.topic in self._shared:
+            return
+        latest = self._latest.setdefault(raw.topic, deque(maxlen=_MOST_PUBLISHERS))
+        if raw.publisher in latest:
+            if raw.publisher != latest[-1]:
+                self._counts.add_problem("contested", raw.topic)
+            latest.remove(raw.publisher)
+        latest.append(raw.publisher)
 
 
 def line_of(summary: Mapping[str, Any]) -> str:

@@ -68,7 +68,8 @@ class McapRecording:
                         decode, parse = self._decoder(channel)
                         ros_type = self._type(channel) if channel.message_encoding == "cdr" else ""
                         time = record.log_time // 1000
-                        yield RawMessage(channel.topic, time, record.data, decode, parse, ros_type)
+                        publisher = self._path, channel.id
+                        yield RawMessage(channel.topic, time, record.data, decode, parse, ros_type, publisher)
                 else:
                     self._learn(record)
 

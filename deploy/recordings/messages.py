@@ -9,7 +9,7 @@ extensions) and equidistant (Kannala and Brandt, 2006).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -267,6 +267,7 @@ class RawMessage(NamedTuple):
     decode: Callable[[bytes], list[Content]]  # raises CorruptMessage
     parse: Callable[[bytes], Any]  # into an object with the fields of its schema; raises CorruptMessage
     type_name: str = ""  # in ROS 2, if the data are CDR
+    publisher: Hashable = None  # which one sent it; None: not known
 
 
 @dataclass(frozen=True)

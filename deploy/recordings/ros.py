@@ -48,9 +48,10 @@ def decode(type_name: str, data: bytes) -> list[Content]:
     return CONVERTERS[type_name](message)
 
 
-def raw_message(topic: str, time: int, data: bytes, type_name: str) -> RawMessage:
+def raw_message(topic: str, time: int, data: bytes, type_name: str, publisher: bytes | None = None) -> RawMessage:
     """A message that a middleware delivered at a time (us)."""
-    return RawMessage(topic, time, data, partial(decode, type_name), cdr_parser(type_name, "", "msg"), type_name)
+    parse = cdr_parser(type_name, "", "msg")
+    return RawMessage(topic, time, data, partial(decode, type_name), parse, type_name, publisher)
 
 
 def dds_type(type_name: str) -> str:

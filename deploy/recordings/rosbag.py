@@ -88,8 +88,8 @@ class _SqliteFile:
                 for connection, time, data in reader.messages(wanted) if wanted else ():
                     data = data if isinstance(data, bytes) else b""  # a column of SQLite holds any type
                     data = _decompress(data) if packed else data
-                    kind = connection.msgtype
-                    yield RawMessage(connection.topic, time // 1000, data, decoders[kind], parsers[connection.id], kind)
+                    kind, parse, publisher = connection.msgtype, parsers[connection.id], (self._path, connection.id)
+                    yield RawMessage(connection.topic, time // 1000, data, decoders[kind], parse, kind, publisher)
         except Exception as error:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")
 
