@@ -87,6 +87,7 @@ def drive(
     trust = make_trust(key, state, allow_older)
     runtime = Runtime(bundle, target, trust, evidence, checks=False, threads=threads)
     chosen.require_known(runtime.bundle.manifest.rig.sensors.names)
+    chosen.set_score_thresholds(runtime.bundle.manifest.heads)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     with ExitStack() as stack:
         zenoh = stack.enter_context(closing(Zenoh())) if publish or source == "zenoh" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from perception.errors import InputError
 from perception.io.section import Section, load_section
 from perception.scene.health.features import Status
 from perception.scene.health.monitor import VEHICLE, SensorHealth
+from perception.tasks.detection.config import ScoreThresholds
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.task import Task
 
 Seconds = Annotated[float, Field(gt=0, le=10)]
 # warn: the state is DEGRADED; mask: and the network does not see the sensor; stop: the state is DOWN.
@@ -38,6 +41,7 @@ class Policy(Section):
     golden: Annotated[float, Field(gt=0)] = 30.0  # s between two golden frames
     publish_untrusted: bool = False  # whether frames are perceived although the engine has failed a golden frame
     failing: Seconds = 5.0  # s without a frame because the engine fails, after which the process ends
+    score_thresholds: ScoreThresholds | None = None  # instead of the bundle's
     # By sensor, or pattern such as CAM_*: status -> action.
     sensors: dict[str, dict[Status | Literal["any"], Action]] = Field(default={})
 
@@ -67,6 +71,17 @@ class Policy(Section):
             if not any(fnmatchcase(each, pattern) for each in (*sensors, VEHICLE)):
                 there = ", ".join(sensors)
                 raise InputError(f"--policy: sensors.{pattern}: fits none of the bundle's sensors {there}; correct it")
+
+    def set_score_thresholds(self, tasks: Mapping[str, Task[Any]]) -> None:
+        """Let the policy's thresholds take the place of the bundle's; InputError if they are not of its classes."""
+        task = tasks.get(DetectionTask.name)
+        if self.score_thresholds is None or not isinstance(task, DetectionTask):
+            return
+        try:
+            self.score_thresholds.require_classes(task.taxonomy)
+        except ValueError as error:
+            raise InputError(f"--policy: {error} {', '.join(task.taxonomy.class_names)}; correct it") from None
+        task.config = task.config.model_copy(update={"score_thresholds": self.score_thresholds})
 
 
 def load_policy(path: Path | None) -> Policy:

@@ -28,6 +28,8 @@ from perception.config import CameraBranch, Lidar
 from perception.grid import BevGrid
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.config import ScoreThresholds
+from perception.tasks.detection.tracker import Tracker
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 
@@ -90,6 +92,27 @@ def test_a_bundle_knows_what_the_sensors_of_a_recording_deliver() -> None:
     assert {name: each["keyframes"] for name, each in statistics["sensors"].items()} == {"velodyne": SWEEPS}
     later = drive_of_kitti(0.1, 0.008)
     assert succeeds("check", later, "--bundle", bundle_of_kitti(), "--topics", topics_of_kitti()).count("\n") == 1
+
+
+@pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")
+def test_what_is_published_is_likely() -> None:
+    """Of everything that was detected twice, most was noise: a tenth of it has a probability of 0.4."""
+    runtime = Runtime(bundle_of_kitti(), checks=False, threads=1)
+    task = runtime.bundle.manifest.heads["detection"]
+    recording = RecordedDrive(drive_of_kitti(0.1035), topics(), runtime.bundle.spec)
+    everything, counts = task.memory(), list[tuple[int, int, int]]()
+    everything._tracker = Tracker(task.taxonomy, ScoreThresholds(default=0.0))
+    for frame in recording.frames():
+        seen = runtime.step(frame)
+        tracks, before = seen.states["detection"], everything.update(frame, seen.prediction.results["detection"])
+        np.testing.assert_array_equal(tracks.ids, before.ids)  # every track is followed all the same
+        assert tracks.confirmed[before.confirmed & (before.boxes.scores >= 0.4)].all()
+        assert (tracks.boxes.scores[tracks.confirmed] >= 0.15).all()
+        likely = before.confirmed & (before.boxes.scores >= 0.4)
+        counts.append((before.confirmed.sum(), tracks.confirmed.sum(), likely.sum()))
+    before, now, likely = np.mean(counts[5:], axis=0)
+    assert before > 10 * likely
+    assert now < 4.5 * likely
 
 
 @pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")

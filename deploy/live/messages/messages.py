@@ -15,7 +15,6 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.geometry import move
 from perception.scene.scene import SceneFrame
 from perception.tasks.detection.task import DetectionTask
-from perception.tasks.drawing import LOWEST_SCORE
 from perception.tasks.occupancy.labels import ego_from_reference
 from perception.tasks.occupancy.rays import OCCUPIED
 from perception.tasks.occupancy.result import OccupancyResult
@@ -55,9 +54,9 @@ class Messages:
 
     def detections(self, frame: Frame, prediction: Prediction) -> Iterator[Message]:
         """The detected objects of one frame, as the network saw it, in the vehicle's frame."""
-        found: Boxes | None = prediction.results.get(DetectionTask.name)
-        if found is not None:
-            boxes = found.select(found.scores >= LOWEST_SCORE).transformed(ego_from_reference(frame))
+        task = self._tasks.get(DetectionTask.name)
+        if isinstance(task, DetectionTask):
+            boxes = task.published(prediction.results[DetectionTask.name]).transformed(ego_from_reference(frame))
             about = header(frame.timestamp, self._vehicle, frame.nanoseconds)
             yield _message("objects/vision", detections_3d(about, boxes, self._taxonomy))
             yield _message("objects/detected", detected_objects(about, boxes, self._taxonomy))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from perception.frame import Boxes
 from perception.io.section import Positive, Section, Share
+from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy
 
@@ -88,6 +92,38 @@ class IouScore(Section):
     threshold: Share = 0.1  # boxes whose heatmap is not above this have the score zero
 
 
+class ScoreThresholds(Section):
+    """Lowest scores of detections that are published and that confirm tracks; the names are Autoware's."""
+
+    default: Share = COUNTED_SCORE  # of the classes without an entry
+    upper_bounds: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(), strict=False
+    )  # m from the reference in the ground plane; the last range has no end, so that N bounds make N ranges
+    thresholds: dict[str, Annotated[tuple[Share, ...], Field(strict=False)]] = Field(
+        default={}
+    )  # class -> that of each range
+
+    @model_validator(mode="after")
+    def _require_ranges(self) -> ScoreThresholds:
+        ranges = max(1, len(self.upper_bounds))
+        if any(near >= far for near, far in pairwise(self.upper_bounds)):
+            raise ValueError("upper_bounds must ascend")
+        if wrong := [name for name, values in self.thresholds.items() if len(values) != ranges]:
+            raise ValueError(f"thresholds.{wrong[0]} must have a threshold for each of the ranges, {ranges}")
+        return self
+
+    def require_classes(self, taxonomy: Taxonomy) -> None:
+        if unknown := sorted(self.thresholds.keys() - set(taxonomy.class_names)):
+            raise ValueError(f"score_thresholds: {unknown[0]!r} is not among the classes")
+
+    def reached(self, boxes: Boxes, place: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+        """(N,) bool: which boxes have the score of their class, at their distance from a place (2,) m."""
+        ranges, default = max(1, len(self.upper_bounds)), self.default
+        table = np.array([self.thresholds.get(name, (default,) * ranges) for name in taxonomy.class_names])
+        distances = np.hypot(*(boxes.centers[:, :2] - place).T)
+        return boxes.scores >= table[boxes.labels, np.searchsorted(self.upper_bounds[:-1], distances, side="right")]
+
+
 class DetectionHead(TaskConfig):
     """The head of CenterPoint or, with `anchors`, that of SECOND."""
 
@@ -108,12 +144,14 @@ class DetectionHead(TaskConfig):
     min_radius: Annotated[int, Field(ge=0)] = 2  # heatmap cells, of its Gaussians
     weights: Weights = Weights()
     anchors: AnchorHead | None = None  # instead of all of the above
+    score_thresholds: ScoreThresholds = ScoreThresholds()  # of what is driven with
 
     @property
     def only_peaks(self) -> bool:
         return self.suppression is None if self.peaks is None else self.peaks
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        self.score_thresholds.require_classes(taxonomy)
         if self.groups and tuple(name for group in self.groups for name in group) != taxonomy.class_names:
             raise ValueError(f"the groups, one after the other, must be {', '.join(taxonomy.class_names)}")
         unknown = sorted(self.subcells.keys() - set(taxonomy.class_names)) if isinstance(self.subcells, dict) else []

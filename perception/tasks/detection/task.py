@@ -12,7 +12,7 @@ import numpy as np
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns, match
-from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.config import DetectionHead, ScoreThresholds
 from perception.tasks.detection.devkit import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.metric import WITHIN, DetectionMetric
 from perception.tasks.detection.nms import non_maximum_suppression
@@ -31,12 +31,13 @@ _ARRAYS = ("centers", "sizes", "rotations", "velocities", "labels", "attributes"
 class TrackMemory(Memory[Boxes]):
     """Memory whose state is the current tracks."""
 
-    def __init__(self, taxonomy: Taxonomy) -> None:
-        self._tracker = Tracker(taxonomy)
+    def __init__(self, taxonomy: Taxonomy, thresholds: ScoreThresholds) -> None:
+        self._tracker = Tracker(taxonomy, thresholds)
 
     def update(self, frame: Frame, result: Boxes | None) -> Tracks:
         found = Boxes.none() if result is None else result
-        return self._tracker.update(found.transformed(frame.global_from_reference), frame.timestamp)
+        pose = frame.global_from_reference
+        return self._tracker.update(found.transformed(pose), frame.timestamp, pose[:2, 3])
 
 
 class DetectionTask(Task[Boxes]):
@@ -114,7 +115,11 @@ class DetectionTask(Task[Boxes]):
         return self.config.anchors is None or self.config.anchors.velocity
 
     def memory(self) -> TrackMemory:
-        return TrackMemory(self.taxonomy)
+        return TrackMemory(self.taxonomy, self.config.score_thresholds)
+
+    def published(self, result: Boxes) -> Boxes:
+        """The detections with the scores of `score_thresholds`."""
+        return result.select(self.config.score_thresholds.reached(result, np.zeros(2), self.taxonomy))
 
     def objects(self, state: Tracks) -> Boxes:
         return state.boxes.select(state.confirmed)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import one_line_error
 from exported import bundle, checkpoint_of, modular
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from vocabulary import CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, RIG, SENSORS
 from deploy.golden import synthetic_frame
 from deploy.live.messages.free_space import FREE, TAKEN, UNKNOWN, FreeSpace, occupancy_grid
 from deploy.live.messages.messages import Diagnostic, Message, Messages
+from deploy.live.policy import Policy
 from deploy.manifest import Manifest
 from deploy.recordings.ros_types import TYPES, encode, header
 from perception.frame import Boxes, Frame, Prediction
@@ -66,7 +68,7 @@ def test_a_box_of_a_turned_lidar_is_where_the_vehicle_has_it() -> None:
     """The LiDAR looks to the left, so what is 10 m ahead of it is to the left of the vehicle."""
     frame = frame_at(rigid(700, -300, 2, 2.0), rigid(1.0, 0.5, 1.8, np.pi / 2))
     rows = [[CAR, 10, 2, -1, 1.9, 4.5, 1.6, 0, 3, 4, 0.8], [CONE, 5, 0, -1, 0.4, 0.4, 0.9, 0, np.nan, 0, 0.5]]
-    rows += [[BARRIER, 6, 0, -1, 2.4, 0.5, 1.0, 0, 0, 0, 0.3], [CAR, 20, 0, 0, 1.9, 4.5, 1.6, 0, 0, 0, 0.05]]
+    rows += [[BARRIER, 6, 0, -1, 2.4, 0.5, 1.0, 0, 0, 0, 0.3], [CAR, 20, 0, 0, 1.9, 4.5, 1.6, 0, 0, 0, 0.29]]
     vision, detected = Messages(manifest_of("detection")).detections(frame, Prediction({"detection": boxes_of(*rows)}))
     found = read(detected)
     assert found.header == header(STAMP, "base_link")
@@ -86,6 +88,22 @@ def test_a_box_of_a_turned_lidar_is_where_the_vehicle_has_it() -> None:
     assert first.results[0].hypothesis.class_id == "car"
     assert first.results[0].pose.pose == first.bbox.center == pose
     assert (xyz(first.bbox.size), first.header, len(others)) == ([4.5, 1.9, 1.6], found.header, 2)
+
+
+def test_detections_are_published_from_the_scores_of_the_policy_on() -> None:
+    manifest = manifest_of("detection")
+    rows = [[label, x, 0, 0, 2, 4, 1.6, 0, 0, 0, 0.25] for label in (CAR, CONE) for x in (10, 40)]
+    scores = {"upper_bounds": [30.0, 60.0], "thresholds": {"car": [0.5, 0.2]}, "default": 0.3}
+    policy = Policy.model_validate({"score_thresholds": scores})
+    for expected in (0, 1):
+        prediction = Prediction({"detection": boxes_of(*rows)})
+        _, detected = Messages(manifest).detections(frame_at(np.eye(4), np.eye(4)), prediction)
+        assert len(read(detected).objects) == expected
+        policy.set_score_thresholds(manifest.heads)  # instead of the bundle's
+    assert manifest.heads["detection"].memory()._tracker._thresholds == policy.score_thresholds
+    unknown = Policy.model_validate({"score_thresholds": {"thresholds": {"tram": [0.5]}}})
+    with one_line_error(at="--policy: score_thresholds", says="'tram'"):
+        unknown.set_score_thresholds(manifest.heads)
 
 
 @cache

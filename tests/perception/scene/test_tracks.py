@@ -14,8 +14,9 @@ from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
 from perception.tasks.association import associate, associate_in_stages
+from perception.tasks.detection.config import ScoreThresholds
 from perception.tasks.detection.motion import Motion, Noise
-from perception.tasks.detection.tracker import BIRTH, FLOOR, LIFETIME, MAX_TRACKS, SURE, Tracker, Tracks
+from perception.tasks.detection.tracker import BIRTH, FADED, FLOOR, LIFETIME, MAX_TRACKS, SURE, Tracker, Tracks
 from perception.tasks.detection.traffic import select_strongest
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")
@@ -143,6 +144,46 @@ def test_a_second_detection_confirms_a_track_and_a_weak_one_continues_it() -> No
     weak = boxes_at([(16.0, 0.3)], velocities=[(8, 0)], score=(FLOOR + BIRTH) / 2)
     tracks = tracker_after(4).update(weak, START + 2_000_000)
     assert (tracks.ids.tolist(), tracks.unseen.tolist()) == ([1], [0])
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), st.floats(0.16, 1), st.sampled_from([CAR, PEDESTRIAN])), max_size=6))
+def test_detections_with_the_score_of_their_class_and_range_confirm(objects: list) -> None:
+    """By distances from the vehicle, which is far from where the frame of reference begins."""
+    given = ScoreThresholds(default=0.3, upper_bounds=(20.0, 40.0), thresholds={"pedestrian": (0.6, 0.2)})
+    place, tracker = np.array([700.0, -300.0]), Tracker(NUSCENES, given)
+    rows = [
+        boxes_at([place + np.array([x, 30.0 * i])], label, score=score) for i, (x, score, label) in enumerate(objects)
+    ]
+    for k in range(4):
+        tracks = tracker.update(Boxes.joined(Boxes.none(), *rows), START + HALF_SECOND * k, place)
+    expected = [
+        score >= (0.3 if label == CAR else 0.6 if np.hypot(x, 30.0 * i) < 20.0 else 0.2)
+        for i, (x, score, label) in enumerate(objects)
+    ]
+    assert tracks.confirmed.tolist() == expected
+
+
+def test_weak_detections_continue_a_confirmed_track_until_its_score_has_faded() -> None:
+    strong, weak, none = boxes_at([(0, 0)], score=0.6), boxes_at([(0, 0)], score=0.2), Boxes.none()
+    found = followed(weak, weak, strong, weak, strong, weak, weak, none, none, none, none)
+    assert [each.confirmed.tolist() for each in found[:7]] == [[False]] * 4 + [[True]] * 3
+    scores = [each.boxes.scores[0] for each in found[7:]]
+    assert [bool(each.confirmed[0]) for each in found[7:]] == [score >= FADED * 0.3 for score in scores]
+    assert scores[-1] < FADED * 0.3 < scores[0]
+
+
+@pytest.mark.parametrize(
+    ("label", "speed", "confirmed"), [(PEDESTRIAN, 8, True), (PEDESTRIAN, 14, False), (CAR, 14, True)]
+)
+def test_a_track_that_is_faster_than_its_class_can_be_is_not_confirmed(
+    label: int, speed: float, confirmed: bool
+) -> None:
+    xs = 0.1 * speed * np.arange(10)
+    tracker = Tracker(NUSCENES)
+    for k, x in enumerate(xs):
+        tracks = tracker.update(boxes_at([(x, 0)], label, velocities=[(speed, 0)]), START + 100_000 * k)
+    assert tracks.boxes.velocities[0, 0] == pytest.approx(speed, rel=0.2)
+    assert tracks.confirmed.tolist() == [confirmed]
 
 
 def test_the_score_of_a_track_grows_with_its_detections_and_fades_without() -> None:
