@@ -188,7 +188,8 @@ def _begin_anew(tracks: np.ndarray, around: np.ndarray, seconds: float, motions:
     take each vehicle that comes by.
     """
     tracks = tracks.copy()
-    tracks["hits"], tracks["confirming"] = 1, np.minimum(tracks["confirming"], 1)
+    tracks["confirming"] = np.minimum(tracks["confirming"], 1)
+    tracks["hits"] = 1
     noise = motions.noise(tracks["label"])
     expected = expected_velocity(tracks, around[around["hits"] > DOUBTFUL], motions.speed[tracks["label"]])
     _put(tracks, Motion.begin(tracks["centers"], np.full((len(tracks), 2), np.nan), noise, expected))
