@@ -19,7 +19,8 @@ LABELS = {name: label for label, name in enumerate(get_args(RosClass))}  # of Ob
 AVAILABILITY = {"none": 0, "half": 1, "full": 2}  # heading of a class -> orientation_availability
 _AUTOWARE = "autoware_perception_msgs/msg"
 _BOX = 0  # Shape.BOUNDING_BOX
-_NOTHING = np.zeros(36)  # a covariance
+_NOTHING = np.zeros(36)  # a covariance that is unknown, as in sensor_msgs/Imu
+_UNKNOWN = 1e6  # variance of what is not estimated, beside estimated values, as wheel odometries give it in ROS
 
 
 def detections_3d(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:
@@ -52,23 +53,19 @@ def detected_objects(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:
 
 
 def tracked_objects(header: Any, tracks: Tracks, drive: str, taxonomy: Taxonomy) -> Any:
-    """TrackedObjects of N tracks, whose boxes are in the header's frame, and whose ids are unique in the drive.
-
-    The message cannot say that a velocity is unknown. It is 0 then, with the variance of what is expected of the class
-    before anything is measured.
-    """
+    """TrackedObjects of N tracks, whose boxes are in the header's frame, and whose ids are unique in the drive."""
     boxes = tracks.boxes
     moves, twists = _twists(boxes)
     rests = np.linalg.norm(twists, axis=1) <= MOVING_SPEED
     none = make("geometry_msgs/msg/Accel", linear=vector([0, 0, 0]), angular=vector([0, 0, 0]))
-    acceleration = make("geometry_msgs/msg/AccelWithCovariance", accel=none, covariance=_NOTHING)
+    acceleration = make("geometry_msgs/msg/AccelWithCovariance", accel=none, covariance=_covariance())
     objects = []
     for i, (pose, size) in enumerate(zip(_poses(boxes), _dimensions(boxes), strict=True)):
-        kind = taxonomy.classes[boxes.labels[i]]
+        kind, (place, height, velocity) = taxonomy.classes[boxes.labels[i]], tracks.variances[i].tolist()
         kinematics = make(
             f"{_AUTOWARE}/TrackedObjectKinematics",
-            pose_with_covariance=_with_covariance(pose),
-            twist_with_covariance=_twist(twists[i], 0.0 if moves[i] else kind.motion.speed**2),
+            pose_with_covariance=_with_covariance(pose, _covariance(place, place, height)),
+            twist_with_covariance=_twist(twists[i], _covariance(velocity, velocity)),
             acceleration_with_covariance=acceleration,
             orientation_availability=AVAILABILITY[kind.heading],
             is_stationary=bool(kind.static or (moves[i] and rests[i])),
@@ -110,8 +107,13 @@ def _dimensions(boxes: Boxes) -> Sequence[Any]:
     return [vector(size) for size in boxes.sizes[:, [1, 0, 2]].tolist()]
 
 
-def _with_covariance(pose: Any) -> Any:
-    return make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=_NOTHING)
+def _covariance(*variances: float) -> np.ndarray:
+    """Row-major (6, 6) covariance with the variances of the first coordinates."""
+    return np.diag([*variances, *[_UNKNOWN] * (6 - len(variances))]).ravel()
+
+
+def _with_covariance(pose: Any, covariance: np.ndarray = _NOTHING) -> Any:
+    return make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=covariance)
 
 
 def _twists(boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
@@ -121,11 +123,7 @@ def _twists(boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
     return known, along
 
 
-def _twist(velocity: np.ndarray, variance: float = 0.0) -> Any:
-    """The twist of a velocity (3,); variance: of its parts in the ground plane."""
+def _twist(velocity: np.ndarray, covariance: np.ndarray = _NOTHING) -> Any:
+    """The twist of a velocity (3,)."""
     twist = make("geometry_msgs/msg/Twist", linear=vector(velocity.tolist()), angular=vector([0, 0, 0]))
-    covariance = _NOTHING
-    if variance:
-        covariance = np.zeros(36)
-        covariance[[0, 7]] = variance
     return make("geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=covariance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -99,11 +99,11 @@ class Tracks:
     age: np.ndarray  # (N,) s since the first detection
     unseen: np.ndarray  # (N,) s since the latest detection; 0 if detected in this frame
     confirmed: np.ndarray  # (N,) bool
+    variances: np.ndarray  # (N, 3) m^2, m^2, m^2/s^2: of the position along the ground, of the height, of the velocity
 
     def select(self, index: np.ndarray) -> Tracks:
-        return Tracks(
-            self.ids[index], self.boxes.select(index), self.age[index], self.unseen[index], self.confirmed[index]
-        )
+        rows = {each.name: getattr(self, each.name)[index] for each in fields(self) if each.name != "boxes"}
+        return Tracks(boxes=self.boxes.select(index), **rows)
 
 
 class Tracker:
@@ -274,6 +274,9 @@ def _output(tracks: np.ndarray, now: int, motions: Motions) -> Tracks:
         age=1e-6 * (now - tracks["born"]),
         unseen=1e-6 * (now - tracks["seen"]),
         confirmed=(tracks["confirming"] >= HITS) & (speeds <= motions.fastest[tracks["label"]]),
+        variances=np.column_stack(
+            [tracks["covariances"][:, 0], tracks["height_variances"], tracks["covariances"][:, 2]]
+        ),
     )
 
 

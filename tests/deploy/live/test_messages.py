@@ -28,7 +28,7 @@ from perception.grid import BevGrid, VoxelGrid
 from perception.predict import TorchPredictor
 from perception.scene.scene import Scene
 from perception.tasks import TASKS, parse_tasks, tasks_of
-from perception.tasks.detection.tracker import Tracks
+from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupiedSpace
 from perception.tasks.points.task import NONE
@@ -151,9 +151,23 @@ def test_a_track_keeps_its_id_and_stands_where_it_does_in_the_map() -> None:
     assert len(read(messages_of_tracks(messages, frame, doubtful, "b")).objects) == 1
     unknown = replace(tracks, boxes=replace(tracks.boxes, velocities=np.full((len(tracks.ids), 3), np.nan)))
     for each in read(messages_of_tracks(messages, frame, unknown, "b")).objects:
-        twist = each.kinematics.twist_with_covariance
-        assert (xyz(twist.twist.linear), each.kinematics.is_stationary) == ([0, 0, 0], False)
-        assert twist.covariance[0] == twist.covariance[7] == 25  # of 5 m/s
+        linear = each.kinematics.twist_with_covariance.twist.linear
+        assert (xyz(linear), each.kinematics.is_stationary) == ([0, 0, 0], False)
+
+
+def test_the_covariances_of_a_track_are_its_filters() -> None:
+    """After a first detection those of a measurement; a velocity that was not measured may be any of the class."""
+    manifest, frame, unknown = manifest_of_detection(), frame_at(np.eye(4), np.eye(4)), 1e6
+    for velocity, variance in ((np.nan, 25.0), (3.0, 1 / (1 / 25 + 1 / 2**2))):
+        tracker = Tracker(NUSCENES)
+        tracks = tracker.update(boxes_of([CAR, 30, 5, 0, 2, 4, 1.5, 0.4, velocity, 0, 0.9]), STAMP)
+        found = messages_of_tracks(Messages(manifest), frame, replace(tracks, confirmed=np.ones(1, bool)), "a")
+        (kinematics,) = (each.kinematics for each in read(found).objects)
+        pose, twist = kinematics.pose_with_covariance.covariance, kinematics.twist_with_covariance.covariance
+        np.testing.assert_allclose(pose.reshape(6, 6), np.diag([0.3**2] * 3 + [unknown] * 3))
+        np.testing.assert_allclose(twist.reshape(6, 6), np.diag([variance] * 2 + [unknown] * 4))
+        acceleration = kinematics.acceleration_with_covariance.covariance
+        np.testing.assert_allclose(acceleration.reshape(6, 6), unknown * np.eye(6))
 
 
 @cache
@@ -388,7 +402,7 @@ def test_a_track_of_the_map_takes_the_cells_under_it_and_free_voxels_are_not_sen
     voxels.fused.occupied[0, 0, 0] = 0.6  # likelier not free, but free is the likeliest of its classes
     grid, one = manifest.heads["map"].grid, np.ones(1)
     states = {
-        "detection": Tracks(one.astype(int), car, one, 0 * one, one > 0),
+        "detection": Tracks(one.astype(int), car, one, 0 * one, one > 0, np.ones((1, 3))),
         "map": np.ones((len(MAP_CLASSES), *grid.shape), np.float32),
         "occupancy": voxels,
     }

@@ -53,7 +53,14 @@ class NaiveTracker:
         self.ids = np.concatenate([ids, self.ids[gone]])
         self.seen = np.concatenate([np.full(len(ids), timestamp), self.seen[gone]])
         unseen = 1e-6 * (timestamp - self.seen)
-        return Tracks(self.ids, self.boxes, np.zeros(len(self.ids)), unseen, np.ones(len(self.ids), bool))
+        return Tracks(
+            self.ids,
+            self.boxes,
+            np.zeros(len(self.ids)),
+            unseen,
+            np.ones(len(self.ids), bool),
+            np.ones((len(self.ids), 3)),
+        )
 
 
 def scene_of_annotations(tables: NuScenesTables, scene: str) -> Scene:
@@ -90,7 +97,7 @@ def samples_of(scenes: list[Scene]) -> list[str]:
 def some_tracks(n: int) -> Tracks:
     places, labels, scores = np.arange(3.0 * n).reshape(n, 3), np.arange(n) % len(CLASSES), (np.arange(n) + 1) / n
     boxes = make_boxes(places, 1.0, velocities=1.0, labels=labels, scores=scores)
-    return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n), np.arange(n) % 2 == 0)
+    return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n), np.arange(n) % 2 == 0, np.ones((n, 3)))
 
 
 def test_the_scores_are_the_official_ones(simulated: Simulated, sim_root: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def random_boxes(rng: np.random.Generator, n: int, spread: float = 50.0) -> Boxe
 
 
 def to_bytes(tracks: Tracks) -> bytes:
-    columns = [tracks.ids, tracks.age, tracks.unseen, tracks.confirmed]
+    columns = [tracks.ids, tracks.age, tracks.unseen, tracks.confirmed, tracks.variances]
     columns += [getattr(tracks.boxes, f.name) for f in fields(Boxes)]
     return b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
 
