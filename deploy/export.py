@@ -52,9 +52,8 @@ from perception.modules.spec import NEXT_STATE, STATE_INPUTS
 from perception.sensors.inputs import InputSpec
 from perception.sensors.state import Limits, Moment
 from perception.tasks import TASKS
-from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.config import DetectionHead, ScoreThresholds
 from perception.tasks.detection.task import DetectionTask
-from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.task import Task
 from perception.training.clips import Arrays
 
@@ -373,6 +372,7 @@ def parameters_content(manifest: Manifest) -> bytes:
     """The file of a bundle, whose `model_params` the node in deploy/ros2 reads; lists of classes are by label."""
     spec, classes = manifest.spec, manifest.taxonomy.classes
     grid, head = manifest.grid, manifest.tasks.get(DetectionTask.name)
+    scores = head.score_thresholds if isinstance(head, DetectionHead) else ScoreThresholds()
     parameters = {
         "name": manifest.name,
         "reference": grid.reference,
@@ -383,7 +383,8 @@ def parameters_content(manifest: Manifest) -> bytes:
         "class_names": list(manifest.taxonomy.class_names),
         "class_labels": [LABELS[each.ros_class or "unknown"] for each in classes],
         "class_orientations": [AVAILABILITY[each.heading] for each in classes],
-        "score_threshold": head.score_thresholds.default if isinstance(head, DetectionHead) else COUNTED_SCORE,
+        "score_upper_bounds": [*scores.upper_bounds] or [1000.0],  # ROS has no empty lists of parameters
+        "score_thresholds": scores.table(manifest.taxonomy).ravel().tolist(),
     }
     content = {"/**": {"ros__parameters": {"model_params": parameters}}}
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode()

@@ -62,15 +62,16 @@ Message read(const char *data, size_t size) {
 }
 
 extern "C" {
-size_t boxes(int autoware, const tessera_ros::Detections *found, const double *to, double threshold, const char **names,
-             const int64_t *labels, const int64_t *orientations, size_t count, const char *header, size_t size,
-             char *out, size_t room) {
+size_t boxes(int autoware, const tessera_ros::Detections *found, const double *to, const double *bounds, size_t ranges,
+             const double *thresholds, const char **names, const int64_t *labels, const int64_t *orientations,
+             size_t count, const char *header, size_t size, char *out, size_t room) {
     const tessera_ros::Classes classes{
         {names, names + count}, {labels, labels + count}, {orientations, orientations + count}};
     tessera_ros::Matrix matrix;
     std::copy_n(to, 16, matrix.begin());
     const auto about = read<std_msgs::msg::Header>(header, size);
-    const auto all = tessera_ros::boxes_of(*found, matrix, threshold);
+    const auto all = tessera_ros::boxes_of(
+        *found, matrix, {{bounds, bounds + ranges}, {thresholds, thresholds + ranges * count}});
     using vision_msgs::msg::Detection3DArray, autoware_perception_msgs::msg::DetectedObjects;
     return autoware ? written(tessera_ros::detected_objects<DetectedObjects>(about, all, classes), out, room)
                     : written(tessera_ros::detections_3d<Detection3DArray>(about, all, classes), out, room);

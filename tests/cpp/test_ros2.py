@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,6 +29,7 @@ from deploy.recordings.messages import intrinsics
 from deploy.recordings.ros_types import encode, header, make
 from perception.frame import Boxes, Prediction
 from perception.geometry import move
+from perception.tasks.detection.config import ScoreThresholds
 
 ROS2 = ROOT / "deploy" / "ros2"
 ROOM = 1_000_000
@@ -88,8 +90,9 @@ def written(boxes: Boxes, mount: np.ndarray, manifest: Manifest, autoware: bool)
     of_class = [np.array(given[name], np.int64) for name in ("class_labels", "class_orientations")]
     fields = [np.ascontiguousarray(getattr(boxes, name)) for name, _ in Detections._fields_[1:]]
     found, out = Detections(len(boxes), *map(pointer, fields)), ctypes.create_string_buffer(ROOM)
+    bounds, scores = (np.array(given[f"score_{name}"], np.float64) for name in ("upper_bounds", "thresholds"))
     size = library().boxes(
-        autoware, ctypes.byref(found), pointer(mount), ctypes.c_double(given["score_threshold"]),
+        autoware, ctypes.byref(found), pointer(mount), pointer(bounds), ctypes.c_size_t(len(bounds)), pointer(scores),
         (ctypes.c_char_p * len(names))(*names), *map(pointer, of_class), ctypes.c_size_t(len(names)), about,
         ctypes.c_size_t(len(about)), out, ctypes.c_size_t(ROOM),
     )  # fmt: skip
@@ -102,7 +105,7 @@ def found_boxes() -> Boxes:
     rows = rng.uniform([0, -50, -50, -2, 0.1, 0.1, 0.1, -4, -9, -9, 0], [0, 50, 50, 2, 9, 9, 9, 4, 9, 9, 1], (200, 11))
     rows[:, 0] = np.arange(200) % len(NUSCENES.classes)
     rows[::7, 8] = np.nan
-    rows[:3, 10] = 0.1, np.nextafter(0.1, 0), np.nextafter(0.1, 1)
+    rows[:3, 10] = 0.3, np.nextafter(0.3, 0), np.nextafter(0.3, 1)
     boxes = boxes_of(*rows)
     rotations = boxes.rotations.copy()
     rotations[:100] = Rotation.from_quat(rng.normal(size=(100, 4))).as_matrix()
@@ -110,11 +113,20 @@ def found_boxes() -> Boxes:
     return replace(boxes, rotations=rotations)
 
 
+def manifest_with(thresholds: ScoreThresholds) -> Manifest:
+    content = manifest_of("detection").model_dump(mode="json")
+    content["tasks"]["detection"]["score_thresholds"] = thresholds.model_dump(mode="json")
+    return Manifest.model_validate_json(json.dumps(content))
+
+
 @pytest.mark.slow("compiles, and exports a network")
 @pytest.mark.parametrize("mount", [np.eye(4), QUARTER])
 def test_objects_have_the_bytes_of_the_python_messages(mount: np.ndarray) -> None:
-    manifest, frame = manifest_of("detection"), frame_at(np.eye(4), mount)
-    for boxes in (found_boxes(), Boxes.none()):
+    frame = frame_at(np.eye(4), mount)
+    ranges = ScoreThresholds(
+        upper_bounds=(20.0, 40.0, 50.0), thresholds={"car": (0.2, 0.9, 0.5), "bus": (0.0, 0.1, 0.8)}
+    )
+    for manifest, boxes in product((manifest_of("detection"), manifest_with(ranges)), (found_boxes(), Boxes.none())):
         vision, detected = Messages(manifest).detections(frame, Prediction({"detection": boxes}))
         assert written(boxes, mount, manifest, autoware=False) == vision.data
         assert written(boxes, mount, manifest, autoware=True) == detected.data

@@ -231,7 +231,7 @@ class TesseraNode : public rclcpp::Node {
             static_cast<const int64_t *>(labels.data)};
         Matrix to;
         write(ego_from_reference, to.data());
-        const std::vector<Box> boxes = boxes_of(found, to, score_threshold_);
+        const std::vector<Box> boxes = boxes_of(found, to, score_thresholds_);
         std_msgs::msg::Header header;
         header.stamp = time, header.frame_id = base_frame_;
         objects_->publish(detected_objects<DetectedObjects>(header, boxes, classes_));
@@ -244,7 +244,8 @@ class TesseraNode : public rclcpp::Node {
     const std::string map_frame_ = given<std::string>("map_frame"), base_frame_ = given<std::string>("base_frame");
     const std::string reference_frame_ =
         given<std::string>("model_params.reference") == "ego" ? base_frame_ : given<std::string>("lidar_frame");
-    const double score_threshold_ = given<double>("model_params.score_threshold");
+    const ScoreThresholds score_thresholds_{given<std::vector<double>>("model_params.score_upper_bounds"),
+                                            given<std::vector<double>>("model_params.score_thresholds")};
     const double max_delay_ = given<double>("max_camera_lidar_delay");
     const size_t sweeps_kept_ = 1 + static_cast<size_t>(given<int64_t>("model_params.sweeps"));
     ProcessingTime time_;

@@ -116,12 +116,16 @@ class ScoreThresholds(Section):
         if unknown := sorted(self.thresholds.keys() - set(taxonomy.class_names)):
             raise ValueError(f"score_thresholds: {unknown[0]!r} is not among the classes")
 
+    def table(self, taxonomy: Taxonomy) -> np.ndarray:
+        """(ranges, classes) thresholds."""
+        default = (self.default,) * max(1, len(self.upper_bounds))
+        return np.array([self.thresholds.get(name, default) for name in taxonomy.class_names]).T
+
     def reached(self, boxes: Boxes, place: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
         """(N,) bool: which boxes have the score of their class, at their distance from a place (2,) m."""
-        ranges, default = max(1, len(self.upper_bounds)), self.default
-        table = np.array([self.thresholds.get(name, (default,) * ranges) for name in taxonomy.class_names])
         distances = np.hypot(*(boxes.centers[:, :2] - place).T)
-        return boxes.scores >= table[boxes.labels, np.searchsorted(self.upper_bounds[:-1], distances, side="right")]
+        ranges = np.searchsorted(self.upper_bounds[:-1], distances, side="right")
+        return boxes.scores >= self.table(taxonomy)[ranges, boxes.labels]
 
 
 class DetectionHead(TaskConfig):

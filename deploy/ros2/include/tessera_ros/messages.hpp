@@ -5,10 +5,12 @@
 // vehicle's frame is the bundle's; numpy may fuse the products that turn boxes from another one.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -58,12 +60,24 @@ inline std::array<double, 4> quaternion(const std::array<double, 9> &m) {
     return q;
 }
 
-// The detections with at least this score, in the frame of a message.
-inline std::vector<Box> boxes_of(const Detections &found, const Matrix &to, double score_threshold) {
+// Lowest scores of published detections: a row by label for each range, of which the last one goes on.
+struct ScoreThresholds {
+    std::vector<double> upper_bounds, thresholds;
+
+    double at(size_t label, double distance) const {
+        const auto first = upper_bounds.begin();
+        const size_t range = std::upper_bound(first, std::prev(upper_bounds.end()), distance) - first;
+        return thresholds.at(range * (thresholds.size() / upper_bounds.size()) + label);
+    }
+};
+
+// The detections with at least these scores, in the frame of a message.
+inline std::vector<Box> boxes_of(const Detections &found, const Matrix &to, const ScoreThresholds &thresholds) {
     std::vector<Box> boxes;
     for (size_t n = 0; n < found.count; ++n) {
-        if (!(found.scores[n] >= score_threshold)) continue;
-        const double *c = found.centers + 3 * n, *s = found.sizes + 3 * n, *v = found.velocities + 3 * n;
+        const double *c = found.centers + 3 * n;
+        if (!(found.scores[n] >= thresholds.at(static_cast<size_t>(found.labels[n]), std::hypot(c[0], c[1])))) continue;
+        const double *s = found.sizes + 3 * n, *v = found.velocities + 3 * n;
         Box &box = boxes.emplace_back();
         box.score = found.scores[n], box.label = static_cast<size_t>(found.labels[n]);
         box.size = {s[1], s[0], s[2]};
