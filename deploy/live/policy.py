@@ -75,8 +75,10 @@ class Policy(Section):
     def set_score_thresholds(self, tasks: Mapping[str, Task[Any]]) -> None:
         """Let the policy's thresholds take the place of the bundle's; InputError if they are not of its classes."""
         task = tasks.get(DetectionTask.name)
-        if self.score_thresholds is None or not isinstance(task, DetectionTask):
+        if self.score_thresholds is None:
             return
+        if not isinstance(task, DetectionTask):
+            raise InputError("--policy: score_thresholds: the network detects no objects; leave it out")
         try:
             self.score_thresholds.require_classes(task.taxonomy)
         except ValueError as error:

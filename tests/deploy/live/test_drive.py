@@ -467,6 +467,10 @@ def predicted(runtime: Runtime, frame: Any, masked: set[str]) -> Prediction:
         (["--from", "{recording}", "--topics", "{odd}"], "/keyframe: has messages of type std_msgs/msg/String"),
         (["--from", "{recording}", "--policy", "{policy}"], "lateness: input should be greater than 0"),
         (["--from", "{recording}", "--policy", "{misspelt}"], "--policy: sensors.LIDAR_TPO: fits none of the bundle's"),
+        (
+            ["--from", "{recording}", "--policy", "{tram}"],
+            "--policy: score_thresholds: 'tram' is not among the classes",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -476,11 +480,13 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], say
         "odd": tmp_path / "odd.yaml",
         "policy": tmp_path / "policy.yaml",
         "misspelt": tmp_path / "misspelt.yaml",
+        "tram": tmp_path / "tram.yaml",
     }
     files["other"].write_text("lidars: {LIDAR_TOP: {topic: /velodyne}}\ncameras: {}\n")
     files["odd"].write_text("keyframes: null\nlidars: {LIDAR_TOP: {topic: /keyframe}}\n")
     files["policy"].write_text("lateness: -1\n")
     files["misspelt"].write_text("sensors: {'CAM_*': {any: warn}, vehicle: {any: warn}, LIDAR_TPO: {missing: stop}}\n")
+    files["tram"].write_text("score_thresholds: {thresholds: {tram: [0.5]}}\n")
     assert says in refuses("drive", bundle().path, *(each.format(**files) for each in arguments))
 
 

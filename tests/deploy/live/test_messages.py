@@ -104,6 +104,8 @@ def test_detections_are_published_from_the_scores_of_the_policy_on() -> None:
     unknown = Policy.model_validate({"score_thresholds": {"thresholds": {"tram": [0.5]}}})
     with one_line_error(at="--policy: score_thresholds", says="'tram'"):
         unknown.set_score_thresholds(manifest.heads)
+    with one_line_error(at="--policy: score_thresholds", says="no objects"):
+        policy.set_score_thresholds({})
 
 
 @cache

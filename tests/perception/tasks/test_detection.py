@@ -147,6 +147,9 @@ def test_a_head_that_does_not_fit_its_classes_is_refused() -> None:
     nms = {"threshold": 0.1, "kind": "circle"}
     for content, message in (
         ({"subcells": {"tram": 2}}, "subcells: 'tram' is not among the classes"),
+        ({"score_thresholds": {"thresholds": {"tram": [0.5]}}}, "'tram' is not among the classes"),
+        ({"score_thresholds": {"upper_bounds": [40.0, 20.0]}}, "must ascend"),
+        ({"score_thresholds": {"upper_bounds": [40.0], "thresholds": {"car": [0.5, 0.4]}}}, "each of the ranges, 1"),
         ({"suppression": {**nms, "within": "class", "radii": [1.0]}}, "each class, 10"),
         ({"suppression": nms, "groups": GROUPED}, "each group, 2"),
     ):
