@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,36 @@ class Scores:
     true: np.ndarray
 
 
+class Sensor:
+    """A network that is calibrated on each frame alone.
+
+    Log-odds of the prior plus a normal variable of mean +-m and variance 2 m, with the information m, are those of the
+    posterior.
+
+    Args:
+        prior, information: arrays that broadcast with a frame's truth.
+        shared: part of the variance that all frames have in common at a place.
+    """
+
+    def __init__(self, prior: np.ndarray, information: np.ndarray, shared: float, world: Sequence[int]) -> None:
+        self._rng, self._prior, self._m, self._shared = np.random.default_rng(1), prior, information, shared
+        self._of_place = self._rng.normal(size=world)
+
+    def see(self, truth: np.ndarray, places: slice) -> np.ndarray:
+        """float32 probabilities of the places, shaped as their truth."""
+        own = self._rng.normal(size=truth.shape)
+        noise = np.sqrt(self._shared) * self._of_place[..., places] + np.sqrt(1 - self._shared) * own
+        logits = np.log(self._prior / (1 - self._prior)) + self._m * (2 * truth - 1.0) + np.sqrt(2 * self._m) * noise
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+def frame_after(seconds: float, metres: float) -> Frame:
+    pose = np.eye(4)
+    pose[0, 3] = metres
+    time = 1_500_000_000_000_000 + round(1e6 * seconds)
+    return Frame(f"token-{time}", time, "ego", pose, pose, points=None, cameras={})
+
+
 def score_memory(
     fuse: Callable[[Frame, np.ndarray], np.ndarray],
     priors: Sequence[float],
@@ -30,31 +60,23 @@ def score_memory(
 ) -> Scores:
     """Scores of a memory that fuses probabilities (layers, SIDE, SIDE), of frames 0.5 s apart.
 
-    Each frame alone is calibrated: log-odds of the prior plus a normal variable of mean +-m and variance 2 m, with the
-    information m of a layer, are those of the posterior.
-
     Args:
-        shared: part of the variance that all frames have in common at a place.
+        information, shared: of the `Sensor`.
     """
-    rng, (prior, m) = np.random.default_rng(0), (np.reshape(each, (-1, 1, 1)) for each in (priors, information))
-    world = (len(priors), SIDE, SIDE + STEP * FRAMES)
-    truth, of_place = rng.random(world) < prior, rng.normal(size=world)
-    error, both, either, above, true = np.zeros((5, 2, len(priors)))
-    for i in range(FRAMES):
-        seen = (..., slice(STEP * i, STEP * i + SIDE))
-        own = rng.normal(size=truth[seen].shape)
-        noise = np.sqrt(shared) * of_place[seen] + np.sqrt(1 - shared) * own
-        logits = np.log(prior / (1 - prior)) + m * (2 * truth[seen] - 1.0) + np.sqrt(2 * m) * noise
-        probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
-        pose = np.eye(4)
-        pose[0, 3] = CELL * STEP * i
-        frame = Frame(f"token-{i}", 1_500_000_000_000_000 + 500_000 * i, "ego", pose, pose, points=None, cameras={})
-        for k, p in enumerate((probabilities, fuse(frame, probabilities))):
-            found = p >= 0.5
-            error[k] += ((p - truth[seen]) ** 2).mean(axis=(1, 2)) / FRAMES
-            above[k], true[k] = above[k] + found.mean(axis=(1, 2)), true[k] + truth[seen].mean(axis=(1, 2))
-            both[k], either[k] = (
-                both[k] + (found & truth[seen]).sum((1, 2)),
-                either[k] + (found | truth[seen]).sum((1, 2)),
-            )
-    return Scores(error, both / np.maximum(either, 1), above / FRAMES, true / FRAMES)
+    prior, m = (np.reshape(each, (-1, 1, 1)) for each in (priors, information))
+    truth = np.random.default_rng(0).random((len(priors), SIDE, SIDE + STEP * FRAMES)) < prior
+    sensor = Sensor(prior, m, shared, truth.shape)
+    parts = ((places := slice(STEP * i, STEP * i + SIDE), truth[..., places]) for i in range(FRAMES))
+    seen = [(0.5 * i, CELL * STEP * i, part, sensor.see(part, places)) for i, (places, part) in enumerate(parts)]
+    return score((part, p, fuse(frame_after(seconds, metres), p)) for seconds, metres, part, p in seen)
+
+
+def score(frames: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Scores:
+    """Scores of truth, each frame's and fused probabilities (layers, ...)."""
+    counts = []
+    for truth, *both in frames:
+        axes = tuple(range(1, truth.ndim))
+        rows = [((p - truth) ** 2, (p >= 0.5) & truth, (p >= 0.5) | truth, p >= 0.5, truth) for p in both]
+        counts.append([[each.mean(axis=axes) for each in row] for row in rows])
+    brier, inside, either, above, true = np.mean(counts, axis=0).swapaxes(0, 1)
+    return Scores(brier, inside / np.maximum(either, 1e-9), above, true)

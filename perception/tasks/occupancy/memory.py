@@ -12,14 +12,14 @@ from perception.frame import Frame
 from perception.grid import BevGrid, VoxelGrid
 from perception.tasks.moving_window import Covered, MovingWindow
 from perception.tasks.occupancy.rays import OCCUPIED, make_free_rays
-from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
+from perception.tasks.occupancy.result import LEVELS, UNKNOWN, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Memory
 
 SCALE = 256  # log-odds are integers in units of 1 / SCALE
-FRAME_LIMIT = 2.0  # of the log-odds that one frame adds
-LIMIT = 4.0  # of their sum, so that what has gone is forgotten after a few frames
+LIMIT = 4.0  # of the log-odds of a frame
+FRAMES = 3  # that earlier frames count for at most, so that what has gone is forgotten after as many
 HALF_LIFE = 0.25  # s, in which the log-odds of a voxel that holds a moving class halve
-PROBABILITIES = ("occupied", "others")  # of a result, whose log-odds are summed
+PROBABILITIES = ("occupied", "others")  # of a result, whose log-odds are averaged
 REACH = 10.0  # m around the grid that are kept
 
 
@@ -29,13 +29,13 @@ def _evidence() -> np.ndarray:
     odds = np.zeros(256, np.int16)
     for level in range(LEVELS + 1):
         p = min(max(level / LEVELS, 0.5 / LEVELS), 1 - 0.5 / LEVELS)
-        odds[level] = round(SCALE * min(max(math.log(p / (1 - p)), -FRAME_LIMIT), FRAME_LIMIT))
+        odds[level] = round(SCALE * min(max(math.log(p / (1 - p)), -LIMIT), LIMIT))
     return odds
 
 
 @cache
 def _probabilities() -> np.ndarray:
-    """(2 SCALE LIMIT + 1,) float32 probabilities of the sums of log-odds from -LIMIT to LIMIT, as in a result."""
+    """(2 SCALE LIMIT + 1,) float32 probabilities of log-odds from -LIMIT to LIMIT, as in a result."""
     most = round(SCALE * LIMIT)
     exact = np.array([1 / (1 + math.exp(-odds / SCALE)) for odds in range(-most, most + 1)], np.float32)
     return probabilities_of(levels_of(exact))
@@ -44,10 +44,12 @@ def _probabilities() -> np.ndarray:
 class FusedOccupancy(Memory[OccupancyResult]):
     """Memory whose state is the fused occupancy around the vehicle, on the grid of the results.
 
-    Each voxel of a window that follows the vehicle sums the log-odds of being occupied, and of the class others (Thrun,
-    Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1), and keeps the class of the last frame in which it was
-    occupied. Voxels of `moving` classes fade with HALF_LIFE, since what was there has gone on. Levels are heights above
-    the ground under the vehicle. `solid` classes at the levels of the body stop the vehicle, for the free distances.
+    Each voxel of a window that follows the vehicle holds the means of the frames' log-odds of being occupied, and of
+    the class others, and the class of the last frame in which it was occupied. Frames repeat each other's errors, so
+    their log-odds are not summed; the logarithmic score of a mean is at least the mean of the frames' scores. A voxel
+    in which the memory or the frame has one of the `moving` classes takes the newest frame alone, and fades with
+    HALF_LIFE without one. Levels are heights above the ground under the vehicle. `solid` classes at the levels of the
+    body stop the vehicle, for the free distances.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class FusedOccupancy(Memory[OccupancyResult]):
         ground = BevGrid(grid.x, grid.y, grid.z, grid.cell, grid.reference)
         levels = grid.shape[0]
         odds: dict[str, tuple[int, type[np.generic]]] = dict.fromkeys(PROBABILITIES, (levels, np.int16))
-        self._window = MovingWindow(ground, {**odds, "classes": (levels, np.uint8)}, REACH)
+        counts: dict[str, tuple[int, type[np.generic]]] = dict.fromkeys(("classes", "frames"), (levels, np.uint8))
+        self._window = MovingWindow(ground, {**odds, **counts}, REACH)
         self._time: int | None = None
 
     def update(self, frame: Frame, result: OccupancyResult | None) -> OccupancyResult:
@@ -71,15 +74,21 @@ class FusedOccupancy(Memory[OccupancyResult]):
         return self._around(pose)
 
     def _add(self, result: OccupancyResult, covered: Covered) -> None:
-        most = round(SCALE * LIMIT)
-        for name in PROBABILITIES:
-            odds = self._window.arrays[name][covered.block]
-            odds += covered.of_frame(_evidence()[levels_of(getattr(result, name))], 0)
-            np.clip(odds, -most, most, out=odds)
+        """Add a frame to the means where it has both probabilities."""
+        frame = {name: covered.of_frame(levels_of(getattr(result, name)), UNKNOWN) for name in PROBABILITIES}
+        known = np.all([levels != UNKNOWN for levels in frame.values()], axis=0)
         with np.errstate(invalid="ignore"):
             shown = np.where(result.occupied > OCCUPIED, result.classes, np.uint8(self._free))
         seen = covered.of_frame(shown, self._free)
-        np.copyto(self._window.arrays["classes"][covered.block], seen, where=seen != self._free)
+        classes, frames = (self._window.arrays[name][covered.block] for name in ("classes", "frames"))
+        moving = known & (self._moving[classes] | self._moving[seen])
+        frames[moving] = 0
+        for name, levels in frame.items():
+            odds = self._window.arrays[name][covered.block]
+            change = (_evidence()[levels] - odds) / (frames + np.float32(1))
+            odds += np.rint(change * known).astype(np.int16)
+        np.minimum(frames + known, FRAMES, out=frames)
+        np.copyto(classes, seen, where=moving | (seen != self._free))
 
     def _fade(self, seconds: float) -> None:
         moving = self._moving[self._window.arrays["classes"]]

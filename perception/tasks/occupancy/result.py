@@ -9,7 +9,7 @@ import numpy as np
 from perception.grid import VoxelGrid
 
 LEVELS = 253  # steps of the probabilities; an odd number, so that none is 0.5
-_UNKNOWN = 255  # instead of a level
+UNKNOWN = 255  # level of NaN
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class OccupancyResult:
 def levels_of(probabilities: np.ndarray) -> np.ndarray:
     """uint8 probabilities in steps of 1 / LEVELS; 255 for NaN."""
     levels = np.rint(np.nan_to_num(probabilities).clip(0, 1) * np.float32(LEVELS)).astype(np.uint8)
-    levels[np.isnan(probabilities)] = _UNKNOWN
+    levels[np.isnan(probabilities)] = UNKNOWN
     return levels
 
 
 def probabilities_of(levels: np.ndarray) -> np.ndarray:
     """float32 probabilities of the levels."""
     probabilities = levels / np.float32(LEVELS)
-    probabilities[levels == _UNKNOWN] = np.nan
+    probabilities[levels == UNKNOWN] = np.nan
     return np.asarray(probabilities)
