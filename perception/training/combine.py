@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from perception.checkpoint import load_model, provenance, save_model
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.model import PerceptionModel, batch_inputs
+from perception.model import PerceptionModel, Trace, batch_inputs
 from perception.modules.aggregation.composition import parse_block
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.computation.channelwise import BatchNorm
@@ -133,18 +134,17 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
 
-    def update_statistics(*_: Any) -> None:
-        for norm in norms:
-            norm.train()
+    def update_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        norm.train(inputs[0].numel() > 0)  # no rows, as of a camera without images, are no batch of the average
 
-    hook = model.register_forward_pre_hook(update_statistics)  # runs after the hook of `Freeze`
+    hooks = [norm.register_forward_pre_hook(update_statistics) for norm in norms]  # run after the hook of `Freeze`
     spec = InputSpec.of(model.config)
     changes: dict[str, Any] = dict.fromkeys(lacking(model.bank.modules[module].when), False)
     reads = spec.reads._replace(**changes)
     for token in tokens:
         frame = tables.frame(token, reads)
-        model(batch_inputs([prepare(frame, spec)]), [frame.conditions])
-    hook.remove()
-    for norm, momentum in zip(norms, momenta, strict=True):
+        model(batch_inputs([prepare(frame, spec)]), [frame.conditions], trace=Trace())
+    for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
         norm.momentum = momentum
+        hook.remove()
     model.train(mode)

@@ -3,6 +3,7 @@
 import copy
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,15 @@ from accelerate.utils import set_seed
 from commands import refuses, succeeds
 from networks import assert_same, little, small
 from torch import nn
+from vocabulary import CAMERAS
 
 from perception.checkpoint import load_model, provenance, save_model
 from perception.config import Config
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import Conditions, Frame
+from perception.model import batch_inputs
 from perception.modules.computation.channelwise import BatchNorm
 from perception.modules.computation.weight_delta import LowRank
 from perception.modules.routing.fixed import present
@@ -289,3 +292,43 @@ def test_the_statistics_of_a_module_for_a_missing_sensor_are_of_frames_without_i
     model.bank.add(BatchNorm.Options(name="blind", slots=("trunk.*",), when=("no-lidar", "no-cameras")))
     with pytest.raises(InputError, match="blind: requires no-cameras and no-lidar, which no training frame"):
         recalibrate(model, tables, tables.samples("all")[:2], "blind")
+
+
+def test_a_camera_is_recalibrated_on_the_images_that_there_are(tables, trained):
+    """Of frames that have all images, all but two, and none; each with an image counts as much."""
+    model, *tokens = load_model(trained)[0], *tables.samples("all")[:3]
+    lost = dict(zip(tokens, ((), CAMERAS[:2], CAMERAS), strict=True))
+    model.bank.add(BatchNorm.Options(name="new", slots=("camera.*",), when=("lidar",)))
+    norms = {slot: each.norm for slot, each in model.bank.at("new").items()}
+    images, means, variances = (dict.fromkeys(norms, total) for total in ([], 0.0, 0.0))
+
+    class Lossy:
+        def frame(self, token: str, reads: Reads) -> Frame:
+            frame = tables.frame(token, reads)
+            return replace(frame, cameras={n: c for n, c in frame.cameras.items() if n not in lost[token]})
+
+    recalibrate(model, Lossy(), tokens, "new")
+    assert {int(norm.num_batches_tracked) for norm in norms.values()} == {2}
+    found = {slot: (norm.running_mean.clone(), norm.running_var.clone()) for slot, norm in norms.items()}
+    # The statistics of all are now fixed, so each frame goes its way alone, and without the images it lacks.
+    for slot, norm in norms.items():
+        norm.reset_running_stats()
+        norm.train()
+
+        def measure(_: nn.Module, x: tuple[torch.Tensor], slot: str = slot) -> None:
+            images[slot] = [*images[slot], len(x[0])]
+            means[slot] += x[0].mean(dim=(0, 2, 3)) / 2
+            variances[slot] += x[0].var(dim=(0, 2, 3)) / 2
+
+        norm.register_forward_pre_hook(measure)
+    spec = InputSpec.of(model.config)
+    for token in tokens[:2]:
+        given = batch_inputs([prepare(Lossy().frame(token, spec.reads), spec)])
+        there = [name not in lost[token] for name in spec.rig.sensors.cameras]
+        only = {name: given[name][:, there] for name in ("images", "image_from_reference")}
+        with torch.no_grad():
+            model(given | only, [Conditions()])
+    assert set(map(tuple, images.values())) == {(len(CAMERAS), len(CAMERAS) - 2)}
+    for slot, (mean, variance) in found.items():
+        torch.testing.assert_close(mean, means[slot], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(variance, variances[slot], rtol=1e-4, atol=1e-5)
