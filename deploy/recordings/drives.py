@@ -33,6 +33,7 @@ class Drive(Protocol):
     """A recorded drive: its frames in order of time, and counts of what was wrong with them in the latest reading."""
 
     name: str  # of the scene or the recording
+    sensors: tuple[str, ...]  # names of those that it should have
     counts: Counts
 
     @property
@@ -110,7 +111,7 @@ class DatasetDrive:
         self, tables: Keyframes, selectors: Sequence[str], spec: InputSpec, between: float | None = None
     ) -> None:
         self.tables, self.name = tables, selectors[0].partition(":")[0]
-        self._spec, self._between = spec, between
+        self._spec, self._between, self.sensors = spec, between, spec.rig.sensors.names
         self.counts = Counts(spec.rig.sensors)
         self._samples = tables.samples(selectors=selectors)
 
@@ -195,6 +196,7 @@ class RecordedDrive:
         self.name = info.scene
         self._drive = describe(info, taxonomy or load_taxonomy("nuscenes"))
         self._has_keyframes = topics.keyframes is not None and self._sends(topics.keyframes)
+        self.sensors = (*topics.lidars, *topics.cameras)
         sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
         topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others
         self._topics = topics

@@ -195,6 +195,10 @@ class Fault:
     start: float  # s since the first frame of the drive
     end: float  # s; the fault ends before it
 
+    @property
+    def is_permanent(self) -> bool:
+        return (self.start, self.end) == (0.0, np.inf)
+
     @staticmethod
     def parse(text: str, every: Sensors) -> Fault:
         """Parse KIND:SENSOR[,NAME=NUMBER]...[@START-END] for the sensors of a rig."""

@@ -71,7 +71,8 @@ def replay(
             results = fleet.run(jobs, ray)
         summary = results.summary(manifest.heads)
         _print(results, summary, console)
-        fleet.totals.require_data(runtime.bundle.spec.named_sensors)
+        recorded = {name for drive in drives for name in drive.sensors}
+        fleet.totals.require_data(runtime.bundle.spec.named_sensors, recorded)
         tables = next((drive.tables for drive in drives if drive.tables is not None), None)
         if gates is not None and tables is not None and settings.selection.every == 1:
             measure_whole(out, gates.scores, tables)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deploy.replay.faults import Fault, HiddenClass, parse_faults
+from deploy.replay.faults import Drop, Fault, HiddenClass, parse_faults
 from deploy.replay.latency import Latency
 from deploy.replay.provenance import DriveUsed, ReplayProvenance
 from deploy.replay.report import NO_DRIVE, DriveRange, Report
@@ -99,6 +99,15 @@ class FaultDetections:
             for each in self._records
         ]
 
+    @property
+    def dropped(self) -> set[str]:
+        """Names of the sensors that a fault drops in every frame."""
+        return {
+            each.sensor
+            for each in self._records
+            if isinstance(each.fault, Fault) and isinstance(each.fault.kind, Drop) and each.fault.is_permanent
+        }
+
     def absent(self) -> tuple[str, ...]:
         """The faults that occurred in no frame, for example after the end of every drive."""
         present = {each.fault.text for each in self._records if each.frames}
@@ -157,15 +166,23 @@ class ReplayTotals:
     def __len__(self) -> int:
         return len(self.latency)
 
-    def require_data(self, sensors: Sensors) -> None:
-        """Raise InputError if no frame of the drives has data of the network's sensors."""
+    def require_data(self, sensors: Sensors, recorded: Collection[str]) -> None:
+        """Raise InputError for sensors of the network that no frame of the drives has, although they are `recorded`.
+
+        A fault that drops a sensor throughout asks for a replay without it, unless nothing else is left.
+        """
         frames, missing = sum(counts["frames"] for counts in self.counts), Counter[str]()
         for counts in self.counts:
             missing.update(counts["missing"])
-        names = [*sensors.lidars, *sensors.cameras]
-        if frames and all(missing[name] == frames for name in names):
+        lost = [name for name in sensors.names if frames and missing[name] == frames]
+        if len(lost) < len(sensors.names):
+            lost = [name for name in lost if name in recorded and name not in self.faults.dropped]
+        if lost:
             first = next((line for counts in self.counts for line in counts["damage"]), "no file or message of them")
-            raise InputError(f"{', '.join(names)}: missing in all {frames} frames of the drives ({first})")
+            raise InputError(
+                f"{', '.join(lost)}: missing in all {frames} frames of the drives ({first}); to replay without one "
+                f"leave it out of --topics, or add --fault drop:{lost[0]}"
+            )
 
     def write(self, out: Path, begun: ReplayProvenance, resumed: int) -> None:
         """Write latency.json, sources.json, report.html and, last, replay.json, as `begun` before the first frame.

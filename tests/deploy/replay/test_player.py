@@ -10,6 +10,7 @@ import re
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 from commands import one_line_error, refuses, succeeds
-from exported import QUIET
+from exported import QUIET, bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import Error, JUnitXml
@@ -38,6 +39,7 @@ from deploy.recordings import assembler, payloads
 from deploy.recordings.choice import FrameChoice, Selection
 from deploy.recordings.counts import Counts
 from deploy.recordings.drives import open_drives
+from deploy.recordings.topics import default_topics
 from deploy.replay import schedule
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import Player
@@ -390,6 +392,34 @@ def test_a_replay_without_any_data_of_the_network_is_no_success(tmp_path: Path, 
     with one_line_error("LIDAR_TOP"):
         replay_with_faults(tmp_path / "tiny", tmp_path / "judged", faults=[], gates=EASY)
     assert not (tmp_path / "judged" / "verdict.json").exists()
+
+
+@pytest.mark.slow("the first test that needs the bundle exports it")
+@pytest.mark.parametrize("sensor", ["LIDAR_TOP", "CAM_BACK"])
+def test_a_replay_in_which_a_sensor_never_came_is_no_success(tmp_path: Path, sensor: str) -> None:
+    """The network has others, and may drive without it; but who wants to see that says so."""
+    write_tiny(tmp_path / "tiny", 3)
+    recording, topics = tmp_path / "a.mcap", tmp_path / "topics.yaml"
+    options: dict[str, Any] = {"bundle": bundle().path, "faults": []}
+    replay_with_faults(tmp_path / "tiny", tmp_path / "all", **options)
+    for file in (tmp_path / "tiny" / "samples" / sensor).iterdir():
+        file.unlink()
+    with one_line_error(at=sensor):
+        replay_with_faults(tmp_path / "tiny", tmp_path / "out", **options)
+    assert (tmp_path / "out" / "report.html").exists()
+    for part in ("@0-0.5", ""):
+        faults = [f"drop:{sensor}{part}"]
+        with one_line_error(at=sensor) if part else nullcontext():
+            replay_with_faults(tmp_path / "tiny", tmp_path / f"without{part}", **{**options, "faults": faults})
+    write_log(tmp_path / "tiny", "scene-0001", recording)
+    given = default_topics(SENSORS)
+    topics.write_text(yaml.safe_dump(given))
+    replayed = ("replay", recording, "--bundle", bundle().path, "--topics", topics, "--out")
+    assert sensor in refuses(*replayed, tmp_path / "typed")
+    topics.write_text(
+        yaml.safe_dump({kind: {n: t for n, t in ts.items() if n != sensor} for kind, ts in given.items()})
+    )
+    succeeds(*replayed, tmp_path / "left out")
 
 
 def test_files_of_other_origin_are_not_removed(drive: Path, tmp_path: Path) -> None:
