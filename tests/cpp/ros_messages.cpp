@@ -70,8 +70,8 @@ size_t boxes(int autoware, const tessera_ros::Detections *found, const double *t
     tessera_ros::Matrix matrix;
     std::copy_n(to, 16, matrix.begin());
     const auto about = read<std_msgs::msg::Header>(header, size);
-    const auto all = tessera_ros::boxes_of(
-        *found, matrix, {{bounds, bounds + ranges}, {thresholds, thresholds + ranges * count}});
+    const auto all =
+        tessera_ros::boxes_of(*found, matrix, {{bounds, bounds + ranges}, {thresholds, thresholds + ranges * count}});
     using vision_msgs::msg::Detection3DArray, autoware_perception_msgs::msg::DetectedObjects;
     return autoware ? written(tessera_ros::detected_objects<DetectedObjects>(about, all, classes), out, room)
                     : written(tessera_ros::detections_3d<Detection3DArray>(about, all, classes), out, room);
