@@ -94,6 +94,37 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
     assert belief.beliefs[kind].probabilities == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("rate", [2, 10])
+@pytest.mark.parametrize(("wrong", "same"), [(0.02, 0.0), (0.1, 0.5), (0.3, 0.5)])
+def test_conditions_of_a_scene_are_true_more_often_than_those_of_a_frame(wrong: float, same: float, rate: int) -> None:
+    """Of weather that changes every 250 s on average, and a calibrated recogniser that repeats the frame before.
+
+    Args:
+        wrong: share of frames that are recognised as another weather.
+        same: probability that a frame has the error, or none, of the frame before.
+    """
+    rng, belief, values = np.random.default_rng(0), ConditionBelief(CONDITIONS), CONDITIONS["weather"]
+    rest, true, offset = wrong / (len(values) - 1), 0, 0
+    right, brier, changes, before = np.zeros(2), np.zeros(2), np.zeros(3, int), [0] * 3
+    frames = 8000 * rate
+    for i in range(frames):
+        true = (true + 1) % len(values) if rng.random() < 1 / (250 * rate) else true
+        if rng.random() >= same:
+            offset = int(rng.integers(1, len(values))) if rng.random() < wrong else 0
+        seen = (true + offset) % len(values)
+        said = [1 - wrong if k == seen else rest for k in range(len(values))]
+        found = belief.update(round(1e6 * i / rate), [{"weather": said}], {"weather": Origin("recognised", wrong)})
+        now = [true, seen, values.index(found["weather"]) if "weather" in found else -1]
+        right += [each == true for each in now[1:]]
+        both = np.array([said, belief.beliefs["weather"].probabilities])
+        brier += ((both - np.eye(len(values))[true]) ** 2).sum(axis=1)
+        changes += [a != b for a, b in zip(now, before, strict=True)]
+        before = now
+    assert right[1] > right[0], (right / frames, brier / frames, changes)
+    assert brier[1] < brier[0], (right / frames, brier / frames, changes)
+    assert changes[2] <= max(2 * changes[0], 0.2 * changes[1]), (right / frames, brier / frames, changes)
+
+
 @settings(max_examples=300, deadline=None)
 @given(a_switch(), intervals, st.integers(1, 60), st.integers(0, int(TIMEOUT) - 1), st.booleans())
 def test_a_frame_or_burst_switches_nothing(switch, spaces, first, silence, burst):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dependent_frames import CELL, FRAMES, SIDE, STEP, Sensor, frame_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import keyframe, make_boxes
@@ -28,9 +29,17 @@ from perception.tasks import tasks_of
 from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
 from perception.tasks.metric import ReplayedFrames, Score, Weights, mean_shares
 from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacle_scores import OBSTACLES, ObstacleWriter
-from perception.tasks.occupancy.obstacles import Obstacles, ObstacleTracker, distances, is_covered, obstacle_boxes
+from perception.tasks.occupancy.obstacles import (
+    Obstacles,
+    ObstacleTracker,
+    distances,
+    is_covered,
+    obstacle_boxes,
+    obstacle_clusters,
+)
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import Doubts, count_unexplained_voxels
 from perception.tasks.task import Task
@@ -214,6 +223,44 @@ def test_doubts_need_enough_voxels_and_frames() -> None:
     for lost, occupied in ((20, 20), (20, 20), (71, 100), (70, 100), (19, 19), (90, 90), (90, 90), (90, 90)):
         names.append(list(doubts.update(np.array([[occupied, 50], [lost, 0]]))))
     assert names == [[], [], ["car"], [], [], [], [], ["car"]]
+
+
+@pytest.mark.parametrize("shared", [0.2, 0.5])
+@pytest.mark.parametrize("information", [3.0, 5.0])
+def test_obstacles_of_a_scene_are_more_than_a_frame_finds_with_as_few_false_alarms(
+    information: float, shared: float
+) -> None:
+    """Blocks of eight voxels along the way. The rival is a single frame at whatever probability suits it best."""
+    grid = VoxelGrid((-24.0, 24.0), (-24.0, 24.0), (-1.0, 0.6), cell=CELL)
+    rng, memory, tracker = np.random.default_rng(0), FusedOccupancy(grid, 3, (), (0,), slice(0, 2)), ObstacleTracker()
+    truth = np.zeros((2, SIDE, SIDE + STEP * FRAMES), bool)
+    corners = np.array([[12 * k + rng.integers(8), rng.integers(2, SIDE - 4)] for k in range(truth.shape[2] // 12)])
+    for column, row in corners:
+        truth[:, row : row + 2, column : column + 2] = True
+    places = (corners + 1) * CELL - 24.0
+    sensor = Sensor(np.array(0.005), np.array(information), shared, truth.shape)
+    levels = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+    counts = np.zeros((1 + len(levels), 2))  # of the scene, then of frames: found, and false alarms
+    for i in range(FRAMES):
+        part, frame = slice(STEP * i, STEP * i + SIDE), frame_after(0.5 * i, STEP * CELL * i)
+        p = sensor.see(truth[..., part], part)
+        result = OccupancyResult(np.where(p > 0.5, 0, 2).astype(np.uint8), p, p, np.zeros(360, np.float32), grid)
+        pose = frame.global_from_reference
+        scene = tracker.update(boxes_of(memory.update(frame, result), 0.5, pose), Boxes.none()).boxes
+        within = (corners[:, 0] >= part.start) & (corners[:, 0] + 2 <= part.stop)
+        for k, boxes in enumerate((scene, *(boxes_of(result, level, pose) for level in levels))):
+            ahead = boxes.select(np.abs(boxes.centers[:, 0] - pose[0, 3]) < 24.0)
+            away = np.linalg.norm(ahead.centers[:, None, :2] - places[within], axis=2)
+            counts[k] += (away <= 2 * CELL).any(axis=0).sum(), (away > 3 * CELL).all(axis=1).sum()
+    (found, alarms), frames = counts[0], counts[1:]
+    assert found > 0.4 * FRAMES
+    assert alarms < 0.2 * frames[0, 1]  # at the probability of the scene
+    assert found > max(frames[frames[:, 1] <= alarms, 0], default=0), counts
+
+
+def boxes_of(result: OccupancyResult, probability: float, pose: np.ndarray) -> Boxes:
+    found = obstacle_clusters(result, probability)
+    return obstacle_boxes(found.centers, found.sizes[:, [1, 0, 2]], found.probabilities).transformed(pose)
 
 
 def scores(folder: Path, count: int, annotated: bool = False) -> Mapping[str, Score]:
