@@ -90,7 +90,7 @@ def drive(
     chosen.set_score_thresholds(runtime.bundle.manifest.heads)
     mapped = load_topics(topics, runtime.bundle.manifest.rig)
     with ExitStack() as stack:
-        zenoh = stack.enter_context(closing(Zenoh())) if publish or source == "zenoh" else None
+        zenoh = stack.enter_context(closing(Zenoh(say))) if publish or source == "zenoh" else None
         intake = Intake(_open_source(source, rate, zenoh), mapped, chosen, runtime)
         outputs = open_outputs(options, stack, intake, runtime.bundle.manifest, mapped, zenoh if publish else None, say)
         driven = run(runtime, intake, chosen, outputs, seconds, say)
@@ -235,7 +235,7 @@ def check(
         recording = Path(folder) / "live.mcap" if live else drive
         if live:
             mapped, say = load_topics(topics, manifest.rig), console_for(as_json).print
-            listen(Zenoh(), mapped, recording, LISTENING, say)
+            listen(Zenoh(say), mapped, recording, LISTENING, say)
         drives = open_to_measure(recording, version, names(scenes), opened.spec, topics, manifest.taxonomy)
         found = compare_drives(drives, opened.spec, expected)
     lines = found["findings"]

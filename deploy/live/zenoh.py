@@ -9,6 +9,7 @@ tcp/localhost:7447, and nothing listens to other machines.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -25,6 +26,8 @@ _DEFAULT = """{mode: "peer", connect: {endpoints: ["tcp/localhost:7447"]}, liste
 scouting: {multicast: {enabled: false}}}"""
 _LATCHED_QOS, _QOS = ":1:,1:,:,:,,", "::,1:,:,:,,"  # reliable, depth 1; the first one transient local
 _GID = 16  # bytes at the end of an attachment, by which rmw_zenoh tells publishers apart
+_REMEDY = "start the router (ros2 run rmw_zenoh_cpp rmw_zenohd), or name another in ZENOH_SESSION_CONFIG_URI"
+_ANSWER = 1.0  # s, within which a router or a peer of this machine answers
 _DISCOVERY, _SETTLED = 10.0, 1.0  # s, at most, and without a change
 T = TypeVar("T")
 
@@ -54,7 +57,8 @@ class Zenoh:
     info = RecordingInfo({}, 0, "live")
     ended = False
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        """Open a session; `say` is given a line if no router or peer answers."""
         self._publishers: dict[str, Callable[[bytes], None]] = {}  # by topic
         self._start = time.time_ns() - time.monotonic_ns()
         try:
@@ -74,17 +78,35 @@ class Zenoh:
         except Exception as error:  # ZError, and whatever a configuration causes
             where = file or "tcp/localhost:7447"
             raise InputError(
-                f"zenoh: cannot open a session by {where} ({' '.join(str(error).split())[:160]})"
+                f"zenoh: cannot open a session by {where} ({' '.join(str(error).split())[:160]}); {_REMEDY}"
             ) from None
         self._domain, self._zid = domain, str(self._session.info.zid())
         self._open: list[Any] = []  # what ends with the session
         self._heard: list[Callable[[], bool]] = []  # whether somebody listens to a publisher
         self._entities = count(1)
         self._open.append(self._token(f"0/0/NN/%/%/{NODE}"))
+        endpoints = re.findall(r"[a-z]+/[^\"]+", config.get_json("connect/endpoints"))  # a list, or one for each mode
+        self._unanswered = f"zenoh: nobody answers at {', '.join(endpoints) or 'any address'}; {_REMEDY}"
+        end = time.monotonic() + _ANSWER
+        while endpoints and not (answered := self._is_answered()) and time.monotonic() < end:
+            time.sleep(0.05)
+        if endpoints and not answered:
+            say(self._unanswered)
+
+    def _is_answered(self) -> bool:
+        """Whether the session has a router or a peer."""
+        return bool(self._session.info.routers_zid() or self._session.info.peers_zid())
 
     def topics(self) -> Mapping[str, str]:
-        """The topics that other nodes publish, with their types; waits for them for at most ten seconds."""
-        return _settled(self._published)
+        """The topics that other nodes publish, with their types; waits for them for at most ten seconds.
+
+        Raises:
+            InputError: neither a router nor a peer answers.
+        """
+        found = _settled(self._published)
+        if not found and not self._is_answered():
+            raise InputError(self._unanswered)
+        return found
 
     def advertise(self, topic: str, type_name: str) -> None:
         if topic not in self._publishers:

@@ -5,7 +5,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -119,6 +119,21 @@ def test_a_network_on_which_no_sensor_sends(
     with pytest.raises(InputError, match="none of the sensors' topics /lidar_top, "):
         listen(sessions[1], nuscenes_topics(), tmp_path / "heard.mcap", 1.0, print)
     assert not (tmp_path / "heard.mcap").exists()
+
+
+def test_a_router_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where the session goes on without it, and as the mistake where no topic is found."""
+    address, said = f"tcp/localhost:{free_port()}", list[str]()
+    monkeypatch.setattr("deploy.live.zenoh._DISCOVERY", 0.2)
+    monkeypatch.setenv("ZENOH_CONFIG_OVERRIDE", f'connect/endpoints=["{address}"]')
+    with closing(Zenoh(said.append)) as session:
+        assert [address in line for line in said] == [True]
+        with pytest.raises(InputError, match=address):
+            session.topics()
+    monkeypatch.setenv("ZENOH_CONFIG_OVERRIDE", f'connect/endpoints=["{address}"];mode="client"')
+    with pytest.raises(InputError, match=address):
+        Zenoh(said.append)
+    assert len(said) == 1
 
 
 def test_a_topic_that_is_published_later_is_heard(sessions: tuple[Zenoh, Zenoh]) -> None:
