@@ -20,7 +20,7 @@ WORST_LAST: tuple[State, ...] = ("OK", "DEGRADED", "UNTRUSTED", "DOWN")
 HELD = 1.0  # s that the reason of a single frame stays
 PERIODS = 3  # between frames, after which the state is DOWN
 GAP = 1.5  # periods between frames, after which one is missed
-_PROBLEMS = {  # of a topic
+TOPIC_PROBLEMS = {  # of a topic
     "overrun": "were dropped, because too many or too large ones waited to be decoded",
     "contested": "came from a second publisher; stop it, or let it send to a topic of its own",
 }
@@ -136,7 +136,7 @@ class Supervisor:
             (lost, Reason("DEGRADED", "unposed", "", f"the vehicle's pose was not known for {lost} frames so far")),
             *(
                 (count, Reason("DEGRADED", code, topic, f"{count} messages so far {why}"))
-                for code, why in _PROBLEMS.items()
+                for code, why in TOPIC_PROBLEMS.items()
                 for topic, count in problems(code).items()
             ),
         ):

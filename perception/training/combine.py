@@ -135,7 +135,7 @@ def recalibrate(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]
         norm.momentum = None  # a cumulative average
 
     def update_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        norm.train(inputs[0].numel() > 0)  # no rows, as of a camera without images, are no batch of the average
+        norm.train(inputs[0].numel() > 0)  # a frame without images has no statistics
 
     hooks = [norm.register_forward_pre_hook(update_statistics) for norm in norms]  # run after the hook of `Freeze`
     spec = InputSpec.of(model.config)

@@ -1,4 +1,4 @@
-"""Real sweeps of three cars, read with the columns of their files and with those of another data set."""
+"""Real sweeps of KITTI, nuScenes and PandaSet, read with the right columns and with the columns of another data set."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -36,7 +36,7 @@ def nuscenes() -> list[Path]:
 
 
 def read_as(columns: int, path: Path, _timestamp: int = 0) -> tuple[np.ndarray, None]:
-    """As many whole points as there are; what is not x y z and intensity is left out."""
+    """Read a file as points of so many columns; keep x, y, z and intensity."""
     numbers = np.fromfile(path, np.float32)
     points = numbers[: len(numbers) // columns * columns].reshape(-1, columns)
     return np.column_stack([points[:, :4], np.zeros(len(points), np.float32)]), None

@@ -56,7 +56,7 @@ def expected() -> Path:
 
 
 def run(code: int, arguments: list[object], encoding: str, **environment: str) -> str:
-    """What the command prints where lines have 60 characters, so that tables are cut."""
+    """Run the command with lines of 60 characters, which cut its tables; returns what it prints."""
     command, narrow = [sys.executable, "-m", "deploy.cli", *map(str, arguments)], {"COLUMNS": "60"}
     done = subprocess.run(command, env=os.environ | narrow | environment, capture_output=True, check=False)
     assert done.returncode == code, done.stderr

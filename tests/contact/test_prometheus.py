@@ -1,4 +1,4 @@
-"""What a drive serves, read by Prometheus' own tool."""
+"""Prometheus' own tool reads the metrics of a drive."""
 
 import shutil
 import subprocess

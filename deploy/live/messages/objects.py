@@ -20,7 +20,7 @@ AVAILABILITY = {"none": 0, "half": 1, "full": 2}  # heading of a class -> orient
 _AUTOWARE = "autoware_perception_msgs/msg"
 _BOX = 0  # Shape.BOUNDING_BOX
 _NOTHING = np.zeros(36)  # a covariance that is unknown, as in sensor_msgs/Imu
-_UNKNOWN = 1e6  # variance of what is not estimated, beside estimated values, as wheel odometries give it in ROS
+_UNKNOWN = 1e6  # variance of what is not estimated, beside estimated values; the messages name none
 
 
 def detections_3d(header: Any, boxes: Boxes, taxonomy: Taxonomy) -> Any:

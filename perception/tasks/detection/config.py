@@ -101,7 +101,7 @@ class ScoreThresholds(Section):
     )  # m from the reference in the ground plane; the last range has no end, so that N bounds make N ranges
     thresholds: dict[str, Annotated[tuple[Share, ...], Field(strict=False)]] = Field(
         default={}
-    )  # class -> that of each range
+    )  # class -> a threshold for each range
 
     @model_validator(mode="after")
     def _require_ranges(self) -> ScoreThresholds:

@@ -118,7 +118,7 @@ class Tracker:
     the one seen more often is first; it decays while the track is not detected.
     """
 
-    def __init__(self, taxonomy: Taxonomy, thresholds: ScoreThresholds = ScoreThresholds()) -> None:  # noqa: B008
+    def __init__(self, taxonomy: Taxonomy, thresholds: ScoreThresholds = ScoreThresholds()) -> None:  # noqa: B008 - immutable
         self._taxonomy, self._thresholds, self._motions = taxonomy, thresholds, Motions(taxonomy)
         self._tracks = np.zeros(0, _TRACK)
         self._time = 0  # us, of the latest frame

@@ -46,7 +46,7 @@ def test_a_topic_keeps_its_latest_messages_that_fit_and_all_are_taken_as_they_ca
 
 
 def test_a_flood_costs_its_own_topic() -> None:
-    """Of transforms by number, of a topic of large messages by size; sweeps wait behind a bounded number."""
+    """Transforms are dropped by number, large messages by size, and no sweep is dropped for either."""
     waiting, sweep, large = Backlog(), raw("/points", 1000), raw("/large", module.MOST_BYTES // 3)
     assert waiting.add(sweep, 1.0) == 0
     dropped = sum(waiting.add(raw("/tf", 100), 2.0) for _ in range(10_000))

@@ -322,7 +322,7 @@ def received(server: socket.socket) -> list[str]:
 
 @pytest.mark.slow("may be the first to export")
 def test_a_drive_whose_engine_fails_for_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that fails now and then goes on, however long; what the state says last is published."""
+    """A drive whose engine fails every second frame goes on; the outputs learn why the drive ends."""
 
     def fail() -> None:
         raise RuntimeError("the GPU is gone")
@@ -350,7 +350,7 @@ main()
 
 @pytest.mark.slow("a driving process")
 def test_the_process_of_a_dead_engine_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
-    """Of no mistake, verdict or defect, so that systemd starts it anew and a person sees why."""
+    """No other end of the command has exit code 4, so that systemd and a person know what happened."""
     (tmp_path / "policy.yaml").write_text("failing: 0.5")
     recording = recorded(tmp_path, log())
     options = ["--from", recording, "--policy", tmp_path / "policy.yaml", "--json"]

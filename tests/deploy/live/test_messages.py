@@ -100,7 +100,9 @@ def test_detections_are_published_from_the_scores_of_the_policy_on() -> None:
         _, detected = Messages(manifest).detections(frame_at(np.eye(4), np.eye(4)), prediction)
         assert len(read(detected).objects) == expected
         policy.set_score_thresholds(manifest.heads)  # instead of the bundle's
-    assert manifest.heads["detection"].memory()._tracker._thresholds == policy.score_thresholds
+    memory, frame = manifest.heads["detection"].memory(), frame_at(np.eye(4), np.eye(4))
+    memory.update(frame, boxes_of(*rows))
+    assert memory.update(frame, boxes_of(*rows)).confirmed.sum() == 1
     unknown = Policy.model_validate({"score_thresholds": {"thresholds": {"tram": [0.5]}}})
     with one_line_error(at="--policy: score_thresholds", says="'tram'"):
         unknown.set_score_thresholds(manifest.heads)
@@ -158,7 +160,7 @@ def test_a_track_keeps_its_id_and_stands_where_it_does_in_the_map() -> None:
 
 
 def test_the_covariances_of_a_track_are_its_filters() -> None:
-    """After a first detection those of a measurement; a velocity that was not measured may be any of the class."""
+    """After one detection covariances are the noise of a measurement; an unknown velocity has its class's spread."""
     manifest, frame, unknown = manifest_of_detection(), frame_at(np.eye(4), np.eye(4)), 1e6
     for velocity, variance in ((np.nan, 25.0), (3.0, 1 / (1 / 25 + 1 / 2**2))):
         tracker = Tracker(NUSCENES)

@@ -21,7 +21,7 @@ from repository import ROOT
 from deploy.cli import app
 from deploy.live.outputs import Output
 from deploy.live.policy import Policy
-from deploy.live.state import _PROBLEMS, Status
+from deploy.live.state import TOPIC_PROBLEMS, Status
 from deploy.replay.folder import occupy
 from deploy.runtime import Runtime
 
@@ -146,7 +146,7 @@ def test_the_first_commands_of_the_page(sim_root: Path, tmp_path: Path) -> None:
 def test_the_page_has_every_reason_and_every_key_of_the_policy() -> None:
     code = "".join(path.read_text() for path in sorted((ROOT / "deploy/live").glob("*.py")))
     reasons = set(re.findall(r'Reason\(\s*"(\w+)", "(\w+)"', code)) | {("DEGRADED", "sensor"), ("DOWN", "sensor")}
-    reasons |= {("DEGRADED", problem) for problem in _PROBLEMS}
+    reasons |= {("DEGRADED", problem) for problem in TOPIC_PROBLEMS}
     rows = re.findall(r"^\| `(\w+)` \| ([A-Z]+)(?: or ([A-Z]+))? \|", PAGE, re.MULTILINE)
     assert {(state, code) for code, *states in rows for state in states if state} == reasons
     (policy,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

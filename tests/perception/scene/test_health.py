@@ -81,7 +81,7 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
 
 
 def test_the_share_of_impossible_points_is_counted(real: list[Frame]) -> None:
-    """Of the sample each third one is not finite, each fifth one too far, and each seventh one darker than nothing."""
+    """Each third sampled point is not finite, each fifth is too far, each seventh has a negative intensity."""
     points = real[0].points.copy()
     points[:: 3 * SAMPLE_STRIDE, 0] = np.nan
     points[:: 5 * SAMPLE_STRIDE, 1] = 1e6
