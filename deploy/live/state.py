@@ -22,6 +22,7 @@ PERIODS = 3  # between frames, after which the state is DOWN
 GAP = 1.5  # periods between frames, after which one is missed
 TOPIC_PROBLEMS = {  # of a topic
     "overrun": "were dropped, because too many or too large ones waited to be decoded",
+    "stale": "were poses that a frame held for more than 20 ms, because none came after them",
     "contested": "came from a second publisher; stop it, or let it send to a topic of its own",
 }
 

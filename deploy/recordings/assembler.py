@@ -23,7 +23,7 @@ from deploy.recordings.latest import (
 from deploy.recordings.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, RawMessage, Transform
 from deploy.recordings.stamps import STAMPS_KEPT, Arrivals, ClockSet, Stamps
 from deploy.recordings.topics import Topics
-from deploy.recordings.transforms import Placement
+from deploy.recordings.transforms import STALE, Placement
 from deploy.recordings.trigger import FrameTrigger
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
@@ -320,7 +320,8 @@ class Assembler:
 
     def _assemble(self, pending: _PendingFrame) -> Iterator[Frame]:
         """Yield the frame, or nothing if the vehicle's pose is not known."""
-        mountings: dict[str, np.ndarray] = {}
+        placement, mountings = self._placement, dict[str, np.ndarray]()
+        placement.extrapolated = 0
         for name, lidar in self._lidars.items():
             lidar.look_up_poses()
             mounting = self._mounting(name)
@@ -328,7 +329,7 @@ class Assembler:
                 mountings[name] = mounting
             elif lidar.has(pending.stamp):
                 self._counts.add_corrupt(lidar.topic, UNMOUNTED)
-        pose, ego_from_lidar = self._placement.pose(pending.stamp), mountings.get(str(self._reference))
+        pose, ego_from_lidar = placement.pose(pending.stamp), mountings.get(str(self._reference))
         grid = self._spec.grid.reference
         if pose is None or (grid == "lidar" and ego_from_lidar is None):
             self._leave_out_unposed(pending)
@@ -344,12 +345,7 @@ class Assembler:
             return
         cloud = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), self._spec.rig.own)
         cameras = {
-            name: camera.closest(
-                pending.stamp,
-                self._placement.pose,
-                partial(self._placement.mounting, name),
-                self._counts,
-            )
+            name: camera.closest(pending.stamp, placement.pose, partial(placement.mounting, name), self._counts)
             for name, camera in self._cameras.items()
         }
         frame = Frame(
@@ -371,6 +367,8 @@ class Assembler:
         self._recent.append((pending, frozenset(frame.cameras) | there))
         if self._choice.written:
             self._counts.add_frame(frame)
+        if placement.extrapolated:
+            self._counts.add_problem("stale" if placement.extrapolated > STALE else "extrapolated", self._topics.poses)
         yield frame
 
     def _index(self, lidar: str) -> int:

@@ -21,6 +21,8 @@ PROBLEMS = {
     "overrun": "while driving: too many messages of the topic waited, or too large ones; dropped",
     "contested": "from another publisher than the message before, and both go on; used",
     "unposed": "the vehicle's pose is not known at its time; dropped",
+    "extrapolated": "the latest pose where a frame needed one up to 20 ms later; held until then",
+    "stale": "the latest pose where a frame needed one more than 20 ms later, and at most 50 ms; held until then",
     "uncompensated": "times of points that do not fit the stamp, or without the vehicle's pose; used as of one time",
 }
 

@@ -149,8 +149,9 @@ class LidarSweeps:
         self._sweeps = sweeps
         self._clouds: dict[int, np.ndarray] = {}  # points (N, 5) as in `Cloud`, by stamp
         self._times: dict[int, np.ndarray] = {}  # (N,) s of the points, by stamp, where they are known
-        self._motions: dict[int, Motion] = {}  # by stamp, of sweeps with times that were used
-        self._poses: dict[int, np.ndarray] = {}  # (4, 4) global from ego, by stamp
+        # By stamp, where no pose to come changes them: the motion of sweeps with times that were used, global from ego.
+        self._motions: dict[int, Motion] = {}
+        self._poses: dict[int, np.ndarray] = {}  # (4, 4)
 
     def add(self, cloud: Cloud) -> None:
         if cloud.frame not in self.frame_ids:
@@ -185,16 +186,19 @@ class LidarSweeps:
         return found + (int(np.ceil(1e6 * self._times[found].max())) if found in self._times else 0)
 
     def look_up_poses(self) -> None:
-        """Look up poses that are not known yet, before old transforms are dropped."""
+        """Look up poses that later transforms no longer change, before old transforms are dropped."""
+        until = self._placement.posed_until()
         for stamp in self._clouds.keys() - self._poses.keys():
-            pose = self._placement.pose(stamp)
-            if pose is not None:
+            if stamp <= until and (pose := self._placement.pose(stamp)) is not None:
                 self._poses[stamp] = pose
+
+    def _pose(self, stamp: int) -> np.ndarray | None:
+        return self._poses[stamp] if stamp in self._poses else self._placement.pose(stamp)
 
     def closest(self, stamp: int, tolerance: int) -> int | None:
         """The stamp of the sweep closest to this stamp, within a tolerance (us); None if there is none with a pose."""
-        near = [(abs(each - stamp), each) for each in self._poses if abs(each - stamp) <= tolerance]
-        return min(near)[1] if near else None
+        near = sorted((abs(each - stamp), each) for each in self._clouds if abs(each - stamp) <= tolerance)
+        return next((each for _, each in near if self._pose(each) is not None), None)
 
     def sweeps(self, stamp: int, earlier: Sequence[int] | None, ego_from_lidar: np.ndarray) -> list[Sweep]:
         """The sweep with this stamp, then earlier ones; none without a sweep of exactly this stamp.
@@ -203,14 +207,14 @@ class LidarSweeps:
         known, it is counted, and all points are taken to be of the sweep's stamp. If `earlier` is None, the sweeps of
         the last second follow, latest first.
         """
-        if stamp not in self._poses:
+        if stamp not in self._clouds or self._pose(stamp) is None:
             return []
         if earlier is None:
             earlier = sorted((s for s in self._clouds if stamp - round(1e6 * OLDEST) <= s < stamp), reverse=True)
         sweeps = []
         for each in [stamp, *earlier[: self._sweeps]]:
-            if each in self._poses:
-                sweeps.append(Sweep(self._clouds[each], each, self._poses[each], ego_from_lidar, self._motion(each)))
+            if each in self._clouds and (pose := self._pose(each)) is not None:
+                sweeps.append(Sweep(self._clouds[each], each, pose, ego_from_lidar, self._motion(each)))
             elif each in self._clouds:
                 self._counts.add_problem("unposed", self.topic)
                 self._drop(each)
@@ -218,14 +222,15 @@ class LidarSweeps:
 
     def _motion(self, stamp: int) -> Motion | None:
         """The vehicle's motion during a sweep; None if its points have no times, or the poses are not known."""
-        if stamp in self._times and stamp not in self._motions:
-            motion = self._placement.motion(stamp, self._times[stamp])
-            if motion is None:
-                self._counts.add_problem("uncompensated", self.topic)
-                del self._times[stamp]
-            else:
-                self._motions[stamp] = motion
-        return self._motions.get(stamp)
+        if stamp not in self._times or stamp in self._motions:
+            return self._motions.get(stamp)
+        motion = self._placement.motion(stamp, self._times[stamp])
+        if motion is None:
+            self._counts.add_problem("uncompensated", self.topic)
+            del self._times[stamp]
+        elif self.end(stamp, 0) <= self._placement.posed_until():
+            self._motions[stamp] = motion
+        return motion
 
     def _drop(self, stamp: int) -> None:
         del self._clouds[stamp]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from commands import succeeds
 from kitti import SWEEPS, bundle_of_kitti, drive_of_kitti, topics_of_kitti
-from live import PATIENT, RESULTS, driving, driving_process, network, replayed
+from live import PATIENT, RESULTS, driving, driving_process, network, recorded, replayed
 from recordings import Sent
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
@@ -128,6 +128,35 @@ def test_a_network_without_its_only_sensor_is_down(tmp_path: Path) -> None:
     assert drive.driven.announced == sweeps < SWEEPS
     assert "silent" in {each.code for each in drive.driven.status.reasons}
     assert drive.driven.status.state == "DOWN"
+
+
+@pytest.mark.slow("a real sweep has 114,000 points, and the network of KITTI is exported")
+def test_frames_whose_poses_are_lost_hold_the_latest_one_and_are_counted(tmp_path: Path) -> None:
+    """Those of half a second, which begins 30 ms before a sweep or so; also the last frame has no later pose."""
+    delays = {"/velodyne/points": 55_000, "/odometry": 5_000, "/camera/color/left/image_rect/compressed": 20_000}
+    with Reader(drive_of_kitti(0.1035)) as reader:
+        every = [Sent(each.topic, each.msgtype, time // 1000, data) for each, time, data in reader.messages()]
+    stamps = {topic: [each.time - delay for each in every if each.topic == topic] for topic, delay in delays.items()}
+    sweeps, poses, pictures = stamps.values()
+    lost = [each for each in poses if sweeps[8] - 30_000 < each < sweeps[8] + 500_000]
+    left = sorted({*poses} - {*lost})
+    expected = Counter[str]()
+    for sweep, picture in zip(sweeps, pictures, strict=True):
+        newest = max(each for each in left if each <= sweep)
+        later = any(picture <= each < newest + 450_000 for each in left)  # so that it comes while the frame waits
+        held = max((each - newest for each in (sweep, picture) if each - newest <= 50_000), default=0)
+        expected["stale" if held > 20_000 else "extrapolated"] += held > 0 and not later
+    assert expected["stale"]
+    kept = [each for each in every if each.topic != "/odometry" or each.time - 5_000 not in lost]
+    runtime, recording = Runtime(bundle_of_kitti(), checks=False, threads=1), recorded(tmp_path, kept)
+    replay = RecordedDrive(recording, topics(), runtime.bundle.spec)
+    assert sum(1 for _ in replay.frames()) + replay.counts.unposed_frames == SWEEPS
+    drive = driving(recording, tmp_path / "live", runtime, topics(), rate=0.4)
+    drive.require_outcomes()
+    for counts in (replay.counts.summary(), drive.driven.counts):
+        for kind in ("extrapolated", "stale"):
+            assert counts.get(kind, {}) == ({"/odometry": expected[kind]} if expected[kind] else {})
+    assert drive.watch.first("DEGRADED", "stale", "/odometry") < float("inf")
 
 
 @pytest.mark.slow("a real sweep has 114,000 points; a driving process")

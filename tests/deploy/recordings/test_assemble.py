@@ -331,10 +331,10 @@ WORLD = np.stack([RANGES * np.cos(ANGLES), RANGES * np.sin(ANGLES), HEIGHTS], ax
 EXACT = 8 * float(np.spacing(np.float32(32)))  # m, of float32 coordinates within 32 m
 
 
-def frames_of(path: Path, log: list[Sent], **topics: Any) -> tuple[list[Frame], dict[str, Any]]:
+def frames_of(path: Path, log: list[Sent], sweeps: int = 0, **topics: Any) -> tuple[list[Frame], dict[str, Any]]:
     """The frames of a recording, and what was counted."""
     write_raw_mcap(path, sorted(log, key=lambda each: each.time))
-    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=0), None, MINE)
+    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=sweeps), None, MINE)
     drive = RecordedDrive(path, Topics.model_validate(TOPICS | topics), spec)
     return list(drive.frames()), drive.counts.summary()
 
@@ -405,6 +405,31 @@ def test_times_that_cannot_be_used_are_counted(
     assert counts.get("uncompensated") == ({"/top": 1} if counted else None)
     assert "uncompensated" not in without
     np.testing.assert_array_equal(told.points, plain.points)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_frame_whose_poses_were_extrapolated_is_counted(timed: bool, tmp_path: Path) -> None:
+    """By the time of its last point or, where no pose within 50 ms is known for that, of its sweep."""
+    last = int(1e6 * np.random.default_rng(0).uniform(0, 0.03, len(WORLD)).max()) if timed else 0
+    sweep = scan("top", START, OUSTER if timed else None, (0.0, 0.03 * timed))
+    held_for = [limit + more for limit in (0, 20_000, 50_000) for more in ((-3, 3) if timed else (0, 1))]
+    for newest in {needed - held for needed in (0, last) for held in held_for if needed - held >= -50_000}:
+        held = max(each - newest for each in (0, last) if each - newest <= 50_000)
+        poses = [moved(START + newest - 80_000 * i, np.eye(4)) for i in range(3)]
+        _, counts = frames_of(tmp_path / "a.mcap", [*poses, sweep])
+        assert counts.get("extrapolated") == ({"/tf": 1} if 0 < held <= 20_000 else None)
+        assert counts.get("stale") == ({"/tf": 1} if held > 20_000 else None)
+
+
+def test_a_pose_that_comes_later_takes_the_place_of_one_that_was_held(tmp_path: Path) -> None:
+    """Of a sweep that waits, and of one that a second frame uses. The first frame is assembled at 0.25 s."""
+    poses = [each._replace(time=START + (260_000 if each.time > START + 60_000 else 0)) for each in POSES]
+    sweeps = [scan("top", START + 100_000 * i, OUSTER) for i in range(2)]
+    (_, frame), counts = frames_of(tmp_path / "a.mcap", [*poses, *sweeps], sweeps=1, period=0.1)
+    assert counts["stale"] == {"/tf": 1}
+    for sweep in range(2):
+        points = frame.points[frame.sweep_of_point == sweep]
+        assert off(replace(frame, points=points), 0) <= EXACT
 
 
 @pytest.mark.parametrize(
