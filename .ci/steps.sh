@@ -18,8 +18,8 @@ install_packages() { # LOG PACKAGE...
 system_packages() {
   install_packages runs/chromium.log chromium ||
     echo "apt-get could not install chromium (runs/chromium.log): the report is not tested in a browser."
-  install_packages runs/contact-packages.log promtool locales ||
-    echo "apt-get could not install promtool and locales (runs/contact-packages.log): tests of them may be skipped."
+  install_packages runs/contact-packages.log promtool locales valgrind ||
+    echo "apt-get could not install promtool, locales and valgrind (runs/contact-packages.log): tests of them may be skipped."
   install_packages runs/cpp-packages.log "${CPP_PACKAGES[@]}" || {
     echo "apt-get could not install what the C++ runtime is built with (runs/cpp-packages.log)."
     exit 1

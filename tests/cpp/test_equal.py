@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tessera_runtime as native
-from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated
+from both_runtimes import MODULES, compare, drive, every_task, require_equal, rotated, write_frames
 from commands import without_ci
 from exported import QUIET, add_route, apart, bundle, checkpoint_of, modular, nano, remembering
 from mmdet3d_networks import trained_kitti
@@ -236,13 +236,7 @@ def test_a_call_without_a_runtime_says_so() -> None:
 def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path) -> None:
     """It gives points alone, so that the network sees no picture."""
     frames = [replace(frame, cameras={}) for frame in list(drive())[:3]]
-    lines = []
-    for frame in frames:
-        if frame.points is not None:  # else the LiDAR is missing, and so is the file
-            frame.points.tofile(tmp_path / f"{frame.token}.bin")
-        poses = [*frame.global_from_reference.ravel(), *frame.global_from_ego.ravel()]
-        lines.append(" ".join([frame.token, str(frame.timestamp), *map(repr, map(float, poses))]))
-    (tmp_path / "frames.txt").write_text("\n".join(lines))
+    lines = write_frames(frames, tmp_path)
     program = Path(os.environ["TESSERA_LIBRARY"]).with_name("run_folder")
     (home := tmp_path / "home").mkdir()
     command = [program, bundle("rain").path, tmp_path]

@@ -223,3 +223,15 @@ def with_recorded_plan(
         frames.append((frame, python.believed.known()))
     add_recorded_plan(copied, runs, repeated=golden)
     return frames
+
+
+def write_frames(frames: Iterable[Frame], folder: Path) -> list[str]:
+    """Write points and poses for deploy/cpp/examples/run_folder.c; returns the lines of frames.txt."""
+    lines = []
+    for frame in frames:
+        if frame.points is not None:  # else the LiDAR is missing, and so is the file
+            frame.points.tofile(folder / f"{frame.token}.bin")
+        poses = [*frame.global_from_reference.ravel(), *frame.global_from_ego.ravel()]
+        lines.append(" ".join([frame.token, str(frame.timestamp), *map(repr, map(float, poses))]))
+    (folder / "frames.txt").write_text("\n".join(lines))
+    return lines
