@@ -24,8 +24,8 @@ class Backlog:
         self._topics: dict[str, deque[Received]] = {}
         self._bytes, self._number = Counter[str](), 0
 
-    def __bool__(self) -> bool:
-        return any(self._topics.values())
+    def __len__(self) -> int:
+        return sum(map(len, self._topics.values()))
 
     def add(self, raw: RawMessage, time: float) -> int:
         """Add a message that came at a time (s); returns how many messages of its topic are dropped for it."""

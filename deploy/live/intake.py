@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from deploy.live.backlog import MOST_BYTES, Backlog, Received
 from deploy.live.policy import Policy
 from deploy.live.source import Source
-from deploy.recordings.assembler import Assembler
+from deploy.recordings.assembler import Assembler, ReadyFrame
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.drives import describe
@@ -39,6 +39,8 @@ class Arrived(NamedTuple):
 
 class Intake:
     """Assembles frames for the runtime's network, and keeps only the newest one.
+
+    Of the frames that the waiting messages make ready, the newest is assembled, and no other.
 
     Every frame that a sensor or a keyframe announces ends in one of `outcomes`:
 
@@ -141,14 +143,8 @@ class Intake:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                received = self._next_message()
-                # Not the time after assembly: what waits and is decoded slowly would seem to be in time.
-                came = time.monotonic() if received is None else received.time
-                for frame in self._frames(None if received is None else received.raw):
-                    self._offer(Arrived(frame, came))
-                    if self._stop.is_set():
-                        break  # and decode no more of them
-                if received is None and self.source.ended and not self._messages and not self._stop.is_set():
+                idle = not self._take_waiting()
+                if idle and self.source.ended and not self._messages and not self._stop.is_set():
                     self._finish()
                     break
         except BaseException as error:  # raised where the frames are taken
@@ -156,12 +152,31 @@ class Intake:
         finally:
             self._finished = True
 
+    def _take_waiting(self) -> bool:
+        """Take all messages that wait, and offer the newest frame that is ready then; False if no message came."""
+        with self._changed:
+            waiting = len(self._messages)
+        newest: tuple[ReadyFrame, float] | None = None
+        for _ in range(max(1, waiting)):
+            received = self._next_message()
+            # Not the time after assembly: what waits and is decoded slowly would seem to be in time.
+            came = time.monotonic() if received is None else received.time
+            for ready in self._ready(None if received is None else received.raw):
+                if newest is not None:
+                    self._lose(newest[0].token, "superseded")
+                newest = ready, came
+            if received is None or self._stop.is_set():
+                break
+        if newest is not None:
+            self._offer(*newest)
+        return received is not None
+
     def _finish(self) -> None:
         """Offer the frames that still wait, each when the one before was taken."""
-        for frame in self._assembler.finish():
+        for ready in self._assembler.finish():
             while not self._newest.empty() and not self._stop.is_set():
                 time.sleep(TICK)
-            self._offer(Arrived(frame, time.monotonic()))
+            self._offer(ready, time.monotonic())
             if self._stop.is_set():
                 return
         self._lose_left_out()
@@ -177,7 +192,7 @@ class Intake:
                 self._changed.wait(TICK)
             return self._messages.take()
 
-    def _frames(self, raw: RawMessage | None) -> Iterator[Frame]:
+    def _ready(self, raw: RawMessage | None) -> Iterator[ReadyFrame]:
         """The frames that a message completes, and those that have waited long enough."""
         now = self.source.now() if raw is None else raw.time
         yield from self._assembler.advance(now)
@@ -195,11 +210,12 @@ class Intake:
         else:
             self._assembler.take(raw)
 
-    def _offer(self, arrived: Arrived) -> None:
+    def _offer(self, ready: ReadyFrame, came: float) -> None:
         """Put a frame in the place of one that was not taken yet; one that comes after the stop waits for nothing."""
         if self._stop.is_set():
-            self._lose(arrived.frame.token, "stopped")
+            self._lose(ready.token, "stopped")
             return
+        arrived = Arrived(ready.assemble(), came)
         while True:
             try:
                 self._newest.put_nowait(arrived)

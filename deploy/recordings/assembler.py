@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from deploy.recordings.latest import (
     UNMOUNTED,
     CameraPictures,
     LidarSweeps,
+    PlacedPicture,
     Positions,
     Readings,
     intrinsics_of,
@@ -54,8 +55,15 @@ class _PendingFrame(NamedTuple):
         return self.clock, self.stamp
 
 
+class ReadyFrame(NamedTuple):
+    """A frame whose messages are chosen."""
+
+    token: str
+    assemble: Callable[[], Frame]  # decodes its pictures and joins its sweeps; to be called once at most
+
+
 class Assembler:
-    """Takes messages in the order in which they were recorded, and yields frames.
+    """Takes messages in the order in which they were recorded, and yields the frames that are ready.
 
     A frame is made for each keyframe message or, without those, when FrameTrigger says so. It waits `wait` seconds of
     recording time for its messages: the sweep with the frame's stamp, the sweeps before it, and of every camera and
@@ -72,7 +80,7 @@ class Assembler:
         readings: of the vehicle's signals, to which others add.
 
     Attributes:
-        frames: assembled so far, those that are not chosen included.
+        frames: ready so far, those that are not chosen included.
         announced: frames so far, those included that are not assembled.
         lost: tokens of the latest frames that were announced and then left out, each with the reason: `unposed` (the
             vehicle's pose was not known) or `replaced` (the message for which it stood in came after all).
@@ -118,7 +126,7 @@ class Assembler:
         self._publishers = Publishers(counts, shared=(topics.transforms, topics.static_transforms))
         self._pending: list[_PendingFrame] = []
         # The latest frames and their sensors, to recognise late messages.
-        self._recent: deque[tuple[_PendingFrame, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
+        self._recent: deque[tuple[_PendingFrame, set[str]]] = deque(maxlen=_MAX_PENDING)
         self._tokens: deque[str] = deque(maxlen=STAMPS_KEPT)
         self._paced_by = leader
         self._clock = 0  # how often it was set
@@ -129,15 +137,15 @@ class Assembler:
         """Tokens of the frames that were announced and are not assembled yet."""
         return [each.token for each in self._pending]
 
-    def advance(self, time: int) -> Iterator[Frame]:
+    def advance(self, time: int) -> Iterator[ReadyFrame]:
         """Yield the frames that have waited long enough, given the recording time (us) of the next message."""
         while self._pending and (time - self._pending[0].time >= self._wait or len(self._pending) > _MAX_PENDING):
-            yield from self._assemble(self._pending.pop(0))
+            yield from self._choose(self._pending.pop(0))
 
-    def complete(self, time: int) -> Iterator[Frame]:
+    def complete(self, time: int) -> Iterator[ReadyFrame]:
         """Yield the frames that no message to come can change, so that they need not wait, given the time now (us)."""
         while self._pending and self._is_settled(self._pending[0], time):
-            yield from self._assemble(self._pending.pop(0))
+            yield from self._choose(self._pending.pop(0))
 
     def _is_settled(self, pending: _PendingFrame, time: int) -> bool:
         """Whether all sensors that send have sent what belongs to the frame, and calibration and poses for it came."""
@@ -175,10 +183,10 @@ class Assembler:
             for camera in self._cameras.values()
         )
 
-    def finish(self) -> Iterator[Frame]:
+    def finish(self) -> Iterator[ReadyFrame]:
         """Yield the remaining frames at the end of the recording."""
         while self._pending:
-            yield from self._assemble(self._pending.pop(0))
+            yield from self._choose(self._pending.pop(0))
 
     def add(self, topic: str, time: int, contents: list[Content]) -> None:
         """Add the content of a message that was recorded at this time (us)."""
@@ -318,10 +326,13 @@ class Assembler:
         if self._is_new(topic, fix.stamp, time, self._positions):
             self._positions.add(fix)
 
-    def _assemble(self, pending: _PendingFrame) -> Iterator[Frame]:
-        """Yield the frame, or nothing if the vehicle's pose is not known."""
+    def _choose(self, pending: _PendingFrame) -> Iterator[ReadyFrame]:
+        """Yield the frame with the messages that are here, or nothing if the vehicle's pose is not known."""
         placement, mountings = self._placement, dict[str, np.ndarray]()
-        placement.extrapolated = 0
+        pictures = {name: each.near(pending.stamp, placement.pose) for name, each in self._cameras.items()}
+        placement.extrapolated = 0  # pictures that only take the place of damaged ones do not count
+        for near in pictures.values():
+            placement.pose(next((kept.picture.stamp for kept, pose in near if pose is not None), pending.stamp))
         for name, lidar in self._lidars.items():
             lidar.look_up_poses()
             mounting = self._mounting(name)
@@ -336,40 +347,53 @@ class Assembler:
             return
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
+        there = {name for name in mountings if sweeps[self._index(name)]}
+        there |= {name for name, each in pictures.items() if each}
         tags = pending.keyframe or self._drive
         self.frames += 1
+        self._recent.append((pending, there))
         if not self._choice(tags.scene, pending.stamp):
-            there = {name for name in mountings if sweeps[self._index(name)]}
-            there |= {name for name, each in self._cameras.items() if each.nearest(pending.stamp) is not None}
-            self._recent.append((pending, frozenset(there)))
             return
-        cloud = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), self._spec.rig.own)
-        cameras = {
-            name: camera.closest(pending.stamp, placement.pose, partial(placement.mounting, name), self._counts)
-            for name, camera in self._cameras.items()
-        }
         frame = Frame(
             token=pending.token,
             timestamp=pending.stamp,
             reference=grid,
             global_from_reference=reference,
             global_from_ego=pose,
-            cameras={name: camera for name, camera in cameras.items() if camera is not None},
+            points=None,
+            cameras={},
             conditions=tags.conditions,
             scene=tags.scene,
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
             signals=self._readings.at(pending.stamp, self._shift),
             nanoseconds=pending.nanoseconds,
-            **cloud._asdict(),
         )
-        there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
-        self._recent.append((pending, frozenset(frame.cameras) | there))
-        if self._choice.written:
-            self._counts.add_frame(frame)
         if placement.extrapolated:
             self._counts.add_problem("stale" if placement.extrapolated > STALE else "extrapolated", self._topics.poses)
-        yield frame
+        written = self._choice.written
+        yield ReadyFrame(pending.token, partial(self._assemble, frame, sweeps, pictures, there, written))
+
+    def _assemble(
+        self,
+        frame: Frame,
+        sweeps: Mapping[int, Sequence[Sweep]],
+        pictures: Mapping[str, Sequence[PlacedPicture]],
+        there: set[str],
+        written: bool,
+    ) -> Frame:
+        """Join the sweeps and decode the pictures of a frame; sensors whose messages are damaged leave `there`."""
+        cloud = join_lidars(sweeps, frame.timestamp, np.linalg.inv(frame.global_from_reference), self._spec.rig.own)
+        cameras = {
+            name: self._cameras[name].first_usable(each, partial(self._placement.mounting, name), self._counts)
+            for name, each in pictures.items()
+        }
+        usable = {name: camera for name, camera in cameras.items() if camera is not None}
+        full = replace(frame, cameras=usable, **cloud._asdict())
+        there &= usable.keys() | {name for name in self._lidars if full.has_lidar(self._index(name))}
+        if written:
+            self._counts.add_frame(full)
+        return full
 
     def _index(self, lidar: str) -> int:
         return self._spec.rig.sensors.lidars.index(lidar)

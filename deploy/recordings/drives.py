@@ -228,11 +228,11 @@ class RecordedDrive:
         counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen
         for raw in self._recording.read(named | readings.topics, counts.add_damage):
             counts.messages[raw.topic] += 1
-            yield from assembler.advance(raw.time)
+            yield from (each.assemble() for each in assembler.advance(raw.time))
             if choice.over:
                 return
             assembler.take(raw)
-        yield from assembler.finish()
+        yield from (each.assemble() for each in assembler.finish())
         if not assembler.frames:
             raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")
 

@@ -265,6 +265,9 @@ class _Kept:
     pixels: _Pixels | None = None  # of a picture that was prepared
 
 
+PlacedPicture = tuple[_Kept, np.ndarray | None]  # with global_from_ego (4, 4) when it was exposed, if that is known
+
+
 class CameraPictures:
     """A bounded number of pictures, and the camera's latest calibration.
 
@@ -298,21 +301,20 @@ class CameraPictures:
         if any(each.picture.stamp >= since for each in self._pictures):
             self._pictures.clear()
 
-    def closest(
-        self,
-        stamp: int,
-        pose_at: Callable[[int], np.ndarray | None],
-        mounting_of: Callable[[str], np.ndarray | None],
-        counts: Counts,
-    ) -> Camera | None:
-        """Return the picture closest to the stamp (us), with its pose and calibration; None if there is no usable one.
+    def near(self, stamp: int, pose_at: Callable[[int], np.ndarray | None]) -> list[PlacedPicture]:
+        """The pictures within the tolerance of a stamp (us), the closest first, with the vehicle's poses then."""
+        return [(kept, pose_at(kept.picture.stamp)) for kept in self._by_distance(stamp)]
 
-        Damaged pictures are counted and dropped; then the next closest one is used.
+    def first_usable(
+        self, near: Sequence[PlacedPicture], mounting_of: Callable[[str], np.ndarray | None], counts: Counts
+    ) -> Camera | None:
+        """The first picture that can be used, with its pose and calibration; None if there is none.
+
+        Those before it, which are damaged or have no pose, are counted and dropped.
         """
         dropped = []
         camera = None
-        for kept in self._by_distance(stamp):
-            pose = pose_at(kept.picture.stamp)
+        for kept, pose in near:
             if pose is None:
                 counts.add_problem("unposed", self.topics.image)
                 dropped.append(kept)
@@ -324,7 +326,8 @@ class CameraPictures:
                 counts.add_corrupt(self.topics.image, str(error))
                 dropped.append(kept)
         for unusable in dropped:
-            self._pictures.remove(unusable)
+            with suppress(ValueError):  # it is as old as that
+                self._pictures.remove(unusable)
         return camera
 
     def _by_distance(self, stamp: int) -> list[_Kept]:

@@ -68,14 +68,14 @@ def stream(
     spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), camera, RIG)
     assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
     for each in (each for each in log if each.topic in topics.names()):
-        yield from assembler.advance(each.time)
+        yield from (ready.assemble() for ready in assembler.advance(each.time))
         try:
             contents = ros.decode(each.type_name, each.data)
         except CorruptMessage as error:
             counts.add_corrupt(each.topic, str(error))
         else:
             assembler.add(each.topic, each.time, contents)
-    yield from assembler.finish()
+    yield from (ready.assemble() for ready in assembler.finish())
 
 
 def write_raw_mcap(path: Path, log: Sequence[Sent], empty: Mapping[str, str] | None = None) -> Path:

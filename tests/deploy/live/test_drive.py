@@ -29,6 +29,7 @@ from deploy.live.process import Systemd
 from deploy.live.source import Damage, Playback, Receive
 from deploy.live.state import Reason, Status
 from deploy.live.zenoh import Zenoh, republish
+from deploy.recordings import assembler
 from deploy.recordings.drives import RecordedDrive, open_recording
 from deploy.recordings.ros_types import header, make
 from deploy.runtime import Runtime
@@ -72,6 +73,27 @@ def test_a_process_that_listens_gives_the_bytes_of_a_replay(tmp_path: Path, monk
     replay = replayed(recording, tmp_path / "replay")
     for name in RESULTS:
         assert (tmp_path / "live" / name).read_bytes() == (replay / name).read_bytes(), said
+
+
+def test_of_frames_that_became_ready_meanwhile_only_the_newest_is_assembled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first is assembled all others arrive; the last ones, which are not ready, end when the source does."""
+    assembled, sources, join = list[int](), list[Any](), assembler.join_lidars
+
+    def slowly(sweeps: Any, timestamp: int, *rest: Any) -> Any:
+        while not assembled and not sources[0].ended:
+            time.sleep(0.01)
+        assembled.append(timestamp)
+        return join(sweeps, timestamp, *rest)
+
+    monkeypatch.setattr(assembler, "join_lidars", slowly)
+    drive = driving(log(), tmp_path, more=lambda _, intake: sources.append(intake.source) or [])
+    drive.require_outcomes()
+    first, *others = assembled
+    assert drive.driven.outcomes["superseded"] > len(others) > 0
+    perceived = {int(token.split("@")[1]) for token in drive.tokens}
+    assert perceived | {first} == {first, *others}
 
 
 def test_a_late_camera_is_missing_in_exactly_the_frames_that_the_log_names(tmp_path: Path) -> None:

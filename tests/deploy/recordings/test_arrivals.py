@@ -17,7 +17,7 @@ from vocabulary import RIG, SENSORS
 from deploy.log import header, make
 from deploy.log import transform as transform_message
 from deploy.recordings import ros
-from deploy.recordings.assembler import Assembler, DriveInfo
+from deploy.recordings.assembler import Assembler, DriveInfo, ReadyFrame
 from deploy.recordings.choice import FrameChoice
 from deploy.recordings.counts import Counts
 from deploy.recordings.drives import RecordedDrive
@@ -63,22 +63,25 @@ def arriving(log: Sequence[Sent], delays: Mapping[str, int]) -> list[tuple[int, 
 def live(
     log: Sequence[tuple[int, Sent]], topics: Topics, counts: Counts, period: int = TICK
 ) -> Iterator[tuple[int, Frame]]:
-    """The time (us) of each frame and the frame, as messages arrive, looking at the clock every so often."""
+    """The time (us) of each frame and the frame, as messages arrive, looking at the clock every so often.
+
+    What a frame consists of is decided when it is ready: all are assembled at the end.
+    """
     keyframed = topics.keyframes is not None
     assembler = Assembler(topics, SEEING, counts, DriveInfo("log"), keyframed, FrameChoice(), Readings({}))
-    now = log[0][0]
+    now, ready = log[0][0], list[tuple[int, ReadyFrame]]()
     for time, each in log:
         while now + period < time:
             now += period
-            for frame in (*assembler.advance(now), *assembler.complete(now)):
-                yield now, frame
+            ready += ((now, frame) for frame in (*assembler.advance(now), *assembler.complete(now)))
         now = time
-        yield from ((now, frame) for frame in assembler.advance(now))
+        ready += ((now, frame) for frame in assembler.advance(now))
         if each.topic in topics.names():
             assembler.add(each.topic, now, ros.decode(each.type_name, each.data))
             assembler.prepare_ahead(now)
-        yield from ((now, frame) for frame in assembler.complete(now))
-    yield from ((now, frame) for frame in assembler.finish())
+        ready += ((now, frame) for frame in assembler.complete(now))
+    ready += ((now, frame) for frame in assembler.finish())
+    yield from ((moment, frame.assemble()) for moment, frame in ready)
 
 
 @pytest.mark.parametrize("topics", [KEYFRAMES, SWEEPS, BLIND], ids=["keyframes", "sweeps", "no cameras"])
@@ -146,7 +149,8 @@ def test_a_picture_is_rectified_anew_by_another_lens(log: list[Sent]) -> None:
         assert intrinsics.lens is not None
         camera.set_intrinsics(intrinsics)
         assert camera.prepare_nearest(picture.stamp, None) == anew
-        found = camera.closest(picture.stamp, lambda _: pose, lambda _: pose, Counts(SENSORS))
+        near = camera.near(picture.stamp, lambda _: pose)
+        found = camera.first_usable(near, lambda _: pose, Counts(SENSORS))
         assert found is not None
         np.testing.assert_array_equal(found.image, intrinsics.lens.rectify(picture.decode()))
 

@@ -31,9 +31,9 @@ def drive(messages: list[Message]) -> tuple[list[Frame], Counts]:
     assembler = Assembler(TOPICS, SPEC, counts, DriveInfo("log"), False, FrameChoice(), Readings({}))
     frames = list[Frame]()
     for time, topic, content in sorted(messages, key=lambda each: each[0]):
-        frames += assembler.advance(time)
+        frames += (each.assemble() for each in assembler.advance(time))
         assembler.add(topic, time, [content])
-    return [*frames, *assembler.finish()], counts
+    return [*frames, *(each.assemble() for each in assembler.finish())], counts
 
 
 def sweep(stamp: int, delay: int) -> Message:
