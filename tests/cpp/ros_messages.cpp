@@ -2,8 +2,10 @@
 // rosidl, and its `each` visits their fields in turn.
 #include <fastcdr/Cdr.h>
 
+#include <atomic>
+
+#include "tessera_ros/health.hpp"
 #include "tessera_ros/messages.hpp"
-#include "tessera_ros/processing_time.hpp"
 
 using eprosima::fastcdr::Cdr, eprosima::fastcdr::FastBuffer;
 
@@ -99,18 +101,57 @@ void intrinsics(const double *k, const double *p, double *to) {
     tessera_ros::write_intrinsics(info, to);
 }
 
-// The status after frames that took `ms`, each reported at a time of its own; no frame if `ms` is negative.
-size_t status(const double *ms, const double *times, size_t count, const char *array, size_t size, char *out,
+// The status after frames that took `ms`, each reported at a time of its own; no frame if `ms` is negative. Frames
+// after the first one do not end if the engine hangs.
+size_t status(const double *ms, const double *times, size_t count, int hangs, const char *array, size_t size, char *out,
               size_t room) {
     tessera_ros::ProcessingTime processing(200, 1000);
     auto message = read<diagnostic_msgs::msg::DiagnosticArray>(array, size);
     for (size_t i = 0; i < count; ++i) {
         Status status;
-        if (ms[i] >= 0) processing.add(ms[i]);
+        if (ms[i] >= 0) processing.begin(times[i] - ms[i]);
+        if (ms[i] >= 0 && !(hangs && i)) processing.end(times[i], true);
         processing.report(status, times[i]);
         status.name = "tessera: processing_time_status", status.hardware_id = "tessera";
         message.status = {status};
     }
     return written(message, out, room);
+}
+
+// What the node says after frames with both cameras (f), with one (c), with outputs that are not finite (n) or that
+// fail (e), and golden frames that pass (g) or fail (w); which of them ran.
+size_t health(const char *events, int publish_untrusted, char *ran, const char *array, size_t size, char *out,
+              size_t room) {
+    tessera_ros::Health health({"front", "back"}, {200, 1000}, publish_untrusted);
+    for (const char *event = events; *event; ++event) {
+        const auto run = [&] {
+            *ran++ = *event;
+            if (*event == 'e' || *event == 'w') throw std::runtime_error(*event == 'e' ? "failed" : "wrong engine");
+            return tessera_ros::Seen{{true, *event != 'c'}, *event != 'n'};
+        };
+        *event == 'g' || *event == 'w' ? health.check(run) : health.perceive(run);
+    }
+    Status status;
+    health.report(status);
+    auto message = read<diagnostic_msgs::msg::DiagnosticArray>(array, size);
+    status.name = "tessera: tessera_status", status.hardware_id = "tessera";
+    message.status = {status};
+    return written(message, out, room);
+}
+
+// Whether an ERROR is reported of a frame, or a check, that would last 30 s without one.
+int reported_while_it_hangs(int check) {
+    tessera_ros::Health health({}, {10, 20}, false);
+    std::atomic<int> worst{0};
+    const tessera_ros::Repeating reporter(std::chrono::milliseconds(1), [&] {
+        Status status;
+        health.report_time(status), worst = std::max<int>(worst, status.level);
+    });
+    const auto hang = [&] {
+        for (int i = 0; i < 30000 && worst < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return tessera_ros::Seen{};
+    };
+    check ? health.check(hang) : health.perceive(hang);
+    return worst;
 }
 }

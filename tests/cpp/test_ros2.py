@@ -33,13 +33,14 @@ from perception.tasks.detection.config import ScoreThresholds
 
 ROS2 = ROOT / "deploy" / "ros2"
 ROOM = 1_000_000
+SIZE = ctypes.c_size_t(ROOM)
 NAMES = (
     "autoware_perception_msgs/msg/DetectedObjects", "vision_msgs/msg/Detection3DArray",
     "diagnostic_msgs/msg/DiagnosticArray", "sensor_msgs/msg/PointCloud2",
 )  # fmt: skip
 QUARTER = np.array([[0, -1, 0, 1.0], [1, 0, 0, 0.5], [0, 0, 1, 1.8], [0, 0, 0, 1]])  # its products are exact
 TYPES: dict[str, type | tuple[type, ...]] = {
-    "string": str, "number": (int, float), "integer": int, "array": list, "object": dict,
+    "string": str, "number": (int, float), "integer": int, "array": list, "object": dict, "boolean": bool,
 }  # fmt: skip
 
 
@@ -61,7 +62,8 @@ def library() -> ctypes.CDLL:
         subprocess.run(words, check=True)
 
     found = ctypes.CDLL(str(once("ros-messages", make_library) / "messages.so"))
-    found.boxes.restype = found.points.restype = found.status.restype = ctypes.c_size_t
+    for each in (found.boxes, found.points, found.status, found.health):
+        each.restype = ctypes.c_size_t
     return found
 
 
@@ -94,7 +96,7 @@ def written(boxes: Boxes, mount: np.ndarray, manifest: Manifest, autoware: bool)
     size = library().boxes(
         autoware, ctypes.byref(found), pointer(mount), pointer(bounds), ctypes.c_size_t(len(bounds)), pointer(scores),
         (ctypes.c_char_p * len(names))(*names), *map(pointer, of_class), ctypes.c_size_t(len(names)), about,
-        ctypes.c_size_t(len(about)), out, ctypes.c_size_t(ROOM),
+        ctypes.c_size_t(len(about)), out, SIZE,
     )  # fmt: skip
     return out.raw[:size]
 
@@ -210,35 +212,77 @@ def test_the_launch_file_names_every_topic_of_the_node() -> None:
     assert {each.strip("~/") for each in re.findall(r'"(~/[^"]+)"', source)} == {re.sub(r"\d$", "", t) for t in topics}
 
 
+def diagnostics(name: str, level: int, message: str, values: dict[str, str]) -> bytes:
+    manifest = manifest_of("detection").model_copy(update={"name": "tessera"})
+    return Messages(manifest).diagnostics(STAMP, [Diagnostic(f"tessera: {name}", level, message, values)]).data
+
+
+EMPTY = encode(make("diagnostic_msgs/msg/DiagnosticArray", header=header(STAMP, ""), status=[]))
+NO_STATUS = (EMPTY, ctypes.c_size_t(len(EMPTY)))
+PARTIAL, NOT_FINITE = "cameras of the bundle are not in the frame", "outputs of the network are not finite"
 LATE = "Processing takes 250 ms, more than 200 ms"
 
 
 @pytest.mark.parametrize(
-    ("taken", "times", "level", "message", "in_time", "acceptable", "delay"),
+    ("taken", "times", "hangs", "level", "message", "in_time", "acceptable", "delay"),
     [
-        ([-1], [0], 0, "Waiting for the node to perform inference.", True, True, "0"),
-        ([200], [0], 0, "", True, True, "0"),
-        ([100, 250], [0, 500], 1, LATE, False, True, "500"),
-        ([100, 250, 250], [0, 500, 1001], 2, f"{LATE}, for 1001 ms", False, False, "1001"),
-        ([250, 250], [100, 1100], 1, LATE, False, True, "1000"),
-        ([100, 250, 100], [0, 2000, 2100], 0, "", True, True, "0"),
+        ([-1], [0], False, 0, "Waiting for the node to perform inference.", True, True, "0"),
+        ([200], [0], False, 0, "", True, True, "0"),
+        ([100, 250], [0, 500], False, 1, LATE, False, True, "500"),
+        ([100, 250, 250], [0, 500, 1001], False, 2, f"{LATE}, for 1001 ms", False, False, "1001"),
+        ([250, 250], [100, 1100], False, 1, LATE, False, True, "1000"),
+        ([100, 250, 100], [0, 2000, 2100], False, 0, "", True, True, "0"),
+        ([100, 150], [0, 150], True, 0, "", True, True, "0"),
+        ([100, 250], [0, 500], True, 1, LATE, False, True, "500"),
+        ([100, 250, 751], [0, 500, 1001], True, 2, f"{LATE.replace('250', '751')}, for 1001 ms", False, False, "1001"),
     ],
 )
 def test_the_status_of_the_processing_time(
-    taken: list[float], times: list[float], level: int, message: str, in_time: bool, acceptable: bool, delay: str
+    taken: list[float],
+    times: list[float],
+    hangs: bool,
+    level: int,
+    message: str,
+    in_time: bool,
+    acceptable: bool,
+    delay: str,
 ) -> None:
     values = {
         "is_processing_time_ms_in_expected_range": str(in_time), "processing_time_ms": f"{max(taken[-1], 0):g}",
         "is_consecutive_processing_delay_in_range": str(acceptable), "consecutive_processing_delay_ms": delay,
     }  # fmt: skip
-    manifest = manifest_of("detection").model_copy(update={"name": "tessera"})
-    status = Diagnostic("tessera: processing_time_status", level, message, values)
-    expected = Messages(manifest).diagnostics(STAMP, [status]).data
-    empty = encode(make("diagnostic_msgs/msg/DiagnosticArray", header=header(STAMP, ""), status=[]))
     given, out = [np.array(each, np.float64) for each in (taken, times)], ctypes.create_string_buffer(ROOM)
-    count, size = ctypes.c_size_t(len(taken)), ctypes.c_size_t(len(empty))
-    length = library().status(*map(pointer, given), count, empty, size, out, ctypes.c_size_t(ROOM))
-    assert out.raw[:length] == expected
+    length = library().status(*map(pointer, given), ctypes.c_size_t(len(taken)), hangs, *NO_STATUS, out, SIZE)
+    assert out.raw[:length] == diagnostics("processing_time_status", level, message, values)
+
+
+@pytest.mark.parametrize(
+    ("events", "publish", "ran", "level", "message", "cameras"),
+    [
+        ("", False, "", 1, PARTIAL, (False, False)),
+        ("fg", False, "fg", 0, "", (True, True)),
+        ("fc", False, "fc", 1, PARTIAL, (True, False)),
+        ("fn", False, "fn", 2, NOT_FINITE, (True, True)),
+        ("nf", False, "nf", 0, "", (True, True)),
+        ("ce", False, "ce", 2, "failed", (True, False)),
+        ("ef", False, "ef", 0, "", (True, True)),
+        ("fwffgc", False, "fw", 2, "wrong engine", (True, True)),
+        ("fwffgc", True, "fwffc", 2, "wrong engine", (True, False)),
+    ],
+)
+def test_after_a_wrong_engine_no_frame_is_perceived_unless_a_parameter_says_so(
+    events: str, publish: bool, ran: str, level: int, message: str, cameras: tuple[bool, bool]
+) -> None:
+    found, out = ctypes.create_string_buffer(len(events) + 1), ctypes.create_string_buffer(ROOM)
+    length = library().health(events.encode(), publish, found, *NO_STATUS, out, SIZE)
+    values = {f"is_{name}_in_frame": str(seen) for name, seen in zip(("front", "back"), cameras, strict=True)}
+    assert found.value.decode() == ran
+    assert out.raw[:length] == diagnostics("tessera_status", level, message, values)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_step_that_hangs_is_reported_while_it_does(check: bool) -> None:
+    assert library().reported_while_it_hangs(check) == 2
 
 
 def require_valid(schema: dict[str, Any], value: Any, where: str) -> None:

@@ -1,7 +1,7 @@
 // A bundle as a ROS 2 component, built as Autoware's perception nodes are: a cloud triggers a frame, with the latest
 // picture of each camera. docs/native.md has topics and parameters.
 //
-// THIS FILE WAS NEVER RUN: the tests compile it with ROS's headers, and run messages.hpp and processing_time.hpp.
+// THIS FILE WAS NEVER RUN: the tests compile it with ROS's headers, and run the other headers of include/tessera_ros.
 #if __has_include(<cv_bridge/cv_bridge.hpp>)
 #include <cv_bridge/cv_bridge.hpp>
 #else  // Humble
@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <autoware_perception_msgs/msg/detected_objects.hpp>
 #include <chrono>
-#include <cstdlib>
 #include <deque>
 #include <diagnostic_updater/diagnostic_updater.hpp>
 #include <memory>
@@ -26,8 +25,8 @@
 #include <tf2_geometry_msgs/tf2_geometry_msgs.hpp>
 #include <vision_msgs/msg/detection3_d_array.hpp>
 
+#include "tessera_ros/health.hpp"
 #include "tessera_ros/messages.hpp"
-#include "tessera_ros/processing_time.hpp"
 
 namespace tessera_ros {
 
@@ -62,12 +61,17 @@ class TesseraNode : public rclcpp::Node {
         : Node("tessera", options),
           classes_{given<Names>("model_params.class_names"), given<std::vector<int64_t>>("model_params.class_labels"),
                    given<std::vector<int64_t>>("model_params.class_orientations")},
-          time_(given<double>("diagnostics.max_allowed_processing_time_ms"),
-                given<double>("diagnostics.max_acceptable_consecutive_delay_ms")) {
+          health_(camera_names_,
+                  {given<double>("diagnostics.max_allowed_processing_time_ms"),
+                   given<double>("diagnostics.max_acceptable_consecutive_delay_ms")},
+                  given<bool>("publish_untrusted")) {
         open();
+        if (declare_parameter<bool>("build_only", false)) {
+            rclcpp::shutdown();  // ends the process with 0, as Autoware's nodes do
+            return;
+        }
         const auto sensors = rclcpp::SensorDataQoS().keep_last(1);
-        for (const std::string &name : given<Names>("model_params.camera_names")) {
-            if (name.empty()) continue;  // ROS has no empty lists of parameters
+        for (const std::string &name : camera_names_) {
             const std::string number = std::to_string(cameras_.size());
             Camera &camera = cameras_.emplace_back();
             camera.name = name;
@@ -77,27 +81,16 @@ class TesseraNode : public rclcpp::Node {
                                   [&camera](CameraInfo::ConstSharedPtr info) { camera.info = info; });
         }
         subscribe<PointCloud2>("~/input/pointcloud", sensors, [this](PointCloud2::ConstSharedPtr cloud) {
-            attempt(failed_, [&] { perceive(cloud); });
+            log(health_.perceive([&] { return perceive(cloud); }));
         });
-        const std::chrono::duration<double> interval(given<double>("golden_interval_s"));
-        golden_ = create_wall_timer(interval, [this] {  // an engine that once failed stays untrusted
-            if (untrusted_.empty()) attempt(untrusted_, [&] { runtime_->check(); });
-        });
+        const std::chrono::duration<double> golden(given<double>("golden_interval_s"));
+        golden_ = create_wall_timer(golden, [this] { log(health_.check([&] { runtime_->check(); })); });
         updater_.setHardwareID(get_name());
-        updater_.add("processing_time_status", [this](Status &status) { time_.report(status, 1e3 * now().seconds()); });
-        updater_.add("tessera_status", [this](Status &status) {
-            const std::string &failed = failed_.empty() ? not_finite_ : failed_;
-            const std::string &worst = untrusted_.empty() ? failed : untrusted_;
-            bool complete = true;
-            for (const Camera &camera : cameras_) {
-                complete &= camera.seen;
-                status.add("is_" + camera.name + "_in_frame", camera.seen);
-            }
-            if (!worst.empty()) status.summary(Status::ERROR, worst);
-            else if (!complete) status.summary(Status::WARN, "cameras of the bundle are not in the frame");
-            else status.summary(Status::OK, "");
-        });
-        updater_.setPeriod(given<double>("diagnostics.validation_callback_interval_ms") / 1e3);
+        updater_.add("processing_time_status", [this](Status &status) { health_.report_time(status); });
+        updater_.add("tessera_status", [this](Status &status) { health_.report(status); });
+        const std::chrono::duration<double, std::milli> reports(
+            given<double>("diagnostics.validation_callback_interval_ms"));
+        reporter_ = std::make_unique<Repeating>(reports, [this] { updater_.force_update(); });
     }
 
    private:
@@ -114,39 +107,29 @@ class TesseraNode : public rclcpp::Node {
         subscriptions_.push_back(create_subscription<Message>(topic, qos, std::move(callback)));
     }
 
-    // Says in `problem` what was thrown: no transform, a cloud without fields, a status of the runtime.
-    template <class Body>
-    void attempt(std::string &problem, const Body &body) {
-        try {
-            body();
-            problem.clear();
-        } catch (const std::exception &error) {
-            problem = error.what();
-            RCLCPP_ERROR_THROTTLE(get_logger(), *get_clock(), 1000, "%s", error.what());
-        }
+    // A list of names; ROS has no empty ones, so it may be [""].
+    Names names(const std::string &parameter) {
+        Names found = given<Names>(parameter);
+        found.erase(std::remove(found.begin(), found.end(), ""), found.end());
+        return found;
     }
 
-    // Opens the bundle: hashes, signature, plan and golden frames. With build_only the process ends with the status.
+    void log(const std::string &problem) {
+        if (!problem.empty()) RCLCPP_ERROR_THROTTLE(get_logger(), *get_clock(), 1000, "%s", problem.c_str());
+    }
+
+    // Opens the bundle: hashes, signature, plan and golden frames. A tessera::Failure ends the process, or is what a
+    // container answers.
     void open() {
         const auto bundle = given<std::string>("bundle"), target = given<std::string>("target");
         const auto state = given<std::string>("state");
-        const Names keys = given<Names>("keys");
+        const Names keys = names("keys");
         std::vector<const char *> files;
-        for (const std::string &key : keys)
-            if (!key.empty()) files.push_back(key.c_str());
+        for (const std::string &key : keys) files.push_back(key.c_str());
         tessera_options options{};
         options.bundle = bundle.c_str(), options.target = target.c_str(), options.state = state.c_str();
         options.keys = files.data(), options.key_count = files.size();
-        const bool build_only = declare_parameter<bool>("build_only", false);
-        tessera_status status = TESSERA_OK;
-        try {
-            runtime_ = std::make_unique<tessera::Vehicle>(options);
-        } catch (const tessera::Failure &failure) {
-            if (!build_only) throw;
-            RCLCPP_FATAL(get_logger(), "%s", failure.what());
-            status = failure.status;
-        }
-        if (build_only) rclcpp::shutdown(), std::exit(status);
+        runtime_ = std::make_unique<tessera::Vehicle>(options);
     }
 
     tf2::Transform transform(const std::string &to, const std::string &from, const rclcpp::Time &time) {
@@ -156,8 +139,7 @@ class TesseraNode : public rclcpp::Node {
         return found;
     }
 
-    void perceive(const PointCloud2::ConstSharedPtr &cloud) {
-        const auto start = std::chrono::steady_clock::now();
+    Seen perceive(const PointCloud2::ConstSharedPtr &cloud) {
         const rclcpp::Time time(cloud->header.stamp);
         const tf2::Transform global_from_ego = transform(map_frame_, base_frame_, time);
         const tf2::Transform ego_from_reference = transform(base_frame_, reference_frame_, time);
@@ -188,10 +170,11 @@ class TesseraNode : public rclcpp::Node {
         runtime_->step(frame);
         const tessera_array counts = runtime_->get("not_finite");
         const auto *lost = static_cast<const int64_t *>(counts.data);
-        const bool finite = std::all_of(lost, lost + counts.shape[0], [](int64_t count) { return count == 0; });
-        not_finite_ = finite ? "" : "outputs of the network are not finite";
         publish(time, ego_from_reference);
-        time_.add(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+        Seen seen;
+        for (const Camera &camera : cameras_) seen.cameras.push_back(camera.seen);
+        seen.finite = std::all_of(lost, lost + counts.shape[0], [](int64_t count) { return count == 0; });
+        return seen;
     }
 
     // The latest picture of each camera, if it is near enough in time and where the camera was is known.
@@ -207,8 +190,7 @@ class TesseraNode : public rclcpp::Node {
                           transforms_.canTransform(map_frame_, frame, exposed);
             if (!camera.seen) continue;
             tessera_camera picture{};
-            std::string problem;
-            attempt(problem, [&] {  // a damaged picture is missing alone
+            const std::string problem = problem_of([&] {  // a damaged picture is missing alone
                 const cv::Mat &rgb = rgb_.emplace_back(cv_bridge::toCvCopy(camera.image, "rgb8")->image);
                 picture.size = sizeof picture, picture.name = camera.name.c_str();
                 picture.rgb = rgb.data, picture.height = rgb.rows, picture.width = rgb.cols;
@@ -216,6 +198,7 @@ class TesseraNode : public rclcpp::Node {
                 write(transform(base_frame_, frame, exposed), picture.ego_from_camera);
                 write(transform(map_frame_, base_frame_, exposed), picture.global_from_ego);
             });
+            log(problem);
             camera.seen = problem.empty();
             if (camera.seen) found.push_back(picture);
         }
@@ -241,6 +224,8 @@ class TesseraNode : public rclcpp::Node {
     tf2_ros::Buffer transforms_{get_clock()};
     tf2_ros::TransformListener listener_{transforms_};
     const Classes classes_;
+    const Names camera_names_ = names("model_params.camera_names");
+    Health health_;
     const std::string map_frame_ = given<std::string>("map_frame"), base_frame_ = given<std::string>("base_frame");
     const std::string reference_frame_ =
         given<std::string>("model_params.reference") == "ego" ? base_frame_ : given<std::string>("lidar_frame");
@@ -248,11 +233,9 @@ class TesseraNode : public rclcpp::Node {
                                             given<std::vector<double>>("model_params.score_thresholds")};
     const double max_delay_ = given<double>("max_camera_lidar_delay");
     const size_t sweeps_kept_ = 1 + static_cast<size_t>(given<int64_t>("model_params.sweeps"));
-    ProcessingTime time_;
     std::unique_ptr<tessera::Vehicle> runtime_;
-    std::string failed_, untrusted_, not_finite_;  // not_finite_: of the latest frame
-    std::deque<Camera> cameras_;                   // in the bundle's order; never moved, since callbacks refer to them
-    std::deque<Sweep> sweeps_;                     // latest first
+    std::deque<Camera> cameras_;  // in the bundle's order; never moved, since callbacks refer to them
+    std::deque<Sweep> sweeps_;    // latest first
     std::vector<float> points_;
     std::vector<uint8_t> sweep_of_point_;
     std::deque<cv::Mat> rgb_;
@@ -261,7 +244,8 @@ class TesseraNode : public rclcpp::Node {
         create_publisher<Detection3DArray>("~/output/detections", 1);
     std::vector<rclcpp::SubscriptionBase::SharedPtr> subscriptions_;
     rclcpp::TimerBase::SharedPtr golden_;
-    diagnostic_updater::Updater updater_{this};
+    diagnostic_updater::Updater updater_{this, 1e9};  // s; its own timer would wait for the end of a frame
+    std::unique_ptr<Repeating> reporter_;             // the last member, since what it uses must outlive it
 };
 
 }  // namespace tessera_ros
