@@ -6,6 +6,7 @@
 
 #include "tessera_ros/health.hpp"
 #include "tessera_ros/messages.hpp"
+#include "tessera_ros/pictures.hpp"
 
 using eprosima::fastcdr::Cdr, eprosima::fastcdr::FastBuffer;
 
@@ -99,6 +100,28 @@ void intrinsics(const double *k, const double *p, double *to) {
     } info;
     std::copy_n(k, 9, info.k.begin()), std::copy_n(p, 12, info.p.begin());
     tessera_ros::write_intrinsics(info, to);
+}
+
+// Writes the topic of a transport; its length, -1 if it is refused.
+size_t topic(const char *transport, char *out) {
+    try {
+        const std::string found = tessera_ros::picture_topic("/front/image", transport);
+        return std::copy(found.begin(), found.end(), out) - out;
+    } catch (const std::invalid_argument &) {
+        return size_t(-1);
+    }
+}
+
+// Writes the pixels of a picture whose rows are `step` apart; 1 if they are the same memory, -1 if it is refused.
+int pixels(const uint8_t *data, int rows, int columns, int type, size_t step, uint8_t *out) {
+    try {
+        const cv::Mat picture(rows, columns, type, const_cast<uint8_t *>(data), step);
+        const cv::Mat found = tessera_ros::packed(picture);
+        std::copy_n(found.data, 3 * rows * columns, out);
+        return found.data == picture.data;
+    } catch (const std::invalid_argument &) {
+        return -1;
+    }
 }
 
 // The status after frames that took `ms`, each reported at a time of its own; no frame if `ms` is negative. Frames

@@ -55,14 +55,20 @@ def library() -> ctypes.CDLL:
     def make_library(out: Path) -> None:
         include = write_structs(out, NAMES)
         folders = ["rosidl_runtime_cpp", "rosidl_runtime_c", "rosidl_typesupport_interface"]
-        includes = [f"-I/usr/include/{each}" for each in folders]
+        includes = ["-isystem", "/usr/include/opencv4"] + [f"-I/usr/include/{each}" for each in folders]
         includes += [f"-I{each}" for each in (include, ROS2 / "include", ROOT / "deploy" / "cpp" / "include")]
         words = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", *includes]
-        words += [str(Path(__file__).with_name("ros_messages.cpp")), "-lfastcdr", "-o", str(out / "messages.so")]
+        words += [
+            str(Path(__file__).with_name("ros_messages.cpp")),
+            "-lfastcdr",
+            "-lopencv_core",
+            "-o",
+            str(out / "messages.so"),
+        ]
         subprocess.run(words, check=True)
 
     found = ctypes.CDLL(str(once("ros-messages", make_library) / "messages.so"))
-    for each in (found.boxes, found.points, found.status, found.health):
+    for each in (found.boxes, found.points, found.status, found.health, found.topic):
         each.restype = ctypes.c_size_t
     return found
 
@@ -199,6 +205,32 @@ def test_the_intrinsics_of_a_rectified_picture_are_those_of_python(p: list[float
     library().intrinsics(*map(pointer, (k, given, found)))
     expected = intrinsics(0, "camera", (640, 480), "plumb_bob", np.full(5, 0.1), k, no_rotation, given)
     assert found.tolist() == expected.matrix.tolist()
+
+
+def test_pictures_come_by_the_topic_of_their_transport() -> None:
+    found = ctypes.create_string_buffer(100)
+    for transport, expected in (("raw", "/front/image"), ("compressed", "/front/image/compressed")):
+        length = library().topic(transport.encode(), found)
+        assert found.raw[:length].decode() == expected
+    for unknown in ("", "theora", "Raw"):
+        assert ctypes.c_ssize_t(library().topic(unknown.encode(), found)).value == -1
+
+
+@pytest.mark.parametrize("gap", [0, 1, 7])
+def test_pixels_are_shared_unless_there_are_gaps_between_rows(gap: int) -> None:
+    eight_bits, sixteen_bits, grey = 16, 18, 0  # OpenCV's types of 3 x 8, 3 x 16 and 8 bits
+    rows = np.random.default_rng(0).integers(0, 256, (4, 5 * 3 + gap), np.uint8)
+    found = np.zeros((4, 5 * 3), np.uint8)
+
+    def pixels(count: int, kind: int, step: int) -> int:
+        data, step_of_row = pointer(rows), ctypes.c_size_t(step)
+        return int(library().pixels(data, count, 5, kind, step_of_row, pointer(found)))
+
+    assert pixels(4, eight_bits, rows.shape[1]) == (gap == 0)
+    assert (found == rows[:, : 5 * 3]).all()
+    assert pixels(0, eight_bits, rows.shape[1]) == -1
+    assert pixels(2, sixteen_bits, 2 * rows.shape[1]) == -1
+    assert pixels(4, grey, rows.shape[1]) == -1
 
 
 def test_the_launch_file_names_every_topic_of_the_node() -> None:

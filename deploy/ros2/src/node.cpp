@@ -15,10 +15,12 @@
 #include <chrono>
 #include <deque>
 #include <diagnostic_updater/diagnostic_updater.hpp>
+#include <functional>
 #include <memory>
 #include <rclcpp/rclcpp.hpp>
 #include <rclcpp_components/register_node_macro.hpp>
 #include <sensor_msgs/msg/camera_info.hpp>
+#include <sensor_msgs/msg/compressed_image.hpp>
 #include <sensor_msgs/msg/image.hpp>
 #include <sensor_msgs/msg/point_cloud2.hpp>
 #include <tessera.hpp>
@@ -27,11 +29,13 @@
 
 #include "tessera_ros/health.hpp"
 #include "tessera_ros/messages.hpp"
+#include "tessera_ros/pictures.hpp"
 
 namespace tessera_ros {
 
 using autoware_perception_msgs::msg::DetectedObjects, vision_msgs::msg::Detection3DArray;
-using sensor_msgs::msg::CameraInfo, sensor_msgs::msg::Image, sensor_msgs::msg::PointCloud2;
+using sensor_msgs::msg::CameraInfo, sensor_msgs::msg::CompressedImage, sensor_msgs::msg::Image;
+using sensor_msgs::msg::PointCloud2;
 using Status = diagnostic_updater::DiagnosticStatusWrapper;
 using Names = std::vector<std::string>;
 
@@ -48,11 +52,21 @@ struct Sweep {
     PointCloud2::ConstSharedPtr cloud;
 };
 
+// With the pixels of the message, if they are RGB.
+cv_bridge::CvImageConstPtr rgb_of(const Image::ConstSharedPtr &image) {
+    return cv_bridge::toCvShare(image, "rgb8");
+}
+
+cv_bridge::CvImageConstPtr rgb_of(const CompressedImage::ConstSharedPtr &image) {
+    return cv_bridge::toCvCopy(image, "rgb8");
+}
+
 struct Camera {
     std::string name;
     CameraInfo::ConstSharedPtr info;
-    Image::ConstSharedPtr image;  // the latest one
-    bool seen = false;            // in the latest frame
+    std_msgs::msg::Header header;                         // of the latest picture
+    std::function<cv_bridge::CvImageConstPtr()> picture;  // it, with its message
+    bool seen = false;                                    // in the latest frame
 };
 
 class TesseraNode : public rclcpp::Node {
@@ -70,17 +84,18 @@ class TesseraNode : public rclcpp::Node {
             rclcpp::shutdown();  // ends the process with 0, as Autoware's nodes do
             return;
         }
-        const auto sensors = rclcpp::SensorDataQoS().keep_last(1);
+        const auto image_transport = given<std::string>("image_transport");
         for (const std::string &name : camera_names_) {
             const std::string number = std::to_string(cameras_.size());
             Camera &camera = cameras_.emplace_back();
             camera.name = name;
-            subscribe<Image>("~/input/image" + number, sensors,
-                             [&camera](Image::ConstSharedPtr image) { camera.image = image; });
-            subscribe<CameraInfo>("~/input/camera_info" + number, sensors,
+            const std::string topic = get_node_topics_interface()->resolve_topic_name("~/input/image" + number);
+            if (image_transport == "raw") subscribe_pictures<Image>(picture_topic(topic, image_transport), camera);
+            else subscribe_pictures<CompressedImage>(picture_topic(topic, image_transport), camera);
+            subscribe<CameraInfo>("~/input/camera_info" + number,
                                   [&camera](CameraInfo::ConstSharedPtr info) { camera.info = info; });
         }
-        subscribe<PointCloud2>("~/input/pointcloud", sensors, [this](PointCloud2::ConstSharedPtr cloud) {
+        subscribe<PointCloud2>("~/input/pointcloud", [this](PointCloud2::ConstSharedPtr cloud) {
             log(health_.perceive([&] { return perceive(cloud); }));
         });
         const std::chrono::duration<double> golden(given<double>("golden_interval_s"));
@@ -103,8 +118,17 @@ class TesseraNode : public rclcpp::Node {
     }
 
     template <class Message, class Callback>
-    void subscribe(const std::string &topic, const rclcpp::QoS &qos, Callback callback) {
+    void subscribe(const std::string &topic, Callback callback) {
+        const auto qos = rclcpp::SensorDataQoS().keep_last(1);
         subscriptions_.push_back(create_subscription<Message>(topic, qos, std::move(callback)));
+    }
+
+    template <class Message>
+    void subscribe_pictures(const std::string &topic, Camera &camera) {
+        subscribe<Message>(topic, [&camera](typename Message::ConstSharedPtr image) {
+            camera.header = image->header;
+            camera.picture = [image] { return rgb_of(image); };
+        });
     }
 
     // A list of names; ROS has no empty ones, so it may be [""].
@@ -180,18 +204,19 @@ class TesseraNode : public rclcpp::Node {
     // The latest picture of each camera, if it is near enough in time and where the camera was is known.
     std::vector<tessera_camera> pictures(const rclcpp::Time &time) {
         std::vector<tessera_camera> found;
-        rgb_.clear();
+        pictures_.clear(), rgb_.clear();
         for (Camera &camera : cameras_) {
             camera.seen = false;
-            if (!camera.info || !camera.image) continue;
-            const rclcpp::Time exposed(camera.image->header.stamp);
-            const std::string &frame = camera.image->header.frame_id;
+            if (!camera.info || !camera.picture) continue;
+            const rclcpp::Time exposed(camera.header.stamp);
+            const std::string &frame = camera.header.frame_id;
             camera.seen = std::abs((exposed - time).seconds()) <= max_delay_ &&
                           transforms_.canTransform(map_frame_, frame, exposed);
             if (!camera.seen) continue;
             tessera_camera picture{};
             const std::string problem = problem_of([&] {  // a damaged picture is missing alone
-                const cv::Mat &rgb = rgb_.emplace_back(cv_bridge::toCvCopy(camera.image, "rgb8")->image);
+                const auto &shared = pictures_.emplace_back(camera.picture());
+                const cv::Mat &rgb = rgb_.emplace_back(packed(shared ? shared->image : cv::Mat()));
                 picture.size = sizeof picture, picture.name = camera.name.c_str();
                 picture.rgb = rgb.data, picture.height = rgb.rows, picture.width = rgb.cols;
                 write_intrinsics(*camera.info, picture.intrinsics);
@@ -238,6 +263,7 @@ class TesseraNode : public rclcpp::Node {
     std::deque<Sweep> sweeps_;    // latest first
     std::vector<float> points_;
     std::vector<uint8_t> sweep_of_point_;
+    std::deque<cv_bridge::CvImageConstPtr> pictures_;  // of a frame, as long as it needs their pixels
     std::deque<cv::Mat> rgb_;
     rclcpp::Publisher<DetectedObjects>::SharedPtr objects_ = create_publisher<DetectedObjects>("~/output/objects", 1);
     rclcpp::Publisher<Detection3DArray>::SharedPtr detections_ =
