@@ -244,11 +244,12 @@ def test_the_example_prints_the_detections_of_a_folder_of_frames(tmp_path: Path)
     assert not [*home.rglob("*onnxruntime*")]  # nothing to report of what it runs
     expected = []
     with native.Runtime(bundle("rain").path) as runtime:
+        names = runtime.describe()["class_names"]
         for frame in frames:
             arrays = runtime.step(replace(frame, scene="", sweep_of_point=0 * frame.sweep_of_point))
             rows = zip(*(arrays[f"detection/{name}"] for name in ("labels", "centers", "scores")), strict=True)
             expected += [
-                f"{frame.token} {label} {x:.9g} {y:.9g} {z:.9g} {score:.9g}" for label, (x, y, z), score in rows
+                f"{frame.token} {x:.9g} {y:.9g} {z:.9g} {score:.9g} {names[label]}" for label, (x, y, z), score in rows
             ]
     assert done.stdout.splitlines() == expected
     first, *numbers = lines[0].split()

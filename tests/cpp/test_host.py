@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
+from collections.abc import Callable
 from ctypes import Structure, byref, c_int64, c_void_p, sizeof
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tessera_runtime as native
-from exported import bundle, copy_bundle, keys, remembering, reseal
+from both_runtimes import every_task
+from exported import QUIET, bundle, checkpoint_of, copy_bundle, keys, nano, remembering, reseal
 from once import once
 from recorded_engine import TARGET, add_recorded_plan, golden_runs
 from repository import ROOT
 
 from deploy.bundle import Bundle
+from deploy.export import export
 from deploy.golden import synthetic_frame
+from perception.config import parse_config
+from perception.grid import occupancy_classes
+from perception.tasks.occupancy.config import OccupancyHead
 
 BUILT = Path(os.environ[native.LIBRARY]).parent
 BAD_INPUT, FAILED = 3, 4  # tessera_status
@@ -111,3 +118,104 @@ def test_after_a_failure_on_a_frame_that_resets_the_memory_is_empty(tmp_path: Pa
             else:
                 valid.append(runtime.step(given)["inputs/state_valid"].item())
     np.testing.assert_array_equal(valid, [0, 1, 0])
+
+
+def without_cameras() -> Bundle:
+    def make(out: Path) -> None:
+        content = nano().model_dump(mode="json") | {"name": "blind", "modules": []}
+        content["model"]["camera"] = None
+        export(checkpoint_of(parse_config(content, "blind")), out, console=QUIET)
+
+    return Bundle.load(once("cpp-blind", make))
+
+
+def described(bundle: Bundle) -> dict[str, Any]:
+    """What a host must know, by the Python package."""
+    manifest, taxonomy = bundle.manifest, bundle.manifest.taxonomy
+    state, head, nowhere = manifest.state, manifest.tasks.get("occupancy"), (0.0, 0.0)
+    none = {"x": nowhere, "y": nowhere, "z": nowhere, "cell": 0.0, "height": 0.0}
+    areas: dict[str, Any] = {"map": none, "occupancy": none}
+    if "map" in manifest.tasks:
+        grid = manifest.head_grid
+        areas["map"] = {"x": grid.x, "y": grid.y, "z": grid.z, "cell": grid.cell, "height": 0.0}
+    if isinstance(head, OccupancyHead):
+        voxels = head.voxels(manifest.grid.reference)
+        height = float(voxels.edges[2])
+        areas["occupancy"] = {"x": voxels.x, "y": voxels.y, "z": voxels.z, "cell": voxels.cell, "height": height}
+    sweeps = manifest.preprocessing.sweeps
+    return {
+        "name": manifest.name, "release": manifest.release, "reference": manifest.grid.reference,
+        "sweeps": sweeps.most if sweeps else 0, "oldest": sweeps.oldest if sweeps else 0.0,
+        "spacing": state.spacing if state else nowhere, "seconds": state.seconds if state else 0.0,
+        "speed": state.speed if state else 0.0, **areas, "cameras": bundle.spec.named_sensors.cameras,
+        "tasks": tuple(manifest.tasks), "class_names": taxonomy.class_names, "attributes": taxonomy.attributes,
+        "map_names": taxonomy.map_names, "point_names": taxonomy.point_names,
+        "occupancy_classes": occupancy_classes(taxonomy), "condition_values": taxonomy.condition_values,
+        "condition_kinds": tuple(map(taxonomy.kind_of, taxonomy.condition_values)),
+    }  # fmt: skip
+
+
+@pytest.mark.slow("exports networks")
+@pytest.mark.parametrize("make", [every_task, remembering, without_cameras])
+def test_a_bundle_tells_its_host_what_its_manifest_says(make: Callable[[], Bundle]) -> None:
+    made = make()
+    with native.Runtime(made.path) as runtime:
+        found = runtime.describe()
+        assert found == described(made)
+        arrays = runtime.step(synthetic_frame("ego", made.manifest.rig))
+        assert found == runtime.describe()
+        assert {name.split("/")[0] for name in arrays if "/" in name} - {"inputs", "outputs"} == {*found["tasks"]}
+        for name, area in (("map/probabilities", "map"), ("occupancy/classes", "occupancy")):
+            if name in arrays:
+                sides = {axis: found[area][axis][1] - found[area][axis][0] for axis in "xyz"}
+                edges = {"x": found[area]["cell"], "y": found[area]["cell"], "z": found[area]["height"]}
+                levels = len(found["map_names"]) if area == "map" else round(sides["z"] / edges["z"])
+                assert arrays[name].shape == (levels, *(round(sides[axis] / edges[axis]) for axis in "yx"))
+        for name, names in (
+            ("detection/labels", "class_names"), ("occupancy/classes", "occupancy_classes"),
+            ("detection/attributes", "attributes"),
+        ):  # fmt: skip
+            assert np.all(arrays.get(name, np.zeros(0)) < len(found[names]))
+        if "conditions" in found["tasks"]:
+            assert arrays["conditions/probabilities"].shape == (len(found["condition_values"]),)
+
+
+def test_a_release_is_told_as_a_number_of_64_bits(tmp_path: Path) -> None:
+    path = copy_bundle(tmp_path / "bundle")
+    reseal(path, lambda manifest: manifest.update(release=2**62 + 1))
+    with native.Runtime(path) as runtime:
+        assert runtime.describe()["release"] == 2**62 + 1
+
+
+def test_a_description_has_the_fields_that_both_versions_know() -> None:
+    size = sizeof(native._Description)
+    with native.Runtime(bundle().path) as runtime:
+
+        def described_by(kind: Any, given: int) -> tuple[int, Any]:
+            struct = kind(size=given)
+            return native.load().tessera_describe(runtime._handle, byref(struct)), struct
+
+        status, later = described_by(longer(native._Description), size + 8)
+        assert (status, later.size, later.later, later.name) == (0, size + 8, 0, bundle().manifest.name.encode())
+        status, short = described_by(native._Description, size - 1)
+        assert (status, short.name) == (BAD_INPUT, None)
+    assert native.load().tessera_describe(None, byref(native._Description(size=size))) == BAD_INPUT
+
+
+def test_the_library_has_the_version_of_its_file() -> None:
+    (file,) = (each for each in BUILT.glob("libtessera.so.*") if not each.is_symlink())
+    assert native.load().tessera_version().decode() == file.name.removeprefix("libtessera.so.")
+    project = (ROOT / "deploy" / "cpp" / "pyproject.toml").read_text()
+    assert not re.search(r'^version = "', project, re.MULTILINE)  # of the wheel, which has the library's
+
+
+def test_a_manifest_without_names_is_refused(tmp_path: Path) -> None:
+    for i, change in enumerate((
+        lambda content: content["taxonomy"].pop("classes"),
+        lambda content: content["taxonomy"]["conditions"].update(weather=[7]),
+        lambda content: content["preprocessing"]["sweeps"].update(oldest="1 s"),
+        lambda content: content.update(head_grid={"x": [0.0]}),
+    )):  # fmt: skip
+        path = reseal(copy_bundle(tmp_path / str(i)), change)
+        with pytest.raises(native.Failure, match=r"manifest\.json.*export the bundle again"):
+            native.Runtime(path)

@@ -27,6 +27,8 @@ int main(int argc, char **argv) {
     tessera_options options = {.size = sizeof options, .bundle = argv[1], .target = argv[3]}; /* NULL: without one */
     tessera_runtime *runtime;
     if (tessera_open(&options, &runtime)) return fprintf(stderr, "%s\n", tessera_message(NULL)), 2;
+    tessera_description bundle = {.size = sizeof bundle};
+    tessera_describe(runtime, &bundle);
     char path[4096], line[4096], name[256] = "", *next, *end;
     snprintf(path, sizeof path, "%s/frames.txt", argv[2]);
     FILE *list = fopen(path, "r");
@@ -50,8 +52,8 @@ int main(int argc, char **argv) {
             return fprintf(stderr, "%s: has no detection\n", argv[1]), 1;
         for (long i = 0; i < centers.shape[0]; ++i) {
             const double *center = (const double *)centers.data + 3 * i;
-            printf("%s %ld %.9g %.9g %.9g %.9g\n", name, (long)((const int64_t *)labels.data)[i], center[0], center[1],
-                   center[2], ((const double *)scores.data)[i]);
+            printf("%s %.9g %.9g %.9g %.9g %s\n", name, center[0], center[1], center[2],
+                   ((const double *)scores.data)[i], bundle.class_names[((const int64_t *)labels.data)[i]]);
         }
     }
     fclose(list);

@@ -2,8 +2,8 @@
  *
  *     tessera_open -> tessera_step for each frame of a drive, in order of time -> tessera_close
  *
- * Coordinates are metres in the reference frame of the bundle's grid: x y z, with x ahead and y to the left if it is
- * the vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
+ * Coordinates are metres in the bundle's frame of reference (tessera_describe): x y z, with x ahead and y to the left
+ * if it is the vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
  *
  * Every function returns a tessera_status; what went wrong says tessera_message. A runtime belongs to one thread at a
  * time. Structs carry their size, which the caller sets, so that later versions can add fields at their ends: a library
@@ -86,6 +86,34 @@ typedef struct tessera_array {
     int64_t shape[8];
 } tessera_array;
 
+/* Where the cells of a result are: columns along x, rows along y, levels along z, from the lowest on. */
+typedef struct tessera_area {
+    double x[2], y[2], z[2]; /* m, in the frame of reference */
+    double cell, height;     /* m, of a cell along x and y, and along z */
+} tessera_area;
+
+/* What a bundle tells its host. A NULL ends each list of names; lists and strings last as long as the runtime. */
+typedef struct tessera_description {
+    size_t size;
+    const char *name;                     /* of its configuration */
+    int64_t release;                      /* with keys, a vehicle that ran a higher one refuses the bundle */
+    const char *reference;                /* the frame of reference: ego, or lidar for that of the first LiDAR */
+    int32_t sweeps;                       /* earlier ones of each LiDAR in a frame, at most; 0 without LiDAR */
+    double oldest;                        /* s, their largest age */
+    double spacing[2];                    /* s from frame to frame that a memory was trained with; 0 without */
+    double seconds, speed;                /* s since the frame before, and m/s, beyond which a memory begins anew */
+    tessera_area map, occupancy;          /* 0 without the task */
+    const char *const *cameras;           /* that the network sees */
+    const char *const *tasks;             /* that have results */
+    const char *const *class_names;       /* of detection/labels; this list and the next ones are by index */
+    const char *const *attributes;        /* of detection/attributes */
+    const char *const *map_names;         /* of the layers of map/probabilities */
+    const char *const *point_names;       /* of points/classes */
+    const char *const *occupancy_classes; /* of occupancy/classes; the last is free space */
+    const char *const *condition_values;  /* of conditions/probabilities, and known to tessera_frame.conditions */
+    const char *const *condition_kinds;   /* the kind of each condition, such as weather */
+} tessera_description;
+
 /* Seconds of the latest step, by stage. */
 typedef struct tessera_times {
     size_t size;
@@ -96,6 +124,9 @@ typedef struct tessera_times {
  * NULL, and tessera_message(NULL) says what it is. */
 TESSERA_API tessera_status tessera_open(const tessera_options *options, tessera_runtime **runtime);
 
+/* What the bundle tells its host, the same in every frame. */
+TESSERA_API tessera_status tessera_describe(const tessera_runtime *runtime, tessera_description *description);
+
 /* Perceives the next frame. What cannot be used of it counts as missing: points that are not finite, cameras with
  * impossible matrices. Without a possible pose it is where the frame before was, and the memory begins anew. */
 TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame);
@@ -103,15 +134,16 @@ TESSERA_API tessera_status tessera_step(tessera_runtime *runtime, const tessera_
 /* An array of the latest step: a result TASK/NAME, such as detection/centers or map/probabilities; an engine's input or
  * output, inputs/NAME or outputs/NAME; next_state, which the next frame begins with. tessera_name lists them.
  *
- * Results, in the reference frame of the grid (docs/bundle_format.md has the order of classes, layers and values):
+ * Results, in the frame of reference; tessera_describe has their names and areas:
  *   detection/centers (N, 3) float64, best first: x y z of the middle, m
  *   detection/sizes (N, 3) float64: width, length along the heading, height, m
  *   detection/rotations (N, 3, 3) float64: from the box to the reference
- *   detection/velocities (N, 3) float64, m/s; detection/scores (N) float64, 0-1
- *   detection/labels, detection/attributes (N) int64
+ *   detection/velocities (N, 3) float64, m/s, NaN if unknown; detection/scores (N) float64, 0-1
+ *   detection/labels, detection/attributes (N) int64; an attribute of -1: none
  *   map/probabilities (layers, rows, columns) float32, 0-1
- *   points/classes (K) uint8, points/probabilities (K) float32
- *   occupancy/classes uint8, occupied, others float32 (levels, rows, columns); occupancy/free (360) float32, m
+ *   points/classes (K) uint8, 255: none; points/probabilities (K) float32: of the first K points of the keyframe
+ *   occupancy/classes uint8, occupied, others float32, 0-1 (levels, rows, columns)
+ *   occupancy/free (360) float32: free distance, m, by degree from x counter-clockwise
  *   conditions/probabilities (values) float64, 0-1; 0 long if one of them is not finite
  *
  * not_finite (outputs) int64 says how many numbers of each outputs/NAME, in the order of their names, were NaN or
@@ -139,6 +171,9 @@ TESSERA_API tessera_status tessera_restart(tessera_runtime *runtime);
 TESSERA_API const char *tessera_message(const tessera_runtime *runtime);
 
 TESSERA_API void tessera_close(tessera_runtime *runtime);
+
+/* Of the library, such as 1.0.0. */
+TESSERA_API const char *tessera_version(void);
 
 /* Preprocessing alone, for other programs (docs/bundle_format.md, `preprocessing`). */
 

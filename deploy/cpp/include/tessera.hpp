@@ -27,6 +27,13 @@ class Vehicle {
     void check() { require(tessera_check(runtime_.get())); }
     void restart() { require(tessera_restart(runtime_.get())); }
 
+    tessera_description describe() const {
+        tessera_description description{};
+        description.size = sizeof description;
+        require(tessera_describe(runtime_.get(), &description));
+        return description;
+    }
+
     // An array of the latest step, such as detection/centers.
     tessera_array get(const char *name) const {
         tessera_array array{};

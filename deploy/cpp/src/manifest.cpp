@@ -27,6 +27,7 @@ bool is(const Json &json) {
     else if constexpr (std::is_same_v<T, int>) return json.is_number_integer() && json >= 0 && json <= kLargest;
     else if constexpr (std::is_same_v<T, int64_t>)  // a larger one would wrap
         return json.is_number_integer() && (!json.is_number_unsigned() || json.get<uint64_t>() <= INT64_MAX);
+    else if constexpr (std::is_array_v<T>) return is<std::vector<std::remove_extent_t<T>>>(json);
     else return json.is_array() && std::all_of(json.begin(), json.end(), is<typename T::value_type>);
 }
 
@@ -45,7 +46,7 @@ class Reader {
     void operator()(const std::string &place, const char *key, T &into, More &&...more) const {
         const Json &value = at(place + "/" + key);
         require(is<T>(value), place + "/" + key, "has another type");
-        into = value.get<T>();
+        value.get_to(into);
         if constexpr (sizeof...(more) > 0) (*this)(place, more...);
     }
     bool has(const std::string &place) const {
@@ -69,7 +70,8 @@ class Reader {
 
 void read_preprocessing(const Reader &read, Preprocessing &into) {
     const std::string place = "/preprocessing", pillars = place + "/pillars", pictures = place + "/pictures";
-    read(place, "points", into.points);
+    read(place, "points", into.points, "reference", into.reference);
+    if (read.has(place + "/sweeps")) read(place + "/sweeps", "most", into.sweeps, "oldest", into.oldest);
     if (read.has(pillars)) {
         Pillars &p = into.pillars.emplace();
         std::string overflow;
@@ -112,7 +114,7 @@ void read_state(const Reader &read, Manifest &manifest) {
     bool fits = there == 0;
     if (read.has("/state")) {
         StateInfo &state = manifest.state.emplace();
-        read("/state", "seconds", state.seconds, "speed", state.speed);
+        read("/state", "seconds", state.seconds, "speed", state.speed, "spacing", state.spacing);
         std::string input, output, dtype;
         read("/state/pairs/0", "input", input, "output", output, "shape", state.shape, "dtype", dtype);
         fits = there == 5 && read.items("/state/pairs").size() == 1 && input == kState && output == kNextState &&
@@ -120,6 +122,37 @@ void read_state(const Reader &read, Manifest &manifest) {
                before->type == TESSERA_FLOAT32 && after->type == TESSERA_FLOAT32;
     }
     read.require(fits, "/state", "is not that of the network's inputs and outputs");
+}
+
+void read_names(const Reader &read, Manifest &into) {
+    read("", "name", into.name);
+    read("/taxonomy", "attributes", into.attributes);
+    for (const std::string &each : read.items("/taxonomy/classes")) read(each, "name", into.class_names.emplace_back());
+    for (const std::string &each : read.items("/taxonomy/map_layers"))
+        read(each, "name", into.map_names.emplace_back());
+    into.occupancy_classes = {"others"};  // perception/grid.py
+    for (const std::string &each : read.items("/taxonomy/point_classes")) {
+        read(each, "name", into.point_names.emplace_back());
+        if (read.at(each + "/solid") == true) into.occupancy_classes.push_back(into.point_names.back());
+    }
+    into.occupancy_classes.emplace_back("free");
+    for (const auto &[kind, values] : read.at("/taxonomy/conditions").items()) {
+        for (const Json &value : values) {
+            into.condition_kinds.push_back(kind);
+            into.condition_values.push_back(value);
+        }
+    }
+}
+
+void read_areas(const Reader &read, Manifest &into) {
+    const auto read_area = [&read](const std::string &place, tessera_area &area) {
+        read(place, "x", area.x, "y", area.y, "z", area.z, "cell", area.cell);
+    };
+    if (read.has("/tasks/map")) read_area("/head_grid", into.map);
+    if (!read.has("/tasks/occupancy")) return;
+    read_area("/tasks/occupancy", into.occupancy);
+    into.occupancy.height = into.occupancy.cell;
+    if (read.has("/tasks/occupancy/height")) read("/tasks/occupancy", "height", into.occupancy.height);
 }
 
 Manifest read_fields(const Json &json, const Reader &read) {
@@ -136,8 +169,8 @@ Manifest read_fields(const Json &json, const Reader &read) {
     }
     if (read.has("/expires")) read("", "expires", manifest.expires);
     read.require(manifest.expires.empty() || parse_time(manifest.expires), "/expires", "is no time");
-    for (const Json &values : read.at("/taxonomy/conditions"))
-        for (const Json &value : values) manifest.condition_values.push_back(value);
+    read_names(read, manifest);
+    read_areas(read, manifest);
     for (const auto &each : read.at("/tasks").items()) manifest.tasks.push_back(each.key());
     read_preprocessing(read, manifest.preprocessing);
     for (const auto &[fact, input] : read.at("/steering/sensors").items())

@@ -51,6 +51,9 @@ struct Admission {
 };
 
 struct Preprocessing {
+    std::string reference;
+    int sweeps = 0;     // earlier ones of each LiDAR
+    double oldest = 0;  // s
     std::optional<Pillars> pillars;
     int points = 0;  // places for single points of the keyframe
     std::optional<Pictures> pictures;
@@ -72,10 +75,14 @@ inline constexpr const char *kState = "state", *kNextState = "next_state";  // i
 
 struct StateInfo {
     Shape shape;
-    double seconds, speed;  // beyond which a state is not used
+    double seconds, speed;          // beyond which a state is not used
+    std::array<double, 2> spacing;  // s from frame to frame in the training
 };
 
 struct Manifest {
+    std::string name;
+    std::vector<std::string> class_names, attributes, map_names, point_names, occupancy_classes;
+    std::vector<std::string> condition_values, condition_kinds;  // in the order of the taxonomy; the kind of each value
     int64_t release = 0;
     std::string expires;  // as in the file; empty: never
     std::vector<TensorInfo> inputs, outputs;
@@ -84,12 +91,12 @@ struct Manifest {
     std::optional<StateInfo> state;
     Preprocessing preprocessing;
     Steering steering;
-    Json postprocessing;  // task -> how its outputs become results
-    Json golden;          // how an engine's outputs are compared
+    Json postprocessing;              // task -> how its outputs become results
+    tessera_area map{}, occupancy{};  // of the results
+    Json golden;                      // how an engine's outputs are compared
     Json tolerances;
-    std::vector<std::string> condition_values;  // of the taxonomy, in its order
-    std::vector<std::string> tasks;             // in the order of the file
-    Json json;                                  // all of it
+    std::vector<std::string> tasks;  // in the order of the file
+    Json json;                       // all of it
 };
 
 }  // namespace tessera

@@ -64,6 +64,8 @@ class Runtime {
     }
     std::optional<float> weight(std::string_view module) const;
 
+    const Manifest &manifest() const { return bundle_.manifest(); }
+
     double preprocess = 0, engine = 0, postprocess = 0;  // seconds of the latest step
 
    private:

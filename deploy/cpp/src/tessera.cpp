@@ -12,12 +12,43 @@
 struct tessera_runtime {
     tessera_runtime(const std::filesystem::path &path, const tessera::Trust &trust,
                     const tessera::EngineOptions &options)
-        : runtime(path, trust, options) {}
+        : runtime(path, trust, options), description(describe(runtime.manifest())) {}
+    tessera_description describe(const tessera::Manifest &manifest);
+    const char *const *list(const std::vector<std::string> &names);
     tessera::Runtime runtime;
+    std::vector<std::vector<const char *>> lists;
+    tessera_description description;  // its names are the manifest's
     tessera::Frame frame;
     tessera::Conditions conditions;
     mutable std::string message;
 };
+
+const char *const *tessera_runtime::list(const std::vector<std::string> &names) {
+    std::vector<const char *> &list = lists.emplace_back();
+    for (const std::string &name : names) list.push_back(name.c_str());
+    list.push_back(nullptr);
+    return list.data();
+}
+
+tessera_description tessera_runtime::describe(const tessera::Manifest &manifest) {
+    const tessera::Preprocessing &settings = manifest.preprocessing;
+    const std::vector<std::string> none;
+    tessera_description to{};
+    to.name = manifest.name.c_str(), to.release = manifest.release, to.reference = settings.reference.c_str();
+    to.sweeps = settings.sweeps, to.oldest = settings.oldest;
+    if (const auto &state = manifest.state) {
+        std::copy_n(state->spacing.begin(), 2, to.spacing);
+        to.seconds = state->seconds, to.speed = state->speed;
+    }
+    to.map = manifest.map, to.occupancy = manifest.occupancy;
+    to.cameras = list(settings.pictures ? settings.pictures->cameras : none);
+    to.tasks = list(manifest.tasks);
+    to.class_names = list(manifest.class_names), to.attributes = list(manifest.attributes);
+    to.map_names = list(manifest.map_names), to.point_names = list(manifest.point_names);
+    to.occupancy_classes = list(manifest.occupancy_classes);
+    to.condition_values = list(manifest.condition_values), to.condition_kinds = list(manifest.condition_kinds);
+    return to;
+}
 
 namespace {
 
@@ -154,6 +185,15 @@ tessera_status tessera_open(const tessera_options *given, tessera_runtime **runt
     });
 }
 
+tessera_status tessera_describe(const tessera_runtime *runtime, tessera_description *description) {
+    return on(runtime, [&] {
+        const size_t first = TESSERA_FIRST(tessera_description, condition_kinds);
+        const size_t size = require_size(description, first, "tessera_description");
+        std::memcpy(description, &runtime->description, std::min(size, sizeof *description));
+        description->size = size;
+    });
+}
+
 tessera_status tessera_step(tessera_runtime *runtime, const tessera_frame *frame) {
     return on(runtime, [&] {
         take_frame(*runtime, take(frame, TESSERA_FIRST(tessera_frame, condition_count), "tessera_frame"));
@@ -208,6 +248,10 @@ const char *tessera_message(const tessera_runtime *runtime) {
 
 void tessera_close(tessera_runtime *runtime) {
     delete runtime;
+}
+
+const char *tessera_version(void) {
+    return TESSERA_VERSION;
 }
 
 tessera_status tessera_group(const tessera_grid *given, const float *points, size_t count, float *pillar_points,

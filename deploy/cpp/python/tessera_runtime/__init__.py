@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,6 +50,23 @@ class _Frame(ctypes.Structure):
 class _Array(ctypes.Structure):
     _fields_ = [
         ("size", c_size_t), ("data", c_void_p), ("type", c_int), ("rank", c_int32), ("shape", c_int64 * 8)
+    ]  # fmt: skip
+
+
+class _Area(ctypes.Structure):
+    _fields_ = [
+        ("x", c_double * 2), ("y", c_double * 2), ("z", c_double * 2), ("cell", c_double), ("height", c_double)
+    ]  # fmt: skip
+
+
+class _Description(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t), ("name", c_char_p), ("release", c_int64), ("reference", c_char_p), ("sweeps", c_int32),
+        ("oldest", c_double), ("spacing", c_double * 2), ("seconds", c_double), ("speed", c_double), ("map", _Area),
+        ("occupancy", _Area), *((name, POINTER(c_char_p)) for name in (
+            "cameras", "tasks", "class_names", "attributes", "map_names", "point_names", "occupancy_classes",
+            "condition_values", "condition_kinds",
+        )),
     ]  # fmt: skip
 
 
@@ -103,6 +121,12 @@ class Runtime:
         options.keys, options.key_count = _strings(map(str, keys)), len(keys)
         options.allow_older, options.threads = allow_older, threads
         self._require(self._library.tessera_open(ctypes.byref(options), ctypes.byref(self._handle)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the bundle tells its host, by the names of tessera_description."""
+        found = _sized(_Description)
+        self._require(self._library.tessera_describe(self._handle, ctypes.byref(found)))
+        return {name: _value(getattr(found, name)) for name, *_ in _Description._fields_[1:]}
 
     def step(self, frame: Any, conditions: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Results, inputs and outputs of a `perception.frame.Frame` by the names of `tessera_get`, until the next step.
@@ -221,11 +245,12 @@ def load() -> ctypes.CDLL:
     """The library. OSError: it is not found, or another one that it needs."""
     beside = next(map(str, Path(__file__).parent.glob("libtessera.so*")), "libtessera.so.1")
     library = ctypes.CDLL(os.environ.get(LIBRARY) or beside)
-    library.tessera_name.restype = library.tessera_message.restype = c_char_p
+    for name in ("name", "message", "version"):
+        getattr(library, f"tessera_{name}").restype = c_char_p
     library.tessera_name.argtypes = [c_void_p, c_size_t]
     for name in ("message", "close", "check", "restart"):
         getattr(library, f"tessera_{name}").argtypes = [c_void_p]
-    for name in ("step", "seconds"):
+    for name in ("step", "seconds", "describe"):
         getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_void_p]
     for name in ("get", "weight"):
         getattr(library, f"tessera_{name}").argtypes = [c_void_p, c_char_p, c_void_p]
@@ -243,6 +268,19 @@ def _load_onnxruntime() -> None:
 
 def _sized(kind: Any) -> Any:
     return kind(size=ctypes.sizeof(kind))
+
+
+def _value(field: Any) -> Any:
+    """A field of a struct, in Python's types."""
+    if isinstance(field, bytes):
+        return field.decode()
+    if isinstance(field, _Area):
+        return {name: _value(getattr(field, name)) for name, *_ in field._fields_}
+    if isinstance(field, ctypes.Array):
+        return tuple(field)
+    if isinstance(field, POINTER(c_char_p)):
+        return tuple(each.decode() for each in takewhile(bool, iter(field)))
+    return field
 
 
 def _strings(values: Iterable[str]) -> Any:
