@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from mcap.records import Schema
 from mcap_protobuf.decoder import DecoderFactory
 
-from deploy.recordings.messages import Content, CorruptMessage, fix, intrinsics, stamp_of, transform
+from deploy.recordings.messages import Cloud, Content, CorruptMessage, Picture, fix, intrinsics, stamp_of, transform
 from deploy.recordings.payloads import cloud, compressed_picture, raw_picture
 
 # Numeric types of foxglove.PackedElementField, which are little-endian.
@@ -76,11 +77,18 @@ def _bytes(data: bytes | str) -> bytes:
     return base64.b64decode(data, validate=True) if isinstance(data, str) else data
 
 
-def _stamp(message: Any) -> int:
+def _time(message: Any) -> tuple[int, int]:
+    """Seconds and nanoseconds."""
     time = message.timestamp
-    if hasattr(time, "nsec"):  # JSON
-        return stamp_of(time.sec, time.nsec)
-    return stamp_of(time.seconds, time.nanos)
+    return (time.sec, time.nsec) if hasattr(time, "nsec") else (time.seconds, time.nanos)  # JSON, Protobuf
+
+
+def _stamp(message: Any) -> int:
+    return stamp_of(*_time(message))
+
+
+def _stamped(message: Any, content: Cloud | Picture) -> list[Content]:
+    return [replace(content, nanoseconds=int(_time(message)[1]) % 1000)]
 
 
 def _xyz(vector: Any) -> list[float]:
@@ -99,16 +107,18 @@ def _cloud(message: Any) -> list[Content]:
         if each.type in _POINT_FIELDS
     }
     data = np.frombuffer(_bytes(message.data), np.uint8)
-    return [cloud(_stamp(message), message.frame_id, fields, int(message.point_stride), data, False)]
+    return _stamped(message, cloud(_stamp(message), message.frame_id, fields, int(message.point_stride), data, False))
 
 
 def _read_compressed(message: Any) -> list[Content]:
-    return [compressed_picture(_stamp(message), message.frame_id, _bytes(message.data))]
+    return _stamped(message, compressed_picture(_stamp(message), message.frame_id, _bytes(message.data)))
 
 
 def _raw(message: Any) -> list[Content]:
     data, size = np.frombuffer(_bytes(message.data), np.uint8), (int(message.width), int(message.height))
-    return [raw_picture(_stamp(message), message.frame_id, message.encoding, size, int(message.step), data)]
+    return _stamped(
+        message, raw_picture(_stamp(message), message.frame_id, message.encoding, size, int(message.step), data)
+    )
 
 
 def _calibration(message: Any) -> list[Content]:

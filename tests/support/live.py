@@ -102,10 +102,14 @@ class Drive:
 
     driven: Driven
     watch: Watch
+    began: float  # s since 1970
     frames: list[dict[str, Any]] = field(default_factory=list)  # of frames.jsonl
 
     def require_outcomes(self) -> None:
-        """Every frame that was announced has one, and one line in the file."""
+        """Every frame that was announced has one, and one line in the file with the time at which it was written."""
+        times = [line["time"] for line in self.frames]
+        assert times == sorted(times)
+        assert all(self.began - 0.001 <= each <= time.time() + 0.001 for each in times)  # rounded
         assert sum(self.driven.outcomes.values()) == self.driven.announced == len(self.frames)
         for outcome, count in self.driven.outcomes.items():
             assert sum(line["outcome"] == outcome for line in self.frames) == count
@@ -129,12 +133,13 @@ def driving(
     out.mkdir(parents=True, exist_ok=True)
     watch, policy, runtime = watch or Watch(), policy or Policy(), runtime or Runtime(bundle().path, checks=False)
     recording = messages if isinstance(messages, Path) else recorded(out, messages)
+    began = time.time()
     with ExitStack() as stack:
         intake = Intake(Playback(recording, rate), topics or nuscenes_topics(keyframes=None), policy, runtime)
         outputs = [watch, *more(stack, intake), Results(stack, out, runtime.bundle.manifest), frames := FrameLog(out)]
         stack.callback(frames.close)
         driven = drive(runtime, intake, policy, outputs, say=lambda _: None)
-    return Drive(driven, watch, [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()])
+    return Drive(driven, watch, began, [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()])
 
 
 def replayed(recording: Path, out: Path, topics: Path | None = None, network: Path | None = None) -> Path:

@@ -145,13 +145,15 @@ def test_a_frame_without_any_sensor_is_not_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("may be the first to export")
-def test_a_topic_that_never_sends_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("topic", ["/cam_front/mistyped", nuscenes_topics().cameras["CAM_FRONT"].image])
+def test_a_topic_that_never_sends_is_named(topic: str, tmp_path: Path) -> None:
+    """Mistyped in the file, or of a camera that is silent."""
     cameras = nuscenes_topics().cameras
-    front = cameras["CAM_FRONT"].model_copy(update={"image": "/cam_front/mistyped"})
-    topics = nuscenes_topics(keyframes=None, cameras=cameras | {"CAM_FRONT": front})
-    drive = driving(log(), tmp_path, topics=topics)
-    assert drive.watch.first("DEGRADED", "unheard", "/cam_front/mistyped") < float("inf")
-    assert [each.subject for each in drive.driven.status.reasons if each.code == "unheard"] == ["/cam_front/mistyped"]
+    sent = [each for each in log() if each.topic != cameras["CAM_FRONT"].image]
+    front = cameras["CAM_FRONT"].model_copy(update={"image": topic})
+    drive = driving(sent, tmp_path, topics=nuscenes_topics(keyframes=None, cameras=cameras | {"CAM_FRONT": front}))
+    assert drive.watch.first("DEGRADED", "unheard", topic) < float("inf")
+    assert [each.subject for each in drive.driven.status.reasons if each.code == "unheard"] == [topic]
 
 
 def test_every_frame_has_an_outcome(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def seen_by_a_network() -> tuple[Manifest, list[tuple[Frame, Any, list[Message]]
         torch.nn.init.normal_(weight, 0, 1)  # so that not all is free
     scene, seen, messages = Scene(SENSORS, manifest.heads, CONDITIONS), [], Messages(manifest)
     for i in range(2):
-        frame = replace(synthetic_frame("ego", RIG), timestamp=500_000 * i, token=str(i))
+        frame = replace(synthetic_frame("ego", RIG), timestamp=500_000 * i, nanoseconds=789, token=str(i))
         frame = scene.admit(frame, "ego")
         prediction = predict(frame)
         scene.observe(frame)
@@ -201,6 +201,8 @@ def test_every_task_has_its_messages_and_another_library_writes_their_bytes() ->
         found = {each.topic: each for each in messages}
         assert {name: found[name].type_name for name in TYPE_OF} == TYPE_OF
         content = {name: read(each) for name, each in found.items()}
+        for stamp in (each.header.stamp for each in content.values() if hasattr(each, "header")):
+            assert 10**9 * stamp.sec + stamp.nanosec == 1000 * frame.timestamp + 789
         durations = {f"/perception/latency/{stage}_ms": 1000 * s for stage, s in after.seconds.items()}
         durations["/perception/latency/total_ms"] = 1000 * sum(after.seconds.values())
         assert {name: content[name].data for name in found.keys() - TYPE_OF.keys()} == durations

@@ -406,6 +406,20 @@ def test_raw_images_lists_of_transforms_fixes_and_clouds_with_a_pose() -> None:
         decoded(message)
 
 
+@pytest.mark.parametrize("encoding", ["protobuf", "json"])
+def test_stamps_keep_their_nanoseconds(encoding: str) -> None:
+    at = Timestamp(seconds=1_700_000_000, nanos=123_456_789)
+    picture = RawImage(timestamp=at, width=1, height=1, encoding="rgb8", step=3, data=b"rgb")
+    sweep = PointCloud(timestamp=at, point_stride=12)
+    for i, name in enumerate("xyz"):
+        sweep.fields.add(name=name, offset=4 * i, type=PackedElementField.FLOAT32)
+    for message in (picture, sweep):
+        data = as_json(message) if encoding == "json" else message.SerializeToString()
+        content: Any
+        [content] = foxglove.decoder(encoding, SCHEMAS[message.DESCRIPTOR.full_name])(data)
+        assert 1000 * content.stamp + content.nanoseconds == 1_700_000_000_123_456_789
+
+
 @given(data=st.binary(max_size=80), kind=st.sampled_from(sorted(foxglove.CONVERTERS)), text=st.booleans())
 def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
     """Are a message or corrupt; so are schemas that are noise."""
