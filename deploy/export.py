@@ -369,18 +369,10 @@ ROS2_PARAMETERS = "ml_package.param.yaml"
 
 
 def parameters_content(manifest: Manifest) -> bytes:
-    """The file of a bundle, whose `model_params` the node in deploy/ros2 reads; lists of classes are by label."""
-    spec, classes = manifest.spec, manifest.taxonomy.classes
-    grid, head = manifest.grid, manifest.tasks.get(DetectionTask.name)
+    """What the node in deploy/ros2 publishes with and a bundle does not say; lists of classes are by label."""
+    classes, head = manifest.taxonomy.classes, manifest.tasks.get(DetectionTask.name)
     scores = head.score_thresholds if isinstance(head, DetectionHead) else ScoreThresholds()
     parameters = {
-        "name": manifest.name,
-        "reference": grid.reference,
-        "point_cloud_range": [float(each[side]) for side in (0, 1) for each in (grid.x, grid.y, grid.z)],
-        "cell": float(grid.cell),
-        "sweeps": spec.sweeps,
-        "camera_names": list(spec.named_sensors.cameras) or [""],  # ROS has no empty lists of parameters
-        "class_names": list(manifest.taxonomy.class_names),
         "class_labels": [LABELS[each.ros_class or "unknown"] for each in classes],
         "class_orientations": [AVAILABILITY[each.heading] for each in classes],
         "score_upper_bounds": [*scores.upper_bounds] or [1000.0],  # ROS has no empty lists of parameters

@@ -94,7 +94,7 @@ def model_params(manifest: Manifest) -> dict[str, Any]:
 def written(boxes: Boxes, mount: np.ndarray, manifest: Manifest, autoware: bool) -> bytes:
     """The node's message of what tessera_get has, with the parameters that the bundle brings."""
     given, about = model_params(manifest), encode(header(STAMP, "base_link"))
-    names = [each.encode() for each in given["class_names"]]
+    names = [each.encode() for each in manifest.taxonomy.class_names]
     of_class = [np.array(given[name], np.int64) for name in ("class_labels", "class_orientations")]
     fields = [np.ascontiguousarray(getattr(boxes, name)) for name, _ in Detections._fields_[1:]]
     found, out = Detections(len(boxes), *map(pointer, fields)), ctypes.create_string_buffer(ROOM)
@@ -339,22 +339,14 @@ def test_parameters_are_those_of_the_schemas_and_nothing_else_is_declared() -> N
         for key, value in content.items():
             declared |= {f"{key}.{each}" for each in value} if isinstance(value, dict) else {key}
     source = (ROS2 / "src" / "node.cpp").read_text()
-    described = {f"model_params.{name}" for name in ("name", "point_cloud_range", "cell")}  # for those who read it
-    assert {name for name in declared if f'"{name}"' not in source} == described
+    assert {name for name in declared if f'"{name}"' not in source} == set()
     assert "ml_package.param.yaml" in exported.files
 
 
 def test_a_bundle_says_what_the_node_must_know() -> None:
     manifest = bundle().manifest
-    assert manifest.lidar is not None
-    given, grid = model_params(manifest), manifest.grid
-    assert given["class_names"] == list(NUSCENES.class_names)
-    labels = dict(zip(given["class_names"], given["class_labels"], strict=True))
+    given = model_params(manifest)
+    labels = dict(zip(NUSCENES.class_names, given["class_labels"], strict=True))
     assert (labels["car"], labels["bus"], labels["pedestrian"], labels["barrier"]) == (1, 3, 7, 9)
-    turns = dict(zip(given["class_names"], given["class_orientations"], strict=True))
+    turns = dict(zip(NUSCENES.class_names, given["class_orientations"], strict=True))
     assert (turns["car"], turns["barrier"], turns["traffic_cone"]) == (2, 1, 0)
-    assert given["camera_names"] == list(manifest.rig.sensors.cameras)
-    assert given["point_cloud_range"] == [grid.x[0], grid.y[0], grid.z[0], grid.x[1], grid.y[1], grid.z[1]]
-    assert (given["sweeps"], given["reference"]) == (manifest.lidar.sweeps, grid.reference)
-    blind = manifest.model_copy(update={"camera": None, "lidar": None})
-    assert (model_params(blind)["camera_names"], model_params(blind)["sweeps"]) == ([""], 0)

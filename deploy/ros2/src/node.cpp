@@ -23,6 +23,7 @@
 #include <sensor_msgs/msg/compressed_image.hpp>
 #include <sensor_msgs/msg/image.hpp>
 #include <sensor_msgs/msg/point_cloud2.hpp>
+#include <string_view>
 #include <tessera.hpp>
 #include <tf2_geometry_msgs/tf2_geometry_msgs.hpp>
 #include <vision_msgs/msg/detection3_d_array.hpp>
@@ -38,8 +39,6 @@ using sensor_msgs::msg::CameraInfo, sensor_msgs::msg::CompressedImage, sensor_ms
 using sensor_msgs::msg::PointCloud2;
 using Status = diagnostic_updater::DiagnosticStatusWrapper;
 using Names = std::vector<std::string>;
-
-constexpr double kOldestSweep = 1.0;  // s
 
 void write(const tf2::Transform &from, double *to) {  // 16 numbers, row-major
     for (int i = 0; i < 3; ++i, to += 4) std::copy_n(&from.getBasis()[i][0], 3, to), to[3] = from.getOrigin()[i];
@@ -73,19 +72,20 @@ class TesseraNode : public rclcpp::Node {
    public:
     explicit TesseraNode(const rclcpp::NodeOptions &options)
         : Node("tessera", options),
-          classes_{given<Names>("model_params.class_names"), given<std::vector<int64_t>>("model_params.class_labels"),
+          runtime_(open()),
+          bundle_(runtime_.describe()),
+          classes_{names(bundle_.class_names), given<std::vector<int64_t>>("model_params.class_labels"),
                    given<std::vector<int64_t>>("model_params.class_orientations")},
-          health_(camera_names_,
+          health_(names(bundle_.cameras),
                   {given<double>("diagnostics.max_allowed_processing_time_ms"),
                    given<double>("diagnostics.max_acceptable_consecutive_delay_ms")},
                   given<bool>("publish_untrusted")) {
-        open();
         if (declare_parameter<bool>("build_only", false)) {
             rclcpp::shutdown();  // ends the process with 0, as Autoware's nodes do
             return;
         }
         const auto image_transport = given<std::string>("image_transport");
-        for (const std::string &name : camera_names_) {
+        for (const std::string &name : names(bundle_.cameras)) {
             const std::string number = std::to_string(cameras_.size());
             Camera &camera = cameras_.emplace_back();
             camera.name = name;
@@ -99,7 +99,7 @@ class TesseraNode : public rclcpp::Node {
             log(health_.perceive([&] { return perceive(cloud); }));
         });
         const std::chrono::duration<double> golden(given<double>("golden_interval_s"));
-        golden_ = create_wall_timer(golden, [this] { log(health_.check([&] { runtime_->check(); })); });
+        golden_ = create_wall_timer(golden, [this] { log(health_.check([&] { runtime_.check(); })); });
         updater_.setHardwareID(get_name());
         updater_.add("processing_time_status", [this](Status &status) { health_.report_time(status); });
         updater_.add("tessera_status", [this](Status &status) { health_.report(status); });
@@ -131,10 +131,9 @@ class TesseraNode : public rclcpp::Node {
         });
     }
 
-    // A list of names; ROS has no empty ones, so it may be [""].
-    Names names(const std::string &parameter) {
-        Names found = given<Names>(parameter);
-        found.erase(std::remove(found.begin(), found.end(), ""), found.end());
+    static Names names(const char *const *list) {  // which ends with a null
+        Names found;
+        while (*list) found.emplace_back(*list++);
         return found;
     }
 
@@ -144,16 +143,17 @@ class TesseraNode : public rclcpp::Node {
 
     // Opens the bundle: hashes, signature, plan and golden frames. A tessera::Failure ends the process, or is what a
     // container answers.
-    void open() {
+    tessera::Vehicle open() {
         const auto bundle = given<std::string>("bundle"), target = given<std::string>("target");
         const auto state = given<std::string>("state");
-        const Names keys = names("keys");
+        const auto keys = given<Names>("keys");
         std::vector<const char *> files;
-        for (const std::string &key : keys) files.push_back(key.c_str());
+        for (const std::string &key : keys)
+            if (!key.empty()) files.push_back(key.c_str());  // ROS has no empty lists, so it may be [""]
         tessera_options options{};
         options.bundle = bundle.c_str(), options.target = target.c_str(), options.state = state.c_str();
         options.keys = files.data(), options.key_count = files.size();
-        runtime_ = std::make_unique<tessera::Vehicle>(options);
+        return tessera::Vehicle(options);
     }
 
     tf2::Transform transform(const std::string &to, const std::string &from, const rclcpp::Time &time) {
@@ -170,8 +170,8 @@ class TesseraNode : public rclcpp::Node {
         const tf2::Transform global_from_reference = global_from_ego * ego_from_reference;
         if (!sweeps_.empty() && time <= sweeps_.front().time) sweeps_.clear();  // a recording begins anew
         sweeps_.push_front({time, global_from_ego * transform(base_frame_, cloud->header.frame_id, time), cloud});
-        while (sweeps_.size() > sweeps_kept_ || (time - sweeps_.back().time).seconds() > kOldestSweep)
-            sweeps_.pop_back();
+        const auto most = 1 + static_cast<size_t>(bundle_.sweeps);
+        while (sweeps_.size() > most || (time - sweeps_.back().time).seconds() > bundle_.oldest) sweeps_.pop_back();
         points_.clear(), sweep_of_point_.clear();
         for (size_t i = 0; i < sweeps_.size(); ++i) {
             Matrix to;
@@ -191,8 +191,8 @@ class TesseraNode : public rclcpp::Node {
         frame.points = points_.data(), frame.point_count = sweep_of_point_.size();
         frame.sweep_of_point = sweep_of_point_.data();
         frame.cameras = cameras.data(), frame.camera_count = cameras.size();
-        runtime_->step(frame);
-        const tessera_array counts = runtime_->get("not_finite");
+        runtime_.step(frame);
+        const tessera_array counts = runtime_.get("not_finite");
         const auto *lost = static_cast<const int64_t *>(counts.data);
         publish(time, ego_from_reference);
         Seen seen;
@@ -231,8 +231,8 @@ class TesseraNode : public rclcpp::Node {
     }
 
     void publish(const rclcpp::Time &time, const tf2::Transform &ego_from_reference) {
-        const auto doubles = [&](const char *name) { return static_cast<const double *>(runtime_->get(name).data); };
-        const tessera_array labels = runtime_->get("detection/labels");
+        const auto doubles = [&](const char *name) { return static_cast<const double *>(runtime_.get(name).data); };
+        const tessera_array labels = runtime_.get("detection/labels");
         const Detections found{
             static_cast<size_t>(labels.shape[0]),     doubles("detection/centers"),    doubles("detection/sizes"),
             doubles("detection/rotations"),           doubles("detection/velocities"), doubles("detection/scores"),
@@ -248,17 +248,16 @@ class TesseraNode : public rclcpp::Node {
 
     tf2_ros::Buffer transforms_{get_clock()};
     tf2_ros::TransformListener listener_{transforms_};
+    tessera::Vehicle runtime_;
+    const tessera_description bundle_;
     const Classes classes_;
-    const Names camera_names_ = names("model_params.camera_names");
     Health health_;
     const std::string map_frame_ = given<std::string>("map_frame"), base_frame_ = given<std::string>("base_frame");
     const std::string reference_frame_ =
-        given<std::string>("model_params.reference") == "ego" ? base_frame_ : given<std::string>("lidar_frame");
+        std::string_view(bundle_.reference) == "ego" ? base_frame_ : given<std::string>("lidar_frame");
     const ScoreThresholds score_thresholds_{given<std::vector<double>>("model_params.score_upper_bounds"),
                                             given<std::vector<double>>("model_params.score_thresholds")};
     const double max_delay_ = given<double>("max_camera_lidar_delay");
-    const size_t sweeps_kept_ = 1 + static_cast<size_t>(given<int64_t>("model_params.sweeps"));
-    std::unique_ptr<tessera::Vehicle> runtime_;
     std::deque<Camera> cameras_;  // in the bundle's order; never moved, since callbacks refer to them
     std::deque<Sweep> sweeps_;    // latest first
     std::vector<float> points_;

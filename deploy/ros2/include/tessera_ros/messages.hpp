@@ -19,7 +19,7 @@ namespace tessera_ros {
 
 using Matrix = std::array<double, 16>;  // homogeneous, row-major
 
-// What `model_params` of the bundle's ml_package.param.yaml says of each class.
+// By label; the numbers are of `model_params` in the bundle's ml_package.param.yaml.
 struct Classes {
     std::vector<std::string> names;
     std::vector<int64_t> labels;        // of autoware_perception_msgs/ObjectClassification
