@@ -20,6 +20,7 @@ from deploy.integrity import Content
 from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances
 from perception.config import CameraBranch, Grid, Lidar
+from perception.datasets import sweeps as lidar_sweeps
 from perception.errors import InputError
 from perception.grid import Reference
 from perception.io.section import Section
@@ -28,7 +29,6 @@ from perception.rig import Rig
 from perception.scene import admission
 from perception.sensors.camera import picture
 from perception.sensors.inputs import PRESENCE, InputSpec
-from perception.sensors.lidar import sweeps as lidar_sweeps
 from perception.sensors.state import RIGID, Limits
 from perception.tasks import counted_truth, parse_tasks, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig

@@ -11,12 +11,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from perception.datasets.sweeps import Sweep, join_lidars
 from perception.frame import Camera, Frame, reduce_intrinsics
 from perception.geometry import rotation_about
 from perception.grid import Reference
 from perception.rig import Rig, RigLidar
 from perception.sensors.inputs import InputSpec
-from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render

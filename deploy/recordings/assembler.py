@@ -26,9 +26,9 @@ from deploy.recordings.stamps import STAMPS_KEPT, Arrivals, ClockSet, Stamps
 from deploy.recordings.topics import Topics
 from deploy.recordings.transforms import STALE, Placement
 from deploy.recordings.trigger import FrameTrigger
+from perception.datasets.sweeps import Sweep, global_from_reference, join_lidars
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
-from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
 
 _MAX_PENDING = 8  # frames
 

@@ -19,11 +19,11 @@ from deploy.recordings.transforms import Placement
 from perception.config import Image
 from perception.datasets.files import jpeg_file
 from perception.datasets.nuscenes.descriptions import position_on_map
+from perception.datasets.sweeps import OLDEST, Motion, Sweep
 from perception.frame import Camera, JpegFile, Reading, Warped
 from perception.rig import RigCamera
 from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import fit_picture
-from perception.sensors.lidar.sweeps import OLDEST, Motion, Sweep
 
 _MOST_FIXES = 256  # fixes
 _LONGEST_HOLD = 2_000_000  # us for which a fix is used

@@ -11,9 +11,9 @@ import numpy as np
 from deploy.recordings.messages import CorruptMessage, Transform
 from deploy.recordings.stamps import ClockSet, Leaps
 from deploy.recordings.topics import Topics
+from perception.datasets.sweeps import Motion
 from perception.geometry import rigid
 from perception.rig import Rig, RigSensor
-from perception.sensors.lidar.sweeps import Motion
 
 MOST_FRAMES = 64  # those that came first are dropped, but for static ones and those that a pose was asked through
 MOST_POSES = 4096  # of one frame; then up to half of them are dropped, at the end further from the latest to arrive

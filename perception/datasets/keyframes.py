@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 
 from perception.datasets.files import Stamp, read_cloud, read_image, stamp
+from perception.datasets.sweeps import Cloud, Sweep, global_from_reference, is_measurement, join_lidars
 from perception.errors import InputError, report_damage
 from perception.frame import Camera, Conditions, Frame, reduce_intrinsics
 from perception.grid import Reference
 from perception.rig import Box, LidarLimits, Rig
-from perception.sensors.lidar.sweeps import Cloud, Sweep, global_from_reference, is_measurement, join_lidars
 from perception.taxonomy import Taxonomy
 
 Paths = Mapping[int, tuple[np.ndarray, np.ndarray]]  # LiDAR -> (M,) times, us, ascending, and (M, 3) places, m, global

@@ -33,13 +33,13 @@ from perception.datasets.keyframes import (
     keyframe_moments,
 )
 from perception.datasets.nuscenes.labels import voxel_truth
+from perception.datasets.sweeps import Cloud
 from perception.errors import InputError, report_damage
 from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import points_in_boxes, rigid
 from perception.io.section import parse_yaml
 from perception.io.unpickle import read_table
 from perception.rig import Rig, load_rig
-from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 CALIBRATION = "static_extrinsic_calibration.yaml"

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from perception.datasets.drives import Drives, read_splits
+from perception.datasets.infos import Infos
 from perception.datasets.keyframes import NO_SENSORS, Annotation, Keyframes, Reads, Recording, assemble
 from perception.datasets.kitti import Kitti, is_kitti
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -18,7 +19,6 @@ from perception.datasets.nuscenes.tables import only_version, versions
 from perception.datasets.pandaset import PandaSet, is_pandaset
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
-from perception.mmdet3d.infos import Infos
 from perception.rig import Rig, load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from perception.datasets.infos import CAMERAS, CLASSES, LIDAR
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.recordings import SampleData
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.io.files import write_atomically
-from perception.mmdet3d.install import CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
 # The order of labels in mmdet3d's NuScenesDataset.METAINFO, of our classes.

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from perception.config import Config, Lidar, Trunk
+from perception.datasets.infos import CLASSES
 from perception.mmdet3d.checkpoint import ConfigSection, convert_norm_epsilons, rename_state
-from perception.mmdet3d.install import CLASSES
 from perception.mmdet3d.second import (
     POINT_WEIGHTS,
     detector_config,

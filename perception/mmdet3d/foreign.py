@@ -21,13 +21,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from perception.checkpoint import require_same_keys
+from perception.datasets.infos import NUSCENES
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.io.section import Section, parse_section
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.checkpoint import read_state
 from perception.mmdet3d.foreign_config import FILE, ForeignBackbone, ForeignConfig, write_foreign_config
-from perception.mmdet3d.install import NUSCENES, import_mmdet3d
+from perception.mmdet3d.install import import_mmdet3d
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS

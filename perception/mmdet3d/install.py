@@ -1,4 +1,4 @@
-"""What all parts of the bridge share: the import of mmdet3d, and nuScenes' names that it uses."""
+"""The import of mmdet3d itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from types import ModuleType
 from typing import Any
 
 from perception.errors import InputError
-from perception.rig import load_rig
-from perception.taxonomy import load_taxonomy
 
 # mmdet 3.3.0 and mmdet3d 1.4.0 assert mmcv < 2.2.0 on import. The maintained fork (onedl-mmcv, 2.3 or later) has the
 # same interface, so it reports this version during the import.
@@ -30,8 +28,3 @@ def import_mmdet3d() -> ModuleType:
         reason = " ".join(str(error).split())
         raise InputError(f"mmdet3d cannot be imported ({reason}); install it with `make install-mmdet3d`") from None
     return mmdet3d
-
-
-NUSCENES, _SENSORS = load_taxonomy("nuscenes"), load_rig("nuscenes").sensors
-CLASSES = NUSCENES.class_names
-CAMERAS, LIDAR = _SENSORS.cameras, _SENSORS.lidars[0]

@@ -12,12 +12,12 @@ from perception.datasets.files import read_cloud
 from perception.datasets.keyframes import Reads, Recording, SweepFile, assemble
 from perception.datasets.kitti import read_sweep
 from perception.datasets.sources import open_source
+from perception.datasets.sweeps import Sweep, join_lidars
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.rig import LidarLimits, Sensors
 from perception.scene.health.features import sweep_features
 from perception.scene.health.monitor import HealthMonitor
-from perception.sensors.lidar.sweeps import Sweep, join_lidars
 
 LIDAR = Reads("lidar", annotations=False, cameras=False)
 POSE = np.eye(4)

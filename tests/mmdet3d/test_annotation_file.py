@@ -17,11 +17,11 @@ from vocabulary import CAMERAS
 
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.sweeps import is_outside_roof
 from perception.errors import InputError
 from perception.geometry import rigid
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.annotation_file import LABELS
-from perception.sensors.lidar.sweeps import is_outside_roof
 
 
 def test_the_file_says_what_mmdet3ds_converter_says(mini_root: Path, tmp_path: Path):

@@ -13,8 +13,8 @@ from mmdet3d_drives import converter
 from nuscenes import NuScenes
 from vocabulary import CLASSES
 
+from perception.datasets.infos import Infos
 from perception.datasets.keyframes import Reads
-from perception.mmdet3d.infos import Infos
 
 
 class Converted(NamedTuple):

@@ -23,13 +23,13 @@ from scipy.spatial.transform import Rotation
 from vocabulary import NUSCENES, RIG
 
 from perception.config import find_config, load_config, parse_config
+from perception.datasets.sweeps import Sweep, join_lidars
 from perception.frame import PER_POINT, Frame
 from perception.geometry import quaternion, quaternions, rotation_about, rotation_matrices
 from perception.mmdet3d import centerpoint, pillarnest
 from perception.mmdet3d.checkpoint import read_config
 from perception.model import PerceptionModel
 from perception.rig import Box, Mount, Rig, load_rig, order_by_view
-from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.tasks.detection.scores import DetectionScores
 from perception.taxonomy import PointClass, Taxonomy, load_taxonomy
 

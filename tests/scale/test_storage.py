@@ -15,10 +15,10 @@ from object_store import Breaking, Store, serve
 from replays import SAME, small
 from tiny import write_scenes, write_tiny
 
+from perception.datasets.infos import Infos
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.io.stores import fetch, mirror_of, read_file, sync_folder
-from perception.mmdet3d.infos import Infos
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 
 from perception.datasets.drives import Drives
 from perception.datasets.keyframes import NO_SENSORS, Annotation, JointCloud, Reads, Recording, assemble
+from perception.datasets.sweeps import Cloud
 from perception.frame import Boxes, Camera, Conditions, Frame
 from perception.grid import VoxelGrid
 from perception.rig import Rig
-from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy
 
 GRID = VoxelGrid((-12.0, 12.0), (-8.0, 8.0), (-1.0, 3.8))

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
+from perception.datasets.sweeps import is_measurement
 from perception.evaluation.corrupt import MCU
 from perception.frame import Frame
 from perception.rig import CameraLimits, LidarLimits
-from perception.sensors.lidar.sweeps import is_measurement
 
 ROWS = 16  # sampled rows of an image
 MIN_SIDE = 128  # pixels of the shorter side, below which texture, noise and seams are not evaluated

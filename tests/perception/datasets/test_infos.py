@@ -18,12 +18,12 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.geometry_utils import BoxVisibility
 from tiny import write_tiny
 
+from perception.datasets.infos import Infos, read_keyframes
 from perception.datasets.keyframes import Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.sources import open_source
 from perception.errors import InputError
 from perception.io.unpickle import read_plain
-from perception.mmdet3d.infos import Infos, read_keyframes
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from perception.datasets.nuscenes.dataset import NuScenesTables, official_splits
 from perception.datasets.nuscenes.descriptions import conditions_of, position_on_map
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.sources import JoinedTables
+from perception.datasets.sweeps import Sweep, join_lidars
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.grid import BevGrid, VoxelGrid, occupancy_classes
 from perception.rig import Box
-from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.taxonomy import load_taxonomy
 from perception.training.augment import draw_similarity
 

@@ -18,13 +18,13 @@ from vocabulary import NUSCENES, RIG
 
 from deploy.recordings.topics import CameraTopics, Topics
 from perception.datasets.files import jpeg_size, read_image
+from perception.datasets.infos import Infos
 from perception.datasets.keyframes import Keyframes, Picture, Reads, Recording
 from perception.datasets.keyframes import assemble as assemble_recording
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.datasets.sources import JoinedTables
 from perception.frame import Frame
-from perception.mmdet3d.infos import Infos
 
 
 def _written(path: Path, picture: np.ndarray) -> Path:

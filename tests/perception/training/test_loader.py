@@ -26,13 +26,13 @@ from vocabulary import CLASSES
 
 from perception.config import Config, find_config, load_config, parse_config
 from perception.datasets import files, keyframes, pandaset
+from perception.datasets.infos import Infos
 from perception.datasets.keyframes import Keyframes, Reads
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
 from perception.frame import PER_POINT, Camera, Frame, Reading
 from perception.grid import Occupancy
-from perception.mmdet3d.infos import Infos
 from perception.rig import load_rig
 from perception.sensors.inputs import prepare
 from perception.taxonomy import load_taxonomy

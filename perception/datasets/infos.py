@@ -40,9 +40,11 @@ from perception.frame import Boxes, Conditions, Frame
 from perception.geometry import quaternions, rigid
 from perception.io.stores import readable_files
 from perception.io.unpickle import read_plain
-from perception.mmdet3d.install import CAMERAS, CLASSES, LIDAR, NUSCENES
 from perception.rig import load_rig
+from perception.taxonomy import load_taxonomy
 
+NUSCENES, _RIG = load_taxonomy("nuscenes"), load_rig("nuscenes")
+CLASSES, CAMERAS, LIDAR = NUSCENES.class_names, _RIG.sensors.cameras, _RIG.sensors.lidars[0]
 _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
 _ROTATION_TOLERANCE = 1e-3  # deviation of a rotation from orthonormal; float32 has 1e-7
 _LONGER_THAN_WIDE = ("car", "truck", "bus", "trailer", "bicycle", "motorcycle")
@@ -268,7 +270,7 @@ class Infos:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.dataroot, self.version = self.path.parent, self.path.name
-        self.rig, self.taxonomy = load_rig("nuscenes"), NUSCENES
+        self.rig, self.taxonomy = _RIG, NUSCENES
         self._opened = [stamp(self.path.resolve())]
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path)
