@@ -173,7 +173,8 @@ def _build_plan(
     )
     if runs:
         name = f"{bundle.onnx}: {plan.compiler}"
-        bundle.require_golden(TensorRtEngine(Content(bundle.onnx, plan.content), target), name)
+        engine = TensorRtEngine(Content(bundle.onnx, plan.content), target, dla=dla)
+        bundle.require_golden(engine, name)
     bundle.add_plan(plan.content, record, signer)
     return record
 

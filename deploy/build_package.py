@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import SUMS, SUMS_SIGNATURE, make_sums
-from deploy.targets import Target
+from deploy.targets import WITH_DLA, Target
 from perception.errors import InputError
 from perception.io.files import atomic_folder
 from perception.io.section import Section
@@ -153,7 +153,7 @@ def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
         "flags": _flags(bundle, dla, refittable),
         "refittable": "true" if refittable else "false",
         "capabilities": _capabilities(target, " | "),
-        "with_dla": " with DLA 0" if dla else "",
+        "with_dla": WITH_DLA if dla else "",
     }.items():
         script = script.replace(f"@{name}@", value)
     return script

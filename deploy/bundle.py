@@ -44,7 +44,7 @@ from deploy.integrity import (
 )
 from deploy.manifest import MANIFEST, Manifest, no_bundle, parse_manifest
 from deploy.state import Engine, in_sequence
-from deploy.targets import is_same_compiler
+from deploy.targets import WITH_DLA, is_same_compiler
 from deploy.trust import Trust
 from perception.errors import InputError
 from perception.io.files import atomic_folder, restore_folder, write_atomically
@@ -245,7 +245,7 @@ class Bundle:
             raise InputError(f"{plan}: compiled from another network; {remedy}")
         if self.trust is not None:
             self.trust.require_plan(file, content, f"{target} of {record.weights_sha256}", self.root)
-        compiled_by = record.compiler.split(" with ")[0]  # without " with DLA 0"
+        compiled_by = record.compiler.removesuffix(WITH_DLA)
         if compiler is not None and not is_same_compiler(compiler, compiled_by):
             raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
         return StoredPlan(plan, read_verified(plan, record.plan_sha256, remedy).data, record, content)

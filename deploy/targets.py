@@ -47,6 +47,9 @@ class Versions:
         return numbers is not None and self.first <= (int(numbers[1]), int(numbers[2])) < self.end
 
 
+WITH_DLA = " with DLA 0"  # ends the compiler's name and version in the record of a plan with layers on a DLA
+
+
 def is_same_compiler(a: str, b: str) -> bool:
     """Whether two names, such as `tensorrt 10.3.0` by trtexec and `tensorrt 10.3.0.30` by Python, are the same release.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy.bundle import ONNX, Bundle
 from deploy.state import Engine
-from deploy.targets import find_target
+from deploy.targets import WITH_DLA, find_target
 
 
 def open_engine(bundle: Bundle, target: str = "cpu", threads: int = 0) -> Engine:
@@ -20,4 +20,5 @@ def open_engine(bundle: Bundle, target: str = "cpu", threads: int = 0) -> Engine
     from deploy.engines.tensorrt import TensorRtEngine, compiler_version
 
     plan = bundle.plan(target, compiler_version(find_target(target)))
-    return TensorRtEngine(plan, find_target(target), bundle.read(ONNX) if plan.record.refitted else None)
+    weights = bundle.read(ONNX) if plan.record.refitted else None
+    return TensorRtEngine(plan, find_target(target), weights, plan.record.compiler.endswith(WITH_DLA))

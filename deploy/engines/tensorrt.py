@@ -18,7 +18,7 @@ import numpy as np
 from deploy.engines import cuda
 from deploy.integrity import Content
 from deploy.state import STATE, EngineState
-from deploy.targets import Target
+from deploy.targets import WITH_DLA, Target
 from perception.errors import InputError
 from perception.modules.spec import NEXT_STATE
 
@@ -104,7 +104,7 @@ def build_engine(
         raise InputError(
             f"{target.name}: {trt.__name__} {trt.__version__} cannot compile the graph: {' '.join(log.errors)}"
         )
-    return CompiledPlan(bytes(plan), network.num_layers, f"{compiler_version(target)}{' with DLA 0' if dla else ''}")
+    return CompiledPlan(bytes(plan), network.num_layers, f"{compiler_version(target)}{WITH_DLA if dla else ''}")
 
 
 def _require_gpu(target: Target) -> None:
@@ -214,13 +214,16 @@ class TensorRtEngine:
 
     Args:
         weights: an ONNX graph of the same structure (`deploy.precision.measure`), whose weights replace the plan's.
+        dla: the plan was compiled with layers on DLA 0.
     """
 
-    def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:
+    def __init__(self, plan: Content, target: Target, weights: Content | None = None, dla: bool = False) -> None:
         trt = import_compiler(target)
         self._stream = cuda.Stream()
         self._log = make_logger(trt)
         self._runtime = trt.Runtime(self._log)
+        if dla:
+            self._runtime.DLA_core = 0
         self._engine = self._runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
             raise InputError(f"{plan.path}: {trt.__name__} {trt.__version__} refuses it: {' '.join(self._log.errors)}")

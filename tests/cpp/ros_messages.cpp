@@ -142,13 +142,14 @@ size_t status(const double *ms, const double *times, size_t count, int hangs, co
 }
 
 // What the node says after frames with both cameras (f), with one (c), with outputs that are not finite (n) or that
-// fail (e), and golden frames that pass (g) or fail (w); which of them ran.
+// fail (e) or lose the GPU (l), and golden frames that pass (g) or fail (w); which of them ran.
 size_t health(const char *events, int publish_untrusted, char *ran, const char *array, size_t size, char *out,
               size_t room) {
     tessera_ros::Health health({"front", "back"}, {200, 1000}, publish_untrusted);
     for (const char *event = events; *event; ++event) {
         const auto run = [&] {
             *ran++ = *event;
+            if (*event == 'l') throw tessera::Failure(TESSERA_LOST, "lost");
             if (*event == 'e' || *event == 'w') throw std::runtime_error(*event == 'e' ? "failed" : "wrong engine");
             return tessera_ros::Seen{{true, *event != 'c'}, *event != 'n'};
         };

@@ -24,6 +24,14 @@ find_package(tessera 1.0 REQUIRED)
 add_executable(host {EXAMPLE})
 target_link_libraries(host PRIVATE tessera::tessera)
 """
+PART = f"""
+cmake_minimum_required(VERSION 3.25)
+project(host LANGUAGES C CXX)
+add_subdirectory({ROOT}/deploy/cpp tessera)
+add_executable(host host.c)
+target_link_libraries(host PRIVATE tessera::tessera)
+"""
+HOST = '#include <stdio.h>\n#include <tessera.h>\nint main(void) { return printf("%s", tessera_version()) < 0; }\n'
 pytestmark = pytest.mark.skipif(
     "libasan" in os.environ.get("LD_PRELOAD", ""), reason="programs without the sanitizers do not link such a library"
 )
@@ -32,6 +40,10 @@ pytestmark = pytest.mark.skipif(
 def run(*words: object, **variables: str) -> str:
     environment = os.environ | variables
     return subprocess.run(list(map(str, words)), env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def exported(library: str) -> set[str]:
+    return {line.split()[-1] for line in run("nm", "-DC", "--defined-only", BUILT / library).splitlines()}
 
 
 def installed() -> Path:
@@ -51,13 +63,25 @@ def test_the_library_needs_no_version_of_onnx_runtime() -> None:
 
 
 def test_the_library_exports_its_interface_alone() -> None:
-    """And the type of the errors that engines in other shared objects throw."""
-    names = {line.split()[-1] for line in run("nm", "-DC", "--defined-only", BUILT / "libtessera.so").splitlines()}
     declared = re.findall(
         r"TESSERA_API [\w ]+?[ *](tessera_\w+)\(", (ROOT / "deploy/cpp/include/tessera.h").read_text()
     )
     assert len(declared) == 14
-    assert {name for name in names if not name.endswith("Error")} == {*declared}
+    assert exported("libtessera.so") == {*declared}
+
+
+@pytest.mark.parametrize("engine", ["recorded_engine", "tensorrt_rtx"])
+def test_an_engine_exports_its_table_alone(engine: str, request: pytest.FixtureRequest) -> None:
+    if engine == "tensorrt_rtx":
+        request.getfixturevalue("headers")
+    assert exported(f"lib{engine}.so") == {"tessera_engine"}
+
+
+def test_the_library_leaves_its_host_s_environment_alone() -> None:
+    """Another thread of the host may read it."""
+    used = {line.split()[-1].partition("@")[0] for line in run("nm", "-Du", BUILT / "libtessera.so").splitlines()}
+    assert "dlopen" in used
+    assert not used & {"setenv", "putenv", "unsetenv", "clearenv"}
 
 
 @pytest.mark.slow("exports a network")
@@ -72,6 +96,17 @@ def test_a_project_finds_the_library_and_the_library_an_engine_beside_it(tmp_pat
     copy(BUILT / "librecorded_engine.so", library.with_name("libtessera_tensorrt.so"))
     with_recorded_plan(remembering(), tmp_path / "bundle", ())
     run(tmp_path / "build" / "host", tmp_path / "bundle", tmp_path / "frames", TARGET)
+
+
+@pytest.mark.slow("compiles the library")
+def test_a_project_has_the_library_as_a_part_whatever_its_compiler_warns_of(tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(PART)
+    (tmp_path / "host.c").write_text(HOST)
+    run(
+        "cmake", "-S", tmp_path, "-B", tmp_path / "build", "-GNinja", "-DTESSERA_TESTS=ON", "-DCMAKE_CXX_FLAGS=-Wpadded"
+    )
+    assert "warning: " in run("cmake", "--build", tmp_path / "build", "--target", "host")
+    assert run(tmp_path / "build" / "host") == native.load().tessera_version().decode()
 
 
 def test_pkg_config_follows_the_prefix() -> None:

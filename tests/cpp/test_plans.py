@@ -14,22 +14,21 @@ import tessera_runtime as native
 from damage import Damage, cut, delete, file, in_json, linked, put
 from damage import without as missing
 from exported import bundle, keys, plan_record, seal, trusting
-from recorded_engine import COMPILER, TARGET
-from safetensors.numpy import load, save
+from recorded_engine import COMPILER, TARGET, add_recorded_plan, recorded_plan
 
 from deploy.bundle import Bundle
+from deploy.golden import synthetic_frame
 from deploy.signature import signer
 from deploy.trust import Trust
 from perception.errors import InputError
 
 ENGINE = f"engines/{TARGET}"
+PLUGIN = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
 
 
-def recorded(note: str = "") -> bytes:
+def recorded(repeated: int = 0) -> bytes:
     """A plan that gives the outputs of the golden frames."""
-    frames = enumerate(bundle().golden_frames())
-    outputs = {f"{i}/{name}": each for i, frame in frames for name, each in frame.outputs.items()}
-    return save(outputs, metadata={"repeated": "0", "note": note})
+    return recorded_plan(bundle(), [frame.outputs for frame in bundle().golden_frames()], repeated)
 
 
 def compiled(damage: Damage = lambda path: None, key: str = "", **record: Any) -> Damage:
@@ -79,9 +78,8 @@ PLANS: dict[tuple[str, str], Damage] = {
 
 
 def run_plan(path: Path, trust: object) -> None:
-    plugin = str(Path(os.environ[native.LIBRARY]).with_name("librecorded_engine.so"))
     given: Any = {"keys": trust.keys, "state": trust.state} if isinstance(trust, Trust) else {}
-    native.Runtime(path, TARGET, plugin=plugin, **given).close()
+    native.Runtime(path, TARGET, plugin=PLUGIN, **given).close()
 
 
 @pytest.mark.parametrize("plan", ACCEPTED)
@@ -93,20 +91,33 @@ def test_a_plan(plan: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("code", "message"),
     [
-        ("", "is no engine for this library (it lacks tessera_engine_version or tessera_open_engine)"),
-        ("uint64_t tessera_engine_version() { return 0; }", "is an engine for another version of this library; build"),
+        ("int another;", "is no engine for this library (it lacks tessera_engine)"),
+        ("int *tessera_engine(void) { static int version = 77; return &version; }", "is an engine for another version"),
     ],
 )
-def test_an_engine_for_another_version_is_refused(more: str, message: str, tmp_path: Path) -> None:
+def test_a_library_without_an_engine_of_this_version_is_refused(code: str, message: str, tmp_path: Path) -> None:
     path, plugin = exported.copy_bundle(tmp_path / "bundle"), tmp_path / "engine.so"
-    both = 'const char *tessera_engine_compiler() { return ""; } void *tessera_open_engine() { return nullptr; }'
-    (tmp_path / "engine.cpp").write_text(f'#include <cstdint>\nextern "C" {{ {both} {more} }}')
-    subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "engine.cpp", "-o", plugin], check=True)
+    (tmp_path / "engine.c").write_text(code)
+    subprocess.run(["gcc", "-shared", "-fPIC", tmp_path / "engine.c", "-o", plugin], check=True)
     with pytest.raises(native.Failure) as cpp:
         native.Runtime(path, TARGET, plugin=str(plugin))
     assert str(cpp.value).startswith(f"{plugin}: {message}")
+
+
+def test_what_an_engine_says_when_it_fails_is_the_message_of_the_call(tmp_path: Path) -> None:
+    path = exported.copy_bundle(tmp_path / "bundle")
+    loaded, frame = Bundle.load(path), synthetic_frame("ego", bundle().manifest.rig)
+    outputs = [each.outputs for each in loaded.golden_frames()]
+    add_recorded_plan(loaded, [*outputs, {}, outputs[0]])
+    with native.Runtime(path, TARGET, plugin=PLUGIN) as runtime:
+        with pytest.raises(native.Failure, match=r"^this run was recorded as one that fails$"):
+            runtime.step(frame)
+        runtime.step(frame)
+    loaded.add_plan(b"short", plan_record(path, b"short", target=TARGET, compiler=COMPILER))
+    with pytest.raises(native.Failure, match=f"^{path}/{ENGINE}.plan: its outputs are not as the manifest says$"):
+        native.Runtime(path, TARGET, plugin=PLUGIN)
 
 
 @pytest.mark.parametrize("key", ["owner", ""])
@@ -119,7 +130,7 @@ def test_a_forged_plan_does_not_take_the_place_of_one_that_ran(key: str, tmp_pat
     ran = {name: (path / f"{ENGINE}{name}").read_bytes() for name in (".json", ".plan")}
     digest = hashlib.sha256(ran[".json"]).hexdigest()
     assert trust.ran().plans == {f"{TARGET} of {Bundle.load(path).files['model.onnx']}": digest}
-    forged = recorded("forged")
+    forged = recorded(1)
     record = plan_record(path, forged, target=TARGET, compiler="tensorrt_rtx 1.7.1")
     Bundle.load(path).add_plan(forged, record)  # without a signature
     for _ in range(2):
@@ -138,8 +149,8 @@ def test_a_plan_that_fails_its_golden_frames_leaves_the_place_to_another(tmp_pat
     trust = compiled()(path)
     assert isinstance(trust, Trust)
     loaded, plan = Bundle.load(path), recorded()
-    outputs = {name: np.zeros_like(each) for name, each in load(plan).items()}
-    wrong = save(outputs, metadata={"repeated": "0"})
+    outputs = {name: np.zeros_like(each) for name, each in bundle().golden_frames()[0].outputs.items()}
+    wrong = recorded_plan(bundle(), [outputs])
     loaded.add_plan(wrong, plan_record(path, wrong, target=TARGET, compiler=COMPILER))
     with pytest.raises(native.Failure, match="does not compute the exported network"):
         run_plan(path, trust)

@@ -299,10 +299,11 @@ def test_the_status_of_the_processing_time(
         ("ce", False, "ce", 2, "failed", (True, False)),
         ("ef", False, "ef", 0, "", (True, True)),
         ("fwffgc", False, "fw", 2, "wrong engine", (True, True)),
+        ("flffgc", False, "fl", 2, "lost", (True, True)),
         ("fwffgc", True, "fwffc", 2, "wrong engine", (True, False)),
     ],
 )
-def test_after_a_wrong_engine_no_frame_is_perceived_unless_a_parameter_says_so(
+def test_after_a_wrong_or_lost_engine_no_frame_is_perceived_unless_a_parameter_says_so(
     events: str, publish: bool, ran: str, level: int, message: str, cameras: tuple[bool, bool]
 ) -> None:
     found, out = ctypes.create_string_buffer(len(events) + 1), ctypes.create_string_buffer(ROOM)

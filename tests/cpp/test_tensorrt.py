@@ -8,11 +8,13 @@ import json
 import os
 import re
 from collections.abc import Callable
-from ctypes import byref
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import CDLL, byref
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import onnx.parser
 import pytest
 import tessera_runtime as native
@@ -35,10 +37,10 @@ BUNDLES: dict[str, Callable[[], Bundle]] = {
 }
 
 
-def plan_of(loaded: Bundle) -> bytes:
-    """What the stand-in takes for a plan: sizes of the inputs, and the graph."""
+def plan_of(loaded: Bundle, dla_core: int = -1) -> bytes:
+    """What the stand-in takes for a plan: sizes of the inputs and the DLA core, and the graph."""
     sizes = {each.name: each.shape for each in loaded.manifest.inputs}
-    return json.dumps(sizes).encode() + b"\n" + loaded.onnx.read_bytes()
+    return json.dumps(sizes | {"DLA core": dla_core}).encode() + b"\n" + loaded.onnx.read_bytes()
 
 
 def add_plan(bundle: Bundle, plan: bytes, release: str = "10.3", **record: Any) -> None:
@@ -113,6 +115,47 @@ def test_a_plan_that_is_not_of_this_network_is_refused(
     assert message in message_of(path)
 
 
+@pytest.mark.parametrize("core", [-1, 0])
+def test_a_plan_runs_on_the_dla_that_it_was_compiled_for(core: int, tmp_path: Path) -> None:
+    path = copy_bundle(tmp_path / "bundle")
+    add_plan(loaded := Bundle.load(path), plan_of(loaded, core), compiler="tensorrt 10.3.0 with DLA 0")
+    if core == 0:
+        native.Runtime(path, **given()).close()
+    else:
+        assert message_of(path).endswith("is for another DLA core")
+
+
+def test_every_call_computes_on_the_device_on_which_the_bundle_was_opened(tmp_path: Path) -> None:
+    """CUDA's current device is of each thread, and 0 at first."""
+    path, cuda = compiled(remembering().path, tmp_path / "bundle"), CDLL(given()["plugin"])
+
+    def opened() -> native.Runtime:
+        cuda.cudaSetDevice(1)
+        return native.Runtime(path, **given())
+
+    with ThreadPoolExecutor(1) as other, native.Runtime(path) as plain, other.submit(opened).result() as runtime:
+        for frame in list(drive())[:3]:
+            cuda.cudaSetDevice(0)
+            expected = plain.step(frame)
+            require_equal(expected, runtime.step(frame), frame.token)
+            cuda.cudaSetDevice(0)
+            np.testing.assert_array_equal(runtime.get("next_state"), expected["next_state"])
+            cuda.cudaSetDevice(0)
+            runtime.check()
+    cuda.cudaSetDevice(0)
+
+
+@pytest.mark.parametrize("call", ["open", "step", "check"])
+def test_an_error_that_stays_is_a_status_of_its_own(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, frame = compiled(bundle().path, tmp_path / "bundle"), next(iter(drive()))
+    with native.Runtime(path, **given()) as runtime:
+        runtime.step(frame)
+        monkeypatch.setenv(DEFECT, "illegal address")
+        calls = {"open": lambda: native.Runtime(path, **given()), "step": lambda: runtime.step(frame)}
+        with pytest.raises(native.Lost, match=r"restart this process$"):
+            calls.get(call, runtime.check)()
+
+
 def test_of_many_errors_the_latest_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two threads at once."""
     monkeypatch.setenv(DEFECT, "noisy")
@@ -123,8 +166,9 @@ def test_of_many_errors_the_latest_are_said(tmp_path: Path, monkeypatch: pytest.
 
 def test_without_a_gpu_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DEFECT, "no GPU")
-    message = message_of(compiled(bundle().path, tmp_path / "bundle"))
-    assert "cudaErrorNoDevice (no CUDA-capable device is detected)" in message
+    with pytest.raises(native.Failure, match=r"cudaErrorNoDevice \(no CUDA-capable device is detected\)$") as caught:
+        native.Runtime(compiled(bundle().path, tmp_path / "bundle"), **given())
+    assert type(caught.value) is native.Failure
 
 
 def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +177,7 @@ def test_a_frame_that_the_gpu_does_not_compute_fails_alone(tmp_path: Path, monke
     with native.Runtime(path, **given()) as runtime, native.Runtime(path) as plain:
         for number, frame in enumerate(frames):
             if number == 2:
-                monkeypatch.setenv(DEFECT, "lost")
+                monkeypatch.setenv(DEFECT, "a frame fails")
                 with pytest.raises(native.Failure, match="cudaGraphLaunch gives cudaErrorNoDevice"):
                     runtime.step(frame)
                 assert runtime.arrays() == {}
@@ -150,7 +194,7 @@ def test_a_state_that_the_gpu_does_not_give_is_no_fault_of_the_bundle(
     path = compiled(remembering().path, tmp_path / "bundle")
     with native.Runtime(path, **given()) as runtime:
         runtime.step(next(drive()))
-        monkeypatch.setenv(DEFECT, "lost")
+        monkeypatch.setenv(DEFECT, "a frame fails")
         array = byref(native._sized(native._Array))
         assert native.load().tessera_get(runtime._handle, b"next_state", array) == 4  # TESSERA_FAILED
         with pytest.raises(native.Failure, match="download gives cudaErrorNoDevice"):
@@ -166,7 +210,7 @@ def test_after_a_golden_frame_that_failed_its_sequence_begins_anew(
         for number in range(golden):
             for _ in range(number):
                 runtime.check()
-            monkeypatch.setenv(DEFECT, "lost")
+            monkeypatch.setenv(DEFECT, "a frame fails")
             with pytest.raises(native.Failure, match="cudaErrorNoDevice"):
                 runtime.check()
             monkeypatch.delenv(DEFECT)
@@ -193,4 +237,4 @@ def test_with_nvidia_s_libraries_alone_a_line_says_what_is_missing(tmp_path: Pat
     path, release = copy_bundle(tmp_path / "bundle"), compiler_version(TARGETS["rtx-ampere"]).split()[1]
     add_plan(Bundle.load(path), b"none", compiler=f"tensorrt {release}")
     message = message_of(path, target="orin", plugin=str(BUILT / "libtensorrt_and_cuda.so"))
-    assert re.search("CUDA: cudaStreamCreateWithFlags gives cudaError|refuses it: ", message)
+    assert re.search(r"CUDA: cuda\w+ gives cudaError|refuses it: ", message)

@@ -34,7 +34,7 @@ from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
 from deploy.integrity import Content
 from deploy.runtime import Runtime
 from deploy.state import EngineState
-from deploy.targets import TARGETS, Target, Versions, find_target, is_same_compiler
+from deploy.targets import TARGETS, Versions, find_target, is_same_compiler
 from deploy.verify import verify
 from perception.errors import InputError
 
@@ -281,6 +281,31 @@ def test_dla_is_configured_and_found_absent() -> None:
         build_engine(bundle().onnx.read_bytes(), smallest_orin, dla=True, inputs=bundle().manifest.input_shapes)
 
 
+@pytest.mark.parametrize(("compiler", "core"), [("tensorrt 10.3.0", -1), ("tensorrt 10.3.0 with DLA 0", 0)])
+def test_a_plan_is_deserialised_for_the_dla_of_its_record(
+    compiler: str, core: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = []
+
+    class DlaRuntime:
+        DLA_core = -1
+
+        def __init__(self, log: object) -> None:
+            pass
+
+        def deserialize_cuda_engine(self, plan: bytes) -> None:
+            cores.append(self.DLA_core)
+
+    trt = SimpleNamespace(__name__="tensorrt", __version__="10.3.0", ILogger=object, Runtime=DlaRuntime)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(cuda, "Stream", object)
+    path = copy_bundle(tmp_path / "bundle")
+    Bundle.load(path).add_plan(b"plan", plan_record(path, b"plan", compiler=compiler))
+    with pytest.raises(InputError, match="refuses it"):
+        open_engine(Bundle.load(path), "orin")
+    assert cores == [core]
+
+
 def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
     path = copy_bundle(tmp_path / "bundle")
@@ -383,7 +408,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, path: Path, capability: int, versi
     """
 
     class Engine(OnnxRuntimeEngine):
-        def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:
+        def __init__(self, plan: Content, *_: object, **__: object) -> None:
             super().__init__((path / "model.onnx").read_bytes(), plan.path)
 
         def run(self, inputs: Arrays, state: EngineState | None = None) -> dict[str, np.ndarray]:

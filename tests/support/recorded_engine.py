@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save
 
 from deploy.bundle import Bundle, EngineRecord
 from deploy.engines import open_engine
@@ -21,7 +21,7 @@ from perception.frame import Frame
 from perception.modules.spec import NEXT_STATE
 
 ROOT = Path(__file__).parents[2]
-TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"  # of the engine, deploy/cpp/tests/recorded_engine.cpp
+TARGET, COMPILER = "rtx-ampere", "tensorrt_rtx 1.7.1.116"  # of the engine, deploy/cpp/tests/recorded_engine.c
 COUNTED = """
 import ctypes, pickle, sys
 import tessera_runtime as native
@@ -52,10 +52,18 @@ def golden_runs(bundle: Bundle) -> list[dict[str, np.ndarray]]:
     return runs
 
 
-def add_recorded_plan(bundle: Bundle, runs: Sequence[dict[str, np.ndarray]], repeated: int = 0) -> None:
-    """Adds the plan that gives these outputs one after the other; after the last it goes on with run `repeated`."""
-    named = {f"{i}/{name}": np.ascontiguousarray(each) for i, run in enumerate(runs) for name, each in run.items()}
-    plan, of = save(named, metadata={"repeated": str(repeated)}), bundle.files["model.onnx"]
+def recorded_plan(bundle: Bundle, runs: Sequence[Mapping[str, np.ndarray]], repeated: int = 0) -> bytes:
+    """The plan that gives these outputs one after the other; after the last it goes on with run `repeated`.
+
+    A run without outputs fails.
+    """
+    names = sorted((each.name for each in bundle.manifest.outputs), key=NEXT_STATE.__eq__)  # the state comes last
+    outputs = [b"".join(np.ascontiguousarray(run[name]).tobytes() for name in names if run) for run in runs]
+    return struct.pack("q", repeated) + b"".join(struct.pack("q", bool(each)) + each for each in outputs)
+
+
+def add_recorded_plan(bundle: Bundle, runs: Sequence[Mapping[str, np.ndarray]], repeated: int = 0) -> None:
+    plan, of = recorded_plan(bundle, runs, repeated), bundle.files["model.onnx"]
     record = EngineRecord(
         target=TARGET, compiler=COMPILER, layers=0, seconds=1.0, plan_bytes=len(plan),
         plan_sha256=sha256(plan).hexdigest(), refittable=False, onnx_sha256=of, weights_sha256=of,

@@ -24,6 +24,7 @@ static int read_points(const char *folder, const char *name, size_t *count) {
 
 int main(int argc, char **argv) {
     if (argc < 3) return fprintf(stderr, "run_folder BUNDLE FOLDER [TARGET]\n"), 2;
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0); /* before there are threads; docs/native.md */
     tessera_options options = {.size = sizeof options, .bundle = argv[1], .target = argv[3]}; /* NULL: without one */
     tessera_runtime *runtime;
     if (tessera_open(&options, &runtime)) return fprintf(stderr, "%s\n", tessera_message(NULL)), 2;

@@ -6,8 +6,10 @@
  * if it is the vehicle's. Matrices are row-major; a_from_b maps homogeneous points of b to a. Times are microseconds.
  *
  * Every function returns a tessera_status; what went wrong says tessera_message. A runtime belongs to one thread at a
- * time. Structs carry their size, which the caller sets, so that later versions can add fields at their ends: a library
- * takes structs of older versions, and of newer ones if every field that it does not know is 0.
+ * time; several may run in several threads. What a call is given, by any pointer in it, is read during the call alone.
+ * What it gives belongs to the runtime, and is freed with it at the latest. Structs carry their size, which the caller
+ * sets, so that later versions can add fields at their ends: a library takes structs of older versions, and of newer
+ * ones if every field that it does not know is 0.
  */
 #ifndef TESSERA_H
 #define TESSERA_H
@@ -26,7 +28,9 @@ typedef enum tessera_status {
     TESSERA_REFUSED = 1,      /* the bundle was changed, is not trusted, or cannot run here */
     TESSERA_WRONG_ENGINE = 2, /* the engine does not compute the exported network: do not use its outputs */
     TESSERA_BAD_INPUT = 3,    /* an argument or a frame cannot be used; the runtime is as before */
-    TESSERA_FAILED = 4        /* anything else, such as no memory or a lost GPU; a step that fails leaves no arrays */
+    TESSERA_FAILED = 4,       /* anything else, such as no memory; a step that fails leaves no arrays */
+    TESSERA_LOST = 5          /* an error in CUDA that stays: close the runtime and, mostly, restart the process, whose
+                               * context on the GPU is gone */
 } tessera_status;
 
 typedef struct tessera_runtime tessera_runtime;
@@ -77,7 +81,8 @@ typedef enum tessera_type {
     TESSERA_BOOL = 5
 } tessera_type;
 
-/* An array of the runtime, row-major; valid until its next step. */
+/* An array of the runtime, row-major; valid until its next step or check, and next_state until it is asked for again.
+ */
 typedef struct tessera_array {
     size_t size;
     const void *data;

@@ -110,9 +110,11 @@ Plan Bundle::plan(const std::string &target, const std::string &compiler) const 
             throw refused(plan.string(), ": compiled from another network; ", remedy);
         if (trust_.required())
             trust_.require_plan(file, *content, text(target, " of ", files_.at("model.onnx")), root_);
-        if (!is_same_compiler(compiler, compiled_by.substr(0, compiled_by.find(" with "))))
+        const size_t end = compiled_by.find(" with DLA 0");
+        if (!is_same_compiler(compiler, compiled_by.substr(0, end)))
             throw refused(plan.string(), ": compiled by ", compiled_by, ", but here is ", compiler, "; ", remedy);
-        return {plan, read_verified(plan, record.at("plan_sha256"), remedy), refitted ? read("model.onnx") : ""};
+        return {plan, read_verified(plan, record.at("plan_sha256"), remedy), refitted ? read("model.onnx") : "",
+                end == std::string::npos ? -1 : 0};
     } catch (const Json::exception &) {
         throw refused(file.string(), ": not an engine record of this version; ", remedy);
     }

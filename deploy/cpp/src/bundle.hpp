@@ -67,7 +67,8 @@ Manifest parse_manifest(const std::string &content, const fs::path &file);
 struct Plan {
     fs::path path;
     std::string content;
-    std::string onnx;  // content of the graph whose weights it shall get; empty: it keeps its own
+    std::string onnx;   // content of the graph whose weights it shall get; empty: it keeps its own
+    int dla_core = -1;  // for which it was compiled; -1: none
 };
 
 class Bundle {

@@ -34,16 +34,6 @@ struct EngineOptions {
 };
 
 std::unique_ptr<Engine> open_engine(const Bundle &bundle, const EngineOptions &options);
-
-// Tells whether an engine in a shared object was compiled with these headers: most changes of the structs that it is
-// given change their sizes. The first number is raised by hand for any other.
-inline constexpr uint64_t kEngineVersion = 2 + 1000 * (sizeof(Manifest) + 100'000 * sizeof(Plan));
-
-// What a shared object with an engine exports, by these names: kEngineVersion of the headers of this library with
-// which it is compiled; name and version of what compiled the plans that it runs, such as "tensorrt 10.3.0"; the engine
-// of a plan. It needs no symbol of this library.
-using EngineVersion = uint64_t();                                           // tessera_engine_version
-using EngineCompiler = const char *();                                      // tessera_engine_compiler
-using EngineOpener = Engine *(const Manifest &manifest, const Plan &plan);  // tessera_open_engine
+std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &options);  // of a target with a plan
 
 }  // namespace tessera

@@ -44,6 +44,7 @@ class OnnxRuntimeEngine : public Engine {
    public:
     OnnxRuntimeEngine(const std::string &onnx, const Manifest &manifest, int threads)
         : manifest_(manifest), environment_(ORT_LOGGING_LEVEL_ERROR, "tessera"), session_(nullptr) {
+        environment_.DisableTelemetryEvents();  // else ONNX Runtime 1.29 and later report what they run
         Ort::SessionOptions options;
         options.SetLogSeverityLevel(3);
         // The memory pattern cache would grow with every new number of pillars.
@@ -106,7 +107,6 @@ class OnnxRuntimeEngine : public Engine {
 
 // Debian's library is named by its version, others by that of the interface.
 bool load_onnxruntime() {
-    setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else 1.29 and later report to their vendor what they run
     const std::string versioned = text("libonnxruntime.so.1.", ORT_API_VERSION);
     void *library = nullptr;
     for (const char *name : {ONNXRUNTIME_LIBRARY, "libonnxruntime.so.1", versioned.c_str(), "libonnxruntime.so"})
@@ -117,20 +117,6 @@ bool load_onnxruntime() {
     if (!api) throw refused("cpu: ONNX Runtime is ", base()->GetVersionString(), "; install 1.", kOldest, " or later");
     Ort::InitApi(api);
     return true;
-}
-
-std::unique_ptr<Engine> open_plugin(const Bundle &bundle, const EngineOptions &options) {
-    const std::string name = options.plugin.empty() ? "libtessera_tensorrt.so" : options.plugin;
-    void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library) throw refused(options.target, ": ", dlerror(), "; install the library with this engine");
-    const auto version = reinterpret_cast<EngineVersion *>(dlsym(library, "tessera_engine_version"));
-    const auto compiler = reinterpret_cast<EngineCompiler *>(dlsym(library, "tessera_engine_compiler"));
-    const auto open = reinterpret_cast<EngineOpener *>(dlsym(library, "tessera_open_engine"));
-    if (!version || !compiler || !open)
-        throw refused(name, ": is no engine for this library (it lacks tessera_engine_version or tessera_open_engine)");
-    if (version() != kEngineVersion)
-        throw refused(name, ": is an engine for another version of this library; build both from the same source");
-    return std::unique_ptr<Engine>(open(bundle.manifest(), bundle.plan(options.target, compiler())));
 }
 
 }  // namespace

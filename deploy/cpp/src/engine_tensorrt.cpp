@@ -7,14 +7,24 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <type_traits>
 
-#include "engine.hpp"
+#include "array.hpp"
 #include "error.hpp"
+#include "tessera_engine.h"
+
+struct tessera_network {
+    int device = 0;  // of CUDA
+};
+struct tessera_state {
+    int device = 0;
+};
 
 namespace tessera {
 namespace {
@@ -26,18 +36,51 @@ constexpr const char *kCompiler = "tensorrt ";
 #endif
 
 // Name and version of the library that is here, such as "tensorrt 10.3.0".
-const std::string &compiler() {
-    static const std::string name = [] {
+const char *compiler() {
+    static const auto name = [] {
         const int version = getInferLibVersion();
-        return text(kCompiler, version / 10000, '.', version / 100 % 100, '.', version % 100);
+        std::array<char, 64> name{};
+        std::snprintf(name.data(), name.size(), "%s%d.%d.%d", kCompiler, version / 10000, version / 100 % 100,
+                      version % 100);
+        return name;
     }();
-    return name;
+    return name.data();
 }
 
 void check(cudaError_t code, const char *call) {
-    if (code == cudaSuccess) return;
-    cudaGetLastError();  // else a later call would report it again
-    throw refused("CUDA: ", call, " gives ", cudaGetErrorName(code), " (", cudaGetErrorString(code), ")");
+    if (code) throw refused("CUDA: ", call, " gives ", cudaGetErrorName(code), " (", cudaGetErrorString(code), ")");
+}
+
+// Clears the latest error, which a later call would report again. Returns whether another one follows: then the
+// process's CUDA context is lost.
+bool is_lost() {
+    cudaGetLastError();
+    const cudaError_t code = cudaDeviceSynchronize();
+    return code && code != cudaErrorNoDevice && code != cudaErrorInsufficientDriver;  // these: there was no context
+}
+
+// No exception leaves a function of the table.
+template <typename Body>
+tessera_status guarded(char *error, const Body &body) {
+    tessera_status status = TESSERA_FAILED;
+    try {
+        return body(), TESSERA_OK;
+    } catch (const Error &caught) {
+        status = caught.status;
+        std::snprintf(error, TESSERA_ENGINE_ERROR, "%s", caught.what());
+    } catch (...) {
+        std::snprintf(error, TESSERA_ENGINE_ERROR, "no memory left");  // nothing else throws
+    }
+    return is_lost() ? TESSERA_LOST : status;
+}
+
+// The same on the device of an engine or a state: CUDA's current device is of each thread.
+template <typename Handle, typename Body>
+tessera_status guarded_on(const Handle *handle, char *error, const Body &body) {
+    return guarded(error, [&] {
+        check(cudaSetDevice(handle->device), "cudaSetDevice");
+        body();
+    });
 }
 
 // Keeps the latest errors, which the calls themselves do not return. TensorRT may log from threads of its own.
@@ -110,36 +153,34 @@ class Buffer {
     std::unique_ptr<void, Free<cudaFreeHost>> host_;
 };
 
+class TensorRtEngine;
+
 // A state in two buffers on the GPU, of which each run reads one and writes the other.
-class DeviceState : public EngineState {
+class DeviceState final : public tessera_state {
    public:
-    DeviceState(const StateInfo &info, const Stream &stream)
-        : shape_(info.shape),
-          stream_(stream),
-          buffers_{{count(shape_) * sizeof(float), stream}, {count(shape_) * sizeof(float), stream}} {}
-    void clear() override {
+    DeviceState(size_t bytes, const Stream &stream) : stream_(stream), buffers_{{bytes, stream}, {bytes, stream}} {
+        check(cudaGetDevice(&device), "cudaGetDevice");
+    }
+    void clear() {
         check(cudaMemsetAsync(latest().device(), 0, latest().bytes, stream_.get()), "cudaMemsetAsync");
         wait(stream_);
     }
-    void read(Array &into) const override {
-        const Buffer &latest = buffers_[latest_];
-        latest.download(stream_);
+    void read(float *into) const {
+        latest().download(stream_);
         wait(stream_);
-        into.resize(shape_);
-        std::memcpy(into.data<float>(), latest.host(), latest.bytes);
+        std::memcpy(into, latest().host(), latest().bytes);
     }
     const Buffer &latest() const { return buffers_[latest_]; }
     const Buffer &next() const { return buffers_[1 - latest_]; }
-    void swap() override { latest_ = 1 - latest_; }
+    void swap() { latest_ = 1 - latest_; }
     // The captured work of an engine that reads the latest buffer; none if it is null, nothing before it was captured.
-    std::optional<Graph> &graph_of(const Engine *engine) { return graphs_[{engine, latest_}]; }
+    std::optional<Graph> &graph_of(const TensorRtEngine *engine) { return graphs_[{engine, latest_}]; }
 
    private:
-    Shape shape_;
     const Stream &stream_;
     Buffer buffers_[2];
     int latest_ = 0;
-    std::map<std::pair<const Engine *, int>, std::optional<Graph>> graphs_;
+    std::map<std::pair<const TensorRtEngine *, int>, std::optional<Graph>> graphs_;
 };
 
 // Whether the work of a context can be captured; TensorRT for RTX can tell, else the capture itself fails.
@@ -151,6 +192,8 @@ bool is_capturable(void *, cudaStream_t) {
     return true;
 }
 
+constexpr const char *kState = "state", *kNextState = "next_state";
+
 // Of each Type; there is no float64.
 constexpr nvinfer1::DataType kDataTypes[] = {nvinfer1::DataType::kFLOAT, nvinfer1::DataType(-1),
                                              nvinfer1::DataType::kINT32, nvinfer1::DataType::kINT64,
@@ -160,47 +203,42 @@ Shape shape_of(const nvinfer1::Dims &dims) {
     return Shape(dims.d, dims.d + std::clamp<int>(dims.nbDims, 0, std::size(dims.d)));
 }
 
-class TensorRtEngine final : public Engine {
+class TensorRtEngine final : public tessera_network {
    public:
-    TensorRtEngine(const Manifest &manifest, const Plan &plan)
-        : state_(manifest.state), path_(plan.path.string()), stream_(new_stream()) {
+    explicit TensorRtEngine(const tessera_plan &plan) : path_(plan.path), stream_(new_stream()) {
+        check(cudaGetDevice(&device), "cudaGetDevice");
         runtime_.reset(nvinfer1::createInferRuntime(log_));
-        if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.content.data(), plan.content.size()));
+        if (runtime_ && plan.dla_core >= 0) runtime_->setDLACore(plan.dla_core);
+        if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.content, plan.size));
         if (!engine_) throw refused(path_, ": ", compiler(), " refuses it: ", log_.errors());
-        if (!plan.onnx.empty()) refit(plan.onnx);
+        if (plan.onnx) refit(plan.onnx, plan.onnx_size);
         context_.reset(engine_->createExecutionContext());
         if (!context_) throw refused(path_, ": ", compiler(), " cannot run it: ", log_.errors());
-        for (const TensorInfo &info : manifest.inputs) bind(info, nvinfer1::TensorIOMode::kINPUT);
-        for (const TensorInfo &info : manifest.outputs) bind(info, nvinfer1::TensorIOMode::kOUTPUT);
-        const std::unique_ptr<EngineState> state = new_state();
-        graph_ = prepare(static_cast<DeviceState *>(state.get()));
+        const auto input = nvinfer1::TensorIOMode::kINPUT, output = nvinfer1::TensorIOMode::kOUTPUT;
+        for (const auto *each = plan.inputs; each < plan.inputs + plan.input_count; ++each)
+            address(each->name, inputs_.emplace_back(require(*each, each->name, input), stream_));
+        for (const auto *each = plan.outputs; each < plan.outputs + plan.output_count; ++each)
+            address(each->name, outputs_.emplace_back(require(*each, each->name, output), stream_));
+        if (plan.state) require(*plan.state, kNextState, output);
+        if (plan.state) state_bytes_ = require(*plan.state, kState, input);
+        graph_ = prepare(plan.state ? new_state().get() : nullptr);
     }
 
-    std::unique_ptr<EngineState> new_state() override {
-        return state_ ? std::make_unique<DeviceState>(*state_, stream_) : nullptr;
-    }
+    std::unique_ptr<DeviceState> new_state() const { return std::make_unique<DeviceState>(state_bytes_, stream_); }
 
-    const Arrays &run(const Arrays &inputs, EngineState *state) override {
-        for (const auto &[name, buffer] : inputs_) {
-            const Array &array = inputs.find(name)->second;
-            if (array.byte_count() != buffer.bytes) throw refused(path_, ": takes ", name, " of another size");
-            std::memcpy(buffer.host(), array.data<std::byte>(), buffer.bytes);
-        }
-        auto *device = static_cast<DeviceState *>(state);
-        if (const Graph &graph = device ? graph_of(*device) : graph_)
+    void run(const void *const *inputs, void *const *outputs, DeviceState *state) {
+        for (const Buffer &buffer : inputs_) std::memcpy(buffer.host(), *inputs++, buffer.bytes);
+        if (const Graph &graph = state ? graph_of(*state) : graph_)
             check(cudaGraphLaunch(graph.get(), stream_.get()), "cudaGraphLaunch");
         else enqueue();
         wait(stream_);
-        if (device) device->swap();
-        for (const auto &[name, buffer] : buffers_)
-            std::memcpy(outputs_.find(name)->second.data<std::byte>(), buffer.host(), buffer.bytes);
-        return outputs_;
+        if (state) state->swap();
+        for (const Buffer &buffer : outputs_) std::memcpy(*outputs++, buffer.host(), buffer.bytes);
     }
 
    private:
-    // Gives a tensor of the manifest its buffer. Throws unless the plan has it with this type and shape.
-    void bind(const TensorInfo &info, nvinfer1::TensorIOMode mode) {
-        const char *name = info.name.c_str();
+    // The bytes of a tensor. Throws unless the plan has it with this type and shape.
+    size_t require(const tessera_tensor &tensor, const char *name, nvinfer1::TensorIOMode mode) {
         const bool is_input = mode == nvinfer1::TensorIOMode::kINPUT;
         if (engine_->getTensorIOMode(name) != mode)
             throw refused(path_, ": has no ", is_input ? "input " : "output ", name, "; compile this bundle's network");
@@ -212,15 +250,11 @@ class TensorRtEngine final : public Engine {
             context_->setInputShape(name, dims);
             shape = shape_of(dims);
         }
-        if (engine_->getTensorDataType(name) != kDataTypes[info.type] || shape != info.shape)
+        if (engine_->getTensorDataType(name) != kDataTypes[tensor.type] ||
+            shape != Shape(tensor.shape, tensor.shape + tensor.rank))
             throw refused(path_, ": ", name, " has another type or shape than in the manifest; compile this bundle's ",
                           "network");
-        if (info.name == kState || info.name == kNextState) return;  // in a DeviceState
-        auto &buffers = is_input ? inputs_ : buffers_;
-        const size_t bytes = count(shape) * kTypes[info.type].bytes;
-        const Buffer &buffer = buffers.try_emplace(info.name, bytes, stream_).first->second;
-        if (!is_input) outputs_.emplace(info.name, Array(info.type, shape));
-        address(info.name, buffer);
+        return count(shape) * kTypes[tensor.type].bytes;
     }
 
     void address(const std::string &name, const Buffer &buffer) {
@@ -270,46 +304,68 @@ class TensorRtEngine final : public Engine {
 
     // Puts the work of a frame on the stream.
     void enqueue() {
-        for (const auto &[name, buffer] : inputs_) buffer.upload(stream_);
+        for (const Buffer &buffer : inputs_) buffer.upload(stream_);
         if (!context_->enqueueV3(stream_.get()))
             throw refused(path_, ": ", compiler(), " cannot run it: ", log_.errors());
-        for (const auto &[name, buffer] : buffers_) buffer.download(stream_);
+        for (const Buffer &buffer : outputs_) buffer.download(stream_);
     }
 
     // Replaces the weights by those of the same names in an ONNX graph.
-    void refit(const std::string &onnx) {
+    void refit(const void *onnx, size_t size) {
         const std::unique_ptr<nvinfer1::IRefitter> refitter(nvinfer1::createInferRefitter(*engine_, log_));
         const std::unique_ptr<nvonnxparser::IParserRefitter> parser(
             refitter ? nvonnxparser::createParserRefitter(*refitter, log_) : nullptr);
-        if (!parser || !parser->refitFromBytes(onnx.data(), onnx.size()) || refitter->getMissingWeights(0, nullptr) ||
+        if (!parser || !parser->refitFromBytes(onnx, size) || refitter->getMissingWeights(0, nullptr) ||
             !refitter->refitCudaEngine())
             throw refused(path_, ": ", compiler(), " cannot give it the weights of model.onnx: ", log_.errors());
     }
 
-    const std::optional<StateInfo> state_;
     const std::string path_;
     Log log_;
     const Stream stream_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
-    std::map<std::string, Buffer> inputs_, buffers_;  // buffers_: of the outputs
-    Arrays outputs_;
+    std::vector<Buffer> inputs_, outputs_;  // in the plan's order
+    size_t state_bytes_ = 0;
     Graph graph_;  // with a memory, whose graphs its states keep, it only says that the work can be captured
 };
 
 }  // namespace
 }  // namespace tessera
 
-extern "C" TESSERA_API uint64_t tessera_engine_version() {
-    return tessera::kEngineVersion;
-}
-
-extern "C" TESSERA_API const char *tessera_engine_compiler() {
-    return tessera::compiler().c_str();
-}
-
-extern "C" TESSERA_API tessera::Engine *tessera_open_engine(const tessera::Manifest &manifest,
-                                                            const tessera::Plan &plan) {
-    return new tessera::TensorRtEngine(manifest, plan);
+extern "C" const tessera_engine_table *tessera_engine() {
+    using namespace tessera;
+    static const tessera_engine_table table{
+        TESSERA_ENGINE_VERSION,
+        compiler(),
+        [](const tessera_plan *plan, tessera_network **network, char *error) {
+            return guarded(error, [&] { *network = new TensorRtEngine(*plan); });
+        },
+        [](tessera_network *network) {
+            cudaSetDevice(network->device);
+            delete static_cast<TensorRtEngine *>(network);
+        },
+        [](tessera_network *network, const void *const *inputs, void *const *outputs, tessera_state *state,
+           char *error) {
+            return guarded_on(network, error, [&] {
+                static_cast<TensorRtEngine *>(network)->run(inputs, outputs, static_cast<DeviceState *>(state));
+            });
+        },
+        [](tessera_network *network, tessera_state **state, char *error) {
+            return guarded_on(network, error,
+                              [&] { *state = static_cast<TensorRtEngine *>(network)->new_state().release(); });
+        },
+        [](tessera_state *state) {
+            cudaSetDevice(state->device);
+            delete static_cast<DeviceState *>(state);
+        },
+        [](tessera_state *state, char *error) {
+            return guarded_on(state, error, [&] { static_cast<DeviceState *>(state)->clear(); });
+        },
+        [](tessera_state *state) { static_cast<DeviceState *>(state)->swap(); },
+        [](tessera_state *state, float *values, char *error) {
+            return guarded_on(state, error, [&] { static_cast<DeviceState *>(state)->read(values); });
+        }};
+    return &table;
 }

@@ -11,8 +11,7 @@
 
 namespace tessera {
 
-// Visible, so that an engine in another shared object can throw it.
-class TESSERA_API Error : public std::runtime_error {
+class Error : public std::runtime_error {
    public:
     Error(tessera_status status, const std::string &message) : std::runtime_error(message), status(status) {}
     tessera_status status;

@@ -70,8 +70,6 @@ tessera_status guarded(std::string &message, const Body &body) {
             message = error.what();
         } catch (const std::exception &error) {
             message = error.what();
-        } catch (...) {  // of a plugin
-            message = "an exception without a message";
         }
     } catch (const std::bad_alloc &) {
         message = "no memory left";  // short enough that a string allocates nothing

@@ -89,6 +89,10 @@ class WrongEngine(Failure):
     """The engine does not compute the exported network."""
 
 
+class Lost(Failure):
+    """The GPU is lost to this process; restart it."""
+
+
 class Runtime:
     """A bundle that is open in the C++ runtime.
 
@@ -191,7 +195,7 @@ class Runtime:
     def _require(self, status: int) -> None:
         if status:
             message = self._library.tessera_message(self._handle).decode(errors="replace")
-            raise (WrongEngine if status == 2 else Failure)(message or f"status {status}")
+            raise {2: WrongEngine, 5: Lost}.get(status, Failure)(message or f"status {status}")
 
 
 def group(
@@ -260,6 +264,7 @@ def load() -> ctypes.CDLL:
 @cache
 def _load_onnxruntime() -> None:
     """The library opens ONNX Runtime by its name, which finds that of Python's package once it is loaded."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnxruntime = importlib.util.find_spec("onnxruntime")
     for folder in (onnxruntime and onnxruntime.submodule_search_locations) or ():
         for file in Path(folder, "capi").glob("libonnxruntime.so*"):

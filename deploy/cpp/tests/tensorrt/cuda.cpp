@@ -9,6 +9,19 @@ bool has_defect(const std::string &name) {
     return given && given == name;
 }
 
+#define FOR_TESTS __attribute__((visibility("default")))
+
+namespace {
+
+thread_local int current_device = 0;
+
+cudaError_t error_of_work_on(cudaStream_t stream) {
+    if (has_defect("illegal address")) return cudaErrorIllegalAddress;
+    return stream->device == current_device ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+
+}  // namespace
+
 extern "C" {
 
 cudaError_t cudaGetLastError() {
@@ -19,6 +32,18 @@ const char *cudaGetErrorName(cudaError_t error) {
 }
 const char *cudaGetErrorString(cudaError_t) {
     return "no CUDA-capable device is detected";
+}
+FOR_TESTS cudaError_t cudaGetDevice(int *device) {
+    *device = current_device;
+    return cudaSuccess;
+}
+FOR_TESTS cudaError_t cudaSetDevice(int device) {
+    current_device = device;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+    if (has_defect("no GPU")) return cudaErrorNoDevice;
+    return has_defect("illegal address") ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
@@ -38,17 +63,18 @@ cudaError_t cudaFreeHost(void *memory) {
 }
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
     stream->put([=] { std::memset(memory, value, bytes); });
-    return cudaSuccess;
+    return error_of_work_on(stream);
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-    if (kind == cudaMemcpyDeviceToHost && has_defect("lost")) return cudaErrorNoDevice;
+    if (kind == cudaMemcpyDeviceToHost && has_defect("a frame fails")) return cudaErrorNoDevice;
     stream->put([=] { std::memcpy(to, from, bytes); });
-    return cudaSuccess;
+    return error_of_work_on(stream);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     if (has_defect("no GPU")) return cudaErrorNoDevice;
     *stream = new CUstream_st;
+    (*stream)->device = current_device;
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -75,9 +101,9 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-    if (has_defect("lost")) return cudaErrorNoDevice;
+    if (has_defect("a frame fails")) return cudaErrorNoDevice;
     stream->pending.insert(stream->pending.end(), executable->work.begin(), executable->work.end());
-    return cudaSuccess;
+    return error_of_work_on(stream);
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     delete graph;

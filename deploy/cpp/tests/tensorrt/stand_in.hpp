@@ -17,6 +17,7 @@ struct CUgraphExec_st {
     Work work;
 };
 struct CUstream_st {
+    int device;
     Work pending;
     CUgraph_st *captured = nullptr;  // while its work is captured
 

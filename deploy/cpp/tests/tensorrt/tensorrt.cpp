@@ -1,5 +1,6 @@
-// Engines without a GPU: a plan is a line of JSON with the shapes of its open inputs, and an ONNX graph for ONNX
-// Runtime. NVIDIA's classes call what unplayed.py makes of their headers; the functions here take its place.
+// Engines without a GPU: a plan is a line of JSON with the shapes of its open inputs and its DLA core, and an ONNX
+// graph for ONNX Runtime. NVIDIA's classes call what unplayed.py makes of their headers; the functions here take its
+// place.
 #include <NvOnnxParser.h>
 #include <onnxruntime_cxx_api.h>
 
@@ -156,13 +157,16 @@ class Engine : public nvinfer1::ICudaEngine, public nvinfer1::apiv::UnplayedVCud
 class Runtime : public nvinfer1::IRuntime, public nvinfer1::apiv::UnplayedVRuntime {
    public:
     explicit Runtime(ILogger &log) : log_(log) { mImpl = this; }
+    void setDLACore(int32_t core) noexcept override { core_ = core; }
     nvinfer1::ICudaEngine *deserializeCudaEngine(const void *blob, std::size_t size) noexcept override {
         const std::string plan(static_cast<const char *>(blob), size);
         const size_t line = plan.find('\n');
         const auto network = std::make_shared<Network>();
         try {
+            const auto header = nlohmann::json::parse(plan.substr(0, line));
+            if (header.value("DLA core", -1) != core_) throw std::runtime_error("is for another DLA core");
             network->open(plan.substr(line + 1));
-            network->list(nlohmann::json::parse(plan.substr(0, line)));
+            network->list(header);
             return new Engine(network, log_);
         } catch (const std::exception &error) {
             log_.log(ILogger::Severity::kINFO, "read");
@@ -173,6 +177,7 @@ class Runtime : public nvinfer1::IRuntime, public nvinfer1::apiv::UnplayedVRunti
 
    private:
     ILogger &log_;
+    int32_t core_ = -1;
 };
 
 class Refitter : public nvinfer1::IRefitter, public nvinfer1::apiv::UnplayedVRefitter {

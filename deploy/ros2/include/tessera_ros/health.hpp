@@ -7,6 +7,7 @@
 #include <future>
 #include <mutex>
 #include <string>
+#include <tessera.hpp>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -59,11 +60,20 @@ class Health {
     std::string perceive(const Body &body) {
         if (!untrusted_.empty() && !publish_untrusted_) return untrusted_;
         Seen seen;
-        const std::string problem = timed([&] { seen = body(); });
+        bool lost = false;  // the engine, for all frames to come
+        const std::string problem = timed([&] {
+            try {
+                seen = body();
+            } catch (const tessera::Failure &failure) {
+                lost = failure.status == TESSERA_LOST;
+                throw;
+            }
+        });
         const std::lock_guard<std::mutex> lock(mutex_);
         time_.end(now_ms(), problem.empty());
         failed_ = problem;
         if (problem.empty()) seen_ = seen;
+        if (lost) untrusted_ = problem;
         return problem;
     }
 
